@@ -1,0 +1,195 @@
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import make_model
+from tests.oracles.decoding import brute_force, generate_rankings
+
+from trl_rec.decoding import RankedItems, rank_items
+from trl_rec.decoding.beam import _best
+from trl_rec.items import TokenTrie
+
+
+VOCABULARY, EOS = 40, 1
+MODELS = {
+    (family, kind): make_model(family, attention=kind) for family in ("llama", "qwen3", "gpt2") for kind in ("sdpa", "eager")
+}
+
+
+def random_catalogue(rng: random.Random, has_eos: bool) -> list[list[int]]:
+    """Paths with forks, forced chains and duplicates."""
+    alphabet = list(range(3, 3 + rng.choice([2, 4, 20])))
+    length = rng.randint(1, 4)
+    sequences = []
+    for _ in range(rng.choice([1, 3, 8, 30])):
+        if has_eos:
+            chain = [30] * rng.randint(0, 4) if rng.random() < 0.4 else []
+            body = [rng.choice(alphabet) for _ in range(rng.randint(1, 5))]
+            sequences.append([*body[:1], *chain, *body[1:], EOS])
+        else:
+            sequences.append([rng.choice(alphabet) for _ in range(length)])
+    return sequences
+
+
+def random_prompts(rng: random.Random, count: int, longest: int = 7) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
+    prompts = [[rng.randrange(3, VOCABULARY) for _ in range(rng.randint(1, longest))] for _ in range(count)]
+    return pad(prompts), prompts
+
+
+def pad(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def as_rankings(ranked: RankedItems) -> list[list[tuple[int, float]]]:
+    rows = zip(ranked.items.tolist(), ranked.scores.tolist(), strict=True)
+    return [[(item, score) for item, score in zip(items, scores, strict=True) if item >= 0] for items, scores in rows]
+
+
+def assert_same(ours: list[tuple[int, float]], expected: list[tuple[int, float]]) -> None:
+    assert [item for item, _ in ours] == [item for item, _ in expected]
+    assert [score for _, score in ours] == pytest.approx([score for _, score in expected], abs=1e-4)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans(), st.booleans())
+def test_equals_generate_with_the_processor(
+    seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool, excludes: bool
+) -> None:
+    rng = random.Random(seed)
+    sequences = random_catalogue(rng, has_eos)
+    trie = TokenTrie.from_sequences(sequences)
+    prompts, rows = random_prompts(rng, rng.randint(1, 3))
+    exclude = [rng.sample(range(len(sequences)), rng.randint(0, len(sequences) // 2)) for _ in rows] if excludes else None
+    options = {"num_beams": rng.choice([2, 3, 5, 12]), "exclude": exclude, "renormalize": renormalize}
+    options["length_penalty"] = rng.choice([0.0, 0.0, 1.0])
+    ranked = rank_items(MODELS[key], prompts, trie, top_k=len(sequences), **options)
+    expected = generate_rankings(MODELS[key], prompts, trie, has_eos=has_eos, **options)
+    for ours, theirs in zip(as_rankings(ranked), expected, strict=True):
+        assert_same(ours, theirs)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans())
+def test_with_beams_as_wide_as_the_catalogue_every_item_is_scored(
+    seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool
+) -> None:
+    rng = random.Random(seed)
+    sequences = random_catalogue(rng, has_eos)
+    prompts, rows = random_prompts(rng, 2)
+    ranked = rank_items(
+        MODELS[key], prompts, TokenTrie.from_sequences(sequences), num_beams=len(sequences), renormalize=renormalize
+    )
+    for ours, prompt in zip(as_rankings(ranked), rows, strict=True):
+        expected = brute_force(MODELS[key], prompt, sequences, renormalize=renormalize)
+        assert {item for item, _ in ours} == set(range(len(sequences)))
+        assert [score for _, score in ours] == pytest.approx([score for _, score in expected], abs=1e-4)
+        assert dict(ours) == pytest.approx(dict(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["mistral", "mistral-window", "gemma2"])
+def test_other_attention_patterns_equal_brute_force(family: str) -> None:
+    """A window of 4 tokens takes the path with a cache row a beam; soft-capped Gemma 2 runs with eager attention."""
+    model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
+    rng = random.Random(1)
+    sequences = random_catalogue(rng, has_eos=True)
+    rows = [[rng.randrange(3, VOCABULARY) for _ in range(6)] for _ in range(3)]  # one length: padding widens no window
+    ranked = rank_items(model, pad(rows), TokenTrie.from_sequences(sequences), num_beams=len(sequences))
+    for ours, prompt in zip(as_rankings(ranked), rows, strict=True):
+        assert dict(ours) == pytest.approx(dict(brute_force(model, prompt, sequences, renormalize=True)), abs=1e-4)
+
+
+def test_separate_rows_give_what_a_shared_prompt_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(2)
+    trie = TokenTrie.from_sequences(random_catalogue(rng, has_eos=True))
+    prompts, _ = random_prompts(rng, 4)
+    model = MODELS["llama", "sdpa"]
+    shared = rank_items(model, prompts, trie, num_beams=4)
+    monkeypatch.setattr("trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test")
+    separate = rank_items(model, prompts, trie, num_beams=4)
+    assert torch.equal(shared.items, separate.items)
+    assert torch.allclose(shared.scores, separate.scores, atol=1e-5)
+
+
+def test_ten_thousand_lists_hold_nothing_invalid_and_nothing_twice() -> None:
+    rng = random.Random(3)
+    sequences = random_catalogue(rng, has_eos=True) + [[25, token, EOS] for token in range(3, 30)]
+    trie, model = TokenTrie.from_sequences(sequences), make_model("llama", seed=3)
+    for start in range(0, 10_000, 1_000):
+        prompts, rows = random_prompts(random.Random(start), 1_000, longest=4)
+        exclude = [[index % len(sequences)] for index in range(len(rows))]
+        items = rank_items(model, prompts, trie, num_beams=8, top_k=10, exclude=exclude).items
+        assert int(items.min()) >= -1 and int(items.max()) < len(sequences)
+        assert not bool((items == torch.tensor(exclude)).any())
+        ordered = items.sort(1).values
+        assert not bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any())
+
+
+def test_equal_scores_go_to_the_lower_item() -> None:
+    model = make_model("llama")
+    torch.nn.init.zeros_(model.lm_head.weight)
+    sequences = [[30 - item, EOS] for item in range(20)]  # higher items come first by token
+    ranked = rank_items(model, pad([[5, 6]]), TokenTrie.from_sequences(sequences), num_beams=6)
+    assert ranked.items.tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_all_items_excluded_leaves_every_rank_empty() -> None:
+    trie = TokenTrie.from_sequences([[4, 5, EOS], [4, 6, EOS]])
+    ranked = rank_items(MODELS["gpt2", "sdpa"], pad([[3], [3]]), trie, num_beams=2, exclude=[[0, 1], [1]])
+    assert ranked.items.tolist() == [[-1, -1], [0, -1]]
+    assert ranked.scores[0].tolist() == [-torch.inf, -torch.inf]
+
+
+def test_a_batch_ranks_like_its_prompts_one_by_one() -> None:
+    rng = random.Random(4)
+    trie = TokenTrie.from_sequences(random_catalogue(rng, has_eos=True))
+    prompts, rows = random_prompts(rng, 5)
+    together = rank_items(MODELS["qwen3", "sdpa"], prompts, trie, num_beams=3)
+    for index, row in enumerate(rows):
+        alone = rank_items(MODELS["qwen3", "sdpa"], pad([row]), trie, num_beams=3)
+        assert alone.items[0].tolist() == together.items[index].tolist()
+
+
+def test_the_order_key_sorts_like_floats_and_breaks_ties_downwards() -> None:
+    scores = torch.tensor([[0.0, -0.0, -1e-30, 3.5, -torch.inf, 3.5, -7.25, 1e30]])
+    ties = torch.tensor([[9, 2, 0, 5, 0, 4, 0, 0]], dtype=torch.int32)
+    assert _best(scores, ties, 8).tolist() == [[7, 5, 3, 1, 0, 2, 6, 4]]
+
+
+def test_training_mode_is_put_back() -> None:
+    model = make_model("llama").train()
+    rank_items(model, pad([[3]]), TokenTrie.from_sequences([[4, EOS]]), num_beams=1)
+    assert model.training
+
+
+def test_bad_input_is_refused_with_one_sentence() -> None:
+    model, trie = MODELS["llama", "sdpa"], TokenTrie.from_sequences([[4, EOS], [5, EOS]])
+    right = {"input_ids": torch.tensor([[3, 0]]), "attention_mask": torch.tensor([[1, 0]])}
+    with pytest.raises(ValueError, match="padded on the left"):
+        rank_items(model, right, trie, num_beams=2)
+    with pytest.raises(ValueError, match="num_beams must be at least 1"):
+        rank_items(model, pad([[3]]), trie, num_beams=0)
+    with pytest.raises(ValueError, match="exclude holds 1 lists for 2 prompts"):
+        rank_items(model, pad([[3], [4]]), trie, num_beams=2, exclude=[[0]])
+    with pytest.raises(ValueError, match="the trie holds token 99, the model's vocabulary ends at 39"):
+        rank_items(model, pad([[3]]), TokenTrie.from_sequences([[99, EOS]]), num_beams=2)
+    broken = make_model("llama")
+    torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
+    with pytest.raises(ValueError, match="logits hold NaN"):
+        rank_items(broken, pad([[3]]), trie, num_beams=2)
+
+
+def test_models_without_a_cache_to_share_are_refused() -> None:
+    from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
+
+    trie = TokenTrie.from_sequences([[4, EOS]])
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="keeps a recurrent state"):
+        rank_items(mamba, pad([[3]]), trie, num_beams=1)
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    with pytest.raises(ValueError, match="is an encoder-decoder"):
+        rank_items(T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, **sizes)), pad([[3]]), trie, num_beams=1)

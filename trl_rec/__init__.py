@@ -1,0 +1,29 @@
+"""An interaction log and a catalogue become an aligned LLM recommender, on top of TRL.
+
+Importing this loads neither torch nor transformers: every public name loads its module when first asked for.
+"""
+
+from trl_rec._lazy import lazy_names
+
+
+__version__ = "0.1.0.dev0"
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ItemCatalog": "items.catalog",
+        "TokenTrie": "items.trie",
+        "PromptFormat": "data.prompts",
+        "RecDataset": "data.dataset",
+        "build_rows": "data.rows",
+        "load": "data.dataset",
+        "prepare": "data.preparation",
+        "RankedItems": "decoding.beam",
+        "TrieLogitsProcessor": "decoding.processor",
+        "rank_items": "decoding.beam",
+        "PopularityFloor": "evaluation.floors",
+        "RandomFloor": "evaluation.floors",
+        "TransitionFloor": "evaluation.floors",
+        "evaluate_rankings": "evaluation.evaluator",
+    },
+)

@@ -1,0 +1,145 @@
+"""How a history becomes a prompt: a head, a piece for each item, a tail, all as token ids.
+
+Each piece is tokenised once for the whole catalogue and rows are put together from ids, so neither a prompt nor its boundary to the
+completion depends on how a tokenizer merges across pieces, and a too long history loses its oldest items without tokenising again.
+Item tokens and semantic IDs are written compactly, nothing but the items; titles stand in a plain instruction, one a line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trl_rec.items.catalog import ItemCatalog
+from trl_rec.ragged import Ragged, join
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TITLE_PROMPT = ("A user has chosen these items, oldest first:\n", "{surface}\n", "The item that the user chooses next:\n")
+COMPACT_PROMPT = ("", "{surface}", "")
+
+
+@dataclass(frozen=True, eq=False)
+class PromptFormat:
+    """Token ids of the parts of a prompt. Make it with `for_catalog`.
+
+    Args:
+        head (`np.ndarray`): What comes first.
+        pieces (`Ragged`): Row `i`: item `i` as it stands in a history.
+        tail (`np.ndarray`): What comes between the history and the completion.
+        paths (`Ragged`): Row `i`: the completion that recommends item `i`.
+    """
+
+    head: np.ndarray
+    pieces: Ragged
+    tail: np.ndarray
+    paths: Ragged
+
+    @classmethod
+    def for_catalog(
+        cls,
+        catalog: ItemCatalog,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        head: str | None = None,
+        item: str | None = None,
+        tail: str | None = None,
+        chat_template: bool = False,
+    ) -> PromptFormat:
+        """The format for a catalogue's surface.
+
+        Args:
+            catalog: The items, whose `surface` decides the defaults.
+            tokenizer: Its BOS (or, where it has none and the prompt would be empty, EOS) begins the prompt.
+            head, item, tail (*optional*): Texts; `item` holds `{surface}`.
+            chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's chat template.
+        """
+        defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
+        head, item, tail = (
+            given if given is not None else text for given, text in zip((head, item, tail), defaults, strict=True)
+        )
+        if "{surface}" not in item:
+            raise ValueError(f"the prompt's item text {item!r} must hold {{surface}}")
+        if chat_template:
+            head, tail = _in_chat(tokenizer, head, tail)
+        start = [] if chat_template else _start(tokenizer, catalog.surface)
+        return cls(
+            head=np.array(start + _ids(tokenizer, head), np.int64),
+            pieces=_pieces(catalog, tokenizer, item),
+            tail=np.array(_ids(tokenizer, tail), np.int64),
+            paths=catalog.paths(tokenizer),
+        )
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether a history is written as its items' completions in a row, so that every item in it can be a target."""
+        same_values = np.array_equal(self.pieces.values, self.paths.values)
+        return not len(self.tail) and same_values and np.array_equal(self.pieces.offsets, self.paths.offsets)
+
+    def room(self, max_length: int | None) -> int | None:
+        """Tokens left for the history when prompt and longest completion have to fit `max_length`."""
+        if max_length is None:
+            return None
+        fixed = len(self.head) + len(self.tail) + int(self.paths.lengths.max())
+        if fixed + int(self.pieces.lengths.max()) > max_length:
+            raise ValueError(
+                f"max_length {max_length} is too small: the prompt without a history and the longest item take {fixed} tokens, an item "
+                f"in a history up to {int(self.pieces.lengths.max())}; raise max_length or shorten the titles"
+            )
+        return max_length - fixed
+
+    def encode(self, histories: Ragged, *, max_length: int | None = None) -> Ragged:
+        """Row `i`: the prompt for `histories[i]` (item indices, oldest first). Prompt and longest completion fit `max_length`; what
+        does not fit is the oldest part of the history."""
+        room = self.room(max_length)
+        if room is not None:
+            histories = newest_that_fit(histories, self.pieces.lengths, room)
+        count = len(histories)
+        head = Ragged.from_lengths(np.tile(self.head, count), np.full(count, len(self.head)))
+        tail = Ragged.from_lengths(np.tile(self.tail, count), np.full(count, len(self.tail)))
+        return join(head, histories.flatten(self.pieces), tail)
+
+
+def newest_that_fit(histories: Ragged, piece_lengths: np.ndarray, room: int) -> Ragged:
+    """Each history without its oldest items, so that the pieces of those left have at most `room` tokens."""
+    ends = np.concatenate([[0], np.cumsum(piece_lengths[histories.values])])
+    to_the_end = np.repeat(ends[histories.offsets[1:]], histories.lengths) - ends[:-1]
+    dropped = np.bincount(histories.row_ids[to_the_end > room], minlength=len(histories))
+    return histories.slice(dropped, histories.lengths)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def _start(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]:
+    """What the tokenizer begins a text with; a compact prompt needs a beginning even where the tokenizer has none."""
+    if tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        return [tokenizer.bos_token_id]
+    if surface == "title":
+        return []
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise ValueError("the tokenizer has neither a BOS nor an EOS token to begin a prompt with; set tokenizer.bos_token")
+    return [start]
+
+
+def _in_chat(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) -> tuple[str, str]:
+    """Head and tail with the chat template's text around them."""
+    if tokenizer.chat_template is None:
+        raise ValueError("chat_template is on, but the tokenizer has no chat template; turn it off")
+    mark = "\N{OBJECT REPLACEMENT CHARACTER}"
+    turn = [{"role": "user", "content": head + mark + tail}]
+    before, after = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True).split(mark)
+    return before, after
+
+
+def _pieces(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, item: str) -> Ragged:
+    if item == "{surface}":
+        return catalog.surface_ids(tokenizer)
+    texts = [item.replace("{surface}", surface) for surface in catalog.surfaces]
+    return Ragged.from_lists(tokenizer(texts, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,117 @@
+"""Rows for next-item training: `input_ids` and `labels`, ready for `SFTTrainer` as for the trainers of this package.
+
+`targets="last"` gives one row a prediction: a prompt with the history, and one item as completion. `targets="all"` gives one row a
+sequence with every target trained in a single forward, which needs a compact format (item tokens, semantic IDs). No row mixes
+users, none is cut inside an item, and no loop runs over interactions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from trl_rec.data.prompts import PromptFormat
+from trl_rec.ragged import Ragged, join, within
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IGNORED = -100
+
+
+def build_rows(
+    split: Dataset,
+    prompt_format: PromptFormat,
+    *,
+    targets: str = "last",
+    max_length: int | None = None,
+    max_history: int | None = None,
+) -> Dataset:
+    """Training rows of a training split.
+
+    Args:
+        split: `RecDataset.train`. The validation and test splits are refused.
+        prompt_format: How histories are written.
+        targets: `"last"`: one row for every target, after all that came before it. `"all"`: one row for every sequence.
+        max_length (*optional*): Most tokens of a row. With `"last"` the oldest history goes first; with `"all"` a long sequence becomes
+            several rows that overlap by half, and each target is trained once.
+        max_history (*optional*): Most items before a target, with `"last"`.
+
+    Returns:
+        `datasets.Dataset` with `input_ids`, `labels` (-100 where nothing is learned) and `user`.
+    """
+    from datasets import Dataset
+
+    refuse_evaluation_split(split)
+    history, target = (Ragged.from_arrow(split.data.column(name)) for name in ("history", "targets"))
+    users = split.data.column("user").to_numpy()
+    if targets == "last":
+        tokens, is_target, source = _last(history, target, prompt_format, max_length, max_history)
+    elif targets == "all":
+        if max_history is not None:
+            raise ValueError("max_history has no effect with targets='all'; bound the rows by max_length")
+        tokens, is_target, source = _all(history, target, prompt_format, max_length)
+    else:
+        raise ValueError(f"targets must be 'last' or 'all', not {targets!r}")
+    if not len(tokens):
+        raise ValueError(
+            "the training split holds no target: every user has a single interaction; lower k-core filters or add data"
+        )
+    labels = Ragged(np.where(is_target, tokens.values, IGNORED), tokens.offsets)
+    columns = {"input_ids": tokens.to_arrow(), "labels": labels.to_arrow(), "user": pa.array(users[source])}
+    return Dataset(pa.table(columns), split=split.split)
+
+
+def refuse_evaluation_split(split: Dataset) -> None:
+    """Nothing that belongs to validation or test may be learned from."""
+    if str(split.split) in ("validation", "test"):
+        raise ValueError(f"training rows cannot come from the {split.split} split, which is for evaluation; pass dataset.train")
+
+
+def _last(
+    history: Ragged, target: Ragged, prompt_format: PromptFormat, max_length: int | None, max_history: int | None
+) -> tuple[Ragged, np.ndarray, np.ndarray]:
+    """One row a target: token rows, which tokens are targets, and the split's row each comes from."""
+    source = target.row_ids
+    stop = history.lengths[source] + within(target.lengths)
+    room = prompt_format.room(max_length)
+    if room is not None:  # no more items than could fit are gathered: prefixes of long histories add up
+        most = room // int(prompt_format.pieces.lengths.min())
+        max_history = most if max_history is None else min(max_history, most)
+    start = np.zeros_like(stop) if max_history is None else np.maximum(stop - max_history, 0)
+    before = join(history, target).take(source).slice(start, stop)
+    prompts = prompt_format.encode(before, max_length=max_length)
+    completions = prompt_format.paths.take(target.values)
+    tokens = join(prompts, completions)
+    return tokens, within(tokens.lengths) >= np.repeat(prompts.lengths, tokens.lengths), source
+
+
+def _all(
+    history: Ragged, target: Ragged, prompt_format: PromptFormat, max_length: int | None
+) -> tuple[Ragged, np.ndarray, np.ndarray]:
+    """One row a window of a sequence; see `_last`."""
+    if not prompt_format.is_compact:
+        raise ValueError("targets='all' needs items written without text between them: the surface item_token or semantic_id")
+    items = join(history, target)
+    known = history.lengths  # items before the first target
+    source = np.flatnonzero(target.lengths > 0)
+    room = prompt_format.room(max_length)
+    width = int(items.lengths.max(initial=1)) if room is None else room // int(prompt_format.paths.lengths.max()) + 1
+    step = width - width // 2
+    windows = 1 + np.maximum(-(-(items.lengths[source] - width) // step), 0)
+    source, number = np.repeat(source, windows), within(windows)
+    start = number * step
+    stop = np.minimum(start + width, items.lengths[source])
+    learned = np.where(number > 0, start + width - step, 0)  # earlier windows have learned what is before
+    first = np.maximum(learned, known[source])
+    window = items.take(source).slice(start, stop)
+    item_is_target = within(window.lengths) + np.repeat(start, window.lengths) >= np.repeat(first, window.lengths)
+    pieces = window.flatten(prompt_format.paths)
+    head = Ragged.from_lengths(np.tile(prompt_format.head, len(window)), np.full(len(window), len(prompt_format.head)))
+    lengths = prompt_format.paths.lengths[window.values]
+    piece_is_target = Ragged(np.repeat(item_is_target, lengths), pieces.offsets)
+    none = Ragged(np.zeros(len(head.values), bool), head.offsets)
+    return join(head, pieces), join(none, piece_is_target).values, source

@@ -1,0 +1,199 @@
+"""The items that can be recommended, and the exact text the model reads and writes for each.
+
+An item is known by its index, its row in the catalogue, everywhere inside the package; ids and titles are for people. A surface is
+the item's text, a path is the surface's token ids as the trie holds them. No model, no tokenizer is loaded here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trl_rec.ragged import Ragged, join
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SURFACES = ("title", "item_token", "semantic_id")
+
+
+@dataclass(frozen=True, eq=False)
+class ItemCatalog:
+    """A table of items and the surface they are written with.
+
+    Args:
+        items (`pa.Table`):
+            One row an item with the string columns `item_id` (distinct) and `title`, and any further columns.
+        surface (`str`, *optional*, defaults to `"title"`):
+            `"title"`: the title in double quotes. `"item_token"`: one token an item, `<item_17>`, 17 being the index.
+            `"semantic_id"`: the item's `semantic_ids` joined, `<a_12><b_7><c_201>`.
+        group_column (`str`, *optional*):
+            Column of strings, or of lists of strings, that puts items in groups (genres, brands) for the measures of fairness and
+            diversity.
+        semantic_ids (`Ragged`, *optional*):
+            Row `i`: the tokens of item `i`, as strings.
+    """
+
+    items: pa.Table
+    surface: str = "title"
+    group_column: str | None = None
+    semantic_ids: Ragged | None = None
+
+    def __post_init__(self) -> None:
+        if self.surface not in SURFACES:
+            raise ValueError(f"unknown surface {self.surface!r}; choose one of {', '.join(SURFACES)}")
+        if self.surface == "semantic_id" and self.semantic_ids is None:
+            raise ValueError("the catalogue holds no semantic IDs; make them first, or choose the surface title or item_token")
+        if self.group_column is not None and self.group_column not in self.items.column_names:
+            raise ValueError(
+                f"no column {self.group_column!r} to group items by; there are {', '.join(self.items.column_names)}"
+            )
+        _refuse_repeats(self.items["item_id"])
+
+    def __len__(self) -> int:
+        return self.items.num_rows
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The items' ids, by index."""
+        return self.items["item_id"].to_pylist()
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """The items' titles, by index."""
+        return self.items["title"].to_pylist()
+
+    def index_of(self, item_ids: Sequence[str] | pa.Array) -> np.ndarray:
+        """Indices of the given ids; an id that is not in the catalogue is refused."""
+        found = pc.index_in(pa.array(item_ids, pa.string()), self.items["item_id"].combine_chunks())
+        if found.null_count:
+            row = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
+            raise ValueError(f"item {item_ids[row]!r} (row {row}) is not in the catalogue of {len(self)} items")
+        return found.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def group_shares(self) -> tuple[list[str], np.ndarray]:
+        """Names of the groups, and `(num_items, num_groups)` shares: an item in several groups splits its unit of mass among
+        them, an item in none has a row of zeros."""
+        if self.group_column is None:
+            raise ValueError("the catalogue has no group_column; name one when preparing the data")
+        column = self.items[self.group_column].combine_chunks()
+        if not pa.types.is_list(column.type):
+            column = Ragged.from_lengths(column.to_numpy(zero_copy_only=False), np.ones(len(self), np.int64)).to_arrow()
+        members = Ragged.from_arrow(column.fill_null([]))
+        names, groups = np.unique(members.values.astype(str), return_inverse=True)
+        shares = np.zeros((len(self), len(names)), np.float32)
+        np.add.at(shares, (members.row_ids, groups), 1 / np.maximum(members.lengths, 1)[members.row_ids])
+        return names.tolist(), shares
+
+    def with_surface(self, surface: str, semantic_ids: Ragged | None = None) -> ItemCatalog:
+        """The same items, written another way."""
+        return replace(self, surface=surface, semantic_ids=semantic_ids if semantic_ids is not None else self.semantic_ids)
+
+    @cached_property
+    def surfaces(self) -> list[str]:
+        """The items' texts, by index."""
+        if self.surface == "title":
+            return [f'"{title}"' for title in self.titles]
+        if self.surface == "item_token":
+            return [f"<item_{index}>" for index in range(len(self))]
+        assert self.semantic_ids is not None
+        return ["".join(self.semantic_ids[index]) for index in range(len(self))]
+
+    @cached_property
+    def new_tokens(self) -> list[str]:
+        """The tokens a tokenizer must learn before it can write these surfaces; none for titles."""
+        if self.surface == "title":
+            return []
+        if self.surface == "item_token":
+            return self.surfaces
+        assert self.semantic_ids is not None
+        return np.unique(self.semantic_ids.values.astype(str)).tolist()
+
+    def surface_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
+        """Row `i`: the token ids of item `i`'s surface."""
+        if self.surface == "title":
+            return Ragged.from_lists(tokenizer(self.surfaces, add_special_tokens=False)["input_ids"])
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in self.new_tokens if token not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"the tokenizer lacks {len(missing)} of the catalogue's {len(self.new_tokens)} tokens, {missing[0]!r} first; add "
+                "them with tokenizer.add_tokens(catalog.new_tokens) and resize the model's embeddings"
+            )
+        if self.surface == "item_token":
+            tokens = np.array([vocabulary[token] for token in self.surfaces], dtype=np.int64)
+            return Ragged.from_lengths(tokens, np.ones(len(self), np.int64))
+        assert self.semantic_ids is not None
+        names, position = np.unique(self.semantic_ids.values.astype(str), return_inverse=True)
+        return Ragged(np.array([vocabulary[name] for name in names.tolist()])[position], self.semantic_ids.offsets)
+
+    def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
+        """Row `i`: what the model must write to recommend item `i`. Titles end in EOS, so that none begins another; item tokens and
+        semantic IDs are prefix-free already and carry none."""
+        surfaces = self.surface_ids(tokenizer)
+        if self.surface != "title":
+            return surfaces
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no EOS token to end a title with; set tokenizer.eos_token")
+        eos = np.full(len(self), tokenizer.eos_token_id, dtype=np.int64)
+        return join(surfaces, Ragged.from_lengths(eos, np.ones(len(self), np.int64)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of ids and titles: tells whether two folders speak of the same items in the same order."""
+        digest = hashlib.sha256()
+        for name in ("item_id", "title"):
+            for text in self.items[name].to_pylist():
+                digest.update(text.encode() + b"\0")
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `items.parquet` and `catalog.json`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        items = self.items
+        if self.semantic_ids is not None:
+            column = Ragged(self.semantic_ids.values.astype(object), self.semantic_ids.offsets).to_arrow()
+            items = items.append_column("semantic_id", column)
+        pq.write_table(items, folder / "items.parquet")
+        card = {
+            "surface": self.surface,
+            "group_column": self.group_column,
+            "num_items": len(self),
+            "fingerprint": self.fingerprint,
+        }
+        (folder / "catalog.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ItemCatalog:
+        """The catalogue that `save` wrote."""
+        folder = Path(folder)
+        if not (folder / "catalog.json").is_file():
+            raise ValueError(f"{folder} holds no catalogue (catalog.json is missing); make one with trl-rec prepare")
+        card: dict[str, Any] = json.loads((folder / "catalog.json").read_text(encoding="utf-8"))
+        items, semantic_ids = pq.read_table(folder / "items.parquet"), None
+        if "semantic_id" in items.column_names:
+            semantic_ids = Ragged.from_arrow(items["semantic_id"])
+            items = items.drop_columns(["semantic_id"])
+        catalog = cls(items, card["surface"], card["group_column"], semantic_ids)
+        if catalog.fingerprint != card["fingerprint"]:
+            raise ValueError(f"{folder}: items.parquet and catalog.json tell of different items; prepare the data again")
+        return catalog
+
+
+def _refuse_repeats(ids: pa.ChunkedArray) -> None:
+    counts = pc.value_counts(ids)
+    if len(counts) < len(ids):
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
+        raise ValueError(f"item id {twice!r} occurs more than once in the catalogue; item ids must be distinct")

@@ -1,0 +1,47 @@
+"""A model and its tokenizer, by hub id, folder, or GGUF file.
+
+A GGUF file, or a folder with one and no `config.json`, is read through transformers' own conversion (it needs the package `gguf`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
+    """The causal language model, in evaluation mode.
+
+    Args:
+        name_or_path: A hub id, a folder, or a GGUF file.
+        options: Passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
+    """
+    source, found = _source(name_or_path)
+    return AutoModelForCausalLM.from_pretrained(source, **found, **options).eval()
+
+
+def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the left as decoding needs it. EOS pads where the tokenizer has no padding token."""
+    source, found = _source(name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(source, **found, **options)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"{name_or_path}: the tokenizer has neither a padding nor an EOS token; set one and save it again")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
+    """Folder or hub id, and the options that point at a GGUF file in it."""
+    path = Path(name_or_path)
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) != 1:
+            raise ValueError(f"{path} holds neither config.json nor a single GGUF file; name a model's folder, file or hub id")
+        return str(path), {"gguf_file": files[0].name}
+    return str(name_or_path), {}

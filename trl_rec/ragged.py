@@ -1,0 +1,113 @@
+"""Rows of unequal length held flat: one array of values and the offsets where each row starts.
+
+Histories, targets and token paths all have this shape, and every operation here is a handful of array calls, so that a log of
+ten million interactions passes through without a Python loop. numpy and pyarrow only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+def within(lengths: np.ndarray) -> np.ndarray:
+    """Position of every value inside its row: `[2, 3]` gives `[0, 1, 0, 1, 2]`."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """`values[offsets[i] : offsets[i + 1]]` is row `i`.
+
+    Args:
+        values (`np.ndarray` of shape `(total,)`): The rows' values, one row after the other.
+        offsets (`np.ndarray` of shape `(num_rows + 1,)`): Where each row starts, and the total at the end.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> Ragged:
+        """Rows of the given lengths over `values`."""
+        return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+    @classmethod
+    def from_lists(cls, rows: Iterable[Sequence[Any]], dtype: Any = np.int64) -> Ragged:
+        """Rows copied from Python sequences."""
+        rows = [np.asarray(row, dtype=dtype) for row in rows]
+        values = np.concatenate(rows) if rows else np.empty(0, dtype=dtype)
+        return cls.from_lengths(values, np.array([len(row) for row in rows], dtype=np.int64))
+
+    @classmethod
+    def from_arrow(cls, column: pa.ChunkedArray | pa.Array) -> Ragged:
+        """Rows of an Arrow list column, without a Python object a row. Null rows are not allowed."""
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+            if isinstance(column, pa.ChunkedArray):  # pyarrow gives a chunked array back where there is no chunk
+                column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+        return cls(column.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0])
+
+    def to_arrow(self) -> pa.ListArray:
+        """The rows as an Arrow list array."""
+        return pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.values))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Length of each row."""
+        return np.diff(self.offsets)
+
+    @property
+    def row_ids(self) -> np.ndarray:
+        """The row that each value belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def take(self, rows: np.ndarray) -> Ragged:
+        """The chosen rows, in the order given; a row may be chosen several times."""
+        lengths = self.lengths[rows]
+        return Ragged.from_lengths(self.values[np.repeat(self.offsets[:-1][rows], lengths) + within(lengths)], lengths)
+
+    def slice(self, start: np.ndarray, stop: np.ndarray) -> Ragged:
+        """Row `i` cut to `[start[i] : stop[i]]`, both counted from the row's beginning."""
+        lengths = stop - start
+        return Ragged.from_lengths(self.values[np.repeat(self.offsets[:-1] + start, lengths) + within(lengths)], lengths)
+
+    def tail(self, length: int) -> Ragged:
+        """The last `length` values of each row."""
+        return self.slice(np.maximum(self.lengths - length, 0), self.lengths)
+
+    def flatten(self, inner: Ragged) -> Ragged:
+        """Each value `v` replaced by `inner[v]`, joined within the row."""
+        chosen = inner.take(self.values)
+        return Ragged(chosen.values, chosen.offsets[self.offsets])
+
+    def padded(self, *, fill: Any = -1, width: int | None = None, left: bool = False) -> np.ndarray:
+        """A rectangle `(num_rows, width)`, filled up on the right, or on the left."""
+        lengths = self.lengths
+        width = int(lengths.max(initial=0)) if width is None else width
+        out = np.full((len(self), width), fill, dtype=self.values.dtype)
+        columns = within(lengths) + (np.repeat(width - lengths, lengths) if left else 0)
+        out[self.row_ids, columns] = self.values
+        return out
+
+
+def join(*parts: Ragged) -> Ragged:
+    """Row-wise concatenation: row `i` of the result is row `i` of every part, one after the other."""
+    lengths = np.stack([part.lengths for part in parts])
+    starts = np.cumsum(lengths.sum(0)) - lengths.sum(0) + np.cumsum(lengths, 0) - lengths
+    values = np.empty(int(lengths.sum()), dtype=np.result_type(*(part.values for part in parts)))
+    for part, start, length in zip(parts, starts, lengths, strict=True):
+        values[np.repeat(start, length) + within(length)] = part.values
+    return Ragged.from_lengths(values, lengths.sum(0))
