@@ -1,11 +1,12 @@
 """Constrained beam search over a catalogue of titles: `rank_items` against `generate` with `prefix_allowed_tokens_fn`.
 
-The other side is the obvious way in transformers: a Python trie asked for every beam at every token, log-probabilities renormalised
-over the legal tokens. Both get the same prompts and must return the same items.
+The other side is the obvious way in transformers: a Python trie asked for every beam at every token, log-probabilities
+renormalised over the legal tokens. Both get the same prompts and must return the same items.
 
     python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--beams 10] [--runs 3]
 
-`DATASET_FOLDER` is one that `trl-rec prepare` wrote. `--tiny` takes the model's tokenizer with a 2-layer model of random weights.
+`DATASET_FOLDER` is one that `trl-rec prepare` wrote. `--tiny` takes the model's tokenizer with a 2-layer model of random
+weights.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def main() -> None:
     mask = torch.from_numpy(Ragged(encoded.values * 0 + 1, encoded.offsets).padded(fill=0, left=True))
     prompts = {"input_ids": input_ids, "attention_mask": mask}
     print(
-        f"{len(dataset.catalog)} titles, {trie.max_depth} tokens at most; {len(input_ids)} prompts of {input_ids.shape[1]} tokens"
+        f"{trie.num_items} titles of at most {trie.max_depth} tokens; {len(input_ids)} prompts of {input_ids.shape[1]} tokens"
     )
 
     ours_seconds, theirs_seconds = [], []
@@ -99,16 +100,16 @@ def main() -> None:
         theirs = generate(model, tokenizer, prompts, root, arguments.beams, trie.max_depth)
         theirs_seconds.append(time.perf_counter() - start)
         print(f"run {run + 1}: rank_items {ours_seconds[-1]:.2f} s, generate {theirs_seconds[-1]:.2f} s", flush=True)
-    leaves = trie.walk(theirs)
-    leaves = leaves.amax(-1)  # nodes deepen along a path, and after its end all are -1
-    same = [
-        [int(trie.items_at(node)[0]) for node in row] == ranked.items[index].tolist()[: len(row)]
-        for index, row in enumerate(leaves)
-    ]
+    same = sum(listed(trie, row) == items.tolist() for row, items in zip(theirs, ranked.items, strict=True))
     ratio = median(theirs_seconds) / median(ours_seconds)
-    print(
-        f"rank_items is {ratio:.1f} times faster (medians of {arguments.runs}); the same lists for {sum(same)} of {len(same)} prompts"
-    )
+    print(f"rank_items is {ratio:.1f} times faster (medians of {arguments.runs} runs)")
+    print(f"the same lists for {same} of {len(theirs)} prompts")
+
+
+def listed(trie: TokenTrie, sequences: Tensor) -> list[int]:
+    """The items of the generated `(beams, T)` sequences, those that share a title each with a rank, as many as beams."""
+    leaves = trie.walk(sequences).amax(-1)  # nodes deepen along a path, and after its end all are -1
+    return [item for leaf in leaves for item in trie.items_at(leaf).tolist()][: len(sequences)]
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.conftest import make_model
 from tests.oracles.decoding import brute_force, generate_rankings
-
 from trl_rec.decoding import RankedItems, rank_items
 from trl_rec.decoding.beam import _best
 from trl_rec.items import TokenTrie

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.oracles.trie import DictTrie
 
+from tests.oracles.trie import DictTrie
 from trl_rec.items import ItemCatalog, TokenTrie
 
 

@@ -1,8 +1,9 @@
 """How a history becomes a prompt: a head, a piece for each item, a tail, all as token ids.
 
-Each piece is tokenised once for the whole catalogue and rows are put together from ids, so neither a prompt nor its boundary to the
-completion depends on how a tokenizer merges across pieces, and a too long history loses its oldest items without tokenising again.
-Item tokens and semantic IDs are written compactly, nothing but the items; titles stand in a plain instruction, one a line.
+Each piece is tokenised once for the whole catalogue and rows are put together from ids, so neither a prompt nor its
+boundary to the completion depends on how a tokenizer merges across pieces, and a too long history loses its oldest items
+without tokenising again. Item tokens and semantic IDs are written compactly, nothing but the items; titles stand in a plain
+instruction, one a line.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class PromptFormat:
             catalog: The items, whose `surface` decides the defaults.
             tokenizer: Its BOS (or, where it has none and the prompt would be empty, EOS) begins the prompt.
             head, item, tail (*optional*): Texts; `item` holds `{surface}`.
-            chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's chat template.
+            chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's chat
+                template.
         """
         defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
         head, item, tail = (
@@ -87,14 +89,14 @@ class PromptFormat:
         fixed = len(self.head) + len(self.tail) + int(self.paths.lengths.max())
         if fixed + int(self.pieces.lengths.max()) > max_length:
             raise ValueError(
-                f"max_length {max_length} is too small: the prompt without a history and the longest item take {fixed} tokens, an item "
-                f"in a history up to {int(self.pieces.lengths.max())}; raise max_length or shorten the titles"
+                f"max_length {max_length} is too small: the prompt without a history and the longest item take {fixed} tokens, "
+                f"an item in a history up to {int(self.pieces.lengths.max())}; raise max_length or shorten the titles"
             )
         return max_length - fixed
 
     def encode(self, histories: Ragged, *, max_length: int | None = None) -> Ragged:
-        """Row `i`: the prompt for `histories[i]` (item indices, oldest first). Prompt and longest completion fit `max_length`; what
-        does not fit is the oldest part of the history."""
+        """Row `i`: the prompt for `histories[i]` (item indices, oldest first). Prompt and longest completion fit
+        `max_length`; what does not fit is the oldest part of the history."""
         room = self.room(max_length)
         if room is not None:
             histories = newest_that_fit(histories, self.pieces.lengths, room)

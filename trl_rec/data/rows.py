@@ -1,8 +1,8 @@
 """Rows for next-item training: `input_ids` and `labels`, ready for `SFTTrainer` as for the trainers of this package.
 
-`targets="last"` gives one row a prediction: a prompt with the history, and one item as completion. `targets="all"` gives one row a
-sequence with every target trained in a single forward, which needs a compact format (item tokens, semantic IDs). No row mixes
-users, none is cut inside an item, and no loop runs over interactions.
+`targets="last"` gives one row a prediction: a prompt with the history, and one item as completion. `targets="all"` gives
+one row a sequence with every target trained in a single forward, which needs a compact format (item tokens, semantic IDs).
+No row mixes users, none is cut inside an item, and no loop runs over interactions.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def build_rows(
         split: `RecDataset.train`. The validation and test splits are refused.
         prompt_format: How histories are written.
         targets: `"last"`: one row for every target, after all that came before it. `"all"`: one row for every sequence.
-        max_length (*optional*): Most tokens of a row. With `"last"` the oldest history goes first; with `"all"` a long sequence becomes
-            several rows that overlap by half, and each target is trained once.
+        max_length (*optional*): Most tokens of a row. With `"last"` the oldest history goes first; with `"all"` a long
+            sequence becomes several rows that overlap by half, and each target is trained once.
         max_history (*optional*): Most items before a target, with `"last"`.
 
     Returns:

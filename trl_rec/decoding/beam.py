@@ -1,12 +1,13 @@
 """Beam search over a catalogue: the items that a model would write next, best first.
 
-The search is `generate`'s: all beams of a prompt advance one token at a time, the best `num_beams` candidates of each step survive, and
-a candidate that ends an item among them joins the finished ones. It differs in what it does not do. It gathers the children of the
-beams' trie nodes and never masks the vocabulary, never loops over beams in Python, and keeps one copy of the prompt.
-Over the legal tokens (`renormalize=True`) a token that is the only legal one costs nothing, so a beam in such a forced chain keeps slot
-and score, and the model reads the chain in one go when the beam next branches. Prompts do not wait for each other: each round handles
-every prompt's next branching. Where chains are skipped, a round reads four integers back from the device to size its forward pass,
-which saves many forward passes; elsewhere the loop reads nothing back.
+The search is `generate`'s: all beams of a prompt advance one token at a time, the best `num_beams` candidates of each step
+survive, and a candidate that ends an item among them joins the finished ones. It differs in what it does not do. It gathers
+the children of the beams' trie nodes and never masks the vocabulary, never loops over beams in Python, and keeps one copy
+of the prompt. Over the legal tokens (`renormalize=True`) a token that is the only legal one costs nothing, so a beam in
+such a forced chain keeps slot and score, and the model reads the chain in one go when the beam next branches. Prompts do
+not wait for each other: each round handles every prompt's next branching. Where chains are skipped, a round reads four
+integers back from the device to size its forward pass, which saves many forward passes; elsewhere the loop reads nothing
+back.
 
 Legend: B prompts, K beams, A active beams (those that branch now), C children (padded), E excluded items, N candidates.
 """
@@ -55,10 +56,11 @@ def rank_items(
         trie: The catalogue, in the model's vocabulary.
         num_beams: Width of the search. As wide as the catalogue, every item is scored.
         top_k (*optional*, defaults to `num_beams`): Ranks to return. Items that share a path take a rank each.
-        exclude (*optional*): Items to leave out, one list a prompt, or `(B, E)` padded with -1. They, and subtrees they leave empty,
-            are taken out after the softmax, which is not renormalised, so that the other items keep their order.
-        renormalize: Whether scores are log-probabilities over the legal tokens (what training under the trie fits), or over the whole
-            vocabulary.
+        exclude (*optional*): Items to leave out, one list a prompt, or `(B, E)` padded with -1. They, and subtrees they
+            leave empty, are taken out after the softmax, which is not renormalised, so that the other items keep their
+            order.
+        renormalize: Whether scores are log-probabilities over the legal tokens (what training under the trie fits), or over
+            the whole vocabulary.
         length_penalty: Scores are divided by the number of generated tokens, EOS included, to this power.
     """
     input_ids, attention_mask = _checked(model, prompts, trie, num_beams)
@@ -195,8 +197,8 @@ def _keep_best(
 
 
 def _without_hopeless(beams: _Beams, landed: Tensor, finished: _Finished, num_beams: int, length_penalty: float) -> _Beams:
-    """Drops beams that have landed, and those that can only end below the worst of `num_beams` finished ones. With a length penalty
-    a longer hypothesis may still gain, so all stay."""
+    """Drops beams that have landed, and those that can only end below the worst of `num_beams` finished ones. With a length
+    penalty a longer hypothesis may still gain, so all stay."""
     scores = beams.scores.masked_fill(landed, -torch.inf)
     if finished.scores.shape[1] == num_beams and not length_penalty:
         scores = scores.masked_fill(scores < finished.scores[:, -1:], -torch.inf)
@@ -241,7 +243,8 @@ def _candidates(
     excluded: Excluded,
     skips: bool,
 ) -> tuple[_Beams, Tensor]:
-    """The children of the active beams and the beams that wait in a forced chain, `(B, A * C + K)`, and the slot each comes from."""
+    """The children of the active beams and the beams that wait in a forced chain, `(B, A * C + K)`, and the slot each comes
+    from."""
     branching = beams.gather(slots)
     scores = torch.where(counts, branching.scores, -torch.inf).unsqueeze(-1) + logps
     scores = scores.flatten(1).masked_fill(excluded.emptied(children.flatten(1)), -torch.inf)
@@ -275,8 +278,8 @@ def _rank_leaves(finished: _Finished, trie: TokenTrie, excluded: Excluded, top_k
 def _best(scores: Tensor, ties: Tensor, count: int) -> Tensor:
     """Indices of the `count` best of `(B, N)` float32 scores in descending order, the lower of `ties` first among equals.
 
-    One integer key holds both: the bits of a float order like an integer once those of negative numbers are flipped. A NaN comes
-    first, so that it reaches the end and is reported.
+    One integer key holds both: the bits of a float order like an integer once those of negative numbers are flipped. A NaN
+    comes first, so that it reaches the end and is reported.
     """
     bits = (scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0).view(torch.int32)  # + 0.0: no -0.0
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
@@ -294,8 +297,8 @@ def _checked(model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenT
     vocabulary = model.config.get_text_config().vocab_size
     if trie.max_token >= vocabulary:
         raise ValueError(
-            f"the trie holds token {trie.max_token}, the model's vocabulary ends at {vocabulary - 1}; build the trie with the model's "
-            "own tokenizer, and resize the model's embeddings after adding tokens"
+            f"the trie holds token {trie.max_token}, the model's vocabulary ends at {vocabulary - 1}; build the trie with the "
+            "model's own tokenizer, and resize the model's embeddings after adding tokens"
         )
     return input_ids, attention_mask
 

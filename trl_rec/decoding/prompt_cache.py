@@ -1,12 +1,12 @@
 """The forward passes of beam search: what the model says after each beam, the prompt computed once.
 
-`SharedPrompt` keeps one cache row a prompt, in which the tokens of all its beams stand side by side; a mask lets each token see the
-prompt and its own beam's past, so the prompt's keys and values are stored once and reordering beams moves no cache. Where a model
-cannot take such a mask (flash attention, a sliding window shorter than the text), `SeparateRows` gives every beam a cache row, as
-`generate` does. `open_cache` chooses before the first forward.
+`SharedPrompt` keeps one cache row a prompt, in which the tokens of all its beams stand side by side; a mask lets each token
+see the prompt and its own beam's past, so the prompt's keys and values are stored once and reordering beams moves no cache.
+Where a model cannot take such a mask (flash attention, a sliding window shorter than the text), `SeparateRows` gives every
+beam a cache row, as `generate` does. `open_cache` chooses before the first forward.
 
-Legend: B prompts, P prompt tokens (left-padded), K beams, W pending tokens of a beam (right-aligned), A active beams (those that
-branch now), G columns generated so far, Q columns of this forward, V vocabulary.
+Legend: B prompts, P prompt tokens (left-padded), K beams, W pending tokens of a beam (right-aligned), A active beams (those
+that branch now), G columns generated so far, Q columns of this forward, V vocabulary.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def open_cache(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor
         raise ValueError(f"{type(model).__name__} is an encoder-decoder; constrained decoding needs a decoder-only model")
     if model._is_stateful or "linear_attention" in (config.to_dict().get("layer_types") or ()):
         raise ValueError(
-            f"{type(model).__name__} keeps a recurrent state that beams cannot share; constrained decoding needs attention layers"
+            f"{type(model).__name__} keeps a recurrent state that beams cannot share; decoding needs attention layers"
         )
     reason = _why_separate(config, input_ids.shape[1] + longest)
     if reason is None:
@@ -69,8 +69,8 @@ _told: set[str] = set()
 
 
 def _why_separate(config: object, length: int) -> str | None:
-    """Why the model cannot take a mask of our own, or None. A mask that is passed in switches sliding windows off, which changes
-    nothing while the whole text fits the window."""
+    """Why the model cannot take a mask of our own, or None. A mask that is passed in switches sliding windows off, which
+    changes nothing while the whole text fits the window."""
     implementation = config._attn_implementation  # type: ignore[attr-defined]
     if implementation not in ("sdpa", "eager"):
         return f"attention {implementation!r} takes no mask of our own"
@@ -101,10 +101,11 @@ class SharedPrompt:
         self.seen = self.seen.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.seen.shape[-1]))
 
     def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads the active beams' pending tokens: `logits (B, A, V)` after each, its beam `slots (B, A)`, and whether it `counts`.
+        """Reads the active beams' pending tokens: `logits (B, A, V)` after each, its beam `slots (B, A)`, and whether it
+        `counts`.
 
-        The columns are each beam's inner tokens, packed without gaps, then one column a beam for its last token: thus the logits
-        that matter are the last A.
+        The columns are each beam's inner tokens, packed without gaps, then one column a beam for its last token: thus the
+        logits that matter are the last A.
         """
         slots = torch.argsort(~pending.active, dim=1, stable=True)[:, : pending.num_active]
         counts = pending.active.gather(1, slots)
@@ -128,7 +129,8 @@ class SharedPrompt:
         return output.logits[:, -pending.num_active :], slots, counts
 
     def _columns(self, pending: Pending, slots: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`owner, step, valid (B, Q)`: the active beam of each column, the token's place in its beam's pending tokens, is it real."""
+        """`owner, step, valid (B, Q)`: the active beam of each column, the token's place in its beam's pending tokens, is
+        it real."""
         inner = torch.where(counts, pending.lengths.gather(1, slots) - 1, 0)
         ends = inner.cumsum(1)
         column = torch.arange(pending.num_inner, device=slots.device).expand(len(slots), -1).contiguous()

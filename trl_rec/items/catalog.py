@@ -1,7 +1,7 @@
 """The items that can be recommended, and the exact text the model reads and writes for each.
 
-An item is known by its index, its row in the catalogue, everywhere inside the package; ids and titles are for people. A surface is
-the item's text, a path is the surface's token ids as the trie holds them. No model, no tokenizer is loaded here.
+An item is known by its index, its row in the catalogue, everywhere inside the package; ids and titles are for people. A
+surface is the item's text, a path is the surface's token ids as the trie holds them. No model, no tokenizer is loaded here.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ class ItemCatalog:
         surface (`str`, *optional*, defaults to `"title"`):
             `"title"`: the title in double quotes. `"item_token"`: one token an item, `<item_17>`, 17 being the index.
             `"semantic_id"`: the item's `semantic_ids` joined, `<a_12><b_7><c_201>`.
-        group_column (`str`, *optional*):
-            Column of strings, or of lists of strings, that puts items in groups (genres, brands) for the measures of fairness and
-            diversity.
+        group_column (`str`, *optional*): Column of strings, or of lists of strings, that puts items in groups (genres,
+            brands) for the measures of fairness and diversity.
         semantic_ids (`Ragged`, *optional*):
             Row `i`: the tokens of item `i`, as strings.
     """
@@ -128,8 +127,8 @@ class ItemCatalog:
         missing = [token for token in self.new_tokens if token not in vocabulary]
         if missing:
             raise ValueError(
-                f"the tokenizer lacks {len(missing)} of the catalogue's {len(self.new_tokens)} tokens, {missing[0]!r} first; add "
-                "them with tokenizer.add_tokens(catalog.new_tokens) and resize the model's embeddings"
+                f"the tokenizer lacks {len(missing)} of the catalogue's {len(self.new_tokens)} tokens, {missing[0]!r} first; "
+                "add them with tokenizer.add_tokens(catalog.new_tokens) and resize the model's embeddings"
             )
         if self.surface == "item_token":
             tokens = np.array([vocabulary[token] for token in self.surfaces], dtype=np.int64)
@@ -139,8 +138,8 @@ class ItemCatalog:
         return Ragged(np.array([vocabulary[name] for name in names.tolist()])[position], self.semantic_ids.offsets)
 
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Row `i`: what the model must write to recommend item `i`. Titles end in EOS, so that none begins another; item tokens and
-        semantic IDs are prefix-free already and carry none."""
+        """Row `i`: what the model must write to recommend item `i`. Titles end in EOS, so that none begins another; item
+        tokens and semantic IDs are prefix-free already and carry none."""
         surfaces = self.surface_ids(tokenizer)
         if self.surface != "title":
             return surfaces

@@ -1,8 +1,9 @@
 """The catalogue as a prefix tree over token ids, in a handful of tensors that live where the model lives.
 
-Nodes are numbered level by level, and within a level in the order of their parents and tokens, so the edge with number `e` leads
-to node `e + 1`: one array of row offsets and one of tokens are the whole tree (compressed sparse rows). Items are kept in the
-order of their token sequences, so those below any node are a slice. torch alone; no Python object a node, no loop over items.
+Nodes are numbered level by level, and within a level in the order of their parents and tokens, so the edge with number `e`
+leads to node `e + 1`: one array of row offsets and one of tokens are the whole tree (compressed sparse rows). Items are
+kept in the order of their token sequences, so those below any node are a slice. torch alone; no Python object a node, no
+loop over items.
 
 Legend: N sequences, L longest sequence, T tokens, C widest of the nodes asked for (padded).
 """
@@ -35,7 +36,8 @@ class TokenTrie:
         row_offsets (`torch.Tensor` of shape `(num_nodes + 1,)`): The children of node `n` are the edges `row_offsets[n]` up to
             `row_offsets[n + 1]`; edge `e` leads to node `e + 1`. Node 0 is the root.
         child_tokens (`torch.Tensor` of shape `(num_nodes - 1,)`): Token of each edge, ascending within a node.
-        item_starts (`torch.Tensor` of shape `(num_nodes,)`): The items below node `n` are `items[item_starts[n] : item_ends[n]]`.
+        item_starts (`torch.Tensor` of shape `(num_nodes,)`): The items below node `n` are `items[item_starts[n] :
+            item_ends[n]]`.
         item_ends (`torch.Tensor` of shape `(num_nodes,)`): See `item_starts`.
         items (`torch.Tensor` of shape `(num_items,)`): Item indices by path; those that share a path in ascending order.
         depth_offsets (`torch.Tensor` of shape `(max_depth + 2,)`): First node of each depth, and the number of nodes.
@@ -134,7 +136,8 @@ class TokenTrie:
 
     @cached_property
     def forced_ends(self) -> Tensor:
-        """`(num_nodes,)`: the first node at or below each node that branches or is a leaf: where a chain of forced tokens ends."""
+        """`(num_nodes,)`: the first node at or below each node that branches or is a leaf: where a chain of forced tokens
+        ends."""
         ends = torch.arange(self.num_nodes, dtype=torch.int32, device=self.items.device)
         bounds = self.depth_offsets.tolist()
         for start, stop in reversed(list(zip(bounds[:-1], bounds[1:], strict=True))):
@@ -167,8 +170,8 @@ class TokenTrie:
     def children(self, nodes: Tensor, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """`tokens, next_nodes, legal`, each of shape `(*nodes.shape, C)`.
 
-        Entries that are not legal hold 0. C is the widest of `nodes`; a caller who knows a bound passes it as `width`, and nothing
-        is read back from the device. A leaf, or the node -1, has no children.
+        Entries that are not legal hold 0. C is the widest of `nodes`; a caller who knows a bound passes it as `width`, and
+        nothing is read back from the device. A leaf, or the node -1, has no children.
         """
         starts = self.row_offsets[nodes]
         counts = torch.where(nodes < 0, 0, self.row_offsets[nodes + 1] - starts)
@@ -191,8 +194,8 @@ class TokenTrie:
         return torch.where(found, low + 1, -1)
 
     def walk(self, token_ids: Tensor) -> Tensor:
-        """The nodes passed from the root: `(..., T)` tokens give `(..., T + 1)` nodes, entry `t` being where token `t` is chosen.
-        After the first illegal token all are -1."""
+        """The nodes passed from the root: `(..., T)` tokens give `(..., T + 1)` nodes, entry `t` being where token `t` is
+        chosen. After the first illegal token all are -1."""
         nodes = [torch.zeros(token_ids.shape[:-1], dtype=torch.int64, device=token_ids.device)]
         for tokens in token_ids.unbind(-1):
             nodes.append(self.advance(nodes[-1], tokens))
@@ -241,8 +244,8 @@ def _as_matrix(sequences: Any) -> Tensor:
 
 
 def _lexicographic_order(paths: Tensor, order: Tensor) -> Tensor:
-    """Rows by path, equal ones in the given order: stable sorts from the last columns to the first, as many columns at a time as
-    fit into 62 bits, which for semantic IDs is one sort in all."""
+    """Rows by path, equal ones in the given order: stable sorts from the last columns to the first, as many columns at a
+    time as fit into 62 bits, which for semantic IDs is one sort in all."""
     lows = paths.amin(0).tolist()
     bits = [(high - low).bit_length() for high, low in zip(paths.amax(0).tolist(), lows, strict=True)]
     column = len(bits)

@@ -1,6 +1,7 @@
 """A model and its tokenizer, by hub id, folder, or GGUF file.
 
-A GGUF file, or a folder with one and no `config.json`, is read through transformers' own conversion (it needs the package `gguf`).
+A GGUF file, or a folder with one and no `config.json`, is read through transformers' own conversion (it needs the package
+`gguf`).
 """
 
 from __future__ import annotations
