@@ -1,13 +1,14 @@
 """Tiny models and tokenizers, made here from nothing: no test reaches a hub."""
 
 import os
+from copy import deepcopy
 
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Gemma2Config,
@@ -25,7 +26,9 @@ from transformers import (
 )
 
 
-settings.register_profile("default", deadline=None, max_examples=30, print_blob=True)
+# Without the phase that explains a failure, which can take minutes.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+settings.register_profile("default", deadline=None, max_examples=30, print_blob=True, phases=PHASES)
 settings.load_profile("default")
 
 FAMILIES = {
@@ -82,3 +85,9 @@ def titles() -> list[str]:
 @pytest.fixture(scope="session")
 def tokenizer(titles: list[str]) -> PreTrainedTokenizerFast:
     return make_tokenizer(titles * 4)
+
+
+@pytest.fixture
+def tokenizer_copy(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """One that a test may change."""
+    return deepcopy(tokenizer)

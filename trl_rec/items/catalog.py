@@ -88,8 +88,10 @@ class ItemCatalog:
             raise ValueError("the catalogue has no group_column; name one when preparing the data")
         column = self.items[self.group_column].combine_chunks()
         if not pa.types.is_list(column.type):
-            column = Ragged.from_lengths(column.to_numpy(zero_copy_only=False), np.ones(len(self), np.int64)).to_arrow()
-        members = Ragged.from_arrow(column.fill_null([]))
+            present = column.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
+            members = Ragged.from_lengths(column.drop_null().to_numpy(zero_copy_only=False), present)
+        else:
+            members = Ragged.from_arrow(column.fill_null([]))
         names, groups = np.unique(members.values.astype(str), return_inverse=True)
         shares = np.zeros((len(self), len(names)), np.float32)
         np.add.at(shares, (members.row_ids, groups), 1 / np.maximum(members.lengths, 1)[members.row_ids])

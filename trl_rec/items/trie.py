@@ -25,8 +25,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from trl_rec.items.catalog import ItemCatalog
-
 
 @dataclass(frozen=True, eq=False)
 class TokenTrie:
@@ -73,9 +71,9 @@ class TokenTrie:
         return cls(**_levels(paths, order), items=items[order].to(torch.int32))
 
     @classmethod
-    def from_catalog(cls, catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, *, duplicates: str = "share") -> TokenTrie:
-        """The trie of `catalog.paths(tokenizer)`. Items whose surfaces are the same share a leaf, with one warning that counts
-        them, or are refused (`duplicates="refuse"`)."""
+    def from_catalog(cls, catalog: Any, tokenizer: PreTrainedTokenizerBase, *, duplicates: str = "share") -> TokenTrie:
+        """The trie of an `ItemCatalog`'s `paths(tokenizer)`. Items whose surfaces are the same share a leaf, with one warning
+        that counts them, or are refused (`duplicates="refuse"`)."""
         if duplicates not in ("share", "refuse"):
             raise ValueError(f"duplicates must be 'share' or 'refuse', not {duplicates!r}")
         paths = catalog.paths(tokenizer)

@@ -1,0 +1,154 @@
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import make_tokenizer
+from trl_rec.data import PromptFormat, build_rows
+from trl_rec.items import ItemCatalog
+from trl_rec.ragged import Ragged
+
+
+NUM_ITEMS = 12
+
+
+def make_format(surface: str, **options: Any) -> PromptFormat:
+    titles = [f"Pen {'x' * (index % 5)} {index}" for index in range(NUM_ITEMS)]
+    tokenizer = make_tokenizer(titles)
+    table = pa.table({"item_id": [str(index) for index in range(NUM_ITEMS)], "title": titles})
+    ids = Ragged.from_lists([[f"<a_{index % 4}>", f"<b_{index}>"] for index in range(NUM_ITEMS)], object)
+    catalog = ItemCatalog(table, surface=surface, semantic_ids=ids)
+    tokenizer.add_tokens(catalog.new_tokens)
+    return PromptFormat.for_catalog(catalog, tokenizer, **options)
+
+
+FORMATS = {surface: make_format(surface) for surface in ("item_token", "semantic_id")}
+FORMATS["title"] = make_format("title", head="Had:\n", tail="Next:\n")
+rows_of_items = st.lists(
+    st.tuples(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=3), st.lists(st.integers(0, NUM_ITEMS - 1), max_size=9)),
+    min_size=1,
+    max_size=4,
+).filter(lambda rows: any(targets for _, targets in rows))
+
+
+def make_split(rows: list[tuple[list[int], list[int]]], split: str = "train") -> Dataset:
+    columns = {
+        "user": pa.array(range(len(rows)), pa.int32()),
+        "history": pa.array([row[0] for row in rows], pa.list_(pa.int32())),
+        "targets": pa.array([row[1] for row in rows], pa.list_(pa.int32())),
+    }
+    return Dataset(pa.table(columns), split=split)
+
+
+def piece(prompt_format: PromptFormat, item: int) -> list[int]:
+    return prompt_format.pieces[item].tolist()
+
+
+@given(rows_of_items, st.sampled_from(sorted(FORMATS)), st.sampled_from([None, 28, 40]), st.sampled_from([None, 1, 3]))
+def test_one_row_a_target(rows: list, surface: str, max_length: int | None, max_history: int | None) -> None:
+    prompt_format, expected = FORMATS[surface], []
+    longest = int(prompt_format.paths.lengths.max())
+    for user, (history, targets) in enumerate(rows):
+        for place, target in enumerate(targets):
+            items = history + targets[:place]
+            items = items[len(items) - max_history :] if max_history and len(items) > max_history else items
+            fixed = len(prompt_format.head) + len(prompt_format.tail) + longest
+            while max_length and fixed + sum(len(piece(prompt_format, item)) for item in items) > max_length:
+                items = items[1:]
+            had = [token for item in items for token in piece(prompt_format, item)]
+            prompt = [*prompt_format.head, *had, *prompt_format.tail]
+            path = prompt_format.paths[target].tolist()
+            expected.append((user, prompt + path, [-100] * len(prompt) + path))
+    built = build_rows(make_split(rows), prompt_format, targets="last", max_length=max_length, max_history=max_history)
+    assert list(zip(built["user"], built["input_ids"], built["labels"], strict=True)) == expected
+    assert max_length is None or max(map(len, built["input_ids"])) <= max_length
+
+
+@given(rows_of_items, st.sampled_from(["item_token", "semantic_id"]), st.sampled_from([None, 5, 8, 60]))
+def test_every_target_is_learned_once_after_what_came_before(rows: list, surface: str, max_length: int | None) -> None:
+    prompt_format = FORMATS[surface]
+    built = build_rows(make_split(rows), prompt_format, targets="all", max_length=max_length)
+    learned: dict[int, list[int]] = {user: [] for user in range(len(rows))}
+    head = len(prompt_format.head)
+    for user, tokens, labels in zip(built["user"], built["input_ids"], built["labels"], strict=True):
+        assert max_length is None or len(tokens) <= max_length
+        assert tokens[:head] == prompt_format.head.tolist()
+        whole = [token for item in sum(rows[user], []) for token in prompt_format.paths[item].tolist()]
+        body = tokens[head:]
+        assert any(whole[start : start + len(body)] == body for start in range(len(whole) - len(body) + 1))
+        assert all(label in (-100, token) for token, label in zip(tokens, labels, strict=True))
+        learned[user] += [label for label in labels if label != -100]
+    for user, (_, targets) in enumerate(rows):
+        assert learned[user] == [token for item in targets for token in prompt_format.paths[item].tolist()]
+
+
+def test_long_sequences_overlap_by_half() -> None:
+    """With room for 4 items: targets 1-3 after item 0, then two new ones after two known ones each time."""
+    built = build_rows(make_split([([0], [1, 2, 3, 4, 5, 6])]), FORMATS["item_token"], targets="all", max_length=5)
+    paths = FORMATS["item_token"].paths
+    items = {int(paths[item][0]): item for item in range(NUM_ITEMS)}
+    assert [[items[token] for token in row[1:]] for row in built["input_ids"]] == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6]]
+    assert [[items.get(label) for label in row[1:]] for row in built["labels"]] == [
+        [None, 1, 2, 3],
+        [None, None, 4, 5],
+        [None, None, 6],
+    ]
+
+
+def test_an_instruction_prompt_reads_as_text(titles, tokenizer) -> None:
+    table = pa.table({"item_id": [str(index) for index in range(len(titles))], "title": titles})
+    prompt_format = PromptFormat.for_catalog(ItemCatalog(table), tokenizer)
+    prompt = prompt_format.encode(Ragged.from_lists([[3, 0]]))[0]
+    assert tokenizer.decode(prompt) == (
+        'A user has chosen these items, oldest first:\n"Red Pen"\n"Blue Pen, 12 Pack"\nThe item that the user chooses next:\n'
+    )
+
+
+def test_a_chat_template_wraps_the_prompt(titles, tokenizer_copy) -> None:
+    tokenizer_copy.chat_template = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}assistant:"
+    table = pa.table({"item_id": [str(index) for index in range(len(titles))], "title": titles})
+    options = {"head": "H ", "item": "{surface};", "chat_template": True}
+    prompt_format = PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, **options)
+    text = tokenizer_copy.decode(prompt_format.encode(Ragged.from_lists([[3]]))[0])
+    assert text == '<bos>user: H "Red Pen";The item that the user chooses next:\n<eos>assistant:'
+
+
+def test_compact_prompts_begin_with_a_token_even_without_history() -> None:
+    prompt_format = FORMATS["item_token"]
+    assert prompt_format.is_compact and not FORMATS["title"].is_compact
+    assert len(prompt_format.encode(Ragged.from_lists([[]]))[0]) == 1
+
+
+def test_bad_input_is_refused_with_one_sentence(titles, tokenizer_copy) -> None:
+    split = make_split([([0], [1, 2])])
+    for name in ("validation", "test"):
+        with pytest.raises(ValueError, match=f"training rows cannot come from the {name} split"):
+            build_rows(make_split([([0], [1])], name), FORMATS["item_token"])
+    with pytest.raises(ValueError, match="targets must be 'last' or 'all'"):
+        build_rows(split, FORMATS["title"], targets="some")
+    with pytest.raises(ValueError, match="needs items written without text between them"):
+        build_rows(split, FORMATS["title"], targets="all")
+    with pytest.raises(ValueError, match="max_history has no effect"):
+        build_rows(split, FORMATS["item_token"], targets="all", max_history=3)
+    with pytest.raises(ValueError, match="max_length 5 is too small"):
+        build_rows(split, FORMATS["title"], max_length=5)
+    with pytest.raises(ValueError, match="holds no target"):
+        build_rows(make_split([([0], [])]), FORMATS["title"])
+    table = pa.table({"item_id": ["0"], "title": ["Pen"]})
+    with pytest.raises(ValueError, match="must hold {surface}"):
+        PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, item="{title}")
+    with pytest.raises(ValueError, match="has no chat template"):
+        PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, chat_template=True)
+    tokenizer_copy.add_tokens(["<item_0>"])
+    tokenizer_copy.bos_token = tokenizer_copy.eos_token = None
+    with pytest.raises(ValueError, match="neither a BOS nor an EOS token"):
+        PromptFormat.for_catalog(ItemCatalog(table, surface="item_token"), tokenizer_copy)
+
+
+def test_ids_are_small_integers_for_arrow() -> None:
+    built = build_rows(make_split([([0], [1, 2])]), FORMATS["item_token"])
+    assert np.asarray(built["input_ids"][0]).dtype.kind == "i"

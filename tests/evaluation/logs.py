@@ -1,0 +1,29 @@
+"""Small splits made from users' sequences, in the two shapes that training rows come in."""
+
+import pyarrow as pa
+from datasets import Dataset, NamedSplit
+
+
+ITEMS = pa.list_(pa.int32())
+
+
+def make_split(rows, name="train"):
+    """A split of `(user, history, targets)` rows."""
+    users, histories, targets = zip(*rows, strict=True) if rows else ((), (), ())
+    columns = {"user": pa.array(users, pa.int32()), "history": pa.array(histories, ITEMS), "targets": pa.array(targets, ITEMS)}
+    return Dataset(pa.table(columns), split=NamedSplit(name))
+
+
+def whole_rows(sequences):
+    """One row a user: the first item, and all others as targets."""
+    return [(user, items[:1], items[1:]) for user, items in enumerate(sequences) if items]
+
+
+def windowed_rows(sequences, width):
+    """One row a prediction, as in windowed data: at most `width` items before it, users taking turns."""
+    rows = [
+        (step, user, items[max(0, step - width) : step], items[step : step + 1])
+        for user, items in enumerate(sequences)
+        for step in range(1, len(items))
+    ]
+    return [row[1:] for row in sorted(rows, key=lambda row: row[:2])]

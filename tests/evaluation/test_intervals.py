@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from trl_rec.evaluation import intervals
+from trl_rec.evaluation.intervals import bootstrap_interval, paired_comparison
+
+
+def resampled_by_index(values, num_resamples, seed):
+    rng = np.random.default_rng(seed)
+    return np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(num_resamples)])
+
+
+def test_the_law_is_that_of_resampling_users():
+    values = np.random.default_rng(1).choice([0, 0.3, 0.6, 1.0], 300)
+    expected = np.quantile(resampled_by_index(values, 4000, 2), [0.025, 0.975])
+    np.testing.assert_allclose(bootstrap_interval(values, num_resamples=4000), expected, atol=0.004)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng, covered = np.random.default_rng(3), 0
+    for seed in range(200):
+        low, high = bootstrap_interval(rng.random(80) < 0.3, num_resamples=300, level=0.8, seed=seed)
+        covered += low <= 0.3 <= high
+    assert 0.7 <= covered / 200 <= 0.9
+
+
+def test_one_seed_one_interval_whatever_the_order_of_users(monkeypatch):
+    values = np.random.default_rng(4).random(50)
+    interval = bootstrap_interval(values, seed=5)
+    assert bootstrap_interval(values[::-1], seed=5) == interval
+    assert bootstrap_interval(values, seed=6) != interval
+    monkeypatch.setattr(intervals, "DRAWS_IN_MEMORY", 500)  # chunks of ten resamples draw the same
+    assert bootstrap_interval(values, seed=5) == pytest.approx(interval)
+
+
+def test_equal_values_leave_no_width():
+    assert bootstrap_interval(np.full(10, 0.25)) == (0.25, 0.25)
+
+
+def test_paired_comparison_sees_a_difference_and_none():
+    rng = np.random.default_rng(7)
+    base, noise = rng.random(400), rng.normal(0, 0.1, 400)
+    better = paired_comparison(base + 0.03 + noise, base)
+    assert better.low < better.difference < better.high and better.low > 0 and better.p_value < 0.01
+    assert paired_comparison(base + noise - noise.mean(), base).p_value > 0.9
+    assert paired_comparison(base, base) == (0, 0, 0, 1)
+
+
+def test_paired_comparison_is_symmetric():
+    rng = np.random.default_rng(8)
+    a, b = rng.integers(0, 3, 200) / 2, rng.integers(0, 3, 200) / 2
+    one, other = paired_comparison(a, b, num_resamples=4000), paired_comparison(b, a, num_resamples=4000)
+    assert one.p_value == other.p_value
+    assert one.difference == -other.difference
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=0.01)
+
+
+def test_p_value_equals_that_of_all_sign_flips():
+    differences = np.array([0.5, 0.25, 0.25, -0.25, 1.0, 0.5, 0.0, 0.5])
+    signs = 1 - 2 * ((np.arange(256)[:, None] >> np.arange(8)) & 1)
+    exact = (np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12).mean()
+    assert paired_comparison(differences, np.zeros(8), num_resamples=20000).p_value == pytest.approx(exact, abs=0.01)
+
+
+def test_p_values_are_uniform_under_no_difference():
+    rng = np.random.default_rng(9)
+    p = np.array([paired_comparison(rng.normal(size=40), rng.normal(size=40), num_resamples=200).p_value for _ in range(200)])
+    assert 0.02 <= (p <= 0.1).mean() <= 0.2
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "message"),
+    [
+        ([0.1, np.nan], {}, "values, row 1: nan is no finite number"),
+        ([], {}, r"values has the shape \(0,\)"),
+        ([[0.1]], {}, r"values has the shape \(1, 1\)"),
+        ([0.1], {"level": 1.0}, "level=1.0"),
+        ([0.1], {"num_resamples": 0}, "num_resamples=0"),
+    ],
+)
+def test_bad_input_is_refused(values, settings, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(np.array(values), **settings)
+
+
+def test_runs_over_different_users_are_refused():
+    with pytest.raises(ValueError, match="a has 2 users and b has 3"):
+        paired_comparison(np.zeros(2), np.zeros(3))

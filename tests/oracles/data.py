@@ -1,0 +1,51 @@
+"""Preparing a log the slow way: one interaction at a time, in plain lists."""
+
+SPLITS = ("train", "validation", "test")
+
+
+def k_core(log, min_user, min_item):
+    """Throws out one user or one item at a time until all that are left have enough interactions."""
+    log = list(log)
+    while True:
+        for column, least in ((0, min_user), (1, min_item)):
+            keys = [row[column] for row in log]
+            few = next((key for key in keys if keys.count(key) < least), None)
+            if few is not None:
+                log = [row for row in log if row[column] != few]
+                break
+        else:
+            return log
+
+
+def sequences(log):
+    """Each user's interactions by time; equal times stay in the log's order."""
+    users = list(dict.fromkeys(row[0] for row in log))
+    return {user: sorted((row for row in log if row[0] == user), key=lambda row: row[2]) for user in users}
+
+
+def label_by_time(log):
+    """The split that each interaction belongs to."""
+    times = sorted(row[2] for row in log)
+    cuts = times[len(times) * 8 // 10], times[len(times) * 9 // 10]
+    return [SPLITS[(row[2] >= cuts[0]) + (row[2] >= cuts[1])] for row in log]
+
+
+def split(log, rule):
+    """Per split, `user -> (history, targets)`, both lists of interactions."""
+    if rule == "time":
+        labels = dict(zip([id(row) for row in log], label_by_time(log), strict=True))
+    rows = {name: {} for name in SPLITS}
+    for user, sequence in sequences(log).items():
+        if rule == "leave_one_out":
+            ends = len(sequence) - 2 if len(sequence) > 2 else len(sequence)
+            parts = {"train": sequence[:ends], "validation": sequence[ends : ends + 1], "test": sequence[ends + 1 :]}
+        else:
+            parts = {name: [row for row in sequence if labels[id(row)] == name] for name in SPLITS}
+        before = []
+        for name in SPLITS:
+            if name == "train" and parts[name]:
+                rows[name][user] = parts[name][:1], parts[name][1:]
+            elif before and parts[name]:
+                rows[name][user] = before, parts[name]
+            before = before + parts[name]
+    return rows

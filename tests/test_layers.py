@@ -1,0 +1,83 @@
+"""Imports run one way, and the light parts stay light: each in a fresh interpreter."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trl_rec
+
+
+PACKAGE = Path(trl_rec.__file__).parent
+# From the bottom up; a module may import from its own layer and from those above it in this list.
+LAYERS = [
+    ("losses",),
+    ("items.trie", "evaluation.metrics"),
+    ("items", "data"),
+    ("models", "decoding", "semantic_ids"),
+    ("trainer", "evaluation"),
+    ("schedule",),
+    ("scripts", "cli"),
+]
+
+
+def loaded_by(statement: str, names: tuple[str, ...]) -> list[str]:
+    code = f"import sys; {statement}; print(*[name for name in {names!r} if name in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+def layer(module: str) -> int | None:
+    matches = [
+        (len(name), index)
+        for index, names in enumerate(LAYERS)
+        for name in names
+        if module == name or module.startswith(f"{name}.")
+    ]
+    return max(matches)[1] if matches else None
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trl_rec."):
+            found |= {node.module.removeprefix("trl_rec."), *(f"{node.module[8:]}.{name.name}" for name in node.names)}
+    return found
+
+
+@pytest.mark.parametrize(
+    "names", ["trl_rec", "trl_rec.cli", "trl_rec.items, trl_rec.data, trl_rec.decoding, trl_rec.evaluation"]
+)
+def test_importing_the_package_loads_nothing_heavy(names: str) -> None:
+    assert loaded_by(f"import {names}", ("torch", "transformers", "trl", "datasets", "pyarrow", "numpy")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "refused"),
+    [
+        ("trl_rec.items.trie", ("transformers", "trl", "datasets", "pyarrow")),
+        ("trl_rec.evaluation.metrics", ("torch", "transformers", "trl", "datasets", "pyarrow")),
+        ("trl_rec.items.catalog", ("torch", "transformers", "trl", "datasets")),
+        ("trl_rec.data.readers", ("torch", "transformers", "trl")),
+    ],
+)
+def test_lower_layers_load_no_more_than_they_need(module: str, refused: tuple[str, ...]) -> None:
+    assert loaded_by(f"import {module}", refused) == []
+
+
+def test_no_module_imports_from_above() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        mine = layer(module)
+        for name in imports(path):
+            theirs = layer(name)
+            assert mine is None or theirs is None or theirs <= mine, f"{module} imports {name}, which stands above it"
+
+
+def test_every_public_name_resolves() -> None:
+    for name in dir(trl_rec):
+        assert getattr(trl_rec, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        trl_rec.nothing  # noqa: B018

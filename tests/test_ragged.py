@@ -1,0 +1,53 @@
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trl_rec.ragged import Ragged, join, within
+
+
+rows_of_numbers = st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8)
+
+
+def listed(ragged: Ragged) -> list[list[int]]:
+    return [ragged[row].tolist() for row in range(len(ragged))]
+
+
+@given(rows_of_numbers)
+def test_lists_and_arrow_come_back(rows: list[list[int]]) -> None:
+    ragged = Ragged.from_lists(rows)
+    assert listed(ragged) == rows
+    assert listed(Ragged.from_arrow(ragged.to_arrow())) == rows
+    assert ragged.row_ids.tolist() == [row for row, values in enumerate(rows) for _ in values]
+    assert within(ragged.lengths).tolist() == [place for values in rows for place in range(len(values))]
+
+
+def test_a_sliced_chunked_column_comes_back() -> None:
+    column = pa.chunked_array([pa.array([[1], [2, 3]], pa.list_(pa.int32())), pa.array([[], [4]], pa.list_(pa.int32()))])
+    assert listed(Ragged.from_arrow(column.slice(1, 3))) == [[2, 3], [], [4]]
+    assert listed(Ragged.from_arrow(column.slice(0, 0))) == []
+
+
+@given(rows_of_numbers, st.data())
+def test_rows_are_taken_cut_and_joined_like_lists(rows: list[list[int]], data: st.DataObject) -> None:
+    ragged = Ragged.from_lists(rows)
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=6)) if rows else []
+    assert listed(ragged.take(np.array(chosen, np.int64))) == [rows[row] for row in chosen]
+    stop = np.array([data.draw(st.integers(0, len(values))) for values in rows], np.int64)
+    start = np.array([data.draw(st.integers(0, int(end))) for end in stop], np.int64)
+    assert listed(ragged.slice(start, stop)) == [values[a:b] for values, a, b in zip(rows, start, stop, strict=True)]
+    assert listed(ragged.tail(2)) == [values[-2:] for values in rows]
+    assert listed(join(ragged, ragged.tail(1), ragged)) == [values + values[-1:] + values for values in rows]
+
+
+@given(rows_of_numbers)
+def test_flatten_replaces_each_value_by_its_row(rows: list[list[int]]) -> None:
+    inner = [[value] * (value % 3) for value in range(10)]
+    expected = [[piece for value in values for piece in inner[value]] for values in rows]
+    assert listed(Ragged.from_lists(rows).flatten(Ragged.from_lists(inner))) == expected
+
+
+def test_padding_by_hand() -> None:
+    ragged = Ragged.from_lists([[1, 2], [], [3]])
+    assert ragged.padded().tolist() == [[1, 2], [-1, -1], [3, -1]]
+    assert ragged.padded(fill=0, width=3, left=True).tolist() == [[0, 1, 2], [0, 0, 0], [0, 0, 3]]

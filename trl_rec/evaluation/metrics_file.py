@@ -1,0 +1,77 @@
+"""`metrics.json`: what was measured, how, and with which versions, so that a figure can be believed later."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trl_rec.evaluation.results import Evaluation
+
+
+PACKAGES = ("trl-rec", "trl", "transformers", "torch", "numpy")
+
+
+def write_metrics(
+    path: str | Path,
+    results: Mapping[str, Evaluation],
+    *,
+    split: str,
+    ks: Sequence[int],
+    exclude_history: bool,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes results to a JSON file that is either whole or not there: a temporary name beside it is renamed at the end.
+
+    Args:
+        path (`str` or `Path`): The file; its folder is made if need be, a file of that name is replaced.
+        results (`Mapping[str, Evaluation]`): Name of a recommender to what it reached, all over the same number of users.
+        split (`str`): The split measured on.
+        ks (`Sequence[int]`): Lengths that lists were cut at.
+        exclude_history (`bool`): Whether items of a user's history were never recommended.
+        settings (`Mapping[str, Any]`, *optional*): What else a figure depends on: beams, length penalty, dataset, seed.
+    """
+    content = {
+        "split": split,
+        "ks": list(ks),
+        "exclude_history": exclude_history,
+        "num_users": _num_users(results),
+        "settings": dict(settings or {}),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "results": {name: _entry(name, evaluation) for name, evaluation in results.items()},
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _num_users(results: Mapping[str, Evaluation]) -> int:
+    counts = {name: int(evaluation.metrics["num_users"]) for name, evaluation in results.items()}
+    if len(set(counts.values())) != 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none at all"
+        raise ValueError(f"results must be over the same users to stand in one file, and these are over: {told}")
+    return next(iter(counts.values()))
+
+
+def _entry(name: str, evaluation: Evaluation) -> dict[str, Any]:
+    for metric, value in evaluation.metrics.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{metric} of {name} is {value}; check the run before its figures are written")
+    return {
+        "metrics": dict(evaluation.metrics),
+        "intervals": {metric: list(interval) for metric, interval in evaluation.intervals.items()},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a checkout on the path that was never installed
+        return None

@@ -1,0 +1,61 @@
+"""`trl-rec evaluate`: the floors and, if one is given, a model, ranked and measured in the same way on the same rows.
+
+Under `accelerate launch -m trl_rec.scripts.evaluate` the users are divided over the processes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+
+from trl_rec.data import load
+from trl_rec.evaluation import evaluate_floors, evaluate_split, metrics_table, rank_split, write_metrics
+from trl_rec.models import load_model, load_tokenizer
+from trl_rec.scripts.parsing import parse
+
+
+@dataclass
+class EvaluateArguments:
+    """Keys of an `evaluate` recipe."""
+
+    dataset: str = field(metadata={"help": "dataset folder"})
+    output_dir: str = field(metadata={"help": "where metrics.json goes"})
+    model: str | None = field(default=None, metadata={"help": "model: hub id, folder or GGUF file; none: floors alone"})
+    surface: str = field(default="title", metadata={"help": "how the model writes items: title, item_token or semantic_id"})
+    split: str = field(default="test", metadata={"help": "validation or test"})
+    ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "lengths to cut the lists at"})
+    exclude_history: bool = field(default=True, metadata={"help": "never recommend what the user's history holds"})
+    num_beams: int | None = field(default=None, metadata={"help": "beam width; else the largest of ks"})
+    length_penalty: float = field(default=0.0, metadata={"help": "divide scores by length to this power"})
+    renormalize: bool = field(default=True, metadata={"help": "softmax over legal tokens rather than the vocabulary"})
+    batch_size: int = field(default=16, metadata={"help": "prompts a forward pass"})
+    max_length: int | None = field(default=None, metadata={"help": "most tokens of prompt and item"})
+    dtype: str = field(default="auto", metadata={"help": "the model's number format"})
+    seed: int = field(default=0, metadata={"help": "seed of the random floor and the bootstrap"})
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates, prints the table and writes `metrics.json`."""
+    arguments = parse(EvaluateArguments, argv, "evaluate")
+    dataset, measured = load(arguments.dataset), {"split": arguments.split, "ks": arguments.ks}
+    results = evaluate_floors(dataset, exclude_history=arguments.exclude_history, seed=arguments.seed, **measured)
+    if arguments.model is not None:
+        dataset = dataset.with_surface(arguments.surface)
+        model, tokenizer = load_model(arguments.model, dtype=arguments.dtype), load_tokenizer(arguments.model)
+        names = ("split", "num_beams", "exclude_history", "renormalize", "length_penalty", "batch_size", "max_length")
+        options = {name: getattr(arguments, name) for name in names}
+        ranked = rank_split(model, tokenizer, dataset, top_k=max(arguments.ks), **options)
+        results[Path(arguments.model).name] = evaluate_split(ranked, dataset, seed=arguments.seed, **measured)
+    if PartialState().is_main_process:
+        path = Path(arguments.output_dir) / "metrics.json"
+        write_metrics(path, results, exclude_history=arguments.exclude_history, settings=asdict(arguments), **measured)
+        history = "excluded" if arguments.exclude_history else "not excluded"
+        print(metrics_table(results, caption=f"{arguments.dataset}, {arguments.split} split, history {history}"))
+        print(f"\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,43 @@
+"""Arguments of a verb: a dataclass filled from `--config`, a YAML file or a shipped recipe's name, and from the command line.
+
+This is TRL's own parser, so unknown keys are errors and any key of a recipe can be overridden.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from trl import TrlParser
+
+import trl_rec
+
+
+Arguments = TypeVar("Arguments")
+
+
+def parse(kind: type[Arguments], argv: list[str], verb: str) -> Arguments:
+    """The verb's arguments, as an instance of the dataclass `kind`."""
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" in argv[:-1]:
+        place = argv.index("--config") + 1
+        argv[place] = str(find_recipe(argv[place]))
+    (arguments,) = TrlParser((kind,), prog=f"trl-rec {verb}").parse_args_and_config(argv)
+    return arguments
+
+
+def recipes_folder() -> Path:
+    """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
+    package = Path(trl_rec.__file__).parent
+    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """The file itself where `name` is one, else the shipped recipe of that name (`prepare/ml-100k`)."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = sorted(path.relative_to(recipes_folder()).with_suffix("").as_posix() for path in recipes_folder().rglob("*.yaml"))
+    raise ValueError(f"there is no file and no recipe {name!r}; the shipped recipes are {', '.join(names)}")
