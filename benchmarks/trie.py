@@ -1,0 +1,72 @@
+"""How `TokenTrie` scales: building from random 4-level semantic IDs, and looking up children, on one core.
+
+    python benchmarks/trie.py [--items 10000000] [--small 10000]
+
+Prints seconds and peak resident memory (input included), then the time of one `children` call over 320 random nodes of equal
+width (32 prompts x 10 beams) in the large trie over that in the small one. The last line is the same as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from statistics import median
+
+import torch
+
+from trl_rec.items import TokenTrie
+
+
+def semantic_ids(num_items: int) -> torch.Tensor:
+    """Uniform IDs of 4 levels of 256 codes, each level with tokens of its own."""
+    codes = torch.randint(0, 256, (num_items, 4), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    return codes + 256 * torch.arange(4, dtype=torch.int32)
+
+
+def lookup_seconds(tries: list[TokenTrie], width: int, calls: int = 200) -> list[float]:
+    """Median seconds of a `children` call over 320 nodes of `width` children, the tries taking turns, new nodes each time."""
+    pools = [(trie.row_offsets.diff() == width).nonzero().squeeze(1) for trie in tries]
+    generator = torch.Generator().manual_seed(0)
+    seconds: list[list[float]] = [[] for _ in tries]
+    for _ in range(calls):
+        for trie, pool, spent in zip(tries, pools, seconds, strict=True):
+            nodes = pool[torch.randint(0, len(pool), (320,), generator=generator)]
+            start = time.perf_counter()
+            trie.children(nodes, width)
+            spent.append(time.perf_counter() - start)
+    return [median(spent) for spent in seconds]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=10_000_000)
+    parser.add_argument("--small", type=int, default=10_000)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+
+    paths = semantic_ids(arguments.items)
+    start = time.perf_counter()
+    large = TokenTrie.from_sequences(paths)
+    built = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    size = sum(
+        tensor.nbytes for tensor in (large.row_offsets, large.child_tokens, large.item_starts, large.item_ends, large.items)
+    )
+    print(f"{large.num_items:,} items, {large.num_nodes:,} nodes: built in {built:.1f} s on one core")
+    print(f"peak resident memory {peak:.2f} GiB, of which input {paths.nbytes / 2**30:.2f} and trie {size / 2**30:.2f}")
+
+    small = TokenTrie.from_sequences(paths[: arguments.small])
+    ratios = {}
+    for width in (1, 2, 256):
+        few, many = lookup_seconds([small, large], width)
+        ratios[width] = many / few
+        print(
+            f"children of 320 nodes, {width} each: {many * 1e6:.0f} us, {many / few:.2f} of that at {small.num_items:,} items"
+        )
+    print(json.dumps({"seconds": built, "peak_gib": peak, "ratios": ratios}))
+
+
+if __name__ == "__main__":
+    main()

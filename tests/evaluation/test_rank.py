@@ -1,0 +1,108 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import make_model, make_tokenizer
+from trl_rec.data import PromptFormat, RecDataset, build_rows, prepare
+from trl_rec.decoding import rank_items
+from trl_rec.evaluation import rank_split
+from trl_rec.evaluation.inputs import split_rows
+from trl_rec.evaluation.rank import left_padded
+from trl_rec.items import TokenTrie
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
+    return prepare("toy", tmp_path_factory.mktemp("data") / "toy", toy_users=12, toy_items=50).with_surface("item_token")
+
+
+@pytest.fixture(scope="module")
+def saved(dataset: RecDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and a tokenizer that know the item tokens, in a folder."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = make_tokenizer(["a b"], vocab_size=300)
+    tokenizer.add_tokens(dataset.catalog.new_tokens)
+    tokenizer.save_pretrained(folder)
+    make_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    return folder
+
+
+def load_saved(folder: Path):
+    from trl_rec.models import load_model, load_tokenizer
+
+    return load_model(folder), load_tokenizer(folder)
+
+
+def test_each_row_is_ranked_as_if_alone(dataset: RecDataset, saved: Path) -> None:
+    model, tokenizer = load_saved(saved)
+    ranked = rank_split(model, tokenizer, dataset, top_k=5, batch_size=5)
+    prompts = PromptFormat.for_catalog(dataset.catalog, tokenizer).encode(split_rows(dataset.test, "history"))
+    trie = TokenTrie.from_catalog(dataset.catalog, tokenizer)
+    for row, history in enumerate(dataset.test["history"]):
+        prompt = left_padded(prompts.take(np.array([row])), tokenizer.pad_token_id)
+        alone = rank_items(model, prompt, trie, num_beams=5, exclude=[history])
+        assert ranked[row].tolist() == alone.items[0].tolist()
+        assert not set(ranked[row]) & set(history)
+
+
+def test_histories_come_back_when_asked_for(dataset: RecDataset, saved: Path) -> None:
+    model, tokenizer = load_saved(saved)
+    ranked = rank_split(model, tokenizer, dataset, top_k=len(dataset.catalog), exclude_history=False)
+    assert (np.sort(ranked, 1) == np.arange(len(dataset.catalog))).all()
+
+
+SHARDED = """
+import json, sys
+from trl_rec.data import load
+from trl_rec.evaluation import rank_split
+from trl_rec.models import load_model, load_tokenizer
+from accelerate import PartialState
+
+state = PartialState(cpu=True)
+ranked = rank_split(load_model(sys.argv[1]), load_tokenizer(sys.argv[1]), load(sys.argv[2]).with_surface("item_token"), top_k=4)
+with open(f"{sys.argv[3]}/{state.process_index}.json", "w") as file:
+    json.dump([state.num_processes, ranked.tolist()], file)
+state.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_rank_like_one(dataset: RecDataset, saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launch, tmp_path / "sharded.py", saved, dataset.path, tmp_path], check=True, timeout=300)
+    model, tokenizer = load_saved(saved)
+    expected = rank_split(model, tokenizer, dataset, top_k=4).tolist()
+    for process in range(2):
+        assert json.loads((tmp_path / f"{process}.json").read_text()) == [2, expected]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_rows_train_a_model_with_trl_that_then_recommends(
+    dataset: RecDataset, saved: Path, tmp_path: Path, targets: str
+) -> None:
+    """One user's sequence learned by heart: each next item of it comes first."""
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = load_saved(saved)
+    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer)
+    one_user = dataset.train.select([0]).flatten_indices()
+    rows = build_rows(one_user, prompt_format, targets=targets)
+    arguments = {"max_steps": 60, "per_device_train_batch_size": 32, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "logging_steps": 60, "save_strategy": "no"}
+    config = SFTConfig(str(tmp_path), gradient_checkpointing=False, max_length=None, **arguments, **quiet)
+    SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer).train()
+    sequence = dataset.train["history"][0] + dataset.train["targets"][0]
+    histories = [sequence[:place] for place in range(1, len(sequence))]
+    from trl_rec.ragged import Ragged
+
+    prompts = left_padded(prompt_format.encode(Ragged.from_lists(histories)), tokenizer.pad_token_id)
+    ranked = rank_items(model, prompts, TokenTrie.from_catalog(dataset.catalog, tokenizer), num_beams=1)
+    hits = ranked.items[:, 0] == torch.tensor(sequence[1:])
+    assert hits.float().mean() > 0.9
