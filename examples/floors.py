@@ -7,6 +7,8 @@ Without a network and without a copy in the cache it falls back to a toy world, 
 
 import argparse
 
+import datasets
+
 from trl_rec.data import FetchError, prepare
 from trl_rec.evaluation import evaluate_floors, metrics_table
 
@@ -17,6 +19,7 @@ def main() -> None:
     parser.add_argument("--output_dir", help="dataset folder to make or reuse; data/SOURCE by default")
     arguments = parser.parse_args()
 
+    datasets.disable_progress_bars()
     source = arguments.source
     try:
         dataset = prepare(source, arguments.output_dir or f"data/{source}")

@@ -40,3 +40,7 @@ def usage() -> str:
         "RECIPE is a YAML file, or a shipped one's name such as prepare/ml-100k; any key can be given on the command line.\n"
         "trl-rec VERB --help lists a verb's keys."
     )
+
+
+if __name__ == "__main__":
+    main()

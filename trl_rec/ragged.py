@@ -40,9 +40,9 @@ class Ragged:
     @classmethod
     def from_lists(cls, rows: Iterable[Sequence[Any]], dtype: Any = np.int64) -> Ragged:
         """Rows copied from Python sequences."""
-        rows = [np.asarray(row, dtype=dtype) for row in rows]
-        values = np.concatenate(rows) if rows else np.empty(0, dtype=dtype)
-        return cls.from_lengths(values, np.array([len(row) for row in rows], dtype=np.int64))
+        arrays = [np.asarray(row, dtype=dtype) for row in rows]
+        values = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
+        return cls.from_lengths(values, np.array([len(array) for array in arrays], dtype=np.int64))
 
     @classmethod
     def from_arrow(cls, column: pa.ChunkedArray | pa.Array) -> Ragged:

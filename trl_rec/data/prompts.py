@@ -136,7 +136,7 @@ def _in_chat(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) -> tuple[
         raise ValueError("chat_template is on, but the tokenizer has no chat template; turn it off")
     mark = "\N{OBJECT REPLACEMENT CHARACTER}"
     turn = [{"role": "user", "content": head + mark + tail}]
-    before, after = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True).split(mark)
+    before, after = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)).split(mark)
     return before, after
 
 

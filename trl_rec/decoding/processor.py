@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from trl_rec.decoding.beam import Excluded
+from trl_rec.decoding.excluded import Excluded
 from trl_rec.items.trie import TokenTrie
 
 

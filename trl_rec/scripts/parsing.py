@@ -22,7 +22,8 @@ def parse(kind: type[Arguments], argv: list[str], verb: str) -> Arguments:
     if "--config" in argv[:-1]:
         place = argv.index("--config") + 1
         argv[place] = str(find_recipe(argv[place]))
-    (arguments,) = TrlParser((kind,), prog=f"trl-rec {verb}").parse_args_and_config(argv)
+    # TRL types its parameter as a NewType that no class is an instance of
+    (arguments,) = TrlParser([kind], prog=f"trl-rec {verb}").parse_args_and_config(argv)  # type: ignore[list-item]
     return arguments
 
 

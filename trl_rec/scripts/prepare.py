@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, field
 
+import datasets
+
 from trl_rec.data import prepare
 from trl_rec.data.card import describe
 from trl_rec.scripts.parsing import parse
@@ -33,6 +35,7 @@ class PrepareArguments:
 def main(argv: list[str]) -> None:
     """Prepares, and prints what the folder holds."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    datasets.disable_progress_bars()  # one a split and an instant long; the log tells the phases
     arguments = parse(PrepareArguments, argv, "prepare")
     dataset = prepare(**asdict(arguments))
     print(describe(dataset.card))

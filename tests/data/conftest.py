@@ -1,0 +1,31 @@
+import os
+from pathlib import Path
+
+import datasets
+import pytest
+
+from trl_rec.data.readers.fetching import cache_folder
+from trl_rec.data.readers.ml_100k import find
+
+
+datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def ml_100k_folder():
+    folder = Path(os.environ.get("TRL_REC_ML100K") or cache_folder() / "ml-100k")
+    if not find(folder):
+        pytest.skip("ml-100k is not here: name its folder in TRL_REC_ML100K, or fetch it once")
+    return folder
+
+
+@pytest.fixture
+def shared_data():
+    def folder(name):
+        default = Path(__file__).parents[2].parent / "shared" / "data"
+        path = Path(os.environ.get("TRL_REC_DATA") or default) / name
+        if not path.is_dir():
+            pytest.skip(f"the folder {name} is not here: name the folder that holds it in TRL_REC_DATA")
+        return path
+
+    return folder

@@ -1,0 +1,124 @@
+"""Fetching without a network: downloads are played by bytes made here, and their checksums are set to fit."""
+
+import hashlib
+import io
+import subprocess
+import sys
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.data.readers.test_ml_100k import as_grouplens, as_recbole
+from trl_rec.data import FetchError, prepare
+from trl_rec.data.readers import fetching
+
+
+def zipped(folder, inside):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, f"{inside}/{path.name}")
+        archive.writestr(f"{inside}/README", "not to be kept")
+    return content.getvalue()
+
+
+@pytest.fixture
+def origins(tmp_path, monkeypatch):
+    """Both downloads as bytes; a cache of the test's own; no network until a test plays one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    archive = zipped(as_grouplens(tmp_path / "g"), "ml-100k")
+    wheel = zipped(as_recbole(tmp_path / "r"), "recbole/dataset_example/ml-100k")
+    monkeypatch.setattr(fetching, "ZIP_SHA256", hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(fetching, "WHEEL_SHA256", hashlib.sha256(wheel).hexdigest())
+    monkeypatch.setattr(fetching, "RATINGS_SHA256", hashlib.sha256((tmp_path / "g" / "u.data").read_bytes()).hexdigest())
+    play_grouplens(monkeypatch, None)
+    play_pip(monkeypatch, None)
+    return archive, wheel
+
+
+def play_grouplens(monkeypatch, content):
+    def urlopen(url, timeout):
+        assert url.endswith("/ml-100k.zip") and timeout <= 10
+        if content is None:
+            raise OSError("unreachable")
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+
+
+def play_pip(monkeypatch, content):
+    def run(command, **_):
+        assert command[0] == sys.executable and "--no-deps" in command and command[-1] == "recbole==1.2.1"
+        if content is not None:
+            Path(command[command.index("--dest") + 1], "recbole-1.2.1-py3-none-any.whl").write_bytes(content)
+        return subprocess.CompletedProcess(command, int(content is None), "", "ERROR: first\nERROR: no matching distribution\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def cached(tmp_path):
+    return sorted(path.name for path in (tmp_path / "cache").rglob("*"))
+
+
+def test_grouplens_is_asked_first_and_only_once(tmp_path, monkeypatch, origins):
+    play_grouplens(monkeypatch, origins[0])
+    dataset = prepare("ml-100k", tmp_path / "out")
+    assert dataset.card["num_interactions"] == 5 and set(dataset.card["sources"]) == {"u.data", "u.item", "u.user"}
+    assert cached(tmp_path) == ["ml-100k", "trl-rec", "u.data", "u.item", "u.user"]
+    play_grouplens(monkeypatch, None)
+    assert prepare("ml-100k", tmp_path / "again").card == dataset.card
+
+
+def test_else_the_wheel(tmp_path, monkeypatch, origins):
+    play_pip(monkeypatch, origins[1])
+    assert prepare("ml-100k", tmp_path / "out").catalog.titles[0] == "Toy Story (1995)"
+    assert cached(tmp_path) == ["ml-100k", "ml-100k.inter", "ml-100k.item", "ml-100k.user", "trl-rec"]
+
+
+def test_a_damaged_cache_is_fetched_anew(tmp_path, monkeypatch, origins):
+    play_pip(monkeypatch, origins[1])
+    path = fetching.ml_100k_folder() / "ml-100k.inter"
+    content = path.read_bytes()
+    path.write_bytes(content[:-3])
+    assert (fetching.ml_100k_folder() / "ml-100k.inter").read_bytes() == content
+
+
+def test_another_process_that_was_quicker(tmp_path, monkeypatch, origins):
+    play_pip(monkeypatch, origins[1])
+
+    def rename(path, target):
+        as_grouplens(target)
+        raise OSError("directory not empty")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert (fetching.ml_100k_folder() / "u.data").is_file()
+    assert cached(tmp_path) == ["ml-100k", "trl-rec", "u.data", "u.item", "u.user"]
+
+
+def test_nothing_reachable(tmp_path, origins):
+    message = r"nor as a wheel \(GroupLens: unreachable; the wheel of recbole: pip download ended with 1: ERROR: no matching"
+    with pytest.raises(FetchError, match=message) as error:
+        prepare("ml-100k", tmp_path / "out")
+    assert isinstance(error.value, ValueError) and "\n" not in str(error.value)
+    assert cached(tmp_path) == [] and not (tmp_path / "out").exists()
+
+
+def test_other_bytes_than_published_are_refused(tmp_path, monkeypatch, origins):
+    play_grouplens(monkeypatch, origins[1])
+    play_pip(monkeypatch, origins[0])
+    with pytest.raises(
+        FetchError, match="ml-100k.zip has the sha256 .* not .*; the wheel of recbole: recbole-1.2.1.* has the sha256"
+    ):
+        fetching.ml_100k_folder()
+    monkeypatch.setattr(fetching, "RATINGS_SHA256", "0" * 64)
+    play_grouplens(monkeypatch, origins[0])
+    with pytest.raises(FetchError, match="GroupLens: the ratings differ from those published"):
+        fetching.ml_100k_folder()
+    assert cached(tmp_path) in ([], ["trl-rec"])
+
+
+def test_the_published_ratings(ml_100k_folder):
+    ratings = next(path for name in ("u.data", "ml-100k.inter") if (path := ml_100k_folder / name).is_file())
+    assert fetching._ratings_sha256(ratings.read_bytes()) == fetching.RATINGS_SHA256

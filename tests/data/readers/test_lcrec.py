@@ -1,0 +1,90 @@
+import json
+
+import pytest
+
+from tests.data.sources import rows_of
+from trl_rec.data import prepare
+
+
+INTER = {"u": [0, 2, 1, 3], "v": [1], "w": [3, 0, 1]}
+ITEM = {
+    "0": {"title": "Soap", "brand": "A", "categories": ["Bath", "Gift"]},
+    "1": {"title": "", "brand": None, "categories": []},
+    "2": {"title": "Brush\nset", "brand": "B", "categories": ["Hair"]},
+    "3": {"title": "Comb", "brand": "B", "categories": ["Hair"]},
+}
+INDEX = {"0": ["<a_1>", "<b_2>"], "1": ["<a_1>", "<b_3>"], "2": ["<a_2>"], "3": ["<a_3>", "<b_1>", "<c_0>"]}
+
+
+def write(folder, **files):
+    folder.mkdir()
+    for part, content in ({"inter": INTER, "item": ITEM} | files).items():
+        if content is not None:
+            (folder / f"X.{part}.json").write_text(json.dumps(content) if not isinstance(content, str) else content)
+    return folder
+
+
+def test_files(tmp_path):
+    dataset = prepare(write(tmp_path / "source", index=INDEX), tmp_path / "out", group_column="categories")
+    assert rows_of(dataset, "test") == {"u": (["0", "2", "1"], ["3"]), "w": (["3", "0"], ["1"])}
+    assert rows_of(dataset, "train")["v"] == (["1"], [])
+    assert dataset.test["timestamp"][:] == [3, 2]
+    assert dataset.catalog.titles == ["Soap", "item 1", "Brush set", "Comb"]
+    assert dataset.catalog.items["brand"].to_pylist() == ["A", None, "B", "B"]
+    assert dataset.catalog.with_surface("semantic_id").surfaces == ["<a_1><b_2>", "<a_1><b_3>", "<a_2>", "<a_3><b_1><c_0>"]
+    assert dataset.catalog.group_shares()[0] == ["Bath", "Gift", "Hair"]
+    assert dataset.card["notes"] == [
+        "the source has no timestamps: they are positions in each user's list",
+        "items with an empty title, called by their id: 1",
+    ]
+
+
+def test_items_without_a_group_are_in_none(tmp_path):
+    catalog = prepare(write(tmp_path / "source"), tmp_path / "out", group_column="brand").catalog
+    assert catalog.group_shares()[0] == ["A", "B"] and catalog.group_shares()[1].sum(1).tolist() == [1, 0, 1, 1]
+
+
+def test_semantic_ids_follow_the_items_that_are_left(tmp_path):
+    dataset = prepare(
+        write(tmp_path / "source", index=INDEX), tmp_path / "out", min_item_interactions=2, min_user_interactions=3
+    )
+    assert dataset.catalog.ids == ["0", "1", "3"]
+    assert dataset.catalog.with_surface("semantic_id").surfaces == ["<a_1><b_2>", "<a_1><b_3>", "<a_3><b_1><c_0>"]
+
+
+def test_without_items_titles_are_ids(tmp_path):
+    dataset = prepare(write(tmp_path / "source", item=None), tmp_path / "out")
+    assert dataset.catalog.titles == ["0", "2", "1", "3"] and dataset.catalog.semantic_ids is None
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "message"),
+    [
+        ({}, {"split": "time"}, "the source holds no timestamps to split by; use split leave_one_out"),
+        ({"inter": {"u": [0, 9]}}, {}, "X.inter.json, row 2: item '9' is not in X.item.json"),
+        ({"inter": {"u": 3}}, {}, "X.inter.json: user 'u' has no list of items but 3"),
+        ({"inter": {}}, {}, "X.inter.json holds no rows"),
+        ({"inter": "{oops"}, {}, "X.inter.json is not JSON .line 1"),
+        ({"item": {"0": {"name": "x"}}}, {}, "X.item.json: item '0' has no title; add one"),
+        ({"index": {"0": ["<a_1>"]}}, {}, "X.index.json holds no tokens for item '1'"),
+        ({"item": None, "index": INDEX}, {}, "X.index.json has no item file beside it"),
+        ({}, {"group_column": "colour"}, "no item column 'colour' to group by: X.item.json has only item_id, title, brand"),
+    ],
+)
+def test_bad_files(tmp_path, files, arguments, message):
+    source = write(tmp_path / "source", **files)
+    with pytest.raises(ValueError, match=message):
+        prepare(source, tmp_path / "out", **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_beauty(tmp_path, shared_data):
+    dataset = prepare(shared_data("beauty"), tmp_path / "out")
+    card = dataset.card
+    assert (card["num_users"], card["num_items"], card["num_interactions"]) == (22_363, 12_101, 198_502)
+    assert card["rows"] == {"train": 22_363, "validation": 22_363, "test": 22_363} and card["tied_timestamps"] == 0
+    assert dataset.catalog.semantic_ids.lengths.tolist() == [4] * 12_101
+    source = json.loads((shared_data("beauty") / "Beauty.inter.json").read_text())
+    expected = {user: (list(map(str, items[:-1])), [str(items[-1])]) for user, items in source.items()}
+    same = rows_of(dataset, "test") == expected
+    assert same  # apart, so that pytest does not explain a difference of thousands of rows

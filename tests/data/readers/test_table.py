@@ -1,0 +1,98 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.sources import ITEMS, LOG, rows_of, write_csv, write_table
+from trl_rec.data import prepare
+
+
+def columns_of(rows, names):
+    return pa.table([list(column) for column in zip(*rows, strict=True)], names=names)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_parquet_and_json_lines_equal_csv(tmp_path, suffix):
+    names = {"interactions": ["user_id", "item_id", "timestamp", "rating"], "items": ["item_id", "title"]}
+    (tmp_path / "source").mkdir()
+    for kind, rows in (("interactions", LOG), ("items", ITEMS)):
+        table, path = columns_of(rows, names[kind]), tmp_path / "source" / f"{kind}.{suffix}"
+        if suffix == "parquet":
+            pq.write_table(table, path)
+        else:
+            path.write_text("\n".join(json.dumps(row) for row in table.to_pylist()))
+    expected = prepare(write_table(tmp_path / "csv"), tmp_path / "expected")
+    found = prepare(tmp_path / "source", tmp_path / "found")
+    assert found.card["fingerprint"] == expected.card["fingerprint"]
+    assert found.interactions.equals(expected.interactions)
+    assert found.test.to_list() == expected.test.to_list()
+
+
+def test_columns_of_other_names(tmp_path):
+    log = [("ignored", *row, "a long review\nof two lines") for row in LOG]
+    source = write_table(tmp_path / "source", log, None, header=("user_id", "customer", "product", "time", "stars", "review"))
+    write_csv(source / "items.csv", ("product", "name", "title", "price"), [(item, name, "Dr", 3) for item, name in ITEMS])
+    names = {"user_id": "customer", "item_id": "product", "timestamp": "time", "rating": "stars", "title": "name"}
+    dataset = prepare(source, tmp_path / "out", columns=names)
+    expected = prepare(write_table(tmp_path / "plain"), tmp_path / "expected")
+    assert rows_of(dataset, "test") == rows_of(expected, "test") and dataset.interactions.equals(expected.interactions)
+    assert dataset.catalog.items.column_names == ["item_id", "title", "price"] and dataset.catalog.titles[0] == "Apple"
+
+
+def test_line_breaks_in_a_file_of_several_blocks(tmp_path):
+    review = "line\n" * 50
+    log = [(f"u{row // 4}", "abcd"[row % 4], row, 1, review) for row in range(10_000)]
+    source = write_table(tmp_path / "source", log, header=("user_id", "item_id", "timestamp", "rating", "review"))
+    assert prepare(source, tmp_path / "out").card["num_interactions"] == 10_000
+
+
+def test_a_column_that_is_nowhere_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="columns maps rating to 'stars', which is in none of interactions.csv, items.csv"):
+        prepare(write_table(tmp_path / "source"), tmp_path / "out", columns={"rating": "stars"})
+
+
+def test_groups_are_split(tmp_path):
+    source = write_table(tmp_path / "source", users=[("u3", 30), ("u2", 20), ("u1", 10)])
+    write_csv(
+        source / "items.csv",
+        ("item_id", "title", "kinds"),
+        [(*item, kinds) for item, kinds in zip(ITEMS, "x|y,,y,x | z,y".split(","), strict=True)],
+    )
+    dataset = prepare(source, tmp_path / "out", group_column="kinds")
+    names, shares = dataset.catalog.group_shares()
+    assert names == ["x", "y", "z"] and shares.tolist() == [[0.5, 0.5, 0], [0, 0, 0], [0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]]
+    assert dataset.users.to_pydict() == {"user_id": ["u3", "u2", "u1"], "age": [30, 20, 10]}  # the table's order
+    assert rows_of(dataset, "test")["u1"] == (["b", "a", "c"], ["d"])
+    other = prepare(source, tmp_path / "other", group_column="kinds", group_separator="/")
+    assert other.catalog.group_shares()[0] == ["x | z", "x|y", "y"]
+
+
+def test_group_column_must_exist(tmp_path):
+    with pytest.raises(ValueError, match="no item column 'kinds' to group by: items.csv has only item_id, title"):
+        prepare(write_table(tmp_path / "source"), tmp_path / "out", group_column="kinds")
+    with pytest.raises(ValueError, match="no item column 'kinds' to group by: there is no item table"):
+        prepare(write_table(tmp_path / "bare", items=None), tmp_path / "out", group_column="kinds")
+
+
+def test_two_files_of_one_table_are_refused(tmp_path):
+    source = write_table(tmp_path / "source")
+    pq.write_table(columns_of(ITEMS, ["item_id", "title"]), source / "items.parquet")
+    with pytest.raises(ValueError, match="holds items.csv and items.parquet; leave one of them"):
+        prepare(source, tmp_path / "out")
+
+
+def test_broken_parquet_is_refused(tmp_path):
+    source = write_table(tmp_path / "source")
+    (source / "interactions.csv").unlink()
+    (source / "interactions.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match="interactions.parquet cannot be read"):
+        prepare(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_quoted_headers_byte_order_mark_and_text_that_looks_like_null(tmp_path):
+    source = write_table(tmp_path / "source", items=None)
+    text = '\ufeff"item_id","title","note, long"\r\na,NA,1\r\nb,null,2\r\nc,"3",3\r\nd,nan,4\r\n'
+    (source / "items.csv").write_text(text, encoding="utf-8")
+    assert prepare(source, tmp_path / "out").catalog.titles == ["NA", "null", "3", "nan"]

@@ -1,0 +1,42 @@
+"""Small sources written to disk, and what a prepared dataset holds, in ids again."""
+
+import csv
+
+
+LOG = [  # user, item, timestamp, rating
+    ("u1", "b", 1, 5),
+    ("u2", "a", 2, 4),
+    ("u1", "a", 3, 3),
+    ("u1", "c", 3, 2),
+    ("u2", "c", 4, 1),
+    ("u1", "d", 5, 5),
+    ("u2", "b", 6, 4),
+    ("u3", "a", 7, 3),
+]
+ITEMS = [("a", "Apple"), ("b", "Bread"), ("c", "Cheese"), ("d", "Dates"), ("e", "Eggs")]
+
+
+def write_csv(path, header, rows):
+    """A CSV file; text is quoted where it must be."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def write_table(folder, log=LOG, items=ITEMS, users=None, header=("user_id", "item_id", "timestamp", "rating")):
+    """A source of the format `table`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "interactions.csv", header, log)
+    if items is not None:
+        write_csv(folder / "items.csv", ("item_id", "title"), items)
+    if users is not None:
+        write_csv(folder / "users.csv", ("user_id", "age"), users)
+    return folder
+
+
+def rows_of(dataset, split):
+    """`user -> (history, targets)` of a split with one row a user, as ids."""
+    users, items = dataset.users["user_id"].to_pylist(), dataset.catalog.ids
+    return {
+        users[row["user"]]: ([items[item] for item in row["history"]], [items[item] for item in row["targets"]])
+        for row in getattr(dataset, split).to_list()
+    }

@@ -1,0 +1,185 @@
+"""Bad input: each is one sentence that names file and row, and nothing is written."""
+
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.data.sources import ITEMS, LOG, write_csv, write_table
+from trl_rec.data import prepare
+from trl_rec.data.columns import interactions_table, items_table, seconds, split_lists
+
+
+HEADER = ("user_id", "item_id", "timestamp", "rating")
+
+
+def replaced(row, column, value):
+    """The log with one cell replaced; rows count from 1."""
+    return [
+        tuple(value if (i, name) == (row, column) else cell for name, cell in zip(HEADER, cells, strict=True))
+        for i, cells in enumerate(LOG, 1)
+    ]
+
+
+BAD_LOGS = {
+    "empty user": (replaced(4, "user_id", ""), "interactions.csv, row 4: the user_id is empty; fill it in"),
+    "blank item": (replaced(7, "item_id", "  "), "interactions.csv, row 7: the item_id is empty; fill it in"),
+    "unknown item": (replaced(3, "item_id", "x"), "interactions.csv, row 3: item 'x' is not in items.csv; add it there"),
+    "text as time": (
+        replaced(6, "timestamp", "noon"),
+        "interactions.csv, row 6: the timestamp 'noon' is neither a number nor ISO",
+    ),
+    "first time bad": (
+        replaced(1, "timestamp", "noon"),
+        "interactions.csv, row 1: the timestamp 'noon' is neither a number nor",
+    ),
+    "no time": (replaced(8, "timestamp", ""), "interactions.csv, row 8: the timestamp '' is neither a number nor ISO 8601"),
+    "infinite time": (replaced(2, "timestamp", "inf"), "interactions.csv, row 2: the timestamp 'inf' is neither"),
+    "NaN rating": (
+        replaced(5, "rating", "nan"),
+        "interactions.csv, row 5: the rating 'nan' is not a finite number; correct it",
+    ),
+    "infinite rating": (replaced(5, "rating", "-inf"), "interactions.csv, row 5: the rating '-inf' is not a finite number"),
+    "huge rating": (replaced(5, "rating", "1e39"), "interactions.csv, row 5: the rating '1e39' is out of float32's range"),
+    "no rating": (replaced(2, "rating", ""), "interactions.csv, row 2: the rating '' is not a finite number"),
+    "rating in words": (replaced(1, "rating", "good"), "interactions.csv, row 1: the rating 'good' is not a finite number"),
+    "no rows": ([], "interactions.csv holds no rows"),
+    "ragged": ([*LOG, ("u", "a")], "interactions.csv cannot be read: .*Expected 4 columns, got 2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LOGS)
+def test_bad_interactions(tmp_path, name):
+    log, message = BAD_LOGS[name]
+    refuse(write_table(tmp_path / "source", log), message)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([*ITEMS, ("b", "Butter")], "items.csv, row 6: the item_id 'b' occurs more than once; keep one of its rows"),
+        ([*ITEMS, ("", "Butter")], "items.csv, row 6: the item_id is empty"),
+        ([*ITEMS, ("f", " \n ")], "items.csv, row 6: item 'f' has an empty title; give it one"),
+        ([], "items.csv holds no rows"),
+    ],
+)
+def test_bad_items(tmp_path, items, message):
+    refuse(write_table(tmp_path / "source", items=items), message)
+
+
+@pytest.mark.parametrize(
+    ("users", "message"),
+    [
+        ([("u1", 3), ("u2", 4)], "interactions.csv, row 8: user 'u3' is not in users.csv; add it there"),
+        ([("u1", 3), ("u2", 4), ("u3", 5), ("u2", 6)], "users.csv, row 4: the user_id 'u2' occurs more than once"),
+    ],
+)
+def test_bad_users(tmp_path, users, message):
+    refuse(write_table(tmp_path / "source", users=users), message)
+
+
+@pytest.mark.parametrize("missing", HEADER[:3])
+def test_missing_columns(tmp_path, missing):
+    header = [name if name != missing else "other" for name in HEADER]
+    refuse(
+        write_table(tmp_path / "source", header=header),
+        f"interactions.csv has no column {missing}, only .*; map it with columns",
+    )
+
+
+def test_item_table_without_titles(tmp_path):
+    source = write_table(tmp_path / "source")
+    write_csv(source / "items.csv", ("item_id", "name"), ITEMS)
+    refuse(source, "items.csv has no column title, only item_id, name; map it")
+
+
+def test_a_column_given_twice(tmp_path):
+    header = ("user_id", "item_id", "timestamp", "timestamp")
+    refuse(write_table(tmp_path / "source", header=header), "interactions.csv has more than one column timestamp")
+
+
+def test_empty_file(tmp_path):
+    source = write_table(tmp_path / "source")
+    (source / "interactions.csv").write_text("")
+    refuse(source, "interactions.csv is empty; give a file with a header")
+
+
+def test_text_that_is_not_utf_8(tmp_path):
+    source = write_table(tmp_path / "source")
+    (source / "items.csv").write_bytes("item_id,title\na,Café\n".encode("latin-1"))
+    refuse(source, "items.csv is not UTF-8 text; convert it")
+
+
+def test_missing_source(tmp_path):
+    with pytest.raises(ValueError, match="nowhere is not a folder; give the source's folder"):
+        prepare(tmp_path / "nowhere", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def refuse(source, message):
+    with pytest.raises(ValueError, match=message) as error:
+        prepare(source, source.parent / "deeper" / "out")
+    assert "\n" not in str(error.value)
+    assert [path.name for path in source.parent.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["1", " 2.5 ", "1e3"], [1, 2.5, 1000]),
+        ([1, 2], [1, 2]),
+        (["1970-01-02", "1970-01-03"], [86400, 172800]),
+        (["1970-01-01T00:00:01", "1970-01-01 00:00:02.5"], [1, 2.5]),
+        (["1970-01-01T00:00:01Z", "1970-01-01T01:00:01+01:00"], [1, 1]),
+        ([datetime.datetime(1970, 1, 1, 0, 1)], [60]),
+        ([datetime.datetime(1970, 1, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=1)))], [0]),
+        ([datetime.date(1970, 1, 2)], [86400]),
+    ],
+)
+def test_seconds(values, expected):
+    found = seconds(pa.chunked_array([values]), "log.csv")
+    assert found.type == pa.float64() and found.to_pylist() == expected
+
+
+def test_seconds_names_the_row_that_does_not_parse_across_chunks():
+    for row in range(9):
+        texts = ["2020-01-01"] * 9
+        texts[row] = "2020-13-01"
+        if row:  # the first value decides how all are read
+            with pytest.raises(ValueError, match=f"log.csv, row {row + 1}: the timestamp '2020-13-01'"):
+                seconds(pa.chunked_array([texts[:4], texts[4:]]), "log.csv")
+
+
+def test_null_cells_are_refused():
+    columns = {"user_id": ["u", None], "item_id": ["a", "b"], "timestamp": [1.0, 2.0]}
+    with pytest.raises(ValueError, match="log, row 2: the user_id is empty"):
+        interactions_table(pa.table(columns), "log")
+    columns |= {"user_id": ["u", "v"], "timestamp": [1.0, None]}
+    with pytest.raises(ValueError, match="log, row 2: the timestamp None is neither"):
+        interactions_table(pa.table(columns), "log")
+
+
+def test_ids_of_numbers_become_text_and_leading_zeros_stay(tmp_path):
+    columns = {"user_id": [7, 8], "item_id": ["007", "7"], "timestamp": np.array([1, 2]), "rating": [1, 2]}
+    table = interactions_table(pa.table(columns), "log")
+    assert table["user_id"].to_pylist() == ["7", "8"] and table["item_id"].to_pylist() == ["007", "7"]
+    assert table.schema.types == [pa.string(), pa.string(), pa.float64(), pa.float32()]
+
+
+def test_titles_are_one_line():
+    items = items_table(pa.table({"item_id": ["1"], "title": [" A\n  title\u00a0 of\tparts\u2028"], "price": [3]}), "items")
+    assert items.to_pylist() == [{"item_id": "1", "title": "A title of parts", "price": 3}]
+
+
+def test_a_semantic_id_must_be_a_list():
+    with pytest.raises(ValueError, match="items: the column semantic_id must hold lists of tokens; rename it"):
+        items_table(pa.table({"item_id": ["1"], "title": ["A"], "semantic_id": ["<a_1>"]}), "items")
+
+
+def test_split_lists():
+    column = pa.chunked_array([["a|b", "", None], [" c ||d", "|"]], pa.string())
+    assert split_lists(column, "|").to_pylist() == [["a", "b"], [], [], ["c", "d"], []]
+    large = pa.chunked_array([[[1, 2], []]], pa.large_list(pa.int64()))
+    assert split_lists(large, "|").type == pa.list_(pa.string()) and split_lists(large, "|").to_pylist() == [["1", "2"], []]
+    assert split_lists(column[1:4], "|").to_pylist() == [[], [], ["c", "d"]]

@@ -1,0 +1,94 @@
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from tests.data.sources import write_table
+from trl_rec.data import RecDataset, load, prepare
+from trl_rec.data.dataset import save
+from trl_rec.items import ItemCatalog
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    return prepare(write_table(tmp_path / "source"), tmp_path / "out")
+
+
+def test_load_gives_what_prepare_gave(prepared):
+    loaded = load(str(prepared.path))
+    assert isinstance(loaded, RecDataset) and loaded.path == prepared.path and loaded.card == prepared.card
+    assert loaded.catalog.fingerprint == prepared.catalog.fingerprint and loaded.users.equals(prepared.users)
+    for name in ("train", "validation", "test"):
+        assert getattr(loaded, name).to_list() == getattr(prepared, name).to_list() and str(getattr(loaded, name).split) == name
+
+
+def test_interactions_are_read_when_asked_for(prepared):
+    loaded = load(prepared.path)
+    (prepared.path / "interactions.parquet").rename(prepared.path / "elsewhere")
+    with pytest.raises(FileNotFoundError):
+        _ = loaded.interactions
+    (prepared.path / "elsewhere").rename(prepared.path / "interactions.parquet")
+    assert loaded.interactions.num_rows == 8
+
+
+def test_a_folder_without_a_card_is_refused(prepared):
+    (prepared.path / "card.json").unlink()
+    with pytest.raises(
+        ValueError, match="out is incomplete or not a dataset folder .card.json is missing.; run trl-rec prepare"
+    ):
+        load(prepared.path)
+
+
+def test_a_card_of_something_else_is_refused(prepared):
+    (prepared.path / "card.json").write_text(json.dumps({"model": "a card too"}))
+    with pytest.raises(ValueError, match="card.json is not the card of a dataset"):
+        load(prepared.path)
+
+
+def test_another_catalogue_is_refused(prepared):
+    items = prepared.catalog.items
+    ItemCatalog(items.take(pa.array([1, 0, 2, 3, 4]))).save(prepared.path / "catalog")
+    with pytest.raises(ValueError, match="the catalogue is not the one that the card tells of"):
+        load(prepared.path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("targets", [5], "targets of the test split runs from 1 to 5, but there are 5"),
+        ("history", [0, -1], "history of the test split runs from -1 to 2, but there are 5"),
+        ("user", 3, "user of the test split runs from 1 to 3, but there are 3"),
+    ],
+)
+def test_indices_outside_are_refused(prepared, tmp_path, column, value, message):
+    rows = prepared.test.to_list()
+    rows[0][column] = value
+    table = pa.Table.from_pylist(rows, prepared.test.data.table.schema)
+    Dataset(table, split="test").save_to_disk(str(tmp_path / "changed"))
+    for file in (tmp_path / "changed").iterdir():
+        file.replace(prepared.path / "test" / file.name)
+    with pytest.raises(ValueError, match=message):
+        load(prepared.path)
+
+
+def test_what_the_folder_holds(prepared):
+    assert sorted(path.name for path in prepared.path.iterdir()) == [
+        *("card.json", "catalog", "interactions.parquet", "test", "train", "users.parquet", "validation")
+    ]
+    assert pq.read_schema(prepared.path / "interactions.parquet").names == ["user", "item", "timestamp", "rating"]
+
+
+def test_the_card_is_written_last(prepared, tmp_path):
+    with pytest.raises(AttributeError):
+        save(tmp_path, prepared.catalog, prepared.users, prepared.interactions, {"test": None}, prepared.card)
+    assert (tmp_path / "interactions.parquet").is_file() and not (tmp_path / "card.json").exists()
+
+
+def test_names_resolve_lazily():
+    code = "import sys, trl_rec.data as d; assert callable(d.prepare) and callable(d.load); assert 'torch' not in sys.modules"
+    code += "; from trl_rec.data.preparation import prepare; assert d.prepare is prepare; assert 'prepare' in dir(d)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,185 @@
+"""Leaks are planted in splits that are clean, and refused."""
+
+import pyarrow as pa
+import pytest
+from datasets import Dataset, NamedSplit
+
+from tests.data.readers.test_bigrec import write as write_bigrec
+from tests.data.sources import write_table
+from trl_rec.data import load, prepare
+from trl_rec.data import preparation as module
+from trl_rec.data.leaks import refuse_leaks
+
+
+def make(name, rows):
+    """A split of `(user, history, targets, timestamp)` rows."""
+    lists, empty = pa.list_(pa.int32()), pa.array([[]] * len(rows), pa.list_(pa.float32()))
+    user, history, targets, timestamp = ([row[column] for row in rows] for column in range(4))
+    columns = {
+        "user": pa.array(user, pa.int32()),
+        "history": pa.array(history, lists),
+        "history_ratings": empty,
+        "targets": pa.array(targets, lists),
+        "target_ratings": empty,
+        "timestamp": pa.array(timestamp, pa.float64()),
+    }
+    return Dataset(pa.table(columns), split=NamedSplit(name))
+
+
+CLEAN = {
+    "leave_one_out": {
+        "train": [(0, [1], [2, 3], 2.0), (1, [5], [], 1.0), (2, [4], [4], 9.0), (3, [6], [], 3.0)],
+        "validation": [(0, [1, 2, 3], [4], 4.0), (2, [4, 4], [4], 9.0), (3, [6], [2], 3.0)],
+        "test": [(0, [1, 2, 3, 4], [5], 5.0), (2, [4, 4, 4], [1], 9.0), (3, [6, 2], [1], 3.0)],
+    },
+    "time": {
+        "train": [(0, [1], [2, 3], 2.0), (1, [5], [], 1.0), (2, [4], [4, 2], 3.0)],
+        "validation": [(0, [1, 2, 3], [4, 6], 5.0)],
+        "test": [(0, [1, 2, 3, 4, 6], [5, 2], 7.0), (2, [4, 4, 2], [3], 8.0), (4, [1], [3], 8.0)],
+    },
+    "windows": {
+        "train": [(0, [1, 2], [3], 1.0), (0, [2, 3], [4], 2.0), (1, [5, 6], [1], 5.0)],
+        "validation": [(0, [3, 4], [5], 5.0), (2, [4, 2], [6], 6.0)],
+        "test": [(0, [4, 5], [6], 6.0), (1, [1, 7], [2], 8.0), (1, [7, 2], [1, 7], 9.0), (3, [1], [2], 7.0)],
+    },
+}
+CLEAN["windows"]["test"][2] = (1, [7, 2, 1], [1], 9.0)  # an item that the history tells of may be asked for again
+
+
+def refused(rule, message, **splits):
+    rows = {name: make(name, splits.get(name, CLEAN[rule][name])) for name in CLEAN[rule]}
+    with pytest.raises(ValueError, match=f"leak: {message}"):
+        refuse_leaks(**rows, split=rule)
+
+
+@pytest.mark.parametrize("rule", CLEAN)
+def test_clean_splits_pass(rule):
+    refuse_leaks(**{name: make(name, rows) for name, rows in CLEAN[rule].items()}, split=rule)
+
+
+@pytest.mark.parametrize("rule", ["leave_one_out", "time"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        (0, [1], [2, 3, 5], 2.0),  # the test target appended
+        (0, [1], [2, 3, 4], 2.0),  # the validation target appended
+        (0, [5, 1], [2, 3], 2.0),  # the test target before the others
+        (0, [1], [2, 5], 2.0),  # the test target instead of another
+        (0, [1, 2, 3], [4], 4.0),  # the validation row instead
+        (0, [1], [2], 2.0),  # something lost
+        (0, [1], [3, 2], 2.0),  # order lost
+        (0, [1], [2, 3], 5.5),  # a time after validation
+    ],
+)
+def test_a_training_row_that_is_not_the_beginning(rule, row):
+    message = "the train row of user 0 is not exactly what|train row 0 .time 5.5. is not before"
+    refused(rule, message, train=[row, *CLEAN[rule]["train"][1:]])
+
+
+@pytest.mark.parametrize("rule", ["leave_one_out", "time"])
+def test_a_held_out_row_copied_into_train(rule):
+    for name in ("validation", "test"):
+        row = CLEAN[rule][name][0]
+        refused(rule, "the train split holds more than one row of user 0", train=[*CLEAN[rule]["train"], row])
+
+
+def test_the_user_of_the_leak_is_named():
+    clean = CLEAN["leave_one_out"]["train"]
+    refused("leave_one_out", "the train row of user 2 is not exactly", train=[*clean[:2], (2, [4], [1], 9.0), clean[3]])
+
+
+def test_a_validation_row_that_knows_the_test():
+    rows = [(0, [1, 2, 3], [5], 4.0), *CLEAN["leave_one_out"]["validation"][1:]]
+    refused("leave_one_out", "the validation row of user 0 is not exactly", validation=rows)
+    refused("time", "the validation row of user 0 is not exactly", validation=[(0, [1, 2, 3], [4, 6, 5], 5.0)])
+
+
+def test_a_test_history_without_the_validation_row():
+    refused("time", "the train row of user 2 is not exactly", test=[*CLEAN["time"]["test"][:1], (2, [4, 4], [3], 8.0)])
+    rows = [(0, [1, 2, 3], [5], 5.0), *CLEAN["leave_one_out"]["test"][1:]]
+    refused("leave_one_out", "the validation row of user 0 is not exactly", test=rows)
+
+
+def test_leave_one_out_rows_come_in_pairs_of_one_target():
+    clean = CLEAN["leave_one_out"]
+    refused("leave_one_out", "user 3 has a validation row but none in the test split", test=clean["test"][:2])
+    refused("leave_one_out", "user 3 has a test row but none in the validation split", validation=clean["validation"][:2])
+    refused("leave_one_out", "user 3 has a validation row but none in the train split", train=clean["train"][:3])
+    refused(
+        "leave_one_out",
+        "test row 1 does not have exactly one",
+        test=[clean["test"][0], (2, [4] * 3, [1, 2], 9.0), clean["test"][2]],
+    )
+
+
+def test_time_split_rows_in_another_period():
+    clean = CLEAN["time"]
+    refused("time", "train row 3 .time 5. is not before the first validation", train=[*clean["train"], (9, [1], [2], 5.0)])
+    refused(
+        "time", "validation row 1 .time 7. is not before the first test", validation=[*clean["validation"], (9, [1], [2], 7.0)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((0, [3, 4], [5], 5.0), "what validation row 0 asks for stands in an earlier"),  # a validation row copied
+        ((0, [3, 4], [5], 1.0), "what validation row 0 asks for stands in an earlier"),  # and given an early time
+        ((7, [3, 4], [5], 5.5), "train row 0 .time 5.5. is not before the first validation row .time 5."),
+        ((0, [4, 5], [6], 2.0), "what validation row 0 asks for"),  # a test row copied
+        ((0, [1, 2], [6], 1.0), "what test row 0 asks for stands in an earlier"),  # a test target instead of another
+        ((1, [2, 6], [1], 5.0), "what test row 1 asks for stands in an earlier"),  # a test target in a history
+    ],
+)
+def test_windows_that_know_too_much(row, message):
+    refused("windows", message, train=[row, *CLEAN["windows"]["train"]])
+
+
+def test_a_test_row_copied_into_validation():
+    refused("windows", "what test row 0 asks for", validation=[(0, [4, 5], [6], 6.0), *CLEAN["windows"]["validation"]])
+    refused("windows", "validation row 0 .time 6.5. is not before", validation=[(8, [4, 5], [6], 6.5)])
+
+
+def plant(rows, **changes):
+    """The split with columns of its first row replaced."""
+    table = rows.data.table
+    for name, value in changes.items():
+        column = pa.array([value, *table[name].to_pylist()[1:]], table.schema.field(name).type)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return Dataset(table, split=rows.split)
+
+
+def test_load_refuses_a_leak_on_disk(tmp_path):
+    dataset = prepare(write_table(tmp_path / "source"), tmp_path / "out")
+    targets = dataset.train[0]["targets"] + dataset.test[0]["targets"]
+    leaking = plant(
+        Dataset(pa.table(dataset.train.data.table.to_pydict(), dataset.train.data.table.schema), split="train"), targets=targets
+    )
+    leaking.save_to_disk(str(tmp_path / "leaking"))
+    for file in (tmp_path / "leaking").iterdir():
+        file.replace(tmp_path / "out" / "train" / file.name)
+    with pytest.raises(ValueError, match="leak: the train row of user 0 is not exactly"):
+        load(tmp_path / "out")
+
+
+def test_prepare_refuses_a_leak_before_writing(tmp_path, monkeypatch):
+    split_log = module.split_log
+
+    def leak(log, rule):
+        tables, cold = split_log(log, rule)
+        return tables | {"train": tables["test"]}, cold
+
+    monkeypatch.setattr(module, "split_log", leak)
+    with pytest.raises(ValueError, match="leak: "):
+        prepare(write_table(tmp_path / "source"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_source_with_windows_that_overlap_is_refused(tmp_path):
+    source = write_bigrec(tmp_path / "source", test=[("u", [2, 3], 7)])  # the training rows of u hold item 3 already
+    with pytest.raises(ValueError, match="leak: what test row 0 asks for .* give the interactions themselves as a table"):
+        prepare(source, tmp_path / "out")
+    source = write_bigrec(tmp_path / "late", test=[("u", [2, 5], 4)])
+    with pytest.raises(ValueError, match="leak: validation row . .time 5. is not before the first test row .time 4."):
+        prepare(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["late", "source"]

@@ -1,0 +1,222 @@
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.data.sources import ITEMS, rows_of, write_csv, write_table
+from tests.oracles import data as oracle
+from trl_rec.data import load, prepare
+from trl_rec.data import preparation as module
+
+
+def test_leave_one_out_by_hand(tmp_path):
+    dataset = prepare(write_table(tmp_path / "source"), tmp_path / "out")
+    assert rows_of(dataset, "train") == {"u1": (["b"], ["a"]), "u2": (["a"], []), "u3": (["a"], [])}
+    assert rows_of(dataset, "validation") == {"u1": (["b", "a"], ["c"]), "u2": (["a"], ["c"])}
+    assert rows_of(dataset, "test") == {"u1": (["b", "a", "c"], ["d"]), "u2": (["a", "c"], ["b"])}
+    assert dataset.train["timestamp"][:] == [3, 2, 7]  # the first target's; the last history item's without a target
+    assert dataset.test["timestamp"][:] == [5, 6]
+    assert dataset.test[0]["history_ratings"] == [5, 3, 2] and dataset.test[0]["target_ratings"] == [5]
+    assert dataset.interactions.to_pydict() == {
+        "user": [0, 0, 0, 0, 1, 1, 1, 2],
+        "item": [1, 0, 2, 3, 0, 2, 1, 0],
+        "timestamp": [1, 3, 3, 5, 2, 4, 6, 7],
+        "rating": [5, 3, 2, 5, 4, 1, 4, 3],
+    }
+    assert dataset.catalog.titles == ["Apple", "Bread", "Cheese", "Dates", "Eggs"]  # Eggs nobody met, and it stays
+    assert dataset.train.column_names == ["user", "history", "history_ratings", "targets", "target_ratings", "timestamp"]
+    assert [str(dataset.train.features[name]) for name in ("user", "history", "history_ratings", "timestamp")] == [
+        "Value('int32')",
+        "List(Value('int32'))",
+        "List(Value('float32'))",
+        "Value('float64')",
+    ]
+    assert [str(rows.split) for rows in (dataset.train, dataset.validation, dataset.test)] == ["train", "validation", "test"]
+
+
+def test_card(tmp_path):
+    source = write_table(tmp_path / "source")
+    card = prepare(source, tmp_path / "out", min_item_interactions=2).card
+    assert (card["num_users"], card["num_items"], card["num_interactions"]) == (3, 3, 7)
+    assert card["dropped"] == {"users": 0, "items": 2, "interactions": 1}
+    assert card["rows"] == {"train": 3, "validation": 2, "test": 2}
+    assert card["targets"] == {"train": 0, "validation": 2, "test": 2}
+    assert card["tied_timestamps"] == round(2 / 7, 4) and card["sparsity"] == round(1 - 7 / 9, 6)
+    assert card["cold_targets"] == {"validation": 1, "test": 1}  # c, which u1 and u2 meet late, stands in no training row
+    assert card["format"] == "table" and card["split"] == "leave_one_out" and card["has_ratings"]
+    assert set(card["sources"]) == {"interactions.csv", "items.csv"} and all(len(sha) == 64 for sha in card["sources"].values())
+    assert card == json.loads((tmp_path / "out" / "card.json").read_text())
+
+
+def test_time_split_keeps_ties_together_and_counts_cold_users(tmp_path):
+    log = [(f"u{row % 2}", f"i{row}", row // 2 * 2) for row in range(18)] + [
+        ("u9", "i0", 16),
+        ("u8", "i0", 14),
+        ("u8", "i1", 16),
+    ]
+    dataset = prepare(
+        write_table(tmp_path / "source", log, None, header=("user_id", "item_id", "timestamp")), tmp_path / "o", split="time"
+    )
+    assert rows_of(dataset, "validation")["u0"] == (["i0", "i2", "i4", "i6", "i8", "i10", "i12"], ["i14"])
+    assert rows_of(dataset, "test")["u8"] == (["i0"], ["i1"])  # no training row, but a history before the test
+    assert dataset.card["cold_users"] == {"validation": 1, "test": 1}
+    assert not dataset.card["has_ratings"] and dataset.test[0]["history_ratings"] == dataset.test[0]["target_ratings"] == []
+
+
+def test_k_core_goes_on_until_nothing_changes(tmp_path):
+    chain = ["pe", "pf", "qf", "qg", "rg", "rh", "sh"]  # each falls only when the one after it has fallen
+    log = [(user, item, 0, 1) for user, item in ["ua", "ub", "ue", "va", "vb", "ve", *chain]]
+    source = write_table(tmp_path / "source", log, [(item, item) for item in "abefgh"])
+    dataset = prepare(source, tmp_path / "out", min_user_interactions=2, min_item_interactions=2)
+    assert dataset.catalog.ids == ["a", "b", "e"] and dataset.users["user_id"].to_pylist() == ["u", "v"]
+    assert dataset.card["dropped"] == {"users": 4, "items": 3, "interactions": 7}
+
+
+ROW = st.tuples(st.sampled_from("uvwxyz"), st.sampled_from("abcdefg"), st.integers(0, 12), st.integers(1, 5))
+
+
+@given(
+    log=st.lists(ROW, min_size=1, max_size=60),
+    minima=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    rule=st.sampled_from(["leave_one_out", "time"]),
+    with_items=st.booleans(),
+)
+def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items):
+    items = [(item, item.upper()) for item in "gfedcba"]
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_table(Path(folder, "source"), log, items if with_items else None)
+        kept = oracle.k_core(log, *minima)
+        expected = oracle.split(kept, rule) if kept else dict.fromkeys(oracle.SPLITS)
+        arguments = {"split": rule, "min_user_interactions": minima[0], "min_item_interactions": minima[1]}
+        if not all(expected.values()):
+            with pytest.raises(ValueError, match="no interaction is left|split is empty"):
+                prepare(source, Path(folder, "out"), **arguments)
+            assert sorted(path.name for path in Path(folder).iterdir()) == ["source"]
+            return
+        dataset = prepare(source, Path(folder, "out"), **arguments)
+        _compare(dataset, kept, expected)
+        met = [row[1] for row in (kept if any(minima) else log)]
+        if with_items:
+            assert dataset.catalog.ids == [item for item in "gfedcba" if item in met or not any(minima)]
+        else:
+            order = list(dict.fromkeys(row[1] for row in log))
+            assert dataset.catalog.ids == [item for item in order if item in met] == dataset.catalog.titles
+        order = list(dict.fromkeys(row[0] for row in log))
+        assert dataset.users["user_id"].to_pylist() == [user for user in order if user in {row[0] for row in kept}]
+
+
+def _compare(dataset, kept, expected):
+    for name, rows in expected.items():
+        split, found = getattr(dataset, name), rows_of(dataset, name)
+        assert found == {user: ([r[1] for r in history], [r[1] for r in targets]) for user, (history, targets) in rows.items()}
+        for row in split.to_list():
+            history, targets = rows[dataset.users["user_id"][row["user"]].as_py()]
+            assert row["history_ratings"] == [r[3] for r in history] and row["target_ratings"] == [r[3] for r in targets]
+            assert row["timestamp"] == (targets[0] if targets else history[-1])[2]
+    assert dataset.card["num_interactions"] == len(kept) == dataset.interactions.num_rows
+    tied = [sum(other[0] == row[0] and other[2] == row[2] for other in kept) > 1 for row in kept]
+    assert dataset.card["tied_timestamps"] == round(sum(tied) / len(kept), 4)
+
+
+def test_same_settings_and_files_load_what_is_there(tmp_path, monkeypatch):
+    source = write_table(tmp_path / "source")
+    first = prepare(source, tmp_path / "out")
+    monkeypatch.setattr(module, "save", None)  # nothing may be written now
+    assert prepare(source, tmp_path / "out").card == first.card == load(tmp_path / "out").card
+
+
+def test_other_settings_or_files_are_refused_until_overwritten(tmp_path):
+    source = write_table(tmp_path / "source")
+    prepare(source, tmp_path / "out")
+    with pytest.raises(ValueError, match="other settings or from other files; replace it with overwrite=True"):
+        prepare(source, tmp_path / "out", min_item_interactions=2)
+    write_csv(source / "items.csv", ("item_id", "title"), [*ITEMS[:-1], ("e", "Endives")])
+    with pytest.raises(ValueError, match="overwrite=True"):
+        prepare(source, tmp_path / "out")
+    assert prepare(source, tmp_path / "out", overwrite=True).catalog.titles[-1] == "Endives"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_a_folder_that_is_no_dataset_is_never_touched(tmp_path):
+    source = write_table(tmp_path / "source")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="exists and is not a dataset folder; choose another output_dir"):
+            prepare(source, tmp_path / "out", overwrite=overwrite)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    assert prepare(write_table(tmp_path / "source"), tmp_path / "out").card["num_users"] == 3
+
+
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_a_failure_while_writing_leaves_all_as_it_was(tmp_path, monkeypatch, overwritten):
+    source = write_table(tmp_path / "source")
+    before = prepare(source, tmp_path / "out").card if overwritten else None
+    save = module.save
+
+    def fail(folder, *arguments):
+        save(folder, *arguments)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(module, "save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        prepare(source, tmp_path / "out", min_item_interactions=2 * overwritten, overwrite=overwritten)
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["out", "source"] if overwritten else ["source"])
+    if overwritten:
+        assert load(tmp_path / "out").card == before
+
+
+def test_a_failure_at_the_last_moment_brings_the_old_folder_back(tmp_path, monkeypatch):
+    source = write_table(tmp_path / "source")
+    before = prepare(source, tmp_path / "out").card
+    rename = Path.rename
+
+    def fail(path, target):
+        if target == tmp_path / "out" and not failed:
+            failed.append(path)
+            raise OSError("no luck")
+        return rename(path, target)
+
+    failed = []
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no luck"):
+        prepare(source, tmp_path / "out", min_item_interactions=2, overwrite=True)
+    assert load(tmp_path / "out").card == before and sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "parquet"}, "unknown format 'parquet'; choose one of ml-100k, recbole, bigrec, lcrec, table, toy"),
+        ({"format": "bigrec"}, "holds no files of the format bigrec"),
+        ({"split": "random"}, "unknown split 'random'; choose leave_one_out or time"),
+        ({"title_column": "name"}, "the format table takes no title_column; leave it out"),
+        (
+            {"min_user_interactions": 9},
+            "no interaction is left with at least 9 a user and 0 an item; lower min_user_interactions",
+        ),
+        ({"min_item_interactions": 3}, "the validation split is empty under leave_one_out"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path, arguments, message):
+    source = write_table(tmp_path / "source")
+    with pytest.raises(ValueError, match=message):
+        prepare(source, tmp_path / "out", **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_seed_is_taken_by_every_format_and_matters_to_none_but_toy(tmp_path):
+    source = write_table(tmp_path / "source")
+    assert prepare(source, tmp_path / "out", seed=1).card == prepare(source, tmp_path / "out", seed=2).card
+
+
+def test_log_is_in_source_order_where_times_are_equal(tmp_path):
+    log = [("u", item, 0, 1) for item in "dbca"]
+    assert rows_of(prepare(write_table(tmp_path / "source", log), tmp_path / "out"), "test") == {"u": (["d", "b", "c"], ["a"])}

@@ -1,0 +1,99 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trl_rec.cli import VERBS, main
+from trl_rec.scripts.evaluate import EvaluateArguments
+from trl_rec.scripts.parsing import find_recipe, parse, recipes_folder
+from trl_rec.scripts.prepare import PrepareArguments
+
+
+ARGUMENTS = {"prepare": PrepareArguments, "evaluate": EvaluateArguments}
+RECIPES = sorted(path.relative_to(recipes_folder()).with_suffix("").as_posix() for path in recipes_folder().rglob("*.yaml"))
+
+
+def test_help_answers_in_half_a_second() -> None:
+    start = time.perf_counter()
+    output = subprocess.run([sys.executable, "-m", "trl_rec.cli", "--help"], capture_output=True, text=True, check=True).stdout
+    assert time.perf_counter() - start < 0.5
+    assert all(verb in output for verb in VERBS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_parses(name: str) -> None:
+    verb = name.split("/")[0]
+    assert parse(ARGUMENTS[verb], ["--config", name], verb).output_dir
+
+
+def test_the_command_line_goes_before_the_recipe() -> None:
+    arguments = parse(EvaluateArguments, ["--config=evaluate/toy", "--ks", "3", "7", "--exclude_history", "false"], "evaluate")
+    assert (arguments.ks, arguments.exclude_history, arguments.dataset) == ([3, 7], False, "data/toy")
+
+
+def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("dataset: d\noutput_dir: o\n")
+    assert find_recipe(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
+
+
+def test_prepare_and_evaluate_the_toy_world(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["prepare", "--config", "prepare/toy", "--toy_users", "30"])
+    assert "30 users, 200 items" in capsys.readouterr().out
+    main(["evaluate", "--config", "evaluate/toy", "--ks", "2", "10"])
+    table = capsys.readouterr().out
+    assert all(name in table for name in ("random", "popularity", "transition", "ndcg@10", "history excluded"))
+    metrics = json.loads((tmp_path / "runs/evaluate-toy/metrics.json").read_text())
+    assert (metrics["split"], metrics["ks"], metrics["exclude_history"], metrics["num_users"]) == ("test", [2, 10], True, 30)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["prepare", "--config", "prepare/nothing"], "no recipe 'prepare/nothing'; the shipped recipes are evaluate/csv"),
+        (["prepare", "--source", "nowhere", "--output_dir", "x"], "nowhere is not a folder"),
+        (["evaluate", "--dataset", "nowhere", "--output_dir", "x"], "not a dataset folder"),
+        (["evaluate", "--dataset", "x", "--output_dir", "x", "--bogus", "1"], "not used by the HfArgumentParser"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_sentence(argv: list[str], message: str, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_key_in_a_recipe_is_an_error(tmp_path: Path, capsys) -> None:
+    (tmp_path / "mine.yaml").write_text("dataset: d\noutput_dir: o\nbogus: 1\n")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--config", str(tmp_path / "mine.yaml")])
+    assert "bogus" in capsys.readouterr().err
+
+
+def test_an_unknown_verb_is_named(capsys) -> None:
+    with pytest.raises(SystemExit, match="there is no verb 'dance'; choose one of prepare, evaluate"):
+        main(["dance"])
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, root]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site"], check=True)
+    shipped = {
+        path.relative_to(tmp_path / "site/trl_rec/recipes") for path in (tmp_path / "site/trl_rec/recipes").rglob("*.yaml")
+    }
+    assert shipped == {path.relative_to(recipes_folder()) for path in recipes_folder().rglob("*.yaml")}
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); "
+        "from trl_rec.scripts.parsing import find_recipe; print(find_recipe('prepare/toy'))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert found.strip() == str(tmp_path / "site/trl_rec/recipes/prepare/toy.yaml")

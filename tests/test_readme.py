@@ -1,0 +1,37 @@
+"""The README's blocks run: Python as it stands, `trl-rec` lines in order in one folder, but for those that need a hub."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from trl_rec.cli import main
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+LOG = ["user_id,item_id,timestamp"] + [f"u{user},i{(user + step) % 7},{step}" for user in range(12) for step in range(8)]
+ITEMS = ["item_id,title"] + [f"i{item},Item number {item}" for item in range(7)]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-log").mkdir()
+    (tmp_path / "my-log/interactions.csv").write_text("\n".join(LOG) + "\n")
+    (tmp_path / "my-log/items.csv").write_text("\n".join(ITEMS) + "\n")
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("trl-rec")]
+    commands = [shlex.split(line)[1:] for line in lines if "--model" not in line]
+    assert len(commands) >= 4
+    for command in commands:
+        main(command)
+    assert "transition" in capsys.readouterr().out

@@ -1,0 +1,17 @@
+"""A log becomes a dataset folder, and a dataset folder becomes rows to train on."""
+
+from trl_rec._lazy import lazy_names
+
+
+__all__ = ["FetchError", "PromptFormat", "RecDataset", "build_rows", "load", "prepare"]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "FetchError": "readers.fetching",
+        "PromptFormat": "prompts",
+        "RecDataset": "dataset",
+        "build_rows": "rows",
+        "load": "dataset",
+        "prepare": "preparation",
+    },
+)

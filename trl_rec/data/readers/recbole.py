@@ -1,0 +1,88 @@
+"""RecBole's atomic files: `X.inter`, `X.item`, `X.user`, tab separated, each column's type in its header.
+
+`token_seq` and `float_seq` become lists, split at blanks, but for the title, which stays text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trl_rec.data.columns import grouped, interactions_table, items_table, numbers, split_lists, users_table
+from trl_rec.data.delimited import read_delimited, read_header
+from trl_rec.data.log import Log, Options
+
+
+OPTIONS = frozenset({"title_column", "group_column", "group_separator"})
+SUFFIXES = {"interactions": ".inter", "items": ".item", "users": ".user"}
+TITLES = ("title", "movie_title", "name", "item_name")
+
+
+def find(folder: Path) -> dict[str, Path]:
+    """The atomic files of the folder's one dataset; none without interactions."""
+    found = sorted(folder.glob("*.inter"))
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds {' and '.join(path.name for path in found)}; leave one dataset in it")
+    files = {kind: path.with_suffix(suffix) for path in found for kind, suffix in SUFFIXES.items()}
+    return {kind: path for kind, path in files.items() if path.is_file()}
+
+
+def read(files: dict[str, Path], options: Options) -> Log:
+    """The log in those files. Without an item file the titles are the ids."""
+    names = {kind: path.name for kind, path in files.items()}
+    items = _items(files["items"], options) if "items" in files else None
+    return Log(
+        interactions=interactions_table(read_atomic(files["interactions"]), names["interactions"]),
+        items=grouped(items, options, names.get("items")),
+        users=users_table(read_atomic(files["users"]), names["users"]) if "users" in files else None,
+        group_column=options.group_column,
+        names=names,
+    )
+
+
+def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
+    """The file's columns under their bare names and in their types; those of `texts` stay text."""
+    table = read_delimited(path, delimiter="\t", quoted=False)
+    columns = {}
+    for header, column in zip(table.column_names, table.columns, strict=True):
+        name, _, kind = header.partition(":")
+        if kind not in ("token", "float", "token_seq", "float_seq"):
+            raise ValueError(
+                f"{path.name}: the header {header!r} tells no type; write {name}:token, :float, :token_seq or :float_seq"
+            )
+        columns[name] = column if name in texts else _typed(column, kind, name, path.name)
+    return pa.table(columns)
+
+
+def _typed(column: pa.ChunkedArray, kind: str, name: str, where: str) -> pa.ChunkedArray:
+    if kind == "token" or name in ("timestamp", "rating"):  # interactions_table parses those two
+        return column
+    if kind == "float":
+        return _floats(column, name, where)
+    lists = split_lists(column, " ")
+    try:
+        return lists if kind == "token_seq" else lists.cast(pa.list_(pa.float64()))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{where}: {name} holds a list with something that is not a number; {error}") from error
+
+
+def _floats(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Numbers; an empty cell becomes null."""
+    present = pc.not_equal(column, "")
+    numbers(column.filter(present), name, where)
+    return pc.if_else(present, column, None).cast(pa.float64())
+
+
+def _items(path: Path, options: Options) -> pa.Table:
+    names = [name.partition(":")[0] for name in read_header(path, "\t")]
+    wanted = (options.title_column,) if options.title_column else TITLES
+    title = next((name for name in wanted if name in names), None)
+    if title is None:
+        raise ValueError(
+            f"{path.name} has none of the title columns {', '.join(wanted)}; name one of {', '.join(names)} as title_column"
+        )
+    items = read_atomic(path, texts=(title,))
+    keep = [name for name in items.column_names if name == title or name != "title"]
+    return items_table(items.select(keep).rename_columns([{title: "title"}.get(name, name) for name in keep]), path.name)

@@ -1,0 +1,88 @@
+"""Plain tables: `interactions`, `items` and perhaps `users` as CSV, Parquet or JSON Lines, with names of the user's own.
+
+Interactions may lack a rating. Without an item table the titles are the ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import json
+
+from trl_rec.data.columns import grouped, interactions_table, items_table, users_table
+from trl_rec.data.delimited import read_delimited, read_header, refuse_repeats
+from trl_rec.data.log import Log, Options
+
+
+OPTIONS = frozenset({"columns", "group_column", "group_separator"})
+NAMES = ("user_id", "item_id", "timestamp", "rating")
+SUFFIXES = (".csv", ".parquet", ".jsonl")
+
+
+def find(folder: Path) -> dict[str, Path]:
+    """The tables of the folder; none without interactions."""
+    files: dict[str, Path] = {}
+    for kind in ("interactions", "items", "users"):
+        found = [folder / f"{kind}{suffix}" for suffix in SUFFIXES if (folder / f"{kind}{suffix}").is_file()]
+        if len(found) > 1:
+            raise ValueError(f"{folder} holds {' and '.join(path.name for path in found)}; leave one of them")
+        if found:
+            files[kind] = found[0]
+    return files if "interactions" in files else {}
+
+
+def read(files: dict[str, Path], options: Options) -> Log:
+    """The log in those tables, the columns renamed as `options.columns` says."""
+    theirs = dict(options.columns or {})
+    _refuse_unknown(theirs, files)
+    tables = {kind: _renamed(_read(path, theirs, kind == "interactions"), theirs) for kind, path in files.items()}
+    names = {kind: path.name for kind, path in files.items()}
+    items = items_table(tables["items"], names["items"]) if "items" in tables else None
+    return Log(
+        interactions=interactions_table(tables["interactions"], names["interactions"]),
+        items=grouped(items, options, names.get("items")),
+        users=users_table(tables["users"], names["users"]) if "users" in tables else None,
+        group_column=options.group_column,
+        names=names,
+    )
+
+
+def _read(path: Path, theirs: Mapping[str, str], only_ours: bool) -> pa.Table:
+    ours = {*NAMES, "title", *theirs.values()}
+    if path.suffix == ".csv":
+        columns = [name for name in read_header(path) if name in ours] if only_ours else None
+        return read_delimited(path, columns=columns, text=ours)
+    try:
+        if path.suffix == ".jsonl":
+            table = json.read_json(path)
+            return table.select([name for name in table.column_names if name in ours]) if only_ours else table
+        names = refuse_repeats(pq.read_schema(path).names, path)
+        columns = [name for name in names if name in ours] if only_ours else None
+        return pq.read_table(path, columns=columns)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path.name} cannot be read: {error}; correct the file") from error
+
+
+def _header(path: Path) -> list[str]:
+    if path.suffix == ".csv":
+        return read_header(path)
+    return pq.read_schema(path).names if path.suffix == ".parquet" else _read(path, {}, False).column_names
+
+
+def _refuse_unknown(theirs: Mapping[str, str], files: dict[str, Path]) -> None:
+    present = {name for path in files.values() for name in _header(path)} if theirs else set()
+    for ours, name in theirs.items():
+        if name not in present:
+            raise ValueError(
+                f"columns maps {ours} to {name!r}, which is in none of {', '.join(p.name for p in files.values())}"
+            )
+
+
+def _renamed(table: pa.Table, theirs: Mapping[str, str]) -> pa.Table:
+    """Their names replaced by ours; a column of theirs that had our name already gives way."""
+    ours = {name: our for our, name in theirs.items() if name in table.column_names}
+    table = table.select([name for name in table.column_names if name in ours or name not in ours.values()])
+    return table.rename_columns([ours.get(name, name) for name in table.column_names])
