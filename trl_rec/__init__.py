@@ -13,6 +13,8 @@ __getattr__, __dir__ = lazy_names(
     {
         "ItemCatalog": "items.catalog",
         "TokenTrie": "items.trie",
+        "BearConfig": "trainer.bear_config",
+        "BearTrainer": "trainer.bear_trainer",
         "PromptFormat": "data.prompts",
         "RecDataset": "data.dataset",
         "build_rows": "data.rows",
@@ -20,7 +22,9 @@ __getattr__, __dir__ = lazy_names(
         "prepare": "data.preparation",
         "RankedItems": "decoding.beam",
         "TrieLogitsProcessor": "decoding.processor",
+        "Recommender": "decoding.recommender",
         "rank_items": "decoding.beam",
+        "bear_loss": "losses.bear",
         "PopularityFloor": "evaluation.floors",
         "RandomFloor": "evaluation.floors",
         "TransitionFloor": "evaluation.floors",

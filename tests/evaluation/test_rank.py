@@ -9,9 +9,9 @@ import torch
 
 from tests.conftest import make_model, make_tokenizer
 from trl_rec.data import PromptFormat, RecDataset, build_rows, prepare
+from trl_rec.data.dataset import split_rows
 from trl_rec.decoding import rank_items
 from trl_rec.evaluation import rank_split
-from trl_rec.evaluation.inputs import split_rows
 from trl_rec.evaluation.rank import left_padded
 from trl_rec.items import TokenTrie
 
@@ -92,8 +92,7 @@ def test_rows_train_a_model_with_trl_that_then_recommends(
 
     model, tokenizer = load_saved(saved)
     prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer)
-    one_user = dataset.train.select([0]).flatten_indices()
-    rows = build_rows(one_user, prompt_format, targets=targets)
+    rows = build_rows(dataset.train.select([0]), prompt_format, targets=targets)
     arguments = {"max_steps": 60, "per_device_train_batch_size": 32, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
     quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "logging_steps": 60, "save_strategy": "no"}
     config = SFTConfig(str(tmp_path), gradient_checkpointing=False, max_length=None, **arguments, **quiet)

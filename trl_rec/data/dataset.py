@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from trl_rec.data.leaks import refuse_leaks
 from trl_rec.items import ItemCatalog
+from trl_rec.ragged import Ragged
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,11 @@ def load(path: str | Path) -> RecDataset:
         _refuse_outside(rows, len(catalog), users.num_rows, path)
     refuse_leaks(**splits, split=card["split"])
     return RecDataset(path=path, catalog=catalog, users=users, **splits, card=card)
+
+
+def split_rows(split: Dataset, column: str) -> Ragged:
+    """A list column of a split, rows chosen or reordered by `select` and the like respected."""
+    return Ragged.from_arrow(split.select_columns([column]).with_format("arrow")[:][column])
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -7,19 +7,21 @@ No row mixes users, none is cut inside an item, and no loop runs over interactio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset
 
+from trl_rec.data.dataset import split_rows
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.ragged import Ragged, join, within
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 IGNORED = -100
+Parts: TypeAlias = tuple[Ragged, np.ndarray, np.ndarray]  # token rows, which tokens are targets, the split's row of each
 
 
 def build_rows(
@@ -43,25 +45,31 @@ def build_rows(
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 where nothing is learned) and `user`.
     """
-    from datasets import Dataset
-
     refuse_evaluation_split(split)
-    history, target = (Ragged.from_arrow(split.data.column(name)) for name in ("history", "targets"))
-    users = split.data.column("user").to_numpy()
+    if targets == "all" and max_history is not None:
+        raise ValueError("max_history has no effect with targets='all'; bound the rows by max_length")
     if targets == "last":
-        tokens, is_target, source = _last(history, target, prompt_format, max_length, max_history)
-    elif targets == "all":
-        if max_history is not None:
-            raise ValueError("max_history has no effect with targets='all'; bound the rows by max_length")
-        tokens, is_target, source = _all(history, target, prompt_format, max_length)
-    else:
-        raise ValueError(f"targets must be 'last' or 'all', not {targets!r}")
+        return _rows(split, partial(_last, max_history=max_history), prompt_format, max_length)
+    if targets == "all":
+        return _rows(split, _all, prompt_format, max_length)
+    raise ValueError(f"targets must be 'last' or 'all', not {targets!r}")
+
+
+def evaluation_rows(
+    split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None, max_history: int | None = None
+) -> Dataset:
+    """Rows that measure the loss on a validation or test split, one a target; nothing may be trained on them."""
+    return _rows(split, partial(_last, max_history=max_history), prompt_format, max_length)
+
+
+def _rows(split: Dataset, build: Callable[..., Parts], prompt_format: PromptFormat, max_length: int | None) -> Dataset:
+    history, target = split_rows(split, "history"), split_rows(split, "targets")
+    tokens, is_target, source = build(history, target, prompt_format, max_length)
     if not len(tokens):
-        raise ValueError(
-            "the training split holds no target: every user has a single interaction; lower k-core filters or add data"
-        )
+        raise ValueError(f"the {split.split} split holds no target: every user has a single interaction; add data")
     labels = Ragged(np.where(is_target, tokens.values, IGNORED), tokens.offsets)
-    columns = {"input_ids": tokens.to_arrow(), "labels": labels.to_arrow(), "user": pa.array(users[source])}
+    users = split.with_format("numpy")[:]["user"][source]
+    columns = {"input_ids": tokens.to_arrow(), "labels": labels.to_arrow(), "user": pa.array(users)}
     return Dataset(pa.table(columns), split=split.split)
 
 
@@ -73,8 +81,8 @@ def refuse_evaluation_split(split: Dataset) -> None:
 
 def _last(
     history: Ragged, target: Ragged, prompt_format: PromptFormat, max_length: int | None, max_history: int | None
-) -> tuple[Ragged, np.ndarray, np.ndarray]:
-    """One row a target: token rows, which tokens are targets, and the split's row each comes from."""
+) -> Parts:
+    """One row a target."""
     source = target.row_ids
     stop = history.lengths[source] + within(target.lengths)
     room = prompt_format.room(max_length)
@@ -89,10 +97,8 @@ def _last(
     return tokens, within(tokens.lengths) >= np.repeat(prompts.lengths, tokens.lengths), source
 
 
-def _all(
-    history: Ragged, target: Ragged, prompt_format: PromptFormat, max_length: int | None
-) -> tuple[Ragged, np.ndarray, np.ndarray]:
-    """One row a window of a sequence; see `_last`."""
+def _all(history: Ragged, target: Ragged, prompt_format: PromptFormat, max_length: int | None) -> Parts:
+    """One row a window of a sequence."""
     if not prompt_format.is_compact:
         raise ValueError("targets='all' needs items written without text between them: the surface item_token or semantic_id")
     items = join(history, target)

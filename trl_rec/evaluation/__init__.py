@@ -16,6 +16,7 @@ __all__ = [
     "metrics_table",
     "paired_comparison",
     "per_user_metrics",
+    "rank_histories",
     "rank_split",
     "write_metrics",
 ]
@@ -34,6 +35,7 @@ __getattr__, __dir__ = lazy_names(
         "metrics_table": "tables",
         "paired_comparison": "intervals",
         "per_user_metrics": "evaluator",
+        "rank_histories": "rank",
         "rank_split": "rank",
         "write_metrics": "metrics_file",
     },

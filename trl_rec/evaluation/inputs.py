@@ -7,7 +7,6 @@ from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
 
 from trl_rec.ragged import Ragged
 
@@ -34,8 +33,3 @@ def item_rows(rows: Rows, name: str, num_items: int | None = None) -> Ragged:
         bound = "" if num_items is None else f" below {num_items}"
         raise ValueError(f"{name}, row {rows.row_ids[at]}: {values[at]} is no item index; give whole numbers from 0{bound}")
     return Ragged(values.astype(np.int64), rows.offsets)
-
-
-def split_rows(split: Dataset, column: str) -> Ragged:
-    """A list column of a split, rows chosen or reordered by `select` and the like respected."""
-    return Ragged.from_arrow(split.select_columns([column]).with_format("arrow")[:][column])

@@ -5,7 +5,7 @@ Every process returns the whole ranking, in the split's order.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from trl_rec.data.dataset import split_rows
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.beam import rank_items
-from trl_rec.evaluation.inputs import split_rows
 from trl_rec.evaluation.results import held_out
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
@@ -33,14 +33,8 @@ def rank_split(
     dataset: RecDataset,
     *,
     split: str = "test",
-    top_k: int = 10,
-    num_beams: int | None = None,
-    exclude_history: bool = True,
-    renormalize: bool = True,
-    length_penalty: float = 0.0,
-    batch_size: int = 16,
-    max_length: int | None = None,
     prompt_format: PromptFormat | None = None,
+    **options: Any,
 ) -> np.ndarray:
     """The model's ranking `(num_rows, top_k)` of the catalogue for every row of a split, -1 where a rank is missing.
 
@@ -49,27 +43,54 @@ def rank_split(
         tokenizer: Its tokenizer.
         dataset: The dataset; its catalogue's surface says how items are written.
         split: `"validation"` or `"test"`.
+        prompt_format (*optional*): How histories are written; the surface's default otherwise.
+        options: As in [`rank_histories`].
+    """
+    prompt_format = prompt_format or PromptFormat.for_catalog(dataset.catalog, tokenizer)
+    trie = TokenTrie.from_catalog(dataset.catalog, tokenizer)
+    histories = split_rows(held_out(dataset, split), "history")
+    return rank_histories(model, histories, prompt_format, trie, pad_token_id=tokenizer.pad_token_id, **options)
+
+
+def rank_histories(
+    model: PreTrainedModel,
+    histories: Ragged,
+    prompt_format: PromptFormat,
+    trie: TokenTrie,
+    *,
+    pad_token_id: int,
+    top_k: int = 10,
+    num_beams: int | None = None,
+    exclude_history: bool = True,
+    renormalize: bool = True,
+    length_penalty: float = 0.0,
+    batch_size: int = 16,
+    max_length: int | None = None,
+) -> np.ndarray:
+    """The model's ranking `(num_histories, top_k)` after each history, -1 where a rank is missing.
+
+    Args:
+        model: A causal language model.
+        histories: Item indices, oldest first.
+        prompt_format: How they are written.
+        trie: The catalogue.
+        pad_token_id: What prompts are padded with.
         top_k: Ranks to return.
         num_beams (*optional*, defaults to `top_k`): Width of the beam search.
-        exclude_history: Whether items of a user's whole history are never recommended.
+        exclude_history: Whether items of the whole history are never recommended.
         renormalize, length_penalty: As in [`rank_items`].
         batch_size: Prompts a forward pass.
         max_length (*optional*): Most tokens of prompt and item together; the oldest history goes first.
-        prompt_format (*optional*): How histories are written; the surface's default otherwise.
     """
-    prompt_format = prompt_format or PromptFormat.for_catalog(dataset.catalog, tokenizer)
-    trie = TokenTrie.from_catalog(dataset.catalog, tokenizer).to(model.device)
-    histories = split_rows(held_out(dataset, split), "history")
-    prompts = prompt_format.encode(histories, max_length=max_length)
-    state = PartialState()
+    prompts, trie, state = prompt_format.encode(histories, max_length=max_length), trie.to(model.device), PartialState()
     mine = np.argsort(-prompts.lengths, kind="stable")[state.process_index :: state.num_processes]
     ranked = np.full((len(mine), top_k), -1, np.int64)
     starts = range(0, len(mine), batch_size)
-    for start in tqdm(starts, desc=f"ranking {split}", unit="batch", disable=not state.is_local_main_process):
+    for start in tqdm(starts, desc="ranking", unit="batch", leave=False, disable=not state.is_local_main_process):
         rows = mine[start : start + batch_size]
         ranked[start : start + batch_size] = rank_items(
             model,
-            left_padded(prompts.take(rows), tokenizer.pad_token_id),
+            left_padded(prompts.take(rows), pad_token_id),
             trie,
             num_beams=num_beams or top_k,
             top_k=top_k,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import Dataset
 
+from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.floors import PopularityFloor, RandomFloor, TransitionFloor
-from trl_rec.evaluation.inputs import split_rows
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.training_log import TrainingLog
 

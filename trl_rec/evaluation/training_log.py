@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
-from trl_rec.evaluation.inputs import item_rows, split_rows
+from trl_rec.data.dataset import split_rows
+from trl_rec.evaluation.inputs import item_rows
 from trl_rec.ragged import Ragged, join, within
 
 

@@ -1,7 +1,7 @@
 """A model and its tokenizer, by hub id, folder, or GGUF file.
 
-A GGUF file, or a folder with one and no `config.json`, is read through transformers' own conversion (it needs the package
-`gguf`).
+A folder with an adapter gives base model and adapter. A GGUF file, or a folder with one and no configuration, is read
+through transformers' own conversion (it needs the package `gguf`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -20,6 +21,8 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
         options: Passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
     """
     source, found = _source(name_or_path)
+    if (Path(source) / "adapter_config.json").is_file():  # this class also widens the base's embeddings to the tokenizer
+        return AutoPeftModelForCausalLM.from_pretrained(source, **options).eval()
     return AutoModelForCausalLM.from_pretrained(source, **found, **options).eval()
 
 
@@ -40,7 +43,7 @@ def _source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
     path = Path(name_or_path)
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1:
             raise ValueError(f"{path} holds neither config.json nor a single GGUF file; name a model's folder, file or hub id")

@@ -1,0 +1,383 @@
+"""BEAR against a loop, against the form its authors published, and at the edges of its arguments."""
+
+import math
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.oracles import bear as oracle
+from trl_rec.losses import LossOutput, bear_loss
+
+
+VARIANTS = ("paper", "survival")
+SETTINGS = {"num_beams": 2, "weight": 3.0, "sharpness": 1.5, "temperature": 0.8}
+
+
+class Batch(NamedTuple):
+    logits: Tensor
+    target: Tensor
+    legal: Tensor | None
+
+
+def gradient(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
+    """The losses, and the gradient of their sum with respect to the logits."""
+    logits = batch.logits.detach().clone().requires_grad_()
+    output = bear_loss(logits, batch.target, batch.legal, **settings)
+    return output, torch.autograd.grad(output.loss.sum(), logits)[0]
+
+
+def expected(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
+    legal = torch.ones_like(batch.logits, dtype=torch.bool) if batch.legal is None else batch.legal
+    rows = zip(batch.logits.tolist(), batch.target.tolist(), legal.tolist(), strict=True)
+    positions = [oracle.position(*row, **settings) for row in rows]
+    columns = {
+        name: torch.tensor([getattr(p, name) for p in positions], dtype=torch.float64) for name in oracle.Position._fields
+    }
+    gradients = columns.pop("gradient")
+    return LossOutput(columns.pop("loss"), columns), gradients
+
+
+def random_batch(num_rows: int = 6, num_columns: int = 7, *, masked: bool = True, seed: int = 0) -> Batch:
+    """Rows with 1, 2, ... legal columns where masked, so that the first is forced."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(num_rows, num_columns, generator=generator, dtype=torch.float64)
+    target = torch.randint(num_columns, (num_rows,), generator=generator)
+    if not masked:
+        return Batch(logits, target, None)
+    order = torch.rand(num_rows, num_columns, generator=generator).scatter(1, target[:, None], -1.0)
+    return Batch(logits, target, order.argsort(1).argsort(1) < 1 + torch.arange(num_rows)[:, None] % num_columns)
+
+
+def assert_same(actual: tuple[LossOutput, Tensor], wanted: tuple[LossOutput, Tensor], **tolerance: float) -> None:
+    torch.testing.assert_close(actual[0].loss, wanted[0].loss, **tolerance)
+    torch.testing.assert_close(actual[0].metrics, wanted[0].metrics, **tolerance)
+    torch.testing.assert_close(actual[1], wanted[1], **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("variant", "loss", "factor"),
+    [("paper", math.log(8) + 3 * math.log(2 / 3), 2.0), ("survival", math.log(8) + 3 * math.log(3), 3.0)],
+    ids=VARIANTS,
+)
+def test_value_and_gradient_worked_by_hand(variant: str, loss: float, factor: float) -> None:
+    """Probabilities 1/2, 1/4, 1/8, 1/8, two beams, the third token is the target; weight 3, sharpness 1.
+
+    The second largest is 1/4, so margin = log(1/8) - log(1/4) = -log 2: pruned.
+    paper:    sigmoid(-margin) = 1 / (1 + exp(-log 2)) = 2/3; loss = log 8 + 3 log(2/3)
+    survival: sigmoid(margin)  = 1 / (1 + exp(log 2))  = 1/3; loss = log 8 - 3 log(1/3)
+    Cross-entropy has the gradient p - onehot(y) = (1/2, 1/4, -7/8, 1/8). It is multiplied by
+    paper:    1 + 3 sigmoid(margin)  = 1 + 3 * 1/3 = 2
+    survival: 1 + 3 sigmoid(-margin) = 1 + 3 * 2/3 = 3
+    """
+    batch = Batch(torch.tensor([[4.0, 2.0, 1.0, 1.0]]).log(), torch.tensor([2]), None)
+    output, found = gradient(batch, num_beams=2, weight=3.0, sharpness=1.0, variant=variant)
+    torch.testing.assert_close(output.loss, torch.tensor([loss]))
+    torch.testing.assert_close(found, factor * torch.tensor([[0.5, 0.25, -0.875, 0.125]]))
+    assert output.metrics["ce"].item() == pytest.approx(math.log(8))
+    assert output.metrics["margin"].item() == pytest.approx(-math.log(2))
+    assert output.metrics["pruned"].item() == 1
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    """Logits in steps of a half, so that many tie."""
+    num_rows, num_columns = draw(st.integers(0, 4)), draw(st.integers(1, 8))
+    row = st.lists(st.integers(-12, 12).map(lambda step: step / 2), min_size=num_columns, max_size=num_columns)
+    logits = torch.tensor(draw(st.lists(row, min_size=num_rows, max_size=num_rows)), dtype=torch.float64)
+    columns = st.lists(st.integers(0, num_columns - 1), min_size=num_rows, max_size=num_rows)
+    target = torch.tensor(draw(columns), dtype=torch.int64)
+    legal = None
+    if draw(st.booleans()):
+        flags = st.lists(
+            st.lists(st.booleans(), min_size=num_columns, max_size=num_columns), min_size=num_rows, max_size=num_rows
+        )
+        legal = torch.tensor(draw(flags), dtype=torch.bool).view(num_rows, num_columns)
+        legal = legal.scatter(1, target[:, None], True)
+    return Batch(logits.view(num_rows, num_columns), target, legal)
+
+
+@given(
+    batches(),
+    st.integers(1, 10),
+    st.sampled_from([0.0, 0.3, 4.0]),
+    st.sampled_from([0.1, 1.0, 2.75]),
+    st.sampled_from([0.5, 1.0, 4.5]),
+    st.sampled_from(VARIANTS),
+)
+def test_value_metrics_and_gradient_agree_with_a_loop(
+    batch: Batch, num_beams: int, weight: float, sharpness: float, temperature: float, variant: str
+) -> None:
+    settings = {
+        "num_beams": num_beams,
+        "weight": weight,
+        "sharpness": sharpness,
+        "temperature": temperature,
+        "variant": variant,
+    }
+    wanted, wanted_gradient = expected(batch, **settings)
+    found = gradient(batch, **settings)
+    assert_same(found, (wanted, wanted_gradient.view_as(batch.logits)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "computed", "tolerance"),
+    [
+        (torch.float64, torch.float64, 1e-9),
+        (torch.float32, torch.float32, 1e-5),
+        (torch.bfloat16, torch.float32, 2**-8),
+        (torch.float16, torch.float32, 2**-11),
+    ],
+)
+def test_half_precision_is_computed_in_float32(
+    variant: str, masked: bool, dtype: torch.dtype, computed: torch.dtype, tolerance: float
+) -> None:
+    batch = random_batch(masked=masked)
+    batch = batch._replace(logits=batch.logits.to(dtype))
+    output, found = gradient(batch, **SETTINGS, variant=variant)
+    assert {output.loss.dtype, *(metric.dtype for metric in output.metrics.values())} == {computed}
+    assert found.dtype == dtype
+    wanted, wanted_gradient = expected(batch, **SETTINGS, variant=variant)
+    exact = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
+    torch.testing.assert_close(output.loss, wanted.loss, **exact)
+    torch.testing.assert_close(output.metrics, wanted.metrics, **exact)
+    # Of the gradient, only the last step, into the dtype of the logits, is rounded.
+    torch.testing.assert_close(found.double(), wanted_gradient, rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weight_0_over_the_vocabulary_is_cross_entropy(variant: str) -> None:
+    batch = random_batch(masked=False)
+    output, found = gradient(batch, num_beams=3, weight=0.0, sharpness=2.75, variant=variant)
+    logits = batch.logits.clone().requires_grad_()
+    losses = F.cross_entropy(logits, batch.target, reduction="none")
+    torch.testing.assert_close(output.loss, losses.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, torch.autograd.grad(losses.sum(), logits)[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.5])
+def test_weight_0_over_the_legal_tokens_is_msl(temperature: float) -> None:
+    batch = random_batch()
+    output, found = gradient(batch, num_beams=3, weight=0.0, sharpness=2.75, temperature=temperature)
+    logits = batch.logits.clone().requires_grad_()
+    masked = logits.masked_fill(~batch.legal, -torch.inf) / temperature
+    losses = F.cross_entropy(masked, batch.target, reduction="none")
+    torch.testing.assert_close(output.loss, losses.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, torch.autograd.grad(losses.sum(), logits)[0], rtol=1e-12, atol=1e-12)
+    assert output.metrics["ce"].equal(output.loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("legal", [None, torch.tensor([[True], [True]]), torch.tensor([[False, True, False]]).expand(2, -1)])
+def test_a_forced_token_has_exactly_no_gradient(dtype: torch.dtype, variant: str, legal: Tensor | None) -> None:
+    width = 1 if legal is None else legal.shape[1]
+    logits = torch.tensor([[0.3], [-7.7]], dtype=dtype).expand(2, width)
+    batch = Batch(logits, torch.full((2,), width // 2), legal)
+    output, found = gradient(batch, **SETTINGS, variant=variant)
+    assert found.eq(0).all()
+    assert all(metric.eq(0).all() for metric in output.metrics.values())
+    constant = SETTINGS["weight"] * math.log(2)
+    torch.testing.assert_close(output.loss, torch.full((2,), -constant if variant == "paper" else constant))
+    assert gradient(batch, **{**SETTINGS, "weight": 0.0}, variant=variant)[0].loss.eq(0).all()
+
+
+def test_a_flat_sigmoid_and_a_sharp_one() -> None:
+    """With weight = lambda * sharpness the factor on the gradient is 1 + lambda sigmoid(.): at its limits 1/2, or 0 and 1."""
+    batch = random_batch(masked=False)
+    _, plain = gradient(batch, num_beams=3, weight=0.0, sharpness=1.0)
+    pruned = bear_loss(*batch, num_beams=3, weight=0.0, sharpness=1.0).metrics["pruned"]
+    margin = bear_loss(*batch, num_beams=3, weight=0.0, sharpness=1.0).metrics["margin"]
+    assert set(pruned.tolist()) == {0.0, 1.0}
+    for variant in VARIANTS:
+        _, flat = gradient(batch, num_beams=3, weight=0.4e9, sharpness=1e9, variant=variant)
+        torch.testing.assert_close(flat, 1.2 * plain, rtol=1e-6, atol=0)
+        _, sharp = gradient(batch, num_beams=3, weight=0.4e-9, sharpness=1e-9, variant=variant)
+        side = torch.sign(margin if variant == "paper" else -margin)
+        torch.testing.assert_close(sharp, (1.2 + 0.2 * side)[:, None] * plain, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 3.0])
+@pytest.mark.parametrize("num_beams", [1, 3, 10])
+def test_gradient_is_that_of_the_published_token_weights(masked: bool, temperature: float, num_beams: int) -> None:
+    batch = random_batch(masked=masked)
+    legal = torch.ones_like(batch.logits, dtype=torch.bool) if batch.legal is None else batch.legal
+    logits = batch.logits.clone().requires_grad_()
+    published = {"num_beams": num_beams, "topk_weight": 0.25, "topk_tau": 2.75, "temperature": temperature}
+    losses = oracle.weighted_cross_entropy(logits, batch.target, legal, **published)
+    wanted = torch.autograd.grad(losses.sum(), logits)[0]
+    _, found = gradient(batch, num_beams=num_beams, weight=0.25 * 2.75, sharpness=2.75, temperature=temperature)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    assert (wanted != 0).any()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradient_is_the_slope_of_the_loss_with_its_threshold_frozen(variant: str, masked: bool) -> None:
+    batch = random_batch(masked=masked)
+    legal = torch.ones_like(batch.logits, dtype=torch.bool) if batch.legal is None else batch.legal
+    _, found = gradient(batch, **SETTINGS, variant=variant)
+    settings = {"weight": 3.0, "sharpness": 1.5, "temperature": 0.8, "variant": variant}
+    rows = zip(batch.logits.tolist(), batch.target.tolist(), legal.tolist(), found.tolist(), strict=True)
+    for logits, target, allowed, slopes in rows:
+        kept = oracle.threshold(oracle.log_probs(logits, allowed, 0.8), allowed, 2)
+        for column, slope in enumerate(slopes):
+            ends = []
+            for step in (1e-5, -1e-5):
+                moved = [logit + step * (index == column) for index, logit in enumerate(logits)]
+                ends.append(oracle.frozen_loss(moved, target, allowed, kept, **settings))
+            assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradcheck_where_nothing_is_detached(masked: bool) -> None:
+    batch = random_batch(masked=masked)
+
+    def loss(logits: Tensor) -> Tensor:
+        return bear_loss(logits, batch.target, batch.legal, **{**SETTINGS, "weight": 0.0}).loss
+
+    assert torch.autograd.gradcheck(loss, batch.logits.requires_grad_())
+
+
+@pytest.mark.parametrize("fill", [torch.inf, -torch.inf, torch.nan, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_not_legal_contributes_nothing(fill: float, dtype: torch.dtype, variant: str) -> None:
+    batch = random_batch()
+    batch = batch._replace(logits=batch.logits.to(dtype))
+    wanted = gradient(batch, **SETTINGS, variant=variant)
+    filled = batch._replace(logits=batch.logits.masked_fill(~batch.legal, fill))
+    found = gradient(filled, **SETTINGS, variant=variant)
+    assert_same(found, wanted, rtol=0, atol=0)
+    assert found[1][~batch.legal].eq(0).all()
+    assert found[1].isfinite().all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_columns_of_padding_change_nothing(variant: str, masked: bool) -> None:
+    batch = random_batch(masked=masked)
+    legal = torch.ones_like(batch.logits, dtype=torch.bool) if batch.legal is None else batch.legal
+    # More beams than tokens: the padding must not be counted as beams.
+    for num_beams in (2, 10):
+        settings = {**SETTINGS, "num_beams": num_beams, "variant": variant}
+        output, found = gradient(batch, **settings)
+        padded = Batch(F.pad(batch.logits, (0, 5), value=9.0), batch.target, F.pad(legal, (0, 5)))
+        assert_same(gradient(padded, **settings), (output, F.pad(found, (0, 5))), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_order_of_rows_and_columns_does_not_matter(masked: bool) -> None:
+    batch = random_batch(masked=masked)
+    output, found = gradient(batch, **SETTINGS)
+    rows, columns = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([6, 2, 0, 5, 1, 4, 3])
+    legal = None if batch.legal is None else batch.legal[rows][:, columns]
+    moved = Batch(batch.logits[rows][:, columns], columns.argsort()[batch.target[rows]], legal)
+    wanted = LossOutput(output.loss[rows], {name: metric[rows] for name, metric in output.metrics.items()})
+    assert_same(gradient(moved, **SETTINGS), (wanted, found[rows][:, columns]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_chunks_of_rows_are_the_whole(masked: bool) -> None:
+    batch = random_batch(masked=masked)
+    whole = gradient(batch, **SETTINGS)
+    parts = []
+    for chunk in (slice(0, 1), slice(1, 1), slice(1, 6)):
+        parts.append(gradient(Batch(*(None if tensor is None else tensor[chunk] for tensor in batch)), **SETTINGS))
+    outputs, gradients = zip(*parts, strict=True)
+    metrics = {name: torch.cat([output.metrics[name] for output in outputs]) for name in whole[0].metrics}
+    joined = LossOutput(torch.cat([output.loss for output in outputs]), metrics)
+    assert_same((joined, torch.cat(gradients)), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("num_beams", [1, 3, 10])
+def test_finite_at_huge_logits_in_bf16(masked: bool, variant: str, num_beams: int) -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0, 1e4, -1e4]], dtype=torch.bfloat16).expand(4, -1)
+    legal = torch.tensor([[True, True, True, True, False]]).expand(4, -1) if masked else None
+    batch = Batch(logits, torch.arange(4), legal)
+    settings = {"num_beams": num_beams, "weight": 0.7, "sharpness": 2.75, "temperature": 1.0, "variant": variant}
+    output, found = gradient(batch, **settings)
+    wanted, wanted_gradient = expected(batch, **settings)
+    torch.testing.assert_close(output.loss.double(), wanted.loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.metrics["margin"].double(), wanted.metrics["margin"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.double(), wanted_gradient, rtol=2**-8, atol=1e-6)
+    assert output.loss.isfinite().all()
+    assert found.isfinite().all()
+
+
+def test_paper_leans_on_targets_inside_the_beam_and_survival_on_those_outside() -> None:
+    """The target's logit climbs from far below the third largest to far above the largest."""
+    heights = torch.linspace(-9, 9, 13, dtype=torch.float64)
+    others = torch.tensor([3.0, 1.0, 0.0, -1.0], dtype=torch.float64).expand(13, -1)
+    batch = Batch(torch.cat([heights[:, None], others], 1), torch.zeros(13, dtype=torch.int64), None)
+    settings = {"num_beams": 3, "sharpness": 0.5}
+    output, plain = gradient(batch, weight=0.0, **settings)
+    assert output.metrics["pruned"].tolist() == [float(height < 0) for height in heights]
+    excess = {name: (gradient(batch, weight=2.0, variant=name, **settings)[1] / plain - 1)[:, 0] for name in VARIANTS}
+    assert (excess["paper"].diff() >= -1e-9).all()
+    assert (excess["survival"].diff() <= 1e-9).all()
+    assert excess["paper"][0] < 0.01 < 3.9 < excess["paper"][-1] < 4
+    assert excess["survival"][-1] < 0.01 < 3.9 < excess["survival"][0] < 4
+    torch.testing.assert_close(excess["paper"] + excess["survival"], torch.full_like(heights, 4.0))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_a_target_that_ties_with_the_last_beam_is_kept(temperature: float) -> None:
+    logits = torch.tensor([[2.0, 0.3, 0.3, 0.3, -1.0]]).expand(5, -1)
+    batch = Batch(logits, torch.arange(5), None)
+    output = bear_loss(*batch, num_beams=2, weight=1.0, sharpness=1.0, temperature=temperature)
+    assert output.metrics["pruned"].tolist() == [0, 0, 0, 0, 1]
+    assert output.metrics["margin"][1:4].eq(0).all()
+
+
+def test_metrics_are_detached_and_the_input_is_left_alone() -> None:
+    batch = random_batch()
+    for dtype in (torch.float64, torch.bfloat16):
+        logits = batch.logits.to(dtype).requires_grad_()
+        before = logits.detach().clone()
+        output = bear_loss(logits, batch.target, batch.legal, **SETTINGS)
+        output.loss.sum().backward()
+        assert list(output.metrics) == ["ce", "margin", "pruned"]
+        assert output.loss.requires_grad
+        assert not any(metric.requires_grad for metric in output.metrics.values())
+        assert {output.loss.shape, *(metric.shape for metric in output.metrics.values())} == {batch.target.shape}
+        assert logits.detach().equal(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_tensor_as_wide_as_the_vocabulary_waits_for_the_backward_pass(dtype: torch.dtype, variant: str) -> None:
+    batch = random_batch(masked=False)
+    logits = batch.logits.to(dtype).requires_grad_()
+    kept = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        bear_loss(logits, batch.target, None, num_beams=3, weight=1.0, sharpness=1.0, variant=variant)
+    assert len({tensor.data_ptr() for tensor in kept if tensor.shape == logits.shape}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_beams": 0}, "`num_beams` is 0, but a beam search keeps at least 1"),
+        ({"sharpness": 0.0}, "`sharpness` is 0.0, but it divides the margin"),
+        ({"temperature": -1.0}, "`temperature` is -1.0, but it divides the logits"),
+        ({"variant": "exact"}, "`variant` is 'exact', but BEAR has two: give 'paper' or 'survival'"),
+    ],
+)
+def test_settings_without_meaning_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bear_loss(*random_batch(), **{**SETTINGS, **changed})

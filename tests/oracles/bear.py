@@ -1,0 +1,111 @@
+"""BEAR one position at a time, in plain floats: its value, and its gradient worked out by hand."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Position(NamedTuple):
+    """What `bear_loss` returns for one position, and the gradient of its loss with respect to each logit."""
+
+    loss: float
+    ce: float
+    margin: float
+    pruned: float
+    gradient: list[float]
+
+
+def log_sigmoid(x: float) -> float:
+    return min(x, 0.0) - math.log1p(math.exp(-abs(x)))
+
+
+def sigmoid(x: float) -> float:
+    return math.exp(log_sigmoid(x))
+
+
+def log_probs(logits: list[float], legal: list[bool], temperature: float) -> list[float]:
+    scaled = [logit / temperature if allowed else -math.inf for logit, allowed in zip(logits, legal, strict=True)]
+    top = max(scaled)
+    normaliser = top + math.log(math.fsum(math.exp(value - top) for value in scaled))
+    return [value - normaliser for value in scaled]
+
+
+def threshold(logps: list[float], legal: list[bool], num_beams: int) -> float:
+    """The b-th largest log-probability, b being no more than there are legal tokens."""
+    return sorted(logps, reverse=True)[min(num_beams, sum(legal)) - 1]
+
+
+def regulariser(margin: float, weight: float, sharpness: float, variant: str) -> float:
+    if variant == "paper":
+        return weight * log_sigmoid(-margin / sharpness)
+    return -weight * log_sigmoid(margin / sharpness)
+
+
+def position(
+    logits: list[float],
+    target: int,
+    legal: list[bool],
+    *,
+    num_beams: int,
+    weight: float,
+    sharpness: float,
+    temperature: float,
+    variant: str,
+) -> Position:
+    logps = log_probs(logits, legal, temperature)
+    margin = logps[target] - threshold(logps, legal, num_beams)
+    lean = margin if variant == "paper" else -margin
+    factor = 1 + weight / sharpness * sigmoid(lean / sharpness)
+    gradient = []
+    for column, logp in enumerate(logps):
+        softmax_gradient = (math.exp(logp) - (column == target)) / temperature
+        gradient.append(factor * softmax_gradient if legal[column] else 0.0)
+    above = sum(allowed and logit > logits[target] for logit, allowed in zip(logits, legal, strict=True))
+    pruned = float(above >= min(num_beams, sum(legal)))
+    loss = regulariser(margin, weight, sharpness, variant) - logps[target]
+    return Position(loss, -logps[target], margin, pruned, gradient)
+
+
+def frozen_loss(
+    logits: list[float],
+    target: int,
+    legal: list[bool],
+    frozen_threshold: float,
+    *,
+    weight: float,
+    sharpness: float,
+    temperature: float,
+    variant: str,
+) -> float:
+    """The loss as a function of the logits alone, its threshold a given number."""
+    chosen = log_probs(logits, legal, temperature)[target]
+    return regulariser(chosen - frozen_threshold, weight, sharpness, variant) - chosen
+
+
+def weighted_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    legal: Tensor,
+    *,
+    num_beams: int,
+    topk_weight: float,
+    topk_tau: float,
+    temperature: float,
+) -> Tensor:
+    """The form in which BEAR is published as code, `(N,)`, before it divides by the sum of the weights.
+
+    Each token's cross-entropy, weighted by a constant: 1 + topk_weight * sigmoid((log p - log p_(b)) / topk_tau).
+    """
+    losses = []
+    for row, gold, allowed in zip(logits, target, legal, strict=True):
+        masked = torch.stack(
+            [value if ok else torch.full_like(value, -torch.inf) for value, ok in zip(row, allowed, strict=True)]
+        )
+        ce = F.cross_entropy(masked / temperature, gold)
+        probs = (masked.detach() / temperature).softmax(0)
+        kept = probs[allowed].sort(descending=True).values[:num_beams][-1]
+        losses.append((1 + topk_weight * torch.sigmoid((probs[gold].log() - kept.log()) / topk_tau)) * ce)
+    return torch.stack(losses)

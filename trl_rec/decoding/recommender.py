@@ -1,0 +1,99 @@
+"""A run folder recommends: model, tokenizer, catalogue and settings are all in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_rec.data.prompts import PromptFormat
+from trl_rec.decoding.beam import rank_items
+from trl_rec.items import ItemCatalog, TokenTrie
+from trl_rec.models.loading import load_model, load_tokenizer
+from trl_rec.ragged import Ragged
+
+
+SETTINGS = "recommender.json"
+
+
+class Recommendation(NamedTuple):
+    """One rank of a list."""
+
+    item_id: str
+    title: str
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Recommender:
+    """Recommends items after a history.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        catalog (`ItemCatalog`): The items.
+        prompt_format (`PromptFormat`): How histories are written.
+        trie (`TokenTrie`): The catalogue's paths.
+        settings (`dict`): `num_beams`, `renormalize`, `length_penalty`, `max_length`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    catalog: ItemCatalog
+    prompt_format: PromptFormat
+    trie: TokenTrie
+    settings: dict[str, Any]
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> Recommender:
+        """The recommender in a run folder, or in a hub repository that was pushed from one.
+
+        Args:
+            folder: The folder or hub id.
+            options: Passed to the model's `from_pretrained` (`dtype`, `device_map`, ...).
+        """
+        path = _local(folder)
+        if not (path / SETTINGS).is_file():
+            raise ValueError(f"{folder} is no run folder ({SETTINGS} is missing); name the output of a trl-rec trainer")
+        settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+        catalog, tokenizer = ItemCatalog.load(path / "catalog"), load_tokenizer(path)
+        prompt_format = PromptFormat.for_catalog(catalog, tokenizer, **settings.pop("prompt"))
+        trie = TokenTrie.from_catalog(catalog, tokenizer)
+        return cls(load_model(path, **options), tokenizer, catalog, prompt_format, trie, settings)
+
+    def recommend(self, history: Sequence[str], k: int = 10, *, exclude_history: bool = True) -> list[Recommendation]:
+        """The best `k` items after a history of item ids, oldest first."""
+        indices = self.catalog.index_of(list(history)) if len(history) else []
+        histories = Ragged.from_lists([indices])
+        prompt = torch.from_numpy(self.prompt_format.encode(histories, max_length=self.settings["max_length"]).padded())
+        ranked = rank_items(
+            self.model,
+            {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)},
+            self.trie,
+            num_beams=max(k, self.settings["num_beams"]),
+            top_k=k,
+            exclude=[list(indices)] if exclude_history else None,
+            renormalize=self.settings["renormalize"],
+            length_penalty=self.settings["length_penalty"],
+        )
+        found = zip(ranked.items[0].tolist(), ranked.scores[0].tolist(), strict=True)
+        return [Recommendation(self.catalog.ids[item], self.catalog.titles[item], score) for item, score in found if item >= 0]
+
+
+def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
+    """Writes what [`Recommender`] needs beside a saved model and tokenizer."""
+    catalog.save(Path(folder) / "catalog")
+    (Path(folder) / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _local(folder: str | Path) -> Path:
+    if Path(folder).is_dir():
+        return Path(folder)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(folder)))

@@ -1,0 +1,166 @@
+"""Fine-tuning that keeps each target token inside the beam that will decode it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTTrainer
+
+from trl_rec.data.rows import IGNORED, build_rows, evaluation_rows
+from trl_rec.items import ItemCatalog
+from trl_rec.losses.bear import bear_loss
+from trl_rec.losses.output import LossOutput
+from trl_rec.models.loading import load_tokenizer
+from trl_rec.models.selection import logits_at
+from trl_rec.trainer.bear_config import BearConfig
+from trl_rec.trainer.collator import NextItemCollator, with_trie_nodes
+from trl_rec.trainer.rec_trainer import RecTrainerMixin, is_split
+
+
+class BearTrainer(RecTrainerMixin, SFTTrainer):
+    """[`~trl.SFTTrainer`] with BEAR's loss, on next-item rows of a catalogue; everything else is inherited.
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`): As in `SFTTrainer`.
+        args (`BearConfig`, *optional*): Configuration.
+        train_dataset (`Dataset`): `RecDataset.train`, or rows with `input_ids` and `labels` whose labels are catalogue items.
+        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`, whose users are then also ranked, or rows.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, which knows the catalogue's tokens; the
+            model's own otherwise.
+        catalog (`ItemCatalog`): The items, whose surface says how they are written.
+        kwargs: Passed to `SFTTrainer`.
+
+    Example:
+
+    ```python
+    dataset = load("data/ml-100k").with_surface("item_token")
+    tokenizer = make_tokenizer(dataset.catalog)
+    trainer = BearTrainer(
+        make_model(tokenizer),
+        BearConfig("runs/bear", targets="all", max_length=256),
+        train_dataset=dataset.train,
+        eval_dataset=dataset.validation,
+        processing_class=tokenizer,
+        catalog=dataset.catalog,
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "trl-rec", "bear"]
+    _name = "BEAR"
+    _paper = {"title": "BEAR", "id": "2601.22925"}
+    loss_is_scaled_for_ga = None  # as in SFTTrainer: scaled exactly when `num_items_in_batch` is given
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: BearConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        catalog: ItemCatalog,
+        **kwargs: Any,
+    ) -> None:
+        args = args or BearConfig("bear")
+        processing_class = processing_class or load_tokenizer(model if isinstance(model, str) else model.config._name_or_path)
+        self._set_catalog(catalog, processing_class, args)
+        self.renormalizes = args.softmax == "legal"
+        self._eval_split = eval_dataset
+        super().__init__(
+            model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs
+        )
+        self.data_collator = NextItemCollator(
+            pad_token_id=processing_class.pad_token_id,
+            trie=self.trie if self.renormalizes else None,
+            padding_side=processing_class.padding_side,
+            pad_to_multiple_of=args.pad_to_multiple_of,
+        )
+        self.trie = self.trie.to(self.model.device)
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *unused: Any) -> Dataset:
+        """Splits become rows; rows stay as they are. Under the legal softmax each label learns its trie node."""
+        *_, name = unused
+        if is_split(dataset):
+            lengths = {"max_length": args.max_length, "max_history": args.max_history}
+            if name == "train":
+                dataset = build_rows(dataset, self.prompt_format, targets=args.targets, **lengths)
+            else:
+                dataset = evaluation_rows(dataset, self.prompt_format, **lengths)
+        if not {"input_ids", "labels"} <= set(dataset.column_names):
+            raise ValueError(
+                f"the {name} dataset has the columns {', '.join(dataset.column_names)}; pass a split of a RecDataset, or rows "
+                "with input_ids and labels"
+            )
+        if not self.renormalizes or "trie_nodes" in dataset.column_names:
+            return dataset
+        return with_trie_nodes(dataset, self.trie)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["input_ids", "labels", "trie_nodes"]
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Sum of BEAR's loss over the target tokens that are not forced, over their number in the whole accumulated,
+        all-process batch."""
+        inputs = dict(inputs)
+        labels, nodes = inputs.pop("labels"), inputs.pop("trie_nodes", None)
+        learned = torch.zeros_like(labels, dtype=torch.bool)
+        learned[:, :-1] = labels[:, 1:] != IGNORED  # a position predicts the token after it
+        with logits_at(self.model, learned):
+            outputs = model(**inputs, use_cache=False)
+        output = self._bear(outputs.logits[0], labels[:, 1:][learned[:, :-1]], nodes, learned)
+        count = learned.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = output.loss.sum() / torch.as_tensor(count, device=labels.device).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # the count is over all processes, and DDP averages their gradients
+        self._append_metrics(output, learned, inputs["attention_mask"])
+        return (loss, outputs) if return_outputs else loss
+
+    def _bear(self, logits: Tensor, targets: Tensor, nodes: Tensor | None, learned: Tensor) -> LossOutput:
+        """The loss `(N,)` of the N target tokens from their logits `(N, V)`."""
+        legal = None
+        if nodes is not None:
+            tokens, _, legal = self.trie.children(nodes[:, 1:][learned[:, :-1]])
+            targets, logits = ((tokens == targets.unsqueeze(1)) & legal).long().argmax(1), logits.gather(1, tokens)
+        return bear_loss(
+            logits,
+            targets,
+            legal,
+            num_beams=self.args.num_beams,
+            weight=self.args.bear_weight,
+            sharpness=self.args.sharpness,
+            temperature=self.args.temperature,
+            variant=self.args.variant,
+        )
+
+    def _append_metrics(self, output: LossOutput, learned: Tensor, attention_mask: Tensor) -> None:
+        """Means over the target tokens of all processes; `rows_pruned` is the share of rows with any token pruned."""
+        mode = "train" if self.model.training else "eval"
+        rows = learned.nonzero()[:, 0]
+        pruned = torch.zeros(len(learned), device=learned.device)
+        pruned.index_put_((rows,), output.metrics["pruned"].to(pruned), accumulate=True)
+        sums = [output.loss.detach().sum(), *(output.metrics[name].sum() for name in ("ce", "margin", "pruned"))]
+        sums += [(pruned > 0).sum(), learned.sum(), learned.any(1).sum(), attention_mask.sum()]
+        local = torch.stack([value.to(torch.float32) for value in sums]).unsqueeze(0)
+        total = self.accelerator.gather_for_metrics(local).sum(0).tolist()
+        loss, ce, margin, num_pruned, rows_pruned, tokens, num_rows, seen = total
+        if not loss - loss == 0:
+            raise ValueError(f"the loss is {loss} at step {self.state.global_step}: {self._broken_row(output, rows)}")
+        means = {"ce": ce / max(tokens, 1), "margin": margin / max(tokens, 1), "pruned": num_pruned / max(tokens, 1)}
+        for name, value in {**means, "rows_pruned": rows_pruned / max(num_rows, 1)}.items():
+            self._metrics[mode][f"bear/{name}"].append(value)
+        if mode == "train":
+            self._total_train_tokens += int(seen)
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    @staticmethod
+    def _broken_row(output: LossOutput, rows: Tensor) -> str:
+        broken = rows[~output.loss.isfinite()].unique().tolist()
+        return f"rows {broken} of this process's batch; lower the learning rate, or look at the data" if broken else "elsewhere"

@@ -1,0 +1,48 @@
+"""What all configs of this package share: how prompts are written, and how lists are ranked and measured during training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass
+class RecConfig:
+    """Fields that the recommendation trainers add to TRL's configs.
+
+    Args:
+        prompt_head (`str`, *optional*): Text before the history; the surface's default otherwise.
+        prompt_item (`str`, *optional*): Text of an item in the history, with `{surface}` in it.
+        prompt_tail (`str`, *optional*): Text between the history and the completion.
+        chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a turn in the tokenizer's chat template.
+        eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): Lengths that ranked lists are cut at.
+        eval_num_beams (`int`, *optional*): Beam width when ranking; the largest of `eval_ks` otherwise.
+        eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether a user's own history is never recommended.
+        eval_length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by length to this power.
+        max_eval_users (`int`, *optional*): Users to rank in an evaluation during training, spread evenly; all otherwise.
+    """
+
+    prompt_head: str | None = field(default=None, metadata={"help": "text before the history"})
+    prompt_item: str | None = field(default=None, metadata={"help": "text of an item in the history, with {surface}"})
+    prompt_tail: str | None = field(default=None, metadata={"help": "text between the history and the completion"})
+    chat_template: bool = field(default=False, metadata={"help": "put the prompt into the tokenizer's chat template"})
+    eval_ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "lengths that lists are cut at"})
+    eval_num_beams: int | None = field(default=None, metadata={"help": "beam width when ranking"})
+    eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend the user's own history"})
+    eval_length_penalty: float = field(default=0.0, metadata={"help": "divide scores by length to this power"})
+    max_eval_users: int | None = field(default=None, metadata={"help": "users to rank in an evaluation"})
+
+    @property
+    def prompt_options(self) -> dict[str, Any]:
+        """The options of [`PromptFormat.for_catalog`]."""
+        texts = {"head": self.prompt_head, "item": self.prompt_item, "tail": self.prompt_tail}
+        return {**texts, "chat_template": self.chat_template}
+
+
+def refuse_inert(config: Any, names: tuple[str, ...], why: str) -> None:
+    """Refuses options that the parent would act on and this trainer does not, where they differ from their default."""
+    defaults = {one.name: one.default for one in fields(config)}
+    for name in names:
+        if getattr(config, name) != defaults[name]:
+            given = f"{type(config).__name__}: {name}={getattr(config, name)!r}"
+            raise ValueError(f"{given} has no effect here, since {why}; leave it out")
