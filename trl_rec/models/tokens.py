@@ -20,8 +20,7 @@ def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     The new embeddings are drawn around the mean of the old ones, as transformers does.
     """
     tokenizer.add_tokens(catalog.new_tokens)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     vocabulary = tokenizer.get_vocab()
     return [vocabulary[token] for token in catalog.new_tokens]

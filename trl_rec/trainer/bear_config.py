@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trl import SFTConfig
 
@@ -35,11 +36,15 @@ class BearConfig(RecConfig, SFTConfig):
 
     bear_weight: float = field(default=0.25 * 2.75, metadata={"help": "weight of the beam term; 0: cross-entropy alone"})
     sharpness: float = field(default=2.75, metadata={"help": "unit of the margin"})
-    variant: str = field(default="paper", metadata={"help": "paper or survival"})
+    variant: Literal["paper", "survival"] = field(default="paper", metadata={"help": "paper or survival"})
     num_beams: int = field(default=10, metadata={"help": "beam width to survive"})
     temperature: float = field(default=1.0, metadata={"help": "divides the logits in the loss"})
-    softmax: str = field(default="legal", metadata={"help": "softmax over legal tokens or over the vocabulary"})
-    targets: str = field(default="last", metadata={"help": "last: one row a target; all: every item of a row a target"})
+    softmax: Literal["legal", "vocabulary"] = field(
+        default="legal", metadata={"help": "softmax over legal tokens or over the vocabulary"}
+    )
+    targets: Literal["last", "all"] = field(
+        default="last", metadata={"help": "last: one row a target; all: every item of a row a target"}
+    )
     max_history: int | None = field(default=None, metadata={"help": "most items before a target"})
 
     def __post_init__(self) -> None:

@@ -51,6 +51,8 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
     ```
     """
 
+    args: BearConfig
+    model: Any
     _tag_names = ["trl", "trl-rec", "bear"]
     _name = "BEAR"
     _paper = {"title": "BEAR", "id": "2601.22925"}
@@ -69,9 +71,8 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
     ) -> None:
         args = args or BearConfig("bear")
         processing_class = processing_class or load_tokenizer(model if isinstance(model, str) else model.config._name_or_path)
-        self._set_catalog(catalog, processing_class, args)
+        self._set_catalog(catalog, processing_class, args, eval_dataset)
         self.renormalizes = args.softmax == "legal"
-        self._eval_split = eval_dataset
         super().__init__(
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs
         )
@@ -79,7 +80,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
             pad_token_id=processing_class.pad_token_id,
             trie=self.trie if self.renormalizes else None,
             padding_side=processing_class.padding_side,
-            pad_to_multiple_of=args.pad_to_multiple_of,
+            pad_to_multiple_of=None if args.pad_to_multiple_of is None else int(args.pad_to_multiple_of),
         )
         self.trie = self.trie.to(self.model.device)
 
@@ -102,7 +103,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         return with_trie_nodes(dataset, self.trie)
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "labels", "trie_nodes"]
+        self._signature_columns: Any = ["input_ids", "labels", "trie_nodes"]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -127,7 +128,8 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         """The loss `(N,)` of the N target tokens from their logits `(N, V)`."""
         legal = None
         if nodes is not None:
-            tokens, _, legal = self.trie.children(nodes[:, 1:][learned[:, :-1]])
+            nodes = nodes[:, 1:][learned[:, :-1]]
+            tokens, _, legal = self.trie.children(nodes, width=None if len(nodes) else 1)
             targets, logits = ((tokens == targets.unsqueeze(1)) & legal).long().argmax(1), logits.gather(1, tokens)
         return bear_loss(
             logits,

@@ -11,7 +11,9 @@ from typing import Any
 def write_model_card(trainer: Any, model_name: str) -> None:
     """Writes `README.md` into the trainer's output folder."""
     own = {name: getattr(trainer.args, name) for name in sorted(_own_fields(trainer.args))}
-    metrics = next((entry for entry in reversed(trainer.state.log_history) if any("@" in key for key in entry)), {})
+    metrics: dict[str, Any] = next(
+        (entry for entry in reversed(trainer.state.log_history) if any("@" in key for key in entry)), {}
+    )
     base = trainer.model.config._name_or_path or "trained from random weights"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("trl", "transformers", "torch"))
     lines = [

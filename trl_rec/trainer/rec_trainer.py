@@ -7,7 +7,7 @@ killed resumes from a checkpoint that was written to its end.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
@@ -24,7 +24,13 @@ from trl_rec.trainer.checkpoints import MARK, newest_complete
 from trl_rec.trainer.model_card import write_model_card
 
 
-class RecTrainerMixin:
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object
+
+
+class RecTrainerMixin(Base):
     """Goes before a TRL trainer among a class's bases. The class calls `_set_catalog` before its parent's `__init__`.
 
     Attributes:
@@ -32,12 +38,17 @@ class RecTrainerMixin:
         renormalizes (`bool`): Whether ranking scores are over the legal tokens.
     """
 
+    args: Any
+    model: Any
+    processing_class: Any
     catalog: ItemCatalog
     renormalizes = True
 
-    def _set_catalog(self, catalog: ItemCatalog, processing_class: PreTrainedTokenizerBase, args: Any) -> None:
-        """Everything that follows from a catalogue and a tokenizer."""
-        self.catalog = catalog
+    def _set_catalog(
+        self, catalog: ItemCatalog, processing_class: PreTrainedTokenizerBase, args: Any, eval_dataset: Any
+    ) -> None:
+        """What follows from a catalogue and a tokenizer, and the split whose users are ranked at each evaluation."""
+        self.catalog, self._eval_split = catalog, eval_dataset
         self.prompt_format = PromptFormat.for_catalog(catalog, processing_class, **args.prompt_options)
         self.trie = TokenTrie.from_catalog(catalog, processing_class)
         self._ranked_split: Dataset | None = None
@@ -46,14 +57,22 @@ class RecTrainerMixin:
         """The parent's metrics and, for a split of a `RecDataset`, those of the ranked lists (`eval_ndcg@10`)."""
         split = self._eval_split if eval_dataset is None else eval_dataset
         self._ranked_split = split if is_split(split) else None
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[misc]
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Adds the ranking metrics where the loss is, so that logs, callbacks and `metric_for_best_model` all see them."""
-        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._ranked_split is not None:
-            metrics = self.rank_and_measure(self._ranked_split)
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+            ranking = self.rank_and_measure(self._ranked_split)
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in ranking.items()}
+            output = output._replace(metrics={**(output.metrics or {}), **metrics})
         return output
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
@@ -85,16 +104,16 @@ class RecTrainerMixin:
                 max_length=self.args.max_length,
             )
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
         """As the parent's; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end, if any."""
         if resume_from_checkpoint is True:
             folder = newest_complete(self.args.output_dir)
             resume_from_checkpoint = None if folder is None else str(folder)
-        return super().train(resume_from_checkpoint, **kwargs)  # type: ignore[misc]
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model, and beside it what [`Recommender`] needs."""
-        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             settings = {
                 "prompt": self.args.prompt_options,
@@ -105,13 +124,15 @@ class RecTrainerMixin:
             }
             save_recommender(output_dir or self.args.output_dir, self.catalog, settings)
 
-    def create_model_card(self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None) -> None:
+    def create_model_card(  # type: ignore[override]  # TRL's signature, not transformers'
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
+    ) -> None:
         """A card that tells method, catalogue, settings and metrics; TRL's own is a chat quick-start."""
         if self.is_world_process_zero():
             write_model_card(self, model_name or Path(self.args.output_dir).name)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / MARK).touch()

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from tests.conftest import make_model as make_family
+from trl_rec import ItemCatalog
+from trl_rec.models import add_item_tokens, load_model, load_tokenizer, make_model, make_tokenizer
+
+
+@pytest.fixture
+def catalog() -> ItemCatalog:
+    return ItemCatalog(pa.table({"item_id": ["a", "b", "c"], "title": ["A", "B", "C"]}), surface="item_token")
+
+
+def test_a_model_from_nothing_knows_its_items(catalog: ItemCatalog) -> None:
+    tokenizer = make_tokenizer(catalog)
+    assert tokenizer("<item_2><item_0>")["input_ids"] == [5, 3] and len(tokenizer) == 6
+    model = make_model(tokenizer, hidden_size=16, num_layers=1, max_length=32)
+    assert model.config.vocab_size == 6 and model.config.n_positions == 32
+    assert torch.equal(model.lm_head.weight, make_model(tokenizer, hidden_size=16, num_layers=1, max_length=32).lm_head.weight)
+    with pytest.raises(ValueError, match="titles need a pretrained tokenizer"):
+        make_tokenizer(catalog.with_surface("title"))
+
+
+def test_adding_tokens_twice_adds_them_once(catalog: ItemCatalog, tokenizer_copy) -> None:
+    model, size = make_family("llama", vocab_size=len(tokenizer_copy)), len(tokenizer_copy)
+    assert add_item_tokens(model, tokenizer_copy, catalog) == [size, size + 1, size + 2]
+    assert add_item_tokens(model, tokenizer_copy, catalog) == [size, size + 1, size + 2]
+    assert model.config.vocab_size == size + 3
+
+
+def test_a_vocabulary_with_room_is_not_resized(catalog: ItemCatalog, tokenizer_copy) -> None:
+    model = make_family("llama", vocab_size=len(tokenizer_copy) + 10)
+    add_item_tokens(model, tokenizer_copy, catalog)
+    assert model.config.vocab_size == len(tokenizer_copy) + 7
+
+
+def test_padding_is_on_the_left_and_eos_pads_where_nothing_else_does(tokenizer_copy, tmp_path: Path) -> None:
+    tokenizer_copy.pad_token, tokenizer_copy.padding_side = None, "right"
+    tokenizer_copy.save_pretrained(tmp_path)
+    make_family("llama", vocab_size=len(tokenizer_copy)).save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.padding_side == "left" and loaded.pad_token == loaded.eos_token
+    assert not load_model(tmp_path).training
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds neither config.json nor a single GGUF file"):
+        load_model(tmp_path)

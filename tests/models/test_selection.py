@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from tests.conftest import FAMILIES, make_model
+from trl_rec.models import logits_at
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
+def test_chosen_logits_and_their_gradients_are_those_of_the_whole(family: str) -> None:
+    model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
+    ids = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(0))
+    positions = torch.rand(3, 7, generator=torch.Generator().manual_seed(1)) < 0.4
+    expected = model(input_ids=ids, use_cache=False).logits[positions]
+    with logits_at(model, positions):
+        chosen = model(input_ids=ids, use_cache=False).logits
+    assert chosen.shape == (1, int(positions.sum()), 40)
+    assert torch.allclose(chosen[0], expected, atol=1e-6)
+    parameters = list(model.parameters())
+    ours = torch.autograd.grad(chosen.square().sum(), parameters)
+    for one, other in zip(ours, torch.autograd.grad(expected.square().sum(), parameters), strict=True):
+        assert torch.allclose(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_no_position_gives_an_empty_tensor_that_still_has_a_gradient() -> None:
+    model = make_model("llama")
+    with logits_at(model, torch.zeros(2, 5, dtype=torch.bool)):
+        logits = model(input_ids=torch.ones(2, 5, dtype=torch.int64)).logits
+    assert logits.shape == (1, 0, 40)
+    logits.sum().backward()
+    assert not model.lm_head.weight.grad.any()
+
+
+def test_outside_the_model_is_as_before() -> None:
+    model, ids = make_model("llama"), torch.ones(2, 5, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="inside"), logits_at(model, torch.zeros(2, 5, dtype=torch.bool)):
+        raise RuntimeError("inside")
+    assert model(input_ids=ids).logits.shape == (2, 5, 40)

@@ -1,0 +1,76 @@
+"""A small BEAR run, the same here and in a launched process: `python tests/trainer/runs.py FOLDER OUTPUT [KEY=VALUE ...]`.
+
+`FOLDER` holds a dataset and a model, as `make_folder` writes them. The weights end up in OUTPUT.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trl_rec import BearConfig, BearTrainer, RecDataset, load, prepare
+from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
+from trl_rec.ragged import Ragged
+
+
+QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+
+
+def make_folder(folder: Path) -> RecDataset:
+    """A toy dataset with semantic IDs of three levels, the last of which is often forced, and a model without dropout."""
+    dataset = prepare("toy", folder / "data", toy_users=24, toy_items=60)
+    codes = np.random.default_rng(0).integers(0, 7, (60, 2))
+    ids = [[f"<a_{a}>", f"<b_{b}>", f"<c_{item}>"] for item, (a, b) in enumerate(codes.tolist())]
+    catalog = dataset.catalog.with_surface("semantic_id", Ragged.from_lists(ids, object))
+    catalog.save(folder / "data" / "catalog")
+    tokenizer = make_tokenizer(catalog)
+    tokenizer.save_pretrained(folder / "model")
+    make_model(tokenizer, hidden_size=16, dropout=0.0, max_length=256).save_pretrained(folder / "model")
+    return load(folder / "data")
+
+
+def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
+    """A trainer on that folder; `options` go to `BearConfig`, but for those named here."""
+    model = options.pop("model", None) or load_model(folder / "model")
+    dataset, tokenizer = load(folder / "data"), load_tokenizer(folder / "model")
+    tokenizer.padding_side = options.pop("padding_side", "left")
+    extra = {name: options.pop(name) for name in ("peft_config", "callbacks", "eval_dataset") if name in options}
+    defaults = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.1, "lr_scheduler_type": "constant"}
+    defaults["optim"] = "sgd"  # Adam turns the rounding of a gradient that is zero into a step
+    defaults |= {"max_length": 96, "save_strategy": "no", "gradient_checkpointing": False}
+    config = BearConfig(str(output), **QUIET, **{**defaults, **options})
+    return BearTrainer(model, config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog, **extra)
+
+
+def losses(trainer: BearTrainer) -> list[float]:
+    """The logged training losses."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def main() -> None:
+    folder, output, *pairs = sys.argv[1:]
+    trainer = make_trainer(
+        Path(folder), Path(output), **{key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
+    )
+    if trainer.args.eval_strategy != "no":
+        trainer._eval_split = load(Path(folder) / "data").validation
+    trainer.train()
+    metrics = trainer.rank_and_measure(load(Path(folder) / "data").validation)
+    trainer.save_model(output)
+    if trainer.is_world_process_zero():
+        torch.save({"losses": losses(trainer), "ndcg": metrics["ndcg@10"]}, Path(output) / "run.pt")
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main()

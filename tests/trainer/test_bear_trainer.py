@@ -1,0 +1,245 @@
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import EarlyStoppingCallback
+from trl import SFTConfig, SFTTrainer
+
+from tests.conftest import make_model as make_family
+from tests.trainer.runs import QUIET, losses, make_folder, make_trainer
+from trl_rec import BearConfig, BearTrainer, RecDataset, Recommender
+from trl_rec.data import PromptFormat, build_rows
+from trl_rec.models import load_model, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def dataset(folder: Path) -> RecDataset:
+    from trl_rec import load
+
+    return load(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bear")
+    make_folder(path)
+    return path
+
+
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def assert_close(model: torch.nn.Module, expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter, expected[name], atol=tolerance), name
+
+
+def one_batch(trainer: BearTrainer) -> dict[str, Tensor]:
+    return next(iter(trainer.get_train_dataloader()))
+
+
+def test_weight_zero_over_the_vocabulary_is_trls_sft(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(folder / "model")
+    rows = build_rows(dataset.train, PromptFormat.for_catalog(dataset.catalog, tokenizer), max_length=96)
+    common = {"max_steps": 3, "per_device_train_batch_size": 3, "learning_rate": 1e-2, "max_length": 96, "save_strategy": "no"}
+    common |= {"gradient_accumulation_steps": 2, "gradient_checkpointing": False, **QUIET}
+    theirs = SFTTrainer(
+        load_model(folder / "model"), SFTConfig(str(tmp_path), **common), train_dataset=rows, processing_class=tokenizer
+    )
+    ours = BearTrainer(
+        load_model(folder / "model"),
+        BearConfig(str(tmp_path), bear_weight=0, softmax="vocabulary", **common),
+        train_dataset=dataset.train,
+        processing_class=tokenizer,
+        catalog=dataset.catalog,
+    )
+    theirs.train(), ours.train()
+    expected = [entry["loss"] for entry in theirs.state.log_history if "loss" in entry]
+    assert losses(ours) == pytest.approx(expected, abs=1e-5)
+    assert_close(ours.model, weights(theirs.model))
+
+
+def test_weight_zero_is_cross_entropy_over_the_legal_tokens(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+    """MSL, token by token from the model's own logits, the forced tokens left out of the mean."""
+    trainer = make_trainer(folder, tmp_path, bear_weight=0, targets="all")
+    paths = [dataset.catalog.paths(trainer.processing_class)[item].tolist() for item in range(len(dataset.catalog))]
+    batch = one_batch(trainer)
+    loss = trainer.compute_loss(trainer.model, batch)
+    logits = trainer.model.eval()(**{name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}).logits
+    rows = [
+        {"input_ids": ids[mask.bool()].tolist()} for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    total, count = torch.zeros(()), 0
+    for row, one in enumerate(rows):
+        tokens, pad = one["input_ids"], int((batch["attention_mask"][row] == 0).sum())
+        begin = 4  # <bos> and the history's single item of three tokens
+        for start in range(begin, len(tokens), 3):
+            for depth in range(3):
+                prefix, target = tokens[start : start + depth], tokens[start + depth]
+                legal = sorted({path[depth] for path in paths if path[:depth] == prefix})
+                if len(legal) > 1:
+                    scores = logits[row, pad + start + depth - 1]
+                    total, count = total + scores[legal].logsumexp(0) - scores[target], count + 1
+    assert count > 0 and count < sum(len(one["input_ids"]) for one in rows)
+    assert loss.item() == pytest.approx(total.item() / count, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"targets": "last"}, {"targets": "all"}, {"variant": "survival"}, {"softmax": "vocabulary"}]
+)
+def test_training_moves_every_tensor_and_logs_what_bear_is_about(folder: Path, tmp_path: Path, options: dict) -> None:
+    trainer = make_trainer(folder, tmp_path, **options)
+    before = weights(trainer.model)
+    trainer.train()
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
+    logged = {name for entry in trainer.state.log_history for name in entry}
+    assert {"bear/ce", "bear/margin", "bear/pruned", "bear/rows_pruned", "num_tokens"} <= logged
+
+
+def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    whole, parts = (
+        make_trainer(folder, tmp_path),
+        make_trainer(folder, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4),
+    )
+    whole.train(), parts.train()
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+    assert_close(parts.model, weights(whole.model))
+
+
+@pytest.mark.parametrize("options", [{"padding_side": "right"}, {"gradient_checkpointing": True}, {"pad_to_multiple_of": 64}])
+def test_padding_and_checkpointing_change_nothing(folder: Path, tmp_path: Path, options: dict) -> None:
+    plain, other = make_trainer(folder, tmp_path), make_trainer(folder, tmp_path, **options)
+    plain.train(), other.train()
+    assert losses(other) == pytest.approx(losses(plain), abs=1e-5)
+    assert_close(other.model, weights(plain.model))
+
+
+def test_a_batch_of_forced_tokens_costs_nothing_and_trains(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(folder, tmp_path)
+    batch = one_batch(trainer)
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trainer.model.parameters())
+
+
+def test_lists_are_measured_where_best_model_and_early_stopping_look(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "eval_ks": [5]}
+    options |= {"metric_for_best_model": "eval_ndcg@5", "load_best_model_at_end": True, "max_steps": 20, "learning_rate": 1e-9}
+    trainer = make_trainer(
+        folder, tmp_path, eval_dataset=dataset.validation, callbacks=[EarlyStoppingCallback(2)], max_eval_users=7, **options
+    )
+    trainer.train()
+    assert trainer.state.global_step == 6  # the first evaluation, and two that are no better
+    assert trainer.state.best_metric == trainer.state.log_history[-2].get("eval_ndcg@5", trainer.state.best_metric)
+    evaluations = [entry for entry in trainer.state.log_history if "eval_ndcg@5" in entry]
+    assert evaluations[0]["eval_num_users"] == 7 and "eval_loss" in evaluations[0] and "eval_bear/pruned" in evaluations[0]
+    tested = trainer.evaluate(dataset.test, metric_key_prefix="test")
+    assert {"test_loss", "test_ndcg@5"} <= tested.keys()
+
+
+def test_a_run_folder_recommends_what_the_trainer_ranks(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+    trainer = make_trainer(folder, tmp_path, eval_ks=[5])
+    trainer.train()
+    trainer.save_model()
+    recommender = Recommender.from_pretrained(tmp_path)
+    ranked = trainer.rank(dataset.test)
+    for row in range(5):
+        history = [dataset.catalog.ids[item] for item in dataset.test["history"][row]]
+        listed = recommender.recommend(history, k=5)
+        assert [one.item_id for one in listed] == [dataset.catalog.ids[item] for item in ranked[row]]
+        assert [one.title for one in listed] == [dataset.catalog.titles[item] for item in ranked[row]]
+    with pytest.raises(ValueError, match="'nothing' .* is not in the catalogue"):
+        recommender.recommend(["nothing"])
+    with pytest.raises(ValueError, match="is no run folder"):
+        Recommender.from_pretrained(folder / "model")
+
+
+def test_resuming_passes_over_a_broken_checkpoint_and_ends_at_the_same_weights(folder: Path, tmp_path: Path, caplog) -> None:
+    whole = make_trainer(folder, tmp_path / "whole", max_steps=6)
+    whole.train()
+    cut = make_trainer(folder, tmp_path / "cut", max_steps=6, save_strategy="steps", save_steps=2)
+    cut.train()
+    for name in ("checkpoint-4", "checkpoint-6"):
+        (tmp_path / "cut" / name / "complete").unlink()
+    resumed = make_trainer(folder, tmp_path / "cut", max_steps=6, save_strategy="steps", save_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert "checkpoint-6 was not written to its end" in caplog.text
+    assert_close(resumed.model, weights(whole.model), tolerance=0)
+    assert (tmp_path / "cut" / "checkpoint-2" / "README.md").is_file() or (tmp_path / "cut" / "README.md").is_file()
+
+
+def test_the_first_run_resumes_from_nothing(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(folder, tmp_path, max_steps=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 1
+
+
+def test_titles_train_on_a_pretrained_tokenizer(tokenizer_copy, titles, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from trl_rec import ItemCatalog
+
+    catalog = ItemCatalog(
+        pa.table({"item_id": [str(row) for row in range(8)], "title": [f"{title} {row}" for row, title in enumerate(titles)]})
+    )
+    split = Dataset(
+        pa.table({"user": pa.array([0, 1], pa.int32()), "history": [[0], [3]], "targets": [[1, 2, 3], [4, 5]]}), split="train"
+    )
+    model = make_family("llama", vocab_size=len(tokenizer_copy))
+    config = BearConfig(str(tmp_path), max_steps=2, max_length=256, save_strategy="no", gradient_checkpointing=False, **QUIET)
+    trainer = BearTrainer(model, config, train_dataset=split, processing_class=tokenizer_copy, catalog=catalog)
+    labels = one_batch(trainer)["labels"]
+    assert len(trainer.train_dataset) == 5
+    assert 0 < int((labels != -100).sum()) < 5 * 6  # a title has about twenty tokens, of which a few can differ
+    trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"packing": True}, "packing=True has no effect here"),
+        ({"loss_type": "dft"}, "loss_type='dft' has no effect here"),
+        ({"softmax": "both"}, "softmax must be 'legal' or 'vocabulary'"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect"),
+    ],
+)
+def test_options_without_effect_are_refused(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        BearConfig(str(tmp_path), **QUIET, **options)
+
+
+def test_wrong_rows_are_refused(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+    common = {"processing_class": load_tokenizer(folder / "model"), "catalog": dataset.catalog}
+    config = BearConfig(str(tmp_path), max_length=96, **QUIET)
+    with pytest.raises(ValueError, match="training rows cannot come from the test split"):
+        BearTrainer(load_model(folder / "model"), config, train_dataset=dataset.test, **common)
+    with pytest.raises(ValueError, match="the train dataset has the columns text"):
+        BearTrainer(load_model(folder / "model"), config, train_dataset=Dataset.from_dict({"text": ["a"]}), **common)
+    rows = Dataset.from_dict({"input_ids": [[1, 5, 2]], "labels": [[-100, -100, 2]]})
+    with pytest.raises(ValueError, match="row 0: label 2 continues no item"):
+        BearTrainer(load_model(folder / "model"), config, train_dataset=rows, **common)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
+    model = load_model(folder / "model")
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"the loss is nan at step 0: rows \[0, 1, 2, 3\]"):
+        make_trainer(folder, tmp_path, model=model).train()
+
+
+@pytest.mark.parametrize("name", ["compute_loss", "evaluate", "_prepare_dataset", "_save_checkpoint", "save_model", "train"])
+def test_overridden_methods_still_have_trls_signature(name: str) -> None:
+    """A new TRL that adds or renames a parameter fails here, not in somebody's run."""
+    theirs = list(inspect.signature(getattr(SFTTrainer, name)).parameters)
+    ours = inspect.signature(getattr(BearTrainer, name)).parameters
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in ours.values()):
+        assert theirs == ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"]
+    else:
+        assert list(ours) == theirs
