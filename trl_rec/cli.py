@@ -10,12 +10,15 @@ from trl_rec import __version__
 
 VERBS = {
     "prepare": "make a dataset folder from an interaction log and a catalogue",
+    "bear": "fine-tune so that each target stays inside the beam (weight 0: MSL; over the vocabulary: SFT)",
     "evaluate": "rank a split with floors and, if given, a model; print a table, write metrics.json",
+    "recommend": "list what a trained model recommends to a user, or after some titles",
 }
+TRAINING = ("bear",)  # these go through accelerate launch
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the verb; what the user got wrong becomes one sentence and exit status 2."""
+    """Runs the verb."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -25,11 +28,31 @@ def main(argv: list[str] | None = None) -> None:
         return
     if argv[0] not in VERBS:
         sys.exit(f"trl-rec: there is no verb {argv[0]!r}; choose one of {', '.join(VERBS)}")
-    try:
-        import_module(f"trl_rec.scripts.{argv[0]}").main(argv[1:])
-    except ValueError as error:
-        print(f"trl-rec {argv[0]}: {error}", file=sys.stderr)
-        sys.exit(2)
+    if argv[0] in TRAINING:
+        launch(argv[0], argv[1:])
+    else:
+        from trl_rec.scripts.parsing import run
+
+        run(argv[0], import_module(f"trl_rec.scripts.{argv[0]}").main, argv[1:])
+
+
+def launch(verb: str, argv: list[str]) -> None:
+    """Runs a training verb under `accelerate launch`; `--accelerate_config` takes a file or the name of a shipped one."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    from trl_rec.scripts.parsing import find_recipe
+
+    own, for_accelerate = list(argv), []
+    for key in ("--accelerate_config", "--num_processes"):
+        if key in own[:-1]:
+            place = own.index(key)
+            value = own[place + 1]
+            del own[place : place + 2]
+            if key == "--accelerate_config":
+                key, value = "--config_file", str(find_recipe(value if value.endswith(".yaml") else f"accelerate/{value}"))
+            for_accelerate += [key, value]
+    parser = launch_command_parser()
+    launch_command(parser.parse_args([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *own]))
 
 
 def usage() -> str:
@@ -37,7 +60,7 @@ def usage() -> str:
     verbs = "\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())
     return (
         f"usage: trl-rec VERB [--config RECIPE] [--KEY VALUE ...]\n\n{verbs}\n\n"
-        "RECIPE is a YAML file, or a shipped one's name such as prepare/ml-100k; any key can be given on the command line.\n"
+        "RECIPE is a YAML file, or a shipped one's name such as bear/ml-100k; any key can be given on the command line.\n"
         "trl-rec VERB --help lists a verb's keys."
     )
 

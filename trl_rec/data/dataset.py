@@ -52,6 +52,14 @@ class RecDataset:
         """All interactions, `user, item, timestamp` and perhaps `rating`, by user and then time; read when first asked for."""
         return pq.read_table(self.path / "interactions.parquet")
 
+    def history_of(self, user_id: str) -> list[str]:
+        """Ids of all items that a user chose, oldest first, validation and test included."""
+        number = pc.index(self.users["user_id"], user_id).as_py()
+        if number < 0:
+            raise ValueError(f"user {user_id!r} is not in {self.path}; look into users.parquet")
+        rows = self.interactions.filter(pc.equal(self.interactions["user"], number))
+        return [self.catalog.ids[item] for item in rows["item"].to_pylist()]
+
     def with_surface(self, surface: str) -> RecDataset:
         """The same data, its items written another way."""
         return replace(self, catalog=self.catalog.with_surface(surface))

@@ -81,6 +81,14 @@ class ItemCatalog:
             raise ValueError(f"item {item_ids[row]!r} (row {row}) is not in the catalogue of {len(self)} items")
         return found.to_numpy(zero_copy_only=False).astype(np.int64)
 
+    def ids_of(self, titles: Sequence[str]) -> list[str]:
+        """Ids of the items with exactly these titles, the first where several share one; an unknown title is refused."""
+        places = pc.index_in(pa.array(titles, pa.string()), self.items["title"].combine_chunks()).to_pylist()
+        for title, place in zip(titles, places, strict=True):
+            if place is None:
+                raise ValueError(f"no item is called {title!r}; the catalogue has titles like {self.titles[0]!r}")
+        return [self.ids[place] for place in places]
+
     def group_shares(self) -> tuple[list[str], np.ndarray]:
         """Names of the groups, and `(num_items, num_groups)` shares: an item in several groups splits its unit of mass among
         them, an item in none has a row of zeros."""

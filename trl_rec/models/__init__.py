@@ -3,11 +3,23 @@
 from trl_rec._lazy import lazy_names
 
 
-__all__ = ["add_item_tokens", "load_model", "load_tokenizer", "logits_at", "lora_config", "make_model", "make_tokenizer"]
+__all__ = [
+    "RecModelConfig",
+    "add_item_tokens",
+    "build_model",
+    "load_model",
+    "load_tokenizer",
+    "logits_at",
+    "lora_config",
+    "make_model",
+    "make_tokenizer",
+]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "RecModelConfig": "building",
         "add_item_tokens": "tokens",
+        "build_model": "building",
         "load_model": "loading",
         "load_tokenizer": "loading",
         "logits_at": "selection",

@@ -36,11 +36,17 @@ def lora_config(model: PreTrainedModel, new_token_ids: list[int], **options: Any
     """
     options = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **options}
     if new_token_ids:
-        modules = {_name_of(model, model.get_input_embeddings()): new_token_ids}
-        if not model.config.get_text_config().tie_word_embeddings:
-            modules[_name_of(model, model.get_output_embeddings())] = new_token_ids
-        options["trainable_token_indices"] = modules
+        options["trainable_token_indices"] = new_token_modules(model, new_token_ids)
     return LoraConfig(**options)
+
+
+def new_token_modules(model: PreTrainedModel, new_token_ids: list[int]) -> dict[str, list[int]]:
+    """`trainable_token_indices` for the new tokens: the input embedding, and the output embedding where it is another
+    module."""
+    modules = {_name_of(model, model.get_input_embeddings()): new_token_ids}
+    if not model.config.get_text_config().tie_word_embeddings:
+        modules[_name_of(model, model.get_output_embeddings())] = new_token_ids
+    return modules
 
 
 def _name_of(model: PreTrainedModel, wanted: Any) -> str:

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from trl_rec.data import load
 from trl_rec.evaluation import evaluate_floors, evaluate_split, metrics_table, rank_split, write_metrics
 from trl_rec.models import load_model, load_tokenizer
-from trl_rec.scripts.parsing import parse
+from trl_rec.scripts.parsing import parse, run
 
 
 @dataclass
@@ -58,4 +58,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run("evaluate", main, sys.argv[1:])

@@ -5,26 +5,35 @@ This is TRL's own parser, so unknown keys are errors and any key of a recipe can
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from trl import TrlParser
 
 import trl_rec
 
 
-Arguments = TypeVar("Arguments")
-
-
-def parse(kind: type[Arguments], argv: list[str], verb: str) -> Arguments:
-    """The verb's arguments, as an instance of the dataclass `kind`."""
+def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
+    """The verb's arguments: an instance of the dataclass, or of each of several."""
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" in argv[:-1]:
         place = argv.index("--config") + 1
         argv[place] = str(find_recipe(argv[place]))
+    several = kinds if isinstance(kinds, tuple) else (kinds,)
     # TRL types its parameter as a NewType that no class is an instance of
-    (arguments,) = TrlParser([kind], prog=f"trl-rec {verb}").parse_args_and_config(argv)  # type: ignore[list-item]
-    return arguments
+    parsed = TrlParser(several, prog=f"trl-rec {verb}").parse_args_and_config(argv)  # type: ignore[arg-type]
+    return parsed if isinstance(kinds, tuple) else parsed[0]
+
+
+def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Runs a verb's `main`; what the user got wrong becomes one sentence and exit status 2."""
+    try:
+        main(argv)
+    except ValueError as error:
+        print(f"trl-rec {verb}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def recipes_folder() -> Path:

@@ -3,7 +3,7 @@
 from trl_rec._lazy import lazy_names
 
 
-__all__ = ["BearConfig", "BearTrainer", "NextItemCollator", "RecConfig", "RecTrainerMixin"]
+__all__ = ["BearConfig", "BearTrainer", "NextItemCollator", "RecConfig", "RecTrainerMixin", "conclude"]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -12,5 +12,6 @@ __getattr__, __dir__ = lazy_names(
         "NextItemCollator": "collator",
         "RecConfig": "rec_config",
         "RecTrainerMixin": "rec_trainer",
+        "conclude": "conclusion",
     },
 )

@@ -1,0 +1,67 @@
+"""From a recipe to a model: pretrained and perhaps quantised, with the catalogue's tokens and an adapter, or small and from
+nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from trl_rec.items.catalog import ItemCatalog
+from trl_rec.models.loading import load_model, load_tokenizer
+from trl_rec.models.scratch import make_model, make_tokenizer
+from trl_rec.models.tokens import add_item_tokens, new_token_modules
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+@dataclass
+class RecModelConfig(ModelConfig):
+    """[`~trl.ModelConfig`], and the size of a model from nothing, which is made when there is no `model_name_or_path`.
+
+    Args:
+        hidden_size (`int`, *optional*, defaults to `64`): Width.
+        num_layers (`int`, *optional*, defaults to `2`): Layers.
+        num_heads (`int`, *optional*, defaults to `2`): Attention heads a layer.
+        dropout (`float`, *optional*, defaults to `0.2`): Dropout after embeddings, attention and feed-forward layers.
+    """
+
+    hidden_size: int = field(default=64, metadata={"help": "width of a model from nothing"})
+    num_layers: int = field(default=2, metadata={"help": "layers of a model from nothing"})
+    num_heads: int = field(default=2, metadata={"help": "attention heads of a model from nothing"})
+    dropout: float = field(default=0.2, metadata={"help": "dropout of a model from nothing"})
+
+
+def build_model(
+    catalog: ItemCatalog, config: RecModelConfig, *, max_length: int | None = None, seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PeftConfig | None]:
+    """Model, tokenizer and adapter configuration, ready for a trainer.
+
+    Args:
+        catalog: The items, whose surface decides which tokens are new.
+        config: What to load or make.
+        max_length: Most tokens of a text, for a model from nothing.
+        seed: Of a model from nothing.
+    """
+    if config.model_name_or_path is None:
+        item_tokenizer = make_tokenizer(catalog)
+        size = {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
+        model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
+        return model, item_tokenizer, get_peft_config(config)
+    options: dict[str, Any] = {"dtype": config.dtype, "attn_implementation": config.attn_implementation, "revision": config.model_revision}
+    quantization = get_quantization_config(config)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+        # every process keeps its own copy, on its own device
+        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    model, tokenizer = load_model(config.model_name_or_path, **options), load_tokenizer(config.model_name_or_path)
+    new = add_item_tokens(model, tokenizer, catalog)
+    adapter: Any = get_peft_config(config)
+    if adapter is not None and new:
+        adapter.trainable_token_indices = new_token_modules(model, new)
+    return model, tokenizer, adapter

@@ -1,0 +1,43 @@
+"""`trl-rec bear`: fine-tune a recommender so that each target token stays inside the beam, then measure it beside the
+floors."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from trl_rec.data import load
+from trl_rec.models import RecModelConfig, build_model
+from trl_rec.scripts.parsing import parse, run
+from trl_rec.trainer import BearConfig, BearTrainer, conclude
+
+
+@dataclass
+class DataArguments:
+    """Which data, and how items are written."""
+
+    dataset: str = field(metadata={"help": "dataset folder"})
+    surface: str = field(default="item_token", metadata={"help": "title, item_token or semantic_id"})
+
+
+def main(argv: list[str]) -> None:
+    """Trains, saves, and writes `metrics.json` for the test split."""
+    data, model_config, config = parse((DataArguments, RecModelConfig, BearConfig), argv, "bear")
+    dataset = load(data.dataset).with_surface(data.surface)
+    model, tokenizer, adapter = build_model(dataset.catalog, model_config, max_length=config.max_length, seed=config.seed)
+    trainer = BearTrainer(
+        model,
+        config,
+        train_dataset=dataset.train,
+        eval_dataset=dataset.validation,
+        processing_class=tokenizer,
+        catalog=dataset.catalog,
+        peft_config=adapter,
+    )
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    conclude(trainer, dataset, {**vars(data), **vars(model_config)})
+    trainer.end()
+
+
+if __name__ == "__main__":
+    run("bear", main, sys.argv[1:])

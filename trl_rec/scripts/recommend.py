@@ -1,0 +1,39 @@
+"""`trl-rec recommend`: a user or some titles in, a readable list out, the history beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl_rec.data import load
+from trl_rec.decoding import Recommender
+from trl_rec.scripts.parsing import parse
+
+
+@dataclass
+class RecommendArguments:
+    """Whose list, and from which run."""
+
+    model: str = field(metadata={"help": "run folder of a trainer, or hub id"})
+    user: str | None = field(default=None, metadata={"help": "a user's id, with --dataset"})
+    dataset: str | None = field(default=None, metadata={"help": "dataset folder that knows the user"})
+    titles: list[str] | None = field(default=None, metadata={"help": "titles of a history, oldest first, instead of a user"})
+    k: int = field(default=10, metadata={"help": "length of the list"})
+    exclude_history: bool = field(default=True, metadata={"help": "never recommend what the history holds"})
+
+
+def main(argv: list[str]) -> None:
+    """Prints the history and the list."""
+    arguments = parse(RecommendArguments, argv, "recommend")
+    if (arguments.user is None) == (arguments.titles is None) or (arguments.user is not None and arguments.dataset is None):
+        raise ValueError("give --user with --dataset, or --titles")
+    recommender = Recommender.from_pretrained(arguments.model)
+    if arguments.user is not None:
+        history = load(arguments.dataset).history_of(arguments.user)
+    else:
+        history = recommender.catalog.ids_of(arguments.titles)
+    listed = recommender.recommend(history, arguments.k, exclude_history=arguments.exclude_history)
+    titles = dict(zip(recommender.catalog.ids, recommender.catalog.titles, strict=True))
+    print(f"history, newest first ({len(history)} items, at most 10 shown)")
+    print("\n".join(f"      {titles[item]}" for item in reversed(history[-10:])))
+    print("recommended")
+    print("\n".join(f"  {rank:>2}. {one.title}  ({one.score:.2f})" for rank, one in enumerate(listed, 1)))
