@@ -229,7 +229,7 @@ def test_wrong_rows_are_refused(folder: Path, dataset: RecDataset, tmp_path: Pat
 def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
     model = load_model(folder / "model")
     with torch.no_grad():
-        model.transformer.ln_f.weight.fill_(torch.nan)
+        model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match=r"the loss is nan at step 0: rows \[0, 1, 2, 3\]"):
         make_trainer(folder, tmp_path, model=model).train()
 

@@ -18,6 +18,7 @@ __all__ = [
     "per_user_metrics",
     "rank_histories",
     "rank_split",
+    "readable_lists",
     "write_metrics",
 ]
 __getattr__, __dir__ = lazy_names(
@@ -37,6 +38,7 @@ __getattr__, __dir__ = lazy_names(
         "per_user_metrics": "evaluator",
         "rank_histories": "rank",
         "rank_split": "rank",
+        "readable_lists": "lists",
         "write_metrics": "metrics_file",
     },
 )

@@ -28,7 +28,7 @@ class RecModelConfig(ModelConfig):
         hidden_size (`int`, *optional*, defaults to `64`): Width.
         num_layers (`int`, *optional*, defaults to `2`): Layers.
         num_heads (`int`, *optional*, defaults to `2`): Attention heads a layer.
-        dropout (`float`, *optional*, defaults to `0.2`): Dropout after embeddings, attention and feed-forward layers.
+        dropout (`float`, *optional*, defaults to `0.2`): Dropout on the attention weights.
     """
 
     hidden_size: int = field(default=64, metadata={"help": "width of a model from nothing"})
@@ -53,7 +53,11 @@ def build_model(
         size = {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
         return model, item_tokenizer, get_peft_config(config)
-    options: dict[str, Any] = {"dtype": config.dtype, "attn_implementation": config.attn_implementation, "revision": config.model_revision}
+    options: dict[str, Any] = {
+        "dtype": config.dtype,
+        "attn_implementation": config.attn_implementation,
+        "revision": config.model_revision,
+    }
     quantization = get_quantization_config(config)
     if quantization is not None:
         options["quantization_config"] = quantization

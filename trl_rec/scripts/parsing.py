@@ -31,7 +31,7 @@ def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
     """Runs a verb's `main`; what the user got wrong becomes one sentence and exit status 2."""
     try:
         main(argv)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"trl-rec {verb}: {error}", file=sys.stderr)
         sys.exit(2)
 
