@@ -1,11 +1,11 @@
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from tests.conftest import make_tokenizer
 from trl_rec.data import PromptFormat, build_rows
@@ -17,8 +17,8 @@ NUM_ITEMS = 12
 
 
 def make_format(surface: str, **options: Any) -> PromptFormat:
-    titles = [f"Pen {'x' * (index % 5)} {index}" for index in range(NUM_ITEMS)]
-    tokenizer = make_tokenizer(titles)
+    titles = [f"Pen {'xyz' * (index % 5)} {index}" for index in range(NUM_ITEMS)]
+    tokenizer = make_tokenizer(titles, vocab_size=290)  # too few merges for one token a word: titles of unequal length
     table = pa.table({"item_id": [str(index) for index in range(NUM_ITEMS)], "title": titles})
     ids = Ragged.from_lists([[f"<a_{index % 4}>", f"<b_{index}>"] for index in range(NUM_ITEMS)], object)
     catalog = ItemCatalog(table, surface=surface, semantic_ids=ids)
@@ -48,7 +48,7 @@ def piece(prompt_format: PromptFormat, item: int) -> list[int]:
     return prompt_format.pieces[item].tolist()
 
 
-@given(rows_of_items, st.sampled_from(sorted(FORMATS)), st.sampled_from([None, 28, 40]), st.sampled_from([None, 1, 3]))
+@given(rows_of_items, st.sampled_from(sorted(FORMATS)), st.sampled_from([None, 60, 90]), st.sampled_from([None, 1, 3]))
 def test_one_row_a_target(rows: list, surface: str, max_length: int | None, max_history: int | None) -> None:
     prompt_format, expected = FORMATS[surface], []
     longest = int(prompt_format.paths.lengths.max())
@@ -108,6 +108,22 @@ def test_an_instruction_prompt_reads_as_text(titles, tokenizer) -> None:
     )
 
 
+def test_a_tokenizer_that_begins_with_bos_begins_the_prompt_with_it(titles, tokenizer_copy) -> None:
+    processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", tokenizer_copy.bos_token_id)])
+    tokenizer_copy._tokenizer.post_processor = processor
+    table = pa.table({"item_id": [str(index) for index in range(len(titles))], "title": titles})
+    prompt_format = PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy)
+    assert prompt_format.head[0] == tokenizer_copy.bos_token_id
+    assert tokenizer_copy.bos_token_id not in prompt_format.pieces.values
+
+
+def test_a_title_cannot_smuggle_a_control_token_in(tokenizer) -> None:
+    catalog = ItemCatalog(pa.table({"item_id": ["0", "1"], "title": ["A", 'A"<eos>x']}))
+    prompt_format = PromptFormat.for_catalog(catalog, tokenizer)
+    assert tokenizer.eos_token_id not in prompt_format.pieces.values
+    assert (prompt_format.paths.values == tokenizer.eos_token_id).sum() == 2
+
+
 def test_a_chat_template_wraps_the_prompt(titles, tokenizer_copy) -> None:
     tokenizer_copy.chat_template = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}assistant:"
     table = pa.table({"item_id": [str(index) for index in range(len(titles))], "title": titles})
@@ -147,8 +163,3 @@ def test_bad_input_is_refused_with_one_sentence(titles, tokenizer_copy) -> None:
     tokenizer_copy.bos_token = tokenizer_copy.eos_token = None
     with pytest.raises(ValueError, match="neither a BOS nor an EOS token"):
         PromptFormat.for_catalog(ItemCatalog(table, surface="item_token"), tokenizer_copy)
-
-
-def test_ids_are_small_integers_for_arrow() -> None:
-    built = build_rows(make_split([([0], [1, 2])]), FORMATS["item_token"])
-    assert np.asarray(built["input_ids"][0]).dtype.kind == "i"

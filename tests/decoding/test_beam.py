@@ -1,9 +1,24 @@
 import random
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from tests.conftest import make_model
 from tests.oracles.decoding import brute_force, generate_rankings
@@ -55,18 +70,30 @@ def assert_same(ours: list[tuple[int, float]], expected: list[tuple[int, float]]
     assert [score for _, score in ours] == pytest.approx([score for _, score in expected], abs=1e-4)
 
 
-@settings(max_examples=60)
+@pytest.mark.parametrize("shared", [True, False])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans(), st.booleans())
 def test_equals_generate_with_the_processor(
-    seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool, excludes: bool
+    monkeypatch: pytest.MonkeyPatch,
+    shared: bool,
+    seed: int,
+    key: tuple[str, str],
+    has_eos: bool,
+    renormalize: bool,
+    excludes: bool,
 ) -> None:
+    """With one cache row a prompt, and with one a beam."""
+    monkeypatch.setattr("trl_rec.decoding.prompt_cache._why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     trie = TokenTrie.from_sequences(sequences)
     prompts, rows = random_prompts(rng, rng.randint(1, 3))
-    exclude = [rng.sample(range(len(sequences)), rng.randint(0, len(sequences) // 2)) for _ in rows] if excludes else None
+    exclude = None
+    if excludes:  # an item may be named twice, as histories do
+        chosen = [rng.sample(range(len(sequences)), rng.randint(0, len(sequences) // 2)) for _ in rows]
+        exclude = [items + items[:1] for items in chosen]
     options = {"num_beams": rng.choice([2, 3, 5, 12]), "exclude": exclude, "renormalize": renormalize}
-    options["length_penalty"] = rng.choice([0.0, 0.0, 1.0])
+    options["length_penalty"] = rng.choice([0.0, 1.0])
     ranked = rank_items(MODELS[key], prompts, trie, top_k=len(sequences), **options)
     expected = generate_rankings(MODELS[key], prompts, trie, has_eos=has_eos, **options)
     for ours, theirs in zip(as_rankings(ranked), expected, strict=True):
@@ -101,18 +128,6 @@ def test_other_attention_patterns_equal_brute_force(family: str) -> None:
     ranked = rank_items(model, pad(rows), TokenTrie.from_sequences(sequences), num_beams=len(sequences))
     for ours, prompt in zip(as_rankings(ranked), rows, strict=True):
         assert dict(ours) == pytest.approx(dict(brute_force(model, prompt, sequences, renormalize=True)), abs=1e-4)
-
-
-def test_separate_rows_give_what_a_shared_prompt_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = random.Random(2)
-    trie = TokenTrie.from_sequences(random_catalogue(rng, has_eos=True))
-    prompts, _ = random_prompts(rng, 4)
-    model = MODELS["llama", "sdpa"]
-    shared = rank_items(model, prompts, trie, num_beams=4)
-    monkeypatch.setattr("trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test")
-    separate = rank_items(model, prompts, trie, num_beams=4)
-    assert torch.equal(shared.items, separate.items)
-    assert torch.allclose(shared.scores, separate.scores, atol=1e-5)
 
 
 def test_ten_thousand_lists_hold_nothing_invalid_and_nothing_twice() -> None:
@@ -171,8 +186,18 @@ def test_bad_input_is_refused_with_one_sentence() -> None:
     right = {"input_ids": torch.tensor([[3, 0]]), "attention_mask": torch.tensor([[1, 0]])}
     with pytest.raises(ValueError, match="padded on the left"):
         rank_items(model, right, trie, num_beams=2)
-    with pytest.raises(ValueError, match="num_beams must be at least 1"):
-        rank_items(model, pad([[3]]), trie, num_beams=0)
+    for widths in ({"num_beams": 0}, {"num_beams": 2, "top_k": -1}):
+        with pytest.raises(ValueError, match="num_beams and top_k must be at least 1"):
+            rank_items(model, pad([[3]]), trie, **widths)
+    for empty in (
+        torch.zeros(0, 2, dtype=torch.int64),
+        torch.zeros(1, 0, dtype=torch.int64),
+        torch.zeros(1, 2, dtype=torch.int64),
+    ):
+        with pytest.raises(ValueError, match="there is no prompt, or an empty one"):
+            rank_items(model, {"input_ids": empty, "attention_mask": empty}, trie, num_beams=2)
+    with pytest.raises(ValueError, match="take 602 tokens, the model has 512 positions; encode prompts with max_length=512"):
+        rank_items(model, pad([[3] * 600]), trie, num_beams=2)
     with pytest.raises(ValueError, match="exclude holds 1 lists for 2 prompts"):
         rank_items(model, pad([[3], [4]]), trie, num_beams=2, exclude=[[0]])
     with pytest.raises(ValueError, match="the trie holds token 99, the model's vocabulary ends at 39"):
@@ -183,10 +208,37 @@ def test_bad_input_is_refused_with_one_sentence() -> None:
         rank_items(broken, pad([[3]]), trie, num_beams=2)
 
 
-def test_models_without_a_cache_to_share_are_refused() -> None:
-    from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
+def test_an_array_of_excluded_items_is_taken() -> None:
+    trie, exclude = TokenTrie.from_sequences([[4, EOS], [5, EOS]]), np.array([[0]])
+    assert rank_items(MODELS["llama", "sdpa"], pad([[3]]), trie, num_beams=2, exclude=exclude).items.tolist() == [[1, -1]]
 
+
+def test_local_attention_equals_brute_force() -> None:
+    """GPT-Neo's local layers count columns: beams side by side would push the prompt out of the window."""
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    model = GPTNeoForCausalLM(
+        GPTNeoConfig(attention_types=[[["global", "local"], 1]], window_size=4, initializer_range=0.4, **sizes)
+    )
+    sequences, rows = random_catalogue(random.Random(1), has_eos=True), [[5, 6, 7, 8, 9, 10]]
+    ranked = rank_items(model.eval(), pad(rows), TokenTrie.from_sequences(sequences), num_beams=len(sequences))
+    expected = brute_force(model, rows[0], sequences, renormalize=True)
+    assert dict(as_rankings(ranked)[0]) == pytest.approx(dict(expected), abs=1e-4)
+
+
+def test_models_that_cannot_be_decoded_are_refused() -> None:
     trie = TokenTrie.from_sequences([[4, EOS]])
+    small = {"vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 1, "n_head": 2}
+    for model in (
+        BloomForCausalLM(BloomConfig(**small)),
+        MptForCausalLM(MptConfig(vocab_size=VOCABULARY, d_model=16, n_heads=2, n_layers=1)),
+    ):
+        with pytest.raises(ValueError, match="takes no position ids"):
+            rank_items(model, pad([[3]]), trie, num_beams=1)
+    lfm = Lfm2Config(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    lfm.layer_types = ["conv", "full_attention"]
+    with pytest.raises(ValueError, match="keeps a recurrent state"):
+        rank_items(Lfm2ForCausalLM(lfm), pad([[3]]), trie, num_beams=1)
     mamba = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=1))
     with pytest.raises(ValueError, match="keeps a recurrent state"):
         rank_items(mamba, pad([[3]]), trie, num_beams=1)

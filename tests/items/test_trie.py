@@ -96,6 +96,11 @@ def test_long_tokens_do_not_overflow_the_sort_key() -> None:
     assert trie.items.tolist() == order
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.int8])
+def test_any_integer_type_is_taken(kind: type) -> None:
+    assert TokenTrie.from_sequences(np.array([[7, 6], [5, 8]], kind)).items.tolist() == [1, 0]
+
+
 def test_saved_and_loaded_is_the_same(tmp_path) -> None:
     trie = TokenTrie.from_sequences([[2, 3, EOS], [2, EOS], [4, 4, 4, EOS]], [5, 0, 9])
     trie.save(tmp_path / "trie.safetensors")
@@ -111,6 +116,10 @@ def test_saved_and_loaded_is_the_same(tmp_path) -> None:
         ([[2, 3, 4], [2, 3]], None, "sequence 1 is the beginning of another"),
         ([[2], [3]], [4, 4], "item 4 occurs more than once"),
         ([[2], [3]], [4], "as many item indices"),
+        ([[2], [3]], [2**31, 4], "whole numbers from 0 to 2147483647"),
+        ([[2], [3]], [0.5, 1.0], "whole numbers from 0 to 2147483647"),
+        ([[2**32 + 3], [4]], None, "token id 4294967299 is too large"),
+        ([[3, -1, 4], [5, 6, 7]], None, "sequence 0 holds a negative id before its end"),
         (np.zeros(3, np.int64), None, "must be a 2-D array"),
         (np.zeros((3, 2)), None, "must be a 2-D array"),
     ],

@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 
 from trl_rec.cli import VERBS, main
+from trl_rec.models import RecModelConfig
+from trl_rec.scripts.bear import DataArguments
 from trl_rec.scripts.evaluate import EvaluateArguments
-from trl_rec.scripts.parsing import find_recipe, parse, recipes_folder
+from trl_rec.scripts.parsing import find_recipe, parse, recipe_names, recipes_folder
 from trl_rec.scripts.prepare import PrepareArguments
+from trl_rec.trainer import BearConfig
 
 
-ARGUMENTS = {"prepare": PrepareArguments, "evaluate": EvaluateArguments}
-RECIPES = sorted(path.relative_to(recipes_folder()).with_suffix("").as_posix() for path in recipes_folder().rglob("*.yaml"))
+ARGUMENTS = {
+    "prepare": PrepareArguments,
+    "evaluate": EvaluateArguments,
+    "bear": (DataArguments, RecModelConfig, BearConfig),
+}
 
 
 def test_help_answers_in_half_a_second() -> None:
@@ -23,10 +29,11 @@ def test_help_answers_in_half_a_second() -> None:
     assert all(verb in output for verb in VERBS)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_parses(name: str) -> None:
     verb = name.split("/")[0]
-    assert parse(ARGUMENTS[verb], ["--config", name], verb).output_dir
+    on_cpu = ["--use_cpu", "true", "--bf16", "false"] if verb == "bear" else []
+    assert parse(ARGUMENTS[verb], ["--config", name, *on_cpu], verb)
 
 
 def test_the_command_line_goes_before_the_recipe() -> None:
@@ -53,7 +60,7 @@ def test_prepare_and_evaluate_the_toy_world(tmp_path: Path, monkeypatch, capsys:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["prepare", "--config", "prepare/nothing"], "no recipe 'prepare/nothing'; the shipped recipes are evaluate/csv"),
+        (["prepare", "--config", "prepare/nothing"], "no recipe 'prepare/nothing'; the shipped recipes are bear/ml-100k"),
         (["prepare", "--source", "nowhere", "--output_dir", "x"], "nowhere is not a folder"),
         (["evaluate", "--dataset", "nowhere", "--output_dir", "x"], "not a dataset folder"),
         (["evaluate", "--dataset", "x", "--output_dir", "x", "--bogus", "1"], "not used by the HfArgumentParser"),
@@ -76,7 +83,7 @@ def test_an_unknown_key_in_a_recipe_is_an_error(tmp_path: Path, capsys) -> None:
 
 
 def test_an_unknown_verb_is_named(capsys) -> None:
-    with pytest.raises(SystemExit, match="there is no verb 'dance'; choose one of prepare, evaluate"):
+    with pytest.raises(SystemExit, match="there is no verb 'dance'; choose one of prepare, bear, evaluate"):
         main(["dance"])
 
 

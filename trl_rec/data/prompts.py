@@ -144,4 +144,6 @@ def _pieces(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, item: str)
     if item == "{surface}":
         return catalog.surface_ids(tokenizer)
     texts = [item.replace("{surface}", surface) for surface in catalog.surfaces]
-    return Ragged.from_lists(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    # a title may hold the text of a control token, which must not become one
+    special = catalog.surface == "title"
+    return Ragged.from_lists(tokenizer(texts, add_special_tokens=False, split_special_tokens=special)["input_ids"])

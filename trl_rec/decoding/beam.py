@@ -56,7 +56,8 @@ def rank_items(
         prompts: `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left.
         trie: The catalogue, in the model's vocabulary.
         num_beams: Width of the search. As wide as the catalogue, every item is scored.
-        top_k (*optional*, defaults to `num_beams`): Ranks to return. Items that share a path take a rank each.
+        top_k (*optional*, defaults to `num_beams`): Ranks to return; `num_beams` paths fill as many, and more where items
+            share a path and take a rank each.
         exclude (*optional*): Items to leave out, one list a prompt, or `(B, E)` padded with -1. They, and subtrees they
             leave empty, are taken out after the softmax, which is not renormalised, so that the other items keep their
             order.
@@ -64,7 +65,8 @@ def rank_items(
             the whole vocabulary.
         length_penalty: Scores are divided by the number of generated tokens, EOS included, to this power.
     """
-    input_ids, attention_mask = _checked(model, prompts, trie, num_beams)
+    top_k = num_beams if top_k is None else top_k
+    input_ids, attention_mask = _checked(model, prompts, trie, num_beams, top_k)
     trie = trie.to(input_ids.device)
     excluded = Excluded(trie, exclude, len(input_ids))
     with _evaluating(model):
@@ -72,7 +74,7 @@ def rank_items(
         finished = _search(cache, trie, excluded, num_beams, renormalize, length_penalty)
     if bool(finished.scores.isnan().any()):
         raise ValueError("the model's logits hold NaN; its weights are broken or its number format is too small")
-    return _rank_leaves(finished, trie, excluded, num_beams if top_k is None else top_k)
+    return _rank_leaves(finished, trie, excluded, top_k)
 
 
 class _Beams(NamedTuple):
@@ -249,19 +251,27 @@ def _best(scores: Tensor, ties: Tensor, count: int) -> Tensor:
     return key.topk(min(count, key.shape[1]), dim=1).indices
 
 
-def _checked(model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, num_beams: int) -> tuple[Tensor, Tensor]:
+def _checked(
+    model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, num_beams: int, top_k: int
+) -> tuple[Tensor, Tensor]:
     """`input_ids` and `attention_mask` on the model's device, once everything fits together."""
     input_ids, attention_mask = prompts["input_ids"].to(model.device), prompts["attention_mask"].to(model.device)
+    if not input_ids.numel() or not bool(attention_mask.any(1).all()):
+        raise ValueError("there is no prompt, or an empty one; a prompt needs a token at least, such as BOS")
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("prompts must be padded on the left; set tokenizer.padding_side = 'left'")
-    if num_beams < 1:
-        raise ValueError(f"num_beams must be at least 1, not {num_beams}")
-    vocabulary = model.config.get_text_config().vocab_size
-    if trie.max_token >= vocabulary:
+    if num_beams < 1 or top_k < 1:
+        raise ValueError(f"num_beams and top_k must be at least 1, not {num_beams} and {top_k}")
+    config = model.config.get_text_config()
+    if trie.max_token >= config.vocab_size:
         raise ValueError(
-            f"the trie holds token {trie.max_token}, the model's vocabulary ends at {vocabulary - 1}; build the trie with the "
-            "model's own tokenizer, and resize the model's embeddings after adding tokens"
+            f"the trie holds token {trie.max_token}, the model's vocabulary ends at {config.vocab_size - 1}; build the trie "
+            "with the model's own tokenizer, and resize the model's embeddings after adding tokens"
         )
+    longest, room = input_ids.shape[1] + trie.max_depth, config.to_dict().get("max_position_embeddings")
+    if room is not None and longest > room:
+        told = f"prompt and longest item take {longest} tokens, the model has {room} positions"
+        raise ValueError(f"{told}; encode prompts with max_length={room}")
     return input_ids, attention_mask
 
 

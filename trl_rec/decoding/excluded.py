@@ -47,7 +47,7 @@ class Excluded:
 
 
 def _padded(items: Sequence[Sequence[int]] | None, num_prompts: int) -> Tensor:
-    if not items:
-        return torch.empty(num_prompts if items is None else 0, 0, dtype=torch.int64)
-    rows = [torch.as_tensor(row, dtype=torch.int64) for row in items]
+    if items is None:
+        return torch.empty(num_prompts, 0, dtype=torch.int64)
+    rows = [torch.as_tensor(row, dtype=torch.int64) for row in items] or [torch.empty(0, dtype=torch.int64)]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)

@@ -11,17 +11,19 @@ that branch now), G columns generated so far, Q columns of this forward, V vocab
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +51,8 @@ class Pending:
 
 def open_cache(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, longest: int) -> SharedPrompt | SeparateRows:
     """The cache that serves this model for prompts of this length and completions up to `longest` tokens."""
-    config = model.config.get_text_config()
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"{type(model).__name__} is an encoder-decoder; constrained decoding needs a decoder-only model")
-    if model._is_stateful or "linear_attention" in (config.to_dict().get("layer_types") or ()):
-        raise ValueError(
-            f"{type(model).__name__} keeps a recurrent state that beams cannot share; decoding needs attention layers"
-        )
-    reason = _why_separate(config, input_ids.shape[1] + longest)
+    _refuse_unsuitable(model)
+    reason = _why_separate(model.config.get_text_config(), input_ids.shape[1] + longest)
     if reason is None:
         return SharedPrompt(model, input_ids, attention_mask)
     if reason not in _told:
@@ -66,20 +62,32 @@ def open_cache(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor
 
 
 _told: set[str] = set()
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def _why_separate(config: object, length: int) -> str | None:
+def _refuse_unsuitable(model: PreTrainedModel) -> None:
+    name, settings = type(model).__name__, model.config.get_text_config().to_dict()
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"{name} is an encoder-decoder; constrained decoding needs a decoder-only model")
+    if model._is_stateful or not set(settings.get("layer_types") or ()) <= ATTENTION:
+        raise ValueError(f"{name} keeps a recurrent state that beams cannot share; decoding needs attention layers alone")
+    if "position_ids" not in inspect.signature(base.forward).parameters or settings.get("alibi"):
+        raise ValueError(f"{name} takes no position ids, so padded prompts and beams would be misplaced; choose another model")
+    if "logits_to_keep" not in inspect.signature(base.forward).parameters:
+        raise ValueError(f"{name} cannot be asked for the logits of its last positions alone; choose another model")
+
+
+def _why_separate(config: PreTrainedConfig, length: int) -> str | None:
     """Why the model cannot take a mask of our own, or None. A mask that is passed in switches sliding windows off, which
     changes nothing while the whole text fits the window."""
-    implementation = config._attn_implementation  # type: ignore[attr-defined]
-    if implementation not in ("sdpa", "eager"):
-        return f"attention {implementation!r} takes no mask of our own"
-    settings = config.to_dict()  # type: ignore[attr-defined]
-    window, kinds = settings.get("sliding_window"), settings.get("layer_types")
-    slides = (
-        any("sliding" in kind or "chunked" in kind for kind in kinds) if kinds else settings.get("use_sliding_window", True)
-    )
-    window = window or settings.get("attention_chunk_size")
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"attention {config._attn_implementation!r} takes no mask of our own"
+    settings = config.to_dict()
+    if "local" in (settings.get("attention_layers") or ()):
+        return "local attention counts columns, not positions"
+    window, kinds = settings.get("sliding_window") or settings.get("attention_chunk_size"), settings.get("layer_types")
+    slides = set(kinds) != {"full_attention"} if kinds else settings.get("use_sliding_window", True)
     if slides and window and length > window:
         return f"prompt and item do not fit the attention window of {window} tokens"
     return None

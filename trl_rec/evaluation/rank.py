@@ -76,7 +76,7 @@ def rank_histories(
         trie: The catalogue.
         pad_token_id: What prompts are padded with.
         top_k: Ranks to return.
-        num_beams (*optional*, defaults to `top_k`): Width of the beam search.
+        num_beams (*optional*, defaults to `top_k`): Width of the beam search; never below `top_k`.
         exclude_history: Whether items of the whole history are never recommended.
         renormalize, length_penalty: As in [`rank_items`].
         batch_size: Prompts a forward pass.
@@ -92,7 +92,7 @@ def rank_histories(
             model,
             left_padded(prompts.take(rows), pad_token_id),
             trie,
-            num_beams=num_beams or top_k,
+            num_beams=max(num_beams or 0, top_k),
             top_k=top_k,
             exclude=torch.from_numpy(histories.take(rows).padded()) if exclude_history else None,
             renormalize=renormalize,

@@ -132,7 +132,7 @@ class ItemCatalog:
     def surface_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Row `i`: the token ids of item `i`'s surface."""
         if self.surface == "title":
-            return Ragged.from_lists(tokenizer(self.surfaces, add_special_tokens=False)["input_ids"])
+            return Ragged.from_lists(tokenizer(self.surfaces, add_special_tokens=False, split_special_tokens=True)["input_ids"])
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in self.new_tokens if token not in vocabulary]
         if missing:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+LARGEST = torch.iinfo(torch.int32).max
+
+
 @dataclass(frozen=True, eq=False)
 class TokenTrie:
     """The legal continuations of every prefix of every item's path. Build it with `from_sequences` or `from_catalog`.
@@ -60,9 +63,9 @@ class TokenTrie:
             items: The item of each path, distinct; by default its row. Several items may have the same path and share a leaf.
         """
         paths = _as_matrix(sequences)
-        items = torch.arange(len(paths)) if items is None else torch.as_tensor(items, dtype=torch.int64)
-        if len(items) != len(paths) or (items.numel() and int(items.min()) < 0):
-            raise ValueError(f"{len(paths)} sequences need as many item indices, none of them negative; got {len(items)}")
+        items = torch.arange(len(paths)) if items is None else torch.as_tensor(items)
+        if len(items) != len(paths) or items.is_floating_point() or not 0 <= int(items.min()) <= int(items.max()) <= LARGEST:
+            raise ValueError(f"{len(paths)} sequences need as many item indices, whole numbers from 0 to {LARGEST}")
         order = torch.argsort(items)
         if bool((items[order].diff() == 0).any()):
             twice = items[order][:-1][items[order].diff() == 0][0]
@@ -236,6 +239,8 @@ def _as_matrix(sequences: Any) -> Tensor:
         paths = torch.as_tensor(sequences)
         if paths.ndim != 2 or paths.is_floating_point():
             raise ValueError(f"sequences must be a 2-D array of token ids, not {paths.dtype} of shape {tuple(paths.shape)}")
+        if paths.dtype not in (torch.int32, torch.int64):
+            paths = paths.long()
     else:
         rows = [torch.as_tensor(row, dtype=torch.int64) for row in sequences]
         paths = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1) if rows else torch.empty(0, 0)
@@ -243,6 +248,11 @@ def _as_matrix(sequences: Any) -> Tensor:
         raise ValueError("there is no sequence to build a trie from")
     if bool((paths[:, 0] < 0).any()):
         raise ValueError(f"sequence {int((paths[:, 0] < 0).nonzero()[0])} is empty")
+    if int(paths.max()) > LARGEST:
+        raise ValueError(f"token id {int(paths.max())} is too large; a trie holds ids up to {LARGEST}")
+    gaps = ((paths[:, :-1] < 0) & (paths[:, 1:] >= 0)).any(1)
+    if bool(gaps.any()):
+        raise ValueError(f"sequence {int(gaps.nonzero()[0])} holds a negative id before its end; pad with -1 on the right")
     return paths
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from trl_rec.data import load
-from trl_rec.evaluation import evaluate_floors, evaluate_split, metrics_table, rank_split, write_metrics
-from trl_rec.models import load_model, load_tokenizer
+from trl_rec.data import RecDataset, load
+from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, rank_split, write_metrics
 from trl_rec.scripts.parsing import parse, run
 
 
@@ -43,18 +42,24 @@ def main(argv: list[str]) -> None:
     dataset, measured = load(arguments.dataset), {"split": arguments.split, "ks": arguments.ks}
     results = evaluate_floors(dataset, exclude_history=arguments.exclude_history, seed=arguments.seed, **measured)
     if arguments.model is not None:
-        dataset = dataset.with_surface(arguments.surface)
-        model, tokenizer = load_model(arguments.model, dtype=arguments.dtype), load_tokenizer(arguments.model)
-        names = ("split", "num_beams", "exclude_history", "renormalize", "length_penalty", "batch_size", "max_length")
-        options = {name: getattr(arguments, name) for name in names}
-        ranked = rank_split(model, tokenizer, dataset, top_k=max(arguments.ks), **options)
-        results[Path(arguments.model).name] = evaluate_split(ranked, dataset, seed=arguments.seed, **measured)
+        results[f"model {Path(arguments.model).name}"] = _evaluate_model(arguments, dataset)
     if PartialState().is_main_process:
         path = Path(arguments.output_dir) / "metrics.json"
         write_metrics(path, results, exclude_history=arguments.exclude_history, settings=asdict(arguments), **measured)
         history = "excluded" if arguments.exclude_history else "not excluded"
         print(metrics_table(results, caption=f"{arguments.dataset}, {arguments.split} split, history {history}"))
         print(f"\nwritten to {path}")
+
+
+def _evaluate_model(arguments: EvaluateArguments, dataset: RecDataset) -> Evaluation:
+    from trl_rec.models import load_model, load_tokenizer
+
+    dataset, tokenizer = dataset.with_surface(arguments.surface), load_tokenizer(arguments.model)
+    model = load_model(arguments.model, dtype=arguments.dtype).to(PartialState().device)
+    names = ("split", "num_beams", "exclude_history", "renormalize", "length_penalty", "batch_size", "max_length")
+    options = {name: getattr(arguments, name) for name in names}
+    ranked = rank_split(model, tokenizer, dataset, top_k=max(arguments.ks), **options)
+    return evaluate_split(ranked, dataset, split=arguments.split, ks=arguments.ks, seed=arguments.seed)
 
 
 if __name__ == "__main__":

@@ -49,5 +49,10 @@ def find_recipe(name: str) -> Path:
     shipped = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"
     if shipped.is_file():
         return shipped
-    names = sorted(path.relative_to(recipes_folder()).with_suffix("").as_posix() for path in recipes_folder().rglob("*.yaml"))
-    raise ValueError(f"there is no file and no recipe {name!r}; the shipped recipes are {', '.join(names)}")
+    raise ValueError(f"there is no file and no recipe {name!r}; the shipped recipes are {', '.join(recipe_names())}")
+
+
+def recipe_names() -> list[str]:
+    """The names that `--config` takes; those under `accelerate/` are for `--accelerate_config`."""
+    names = (path.relative_to(recipes_folder()).with_suffix("").as_posix() for path in recipes_folder().rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("accelerate/"))
