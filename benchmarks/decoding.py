@@ -20,7 +20,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.data import PromptFormat, load
+from trl_rec.data.dataset import split_rows
 from trl_rec.decoding import rank_items
+from trl_rec.evaluation.rank import left_padded
 from trl_rec.items import TokenTrie
 from trl_rec.models import load_model, load_tokenizer
 from trl_rec.ragged import Ragged
@@ -82,14 +84,10 @@ def main() -> None:
     trie = TokenTrie.from_catalog(dataset.catalog.with_surface("title"), tokenizer)
     prompt_format = PromptFormat.for_catalog(dataset.catalog.with_surface("title"), tokenizer)
     root = python_trie(prompt_format.paths)
-    histories = Ragged.from_arrow(dataset.test.data.column("history")).take(torch.arange(arguments.prompts).numpy()).tail(10)
-    encoded = prompt_format.encode(histories)
-    input_ids = torch.from_numpy(encoded.padded(fill=tokenizer.pad_token_id, left=True))
-    mask = torch.from_numpy(Ragged(encoded.values * 0 + 1, encoded.offsets).padded(fill=0, left=True))
-    prompts = {"input_ids": input_ids, "attention_mask": mask}
-    print(
-        f"{trie.num_items} titles of at most {trie.max_depth} tokens; {len(input_ids)} prompts of {input_ids.shape[1]} tokens"
-    )
+    histories = split_rows(dataset.test.select(range(arguments.prompts)), "history").tail(10)
+    prompts = left_padded(prompt_format.encode(histories), tokenizer.pad_token_id)
+    width = prompts["input_ids"].shape[1]
+    print(f"{trie.num_items} titles of at most {trie.max_depth} tokens; {arguments.prompts} prompts of {width} tokens")
 
     ours_seconds, theirs_seconds = [], []
     for run in range(arguments.runs):

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -7,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from trl_rec.cli import VERBS, main
-from trl_rec.models import RecModelConfig
+from trl_rec.data import load
+from trl_rec.models import RecModelConfig, make_model, make_tokenizer
 from trl_rec.scripts.bear import DataArguments
 from trl_rec.scripts.evaluate import EvaluateArguments
-from trl_rec.scripts.parsing import find_recipe, parse, recipe_names, recipes_folder
+from trl_rec.scripts.parsing import find_recipe, parse, recipe_names
 from trl_rec.scripts.prepare import PrepareArguments
 from trl_rec.trainer import BearConfig
 
@@ -57,6 +59,37 @@ def test_prepare_and_evaluate_the_toy_world(tmp_path: Path, monkeypatch, capsys:
     assert (metrics["split"], metrics["ks"], metrics["exclude_history"], metrics["num_users"]) == ("test", [2, 10], True, 30)
 
 
+def test_a_saved_model_stands_beside_the_floors(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "50"])
+    tokenizer = make_tokenizer(load("data/toy").with_surface("item_token").catalog)
+    tokenizer.save_pretrained("random"), make_model(tokenizer, hidden_size=16).save_pretrained("random")
+    options = ["--dataset", "data/toy", "--output_dir", "out", "--surface", "item_token", "--ks", "5", "--max_length", "64"]
+    main(["evaluate", "--model", "random", *options])
+    results = json.loads(Path("out/metrics.json").read_text())["results"]
+    assert list(results) == ["random", "popularity", "transition", "model random"]
+    assert results["model random"]["metrics"]["invalid"] == results["model random"]["metrics"]["duplicates"] == 0
+    assert "model random" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two steps under `accelerate launch`, then a list from the run folder."""
+    monkeypatch.chdir(tmp_path)
+    main(["prepare", "--config", "prepare/toy"])
+    command = [sys.executable, "-m", "trl_rec.cli", "bear", "--config", "bear/toy", "--max_steps", "2", "--eval_steps", "1"]
+    steps = ["--save_strategy", "steps", "--save_steps", "1", "--eval_strategy", "steps", "--accelerate_config", "cpu"]
+    output = subprocess.run([*command, *steps], capture_output=True, text=True, timeout=300)
+    assert output.returncode == 0, output.stderr[-2000:]
+    assert "BEAR" in output.stdout and "transition" in output.stdout
+    written = {path.name for path in Path("runs/bear-toy").iterdir()}
+    assert {"metrics.json", "recipe.json", "eval.jsonl", "recommender.json"} <= written
+    capsys.readouterr()
+    main(["recommend", "--model", "runs/bear-toy", "--dataset", "data/toy", "--user", "3", "--k", "5"])
+    told = capsys.readouterr().out
+    assert "history, newest first" in told and " 5. " in told and " 6. " not in told
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -89,18 +122,22 @@ def test_an_unknown_verb_is_named(capsys) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, root]
+    root, site = Path(__file__).parents[2], tmp_path / "site"
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):  # no build folder of an earlier wheel
+        shutil.copy(root / name, tmp_path)
+    for name in ("trl_rec", "recipes"):
+        shutil.copytree(root / name, tmp_path / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "dist", tmp_path]
     subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "site"], check=True)
-    shipped = {
-        path.relative_to(tmp_path / "site/trl_rec/recipes") for path in (tmp_path / "site/trl_rec/recipes").rglob("*.yaml")
-    }
-    assert shipped == {path.relative_to(recipes_folder()) for path in recipes_folder().rglob("*.yaml")}
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, site], check=True)
+    packed = {path.relative_to(site) for path in site.rglob("*") if path.suffix in (".py", ".yaml", ".typed")}
+    source = [path.relative_to(root) for path in (root / "trl_rec").rglob("*") if path.suffix in (".py", ".typed")]
+    recipes = [Path("trl_rec/recipes") / path.relative_to(root / "recipes") for path in (root / "recipes").rglob("*.yaml")]
+    assert packed == {*source, *recipes}
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); "
+        f"import sys; sys.path.insert(0, {str(site)!r}); "
         "from trl_rec.scripts.parsing import find_recipe; print(find_recipe('prepare/toy'))"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert found.strip() == str(tmp_path / "site/trl_rec/recipes/prepare/toy.yaml")
+    assert found.strip() == str(site / "trl_rec/recipes/prepare/toy.yaml")

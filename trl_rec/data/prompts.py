@@ -100,9 +100,7 @@ class PromptFormat:
         room = self.room(max_length)
         if room is not None:
             histories = newest_that_fit(histories, self.pieces.lengths, room)
-        count = len(histories)
-        head = Ragged.from_lengths(np.tile(self.head, count), np.full(count, len(self.head)))
-        tail = Ragged.from_lengths(np.tile(self.tail, count), np.full(count, len(self.tail)))
+        head, tail = (Ragged.repeated(part, len(histories)) for part in (self.head, self.tail))
         return join(head, histories.flatten(self.pieces), tail)
 
 

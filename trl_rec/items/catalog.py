@@ -25,6 +25,7 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LARGEST_SHARES = 2**28  # entries of the table of group shares: 1 GiB
 SURFACES = ("title", "item_token", "semantic_id")
 
 
@@ -101,6 +102,11 @@ class ItemCatalog:
         else:
             members = Ragged.from_arrow(column.fill_null([]))
         names, groups = np.unique(members.values.astype(str), return_inverse=True)
+        if len(self) * len(names) > LARGEST_SHARES:
+            raise ValueError(
+                f"{len(names)} groups of {self.group_column!r} over {len(self)} items are too many for fairness and diversity "
+                "to mean anything; group by a coarser column, or by none"
+            )
         shares = np.zeros((len(self), len(names)), np.float32)
         np.add.at(shares, (members.row_ids, groups), 1 / np.maximum(members.lengths, 1)[members.row_ids])
         return names.tolist(), shares
