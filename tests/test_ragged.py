@@ -28,6 +28,24 @@ def test_a_sliced_chunked_column_comes_back() -> None:
     assert listed(Ragged.from_arrow(column.slice(0, 0))) == []
 
 
+def test_large_lists_come_back() -> None:
+    rows = [[1], [2, 3], [], [4]]
+    large = pa.array(rows, pa.large_list(pa.int32()))
+    assert listed(Ragged.from_arrow(large)) == rows and listed(Ragged.from_arrow(large[1:])) == rows[1:]
+    column = pa.chunked_array([large[:1], large[1:]])
+    assert listed(Ragged.from_arrow(column)) == rows and listed(Ragged.from_arrow(column[2:])) == rows[2:]
+
+
+def test_more_values_than_32_bits_count_become_large_lists(monkeypatch) -> None:
+    rows = [[1], [2, 3], [], [4]]
+    ragged = Ragged.from_lists(rows)
+    monkeypatch.setattr("trl_rec.ragged.MOST_IN_A_LIST", 4)
+    assert ragged.to_arrow().type == pa.list_(pa.int64())
+    monkeypatch.setattr("trl_rec.ragged.MOST_IN_A_LIST", 3)
+    assert ragged.to_arrow().type == pa.large_list(pa.int64()) and ragged.to_arrow().to_pylist() == rows
+    assert listed(Ragged.from_arrow(ragged.to_arrow())) == rows
+
+
 @given(rows_of_numbers, st.data())
 def test_rows_are_taken_cut_and_joined_like_lists(rows: list[list[int]], data: st.DataObject) -> None:
     ragged = Ragged.from_lists(rows)

@@ -14,6 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 
+MOST_IN_A_LIST = 2**31 - 1  # values of an Arrow list array
+
+
 def within(lengths: np.ndarray) -> np.ndarray:
     """Position of every value inside its row: `[2, 3]` gives `[0, 1, 0, 1, 2]`."""
     ends = np.cumsum(lengths)
@@ -45,17 +48,26 @@ class Ragged:
         return cls.from_lengths(values, np.array([len(array) for array in arrays], dtype=np.int64))
 
     @classmethod
+    def repeated(cls, row: np.ndarray, count: int) -> Ragged:
+        """The same row, `count` times."""
+        return cls.from_lengths(np.tile(row, count), np.full(count, len(row)))
+
+    @classmethod
     def from_arrow(cls, column: pa.ChunkedArray | pa.Array) -> Ragged:
         """Rows of an Arrow list column, without a Python object a row. Null rows are not allowed."""
         if isinstance(column, pa.ChunkedArray):
+            if pa.types.is_list(column.type) and column.num_chunks > 1:  # joined, the offsets may outgrow 32 bits
+                column = column.cast(pa.large_list(column.type.value_type))
             column = column.combine_chunks()
             if isinstance(column, pa.ChunkedArray):  # pyarrow gives a chunked array back where there is no chunk
                 column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
         offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
         return cls(column.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0])
 
-    def to_arrow(self) -> pa.ListArray:
-        """The rows as an Arrow list array."""
+    def to_arrow(self) -> pa.ListArray | pa.LargeListArray:
+        """The rows as an Arrow list array, a large one where a list's offsets of 32 bits do not reach."""
+        if len(self.values) > MOST_IN_A_LIST:
+            return pa.LargeListArray.from_arrays(pa.array(self.offsets, pa.int64()), pa.array(self.values))
         return pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.values))
 
     def __len__(self) -> int:

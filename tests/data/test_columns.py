@@ -1,6 +1,7 @@
 """Bad input: each is one sentence that names file and row, and nothing is written."""
 
 import datetime
+import decimal
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,8 @@ import pytest
 
 from tests.data.sources import ITEMS, LOG, write_csv, write_table
 from trl_rec.data import prepare
-from trl_rec.data.columns import interactions_table, items_table, seconds, split_lists
+from trl_rec.data.columns import grouped, ids, interactions_table, items_table, seconds, split_lists
+from trl_rec.data.log import Options
 
 
 HEADER = ("user_id", "item_id", "timestamp", "rating")
@@ -167,6 +169,61 @@ def test_ids_of_numbers_become_text_and_leading_zeros_stay(tmp_path):
     assert table.schema.types == [pa.string(), pa.string(), pa.float64(), pa.float32()]
 
 
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.float16()])
+def test_whole_floats_are_written_as_whole_numbers(kind):
+    table = pa.table({"user_id": pa.array([7.0, -3.0, 1024.0], pa.float32()).cast(kind)})
+    assert ids(table, "user_id", "log").to_pylist() == ["7", "-3", "1024"]
+
+
+def test_large_whole_floats_keep_their_digits():
+    table = pa.table({"user_id": [1234567890123.0, 2.0**53]})
+    assert ids(table, "user_id", "log").to_pylist() == ["1234567890123", "9007199254740992"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "message"),
+    [
+        (1.5, pa.float64(), "the user_id 1.5 is not a whole number that double holds exactly; write it as text"),
+        (float("nan"), pa.float64(), "the user_id nan is not a whole number"),
+        (float("inf"), pa.float64(), "the user_id inf is not a whole number"),
+        (2.0**54, pa.float64(), "the user_id 1.8014398509481984e.16 is not a whole number"),
+        (2.0**25, pa.float32(), "the user_id 33554432.0 is not a whole number that float holds"),
+        (None, pa.float64(), "the user_id is empty"),
+        ([1], pa.list_(pa.int64()), r"the user_id \[1\] cannot be read as string"),
+    ],
+)
+def test_ids_that_are_no_text_are_refused(bad, kind, message):
+    good = [1] if pa.types.is_list(kind) else 1.0
+    column = pa.chunked_array([pa.array([], kind), pa.array([bad], kind)])
+    with pytest.raises(ValueError, match=f"log, row 1: {message}") as error:
+        ids(pa.table({"user_id": column}), "user_id", "log")
+    assert "\n" not in str(error.value)
+    if not pa.types.is_list(kind):
+        with pytest.raises(ValueError, match=f"log, row 2: {message}"):
+            ids(pa.table({"user_id": pa.array([good, bad], kind)}), "user_id", "log")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "shown"),
+    [
+        ([[1]], pa.list_(pa.int64()), r"\[1\]"),
+        ([datetime.time(1)], pa.time64("us"), r"datetime.time\(1, 0\)"),
+        ([{"a": 1}], pa.struct({"a": pa.int64()}), "{'a': 1}"),
+        ([decimal.Decimal("1.5"), None], pa.decimal128(9, 1), "None"),
+        ([None, decimal.Decimal("1.5")], pa.decimal128(9, 1), "None"),
+    ],
+)
+def test_times_of_other_types_are_refused(values, kind, shown):
+    row = 1 + (values[0] is not None) * (len(values) - 1)
+    with pytest.raises(ValueError, match=f"log, row {row}: the timestamp {shown} is neither a number nor ISO 8601 text"):
+        seconds(pa.chunked_array([pa.array(values, kind)]), "log")
+
+
+def test_titles_that_are_no_text_are_refused():
+    with pytest.raises(ValueError, match=r"items, row 1: the title \['A'\] cannot be read as string; correct it"):
+        items_table(pa.table({"item_id": ["1"], "title": [["A"]]}), "items")
+
+
 def test_titles_are_one_line():
     items = items_table(pa.table({"item_id": ["1"], "title": [" A\n  title\u00a0 of\tparts\u2028"], "price": [3]}), "items")
     assert items.to_pylist() == [{"item_id": "1", "title": "A title of parts", "price": 3}]
@@ -183,3 +240,23 @@ def test_split_lists():
     large = pa.chunked_array([[[1, 2], []]], pa.large_list(pa.int64()))
     assert split_lists(large, "|").type == pa.list_(pa.string()) and split_lists(large, "|").to_pylist() == [["1", "2"], []]
     assert split_lists(column[1:4], "|").to_pylist() == [[], [], ["c", "d"]]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.string(), 3)])
+def test_lists_are_trimmed_and_rid_of_what_is_empty(kind):
+    rows = [[" a ", None, "b"], None, ["", "  ", None], ["c", "a|b", "a "]]
+    column = pa.chunked_array([pa.array(rows[:2], kind), pa.array(rows[2:], kind)])
+    assert split_lists(column, "|").to_pylist() == [["a", "b"], [], [], ["c", "a|b", "a"]]  # lists are not split again
+    assert split_lists(column[1:], "|").to_pylist() == [[], [], ["c", "a|b", "a"]]
+
+
+def test_null_lists_that_still_cover_values_are_empty():
+    rows = pa.ListArray.from_arrays(pa.array([0, 1, 3]), pa.array(["a", "b", "c"]), mask=pa.array([True, False]))
+    assert split_lists(pa.chunked_array([rows]), "|").to_pylist() == [[], ["b", "c"]]
+
+
+def test_groups_of_another_type_are_refused():
+    items = pa.table({"item_id": ["1", "2"], "title": ["A", "B"], "kinds": [None, [{"name": "x"}]]})
+    with pytest.raises(ValueError, match=r"items, row 2: the kinds \[{'name': 'x'}\] cannot be read as list<") as error:
+        grouped(items, Options(group_column="kinds"), "items")
+    assert "\n" not in str(error.value)

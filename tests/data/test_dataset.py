@@ -1,6 +1,8 @@
+import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +31,7 @@ def test_load_gives_what_prepare_gave(prepared):
 def test_interactions_are_read_when_asked_for(prepared):
     loaded = load(prepared.path)
     (prepared.path / "interactions.parquet").rename(prepared.path / "elsewhere")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="out is damaged .interactions.parquet cannot be read: FileNotFoundError"):
         _ = loaded.interactions
     (prepared.path / "elsewhere").rename(prepared.path / "interactions.parquet")
     assert loaded.interactions.num_rows == 8
@@ -46,6 +48,60 @@ def test_a_folder_without_a_card_is_refused(prepared):
 def test_a_card_of_something_else_is_refused(prepared):
     (prepared.path / "card.json").write_text(json.dumps({"model": "a card too"}))
     with pytest.raises(ValueError, match="card.json is not the card of a dataset"):
+        load(prepared.path)
+
+
+def test_a_relative_path_survives_a_change_of_folder(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(prepared.path.parent)
+    loaded = load("out")
+    monkeypatch.chdir("/")
+    assert loaded.path == prepared.path and loaded.interactions.num_rows == 8
+
+
+FILES = ["users.parquet", "interactions.parquet", "catalog/items.parquet", "catalog/catalog.json"]
+FILES += [
+    f"{split}/{name}"
+    for split in ("train", "validation", "test")
+    for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json")
+]
+
+
+def truncate(part):
+    return lambda path: path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+
+
+DAMAGES = {"deleted": Path.unlink, "emptied": truncate(0), "halved": truncate(0.5), "cut short": truncate(0.98)}
+DAMAGES |= {"an empty object": lambda path: path.write_text("{}"), "an empty list": lambda path: path.write_text("[]")}
+
+
+HARMLESS = {(f"{split}/dataset_info.json", "an empty object") for split in ("train", "validation", "test")}
+
+
+@pytest.mark.parametrize(("name", "damage"), [pair for pair in itertools.product(FILES, DAMAGES) if pair not in HARMLESS])
+def test_a_damaged_file_is_named_and_prepared_again(prepared, tmp_path, name, damage):
+    DAMAGES[damage](prepared.path / name)
+    part = name.split("/")[-1] if name.startswith("catalog") else name.split("/")[0]
+    with pytest.raises(ValueError, match="out(/catalog)? is damaged .*; run trl-rec prepare again with --overwrite") as error:
+        load(prepared.path)
+    assert part in str(error.value) and "\n" not in str(error.value)
+    assert prepare(tmp_path / "source", prepared.path, overwrite=True).card == prepared.card
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"deleted", "an empty object"}))
+def test_a_damaged_card_says_what_to_do(prepared, damage):
+    DAMAGES[damage](prepared.path / "card.json")
+    with pytest.raises(ValueError, match="out is damaged .card.json is not a JSON object.; if it is a dataset, delete it and"):
+        load(prepared.path)
+
+
+def test_fewer_rows_than_the_card_tells_of_are_refused(prepared):
+    table = prepared.interactions
+    pq.write_table(table[:-1], prepared.path / "interactions.parquet")
+    with pytest.raises(ValueError, match="out is damaged .the card tells of other numbers of rows than there are"):
+        load(prepared.path)
+    pq.write_table(table, prepared.path / "interactions.parquet")
+    (prepared.path / "card.json").write_text(json.dumps(prepared.card | {"rows": prepared.card["rows"] | {"train": 4}}))
+    with pytest.raises(ValueError, match="out is damaged .the card tells of other numbers"):
         load(prepared.path)
 
 

@@ -1,14 +1,19 @@
 """Leaks are planted in splits that are clean, and refused."""
 
+from functools import partial
+
+import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Dataset, NamedSplit
+from datasets import Dataset, NamedSplit, concatenate_datasets
 
 from tests.data.readers.test_bigrec import write as write_bigrec
 from tests.data.sources import write_table
 from trl_rec.data import load, prepare
 from trl_rec.data import preparation as module
-from trl_rec.data.leaks import refuse_leaks
+from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.leaks import continued, refuse_leaks
+from trl_rec.evaluation.training_log import TrainingLog
 
 
 def make(name, rows):
@@ -138,6 +143,50 @@ def test_windows_that_know_too_much(row, message):
 def test_a_test_row_copied_into_validation():
     refused("windows", "what test row 0 asks for", validation=[(0, [4, 5], [6], 6.0), *CLEAN["windows"]["validation"]])
     refused("windows", "validation row 0 .time 6.5. is not before", validation=[(8, [4, 5], [6], 6.5)])
+
+
+TOLD = {"leave_one_out": [0, 2, 3], "time": [0, 2]}  # users with a training row and another
+
+
+@pytest.mark.parametrize("rule", TOLD)
+def test_rows_of_several_splits_without_a_name_are_told_apart(rule):
+    train, validation, test = (make(name, rows) for name, rows in CLEAN[rule].items())
+    for parts in ([train, test], [test, train], [train, validation, test]):
+        mixed = concatenate_datasets(parts)
+        assert mixed.split is None and found(mixed) == TOLD[rule]
+        for use in (partial(refuse_unless_train, what="a model"), TrainingLog.read):
+            with pytest.raises(
+                ValueError, match="cannot come from several splits: a row of user 0 goes on where another one ends"
+            ):
+                use(mixed)
+    assert found(concatenate_datasets([train])) == found(train) == []
+    refuse_unless_train(concatenate_datasets([train.select([2, 0]), train.select([1])]), "a model")
+
+
+def test_rows_without_a_name_that_belong_together_pass():
+    clean = make("train", CLEAN["windows"]["train"])
+    for rows in (clean, clean.select([0]), clean.select([])):
+        refuse_unless_train(concatenate_datasets([rows, rows]), "a model")
+    sessions = make("train", [(0, [1], [2, 3], 1.0), (0, [1], [2, 4], 2.0), (0, [], [5, 6], 3.0), (1, [1, 2, 3], [4], 4.0)])
+    refuse_unless_train(concatenate_datasets([sessions, sessions.select([])]), "a model")
+    growing = make("train", [(0, [1], [2], 1.0), (0, [1, 2], [3], 2.0)])
+    refuse_unless_train(concatenate_datasets([growing, growing.select([])]), "a model")
+    other = make("train", [(0, [1], [2, 3], 1.0), (0, [1, 2, 4, 5], [6], 2.0)])
+    refuse_unless_train(concatenate_datasets([other, other.select([])]), "a model")
+    nothing = make("train", [(0, [], [], 0.0), (0, [1], [2, 3], 1.0)])
+    refuse_unless_train(concatenate_datasets([nothing, nothing.select([])]), "a model")
+
+
+@pytest.mark.parametrize("name", ["validation", "test", "test[:50%]", "train[:50%]"])
+def test_splits_of_another_name_are_refused(name):
+    rows = make("train", CLEAN["time"]["train"])
+    refuse_unless_train(rows, "a model")
+    with pytest.raises(ValueError, match="cannot come from the .* split: a model learns from the training split alone"):
+        refuse_unless_train(Dataset(rows.data, split=NamedSplit(name)), "a model")
+
+
+def found(rows):
+    return continued(np.array(rows["user"]), split_rows(rows, "history"), split_rows(rows, "targets")).tolist()
 
 
 def plant(rows, **changes):

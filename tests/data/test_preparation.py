@@ -173,22 +173,59 @@ def test_a_failure_while_writing_leaves_all_as_it_was(tmp_path, monkeypatch, ove
         assert load(tmp_path / "out").card == before
 
 
-def test_a_failure_at_the_last_moment_brings_the_old_folder_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["card.json", "users.parquet"])
+@pytest.mark.parametrize("place", [1, 2])  # as the old files leave, as the new ones come
+def test_a_failure_at_the_last_moment_brings_the_old_files_back(tmp_path, monkeypatch, name, place):
     source = write_table(tmp_path / "source")
     before = prepare(source, tmp_path / "out").card
     rename = Path.rename
 
     def fail(path, target):
-        if target == tmp_path / "out" and not failed:
+        if path.name == name and len(failed) < place:
             failed.append(path)
-            raise OSError("no luck")
+            if len(failed) == place:
+                raise OSError("no luck")
         return rename(path, target)
 
     failed = []
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="no luck"):
         prepare(source, tmp_path / "out", min_item_interactions=2, overwrite=True)
+    monkeypatch.undo()
     assert load(tmp_path / "out").card == before and sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    assert len(list((tmp_path / "out").iterdir())) == 7
+
+
+def test_parents_made_for_the_folder_go_when_it_fails(tmp_path, monkeypatch):
+    source = write_table(tmp_path / "source")
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(module, "save", None)
+    with pytest.raises(TypeError):
+        prepare(source, tmp_path / "there" / "new" / "newer" / "out")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_the_current_folder_is_filled_and_stays_the_same(tmp_path, monkeypatch):
+    source = write_table(tmp_path / "source")
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    for minimum in (0, 2):  # made, and made again in its place
+        dataset = prepare(source, ".", min_item_interactions=minimum, overwrite=minimum > 0)
+        assert dataset.path == tmp_path / "out" and Path("card.json").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert dataset.interactions.num_rows == 7 and sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+@pytest.mark.parametrize("content", ['{"model": "a card too"}', "[1]", '{"split": ', "not JSON"])
+def test_a_folder_with_another_card_is_never_replaced(tmp_path, content):
+    source = write_table(tmp_path / "source")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "card.json").write_text(content)
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="is not the card of a dataset; .* another folder|if it is a dataset, delete it"):
+            prepare(source, tmp_path / "out", overwrite=overwrite)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
 
 @pytest.mark.parametrize(

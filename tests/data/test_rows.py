@@ -2,7 +2,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
@@ -163,3 +163,11 @@ def test_bad_input_is_refused_with_one_sentence(titles, tokenizer_copy) -> None:
     tokenizer_copy.bos_token = tokenizer_copy.eos_token = None
     with pytest.raises(ValueError, match="neither a BOS nor an EOS token"):
         PromptFormat.for_catalog(ItemCatalog(table, surface="item_token"), tokenizer_copy)
+
+
+def test_rows_of_several_splits_without_a_name_are_refused() -> None:
+    train, test = make_split([([0], [1, 2])]), make_split([([0, 1, 2, 3], [4])], "test")
+    with pytest.raises(ValueError, match="cannot come from several splits: a row of user 0 goes on where another one ends"):
+        build_rows(concatenate_datasets([train, test]), FORMATS["item_token"])
+    with pytest.raises(ValueError, match="cannot come from the test"):
+        build_rows(make_split([([0], [1])], "test[:50%]"), FORMATS["item_token"])

@@ -6,6 +6,7 @@ Rows are counted from 1, the header not included.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +35,7 @@ def interactions_table(table: pa.Table, where: str) -> pa.Table:
 def items_table(table: pa.Table, where: str) -> pa.Table:
     """`item_id, title` and the further columns; ids are distinct, titles hold something and run over one line."""
     _require(table, ("item_id", "title"), where)
-    item_ids, titles = distinct_ids(table, "item_id", where), single_line(table["title"].cast(pa.string()))
+    item_ids, titles = distinct_ids(table, "item_id", where), single_line(cast(table["title"], pa.string(), "title", where))
     empty = pc.fill_null(pc.equal(titles, ""), True)
     _refuse_where(empty, item_ids, where, "item {} has an empty title; give it one, or leave the item out")
     rest = table.drop_columns(["item_id", "title"])
@@ -51,7 +52,9 @@ def grouped(items: pa.Table | None, options: Options, where: str | None) -> pa.T
     if items is None or where is None or name not in items.column_names:
         there = f"{where} has only {', '.join(items.column_names)}" if items is not None else "there is no item table"
         raise ValueError(f"no item column {name!r} to group by: {there}; name another group_column")
-    return items.set_column(items.column_names.index(name), name, split_lists(items[name], options.group_separator))
+    kind = pa.list_(pa.string()) if _holds_lists(items[name]) else pa.string()
+    lists = split_lists(cast(items[name], kind, name, where), options.group_separator)
+    return items.set_column(items.column_names.index(name), name, lists)
 
 
 def users_table(table: pa.Table, where: str) -> pa.Table:
@@ -64,8 +67,11 @@ def users_table(table: pa.Table, where: str) -> pa.Table:
 
 
 def ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
-    """A column of ids as text, none of them empty."""
-    column = table[name].cast(pa.string())
+    """A column of ids as text, none of them empty; ids that are numbers are whole, and written without a point."""
+    column = table[name]
+    if pa.types.is_floating(column.type):
+        column = _whole(column, name, where)
+    column = cast(column, pa.string(), name, where)
     empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
     _refuse_where(empty, column, where, f"the {name} is empty; fill it in, or leave the row out")
     return column
@@ -105,18 +111,47 @@ def seconds(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
 
 
 def split_lists(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
-    """Text split into a list of its trimmed, non-empty parts; an empty text gives an empty list."""
+    """Lists of trimmed texts that are not empty, from text that is split or from lists; nothing at all gives an empty list."""
     if _holds_lists(column):
-        return column.cast(pa.list_(pa.string()))
-    rows = pc.split_pattern(pc.fill_null(column.cast(pa.string()), ""), separator).combine_chunks()
+        rows = column.cast(pa.list_(pa.string())).fill_null([]).combine_chunks()
+    else:
+        rows = pc.split_pattern(pc.fill_null(column.cast(pa.string()), ""), separator).combine_chunks()
     parts = pc.utf8_trim_whitespace(rows.flatten())
-    kept = pc.not_equal(parts, "").to_numpy(zero_copy_only=False)
+    kept = pc.fill_null(pc.not_equal(parts, ""), False).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(kept)])[rows.offsets.to_numpy() - rows.offsets[0].as_py()]
     return pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), parts.filter(pa.array(kept)))])
 
 
+def cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, where: str) -> pa.ChunkedArray:
+    """The column in another type; a value that has none in it is refused with its row."""
+    try:
+        return column.cast(kind)
+    except pa.ArrowException as error:
+        row = _first_failing(partial(_casts, kind), column)
+        value = column[row].as_py()
+        raise ValueError(f"{where}, row {row + 1}: the {name} {value!r} cannot be read as {kind}; correct it") from error
+
+
+def _casts(kind: pa.DataType, column: pa.ChunkedArray) -> bool:
+    try:
+        return column.null_count == len(column) or column.cast(kind) is not None
+    except pa.ArrowException:
+        return False
+
+
 def _holds_lists(column: pa.ChunkedArray) -> bool:
-    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    kind = column.type
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Whole floats as int64. Past the last number that the type counts to one by one, ids may have merged already."""
+    last = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)
+    values = column.cast(pa.float64())
+    whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), last))
+    message = f"the {name} {{}} is not a whole number that {column.type} holds exactly; write it as text"
+    _refuse_where(pc.invert(pc.fill_null(whole, True)), column, where, message)
+    return values.cast(pa.int64())
 
 
 def _require(table: pa.Table, names: Sequence[str], where: str) -> None:
@@ -141,7 +176,7 @@ def _parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, mess
         parsers = [_from_time]
     parse = next((parse for parse in parsers if _succeeds(parse, column[:1])), parsers[0])
     if not _succeeds(parse, column):
-        row = _first_failing(parse, column)
+        row = _first_failing(partial(_succeeds, parse), column)
         raise ValueError(
             f"{where}, row {row + 1}: {message.format(repr(column[row].as_py()))}; correct it, or leave the row out"
         )
@@ -151,15 +186,15 @@ def _parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, mess
 def _succeeds(parse: Parser, column: pa.ChunkedArray) -> bool:
     try:
         return column.null_count == 0 and bool(pc.all(pc.is_finite(parse(column)), min_count=0).as_py())
-    except pa.ArrowInvalid:
+    except pa.ArrowException:
         return False
 
 
-def _first_failing(parse: Parser, column: pa.ChunkedArray) -> int:
+def _first_failing(fits: Callable[[pa.ChunkedArray], bool], column: pa.ChunkedArray) -> int:
     low, high = 0, len(column)  # the first bad value lies in column[low:high]
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _succeeds(parse, column[low:middle]) else (low, middle)
+        low, high = (middle, high) if fits(column[low:middle]) else (low, middle)
     return low
 
 

@@ -6,19 +6,27 @@ The card is written last, so that a folder with one is complete. Splits are memo
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from trl_rec.data.leaks import refuse_leaks
+from trl_rec.data.leaks import continued, refuse_leaks
+from trl_rec.data.log import SPLITS
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
+
+
+FILES = ["catalog/catalog.json", "catalog/items.parquet", "users.parquet", "interactions.parquet"]
+FILES += [f"{split}/{name}" for split in SPLITS for name in ("dataset_info.json", "state.json")]
+REMEDY = "run trl-rec prepare again with --overwrite"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +58,7 @@ class RecDataset:
     @cached_property
     def interactions(self) -> pa.Table:
         """All interactions, `user, item, timestamp` and perhaps `rating`, by user and then time; read when first asked for."""
-        return pq.read_table(self.path / "interactions.parquet")
+        return _read(self.path, "interactions.parquet", pq.read_table)
 
     def history_of(self, user_id: str) -> list[str]:
         """Ids of all items that a user chose, oldest first, validation and test included."""
@@ -67,12 +75,18 @@ class RecDataset:
 
 def load(path: str | Path) -> RecDataset:
     """The dataset in a folder that `prepare` wrote; refuses one that is incomplete, changed or leaking."""
-    path = Path(path)
+    path = Path(path).absolute()
     card = read_card(path)
-    catalog, users = ItemCatalog.load(path / "catalog"), pq.read_table(path / "users.parquet")
+    missing = next((name for name in FILES if not (path / name).is_file()), None)
+    if missing is not None:
+        raise ValueError(f"{path} is damaged ({missing} is missing); {REMEDY}")
+    catalog, users = ItemCatalog.load(path / "catalog"), _read(path, "users.parquet", pq.read_table)
     if catalog.fingerprint != card["fingerprint"]:
-        raise ValueError(f"{path}: the catalogue is not the one that the card tells of; run trl-rec prepare again")
-    splits = {name: Dataset.load_from_disk(str(path / name)) for name in ("train", "validation", "test")}
+        raise ValueError(f"{path}: the catalogue is not the one that the card tells of; {REMEDY}")
+    splits = {name: _read(path, name, _load_split) for name in SPLITS}
+    found = {name: len(rows) for name, rows in splits.items()}, _read(path, "interactions.parquet", pq.read_metadata).num_rows
+    if found != (card["rows"], card["num_interactions"]):
+        raise ValueError(f"{path} is damaged (the card tells of other numbers of rows than there are); {REMEDY}")
     for rows in splits.values():
         _refuse_outside(rows, len(catalog), users.num_rows, path)
     refuse_leaks(**splits, split=card["split"])
@@ -84,12 +98,42 @@ def split_rows(split: Dataset, column: str) -> Ragged:
     return Ragged.from_arrow(split.select_columns([column]).with_format("arrow")[:][column])
 
 
+def refuse_unless_train(split: Dataset, what: str) -> None:
+    """Raises unless `what` ("a model") may learn from these rows: they are a training split's.
+
+    Rows that have lost their split's name, as those that `concatenate_datasets` joins, are held against each other: under
+    leave-one-out and a split by time, a user's row that goes on where another ends comes from a later split. Nameless rows
+    of one evaluation split alone are not noticed, nor are nameless rows that have one target each (windows; validation and
+    test of leave-one-out), as windows go on from each other within the training split too.
+    """
+    if split.split is not None and split.split != "train":
+        raise ValueError(
+            f"training rows cannot come from the {split.split} split: {what} learns from the training split alone, and this "
+            f"one is {str(split.split)!r}; pass dataset.train"
+        )
+    if split.split is None:
+        users = split.select_columns(["user"]).with_format("numpy")[:]["user"]
+        mixed = continued(users, split_rows(split, "history"), split_rows(split, "targets"))
+        if len(mixed):
+            raise ValueError(
+                f"training rows cannot come from several splits: a row of user {mixed[0]} goes on where another one ends, and "
+                f"{what} learns from the training split alone; pass dataset.train"
+            )
+
+
 def read_card(path: Path) -> dict[str, Any]:
     """The card of a dataset folder; refuses a folder without one."""
     if not (path / "card.json").is_file():
         raise ValueError(f"{path} is incomplete or not a dataset folder (card.json is missing); run trl-rec prepare")
-    card = json.loads((path / "card.json").read_text(encoding="utf-8"))
-    if not {"split", "fingerprint", "settings", "sources"} <= card.keys():
+    try:
+        card = json.loads((path / "card.json").read_text(encoding="utf-8"))
+    except ValueError:
+        card = None
+    if not isinstance(card, dict):
+        raise ValueError(
+            f"{path} is damaged (card.json is not a JSON object); if it is a dataset, delete it and run trl-rec prepare again"
+        )
+    if not {"split", "fingerprint", "settings", "sources", "rows", "num_interactions"} <= card.keys():
         raise ValueError(f"{path}: card.json is not the card of a dataset; run trl-rec prepare into another folder")
     return card
 
@@ -104,6 +148,18 @@ def save(
     for name, rows in splits.items():
         rows.save_to_disk(str(path / name))
     (path / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read(path: Path, name: str, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a part of the dataset folder."""
+    try:
+        return read(path / name)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
+        raise ValueError(f"{path} is damaged ({name} cannot be read: {error!r}); {REMEDY}") from error
+
+
+def _load_split(path: Path) -> Dataset:
+    return Dataset.load_from_disk(str(path))
 
 
 def _refuse_outside(rows: Dataset, num_items: int, num_users: int, path: Path) -> None:

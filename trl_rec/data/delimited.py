@@ -57,7 +57,7 @@ def read_delimited(
                 include_columns=wanted, column_types={name: pa.string() for name in (wanted if text is None else text)}
             ),
         )
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         if "Empty CSV" in str(error):
             return pa.table({name: pa.array([], pa.string()) for name in wanted})
-        raise ValueError(f"{path.name} cannot be read: {error}; correct the file") from error
+        raise ValueError(f"{path.name} cannot be read: {str(error).splitlines()[0]}; correct the file") from error

@@ -37,6 +37,25 @@ def refuse_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str)
     _refuse_breaks(train, _without(test, validation))
 
 
+def continued(users: np.ndarray, history: Ragged, targets: Ragged) -> np.ndarray:
+    """Users, ascending, of whom one row's history begins with all that their shortest row holds: rows of several splits.
+
+    Nobody where each row has one target, as windows may grow in that way within one split.
+    """
+    sequences = join(history, targets)
+    if not len(users) or (targets.lengths == 1).all():
+        return users[:0]
+    order = np.lexsort((sequences.lengths, users))
+    _, first, group = np.unique(users[order], return_index=True, return_inverse=True)
+    shortest = np.empty(len(users), np.int64)
+    shortest[order] = order[first][group]
+    width = sequences.lengths[shortest]
+    later = np.flatnonzero((shortest != np.arange(len(users))) & (width > 0) & (width <= history.lengths))
+    whole, beginning = sequences.take(shortest[later]), history.take(later).slice(0 * later, width[later])
+    differs = np.bincount(whole.row_ids, whole.values != beginning.values, minlength=len(later)) > 0
+    return np.unique(users[later[~differs]])
+
+
 def _column(rows: Dataset, name: str) -> np.ndarray:
     return rows.data.column(name).to_numpy()
 

@@ -11,7 +11,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def prepare(
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace a dataset folder that was made otherwise.
     """
-    output_dir = Path(output_dir)
+    output_dir = Path(output_dir).absolute()
     format, files = locate(source, format)
     options = Options(columns, title_column, group_column, group_separator, seed, toy_users, toy_items)
     settings = _settings(format, split, min_user_interactions, min_item_interactions, options)
@@ -153,9 +153,9 @@ def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str]
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
             raise ValueError(f"{output_dir} exists and is not a dataset folder; choose another output_dir")
         return False
+    card = read_card(output_dir)  # refuses a card of something else, which is never to be replaced
     if overwrite:
         return False
-    card = read_card(output_dir)
     if (card["settings"], card["sources"]) != (json.loads(json.dumps(settings)), sources):
         raise ValueError(
             f"{output_dir} holds a dataset made with other settings or from other files; replace it with overwrite=True"
@@ -204,17 +204,47 @@ def _catalog(items: pa.Table, group_column: str | None) -> ItemCatalog:
 
 @contextmanager
 def _replacing(output_dir: Path) -> Iterator[Path]:
-    """A new folder beside `output_dir` that takes its place at the end, or vanishes on failure."""
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    folder, old = (output_dir.with_name(f".{output_dir.name}-{uuid.uuid4().hex}") for _ in range(2))
-    folder.mkdir()
+    """A new folder beside `output_dir` that takes its place at the end, or vanishes on failure with the parents made for it."""
+    folder, made = _beside(output_dir), [parent for parent in output_dir.parents if not parent.exists()]
     try:
+        folder.mkdir(parents=True)
         yield folder
         if output_dir.exists():
-            output_dir.rename(old)
-        folder.rename(output_dir)
+            _exchange(output_dir, folder)
+        else:
+            folder.rename(output_dir)
     finally:
-        if old.exists() and not output_dir.exists():
-            old.rename(output_dir)
-        for leftover in (folder, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:  # the innermost first
+            with suppress(OSError):  # it holds something
+                parent.rmdir()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+
+
+def _exchange(folder: Path, new: Path) -> None:
+    """All in `folder` replaced by all in `new`, or left as it was. The folder stays: it may be somebody's current one."""
+    old = _beside(folder)
+    old.mkdir()
+    try:
+        _move(folder, old)
+        _move(new, folder)
+    except BaseException:
+        _move(old, folder)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    """All in one folder moved to another, or nothing; the card last, as it vouches for the others."""
+    moved = []
+    try:
+        for path in sorted(source.iterdir(), key=lambda path: path.name == "card.json"):
+            moved.append(path.rename(target / path.name))
+    except BaseException:
+        for path in moved:
+            path.rename(source / path.name)
+        raise

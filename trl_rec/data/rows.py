@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.dataset import split_rows
+from trl_rec.data.dataset import refuse_unless_train, split_rows
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.ragged import Ragged, join, within
 
@@ -45,7 +45,7 @@ def build_rows(
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 where nothing is learned) and `user`.
     """
-    refuse_evaluation_split(split)
+    refuse_unless_train(split, "a model")
     if targets == "all" and max_history is not None:
         raise ValueError("max_history has no effect with targets='all'; bound the rows by max_length")
     if targets == "last":
@@ -71,12 +71,6 @@ def _rows(split: Dataset, build: Callable[..., Parts], prompt_format: PromptForm
     users = split.with_format("numpy")[:]["user"][source]
     columns = {"input_ids": tokens.to_arrow(), "labels": labels.to_arrow(), "user": pa.array(users)}
     return Dataset(pa.table(columns), split=split.split)
-
-
-def refuse_evaluation_split(split: Dataset) -> None:
-    """Nothing that belongs to validation or test may be learned from."""
-    if str(split.split) in ("validation", "test"):
-        raise ValueError(f"training rows cannot come from the {split.split} split, which is for evaluation; pass dataset.train")
 
 
 def _last(
@@ -116,7 +110,7 @@ def _all(history: Ragged, target: Ragged, prompt_format: PromptFormat, max_lengt
     window = items.take(source).slice(start, stop)
     item_is_target = within(window.lengths) + np.repeat(start, window.lengths) >= np.repeat(first, window.lengths)
     pieces = window.flatten(prompt_format.paths)
-    head = Ragged.from_lengths(np.tile(prompt_format.head, len(window)), np.full(len(window), len(prompt_format.head)))
+    head = Ragged.repeated(prompt_format.head, len(window))
     lengths = prompt_format.paths.lengths[window.values]
     piece_is_target = Ragged(np.repeat(item_is_target, lengths), pieces.offsets)
     none = Ragged(np.zeros(len(head.values), bool), head.offsets)

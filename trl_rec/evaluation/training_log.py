@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
-from trl_rec.data.dataset import split_rows
+from trl_rec.data.dataset import refuse_unless_train, split_rows
 from trl_rec.evaluation.inputs import item_rows
 from trl_rec.ragged import Ragged, join, within
 
@@ -36,10 +36,7 @@ class TrainingLog:
 
         `num_items` is 1 + the largest index seen unless given.
         """
-        if train.split is not None and train.split != "train":
-            raise ValueError(
-                f"a floor learns from the training split alone, and this one is {str(train.split)!r}; pass dataset.train"
-            )
+        refuse_unless_train(train, "a floor")
         history, targets = split_rows(train, "history"), split_rows(train, "targets")
         sequences = item_rows(join(history, targets), "train", num_items)
         users = train.select_columns(["user"]).with_format("numpy")[:]["user"]

@@ -196,13 +196,21 @@ class ItemCatalog:
         folder = Path(folder)
         if not (folder / "catalog.json").is_file():
             raise ValueError(f"{folder} holds no catalogue (catalog.json is missing); make one with trl-rec prepare")
-        card: dict[str, Any] = json.loads((folder / "catalog.json").read_text(encoding="utf-8"))
-        items, semantic_ids = pq.read_table(folder / "items.parquet"), None
+        try:
+            card: dict[str, Any] = json.loads((folder / "catalog.json").read_text(encoding="utf-8"))
+            surface, group_column, fingerprint = (card[name] for name in ("surface", "group_column", "fingerprint"))
+            items, semantic_ids = pq.read_table(folder / "items.parquet"), None
+        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+            name = "items.parquet" if isinstance(error, OSError | pa.ArrowException) else "catalog.json"
+            raise ValueError(
+                f"{folder} is damaged ({name} cannot be read: {error!r}); run trl-rec prepare again with --overwrite, or take "
+                "the catalogue from its dataset again"
+            ) from error
         if "semantic_id" in items.column_names:
             semantic_ids = Ragged.from_arrow(items["semantic_id"])
             items = items.drop_columns(["semantic_id"])
-        catalog = cls(items, card["surface"], card["group_column"], semantic_ids)
-        if catalog.fingerprint != card["fingerprint"]:
+        catalog = cls(items, surface, group_column, semantic_ids)
+        if catalog.fingerprint != fingerprint:
             raise ValueError(f"{folder}: items.parquet and catalog.json tell of different items; prepare the data again")
         return catalog
 

@@ -1,6 +1,7 @@
 """Fetching without a network: downloads are played by bytes made here, and their checksums are set to fit."""
 
 import hashlib
+import http.client
 import io
 import subprocess
 import sys
@@ -75,6 +76,18 @@ def test_else_the_wheel(tmp_path, monkeypatch, origins):
     play_pip(monkeypatch, origins[1])
     assert prepare("ml-100k", tmp_path / "out").catalog.titles[0] == "Toy Story (1995)"
     assert cached(tmp_path) == ["ml-100k", "ml-100k.inter", "ml-100k.item", "ml-100k.user", "trl-rec"]
+
+
+def test_a_download_that_is_cut_falls_through_to_the_wheel(tmp_path, monkeypatch, origins):
+    class Cut(io.BytesIO):
+        def read(self, *_):
+            raise http.client.IncompleteRead(b"PK", 9)
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Cut())
+    with pytest.raises(FetchError, match=r"GroupLens: IncompleteRead\(2 bytes read, 9 more expected\); the wheel of recbole: "):
+        fetching.ml_100k_folder()
+    play_pip(monkeypatch, origins[1])
+    assert (fetching.ml_100k_folder() / "ml-100k.inter").is_file()
 
 
 def test_a_damaged_cache_is_fetched_anew(tmp_path, monkeypatch, origins):

@@ -44,6 +44,14 @@ def test_items_without_a_group_are_in_none(tmp_path):
     assert catalog.group_shares()[0] == ["A", "B"] and catalog.group_shares()[1].sum(1).tolist() == [1, 0, 1, 1]
 
 
+def test_groups_of_items_that_lack_them_or_hold_nothing(tmp_path):
+    items = ITEM | {"2": {"title": None, "item_id": "9"}, "3": {"title": "Comb", "categories": [None, " ", "Hair "]}}
+    catalog = prepare(write(tmp_path / "source", item=items), tmp_path / "out", group_column="categories").catalog
+    assert catalog.titles[2] == "item 2" and catalog.ids == list("0123")
+    assert catalog.group_shares()[0] == ["Bath", "Gift", "Hair"]
+    assert catalog.group_shares()[1].tolist() == [[0.5, 0.5, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
+
+
 def test_semantic_ids_follow_the_items_that_are_left(tmp_path):
     dataset = prepare(
         write(tmp_path / "source", index=INDEX), tmp_path / "out", min_item_interactions=2, min_user_interactions=3
@@ -67,6 +75,14 @@ def test_without_items_titles_are_ids(tmp_path):
         ({"inter": "{oops"}, {}, "X.inter.json is not JSON .line 1"),
         ({"item": {"0": {"name": "x"}}}, {}, "X.item.json: item '0' has no title; add one"),
         ({"index": {"0": ["<a_1>"]}}, {}, "X.index.json holds no tokens for item '1'"),
+        ({"index": INDEX | {"2": "<a_2>"}}, {}, "X.index.json: item '2' has no list of texts as tokens but '<a_2>'; correct"),
+        ({"index": INDEX | {"2": [2, 1]}}, {}, r"X.index.json: item '2' has no list of texts as tokens but \[2, 1\]"),
+        ({"index": INDEX | {"2": ["<a_2>", None]}}, {}, "X.index.json: item '2' has no list of texts as tokens"),
+        ({"index": INDEX | {"2": 7}}, {}, "X.index.json: item '2' has no list of texts as tokens but 7"),
+        ({"index": INDEX | {"2": None}}, {}, "X.index.json holds no tokens for item '2'"),
+        ({"item": ITEM | {"2": None}}, {}, "X.item.json: item '2' has no fields but None; correct the file"),
+        ({"item": ITEM | {"2": ["Brush"]}}, {}, r"X.item.json: item '2' has no fields but \['Brush'\]"),
+        ({"inter": {"u": [0, None]}, "item": None}, {}, "X.inter.json, row 2: the item_id is empty"),
         ({"item": None, "index": INDEX}, {}, "X.index.json has no item file beside it"),
         ({}, {"group_column": "colour"}, "no item column 'colour' to group by: X.item.json has only item_id, title, brand"),
     ],

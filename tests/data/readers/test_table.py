@@ -1,3 +1,4 @@
+import datetime
 import json
 
 import pyarrow as pa
@@ -96,3 +97,84 @@ def test_quoted_headers_byte_order_mark_and_text_that_looks_like_null(tmp_path):
     text = '\ufeff"item_id","title","note, long"\r\na,NA,1\r\nb,null,2\r\nc,"3",3\r\nd,nan,4\r\n'
     (source / "items.csv").write_text(text, encoding="utf-8")
     assert prepare(source, tmp_path / "out").catalog.titles == ["NA", "null", "3", "nan"]
+
+
+def write_json(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+
+
+def test_text_in_json_that_looks_like_a_date_stays_text(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    log = [
+        {"who": "2020-01-01T00:00:00Z", "item_id": f"2020-01-0{day}", "timestamp": f"2021-01-0{day}", "rating": 1}
+        for day in range(1, 5)
+    ]
+    write_json(source / "interactions.jsonl", log)
+    items = [
+        {"item_id": row["item_id"], "title": "1984-01-01", "released": [row["item_id"]], "weight": day}
+        for day, row in enumerate(log)
+    ]
+    write_json(source / "items.jsonl", items)
+    dataset = prepare(source, tmp_path / "out", columns={"user_id": "who"}, group_column="released")
+    assert dataset.users["user_id"].to_pylist() == ["2020-01-01T00:00:00Z"]
+    assert dataset.catalog.ids == [f"2020-01-0{day}" for day in range(1, 5)] and dataset.catalog.titles == ["1984-01-01"] * 4
+    assert dataset.catalog.group_shares()[0] == dataset.catalog.ids
+    assert dataset.catalog.items.column_names == ["item_id", "title", "released", "weight"]
+    assert dataset.interactions["timestamp"][0].as_py() == datetime.datetime(2021, 1, 1, tzinfo=datetime.UTC).timestamp()
+
+
+def test_ids_that_are_numbers_keep_their_digits(tmp_path):
+    log = [{"user_id": 1234567890123, "item_id": 1e12 + item, "timestamp": item} for item in range(3)]
+    for suffix in ("jsonl", "parquet"):
+        source = tmp_path / suffix
+        source.mkdir()
+        if suffix == "jsonl":
+            write_json(source / "interactions.jsonl", log)
+        else:
+            pq.write_table(pa.Table.from_pylist(log), source / "interactions.parquet")
+        dataset = prepare(source, tmp_path / f"out-{suffix}")
+        assert dataset.users["user_id"].to_pylist() == ["1234567890123"]
+        assert dataset.catalog.ids == ["1000000000000", "1000000000001", "1000000000002"]
+
+
+def test_ids_that_lost_their_digits_are_refused(tmp_path):
+    (tmp_path / "source").mkdir()
+    write_json(tmp_path / "source" / "interactions.jsonl", [{"user_id": 12345678901234567890, "item_id": "a", "timestamp": 1}])
+    with pytest.raises(ValueError, match="interactions.jsonl, row 1: the user_id 1.2345678901234567e.19 is not a whole number"):
+        prepare(tmp_path / "source", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("item_id", [["a"]], r"row 1: the item_id \['a'\] cannot be read as string; correct it"),
+        ("timestamp", [["a"]], r"row 1: the timestamp \['a'\] is neither a number nor ISO 8601 text"),
+        ("timestamp", [datetime.time(1)], r"row 1: the timestamp datetime.time\(1, 0\) is neither"),
+        ("rating", [[1]], r"row 1: the rating \[1\] is not a finite number"),
+    ],
+)
+def test_columns_of_another_type_are_refused(tmp_path, column, value, message):
+    (tmp_path / "source").mkdir()
+    columns = {"user_id": ["u"], "item_id": ["a"], "timestamp": [1], "rating": [1]} | {column: value}
+    pq.write_table(pa.table(columns), tmp_path / "source" / "interactions.parquet")
+    with pytest.raises(ValueError, match=f"interactions.parquet, {message}"):
+        prepare(tmp_path / "source", tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_broken_file_is_refused_with_columns_named_too(tmp_path, suffix):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / f"interactions.{suffix}").write_text('{"a": oops')
+    with pytest.raises(ValueError, match=f"interactions.{suffix} cannot be read: ") as error:
+        prepare(tmp_path / "source", tmp_path / "out", columns={"user_id": "who"})
+    assert "\n" not in str(error.value)
+
+
+def test_lists_as_groups(tmp_path):
+    source = write_table(tmp_path / "source", items=None)
+    kinds = [[" x", None], ["x", ""], None, ["y"], []]
+    table = columns_of(ITEMS, ["item_id", "title"]).append_column("kinds", pa.array(kinds, pa.list_(pa.string())))
+    pq.write_table(table, source / "items.parquet")
+    names, shares = prepare(source, tmp_path / "out", group_column="kinds").catalog.group_shares()
+    assert names == ["x", "y"] and shares.tolist() == [[1, 0], [1, 0], [0, 0], [0, 1], [0, 0]]

@@ -95,5 +95,5 @@ def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, tuple[st
 
 def _items(path: Path) -> pa.Table:
     names = load_json(path, dict)
-    titles = [html.unescape(str(title)) for title in names.values()]
+    titles = [html.unescape("" if title is None else str(title)) for title in names.values()]
     return items_table(pa.table({"item_id": pa.array(names, pa.string()), "title": pa.array(titles, pa.string())}), path.name)

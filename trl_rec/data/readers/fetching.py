@@ -17,6 +17,7 @@ import tempfile
 import urllib.request
 import uuid
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
 
 from trl_rec.data.readers.ml_100k import GROUPLENS, RECBOLE, find
@@ -48,7 +49,7 @@ def ml_100k_folder() -> Path:
             logger.info("fetching ml-100k from %s", origin)
             _keep(fetch(), folder)
             return folder
-        except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError, FetchError) as error:
+        except (OSError, HTTPException, subprocess.SubprocessError, zipfile.BadZipFile, KeyError, FetchError) as error:
             reasons.append(f"{origin}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     remedy = "give a folder with u.data, u.item and u.user as source, with format ml-100k"
     raise FetchError(f"ml-100k can be fetched neither from GroupLens nor as a wheel ({'; '.join(reasons)}); {remedy}")

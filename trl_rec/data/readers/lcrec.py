@@ -80,17 +80,14 @@ def _interactions(path: Path) -> pa.Table:
 def _items(files: dict[str, Path]) -> tuple[pa.Table, tuple[str, ...]]:
     path = files["items"]
     entries = load_json(path, dict)
-    titles = [
-        " ".join(str(entry["title"]).split()) if "title" in entry else _refuse_untitled(item, path)
-        for item, entry in entries.items()
-    ]
+    titles = [_title(item, entry, path) for item, entry in entries.items()]
     untitled = titles.count("")
     columns: dict[str, Any] = {
         "item_id": list(entries),
         "title": [t or f"item {i}" for i, t in zip(entries, titles, strict=True)],
     }
     for name in dict.fromkeys(chain.from_iterable(entries.values())):
-        if name != "title":
+        if name not in columns:
             columns[name] = _column([entry.get(name) for entry in entries.values()])
     if "semantic_ids" in files:
         columns["semantic_id"] = _semantic_ids(files["semantic_ids"], list(entries))
@@ -103,19 +100,28 @@ def _semantic_ids(path: Path, items: list[str]) -> pa.Array:
     missing = next((item for item in items if not index.get(item)), None)
     if missing is not None:
         raise ValueError(f"{path.name} holds no tokens for item {missing!r}; add them, or remove the file")
+    for item in items:
+        tokens = index[item]
+        if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
+            raise ValueError(f"{path.name}: item {item!r} has no list of texts as tokens but {tokens!r}; correct the file")
     return pa.array([index[item] for item in items], pa.list_(pa.string()))
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Text, or lists of text where every value is a list."""
-    if all(isinstance(value, list) for value in values):
-        return pa.array([[str(part) for part in value] for value in values], pa.list_(pa.string()))
-    return pa.array([None if value is None else _text(value) for value in values], pa.string())
+    """Text, or lists of text where every value that there is is a list."""
+    given = [value for value in values if value is not None]
+    if given and all(isinstance(value, list) for value in given):
+        return pa.array([value and [_text(part) for part in value] for value in values], pa.list_(pa.string()))
+    return pa.array(map(_text, values), pa.string())
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _refuse_untitled(item: str, path: Path) -> str:
-    raise ValueError(f"{path.name}: item {item!r} has no title; add one")
+def _title(item: str, entry: Any, path: Path) -> str:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{path.name}: item {item!r} has no fields but {entry!r}; correct the file")
+    if "title" not in entry:
+        raise ValueError(f"{path.name}: item {item!r} has no title; add one")
+    return " ".join((_text(entry["title"]) or "").split())

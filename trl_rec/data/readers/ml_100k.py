@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trl_rec.data.columns import interactions_table, items_table, split_lists, users_table
+from trl_rec.data.columns import cast, interactions_table, items_table, split_lists, users_table
 from trl_rec.data.delimited import read_delimited
 from trl_rec.data.log import Log, Options
 from trl_rec.data.readers.recbole import read_atomic
@@ -48,7 +48,7 @@ def read(files: dict[str, Path], options: Options) -> Log:
     return Log(
         interactions=interactions_table(ratings, names["interactions"]),
         items=items_table(items, names["items"]),
-        users=users_table(_with_ages(users.select(USERS[:4])), names["users"]),
+        users=users_table(_with_ages(users.select(USERS[:4]), names["users"]), names["users"]),
         group_column="genres",
         names=names,
     )
@@ -75,8 +75,8 @@ def _recbole_items(path: Path) -> tuple[pa.Table, pa.ChunkedArray]:
     return pa.table({"item_id": table["item_id"], "title": titles}), split_lists(genres, " ")
 
 
-def _with_ages(users: pa.Table) -> pa.Table:
-    return users.set_column(1, "age", users["age"].cast(pa.int32()))
+def _with_ages(users: pa.Table, where: str) -> pa.Table:
+    return users.set_column(1, "age", cast(users["age"], pa.int32(), "age", where))
 
 
 def _years(titles: pa.ChunkedArray) -> pa.ChunkedArray:

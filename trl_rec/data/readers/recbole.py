@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trl_rec.data.columns import grouped, interactions_table, items_table, numbers, split_lists, users_table
+from trl_rec.data.columns import cast, grouped, interactions_table, items_table, numbers, split_lists, users_table
 from trl_rec.data.delimited import read_delimited, read_header
 from trl_rec.data.log import Log, Options
 
@@ -62,16 +62,13 @@ def _typed(column: pa.ChunkedArray, kind: str, name: str, where: str) -> pa.Chun
     if kind == "float":
         return _floats(column, name, where)
     lists = split_lists(column, " ")
-    try:
-        return lists if kind == "token_seq" else lists.cast(pa.list_(pa.float64()))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{where}: {name} holds a list with something that is not a number; {error}") from error
+    return lists if kind == "token_seq" else cast(lists, pa.list_(pa.float64()), name, where)
 
 
 def _floats(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Numbers; an empty cell becomes null."""
     present = pc.not_equal(column, "")
-    numbers(column.filter(present), name, where)
+    numbers(pc.if_else(present, column, "0"), name, where)
     return pc.if_else(present, column, None).cast(pa.float64())
 
 

@@ -5,7 +5,8 @@ Interactions may lack a rating. Without an item table the titles are the ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,21 +56,44 @@ def _read(path: Path, theirs: Mapping[str, str], only_ours: bool) -> pa.Table:
     if path.suffix == ".csv":
         columns = [name for name in read_header(path) if name in ours] if only_ours else None
         return read_delimited(path, columns=columns, text=ours)
-    try:
+    with _readable(path):
         if path.suffix == ".jsonl":
-            table = json.read_json(path)
+            table = _read_json(path, theirs.get("timestamp", "timestamp"))
             return table.select([name for name in table.column_names if name in ours]) if only_ours else table
-        names = refuse_repeats(pq.read_schema(path).names, path)
+        names = refuse_repeats(_header(path), path)
         columns = [name for name in names if name in ours] if only_ours else None
         return pq.read_table(path, columns=columns)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path.name} cannot be read: {error}; correct the file") from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path.name} cannot be read: {str(error).splitlines()[0]}; correct the file") from error
+
+
+def _read_json(path: Path, timestamp: str) -> pa.Table:
+    """The file's columns, text as it is written: Arrow makes dates of text that looks like some, which only a timestamp may."""
+    table = json.read_json(path)
+    texts = {field.name: _as_text(field.type) for field in table.schema if field.name != timestamp}
+    changed = {name: kind for name, kind in texts.items() if kind != table.schema.field(name).type}
+    if not changed:
+        return table
+    return json.read_json(path, parse_options=json.ParseOptions(explicit_schema=pa.schema(changed))).select(table.column_names)
+
+
+def _as_text(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.list_(_as_text(kind.value_type))
+    return pa.string() if pa.types.is_timestamp(kind) else kind
 
 
 def _header(path: Path) -> list[str]:
     if path.suffix == ".csv":
         return read_header(path)
-    return pq.read_schema(path).names if path.suffix == ".parquet" else _read(path, {}, False).column_names
+    with _readable(path):
+        return (pq.read_schema(path) if path.suffix == ".parquet" else json.read_json(path).schema).names
 
 
 def _refuse_unknown(theirs: Mapping[str, str], files: dict[str, Path]) -> None:
