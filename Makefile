@@ -8,7 +8,7 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.package
-	$(BIN)/python examples/floors.py
+	$(BIN)/python examples/bear.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m ""
@@ -18,9 +18,16 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# With DATASET (a prepared folder of titles) and MODEL (a language model) given, decoding and the BEAR step are timed as well.
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/trie.py
 	$(BIN)/python benchmarks/prepare_scale.py
+ifdef MODEL
+	$(BIN)/python benchmarks/decoding.py $(DATASET) --model $(MODEL) --tiny
+	$(BIN)/python benchmarks/decoding.py $(DATASET) --model $(MODEL)
+	$(BIN)/python benchmarks/bear_step.py $(DATASET) --model $(MODEL) --tiny
+	$(BIN)/python benchmarks/bear_step.py $(DATASET) --model $(MODEL) --lora
+endif
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
@@ -33,7 +40,7 @@ $(VENV)/.package: $(REQUIREMENTS) | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: $(REQUIREMENTS) | $(BIN)/python
-	$(INSTALL) ".[test]"
+	$(INSTALL) ".[test,quantization,deepspeed]"
 	touch $@
 
 $(VENV)/.dev: $(REQUIREMENTS) | $(BIN)/python
