@@ -38,7 +38,7 @@ def train(name: str, dataset: RecDataset, max_steps: int) -> BearTrainer:
         **ARMS[name],
         targets="all",  # one forward pass trains every item of a sequence
         max_length=128,
-        num_train_epochs=6,
+        num_train_epochs=10,
         max_steps=max_steps,
         learning_rate=3e-3,
         warmup_steps=30,

@@ -23,7 +23,11 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
     source, found = _source(name_or_path)
     if (Path(source) / "adapter_config.json").is_file():  # this class also widens the base's embeddings to the tokenizer
         return AutoPeftModelForCausalLM.from_pretrained(source, **options).eval()
-    return AutoModelForCausalLM.from_pretrained(source, **found, **options).eval()
+    model = AutoModelForCausalLM.from_pretrained(source, **found, **options).eval()
+    if found:  # transformers 5.23 has turned the weights into floats, but still marks the model as quantised and untrainable
+        model.is_quantized, model.hf_quantizer = False, None
+        del model.config.quantization_config
+    return model
 
 
 def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokenizerBase:

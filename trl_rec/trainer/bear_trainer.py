@@ -73,6 +73,8 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         processing_class = processing_class or load_tokenizer(model if isinstance(model, str) else model.config._name_or_path)
         self._set_catalog(catalog, processing_class, args, eval_dataset)
         self.renormalizes = args.softmax == "legal"
+        if not args.bear_weight:
+            self._name = "MSL" if self.renormalizes else "SFT"
         super().__init__(
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs
         )
