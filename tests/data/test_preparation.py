@@ -257,3 +257,13 @@ def test_a_seed_is_taken_by_every_format_and_matters_to_none_but_toy(tmp_path):
 def test_log_is_in_source_order_where_times_are_equal(tmp_path):
     log = [("u", item, 0, 1) for item in "dbca"]
     assert rows_of(prepare(write_table(tmp_path / "source", log), tmp_path / "out"), "test") == {"u": (["d", "b", "c"], ["a"])}
+
+
+def test_overwriting_a_dataset_deletes_nothing_of_the_users_own(tmp_path: Path) -> None:
+    prepare("toy", tmp_path / "out", toy_users=20)
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"also holds thesis.tex, which overwriting would delete"):
+        prepare("toy", tmp_path / "out", toy_users=21, overwrite=True)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "out" / "thesis.tex").unlink()
+    assert prepare("toy", tmp_path / "out", toy_users=21, overwrite=True).users.num_rows == 21

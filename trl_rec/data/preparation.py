@@ -36,6 +36,7 @@ from trl_rec.ragged import Ragged
 
 logger = logging.getLogger(__name__)
 
+FILES = {"catalog", "users.parquet", "interactions.parquet", *SPLITS, "card.json"}  # all that a dataset folder holds
 LAYOUT = 1  # counts up when folders of an earlier version must be made anew
 
 
@@ -155,6 +156,9 @@ def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str]
         return False
     card = read_card(output_dir)  # refuses a card of something else, which is never to be replaced
     if overwrite:
+        foreign = sorted({path.name for path in output_dir.iterdir()} - FILES)
+        if foreign:
+            raise ValueError(f"{output_dir} also holds {foreign[0]}, which overwriting would delete; move it elsewhere first")
         return False
     if (card["settings"], card["sources"]) != (json.loads(json.dumps(settings)), sources):
         raise ValueError(

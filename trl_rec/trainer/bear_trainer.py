@@ -84,7 +84,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
             padding_side=processing_class.padding_side,
             pad_to_multiple_of=None if args.pad_to_multiple_of is None else int(args.pad_to_multiple_of),
         )
-        self.trie = self.trie.to(self.model.device)
+        self.trie = self.trie.to(self.args.device)  # not the model's: DeepSpeed and FSDP move that later
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *unused: Any) -> Dataset:
         """Splits become rows; rows stay as they are. Under the legal softmax each label learns its trie node."""
@@ -153,7 +153,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         sums = [output.loss.detach().sum(), *(output.metrics[name].sum() for name in ("ce", "margin", "pruned"))]
         sums += [(pruned > 0).sum(), learned.sum(), learned.any(1).sum(), attention_mask.sum()]
         local = torch.stack([value.to(torch.float32) for value in sums]).unsqueeze(0)
-        total = self.accelerator.gather_for_metrics(local).sum(0).tolist()
+        total = self.accelerator.gather(local).sum(0).tolist()  # one row a process, none of which is a padded sample
         loss, ce, margin, num_pruned, rows_pruned, tokens, num_rows, seen = total
         if not loss - loss == 0:
             raise ValueError(f"the loss is {loss} at step {self.state.global_step}: {self._broken_row(output, rows)}")
