@@ -5,6 +5,7 @@ from trl_rec._lazy import lazy_names
 
 __all__ = [
     "Evaluation",
+    "ListBatch",
     "PairedComparison",
     "PopularityFloor",
     "RandomFloor",
@@ -19,12 +20,14 @@ __all__ = [
     "rank_histories",
     "rank_split",
     "readable_lists",
+    "score_lists",
     "write_metrics",
 ]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Evaluation": "results",
+        "ListBatch": "rewards",
         "PairedComparison": "intervals",
         "PopularityFloor": "floors",
         "RandomFloor": "floors",
@@ -39,6 +42,7 @@ __getattr__, __dir__ = lazy_names(
         "rank_histories": "rank",
         "rank_split": "rank",
         "readable_lists": "lists",
+        "score_lists": "rewards",
         "write_metrics": "metrics_file",
     },
 )

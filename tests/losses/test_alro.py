@@ -1,0 +1,541 @@
+"""ALRO's two losses against loops, against the loss that the first descends from, and at the edges of their arguments."""
+
+import math
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.oracles import alro as oracle
+from trl_rec.losses import LossOutput, permutation_loss, soft_lambda_loss
+
+
+SCORES = ("logprob", "prob")
+DELTAS = ("target", "model")
+DISTANCES = ("jsd", "symkl", "ce")
+SETTINGS = {"gamma": 1.3, "sigma": 0.7}
+
+
+class Batch(NamedTuple):
+    """Lists, and as `permuted` the table that another order of the prompt gave."""
+
+    logps: Tensor
+    ratings: Tensor
+    gold_rank: Tensor
+    mask: Tensor | None
+    permuted: Tensor
+
+
+def normalised(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Log-probabilities over the candidates of each list: minus infinity at the others, NaN where there is none."""
+    return (logits if mask is None else logits.masked_fill(~mask[:, None, :], -torch.inf)).log_softmax(-1)
+
+
+def gold(ratings: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
+    """The best rating first, equal ones in random order, what is missing last."""
+    keys = -ratings + 0.5 * torch.rand(ratings.shape, generator=generator, dtype=ratings.dtype)
+    return (keys if mask is None else keys.masked_fill(~mask, torch.inf)).argsort(-1).argsort(-1)
+
+
+def random_batch(num_lists: int = 5, width: int = 4, *, masked: bool = True, seed: int = 0) -> Batch:
+    """Lists of 0, 1, 2, ... candidates where masked; ratings are 0 to 5 and tie often."""
+    generator = torch.Generator().manual_seed(seed)
+    tables = 2 * torch.randn(2, num_lists, width, width, generator=generator, dtype=torch.float64)
+    ratings = torch.randint(6, (num_lists, width), generator=generator).double()
+    mask = None
+    if masked:
+        order = torch.rand(num_lists, width, generator=generator).argsort(1)
+        mask = order < torch.arange(num_lists)[:, None] % (width + 1)
+    logps, permuted = (normalised(logits, mask) for logits in tables)
+    return Batch(logps, ratings, gold(ratings, mask, generator), mask, permuted)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    num_lists, width, seed = draw(st.integers(0, 4)), draw(st.integers(1, 6)), draw(st.integers(0, 2**20))
+    batch = random_batch(num_lists, width, masked=False, seed=seed)
+    if draw(st.booleans()):
+        return batch
+    flags = st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=num_lists, max_size=num_lists)
+    mask = torch.tensor(draw(flags), dtype=torch.bool).view(num_lists, width)
+    gold_rank = gold(batch.ratings, mask, torch.Generator().manual_seed(seed))
+    return Batch(normalised(batch.logps, mask), batch.ratings, gold_rank, mask, normalised(batch.permuted, mask))
+
+
+def soft_lambda(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
+    """The losses, and the gradient of their sum with respect to the table."""
+    logps = batch.logps.detach().clone().requires_grad_()
+    output = soft_lambda_loss(logps, batch.ratings, batch.gold_rank, batch.mask, **settings)
+    return output, torch.autograd.grad(output.loss.sum(), logps)[0]
+
+
+def permutation(batch: Batch, distance: str) -> tuple[LossOutput, Tensor, Tensor]:
+    """The losses, and the gradient of their sum with respect to both tables."""
+    tables = [table.detach().clone().requires_grad_() for table in (batch.logps, batch.permuted)]
+    output = permutation_loss(*tables, batch.mask, distance=distance)
+    return output, *torch.autograd.grad(output.loss.sum(), tables, allow_unused=True, materialize_grads=True)
+
+
+def full_mask(batch: Batch) -> Tensor:
+    return torch.ones_like(batch.ratings, dtype=torch.bool) if batch.mask is None else batch.mask
+
+
+def expected_soft_lambda(batch: Batch, *, delta: str = "target", **settings: Any) -> tuple[LossOutput, Tensor]:
+    settings = {"gamma": 1.0, "sigma": 1.0, "score": "logprob", **settings}
+    lists = zip(*(tensor.tolist() for tensor in (*batch[:3], full_mask(batch))), strict=True)
+    found = [oracle.soft_lambda(*one, delta=delta, **settings) for one in lists]
+    loss, position, gradient = (
+        torch.tensor([getattr(one, name) for one in found], dtype=torch.float64) for name in oracle.Ranked._fields
+    )
+    return LossOutput(loss, {"position": position.view(batch.ratings.shape)}), gradient.view(batch.logps.shape)
+
+
+def expected_permutation(batch: Batch, distance: str) -> tuple[LossOutput, Tensor, Tensor]:
+    lists = zip(*(tensor.tolist() for tensor in (batch.logps, batch.permuted, full_mask(batch))), strict=True)
+    found = [oracle.permutation(*one, distance=distance) for one in lists]
+    loss, *gradients = (
+        torch.tensor([getattr(one, name) for one in found], dtype=torch.float64) for name in oracle.Compared._fields
+    )
+    return LossOutput(loss, {}), *(gradient.view(batch.logps.shape) for gradient in gradients)
+
+
+def both(batch: Batch) -> list[tuple]:
+    """Every variant of both losses, with gradients."""
+    variants = [(score, delta) for score in SCORES for delta in DELTAS]
+    ranked = [soft_lambda(batch, **SETTINGS, score=score, delta=delta) for score, delta in variants]
+    return [*ranked, *(permutation(batch, distance) for distance in DISTANCES)]
+
+
+def assert_same(actual: Any, wanted: Any, **tolerance: Any) -> None:
+    torch.testing.assert_close(actual, wanted, **tolerance)
+
+
+def hard(order: list[int]) -> Tensor:
+    """`(1, m, m)`: the answer that names the candidates in this order, all but certain."""
+    logits = torch.full((len(order), len(order)), -50.0, dtype=torch.float64)
+    logits[range(len(order)), order] = 50.0
+    return normalised(logits[None])
+
+
+def table_of(*lists: list[float]) -> Tensor:
+    return torch.tensor([*lists], dtype=torch.float64)
+
+
+# The soft lambda loss.
+
+
+def test_soft_lambda_worked_by_hand() -> None:
+    """Two candidates rated 1 and 2; position 1 names the first with probability 3/4, position 2 with 1/4.
+
+    s = (1 * 3/4 + 2 * 1/4, 1 * 1/4 + 2 * 3/4) = (5/4, 7/4). The second is preferred, and half a position too late.
+    Gains 1 and 3, maxDCG = 3 + 1/log2(3), delta = 1 - 1/log2(3): weight w = delta * 2 / maxDCG; loss = w log2(1 + exp(1/2)).
+    With c = w sigmoid(1/2) / log 2 the loss has slope c in the second's position and -c in the first's. A position has slope
+    share * (k - s) in a log-probability: 3/4 * (1 - 5/4) = -3/16 and 1/4 * (2 - 5/4) = 3/16 for the first; for the second
+    1/4 * (1 - 7/4) = -3/16 and 3/4 * (2 - 7/4) = 3/16.
+    """
+    logps = torch.tensor([[[0.75, 0.25], [0.25, 0.75]]], dtype=torch.float64).log()
+    batch = Batch(logps, table_of([1.0, 2.0]), torch.tensor([[1, 0]]), None, logps)
+    output, found = soft_lambda(batch)
+    weight = (1 - 1 / math.log2(3)) * 2 / (3 + 1 / math.log2(3))
+    assert_same(output.loss, torch.tensor([weight * math.log2(1 + math.exp(0.5))], dtype=torch.float64))
+    assert_same(output.metrics, {"position": table_of([1.25, 1.75])})
+    slope = weight / (1 + math.exp(-0.5)) / math.log(2) * 3 / 16
+    assert_same(found, slope * torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]], dtype=torch.float64))
+
+
+@given(
+    batches(),
+    st.sampled_from([0.3, 1.0, 5.0]),
+    st.sampled_from([0.5, 1.0, 3.0]),
+    st.sampled_from(SCORES),
+    st.sampled_from(DELTAS),
+)
+def test_soft_lambda_agrees_with_a_loop(batch: Batch, gamma: float, sigma: float, score: str, delta: str) -> None:
+    settings = {"gamma": gamma, "sigma": sigma, "score": score, "delta": delta}
+    assert_same(soft_lambda(batch, **settings), expected_soft_lambda(batch, **settings), rtol=1e-9, atol=1e-9)
+
+
+def test_weight_of_a_gap() -> None:
+    """With flat tables and ratings 1 and 0, all but delta is 1."""
+    gaps = torch.arange(1, 6)
+    gold_rank = torch.stack([torch.zeros_like(gaps), gaps], 1)
+    output = soft_lambda_loss(torch.zeros(5, 2, 2), torch.tensor([[1, 0]]).expand(5, -1), gold_rank, None)
+    assert_same(output.loss, torch.tensor([0.3691, 0.1309, 0.0693, 0.0438, 0.0306]), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.3])
+def test_at_hard_positions_it_is_lambda_loss(sigma: float) -> None:
+    """Summed over the pairs, with the gaps of the model's order, and minus the position as the parent's score."""
+    ratings = table_of([3.0, 5.0, 0.0, 3.0, 1.0, 4.0, 4.0])
+    num_pairs = sum(a > b for a in ratings[0] for b in ratings[0])
+    for order in ([1, 5, 6, 0, 3, 4, 2], [2, 4, 3, 0, 6, 5, 1], [3, 1, 4, 2, 6, 0, 5]):
+        # The gold order must play no part here.
+        gold_rank = torch.arange(7)[None]
+        output = soft_lambda_loss(hard(order), ratings, gold_rank, None, sigma=sigma, delta="model")
+        scores = [-1.0 - order.index(item) for item in range(7)]
+        assert_same(output.metrics["position"], table_of([-score for score in scores]))
+        assert (output.loss * num_pairs).item() == pytest.approx(oracle.lambda_loss(scores, ratings[0].tolist(), sigma))
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("rating", [0.0, 4.0])
+def test_equal_ratings_teach_nothing(rating: float, score: str, delta: str) -> None:
+    batch = random_batch()
+    batch = batch._replace(ratings=torch.full_like(batch.ratings, rating))
+    output, found = soft_lambda(batch, score=score, delta=delta)
+    assert output.loss.eq(0).all()
+    assert found.eq(0).all()
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+def test_each_swap_into_order_lowers_the_loss(delta: str) -> None:
+    """From the reversed answer to the perfect one by swaps of neighbours. The perfect one is not at 0."""
+    ratings, gold_rank = table_of([5.0, 4.0, 3.0, 1.0]), torch.arange(4)[None]
+    order, losses = [3, 2, 1, 0], []
+    while True:
+        losses.append(soft_lambda_loss(hard(order), ratings, gold_rank, None, delta=delta).loss.item())
+        wrong = [k for k in range(3) if order[k] > order[k + 1]]
+        if not wrong:
+            break
+        order[wrong[0]], order[wrong[0] + 1] = order[wrong[0] + 1], order[wrong[0]]
+    assert len(losses) == 7
+    if delta == "target":
+        assert losses == sorted(losses, reverse=True)
+    # The model's own order decides the weights as well, so that only the ends can be compared.
+    assert 0 < losses[-1] < losses[0]
+
+
+def test_raising_a_good_candidate_early_or_a_bad_one_late_lowers_the_loss() -> None:
+    """The slope in the position of the best candidate is positive, in that of the worst negative."""
+    batch = random_batch(masked=False)
+    batch = batch._replace(ratings=table_of([0.0, 5.0, 3.0, 1.0]).expand(5, -1))
+    batch = batch._replace(gold_rank=torch.tensor([[3, 0, 1, 2]]).expand(5, -1))
+    for score in SCORES:
+        for delta in DELTAS:
+            _, found = soft_lambda(batch, score=score, delta=delta)
+            assert (found[:, 0, 1] < 0).all()
+            assert (found[:, -1, 1] > 0).all()
+            assert (found[:, 0, 0] > 0).all()
+            assert (found[:, -1, 0] < 0).all()
+
+
+def test_the_softmax_runs_over_positions() -> None:
+    """A candidate may be less likely everywhere: only where it is most likely counts."""
+    batch = random_batch(masked=False)
+    output, found = soft_lambda(batch, **SETTINGS)
+    shift = torch.tensor([4.0, -3.0, 0.0, 1.0], dtype=torch.float64)
+    moved = batch._replace(logps=batch.logps + shift)
+    assert_same(soft_lambda(moved, **SETTINGS), (output, found), rtol=1e-12, atol=1e-12)
+    assert_same(found.sum(1), torch.zeros(5, 4, dtype=torch.float64), rtol=0, atol=1e-12)
+    moved = batch._replace(logps=batch.logps + shift[:, None])
+    assert (soft_lambda(moved, **SETTINGS)[0].loss != output.loss).all()
+
+
+def test_a_sharp_softmax_and_a_flat_one() -> None:
+    batch = random_batch(masked=False)
+    for score in SCORES:
+        sharp = soft_lambda_loss(*batch[:4], gamma=1e4, score=score).metrics["position"]
+        assert_same(sharp, batch.logps.argmax(1).double() + 1)
+        flat = soft_lambda_loss(*batch[:4], gamma=1e-9, score=score).metrics["position"]
+        assert_same(flat, torch.full_like(flat, 2.5))
+
+
+def test_positions_of_a_short_list_stop_at_its_length() -> None:
+    batch = random_batch()
+    num_candidates = batch.mask.sum(1, keepdim=True)
+    assert num_candidates.flatten().tolist() == [0, 1, 2, 3, 4]
+    flat = soft_lambda_loss(*batch[:4], gamma=1e-9).metrics["position"]
+    assert_same(flat, torch.where(batch.mask, (num_candidates + 1) / 2, 0).double())
+
+
+def test_gaps_of_the_models_order_are_those_of_its_ranks_held_constant() -> None:
+    batch = random_batch(masked=False)
+    found = soft_lambda(batch, **SETTINGS, delta="model")
+    rank = found[0].metrics["position"].argsort(-1).argsort(-1)
+    assert (rank != batch.gold_rank).any()
+    assert_same(soft_lambda(batch._replace(gold_rank=rank), **SETTINGS, delta="target"), found, rtol=0, atol=0)
+
+
+def test_positions_that_tie_are_ranked_in_order_of_column() -> None:
+    batch = Batch(torch.zeros(1, 5, 5), torch.tensor([[1, 4, 3, 5, 2]]), torch.tensor([[4, 1, 2, 0, 3]]), None, torch.empty(0))
+    tied = soft_lambda(batch, delta="model")
+    ranked = soft_lambda(batch._replace(gold_rank=torch.arange(5)[None]), delta="target")
+    assert_same(tied, ranked, rtol=0, atol=0)
+
+
+def test_ratings_far_beyond_the_range_of_a_power_of_2() -> None:
+    """Play counts, say: the best is all that is left of the gains, and nothing overflows."""
+    logps = torch.randn(1, 3, 3).log_softmax(-1).requires_grad_()
+    output = soft_lambda_loss(logps, torch.tensor([[1e4, 200.0, 1.0]]), torch.tensor([[0, 1, 2]]), None)
+    wanted = soft_lambda_loss(logps, torch.tensor([[60.0, 2.0, 1.0]]), torch.tensor([[0, 1, 2]]), None)
+    assert_same(output.loss, wanted.loss)
+    assert torch.autograd.grad(output.loss.sum(), logps)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32, torch.bfloat16])
+def test_ratings_may_be_of_any_kind_of_number(dtype: torch.dtype) -> None:
+    batch = random_batch()
+    assert_same(soft_lambda(batch._replace(ratings=batch.ratings.to(dtype))), soft_lambda(batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_soft_lambda_gradcheck(masked: bool, score: str) -> None:
+    batch = random_batch(masked=masked)
+    logps = torch.where(batch.logps.isfinite(), batch.logps, 0).requires_grad_()
+
+    def loss(logps: Tensor) -> Tensor:
+        return soft_lambda_loss(logps, *batch[1:4], **SETTINGS, score=score).loss
+
+    assert torch.autograd.gradcheck(loss, logps)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"gamma": 0.0}, "`gamma` is 0.0, but at 0 all positions are the same"),
+        ({"sigma": -1.0}, "`sigma` is -1.0, but at 0 no order is preferred"),
+        ({"score": "logit"}, "`score` is 'logit', but there are two: give 'logprob' or 'prob'"),
+        ({"delta": "gold"}, "`delta` is 'gold', but there are two: give 'target' or 'model'"),
+    ],
+)
+def test_settings_without_meaning_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        soft_lambda_loss(*random_batch()[:4], **changed)
+
+
+# The permutation loss.
+
+
+@pytest.mark.parametrize(
+    ("distance", "loss", "slopes"),
+    [
+        ("jsd", 0.75 * math.log(1.5) - 0.25 * math.log(2), (0.375 * math.log(1.5), -0.125 * math.log(2))),
+        ("symkl", math.log(3) / 2, (0.375 * math.log(3) + 0.25, -0.125 * math.log(3) - 0.25)),
+        ("ce", math.log(3) / 2, (-0.25, -0.75)),
+    ],
+)
+def test_permutation_worked_by_hand(distance: str, loss: float, slopes: tuple[float, float]) -> None:
+    """p = (3/4, 1/4) and q = (1/4, 3/4) at the first answer position, alike at the second, which halves the mean.
+
+    M = (1/2, 1/2). KL(p||M) = KL(q||M) = 3/4 log(3/2) - 1/4 log 2. KL(p||q) = KL(q||p) = 3/4 log 3 - 1/4 log 3 = 1/2 log 3.
+    Slopes in log p: jsd p (log p - log M) / 2, symkl (p (log p - log q) + p - q) / 2, ce -q.
+    """
+    p, q = ([0.75, 0.25], [0.25, 0.75])
+    logps, permuted = (torch.tensor([[first, [0.5, 0.5]]], dtype=torch.float64).log() for first in (p, q))
+    batch = Batch(logps, torch.empty(1, 2), torch.empty(1, 2), None, permuted)
+    output, found, _ = permutation(batch, distance)
+    assert_same(output, LossOutput(torch.tensor([loss / 2], dtype=torch.float64), {}))
+    assert_same(found[0, 0], torch.tensor(slopes, dtype=torch.float64) / 2)
+
+
+@given(batches(), st.sampled_from(DISTANCES))
+def test_permutation_agrees_with_a_loop(batch: Batch, distance: str) -> None:
+    assert_same(permutation(batch, distance), expected_permutation(batch, distance), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_equal_distributions_are_at_rest(distance: str) -> None:
+    """Their gradient is zero in the logits, so that the entropy is not lowered as by cross-entropy through both."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 4, generator=generator, dtype=torch.float64)
+    first, second = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss = permutation_loss(normalised(first), normalised(second), None, distance=distance).loss
+    assert_same(loss, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-15)
+    found = torch.autograd.grad(loss.sum(), (first, second), allow_unused=True, materialize_grads=True)
+    assert_same(found, (torch.zeros_like(logits),) * 2, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_slots_mapped_back_to_candidates_give_0_and_slots_themselves_do_not(distance: str) -> None:
+    """A model to which the order is nothing: candidate i has the same score in whatever slot it stands."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(1, 5, 5, generator=generator, dtype=torch.float64)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    permuted_slots = normalised(scores[:, :, order])
+    back = permuted_slots[:, :, order.argsort()]
+    assert_same(order[order.argsort()], torch.arange(5))
+    assert_same(back, normalised(scores))
+    assert permutation_loss(normalised(scores), back, None, distance=distance).loss.abs() < 1e-12
+    assert permutation_loss(normalised(scores), permuted_slots, None, distance=distance).loss > 0.1
+
+
+def test_jsd_is_bounded_and_two_distances_are_symmetric() -> None:
+    batch = random_batch(masked=False)
+    swapped = batch._replace(logps=batch.permuted, permuted=batch.logps)
+    for distance in ("jsd", "symkl"):
+        output, found, other = permutation(batch, distance)
+        assert (output.loss > 0).all()
+        assert_same(permutation(swapped, distance), (output, other, found), rtol=1e-12, atol=1e-12)
+    assert (permutation(batch, "jsd")[0].loss < math.log(2)).all()
+    apart = permutation_loss(hard([0, 1, 2]), hard([1, 2, 0]), None).loss
+    assert_same(apart, torch.tensor([math.log(2)], dtype=torch.float64))
+
+
+def test_ce_has_the_gradient_of_cross_entropy_against_a_constant() -> None:
+    batch = random_batch(masked=False)
+    _, found, other = permutation(batch, "ce")
+    logps = batch.logps.clone().requires_grad_()
+    cross_entropy = -(batch.permuted.exp() * logps).sum(-1).mean(-1)
+    assert_same(found, torch.autograd.grad(cross_entropy.sum(), logps)[0])
+    assert other.eq(0).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("distance", ["jsd", "symkl"])
+def test_permutation_gradcheck(distance: str, masked: bool) -> None:
+    batch = random_batch(masked=masked)
+    tables = [torch.where(table.isfinite(), table, 0).requires_grad_() for table in (batch.logps, batch.permuted)]
+
+    def loss(logps: Tensor, permuted: Tensor) -> Tensor:
+        return permutation_loss(logps, permuted, batch.mask, distance=distance).loss
+
+    assert torch.autograd.gradcheck(loss, tables)
+
+
+def test_gradcheck_of_the_side_of_ce_that_learns() -> None:
+    batch = random_batch(masked=False)
+    assert torch.autograd.gradcheck(
+        lambda logps: permutation_loss(logps, batch.permuted, None, distance="ce").loss, batch.logps.requires_grad_()
+    )
+
+
+def test_a_distance_that_is_not_offered_is_refused() -> None:
+    with pytest.raises(ValueError, match="`distance` is 'kl', but there are three: give 'jsd', 'symkl' or 'ce'"):
+        permutation_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), None, distance="kl")
+
+
+# Both.
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_new_names_for_the_candidates_change_nothing(masked: bool) -> None:
+    batch = random_batch(masked=masked)
+    columns, lists = torch.tensor([2, 0, 3, 1]), torch.tensor([4, 2, 0, 1, 3])
+    ratings, gold_rank, mask = (None if tensor is None else tensor[lists][:, columns] for tensor in batch[1:4])
+    moved = Batch(batch.logps[lists][..., columns], ratings, gold_rank, mask, batch.permuted[lists][..., columns])
+    for found, (wanted, *gradients) in zip(both(moved), both(batch), strict=True):
+        metrics = {name: metric[lists][:, columns] for name, metric in wanted.metrics.items()}
+        wanted = LossOutput(wanted.loss[lists], metrics)
+        assert_same(found, (wanted, *(one[lists][..., columns] for one in gradients)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_padding_changes_nothing(masked: bool) -> None:
+    batch = random_batch(masked=masked)
+    logps, permuted = (F.pad(table, (2, 1, 0, 3), value=0.7) for table in (batch.logps, batch.permuted))
+    ratings, gold_rank = (F.pad(tensor, (2, 1), value=9) for tensor in (batch.ratings, batch.gold_rank))
+    padded = Batch(logps, ratings, gold_rank, F.pad(full_mask(batch), (2, 1)), permuted)
+    for found, (wanted, *gradients) in zip(both(padded), both(batch), strict=True):
+        wanted = LossOutput(wanted.loss, {name: F.pad(metric, (2, 1)) for name, metric in wanted.metrics.items()})
+        assert_same(found, (wanted, *(F.pad(one, (2, 1, 0, 3)) for one in gradients)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("fill", [torch.inf, -torch.inf, torch.nan, 1e30])
+def test_what_is_not_a_candidate_contributes_nothing(fill: float) -> None:
+    batch = random_batch()
+    num_candidates = batch.mask.sum(1)
+    outside = (torch.arange(4) >= num_candidates[:, None])[:, :, None] | ~batch.mask[:, None, :]
+    logps, permuted = (table.masked_fill(outside, fill) for table in (batch.logps, batch.permuted))
+    ratings, gold_rank = batch.ratings.masked_fill(~batch.mask, fill), batch.gold_rank.masked_fill(~batch.mask, 10**12)
+    filled = Batch(logps, ratings, gold_rank, batch.mask, permuted)
+    for (output, *gradients), wanted in zip(both(filled), both(batch), strict=True):
+        assert_same((output, *gradients), wanted, rtol=0, atol=0)
+        assert output.loss.isfinite().all()
+        assert all(one[outside].eq(0).all() and one.isfinite().all() for one in gradients)
+
+
+def test_lists_of_no_or_one_candidate_give_zeros() -> None:
+    batch = random_batch()
+    for output, *_ in both(batch):
+        assert output.loss[:2].eq(0).all()
+        assert output.loss[2:].ne(0).any()
+    for output, *gradients in both(batch)[:4]:
+        assert output.metrics["position"].sum(1)[:2].tolist() == [0, 1]
+        assert all(one[:2].eq(0).all() for one in gradients)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_chunks_of_lists_are_the_whole(masked: bool) -> None:
+    batch = random_batch(masked=masked)
+    chunks = [slice(0, 1), slice(1, 1), slice(1, 5)]
+    parts = [both(Batch(*(None if tensor is None else tensor[chunk] for tensor in batch))) for chunk in chunks]
+    for whole, *pieces in zip(both(batch), *parts, strict=True):
+        outputs, *gradients = zip(*pieces, strict=True)
+        metrics = {name: torch.cat([output.metrics[name] for output in outputs]) for name in whole[0].metrics}
+        joined = LossOutput(torch.cat([output.loss for output in outputs]), metrics)
+        assert_same((joined, *(torch.cat(one) for one in gradients)), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_a_mask_of_ones_is_no_mask() -> None:
+    batch = random_batch(masked=False)
+    assert_same(both(batch._replace(mask=full_mask(batch))), both(batch), rtol=0, atol=0)
+
+
+def expected_both(batch: Batch) -> list[tuple]:
+    variants = [(score, delta) for score in SCORES for delta in DELTAS]
+    ranked = [expected_soft_lambda(batch, **SETTINGS, score=score, delta=delta) for score, delta in variants]
+    return [*ranked, *(expected_permutation(batch, distance) for distance in DISTANCES)]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "computed", "tolerance"),
+    [
+        (torch.float64, torch.float64, 1e-9),
+        (torch.float32, torch.float32, 1e-5),
+        (torch.bfloat16, torch.float32, 2**-8),
+        (torch.float16, torch.float32, 2**-11),
+    ],
+)
+def test_half_precision_is_computed_in_float32(
+    masked: bool, dtype: torch.dtype, computed: torch.dtype, tolerance: float, autocast: bool
+) -> None:
+    batch = random_batch(masked=masked)
+    batch = batch._replace(logps=batch.logps.to(dtype), permuted=batch.permuted.to(dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        results = both(batch)
+    exact = {"rtol": 2e-5, "atol": 1e-5, "check_dtype": False}
+    for (output, *gradients), (wanted, *slopes) in zip(results, expected_both(batch), strict=True):
+        assert {output.loss.dtype, *(metric.dtype for metric in output.metrics.values())} == {computed}
+        assert {one.dtype for one in gradients} == {dtype}
+        assert_same(output, wanted, **exact)
+        # Of the gradient, only the last step, into the dtype of the table, is rounded.
+        assert_same(gradients, slopes, rtol=tolerance, atol=1e-6, check_dtype=False)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_finite_at_huge_logits_in_bf16(masked: bool) -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0, 1e4], [-1e4, 1e4, 0.0, -1e4], [0.0] * 4, [1e4] * 4], dtype=torch.bfloat16)
+    # Beside one table where certain answers turn uncertain, one where some candidates stay impossible.
+    permuted = torch.stack([logits.flip(0), logits[:, [2, 1, 0, 3]]])
+    mask = torch.tensor([[True, True, False, True]]).expand(2, -1) if masked else None
+    ratings, gold_rank = torch.tensor([[1, 5, 0, 3]]).expand(2, -1), torch.tensor([[2, 0, 3, 1]]).expand(2, -1)
+    tables = [normalised(table, mask) for table in (logits.expand(2, -1, -1), permuted)]
+    batch = Batch(tables[0], ratings, gold_rank, mask, tables[1])
+    for (output, *gradients), (wanted, *slopes) in zip(both(batch), expected_both(batch), strict=True):
+        assert output.loss.isfinite().all()
+        assert_same(output, wanted, rtol=1e-5, atol=1e-5, check_dtype=False)
+        assert_same(gradients, slopes, rtol=2**-8, atol=1e-6, check_dtype=False)
+
+
+def test_the_metric_is_detached_and_the_input_is_left_alone() -> None:
+    batch = random_batch()
+    before = [tensor.clone() for tensor in batch]
+    batch.logps.requires_grad_(), batch.permuted.requires_grad_()
+    ranked = soft_lambda_loss(*batch[:4])
+    compared = permutation_loss(batch.logps, batch.permuted, batch.mask)
+    (ranked.loss + compared.loss).sum().backward()
+    assert list(ranked.metrics) == ["position"]
+    assert compared.metrics == {}
+    assert not ranked.metrics["position"].requires_grad
+    assert ranked.metrics["position"].shape == batch.ratings.shape
+    assert {ranked.loss.shape, compared.loss.shape} == {batch.ratings.shape[:1]}
+    for now, then in zip(batch, before, strict=True):
+        assert_same(now.detach(), then, rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,96 @@
+"""BLADE one list at a time: its estimates in whole numbers and fractions, its optimum and its loss as one would write them."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+
+
+def posterior_cdf(
+    rewards: Sequence[float], references: Sequence[float], coefficient: Fraction, prior: Fraction
+) -> list[tuple[Fraction, Fraction]]:
+    """`at_most` and `below` of each rollout of one prompt, exactly."""
+    pairs = []
+    for own in rewards:
+        counts = [
+            (sum(other <= own for other in references), sum(other <= own for other in rewards)),
+            (sum(other < own for other in references), sum(other < own for other in rewards)),
+        ]
+        at_most, below = (
+            (1 - coefficient) * (offline + prior) / (len(references) + 2 * prior) + coefficient * Fraction(online, len(rewards))
+            for offline, online in counts
+        )
+        pairs.append((at_most, below))
+    return pairs
+
+
+def best_of_n_reward(at_most: Fraction, below: Fraction, best_of: int) -> float:
+    """log of F^(N-1) + F^(N-2) F_ + ... + F_^(N-1), which is the ratio where F and F_ differ, and its limit where not."""
+    terms = sum(at_most ** (best_of - 1 - power) * below**power for power in range(best_of))
+    return math.log(terms.numerator) - math.log(terms.denominator)
+
+
+def static_reward(reward: float, references: Sequence[float], best_of: int, prior: Fraction) -> float:
+    """The tie-aware law with the references alone."""
+    size = len(references) + 2 * prior
+    at_most = (sum(reference <= reward for reference in references) + prior) / size
+    below = (sum(reference < reward for reference in references) + prior) / size
+    return best_of_n_reward(at_most, below, best_of)
+
+
+def best_of_n_law(rewards: Sequence[float], best_of: int) -> list[Fraction]:
+    """Probability that each item, all being equally likely, is the best of N draws; all sequences of draws are listed."""
+    law = [Fraction(0)] * len(rewards)
+    for draws in product(range(len(rewards)), repeat=best_of):
+        winners = [item for item in draws if rewards[item] == max(rewards[other] for other in draws)]
+        for item in winners:
+            law[item] += Fraction(1, len(winners) * len(rewards) ** best_of)
+    return law
+
+
+def leave_one_out(rewards: Sequence[float]) -> list[float]:
+    return [
+        own - math.fsum(other for place, other in enumerate(rewards) if place != index) / (len(rewards) - 1)
+        for index, own in enumerate(rewards)
+    ]
+
+
+def standardized(rewards: Sequence[float], eps: float) -> list[float]:
+    mean = math.fsum(rewards) / len(rewards)
+    deviation = math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - 1))
+    return [(reward - mean) / (deviation + eps) if len(set(rewards)) > 1 else 0.0 for reward in rewards]
+
+
+def list_loss(logp: float, old_logp: float, advantage: float, clip: float) -> tuple[float, float, float, float]:
+    """Loss, its slope with respect to `logp`, ratio, and whether the clip took the slope away."""
+    ratio = math.exp(min(logp - old_logp, 20.0))
+    clipped = ratio > 1 + clip if advantage > 0 else advantage < 0 and ratio < 1 - clip
+    if clipped:
+        return -(1 + clip if advantage > 0 else 1 - clip) * advantage, 0.0, ratio, 1.0
+    return -ratio * advantage, -ratio * advantage if logp - old_logp <= 20 else 0.0, ratio, 0.0
+
+
+def fixed_point(best_of: int, coefficient: float, num_points: int = 20_001) -> tuple[float, float]:
+    """Effective N = E[U] / (1 - E[U]), and KL to the start, of the density g(u) = c ((1 - tau) u + tau G(u))^(N-1), G' = g.
+
+    With h = (1 - tau) u + tau G, dh/du = (1 - tau) + tau c h^(N-1): c makes G run from 0 to 1 while h does, by bisection.
+    """
+    h = np.linspace(0, 1, num_points)
+    power = h ** (best_of - 1)
+
+    def integral(values: np.ndarray) -> np.ndarray:
+        steps = (values[1:] + values[:-1]) / 2 / (num_points - 1)
+        return np.concatenate([[0.0], np.cumsum(steps)])
+
+    low, high = 0.0, 1e9
+    for _ in range(80):
+        c = (low + high) / 2
+        mass = integral(c * power / (1 - coefficient + coefficient * c * power))[-1]
+        low, high = (c, high) if mass < 1 else (low, c)
+    slope = 1 - coefficient + coefficient * c * power
+    u, density = integral(1 / slope), c * power
+    mean = integral(u * density / slope)[-1]
+    log_density = np.log(np.maximum(density, 1e-300))
+    return mean / (1 - mean), float(integral(density * log_density / slope)[-1])
