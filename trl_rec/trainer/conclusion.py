@@ -4,11 +4,15 @@ down."""
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, write_metrics
+
+
+logger = logging.getLogger(__name__)
 
 
 def conclude(trainer: Any, dataset: RecDataset, settings: dict[str, Any]) -> dict[str, Evaluation]:
@@ -20,6 +24,9 @@ def conclude(trainer: Any, dataset: RecDataset, settings: dict[str, Any]) -> dic
         settings: What else the run depends on, for `metrics.json` and `recipe.json`.
     """
     trainer.save_model()
+    if trainer.is_fsdp_enabled:
+        logger.warning("%s is saved; under FSDP it is not ranked here: run trl-rec evaluate", trainer.args.output_dir)
+        return {}
     measured = {"split": "test", "ks": trainer.args.eval_ks}
     ranked = trainer.rank(dataset.test)
     results = evaluate_floors(dataset, exclude_history=trainer.args.eval_exclude_history, **measured)

@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trl_rec.items import ItemCatalog
+
 
 def write_model_card(trainer: Any, model_name: str) -> None:
     """Writes `README.md` into the trainer's output folder."""
@@ -24,16 +26,9 @@ def write_model_card(trainer: Any, model_name: str) -> None:
         "",
         f"# {model_name}",
         "",
-        f"It recommends {len(trainer.catalog):,} items written as `{trainer.catalog.surface}`; trained with {trainer._name}.",
-        f"Base model: {base}. Catalogue fingerprint: {trainer.catalog.fingerprint}. Versions: {versions}.",
+        f"Trained with {trainer._name}. Base model: {base}. Versions: {versions}.",
         "",
-        "```python",
-        "from trl_rec import Recommender",
-        "",
-        'recommender = Recommender.from_pretrained("path/to/this/folder")',
-        "recommender.recommend(history=[], k=10)",
-        "```",
-        "",
+        *([] if trainer.catalog is None else _catalog_lines(trainer.catalog)),
         "| setting | value |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in own.items()),
@@ -42,6 +37,20 @@ def write_model_card(trainer: Any, model_name: str) -> None:
     ]
     Path(trainer.args.output_dir).mkdir(parents=True, exist_ok=True)
     (Path(trainer.args.output_dir) / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _catalog_lines(catalog: ItemCatalog) -> list[str]:
+    return [
+        f"It recommends {len(catalog):,} items written as `{catalog.surface}` (catalogue {catalog.fingerprint}):",
+        "",
+        "```python",
+        "from trl_rec import Recommender",
+        "",
+        'recommender = Recommender.from_pretrained("path/to/this/folder")',
+        "recommender.recommend(history=[], k=10)",
+        "```",
+        "",
+    ]
 
 
 def _own_fields(args: Any) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 
@@ -41,7 +41,7 @@ class RecConfig:
 
 def refuse_inert(config: Any, names: tuple[str, ...], why: str) -> None:
     """Refuses options that the parent would act on and this trainer does not, where they differ from their default."""
-    defaults = {one.name: one.default for one in fields(config)}
+    defaults = {one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(config)}
     for name in names:
         if getattr(config, name) != defaults[name]:
             given = f"{type(config).__name__}: {name}={getattr(config, name)!r}"

@@ -6,13 +6,14 @@ killed resumes from a checkpoint that was written to its end.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl.models import unwrap_model_for_generation
 
 from trl_rec.data.dataset import split_rows
@@ -25,39 +26,57 @@ from trl_rec.trainer.model_card import write_model_card
 
 
 if TYPE_CHECKING:
-    from transformers import Trainer as Base
+    Base = Trainer
 else:
     Base = object
+
+
+FSDP = "FSDP cannot rank lists during training: set eval_strategy to no, and evaluate the saved model with trl-rec evaluate"
 
 
 class RecTrainerMixin(Base):
     """Goes before a TRL trainer among a class's bases. The class calls `_set_catalog` before its parent's `__init__`.
 
     Attributes:
-        catalog (`ItemCatalog`): The items.
+        catalog (`ItemCatalog` or `None`): The items. Without them, which a trainer may allow, nothing is ranked.
         renormalizes (`bool`): Whether ranking scores are over the legal tokens.
+        measures_loss_on_splits (`bool`): Whether the loss has a meaning on a split of a `RecDataset`; else it is only ranked.
     """
 
     args: Any
     model: Any
     processing_class: Any
-    catalog: ItemCatalog
+    catalog: ItemCatalog | None
+    trie: Any = None
     renormalizes = True
+    measures_loss_on_splits = True
 
     def _set_catalog(
-        self, catalog: ItemCatalog, processing_class: PreTrainedTokenizerBase, args: Any, eval_dataset: Any
+        self, catalog: ItemCatalog | None, processing_class: PreTrainedTokenizerBase, args: Any, eval_dataset: Any
     ) -> None:
         """What follows from a catalogue and a tokenizer, and the split whose users are ranked at each evaluation."""
         self.catalog, self._eval_split = catalog, eval_dataset
-        self.prompt_format = PromptFormat.for_catalog(catalog, processing_class, **args.prompt_options)
-        self.trie = TokenTrie.from_catalog(catalog, processing_class)
         self._ranked_split: Dataset | None = None
+        if catalog is not None:
+            self.prompt_format = PromptFormat.for_catalog(catalog, processing_class, **args.prompt_options)
+            self.trie = TokenTrie.from_catalog(catalog, processing_class)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The parent's metrics and, for a split of a `RecDataset`, those of the ranked lists (`eval_ndcg@10`)."""
         split = self._eval_split if eval_dataset is None else eval_dataset
-        self._ranked_split = split if is_split(split) else None
+        if isinstance(split, dict):  # one by one, as any of them may be ranked; those of `__init__` go by name
+            return self._evaluate_each(split if eval_dataset is not None else {name: name for name in split}, metric_key_prefix)
+        split = self._eval_split[split] if isinstance(split, str) else split
+        self._ranked_split = split if self.catalog is not None and is_split(split) else None
+        if self._ranked_split is not None and not self.measures_loss_on_splits:
+            return Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)  # TRL's would prepare it for a loss
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def _evaluate_each(self, datasets: dict[str, Any], prefix: str) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for name, one in datasets.items():
+            metrics |= self.evaluate(one, metric_key_prefix=f"{prefix}_{name}")
+        return metrics
 
     def evaluation_loop(
         self,
@@ -68,7 +87,10 @@ class RecTrainerMixin(Base):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Adds the ranking metrics where the loss is, so that logs, callbacks and `metric_for_best_model` all see them."""
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._ranked_split is None or self.measures_loss_on_splits:
+            output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        else:
+            output = EvalLoopOutput(None, None, {}, len(self._ranked_split))
         if self._ranked_split is not None:
             ranking = self.rank_and_measure(self._ranked_split)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in ranking.items()}
@@ -87,7 +109,7 @@ class RecTrainerMixin(Base):
     def rank(self, split: Dataset) -> np.ndarray:
         """The model's lists `(num_rows, max(eval_ks))` for a split's users."""
         if self.is_fsdp_enabled:
-            raise ValueError("FSDP cannot rank lists during training; evaluate the saved model with trl-rec evaluate")
+            raise ValueError(FSDP)
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
             return rank_histories(
                 model,
@@ -106,6 +128,8 @@ class RecTrainerMixin(Base):
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
         """As the parent's; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end, if any."""
+        if self.is_fsdp_enabled and self.args.eval_strategy != "no" and self.catalog is not None and is_split(self._eval_split):
+            raise ValueError(FSDP)  # before any step, rather than at the first evaluation
         if resume_from_checkpoint is True:
             folder = newest_complete(self.args.output_dir)
             resume_from_checkpoint = None if folder is None else str(folder)
@@ -114,7 +138,7 @@ class RecTrainerMixin(Base):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model, and beside it what [`Recommender`] needs."""
         super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
+        if self.args.should_save and self.catalog is not None:
             settings = {
                 "prompt": self.args.prompt_options,
                 "max_length": self.args.max_length,
@@ -132,10 +156,20 @@ class RecTrainerMixin(Base):
             write_model_card(self, model_name or Path(self.args.output_dir).name)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        """As the parent's, but into an empty folder, and older checkpoints go only when this one has its mark."""
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, whose mark would vouch for a half-written one
         self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / MARK).touch()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # the parent would delete before the mark
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (folder / MARK).touch()
+            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
 
 
 def is_split(dataset: Any) -> bool:

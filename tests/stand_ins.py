@@ -1,0 +1,71 @@
+"""Tiny models, in folders, of the families that recipes name: the same architecture, the same habits of the tokenizer."""
+
+from pathlib import Path
+
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    set_seed,
+)
+
+from tests.conftest import make_tokenizer
+
+
+CHAT = "{% for message in messages %}<bos>{{ message.role }}\n{{ message.content }}<eos>\n{% endfor %}"
+CHAT += "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
+# Rows in multiples of 32 and columns in multiples of 64, as bitsandbytes packs nf4 weights for a CPU that has AVX-512.
+SIZE = {"intermediate_size": 192, "num_hidden_layers": 2, "tie_word_embeddings": True}
+LLAMA_3_ROPE = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0}
+LLAMA_3_ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def save_stand_in(name: str, texts: list[str], folder: Path) -> Path:
+    """A model and a tokenizer for the hub id `name`, as `from_pretrained` finds them; the tokenizer is trained on the texts."""
+    family = next((known for known in FAMILIES if known in name), None)
+    if family is None:
+        raise ValueError(f"{name} has no stand-in; add its family to tests/stand_ins.py")
+    tokenizer = make_tokenizer([*texts, "user system assistant"], vocab_size=500)
+    if "Instruct" in name:
+        tokenizer.chat_template = CHAT
+    set_seed(0)
+    model = FAMILIES[family](tokenizer)
+    model.save_pretrained(folder), tokenizer.save_pretrained(folder)
+    return folder
+
+
+def llama_3(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Four heads to a key, long-context rotary positions; the tokenizer begins every text with BOS and cannot pad."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    begin = TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", bos)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    tokenizer.pad_token = None
+    heads = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
+    rest = {"max_position_embeddings": 131_072, "bos_token_id": bos, "eos_token_id": eos, "rms_norm_eps": 1e-5}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), rope_parameters=LLAMA_3_ROPE, **SIZE, **heads, **rest))
+
+
+def qwen_2(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """Biases in attention, and rows of the embedding that no token has; the tokenizer has no BOS."""
+    tokenizer.bos_token = None
+    heads = {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 1}
+    rest = {"eos_token_id": tokenizer.eos_token_id, "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0}}
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer) + 27, **SIZE, **heads, **rest))
+    assert model.model.layers[0].self_attn.q_proj.bias is not None
+    return model
+
+
+def smollm_2(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Llama's architecture with an odd number of heads; EOS also pads."""
+    tokenizer.pad_token = tokenizer.eos_token
+    heads = {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 1}
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **SIZE, **heads, **tokens)
+    )
+
+
+FAMILIES = {"Llama-3": llama_3, "Qwen2.5": qwen_2, "SmolLM2": smollm_2}

@@ -1,0 +1,183 @@
+"""Every recipe parses, and every training recipe takes two real steps where its data and models are small stand-ins.
+
+The recipes are found by looking, so that a new one is covered by being there. They run in a folder that holds the datasets
+they name; a recipe that begins with another one's output has that one run first.
+"""
+
+import csv
+import json
+import math
+import random
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from tests.stand_ins import save_stand_in
+from trl_rec import load, prepare
+from trl_rec.cli import SCRIPTS, TRAINING
+from trl_rec.scripts.parsing import find_recipe, recipe_names, recipes_folder
+
+
+# All that a CPU asks for; nf4 stays.
+ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"]
+TWO_STEPS = ["--max_steps", "2", "--disable_tqdm", "true"]
+TRAINING_RECIPES = [name for name in recipe_names() if name.split("/")[0] in TRAINING]
+TOY = {"toy_users": 24, "toy_items": 60}
+
+
+def script_of(name: str) -> ModuleType:
+    verb = name.split("/")[0]
+    return import_module(f"trl_rec.scripts.{SCRIPTS.get(verb, verb)}")
+
+
+def recipe(name: str) -> dict[str, Any]:
+    return yaml.safe_load(find_recipe(name).read_text())
+
+
+class Parsed(Exception):
+    """Ends a script when its arguments are known."""
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_parses_and_a_key_more_does_not(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, on_cpu = script_of(name), ON_CPU if name in TRAINING_RECIPES else []
+    parse = script.parse
+
+    def stop(*arguments: Any) -> None:
+        raise Parsed(parse(*arguments))
+
+    monkeypatch.setattr(script, "parse", stop)
+    with pytest.raises(Parsed):
+        script.main(["--config", name, *on_cpu])
+    (tmp_path / "more.yaml").write_text(find_recipe(name).read_text() + "\nbogus: 1\n")
+    with pytest.raises(ValueError, match="bogus"):
+        script.main(["--config", str(tmp_path / "more.yaml"), *on_cpu])
+
+
+@pytest.mark.parametrize("path", sorted((recipes_folder() / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_configurations(path: Path) -> None:
+    """It refuses unknown keys by itself; inside a plugin's section every key has to be an option of `accelerate launch`."""
+    config = load_config_from_file(str(path))
+    assert config.num_processes == (1 if path.stem == "cpu" else 2)
+    known = {option.dest for option in launch_command_parser()._actions}
+    for section in (config.deepspeed_config, config.fsdp_config):
+        assert set(section or {}) <= known
+
+
+class Watch(TrainerCallback):
+    """What the optimizer's steps of one trainer did."""
+
+    def __init__(self) -> None:
+        self.steps, self.losses, self.quantized = 0, [], False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: PreTrainedModel, **others: Any) -> None:
+        args.logging_steps = state.logging_steps = 1
+        self.quantized = any(type(module).__name__ == "Linear4bit" for module in model.modules())
+        self.before = {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: PreTrainedModel, **others: Any) -> None:
+        gradients = {name: tensor.grad for name, tensor in model.named_parameters() if name in self.before}
+        assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+        assert any(gradient.any() for gradient in gradients.values())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: PreTrainedModel, **others: Any) -> None:
+        self.steps += 1
+        now = dict(model.named_parameters())
+        self.moved = {name for name, tensor in self.before.items() if not torch.equal(tensor, now[name])}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **others: Any) -> None:
+        self.losses += [logs["loss"]] if "loss" in logs else []
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the recipes run, with small datasets of the kinds that they name."""
+    folder = tmp_path_factory.mktemp("world")
+    for seed, name in enumerate(("toy", "ml-100k")):
+        prepare("toy", folder / "data" / name, seed=seed, **TOY)
+    titles = load(folder / "data" / "toy").catalog.titles
+    prepare(
+        write_windows(folder / "office", [f"{title} Pens, {len(title)} Pack" for title in titles]), folder / "data" / "office"
+    )
+    answers = [{"prompt": f"After {title}, read", "chosen": titles[0], "rejected": titles[1:4]} for title in titles[4:]]
+    (folder / "preferences.jsonl").write_text("\n".join(json.dumps(answer) for answer in answers))
+    return folder
+
+
+def write_windows(folder: Path, titles: list[str], num_users: int = 10, num_windows: int = 10) -> Path:
+    """Files like Amazon Office's in BIGRec: windows that slide over a user's items, ten before a target."""
+    folder.mkdir()
+    draw = random.Random(0)
+    walks = [draw.sample(range(len(titles)), num_windows + 2) for _ in range(num_users)]
+    for split, ends in (("train", range(2, num_windows + 1)), ("test", [num_windows + 1])):
+        windows = [(f"u{user}", walks[user][max(0, end - 10) : end + 1], end) for end in ends for user in range(num_users)]
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("user_id", "item_ids", "timestamp"), *windows])
+    (folder / "id2name4Rec.json").write_text(json.dumps({str(item): title for item, title in enumerate(titles)}))
+    return folder
+
+
+@pytest.fixture
+def take_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Watch]]:
+    """A function that runs a recipe in the world, and returns what its trainers did."""
+    watches: list[Watch] = []
+    train = Trainer.train
+
+    def watched(self: Trainer, *arguments: Any, **options: Any) -> Any:
+        watches.append(Watch())
+        self.add_callback(watches[-1])
+        return train(self, *arguments, **options)
+
+    def run(name: str, *options: str) -> list[Watch]:
+        settings = recipe(name) | dict(zip([key.removeprefix("--") for key in options[::2]], options[1::2], strict=True))
+        model = provide(settings, world, run)
+        watches.clear()
+        script_of(name).main(["--config", name, *ON_CPU, *TWO_STEPS, *options, *model])
+        return watches
+
+    monkeypatch.setattr(Trainer, "train", watched)
+    monkeypatch.chdir(world)
+    return run
+
+
+def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> list[str]:
+    """Makes what a recipe begins with, and returns the options that point at it."""
+    if settings.get("surface") == "semantic_id" and load(settings["dataset"]).catalog.semantic_ids is None:
+        script_of("tokenize/toy").main(["--config", "tokenize/toy", "--dataset", settings["dataset"]])
+    model = settings.get("model_name_or_path")
+    if model is None or Path(model).exists():
+        return []
+    if not model.startswith("runs/"):
+        titles = load(settings.get("dataset", "data/office")).catalog.titles
+        return ["--model_name_or_path", str(save_stand_in(model, titles, world / "models" / model))]
+    makers = [name for name in TRAINING_RECIPES if recipe(name)["output_dir"] == model]
+    if makers:
+        run(makers[0])
+    else:  # a recipe of the same data with these options, as the comments in the recipe tell
+        maker = next(
+            name for name in TRAINING_RECIPES if name.startswith("bear/") and recipe(name)["dataset"] == settings["dataset"]
+        )
+        run(maker, "--surface", settings["surface"], "--output_dir", model, "--max_length", str(settings["max_length"]))
+    return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINING_RECIPES)
+def test_a_training_recipe_takes_two_steps(name: str, take_two_steps: Callable[..., list[Watch]]) -> None:
+    settings = recipe(name)
+    watches = take_two_steps(name)
+    assert len(watches) == len(settings.get("stages", [{}]))
+    for watch in watches:
+        assert watch.steps == 2 and len(watch.losses) == 2 and all(map(math.isfinite, watch.losses))
+        assert watch.moved and watch.quantized == settings.get("load_in_4bit", False)
+        assert not settings.get("use_peft") or all("lora_" in name for name in watch.before)
+    assert Path(settings["output_dir"], "metrics.json").is_file() or "dataset" not in settings

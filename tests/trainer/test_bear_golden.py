@@ -1,0 +1,67 @@
+"""Ten steps of SFT, MSL and both variants of BEAR, as they were when `golden/bear.json` was written."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.golden import NUM_STEPS, assert_golden, compare, trajectory
+from tests.trainer.runs import make_folder, make_trainer
+from trl_rec import BearTrainer
+
+
+RUNS = {
+    "sft": {"bear_weight": 0.0, "softmax": "vocabulary"},
+    "msl": {"bear_weight": 0.0},
+    "paper": {"variant": "paper"},
+    "survival": {"variant": "survival"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("golden")
+    make_folder(path)
+    return path
+
+
+@pytest.fixture
+def other_threads() -> Iterator[None]:
+    """One thread where there are several, two where there is one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 2)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(run: str, folder: Path, output: Path) -> BearTrainer:
+    """Two accumulated batches a step, and a beam narrower than the number of legal tokens."""
+    shape = {"max_steps": NUM_STEPS, "targets": "all", "num_beams": 3, "gradient_accumulation_steps": 2}
+    return make_trainer(folder, output, **shape, **RUNS[run])
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -> None:
+    assert_golden("bear", run, trajectory(make(run, folder, tmp_path)))
+
+
+@pytest.mark.slow  # threads that wait for each other on a busy machine
+@pytest.mark.usefixtures("other_threads")
+def test_the_number_of_threads_stays_within_the_tolerance(folder: Path, tmp_path: Path) -> None:
+    compare("bear", "paper", trajectory(make("paper", folder, tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("run", "other"), [("msl", {}), ("paper", {"bear_weight": 0.6875 * 1.01}), ("survival", {"num_beams": 4})]
+)
+def test_a_small_change_of_the_loss_is_seen(run: str, other: dict, folder: Path, tmp_path: Path) -> None:
+    """The whole loss by a percent, the beam term by a percent, and a beam wider by one."""
+    trainer = make(run, folder, tmp_path)
+    for name, value in other.items():
+        setattr(trainer.args, name, value)
+    if not other:
+        loss = trainer.compute_loss
+        trainer.compute_loss = lambda *inputs, **options: 1.01 * loss(*inputs, **options)
+    with pytest.raises(AssertionError, match="how to write it anew"):
+        compare("bear", run, trajectory(trainer))

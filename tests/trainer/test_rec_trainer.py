@@ -1,0 +1,96 @@
+"""What the mixin promises of checkpoints at any moment, and of FSDP."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer.runs import make_folder, make_trainer
+from trl_rec import load
+from trl_rec.trainer import conclude
+from trl_rec.trainer.checkpoints import newest_complete
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoints")
+    make_folder(path)
+    return path
+
+
+class Died(BaseException):
+    """Stands for a kill."""
+
+
+def die(*arguments: object, **options: object) -> None:
+    raise Died
+
+
+def test_an_older_checkpoint_goes_only_when_the_newer_is_complete(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    trainer = make_trainer(folder, tmp_path, **SAVING)
+    remove, told = shutil.rmtree, []
+
+    def watch(path: str, *arguments: object, **options: object) -> None:
+        if Path(path).exists():
+            told.append((Path(path).name, newest_complete(tmp_path).name))
+        remove(path, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", watch)
+    trainer.train()
+    assert told == [("checkpoint-2", "checkpoint-4")]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert trainer.args.save_total_limit == 1
+
+
+def test_an_earlier_runs_checkpoint_does_not_vouch_for_a_half_written_one(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    make_trainer(folder, tmp_path, max_steps=2, **SAVING).train()
+    again = make_trainer(folder, tmp_path, max_steps=2, seed=7, **SAVING)
+    monkeypatch.setattr(again, "_save_optimizer_and_scheduler", die)
+    with pytest.raises(Died):
+        again.train()
+    assert newest_complete(tmp_path) is None
+
+
+def test_the_limit_and_the_best_checkpoint_are_kept(folder: Path, tmp_path: Path) -> None:
+    options = {
+        "max_steps": 8,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+        **SAVING,
+        "save_total_limit": 2,
+    }
+    validation = load(folder / "data").validation
+    trainer = make_trainer(folder, tmp_path, metric_for_best_model="eval_ndcg@10", eval_dataset=validation, **options)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {best.name, "checkpoint-8"}
+    saved = load_file(best / "model.safetensors")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in trainer.model.state_dict().items() if name in saved)
+
+
+def test_fsdp_refuses_to_rank_and_says_what_to_do(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    trainer = make_trainer(folder, tmp_path)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    with pytest.raises(ValueError, match="FSDP cannot rank lists during training: .* with trl-rec evaluate"):
+        trainer.evaluate(load(folder / "data").validation)
+    trainer = make_trainer(folder, tmp_path, eval_dataset=load(folder / "data").validation, eval_strategy="steps", eval_steps=2)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    with pytest.raises(ValueError, match="FSDP cannot rank lists during training"):
+        trainer.train()
+    assert trainer.state.global_step == 0  # before the first step, not at the first evaluation
+
+
+def test_under_fsdp_a_run_ends_with_the_model_saved_and_a_word_on_ranking(
+    folder: Path, tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, saved = make_trainer(folder, tmp_path), []
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    monkeypatch.setattr(trainer, "save_model", lambda: saved.append(True))  # there is no FSDP plugin here to gather the weights
+    assert conclude(trainer, load(folder / "data"), {}) == {}
+    assert saved and "run trl-rec evaluate" in caplog.text
