@@ -9,19 +9,9 @@ import pytest
 
 from trl_rec.cli import VERBS, main
 from trl_rec.data import load
-from trl_rec.models import RecModelConfig, make_model, make_tokenizer
-from trl_rec.scripts.bear import DataArguments
+from trl_rec.models import make_model, make_tokenizer
 from trl_rec.scripts.evaluate import EvaluateArguments
-from trl_rec.scripts.parsing import find_recipe, parse, recipe_names
-from trl_rec.scripts.prepare import PrepareArguments
-from trl_rec.trainer import BearConfig
-
-
-ARGUMENTS = {
-    "prepare": PrepareArguments,
-    "evaluate": EvaluateArguments,
-    "bear": (DataArguments, RecModelConfig, BearConfig),
-}
+from trl_rec.scripts.parsing import find_recipe, parse
 
 
 def test_help_answers_in_half_a_second() -> None:
@@ -29,13 +19,6 @@ def test_help_answers_in_half_a_second() -> None:
     output = subprocess.run([sys.executable, "-m", "trl_rec.cli", "--help"], capture_output=True, text=True, check=True).stdout
     assert time.perf_counter() - start < 0.5
     assert all(verb in output for verb in VERBS)
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_parses(name: str) -> None:
-    verb = name.split("/")[0]
-    on_cpu = ["--use_cpu", "true", "--bf16", "false"] if verb == "bear" else []
-    assert parse(ARGUMENTS[verb], ["--config", name, *on_cpu], verb)
 
 
 def test_the_command_line_goes_before_the_recipe() -> None:
@@ -57,6 +40,20 @@ def test_prepare_and_evaluate_the_toy_world(tmp_path: Path, monkeypatch, capsys:
     assert all(name in table for name in ("random", "popularity", "transition", "ndcg@10", "history excluded"))
     metrics = json.loads((tmp_path / "runs/evaluate-toy/metrics.json").read_text())
     assert (metrics["split"], metrics["ks"], metrics["exclude_history"], metrics["num_users"]) == ("test", [2, 10], True, 30)
+
+
+def test_tokenize_prints_the_card(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["prepare", "--config", "prepare/toy", "--toy_users", "30"])
+    main(["tokenize", "--config", "tokenize/toy", "--codes", "9"])
+    assert "200 items, 3 levels of 9 codes, 27 tokens" in capsys.readouterr().out
+    assert load("data/toy").with_surface("semantic_id").catalog.surfaces[0].startswith("<a_")
+
+
+def test_no_script_hides_a_module_of_python() -> None:
+    """Run by its path, a script finds its folder's files first."""
+    names = {path.stem for path in (Path(__file__).parents[2] / "trl_rec/scripts").glob("*.py")}
+    assert names & sys.stdlib_module_names == set()
 
 
 def test_a_saved_model_stands_beside_the_floors(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +113,7 @@ def test_an_unknown_key_in_a_recipe_is_an_error(tmp_path: Path, capsys) -> None:
 
 
 def test_an_unknown_verb_is_named(capsys) -> None:
-    with pytest.raises(SystemExit, match="there is no verb 'dance'; choose one of prepare, bear, evaluate"):
+    with pytest.raises(SystemExit, match="there is no verb 'dance'; choose one of prepare, tokenize, bear"):
         main(["dance"])
 
 

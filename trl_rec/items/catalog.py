@@ -76,10 +76,11 @@ class ItemCatalog:
 
     def index_of(self, item_ids: Sequence[str] | pa.Array) -> np.ndarray:
         """Indices of the given ids; an id that is not in the catalogue is refused."""
-        found = pc.index_in(pa.array(item_ids, pa.string()), self.items["item_id"].combine_chunks())
+        wanted = pa.array(item_ids, pa.string())
+        found = pc.index_in(wanted, self.items["item_id"].combine_chunks())
         if found.null_count:
             row = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
-            raise ValueError(f"item {item_ids[row]!r} (row {row}) is not in the catalogue of {len(self)} items")
+            raise ValueError(f"item {wanted[row].as_py()!r} (row {row}) is not in the catalogue of {len(self)} items")
         return found.to_numpy(zero_copy_only=False).astype(np.int64)
 
     def ids_of(self, titles: Sequence[str]) -> list[str]:
