@@ -108,7 +108,7 @@ def main() -> None:
         arms[best] = grid[best]
 
     floor = evaluate_floors(dataset, ks=[10])["transition"].per_user
-    print(f"\n{'':<16}{'recall@10':>18}{'ndcg@10':>18}{'over the counter':>18}{'p':>7}{'by seed':>24}{'validation':>12}{'pruned':>8}")
+    print(f"\n{'':<16}{'recall@10':>18}{'ndcg@10':>18}{'over floor':>12}{'p':>7}{'by seed':>24}{'validation':>12}{'pruned':>8}")
     rows = {"transition": [floor]}
     told: dict[str, list[dict[str, Any]]] = {"transition": []}
     for name, options in arms.items():
@@ -124,7 +124,9 @@ def main() -> None:
         by_seed = " ".join(f"{one['ndcg@10'].mean():.4f}" for one in runs)
         rest = [np.mean([one[key] for one in told[name]]) if told[name] else float("nan") for key in ("validation", "pruned")]
         ratio = mean["ndcg@10"].mean() / floor["ndcg@10"].mean()
-        print(f"{name:<16}{cells[0]:>18}{cells[1]:>18}{ratio:>18.3f}{against.p_value:>7.3f}{by_seed:>24}{rest[0]:>12.4f}{rest[1]:>8.3f}")
+        print(
+            f"{name:<16}{cells[0]:>18}{cells[1]:>18}{ratio:>12.3f}{against.p_value:>7.3f}{by_seed:>24}{rest[0]:>12.4f}{rest[1]:>8.3f}"
+        )
 
 
 if __name__ == "__main__":

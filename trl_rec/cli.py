@@ -10,11 +10,15 @@ from trl_rec import __version__
 
 VERBS = {
     "prepare": "make a dataset folder from an interaction log and a catalogue",
+    "tokenize": "give the items of a dataset folder semantic IDs",
     "bear": "fine-tune so that each target stays inside the beam (weight 0: MSL; over the vocabulary: SFT)",
+    "softmax_dpo": "train on one chosen and several rejected completions a prompt",
+    "align3gr": "preference training in stages, from the policy's own mistakes to what users disliked",
     "evaluate": "rank a split with floors and, if given, a model; print a table, write metrics.json",
     "recommend": "list what a trained model recommends to a user, or after some titles",
 }
-TRAINING = ("bear",)  # these go through accelerate launch
+SCRIPTS = {"tokenize": "tokenizing"}  # a tokenize.py would hide Python's own from every script that is run by its path
+TRAINING = ("bear", "softmax_dpo", "align3gr")  # these go through accelerate launch
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         from trl_rec.scripts.parsing import run
 
-        run(argv[0], import_module(f"trl_rec.scripts.{argv[0]}").main, argv[1:])
+        run(argv[0], import_module(f"trl_rec.scripts.{SCRIPTS.get(argv[0], argv[0])}").main, argv[1:])
 
 
 def launch(verb: str, argv: list[str]) -> None:
@@ -57,7 +61,7 @@ def launch(verb: str, argv: list[str]) -> None:
 
 def usage() -> str:
     """What `trl-rec --help` prints."""
-    verbs = "\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())
+    verbs = "\n".join(f"  {verb:<11} {text}" for verb, text in VERBS.items())
     return (
         f"usage: trl-rec VERB [--config RECIPE] [--KEY VALUE ...]\n\n{verbs}\n\n"
         "RECIPE is a YAML file, or a shipped one's name such as bear/ml-100k; any key can be given on the command line.\n"

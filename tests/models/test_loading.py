@@ -7,6 +7,7 @@ import torch
 from tests.conftest import make_model as make_family
 from trl_rec import ItemCatalog
 from trl_rec.models import add_item_tokens, load_model, load_tokenizer, make_model, make_tokenizer
+from trl_rec.models.loading import keep_differentiable
 
 
 @pytest.fixture
@@ -49,3 +50,14 @@ def test_padding_is_on_the_left_and_eos_pads_where_nothing_else_does(tokenizer_c
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds neither config.json nor a single GGUF file"):
         load_model(tmp_path)
+
+
+def test_four_bit_layers_pass_gradients_after_an_evaluation_on_a_cpu() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    layer = bitsandbytes.nn.Linear4bit(128, 128, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to("cpu")
+    keep_differentiable(layer)
+    with torch.no_grad():
+        layer.eval()(torch.ones(4, 128, dtype=torch.bfloat16))
+    inputs = torch.ones(4, 128, dtype=torch.bfloat16, requires_grad=True)
+    layer.train()(inputs).sum().backward()
+    assert inputs.grad is not None and inputs.grad.abs().sum() > 0

@@ -90,7 +90,7 @@ def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["prepare", "--config", "prepare/nothing"], "no recipe 'prepare/nothing'; the shipped recipes are bear/ml-100k"),
+        (["prepare", "--config", "prepare/nothing"], "no recipe 'prepare/nothing'; the shipped recipes are align3gr/"),
         (["prepare", "--source", "nowhere", "--output_dir", "x"], "nowhere is not a folder"),
         (["evaluate", "--dataset", "nowhere", "--output_dir", "x"], "not a dataset folder"),
         (["evaluate", "--dataset", "x", "--output_dir", "x", "--bogus", "1"], "not used by the HfArgumentParser"),

@@ -69,6 +69,7 @@ def main() -> None:
     trainer.save_model(output)
     if trainer.is_world_process_zero():
         torch.save({"losses": losses(trainer), "ndcg": metrics["ndcg@10"]}, Path(output) / "run.pt")
+    trainer.accelerator.wait_for_everyone()
     trainer.end()
 
 

@@ -8,7 +8,7 @@ instruction, one a line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TITLE_PROMPT = ("A user has chosen these items, oldest first:\n", "{surface}\n", "The item that the user chooses next:\n")
 COMPACT_PROMPT = ("", "{surface}", "")
+TITLE_LIST_TAIL = "The items that the user chooses next, one a line:\n"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +33,17 @@ class PromptFormat:
         head (`np.ndarray`): What comes first.
         pieces (`Ragged`): Row `i`: item `i` as it stands in a history.
         tail (`np.ndarray`): What comes between the history and the completion.
-        paths (`Ragged`): Row `i`: the completion that recommends item `i`.
+        paths (`Ragged`): Row `i`: the completion that recommends item `i`, or what a list of items holds for it.
+        list_length (`int`, *optional*): Items of a completion, where it is a list.
+        end (`np.ndarray`, *optional*): What ends a list: EOS.
     """
 
     head: np.ndarray
     pieces: Ragged
     tail: np.ndarray
     paths: Ragged
+    list_length: int | None = None
+    end: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
     def for_catalog(
@@ -50,6 +55,7 @@ class PromptFormat:
         item: str | None = None,
         tail: str | None = None,
         chat_template: bool = False,
+        list_length: int | None = None,
     ) -> PromptFormat:
         """The format for a catalogue's surface.
 
@@ -59,8 +65,12 @@ class PromptFormat:
             head, item, tail (*optional*): Texts; `item` holds `{surface}`.
             chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's chat
                 template.
+            list_length (*optional*): Makes completions lists of so many distinct items, which end in EOS.
         """
         defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
+        if list_length is not None:
+            _refuse_list_length(list_length, catalog, tokenizer)
+            defaults = (*defaults[:2], TITLE_LIST_TAIL if catalog.surface == "title" else "")
         head, item, tail = (
             given if given is not None else text for given, text in zip((head, item, tail), defaults, strict=True)
         )
@@ -73,7 +83,9 @@ class PromptFormat:
             head=np.array(start + _ids(tokenizer, head), np.int64),
             pieces=_pieces(catalog, tokenizer, item),
             tail=np.array(_ids(tokenizer, tail), np.int64),
-            paths=catalog.paths(tokenizer),
+            paths=catalog.paths(tokenizer) if list_length is None else catalog.list_paths(tokenizer),
+            list_length=list_length,
+            end=np.array([] if list_length is None else [tokenizer.eos_token_id], np.int64),
         )
 
     @property
@@ -86,11 +98,13 @@ class PromptFormat:
         """Tokens left for the history when prompt and longest completion have to fit `max_length`."""
         if max_length is None:
             return None
-        fixed = len(self.head) + len(self.tail) + int(self.paths.lengths.max())
+        longest = np.sort(self.paths.lengths)[-(self.list_length or 1) :].sum() + len(self.end)
+        fixed = len(self.head) + len(self.tail) + int(longest)
         if fixed + int(self.pieces.lengths.max()) > max_length:
+            what = "item" if self.list_length is None else "list"
             raise ValueError(
-                f"max_length {max_length} is too small: the prompt without a history and the longest item take {fixed} tokens, "
-                f"an item in a history up to {int(self.pieces.lengths.max())}; raise max_length or shorten the titles"
+                f"max_length {max_length} is too small: the prompt without a history and the longest {what} take {fixed} "
+                f"tokens, an item in a history up to {int(self.pieces.lengths.max())}; raise max_length or shorten the titles"
             )
         return max_length - fixed
 
@@ -110,6 +124,13 @@ def newest_that_fit(histories: Ragged, piece_lengths: np.ndarray, room: int) -> 
     to_the_end = np.repeat(ends[histories.offsets[1:]], histories.lengths) - ends[:-1]
     dropped = np.bincount(histories.row_ids[to_the_end > room], minlength=len(histories))
     return histories.slice(dropped, histories.lengths)
+
+
+def _refuse_list_length(list_length: int, catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase) -> None:
+    if not 1 <= list_length <= len(catalog):
+        raise ValueError(f"a list of {list_length} distinct items cannot come from {len(catalog)}; choose another list_length")
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no EOS token to end a list with; set tokenizer.eos_token")
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -1,16 +1,35 @@
-"""A model recommends: beam search under a `TokenTrie`, and the same constraint as a processor for `model.generate`."""
+"""A model recommends: beam search under a `TokenTrie`, whole lists drawn under one, and the constraint as a processor for
+`model.generate`."""
 
 from trl_rec._lazy import lazy_names
 
 
-__all__ = ["RankedItems", "Recommendation", "Recommender", "TrieLogitsProcessor", "rank_items"]
+__all__ = [
+    "ListTokens",
+    "RankedItems",
+    "Recommendation",
+    "Recommender",
+    "SampledLists",
+    "TrieLogitsProcessor",
+    "greedy_list",
+    "list_logps",
+    "list_tokens",
+    "rank_items",
+    "sample_item_lists",
+]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "ListTokens": "list_constraint",
         "RankedItems": "beam",
         "Recommendation": "recommender",
         "Recommender": "recommender",
+        "SampledLists": "lists",
         "TrieLogitsProcessor": "processor",
+        "greedy_list": "lists",
+        "list_logps": "list_constraint",
+        "list_tokens": "list_constraint",
         "rank_items": "beam",
+        "sample_item_lists": "lists",
     },
 )

@@ -12,7 +12,6 @@ that branch now), G columns generated so far, Q columns of this forward, V vocab
 from __future__ import annotations
 
 import inspect
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 
+from trl_rec.models.attention import keeps_state, mask_for, refuse_unsuitable, say_once, takes_positions
+from trl_rec.models.attention import why_separate as _why_separate
+
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-logger = logging.getLogger(__name__)
+    from transformers import PreTrainedModel
 
 
 @dataclass
@@ -52,45 +52,23 @@ class Pending:
 def open_cache(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, longest: int) -> SharedPrompt | SeparateRows:
     """The cache that serves this model for prompts of this length and completions up to `longest` tokens."""
     _refuse_unsuitable(model)
-    reason = _why_separate(model.config.get_text_config(), input_ids.shape[1] + longest)
+    reason = _why_separate(model, input_ids.shape[1] + longest)
     if reason is None:
         return SharedPrompt(model, input_ids, attention_mask)
-    if reason not in _told:
-        _told.add(reason)
-        logger.warning("%s: every beam gets a cache row of its own, which is slower", reason)
+    say_once(reason, "every beam gets a cache row of its own, which is slower")
     return SeparateRows(model, input_ids, attention_mask)
 
 
-_told: set[str] = set()
-ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
-
-
 def _refuse_unsuitable(model: PreTrainedModel) -> None:
-    name, settings = type(model).__name__, model.config.get_text_config().to_dict()
+    name = type(model).__name__
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"{name} is an encoder-decoder; constrained decoding needs a decoder-only model")
-    if model._is_stateful or not set(settings.get("layer_types") or ()) <= ATTENTION:
+    refuse_unsuitable(model)
+    if keeps_state(model):
         raise ValueError(f"{name} keeps a recurrent state that beams cannot share; decoding needs attention layers alone")
-    if "position_ids" not in inspect.signature(base.forward).parameters or settings.get("alibi"):
+    if not takes_positions(model):
         raise ValueError(f"{name} takes no position ids, so padded prompts and beams would be misplaced; choose another model")
     if "logits_to_keep" not in inspect.signature(base.forward).parameters:
         raise ValueError(f"{name} cannot be asked for the logits of its last positions alone; choose another model")
-
-
-def _why_separate(config: PreTrainedConfig, length: int) -> str | None:
-    """Why the model cannot take a mask of our own, or None. A mask that is passed in switches sliding windows off, which
-    changes nothing while the whole text fits the window."""
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"attention {config._attn_implementation!r} takes no mask of our own"
-    settings = config.to_dict()
-    if "local" in (settings.get("attention_layers") or ()):
-        return "local attention counts columns, not positions"
-    window, kinds = settings.get("sliding_window") or settings.get("attention_chunk_size"), settings.get("layer_types")
-    slides = set(kinds) != {"full_attention"} if kinds else settings.get("use_sliding_window", True)
-    if slides and window and length > window:
-        return f"prompt and item do not fit the attention window of {window} tokens"
-    return None
 
 
 class SharedPrompt:
@@ -155,11 +133,7 @@ class SharedPrompt:
         prompt = self.prompt_mask.unsqueeze(1).expand(-1, owner.shape[1], -1)
         past = self.seen.gather(1, beam.unsqueeze(-1).expand(-1, -1, self.seen.shape[-1]))
         same = (owner.unsqueeze(2) == owner.unsqueeze(1)) & (step.unsqueeze(1) <= step.unsqueeze(2)) & valid.unsqueeze(1)
-        mask = torch.cat([prompt, past & valid.unsqueeze(-1), same], -1).unsqueeze(1)
-        if self.model.config.get_text_config()._attn_implementation == "sdpa":
-            return mask
-        blocked = torch.finfo(self.model.dtype).min  # eager attention adds its mask: a boolean would be silently wrong
-        return torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(~mask, blocked)
+        return mask_for(self.model, torch.cat([prompt, past & valid.unsqueeze(-1), same], -1))
 
 
 class SeparateRows:

@@ -165,6 +165,20 @@ class ItemCatalog:
         eos = np.full(len(self), tokenizer.eos_token_id, dtype=np.int64)
         return join(surfaces, Ragged.from_lengths(eos, np.ones(len(self), np.int64)))
 
+    def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
+        """Row `i`: what the model must write for item `i` of a list: titles end in a line break, the other surfaces in
+        nothing. What ends the list is not part of it."""
+        surfaces = self.surface_ids(tokenizer)
+        if self.surface != "title":
+            return surfaces
+        line_break = np.array(tokenizer("\n", add_special_tokens=False)["input_ids"], np.int64)
+        if not len(line_break):
+            raise ValueError(
+                "the tokenizer writes a line break as nothing, so titles in a list would run together; choose another "
+                "tokenizer, or the surface item_token or semantic_id"
+            )
+        return join(surfaces, Ragged.repeated(line_break, len(self)))
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of ids and titles: tells whether two folders speak of the same items in the same order."""

@@ -74,13 +74,20 @@ class TokenTrie:
         return cls(**_levels(paths, order), items=items[order].to(torch.int32))
 
     @classmethod
-    def from_catalog(cls, catalog: Any, tokenizer: PreTrainedTokenizerBase, *, duplicates: str = "share") -> TokenTrie:
-        """The trie of an `ItemCatalog`'s `paths(tokenizer)`. Items whose surfaces are the same share a leaf, with one warning
-        that counts them, or are refused (`duplicates="refuse"`)."""
+    def from_catalog(
+        cls, catalog: Any, tokenizer: PreTrainedTokenizerBase, *, duplicates: str = "share", lists: bool = False
+    ) -> TokenTrie:
+        """The trie of an `ItemCatalog`'s `paths(tokenizer)`, or with `lists` of its `list_paths(tokenizer)`. Items whose
+        surfaces are the same share a leaf, with one warning that counts them, or are refused (`duplicates="refuse"`)."""
         if duplicates not in ("share", "refuse"):
             raise ValueError(f"duplicates must be 'share' or 'refuse', not {duplicates!r}")
-        paths = catalog.paths(tokenizer)
-        trie = cls.from_sequences(torch.from_numpy(paths.padded()))
+        paths = catalog.list_paths(tokenizer) if lists else catalog.paths(tokenizer)
+        try:
+            trie = cls.from_sequences(torch.from_numpy(paths.padded()))
+        except ValueError as error:
+            if not lists or catalog.surface != "title":
+                raise
+            raise ValueError(f"{error}; titles in lists end in a line break, so take line breaks out of them") from error
         shared = trie.num_items - trie.num_leaves
         if shared and duplicates == "refuse":
             raise ValueError(
@@ -163,6 +170,23 @@ class TokenTrie:
         positions = torch.full((int(self.items.max()) + 1,), -1, dtype=torch.int32, device=self.items.device)
         positions[self.items.long()] = torch.arange(self.num_items, dtype=torch.int32, device=self.items.device)
         return positions
+
+    @cached_property
+    def leaves(self) -> Tensor:
+        """`(num_items,)`: the leaf of each place in `items`."""
+        leaves = (self.row_offsets.diff() == 0).nonzero().squeeze(1)
+        leaves = leaves[self.item_starts[leaves].argsort()]
+        return leaves.repeat_interleave(self.item_ends[leaves] - self.item_starts[leaves])
+
+    @cached_property
+    def level_keys(self) -> Tensor:
+        """`(num_nodes,)`: level and then first item of each node in one number, which ascends with the nodes."""
+        nodes = torch.arange(self.num_nodes, device=self.items.device)
+        return self.depths(nodes) * (self.num_items + 1) + self.item_starts
+
+    def above(self, places: Tensor, depths: Tensor) -> Tensor:
+        """The node of each given depth above each place in `items`; another node where the place's path ends before."""
+        return torch.searchsorted(self.level_keys, depths * (self.num_items + 1) + places, right=True) - 1
 
     def depths(self, nodes: Tensor) -> Tensor:
         """How many tokens lead to each node."""

@@ -53,6 +53,17 @@ def build_model(
         size = {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
         return model, item_tokenizer, get_peft_config(config)
+    options = loading_options(config)
+    model, tokenizer = load_model(config.model_name_or_path, **options), load_tokenizer(config.model_name_or_path)
+    new = add_item_tokens(model, tokenizer, catalog)
+    adapter: Any = get_peft_config(config)
+    if adapter is not None and new:
+        adapter.trainable_token_indices = new_token_modules(model, new)
+    return model, tokenizer, adapter
+
+
+def loading_options(config: ModelConfig) -> dict[str, Any]:
+    """What [`load_model`] is given for a recipe's model: number format, attention, and quantisation if asked for."""
     options: dict[str, Any] = {
         "dtype": config.dtype,
         "attn_implementation": config.attn_implementation,
@@ -63,9 +74,4 @@ def build_model(
         options["quantization_config"] = quantization
         # every process keeps its own copy, on its own device
         options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
-    model, tokenizer = load_model(config.model_name_or_path, **options), load_tokenizer(config.model_name_or_path)
-    new = add_item_tokens(model, tokenizer, catalog)
-    adapter: Any = get_peft_config(config)
-    if adapter is not None and new:
-        adapter.trainable_token_indices = new_token_modules(model, new)
-    return model, tokenizer, adapter
+    return options

@@ -22,11 +22,23 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
     """
     source, found = _source(name_or_path)
     if (Path(source) / "adapter_config.json").is_file():  # this class also widens the base's embeddings to the tokenizer
-        return AutoPeftModelForCausalLM.from_pretrained(source, **options).eval()
+        return keep_differentiable(AutoPeftModelForCausalLM.from_pretrained(source, **options).eval())
     model = AutoModelForCausalLM.from_pretrained(source, **found, **options).eval()
     if found:  # transformers 5.23 has turned the weights into floats, but still marks the model as quantised and untrainable
         model.is_quantized, model.hf_quantizer = False, None
         del model.config.quantization_config
+    return keep_differentiable(model)
+
+
+def keep_differentiable(model: Any) -> Any:
+    """The model, whose 4-bit layers will still pass gradients after they have been used in evaluation mode on a CPU.
+
+    bitsandbytes 0.50 repacks their weights then, on processors with AVX-512 for bfloat16, into a form without a backward pass.
+    This can go once it unpacks them for training.
+    """
+    for layer in model.modules():
+        if "support_avx512bf16_for_cpu" in vars(layer):
+            layer.support_avx512bf16_for_cpu = False
     return model
 
 

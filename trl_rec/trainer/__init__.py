@@ -3,15 +3,28 @@
 from trl_rec._lazy import lazy_names
 
 
-__all__ = ["BearConfig", "BearTrainer", "NextItemCollator", "RecConfig", "RecTrainerMixin", "conclude"]
+__all__ = [
+    "BearConfig",
+    "BearTrainer",
+    "NextItemCollator",
+    "PreferenceCollator",
+    "RecConfig",
+    "RecTrainerMixin",
+    "SoftmaxDPOConfig",
+    "SoftmaxDPOTrainer",
+    "conclude",
+]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "BearConfig": "bear_config",
         "BearTrainer": "bear_trainer",
         "NextItemCollator": "collator",
+        "PreferenceCollator": "preference_collator",
         "RecConfig": "rec_config",
         "RecTrainerMixin": "rec_trainer",
+        "SoftmaxDPOConfig": "softmax_dpo_config",
+        "SoftmaxDPOTrainer": "softmax_dpo_trainer",
         "conclude": "conclusion",
     },
 )

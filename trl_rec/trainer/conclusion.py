@@ -42,6 +42,7 @@ def conclude(trainer: Any, dataset: RecDataset, settings: dict[str, Any]) -> dic
         (folder / "eval.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         history = "excluded" if trainer.args.eval_exclude_history else "not excluded"
         print(metrics_table(results, caption=f"{dataset.path}, test split, history {history}"))  # noqa: T201
+    trainer.accelerator.wait_for_everyone()  # a process that ends while another writes takes it along
     return results
 
 

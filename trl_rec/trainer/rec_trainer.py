@@ -21,6 +21,7 @@ from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.recommender import save_recommender
 from trl_rec.evaluation import evaluate_rankings, rank_histories
 from trl_rec.items import ItemCatalog, TokenTrie
+from trl_rec.models.loading import keep_differentiable
 from trl_rec.trainer.checkpoints import MARK, newest_complete
 from trl_rec.trainer.model_card import write_model_card
 
@@ -90,7 +91,7 @@ class RecTrainerMixin(Base):
         if self._ranked_split is None or self.measures_loss_on_splits:
             output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         else:
-            output = EvalLoopOutput(None, None, {}, len(self._ranked_split))
+            output = EvalLoopOutput(None, None, {}, len(self._ranked_split))  # type: ignore[arg-type]
         if self._ranked_split is not None:
             ranking = self.rank_and_measure(self._ranked_split)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in ranking.items()}
@@ -110,6 +111,7 @@ class RecTrainerMixin(Base):
         """The model's lists `(num_rows, max(eval_ks))` for a split's users."""
         if self.is_fsdp_enabled:
             raise ValueError(FSDP)
+        keep_differentiable(self.model)
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
             return rank_histories(
                 model,

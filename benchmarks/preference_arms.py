@@ -1,0 +1,146 @@
+"""Random negatives, self-play and the progressive stages beside SFT and the floor, from one policy, over several seeds.
+
+    python benchmarks/preference_arms.py DATASET_FOLDER POLICY_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--prompts 3000]
+
+The dataset has semantic IDs and the policy writes them (`trl-rec tokenize`, `trl-rec bear --config bear/ml-100k-semantic`).
+All arms see the same number of prompts: three stages of `--prompts` each, or one of three times as many; feedback goes on from
+the progressive self-play for two stages more. Learning rate and `sft_weight` are the best of `--settings` for progressive
+self-play, by validation with the first seed, and serve every arm. Every stage keeps its best checkpoint by validation, or is
+undone. Work is kept in OUTPUT_FOLDER, and a call that was interrupted goes on. Intervals are over users, of their mean over the
+seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+
+from trl_rec import PreferenceStage, RecDataset, Schedule, SoftmaxDPOConfig, load, run_stages
+from trl_rec.data.prompts import PromptFormat
+from trl_rec.evaluation import bootstrap_interval, evaluate_floors, evaluate_split, paired_comparison, rank_split
+from trl_rec.models import load_model, load_tokenizer
+
+
+MAX_LENGTH = 256
+
+
+def arms(prompts: int) -> dict[str, tuple[str | None, list[PreferenceStage]]]:
+    """Name: the arm it goes on from (None: the supervised policy), and its stages."""
+    beams = {"max_prompts": prompts, "num_beams": 20}
+    progressive = [PreferenceStage("self_play", difficulty, **beams) for difficulty in ("easy", "medium", "hard")]
+    return {
+        "random": (None, [PreferenceStage("random", max_prompts=3 * prompts)]),
+        "self-play": (None, [PreferenceStage("self_play", "any", max_prompts=3 * prompts, num_beams=20)]),
+        "progressive SP": (None, progressive),
+        "SP + RF": ("progressive SP", [PreferenceStage("feedback", level, max_prompts=prompts) for level in ("easy", "hard")]),
+    }
+
+
+def run(
+    name: str, stages: list[PreferenceStage], start: Path, dataset: RecDataset, output: Path, seed: int, **options: Any
+) -> list[dict[str, Any]]:
+    config = SoftmaxDPOConfig(
+        str(output),
+        **options,
+        normalize="catalogue",
+        num_train_epochs=1,
+        warmup_steps=10,
+        max_length=MAX_LENGTH,
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=128,
+        eval_strategy="steps",
+        eval_steps=0.5,
+        save_strategy="steps",
+        save_steps=0.5,
+        save_total_limit=1,
+        logging_steps=20,
+        eval_ks=[10],
+        report_to="none",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=False,
+        seed=seed,
+    )
+    reports = run_stages(stages, start, Schedule(dataset, config))
+    told = ", ".join(f"{one['name']} {one['after'].get('eval_ndcg@10', float('nan')):.4f}" for one in reports)
+    print(f"{name}, seed {seed}, {options}: validation {reports[0]['before']['eval_ndcg@10']:.4f} -> {told}", flush=True)
+    return reports
+
+
+def measure(folder: Path, dataset: RecDataset) -> Any:
+    """Per-user values on the test split."""
+    kept = folder / "test.json"
+    if not kept.is_file():
+        tokenizer = load_tokenizer(folder)
+        ranked = rank_split(
+            load_model(folder),
+            tokenizer,
+            dataset,
+            prompt_format=PromptFormat.for_catalog(dataset.catalog, tokenizer),
+            batch_size=128,
+            max_length=MAX_LENGTH,
+        )
+        kept.write_text(json.dumps(ranked.tolist()))
+    return evaluate_split(np.array(json.loads(kept.read_text())), dataset, ks=[10]).per_user
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("policy", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--prompts", type=int, default=3000)
+    parser.add_argument(
+        "--settings", nargs="+", default=["1e-5:0", "3e-5:0", "3e-5:1", "1e-4:1"], help="learning rate:sft weight"
+    )
+    arguments = parser.parse_args()
+    dataset, seeds, every = load(arguments.dataset).with_surface("semantic_id"), arguments.seeds, arms(arguments.prompts)
+
+    def folder(name: str, setting: tuple[float, float], seed: int) -> Path:
+        return arguments.output / f"{name.replace(' ', '')}-{setting[0]:g}-{setting[1]:g}-{seed}"
+
+    def result(name: str, setting: tuple[float, float], seed: int) -> float:
+        """Validation NDCG@10 of what an arm hands on; run if it has not been yet."""
+        before, stages = every[name]
+        start = arguments.policy if before is None else folder(before, setting, seed)
+        options = {"learning_rate": setting[0], "sft_weight": setting[1]}
+        last = run(name, stages, start, dataset, folder(name, setting, seed), seed, **options)[-1]
+        return last["after" if last["kept"] else "before"]["eval_ndcg@10"]
+
+    settings = [tuple(map(float, one.split(":"))) for one in arguments.settings]
+    found = {setting: result("progressive SP", setting, seeds[0]) for setting in settings}
+    best = max(found, key=lambda one: found[one])
+    print(f"learning rate and sft_weight by validation: {found}; {best} it is", flush=True)
+
+    runs = {"transition": [evaluate_floors(dataset, ks=[10])["transition"].per_user]}
+    runs["SFT"] = [measure(arguments.policy, dataset)]
+    validation = {}
+    for name in every:
+        validation[name] = np.mean([result(name, best, seed) for seed in seeds])
+        runs[name] = [measure(folder(name, best, seed), dataset) for seed in seeds]
+    print(f"\n{'':<16}{'recall@10':>18}{'ndcg@10':>18}{'over SFT':>10}{'p':>7}{'by seed':>24}{'validation':>12}")
+    for name, several in runs.items():
+        mean = {metric: np.mean([one[metric] for one in several], 0) for metric in ("recall@10", "ndcg@10")}
+        cells = []
+        for values in mean.values():
+            low, high = bootstrap_interval(values)
+            cells.append(f"{values.mean():.4f} ±{(high - low) / 2:.4f}")
+        against = runs["SFT"][0]["ndcg@10"]
+        ratio, p_value = mean["ndcg@10"].mean() / against.mean(), paired_comparison(mean["ndcg@10"], against).p_value
+        by_seed = " ".join(f"{one['ndcg@10'].mean():.4f}" for one in several)
+        known = f"{validation[name]:.4f}" if name in validation else "-"
+        print(f"{name:<16}{cells[0]:>18}{cells[1]:>18}{ratio:>10.3f}{p_value:>7.3f}{by_seed:>24}{known:>12}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""A training step of Softmax-DPO against one of TRL's `DPOTrainer` that is fed the same comparisons as pairs.
+
+    python benchmarks/softmax_dpo.py [--completions 16 3] [--prompts 2] [--prompt-tokens 200] [--vocabulary 8192] [--runs 5]
+
+A prompt with one chosen and K - 1 rejected completions is one row here and K - 1 rows there, the chosen one in each of them.
+The whole step counts (forward, the reference's forward, backward, update), of a small Llama; both trainers take turns on the
+same prompts. Prints the seconds (medians), and the most bytes of tensors alive beyond model and optimizer.
+
+What flatters this package: on a CPU, TRL's output layer scores the prompt's positions too (on a GPU it leaves them out), and
+TRL also measures entropy, mean logits and token accuracy; with `--vocabulary 512` that layer hardly counts. And nobody has to
+make pairs of all the rejected ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import tempfile
+import time
+from copy import deepcopy
+from statistics import median
+from typing import Any
+
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import torch
+from bear_step import PeakBytes
+from datasets import Dataset, disable_progress_bars
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer
+
+from trl_rec.trainer import SoftmaxDPOConfig, SoftmaxDPOTrainer
+
+
+COMPLETION_TOKENS = 5
+COMMON: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
+COMMON |= {"max_length": None, "max_steps": 100, "disable_tqdm": True}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--completions", type=int, nargs="+", default=[16, 3])
+    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--prompt-tokens", type=int, default=200)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--runs", type=int, default=5)
+    arguments = parser.parse_args()
+    disable_progress_bars()
+    tokenizer = make_tokenizer(arguments.vocabulary)
+    for completions in arguments.completions:
+        rows = make_rows(arguments.prompts, arguments.prompt_tokens, completions, arguments.vocabulary)
+        pairs = [{**row, "rejected": rejected} for row in rows for rejected in row["rejected"]]
+        with tempfile.TemporaryDirectory() as folder:
+            trainers = {
+                "DPOTrainer": make(DPOTrainer, DPOConfig(folder, **COMMON), pairs, tokenizer),
+                "SoftmaxDPOTrainer": make(SoftmaxDPOTrainer, SoftmaxDPOConfig(folder, **COMMON), rows, tokenizer),
+            }
+            print(f"{completions} completions a prompt, {arguments.prompts} prompts a step:")
+            measure(trainers, arguments.runs)
+
+
+def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """One token a word."""
+    special = {"<pad>": 0, "<eos>": 1}
+    words = {f"w{index}": index for index in range(len(special), size)}
+    tokenizer = Tokenizer(models.WordLevel({**special, **words}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def make_rows(count: int, prompt_tokens: int, completions: int, vocabulary: int) -> list[dict[str, Any]]:
+    """Random texts; an end is added to each completion."""
+    draw = random.Random(0)
+
+    def text(length: int) -> str:
+        return " ".join(f"w{draw.randrange(2, vocabulary)}" for _ in range(length))
+
+    several = [[" " + text(COMPLETION_TOKENS - 1) for _ in range(completions)] for _ in range(count)]
+    return [{"prompt": text(prompt_tokens), "chosen": chosen, "rejected": rejected} for chosen, *rejected in several]
+
+
+def make(kind: type[DPOTrainer], config: DPOConfig, rows: list[dict[str, Any]], tokenizer: Any) -> DPOTrainer:
+    model = make_model(len(tokenizer))
+    return kind(model, deepcopy(model), config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+def make_model(vocabulary: int) -> PreTrainedModel:
+    torch.manual_seed(0)
+    size = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=True, **size))
+
+
+def measure(trainers: dict[str, DPOTrainer], runs: int) -> None:
+    """Prints the figures of steps on all rows of each, one trainer after the other."""
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    batches, peaks = {}, {}
+    for name, trainer in trainers.items():
+        trainer.model.train()
+        trainer.create_optimizer()
+        trainer.current_gradient_accumulation_steps = 1  # as `train` would set it
+        batches[name] = trainer.data_collator(list(trainer.train_dataset))
+    for _ in range(runs + 1):
+        for name, trainer in trainers.items():
+            start = time.perf_counter()
+            step(trainer, batches[name])
+            seconds[name].append(time.perf_counter() - start)
+    for name, trainer in trainers.items():
+        with PeakBytes() as bytes_:
+            step(trainer, batches[name])
+        peaks[name] = bytes_.peak
+        print(f"  {name}: {median(seconds[name][1:]):.3f} s a step, {peaks[name] / 2**20:.0f} MiB of tensors at the peak")
+    theirs, ours = trainers
+    ratio = median(a / b for a, b in zip(seconds[theirs][1:], seconds[ours][1:], strict=True))
+    print(f"  {ratio:.1f} times faster (median of {runs} turns), {peaks[ours] / peaks[theirs]:.3f} of the bytes")
+
+
+def step(trainer: DPOTrainer, batch: dict[str, torch.Tensor]) -> None:
+    trainer.training_step(trainer.model, dict(batch))
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import make_tokenizer
+from tests.data.test_rows import NUM_ITEMS, make_split
+from tests.oracles.lists import list_windows
+from trl_rec.data import PromptFormat, build_list_rows, list_targets
+from trl_rec.decoding import list_tokens
+from trl_rec.items import ItemCatalog, TokenTrie
+from trl_rec.ragged import Ragged
+
+
+LENGTH = 3
+SURFACES = ["item_token", "semantic_id", "title"]
+
+
+def make_format(surface: str, **options: Any) -> tuple[PromptFormat, TokenTrie, Any]:
+    titles = [f"Pen {'xyz' * (index % 5)} {index}" for index in range(NUM_ITEMS)]
+    tokenizer = make_tokenizer(titles, vocab_size=290)
+    table = pa.table({"item_id": [str(index) for index in range(NUM_ITEMS)], "title": titles})
+    ids = Ragged.from_lists([[f"<a_{index % 4}>", f"<b_{index}>"] for index in range(NUM_ITEMS)], object)
+    catalog = ItemCatalog(table, surface=surface, semantic_ids=ids)
+    tokenizer.add_tokens(catalog.new_tokens)
+    trie = TokenTrie.from_catalog(catalog, tokenizer, lists=True)
+    return PromptFormat.for_catalog(catalog, tokenizer, list_length=LENGTH, **options), trie, tokenizer
+
+
+FORMATS = {surface: make_format(surface) for surface in SURFACES}
+items = st.integers(0, NUM_ITEMS - 1)
+rows_of_items = st.lists(st.tuples(st.lists(items, max_size=3), st.lists(items, max_size=12)), min_size=1, max_size=4).filter(
+    lambda rows: any(len(set(targets) - set(history)) >= LENGTH for history, targets in rows)
+)
+
+
+@given(rows_of_items, st.sampled_from(SURFACES), st.booleans(), st.sampled_from([None, 150]))
+def test_each_list_holds_the_next_new_items_after_all_that_came_before(
+    rows: list, surface: str, every_position: bool, max_length: int | None
+) -> None:
+    prompt_format, trie, tokenizer = FORMATS[surface]
+    expected = [
+        (user, *window)
+        for user, (history, targets) in enumerate(rows)
+        for window in list_windows(history, targets, LENGTH, every_position)
+    ]
+    built = build_list_rows(make_split(rows), prompt_format, every_position=every_position, max_length=max_length)
+    assert list(zip(built["user"], built["history"], built["items"], strict=True)) == expected
+    longest = sum(sorted(map(len, map(prompt_format.paths.__getitem__, range(NUM_ITEMS))))[-LENGTH:]) + 1
+    for row, (_, history, chosen) in zip(built, expected, strict=True):
+        tokens, labels = row["input_ids"], row["labels"]
+        prompt = prompt_format.encode(Ragged.from_lists([history]), max_length=max_length)[0].tolist()
+        completion = [token for item in chosen for token in prompt_format.paths[item].tolist()]
+        completion += [tokenizer.eos_token_id] * (len(chosen) == LENGTH)
+        assert tokens == prompt + completion
+        assert labels == [-100] * len(prompt) + completion
+        assert max_length is None or len(prompt) + longest <= max_length
+        whole = list_tokens(trie, torch.tensor(chosen))
+        assert whole.token_ids.tolist() == completion[: len(whole.mask)]
+
+
+@given(rows_of_items)
+def test_what_a_user_chooses_next_is_the_first_list(rows: list) -> None:
+    split = make_split(rows, split="test")
+    expected = [list_windows(history, targets, LENGTH, False)[:1] for history, targets in rows]
+    found = list_targets(split, LENGTH)
+    assert [found[row].tolist() for row in range(len(found))] == [chosen[0][1] if chosen else [] for chosen in expected]
+
+
+def test_titles_end_in_a_line_break_and_the_list_in_eos() -> None:
+    prompt_format, trie, tokenizer = FORMATS["title"]
+    built = build_list_rows(make_split([([0], [1, 0, 6, 1, 2, 3])]), prompt_format)
+    assert [tokenizer.decode(row) for row in built["input_ids"]] == [
+        'A user has chosen these items, oldest first:\n"Pen  0"\nThe items that the user chooses next, one a line:\n'
+        '"Pen xyz 1"\n"Pen xyz 6"\n"Pen xyzxyz 2"\n<eos>',
+        'A user has chosen these items, oldest first:\n"Pen  0"\n"Pen xyz 1"\n"Pen  0"\n"Pen xyz 6"\n"Pen xyz 1"\n'
+        '"Pen xyzxyz 2"\nThe items that the user chooses next, one a line:\n"Pen xyzxyzxyz 3"\n',
+    ]
+    assert trie.num_items == trie.num_leaves == NUM_ITEMS
+
+
+def test_a_title_that_goes_on_after_a_line_break_is_refused() -> None:
+    tokenizer = make_tokenizer(["plain"], vocab_size=259)  # bytes alone: the line break is a token of its own
+    catalog = ItemCatalog(pa.table({"item_id": ["a", "b", "c"], "title": ["Pen", 'Pen"\nInk', "Cup"]}))
+    TokenTrie.from_catalog(catalog, tokenizer)
+    with pytest.raises(ValueError, match="sequence 0 is the beginning of another one; .* take line breaks out of them"):
+        TokenTrie.from_catalog(catalog, tokenizer, lists=True)
+
+
+def test_only_a_training_split_and_a_format_of_lists_make_rows(tokenizer_copy) -> None:
+    prompt_format = FORMATS["item_token"][0]
+    with pytest.raises(ValueError, match="training rows cannot come from the validation split"):
+        build_list_rows(make_split([([0], [1, 2, 3])], split="validation"), prompt_format)
+    with pytest.raises(ValueError, match="no user of the train split goes on to choose 3 new items in one row"):
+        build_list_rows(make_split([([0], [1, 0, 2])]), prompt_format)
+    table = pa.table({"item_id": ["a", "b"], "title": ["Pen", "Cup"]})
+    single = PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy)
+    with pytest.raises(ValueError, match="the prompt format is one of single items"):
+        build_list_rows(make_split([([0], [1])]), single)
+    for length in (0, 3):
+        with pytest.raises(ValueError, match=f"a list of {length} distinct items cannot come from 2"):
+            PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, list_length=length)
+    with pytest.raises(ValueError, match="and the longest list take"):
+        build_list_rows(make_split([([0], [1, 2, 3])]), FORMATS["title"][0], max_length=40)
+    tokenizer_copy.eos_token = None
+    with pytest.raises(ValueError, match="no EOS token to end a list with"):
+        PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, list_length=1)

@@ -1,0 +1,75 @@
+"""Candidates of preference training one row, one item at a time.
+
+A training split is a list of `(user, history, targets)`, its scores a list of lists, one for each item of a row.
+"""
+
+
+def prefixes(rows, max_history=None):
+    """Every `(user, history, target)`."""
+    return [
+        (user, (history + targets[:place])[-max_history if max_history else None :], target)
+        for user, history, targets in rows
+        for place, target in enumerate(targets)
+    ]
+
+
+def chosen_by(rows, user):
+    return {item for owner, history, targets in rows if owner == user for item in history + targets}
+
+
+def common_prefix(first, second):
+    count = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def buckets(rows, prompts, beams, surfaces, semantic_ids=None):
+    """The bucket of every beam, -1 for what cannot be a negative."""
+    out = []
+    for (user, _, target), ranked in zip(prompts, beams, strict=True):
+        refused = {surfaces[item] for item in chosen_by(rows, user) | {target}}
+        left = []
+        for item in ranked:
+            if item >= 0 and surfaces[item] not in refused:
+                left.append(item)
+                refused.add(surfaces[item])
+        row = []
+        for place, item in enumerate(ranked):
+            if item not in left or item in ranked[:place]:
+                row.append(-1)
+            elif semantic_ids is not None:
+                row.append(min(common_prefix(semantic_ids[item], semantic_ids[target]), 2))
+            else:
+                third = left.index(item) / len(left)
+                row.append(2 if third < 1 / 3 else 1 if third < 2 / 3 else 0)
+        out.append(row)
+    return out
+
+
+def feedback(rows, scores, liked, rejected):
+    """`(user, history, chosen, all that may be rejected)` of every liked target."""
+    told = []
+    for (user, history, targets), row_scores in zip(rows, scores, strict=True):
+        for place, item in enumerate(targets):
+            if liked[0] <= row_scores[len(history) + place] <= liked[1]:
+                good, bad = set(), set()
+                for (owner, *lists), others in zip(rows, scores, strict=True):
+                    for other, score in zip(sum(lists, []), others, strict=True):
+                        if owner == user and liked[0] <= score <= liked[1]:
+                            good.add(other)
+                        if owner == user and rejected[0] <= score <= rejected[1]:
+                            bad.add(other)
+                told.append((user, history + targets[:place], item, bad - good))
+    return told
+
+
+def is_prefix(rows, user, history, chosen):
+    """Whether training asks the user for the item after the history, or after something that ends in it."""
+    return any(
+        owner == user and target == chosen and (before[len(before) - len(history) :] if history else []) == history
+        for owner, before, target in prefixes(rows)
+        if len(before) >= len(history)
+    )

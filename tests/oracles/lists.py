@@ -1,0 +1,83 @@
+"""What lists must equal: every one of them written out, each token scored in a forward pass without a cache."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def all_lists(sequences: list[list[int]], length: int, excluded: list[int] = ()) -> list[tuple[int, ...]]:
+    """Every list that can be drawn: of items with the same path the lower ones come first."""
+    items = [item for item in range(len(sequences)) if item not in excluded]
+    return [chosen for chosen in permutations(items, length) if drawable(sequences, chosen, excluded)]
+
+
+def drawable(sequences: list[list[int]], chosen: tuple[int, ...], excluded: list[int] = ()) -> bool:
+    for place, item in enumerate(chosen):
+        twins = [other for other in range(item) if sequences[other] == sequences[item] and other not in excluded]
+        if not set(twins) <= set(chosen[:place]):
+            return False
+    return True
+
+
+def legal_tokens(sequences: list[list[int]], left: set[int], prefix: list[int]) -> list[int]:
+    """What may follow the prefix of an item when only the items `left` can be chosen."""
+    depth = len(prefix)
+    return sorted({sequences[item][depth] for item in left if sequences[item][:depth] == prefix})
+
+
+def token_logps(
+    model: PreTrainedModel,
+    prompt: list[int],
+    sequences: list[list[int]],
+    chosen: tuple[int, ...],
+    excluded: list[int] = (),
+    temperature: float = 1.0,
+) -> Tensor:
+    """The log-probability of each token of one list, with a gradient."""
+    text = [token for item in chosen for token in sequences[item]]
+    logits = model(input_ids=torch.tensor([prompt + text]), use_cache=False).logits[0, len(prompt) - 1 :].float() / temperature
+    logps, left, position = [], set(range(len(sequences))) - set(excluded), 0
+    for item in chosen:
+        for depth, token in enumerate(sequences[item]):
+            pool = legal_tokens(sequences, left, sequences[item][:depth])
+            logps.append(logits[position, token] - logits[position, pool].logsumexp(0))
+            position += 1
+        left.discard(item)
+    return torch.stack(logps)
+
+
+@torch.no_grad()
+def greedy(
+    model: PreTrainedModel, prompt: list[int], sequences: list[list[int]], length: int, excluded: list[int] = ()
+) -> list[int]:
+    """The likeliest token each time."""
+    text, left, chosen = [*prompt], set(range(len(sequences))) - set(excluded), []
+    while len(chosen) < length:
+        prefix: list[int] = []
+        while prefix not in [sequences[item] for item in left]:
+            logits = model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1]
+            prefix = [*prefix, max(legal_tokens(sequences, left, prefix), key=lambda token: float(logits[token]))]
+            text.append(prefix[-1])
+        chosen.append(min(item for item in left if sequences[item] == prefix))
+        left.discard(chosen[-1])
+    return chosen
+
+
+def list_windows(
+    history: list[int], targets: list[int], length: int, every_position: bool
+) -> list[tuple[list[int], list[int]]]:
+    """The items before each list and the list, of one row of a split."""
+    seen, new = [*history], []
+    for place, item in enumerate(targets):
+        if item not in seen:
+            new.append((place, item))
+        seen.append(item)
+    rows, start = [], 0
+    while start < len(new):
+        rows.append((history + targets[: new[start][0]], [item for _, item in new[start : start + length]]))
+        start += 1 if every_position else length
+    return rows

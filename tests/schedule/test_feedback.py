@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.oracles import candidates as oracle
+from tests.schedule.tables import make_split, rows_of, training_rows
+from trl_rec.ragged import Ragged
+from trl_rec.schedule import feedback_candidates
+
+
+CUTS = {"easy": (1, 2), "hard": (3, 4)}
+ROWS = [(0, [0], [1, 2, 3]), (1, [4], [5, 6])]
+SCORES = [[1.0, 5.0, 3.0, 2.0], [2.0, 5.0, 4.0]]
+
+
+def scores_of(rows):
+    """A rating for each item, some unknown."""
+    ratings = st.sampled_from([1.0, 2.0, 2.5, 3.0, 4.0, 5.0, float("nan")])
+    lengths = [len(history) + len(targets) for _, history, targets in rows]
+    return st.tuples(*(st.lists(ratings, min_size=length, max_size=length) for length in lengths)).map(list)
+
+
+@given(st.data(), training_rows, st.sampled_from(["easy", "hard"]), st.integers(1, 3), st.sampled_from([None, 1, 2]))
+def test_feedback_equals_a_loop(data, rows, difficulty, count, max_prompts) -> None:
+    scores = data.draw(scores_of(rows))
+    told = oracle.feedback(rows, scores, (5, 5), CUTS[difficulty])
+    given_at_all = sum(scores, [])
+    if not told or not any(CUTS[difficulty][0] <= score <= CUTS[difficulty][1] for score in given_at_all):
+        with pytest.raises(ValueError, match="liked=|disliked=|neutral="):
+            feedback_candidates(make_split(rows, scores), difficulty=difficulty)
+        return
+    options = {"difficulty": difficulty, "num_negatives": count, "seed": 3}
+    table = feedback_candidates(make_split(rows, scores), **options)
+    assert rows_of(table, "user", "history", "chosen") == [row[:3] for row in told]
+    for rejected, (_, _, chosen, possible) in zip(table[:]["rejected"], told, strict=True):
+        assert set(rejected) <= possible and len(set(rejected)) == len(rejected) == min(count, len(possible))
+        assert chosen not in rejected
+    sample = feedback_candidates(make_split(rows, scores), max_prompts=max_prompts, **options)
+    whole = rows_of(table, "user", "history", "chosen", "rejected")
+    assert len(sample) == min(max_prompts or len(whole), len(whole))
+    assert all(row in whole for row in rows_of(sample, "user", "history", "chosen", "rejected"))
+
+
+def test_which_negatives_depends_on_seed_and_target() -> None:
+    train = make_split([(0, [0], list(range(1, 9)))], [[5.0, 5, 5, 1, 1, 1, 1, 1, 1]])
+    drawn = {
+        seed: feedback_candidates(train, difficulty="easy", num_negatives=2, seed=seed)[:]["rejected"] for seed in range(20)
+    }
+    assert len({str(rejected) for rejected in drawn.values()}) > 5
+    assert any(first != second for first, second in drawn.values())
+    assert set(np.ravel(list(drawn.values()))) == set(range(3, 9))
+
+
+@pytest.mark.parametrize("kind", ["column", "ragged", "callable"])
+def test_scores_from_elsewhere_replace_ratings(kind) -> None:
+    expected = feedback_candidates(make_split(ROWS, SCORES), difficulty="easy")[:]["rejected"]
+    assert expected == [[0, 3], [4]]
+    train = make_split(ROWS)
+    scores = {"column": "sentiment", "ragged": Ragged.from_lists(SCORES, float)}
+    scores["callable"] = lambda split: Ragged.from_lists([SCORES[user] for user in split["user"]], float)
+    if kind == "column":
+        train = train.add_column("sentiment", SCORES)
+        train.info.splits = None
+    assert feedback_candidates(train, difficulty="easy", scores=scores[kind])[:]["rejected"] == expected
+
+
+def test_missing_and_unfit_scores_are_refused() -> None:
+    train = make_split(ROWS)
+    with pytest.raises(ValueError, match="no ratings to tell liked from disliked"):
+        feedback_candidates(train, difficulty="easy")
+    with pytest.raises(ValueError, match="no column 'mood' of scores; it has user, history"):
+        feedback_candidates(train, difficulty="easy", scores="mood")
+    with pytest.raises(ValueError, match="scores hold 1 rows, the training split 2"):
+        feedback_candidates(train, difficulty="easy", scores=Ragged.from_lists(SCORES[:1]))
+    with pytest.raises(ValueError, match="scores, row 1: 2 for 3 items"):
+        feedback_candidates(train, difficulty="easy", scores=Ragged.from_lists([SCORES[0], SCORES[1][:2]]))
+    with pytest.raises(ValueError, match="difficulty must be easy or hard"):
+        feedback_candidates(train, difficulty="medium")
+    with pytest.raises(ValueError, match="learns from the training split alone"):
+        feedback_candidates(make_split(ROWS, SCORES, split="validation"), difficulty="easy")
+
+
+@pytest.mark.parametrize(
+    ("cuts", "message"),
+    [
+        ({"neutral": (2, 4)}, "must not overlap"),
+        ({"liked": (4, 5)}, "must not overlap"),
+        ({"liked": (1, 2), "disliked": (5, 5)}, "must not overlap"),
+        ({"neutral": (4, 3)}, "a lowest and a highest"),
+        ({"liked": (5, float("nan"))}, "a lowest and a highest"),
+        ({"liked": (6, 9)}, r"in liked=\(6, 9\): they run from 1 to 5"),
+        ({"disliked": (-9, -8)}, r"in disliked=\(-9, -8\): they run from 1 to 5"),
+    ],
+)
+def test_unfit_cuts_are_refused(cuts, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        feedback_candidates(make_split(ROWS, SCORES), difficulty="easy", **cuts)
+
+
+def test_scores_without_a_number_are_refused() -> None:
+    unknown = Ragged.from_lists([[float("nan")] * 4, [float("nan")] * 3], float)
+    with pytest.raises(ValueError, match="there are none at all"):
+        feedback_candidates(make_split(ROWS), difficulty="easy", scores=unknown)

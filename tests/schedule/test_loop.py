@@ -1,0 +1,148 @@
+"""The loop over stages: what each begins with, what it keeps, and what a kill costs."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.schedule.loops import STAGES, make_schedule, make_start, run
+from tests.trainer.killing import log_of, run_to_the_end, start
+from trl_rec import Recommender, load, run_stages
+from trl_rec.schedule import conclude_stages, stage_table
+
+
+NAMES = ["1-self_play-easy", "2-feedback-hard", "3-random-any"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("schedule")
+    make_start(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """An output folder that all stages have run into, every step logged, and their reports."""
+    output = folder / "finished"
+    return output, run(folder, output)
+
+
+def weights(folder: Path) -> dict[str, list[float]]:
+    name = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model.safetensors"
+    return {key: value.flatten().tolist() for key, value in load_file(folder / name).items()}
+
+
+def losses(folder: Path) -> list[float]:
+    entries = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+def test_each_stage_begins_where_the_one_before_ended_with_it_as_the_reference(finished: Any, folder: Path) -> None:
+    output, reports = finished
+    assert [report["kept"] for report in reports] == [True] * 3
+    for name, report in zip(NAMES, reports, strict=True):
+        first = losses(output / name)[0]
+        if report["name"] != "self_play-easy":  # these have three negatives a prompt, the beams vary
+            assert first == pytest.approx(math.log(4), abs=1e-5)
+        assert losses(output / name)[-1] != pytest.approx(first, abs=1e-3)
+    assert all(one["after"] == two["before"] for one, two in zip(reports, reports[1:], strict=False))
+    assert weights(output) == weights(output / NAMES[-1])
+    assert len({str(weights(output / name)) for name in NAMES}) == 3
+
+
+def test_finished_stages_are_not_run_again(finished: Any, folder: Path) -> None:
+    output, reports = finished
+    before = {path: path.stat().st_mtime_ns for path in output.glob("*-*/*")}
+    assert run(folder, output) == reports
+    assert {path: path.stat().st_mtime_ns for path in output.glob("*-*/*")} == before
+    assert not list(output.rglob("checkpoint-*"))
+
+
+def test_the_last_policy_recommends_from_the_output_folder(finished: Any) -> None:
+    output, _ = finished
+    items = Recommender.from_pretrained(output).catalog.ids
+    assert len(Recommender.from_pretrained(output).recommend(items[:3], k=5)) == 5
+
+
+def test_a_report_and_the_floors_are_told(finished: Any, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    output, reports = finished
+    results = conclude_stages(reports, folder / "sft", make_schedule(folder, output))
+    assert list(results) == ["random", "popularity", "transition", "before", "after"]
+    told = capsys.readouterr().out
+    assert "1 self_play-easy" in told and "transition" in told
+    assert json.loads((output / "stages.json").read_text()) == reports
+    assert stage_table(reports, "eval_ndcg@10").splitlines()[0].split()[:3] == ["stage", "prompts", "none"]
+
+
+def test_a_stage_that_does_not_help_is_undone(folder: Path, tmp_path: Path) -> None:
+    reports = run(folder, tmp_path, keep="best", learning_rate=5.0)  # far too high
+    worse = [report for report in reports if report["after"]["eval_ndcg@10"] < report["before"]["eval_ndcg@10"]]
+    assert worse and not any(report["kept"] for report in worse)
+    if not any(report["kept"] for report in reports):
+        assert weights(tmp_path) == weights(folder / "sft")
+
+
+def test_the_best_checkpoint_of_a_stage_is_handed_on(folder: Path, tmp_path: Path) -> None:
+    schedule = make_schedule(folder, tmp_path, keep="best", eval_strategy="steps", eval_steps=2, learning_rate=0.2)
+    report = run_stages(STAGES[2:], folder / "sft", schedule)[0]
+    entries = [json.loads(line) for line in (tmp_path / "1-random-any" / "eval.jsonl").read_text().splitlines()]
+    seen = [entry["eval_ndcg@10"] for entry in entries if "eval_ndcg@10" in entry]
+    assert report["after"]["eval_ndcg@10"] == max(seen[1:])  # the first is of the policy that the stage began with
+
+
+def test_adapters_go_through_all_stages(folder: Path, tmp_path: Path) -> None:
+    reports = run(folder, tmp_path, lora=True)
+    assert [report["kept"] for report in reports] == [True] * 3
+    for name in NAMES[1:]:  # the adapter's random start is part of the reference already in the second stage
+        assert losses(tmp_path / name)[0] == pytest.approx(math.log(4), abs=1e-5)
+    assert (tmp_path / "adapter_config.json").is_file() and not (tmp_path / "ref").exists()
+    assert len(Recommender.from_pretrained(tmp_path).recommend([], k=5)) == 5
+
+
+def test_a_stage_without_negatives_is_passed_over(folder: Path, tmp_path: Path) -> None:
+    schedule = make_schedule(folder, tmp_path)
+    schedule = type(schedule)(load(folder / "data").with_surface("semantic_id"), schedule.config, keep="last")
+    hard = type(STAGES[0])("self_play", "hard", num_beams=1, max_prompts=3)
+    report = run_stages([hard], folder / "sft", schedule)[0]
+    if report["without_negatives"] == 1:
+        assert not report["kept"]
+        assert weights(tmp_path) == weights(folder / "sft")
+
+
+def test_another_plan_in_the_same_folder_is_refused(finished: Any, folder: Path) -> None:
+    output, _ = finished
+    with pytest.raises(ValueError, match="differs in its stages"):
+        run_stages(STAGES[:2], folder / "sft", make_schedule(folder, output))
+    with pytest.raises(ValueError, match="differs in its config"):
+        run(folder, output, beta=0.3)
+    with pytest.raises(ValueError, match="keep must be"):
+        make_schedule(folder, output, keep="all")
+
+
+@pytest.mark.slow
+def test_killed_five_times_it_ends_with_the_same_weights(finished: Any, folder: Path, tmp_path: Path) -> None:
+    """Each start is killed when it has written some more files, whatever they are: beams, checkpoints, models, reports."""
+    whole, _ = finished
+    output, draw = tmp_path / "killed", random.Random(0)
+    for _ in range(5):
+        known = set(output.rglob("*"))
+        enough = len(known) + draw.randint(1, 30)
+        process = start(partial(run, folder), output)
+        while len(known) < enough and process.is_alive():
+            known |= set(output.rglob("*"))
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, log_of(output)
+    run_to_the_end(partial(run, folder), output)
+    assert weights(output) == weights(whole)

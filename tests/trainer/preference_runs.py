@@ -1,0 +1,111 @@
+"""A small Softmax-DPO run, the same here and in a launched process:
+`python tests/trainer/preference_runs.py FOLDER OUTPUT [KEY=VALUE ...]`.
+
+`FOLDER` is one that `tests.trainer.runs.make_folder` wrote. The weights end up in OUTPUT.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, disable_progress_bars
+
+from tests.conftest import make_tokenizer
+from tests.trainer.runs import QUIET, losses
+from trl_rec import RecDataset, load
+from trl_rec.data.dataset import split_rows
+from trl_rec.models import load_model, load_tokenizer
+from trl_rec.trainer import SoftmaxDPOConfig, SoftmaxDPOTrainer
+
+
+disable_progress_bars()
+
+# Plain SGD, as Adam turns the rounding of a gradient that is zero into a step.
+DEFAULTS = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.05, "lr_scheduler_type": "constant"}
+DEFAULTS |= {"optim": "sgd", "max_length": 96, "save_strategy": "no", "gradient_checkpointing": False, **QUIET}
+PASSED_ON = ("peft_config", "callbacks", "eval_dataset", "quantization_config")
+SENTENCES = ["the cat sat on the mat", "a dog ran in the park", "blue birds fly over the hill", "red pens write on paper"]
+CHAT = "{% for turn in messages %}<{{ turn['role'] }}>{{ turn['content'] }}\n{% endfor %}"
+CHAT += "{% if add_generation_prompt %}<assistant>{% endif %}"
+TEXT_TOKENIZER = make_tokenizer(SENTENCES * 4)
+
+
+def preference_table(dataset: RecDataset, *, most: int = 4, seed: int = 0) -> Dataset:
+    """A row for each training user: the last item is chosen, 1 to `most` items that the user never had are rejected."""
+    draw = np.random.default_rng(seed)
+    histories, targets = (split_rows(dataset.train, name) for name in ("history", "targets"))
+    rows = []
+    for user in range(len(histories)):
+        items = [*histories[user].tolist(), *targets[user].tolist()]
+        others = np.setdiff1d(np.arange(len(dataset.catalog)), items)
+        rejected = draw.choice(others, draw.integers(1, most + 1), replace=False).tolist()
+        rows.append({"user": user, "history": items[:-1], "chosen": items[-1], "rejected": rejected})
+    return Dataset.from_list(rows)
+
+
+def text_rows(*, several: bool = True) -> Dataset:
+    """Eight texts to be continued, with one to three wrong continuations, or with one that is no list."""
+    rows = []
+    for row, sentence in enumerate(SENTENCES * 2):
+        words, cut = sentence.split(), 2 + row % 3
+        wrong = [" " + other[: 3 + row] for other in SENTENCES[: 1 + row % 3]]
+        texts = {"prompt": " ".join(words[:cut]), "chosen": " " + " ".join(words[cut:])}
+        rows.append({**texts, "rejected": wrong if several else wrong[0]})
+    return Dataset.from_list(rows)
+
+
+def make_trainer(folder: Path, output: Path, **options: Any) -> SoftmaxDPOTrainer:
+    """A trainer on that folder's preferences; `options` go to `SoftmaxDPOConfig`, but for those named here."""
+    dataset = load(folder / "data")
+    model, ref_model, rows = (options.pop(name, None) for name in ("model", "ref_model", "train_dataset"))
+    tokenizer = options.pop("processing_class", None) or load_tokenizer(folder / "model")
+    catalog = options.pop("catalog", dataset.catalog)
+    extra = {name: options.pop(name) for name in PASSED_ON if name in options}
+    return SoftmaxDPOTrainer(
+        load_model(folder / "model") if model is None else model,
+        load_model(folder / "model") if ref_model == "loaded" else ref_model,
+        SoftmaxDPOConfig(str(output), **{**DEFAULTS, **options}),
+        train_dataset=preference_table(dataset) if rows is None else rows,
+        processing_class=tokenizer,
+        catalog=catalog,
+        **extra,
+    )
+
+
+def first_loss(trainer: SoftmaxDPOTrainer) -> float:
+    """The loss of all training rows, of which the batch must hold as many, before anything is learned."""
+    trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert len(batch["prompt_ids"]) == len(trainer.train_dataset)
+    return trainer.compute_loss(trainer.model, batch).item()
+
+
+def loss_of_equals(trainer: SoftmaxDPOTrainer) -> float:
+    """What that has to be where the policy is its reference: the mean of log(1 + negatives)."""
+    counts = [len(rejected) for rejected in trainer.train_dataset["rejected_ids"]]
+    return math.fsum(math.log(1 + count) for count in counts) / len(counts)
+
+
+def main() -> None:
+    folder, output, *pairs = sys.argv[1:]
+    options = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
+    trainer = make_trainer(Path(folder), Path(output), **options)
+    trainer.train()
+    metrics = trainer.evaluate(load(Path(folder) / "data").validation)
+    trainer.save_model(output)
+    if trainer.is_world_process_zero():
+        told = {"losses": losses(trainer), "ndcg": metrics["eval_ndcg@10"]}
+        told["margins"] = [entry["rewards/margins"] for entry in trainer.state.log_history if "loss" in entry]
+        torch.save(told, Path(output) / "run.pt")
+    trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main()

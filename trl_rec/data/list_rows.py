@@ -1,0 +1,99 @@
+"""Rows whose completion is a list: the items that a user chooses next, in order, one after the other.
+
+An item that the user has chosen before is passed over, within the list as before it, so that a list holds distinct items and
+none of its history: what can be sampled when histories are excluded. Prompts still tell of every choice. A list that the user's
+sequence cuts short is kept, and does not end in EOS: only its beginning is known.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.prompts import PromptFormat
+from trl_rec.data.rows import IGNORED
+from trl_rec.ragged import Ragged, join, within
+
+
+def build_list_rows(
+    split: Dataset, prompt_format: PromptFormat, *, every_position: bool = False, max_length: int | None = None
+) -> Dataset:
+    """Training rows of a training split, in each the next `prompt_format.list_length` items.
+
+    Args:
+        split: `RecDataset.train`. The validation and test splits are refused.
+        prompt_format: How histories and lists are written, made with a `list_length`.
+        every_position (*optional*, defaults to `False`): Whether a list begins at every target, rather than where the list
+            before it ends.
+        max_length (*optional*): Most tokens of a row, the longest list assumed; the oldest history goes first.
+
+    Returns:
+        `datasets.Dataset` with `input_ids`, `labels` (-100 in the prompt), `user`, `history` (all items before the list) and
+        `items` (those of the list, at least one and at most `list_length`).
+    """
+    refuse_unless_train(split, "a model")
+    length = _list_length(prompt_format)
+    before, items, source = _windows(split, length, 1 if every_position else length)
+    if int(items.lengths.max(initial=0)) < length:
+        raise ValueError(
+            f"no user of the {split.split} split goes on to choose {length} new items in one row; lower list_length, or "
+            "prepare sequences rather than windows"
+        )
+    prompts = prompt_format.encode(before, max_length=max_length)
+    ends = Ragged.from_lengths(
+        np.tile(prompt_format.end, int((items.lengths == length).sum())), (items.lengths == length) * len(prompt_format.end)
+    )
+    tokens = join(prompts, items.flatten(prompt_format.paths), ends)
+    learned = within(tokens.lengths) >= np.repeat(prompts.lengths, tokens.lengths)
+    columns = {
+        "input_ids": tokens.to_arrow(),
+        "labels": Ragged(np.where(learned, tokens.values, IGNORED), tokens.offsets).to_arrow(),
+        "user": pa.array(split.with_format("numpy")[:]["user"][source]),
+        "history": before.to_arrow(),
+        "items": items.to_arrow(),
+    }
+    return Dataset(pa.table(columns), split=split.split)
+
+
+def list_targets(split: Dataset, list_length: int) -> Ragged:
+    """Row `i`: what the user of the split's row `i` goes on to choose: the first new items, at most `list_length`, in order.
+    A row is empty where the user only comes back to known items."""
+    targets = split_rows(split, "targets")
+    new = _new(split_rows(split, "history"), targets)
+    kept = Ragged.from_lengths(targets.values[new], np.bincount(targets.row_ids[new], minlength=len(targets)))
+    return kept.slice(0 * kept.lengths, np.minimum(kept.lengths, list_length))
+
+
+def _windows(split: Dataset, length: int, stride: int) -> tuple[Ragged, Ragged, np.ndarray]:
+    """All items before each list, the items of each list, and the split's row of each."""
+    history, targets = split_rows(split, "history"), split_rows(split, "targets")
+    new = np.flatnonzero(_new(history, targets))
+    counts = np.bincount(targets.row_ids[new], minlength=len(targets))
+    items, place = Ragged.from_lengths(targets.values[new], counts), within(targets.lengths)[new]
+    lists = -(-counts // stride)
+    source, start = np.repeat(np.arange(len(targets)), lists), within(lists) * stride
+    chosen = items.take(source).slice(start, np.minimum(start + length, counts[source]))
+    stop = history.lengths[source] + place[items.offsets[:-1][source] + start]
+    return join(history, targets).take(source).slice(0 * stop, stop), chosen, source
+
+
+def _new(history: Ragged, targets: Ragged) -> np.ndarray:
+    """Of all targets, which are the user's first choice of the item in the row."""
+    sequences = join(history, targets)
+    order = np.lexsort((sequences.values, sequences.row_ids))  # stable: equal items of a row in time order
+    first = np.ones(len(order), bool)
+    row, item = sequences.row_ids[order], sequences.values[order]
+    first[1:] = (row[1:] != row[:-1]) | (item[1:] != item[:-1])
+    is_new = np.empty(len(order), bool)
+    is_new[order] = first
+    return is_new[within(sequences.lengths) >= history.lengths[sequences.row_ids]]
+
+
+def _list_length(prompt_format: PromptFormat) -> int:
+    if prompt_format.list_length is None:
+        raise ValueError(
+            "the prompt format is one of single items; make it with PromptFormat.for_catalog(..., list_length=...)"
+        )
+    return prompt_format.list_length

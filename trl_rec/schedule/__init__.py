@@ -1,0 +1,42 @@
+"""Preference training in stages: where its negatives come from, and what must not be among them."""
+
+from trl_rec._lazy import lazy_names
+
+
+__all__ = [
+    "PreferenceStage",
+    "Schedule",
+    "align3gr_stages",
+    "bucket_report",
+    "conclude_stages",
+    "feedback_candidates",
+    "random_candidates",
+    "read_stages",
+    "refuse_leaking_candidates",
+    "run_stages",
+    "self_play_beams",
+    "self_play_buckets",
+    "self_play_candidates",
+    "stage_table",
+    "training_prefixes",
+]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "PreferenceStage": "stages",
+        "Schedule": "loop",
+        "align3gr_stages": "stages",
+        "conclude_stages": "conclusion",
+        "read_stages": "stages",
+        "run_stages": "loop",
+        "stage_table": "conclusion",
+        "bucket_report": "candidates",
+        "feedback_candidates": "feedback",
+        "random_candidates": "candidates",
+        "refuse_leaking_candidates": "candidate_leaks",
+        "self_play_beams": "self_play",
+        "self_play_buckets": "difficulty",
+        "self_play_candidates": "candidates",
+        "training_prefixes": "prefixes",
+    },
+)

@@ -1,0 +1,56 @@
+"""`trl-rec softmax_dpo`: DPO with any number of rejected completions a prompt, on texts, conversations or items."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from trl import ModelConfig, get_peft_config
+
+from trl_rec.data import load
+from trl_rec.data.preferences import read_preferences
+from trl_rec.models import load_model, load_tokenizer, loading_options
+from trl_rec.scripts.parsing import parse, run
+from trl_rec.trainer import SoftmaxDPOConfig, SoftmaxDPOTrainer, conclude
+
+
+@dataclass
+class PreferenceArguments:
+    """Which preferences. With a dataset folder their items are its catalogue's, and its users are ranked."""
+
+    preferences: str = field(metadata={"help": "file or hub id: prompt, chosen, rejected; or history, chosen, rejected (ids)"})
+    eval_preferences: str | None = field(default=None, metadata={"help": "the same, to measure the loss on"})
+    dataset: str | None = field(default=None, metadata={"help": "dataset folder, where completions are items"})
+    surface: str = field(default="title", metadata={"help": "title, item_token or semantic_id"})
+
+
+def main(argv: list[str]) -> None:
+    """Trains and saves; with a dataset it also writes `metrics.json` for the test split."""
+    data, model_config, config = parse((PreferenceArguments, ModelConfig, SoftmaxDPOConfig), argv, "softmax_dpo")
+    name, adapter, options = model_config.model_name_or_path, get_peft_config(model_config), loading_options(model_config)
+    if name is None:
+        raise ValueError("no policy to begin with; give model_name_or_path")
+    dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
+    catalog = None if dataset is None else dataset.catalog
+    held_out = None if dataset is None else dataset.validation
+    trainer = SoftmaxDPOTrainer(
+        load_model(name, **options),
+        None if adapter is not None or config.precompute_ref_log_probs else load_model(name, **options),
+        config,
+        train_dataset=read_preferences(data.preferences, catalog),
+        eval_dataset=held_out if data.eval_preferences is None else read_preferences(data.eval_preferences, catalog),
+        processing_class=load_tokenizer(name),
+        catalog=catalog,
+        peft_config=adapter,
+    )
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if dataset is None:
+        trainer.save_model()
+        trainer.accelerator.wait_for_everyone()
+    else:
+        conclude(trainer, dataset, {**vars(data), **vars(model_config)})
+    trainer.end()
+
+
+if __name__ == "__main__":
+    run("softmax_dpo", main, sys.argv[1:])

@@ -1,0 +1,100 @@
+"""The reference policy of preference training, as PEFT keeps it, and its log-probabilities on disk.
+
+An adapter's model is its own reference: without the adapter, or with a frozen copy of it called "ref".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from peft import PeftModel
+
+
+@contextmanager
+def as_reference(model: Any) -> Iterator[None]:
+    """Inside, a PEFT model answers as its reference. Any other model is left as it is: it is a reference already."""
+    if not isinstance(model, PeftModel):
+        yield
+    elif "ref" not in model.peft_config:
+        with model.disable_adapter():
+            yield
+    else:
+        active = model.active_adapter
+        model.set_adapter("ref", inference_mode=True)
+        try:
+            yield
+        finally:
+            model.set_adapter(active)
+
+
+@contextmanager
+def not_training(model: Any) -> Iterator[None]:
+    """Inside, nothing is dropped at random and nothing checkpointed. Layers of bitsandbytes count as training all the same:
+    in evaluation on a CPU they repack their weights for good, and no gradient passes them any more (0.50)."""
+    before = {module: module.training for module in model.modules()}
+    for module in before:
+        module.training = type(module).__module__.startswith("bitsandbytes")
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def drop_attention_dropout(model: Any) -> None:
+    """Turns off what TRL's `disable_dropout` leaves on: attention dropout that a model keeps as a number. With it a policy
+    differs from its reference before anything is learned."""
+    for module in model.modules():
+        if "attention_dropout" in vars(module):
+            module.attention_dropout = 0.0
+
+
+def complete_ref_adapter(model: Any) -> None:
+    """Copies the whole adapter into "ref". TRL 1.16 leaves out trained new tokens and embeddings (huggingface/trl#6975), and
+    on a quantised base the dtype; this can go once that is released."""
+    if isinstance(model, PeftModel) and "ref" in model.peft_config:
+        tensors = {f"{name}.": tensor for name, tensor in model.named_parameters()}
+        for name, tensor in tensors.items():
+            if ".default." in name:
+                tensors[name.replace(".default.", ".ref.")].data = tensor.detach().clone()
+
+
+def hash_shards(model: Any) -> str:
+    """A hash of the weights that ZeRO-3 has given to this process. Where it has loaded a model, the tensors that TRL 1.16
+    hashes are empty, and all models would be the same one."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        if "ds_tensor" in vars(parameter):
+            digest.update(parameter.ds_tensor.detach().cpu().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
+    """Where these rows' reference log-probabilities are kept: the name tells rows and settings, the weights among them."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for table in rows.with_format("arrow").iter(10_000):
+        for batch in table.combine_chunks().to_batches():
+            digest.update(batch.serialize())
+    return Path(folder) / f"reference-{digest.hexdigest()[:16]}.parquet"
+
+
+def write_reference(path: Path, ref_logps: list[list[float]]) -> None:
+    """Writes one list a row, under another name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    pq.write_table(pa.table({"ref_logps": pa.array(ref_logps, pa.list_(pa.float32()))}), unfinished)
+    os.replace(unfinished, path)
+
+
+def with_reference(rows: Dataset, path: Path) -> Dataset:
+    """The rows, and the column `ref_logps` that `write_reference` wrote."""
+    return rows.add_column("ref_logps", pq.read_table(path)["ref_logps"].combine_chunks())

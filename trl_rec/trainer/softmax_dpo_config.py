@@ -1,0 +1,50 @@
+"""Configuration of [`SoftmaxDPOTrainer`]: `DPOConfig` and what several rejected completions add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trl import DPOConfig
+
+from trl_rec.trainer.rec_config import RecConfig, refuse_inert
+
+
+INERT: tuple[str, ...] = (
+    "loss_type",
+    "loss_weights",
+    "ld_alpha",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+    "label_smoothing",
+)
+INERT += ("use_weighting", "discopop_tau", "router_aux_loss_coef")
+INERT_ROWS = ("padding_free", "truncation_mode", "pad_token")
+
+
+@dataclass
+class SoftmaxDPOConfig(RecConfig, DPOConfig):
+    """Arguments of [`SoftmaxDPOTrainer`], besides those of [`RecConfig`] and [`~trl.DPOConfig`].
+
+    Args:
+        beta (`float`, *optional*, defaults to `1.0`): Strength of the tie to the reference policy.
+        sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the chosen completion's negative log-likelihood, a mean
+            over its tokens. It keeps the next-item task from being forgotten.
+        normalize (`str`, *optional*, defaults to `"vocabulary"`): Log-probabilities over the `"vocabulary"`, or over the
+            tokens that continue an item of the `"catalogue"`, as after training with the legal softmax. Decoding follows it.
+    """
+
+    beta: float = field(default=1.0, metadata={"help": "strength of the tie to the reference policy"})
+    sft_weight: float = field(default=0.0, metadata={"help": "weight of the chosen completion's negative log-likelihood"})
+    normalize: Literal["vocabulary", "catalogue"] = field(
+        default="vocabulary", metadata={"help": "log-probabilities over the vocabulary or over the catalogue's legal tokens"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_inert(self, INERT, "the loss is a softmax over the chosen and all rejected completions")
+        refuse_inert(self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning")
+        if self.normalize not in ("vocabulary", "catalogue"):
+            raise ValueError(f"normalize must be 'vocabulary' or 'catalogue', not {self.normalize!r}")
+        if self.beta <= 0:
+            raise ValueError(f"beta must be positive, not {self.beta}: at 0 nothing is learned")
