@@ -138,6 +138,7 @@ def test_lists_are_measured_where_best_model_and_early_stopping_look(folder: Pat
     assert trainer.state.global_step == 6  # the first evaluation, and two that are no better
     assert trainer.state.best_metric == trainer.state.log_history[-2].get("eval_ndcg@5", trainer.state.best_metric)
     evaluations = [entry for entry in trainer.state.log_history if "eval_ndcg@5" in entry]
+    assert len(trainer.eval_dataset) == 7  # the loss is over the same users as the lists
     assert evaluations[0]["eval_num_users"] == 7 and "eval_loss" in evaluations[0] and "eval_bear/pruned" in evaluations[0]
     tested = trainer.evaluate(dataset.test, metric_key_prefix="test")
     assert {"test_loss", "test_ndcg@5"} <= tested.keys()

@@ -18,7 +18,7 @@ from trl_rec.models.loading import load_tokenizer
 from trl_rec.models.selection import logits_at
 from trl_rec.trainer.bear_config import BearConfig
 from trl_rec.trainer.collator import NextItemCollator, with_trie_nodes
-from trl_rec.trainer.rec_trainer import RecTrainerMixin, is_split
+from trl_rec.trainer.rec_trainer import RecTrainerMixin, at_most, is_split
 
 
 class BearTrainer(RecTrainerMixin, SFTTrainer):
@@ -94,7 +94,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
             if name == "train":
                 dataset = build_rows(dataset, self.prompt_format, targets=args.targets, **lengths)
             else:
-                dataset = evaluation_rows(dataset, self.prompt_format, **lengths)
+                dataset = evaluation_rows(at_most(args.max_eval_users, dataset), self.prompt_format, **lengths)
         if not {"input_ids", "labels"} <= set(dataset.column_names):
             raise ValueError(
                 f"the {name} dataset has the columns {', '.join(dataset.column_names)}; pass a split of a RecDataset, or rows "

@@ -19,7 +19,8 @@ class RecConfig:
         eval_num_beams (`int`, *optional*): Beam width when ranking; the largest of `eval_ks` otherwise.
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether a user's own history is never recommended.
         eval_length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by length to this power.
-        max_eval_users (`int`, *optional*): Users to rank in an evaluation during training, spread evenly; all otherwise.
+        max_eval_users (`int`, *optional*): Users of a split that an evaluation measures, loss and lists alike, spread evenly; all
+            otherwise.
     """
 
     prompt_head: str | None = field(default=None, metadata={"help": "text before the history"})
@@ -30,7 +31,7 @@ class RecConfig:
     eval_num_beams: int | None = field(default=None, metadata={"help": "beam width when ranking"})
     eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend the user's own history"})
     eval_length_penalty: float = field(default=0.0, metadata={"help": "divide scores by length to this power"})
-    max_eval_users: int | None = field(default=None, metadata={"help": "users to rank in an evaluation"})
+    max_eval_users: int | None = field(default=None, metadata={"help": "users of a split that an evaluation measures"})
 
     @property
     def prompt_options(self) -> dict[str, Any]:

@@ -100,9 +100,7 @@ class RecTrainerMixin(Base):
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
         """Metrics of the model's lists for a split's users, at most `max_eval_users` of them."""
-        most = self.args.max_eval_users
-        if most is not None and most < len(split):
-            split = split.select(np.linspace(0, len(split) - 1, most).round().astype(int))
+        split = at_most(self.args.max_eval_users, split)
         ranked = self.rank(split)
         histories, targets = split_rows(split, "history"), split_rows(split, "targets")
         return evaluate_rankings(ranked, targets, ks=self.args.eval_ks, catalog=self.catalog, histories=histories)
@@ -172,6 +170,13 @@ class RecTrainerMixin(Base):
         if self.args.should_save:
             (folder / MARK).touch()
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+
+def at_most(count: int | None, split: Dataset) -> Dataset:
+    """That many rows of a split, spread evenly."""
+    if count is None or count >= len(split):
+        return split
+    return split.select(np.linspace(0, len(split) - 1, count).round().astype(int))
 
 
 def is_split(dataset: Any) -> bool:
