@@ -62,6 +62,11 @@ def test_each_list_holds_the_next_new_items_after_all_that_came_before(
         assert whole.token_ids.tolist() == completion[: len(whole.mask)]
 
 
+def test_the_longest_list_and_its_eos_have_room() -> None:
+    prompt_format = FORMATS["item_token"][0]
+    assert prompt_format.room(20) == 20 - 1 - LENGTH - 1  # what begins the prompt, one token an item, EOS
+
+
 @given(rows_of_items)
 def test_what_a_user_chooses_next_is_the_first_list(rows: list) -> None:
     split = make_split(rows, split="test")

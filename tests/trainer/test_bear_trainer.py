@@ -10,9 +10,9 @@ from trl import SFTConfig, SFTTrainer
 
 from tests.conftest import make_model as make_family
 from tests.trainer.runs import QUIET, losses, make_folder, make_trainer
-from trl_rec import BearConfig, BearTrainer, RecDataset, Recommender
+from trl_rec import BearConfig, BearTrainer, RecDataset, Recommender, bear_loss, prepare
 from trl_rec.data import PromptFormat, build_rows
-from trl_rec.models import load_model, load_tokenizer
+from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +244,21 @@ def test_overridden_methods_still_have_trls_signature(name: str) -> None:
         assert theirs == ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"]
     else:
         assert list(ours) == theirs
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_item_tokens_are_learned_among_the_items_alone(tmp_path: Path, weight: float) -> None:
+    dataset = prepare("toy", tmp_path / "data", toy_users=12, toy_items=60).with_surface("item_token")
+    tokenizer = make_tokenizer(dataset.catalog)
+    model = make_model(tokenizer, hidden_size=16, dropout=0.0, max_length=128)
+    config = BearConfig(str(tmp_path / "run"), **QUIET, bear_weight=weight, num_beams=3, targets="all", max_length=64)
+    trainer = BearTrainer(model, config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog)
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
+    found = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(1))
+    items = torch.tensor(tokenizer.convert_tokens_to_ids(dataset.catalog.new_tokens))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    labels = batch["labels"][:, 1:]
+    logits = model(**inputs).logits[:, :-1][labels != -100][:, items]
+    targets = (labels[labels != -100].unsqueeze(1) == items).long().argmax(1)
+    expected = bear_loss(logits, targets, None, num_beams=3, weight=weight, sharpness=2.75).loss.sum()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)

@@ -94,8 +94,9 @@ class ListSampler:
             reached = self.trie.forced_ends[chosen].long() if self.skips else chosen
             ended = active & (self.trie.row_offsets[reached] == self.trie.row_offsets[reached + 1])
             free = _first_free(self.trie, reached, lists.taken)
-            rank = torch.where(ended, lists.ranks, self.list_length)
-            items.scatter_(1, rank.unsqueeze(1), self.trie.items[free].long().unsqueeze(1))
+            items.scatter_(
+                1, lists.ranks.unsqueeze(1), self.trie.items[free].long().unsqueeze(1)
+            )  # the last to be written stays
             before, lists = lists, self._moved(lists, reached, torch.where(ended, free, -1))
             if step == steps:
                 break

@@ -130,9 +130,13 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         """The loss `(N,)` of the N target tokens from their logits `(N, V)`."""
         legal = None
         if nodes is not None:
-            nodes = nodes[:, 1:][learned[:, :-1]]
+            nodes, place = nodes[:, 1:][learned[:, :-1]].unique(return_inverse=True)
             tokens, _, legal = self.trie.children(nodes, width=None if len(nodes) else 1)
-            targets, logits = ((tokens == targets.unsqueeze(1)) & legal).long().argmax(1), logits.gather(1, tokens)
+            if len(nodes) == 1:  # as with item tokens: all are chosen among the same ones
+                targets, logits, legal = torch.searchsorted(tokens[0], targets), logits.index_select(1, tokens[0]), None
+            else:
+                tokens, legal = tokens[place], legal[place]
+                targets, logits = ((tokens == targets.unsqueeze(1)) & legal).long().argmax(1), logits.gather(1, tokens)
         return bear_loss(
             logits,
             targets,

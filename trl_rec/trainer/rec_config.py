@@ -19,7 +19,7 @@ class RecConfig:
         eval_num_beams (`int`, *optional*): Beam width when ranking; the largest of `eval_ks` otherwise.
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether a user's own history is never recommended.
         eval_length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by length to this power.
-        max_eval_users (`int`, *optional*): Users of a split that an evaluation measures, loss and lists alike, spread evenly; all
+        max_eval_users (`int`, *optional*): Users of a split that an evaluation measures, in loss and lists, spread evenly; all
             otherwise.
     """
 
