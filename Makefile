@@ -22,6 +22,10 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/trie.py
 	$(BIN)/python benchmarks/prepare_scale.py
+	$(BIN)/python benchmarks/tokenize_scale.py
+	$(BIN)/python benchmarks/shared_prompt.py
+	$(BIN)/python benchmarks/softmax_dpo.py
+	$(BIN)/python benchmarks/rollouts.py
 ifdef MODEL
 	$(BIN)/python benchmarks/decoding.py $(DATASET) --model $(MODEL) --tiny
 	$(BIN)/python benchmarks/decoding.py $(DATASET) --model $(MODEL)

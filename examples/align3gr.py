@@ -4,9 +4,11 @@
 
 A small model learns to write items as three codes each. Then it is trained against its own mistakes, from easy to hard, and
 against what the users disliked. Without a network and without a copy in the cache it falls back to a toy world, and says so.
+Killed or run again, it goes on where it stopped.
 """
 
 import argparse
+from pathlib import Path
 
 import datasets
 
@@ -30,18 +32,20 @@ SHARED = {
 
 def load_data(source: str) -> RecDataset:
     try:
-        dataset = prepare(source, f"data/{source}")
+        dataset = prepare(source, f"data/example-{Path(source).name}")
     except FetchError as error:
         print(f"{error}\nGoing on with the toy world: its figures say nothing about real users.\n")
-        dataset = prepare("toy", "data/toy")
+        dataset = prepare("toy", "data/example-toy")
     return make_semantic_ids(dataset, codes=32).with_surface("semantic_id")
 
 
-def supervised(dataset: RecDataset, max_steps: int) -> str:
+def supervised(dataset: RecDataset, folder: str, max_steps: int) -> str:
     """The folder of a policy that has learned what users choose next."""
+    if Path(folder, "recommender.json").is_file():  # what is written last
+        return folder
     tokenizer = make_tokenizer(dataset.catalog)
     config = BearConfig(
-        "runs/example-sft",
+        folder,
         bear_weight=0,
         targets="all",
         num_train_epochs=15,
@@ -58,7 +62,7 @@ def supervised(dataset: RecDataset, max_steps: int) -> str:
     trainer = BearTrainer(model, config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog)
     trainer.train()
     trainer.save_model()
-    return "runs/example-sft"
+    return folder
 
 
 def main() -> None:
@@ -69,9 +73,10 @@ def main() -> None:
     datasets.disable_progress_bars()
 
     dataset = load_data(arguments.source)
-    start = supervised(dataset, arguments.max_steps)
+    name = f"{dataset.path.name.removeprefix('example-')}-{arguments.max_steps}"
+    start = supervised(dataset, f"runs/example-align3gr-sft-{name}", arguments.max_steps)
     config = SoftmaxDPOConfig(
-        "runs/example-align3gr",
+        f"runs/example-align3gr-{name}",
         normalize="catalogue",  # as in the supervised part: over the codes that continue an item
         sft_weight=0.1,
         num_train_epochs=1,

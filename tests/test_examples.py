@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 
+TELLS = {
+    "align3gr": ("1 self_play-easy", "5 feedback-hard", "before", "after"),
+    "bear": ("SFT", "MSL", "BEAR", "after ", "10. "),
+}
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
@@ -15,4 +19,4 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 def test_an_example_runs(path: Path, tmp_path: Path) -> None:
     command = [sys.executable, path, "--source", "toy", "--max_steps", "3"]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300).stdout
-    assert all(word in told for word in ("transition", "SFT", "MSL", "BEAR", "after ", "10. "))
+    assert "transition" in told and all(word in told for word in TELLS[path.stem])

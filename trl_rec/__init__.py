@@ -26,7 +26,7 @@ __getattr__, __dir__ = lazy_names(
         "Recommender": "decoding.recommender",
         "rank_items": "decoding.beam",
         "PreferenceStage": "schedule.stages",
-        "Schedule": "schedule.loop",
+        "Schedule": "schedule.plan",
         "SoftmaxDPOConfig": "trainer.softmax_dpo_config",
         "SoftmaxDPOTrainer": "trainer.softmax_dpo_trainer",
         "bear_loss": "losses.bear",

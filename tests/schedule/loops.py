@@ -1,10 +1,14 @@
-"""A small schedule on the toy world of `tests.trainer.runs`, run here and in processes that are killed."""
+"""A small schedule on the toy world of `tests.trainer.runs`, run here, in processes that are killed, and in launched ones:
+`python tests/schedule/loops.py FOLDER OUTPUT BATCH_SIZE`.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from peft import LoraConfig
 
 from tests.trainer.runs import QUIET, make_folder, make_trainer
@@ -30,7 +34,8 @@ def make_schedule(folder: Path, output: Path, *, keep: str = "last", lora: bool 
     """What all stages share; `options` go to `SoftmaxDPOConfig`."""
     defaults: dict[str, Any] = {"per_device_train_batch_size": 8, "learning_rate": 0.02, "optim": "sgd", "max_length": 96}
     defaults |= {"save_strategy": "steps", "save_steps": 2, "gradient_checkpointing": False, "normalize": "catalogue"}
-    config = SoftmaxDPOConfig(str(output), **QUIET, **{**defaults, "num_train_epochs": 2, **options})
+    defaults["dataloader_drop_last"] = True  # of an uneven last batch, processes repeat a row
+    config = SoftmaxDPOConfig(str(output), **{**QUIET, **defaults, "num_train_epochs": 2, **options})
     adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if lora else None
     return Schedule(load(folder / "data"), config, keep=keep, adapter=adapter)
 
@@ -38,3 +43,13 @@ def make_schedule(folder: Path, output: Path, *, keep: str = "last", lora: bool 
 def run(folder: Path, output: Path, **options: Any) -> list[dict[str, Any]]:
     """The reports of the three stages."""
     return run_stages(STAGES, folder / "sft", make_schedule(folder, output, **options))
+
+
+def main() -> None:
+    folder, output, batch_size = sys.argv[1:]
+    run(Path(folder), Path(output), per_device_train_batch_size=int(batch_size))
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -165,6 +165,26 @@ def test_random_negatives_are_distinct_and_never_the_users_own(rows, count, seed
     assert table[:]["rejected"] == again[:]["rejected"]
 
 
+@settings(max_examples=15)
+@given(training_rows, st.sampled_from(["title", "item_token", "semantic_id"]), st.integers(1, NUM_ITEMS))
+def test_random_negatives_are_told_apart_by_how_they_are_written(rows, surface, count) -> None:
+    catalog, train = make_catalog(surface), make_split(rows)
+    prefixes = training_prefixes(train)
+    table = random_candidates(prefixes, NUM_ITEMS, train=train, num_negatives=count, catalog=catalog)
+    for user, rejected in rows_of(table, "user", "rejected"):
+        free = set(catalog.surfaces) - {catalog.surfaces[item] for item in oracle.chosen_by(rows, user)}
+        written = [catalog.surfaces[item] for item in rejected]
+        assert set(written) <= free and len(set(written)) == len(written) == min(count, len(free))
+    if surface == "item_token":
+        assert table[:] == random_candidates(prefixes, NUM_ITEMS, train=train, num_negatives=count)[:]
+
+
+def test_a_catalogue_of_another_size_is_refused() -> None:
+    train = make_split(ROWS)
+    with pytest.raises(ValueError, match="num_items=9, but the catalogue has 6 items"):
+        random_candidates(training_prefixes(train), NUM_ITEMS, train=train, catalog=make_catalog("title", 6))
+
+
 def test_random_negatives_are_even() -> None:
     train = make_split([(user, [0], [1]) for user in range(3000)])
     table = random_candidates(training_prefixes(train), NUM_ITEMS, train=train, num_negatives=3)

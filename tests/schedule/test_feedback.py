@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import candidates as oracle
-from tests.schedule.tables import make_split, rows_of, training_rows
+from tests.schedule.tables import make_catalog, make_split, rows_of, training_rows
 from trl_rec.ragged import Ragged
 from trl_rec.schedule import feedback_candidates
 
@@ -40,6 +40,24 @@ def test_feedback_equals_a_loop(data, rows, difficulty, count, max_prompts) -> N
     whole = rows_of(table, "user", "history", "chosen", "rejected")
     assert len(sample) == min(max_prompts or len(whole), len(whole))
     assert all(row in whole for row in rows_of(sample, "user", "history", "chosen", "rejected"))
+
+
+@settings(max_examples=20)
+@given(st.data(), training_rows, st.sampled_from(["title", "semantic_id"]), st.integers(1, 3))
+def test_feedback_tells_items_apart_by_how_they_are_written(data, rows, surface, count) -> None:
+    """As a loop does over rows in which the first of the items that are written the same stands for all of them."""
+    surfaces = make_catalog(surface).surfaces
+    rows = [*rows, (0, [0], [1])]
+    scores = [*data.draw(scores_of(rows[:-1])), [1.0, 5.0]]
+    merged = [(user, *([surfaces.index(surfaces[item]) for item in part] for part in parts)) for user, *parts in rows]
+    told = oracle.feedback(merged, scores, (5, 5), CUTS["easy"])
+    options = {"difficulty": "easy", "num_negatives": count, "catalog": make_catalog(surface)}
+    table = feedback_candidates(make_split(rows, scores), **options)
+    own = [possible for *_, possible in oracle.feedback(rows, scores, (5, 5), CUTS["easy"])]
+    for rejected, (*_, possible), whole in zip(table[:]["rejected"], told, own, strict=True):
+        written = [surfaces.index(surfaces[item]) for item in rejected]
+        assert set(written) <= possible and len(set(written)) == len(written) == min(count, len(possible))
+        assert set(rejected) <= whole  # not any item that is written so, but one that the user scored
 
 
 def test_which_negatives_depends_on_seed_and_target() -> None:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.schedule.loops import STAGES, make_schedule, make_start, run
 from tests.trainer.killing import log_of, run_to_the_end, start
-from trl_rec import Recommender, load, run_stages
-from trl_rec.schedule import conclude_stages, stage_table
+from tests.trainer.test_bear_distributed import launcher
+from trl_rec import PreferenceStage, Recommender, load, run_stages
+from trl_rec.schedule import conclude_stages, loop, stage_table
 
 
 NAMES = ["1-self_play-easy", "2-feedback-hard", "3-random-any"]
@@ -81,6 +88,10 @@ def test_a_report_and_the_floors_are_told(finished: Any, folder: Path, capsys: p
     told = capsys.readouterr().out
     assert "1 self_play-easy" in told and "transition" in told
     assert json.loads((output / "stages.json").read_text()) == reports
+    recipe = json.loads((output / "recipe.json").read_text())
+    assert recipe["stages"][2]["learning_rate"] == 0.05 and recipe["beta"] == 1.0 and recipe["surface"] == "semantic_id"
+    logged = [json.loads(line) for line in (output / "eval.jsonl").read_text().splitlines()]
+    assert [entry["loss"] for entry in logged if entry["stage"] == 2 and "loss" in entry] == losses(output / NAMES[1])
     assert stage_table(reports, "eval_ndcg@10").splitlines()[0].split()[:3] == ["stage", "prompts", "none"]
 
 
@@ -119,14 +130,42 @@ def test_a_stage_without_negatives_is_passed_over(folder: Path, tmp_path: Path) 
         assert weights(tmp_path) == weights(folder / "sft")
 
 
-def test_another_plan_in_the_same_folder_is_refused(finished: Any, folder: Path) -> None:
-    output, _ = finished
-    with pytest.raises(ValueError, match="differs in its stages"):
-        run_stages(STAGES[:2], folder / "sft", make_schedule(folder, output))
-    with pytest.raises(ValueError, match="differs in its config"):
-        run(folder, output, beta=0.3)
-    with pytest.raises(ValueError, match="keep must be"):
-        make_schedule(folder, output, keep="all")
+def test_what_was_no_improvement_is_undone(folder: Path, tmp_path: Path) -> None:
+    schedule = make_schedule(folder, tmp_path, keep="best", learning_rate=0.0, max_steps=1)
+    report = run_stages([PreferenceStage("random", num_negatives=3, max_prompts=8)], folder / "sft", schedule)[0]
+    assert report["after"] == report["before"] and not report["kept"]
+    assert weights(tmp_path) == weights(folder / "sft")
+
+
+def test_only_the_policy_is_copied(folder: Path, tmp_path: Path) -> None:
+    """Where no stage was kept, the last policy is the one that the schedule began with, and its folder is a run's."""
+    start, output = tmp_path / "sft", tmp_path / "out"
+    shutil.copytree(folder / "sft", start)
+    for name in ("checkpoint-5", "2-random-any"):
+        (start / name).mkdir()
+    for name in ("metrics.json", "recipe.json", "eval.jsonl", "plan.json", "stages.json"):
+        (start / name).write_text("{}")
+    schedule = make_schedule(folder, output, keep="best", learning_rate=0.0, max_steps=1)
+    run_stages([PreferenceStage("random", num_negatives=3, max_prompts=8)], start, schedule)
+    assert weights(output) == weights(start)
+    assert {path.name for path in output.iterdir() if path.is_dir()} == {"1-random-any", "catalog"}
+    assert {"metrics.json", "recipe.json", "eval.jsonl", "stages.json"}.isdisjoint(path.name for path in output.iterdir())
+
+
+def test_models_are_freed_before_the_next_stage(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def load_and_count(load: Any, *arguments: Any) -> Any:
+        alive.append(sum(known() is not None for known in loaded))
+        loaded.append(weakref.ref(model := on_device(load, *arguments)))
+        return model
+
+    on_device = loop._on_device
+    monkeypatch.setattr(loop, "_on_device", load_and_count)
+    short = PreferenceStage("random", num_negatives=3, max_prompts=8, max_steps=1)
+    run_stages([short] * 2, folder / "sft", make_schedule(folder, tmp_path))
+    assert alive == [0, 1, 0, 1]  # a policy, then its reference
 
 
 @pytest.mark.slow
@@ -146,3 +185,20 @@ def test_killed_five_times_it_ends_with_the_same_weights(finished: Any, folder: 
         assert process.exitcode == -signal.SIGKILL, log_of(output)
     run_to_the_end(partial(run, folder), output)
     assert weights(output) == weights(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "zero2"])
+def test_two_processes_equal_one(name: str, finished: Any, folder: Path, tmp_path: Path) -> None:
+    whole, _ = finished
+    script = Path(__file__).parent / "loops.py"
+    command = [sys.executable, *launcher(name, tmp_path), script, folder, tmp_path / "out", 4]
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=400, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = load_file(whole / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert one.keys() == two.keys() - {"lm_head.weight"}  # DeepSpeed also saves the tied output embedding
+    if "lm_head.weight" in two:
+        assert torch.equal(two["lm_head.weight"], two["model.embed_tokens.weight"])
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5)

@@ -18,6 +18,15 @@ def test_a_stage_replaces_only_what_it_says() -> None:
     assert stage.liked == (4, 5) and stage.disliked == (1, 2)
 
 
+def test_numbers_may_be_written_as_text() -> None:
+    """YAML 1.1 reads `1e-5` as text."""
+    stage = read_stages(
+        [{"source": "feedback", "learning_rate": "1e-5", "max_prompts": "1e3", "max_steps": -1, "sft_weight": 0}]
+    )[0]
+    assert stage.training == {"learning_rate": 1e-5, "max_steps": -1, "sft_weight": 0.0}
+    assert stage.max_prompts == 1000 and isinstance(stage.max_prompts, int)
+
+
 def test_the_difficulty_left_out_is_the_sources_last() -> None:
     assert [PreferenceStage(source).difficulty for source in ("self_play", "feedback", "random")] == ["any", "hard", "any"]
 
@@ -30,6 +39,19 @@ def test_the_difficulty_left_out_is_the_sources_last() -> None:
         ([{"source": "random"}, {"source": "random", "lr": 1}], "stage 2: there is no key 'lr'"),
         ([{"source": "beams"}], "unknown source 'beams'"),
         ([{"source": "feedback", "difficulty": "medium"}], "feedback negatives are easy, hard, not 'medium'"),
+        (["self_play"], "stage 1 is 'self_play'"),
+        ([{"source": "random"}, {"source": 3}], "stage 2: source must be a word, not 3"),
+        ([{"source": "feedback", "liked": 5}], "stage 1: liked must be a lowest and a highest rating"),
+        ([{"source": "feedback", "liked": [5, 4]}], "stage 1: liked must be a lowest and a highest rating"),
+        ([{"source": "feedback", "neutral": [3, "x"]}], "stage 1: neutral must be of finite numbers"),
+        ([{"source": "random", "learning_rate": "fast"}], "stage 1: learning_rate must be a number, not 'fast'"),
+        ([{"source": "random", "learning_rate": 0}], "stage 1: learning_rate must be above 0"),
+        ([{"source": "random", "beta": -1}], "stage 1: beta must be above 0"),
+        ([{"source": "random", "sft_weight": -1}], "stage 1: sft_weight must be at least 0"),
+        ([{"source": "random", "num_negatives": 0}], "stage 1: num_negatives must be a whole number of at least 1"),
+        ([{"source": "random", "num_negatives": None}], "stage 1: num_negatives must be a number, not None"),
+        ([{"source": "self_play", "num_beams": 2.5}], "stage 1: num_beams must be a whole number of at least 1"),
+        ([{"source": "random", "max_prompts": True}], "stage 1: max_prompts must be a number, not True"),
     ],
 )
 def test_bad_stages_get_one_clear_sentence(entries: list[dict], message: str) -> None:

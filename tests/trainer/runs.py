@@ -24,6 +24,8 @@ from trl_rec.ragged import Ragged
 
 
 QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+PASSED_ON = ("peft_config", "callbacks", "eval_dataset", "data_collator", "compute_metrics", "preprocess_logits_for_metrics")
+PASSED_ON += ("compute_loss_func", "formatting_func")
 
 
 def make_folder(folder: Path) -> RecDataset:
@@ -44,7 +46,7 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
     model = options.pop("model", None) or load_model(folder / "model")
     dataset, tokenizer = load(folder / "data"), load_tokenizer(folder / "model")
     tokenizer.padding_side = options.pop("padding_side", "left")
-    extra = {name: options.pop(name) for name in ("peft_config", "callbacks", "eval_dataset") if name in options}
+    extra = {name: options.pop(name) for name in PASSED_ON if name in options}
     defaults = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.1, "lr_scheduler_type": "constant"}
     defaults["optim"] = "sgd"  # Adam turns the rounding of a gradient that is zero into a step
     defaults |= {"max_length": 96, "save_strategy": "no", "gradient_checkpointing": False}

@@ -215,6 +215,23 @@ def test_options_without_effect_are_refused(options: dict, message: str, tmp_pat
         BearConfig(str(tmp_path), **QUIET, **options)
 
 
+REFUSED = ["data_collator", "compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func", "formatting_func"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_arguments_without_use_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"BearTrainer cannot use {name}, since .*; leave it out"):
+        make_trainer(folder, tmp_path, **{name: lambda given: given})
+
+
+def test_prediction_and_a_frozen_model_are_refused(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(folder, tmp_path, data_collator=None)
+    with pytest.raises(ValueError, match="keeps no logits to predict with; call rank"):
+        trainer.predict(trainer.train_dataset)
+    with pytest.raises(ValueError, match="no parameter of the model is trainable"):
+        make_trainer(folder, tmp_path, model=load_model(folder / "model").requires_grad_(False))
+
+
 def test_wrong_rows_are_refused(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     common = {"processing_class": load_tokenizer(folder / "model"), "catalog": dataset.catalog}
     config = BearConfig(str(tmp_path), max_length=96, **QUIET)
@@ -235,7 +252,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
         make_trainer(folder, tmp_path, model=model).train()
 
 
-@pytest.mark.parametrize("name", ["compute_loss", "evaluate", "_prepare_dataset", "_save_checkpoint", "save_model", "train"])
+@pytest.mark.parametrize(
+    "name", ["compute_loss", "evaluate", "_prepare_dataset", "_save_checkpoint", "save_model", "train", "predict"]
+)
 def test_overridden_methods_still_have_trls_signature(name: str) -> None:
     """A new TRL that adds or renames a parameter fails here, not in somebody's run."""
     theirs = list(inspect.signature(getattr(SFTTrainer, name)).parameters)

@@ -1,5 +1,6 @@
 """What the mixin promises of checkpoints at any moment, and of FSDP."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -86,11 +87,40 @@ def test_fsdp_refuses_to_rank_and_says_what_to_do(folder: Path, tmp_path: Path, 
     assert trainer.state.global_step == 0  # before the first step, not at the first evaluation
 
 
+def test_fsdp_refuses_to_rank_any_of_several_sets(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    validation = load(folder / "data").validation
+    rows = make_trainer(folder, tmp_path).train_dataset
+    options = {"eval_strategy": "steps", "eval_steps": 2}
+    trainer = make_trainer(folder, tmp_path, eval_dataset={"rows": rows, "users": validation}, **options)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    with pytest.raises(ValueError, match="FSDP cannot rank lists during training"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("told", [{"use_reentrant": True}, {"use_reentrant": False, "every_n_layers": 2}])
+def test_a_ranking_leaves_checkpointing_as_it_was(folder: Path, tmp_path: Path, told: dict) -> None:
+    trainer = make_trainer(folder, tmp_path, max_steps=1, gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(told))
+    trainer.train()
+
+    def settings() -> list[tuple[bool, dict]]:
+        layers = [layer for layer in trainer.model.modules() if "_gradient_checkpointing_func" in vars(layer)]
+        return [(layer.gradient_checkpointing, layer._gradient_checkpointing_func.keywords) for layer in layers]
+
+    before = settings()
+    trainer.rank(load(folder / "data").validation)
+    assert settings() == before and {"use_reentrant": told["use_reentrant"]} in [keywords for _, keywords in before]
+    assert ({True, False} if "every_n_layers" in told else {True}) == {enabled for enabled, _ in before}
+
+
 def test_under_fsdp_a_run_ends_with_the_model_saved_and_a_word_on_ranking(
     folder: Path, tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer, saved = make_trainer(folder, tmp_path), []
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
     monkeypatch.setattr(trainer, "save_model", lambda: saved.append(True))  # there is no FSDP plugin here to gather the weights
+    monkeypatch.setattr(trainer.state, "log_history", [{"loss": 1.5, "step": 1}, {"loss": 1.0, "step": 2}])
     assert conclude(trainer, load(folder / "data"), {}) == {}
     assert saved and "run trl-rec evaluate" in caplog.text
+    assert [json.loads(line)["loss"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()] == [1.5, 1.0]
+    assert json.loads((tmp_path / "recipe.json").read_text())["max_length"] == 96

@@ -317,6 +317,20 @@ def test_splits_are_ranked_where_the_best_model_is_looked_for(folder: Path, data
     assert {"test_ndcg@5"} <= trainer.evaluate(dataset.test, metric_key_prefix="test").keys()
 
 
+def test_a_ranking_leaves_the_training_metrics_alone(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 3, "logging_steps": 4, "eval_ks": [5]}
+    trainer = make_trainer(folder, tmp_path, eval_dataset=dataset.validation, **options)
+    trainer.train()
+    ranked, logged = trainer.state.log_history[:2]
+    assert "eval_ndcg@5" in ranked and {name for name in ranked if not name.startswith("eval_")} == {"epoch", "step"}
+    assert "loss" in logged and logged["rewards/margins"] != 0
+    whole = make_trainer(folder, tmp_path, logging_steps=4)
+    whole.train()
+    told = whole.state.log_history[0]
+    names = ("rewards/margins", "logps/chosen", "softmax_dpo/num_rejected")  # means over all four steps
+    assert [logged[name] for name in names] == pytest.approx([told[name] for name in names])
+
+
 @pytest.mark.parametrize("precompute", [False, True])
 def test_several_evaluation_sets_each_get_theirs(folder: Path, dataset: RecDataset, tmp_path: Path, precompute: bool) -> None:
     sets = {"pairs": preference_table(dataset, seed=1), "users": dataset.validation}
@@ -397,6 +411,8 @@ def test_without_a_catalogue_it_is_a_trainer_like_any_other(tmp_path: Path) -> N
         ({"use_weighting": True}, "use_weighting=True has no effect here"),
         ({"padding_free": True}, "padding_free=True has no effect here"),
         ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' has no effect here"),
+        ({"pad_to_multiple_of": 64}, "pad_to_multiple_of=64 has no effect here"),
+        ({"pad_to_multiple_of": "8"}, "pad_to_multiple_of='8' has no effect here"),
         ({"pad_token": "<eos>"}, "pad_token='<eos>' has no effect here"),
         ({"normalize": "items"}, "normalize must be 'vocabulary' or 'catalogue', not 'items'"),
         ({"beta": 0.0}, "beta must be positive, not 0.0"),
@@ -405,6 +421,29 @@ def test_without_a_catalogue_it_is_a_trainer_like_any_other(tmp_path: Path) -> N
 def test_options_without_effect_are_refused(options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         SoftmaxDPOConfig(str(tmp_path), **QUIET, **options)
+
+
+def test_defaults_that_differ_from_trls(tmp_path: Path) -> None:
+    config = SoftmaxDPOConfig(str(tmp_path), **QUIET)
+    assert (config.learning_rate, config.pad_to_multiple_of) == (1e-5, None)
+    assert DPOConfig(str(tmp_path), **QUIET).learning_rate == 1e-6  # else ours can go
+    assert SoftmaxDPOConfig(str(tmp_path), pad_to_multiple_of="none", **QUIET).pad_to_multiple_of is None
+
+
+@pytest.mark.parametrize("name", ["data_collator", "compute_metrics"])
+def test_arguments_without_use_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"SoftmaxDPOTrainer cannot use {name}, since .*; leave it out"):
+        make_trainer(folder, tmp_path, **{name: lambda given: given})
+    trainer = make_trainer(folder, tmp_path, **{name: None})
+    with pytest.raises(ValueError, match="keeps no logits to predict with; call rank"):
+        trainer.predict(trainer.train_dataset)
+
+
+def test_a_model_with_nothing_to_train_is_refused(folder: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules="all-linear")
+    for model in (load_model(folder / "model"), get_peft_model(load_model(folder / "model"), lora)):
+        with pytest.raises(ValueError, match="no parameter of the model is trainable; load an adapter with .*load_policy"):
+            make_trainer(folder, tmp_path, model=model.requires_grad_(False))
 
 
 def token_rows(**changed: Any) -> Dataset:
@@ -450,7 +489,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
 
 
 OVERRIDDEN = ["compute_loss", "compute_ref_log_probs", "_precompute_ref_logps", "_set_signature_columns_if_needed", "evaluate"]
-OVERRIDDEN += ["evaluation_loop", "train", "save_model", "create_model_card", "_save_checkpoint", "_prepare_dataset"]
+OVERRIDDEN += ["evaluation_loop", "train", "save_model", "create_model_card", "_save_checkpoint", "_prepare_dataset", "predict"]
 
 
 def test_every_overridden_method_is_looked_at() -> None:

@@ -1,20 +1,18 @@
-"""Preferences as token ids: one prompt, one chosen and any number of rejected completions a row.
+"""Preferences among items: a history, one chosen and any number of rejected items a row, read and written as token ids.
 
-They come as items (a preference table: `user history chosen rejected`), as text, or as conversations. Prompt and completions
-are tokenised apart, so that the boundary between them never depends on a merge. A prompt that is too long loses its oldest
-part; a completion is never cut.
+The model sees how items are written and nothing else, so of the rejected items of a row that are written alike one is kept, and
+none that is written like the chosen one. A prompt that is too long loses its oldest items; a completion is never cut.
+Preferences given as texts are tokenised in `preference_texts`.
 """
 
 from __future__ import annotations
 
-from os.path import commonprefix
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value, load_dataset
+from datasets import Dataset, load_dataset
 
 from trl_rec.data.dataset import refuse_unless_train, split_rows
 from trl_rec.data.prompts import PromptFormat
@@ -22,21 +20,20 @@ from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 TABLE = {"history", "chosen", "rejected"}
-TEXT = {"prompt", "chosen", "rejected"}
-TOKENS = {"prompt_ids", "chosen_ids", "rejected_ids"}
-IDS = List(Value("int64"))
+logger = logging.getLogger(__name__)
 
 
 def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset:
     """Preferences from a JSONL, JSON, Parquet or CSV file, or the training split of a dataset on the hub.
 
+    The rows count as training rows, as nothing in a file tells whether they hold items of the validation or test split: that
+    check is the caller's. A table of items may have a column `user` (places in `RecDataset.users`), which is kept;
+    `trl_rec.schedule.refuse_leaking_candidates` then holds the table against the training split.
+
     Args:
-        source: The file, or the hub id.
+        source: The file, or the hub id. A CSV file has no lists, so it can hold texts with one rejected, but no histories.
         catalog (*optional*): With it, and with a column `history`, the rows are a preference table whose items are given by
             their ids.
     """
@@ -46,15 +43,28 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
     rows = load_dataset(source, split="train") if kind is None else load_dataset(kind, data_files=source, split="train")
     if catalog is None or "history" not in rows.column_names:
         return rows
+    if kind == "csv":
+        raise ValueError(f"{source} has a column history, but CSV holds no lists of items; give JSONL or Parquet")
     table = rows.with_format("arrow")[:]
     columns = {name: _indices(table[name].combine_chunks(), catalog) for name in ("history", "chosen", "rejected")}
+    if "user" in table.column_names:
+        columns["user"] = table["user"]
     return Dataset(pa.table(columns), split="train")
+
+
+def _indices(ids: pa.Array, catalog: ItemCatalog) -> pa.Array:
+    """Indices in place of ids, in lists of them too."""
+    if not pa.types.is_list(ids.type):
+        return pa.array(catalog.index_of(ids.cast(pa.string())), pa.int32())
+    rows = Ragged.from_arrow(ids)
+    return Ragged(catalog.index_of(pa.array(rows.values).cast(pa.string())), rows.offsets).to_arrow()
 
 
 def preference_rows(
     table: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None, training: bool = True
 ) -> Dataset:
-    """Token rows of a preference table.
+    """Token rows of a preference table. Rejected items that are written like the chosen one, or like an earlier one of the
+    row, are left out, and their number is logged; the chosen item itself among the rejected is refused.
 
     Args:
         table: `history` and `rejected` are lists of item indices, `chosen` is one.
@@ -75,6 +85,7 @@ def preference_rows(
     clash = rejected.row_ids[rejected.values == chosen[rejected.row_ids]]
     if len(clash):
         raise ValueError(f"row {clash[0]}: item {chosen[clash[0]]} is both chosen and rejected; take it out of one of the two")
+    rejected = _told_apart(chosen, rejected, prompt_format.paths)
     columns = {
         "prompt_ids": prompt_format.encode(history, max_length=max_length).to_arrow(),
         "chosen_ids": prompt_format.paths.take(chosen).to_arrow(),
@@ -100,78 +111,26 @@ def _refuse_unknown(name: str, items: Ragged, num_items: int) -> None:
         )
 
 
-def refuse_empty(rows: Dataset) -> None:
-    """Refuses token rows in which a prompt or a completion has no token."""
-    table = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:]
-    columns = {name: (table[name], np.arange(len(rows))) for name in ("prompt_ids", "chosen_ids")}
-    several = Ragged.from_lengths(np.arange(0), pc.list_value_length(table["rejected_ids"]).to_numpy())
-    columns["rejected_ids"] = pc.list_flatten(table["rejected_ids"]), several.row_ids
-    for name, (texts, numbers) in columns.items():
-        if not pa.types.is_null(texts.type) and (place := pc.index(pc.list_value_length(texts), 0).as_py()) >= 0:
-            raise ValueError(f"row {numbers[place]}: {name} holds a text without any token; leave it out")
-
-
-def tokenize_preferences(
-    texts: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, num_proc: int | None = None
-) -> Dataset:
-    """Token rows of texts or conversations.
-
-    Args:
-        texts: `prompt` and `chosen` are texts or lists of messages, `rejected` is one or a list of such.
-        tokenizer: Ends every text with its EOS; conversations end as its chat template says.
-        max_length (*optional*): Most tokens of a prompt and its longest completion: longer prompts lose their beginning, and
-            rows without room for any of the prompt are left out.
-        num_proc (*optional*): Processes to tokenise with.
-
-    Returns:
-        `datasets.Dataset` with `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).
-    """
-    rows = texts.map(
-        _tokenize,
-        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
-        remove_columns=texts.column_names,
-        features=Features({"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": List(IDS)}),
-        num_proc=num_proc,
-        desc="tokenizing preferences",
+def _told_apart(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
+    """The rejected items without those whose path is the chosen's, or that of an earlier one of the row."""
+    codes, rows = _path_codes(paths), rejected.row_ids
+    written = codes[rejected.values]
+    first = np.zeros(len(rows), bool)
+    first[np.unique(rows * len(paths) + written, return_index=True)[1]] = True
+    kept = first & (written != codes[chosen][rows])
+    if kept.all():
+        return rejected
+    logger.warning(
+        "left out %d of %d rejected items: they are written like the chosen one, or an earlier one of their row",
+        (~kept).sum(),
+        len(kept),
     )
-    return rows.filter(len, input_columns="prompt_ids", num_proc=num_proc, desc="leaving out what is too long")
+    return Ragged.from_lengths(rejected.values[kept], np.bincount(rows[kept], minlength=len(rejected)))
 
 
-def _indices(ids: pa.Array, catalog: ItemCatalog) -> pa.Array:
-    """Indices in place of ids, in lists of them too."""
-    if not pa.types.is_list(ids.type):
-        return pa.array(catalog.index_of(ids.cast(pa.string())), pa.int32())
-    rows = Ragged.from_arrow(ids)
-    return Ragged(catalog.index_of(pa.array(rows.values).cast(pa.string())), rows.offsets).to_arrow()
-
-
-def _tokenize(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> dict[str, Any]:
-    several = row["rejected"]
-    if isinstance(several, str) or (several and isinstance(several[0], dict)):  # one text, or the messages of one
-        several = [several]
-    if isinstance(row["prompt"], str):
-        prompt = tokenizer(row["prompt"])["input_ids"]
-        chosen, *rejected = (_ended(text, tokenizer) for text in (row["chosen"], *several))
-    else:
-        prompt, chosen, *rejected = _chat(row["prompt"], [row["chosen"], *several], tokenizer)
-    if max_length is not None:
-        room = max_length - max(map(len, (chosen, *rejected)))
-        prompt = prompt[-room:] if room > 0 else []
-    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-
-
-def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
-
-
-def _chat(
-    prompt: list[dict[str, Any]], completions: list[list[dict[str, Any]]], tokenizer: PreTrainedTokenizerBase
-) -> list[list[int]]:
-    """The prompt's ids and each completion's. A template may write a prompt that is to be answered otherwise than one that
-    has been answered: the prompt ends where they part."""
-    asked: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    answered: list[Any] = [tokenizer.apply_chat_template(prompt + completion, tokenize=False) for completion in completions]
-    shared = commonprefix([asked, *answered])
-    texts = [shared, *(text[len(shared) :] for text in answered)]
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+def _path_codes(paths: Ragged) -> np.ndarray:
+    """`(num_items,)`: the same number below `num_items` for items that are written the same."""
+    codes, tokens = np.zeros(len(paths), np.int64), paths.padded() + 1
+    for level in tokens.T:
+        codes = np.unique(codes * (tokens.max() + 1) + level, return_inverse=True)[1]
+    return codes

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_rec.items.catalog import ItemCatalog
-from trl_rec.models.loading import load_model, load_tokenizer
+from trl_rec.models.loading import load_policy, load_tokenizer
 from trl_rec.models.scratch import make_model, make_tokenizer
 from trl_rec.models.tokens import add_item_tokens, new_token_modules
 
@@ -28,7 +28,7 @@ class RecModelConfig(ModelConfig):
         hidden_size (`int`, *optional*, defaults to `64`): Width.
         num_layers (`int`, *optional*, defaults to `2`): Layers.
         num_heads (`int`, *optional*, defaults to `2`): Attention heads a layer.
-        dropout (`float`, *optional*, defaults to `0.2`): Dropout on the attention weights.
+        dropout (`float`, *optional*, defaults to `0.2`): Dropout on the attention weights and on what each layer adds.
     """
 
     hidden_size: int = field(default=64, metadata={"help": "width of a model from nothing"})
@@ -38,7 +38,12 @@ class RecModelConfig(ModelConfig):
 
 
 def build_model(
-    catalog: ItemCatalog, config: RecModelConfig, *, max_length: int | None = None, seed: int = 0
+    catalog: ItemCatalog,
+    config: RecModelConfig,
+    *,
+    max_length: int | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PeftConfig | None]:
     """Model, tokenizer and adapter configuration, ready for a trainer.
 
@@ -47,14 +52,16 @@ def build_model(
         config: What to load or make.
         max_length: Most tokens of a text, for a model from nothing.
         seed: Of a model from nothing.
+        trust_remote_code: Whether code that comes with a model is run.
     """
     if config.model_name_or_path is None:
         item_tokenizer = make_tokenizer(catalog)
         size = {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
         return model, item_tokenizer, get_peft_config(config)
-    options = loading_options(config)
-    model, tokenizer = load_model(config.model_name_or_path, **options), load_tokenizer(config.model_name_or_path)
+    options = loading_options(config, trust_remote_code)
+    model = load_policy(config.model_name_or_path, **options)
+    tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=trust_remote_code or None)
     new = add_item_tokens(model, tokenizer, catalog)
     adapter: Any = get_peft_config(config)
     if adapter is not None and new:
@@ -62,13 +69,18 @@ def build_model(
     return model, tokenizer, adapter
 
 
-def loading_options(config: ModelConfig) -> dict[str, Any]:
-    """What [`load_model`] is given for a recipe's model: number format, attention, and quantisation if asked for."""
+def loading_options(config: ModelConfig, trust_remote_code: bool = False) -> dict[str, Any]:
+    """What [`load_model`] is given for a recipe's model: number format, attention, and quantisation if asked for.
+
+    `trust_remote_code` is the trainer configuration's: TRL has it there, and not in its `ModelConfig`.
+    """
     options: dict[str, Any] = {
         "dtype": config.dtype,
         "attn_implementation": config.attn_implementation,
         "revision": config.model_revision,
     }
+    if trust_remote_code:
+        options["trust_remote_code"] = True
     quantization = get_quantization_config(config)
     if quantization is not None:
         options["quantization_config"] = quantization

@@ -30,6 +30,13 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
     return keep_differentiable(model)
 
 
+def load_policy(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
+    """As [`load_model`], but a folder's adapter can go on training; `load_model` freezes it, and its base with it."""
+    if (Path(name_or_path) / "adapter_config.json").is_file():
+        options["is_trainable"] = True
+    return load_model(name_or_path, **options)
+
+
 def keep_differentiable(model: Any) -> Any:
     """The model, whose 4-bit layers will still pass gradients after they have been used in evaluation mode on a CPU.
 

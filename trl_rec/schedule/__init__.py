@@ -24,7 +24,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "PreferenceStage": "stages",
-        "Schedule": "loop",
+        "Schedule": "plan",
         "align3gr_stages": "stages",
         "conclude_stages": "conclusion",
         "read_stages": "stages",

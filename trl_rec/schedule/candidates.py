@@ -1,7 +1,8 @@
 """Where the negatives of preference training come from: the policy's own beams, sorted by difficulty, or chance.
 
 All makers of candidates give a *preference table*: `user, history, chosen, rejected`, item indices, one row a prompt. The
-rejected items of a row are distinct, never the chosen one, and there may be none.
+rejected items of a row are distinct, never the chosen one, and there may be none. So are their texts where the maker is given
+the catalogue: items that are written the same are one to the model.
 
 Legend: N prompts, W beams of each, best first, -1 where there is none.
 """
@@ -20,7 +21,7 @@ from trl_rec.ragged import Ragged
 from trl_rec.schedule.difficulty import DIFFICULTIES, self_play_buckets
 from trl_rec.schedule.draws import draw
 from trl_rec.schedule.prefixes import column, refuse_unless_prefixes
-from trl_rec.schedule.training_pairs import TrainingPairs
+from trl_rec.schedule.training_pairs import TrainingPairs, surface_codes
 
 
 def self_play_candidates(
@@ -56,7 +57,15 @@ def self_play_candidates(
     return preference_table(prefixes, Ragged.from_lengths(beams[keep], keep.sum(1)))
 
 
-def random_candidates(prefixes: Dataset, num_items: int, *, train: Dataset, num_negatives: int = 20, seed: int = 0) -> Dataset:
+def random_candidates(
+    prefixes: Dataset,
+    num_items: int,
+    *,
+    train: Dataset,
+    num_negatives: int = 20,
+    seed: int = 0,
+    catalog: ItemCatalog | None = None,
+) -> Dataset:
     """Preference table with negatives drawn evenly from the items that the user did not choose in training, the baseline of
     Softmax-DPO. Which ones is a function of the seed and the row.
 
@@ -66,17 +75,22 @@ def random_candidates(prefixes: Dataset, num_items: int, *, train: Dataset, num_
         train: The training split that the prefixes come from.
         num_negatives: Negatives of a prompt; fewer where the catalogue has no more.
         seed: Chooses them.
+        catalog (*optional*): Needed where items may be written the same. Those then count as one item, the first of them.
     """
     refuse_unless_prefixes(prefixes)
     refuse_no_negatives(num_negatives)
-    users, known = column(prefixes, "user"), TrainingPairs.read(train)
-    targets = column(prefixes, "target")
+    if catalog is not None and len(catalog) != num_items:
+        raise ValueError(f"num_items={num_items}, but the catalogue has {len(catalog)} items; give the catalogue of the data")
+    codes = np.arange(num_items) if catalog is None else surface_codes(catalog)
+    users, known = column(prefixes, "user"), TrainingPairs.read(train, codes)
+    targets = codes[column(prefixes, "target")]
+    first = np.unique(codes, return_index=True)[1]
 
-    def allowed(at: np.ndarray, items: np.ndarray) -> np.ndarray:
-        return (items != targets[at]) & ~known.hold(users[at], items)
+    def allowed(at: np.ndarray, written: np.ndarray) -> np.ndarray:
+        return (written != targets[at]) & ~known.hold(users[at], written)
 
-    drawn = draw(np.arange(len(prefixes)), num_negatives, num_items, seed, allowed)
-    return preference_table(prefixes, Ragged.from_lengths(drawn[drawn >= 0], (drawn >= 0).sum(1)))
+    drawn = draw(np.arange(len(prefixes)), num_negatives, len(first), seed, allowed)
+    return preference_table(prefixes, Ragged.from_lengths(first[drawn[drawn >= 0]], (drawn >= 0).sum(1)))
 
 
 def preference_table(prefixes: Dataset, rejected: Ragged) -> Dataset:

@@ -13,11 +13,13 @@ from accelerate import PartialState
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, rank_split, write_metrics
 from trl_rec.models.loading import load_model, load_tokenizer
-from trl_rec.schedule.loop import Schedule
+from trl_rec.schedule.checks import refuse_sharding
+from trl_rec.schedule.plan import Schedule
+from trl_rec.trainer.conclusion import write_run
 
 
 def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedule: Schedule) -> dict[str, Evaluation]:
-    """Prints two tables, writes `metrics.json` and `stages.json`, and returns results on the test split by name.
+    """Prints two tables, makes `output_dir` a run folder, and returns results on the test split by name.
 
     Args:
         reports: What `run_stages` returned.
@@ -25,6 +27,7 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         schedule: What all stages shared.
     """
     config, dataset = schedule.config, schedule.dataset
+    refuse_sharding(config)
     measured: dict[str, Any] = {"split": "test", "ks": config.eval_ks}
     results = evaluate_floors(dataset, exclude_history=config.eval_exclude_history, **measured)
     for name, folder in (("before", start), ("after", schedule.output)):
@@ -38,6 +41,7 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
             settings=settings,
             **measured,
         )
+        write_run(schedule.output, config, _recipe(start, schedule), _logged(reports, schedule))
         (schedule.output / "stages.json").write_text(json.dumps(list(reports), indent=2) + "\n", encoding="utf-8")
         history = "excluded" if config.eval_exclude_history else "not excluded"
         print(stage_table(reports, schedule.metric), end="\n\n")  # noqa: T201
@@ -72,6 +76,24 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
         f"before, after: {metric.removeprefix('eval_')} on the validation split; kept: handed on to the next stage",
     ]
     return "\n".join([*lines, "", *legend])
+
+
+def _recipe(start: str | Path, schedule: Schedule) -> dict[str, Any]:
+    """What a recipe says besides the trainer's configuration."""
+    dataset, plan = schedule.dataset, json.loads((schedule.output / "plan.json").read_text(encoding="utf-8"))
+    stages = [stage for name, stage in plan.items() if name.startswith("stage ")]
+    told = {"dataset": str(dataset.path), "surface": dataset.catalog.surface, "model_name_or_path": str(start)}
+    return {**told, "keep": schedule.keep, "stages": stages}
+
+
+def _logged(reports: Sequence[dict[str, Any]], schedule: Schedule) -> list[dict[str, Any]]:
+    """What the stages logged, one after the other; a stage that was passed over logged nothing."""
+    entries: list[dict[str, Any]] = []
+    for report in reports:
+        path = schedule.output / f"{report['stage']}-{report['name']}" / "eval.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        entries += [{"stage": report["stage"], **json.loads(line)} for line in lines]
+    return entries
 
 
 def _rank(folder: str | Path, schedule: Schedule) -> Any:

@@ -6,14 +6,12 @@ Legend: N prompts, W beams of each, best first, -1 where there is none.
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.columns import encode
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged
 from trl_rec.schedule.prefixes import column, refuse_unless_prefixes
-from trl_rec.schedule.training_pairs import TrainingPairs
+from trl_rec.schedule.training_pairs import TrainingPairs, surface_codes
 
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -36,7 +34,7 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
     refuse_unless_prefixes(prefixes)
     _refuse_unfit_beams(beams, len(prefixes), len(catalog))
     targets = column(prefixes, "target")
-    possible = _possible(column(prefixes, "user"), targets, beams, _surface_codes(catalog), train)
+    possible = _possible(column(prefixes, "user"), targets, beams, surface_codes(catalog), train)
     if catalog.surface == "semantic_id":
         level = np.minimum(_common_prefix(catalog, beams, targets), 2)
     else:
@@ -71,11 +69,6 @@ def _seen_before(values: np.ndarray) -> np.ndarray:
     seen = np.empty_like(same)
     np.put_along_axis(seen, order, same, 1)
     return seen
-
-
-def _surface_codes(catalog: ItemCatalog) -> np.ndarray:
-    """`(num_items,)`: the same number for items that are written the same."""
-    return encode(pa.chunked_array([pa.array(catalog.surfaces, pa.string())]))[0]
 
 
 def _common_prefix(catalog: ItemCatalog, beams: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -7,17 +7,19 @@ come from the training split.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from datasets import Dataset
 
 from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join
 from trl_rec.schedule.candidates import preference_table, refuse_no_negatives
 from trl_rec.schedule.draws import draw_below
 from trl_rec.schedule.prefixes import column, prefixes_at, ratings_of, refuse_misaligned, sampled
-from trl_rec.schedule.training_pairs import pair_keys
+from trl_rec.schedule.training_pairs import pair_keys, surface_codes
 
 
 Cut: TypeAlias = tuple[float, float]
@@ -36,6 +38,7 @@ def feedback_candidates(
     max_prompts: int | None = None,
     max_history: int | None = None,
     seed: int = 0,
+    catalog: ItemCatalog | None = None,
 ) -> Dataset:
     """Preference table with a prompt for each training target that the user liked.
 
@@ -54,6 +57,8 @@ def feedback_candidates(
         max_prompts (*optional*): Most prompts, drawn evenly by the seed.
         max_history (*optional*): Most items of a history, the newest ones.
         seed: Chooses prompts and negatives.
+        catalog (*optional*): Needed where items may be written the same. Those then count as one item: it is liked if one of
+            them is.
     """
     refuse_unless_train(train, "a preference")
     refuse_no_negatives(num_negatives)
@@ -69,7 +74,8 @@ def feedback_candidates(
         raise ValueError(f"no target of the train split has a score in liked={liked}; widen the cut")
     targets = liked_targets[sampled(len(liked_targets), max_prompts, seed)]
     prefixes = prefixes_at(train, targets, max_history=max_history)
-    return preference_table(prefixes, _rejected(train, good, bad, column(prefixes, "user"), targets, num_negatives, seed))
+    pool = _Pool.read(train, good, bad, None if catalog is None else surface_codes(catalog))
+    return preference_table(prefixes, pool.draw(column(prefixes, "user"), targets, num_negatives, seed))
 
 
 def _refuse_cuts(liked: Cut, neutral: Cut, disliked: Cut) -> None:
@@ -106,14 +112,29 @@ def _inside(scores: Ragged, cut: Cut, name: str) -> np.ndarray:
     return inside
 
 
-def _rejected(
-    train: Dataset, good: np.ndarray, bad: np.ndarray, users: np.ndarray, targets: np.ndarray, count: int, seed: int
-) -> Ragged:
-    """Row `i`: up to `count` items that `users[i]` scored badly and never well, ascending."""
-    sequences = join(split_rows(train, "history"), split_rows(train, "targets"))
-    keys = pair_keys(column(train, "user")[sequences.row_ids], sequences.values)
-    pool = np.setdiff1d(keys[bad], keys[good])
-    start, stop = (np.searchsorted(pool, pair_keys(owner, np.array(0))) for owner in (users, users + 1))
-    drawn = np.sort(draw_below(targets, count, stop - start, seed), 1)
-    chosen = pool[(start[:, None] + drawn)[drawn >= 0]] % (1 << 32)
-    return Ragged.from_lengths(chosen, (drawn >= 0).sum(1))
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """What may be rejected: each user's items that were scored badly and never well, of those written the same one.
+
+    Args:
+        keys (`np.ndarray` of shape `(P,)`): What [`pair_keys`] makes of user and code, ascending.
+        items (`np.ndarray` of shape `(P,)`): An item with that code which this user scored badly.
+    """
+
+    keys: np.ndarray
+    items: np.ndarray
+
+    @classmethod
+    def read(cls, train: Dataset, good: np.ndarray, bad: np.ndarray, codes: np.ndarray | None) -> _Pool:
+        sequences = join(split_rows(train, "history"), split_rows(train, "targets"))
+        items = sequences.values
+        keys = pair_keys(column(train, "user")[sequences.row_ids], items if codes is None else codes[items])
+        pool, place = np.unique(keys[bad], return_index=True)
+        left = ~np.isin(pool, keys[good])
+        return cls(pool[left], items[bad][place[left]])
+
+    def draw(self, users: np.ndarray, targets: np.ndarray, count: int, seed: int) -> Ragged:
+        """Row `i`: up to `count` items of `users[i]`, by the seed and `targets[i]`."""
+        start, stop = (np.searchsorted(self.keys, pair_keys(owner, np.array(0))) for owner in (users, users + 1))
+        drawn = np.sort(draw_below(targets, count, stop - start, seed), 1)
+        return Ragged.from_lengths(self.items[(start[:, None] + drawn)[drawn >= 0]], (drawn >= 0).sum(1))

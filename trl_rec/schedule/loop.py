@@ -8,85 +8,43 @@ the stage before was trained by the same call.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
-import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from accelerate import PartialState
-from datasets import Dataset
+from accelerate.state import AcceleratorState
 
-from trl_rec.data.dataset import RecDataset
-from trl_rec.data.prompts import PromptFormat
-from trl_rec.items.trie import TokenTrie
-from trl_rec.models.loading import load_model, load_tokenizer
-from trl_rec.schedule.candidate_leaks import refuse_leaking_candidates
-from trl_rec.schedule.candidates import bucket_report, random_candidates, self_play_candidates
-from trl_rec.schedule.difficulty import self_play_buckets
-from trl_rec.schedule.feedback import feedback_candidates
-from trl_rec.schedule.prefixes import training_prefixes
-from trl_rec.schedule.self_play import self_play_beams
+from trl_rec.models.loading import load_model, load_policy, load_tokenizer
+from trl_rec.schedule.checks import refuse_before_running
+from trl_rec.schedule.plan import Schedule, refuse_another_plan, write_entry
+from trl_rec.schedule.stage_candidates import stage_candidates
 from trl_rec.schedule.stages import PreferenceStage
+from trl_rec.trainer.conclusion import save_run
 from trl_rec.trainer.softmax_dpo_config import SoftmaxDPOConfig
 from trl_rec.trainer.softmax_dpo_trainer import SoftmaxDPOTrainer
 
 
-if TYPE_CHECKING:
-    from peft import PeftConfig
-
 logger = logging.getLogger(__name__)
-IGNORED_BY_PLAN = (
-    "output_dir",
-    "logging_dir",
-    "num_negatives",
-    "save_total_limit",
-    "disable_tqdm",
-    "report_to",
-    "logging_steps",
+# What a policy's folder holds besides the policy, as a run or an earlier schedule left it.
+NOT_THE_POLICY: tuple[str, ...] = (
+    "checkpoint-*",
+    "self-play",
+    "ref",
+    "reference-*",
+    "[0-9]*-*",
+    "stage.json",
+    "stages.json",
+    "plan.json",
 )
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What is the same for all stages.
-
-    Args:
-        dataset (`RecDataset`): The data; its catalogue's surface is that of the policy.
-        config (`SoftmaxDPOConfig`): Configuration of the trainer; `output_dir` holds a folder a stage.
-        keep (`str`, *optional*, defaults to `"best"`): `"best"`: a stage hands on its best checkpoint by validation NDCG, or
-            what it began with where none is better. `"last"`: it hands on what it ended with.
-        adapter (`PeftConfig`, *optional*): Adapter to train, where the policy has none yet.
-        model_options (`dict`, *optional*): How models are loaded (`dtype`, `quantization_config`, ...).
-    """
-
-    dataset: RecDataset
-    config: SoftmaxDPOConfig
-    keep: str = "best"
-    adapter: PeftConfig | None = None
-    model_options: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.keep not in ("best", "last"):
-            raise ValueError(f"keep must be 'best' or 'last', not {self.keep!r}")
-
-    @property
-    def metric(self) -> str:
-        """What policies are compared by."""
-        return f"eval_ndcg@{max(self.config.eval_ks)}"
-
-    @property
-    def output(self) -> Path:
-        """Where all of it is."""
-        return Path(str(self.config.output_dir))
-
-    def folder(self, number: int, stage: PreferenceStage) -> Path:
-        """Where a stage's work is."""
-        return self.output / f"{number}-{stage.name}"
+NOT_THE_POLICY += ("metrics.json", "recipe.json", "eval.jsonl")
 
 
 def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> list[dict[str, Any]]:
@@ -101,7 +59,8 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
         A report a stage: its name, `num_prompts`, `without_negatives` and the buckets, the validation metrics `before` and
         `after`, and whether the stage's policy was `kept`.
     """
-    _refuse_another_plan(stages, start, schedule)
+    refuse_before_running(stages, start, schedule)
+    refuse_another_plan(stages, start, schedule)
     folder, metrics, reports = Path(start), None, []
     for number, stage in enumerate(stages, 1):
         path = schedule.folder(number, stage) / "stage.json"
@@ -110,13 +69,14 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
         else:
             logger.info("stage %d of %d: %s", number, len(stages), stage.name)
             report = _run_stage(number, stage, folder, metrics, schedule)
-            _write(path, report)
+            write_entry(path, report)
+            _free_memory()
             _drop_checkpoints(path.parent)
         reports.append(report)
         metrics = report["after"] if report["kept"] else report["before"]
         folder = path.parent if report["kept"] else folder
     if PartialState().is_main_process:
-        ignored = shutil.ignore_patterns("self-play", "stage.json", "eval.jsonl", "ref")
+        ignored = shutil.ignore_patterns(*NOT_THE_POLICY)
         shutil.copytree(folder, schedule.output, dirs_exist_ok=True, ignore=ignored)
     PartialState().wait_for_everyone()
     return reports
@@ -126,16 +86,17 @@ def _run_stage(
     number: int, stage: PreferenceStage, start: Path, before: dict[str, float] | None, schedule: Schedule
 ) -> dict[str, Any]:
     own, has_adapter = schedule.folder(number, stage), (start / "adapter_config.json").is_file()
-    policy, tokenizer = _load(start, schedule, is_trainable=True), load_tokenizer(start)
-    table, report = _candidates(number, stage, policy, tokenizer, start, schedule)
+    policy, tokenizer = _on_device(load_policy, start, schedule), load_tokenizer(start)
+    table, report = stage_candidates(number, stage, policy, tokenizer, start, schedule)
     report = {"stage": number, "name": stage.name, **report}
     if report["without_negatives"] == 1:
         logger.warning("stage %d (%s) has no negative for any prompt: it is passed over", number, stage.name)
         return {**report, "before": before or {}, "after": before or {}, "kept": False}
-    adapter = None if has_adapter else schedule.adapter
+    adapter = None if has_adapter else deepcopy(schedule.adapter)  # PEFT fills it in
+    AcceleratorState._reset_state()  # DeepSpeed allows one Accelerator a process, and every stage's trainer makes its own
     trainer = SoftmaxDPOTrainer(
         policy,
-        None if has_adapter or adapter is not None else _load(start, schedule),
+        None if has_adapter or adapter is not None else _on_device(load_model, start, schedule),
         _stage_config(stage, own, schedule),
         train_dataset=table,
         eval_dataset=schedule.dataset.validation,
@@ -146,57 +107,24 @@ def _run_stage(
     before = before or _measure(trainer)
     trainer.train(resume_from_checkpoint=True)
     after = _measure(trainer)
-    kept = schedule.keep == "last" or after[schedule.metric] >= before[schedule.metric]
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        lines = [json.dumps(entry) for entry in trainer.state.log_history]
-        (own / "eval.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    kept = schedule.keep == "last" or after[schedule.metric] > before[schedule.metric]
+    save_run(trainer, {"stage": number, "model_name_or_path": str(start), **asdict(stage)})
+    trainer.accelerator.free_memory()
     return {**report, "before": before, "after": after, "kept": kept}
 
 
-def _load(folder: Path, schedule: Schedule, **for_adapter: bool) -> Any:
+def _free_memory() -> None:
+    """The next stage loads two models; those of the stage before hang in reference cycles until they are collected."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _on_device(load: Callable[..., Any], folder: Path, schedule: Schedule) -> Any:
     """The model on the device that this process computes with."""
-    options = {**(schedule.model_options or {}), **(for_adapter if (folder / "adapter_config.json").is_file() else {})}
-    model = load_model(folder, **options)
+    options = schedule.model_options or {}
+    model = load(folder, **options)
     return model if "quantization_config" in options else model.to(PartialState().device)
-
-
-def _candidates(
-    number: int, stage: PreferenceStage, policy: Any, tokenizer: Any, start: Path, schedule: Schedule
-) -> tuple[Dataset, dict[str, Any]]:
-    """The stage's preference table, and figures on it."""
-    dataset, config = schedule.dataset, schedule.config
-    chosen: dict[str, Any] = {"difficulty": stage.difficulty, "num_negatives": stage.num_negatives}
-    sample: dict[str, Any] = {"max_prompts": stage.max_prompts, "seed": config.seed + number}
-    if stage.source == "feedback":
-        cuts: dict[str, Any] = {"liked": stage.liked, "neutral": stage.neutral, "disliked": stage.disliked}
-        table = feedback_candidates(dataset.train, **chosen, **cuts, **sample)
-        refuse_leaking_candidates(table, dataset, feedback=True)
-        return table, bucket_report(table)
-    prefixes = training_prefixes(dataset.train, **sample)
-    if stage.source == "random":
-        number_and_seed = {"num_negatives": stage.num_negatives, "seed": config.seed + number}
-        table = random_candidates(prefixes, len(dataset.catalog), train=dataset.train, **number_and_seed)
-        buckets = None
-    else:
-        beams = self_play_beams(
-            policy,
-            prefixes,
-            PromptFormat.for_catalog(dataset.catalog, tokenizer, **config.prompt_options),
-            TokenTrie.from_catalog(dataset.catalog, tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            num_beams=stage.num_beams,
-            folder=schedule.folder(number, stage) / "self-play",
-            key=str(start),
-            exclude_history=config.eval_exclude_history,
-            renormalize=config.normalize == "catalogue",
-            batch_size=config.per_device_eval_batch_size,
-            max_length=config.max_length,
-        )
-        buckets = self_play_buckets(prefixes, beams, dataset.catalog, train=dataset.train)
-        table = self_play_candidates(prefixes, beams, dataset.catalog, train=dataset.train, **chosen)
-    refuse_leaking_candidates(table, dataset, feedback=False)
-    return table, bucket_report(table, buckets)
 
 
 def _stage_config(stage: PreferenceStage, own: Path, schedule: Schedule) -> SoftmaxDPOConfig:
@@ -204,7 +132,7 @@ def _stage_config(stage: PreferenceStage, own: Path, schedule: Schedule) -> Soft
     config.output_dir = str(own)
     for name, value in stage.training.items():
         setattr(config, name, value)
-    if schedule.keep == "best" and config.eval_strategy != "no":
+    if schedule.picks_checkpoints:
         config.load_best_model_at_end, config.metric_for_best_model, config.greater_is_better = True, schedule.metric, True
     return config
 
@@ -214,41 +142,8 @@ def _measure(trainer: SoftmaxDPOTrainer) -> dict[str, float]:
     return {name: value for name, value in trainer.evaluate().items() if "@" in name}
 
 
-def _refuse_another_plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
-    """Writes down what is about to run; a folder that holds the work of another plan is refused."""
-    settings = {name: value for name, value in schedule.config.to_dict().items() if name not in IGNORED_BY_PLAN}
-    plan: dict[str, Any] = {
-        "start": str(start),
-        "dataset": schedule.dataset.catalog.fingerprint,
-        "keep": schedule.keep,
-        "stages": [asdict(stage) for stage in stages],
-        "config": {name: value for name, value in settings.items() if isinstance(value, int | float | str | None)},
-    }
-    plan, path = json.loads(json.dumps(plan)), schedule.output / "plan.json"
-    if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in plan if plan[name] != old.get(name)]
-        if differing:
-            raise ValueError(
-                f"{path.parent} holds the stages of a plan that differs in its {differing[0]}; give another output_dir, or "
-                "delete it"
-            )
-    PartialState().wait_for_everyone()
-    _write(path, plan)
-
-
 def _drop_checkpoints(folder: Path) -> None:
     """A finished stage never resumes."""
     if PartialState().is_main_process:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-
-
-def _write(path: Path, entry: dict[str, Any]) -> None:
-    """Writes JSON, whole or not at all, from one process."""
-    if PartialState().is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    PartialState().wait_for_everyone()

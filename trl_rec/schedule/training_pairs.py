@@ -1,13 +1,19 @@
-"""Which items each user chose in training: a sorted array of numbers, one for each pair, that is searched by halving."""
+"""Which items each user chose in training: a sorted array of numbers, one for each pair, that is searched by halving.
+
+Items that are written the same are one to the model; codes take their place.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
+from trl_rec.data.columns import encode
 from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import join
 from trl_rec.schedule.prefixes import column
 
@@ -41,3 +47,8 @@ class TrainingPairs:
 def pair_keys(users: np.ndarray, items: np.ndarray) -> np.ndarray:
     """One int64 for each pair, in the order of users and then items, both of which are int32 in a dataset."""
     return users.astype(np.int64) * (1 << 32) + items
+
+
+def surface_codes(catalog: ItemCatalog) -> np.ndarray:
+    """`(num_items,)`: the same number for items that are written the same, counted up from 0 by first appearance."""
+    return encode(pa.chunked_array([pa.array(catalog.surfaces, pa.string())]))[0]

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         config,
         keep=data.keep,
         adapter=get_peft_config(model_config),
-        model_options=loading_options(model_config),
+        model_options=loading_options(model_config, config.trust_remote_code),
     )
     stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
     conclude_stages(run_stages(stages, start, schedule), start, schedule)

@@ -24,7 +24,13 @@ def main(argv: list[str]) -> None:
     """Trains, saves, and writes `metrics.json` for the test split."""
     data, model_config, config = parse((DataArguments, RecModelConfig, BearConfig), argv, "bear")
     dataset = load(data.dataset).with_surface(data.surface)
-    model, tokenizer, adapter = build_model(dataset.catalog, model_config, max_length=config.max_length, seed=config.seed)
+    model, tokenizer, adapter = build_model(
+        dataset.catalog,
+        model_config,
+        max_length=config.max_length,
+        seed=config.seed,
+        trust_remote_code=config.trust_remote_code,
+    )
     trainer = BearTrainer(
         model,
         config,

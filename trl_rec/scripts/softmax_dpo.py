@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
+from peft import PeftModel
 from trl import ModelConfig, get_peft_config
 
 from trl_rec.data import load
 from trl_rec.data.preferences import read_preferences
-from trl_rec.models import load_model, load_tokenizer, loading_options
+from trl_rec.models import load_model, load_policy, load_tokenizer, loading_options
+from trl_rec.schedule import refuse_leaking_candidates
 from trl_rec.scripts.parsing import parse, run
-from trl_rec.trainer import SoftmaxDPOConfig, SoftmaxDPOTrainer, conclude
+from trl_rec.trainer import SoftmaxDPOConfig, SoftmaxDPOTrainer, conclude, save_run
 
 
 @dataclass
@@ -27,28 +29,34 @@ class PreferenceArguments:
 def main(argv: list[str]) -> None:
     """Trains and saves; with a dataset it also writes `metrics.json` for the test split."""
     data, model_config, config = parse((PreferenceArguments, ModelConfig, SoftmaxDPOConfig), argv, "softmax_dpo")
-    name, adapter, options = model_config.model_name_or_path, get_peft_config(model_config), loading_options(model_config)
+    name, adapter = model_config.model_name_or_path, get_peft_config(model_config)
+    options = loading_options(model_config, config.trust_remote_code)
     if name is None:
         raise ValueError("no policy to begin with; give model_name_or_path")
     dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
     catalog = None if dataset is None else dataset.catalog
     held_out = None if dataset is None else dataset.validation
+    preferences = read_preferences(data.preferences, catalog)
+    if dataset is not None and {"user", "history"} <= set(preferences.column_names):
+        refuse_leaking_candidates(preferences, dataset, feedback=False)
+    policy = load_policy(name, **options)
+    own_reference = isinstance(policy, PeftModel) or adapter is not None or config.precompute_ref_log_probs
     trainer = SoftmaxDPOTrainer(
-        load_model(name, **options),
-        None if adapter is not None or config.precompute_ref_log_probs else load_model(name, **options),
+        policy,
+        None if own_reference else load_model(name, **options),
         config,
-        train_dataset=read_preferences(data.preferences, catalog),
+        train_dataset=preferences,
         eval_dataset=held_out if data.eval_preferences is None else read_preferences(data.eval_preferences, catalog),
-        processing_class=load_tokenizer(name),
+        processing_class=load_tokenizer(name, trust_remote_code=config.trust_remote_code or None),
         catalog=catalog,
         peft_config=adapter,
     )
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    settings = {**vars(data), **vars(model_config)}
     if dataset is None:
-        trainer.save_model()
-        trainer.accelerator.wait_for_everyone()
+        save_run(trainer, settings)
     else:
-        conclude(trainer, dataset, {**vars(data), **vars(model_config)})
+        conclude(trainer, dataset, settings)
     trainer.end()
 
 

@@ -13,6 +13,8 @@ __all__ = [
     "SoftmaxDPOConfig",
     "SoftmaxDPOTrainer",
     "conclude",
+    "save_run",
+    "write_run",
 ]
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -26,5 +28,7 @@ __getattr__, __dir__ = lazy_names(
         "SoftmaxDPOConfig": "softmax_dpo_config",
         "SoftmaxDPOTrainer": "softmax_dpo_trainer",
         "conclude": "conclusion",
+        "save_run": "conclusion",
+        "write_run": "conclusion",
     },
 )

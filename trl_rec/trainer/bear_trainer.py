@@ -19,6 +19,15 @@ from trl_rec.models.selection import logits_at
 from trl_rec.trainer.bear_config import BearConfig
 from trl_rec.trainer.collator import NextItemCollator, with_trie_nodes
 from trl_rec.trainer.rec_trainer import RecTrainerMixin, at_most, is_split
+from trl_rec.trainer.refusals import NOT_TAKEN, refuse_arguments, refuse_frozen
+
+
+NOT_TAKEN_HERE = {
+    **NOT_TAKEN,
+    "preprocess_logits_for_metrics": NOT_TAKEN["compute_metrics"],
+    "compute_loss_func": "the loss is BEAR's",
+    "formatting_func": "rows are built from items",
+}
 
 
 class BearTrainer(RecTrainerMixin, SFTTrainer):
@@ -70,7 +79,10 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         **kwargs: Any,
     ) -> None:
         args = args or BearConfig("bear")
-        processing_class = processing_class or load_tokenizer(model if isinstance(model, str) else model.config._name_or_path)
+        kwargs = refuse_arguments(kwargs, NOT_TAKEN_HERE, "BearTrainer")
+        processing_class = processing_class or load_tokenizer(
+            model if isinstance(model, str) else model.config._name_or_path, trust_remote_code=args.trust_remote_code or None
+        )
         self._set_catalog(catalog, processing_class, args, eval_dataset)
         self.renormalizes = args.softmax == "legal"
         if not args.bear_weight:
@@ -78,6 +90,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         super().__init__(
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs
         )
+        refuse_frozen(self.model)
         self.data_collator = NextItemCollator(
             pad_token_id=processing_class.pad_token_id,
             trie=self.trie if self.renormalizes else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def conclude(trainer: Any, dataset: RecDataset, settings: dict[str, Any]) -> dic
         dataset: The data it was trained on; the test split is measured.
         settings: What else the run depends on, for `metrics.json` and `recipe.json`.
     """
-    trainer.save_model()
+    save_run(trainer, settings)
     if trainer.is_fsdp_enabled:
         logger.warning("%s is saved; under FSDP it is not ranked here: run trl-rec evaluate", trainer.args.output_dir)
         return {}
@@ -32,18 +33,40 @@ def conclude(trainer: Any, dataset: RecDataset, settings: dict[str, Any]) -> dic
     results = evaluate_floors(dataset, exclude_history=trainer.args.eval_exclude_history, **measured)
     results[trainer._name] = evaluate_split(ranked, dataset, **measured)
     if trainer.is_world_process_zero():
-        folder = Path(trainer.args.output_dir)
-        own = {name: value for name, value in {**settings, **trainer.args.to_dict()}.items() if _is_plain(value)}
         write_metrics(
-            folder / "metrics.json", results, exclude_history=trainer.args.eval_exclude_history, settings=settings, **measured
+            Path(trainer.args.output_dir) / "metrics.json",
+            results,
+            exclude_history=trainer.args.eval_exclude_history,
+            settings=settings,
+            **measured,
         )
-        (folder / "recipe.json").write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
-        lines = [json.dumps(entry) for entry in trainer.state.log_history]
-        (folder / "eval.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         history = "excluded" if trainer.args.eval_exclude_history else "not excluded"
         print(metrics_table(results, caption=f"{dataset.path}, test split, history {history}"))  # noqa: T201
     trainer.accelerator.wait_for_everyone()  # a process that ends while another writes takes it along
     return results
+
+
+def save_run(trainer: Any, settings: dict[str, Any]) -> None:
+    """Saves a trained model with what it was trained by and what was logged; no process goes on before all is written."""
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        write_run(trainer.args.output_dir, trainer.args, settings, trainer.state.log_history)
+    trainer.accelerator.wait_for_everyone()
+
+
+def write_run(folder: str | Path, args: Any, settings: dict[str, Any], log_history: Sequence[dict[str, Any]]) -> None:
+    """Writes `recipe.json` and `eval.jsonl`; one process is to call it.
+
+    Args:
+        folder: The run folder.
+        args: A trainer's configuration.
+        settings: What else the run depends on. A value that is no text, number, list or None is left out.
+        log_history: What was logged, a line each.
+    """
+    recipe = {name: value for name, value in {**settings, **args.to_dict()}.items() if _is_plain(value)}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    (Path(folder) / "eval.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in log_history), encoding="utf-8")
 
 
 def _is_plain(value: Any) -> bool:

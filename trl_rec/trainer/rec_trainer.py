@@ -24,6 +24,7 @@ from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models.loading import keep_differentiable
 from trl_rec.trainer.checkpoints import MARK, newest_complete
 from trl_rec.trainer.model_card import write_model_card
+from trl_rec.trainer.recomputation import checkpointing_kept
 
 
 if TYPE_CHECKING:
@@ -91,12 +92,17 @@ class RecTrainerMixin(Base):
         if self._ranked_split is None or self.measures_loss_on_splits:
             output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         else:
+            self.model.eval()  # as the parent's loop does: log() tells by it whose metrics it has
             output = EvalLoopOutput(None, None, {}, len(self._ranked_split))  # type: ignore[arg-type]
         if self._ranked_split is not None:
             ranking = self.rank_and_measure(self._ranked_split)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in ranking.items()}
             output = output._replace(metrics={**(output.metrics or {}), **metrics})
         return output
+
+    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> Any:
+        """Refused: the logits that the parent returns are never built in one piece here."""
+        raise ValueError("this trainer keeps no logits to predict with; call rank for lists, or evaluate for metrics")
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
         """Metrics of the model's lists for a split's users, at most `max_eval_users` of them."""
@@ -110,7 +116,7 @@ class RecTrainerMixin(Base):
         if self.is_fsdp_enabled:
             raise ValueError(FSDP)
         keep_differentiable(self.model)
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+        with checkpointing_kept(self.model), unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
             return rank_histories(
                 model,
                 split_rows(split, "history"),
@@ -128,7 +134,9 @@ class RecTrainerMixin(Base):
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
         """As the parent's; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end, if any."""
-        if self.is_fsdp_enabled and self.args.eval_strategy != "no" and self.catalog is not None and is_split(self._eval_split):
+        sets = self._eval_split.values() if isinstance(self._eval_split, dict) else [self._eval_split]
+        ranks = self.args.eval_strategy != "no" and self.catalog is not None and any(map(is_split, sets))
+        if self.is_fsdp_enabled and ranks:
             raise ValueError(FSDP)  # before any step, rather than at the first evaluation
         if resume_from_checkpoint is True:
             folder = newest_complete(self.args.output_dir)

@@ -32,6 +32,7 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
             over its tokens. It keeps the next-item task from being forgotten.
         normalize (`str`, *optional*, defaults to `"vocabulary"`): Log-probabilities over the `"vocabulary"`, or over the
             tokens that continue an item of the `"catalogue"`, as after training with the legal softmax. Decoding follows it.
+        learning_rate (`float`, *optional*, defaults to `1e-5`): As in `DPOConfig`, where it is `1e-6`.
     """
 
     beta: float = field(default=1.0, metadata={"help": "strength of the tie to the reference policy"})
@@ -40,8 +41,13 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         default="vocabulary", metadata={"help": "log-probabilities over the vocabulary or over the catalogue's legal tokens"}
     )
 
+    learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate"})
+
     def __post_init__(self) -> None:
+        padding = self.pad_to_multiple_of  # DPOConfig replaces "auto" by what suits the device
         super().__post_init__()
+        if padding != "auto" and self.pad_to_multiple_of is not None:
+            raise ValueError(f"SoftmaxDPOConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
         refuse_inert(self, INERT, "the loss is a softmax over the chosen and all rejected completions")
         refuse_inert(self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning")
         if self.normalize not in ("vocabulary", "catalogue"):

@@ -23,7 +23,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
-from trl_rec.data.preferences import TABLE, TEXT, TOKENS, preference_rows, refuse_empty, tokenize_preferences
+from trl_rec.data.preference_texts import TEXT, tokenize_preferences
+from trl_rec.data.preference_tokens import TOKENS, fit_preferences, refuse_empty
+from trl_rec.data.preferences import TABLE, preference_rows
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.output import LossOutput
 from trl_rec.losses.softmax_dpo import softmax_dpo_loss
@@ -41,6 +43,7 @@ from trl_rec.trainer.reference import (
     with_reference,
     write_reference,
 )
+from trl_rec.trainer.refusals import NOT_TAKEN, refuse_arguments, refuse_frozen
 from trl_rec.trainer.softmax_dpo_config import SoftmaxDPOConfig
 
 
@@ -90,7 +93,10 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
         **kwargs: Any,
     ) -> None:
         args = args or SoftmaxDPOConfig("softmax_dpo")
-        processing_class = processing_class or load_tokenizer(model if isinstance(model, str) else model.config._name_or_path)
+        kwargs = refuse_arguments(kwargs, NOT_TAKEN, "SoftmaxDPOTrainer")
+        processing_class = processing_class or load_tokenizer(
+            model if isinstance(model, str) else model.config._name_or_path, trust_remote_code=args.trust_remote_code or None
+        )
         self.renormalizes = args.normalize == "catalogue"
         if self.renormalizes and catalog is None:
             raise ValueError("normalize='catalogue' needs the catalogue; pass catalog")
@@ -112,6 +118,7 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
             **kwargs,
         )
         complete_ref_adapter(self.model)
+        refuse_frozen(self.model)
         if self.args.disable_dropout:
             drop_attention_dropout(self.model)
 
@@ -133,7 +140,7 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
                     dataset, processing_class, max_length=args.max_length, num_proc=args.dataset_num_proc
                 )
         elif columns >= TOKENS:
-            rows = dataset
+            rows = fit_preferences(dataset, args.max_length)
         else:
             raise ValueError(
                 f"the {name} dataset has the columns {', '.join(dataset.column_names)}; it needs prompt, chosen and rejected, "

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from trl import ModelConfig
+
+from tests.conftest import make_model as make_family
+from trl_rec import ItemCatalog
+from trl_rec.models import RecModelConfig, building, load_model, load_policy, loading_options
+from trl_rec.models.building import build_model
+
+
+@pytest.fixture
+def adapter(tokenizer_copy, tmp_path: Path) -> Path:
+    """An adapter's folder, with its base and a tokenizer."""
+    make_family("llama", vocab_size=len(tokenizer_copy)).save_pretrained(tmp_path / "base")
+    model = load_model(tmp_path / "base")
+    get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+    tokenizer_copy.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def catalog_of_titles(titles) -> ItemCatalog:
+    ids = [str(row) for row in range(len(titles))]
+    return ItemCatalog(pa.table({"item_id": ids, "title": list(titles)}), surface="title")
+
+
+def trained(model: torch.nn.Module) -> set[str]:
+    return {name.split(".")[-3] for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_a_policys_adapter_goes_on_training(adapter: Path) -> None:
+    assert trained(load_model(adapter)) == set()
+    assert trained(load_policy(adapter)) == {"lora_A", "lora_B"}
+    assert all(parameter.requires_grad for parameter in load_policy(adapter.parent / "base").parameters())
+
+
+def test_a_recipe_that_begins_with_an_adapter_trains_it(adapter: Path, catalog_of_titles: ItemCatalog) -> None:
+    model, _, config = build_model(catalog_of_titles, RecModelConfig(str(adapter)))
+    assert config is None and trained(model) == {"lora_A", "lora_B"}
+
+
+def test_code_of_a_model_is_trusted_only_where_asked_for(
+    adapter: Path, catalog_of_titles: ItemCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "trust_remote_code" not in loading_options(ModelConfig())
+    assert loading_options(ModelConfig(), True)["trust_remote_code"] is True
+    told = []
+
+    def watch(name: str, **options: object) -> torch.nn.Module:
+        told.append(options.get("trust_remote_code"))
+        return load_policy(name, **options)
+
+    monkeypatch.setattr(building, "load_policy", watch)
+    for trust in (True, False):
+        build_model(catalog_of_titles, RecModelConfig(str(adapter)), trust_remote_code=trust)
+    assert told == [True, None]

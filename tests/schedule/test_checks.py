@@ -1,0 +1,77 @@
+"""What is refused before the first stage: nothing may have been loaded, written or trained by then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.utils import DeepSpeedPlugin
+
+from tests.schedule.loops import make_schedule
+from tests.trainer.runs import make_folder
+from trl_rec import PreferenceStage, Schedule, load, run_stages
+from trl_rec.items import ItemCatalog
+from trl_rec.ragged import Ragged
+from trl_rec.schedule import conclude_stages
+
+
+STAGES = [PreferenceStage("random", num_negatives=3), PreferenceStage("feedback", "hard", max_prompts=5)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset and an untrained policy, which nothing here may get as far as loading."""
+    folder = tmp_path_factory.mktemp("checks")
+    make_folder(folder)
+    load(folder / "data").catalog.save(folder / "model" / "catalog")
+    return folder
+
+
+def refused(message: str, schedule: Schedule, start: Any, stages: list[PreferenceStage] = STAGES) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_stages(stages, start, schedule)
+    assert not schedule.output.exists()
+
+
+def test_feedback_that_a_later_stage_lacks(folder: Path, tmp_path: Path) -> None:
+    schedule = make_schedule(folder, tmp_path / "out")
+    cut = [STAGES[0], PreferenceStage("feedback", "easy", disliked=(-2, -1))]
+    refused(r"stage 2 \(feedback-easy\): no score of the training split lies in disliked", schedule, folder / "model", cut)
+    bare = schedule.dataset.train.remove_columns(["history_ratings", "target_ratings"])
+    schedule = replace(schedule, dataset=replace(schedule.dataset, train=bare))
+    refused(r"stage 2 \(feedback-hard\): .*no ratings", schedule, folder / "model")
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "zero3"])
+def test_sharded_weights(kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = make_schedule(folder, tmp_path / "out")
+    if kind == "fsdp":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    else:
+        plugin = DeepSpeedPlugin(zero_stage=3)
+        plugin.set_deepspeed_weakref()  # as the trainer's configuration does when launched so
+    refused("does not work under .*DDP and ZeRO-2 work", schedule, folder / "model")
+    with pytest.raises(ValueError, match="DDP and ZeRO-2 work"):
+        conclude_stages([], folder / "model", schedule)
+
+
+def test_a_policy_that_is_no_folder_of_its_own(folder: Path, tmp_path: Path) -> None:
+    refused("some/policy is no folder", make_schedule(folder, tmp_path / "out"), "some/policy")
+    with pytest.raises(ValueError, match="output_dir is the folder of the policy"):
+        run_stages(STAGES, folder / "model", make_schedule(folder, folder / "model"))
+
+
+def test_a_policy_of_other_items(folder: Path, tmp_path: Path) -> None:
+    schedule = make_schedule(folder, tmp_path / "out")
+    catalog = schedule.dataset.catalog
+    ids = [[f"<a_{item}>"] for item in range(len(catalog))]
+
+    def now(catalog: ItemCatalog) -> Schedule:
+        return replace(schedule, dataset=replace(schedule.dataset, catalog=catalog))
+
+    tokenized = catalog.with_surface("semantic_id", Ragged.from_lists(ids, object))
+    refused("other semantic IDs", now(tokenized), folder / "model")
+    refused("the surface semantic_id, not title", now(catalog.with_surface("title")), folder / "model")
+    refused("other items", now(replace(catalog, items=catalog.items.slice(1))), folder / "model")

@@ -1,0 +1,111 @@
+"""The plan in a folder: what may change between calls, and what may not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig
+
+from tests.schedule.loops import STAGES, make_schedule
+from tests.trainer.runs import make_folder
+from trl_rec import Schedule
+from trl_rec.ragged import Ragged
+from trl_rec.schedule.plan import refuse_another_plan
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    make_folder(folder)
+    refuse_another_plan(STAGES, "sft", make_schedule(folder, folder / "out"))
+    return folder
+
+
+def now(folder: Path, **options: Any) -> Schedule:
+    return make_schedule(folder, folder / "out", **options)
+
+
+def test_what_only_decides_speed_may_change(folder: Path) -> None:
+    free: dict[str, Any] = {"per_device_eval_batch_size": 2, "resume_from_checkpoint": "x", "gradient_checkpointing": True}
+    free |= {"save_total_limit": 1, "logging_steps": 7, "dataloader_num_workers": 1, "run_name": "again"}
+    refuse_another_plan(STAGES, "sft", now(folder, **free))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("beta", 0.3), ("eval_ks", [1, 10]), ("seed", 1), ("max_length", 64), ("per_device_train_batch_size", 4)],
+)
+def test_what_decides_weights_and_reports_may_not(name: str, value: Any, folder: Path) -> None:
+    with pytest.raises(ValueError, match=rf"differs in {name} \(.* there, .* now\)"):
+        refuse_another_plan(STAGES, "sft", now(folder, **{name: value}))
+
+
+def test_stages_policy_and_models_may_not(folder: Path) -> None:
+    plain = now(folder)
+    with pytest.raises(ValueError, match="differs in stage 3"):
+        refuse_another_plan(STAGES[:2], "sft", plain)
+    with pytest.raises(ValueError, match="differs in start"):
+        refuse_another_plan(STAGES, "other", plain)
+    with pytest.raises(ValueError, match="differs in keep"):
+        refuse_another_plan(STAGES, "sft", replace(plain, keep="best"))
+    with pytest.raises(ValueError, match="differs in adapter"):
+        refuse_another_plan(STAGES, "sft", now(folder, lora=True))
+    with pytest.raises(ValueError, match="differs in model option dtype"):
+        refuse_another_plan(STAGES, "sft", replace(plain, model_options={"dtype": "float16"}))
+
+
+def test_the_data_may_not(folder: Path) -> None:
+    plain = now(folder)
+    dataset, catalog = plain.dataset, plain.dataset.catalog
+    ids = Ragged.from_lists([[f"<a_{item}>"] for item in range(len(catalog))], object)
+    for name, other in {
+        "surface": replace(dataset, catalog=catalog.with_surface("title")),
+        "semantic_ids": replace(dataset, catalog=catalog.with_surface("semantic_id", ids)),
+        "splits": replace(dataset, train=dataset.train.select(range(len(dataset.train) - 1))),
+        "items": replace(
+            dataset, catalog=replace(catalog, items=catalog.items.slice(1).append_column("x", catalog.items[0].slice(1)))
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=f"differs in {name} "):
+            refuse_another_plan(STAGES, "sft", replace(plain, dataset=other))
+
+
+def test_adapter_and_quantisation_are_written_down_alike_each_time(folder: Path, tmp_path: Path) -> None:
+    def schedule(width: int) -> Schedule:
+        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+        options = {"dtype": torch.bfloat16, "quantization_config": quantization, "device_map": {"": width}}
+        adapter = LoraConfig(r=width, target_modules=["q_proj", "k_proj", "v_proj", "up_proj", "o_proj"])
+        return replace(make_schedule(folder, tmp_path / "out"), adapter=adapter, model_options=options)
+
+    refuse_another_plan(STAGES, "sft", schedule(4))
+    other = schedule(4)
+    refuse_another_plan(STAGES, "sft", replace(other, model_options={**(other.model_options or {}), "device_map": {"": 7}}))
+    with pytest.raises(ValueError, match="differs in adapter"):
+        refuse_another_plan(STAGES, "sft", schedule(8))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_strategy": "no"}, "save_strategy 'no' does not save when eval_strategy 'steps'"),
+        ({"save_strategy": "epoch"}, "save_strategy 'epoch' does not save"),
+        ({"save_steps": 3}, "save and evaluate at the same steps"),
+        ({"metric_for_best_model": "eval_recall@5"}, "keep='best' goes by eval_ndcg@10"),
+    ],
+)
+def test_keeping_the_best_needs_a_checkpoint_of_it(options: dict[str, Any], message: str, folder: Path) -> None:
+    measured: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, **options}
+    with pytest.raises(ValueError, match=message):
+        now(folder, keep="best", **measured)
+    now(folder, keep="last", **measured)
+    now(folder, keep="best", eval_strategy="steps", eval_steps=2, save_steps=4)
+
+
+def test_keep_is_one_of_two(folder: Path) -> None:
+    with pytest.raises(ValueError, match="keep must be"):
+        now(folder, keep="all")
