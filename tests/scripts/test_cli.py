@@ -40,6 +40,8 @@ def test_prepare_and_evaluate_the_toy_world(tmp_path: Path, monkeypatch, capsys:
     assert all(name in table for name in ("random", "popularity", "transition", "ndcg@10", "history excluded"))
     metrics = json.loads((tmp_path / "runs/evaluate-toy/metrics.json").read_text())
     assert (metrics["split"], metrics["ks"], metrics["exclude_history"], metrics["num_users"]) == ("test", [2, 10], True, 30)
+    main(["evaluate", "--config", "evaluate/toy", "--max_users", "7"])
+    assert json.loads((tmp_path / "runs/evaluate-toy/metrics.json").read_text())["num_users"] == 7
 
 
 def test_tokenize_prints_the_card(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -96,6 +97,13 @@ def load(path: str | Path) -> RecDataset:
 def split_rows(split: Dataset, column: str) -> Ragged:
     """A list column of a split, rows chosen or reordered by `select` and the like respected."""
     return Ragged.from_arrow(split.select_columns([column]).with_format("arrow")[:][column])
+
+
+def at_most(count: int | None, split: Dataset) -> Dataset:
+    """That many rows of a split, spread evenly."""
+    if count is None or count >= len(split):
+        return split
+    return split.select(np.linspace(0, len(split) - 1, count).round().astype(int))
 
 
 def refuse_unless_train(split: Dataset, what: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -21,13 +21,26 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
         options: Passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
     """
     source, found = _source(name_or_path)
-    if (Path(source) / "adapter_config.json").is_file():  # this class also widens the base's embeddings to the tokenizer
-        return keep_differentiable(AutoPeftModelForCausalLM.from_pretrained(source, **options).eval())
+    if (Path(source) / "adapter_config.json").is_file():
+        return keep_differentiable(_with_adapter(source, **options).eval())
     model = AutoModelForCausalLM.from_pretrained(source, **found, **options).eval()
     if found:  # transformers 5.23 has turned the weights into floats, but still marks the model as quantised and untrainable
         model.is_quantized, model.hf_quantizer = False, None
         del model.config.quantization_config
     return keep_differentiable(model)
+
+
+def _with_adapter(folder: str, **options: Any) -> Any:
+    """Base model and adapter. PEFT widens the base's embeddings to the folder's tokenizer, but does not know GGUF files."""
+    base = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+    if not _source(base)[1]:
+        return AutoPeftModelForCausalLM.from_pretrained(folder, **options)
+    is_trainable = options.pop("is_trainable", False)
+    model: Any = load_model(base, **options)
+    size = len(AutoTokenizer.from_pretrained(folder))
+    if size > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(size)
+    return PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
 
 
 def load_policy(name_or_path: str | Path, **options: Any) -> PreTrainedModel:

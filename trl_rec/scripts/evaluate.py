@@ -6,13 +6,15 @@ Under `accelerate launch -m trl_rec.scripts.evaluate` the users are divided over
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from accelerate import PartialState
 
 from trl_rec.data import RecDataset, load
+from trl_rec.data.dataset import at_most
 from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, rank_split, write_metrics
+from trl_rec.evaluation.results import held_out
 from trl_rec.scripts.parsing import parse, run
 
 
@@ -25,6 +27,7 @@ class EvaluateArguments:
     model: str | None = field(default=None, metadata={"help": "model: hub id, folder or GGUF file; none: floors alone"})
     surface: str = field(default="title", metadata={"help": "how the model writes items: title, item_token or semantic_id"})
     split: str = field(default="test", metadata={"help": "validation or test"})
+    max_users: int | None = field(default=None, metadata={"help": "rows of the split to measure, spread evenly; else all"})
     ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "lengths to cut the lists at"})
     exclude_history: bool = field(default=True, metadata={"help": "never recommend what the user's history holds"})
     num_beams: int | None = field(default=None, metadata={"help": "beam width; else the largest of ks"})
@@ -40,6 +43,8 @@ def main(argv: list[str]) -> None:
     """Evaluates, prints the table and writes `metrics.json`."""
     arguments = parse(EvaluateArguments, argv, "evaluate")
     dataset, measured = load(arguments.dataset), {"split": arguments.split, "ks": arguments.ks}
+    few = at_most(arguments.max_users, held_out(dataset, arguments.split))
+    dataset = replace(dataset, **{arguments.split: few})
     results = evaluate_floors(dataset, exclude_history=arguments.exclude_history, seed=arguments.seed, **measured)
     if arguments.model is not None:
         results[f"model {Path(arguments.model).name}"] = _evaluate_model(arguments, dataset)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
+from trl_rec.data.dataset import at_most
 from trl_rec.data.rows import IGNORED, build_rows, evaluation_rows
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.bear import bear_loss
@@ -18,7 +19,7 @@ from trl_rec.models.loading import load_tokenizer
 from trl_rec.models.selection import logits_at
 from trl_rec.trainer.bear_config import BearConfig
 from trl_rec.trainer.collator import NextItemCollator, with_trie_nodes
-from trl_rec.trainer.rec_trainer import RecTrainerMixin, at_most, is_split
+from trl_rec.trainer.rec_trainer import RecTrainerMixin, is_split
 from trl_rec.trainer.refusals import NOT_TAKEN, refuse_arguments, refuse_frozen
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl.models import unwrap_model_for_generation
 
-from trl_rec.data.dataset import split_rows
+from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.recommender import save_recommender
 from trl_rec.evaluation import evaluate_rankings, rank_histories
@@ -178,13 +178,6 @@ class RecTrainerMixin(Base):
         if self.args.should_save:
             (folder / MARK).touch()
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
-
-
-def at_most(count: int | None, split: Dataset) -> Dataset:
-    """That many rows of a split, spread evenly."""
-    if count is None or count >= len(split):
-        return split
-    return split.select(np.linspace(0, len(split) - 1, count).round().astype(int))
 
 
 def is_split(dataset: Any) -> bool:
