@@ -73,16 +73,21 @@ def self_play_beams(
     if folder is not None:
         settings = {name: value for name, value in options.items() if name != "batch_size"} | {"num_beams": num_beams}
         parts = _Parts(Path(folder), _digest(repr((key, sorted(settings.items()))), prompt_format, trie))
+
+    def made(number: int, part: Ragged) -> np.ndarray:
+        """The beams of a part, from its file where there is one."""
+        done = None if parts is None else parts.read(number, part)
+        if done is None:
+            done = rank_histories(model, part, prompt_format, trie, pad_token_id=pad_token_id, top_k=num_beams, **options)
+            if parts is not None:
+                parts.write(number, part, done)
+        return done
+
     beams = np.empty((len(histories), num_beams), np.int32)
     with tqdm(total=len(beams), desc="self-play", unit="prompt", disable=not PartialState().is_local_main_process) as progress:
         for number, start in enumerate(range(0, len(beams), part_size)):
             part = histories.take(np.arange(start, min(start + part_size, len(beams))))
-            done = None if parts is None else parts.read(number, part)
-            if done is None:
-                done = rank_histories(model, part, prompt_format, trie, pad_token_id=pad_token_id, top_k=num_beams, **options)
-                if parts is not None:
-                    parts.write(number, part, done)
-            beams[start : start + part_size] = done
+            beams[start : start + part_size] = made(number, part)
             progress.update(len(part))
     return beams
 
