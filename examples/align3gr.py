@@ -48,7 +48,7 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> str:
         folder,
         bear_weight=0,
         targets="all",
-        num_train_epochs=15,
+        num_train_epochs=13,
         max_steps=max_steps,
         learning_rate=3e-3,
         warmup_steps=30,
@@ -88,7 +88,7 @@ def main() -> None:
         **SHARED,
     )
     schedule = Schedule(dataset, config)
-    stages = align3gr_stages(max_prompts=1500, num_beams=20)
+    stages = align3gr_stages(max_prompts=1000, num_beams=20)
     conclude_stages(run_stages(stages, start, schedule), start, schedule)
 
 
