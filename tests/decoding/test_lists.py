@@ -41,7 +41,8 @@ ROWS = [[3, 14, 15], [9, 26, 5, 35, 8], [4]]
 
 def scored(model, prompts: dict[str, Tensor], trie: TokenTrie, items: Tensor, **options) -> Tensor:
     lists = list_tokens(trie, items)
-    read = read_completions(model, prompts["input_ids"], prompts["attention_mask"], lists.token_ids, lists.mask)
+    inputs = (prompts["input_ids"], prompts["attention_mask"], lists.token_ids, lists.mask)
+    read = read_completions(model, *inputs, scored=lists.branches)
     return list_logps(read, items, trie, **options)
 
 

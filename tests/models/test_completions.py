@@ -192,10 +192,20 @@ def test_separate_rows_leave_out_absent_completions(shared: bool) -> None:
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    logits, rows = _read(model, model, *case, shared=shared)
+    logits, rows = _read(model, model, *case, case[3], shared=shared)
     handle.remove()
     assert sizes == ([(3, 13)] if shared else [(4, 9)])
     assert_close(completion_logps(CompletionLogits(logits, rows), *case[2:]), one_by_one(model, case))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window"])
+def test_only_the_tokens_asked_for_reach_the_output_embedding(family: str) -> None:
+    model, case = tiny(family), make_case(EXAMPLE)
+    everything = read_completions(model, *case)
+    wanted = torch.rand(case[3].shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    some = read_completions(model, *case, scored=wanted)
+    assert len(some.rows) == (wanted & case[3]).sum() and len(some.logits) < len(everything.logits)
+    assert_close(some.logits[some.rows], everything.logits[everything.rows][wanted[case[3]]])
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window"])

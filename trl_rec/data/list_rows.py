@@ -33,28 +33,37 @@ def build_list_rows(
         `datasets.Dataset` with `input_ids`, `labels` (-100 in the prompt), `user`, `history` (all items before the list) and
         `items` (those of the list, at least one and at most `list_length`).
     """
-    refuse_unless_train(split, "a model")
-    length = _list_length(prompt_format)
-    before, items, source = _windows(split, length, 1 if every_position else length)
-    if int(items.lengths.max(initial=0)) < length:
-        raise ValueError(
-            f"no user of the {split.split} split goes on to choose {length} new items in one row; lower list_length, or "
-            "prepare sequences rather than windows"
-        )
-    prompts = prompt_format.encode(before, max_length=max_length)
-    ends = Ragged.from_lengths(
-        np.tile(prompt_format.end, int((items.lengths == length).sum())), (items.lengths == length) * len(prompt_format.end)
-    )
-    tokens = join(prompts, items.flatten(prompt_format.paths), ends)
-    learned = within(tokens.lengths) >= np.repeat(prompts.lengths, tokens.lengths)
+    prompts, before, items, users = _prompts(split, prompt_format, every_position, max_length)
     columns = {
-        "input_ids": tokens.to_arrow(),
-        "labels": Ragged(np.where(learned, tokens.values, IGNORED), tokens.offsets).to_arrow(),
-        "user": pa.array(split.with_format("numpy")[:]["user"][source]),
+        **_learned(prompts, items, prompt_format),
+        "user": users,
         "history": before.to_arrow(),
         "items": items.to_arrow(),
     }
     return Dataset(pa.table(columns), split=split.split)
+
+
+def build_list_prompts(
+    split: Dataset, prompt_format: PromptFormat, *, every_position: bool = False, max_length: int | None = None
+) -> Dataset:
+    """The same prompts without completions, for a policy that draws its own lists: `prompt_ids`, `user`, `history`, and
+    `targets`, the items that [`build_list_rows`] would have it learn. The arguments are the same."""
+    prompts, before, items, users = _prompts(split, prompt_format, every_position, max_length)
+    columns = {"prompt_ids": prompts.to_arrow(), "user": users, "history": before.to_arrow(), "targets": items.to_arrow()}
+    return Dataset(pa.table(columns), split=split.split)
+
+
+def complete_list_prompts(prompts: Dataset, items: Ragged, prompt_format: PromptFormat) -> Dataset:
+    """Training rows of [`build_list_prompts`]' prompts and other lists than the users' own, such as the best of several drawn.
+
+    Args:
+        prompts: `prompt_ids`, `user` and `history`.
+        items: A list for each of them.
+        prompt_format: As the prompts were made with.
+    """
+    columns = {**_learned(split_rows(prompts, "prompt_ids"), items, prompt_format), "items": items.to_arrow()}
+    columns |= {name: prompts.with_format("arrow")[:][name] for name in ("user", "history")}
+    return Dataset(pa.table(columns), split=prompts.split)
 
 
 def list_targets(split: Dataset, list_length: int) -> Ragged:
@@ -64,6 +73,32 @@ def list_targets(split: Dataset, list_length: int) -> Ragged:
     new = _new(split_rows(split, "history"), targets)
     kept = Ragged.from_lengths(targets.values[new], np.bincount(targets.row_ids[new], minlength=len(targets)))
     return kept.slice(0 * kept.lengths, np.minimum(kept.lengths, list_length))
+
+
+def _prompts(
+    split: Dataset, prompt_format: PromptFormat, every_position: bool, max_length: int | None
+) -> tuple[Ragged, Ragged, Ragged, pa.Array]:
+    """Prompts, the items that each tells of, those of the list after it, and the user."""
+    refuse_unless_train(split, "a model")
+    length = _list_length(prompt_format)
+    before, items, source = _windows(split, length, 1 if every_position else length)
+    if int(items.lengths.max(initial=0)) < length:
+        raise ValueError(
+            f"no user of the {split.split} split goes on to choose {length} new items in one row; lower list_length, or "
+            "prepare sequences rather than windows"
+        )
+    users = pa.array(split.with_format("numpy")[:]["user"][source])
+    return prompt_format.encode(before, max_length=max_length), before, items, users
+
+
+def _learned(prompts: Ragged, items: Ragged, prompt_format: PromptFormat) -> dict[str, pa.Array]:
+    """`input_ids` and `labels` of prompts and lists; whole lists end in EOS."""
+    whole = items.lengths == prompt_format.list_length
+    ends = Ragged.from_lengths(np.tile(prompt_format.end, int(whole.sum())), whole * len(prompt_format.end))
+    tokens = join(prompts, items.flatten(prompt_format.paths), ends)
+    learned = within(tokens.lengths) >= np.repeat(prompts.lengths, tokens.lengths)
+    labels = Ragged(np.where(learned, tokens.values, IGNORED), tokens.offsets)
+    return {"input_ids": tokens.to_arrow(), "labels": labels.to_arrow()}
 
 
 def _windows(split: Dataset, length: int, stride: int) -> tuple[Ragged, Ragged, np.ndarray]:

@@ -31,12 +31,14 @@ class ListTokens(NamedTuple):
         mask: Which of them count.
         nodes: The node before each token, as in `TokenTrie.walk`; -1 where there is none.
         ranks: The place in the list of the item that each token belongs to.
+        branches: Which tokens are chosen among several of the trie; the others are forced.
     """
 
     token_ids: Tensor
     mask: Tensor
     nodes: Tensor
     ranks: Tensor
+    branches: Tensor
 
 
 def list_tokens(trie: TokenTrie, items: Tensor) -> ListTokens:
@@ -55,16 +57,20 @@ def list_tokens(trie: TokenTrie, items: Tensor) -> ListTokens:
         nodes.append(node)
     upwards = torch.arange(trie.max_depth - 1, -1, -1, device=items.device)
     ranks = torch.arange(items.shape[-1], device=items.device).unsqueeze(-1).expand(*items.shape, trie.max_depth)
-    return _packed(upwards < lengths.unsqueeze(-1), torch.stack(tokens[::-1], -1), torch.stack(nodes[::-1], -1), ranks)
+    mask, tokens, nodes, ranks = _packed(
+        upwards < lengths.unsqueeze(-1), torch.stack(tokens[::-1], -1), torch.stack(nodes[::-1], -1), ranks
+    )
+    nodes = nodes.masked_fill(~mask, -1)
+    branches = mask & (trie.row_offsets[nodes + 1] - trie.row_offsets[nodes.clamp(min=0)] > 1)
+    return ListTokens(tokens.masked_fill(~mask, 0), mask, nodes, ranks, branches)
 
 
-def _packed(mask: Tensor, tokens: Tensor, nodes: Tensor, ranks: Tensor) -> ListTokens:
+def _packed(mask: Tensor, *parts: Tensor) -> list[Tensor]:
     """Tokens `(..., K, D)`, each item's on the right, without the gaps between them."""
     mask = mask.flatten(-2)
     width = int(mask.sum(-1).amax()) if mask.numel() else 0
     order = torch.argsort(~mask, dim=-1, stable=True)[..., :width]
-    mask, tokens, nodes, ranks = (part.gather(-1, order) for part in (mask, *(p.flatten(-2) for p in (tokens, nodes, ranks))))
-    return ListTokens(tokens.masked_fill(~mask, 0), mask, nodes.masked_fill(~mask, -1), ranks)
+    return [part.gather(-1, order) for part in (mask, *(part.flatten(-2) for part in parts))]
 
 
 def legal_children(trie: TokenTrie, nodes: Tensor, taken: Tensor, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,19 +117,19 @@ def list_logps(
     prompts.
 
     Args:
-        read: What [`read_completions`] read for `list_tokens(trie, items)`, its `token_ids` and its `mask`.
+        read: What [`read_completions`] read for `list_tokens(trie, items)`: its `token_ids` and `mask`, and `scored=branches`.
         items: `(B, G, K)` item indices; -1 fills up lists that are shorter.
         trie: The catalogue's list paths, on the same device.
         exclude (*optional*): Items that no list may hold, one list a prompt, or `(B, E)` padded with -1.
         temperature: Divides the logits first.
     """
     lists = list_tokens(trie, items)
-    branches = lists.mask & (trie.row_offsets[lists.nodes + 1] - trie.row_offsets[lists.nodes.clamp(min=0)] > 1)
+    branches = lists.branches
     owner = branches.flatten(0, 1).nonzero()[:, 0]  # (M,), the list
     excluded = Excluded(trie, exclude, len(items)).places[owner // max(1, items.shape[1])]
     taken = taken_places(trie, items.flatten(0, 1)[owner], lists.ranks[branches], excluded)
     tokens, _, legal = legal_children(trie, lists.nodes[branches], taken, width=None if len(owner) else 1)
-    starts = read.rows[branches[lists.mask]].unsqueeze(1) * read.logits.shape[1]  # so that (M, V) is never made
+    starts = read.rows.unsqueeze(1) * read.logits.shape[1]  # so that (M, V) is never made
     scores = read.logits.flatten().gather(0, (starts + tokens).flatten()).view(tokens.shape)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature
     log_probs = torch.where(legal, scores, -torch.inf).log_softmax(-1)

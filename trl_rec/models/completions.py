@@ -33,8 +33,8 @@ class CompletionLogits(NamedTuple):
     Args:
         logits (`torch.Tensor` of shape `(N, V)`): One row for each position that predicts. In shared rows a prompt's last
             position appears once, however many completions follow it; in separate rows once for each of them.
-        rows (`torch.Tensor` of shape `(M,)`): The row of `logits` that predicts each completion token, tokens in the order of
-            `completion_mask.nonzero()`.
+        rows (`torch.Tensor` of shape `(M,)`): The row of `logits` that predicts each token asked for, tokens in the order of
+            `scored.nonzero()`.
     """
 
     logits: Tensor
@@ -48,6 +48,7 @@ def read_completions(
     completion_ids: Tensor,
     completion_mask: Tensor,
     *,
+    scored: Tensor | None = None,
     wrapped: Any = None,
 ) -> CompletionLogits:
     """One forward pass over prompts and their completions. What padding holds plays no part, if it is in the vocabulary.
@@ -59,13 +60,16 @@ def read_completions(
         completion_ids (`torch.Tensor` of shape `(B, K, C)`): Completions; they may differ in number and length.
         completion_mask (`torch.Tensor` of shape `(B, K, C)`): Boolean. A completion without any True is absent; without any
             completion there are no logits, and they still have a gradient.
+        scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): The completion tokens whose logits are wanted, where not all:
+            the output embedding is spared the others, such as those that a trie forces.
         wrapped (*optional*): What is called, if not `model`: a DDP module, a DeepSpeed engine.
     """
     refuse_unsuitable(model)
     reason = why_separate(model, prompt_ids.shape[1] + completion_ids.shape[2])
     if reason is not None:
         say_once(reason, "every completion gets a row of its own, which is slower")
-    texts = (prompt_ids, prompt_mask.bool(), completion_ids, completion_mask.bool())
+    mask = completion_mask.bool()
+    texts = (prompt_ids, prompt_mask.bool(), completion_ids, mask, mask if scored is None else mask & scored)
     return _read(model, model if wrapped is None else wrapped, *texts, shared=reason is None)
 
 
@@ -122,6 +126,7 @@ def _read(
     prompt_mask: Tensor,
     completion_ids: Tensor,
     completion_mask: Tensor,
+    scored: Tensor,
     *,
     shared: bool,
 ) -> CompletionLogits:
@@ -132,27 +137,29 @@ def _read(
         prompts = present // completion_mask.shape[1]
         prompt_ids, prompt_mask = prompt_ids[prompts], prompt_mask[prompts]
         completion_ids = completion_ids.flatten(0, 1)[present].unsqueeze(1)
-        completion_mask = completion_mask.flatten(0, 1)[present].unsqueeze(1)
-    packed = _pack(prompt_ids, prompt_mask, completion_ids, completion_mask)
+        completion_mask, scored = (part.flatten(0, 1)[present].unsqueeze(1) for part in (completion_mask, scored))
+    packed = _pack(prompt_ids, prompt_mask, completion_ids, completion_mask, scored)
     inputs = {"attention_mask": mask_for(model, _seen(packed)) if shared else packed.real.long()}
     if takes_positions(model):
         inputs["position_ids"] = packed.positions
-    scored, rows = _scored(packed)
-    with logits_at(model, scored):
+    places, rows = _places(packed)
+    with logits_at(model, places):
         logits = wrapped(input_ids=packed.token_ids, use_cache=False, **inputs).logits[0]
     return CompletionLogits(logits, rows)
 
 
 class _Packed(NamedTuple):
-    """Rows `(B, W)`: tokens, their positions, the completion each belongs to (-1: the prompt), and which are real."""
+    """Rows `(B, W)`: tokens, their positions, the completion each belongs to (-1: the prompt), which are real, and which of
+    those are scored."""
 
     token_ids: Tensor
     positions: Tensor
     owners: Tensor
     real: Tensor
+    scored: Tensor
 
 
-def _pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor) -> _Packed:
+def _pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor, scored: Tensor) -> _Packed:
     """The real tokens of each row, in order, on the left."""
     lengths = prompt_mask.sum(1)
     positions = lengths.view(-1, 1, 1) + completion_mask.cumsum(-1) - 1
@@ -165,6 +172,7 @@ def _pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, compl
         torch.cat([prompt_mask.cumsum(1) - 1, positions.flatten(1)], 1).clamp(min=0).gather(1, order),
         torch.cat([torch.full_like(prompt_ids, -1), owners.flatten(1)], 1).gather(1, order),
         real.gather(1, order),
+        torch.cat([torch.zeros_like(prompt_mask), scored.flatten(1)], 1).gather(1, order),
     )
 
 
@@ -176,13 +184,12 @@ def _seen(packed: _Packed) -> Tensor:
     return same & (position.unsqueeze(1) <= position.unsqueeze(2)) & packed.real.unsqueeze(1)
 
 
-def _scored(packed: _Packed) -> tuple[Tensor, Tensor]:
-    """`(B, W)`, the positions that predict a completion token, and `(M,)`, which of those predicts each of them: the one
-    before, but for a completion's first token the prompt's last."""
-    learned = packed.real & (packed.owners >= 0)
+def _places(packed: _Packed) -> tuple[Tensor, Tensor]:
+    """`(B, W)`, the positions that predict a scored token, and `(M,)`, which of those predicts each of them: the one before,
+    but for a completion's first token the prompt's last."""
     ends = (packed.real & (packed.owners < 0)).sum(1, keepdim=True)
-    column = torch.arange(learned.shape[1], device=learned.device)
+    column = torch.arange(packed.scored.shape[1], device=packed.scored.device)
     before = (torch.where(packed.positions == ends, ends, column) - 1).clamp(min=0)
-    scored = torch.zeros_like(packed.token_ids).scatter_add(1, before, learned.long()) > 0
-    places = scored.flatten().cumsum(0).view_as(scored) - 1
-    return scored, places.gather(1, before)[learned]
+    predicts = torch.zeros_like(packed.token_ids).scatter_add(1, before, packed.scored.long()) > 0
+    numbers = predicts.flatten().cumsum(0).view_as(predicts) - 1
+    return predicts, numbers.gather(1, before)[packed.scored]
