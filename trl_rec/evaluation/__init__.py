@@ -11,6 +11,8 @@ __all__ = [
     "RandomFloor",
     "TransitionFloor",
     "bootstrap_interval",
+    "draw_lists",
+    "evaluate_best_of",
     "evaluate_floors",
     "evaluate_rankings",
     "evaluate_split",
@@ -21,6 +23,8 @@ __all__ = [
     "rank_split",
     "readable_lists",
     "score_lists",
+    "score_split",
+    "seeds_table",
     "write_metrics",
 ]
 __getattr__, __dir__ = lazy_names(
@@ -33,6 +37,8 @@ __getattr__, __dir__ = lazy_names(
         "RandomFloor": "floors",
         "TransitionFloor": "floors",
         "bootstrap_interval": "intervals",
+        "draw_lists": "best_of_n",
+        "evaluate_best_of": "best_of_n",
         "evaluate_floors": "results",
         "evaluate_rankings": "evaluator",
         "evaluate_split": "results",
@@ -43,6 +49,8 @@ __getattr__, __dir__ = lazy_names(
         "rank_split": "rank",
         "readable_lists": "lists",
         "score_lists": "rewards",
+        "score_split": "rewards",
+        "seeds_table": "seeds",
         "write_metrics": "metrics_file",
     },
 )

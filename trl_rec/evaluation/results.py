@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.floors import PopularityFloor, RandomFloor, TransitionFloor
 from trl_rec.evaluation.intervals import bootstrap_interval
+from trl_rec.evaluation.rewards import score_split
 from trl_rec.evaluation.training_log import TrainingLog
 
 
@@ -36,7 +37,13 @@ class Evaluation:
 
 
 def evaluate_split(
-    ranked: np.ndarray, dataset: RecDataset, *, split: str = "test", ks: Sequence[int] = (1, 5, 10), seed: int = 0
+    ranked: np.ndarray,
+    dataset: RecDataset,
+    *,
+    split: str = "test",
+    ks: Sequence[int] = (1, 5, 10),
+    rewards: Mapping[str, float] | None = None,
+    seed: int = 0,
 ) -> Evaluation:
     """All metrics of a ranking of a split's rows, with intervals.
 
@@ -45,6 +52,8 @@ def evaluate_split(
         dataset (`RecDataset`): Gives the split, the catalogue, and the training popularity.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
+        rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]; adds their weighted sum over
+            whole lists as the metric `reward`.
         seed (`int`, *optional*, defaults to `0`): Of the bootstrap.
     """
     rows = held_out(dataset, split)
@@ -54,6 +63,9 @@ def evaluate_split(
         ranked, relevant, ks=ks, catalog=dataset.catalog, histories=split_rows(rows, "history"), popularity=popularity
     )
     per_user = per_user_metrics(ranked, relevant, ks=ks)
+    if rewards is not None:
+        per_user["reward"] = score_split(ranked[:, None], rows, dataset.catalog, rewards).total[:, 0]
+        metrics["reward"] = float(per_user["reward"].mean())
     return Evaluation(metrics, {name: bootstrap_interval(values, seed=seed) for name, values in per_user.items()}, per_user)
 
 
@@ -63,6 +75,7 @@ def evaluate_floors(
     split: str = "test",
     ks: Sequence[int] = (1, 5, 10),
     exclude_history: bool = True,
+    rewards: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, Evaluation]:
     """The floors `random`, `popularity` and `transition`, learned from `dataset.train` and evaluated on a split.
@@ -72,6 +85,7 @@ def evaluate_floors(
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of a user's history are never recommended.
+        rewards (`Mapping[str, float]`, *optional*): As in [`evaluate_split`].
         seed (`int`, *optional*, defaults to `0`): Of the random floor and of the bootstrap.
     """
     histories = split_rows(held_out(dataset, split), "history")
@@ -83,7 +97,7 @@ def evaluate_floors(
     results = {}
     for name, floor in floors.items():
         ranked = floor.fit(dataset.train, len(dataset.catalog)).rank(histories, max(ks), exclude_history)
-        results[name] = evaluate_split(ranked, dataset, split=split, ks=ks, seed=seed)
+        results[name] = evaluate_split(ranked, dataset, split=split, ks=ks, rewards=rewards, seed=seed)
     return results
 
 

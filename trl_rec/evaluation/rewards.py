@@ -14,9 +14,12 @@ from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from datasets import Dataset
 
+from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation import metrics
 from trl_rec.evaluation.inputs import item_rows
+from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 
 
@@ -112,6 +115,19 @@ def score_lists(
         parts[name] = _checked(known[name](batch), name, total.shape)
         total = total + weight * parts[name]
     return ListRewards(total.round(DECIMALS), parts)
+
+
+def score_split(
+    lists: np.ndarray,
+    rows: Dataset,
+    catalog: ItemCatalog,
+    weights: Mapping[str, float],
+    functions: Mapping[str, ListReward] | None = None,
+) -> ListRewards:
+    """[`score_lists`] of lists `(B, G, K)` for the rows of a split, whose targets and histories the rewards go by."""
+    shares = None if catalog.group_column is None else catalog.group_shares()[1]
+    batch = ListBatch(lists, split_rows(rows, "targets"), split_rows(rows, "history"), shares)
+    return score_lists(batch, weights, functions)
 
 
 def _checked(values: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:

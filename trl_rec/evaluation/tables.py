@@ -23,6 +23,7 @@ MEANINGS = {
     "dgu": (-1, "the same, from the group that loses most to the one that gains most"),
     "invalid": (-1, "recommendations that are not in the catalogue"),
     "duplicates": (-1, "recommendations that repeat one of the same list"),
+    "reward": (1, "the weighted sum that was optimised, of whole lists"),
     "num_users": (0, "users that the figures are over"),
 }
 DEFAULT_NAMES = ("recall", "ndcg", "coverage", "gini", "popularity", "ild", "mgu")
@@ -55,7 +56,7 @@ def metrics_table(
     rows = [["", *columns]]
     for name, evaluation in results.items():
         rows.append([name, *(_cell(evaluation, column, best[column], intervals, markdown) for column in columns)])
-    table = _markdown(rows) if markdown else _aligned(rows)
+    table = _markdown(rows) if markdown else aligned(rows)
     head = [caption, ""] if caption else []
     return "\n".join([*head, *table, "", *_legend(results, columns, intervals, markdown)])
 
@@ -100,7 +101,8 @@ def _stem(column: str) -> str:
     return column.split("@")[0]
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """The lines of a table, its first row underlined, its first column on the left and the others on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
