@@ -6,6 +6,9 @@ from trl_rec._lazy import lazy_names
 __all__ = [
     "BearConfig",
     "BearTrainer",
+    "BladeConfig",
+    "BladeTrainer",
+    "ListPromptCollator",
     "NextItemCollator",
     "PreferenceCollator",
     "RecConfig",
@@ -21,6 +24,9 @@ __getattr__, __dir__ = lazy_names(
     {
         "BearConfig": "bear_config",
         "BearTrainer": "bear_trainer",
+        "BladeConfig": "blade_config",
+        "BladeTrainer": "blade_trainer",
+        "ListPromptCollator": "list_prompt_collator",
         "NextItemCollator": "collator",
         "PreferenceCollator": "preference_collator",
         "RecConfig": "rec_config",

@@ -9,14 +9,27 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+
+def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
+    """A copy of the policy to be its reference; None where an adapter makes the policy its own, or where `DPOTrainer` loads
+    both by name. Of a loaded policy it would load the folder that it once came from, which is another model by now."""
+    if isinstance(model, str | PeftModel) or peft_config is not None:
+        return None
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("under ZeRO-3 a policy cannot be copied; pass ref_model, loaded from the same folder as the policy")
+    return deepcopy(model)
 
 
 @contextmanager
@@ -68,14 +81,15 @@ def complete_ref_adapter(model: Any) -> None:
                 tensors[name.replace(".default.", ".ref.")].data = tensor.detach().clone()
 
 
-def hash_shards(model: Any) -> str:
-    """A hash of the weights that ZeRO-3 has given to this process. Where it has loaded a model, the tensors that TRL 1.16
-    hashes are empty, and all models would be the same one."""
+def hash_weights(model: Any) -> str:
+    """A hash of all processes' weights. Where ZeRO-3 has loaded a model, the parameters themselves are empty (as TRL 1.16
+    hashes them, all models would be the same one), and each process holds its share."""
     digest = hashlib.sha256()
-    for parameter in model.parameters():
-        if "ds_tensor" in vars(parameter):
-            digest.update(parameter.ds_tensor.detach().cpu().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    for name, parameter in model.named_parameters():
+        held = vars(parameter).get("ds_tensor", parameter)
+        digest.update(name.encode())
+        digest.update(held.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return repr(sorted({*gather_object([digest.hexdigest()])}))
 
 
 def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:

@@ -7,19 +7,17 @@ Without a catalogue this is a list-wise DPO for any text; with one, lists are ra
 from __future__ import annotations
 
 from contextlib import nullcontext
-from copy import deepcopy
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
@@ -36,8 +34,9 @@ from trl_rec.trainer.rec_trainer import RecTrainerMixin, is_split
 from trl_rec.trainer.reference import (
     as_reference,
     complete_ref_adapter,
+    copy_of_policy,
     drop_attention_dropout,
-    hash_shards,
+    hash_weights,
     not_training,
     reference_file,
     with_reference,
@@ -103,8 +102,8 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token  # as DPOTrainer does, but before there is a collator
         self._set_catalog(catalog, processing_class, args, eval_dataset)
-        if ref_model is None and needs_copy(model, args, kwargs.get("peft_config")):
-            ref_model = deepcopy(model)  # type: ignore[assignment]  # no folder's name: see needs_copy
+        if ref_model is None and not args.precompute_ref_log_probs:
+            ref_model = copy_of_policy(model, kwargs.get("peft_config"))
         collator = PreferenceCollator(processing_class.pad_token_id, self.trie if self.renormalizes else None)
         self.trie = self.trie and self.trie.to(args.device)  # the reference may be computed before there is a model to ask
         super().__init__(
@@ -201,7 +200,7 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
             return dataset
         if self.state.global_step == 0:  # later, the policy is another
             complete_ref_adapter(self.model)
-        weights = sorted({*gather_object([self._precompute_model_hash, hash_shards(self.ref_model or self.model)])})
+        weights = hash_weights(self.ref_model or self.model)
         path = [reference_file(str(self.args.output_dir), dataset, weights, self.renormalizes)]
         broadcast_object_list(path)
         if not path[0].is_file():
@@ -252,13 +251,3 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
         if mode == "train":
             self._total_train_tokens += int(seen)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-
-
-def needs_copy(model: Any, args: Any, peft_config: Any) -> bool:
-    """Whether the reference has to be a copy of the policy. `DPOTrainer` would load the folder that the policy once came from,
-    which is another model by now."""
-    if isinstance(model, str | PeftModel) or peft_config is not None or args.precompute_ref_log_probs:
-        return False
-    if is_deepspeed_zero3_enabled():
-        raise ValueError("under ZeRO-3 a policy cannot be copied; pass ref_model, loaded from the same folder as the policy")
-    return True

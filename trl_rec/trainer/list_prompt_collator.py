@@ -1,0 +1,51 @@
+"""Batches of prompts after which a policy draws lists of its own, with what their rewards are made from.
+
+Legend: B prompts, P tokens of the longest, H items of the longest history, T targets of the row with most, M reference lists,
+K items a list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trl_rec.ragged import Ragged
+
+
+@dataclass
+class ListPromptCollator:
+    """Pads prompts on the left, items with -1.
+
+    Args:
+        pad_token_id (`int`): Fills prompts.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """`prompt_ids prompt_mask (B, P)`, `history (B, H)`, `targets (B, T)`, `row (B,)`: the number of each row in the data,
+        and `references (B, M, K)` where the rows have them."""
+        prompts, history, targets = (
+            Ragged.from_lists([row[name] for row in rows]) for name in ("prompt_ids", "history", "targets")
+        )
+        prompt_mask = Ragged(prompts.values * 0 + 1, prompts.offsets).padded(fill=0, left=True)
+        batch = {
+            "prompt_ids": torch.from_numpy(prompts.padded(fill=self.pad_token_id, left=True)),
+            "prompt_mask": torch.from_numpy(prompt_mask).bool(),
+            "history": torch.from_numpy(history.padded()),
+            "targets": torch.from_numpy(targets.padded()),
+            "row": torch.tensor([row["row"] for row in rows]),
+        }
+        if "references" in rows[0]:
+            batch["references"] = torch.from_numpy(np.array([row["references"] for row in rows], np.int64))
+        return batch
+
+
+def as_rows(padded: Tensor) -> Ragged:
+    """Items `(B, T)`, padded with -1, without their padding."""
+    present = (padded >= 0).cpu().numpy()
+    return Ragged.from_lengths(padded.cpu().numpy()[present], present.sum(1))

@@ -1,0 +1,39 @@
+"""The order of training rows where several steps in a row learn from the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+class RepeatedBatches(Sampler[int]):
+    """Shuffles rows, cuts them into global batches, and gives each batch several times before the next.
+
+    A last batch that is not full is left out.
+
+    Args:
+        num_rows (`int`): Rows.
+        batch_size (`int`): Rows of one step of all processes, accumulation included.
+        num_repeats (`int`): Steps on each batch.
+        seed (`int`): With the epoch it decides the order.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, num_repeats: int, seed: int) -> None:
+        if num_rows < batch_size:
+            raise ValueError(f"{num_rows} rows do not fill a batch of {batch_size}; make the batch smaller, or add data")
+        self.num_rows, self.batch_size, self.num_repeats, self.seed, self.epoch = num_rows, batch_size, num_repeats, seed, 0
+
+    def __len__(self) -> int:
+        return self.num_rows // self.batch_size * self.batch_size * self.num_repeats
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.num_rows, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        for start in range(0, self.num_rows - self.batch_size + 1, self.batch_size):
+            for _ in range(self.num_repeats):
+                yield from order[start : start + self.batch_size]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Accelerate before each epoch."""
+        self.epoch = epoch
