@@ -104,6 +104,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     for seed, name in enumerate(("toy", "ml-100k")):
         prepare("toy", folder / "data" / name, seed=seed, **TOY)
+    prepare("toy", folder / "data" / "ml-100k-next-ten", split="leave_last", num_held_out=10, **TOY)
     titles = load(folder / "data" / "toy").catalog.titles
     prepare(
         write_windows(folder / "office", [f"{title} Pens, {len(title)} Pack" for title in titles]), folder / "data" / "office"

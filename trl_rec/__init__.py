@@ -15,6 +15,8 @@ __getattr__, __dir__ = lazy_names(
         "TokenTrie": "items.trie",
         "BearConfig": "trainer.bear_config",
         "BearTrainer": "trainer.bear_trainer",
+        "BladeConfig": "trainer.blade_config",
+        "BladeTrainer": "trainer.blade_trainer",
         "PromptFormat": "data.prompts",
         "RecDataset": "data.dataset",
         "build_rows": "data.rows",

@@ -12,13 +12,14 @@ VERBS = {
     "prepare": "make a dataset folder from an interaction log and a catalogue",
     "tokenize": "give the items of a dataset folder semantic IDs",
     "bear": "fine-tune so that each target stays inside the beam (weight 0: MSL; over the vocabulary: SFT)",
+    "blade": "align whole lists to accuracy, diversity and fairness, with a Best-of-N target that moves with the policy",
     "softmax_dpo": "train on one chosen and several rejected completions a prompt",
     "align3gr": "preference training in stages, from the policy's own mistakes to what users disliked",
     "evaluate": "rank a split with floors and, if given, a model; print a table, write metrics.json",
     "recommend": "list what a trained model recommends to a user, or after some titles",
 }
 SCRIPTS = {"tokenize": "tokenizing"}  # a tokenize.py would hide Python's own from every script that is run by its path
-TRAINING = ("bear", "softmax_dpo", "align3gr")  # these go through accelerate launch
+TRAINING = ("bear", "blade", "softmax_dpo", "align3gr")  # these go through accelerate launch
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -65,7 +65,8 @@ def _default_columns(results: Mapping[str, Evaluation]) -> list[str]:
     known = {column for evaluation in results.values() for column in evaluation.metrics}
     k = max((int(column.split("@")[1]) for column in known if "@" in column), default=0)
     faults = [name for name in ("invalid", "duplicates") if any(one.metrics.get(name, 0) for one in results.values())]
-    return [column for column in (f"{name}@{k}" for name in DEFAULT_NAMES) if column in known] + faults
+    wanted = [*(f"{name}@{k}" for name in DEFAULT_NAMES), "reward"]
+    return [column for column in wanted if column in known] + faults
 
 
 def _best(results: Mapping[str, Evaluation], column: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from transformers.trainer_utils import SaveStrategy
 from trl import DPOConfig
 
 from trl_rec.trainer.rec_config import RecConfig, refuse_inert
@@ -12,7 +13,9 @@ from trl_rec.trainer.softmax_dpo_config import INERT, INERT_ROWS
 
 
 INERT_REFERENCE = ("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model")
-TARGETS = ("blade", "best_of_n", "rank", "reward")
+TARGETS = {"blade": "BLADE", "best_of_n": "static Best-of-N", "rank": "rank in the group", "reward": "GRPO"}
+AT_LEAST_ONE = ("num_iterations", "best_of", "reference_batch_size", "max_prompts")
+POSITIVE = ("temperature", "prior", "clip")
 
 
 @dataclass
@@ -43,7 +46,7 @@ class BladeConfig(RecConfig, DPOConfig):
         clip (`float`, *optional*, defaults to `0.2`): How far from 1 a list's probability ratio counts.
         every_position (`bool`, *optional*, defaults to `False`): Whether a list begins at every item of a sequence, rather
             than where the list before it ends.
-        max_prompts (`int`, *optional*): Prompts to learn from, spread evenly; all otherwise.
+        max_prompts (`int`, *optional*): Prompts to learn from, spread evenly; by default all, or those that `max_steps` visits.
         reference_batch_size (`int`, *optional*, defaults to `64`): Prompts whose reference lists are drawn together.
         learning_rate (`float`, *optional*, defaults to `1e-5`): As in `DPOConfig`, where it is `1e-6`.
     """
@@ -59,7 +62,9 @@ class BladeConfig(RecConfig, DPOConfig):
     prior: float = field(default=0.5, metadata={"help": "parameter of the Beta prior"})
     num_generations: int = field(default=8, metadata={"help": "rollouts a prompt and step"})
     temperature: float = field(default=1.0, metadata={"help": "of rollouts and references"})
-    beta: float | None = field(default=None, metadata={"help": "weight of the KL; 1 by default, 0.001 with target reward"})
+    beta: float | None = field(  # type: ignore[assignment]  # a float once the target is known
+        default=None, metadata={"help": "weight of the KL; 1 by default, 0.001 with target reward"}
+    )
     standardize: bool | None = field(default=None, metadata={"help": "divide advantages by their group's deviation"})
     num_iterations: int = field(default=1, metadata={"help": "steps on the same rollouts"})
     clip: float = field(default=0.2, metadata={"help": "how far from 1 a list's probability ratio counts"})
@@ -84,29 +89,48 @@ class BladeConfig(RecConfig, DPOConfig):
         self.beta = (1e-3 if self.target == "reward" else 1.0) if self.beta is None else self.beta
         self.standardize = self.target == "reward" if self.standardize is None else self.standardize
         self._check_sampling()
+        self._check_numbers()
         self._check_iterations()
 
     @property
-    def reference_share(self) -> float:
+    def rollout_share(self) -> float:
         """The dynamic coefficient that the target stands for."""
         return {"blade": self.dynamic_coefficient, "best_of_n": 0.0}.get(self.target, 1.0)
 
     def _check_sampling(self) -> None:
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {self.target!r}")
-        if not isinstance(self.rewards, dict) or not self.rewards:
+        numbers = isinstance(self.rewards, dict) and all(isinstance(weight, int | float) for weight in self.rewards.values())
+        if not numbers or not self.rewards:
             raise ValueError(f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {self.rewards!r}")
         if self.num_generations < 2:
             raise ValueError(f"num_generations must be at least 2, not {self.num_generations}: rollouts are compared")
         if self.list_length is None or self.list_length < 1:
             raise ValueError(f"list_length must be at least 1, not {self.list_length}: BLADE aligns lists")
-        if self.num_references < 1 and self.target in ("blade", "best_of_n"):
-            raise ValueError(f"num_references must be at least 1, not {self.num_references}: {self.target} ranks among them")
+        least = 1 if self.target in ("blade", "best_of_n") else 0
+        if self.num_references < least:
+            raise ValueError(f"num_references must be at least {least}, not {self.num_references}, with target {self.target}")
+
+    def _check_numbers(self) -> None:
+        """What would else be refused in the first step only, after the reference lists have been drawn."""
+        for name in AT_LEAST_ONE:
+            if (value := getattr(self, name)) is not None and not value >= 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        for name in POSITIVE:
+            if not 0 < (value := getattr(self, name)) < float("inf"):
+                raise ValueError(f"{name} must be positive, not {value}")
+        if not 0 <= self.dynamic_coefficient <= 1:
+            raise ValueError(f"dynamic_coefficient is a share, from 0 to 1, not {self.dynamic_coefficient}")
+        if self.beta is None or not 0 <= self.beta < float("inf"):
+            raise ValueError(f"beta must be 0 or more, not {self.beta}")
 
     def _check_iterations(self) -> None:
         """With several steps on the same rollouts a checkpoint between them could not be resumed to the same weights."""
-        every = {"steps": self.save_steps, "best": self.eval_steps}.get(str(self.save_strategy.value), 0)
-        if self.num_iterations < 1 or (every or 0) % self.num_iterations:
+        if self.num_iterations == 1:
+            return
+        refuse_inert(self, ("train_sampling_strategy",), "batches come num_iterations times in a row")
+        every = {"steps": self.save_steps, "best": self.eval_steps}.get(SaveStrategy(self.save_strategy).value, 0)
+        if (every or 0) % self.num_iterations:
             raise ValueError(
                 f"num_iterations is {self.num_iterations}, and a checkpoint would be written every {every:g} steps; save "
                 "between rollouts, at a multiple of num_iterations"

@@ -23,7 +23,7 @@ from trl import DPOTrainer
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
 
 from trl_rec.data.dataset import at_most
-from trl_rec.data.list_rows import build_list_prompts
+from trl_rec.data.list_rows import build_list_prompts, complete_list_prompts
 from trl_rec.decoding.list_constraint import list_logps, list_tokens
 from trl_rec.decoding.lists import sample_item_lists
 from trl_rec.evaluation.rewards import ListBatch, ListReward, ListRewards, score_lists
@@ -32,8 +32,9 @@ from trl_rec.losses.blade import best_of_n_reward, leave_one_out, list_policy_lo
 from trl_rec.losses.output import LossOutput
 from trl_rec.models.completions import read_completions
 from trl_rec.models.loading import keep_differentiable, load_tokenizer
-from trl_rec.trainer.blade_config import BladeConfig
-from trl_rec.trainer.list_prompt_collator import ListPromptCollator, as_rows
+from trl_rec.ragged import Ragged
+from trl_rec.trainer.blade_config import TARGETS, BladeConfig
+from trl_rec.trainer.list_prompt_collator import ListPromptCollator, as_rows, refuse_exhausted
 from trl_rec.trainer.rec_trainer import RecTrainerMixin, is_split
 from trl_rec.trainer.recomputation import checkpointing_kept
 from trl_rec.trainer.reference import (
@@ -84,8 +85,10 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
     """
 
     args: BladeConfig
+    catalog: Any  # an ItemCatalog always
     model: Any
     ref_model: Any
+    train_dataset: Any
     _tag_names = ["trl", "trl-rec", "blade"]
     _name = "BLADE"
     _paper = {"title": "Bayesian List-wise Alignment via Dynamic Estimation for LLM-based Recommendation", "id": "2605.04559"}
@@ -109,8 +112,13 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         processing_class = processing_class or load_tokenizer(
             model if isinstance(model, str) else model.config._name_or_path, trust_remote_code=args.trust_remote_code or None
         )
+        if processing_class.pad_token is None:
+            processing_class.pad_token = processing_class.eos_token  # as DPOTrainer does, but before there is a collator
         self._set_catalog(catalog, processing_class, args, eval_dataset)
-        self._set_rewards(catalog, args, reward_functions)
+        self.reward_weights: Any = args.rewards
+        self.reward_functions = dict(reward_functions or {})
+        self._name = TARGETS[args.target]
+        self._shares = None if catalog.group_column is None else catalog.group_shares()[1]
         self.trie = self.trie.to(args.device)
         super().__init__(
             model,
@@ -125,15 +133,16 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         complete_ref_adapter(self.model)
         refuse_frozen(self.model)
         drop_attention_dropout(self.model)
+        self._try_rewards()
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}  # of the present batch of rollouts, by their rows
         self._drawn_at = -1
 
-    def _set_rewards(self, catalog: ItemCatalog, args: BladeConfig, functions: Mapping[str, ListReward] | None) -> None:
-        """The rewards, tried on one list, so that a wrong one is refused before anything is trained."""
-        self.reward_weights, self.reward_functions = args.rewards, dict(functions or {})
-        self._shares = None if catalog.group_column is None else catalog.group_shares()[1]
-        one, none = torch.arange(args.list_length or 1), torch.empty(1, 0, dtype=torch.int64)
-        self._score(one.view(1, 1, -1), one[:1].view(1, 1), none)
+    def _try_rewards(self) -> None:
+        """Scores any lists for the first rows, so that a wrong reward is refused before anything is drawn."""
+        inputs = self.data_collator([self.train_dataset[row] for row in range(min(2, len(self.train_dataset)))])
+        length = self.args.list_length or 1
+        lists = torch.arange(length).expand(len(inputs["row"]), length + 1, -1)  # no two sizes alike, as a rule
+        score_lists(self._list_batch(lists, inputs), self.reward_weights, self.reward_functions)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *unused: Any) -> Dataset:
         """The training split becomes prompts; the splits that are ranked stay as they are."""
@@ -143,7 +152,9 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         if name != "train":
             return dataset
         lengths = {"every_position": args.every_position, "max_length": args.max_length}
-        rows = at_most(args.max_prompts, build_list_prompts(dataset, self.prompt_format, **lengths))
+        rows = at_most(_most_prompts(args), build_list_prompts(dataset, self.prompt_format, **lengths))
+        if args.eval_exclude_history:
+            refuse_exhausted(rows, len(self.prompt_format.paths), args.list_length)
         return rows.add_column("row", np.arange(len(rows))).flatten_indices()
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -155,22 +166,26 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
             return super()._get_train_sampler(train_dataset)
         rows = len(self.train_dataset if train_dataset is None else train_dataset)
         batch_size = self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        return RepeatedBatches(rows, batch_size, self.args.num_iterations, self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return RepeatedBatches(rows, batch_size, self.args.num_iterations, seed)
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
         """As the parent's, after the reference lists have been drawn."""
         if self.is_fsdp_enabled:
             raise ValueError(FSDP)
-        if self.args.num_references and "references" not in self.train_dataset.column_names:
-            self.train_dataset = self._with_references(self.train_dataset)
+        if self.args.num_references:
+            self.draw_references()
+        self._drawn_at = -1  # what an earlier training drew was another policy's
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
-    def _with_references(self, rows: Dataset) -> Dataset:
-        """The rows with M lists of the reference policy each, drawn now or found on disk."""
-        args = self.args
+    def draw_references(self) -> None:
+        """Gives the training rows M lists of the reference policy each, drawn now or found on disk. `train` does it."""
+        rows, args = self.train_dataset, self.args
+        if "references" in rows.column_names:
+            return
         settings = (args.num_references, args.list_length, args.temperature, args.eval_exclude_history, args.seed)
         weights = hash_weights(self.ref_model or self.model)
-        folder = reference_folder(args.output_dir, rows, weights, settings, self.catalog.fingerprint)  # type: ignore[union-attr]
+        folder = reference_folder(str(args.output_dir), rows, weights, settings, self.catalog.fingerprint)
         model = self.ref_model or self.model
         if self.ref_model is None and self.is_deepspeed_enabled:  # not prepared before training begins
             model = prepare_deepspeed(self.model, self.accelerator)
@@ -181,7 +196,21 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
                 return self._draw(drawing, batch, args.num_references, (args.seed, REFERENCE_SEED))
 
             draw_reference_lists(folder, rows, draw, self.data_collator, self.accelerator, batch_size=args.reference_batch_size)
-        return with_reference_lists(rows, folder)
+        self.train_dataset = with_reference_lists(rows, folder)
+
+    def best_reference_rows(self) -> Dataset:
+        """Rows for [`BearTrainer`], each prompt with the best of its reference lists: Best-of-N learned offline, a control."""
+        self.draw_references()
+        found: list[np.ndarray] = []
+        for start in range(0, len(self.train_dataset), self.args.reference_batch_size):
+            some = range(start, min(start + self.args.reference_batch_size, len(self.train_dataset)))
+            batch = self.data_collator([self.train_dataset[row] for row in some])
+            best = self._reference_rewards(batch).argmax(1)
+            found.append(batch["references"].numpy()[np.arange(len(best)), best])
+        lists = np.concatenate(found)
+        return complete_list_prompts(
+            self.train_dataset, Ragged.from_lengths(lists.ravel(), np.full(*lists.shape)), self.prompt_format
+        )
 
     @contextmanager
     def _generating(self, wrapped: Any) -> Iterator[Any]:
@@ -239,12 +268,12 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         lists, unwrapped = list_tokens(self.trie, items), self.accelerator.unwrap_model(model)
         prompts = (inputs["prompt_ids"], inputs["prompt_mask"])
         read = read_completions(unwrapped, *prompts, lists.token_ids, lists.mask, scored=lists.branches, wrapped=model)
-        options = {"exclude": self._excluded(inputs), "temperature": self.args.temperature}
-        return list_logps(read, items, self.trie, **options).sum(-1)
+        exclude = self._excluded(inputs)
+        return list_logps(read, items, self.trie, exclude=exclude, temperature=self.args.temperature).sum(-1)
 
     def _valued(self, model: Any, inputs: dict[str, Any], items: Tensor, logps: Tensor) -> Rollouts:
         """What the rollouts are worth: the target, less the KL's share, against the other lists of the prompt."""
-        rewards = self._score(items, inputs["targets"], inputs["history"])
+        rewards = self._score(items, inputs)
         references = self._reference_rewards(inputs)
         targets = self._target(rewards.total, references).to(items.device, logps.dtype)
         ref_logps = self._ref_logps(model, inputs, items)
@@ -258,15 +287,21 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         with torch.no_grad(), not_training(reference), other, self.accelerator.autocast():
             return self._logps(reference, inputs, items)
 
-    def _score(self, items: Tensor, targets: Tensor, history: Tensor) -> ListRewards:
-        batch = ListBatch(items.cpu().numpy(), as_rows(targets), as_rows(history), self._shares)
-        return score_lists(batch, self.reward_weights, self.reward_functions)  # type: ignore[arg-type]
+    def _list_batch(self, items: Tensor, inputs: dict[str, Any]) -> ListBatch:
+        return ListBatch(items.cpu().numpy(), as_rows(inputs["targets"]), as_rows(inputs["history"]), self._shares)
+
+    def _score(self, items: Tensor, inputs: dict[str, Any]) -> ListRewards:
+        """Rewards of lists `(B, any number, K)`."""
+        try:
+            return score_lists(self._list_batch(items, inputs), self.reward_weights, self.reward_functions)
+        except ValueError as error:
+            raise ValueError(f"{error} (of a batch of the training rows {inputs['row'].tolist()})") from error
 
     def _reference_rewards(self, inputs: dict[str, Any]) -> np.ndarray:
         """`(B, M)`, with M 0 where no references were drawn."""
         if "references" not in inputs:
             return np.empty((len(inputs["row"]), 0))
-        return self._score(inputs["references"], inputs["targets"], inputs["history"]).total
+        return self._score(inputs["references"], inputs).total
 
     def _target(self, rewards: np.ndarray, references: np.ndarray) -> Tensor:
         """What is learned from, `(B, G)` in float64."""
@@ -275,14 +310,14 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         at_most_, below = posterior_cdf(
             torch.from_numpy(rewards),
             torch.from_numpy(references),
-            dynamic_coefficient=self.args.reference_share,
+            dynamic_coefficient=self.args.rollout_share,
             prior=self.args.prior,
         )
         return best_of_n_reward(at_most_, below, best_of=self.args.best_of)
 
     def _append_metrics(self, rollouts: Rollouts, output: LossOutput, inputs: dict[str, Any]) -> None:
         """Means over the prompts of all processes."""
-        columns = rollout_metrics(rollouts, len(self.catalog))  # type: ignore[arg-type]
+        columns = rollout_metrics(rollouts, len(self.catalog))
         columns |= {f"blade/{name}": value.mean(1) for name, value in output.metrics.items()}
         broken = ~output.loss.isfinite().all(1)
         tokens = inputs["prompt_mask"].sum() + list_tokens(self.trie, rollouts.items).mask.sum()
@@ -299,3 +334,10 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
             self._metrics["train"][name].append(value / rows)
         self._total_train_tokens += int(seen)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+
+def _most_prompts(args: BladeConfig) -> int | None:
+    """How many prompts are of use: `max_prompts`, and no more than `max_steps` will visit, as each costs reference lists."""
+    visited = args.max_steps // args.num_iterations * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    limits = [limit for limit in (args.max_prompts, visited) if limit is not None and limit > 0]
+    return min(limits, default=None)

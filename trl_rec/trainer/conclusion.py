@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metr
 logger = logging.getLogger(__name__)
 
 
-def conclude(trainer: Any, dataset: RecDataset, settings: dict[str, Any]) -> dict[str, Evaluation]:
+def conclude(
+    trainer: Any, dataset: RecDataset, settings: dict[str, Any], *, rewards: Mapping[str, float] | None = None
+) -> dict[str, Evaluation]:
     """Saves the run folder, prints the table, and returns the floors' results and the model's, by name.
 
     Args:
         trainer: A trainer of this package, trained.
         dataset: The data it was trained on; the test split is measured.
         settings: What else the run depends on, for `metrics.json` and `recipe.json`.
+        rewards (*optional*): Weights of rewards, whose sum then stands beside the metrics.
     """
     save_run(trainer, settings)
     if trainer.is_fsdp_enabled:
@@ -30,8 +33,8 @@ def conclude(trainer: Any, dataset: RecDataset, settings: dict[str, Any]) -> dic
         return {}
     measured = {"split": "test", "ks": trainer.args.eval_ks}
     ranked = trainer.rank(dataset.test)
-    results = evaluate_floors(dataset, exclude_history=trainer.args.eval_exclude_history, **measured)
-    results[trainer._name] = evaluate_split(ranked, dataset, **measured)
+    results = evaluate_floors(dataset, exclude_history=trainer.args.eval_exclude_history, rewards=rewards, **measured)
+    results[trainer._name] = evaluate_split(ranked, dataset, rewards=rewards, **measured)
     if trainer.is_world_process_zero():
         write_metrics(
             Path(trainer.args.output_dir) / "metrics.json",

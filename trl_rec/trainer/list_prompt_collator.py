@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
 
+from trl_rec.data.dataset import split_rows
 from trl_rec.ragged import Ragged
 
 
@@ -49,3 +51,15 @@ def as_rows(padded: Tensor) -> Ragged:
     """Items `(B, T)`, padded with -1, without their padding."""
     present = (padded >= 0).cpu().numpy()
     return Ragged.from_lengths(padded.cpu().numpy()[present], present.sum(1))
+
+
+def refuse_exhausted(prompts: Dataset, num_items: int, list_length: int) -> None:
+    """Refuses a prompt whose history leaves fewer items than a list holds."""
+    histories, most = split_rows(prompts, "history"), num_items - list_length
+    for row in np.flatnonzero(histories.lengths > most).tolist():
+        left = num_items - len(np.unique(histories[row]))
+        if left < list_length:
+            raise ValueError(
+                f"the history of training row {row} leaves {left} items to choose from, too few for a list of {list_length}; "
+                "shorten the lists, leave such users out, or set eval_exclude_history to false"
+            )
