@@ -130,9 +130,7 @@ def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, con
         num_generations=arguments.lists,
         max_completion_length=arguments.length,
     )
-    trainer = GRPOTrainer(
-        folder + "/policy", ndcg, config, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer
-    )
+    trainer = GRPOTrainer(folder + "/policy", ndcg, config, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer)
     if constrained:
         trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=True)
         trainer.model.generate = constrained_generate(trainer.model, trie, arguments.length)

@@ -13,7 +13,6 @@ seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ from typing import Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import numpy as np
+from studies import SMALL, kept
 
 from trl_rec import PreferenceStage, RecDataset, Schedule, SoftmaxDPOConfig, load, run_stages
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.evaluation import bootstrap_interval, evaluate_floors, evaluate_split, paired_comparison, rank_split
+from trl_rec.evaluation import evaluate_floors, evaluate_split, rank_split, seeds_table
 from trl_rec.models import load_model, load_tokenizer
 
 
@@ -49,25 +49,17 @@ def run(
 ) -> list[dict[str, Any]]:
     config = SoftmaxDPOConfig(
         str(output),
+        **SMALL,
         **options,
         normalize="catalogue",
         num_train_epochs=1,
         warmup_steps=10,
         max_length=MAX_LENGTH,
-        per_device_train_batch_size=16,
-        per_device_eval_batch_size=128,
-        eval_strategy="steps",
         eval_steps=0.5,
         save_strategy="steps",
         save_steps=0.5,
         save_total_limit=1,
         logging_steps=20,
-        eval_ks=[10],
-        report_to="none",
-        disable_tqdm=True,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
         seed=seed,
     )
     reports = run_stages(stages, start, Schedule(dataset, config))
@@ -76,21 +68,16 @@ def run(
     return reports
 
 
-def measure(folder: Path, dataset: RecDataset) -> Any:
-    """Per-user values on the test split."""
-    kept = folder / "test.json"
-    if not kept.is_file():
-        tokenizer = load_tokenizer(folder)
-        ranked = rank_split(
-            load_model(folder),
-            tokenizer,
-            dataset,
-            prompt_format=PromptFormat.for_catalog(dataset.catalog, tokenizer),
-            batch_size=128,
-            max_length=MAX_LENGTH,
-        )
-        kept.write_text(json.dumps(ranked.tolist()))
-    return evaluate_split(np.array(json.loads(kept.read_text())), dataset, ks=[10]).per_user
+def measure(folder: Path, dataset: RecDataset, output: Path) -> Any:
+    """Per-user values on the test split; the lists are kept in `output`."""
+
+    def rank() -> list[list[int]]:
+        model, tokenizer = load_model(folder), load_tokenizer(folder)
+        prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer)
+        options = {"prompt_format": prompt_format, "batch_size": 128, "max_length": MAX_LENGTH}
+        return rank_split(model, tokenizer, dataset, **options).tolist()
+
+    return evaluate_split(np.array(kept(output / "test.json", rank)), dataset, ks=[10]).per_user
 
 
 def main() -> None:
@@ -122,24 +109,15 @@ def main() -> None:
     best = max(found, key=lambda one: found[one])
     print(f"learning rate and sft_weight by validation: {found}; {best} it is", flush=True)
 
-    runs = {"transition": [evaluate_floors(dataset, ks=[10])["transition"].per_user]}
-    runs["SFT"] = [measure(arguments.policy, dataset)]
-    validation = {}
+    validation = {name: float(np.mean([result(name, best, seed) for seed in seeds])) for name in every}
+    runs = {
+        "transition": [evaluate_floors(dataset, ks=[10])["transition"].per_user],
+        "SFT": [measure(arguments.policy, dataset, arguments.output / "SFT")],
+    }
     for name in every:
-        validation[name] = np.mean([result(name, best, seed) for seed in seeds])
-        runs[name] = [measure(folder(name, best, seed), dataset) for seed in seeds]
-    print(f"\n{'':<16}{'recall@10':>18}{'ndcg@10':>18}{'over SFT':>10}{'p':>7}{'by seed':>24}{'validation':>12}")
-    for name, several in runs.items():
-        mean = {metric: np.mean([one[metric] for one in several], 0) for metric in ("recall@10", "ndcg@10")}
-        cells = []
-        for values in mean.values():
-            low, high = bootstrap_interval(values)
-            cells.append(f"{values.mean():.4f} ±{(high - low) / 2:.4f}")
-        against = runs["SFT"][0]["ndcg@10"]
-        ratio, p_value = mean["ndcg@10"].mean() / against.mean(), paired_comparison(mean["ndcg@10"], against).p_value
-        by_seed = " ".join(f"{one['ndcg@10'].mean():.4f}" for one in several)
-        known = f"{validation[name]:.4f}" if name in validation else "-"
-        print(f"{name:<16}{cells[0]:>18}{cells[1]:>18}{ratio:>10.3f}{p_value:>7.3f}{by_seed:>24}{known:>12}")
+        folders = [folder(name, best, seed) for seed in seeds]
+        runs[name] = [measure(one, dataset, one) for one in folders]
+    print("\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against="SFT", notes={"validation": validation}))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def make_texts(vocab_size: int, batch: int, prompt: int, count: int, tokens: int
 
 
 def step(model: LlamaForCausalLM, texts: tuple[Tensor, Tensor, Tensor, Tensor], shared: bool) -> Tensor:
-    logps = completion_logps(_read(model, model, *texts, shared=shared), *texts[2:])
+    logps = completion_logps(_read(model, model, *texts, texts[-1], shared=shared), *texts[2:])
     logps.sum().backward()
     return logps.detach()
 

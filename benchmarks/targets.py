@@ -17,6 +17,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from studies import SMALL
 from transformers import TrainerCallback
 
 from trl_rec import BearConfig, BearTrainer, RecDataset, load
@@ -48,6 +49,7 @@ def run(dataset: RecDataset, targets: str, clock: Clock, seed: int, eval_steps: 
     with tempfile.TemporaryDirectory() as folder:
         config = BearConfig(
             folder,
+            **SMALL,
             bear_weight=0,
             targets=targets,
             max_length=128,
@@ -55,17 +57,8 @@ def run(dataset: RecDataset, targets: str, clock: Clock, seed: int, eval_steps: 
             learning_rate=3e-3,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=30,
-            per_device_train_batch_size=16,
-            per_device_eval_batch_size=128,
-            eval_strategy="steps",
             eval_steps=eval_steps,
-            eval_ks=[10],
             save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            use_cpu=True,
-            bf16=False,
             seed=seed,
         )
         trainer = BearTrainer(

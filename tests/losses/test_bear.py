@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.testing import assert_close
 
+from tests.losses.batches import chunks_of, joined, picked, precisions, rows_of
 from tests.oracles import bear as oracle
 from trl_rec.losses import LossOutput, bear_loss
 
@@ -53,12 +55,6 @@ def random_batch(num_rows: int = 6, num_columns: int = 7, *, masked: bool = True
     return Batch(logits, target, order.argsort(1).argsort(1) < 1 + torch.arange(num_rows)[:, None] % num_columns)
 
 
-def assert_same(actual: tuple[LossOutput, Tensor], wanted: tuple[LossOutput, Tensor], **tolerance: float) -> None:
-    torch.testing.assert_close(actual[0].loss, wanted[0].loss, **tolerance)
-    torch.testing.assert_close(actual[0].metrics, wanted[0].metrics, **tolerance)
-    torch.testing.assert_close(actual[1], wanted[1], **tolerance)
-
-
 @pytest.mark.parametrize(
     ("variant", "loss", "factor"),
     [("paper", math.log(8) + 3 * math.log(2 / 3), 2.0), ("survival", math.log(8) + 3 * math.log(3), 3.0)],
@@ -76,8 +72,8 @@ def test_value_and_gradient_worked_by_hand(variant: str, loss: float, factor: fl
     """
     batch = Batch(torch.tensor([[4.0, 2.0, 1.0, 1.0]]).log(), torch.tensor([2]), None)
     output, found = gradient(batch, num_beams=2, weight=3.0, sharpness=1.0, variant=variant)
-    torch.testing.assert_close(output.loss, torch.tensor([loss]))
-    torch.testing.assert_close(found, factor * torch.tensor([[0.5, 0.25, -0.875, 0.125]]))
+    assert_close(output.loss, torch.tensor([loss]))
+    assert_close(found, factor * torch.tensor([[0.5, 0.25, -0.875, 0.125]]))
     assert output.metrics["ce"].item() == pytest.approx(math.log(8))
     assert output.metrics["margin"].item() == pytest.approx(-math.log(2))
     assert output.metrics["pruned"].item() == 1
@@ -121,20 +117,12 @@ def test_value_metrics_and_gradient_agree_with_a_loop(
     }
     wanted, wanted_gradient = expected(batch, **settings)
     found = gradient(batch, **settings)
-    assert_same(found, (wanted, wanted_gradient.view_as(batch.logits)), rtol=1e-9, atol=1e-9)
+    assert_close(found, (wanted, wanted_gradient.view_as(batch.logits)), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(
-    ("dtype", "computed", "tolerance"),
-    [
-        (torch.float64, torch.float64, 1e-9),
-        (torch.float32, torch.float32, 1e-5),
-        (torch.bfloat16, torch.float32, 2**-8),
-        (torch.float16, torch.float32, 2**-11),
-    ],
-)
+@precisions
 def test_half_precision_is_computed_in_float32(
     variant: str, masked: bool, dtype: torch.dtype, computed: torch.dtype, tolerance: float
 ) -> None:
@@ -145,10 +133,10 @@ def test_half_precision_is_computed_in_float32(
     assert found.dtype == dtype
     wanted, wanted_gradient = expected(batch, **SETTINGS, variant=variant)
     exact = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
-    torch.testing.assert_close(output.loss, wanted.loss, **exact)
-    torch.testing.assert_close(output.metrics, wanted.metrics, **exact)
+    assert_close(output.loss, wanted.loss, **exact)
+    assert_close(output.metrics, wanted.metrics, **exact)
     # Of the gradient, only the last step, into the dtype of the logits, is rounded.
-    torch.testing.assert_close(found.double(), wanted_gradient, rtol=tolerance, atol=1e-6)
+    assert_close(found.double(), wanted_gradient, rtol=tolerance, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -157,8 +145,8 @@ def test_weight_0_over_the_vocabulary_is_cross_entropy(variant: str) -> None:
     output, found = gradient(batch, num_beams=3, weight=0.0, sharpness=2.75, variant=variant)
     logits = batch.logits.clone().requires_grad_()
     losses = F.cross_entropy(logits, batch.target, reduction="none")
-    torch.testing.assert_close(output.loss, losses.detach(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found, torch.autograd.grad(losses.sum(), logits)[0], rtol=1e-12, atol=1e-12)
+    assert_close(output.loss, losses.detach(), rtol=1e-12, atol=1e-12)
+    assert_close(found, torch.autograd.grad(losses.sum(), logits)[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.5])
@@ -168,8 +156,8 @@ def test_weight_0_over_the_legal_tokens_is_msl(temperature: float) -> None:
     logits = batch.logits.clone().requires_grad_()
     masked = logits.masked_fill(~batch.legal, -torch.inf) / temperature
     losses = F.cross_entropy(masked, batch.target, reduction="none")
-    torch.testing.assert_close(output.loss, losses.detach(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found, torch.autograd.grad(losses.sum(), logits)[0], rtol=1e-12, atol=1e-12)
+    assert_close(output.loss, losses.detach(), rtol=1e-12, atol=1e-12)
+    assert_close(found, torch.autograd.grad(losses.sum(), logits)[0], rtol=1e-12, atol=1e-12)
     assert output.metrics["ce"].equal(output.loss)
 
 
@@ -184,7 +172,7 @@ def test_a_forced_token_has_exactly_no_gradient(dtype: torch.dtype, variant: str
     assert found.eq(0).all()
     assert all(metric.eq(0).all() for metric in output.metrics.values())
     constant = SETTINGS["weight"] * math.log(2)
-    torch.testing.assert_close(output.loss, torch.full((2,), -constant if variant == "paper" else constant))
+    assert_close(output.loss, torch.full((2,), -constant if variant == "paper" else constant))
     assert gradient(batch, **{**SETTINGS, "weight": 0.0}, variant=variant)[0].loss.eq(0).all()
 
 
@@ -197,10 +185,10 @@ def test_a_flat_sigmoid_and_a_sharp_one() -> None:
     assert set(pruned.tolist()) == {0.0, 1.0}
     for variant in VARIANTS:
         _, flat = gradient(batch, num_beams=3, weight=0.4e9, sharpness=1e9, variant=variant)
-        torch.testing.assert_close(flat, 1.2 * plain, rtol=1e-6, atol=0)
+        assert_close(flat, 1.2 * plain, rtol=1e-6, atol=0)
         _, sharp = gradient(batch, num_beams=3, weight=0.4e-9, sharpness=1e-9, variant=variant)
         side = torch.sign(margin if variant == "paper" else -margin)
-        torch.testing.assert_close(sharp, (1.2 + 0.2 * side)[:, None] * plain, rtol=1e-6, atol=0)
+        assert_close(sharp, (1.2 + 0.2 * side)[:, None] * plain, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -214,7 +202,7 @@ def test_gradient_is_that_of_the_published_token_weights(masked: bool, temperatu
     losses = oracle.weighted_cross_entropy(logits, batch.target, legal, **published)
     wanted = torch.autograd.grad(losses.sum(), logits)[0]
     _, found = gradient(batch, num_beams=num_beams, weight=0.25 * 2.75, sharpness=2.75, temperature=temperature)
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    assert_close(found, wanted, rtol=1e-10, atol=1e-12)
     assert (wanted != 0).any()
 
 
@@ -255,7 +243,7 @@ def test_what_is_not_legal_contributes_nothing(fill: float, dtype: torch.dtype, 
     wanted = gradient(batch, **SETTINGS, variant=variant)
     filled = batch._replace(logits=batch.logits.masked_fill(~batch.legal, fill))
     found = gradient(filled, **SETTINGS, variant=variant)
-    assert_same(found, wanted, rtol=0, atol=0)
+    assert_close(found, wanted, rtol=0, atol=0)
     assert found[1][~batch.legal].eq(0).all()
     assert found[1].isfinite().all()
 
@@ -270,7 +258,7 @@ def test_columns_of_padding_change_nothing(variant: str, masked: bool) -> None:
         settings = {**SETTINGS, "num_beams": num_beams, "variant": variant}
         output, found = gradient(batch, **settings)
         padded = Batch(F.pad(batch.logits, (0, 5), value=9.0), batch.target, F.pad(legal, (0, 5)))
-        assert_same(gradient(padded, **settings), (output, F.pad(found, (0, 5))), rtol=1e-12, atol=1e-12)
+        assert_close(gradient(padded, **settings), (output, F.pad(found, (0, 5))), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -278,23 +266,19 @@ def test_order_of_rows_and_columns_does_not_matter(masked: bool) -> None:
     batch = random_batch(masked=masked)
     output, found = gradient(batch, **SETTINGS)
     rows, columns = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([6, 2, 0, 5, 1, 4, 3])
-    legal = None if batch.legal is None else batch.legal[rows][:, columns]
-    moved = Batch(batch.logits[rows][:, columns], columns.argsort()[batch.target[rows]], legal)
-    wanted = LossOutput(output.loss[rows], {name: metric[rows] for name, metric in output.metrics.items()})
-    assert_same(gradient(moved, **SETTINGS), (wanted, found[rows][:, columns]), rtol=1e-12, atol=1e-12)
+    moved = rows_of(batch, rows)
+    legal = None if moved.legal is None else moved.legal[:, columns]
+    moved = Batch(moved.logits[:, columns], columns.argsort()[moved.target], legal)
+    wanted = picked(output, rows), found[rows][:, columns]
+    assert_close(gradient(moved, **SETTINGS), wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_chunks_of_rows_are_the_whole(masked: bool) -> None:
     batch = random_batch(masked=masked)
     whole = gradient(batch, **SETTINGS)
-    parts = []
-    for chunk in (slice(0, 1), slice(1, 1), slice(1, 6)):
-        parts.append(gradient(Batch(*(None if tensor is None else tensor[chunk] for tensor in batch)), **SETTINGS))
-    outputs, gradients = zip(*parts, strict=True)
-    metrics = {name: torch.cat([output.metrics[name] for output in outputs]) for name in whole[0].metrics}
-    joined = LossOutput(torch.cat([output.loss for output in outputs]), metrics)
-    assert_same((joined, torch.cat(gradients)), whole, rtol=1e-12, atol=1e-12)
+    outputs, gradients = zip(*(gradient(chunk, **SETTINGS) for chunk in chunks_of(batch)), strict=True)
+    assert_close((joined(outputs), torch.cat(gradients)), whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -307,9 +291,9 @@ def test_finite_at_huge_logits_in_bf16(masked: bool, variant: str, num_beams: in
     settings = {"num_beams": num_beams, "weight": 0.7, "sharpness": 2.75, "temperature": 1.0, "variant": variant}
     output, found = gradient(batch, **settings)
     wanted, wanted_gradient = expected(batch, **settings)
-    torch.testing.assert_close(output.loss.double(), wanted.loss, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(output.metrics["margin"].double(), wanted.metrics["margin"], rtol=1e-6, atol=0)
-    torch.testing.assert_close(found.double(), wanted_gradient, rtol=2**-8, atol=1e-6)
+    assert_close(output.loss.double(), wanted.loss, rtol=1e-5, atol=1e-5)
+    assert_close(output.metrics["margin"].double(), wanted.metrics["margin"], rtol=1e-6, atol=0)
+    assert_close(found.double(), wanted_gradient, rtol=2**-8, atol=1e-6)
     assert output.loss.isfinite().all()
     assert found.isfinite().all()
 
@@ -327,7 +311,7 @@ def test_paper_leans_on_targets_inside_the_beam_and_survival_on_those_outside() 
     assert (excess["survival"].diff() <= 1e-9).all()
     assert excess["paper"][0] < 0.01 < 3.9 < excess["paper"][-1] < 4
     assert excess["survival"][-1] < 0.01 < 3.9 < excess["survival"][0] < 4
-    torch.testing.assert_close(excess["paper"] + excess["survival"], torch.full_like(heights, 4.0))
+    assert_close(excess["paper"] + excess["survival"], torch.full_like(heights, 4.0))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.testing import assert_close
 
+from tests.losses.batches import chunks_of, joined, picked, precisions, rows_of
 from tests.oracles import softmax_dpo as oracle
 from trl_rec.losses import LossOutput, softmax_dpo_loss
 
@@ -54,12 +56,6 @@ def random_batch(num_rows: int = 6, num_negatives: int = 5, *, masked: bool = Tr
     return Batch(chosen, rejected, order < torch.arange(num_rows)[:, None] if masked else None)
 
 
-def assert_same(actual: Result, wanted: Result, **tolerance: float) -> None:
-    torch.testing.assert_close(actual.output.loss, wanted.output.loss, **tolerance)
-    torch.testing.assert_close(actual.output.metrics, wanted.output.metrics, **tolerance)
-    torch.testing.assert_close(actual[1:], wanted[1:], **tolerance)
-
-
 def test_value_and_gradient_worked_by_hand() -> None:
     """Rewards log 4 for the chosen one, log 2 and log 1 and log 1 for the negatives, beta 2.
 
@@ -68,12 +64,12 @@ def test_value_and_gradient_worked_by_hand() -> None:
     """
     chosen, rejected = torch.tensor([math.log(4) / 2]), torch.tensor([[math.log(2) / 2, 0.0, 0.0]])
     found = gradient(Batch(chosen, rejected, None), beta=2.0)
-    torch.testing.assert_close(found.output.loss, torch.tensor([math.log(2)]))
-    torch.testing.assert_close(found.chosen_gradient, torch.tensor([-1.0]))
-    torch.testing.assert_close(found.rejected_gradient, torch.tensor([[0.5, 0.25, 0.25]]))
+    assert_close(found.output.loss, torch.tensor([math.log(2)]))
+    assert_close(found.chosen_gradient, torch.tensor([-1.0]))
+    assert_close(found.rejected_gradient, torch.tensor([[0.5, 0.25, 0.25]]))
     wanted = {"rewards_chosen": 2.0, "rewards_rejected": 1 / 3, "margins": 5 / 3}
     metrics = {name: torch.tensor([parts * math.log(2)]) for name, parts in wanted.items()}
-    torch.testing.assert_close(found.output.metrics, {**metrics, "accuracies": torch.tensor([1.0])})
+    assert_close(found.output.metrics, {**metrics, "accuracies": torch.tensor([1.0])})
 
 
 @st.composite
@@ -96,19 +92,11 @@ def batches(draw: st.DrawFn) -> Batch:
 
 @given(batches(), st.sampled_from([0.1, 1.0, 2.5]))
 def test_value_metrics_and_gradient_agree_with_a_loop(batch: Batch, beta: float) -> None:
-    assert_same(gradient(batch, beta), expected(batch, beta), rtol=1e-9, atol=1e-9)
+    assert_close(gradient(batch, beta), expected(batch, beta), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(
-    ("dtype", "computed", "tolerance"),
-    [
-        (torch.float64, torch.float64, 1e-9),
-        (torch.float32, torch.float32, 1e-5),
-        (torch.bfloat16, torch.float32, 2**-8),
-        (torch.float16, torch.float32, 2**-11),
-    ],
-)
+@precisions
 def test_half_precision_is_computed_in_float32(
     masked: bool, dtype: torch.dtype, computed: torch.dtype, tolerance: float
 ) -> None:
@@ -118,10 +106,10 @@ def test_half_precision_is_computed_in_float32(
     assert {found.output.loss.dtype, *(metric.dtype for metric in found.output.metrics.values())} == {computed}
     assert {found.chosen_gradient.dtype, found.rejected_gradient.dtype} == {dtype}
     exact = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
-    torch.testing.assert_close(found.output.loss, wanted.output.loss, **exact)
-    torch.testing.assert_close(found.output.metrics, wanted.output.metrics, **exact)
+    assert_close(found.output.loss, wanted.output.loss, **exact)
+    assert_close(found.output.metrics, wanted.output.metrics, **exact)
     # Of the gradient, only the last step, into the dtype of the log-ratios, is rounded.
-    torch.testing.assert_close(found[1:], wanted[1:], rtol=tolerance, atol=1e-6, check_dtype=False)
+    assert_close(found[1:], wanted[1:], rtol=tolerance, atol=1e-6, check_dtype=False)
 
 
 def test_it_is_cross_entropy_at_the_chosen_one() -> None:
@@ -130,7 +118,7 @@ def test_it_is_cross_entropy_at_the_chosen_one() -> None:
         logits = beta * torch.cat([chosen[:, None], rejected.masked_fill(~mask, -torch.inf)], 1)
         wanted = -logits.log_softmax(-1)[:, 0]
         found = softmax_dpo_loss(chosen, rejected, mask, beta=beta).loss
-        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+        assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
@@ -139,13 +127,13 @@ def test_one_negative_is_dpo_with_the_sigmoid_loss(beta: float) -> None:
     found = gradient(Batch(chosen, rejected[:, :1], None), beta)
     leaves = chosen.clone().requires_grad_(), rejected[:, 0].clone().requires_grad_()
     losses = -F.logsigmoid(beta * (leaves[0] - leaves[1]))
-    torch.testing.assert_close(found.output.loss, losses.detach(), rtol=1e-12, atol=1e-12)
+    assert_close(found.output.loss, losses.detach(), rtol=1e-12, atol=1e-12)
     wanted = torch.autograd.grad(losses.sum(), leaves)
-    torch.testing.assert_close((found[1], found[2][:, 0]), wanted, rtol=1e-12, atol=1e-12)
+    assert_close((found[1], found[2][:, 0]), wanted, rtol=1e-12, atol=1e-12)
     rewards = {"rewards_chosen": beta * chosen, "rewards_rejected": beta * rejected[:, 0]}
     margins = beta * (chosen - rejected[:, 0])
     metrics = {**rewards, "margins": margins, "accuracies": (chosen > rejected[:, 0]).double()}
-    torch.testing.assert_close(found.output.metrics, metrics, rtol=1e-12, atol=1e-12)
+    assert_close(found.output.metrics, metrics, rtol=1e-12, atol=1e-12)
     assert set(metrics["accuracies"].tolist()) == {0.0, 1.0}
 
 
@@ -154,8 +142,8 @@ def test_where_the_policy_is_the_reference_the_loss_counts_the_negatives(beta: f
     mask = torch.arange(20) < torch.arange(21)[:, None]
     found = gradient(Batch(torch.zeros(21), torch.zeros(21, 20), mask), beta)
     num_negatives = torch.arange(21.0)
-    torch.testing.assert_close(found.output.loss, num_negatives.log1p())
-    torch.testing.assert_close(found.chosen_gradient, -beta * num_negatives / (1 + num_negatives))
+    assert_close(found.output.loss, num_negatives.log1p())
+    assert_close(found.chosen_gradient, -beta * num_negatives / (1 + num_negatives))
     assert all(metric.eq(0).all() for metric in found.output.metrics.values())
 
 
@@ -165,10 +153,10 @@ def test_copies_of_a_negative_add_the_log_of_their_number() -> None:
     for copies in (2, 7):
         repeated = gradient(Batch(chosen, rejected[:, :1].repeat(1, copies), None), 0.5)
         single = gradient(Batch(chosen, rejected[:, :1] + math.log(copies) / 0.5, None), 0.5)
-        torch.testing.assert_close(repeated.output.loss, single.output.loss, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(repeated.chosen_gradient, single.chosen_gradient, rtol=1e-12, atol=1e-12)
+        assert_close(repeated.output.loss, single.output.loss, rtol=1e-12, atol=1e-12)
+        assert_close(repeated.chosen_gradient, single.chosen_gradient, rtol=1e-12, atol=1e-12)
         summed = repeated.rejected_gradient.sum(1, keepdim=True)
-        torch.testing.assert_close(summed, single.rejected_gradient, rtol=1e-12, atol=1e-12)
+        assert_close(summed, single.rejected_gradient, rtol=1e-12, atol=1e-12)
         assert (repeated.output.loss > softmax_dpo_loss(chosen, rejected[:, :1], None, beta=0.5).loss).all()
 
 
@@ -179,7 +167,7 @@ def test_what_is_not_a_negative_contributes_nothing(fill: float, dtype: torch.dt
     batch = batch._replace(chosen=batch.chosen.to(dtype), rejected=batch.rejected.to(dtype))
     wanted = gradient(batch, 0.7)
     found = gradient(batch._replace(rejected=batch.rejected.masked_fill(~batch.mask, fill)), 0.7)
-    assert_same(found, wanted, rtol=0, atol=0)
+    assert_close(found, wanted, rtol=0, atol=0)
     assert found.rejected_gradient[~batch.mask].eq(0).all()
     assert all(tensor.isfinite().all() for tensor in found[1:])
 
@@ -200,29 +188,26 @@ def test_padding_and_the_order_of_rows_and_negatives_do_not_matter() -> None:
     batch = random_batch()
     found = gradient(batch, 0.7)
     padded = Batch(batch.chosen, F.pad(batch.rejected, (0, 3), value=9.0), F.pad(batch.mask, (0, 3)))
-    assert_same(gradient(padded, 0.7), found._replace(rejected_gradient=F.pad(found[2], (0, 3))), rtol=1e-12, atol=1e-12)
+    assert_close(gradient(padded, 0.7), found._replace(rejected_gradient=F.pad(found[2], (0, 3))), rtol=1e-12, atol=1e-12)
 
     rows, columns = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([4, 2, 0, 1, 3])
-    moved = Batch(batch.chosen[rows], batch.rejected[rows][:, columns], batch.mask[rows][:, columns])
-    metrics = {name: metric[rows] for name, metric in found.output.metrics.items()}
-    wanted = Result(LossOutput(found.output.loss[rows], metrics), found[1][rows], found[2][rows][:, columns])
-    assert_same(gradient(moved, 0.7), wanted, rtol=1e-12, atol=1e-12)
+    moved = rows_of(batch, rows)
+    moved = Batch(moved.chosen, moved.rejected[:, columns], moved.mask[:, columns])
+    wanted = Result(picked(found.output, rows), found[1][rows], found[2][rows][:, columns])
+    assert_close(gradient(moved, 0.7), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_chunks_of_rows_are_the_whole() -> None:
     batch = random_batch()
     whole = gradient(batch, 0.7)
-    parts = [gradient(Batch(*(tensor[chunk] for tensor in batch)), 0.7) for chunk in (slice(0, 1), slice(1, 1), slice(1, 6))]
-    metrics = {name: torch.cat([part.output.metrics[name] for part in parts]) for name in METRICS}
-    output = LossOutput(torch.cat([part.output.loss for part in parts]), metrics)
-    joined = Result(output, torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts]))
-    assert_same(joined, whole, rtol=1e-12, atol=1e-12)
+    outputs, *gradients = zip(*(gradient(chunk, 0.7) for chunk in chunks_of(batch)), strict=True)
+    assert_close(Result(joined(outputs), *map(torch.cat, gradients)), whole, rtol=1e-12, atol=1e-12)
 
 
 def test_a_mask_of_ones_is_no_mask() -> None:
     batch = random_batch(masked=False)
     full = batch._replace(mask=torch.ones_like(batch.rejected, dtype=torch.bool))
-    assert_same(gradient(full, 0.7), gradient(batch, 0.7), rtol=0, atol=0)
+    assert_close(gradient(full, 0.7), gradient(batch, 0.7), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
@@ -233,9 +218,9 @@ def test_finite_at_huge_log_ratios_in_bf16(beta: float, masked: bool) -> None:
     mask = torch.tensor([[False, True, True, False, False]]).expand(3, -1) if masked else None
     found, wanted = gradient(Batch(chosen, rejected, mask), beta), expected(Batch(chosen, rejected, mask), beta)
     assert found.output.loss.isfinite().all()
-    torch.testing.assert_close(found.output.loss.double(), wanted.output.loss, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.output.metrics, wanted.output.metrics, rtol=1e-5, atol=1e-3, check_dtype=False)
-    torch.testing.assert_close(found[1:], wanted[1:], rtol=2**-8, atol=1e-6, check_dtype=False)
+    assert_close(found.output.loss.double(), wanted.output.loss, rtol=1e-5, atol=1e-5)
+    assert_close(found.output.metrics, wanted.output.metrics, rtol=1e-5, atol=1e-3, check_dtype=False)
+    assert_close(found[1:], wanted[1:], rtol=2**-8, atol=1e-6, check_dtype=False)
 
 
 @pytest.mark.parametrize("masked", [False, True])

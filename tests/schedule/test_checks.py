@@ -59,8 +59,15 @@ def test_sharded_weights(kind: str, folder: Path, tmp_path: Path, monkeypatch: p
 
 def test_a_policy_that_is_no_folder_of_its_own(folder: Path, tmp_path: Path) -> None:
     refused("some/policy is no folder", make_schedule(folder, tmp_path / "out"), "some/policy")
-    with pytest.raises(ValueError, match="output_dir is the folder of the policy"):
-        run_stages(STAGES, folder / "model", make_schedule(folder, folder / "model"))
+    for output in (folder / "model", folder / "model" / "stages" / "here"):
+        with pytest.raises(ValueError, match="output_dir is, or lies in, the folder of the policy"):
+            run_stages(STAGES, folder / "model", make_schedule(folder, output))
+
+
+def test_no_validation_rows(folder: Path, tmp_path: Path) -> None:
+    schedule = make_schedule(folder, tmp_path / "out")
+    empty = replace(schedule.dataset, validation=schedule.dataset.validation.select([]))
+    refused("the validation split has no rows to compare stages on", replace(schedule, dataset=empty), folder / "model")
 
 
 def test_a_policy_of_other_items(folder: Path, tmp_path: Path) -> None:

@@ -120,3 +120,12 @@ def test_scores_without_a_number_are_refused() -> None:
     unknown = Ragged.from_lists([[float("nan")] * 4, [float("nan")] * 3], float)
     with pytest.raises(ValueError, match="there are none at all"):
         feedback_candidates(make_split(ROWS), difficulty="easy", scores=unknown)
+
+
+def test_cuts_for_another_scale_are_refused() -> None:
+    """From 1 to 10, the usual cuts would take 5 for the best, and leave out what was liked."""
+    split = make_split(ROWS, [[1.0, 5.0, 3.0, 10.0], [2.0, 5.0, float("nan")]])
+    with pytest.raises(ValueError, match=r"scores up to 10, above liked=\(5, 5\)"):
+        feedback_candidates(split, difficulty="easy")
+    table = feedback_candidates(split, difficulty="easy", liked=(9, 10), neutral=(5, 8), disliked=(1, 4))
+    assert rows_of(table, "user", "chosen", "rejected") == [(0, 3, [0, 2])]

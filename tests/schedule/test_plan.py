@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import BitsAndBytesConfig
 from tests.schedule.loops import STAGES, make_schedule
 from tests.trainer.runs import make_folder
 from trl_rec import Schedule
+from trl_rec.models import load_model
 from trl_rec.ragged import Ragged
 from trl_rec.schedule.plan import refuse_another_plan
 
@@ -22,7 +24,7 @@ from trl_rec.schedule.plan import refuse_another_plan
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
     make_folder(folder)
-    refuse_another_plan(STAGES, "sft", make_schedule(folder, folder / "out"))
+    refuse_another_plan(STAGES, folder / "model", make_schedule(folder, folder / "out"))
     return folder
 
 
@@ -33,7 +35,7 @@ def now(folder: Path, **options: Any) -> Schedule:
 def test_what_only_decides_speed_may_change(folder: Path) -> None:
     free: dict[str, Any] = {"per_device_eval_batch_size": 2, "resume_from_checkpoint": "x", "gradient_checkpointing": True}
     free |= {"save_total_limit": 1, "logging_steps": 7, "dataloader_num_workers": 1, "run_name": "again"}
-    refuse_another_plan(STAGES, "sft", now(folder, **free))
+    refuse_another_plan(STAGES, folder / "model", now(folder, **free))
 
 
 @pytest.mark.parametrize(
@@ -42,21 +44,31 @@ def test_what_only_decides_speed_may_change(folder: Path) -> None:
 )
 def test_what_decides_weights_and_reports_may_not(name: str, value: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match=rf"differs in {name} \(.* there, .* now\)"):
-        refuse_another_plan(STAGES, "sft", now(folder, **{name: value}))
+        refuse_another_plan(STAGES, folder / "model", now(folder, **{name: value}))
 
 
 def test_stages_policy_and_models_may_not(folder: Path) -> None:
     plain = now(folder)
     with pytest.raises(ValueError, match="differs in stage 3"):
-        refuse_another_plan(STAGES[:2], "sft", plain)
-    with pytest.raises(ValueError, match="differs in start"):
-        refuse_another_plan(STAGES, "other", plain)
+        refuse_another_plan(STAGES[:2], folder / "model", plain)
     with pytest.raises(ValueError, match="differs in keep"):
-        refuse_another_plan(STAGES, "sft", replace(plain, keep="best"))
+        refuse_another_plan(STAGES, folder / "model", replace(plain, keep="best"))
     with pytest.raises(ValueError, match="differs in adapter"):
-        refuse_another_plan(STAGES, "sft", now(folder, lora=True))
+        refuse_another_plan(STAGES, folder / "model", now(folder, lora=True))
     with pytest.raises(ValueError, match="differs in model option dtype"):
-        refuse_another_plan(STAGES, "sft", replace(plain, model_options={"dtype": "float16"}))
+        refuse_another_plan(STAGES, folder / "model", replace(plain, model_options={"dtype": "float16"}))
+
+
+def test_the_policy_is_known_by_its_weights(folder: Path, tmp_path: Path) -> None:
+    """A folder may be moved; one that was trained in again holds another policy."""
+    moved = Path(shutil.copytree(folder / "model", tmp_path / "elsewhere"))
+    (moved / "training_args.bin").write_bytes(b"another call's")
+    refuse_another_plan(STAGES, moved, now(folder))
+    model = load_model(moved)
+    model.get_output_embeddings().weight.data[0, 0] += 1e-3
+    model.save_pretrained(moved)
+    with pytest.raises(ValueError, match="differs in weights of the policy"):
+        refuse_another_plan(STAGES, moved, now(folder))
 
 
 def test_the_data_may_not(folder: Path) -> None:
@@ -72,7 +84,7 @@ def test_the_data_may_not(folder: Path) -> None:
         ),
     }.items():
         with pytest.raises(ValueError, match=f"differs in {name} "):
-            refuse_another_plan(STAGES, "sft", replace(plain, dataset=other))
+            refuse_another_plan(STAGES, folder / "model", replace(plain, dataset=other))
 
 
 def test_adapter_and_quantisation_are_written_down_alike_each_time(folder: Path, tmp_path: Path) -> None:
@@ -82,11 +94,13 @@ def test_adapter_and_quantisation_are_written_down_alike_each_time(folder: Path,
         adapter = LoraConfig(r=width, target_modules=["q_proj", "k_proj", "v_proj", "up_proj", "o_proj"])
         return replace(make_schedule(folder, tmp_path / "out"), adapter=adapter, model_options=options)
 
-    refuse_another_plan(STAGES, "sft", schedule(4))
+    refuse_another_plan(STAGES, folder / "model", schedule(4))
     other = schedule(4)
-    refuse_another_plan(STAGES, "sft", replace(other, model_options={**(other.model_options or {}), "device_map": {"": 7}}))
+    refuse_another_plan(
+        STAGES, folder / "model", replace(other, model_options={**(other.model_options or {}), "device_map": {"": 7}})
+    )
     with pytest.raises(ValueError, match="differs in adapter"):
-        refuse_another_plan(STAGES, "sft", schedule(8))
+        refuse_another_plan(STAGES, folder / "model", schedule(8))
 
 
 @pytest.mark.parametrize(

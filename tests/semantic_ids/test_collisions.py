@@ -56,6 +56,24 @@ def test_chunks_of_cells_change_nothing(case):
         collisions.CHUNK = chunk
 
 
+@given(quantised(), st.integers(0, 30), st.integers(0, 2))
+def test_many_items_without_a_vector_are_a_few(case, count, code):
+    """What is left out beforehand, as no code can be left for it, would have got none."""
+    rows, residuals, codebook = case
+    rows, residuals = rows + [[0, code]] * count, residuals + [[0, 0]] * count
+    assert repaired(rows, residuals, codebook)[:, -1].tolist() == oracle.repair(rows, residuals, codebook)
+    distance = (torch.tensor(residuals) - torch.tensor(codebook)[torch.tensor(rows)[:, -1]]).square().sum(1)
+    waiting = collisions._without_code(torch.tensor(rows), distance, torch.tensor(residuals), CODES)
+    assert (waiting >= len(case[0])).sum() < CODES + (code in [last for first, last in case[0] if first == 0])
+
+
+def test_items_that_are_as_far_are_not_the_same():
+    """All are 1 from their centroid. The last two are nearest to the others, and must not be left out as copies."""
+    residuals = [[-1, 0], [-1, 0], [0, -1], [-1, 0], [0, -1], [0, 1], [1, 0]]
+    codes = repaired([[0, 0]] * 7, residuals, [[0, 0], [9, 0], [0, 9], [-9, 0]])
+    assert codes[:, -1].tolist() == [0, 3, 0, 0, 0, 2, 1]
+
+
 def test_one_level_is_one_cell():
     codes = repaired([[1], [1], [1]], [[1, 0], [3, 0], [2, 0]], [[0, 0], [1, 0], [2, 0], [9, 9]])
     assert codes.tolist() == [[1], [0], [2]]

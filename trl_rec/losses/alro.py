@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trl_rec.losses.output import LossOutput
+from trl_rec.losses.precision import at_least_float32
 
 
 Score = Literal["logprob", "prob"]
@@ -112,7 +113,7 @@ def permutation_loss(logps: Tensor, permuted_logps: Tensor, mask: Tensor | None,
         raise ValueError(f"`distance` is {distance!r}, but there are three: give 'jsd', 'symkl' or 'ce'.")
     mask = _all_true(logps[:, 0]) if mask is None else mask
     counts = _counts(mask)
-    p, q = (torch.where(counts, _at_least_float32(table), 0) for table in (logps, permuted_logps))
+    p, q = (torch.where(counts, at_least_float32(table), 0) for table in (logps, permuted_logps))
     if distance == "jsd":
         middle = torch.logaddexp(p, q) - math.log(2)
         summands = (p.exp() * (p - middle) + q.exp() * (q - middle)) / 2
@@ -128,7 +129,7 @@ def permutation_loss(logps: Tensor, permuted_logps: Tensor, mask: Tensor | None,
 def _expected_position(logps: Tensor, mask: Tensor, gamma: float, score: str) -> Tensor:
     """`(B, m)`, at least float32, counted from 1; finite, but without meaning, where there is no candidate."""
     counts = _counts(mask)
-    values = torch.where(counts, _at_least_float32(logps), 0)
+    values = torch.where(counts, at_least_float32(logps), 0)
     if score == "prob":
         values = values.exp()
     # The least finite number and not minus infinity: the column of a missing candidate holds nothing else.
@@ -167,10 +168,6 @@ def _gap_weight(rank: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _all_true(tensor: Tensor) -> Tensor:
     return torch.ones_like(tensor, dtype=torch.bool)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _check_soft_lambda(gamma: float, sigma: float, score: str, delta: str) -> None:

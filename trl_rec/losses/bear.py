@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trl_rec.losses.output import LossOutput
+from trl_rec.losses.precision import at_least_float32
 
 
 Variant = Literal["paper", "survival"]
@@ -80,7 +81,7 @@ def _log_softmax(logits: Tensor, legal: Tensor | None, temperature: float) -> Te
     """`(N, C)`, at least float32, minus infinity where a token is not legal. Each step that is not needed is a pass saved."""
     if legal is not None:
         logits = torch.where(legal, logits, -torch.inf)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(logits)
     if temperature != 1:
         logits = logits / temperature
     return logits.log_softmax(-1)

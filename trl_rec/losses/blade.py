@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trl_rec.losses.output import LossOutput
+from trl_rec.losses.precision import at_least_float32
 
 
 LARGEST_LOG_RATIO = 20.0  # a ratio of 5e8; beyond 88 float32 overflows, and 0 * inf would make the gradient NaN
@@ -45,7 +46,7 @@ def posterior_cdf(
         `at_most` and `below`, `(B, G)`: $F_\tau$ with rewards up to, and with rewards strictly below, each rollout's own.
     """
     _check_estimate(rewards, reference_rewards, dynamic_coefficient, prior)
-    rewards, reference_rewards = _raised(rewards), _raised(reference_rewards)
+    rewards, reference_rewards = at_least_float32(rewards), at_least_float32(reference_rewards)
 
     def fused(inclusive: bool) -> Tensor:
         offline = (_count(rewards, reference_rewards, inclusive) + prior) / (reference_rewards.shape[-1] + 2 * prior)
@@ -85,7 +86,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     num_rollouts = rewards.shape[-1]
     if num_rollouts < 2:
         raise ValueError(f"`rewards` has {num_rollouts} rollout a prompt, but one is compared with others: sample at least 2.")
-    rewards = _raised(rewards)
+    rewards = at_least_float32(rewards)
     return (rewards.unsqueeze(-1) - rewards.unsqueeze(-2)).sum(-1) / (num_rollouts - 1)
 
 
@@ -125,15 +126,11 @@ def list_policy_loss(logps: Tensor, old_logps: Tensor | None, advantages: Tensor
         shapes = f"{tuple(logps.shape)}, {tuple(old_logps.shape)} and {tuple(advantages.shape)}"
         raise ValueError(f"`logps`, `old_logps` and `advantages` have the shapes {shapes}: give one value a list in each.")
     advantages = advantages.detach()
-    ratio = (_raised(logps) - _raised(old_logps).detach()).clamp(max=LARGEST_LOG_RATIO).exp()
+    ratio = (at_least_float32(logps) - at_least_float32(old_logps).detach()).clamp(max=LARGEST_LOG_RATIO).exp()
     loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
     ratio = ratio.detach()
     clipped = ((ratio > 1 + clip) & (advantages > 0)) | ((ratio < 1 - clip) & (advantages < 0))
     return LossOutput(loss, {"ratio": ratio, "clipped": clipped.to(ratio.dtype)})
-
-
-def _raised(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _count(thresholds: Tensor, rewards: Tensor, inclusive: bool) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trl_rec.losses.output import LossOutput
+from trl_rec.losses.precision import at_least_float32
 
 
 def softmax_dpo_loss(
@@ -50,8 +51,8 @@ def softmax_dpo_loss(
         raise ValueError(f"`beta` is {beta}, but at 0 or below nothing is preferred: give a positive number, such as 1.")
     if mask is None:
         mask = torch.ones_like(rejected_logratios, dtype=torch.bool)
-    chosen = beta * _at_least_float32(chosen_logratios)
-    rejected = beta * _at_least_float32(rejected_logratios)
+    chosen = beta * at_least_float32(chosen_logratios)
+    rejected = beta * at_least_float32(rejected_logratios)
     # The subtraction comes before the mask, so that a row without a negative sends back zeros and not 0 * infinity.
     excess = torch.where(mask, rejected - chosen[:, None], -torch.inf)
     loss = -F.logsigmoid(-excess.logsumexp(-1))
@@ -67,7 +68,3 @@ def _metrics(chosen: Tensor, rejected: Tensor, excess: Tensor, mask: Tensor) -> 
         "margins": torch.where(some, chosen - mean_rejected, 0),
         "accuracies": ((excess < 0).all(-1) & some).to(chosen.dtype),
     }
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

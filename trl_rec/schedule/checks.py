@@ -16,12 +16,17 @@ from trl_rec.trainer.softmax_dpo_config import SoftmaxDPOConfig
 
 
 def refuse_before_running(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
-    """Raises where a stage could not begin: by the launcher, the policy's folder, its items, or the log's ratings."""
+    """Raises where a stage could not begin: by the launcher, the policy's folder, its items, or the log's rows and ratings."""
     refuse_sharding(schedule.config)
     if not Path(start).is_dir():
         raise ValueError(f"{start} is no folder; stages begin from a policy on disk, the output folder of trl-rec bear")
-    if Path(start).resolve() == schedule.output.resolve():
-        raise ValueError(f"output_dir is the folder of the policy to begin with, {start}; give another output_dir")
+    output = schedule.output.resolve()
+    if Path(start).resolve() in (output, *output.parents):
+        raise ValueError(f"output_dir is, or lies in, the folder of the policy to begin with, {start}; give another output_dir")
+    if not len(schedule.dataset.validation):
+        raise ValueError(
+            "the validation split has no rows to compare stages on; prepare the data with more interactions a user"
+        )
     _refuse_other_items(Path(start), schedule)
     for number, stage in enumerate(stages, 1):
         if stage.source == "feedback" and not (schedule.folder(number, stage) / "stage.json").is_file():

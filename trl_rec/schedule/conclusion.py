@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, rank_split, write_metrics
+from trl_rec.evaluation.tables import aligned
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.schedule.checks import refuse_sharding
 from trl_rec.schedule.plan import Schedule
@@ -67,15 +68,12 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
                 "yes" if report["kept"] else "no",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "-" * max(map(len, lines)))
     legend = [
         "none: prompts without a negative, which are left out; negatives: mean number of a prompt",
         "easy / medium / hard: how many of the policy's beams were such, mean of a prompt",
         f"before, after: {metric.removeprefix('eval_')} on the validation split; kept: handed on to the next stage",
     ]
-    return "\n".join([*lines, "", *legend])
+    return "\n".join([*aligned(rows), "", *legend])
 
 
 def _recipe(start: str | Path, schedule: Schedule) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def feedback_candidates(
         raise ValueError(f"difficulty must be easy or hard, not {difficulty!r}: feedback is either disliked or neutral")
     _refuse_cuts(liked, neutral, disliked)
     given = _scores(train, scores)
+    _refuse_better_than_liked(given, liked)
     good = _inside(given, liked, "liked")
     bad = _inside(given, disliked, "disliked") if difficulty == "easy" else _inside(given, neutral, "neutral")
     of_targets = Ragged(good, given.offsets).slice(split_rows(train, "history").lengths, given.lengths)
@@ -84,6 +85,13 @@ def _refuse_cuts(liked: Cut, neutral: Cut, disliked: Cut) -> None:
         raise ValueError(f"{told}: each cut is a lowest and a highest score, in this order")
     if not disliked[1] < neutral[0] <= neutral[1] < liked[0]:
         raise ValueError(f"{told}: the cuts must not overlap, and rise from disliked over neutral to liked")
+
+
+def _refuse_better_than_liked(given: Ragged, liked: Cut) -> None:
+    """Of ratings from 1 to 10, the usual cuts would take the middle for the best."""
+    best = given.values.max(initial=-np.inf, where=~np.isnan(given.values))
+    if best > liked[1]:
+        raise ValueError(f"the training split has scores up to {best:g}, above liked={liked}; give cuts for the scale it has")
 
 
 def _scores(train: Dataset, scores: Scores | None) -> Ragged:

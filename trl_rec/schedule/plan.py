@@ -69,6 +69,7 @@ FREE = (
     "dataloader_prefetch_factor",
     "dataloader_multiprocessing_context",
 )
+WEIGHTS = (".safetensors", ".bin", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,16 @@ def write_entry(path: Path, entry: dict[str, Any]) -> None:
     PartialState().wait_for_everyone()
 
 
+def weights_digest(folder: str | Path) -> str:
+    """A hash of the weights in a policy's folder: after another training it is another policy, whatever the folder's name."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in WEIGHTS and path.name != "training_args.bin":
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
 def _refuse_unpickable(config: SoftmaxDPOConfig, metric: str) -> None:
     """Raises unless each evaluation that may be the best one has a checkpoint; the trainer itself would pass over it."""
     if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
@@ -167,7 +178,7 @@ def _plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedu
     options.pop("device_map", None)  # another one on each process
     adapter = schedule.adapter and {name: value for name, value in schedule.adapter.to_dict().items() if name != "peft_version"}
     plan = {
-        "start": str(start),
+        "weights of the policy": weights_digest(start),
         "items": dataset.catalog.fingerprint,
         "surface": dataset.catalog.surface,
         "semantic_ids": _digest(dataset.catalog.surfaces),

@@ -13,7 +13,7 @@ from trl_rec.schedule.candidate_leaks import refuse_leaking_candidates
 from trl_rec.schedule.candidates import bucket_report, random_candidates, self_play_candidates
 from trl_rec.schedule.difficulty import self_play_buckets
 from trl_rec.schedule.feedback import feedback_candidates
-from trl_rec.schedule.plan import Schedule
+from trl_rec.schedule.plan import Schedule, weights_digest
 from trl_rec.schedule.prefixes import training_prefixes
 from trl_rec.schedule.self_play import self_play_beams
 from trl_rec.schedule.stages import PreferenceStage
@@ -28,7 +28,7 @@ def stage_candidates(
         number: The stage's place, from 1; its prompts are drawn by it and the seed.
         stage: The stage.
         policy, tokenizer: What self-play decodes with.
-        start: The policy's folder, which stands for its weights.
+        start: The policy's folder.
         schedule: What all stages share.
     """
     if stage.source == "feedback":
@@ -50,7 +50,7 @@ def stage_candidates(
             pad_token_id=tokenizer.pad_token_id,
             num_beams=stage.num_beams,
             folder=folder,
-            key=str(start),
+            key=weights_digest(start),
             exclude_history=schedule.config.eval_exclude_history,
             renormalize=schedule.config.normalize == "catalogue",
             batch_size=schedule.config.per_device_eval_batch_size,

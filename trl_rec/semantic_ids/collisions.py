@@ -31,7 +31,8 @@ def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tens
         last_codebook (`Tensor` of shape `(num_codes, width)`): The last level's centroids.
     """
     codes, cell = codes.clone(), group_of(codes[:, :-1])
-    waiting = _without_code(codes, (last_residuals - last_codebook[codes[:, -1]]).square().sum(1))
+    distance = (last_residuals - last_codebook[codes[:, -1]]).square().sum(1)
+    waiting = _without_code(codes, distance, last_residuals, len(last_codebook))
     is_waiting = torch.zeros(len(codes), dtype=torch.bool)
     is_waiting[waiting] = True
     for items in _by_cells(waiting, cell, max(CHUNK // len(last_codebook), 1)):
@@ -61,12 +62,18 @@ def group_of(codes: Tensor) -> Tensor:
     return group
 
 
-def _without_code(codes: Tensor, distance: Tensor) -> Tensor:
-    """The items with equal codes, less the nearest of each group."""
+def _without_code(codes: Tensor, distance: Tensor, residuals: Tensor, most: int) -> Tensor:
+    """The items with equal codes, less the nearest of each group. Of items that are the same, such as those without a vector,
+    only the first `most` can get a code, and the others are left out: there may be as many as a catalogue has."""
     group = group_of(codes)
     order = torch.argsort(distance, stable=True)
     order = order[torch.argsort(group[order], stable=True)]
-    return order[1:][group[order][1:] == group[order][:-1]].sort().values
+    follows = group[order][1:] == group[order][:-1]
+    alike = follows & (distance[order][1:] == distance[order][:-1])
+    alike[alike.clone()] = (residuals[order[1:][alike]] == residuals[order[:-1][alike]]).all(1)
+    place = torch.arange(1, len(order))
+    copies = place - torch.where(alike, 0, place).cummax(0).values  # how many the same stand before it
+    return order[1:][follows & (copies < most)].sort().values
 
 
 def _by_cells(items: Tensor, cell: Tensor, most: int) -> Iterator[Tensor]:

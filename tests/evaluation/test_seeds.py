@@ -1,0 +1,56 @@
+"""Several seeds in a table: means over seeds come first, then what is said of users."""
+
+import re
+
+import numpy as np
+import pytest
+
+from trl_rec.evaluation import bootstrap_interval, paired_comparison, seeds_table
+
+
+RNG = np.random.default_rng(0)
+RUNS = {
+    "floor": [{"recall@5": RNG.random(50), "ndcg@5": RNG.random(50) / 4}],
+    "model a": [{"recall@5": RNG.random(50), "ndcg@5": RNG.random(50) / 2} for _ in range(3)],
+}
+
+
+def cells(line: str) -> list[str]:
+    return re.split(r"  +", line)
+
+
+def test_what_is_told_is_of_each_users_mean_over_the_seeds() -> None:
+    table = seeds_table(RUNS, metrics=["recall@5", "ndcg@5"], against="floor", notes={"validation": {"model a": 0.25}})
+    head, rule, floor, model = table.splitlines()[:4]
+    assert cells(head) == ["", "recall@5", "ndcg@5", "over floor", "p", "ndcg@5 by seed", "validation"]
+    assert set(rule) == {"-"}
+    assert cells(floor)[3:] == ["1.000", "-", f"{RUNS['floor'][0]['ndcg@5'].mean():.4f}", "-"]
+    wanted = ["model a"]
+    for metric in ("recall@5", "ndcg@5"):
+        values = sum(run[metric] for run in RUNS["model a"]) / 3
+        low, high = bootstrap_interval(values)
+        wanted.append(f"{values.mean():.4f} ±{(high - low) / 2:.4f}")
+    base = RUNS["floor"][0]["ndcg@5"]
+    wanted += [f"{values.mean() / base.mean():.3f}", f"{paired_comparison(values, base).p_value:.3f}"]
+    by_seed = " ".join(f"{run['ndcg@5'].mean():.4f}" for run in RUNS["model a"])
+    assert cells(model) == [*wanted, by_seed, "0.2500"]
+
+
+def test_seeds_that_disagree_about_each_user_leave_a_narrow_interval() -> None:
+    """Two seeds that each hit the other half of the users: over both, all users are alike."""
+    half = np.repeat([0.0, 1.0], 25)
+    table = seeds_table({"model": [{"hit@1": half}, {"hit@1": 1 - half}]}, metrics=["hit@1"], against="model")
+    assert "0.5000 ±0.0000" in table
+    assert "0.5000 0.5000" in table
+
+
+def test_nothing_is_so_many_times_zero() -> None:
+    floor = [{"ndcg@5": np.zeros(50)}]
+    lines = seeds_table({"floor": floor, "model": RUNS["model a"]}, metrics=["ndcg@5"], against="floor").splitlines()
+    assert [cells(line)[2] for line in lines[2:4]] == ["-", "-"]
+
+
+@pytest.mark.parametrize(("runs", "against"), [(RUNS, "counter"), ({**RUNS, "b": []}, "floor"), ({}, "floor")])
+def test_without_the_one_to_compare_to_or_without_a_run_there_is_no_table(runs: dict, against: str) -> None:
+    with pytest.raises(ValueError, match=f"one of each at least, and '{against}' among them"):
+        seeds_table(runs, metrics=["ndcg@5"], against=against)

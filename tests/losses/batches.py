@@ -1,0 +1,40 @@
+"""What the tests of several losses share: number formats, and batches (named tuples of tensors and Nones) taken row by row."""
+
+from typing import TypeVar
+
+import pytest
+import torch
+
+from trl_rec.losses import LossOutput
+
+
+Batch = TypeVar("Batch", bound=tuple)
+
+# The format of what is given, the one that is computed in, and how exact a gradient in the first can be.
+precisions = pytest.mark.parametrize(
+    ("dtype", "computed", "tolerance"),
+    [
+        (torch.float64, torch.float64, 1e-9),
+        (torch.float32, torch.float32, 1e-5),
+        (torch.bfloat16, torch.float32, 2**-8),
+        (torch.float16, torch.float32, 2**-11),
+    ],
+)
+
+
+def rows_of(batch: Batch, rows: slice | torch.Tensor) -> Batch:
+    return type(batch)(*(None if tensor is None else tensor[rows] for tensor in batch))
+
+
+def chunks_of(batch: Batch) -> list[Batch]:
+    """A first row, none at all, and the others."""
+    return [rows_of(batch, rows) for rows in (slice(0, 1), slice(1, 1), slice(1, None))]
+
+
+def joined(outputs: list[LossOutput]) -> LossOutput:
+    metrics = {name: torch.cat([output.metrics[name] for output in outputs]) for name in outputs[0].metrics}
+    return LossOutput(torch.cat([output.loss for output in outputs]), metrics)
+
+
+def picked(output: LossOutput, rows: slice | torch.Tensor) -> LossOutput:
+    return LossOutput(output.loss[rows], {name: metric[rows] for name, metric in output.metrics.items()})
