@@ -4,10 +4,9 @@
 
 The dataset has semantic IDs and the policy writes them (`trl-rec tokenize`, `trl-rec bear --config bear/ml-100k-semantic`).
 All arms see the same number of prompts: three stages of `--prompts` each, or one of three times as many; feedback goes on from
-the progressive self-play for two stages more. Learning rate and `sft_weight` are the best of `--settings` for progressive
-self-play, by validation with the first seed, and serve every arm. Every stage keeps its best checkpoint by validation, or is
-undone. Work is kept in OUTPUT_FOLDER, and a call that was interrupted goes on. Intervals are over users, of their mean over the
-seeds.
+the progressive self-play for two stages more. Learning rate and `sft_weight` are each arm's best of `--settings`, by validation
+with the first seed. Every stage keeps its best checkpoint by validation, or is undone. Work is kept in OUTPUT_FOLDER, and a call
+that was interrupted goes on. Intervals are over users, of their mean over the seeds.
 """
 
 from __future__ import annotations
@@ -96,26 +95,29 @@ def main() -> None:
     def folder(name: str, setting: tuple[float, float], seed: int) -> Path:
         return arguments.output / f"{name.replace(' ', '')}-{setting[0]:g}-{setting[1]:g}-{seed}"
 
+    settings = [tuple(map(float, one.split(":"))) for one in arguments.settings]
+    chosen: dict[str, tuple[float, float]] = {}
+
     def result(name: str, setting: tuple[float, float], seed: int) -> float:
         """Validation NDCG@10 of what an arm hands on; run if it has not been yet."""
         before, stages = every[name]
-        start = arguments.policy if before is None else folder(before, setting, seed)
+        start = arguments.policy if before is None else folder(before, chosen[before], seed)
         options = {"learning_rate": setting[0], "sft_weight": setting[1]}
         last = run(name, stages, start, dataset, folder(name, setting, seed), seed, **options)[-1]
         return last["after" if last["kept"] else "before"]["eval_ndcg@10"]
 
-    settings = [tuple(map(float, one.split(":"))) for one in arguments.settings]
-    found = {setting: result("progressive SP", setting, seeds[0]) for setting in settings}
-    best = max(found, key=lambda one: found[one])
-    print(f"learning rate and sft_weight by validation: {found}; {best} it is", flush=True)
-
-    validation = {name: float(np.mean([result(name, best, seed) for seed in seeds])) for name in every}
+    validation = {}
+    for name in every:
+        found = {setting: result(name, setting, seeds[0]) for setting in settings}
+        chosen[name] = max(found, key=lambda one: found[one])
+        print(f"{name}: learning rate and sft_weight by validation: {found}; {chosen[name]} it is", flush=True)
+        validation[name] = float(np.mean([result(name, chosen[name], seed) for seed in seeds]))
     runs = {
         "transition": [evaluate_floors(dataset, ks=[10])["transition"].per_user],
         "SFT": [measure(arguments.policy, dataset, arguments.output / "SFT")],
     }
     for name in every:
-        folders = [folder(name, best, seed) for seed in seeds]
+        folders = [folder(name, chosen[name], seed) for seed in seeds]
         runs[name] = [measure(one, dataset, one) for one in folders]
     print("\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against="SFT", notes={"validation": validation}))
 

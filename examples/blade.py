@@ -34,7 +34,8 @@ ARMS = {
     "Best-of-8": {"target": "best_of_n"},  # the rank among lists of the supervised model, which does not change
     "BLADE": {"target": "blade"},  # the same, and the rank among the lists of each step
 }
-SHOWN = {"rewards/ndcg": "NDCG", "rewards/mgu": "-MGU", "blade/tied_pairs": "pairs of lists that the target cannot tell apart"}
+COLUMNS = ["recall@10", "ndcg@10", "ild@10", "coverage@10", "reward/mgu", "reward"]
+DRAWN = {"rewards/ndcg": "NDCG", "rewards/mgu": "-MGU", "blade/tied_pairs": "pairs of lists that the target cannot tell apart"}
 SHARED: dict[str, Any] = {"list_length": 10, "max_length": 128, "save_strategy": "no", "per_device_eval_batch_size": 128}
 SHARED |= {"gradient_checkpointing": False, "report_to": "none", "use_cpu": True, "bf16": False}
 
@@ -123,10 +124,10 @@ def tell(dataset: RecDataset, results: dict[str, Evaluation], logs: dict[str, An
         print(f"\nTen lists {name} BLADE; an arrow marks what the user chose next.\n")
         print(readable_lists(ranked, dataset.test, dataset.catalog))
     caption = f"{dataset.path}: {dataset.test.num_rows} users, the next ten items, history excluded"
-    print("\n" + metrics_table(results, caption=caption))
+    print("\n" + metrics_table(results, columns=COLUMNS, caption=caption))
     chart = Path("runs/example-blade.svg")
     chart.write_text(
-        line_charts({title: {run: logged_curve(log, name) for run, log in logs.items()} for name, title in SHOWN.items()})
+        line_charts({title: {run: logged_curve(log, name) for run, log in logs.items()} for name, title in DRAWN.items()})
     )
     gain = paired_comparison(results["BLADE"].per_user["reward"], results["SFT"].per_user["reward"])
     print(f"\nBLADE over SFT, reward: {gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {gain.p_value:.3f}")

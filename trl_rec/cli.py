@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib import import_module
 
@@ -13,13 +14,14 @@ VERBS = {
     "tokenize": "give the items of a dataset folder semantic IDs",
     "bear": "fine-tune so that each target stays inside the beam (weight 0: MSL; over the vocabulary: SFT)",
     "blade": "align whole lists to accuracy, diversity and fairness, with a Best-of-N target that moves with the policy",
+    "alro": "fine-tune so that a user's rated candidates are put in order, whatever order they are shown in",
     "softmax_dpo": "train on one chosen and several rejected completions a prompt",
     "align3gr": "preference training in stages, from the policy's own mistakes to what users disliked",
     "evaluate": "rank a split with floors and, if given, a model; print a table, write metrics.json",
     "recommend": "list what a trained model recommends to a user, or after some titles",
 }
 SCRIPTS = {"tokenize": "tokenizing"}  # a tokenize.py would hide Python's own from every script that is run by its path
-TRAINING = ("bear", "blade", "softmax_dpo", "align3gr")  # these go through accelerate launch
+TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")  # these go through accelerate launch
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +59,10 @@ def launch(verb: str, argv: list[str]) -> None:
                 key, value = "--config_file", str(find_recipe(value if value.endswith(".yaml") else f"accelerate/{value}"))
             for_accelerate += [key, value]
     parser = launch_command_parser()
-    launch_command(parser.parse_args([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *own]))
+    try:
+        launch_command(parser.parse_args([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *own]))
+    except subprocess.CalledProcessError as error:  # the verb has said why
+        sys.exit(error.returncode)
 
 
 def usage() -> str:

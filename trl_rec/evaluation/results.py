@@ -52,8 +52,8 @@ def evaluate_split(
         dataset (`RecDataset`): Gives the split, the catalogue, and the training popularity.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
-        rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]; adds their weighted sum over
-            whole lists as the metric `reward`.
+        rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]; adds the metric `reward`, their
+            weighted sum over whole lists, and each part as `reward/ndcg` and the like.
         seed (`int`, *optional*, defaults to `0`): Of the bootstrap.
     """
     rows = held_out(dataset, split)
@@ -64,8 +64,10 @@ def evaluate_split(
     )
     per_user = per_user_metrics(ranked, relevant, ks=ks)
     if rewards is not None:
-        per_user["reward"] = score_split(ranked[:, None], rows, dataset.catalog, rewards).total[:, 0]
-        metrics["reward"] = float(per_user["reward"].mean())
+        scored = score_split(ranked[:, None], rows, dataset.catalog, rewards)
+        values = {"reward": scored.total, **{f"reward/{name}": part for name, part in scored.parts.items()}}
+        per_user |= {name: value[:, 0] for name, value in values.items()}
+        metrics |= {name: float(value.mean()) for name, value in values.items()}
     return Evaluation(metrics, {name: bootstrap_interval(values, seed=seed) for name, values in per_user.items()}, per_user)
 
 

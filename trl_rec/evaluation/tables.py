@@ -24,6 +24,11 @@ MEANINGS = {
     "invalid": (-1, "recommendations that are not in the catalogue"),
     "duplicates": (-1, "recommendations that repeat one of the same list"),
     "reward": (1, "the weighted sum that was optimised, of whole lists"),
+    "reward/mgu": (1, "minus how far a list's groups are from those of its user's own history"),
+    "graded_ndcg": (1, "what the order of rated candidates is worth, gain 2^rating - 1, against the best order"),
+    "tau": (1, "Kendall's tau with the order of the ratings: 1 the same, 0 chance"),
+    "consistency": (1, "Kendall's tau between the orders given to the same candidates shown in different orders"),
+    "slot_bias": (0, "Kendall's tau between the order shown and the order given: 0 none, above 0 what is read first wins"),
     "num_users": (0, "users that the figures are over"),
 }
 DEFAULT_NAMES = ("recall", "ndcg", "coverage", "gini", "popularity", "ild", "mgu")
