@@ -101,9 +101,9 @@ class Study:
 
     def _offline(self, blade: BladeTrainer, rate: float, seed: int, steps: int) -> BearTrainer:
         """The same number of prompts and steps."""
+        rows = blade.best_reference_rows()  # before the next config, which takes the accelerator's state away
         options = {**SHARED, "per_device_train_batch_size": 8, "bear_weight": 0, "logging_steps": 10, "warmup_steps": 10}
         config = BearConfig(str(self.output / "offline"), **options, learning_rate=rate, max_steps=steps, seed=seed)
-        rows = blade.best_reference_rows()
         return BearTrainer(load_model(self.policy), config, train_dataset=rows, **self._common())
 
     def _common(self) -> dict[str, Any]:

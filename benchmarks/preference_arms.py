@@ -5,8 +5,8 @@
 The dataset has semantic IDs and the policy writes them (`trl-rec tokenize`, `trl-rec bear --config bear/ml-100k-semantic`).
 All arms see the same number of prompts: three stages of `--prompts` each, or one of three times as many; feedback goes on from
 the progressive self-play for two stages more. Learning rate and `sft_weight` are each arm's best of `--settings`, by validation
-with the first seed. Every stage keeps its best checkpoint by validation, or is undone. Work is kept in OUTPUT_FOLDER, and a call
-that was interrupted goes on. Intervals are over users, of their mean over the seeds.
+with the first seed. Every stage keeps its best checkpoint by validation, or is undone. Work is kept in OUTPUT_FOLDER, and a
+call that was interrupted goes on. Intervals are over users, of their mean over the seeds.
 """
 
 from __future__ import annotations

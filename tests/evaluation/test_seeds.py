@@ -44,10 +44,11 @@ def test_seeds_that_disagree_about_each_user_leave_a_narrow_interval() -> None:
     assert "0.5000 0.5000" in table
 
 
-def test_nothing_is_so_many_times_zero() -> None:
-    floor = [{"ndcg@5": np.zeros(50)}]
-    lines = seeds_table({"floor": floor, "model": RUNS["model a"]}, metrics=["ndcg@5"], against="floor").splitlines()
-    assert [cells(line)[2] for line in lines[2:4]] == ["-", "-"]
+@pytest.mark.parametrize("value", [0.0, -0.25])
+def test_against_what_is_not_above_zero_the_difference_stands(value: float) -> None:
+    runs = {"floor": [{"reward": np.full(50, value)}], "model": [{"reward": np.full(50, -0.125)}]}
+    lines = seeds_table(runs, metrics=["reward"], against="floor").splitlines()
+    assert [cells(line)[2] for line in lines[2:4]] == ["+0.0000", f"{-0.125 - value:+.4f}"]
 
 
 @pytest.mark.parametrize(("runs", "against"), [(RUNS, "counter"), ({**RUNS, "b": []}, "floor"), ({}, "floor")])

@@ -24,8 +24,8 @@ def seeds_table(
     against: str,
     notes: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """A line a recommender: its metrics with half the width of their intervals, its ratio to `against` in the last metric with
-    the p-value of a paired test, and that metric of each seed.
+    """A line a recommender: its metrics with half the width of their intervals, its ratio to `against` in the last metric (the
+    difference, where that is not above 0) with the p-value of a paired test, and that metric of each seed.
 
     Args:
         runs (`Mapping[str, Sequence[Mapping[str, np.ndarray]]]`): Name of a recommender to the `Evaluation.per_user` of each
@@ -46,7 +46,8 @@ def seeds_table(
         by_seed = " ".join(f"{one[compared].mean():.4f}" for one in several)
         cells = [_with_interval(_over_seeds(several, metric)) for metric in metrics]
         known = [f"{column[name]:.4f}" if name in column else "-" for column in notes.values()]
-        ratio = f"{values.mean() / base.mean():.3f}" if base.any() else "-"
+        mean = base.mean()  # a ratio to what is below 0 would turn better and worse around
+        ratio = f"{values.mean() / mean:.3f}" if mean > 0 else f"{values.mean() - mean:+.4f}"
         rows.append([name, *cells, ratio, p_value, by_seed, *known])
     legend = [
         "±: half the width of the 95 % bootstrap interval over users of their mean over the seeds",
