@@ -58,7 +58,7 @@ def draw_lists(
     length = prompt_format.list_length or 1
 
     def draw(prompts: dict[str, Tensor], rows: np.ndarray, exclude: Tensor | None) -> Tensor:
-        settings = {"num_lists": num_lists, "list_length": length, "temperature": temperature, "seed": seed}
+        settings: dict[str, Any] = {"num_lists": num_lists, "list_length": length, "temperature": temperature, "seed": seed}
         drawn = sample_item_lists(model, prompts, on_device, rows=torch.from_numpy(rows), exclude=exclude, **settings)
         return drawn.items.flatten(1)
 
