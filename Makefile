@@ -8,7 +8,7 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/.package
-	$(BIN)/python examples/bear.py
+	$(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml examples/blade.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m ""
@@ -26,6 +26,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/shared_prompt.py
 	$(BIN)/python benchmarks/softmax_dpo.py
 	$(BIN)/python benchmarks/rollouts.py
+	$(BIN)/python benchmarks/blade_step.py
 ifdef MODEL
 	$(BIN)/python benchmarks/decoding.py $(DATASET) --model $(MODEL) --tiny
 	$(BIN)/python benchmarks/decoding.py $(DATASET) --model $(MODEL)

@@ -80,7 +80,7 @@ def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str
         learning_rate=1e-3,
         warmup_steps=10,
         per_device_train_batch_size=8,
-        logging_steps=10,
+        logging_steps=20,
         **target,
         **SHARED,
     )

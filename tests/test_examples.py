@@ -9,6 +9,7 @@ import pytest
 
 TELLS = {
     "align3gr": ("1 self_play-easy", "5 feedback-hard", "before", "after"),
+    "blade": ("SFT", "Best-of-8", "BLADE", "before BLADE", "over SFT"),
     "bear": ("SFT", "MSL", "BEAR", "after ", "10. "),
 }
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))

@@ -127,3 +127,69 @@ def test_rows_left_out_are_counted_by_their_reason(caplog: pytest.LogCaptureFixt
     caplog.clear()
     tokenize_preferences(rows.select([2]), TOKENIZER, max_length=30)
     assert not caplog.messages
+
+
+def test_a_completion_is_rejected_once_and_never_the_chosen_one(caplog: pytest.LogCaptureFixture) -> None:
+    rejected = [[" on", " sat", " on", " red"], [" or<eos>", " red"], []]
+    with caplog.at_level(logging.WARNING, "trl_rec"):
+        made = tokenize_preferences(
+            texts(prompt=["the cat", "blue", "a"], chosen=[" sat", " or", " b"], rejected=rejected), TOKENIZER
+        )
+    kept = [[" on", " red"], [" red"], []]
+    assert made["rejected_ids"][:] == [[[*ids(text), EOS] for text in row] for row in kept]
+    assert made.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
+    assert caplog.messages == [
+        "left out 3 rejected completions: they have the tokens of the chosen one, or of an earlier one of their row"
+    ]
+    tokenizer, rows = chat(CHAT)
+    said = [rows[0]["chosen"], *rows[0]["rejected"], rows[0]["rejected"][0]]
+    more = Dataset.from_list([{**rows[0], "rejected": said}])
+    assert tokenize_preferences(more, tokenizer)[:] == tokenize_preferences(rows, tokenizer)[:]
+
+
+SAID = [{"role": "assistant", "content": "red"}]
+WORDS: dict[str, Any] = {"prompt": "a", "chosen": "b", "rejected": ["c"]}
+TALK: dict[str, Any] = {"prompt": SAID, "chosen": SAID, "rejected": [SAID]}
+
+
+@pytest.mark.parametrize("row", [WORDS, TALK])
+@pytest.mark.parametrize("name", ["prompt", "chosen", "rejected"])
+def test_a_row_with_a_null_is_refused(row: dict[str, Any], name: str) -> None:
+    tokenizer = chat(CHAT)[0]
+    for value in [None] if name != "rejected" else [None, [None], [*row[name], None]]:
+        message = f"row 1: {name} holds a null; give a text or a list of messages, or leave the row out"
+        with pytest.raises(ValueError, match=message):
+            tokenize_preferences(Dataset.from_list([row, {**row, name: value}]), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**WORDS, "chosen": SAID}, "prompt holds a text, chosen a list of messages; write both in the same way"),
+        ({**WORDS, "rejected": SAID}, "prompt holds a text, rejected a list of messages; write"),
+        ({**WORDS, "rejected": [SAID]}, "prompt holds a text, rejected a list of messages; write"),
+        ({**TALK, "chosen": "b"}, "prompt holds a list of messages, chosen a text; write"),
+        ({**TALK, "rejected": "c"}, "prompt holds a list of messages, rejected a text; write"),
+        ({**TALK, "rejected": ["c"]}, "prompt holds a list of messages, rejected a text; write"),
+        ({**WORDS, "chosen": 3}, "chosen holds 3; give a text or a list of messages"),
+        ({**WORDS, "chosen": ["b"]}, r"chosen holds \['b'\]; give a text or a list of messages"),
+    ],
+)
+def test_texts_and_conversations_are_not_mixed(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"row 0: {message}"):
+        tokenize_preferences(Dataset.from_list([row]), chat(CHAT)[0])
+
+
+def test_texts_need_an_end_and_conversations_none() -> None:
+    tokenizer, rows = chat(CHAT)
+    made = tokenize_preferences(rows, tokenizer)
+    tokenizer.eos_token = None
+    assert tokenize_preferences(rows, tokenizer)[:] == made[:]
+    with pytest.raises(ValueError, match="the tokenizer has no EOS token to end a text with; set tokenizer.eos_token"):
+        tokenize_preferences(Dataset.from_list([WORDS]), tokenizer)
+
+
+def test_no_rows_give_no_rows() -> None:
+    made = tokenize_preferences(Dataset.from_list([WORDS]), TOKENIZER)
+    none = tokenize_preferences(Dataset.from_list([WORDS]).select([]), TOKENIZER)
+    assert len(none) == 0 and none.features == made.features

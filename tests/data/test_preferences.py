@@ -84,6 +84,19 @@ def test_wrong_items_are_refused(row: tuple, message: str) -> None:
         preference_rows(make_table([([0], 1, [2]), row]), FORMATS["item_token"])
 
 
+@pytest.mark.parametrize("name", ["history", "chosen", "rejected"])
+@pytest.mark.parametrize(("item", "told"), [(None, "null"), (1.5, "1.5"), (float("inf"), "inf")])
+def test_what_is_no_whole_number_is_no_item(name: str, item: float | None, told: str) -> None:
+    right = {"history": [[0], [3]], "chosen": [1, 4], "rejected": [[2], [5]]}
+    wrong = {**right, name: [right[name][0], item if name == "chosen" else [item]]}
+    with pytest.raises(ValueError, match=f"row 1: {name} has the item {told}, but the catalogue's are 0 to {NUM_ITEMS - 1}"):
+        preference_rows(Dataset.from_dict(wrong), FORMATS["item_token"])
+    floats = {**right, name: [4.0, 4.0] if name == "chosen" else [[6.0], [6.0]]}  # as pandas has them
+    whole = {**right, name: [4, 4] if name == "chosen" else [[6], [6]]}
+    made = (preference_rows(Dataset.from_dict(table), FORMATS["item_token"])[:] for table in (floats, whole))
+    assert next(made) == next(made)
+
+
 def test_rejected_items_are_told_apart_by_their_paths(caplog: pytest.LogCaptureFixture) -> None:
     """Items 0, 1 and 4 are written alike, and so are 2 and 5; 3 begins like 2."""
     paths = Ragged.from_lists([[7, 1], [7, 1], [7, 2], [7, 2, 1], [7, 1], [7, 2]])
@@ -130,3 +143,32 @@ def test_a_table_keeps_its_users_and_cannot_be_csv(catalog: ItemCatalog, tmp_pat
     path.write_text("history,chosen,rejected\nx,z,y\n")
     with pytest.raises(ValueError, match="preferences.csv has a column history, but CSV holds no lists of items; give JSONL"):
         read_preferences(str(path), catalog)
+
+
+@pytest.mark.parametrize("left_out", ["chosen", "rejected"])
+def test_a_table_without_a_column_is_refused(catalog: ItemCatalog, tmp_path: Path, left_out: str) -> None:
+    row = {"history": ["x"], "chosen": "z", "rejected": ["y"]}
+    row.pop(left_out)
+    (tmp_path / "items.jsonl").write_text(json.dumps(row) + "\n")
+    message = f"items.jsonl has the columns {', '.join(row)}; a table of items needs history, chosen and rejected"
+    with pytest.raises(ValueError, match=message):
+        read_preferences(str(tmp_path / "items.jsonl"), catalog)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("empty.jsonl", "", "it is empty"),
+        ("blank.jsonl", "\n\n", ".*no data"),
+        ("broken.jsonl", '{"prompt": "a"}\n{"prompt":\n', "JSON parse error"),
+        ("scalar.jsonl", "3\n", "JSON parse error"),
+        ("empty.json", "[]", ".*no data"),
+        ("empty.csv", "", "No columns to parse"),
+        ("header.csv", "prompt,chosen,rejected\n", ".*no data"),
+        ("empty.parquet", "", "Parquet file size is 0 bytes"),
+    ],
+)
+def test_a_file_without_rows_is_refused_by_name(tmp_path: Path, name: str, text: str, reason: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name} holds no preferences that can be read as \w+ \({reason}.*\); correct"):
+        read_preferences(str(tmp_path / name))

@@ -416,6 +416,12 @@ def test_without_a_catalogue_it_is_a_trainer_like_any_other(tmp_path: Path) -> N
         ({"pad_token": "<eos>"}, "pad_token='<eos>' has no effect here"),
         ({"normalize": "items"}, "normalize must be 'vocabulary' or 'catalogue', not 'items'"),
         ({"beta": 0.0}, "beta must be positive, not 0.0"),
+        ({"beta": math.nan}, "beta must be positive, not nan"),
+        ({"eval_ks": []}, r"eval_ks=\[\] must hold a length to cut lists at"),
+        ({"eval_ks": [5, 0]}, r"eval_ks=\[5, 0\] must hold a length to cut lists at, and none below 1"),
+        ({"max_eval_users": 0}, "max_eval_users must be at least 1, not 0; leave it out"),
+        ({"sft_weight": -1.0}, "sft_weight must be 0 or positive, not -1.0"),
+        ({"sft_weight": math.nan}, "sft_weight must be 0 or positive, not nan"),
     ],
 )
 def test_options_without_effect_are_refused(options: dict, message: str, tmp_path: Path) -> None:
@@ -459,6 +465,12 @@ def test_wrong_rows_are_refused_before_training(folder: Path, dataset: RecDatase
         ("the train dataset has the columns input_ids; it needs prompt", Dataset.from_dict({"input_ids": [[1]]}), {}),
         ("the train dataset has the columns user, history, chosen, rejected", table, {"catalog": None}),
         ("the train dataset is a stream", table.to_iterable_dataset(), {}),
+        ("the train dataset has no row; give one with preferences", text_rows().select([]), {}),
+        ("no row of the eval dataset has a rejected", table, {"eval_dataset": text_rows().select([])}),
+        ("the column rejected_ids is of the type list", token_rows(rejected_ids=[[7], [9]]), {}),
+        ("row 1: chosen_ids has the token 999, but the model's are 0 to", token_rows(chosen_ids=[[5], [999]]), {}),
+        ("row 1: chosen_ids has the token 999", token_rows(chosen_ids=[[5], [999]]), {"model": str(folder / "model")}),
+        ("row 1: chosen_ids has the token 999", table, {"eval_dataset": token_rows(chosen_ids=[[5], [999]])}),
         ("no row of the train dataset has a rejected completion", token_rows(rejected_ids=[[], []]), {}),
         ("row 1: prompt_ids holds a text without any token", token_rows(prompt_ids=[[1], []]), {}),
         ("row 1: rejected_ids holds a text without any token", token_rows(rejected_ids=[[[7]], [[9], []]]), {}),
@@ -486,6 +498,38 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     rows = Dataset.from_dict({**token_rows().to_dict(), "ref_logps": [[0.0, 0.0, 0.0], [math.inf, 0.0, 0.0]]})
     with pytest.raises(ValueError, match="the loss of 1 rows is not finite at step 0"):
         make_trainer(folder, tmp_path, train_dataset=rows).train()
+
+
+def test_a_likelihood_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the loss of 4 rows is not finite at step 0"):
+        make_trainer(folder, tmp_path, sft_weight=1e39).train()  # the softmax's part is log(1 + negatives)
+
+
+def test_a_tokenizer_that_cannot_end_or_pad_is_refused(folder: Path, tmp_path: Path) -> None:
+    tokenizer = deepcopy(TEXT_TOKENIZER)
+    tokenizer.eos_token = None
+    options = {"processing_class": tokenizer, "catalog": None, "train_dataset": text_rows()}
+    with pytest.raises(ValueError, match="the tokenizer has no EOS token to end a text with; set tokenizer.eos_token"):
+        make_trainer(folder, tmp_path, **options)
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="the tokenizer has neither a padding nor an EOS token; set tokenizer.pad_token"):
+        make_trainer(folder, tmp_path, **options)
+
+
+def test_a_model_that_knows_fewer_tokens_than_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    tokenizer = deepcopy(TEXT_TOKENIZER)
+    tokenizer.add_tokens(["<new>"])
+    rows, size = text_rows().map(lambda row: {"prompt": "<new> " + row["prompt"]}), len(TEXT_TOKENIZER)
+    config = SoftmaxDPOConfig(str(tmp_path), **DEFAULTS)
+    model = make_family("llama", vocab_size=size)
+    with pytest.raises(ValueError, match=f"row 0: prompt_ids has the token {size}, .* resize the model's embeddings"):
+        SoftmaxDPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
+
+
+def test_a_model_from_nowhere_needs_a_tokenizer(tmp_path: Path) -> None:
+    model = make_family("llama", vocab_size=len(TEXT_TOKENIZER))
+    with pytest.raises(ValueError, match="the model was made in memory, .* pass processing_class"):
+        SoftmaxDPOTrainer(model, args=SoftmaxDPOConfig(str(tmp_path), **DEFAULTS), train_dataset=text_rows())
 
 
 OVERRIDDEN = ["compute_loss", "compute_ref_log_probs", "_precompute_ref_logps", "_set_signature_columns_if_needed", "evaluate"]

@@ -7,6 +7,7 @@ whose completions leave the prompt no room is left out.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -50,15 +51,67 @@ def leave_out_empty_prompts(rows: Dataset) -> Dataset:
     return rows.select(np.flatnonzero(full))
 
 
+def refuse_malformed(rows: Dataset) -> None:
+    """Refuses columns that are no lists of token ids, for `rejected_ids` no lists of such lists, and what is null in them."""
+    table = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:]
+    for name, depth in {"prompt_ids": 1, "chosen_ids": 1, "rejected_ids": 2}.items():
+        if not _holds_ids(table[name].type, depth):
+            wanted = "a list of token ids" if depth == 1 else "a list of lists of token ids, one for each rejected completion"
+            raise ValueError(f"the column {name} is of the type {table[name].type}; give each row {wanted}")
+        if (row := _null_row(table[name])) is not None:
+            raise ValueError(f"row {row}: {name} holds a null; give token ids, or leave the row out")
+
+
 def refuse_empty(rows: Dataset) -> None:
     """Refuses token rows in which a prompt or a completion has no token."""
-    table = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:]
-    columns = {name: (table[name], np.arange(len(rows))) for name in ("prompt_ids", "chosen_ids")}
-    several = Ragged.from_lengths(np.arange(0), pc.list_value_length(table["rejected_ids"]).to_numpy())
-    columns["rejected_ids"] = pc.list_flatten(table["rejected_ids"]), several.row_ids
-    for name, (texts, numbers) in columns.items():
-        if not pa.types.is_null(texts.type) and (place := pc.index(pc.list_value_length(texts), 0).as_py()) >= 0:
+    for name, texts, numbers in _texts(rows):
+        if (place := pc.index(pc.list_value_length(texts), 0).as_py()) >= 0:
             raise ValueError(f"row {numbers[place]}: {name} holds a text without any token; leave it out")
+
+
+def refuse_unknown_tokens(rows: Dataset, vocab_size: int) -> None:
+    """Refuses token rows with an id that a model with so many tokens does not have."""
+    for name, texts, numbers in _texts(rows):
+        tokens = pc.list_flatten(texts).to_numpy()
+        outside = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
+        if len(outside):
+            raise ValueError(
+                f"row {numbers[_list_of(outside[0], texts)]}: {name} has the token {tokens[outside[0]]}, but the model's are 0 "
+                f"to {vocab_size - 1}; use the model's own tokenizer, and resize the model's embeddings where tokens were added"
+            )
+
+
+def _texts(rows: Dataset) -> Iterator[tuple[str, pa.ChunkedArray, np.ndarray]]:
+    """Each column with its texts and the row that each text is in, if it has any."""
+    table, numbers = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:], np.arange(len(rows))
+    columns = {name: (table[name], numbers) for name in ("prompt_ids", "chosen_ids")}
+    columns["rejected_ids"] = pc.list_flatten(table["rejected_ids"]), np.repeat(numbers, _count(table["rejected_ids"]))
+    for name, (texts, places) in columns.items():
+        if len(texts):
+            yield name, texts, places
+
+
+def _holds_ids(kind: pa.DataType, depth: int) -> bool:
+    """Whether these are token ids, in as many lists inside each other; of what is empty or null Arrow knows no type."""
+    if pa.types.is_null(kind) or depth == 0:
+        return pa.types.is_null(kind) or pa.types.is_integer(kind)
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_one(kind) for is_one in lists) and _holds_ids(kind.value_type, depth - 1)
+
+
+def _null_row(values: pa.ChunkedArray) -> int | None:
+    """The first row that is null, or holds a null at any depth."""
+    if values.null_count:
+        return pc.index(values.is_null(), True).as_py()
+    if not pa.types.is_nested(values.type):
+        return None
+    place = _null_row(pc.list_flatten(values))
+    return None if place is None else _list_of(place, values)
+
+
+def _list_of(place: int, lists: pa.ChunkedArray) -> int:
+    """The list that holds the value at that place of them all."""
+    return int(np.searchsorted(np.cumsum(_count(lists)), place, side="right"))
 
 
 def _lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

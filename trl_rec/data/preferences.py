@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 
 from trl_rec.data.dataset import refuse_unless_train, split_rows
 from trl_rec.data.prompts import PromptFormat
@@ -38,18 +39,30 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
             their ids.
     """
     kind = FILES.get(Path(source).suffix)
-    if kind is not None and not Path(source).is_file():
-        raise ValueError(f"there is no file {source}; name a file of preferences, or a dataset on the hub")
-    rows = load_dataset(source, split="train") if kind is None else load_dataset(kind, data_files=source, split="train")
+    rows = load_dataset(source, split="train") if kind is None else _read_file(source, kind)
     if catalog is None or "history" not in rows.column_names:
         return rows
     if kind == "csv":
         raise ValueError(f"{source} has a column history, but CSV holds no lists of items; give JSONL or Parquet")
+    if not set(rows.column_names) >= TABLE:
+        raise ValueError(
+            f"{source} has the columns {', '.join(rows.column_names)}; a table of items needs history, chosen and rejected"
+        )
     table = rows.with_format("arrow")[:]
     columns = {name: _indices(table[name].combine_chunks(), catalog) for name in ("history", "chosen", "rejected")}
     if "user" in table.column_names:
         columns["user"] = table["user"]
     return Dataset(pa.table(columns), split="train")
+
+
+def _read_file(source: str, kind: str) -> Dataset:
+    if not Path(source).is_file():
+        raise ValueError(f"there is no file {source}; name a file of preferences, or a dataset on the hub")
+    try:
+        return load_dataset(kind, data_files=source, split="train")
+    except (DatasetsError, StopIteration, ValueError) as error:  # the last two of a file without a row
+        reason = str(error.__cause__ or error).strip() or "it is empty"
+        raise ValueError(f"{source} holds no preferences that can be read as {kind} ({reason}); correct the file") from error
 
 
 def _indices(ids: pa.Array, catalog: ItemCatalog) -> pa.Array:
@@ -78,10 +91,9 @@ def preference_rows(
     """
     if training and table.split is not None:
         refuse_unless_train(table, "a preference")
-    chosen = table.select_columns(["chosen"]).with_format("numpy")[:]["chosen"].astype(np.int64)
-    history, rejected = _items(table, "history"), _items(table, "rejected")
-    for name, items in (("history", history), ("chosen", Ragged.from_lengths(chosen, chosen * 0 + 1)), ("rejected", rejected)):
-        _refuse_unknown(name, items, len(prompt_format.paths))
+    num_items = len(prompt_format.paths)
+    history, chosen = _items(table, "history", num_items), _items(table, "chosen", num_items).values
+    rejected = _items(table, "rejected", num_items)
     clash = rejected.row_ids[rejected.values == chosen[rejected.row_ids]]
     if len(clash):
         raise ValueError(f"row {clash[0]}: item {chosen[clash[0]]} is both chosen and rejected; take it out of one of the two")
@@ -96,19 +108,23 @@ def preference_rows(
     return Dataset(pa.table(columns), split=table.split)
 
 
-def _items(table: Dataset, column: str) -> Ragged:
-    """The column's rows; where all are empty, Arrow does not know that they would hold numbers."""
-    rows = split_rows(table, column)
-    return Ragged(rows.values.astype(np.int64), rows.offsets)
-
-
-def _refuse_unknown(name: str, items: Ragged, num_items: int) -> None:
-    outside = np.flatnonzero((items.values < 0) | (items.values >= num_items))
+def _items(table: Dataset, name: str, num_items: int) -> Ragged:
+    """The column's rows, of one item each for `chosen`; what is no index of the catalogue is refused. A null is NaN here, and
+    where all rows are empty, Arrow does not know that they would hold numbers."""
+    if name == "chosen":
+        values = table.select_columns([name]).with_format("arrow")[:][name].to_numpy()
+        rows = Ragged.from_lengths(values, np.ones(len(values), np.int64))
+    else:
+        rows = split_rows(table, name)
+    found = rows.values.astype(np.float64)
+    outside = np.flatnonzero(~((found >= 0) & (found < num_items) & (found == np.floor(found))))
     if len(outside):
+        item = "null" if np.isnan(found[outside[0]]) else rows.values[outside[0]]
         raise ValueError(
-            f"row {items.row_ids[outside[0]]}: {name} has the item {items.values[outside[0]]}, but the catalogue's are 0 to "
-            f"{num_items - 1}; give the indices of its items"
+            f"row {rows.row_ids[outside[0]]}: {name} has the item {item}, but the catalogue's are 0 to {num_items - 1}; give "
+            "the indices of its items"
         )
+    return Ragged(rows.values.astype(np.int64), rows.offsets)
 
 
 def _told_apart(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:

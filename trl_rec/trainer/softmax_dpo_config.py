@@ -52,5 +52,7 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         refuse_inert(self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning")
         if self.normalize not in ("vocabulary", "catalogue"):
             raise ValueError(f"normalize must be 'vocabulary' or 'catalogue', not {self.normalize!r}")
-        if self.beta <= 0:
+        if not self.sft_weight >= 0:  # as NaN is not
+            raise ValueError(f"sft_weight must be 0 or positive, not {self.sft_weight}: below 0 the chosen one is unlearned")
+        if not self.beta > 0:
             raise ValueError(f"beta must be positive, not {self.beta}: at 0 nothing is learned")

@@ -17,12 +17,12 @@ from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer
 from trl.models import prepare_deepspeed
 
 from trl_rec.data.preference_texts import TEXT, tokenize_preferences
-from trl_rec.data.preference_tokens import TOKENS, fit_preferences, refuse_empty
+from trl_rec.data.preference_tokens import TOKENS, fit_preferences, refuse_empty, refuse_malformed, refuse_unknown_tokens
 from trl_rec.data.preferences import TABLE, preference_rows
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.output import LossOutput
@@ -93,13 +93,16 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
     ) -> None:
         args = args or SoftmaxDPOConfig("softmax_dpo")
         kwargs = refuse_arguments(kwargs, NOT_TAKEN, "SoftmaxDPOTrainer")
-        processing_class = processing_class or load_tokenizer(
-            model if isinstance(model, str) else model.config._name_or_path, trust_remote_code=args.trust_remote_code or None
-        )
+        if isinstance(train_dataset, Dataset) and not len(train_dataset):
+            raise ValueError("the train dataset has no row; give one with preferences")
+        processing_class = processing_class or load_tokenizer(_origin(model), trust_remote_code=args.trust_remote_code or None)
+        self._vocab_size = _vocab_size(model, args)
         self.renormalizes = args.normalize == "catalogue"
         if self.renormalizes and catalog is None:
             raise ValueError("normalize='catalogue' needs the catalogue; pass catalog")
         if processing_class.pad_token is None:
+            if processing_class.eos_token is None:
+                raise ValueError("the tokenizer has neither a padding nor an EOS token; set tokenizer.pad_token")
             processing_class.pad_token = processing_class.eos_token  # as DPOTrainer does, but before there is a collator
         self._set_catalog(catalog, processing_class, args, eval_dataset)
         if ref_model is None and not args.precompute_ref_log_probs:
@@ -139,6 +142,7 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
                     dataset, processing_class, max_length=args.max_length, num_proc=args.dataset_num_proc
                 )
         elif columns >= TOKENS:
+            refuse_malformed(dataset)
             rows = fit_preferences(dataset, args.max_length)
         else:
             raise ValueError(
@@ -146,6 +150,7 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
                 "or prompt_ids, chosen_ids and rejected_ids, or with a catalogue history, chosen and rejected"
             )
         refuse_empty(rows)
+        refuse_unknown_tokens(rows, self._vocab_size)
         if self.renormalizes and not columns >= TABLE:
             refuse_off_catalogue(rows, self.trie)
         kept = rows.filter(any, input_columns="rejected_ids", desc="leaving out rows with nothing rejected")
@@ -173,9 +178,9 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
         logratios = totals - ref_logps.to(totals.dtype)
         output = softmax_dpo_loss(logratios[:, 0], logratios[:, 1:], present, beta=self.beta)
         nll = -totals[:, 0] / mask[:, 0].sum(-1)
-        loss = output.loss.mean()
         if self.args.sft_weight:
-            loss = loss + self.args.sft_weight * nll.mean()
+            output = output._replace(loss=output.loss + self.args.sft_weight * nll)
+        loss = output.loss.mean()
         self._append_metrics(output, totals.detach(), nll.detach(), present, inputs)
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -251,3 +256,20 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
         if mode == "train":
             self._total_train_tokens += int(seen)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+
+def _origin(model: Any) -> str:
+    """Where the model came from, and its tokenizer may lie."""
+    name = model if isinstance(model, str) else model.config._name_or_path
+    if not name:
+        raise ValueError("the model was made in memory, and no folder tells its tokenizer; pass processing_class")
+    return name
+
+
+def _vocab_size(model: Any, args: SoftmaxDPOConfig) -> int:
+    """How many tokens the model knows; of one that `DPOTrainer` loads by name, its configuration tells it beforehand."""
+    if isinstance(model, str):
+        given: Any = args.model_init_kwargs or {}
+        trusted = given.get("trust_remote_code", args.trust_remote_code)
+        return AutoConfig.from_pretrained(model, trust_remote_code=trusted).get_text_config().vocab_size
+    return model.config.get_text_config().vocab_size
