@@ -37,6 +37,11 @@ CLEAN = {
         "validation": [(0, [1, 2, 3], [4], 4.0), (2, [4, 4], [4], 9.0), (3, [6], [2], 3.0)],
         "test": [(0, [1, 2, 3, 4], [5], 5.0), (2, [4, 4, 4], [1], 9.0), (3, [6, 2], [1], 3.0)],
     },
+    "leave_last": {
+        "train": [(0, [1], [2, 3], 2.0), (1, [5], [], 1.0), (2, [4], [4], 9.0)],
+        "validation": [(0, [1, 2, 3], [4, 6], 4.0), (2, [4, 4], [4, 2], 9.0)],
+        "test": [(0, [1, 2, 3, 4, 6], [5, 2], 5.0), (2, [4, 4, 4, 2], [1, 3], 9.0)],
+    },
     "time": {
         "train": [(0, [1], [2, 3], 2.0), (1, [5], [], 1.0), (2, [4], [4, 2], 3.0)],
         "validation": [(0, [1, 2, 3], [4, 6], 5.0)],
@@ -62,7 +67,7 @@ def test_clean_splits_pass(rule):
     refuse_leaks(**{name: make(name, rows) for name, rows in CLEAN[rule].items()}, split=rule)
 
 
-@pytest.mark.parametrize("rule", ["leave_one_out", "time"])
+@pytest.mark.parametrize("rule", ["leave_one_out", "leave_last", "time"])
 @pytest.mark.parametrize(
     "row",
     [
@@ -81,7 +86,7 @@ def test_a_training_row_that_is_not_the_beginning(rule, row):
     refused(rule, message, train=[row, *CLEAN[rule]["train"][1:]])
 
 
-@pytest.mark.parametrize("rule", ["leave_one_out", "time"])
+@pytest.mark.parametrize("rule", ["leave_one_out", "leave_last", "time"])
 def test_a_held_out_row_copied_into_train(rule):
     for name in ("validation", "test"):
         row = CLEAN[rule][name][0]
@@ -117,6 +122,16 @@ def test_leave_one_out_rows_come_in_pairs_of_one_target():
     )
 
 
+def test_leave_last_rows_come_in_pairs_of_as_many_targets():
+    clean = CLEAN["leave_last"]
+    refused("leave_last", "user 2 has a validation row but none in the test split", test=clean["test"][:1])
+    refused("leave_last", "user 2 has a validation row but none in the train split", train=clean["train"][:2])
+    few = [clean["test"][0], (2, [4, 4, 4, 2], [1], 9.0)]
+    refused("leave_last", "test row 1 does not have exactly 2 targets, as other rows do", test=few)
+    moved = [(0, [1, 2, 3], [4], 4.0), *clean["validation"][1:]]
+    refused("leave_last", "validation row 0 does not have exactly 2 targets", validation=moved)
+
+
 def test_time_split_rows_in_another_period():
     clean = CLEAN["time"]
     refused("time", "train row 3 .time 5. is not before the first validation", train=[*clean["train"], (9, [1], [2], 5.0)])
@@ -145,7 +160,7 @@ def test_a_test_row_copied_into_validation():
     refused("windows", "validation row 0 .time 6.5. is not before", validation=[(8, [4, 5], [6], 6.5)])
 
 
-TOLD = {"leave_one_out": [0, 2, 3], "time": [0, 2]}  # users with a training row and another
+TOLD = {"leave_one_out": [0, 2, 3], "leave_last": [0, 2], "time": [0, 2]}  # users with a training row and another
 
 
 @pytest.mark.parametrize("rule", TOLD)
@@ -214,8 +229,8 @@ def test_load_refuses_a_leak_on_disk(tmp_path):
 def test_prepare_refuses_a_leak_before_writing(tmp_path, monkeypatch):
     split_log = module.split_log
 
-    def leak(log, rule):
-        tables, cold = split_log(log, rule)
+    def leak(*arguments):
+        tables, cold = split_log(*arguments)
         return tables | {"train": tables["test"]}, cold
 
     monkeypatch.setattr(module, "split_log", leak)

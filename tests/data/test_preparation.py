@@ -10,6 +10,7 @@ from tests.data.sources import ITEMS, rows_of, write_csv, write_table
 from tests.oracles import data as oracle
 from trl_rec.data import load, prepare
 from trl_rec.data import preparation as module
+from trl_rec.evaluation import evaluate_floors
 
 
 def test_leave_one_out_by_hand(tmp_path):
@@ -51,6 +52,24 @@ def test_card(tmp_path):
     assert card == json.loads((tmp_path / "out" / "card.json").read_text())
 
 
+def test_leave_last_by_hand(tmp_path):
+    items = {"u1": "abcab", "u2": "dcba"}
+    log = [(user, item, time, 1) for user in items for time, item in enumerate(items[user])]
+    arguments = {"split": "leave_last", "num_held_out": 2}
+    dataset = prepare(write_table(tmp_path / "source", log), tmp_path / "out", **arguments)
+    assert rows_of(dataset, "train") == {"u1": (["a"], []), "u2": (["d"], ["c", "b", "a"])}
+    assert rows_of(dataset, "validation") == {"u1": (["a"], ["b", "c"])}
+    assert rows_of(dataset, "test") == {"u1": (["a", "b", "c"], ["a", "b"])}
+    rule = "each user's last 2 items are the test, the 2 before them the validation; users with fewer than 5 only train"
+    assert dataset.card["split_rule"] == rule and dataset.card["settings"]["num_held_out"] == 2
+    assert dataset.card["targets"] == {"train": 3, "validation": 2, "test": 2}
+    assert prepare(tmp_path / "source", tmp_path / "out", **arguments).card == load(tmp_path / "out").card == dataset.card
+    with pytest.raises(ValueError, match="other settings or from other files"):
+        prepare(tmp_path / "source", tmp_path / "out", split="leave_last", num_held_out=1)
+    floors = evaluate_floors(dataset, split="test", ks=[2])
+    assert all(0 <= one.metrics["recall@2"] <= 1 for one in floors.values())
+
+
 def test_time_split_keeps_ties_together_and_counts_cold_users(tmp_path):
     log = [(f"u{row % 2}", f"i{row}", row // 2 * 2) for row in range(18)] + [
         ("u9", "i0", 16),
@@ -81,7 +100,7 @@ ROW = st.tuples(st.sampled_from("uvwxyz"), st.sampled_from("abcdefg"), st.intege
 @given(
     log=st.lists(ROW, min_size=1, max_size=60),
     minima=st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    rule=st.sampled_from(["leave_one_out", "time"]),
+    rule=st.sampled_from([("leave_one_out",), ("time",), ("leave_last", 1), ("leave_last", 2), ("leave_last", 3)]),
     with_items=st.booleans(),
 )
 def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items):
@@ -89,8 +108,9 @@ def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items):
     with tempfile.TemporaryDirectory() as folder:
         source = write_table(Path(folder, "source"), log, items if with_items else None)
         kept = oracle.k_core(log, *minima)
-        expected = oracle.split(kept, rule) if kept else dict.fromkeys(oracle.SPLITS)
-        arguments = {"split": rule, "min_user_interactions": minima[0], "min_item_interactions": minima[1]}
+        expected = oracle.split(kept, *rule) if kept else dict.fromkeys(oracle.SPLITS)
+        arguments = {"min_user_interactions": minima[0], "min_item_interactions": minima[1]}
+        arguments |= dict(zip(("split", "num_held_out"), rule, strict=False))
         if not all(expected.values()):
             with pytest.raises(ValueError, match="no interaction is left|split is empty"):
                 prepare(source, Path(folder, "out"), **arguments)
@@ -106,6 +126,18 @@ def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items):
             assert dataset.catalog.ids == [item for item in order if item in met] == dataset.catalog.titles
         order = list(dict.fromkeys(row[0] for row in log))
         assert dataset.users["user_id"].to_pylist() == [user for user in order if user in {row[0] for row in kept}]
+
+
+@given(st.integers(1, 4), st.lists(st.integers(1, 12), max_size=5), st.randoms(use_true_random=False))
+def test_leave_last_equals_the_slow_oracle(num_held_out, lengths, rng):
+    """Users just long enough, and of any length; with equal times and items that come back."""
+    sizes = [2 * num_held_out + 1, 2 * num_held_out, *lengths]
+    log = [(f"u{user}", rng.choice("abcdefg"), rng.randint(0, 9), 1) for user, size in enumerate(sizes) for _ in range(size)]
+    rng.shuffle(log)
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_table(Path(folder, "source"), log, None)
+        dataset = prepare(source, Path(folder, "out"), split="leave_last", num_held_out=num_held_out)
+        _compare(dataset, log, oracle.split(log, "leave_last", num_held_out))
 
 
 def _compare(dataset, kept, expected):
@@ -233,7 +265,11 @@ def test_a_folder_with_another_card_is_never_replaced(tmp_path, content):
     [
         ({"format": "parquet"}, "unknown format 'parquet'; choose one of ml-100k, recbole, bigrec, lcrec, table, toy"),
         ({"format": "bigrec"}, "holds no files of the format bigrec"),
-        ({"split": "random"}, "unknown split 'random'; choose leave_one_out or time"),
+        ({"split": "random"}, "unknown split 'random'; choose leave_one_out, leave_last or time"),
+        ({"split": "time", "num_held_out": 2}, "num_held_out has no effect with the split time; leave it out, or choose"),
+        ({"num_held_out": 1}, "num_held_out has no effect with the split leave_one_out"),
+        ({"split": "leave_last", "num_held_out": 0}, "num_held_out must be at least 1, not 0"),
+        ({"split": "leave_last"}, "the validation split is empty under leave_last"),
         ({"title_column": "name"}, "the format table takes no title_column; leave it out"),
         (
             {"min_user_interactions": 9},

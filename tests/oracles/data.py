@@ -30,17 +30,19 @@ def label_by_time(log):
     return [SPLITS[(row[2] >= cuts[0]) + (row[2] >= cuts[1])] for row in log]
 
 
-def split(log, rule):
+def split(log, rule, num_held_out=1):
     """Per split, `user -> (history, targets)`, both lists of interactions."""
     if rule == "time":
         labels = dict(zip([id(row) for row in log], label_by_time(log), strict=True))
     rows = {name: {} for name in SPLITS}
     for user, sequence in sequences(log).items():
-        if rule == "leave_one_out":
-            ends = len(sequence) - 2 if len(sequence) > 2 else len(sequence)
-            parts = {"train": sequence[:ends], "validation": sequence[ends : ends + 1], "test": sequence[ends + 1 :]}
-        else:
+        if rule == "time":
             parts = {name: [row for row in sequence if labels[id(row)] == name] for name in SPLITS}
+        else:
+            held_out = num_held_out if len(sequence) > 2 * num_held_out else 0
+            parts = {"train": list(sequence), "validation": [], "test": []}
+            for name in ["test"] * held_out + ["validation"] * held_out:
+                parts[name].insert(0, parts["train"].pop())
         before = []
         for name in SPLITS:
             if name == "train" and parts[name]:

@@ -69,6 +69,9 @@ def test_a_saved_model_stands_beside_the_floors(tmp_path: Path, monkeypatch, cap
     assert list(results) == ["random", "popularity", "transition", "model random"]
     assert results["model random"]["metrics"]["invalid"] == results["model random"]["metrics"]["duplicates"] == 0
     assert "model random" in capsys.readouterr().out
+    main(["evaluate", "--model", "random", "--list_length", "5", "--num_beams", "2", *options])
+    metrics = json.loads(Path("out/metrics.json").read_text())["results"]["model random"]["metrics"]
+    assert metrics["invalid"] == metrics["duplicates"] == 0 and "ndcg@5" in metrics
 
 
 @pytest.mark.slow
@@ -95,6 +98,7 @@ def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys:
         (["prepare", "--config", "prepare/nothing"], "no recipe 'prepare/nothing'; the shipped recipes are align3gr/"),
         (["prepare", "--source", "nowhere", "--output_dir", "x"], "nowhere is not a folder"),
         (["evaluate", "--dataset", "nowhere", "--output_dir", "x"], "not a dataset folder"),
+        (["evaluate", "--dataset", "x", "--output_dir", "x", "--list_length", "3"], "ks=[1, 5, 10] goes beyond list_length=3"),
         (["evaluate", "--dataset", "x", "--output_dir", "x", "--bogus", "1"], "not used by the HfArgumentParser"),
     ],
 )

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from trl_rec import __version__
 from trl_rec.data.coded import CodedLog
-from trl_rec.data.splits import RULES
+from trl_rec.data.splits import describe_rule
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 
@@ -49,7 +49,7 @@ def make_card(
         "sparsity": round(1 - num_interactions / (num_users * num_items), 6),
         "has_ratings": log.rating is not None,
         "split": settings["split"],
-        "split_rule": RULES[settings["split"]],
+        "split_rule": describe_rule(settings["split"], settings.get("num_held_out", 1)),
         "tied_timestamps": _tied(log, splits, settings["split"]),
         "dropped": dict(dropped),
         "cold_users": dict(cold_users),

@@ -110,9 +110,9 @@ def refuse_unless_train(split: Dataset, what: str) -> None:
     """Raises unless `what` ("a model") may learn from these rows: they are a training split's.
 
     Rows that have lost their split's name, as those that `concatenate_datasets` joins, are held against each other: under
-    leave-one-out and a split by time, a user's row that goes on where another ends comes from a later split. Nameless rows
-    of one evaluation split alone are not noticed, nor are nameless rows that have one target each (windows; validation and
-    test of leave-one-out), as windows go on from each other within the training split too.
+    leave-one-out, leave-last-m and a split by time, a user's row that goes on where another ends comes from a later split.
+    Nameless rows of one evaluation split alone are not noticed, nor are nameless rows that have one target each (windows;
+    validation and test of leave-one-out), as windows go on from each other within the training split too.
     """
     if split.split is not None and split.split != "train":
         raise ValueError(

@@ -1,11 +1,11 @@
 """Nothing of validation or test may stand in a training row: the splits of a dataset are held against each other.
 
-Under leave-one-out and under a split by time each user's rows must continue each other exactly, which leaves no place for a
-leak. Windows do not (they are cut short, and the source may have left some out), so for them two weaker rules hold: no row of
-an earlier split is later than any of a later split (equal times pass, as published sets are cut by rows, not by days), and no
-row of an earlier split holds an item that a later split asks the same user for, unless the asking row's own history tells of
-it. A log in which users come back to an item after longer than a window is thereby refused too: it has to be prepared as a
-log.
+Under leave-one-out, leave-last-m and a split by time each user's rows must continue each other exactly, which leaves no place
+for a leak. Windows do not (they are cut short, and the source may have left some out), so for them two weaker rules hold: no
+row of an earlier split is later than any of a later split (equal times pass, as published sets are cut by rows, not by days),
+and no row of an earlier split holds an item that a later split asks the same user for, unless the asking row's own history
+tells of it. A log in which users come back to an item after longer than a window is thereby refused too: it has to be prepared
+as a log.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REMEDY = "prepare the data again from its source"
 
 
 def refuse_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
-    """Raises where the splits, made by the rule `split` (`"leave_one_out"`, `"time"` or `"windows"`), overlap or do not fit."""
+    """Raises where the splits overlap or do not fit; `split` is the rule that they were made by, one of `splits.RULES`."""
     if split == "windows":
         _refuse_later(train, validation, test, strictly=False)
         _refuse_known_targets([train], validation)
@@ -28,10 +28,10 @@ def refuse_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str)
         return
     for rows in (train, validation, test):
         _refuse_two_rows(rows)
-    if split == "leave_one_out":
-        _refuse_unpaired(train, validation, test)
-    else:
+    if split == "time":
         _refuse_later(train, validation, test, strictly=True)
+    else:
+        _refuse_unpaired(train, validation, test, split)
     _refuse_breaks(train, validation)
     _refuse_breaks(validation, test)
     _refuse_breaks(train, _without(test, validation))
@@ -70,18 +70,20 @@ def _refuse_two_rows(rows: Dataset) -> None:
         raise ValueError(f"leak: the {rows.split} split holds more than one row of user {users[counts > 1][0]}; {REMEDY}")
 
 
-def _refuse_unpaired(train: Dataset, validation: Dataset, test: Dataset) -> None:
-    """Every user with a validation row has a test row, both of one target, and a training row."""
+def _refuse_unpaired(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
+    """Every user with a validation row has a test row, both of one target, or of as many as the other users', and a training
+    row."""
     for rows, others in ((validation, test), (test, validation), (validation, train)):
         alone = np.setdiff1d(_column(rows, "user"), _column(others, "user"))
         if len(alone):
             raise ValueError(f"leak: user {alone[0]} has a {rows.split} row but none in the {others.split} split; {REMEDY}")
-    for rows in (validation, test):
-        many = np.flatnonzero(_ragged(rows, "targets").lengths != 1)
-        if len(many):
-            raise ValueError(
-                f"leak: {rows.split} row {many[0]} does not have exactly one target, as leave-one-out wants; {REMEDY}"
-            )
+    counts = {str(rows.split): _ragged(rows, "targets").lengths for rows in (validation, test)}
+    most = 1 if split == "leave_one_out" else max(int(lengths.max(initial=0)) for lengths in counts.values())
+    for name, lengths in counts.items():
+        other = np.flatnonzero(lengths != most)
+        if len(other):
+            told = "one target, as leave-one-out wants" if split == "leave_one_out" else f"{most} targets, as other rows do"
+            raise ValueError(f"leak: {name} row {other[0]} does not have exactly {told}; {REMEDY}")
 
 
 def _refuse_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly: bool) -> None:

@@ -46,6 +46,7 @@ def prepare(
     *,
     format: str | None = None,
     split: str | None = None,
+    num_held_out: int | None = None,
     min_user_interactions: int = 0,
     min_item_interactions: int = 0,
     columns: Mapping[str, str] | None = None,
@@ -69,7 +70,10 @@ def prepare(
         format (`str`, *optional*):
             `table`, `recbole`, `bigrec`, `lcrec`, `ml-100k` or `toy`; found out from the files by default.
         split (`str`, *optional*):
-            `"leave_one_out"` (the default) or `"time"`; `bigrec` data is split already.
+            `"leave_one_out"` (the default), `"leave_last"` or `"time"`; `bigrec` data is split already.
+        num_held_out (`int`, *optional*):
+            With `"leave_last"`: items of each user that are the test, and as many before them that are the validation; 10 by
+            default. Users with fewer than `2 * num_held_out + 1` only train.
         min_user_interactions (`int`, *optional*, defaults to `0`):
             k-core: users with fewer interactions are dropped, again and again; users and items left without any go too.
         min_item_interactions (`int`, *optional*, defaults to `0`):
@@ -94,7 +98,7 @@ def prepare(
     output_dir = Path(output_dir).absolute()
     format, files = locate(source, format)
     options = Options(columns, title_column, group_column, group_separator, seed, toy_users, toy_items)
-    settings = _settings(format, split, min_user_interactions, min_item_interactions, options)
+    settings = _settings(format, _split(format, split, num_held_out), min_user_interactions, min_item_interactions, options)
     sources = {path.name: _sha256(path) for path in files.values()}
     if _is_made(output_dir, settings, sources, overwrite):
         logger.info("%s is there already, made from the same files with the same settings", output_dir)
@@ -128,19 +132,35 @@ class _Made:
     dropped: dict[str, int]
 
 
-def _settings(format: str, split: str | None, min_user: int, min_item: int, options: Options) -> dict[str, Any]:
+def _split(format: str, split: str | None, num_held_out: int | None) -> dict[str, Any]:
+    """The rule of the splits."""
+    if format == "bigrec":
+        if split not in (None, "windows"):
+            raise ValueError("bigrec data is filtered and split by its source; leave split and the k-core's minima out")
+        split = "windows"
+    elif split not in (None, "leave_one_out", "leave_last", "time"):
+        raise ValueError(f"unknown split {split!r}; choose leave_one_out, leave_last or time")
+    split = split or "leave_one_out"
+    if split == "leave_last":
+        num_held_out = 10 if num_held_out is None else num_held_out
+        if num_held_out < 1:
+            raise ValueError(f"num_held_out must be at least 1, not {num_held_out}")
+        return {"split": split, "num_held_out": num_held_out}
+    if num_held_out is not None:
+        raise ValueError(f"num_held_out has no effect with the split {split}; leave it out, or choose leave_last")
+    return {"split": split}
+
+
+def _settings(format: str, split: dict[str, Any], min_user: int, min_item: int, options: Options) -> dict[str, Any]:
     """What decides the dataset besides its source; options that would have no effect are refused."""
     taken, given = READERS[format].OPTIONS, asdict(options)
     for name, default in asdict(Options()).items():
         if name not in taken | {"seed"} and given[name] != default:  # a seed may be given throughout a recipe
             raise ValueError(f"the format {format} takes no {name}; leave it out")
-    if format == "bigrec" and (split not in (None, "windows") or max(min_user, min_item) > 0):
+    if format == "bigrec" and max(min_user, min_item) > 0:
         raise ValueError("bigrec data is filtered and split by its source; leave split and the k-core's minima out")
-    if format != "bigrec" and split not in (None, "leave_one_out", "time"):
-        raise ValueError(f"unknown split {split!r}; choose leave_one_out or time")
-    rule = "windows" if format == "bigrec" else split or "leave_one_out"
     minima = {"min_user_interactions": min_user, "min_item_interactions": min_item}
-    return {"layout": LAYOUT, "format": format, "split": rule, **minima, **{name: given[name] for name in sorted(taken)}}
+    return {"layout": LAYOUT, "format": format, **split, **minima, **{name: given[name] for name in sorted(taken)}}
 
 
 def _sha256(path: Path) -> str:
@@ -178,7 +198,7 @@ def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:
         "interactions": len(coded.user) - len(kept.user),
     }
     logger.info("splitting %d interactions of %d users and %d items", len(kept.user), kept.users.num_rows, kept.items.num_rows)
-    splits, cold_users = split_log(kept, settings["split"])
+    splits, cold_users = split_log(kept, settings["split"], settings.get("num_held_out", 1))
     return _Made(kept, splits, cold_users, dropped)
 
 

@@ -1,4 +1,5 @@
-"""Training, validation and test rows of a log: leave-one-out, by time, or the windows that the source has cut itself.
+"""Training, validation and test rows of a log: leave-one-out, leave-last-m, by time, or the windows that the source has cut
+itself.
 
 A row is `user, history, history_ratings, targets, target_ratings, timestamp`; what each split's history and targets are is
 told by three numbers a user: how many of the user's interactions are training, come before the test, and exist at all.
@@ -17,17 +18,27 @@ from trl_rec.data.windows import Windows
 from trl_rec.ragged import Ragged
 
 
-RULES = {
+RULES = {  # {num_held_out} and {fewest} are filled in by `describe_rule`
     "leave_one_out": "each user's last item is the test, the one before it the validation; users with fewer than 3 only train",
+    "leave_last": "each user's last {num_held_out} items are the test, the {num_held_out} before them the validation; "
+    "users with fewer than {fewest} only train",
     "time": "the last tenth of the interactions by time is the test, the tenth before it the validation; ties stay together",
     "windows": "as the source has split its windows",
 }
 
 
-def split_log(log: CodedLog, rule: str) -> tuple[dict[str, pa.Table], dict[str, int]]:
-    """The three splits of a log, and how many users have something in a split but, for want of a history, no row."""
+def describe_rule(rule: str, num_held_out: int = 1) -> str:
+    """The rule in words."""
+    return RULES[rule].format(num_held_out=num_held_out, fewest=2 * num_held_out + 1)
+
+
+def split_log(log: CodedLog, rule: str, num_held_out: int = 1) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    """The three splits of a log, and how many users have something in a split but, for want of a history, no row.
+
+    `num_held_out` is for the rule `"leave_last"`; with 1 it is `"leave_one_out"`.
+    """
     lengths = np.bincount(log.user, minlength=log.users.num_rows)
-    ends = _leave_one_out(lengths) if rule == "leave_one_out" else _by_time(log, lengths)
+    ends = _by_time(log, lengths) if rule == "time" else _leave_last(lengths, num_held_out)
     starts = [np.minimum(1, ends[0]), ends[0], ends[1]]
     tables, cold = {}, {}
     for split, start, end in zip(SPLITS, starts, ends, strict=True):
@@ -49,9 +60,9 @@ def split_windows(windows: Mapping[str, Windows]) -> dict[str, pa.Table]:
     return tables
 
 
-def _leave_one_out(lengths: np.ndarray) -> list[np.ndarray]:
-    short = lengths < 3
-    return [np.where(short, lengths, lengths - 2), np.where(short, lengths, lengths - 1), lengths]
+def _leave_last(lengths: np.ndarray, num_held_out: int) -> list[np.ndarray]:
+    held_out = np.where(lengths < 2 * num_held_out + 1, 0, num_held_out)
+    return [lengths - 2 * held_out, lengths - held_out, lengths]
 
 
 def _by_time(log: CodedLog, lengths: np.ndarray) -> list[np.ndarray]:

@@ -19,7 +19,10 @@ class PrepareArguments:
     source: str = field(metadata={"help": "folder of the source's files, or toy, or ml-100k"})
     output_dir: str = field(metadata={"help": "dataset folder to make"})
     format: str | None = field(default=None, metadata={"help": "table, recbole, bigrec, lcrec, ml-100k or toy; else found out"})
-    split: str | None = field(default=None, metadata={"help": "leave_one_out (default) or time"})
+    split: str | None = field(default=None, metadata={"help": "leave_one_out (default), leave_last or time"})
+    num_held_out: int | None = field(
+        default=None, metadata={"help": "split leave_last: items held out as test, and as many as validation; 10 by default"}
+    )
     min_user_interactions: int = field(default=0, metadata={"help": "k-core: fewest interactions of a user"})
     min_item_interactions: int = field(default=0, metadata={"help": "k-core: fewest interactions of an item"})
     columns: dict | None = field(default=None, metadata={"help": "format table, in a recipe: our column names to yours"})
