@@ -23,7 +23,7 @@ from transformers import (
 from tests.conftest import make_model
 from tests.oracles.decoding import brute_force, generate_rankings
 from trl_rec.decoding import RankedItems, rank_items
-from trl_rec.decoding.beam import _best
+from trl_rec.decoding.beam import best_first
 from trl_rec.items import TokenTrie
 
 
@@ -172,7 +172,7 @@ def test_a_batch_ranks_like_its_prompts_one_by_one() -> None:
 def test_the_order_key_sorts_like_floats_and_breaks_ties_downwards() -> None:
     scores = torch.tensor([[0.0, -0.0, -1e-30, 3.5, -torch.inf, 3.5, -7.25, 1e30]])
     ties = torch.tensor([[9, 2, 0, 5, 0, 4, 0, 0]], dtype=torch.int32)
-    assert _best(scores, ties, 8).tolist() == [[7, 5, 3, 1, 0, 2, 6, 4]]
+    assert best_first(scores, ties, 8).tolist() == [[7, 5, 3, 1, 0, 2, 6, 4]]
 
 
 def test_training_mode_is_put_back() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.decoding.test_beam import random_catalogue
 from tests.oracles.lists import legal_tokens
 from trl_rec.decoding import list_tokens
-from trl_rec.decoding.list_constraint import legal_children, taken_places
+from trl_rec.decoding.list_constraint import legal_children, num_legal, taken_places
 from trl_rec.items import TokenTrie
 
 
@@ -29,6 +29,7 @@ def test_a_child_is_legal_while_an_item_below_it_is_left(seed: int, has_eos: boo
     taken = taken_places(trie, items, ranks, places)
     assert bool((taken[:, 1:] >= taken[:, :-1]).all())
     tokens, children, legal = legal_children(trie, nodes, taken)
+    assert num_legal(trie, nodes, taken).tolist() == legal.sum(1).tolist()
     for row, prefix in enumerate(prefixes):
         left = set(range(len(sequences))) - set(lists[row][: int(ranks[row])]) - set(excluded[row])
         assert tokens[row][legal[row]].tolist() == legal_tokens(sequences, left, list(prefix))

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import make_model, make_tokenizer
 from trl_rec.data import PromptFormat, RecDataset, build_rows, prepare
 from trl_rec.data.dataset import split_rows
-from trl_rec.decoding import rank_items
+from trl_rec.decoding import beam_list, rank_items
 from trl_rec.evaluation import rank_split
 from trl_rec.evaluation.rank import left_padded
 from trl_rec.items import TokenTrie
@@ -48,6 +48,24 @@ def test_each_row_is_ranked_as_if_alone(dataset: RecDataset, saved: Path) -> Non
         alone = rank_items(model, prompt, trie, num_beams=5, exclude=[history])
         assert ranked[row].tolist() == alone.items[0].tolist()
         assert not set(ranked[row]) & set(history)
+
+
+@pytest.mark.parametrize("num_beams", [None, 1, 3])
+def test_a_policy_of_lists_is_ranked_by_the_lists_that_it_writes(
+    dataset: RecDataset, saved: Path, num_beams: int | None
+) -> None:
+    model, tokenizer = load_saved(saved)
+    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, list_length=4)
+    ranked = rank_split(model, tokenizer, dataset, prompt_format=prompt_format, top_k=3, num_beams=num_beams, batch_size=5)
+    prompts = prompt_format.encode(split_rows(dataset.test, "history"))
+    trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=True)
+    for row, history in enumerate(dataset.test["history"]):
+        prompt = left_padded(prompts.take(np.array([row])), tokenizer.pad_token_id)
+        expected = beam_list(model, prompt, trie, list_length=4, num_beams=num_beams or 1, exclude=[history])
+        assert ranked[row].tolist() == expected.items[0, :3].tolist()
+        assert not set(ranked[row]) & set(history)
+    with pytest.raises(ValueError, match="lists of 4 items have no first 5"):
+        rank_split(model, tokenizer, dataset, prompt_format=prompt_format, top_k=5)
 
 
 def test_histories_come_back_when_asked_for(dataset: RecDataset, saved: Path) -> None:

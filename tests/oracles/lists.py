@@ -81,3 +81,33 @@ def list_windows(
         rows.append((history + targets[: new[start][0]], [item for _, item in new[start : start + length]]))
         start += 1 if every_position else length
     return rows
+
+
+@torch.no_grad()
+def beam_search(
+    model: PreTrainedModel, prompt: list[int], sequences: list[list[int]], length: int, num_beams: int, excluded: list[int] = ()
+) -> tuple[tuple[int, ...], float]:
+    """The best list of a beam search over tokens, and its log-probability: one token at a time, nothing skipped, complete lists
+    among the others."""
+    everything = set(range(len(sequences))) - set(excluded)
+    beams: list[tuple[float, tuple[int, ...], list[int]]] = [(0.0, (), [])]  # score, items, tokens of the next one
+    while any(len(chosen) < length for _, chosen, _ in beams):
+        grown = []
+        for score, chosen, prefix in beams:
+            if len(chosen) == length:
+                grown.append((score, chosen, prefix))
+                continue
+            left, text = everything - set(chosen), [*prompt, *(token for item in chosen for token in sequences[item]), *prefix]
+            logits = model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].float()
+            pool = legal_tokens(sequences, left, prefix)
+            for token in sorted(pool, key=lambda one: lowest(sequences, [*prefix, one])):
+                path, total = [*prefix, token], score + float(logits[token] - logits[pool].logsumexp(0))
+                ending = [item for item in left if sequences[item] == path]
+                grown.append((total, (*chosen, min(ending)), []) if ending else (total, chosen, path))
+        beams = sorted(grown, key=lambda beam: -beam[0])[:num_beams]
+    return beams[0][1], beams[0][0]
+
+
+def lowest(sequences: list[list[int]], prefix: list[int]) -> int:
+    """The first item that begins like this."""
+    return next(item for item, sequence in enumerate(sequences) if sequence[: len(prefix)] == prefix)

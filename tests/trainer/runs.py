@@ -24,8 +24,8 @@ from trl_rec.ragged import Ragged
 
 
 QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
-PASSED_ON = ("peft_config", "callbacks", "eval_dataset", "data_collator", "compute_metrics", "preprocess_logits_for_metrics")
-PASSED_ON += ("compute_loss_func", "formatting_func")
+PASSED_ON = ("peft_config", "callbacks", "train_dataset", "eval_dataset", "data_collator", "compute_metrics")
+PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_func")
 
 
 def make_folder(folder: Path) -> RecDataset:
@@ -51,7 +51,8 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
     defaults["optim"] = "sgd"  # Adam turns the rounding of a gradient that is zero into a step
     defaults |= {"max_length": 96, "save_strategy": "no", "gradient_checkpointing": False}
     config = BearConfig(str(output), **QUIET, **{**defaults, **options})
-    return BearTrainer(model, config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog, **extra)
+    extra.setdefault("train_dataset", dataset.train)
+    return BearTrainer(model, config, processing_class=tokenizer, catalog=dataset.catalog, **extra)
 
 
 def losses(trainer: BearTrainer) -> list[float]:
@@ -70,7 +71,8 @@ def main() -> None:
     metrics = trainer.rank_and_measure(load(Path(folder) / "data").validation)
     trainer.save_model(output)
     if trainer.is_world_process_zero():
-        torch.save({"losses": losses(trainer), "ndcg": metrics["ndcg@10"]}, Path(output) / "run.pt")
+        told = {"losses": losses(trainer), "ndcg": metrics[f"ndcg@{max(trainer.args.eval_ks)}"]}
+        torch.save(told, Path(output) / "run.pt")
     trainer.accelerator.wait_for_everyone()
     trainer.end()
 

@@ -62,3 +62,12 @@ def test_two_processes_equal_one(name: str, folder: Path, alone, tmp_path: Path)
     assert told["ndcg"] == pytest.approx(alone[0]["ndcg"], abs=1e-5)
     for key, tensor in alone[1].items():  # ZeRO-3 also writes the tied output embedding
         assert torch.allclose(tensor, weights[key], atol=1e-5), key
+
+
+def test_two_processes_learn_lists_as_one(folder: Path, tmp_path: Path) -> None:
+    lists = {"list_length": 3, "eval_ks": [3], "eval_num_beams": 2}
+    one, weights = run("alone", folder, tmp_path / "one", per_device_train_batch_size=4, **lists)
+    two, others = run("ddp", folder, tmp_path / "two", per_device_train_batch_size=2, **lists)
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert two["ndcg"] == pytest.approx(one["ndcg"], abs=1e-5)
+    assert all(torch.allclose(tensor, others[key], atol=1e-5) for key, tensor in weights.items())

@@ -66,10 +66,10 @@ def rank_items(
         length_penalty: Scores are divided by the number of generated tokens, EOS included, to this power.
     """
     top_k = num_beams if top_k is None else top_k
-    input_ids, attention_mask = _checked(model, prompts, trie, num_beams, top_k)
+    input_ids, attention_mask = checked_prompts(model, prompts, trie, num_beams, top_k)
     trie = trie.to(input_ids.device)
     excluded = Excluded(trie, exclude, len(input_ids))
-    with _evaluating(model):
+    with evaluating(model):
         cache = open_cache(model, input_ids, attention_mask, trie.max_depth)
         finished = _search(cache, trie, excluded, num_beams, renormalize, length_penalty)
     if bool(finished.scores.isnan().any()):
@@ -127,10 +127,10 @@ def _search(
         logps, children = _child_logps(trie, logits, beams.nodes.gather(1, slots), width, renormalize)
         candidates, parents = _candidates(trie, beams, active, slots, counts, logps, children, excluded, skips)
         ending = _is_leaf(trie, candidates.nodes) & (trie.depths(candidates.nodes) == event + 1)
-        chosen = _best(candidates.scores, trie.lowest_items[candidates.nodes], num_beams)
+        chosen = best_first(candidates.scores, trie.lowest_items[candidates.nodes], num_beams)
         finished = _keep_best(finished, trie, candidates.gather(chosen), ending.gather(1, chosen), num_beams, length_penalty)
         running = candidates.scores.masked_fill(ending, -torch.inf)
-        chosen = _best(running, trie.lowest_items[candidates.nodes], num_beams)
+        chosen = best_first(running, trie.lowest_items[candidates.nodes], num_beams)
         beams = candidates._replace(scores=running).gather(chosen)
         cache.reorder(parents.gather(1, chosen))
     return _keep_best(finished, trie, beams, _is_leaf(trie, beams.nodes), num_beams, length_penalty)
@@ -156,7 +156,7 @@ def _keep_best(
     if length_penalty:
         scores = scores / trie.depths(beams.nodes).clamp(min=1) ** length_penalty
     nodes, scores = torch.cat([finished.nodes, beams.nodes], 1), torch.cat([finished.scores, scores], 1)
-    chosen = _best(scores, trie.lowest_items[nodes], num_beams)
+    chosen = best_first(scores, trie.lowest_items[nodes], num_beams)
     return _Finished(nodes.gather(1, chosen), scores.gather(1, chosen))
 
 
@@ -231,7 +231,7 @@ def _rank_leaves(finished: _Finished, trie: TokenTrie, excluded: Excluded, top_k
     kept &= excluded.count(places, places + 1) == 0
     scores = finished.scores.unsqueeze(-1).expand(-1, -1, width).flatten(1).masked_fill(~kept, -torch.inf)
     items = trie.items[places].long()
-    chosen = _best(scores, items, top_k)
+    chosen = best_first(scores, items, top_k)
     ranked = torch.full((num_prompts, top_k), -1, device=items.device), scores.new_full((num_prompts, top_k), -torch.inf)
     scores = scores.gather(1, chosen)
     ranked[0][:, : chosen.shape[1]] = torch.where(scores > -torch.inf, items.gather(1, chosen), -1)
@@ -239,7 +239,7 @@ def _rank_leaves(finished: _Finished, trie: TokenTrie, excluded: Excluded, top_k
     return RankedItems(*ranked)
 
 
-def _best(scores: Tensor, ties: Tensor, count: int) -> Tensor:
+def best_first(scores: Tensor, ties: Tensor, count: int) -> Tensor:
     """Indices of the `count` best of `(B, N)` float32 scores in descending order, the lower of `ties` first among equals.
 
     One integer key holds both: the bits of a float order like an integer once those of negative numbers are flipped. A NaN
@@ -251,7 +251,7 @@ def _best(scores: Tensor, ties: Tensor, count: int) -> Tensor:
     return key.topk(min(count, key.shape[1]), dim=1).indices
 
 
-def _checked(
+def checked_prompts(
     model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, num_beams: int, top_k: int
 ) -> tuple[Tensor, Tensor]:
     """`input_ids` and `attention_mask` on the model's device, once everything fits together."""
@@ -276,7 +276,7 @@ def _checked(
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode inside, the mode found outside."""
     was_training = model.training
     model.eval()

@@ -11,18 +11,16 @@ Legend: B prompts, G lists a prompt, K items a list, D tokens of the longest pat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trl_rec.decoding.beam import RankedItems, _checked, _evaluating
-from trl_rec.decoding.excluded import Excluded
+from trl_rec.decoding.beam import RankedItems
 from trl_rec.decoding.list_constraint import list_tokens
+from trl_rec.decoding.list_prompts import open_lists
 from trl_rec.decoding.list_sampler import NOISE_BITS, ListSampler
-from trl_rec.decoding.prompt_cache import open_cache
 from trl_rec.items.trie import TokenTrie
 
 
@@ -81,18 +79,15 @@ def sample_item_lists(
         greedy: Takes the likeliest token each time, the lower item among equals; seed and rows play no part, then, and all
             lists of a prompt are the same one. Log-probabilities are still those at `temperature`.
     """
-    input_ids, attention_mask = _checked(model, prompts, trie, 1, 1)
-    trie = trie.to(input_ids.device)
-    excluded = Excluded(trie, exclude, len(input_ids)).places.long()
-    longest = _longest_list(trie, excluded, num_lists, list_length, temperature)
-    _refuse_long(model, input_ids.shape[1], longest)
-    noise = _noise(seed, rows, (len(input_ids), num_lists, list_length * trie.max_depth)).to(input_ids.device)
-    with _evaluating(model) if model.training else nullcontext():
-        cache = open_cache(model, input_ids, attention_mask, longest)
-        sampler = ListSampler(
-            cache, trie, excluded, list_length=list_length, temperature=temperature, noise=noise, greedy=greedy
+    if num_lists < 1 or list_length < 1 or not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"num_lists and list_length must be at least 1 and temperature positive, not {num_lists}, {list_length} and "
+            f"{temperature}"
         )
-        items, logps = sampler.draw()
+    with open_lists(model, prompts, trie, num_lists=num_lists, list_length=list_length, exclude=exclude) as steps:
+        trie, shape = steps.trie, (*steps.shape, steps.most)
+        noise = _noise(seed, rows, shape).to(trie.items.device)
+        items, logps = ListSampler(steps, temperature=temperature, noise=noise, greedy=greedy).draw()
     if bool(logps.isnan().any()):
         raise ValueError("the model's logits hold NaN; its weights are broken or its number format is too small")
     lists = list_tokens(trie, items)
@@ -124,29 +119,3 @@ def _noise(seed: int | Sequence[int], rows: Tensor | Sequence[int] | None, shape
     seeds = [seed] if isinstance(seed, int) else [*seed]
     drawn = [np.random.default_rng([*seeds, int(row)]).integers(0, 2**NOISE_BITS, shape[1:]) for row in rows]
     return torch.from_numpy(np.stack(drawn))
-
-
-def _longest_list(trie: TokenTrie, excluded: Tensor, num_lists: int, list_length: int, temperature: float) -> int:
-    """The most tokens of a list, once the sizes are found possible."""
-    if num_lists < 1 or list_length < 1 or not 0 < temperature < float("inf"):
-        raise ValueError(
-            f"num_lists and list_length must be at least 1 and temperature positive, not {num_lists}, {list_length} and "
-            f"{temperature}"
-        )
-    left = trie.num_items - (excluded < trie.num_items).sum(1)
-    if bool((left < list_length).any()):
-        row = int((left < list_length).nonzero()[0])
-        raise ValueError(
-            f"prompt {row} has {int(left[row])} items to choose from, too few for a list of {list_length}; exclude fewer "
-            "items, or shorten the lists"
-        )
-    return int(trie.depths(trie.leaves).topk(list_length).values.sum())
-
-
-def _refuse_long(model: PreTrainedModel, prompt: int, longest: int) -> None:
-    room = model.config.get_text_config().to_dict().get("max_position_embeddings")
-    if room is not None and prompt + longest > room:
-        raise ValueError(
-            f"prompt and longest list take {prompt + longest} tokens, the model has {room} positions; encode prompts with a "
-            f"PromptFormat made with list_length, and max_length={room}"
-        )

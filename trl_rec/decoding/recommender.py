@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.decoding.beam import rank_items
+from trl_rec.decoding.beam import RankedItems, rank_items
+from trl_rec.decoding.list_beams import rank_list
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ragged import Ragged
@@ -63,26 +64,34 @@ class Recommender:
         settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
         catalog, tokenizer = ItemCatalog.load(path / "catalog"), load_tokenizer(path)
         prompt_format = PromptFormat.for_catalog(catalog, tokenizer, **settings.pop("prompt"))
-        trie = TokenTrie.from_catalog(catalog, tokenizer)
+        trie = TokenTrie.from_catalog(catalog, tokenizer, lists=prompt_format.list_length is not None)
         return cls(load_model(path, **options), tokenizer, catalog, prompt_format, trie, settings)
 
     def recommend(self, history: Sequence[str], k: int = 10, *, exclude_history: bool = True) -> list[Recommendation]:
-        """The best `k` items after a history of item ids, oldest first."""
+        """The best `k` items after a history of item ids, oldest first; of a model that writes lists, the first `k` items of
+        its list, each with the log-probability of the list up to there."""
         indices = self.catalog.index_of(list(history)) if len(history) else []
         histories = Ragged.from_lists([indices])
         prompt = torch.from_numpy(self.prompt_format.encode(histories, max_length=self.settings["max_length"]).padded())
-        ranked = rank_items(
+        batch = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+        ranked = self._rank(batch, k, [list(indices)] if exclude_history else None)
+        found = zip(ranked.items[0].tolist(), ranked.scores[0].tolist(), strict=True)
+        return [Recommendation(self.catalog.ids[item], self.catalog.titles[item], score) for item, score in found if item >= 0]
+
+    def _rank(self, prompts: dict[str, torch.Tensor], k: int, exclude: list[list[int]] | None) -> RankedItems:
+        num_beams, length = self.settings["num_beams"], self.prompt_format.list_length
+        if length is not None:
+            return rank_list(self.model, prompts, self.trie, list_length=length, top_k=k, num_beams=num_beams, exclude=exclude)
+        return rank_items(
             self.model,
-            {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)},
+            prompts,
             self.trie,
-            num_beams=max(k, self.settings["num_beams"]),
+            num_beams=max(k, num_beams),
             top_k=k,
-            exclude=[list(indices)] if exclude_history else None,
+            exclude=exclude,
             renormalize=self.settings["renormalize"],
             length_penalty=self.settings["length_penalty"],
         )
-        found = zip(ranked.items[0].tolist(), ranked.scores[0].tolist(), strict=True)
-        return [Recommendation(self.catalog.ids[item], self.catalog.titles[item], score) for item, score in found if item >= 0]
 
 
 def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:

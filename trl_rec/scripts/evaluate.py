@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from trl_rec.data import RecDataset, load
+from trl_rec.data import PromptFormat, RecDataset, load
 from trl_rec.data.dataset import at_most
 from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, rank_split, write_metrics
 from trl_rec.evaluation.results import held_out
@@ -26,15 +26,18 @@ class EvaluateArguments:
     output_dir: str = field(metadata={"help": "where metrics.json goes"})
     model: str | None = field(default=None, metadata={"help": "model: hub id, folder or GGUF file; none: floors alone"})
     surface: str = field(default="title", metadata={"help": "how the model writes items: title, item_token or semantic_id"})
+    list_length: int | None = field(
+        default=None, metadata={"help": "items of a list that the model writes; none: it ranks single items"}
+    )
     split: str = field(default="test", metadata={"help": "validation or test"})
     max_users: int | None = field(default=None, metadata={"help": "rows of the split to measure, spread evenly; else all"})
     ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "lengths to cut the lists at"})
     exclude_history: bool = field(default=True, metadata={"help": "never recommend what the user's history holds"})
-    num_beams: int | None = field(default=None, metadata={"help": "beam width; else the largest of ks"})
+    num_beams: int | None = field(default=None, metadata={"help": "beam width; else the largest of ks, of lists 1"})
     length_penalty: float = field(default=0.0, metadata={"help": "divide scores by length to this power"})
     renormalize: bool = field(default=True, metadata={"help": "softmax over legal tokens rather than the vocabulary"})
     batch_size: int = field(default=16, metadata={"help": "prompts a forward pass"})
-    max_length: int | None = field(default=None, metadata={"help": "most tokens of prompt and item"})
+    max_length: int | None = field(default=None, metadata={"help": "most tokens of prompt and item, or list"})
     dtype: str = field(default="auto", metadata={"help": "the model's number format"})
     seed: int = field(default=0, metadata={"help": "seed of the random floor and the bootstrap"})
 
@@ -42,6 +45,8 @@ class EvaluateArguments:
 def main(argv: list[str]) -> None:
     """Evaluates, prints the table and writes `metrics.json`."""
     arguments = parse(EvaluateArguments, argv, "evaluate")
+    if arguments.list_length is not None and max(arguments.ks) > arguments.list_length:
+        raise ValueError(f"ks={arguments.ks} goes beyond list_length={arguments.list_length}; lower ks")
     dataset, measured = load(arguments.dataset), {"split": arguments.split, "ks": arguments.ks}
     few = at_most(arguments.max_users, held_out(dataset, arguments.split))
     dataset = replace(dataset, **{arguments.split: few})
@@ -63,7 +68,8 @@ def _evaluate_model(arguments: EvaluateArguments, dataset: RecDataset) -> Evalua
     model = load_model(arguments.model, dtype=arguments.dtype).to(PartialState().device)
     names = ("split", "num_beams", "exclude_history", "renormalize", "length_penalty", "batch_size", "max_length")
     options = {name: getattr(arguments, name) for name in names}
-    ranked = rank_split(model, tokenizer, dataset, top_k=max(arguments.ks), **options)
+    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, list_length=arguments.list_length)
+    ranked = rank_split(model, tokenizer, dataset, prompt_format=prompt_format, top_k=max(arguments.ks), **options)
     return evaluate_split(ranked, dataset, split=arguments.split, ks=arguments.ks, seed=arguments.seed)
 
 

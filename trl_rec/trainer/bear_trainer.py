@@ -11,7 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from trl_rec.data.dataset import at_most
+from trl_rec.data.list_evaluation import evaluation_list_rows
+from trl_rec.data.list_rows import build_list_rows
 from trl_rec.data.rows import IGNORED, build_rows, evaluation_rows
+from trl_rec.decoding.list_constraint import legal_children, taken_places
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.bear import bear_loss
 from trl_rec.losses.output import LossOutput
@@ -19,6 +22,7 @@ from trl_rec.models.loading import load_tokenizer
 from trl_rec.models.selection import logits_at
 from trl_rec.trainer.bear_config import BearConfig
 from trl_rec.trainer.collator import NextItemCollator, with_trie_nodes
+from trl_rec.trainer.list_labels import refuse_impossible_lists
 from trl_rec.trainer.rec_trainer import RecTrainerMixin, is_split
 from trl_rec.trainer.refusals import NOT_TAKEN, refuse_arguments, refuse_frozen
 
@@ -30,14 +34,17 @@ NOT_TAKEN_HERE = {
     "formatting_func": "rows are built from items",
 }
 
+CHOICES = ("trie_nodes", "ranks", "items", "excluded")  # what a batch says of its labels, besides what they are
+
 
 class BearTrainer(RecTrainerMixin, SFTTrainer):
-    """[`~trl.SFTTrainer`] with BEAR's loss, on next-item rows of a catalogue; everything else is inherited.
+    """[`~trl.SFTTrainer`] with BEAR's loss, on next-item or list rows of a catalogue; everything else is inherited.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): As in `SFTTrainer`.
         args (`BearConfig`, *optional*): Configuration.
-        train_dataset (`Dataset`): `RecDataset.train`, or rows with `input_ids` and `labels` whose labels are catalogue items.
+        train_dataset (`Dataset`): `RecDataset.train`, or rows with `input_ids` and `labels` whose labels are catalogue items,
+            or rows of lists as [`build_list_rows`] makes them.
         eval_dataset (`Dataset`, *optional*): `RecDataset.validation`, whose users are then also ranked, or rows.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, which knows the catalogue's tokens; the
             model's own otherwise.
@@ -95,6 +102,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         self.data_collator = NextItemCollator(
             pad_token_id=processing_class.pad_token_id,
             trie=self.trie if self.renormalizes else None,
+            exclude_history=args.eval_exclude_history,
             padding_side=processing_class.padding_side,
             pad_to_multiple_of=None if args.pad_to_multiple_of is None else int(args.pad_to_multiple_of),
         )
@@ -104,11 +112,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         """Splits become rows; rows stay as they are. Under the legal softmax each label learns its trie node."""
         *_, name = unused
         if is_split(dataset):
-            lengths = {"max_length": args.max_length, "max_history": args.max_history}
-            if name == "train":
-                dataset = build_rows(dataset, self.prompt_format, targets=args.targets, **lengths)
-            else:
-                dataset = evaluation_rows(at_most(args.max_eval_users, dataset), self.prompt_format, **lengths)
+            dataset = self._rows(dataset, args) if name == "train" else self._evaluation_rows(dataset, args)
         if not {"input_ids", "labels"} <= set(dataset.column_names):
             raise ValueError(
                 f"the {name} dataset has the columns {', '.join(dataset.column_names)}; pass a split of a RecDataset, or rows "
@@ -116,10 +120,25 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
             )
         if not self.renormalizes or "trie_nodes" in dataset.column_names:
             return dataset
+        if {"items", "history"} <= set(dataset.column_names):
+            refuse_impossible_lists(dataset, self.trie, args.eval_exclude_history)
+            return dataset
         return with_trie_nodes(dataset, self.trie)
 
+    def _rows(self, split: Dataset, args: BearConfig) -> Dataset:
+        if args.list_length is None or args.targets == "all":
+            lengths = {"max_length": args.max_length, "max_history": args.max_history}
+            return build_rows(split, self.prompt_format, targets=args.targets, **lengths)
+        return build_list_rows(split, self.prompt_format, every_position=args.every_position, max_length=args.max_length)
+
+    def _evaluation_rows(self, split: Dataset, args: BearConfig) -> Dataset:
+        split = at_most(args.max_eval_users, split)
+        if args.list_length is not None:
+            return evaluation_list_rows(split, self.prompt_format, max_length=args.max_length)
+        return evaluation_rows(split, self.prompt_format, max_length=args.max_length, max_history=args.max_history)
+
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns: Any = ["input_ids", "labels", "trie_nodes"]
+        self._signature_columns: Any = ["input_ids", "labels", "trie_nodes", "history", "items"]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -127,12 +146,13 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         """Sum of BEAR's loss over the target tokens that are not forced, over their number in the whole accumulated,
         all-process batch."""
         inputs = dict(inputs)
-        labels, nodes = inputs.pop("labels"), inputs.pop("trie_nodes", None)
+        labels = inputs.pop("labels")
+        choices = {name: inputs.pop(name) for name in CHOICES if name in inputs}
         learned = torch.zeros_like(labels, dtype=torch.bool)
         learned[:, :-1] = labels[:, 1:] != IGNORED  # a position predicts the token after it
         with logits_at(self.model, learned):
             outputs = model(**inputs, use_cache=False)
-        output = self._bear(outputs.logits[0], labels[:, 1:][learned[:, :-1]], nodes, learned)
+        output = self._bear(outputs.logits[0], labels[:, 1:][learned[:, :-1]], choices, learned)
         count = learned.sum() if num_items_in_batch is None else num_items_in_batch
         loss = output.loss.sum() / torch.as_tensor(count, device=labels.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -140,17 +160,16 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         self._append_metrics(output, learned, inputs["attention_mask"])
         return (loss, outputs) if return_outputs else loss
 
-    def _bear(self, logits: Tensor, targets: Tensor, nodes: Tensor | None, learned: Tensor) -> LossOutput:
+    def _bear(self, logits: Tensor, targets: Tensor, choices: dict[str, Tensor], learned: Tensor) -> LossOutput:
         """The loss `(N,)` of the N target tokens from their logits `(N, V)`."""
         legal = None
-        if nodes is not None:
-            nodes, place = nodes[:, 1:][learned[:, :-1]].unique(return_inverse=True)
-            tokens, _, legal = self.trie.children(nodes, width=None if len(nodes) else 1)
-            if len(nodes) == 1:  # as with item tokens: all are chosen among the same ones
-                targets, logits, legal = torch.searchsorted(tokens[0], targets), logits.index_select(1, tokens[0]), None
+        if choices:
+            tokens, legal = self._legal(choices, learned)
+            if len(tokens) == 1:  # as with item tokens: all are chosen among the same ones
+                targets, logits = torch.searchsorted(tokens[0], targets), logits.index_select(1, tokens[0])
             else:
-                tokens, legal = tokens[place], legal[place]
-                targets, logits = ((tokens == targets.unsqueeze(1)) & legal).long().argmax(1), logits.gather(1, tokens)
+                hit = (tokens == targets.unsqueeze(1)) & legal  # type: ignore[operator]
+                targets, logits = hit.long().argmax(1), logits.gather(1, tokens)
         return bear_loss(
             logits,
             targets,
@@ -161,6 +180,20 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
             temperature=self.args.temperature,
             variant=self.args.variant,
         )
+
+    def _legal(self, choices: dict[str, Tensor], learned: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tokens `(N, C)` that each target token is chosen among, and which of them count: all, if that is None. The tokens
+        are `(1, C)` where all have the same."""
+        nodes = choices["trie_nodes"][:, 1:][learned[:, :-1]]
+        alike, place = nodes.unique(return_inverse=True)
+        width = None if len(alike) else 1
+        if "items" not in choices:
+            tokens, _, legal = self.trie.children(alike, width)
+            return (tokens, None) if len(alike) == 1 else (tokens[place], legal[place])
+        owner, ranks = learned.nonzero()[:, 0], choices["ranks"][:, 1:][learned[:, :-1]]
+        taken = taken_places(self.trie, choices["items"][owner], ranks, choices["excluded"][owner])
+        tokens, _, legal = legal_children(self.trie, alike if len(alike) == 1 else nodes, taken, width)
+        return tokens, legal
 
     def _append_metrics(self, output: LossOutput, learned: Tensor, attention_mask: Tensor) -> None:
         """Means over the target tokens of all processes; `rows_pruned` is the share of rows with any token pruned."""

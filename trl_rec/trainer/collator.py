@@ -1,4 +1,4 @@
-"""Batches of next-item rows, with the trie node at which each target token is chosen.
+"""Batches of next-item rows and of list rows, with the trie node at which each target token is chosen.
 
 Legend: B rows, T tokens of the longest.
 """
@@ -17,6 +17,7 @@ from trl_rec.data.dataset import split_rows
 from trl_rec.data.rows import IGNORED
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
+from trl_rec.trainer.list_labels import list_choices
 
 
 @dataclass
@@ -27,17 +28,20 @@ class NextItemCollator:
     Args:
         pad_token_id (`int`): Fills `input_ids`.
         trie (`TokenTrie`, *optional*): The catalogue; without it nothing is forced.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether lists cannot hold items of their history.
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple.
     """
 
     pad_token_id: int
     trie: TokenTrie | None = None
+    exclude_history: bool = True
     padding_side: str = "left"
     pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids attention_mask position_ids labels` and, given a trie, `trie_nodes`, each `(B, T)`."""
+        """`input_ids attention_mask position_ids labels` and, given a trie, `trie_nodes`, each `(B, T)`; for list rows also
+        what else [`list_choices`] gives."""
         tokens = Ragged.from_lists([row["input_ids"] for row in rows])
         mask = self._pad(Ragged(tokens.values * 0 + 1, tokens.offsets), 0)
         batch = {
@@ -46,7 +50,10 @@ class NextItemCollator:
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
             "labels": self._pad(Ragged.from_lists([row["labels"] for row in rows]), IGNORED),
         }
-        if self.trie is not None:
+        if self.trie is not None and "items" in rows[0]:
+            batch |= list_choices(rows, batch["labels"], self.trie, self.exclude_history)
+            batch["labels"] = batch["labels"].masked_fill(batch["trie_nodes"] < 0, IGNORED)
+        elif self.trie is not None:
             nodes = self._pad(Ragged.from_lists([row["trie_nodes"] for row in rows]), -1)
             widths = self.trie.row_offsets[nodes + 1] - self.trie.row_offsets[nodes]
             forced = (nodes < 0) | (widths == 1)
@@ -66,7 +73,7 @@ def with_trie_nodes(rows: Dataset, trie: TokenTrie) -> Dataset:
 
     The labels of a row are the paths of one item after another. A label that continues no item is refused, with its row.
     """
-    labels = split_rows(rows, "labels")
+    labels, trie = split_rows(rows, "labels"), trie.to("cpu")
     learned = labels.values != IGNORED
     counts = np.bincount(labels.row_ids[learned], minlength=len(labels))
     nodes = np.full(len(labels.values), -1, np.int32)

@@ -15,8 +15,11 @@ class RecConfig:
         prompt_item (`str`, *optional*): Text of an item in the history, with `{surface}` in it.
         prompt_tail (`str`, *optional*): Text between the history and the completion.
         chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a turn in the tokenizer's chat template.
-        eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): Lengths that ranked lists are cut at.
-        eval_num_beams (`int`, *optional*): Beam width when ranking; the largest of `eval_ks` otherwise.
+        list_length (`int`, *optional*): Items of a list that the model writes; none: it ranks single items.
+        eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): Lengths that ranked lists are cut at; none is above a
+            `list_length`.
+        eval_num_beams (`int`, *optional*): Beam width when ranking; the largest of `eval_ks` otherwise, and 1 with a
+            `list_length`: the likeliest token each time.
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether a user's own history is never recommended.
         eval_length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by length to this power.
         max_eval_users (`int`, *optional*): Users of a split that an evaluation measures, in loss and lists, spread evenly; all
@@ -27,17 +30,32 @@ class RecConfig:
     prompt_item: str | None = field(default=None, metadata={"help": "text of an item in the history, with {surface}"})
     prompt_tail: str | None = field(default=None, metadata={"help": "text between the history and the completion"})
     chat_template: bool = field(default=False, metadata={"help": "put the prompt into the tokenizer's chat template"})
+    list_length: int | None = field(
+        default=None, metadata={"help": "items of a list that the model writes; none: it ranks single items"}
+    )
     eval_ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "lengths that lists are cut at"})
     eval_num_beams: int | None = field(default=None, metadata={"help": "beam width when ranking"})
     eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend the user's own history"})
     eval_length_penalty: float = field(default=0.0, metadata={"help": "divide scores by length to this power"})
     max_eval_users: int | None = field(default=None, metadata={"help": "users of a split that an evaluation measures"})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # of the TRL config that comes after
+        if min(self.eval_ks, default=0) < 1:
+            raise ValueError(f"eval_ks={self.eval_ks} must hold a length to cut lists at, and none below 1")
+        if self.max_eval_users is not None and self.max_eval_users < 1:
+            raise ValueError(f"max_eval_users must be at least 1, not {self.max_eval_users}; leave it out to measure all users")
+        if self.list_length is None:
+            return
+        refuse_inert(self, ("eval_length_penalty",), "the model's lists are all of list_length items")
+        if max(self.eval_ks) > self.list_length:
+            raise ValueError(f"eval_ks={self.eval_ks} goes beyond list_length={self.list_length}; lower eval_ks")
+
     @property
     def prompt_options(self) -> dict[str, Any]:
         """The options of [`PromptFormat.for_catalog`]."""
         texts = {"head": self.prompt_head, "item": self.prompt_item, "tail": self.prompt_tail}
-        return {**texts, "chat_template": self.chat_template}
+        return {**texts, "chat_template": self.chat_template, "list_length": self.list_length}
 
 
 def refuse_inert(config: Any, names: tuple[str, ...], why: str) -> None:

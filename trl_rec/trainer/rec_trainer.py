@@ -61,7 +61,7 @@ class RecTrainerMixin(Base):
         self._ranked_split: Dataset | None = None
         if catalog is not None:
             self.prompt_format = PromptFormat.for_catalog(catalog, processing_class, **args.prompt_options)
-            self.trie = TokenTrie.from_catalog(catalog, processing_class)
+            self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The parent's metrics and, for a split of a `RecDataset`, those of the ranked lists (`eval_ndcg@10`)."""
@@ -152,7 +152,7 @@ class RecTrainerMixin(Base):
                 "max_length": self.args.max_length,
                 "renormalize": self.renormalizes,
                 "length_penalty": self.args.eval_length_penalty,
-                "num_beams": self.args.eval_num_beams or max(self.args.eval_ks),
+                "num_beams": self.args.eval_num_beams or (max(self.args.eval_ks) if self.args.list_length is None else 1),
             }
             save_recommender(output_dir or self.args.output_dir, self.catalog, settings)
 

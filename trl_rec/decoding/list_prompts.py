@@ -1,0 +1,61 @@
+"""Prompts are read for lists to be written after them, once everything fits together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from trl_rec.decoding.beam import checked_prompts, evaluating
+from trl_rec.decoding.excluded import Excluded
+from trl_rec.decoding.list_steps import ListSteps
+from trl_rec.decoding.prompt_cache import open_cache
+from trl_rec.items.trie import TokenTrie
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def open_lists(
+    model: PreTrainedModel,
+    prompts: Mapping[str, Tensor],
+    trie: TokenTrie,
+    *,
+    num_lists: int,
+    list_length: int,
+    exclude: Tensor | Sequence[Sequence[int]] | None,
+) -> Iterator[ListSteps]:
+    """The steps in which `num_lists` lists of `list_length` items are written for each prompt, on the model's device."""
+    input_ids, attention_mask = checked_prompts(model, prompts, trie, 1, 1)
+    trie = trie.to(input_ids.device)
+    excluded = Excluded(trie, exclude, len(input_ids)).places.long()
+    longest = _longest_list(trie, excluded, list_length)
+    _refuse_long(model, input_ids.shape[1], longest)
+    with evaluating(model) if model.training else nullcontext():
+        cache = open_cache(model, input_ids, attention_mask, longest)
+        yield ListSteps(cache, trie, excluded, list_length=list_length, num_lists=num_lists)
+
+
+def _longest_list(trie: TokenTrie, excluded: Tensor, list_length: int) -> int:
+    """The most tokens of a list, once every prompt has items enough for one."""
+    left = trie.num_items - (excluded < trie.num_items).sum(1)
+    if bool((left < list_length).any()):
+        row = int((left < list_length).nonzero()[0])
+        raise ValueError(
+            f"prompt {row} has {int(left[row])} items to choose from, too few for a list of {list_length}; exclude fewer "
+            "items, or shorten the lists"
+        )
+    return int(trie.depths(trie.leaves).topk(list_length).values.sum())
+
+
+def _refuse_long(model: PreTrainedModel, prompt: int, longest: int) -> None:
+    room = model.config.get_text_config().to_dict().get("max_position_embeddings")
+    if room is not None and prompt + longest > room:
+        raise ValueError(
+            f"prompt and longest list take {prompt + longest} tokens, the model has {room} positions; encode prompts with a "
+            f"PromptFormat made with list_length, and max_length={room}"
+        )
