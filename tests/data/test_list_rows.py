@@ -10,6 +10,7 @@ from tests.conftest import make_tokenizer
 from tests.data.test_rows import NUM_ITEMS, make_split
 from tests.oracles.lists import list_windows
 from trl_rec.data import PromptFormat, build_list_rows, list_targets
+from trl_rec.data.list_rows import build_list_prompts, complete_list_prompts
 from trl_rec.decoding import list_tokens
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.ragged import Ragged
@@ -62,6 +63,35 @@ def test_each_list_holds_the_next_new_items_after_all_that_came_before(
         assert whole.token_ids.tolist() == completion[: len(whole.mask)]
 
 
+@given(rows_of_items, st.sampled_from(SURFACES), st.booleans(), st.sampled_from([None, 150]))
+def test_prompts_are_those_of_the_rows_and_completed_they_are_the_rows(
+    rows: list, surface: str, every_position: bool, max_length: int | None
+) -> None:
+    prompt_format, _, tokenizer = FORMATS[surface]
+    options = {"every_position": every_position, "max_length": max_length}
+    built, prompts = (build(make_split(rows), prompt_format, **options) for build in (build_list_rows, build_list_prompts))
+    assert prompts.column_names == ["prompt_ids", "user", "history", "targets"] and prompts.split == "train"
+    assert [prompts["user"], prompts["history"], prompts["targets"]] == [built["user"], built["history"], built["items"]]
+    for prompt, row in zip(prompts["prompt_ids"], built, strict=True):
+        assert prompt == [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+    completed = complete_list_prompts(prompts, Ragged.from_lists(built["items"]), prompt_format)
+    assert completed.to_dict() == built.to_dict() and completed.split == "train"
+    others = [list(range(row % 2, row % 2 + LENGTH)) for row in range(len(prompts))]
+    for row, prompt, chosen in zip(
+        complete_list_prompts(prompts, Ragged.from_lists(others), prompt_format), prompts, others, strict=True
+    ):
+        completion = [token for item in chosen for token in prompt_format.paths[item].tolist()] + [tokenizer.eos_token_id]
+        assert row["input_ids"] == prompt["prompt_ids"] + completion and row["items"] == chosen
+        assert row["labels"] == [-100] * len(prompt["prompt_ids"]) + completion
+        assert (row["user"], row["history"]) == (prompt["user"], prompt["history"])
+
+
+def test_chosen_prompts_are_completed_in_their_order() -> None:
+    prompts = build_list_prompts(make_split([([0], [1, 2, 3]), ([4], [5, 6, 7]), ([1], [2, 3, 4])]), FORMATS["item_token"][0])
+    some = complete_list_prompts(prompts.select([2, 0]), Ragged.from_lists([[7, 6, 5], [4, 5, 6]]), FORMATS["item_token"][0])
+    assert (some["user"], some["history"], some["items"]) == ([2, 0], [[1], [0]], [[7, 6, 5], [4, 5, 6]])
+
+
 def test_the_longest_list_and_its_eos_have_room() -> None:
     prompt_format = FORMATS["item_token"][0]
     assert prompt_format.room(20) == 20 - 1 - LENGTH - 1  # what begins the prompt, one token an item, EOS
@@ -99,6 +129,8 @@ def test_only_a_training_split_and_a_format_of_lists_make_rows(tokenizer_copy) -
     prompt_format = FORMATS["item_token"][0]
     with pytest.raises(ValueError, match="training rows cannot come from the validation split"):
         build_list_rows(make_split([([0], [1, 2, 3])], split="validation"), prompt_format)
+    with pytest.raises(ValueError, match="training rows cannot come from the test split"):
+        build_list_prompts(make_split([([0], [1, 2, 3])], split="test"), prompt_format)
     with pytest.raises(ValueError, match="no user of the train split goes on to choose 3 new items in one row"):
         build_list_rows(make_split([([0], [1, 0, 2])]), prompt_format)
     table = pa.table({"item_id": ["a", "b"], "title": ["Pen", "Cup"]})

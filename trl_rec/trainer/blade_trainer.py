@@ -338,6 +338,8 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
 
 def _most_prompts(args: BladeConfig) -> int | None:
     """How many prompts are of use: `max_prompts`, and no more than `max_steps` will visit, as each costs reference lists."""
-    visited = args.max_steps // args.num_iterations * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    visited = (
+        -(-args.max_steps // args.num_iterations) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    )
     limits = [limit for limit in (args.max_prompts, visited) if limit is not None and limit > 0]
     return min(limits, default=None)
