@@ -258,7 +258,7 @@ def test_bfloat16_is_as_exact_as_separate_rows_are(family: str, kind: str) -> No
     model = tiny(family, kind).bfloat16()
     case = make_case([(7, [3, 1, 4, 2]), (4, [0, 2, 5])] * 4)
     ours = scored(model, case)
-    theirs = completion_logps(_read(model, model, *case, shared=False), *case[2:])
+    theirs = completion_logps(_read(model, model, *case, case[3], shared=False), *case[2:])
     exact = one_by_one(model.float(), case)
     assert ours.dtype == torch.float32
     ours, theirs = ((one - exact)[case[3]].square().mean().sqrt() for one in (ours, theirs))

@@ -409,6 +409,7 @@ def test_without_a_catalogue_it_is_a_trainer_like_any_other(tmp_path: Path) -> N
         ({"label_smoothing": 0.1}, "label_smoothing=0.1 has no effect here"),
         ({"f_divergence_type": "js_divergence"}, "f_divergence_type='js_divergence' has no effect here"),
         ({"use_weighting": True}, "use_weighting=True has no effect here"),
+        ({"list_length": 10}, "list_length=10 has no effect here"),
         ({"padding_free": True}, "padding_free=True has no effect here"),
         ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' has no effect here"),
         ({"pad_to_multiple_of": 64}, "pad_to_multiple_of=64 has no effect here"),

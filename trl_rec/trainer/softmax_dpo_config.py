@@ -49,6 +49,7 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         if padding != "auto" and self.pad_to_multiple_of is not None:
             raise ValueError(f"SoftmaxDPOConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
         refuse_inert(self, INERT, "the loss is a softmax over the chosen and all rejected completions")
+        refuse_inert(self, ("list_length",), "it prefers single items; BladeTrainer aligns lists")
         refuse_inert(self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning")
         if self.normalize not in ("vocabulary", "catalogue"):
             raise ValueError(f"normalize must be 'vocabulary' or 'catalogue', not {self.normalize!r}")
