@@ -56,7 +56,7 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
         folder,
         bear_weight=0,
         targets="all",  # with item tokens a list is a sequence that goes on, so every item is a target
-        num_train_epochs=8,
+        num_train_epochs=14,
         max_steps=max_steps,
         learning_rate=3e-3,
         warmup_steps=30,
@@ -76,7 +76,7 @@ def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str
     config = BladeConfig(
         folder,
         rewards=REWARDS,
-        max_steps=200 if max_steps < 0 else max_steps,
+        max_steps=300 if max_steps < 0 else max_steps,
         learning_rate=1e-3,
         warmup_steps=10,
         per_device_train_batch_size=8,
