@@ -8,6 +8,7 @@ import pytest
 
 
 TELLS = {
+    "alro": ("SFT", "ALRO"),
     "align3gr": ("1 self_play-easy", "5 feedback-hard", "before", "after"),
     "blade": ("SFT", "Best-of-8", "BLADE", "before BLADE", "over SFT"),
     "bear": ("SFT", "MSL", "BEAR", "after ", "10. "),

@@ -105,6 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("toy", "ml-100k")):
         prepare("toy", folder / "data" / name, seed=seed, **TOY)
     prepare("toy", folder / "data" / "ml-100k-next-ten", split="leave_last", num_held_out=10, **TOY)
+    prepare("toy", folder / "data" / "toy-rated", split="leave_last", num_held_out=5, **TOY)
     titles = load(folder / "data" / "toy").catalog.titles
     prepare(
         write_windows(folder / "office", [f"{title} Pens, {len(title)} Pack" for title in titles]), folder / "data" / "office"

@@ -3,17 +3,38 @@
 from trl_rec._lazy import lazy_names
 
 
-__all__ = ["FetchError", "PromptFormat", "RecDataset", "build_list_rows", "build_rows", "list_targets", "load", "prepare"]
+__all__ = [
+    "FetchError",
+    "PromptFormat",
+    "RatedPromptFormat",
+    "RecDataset",
+    "build_list_rows",
+    "build_rated_rows",
+    "build_rating_rows",
+    "build_rows",
+    "held_out_rows",
+    "list_targets",
+    "load",
+    "prepare",
+    "rated_tokens",
+    "rating_values",
+]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "FetchError": "readers.fetching",
         "PromptFormat": "prompts",
+        "RatedPromptFormat": "rated_prompts",
         "RecDataset": "dataset",
         "build_list_rows": "list_rows",
+        "build_rated_rows": "rated_rows",
+        "build_rating_rows": "rating_rows",
         "build_rows": "rows",
+        "held_out_rows": "rated_rows",
         "list_targets": "list_rows",
         "load": "dataset",
         "prepare": "preparation",
+        "rated_tokens": "rated_prompts",
+        "rating_values": "rated_rows",
     },
 )

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from trl_rec.items import ItemCatalog
+
+
+RECOMMENDER = (
+    "from trl_rec import Recommender",
+    "",
+    'recommender = Recommender.from_pretrained("path/to/this/folder")',
+    "recommender.recommend(history=[], k=10)",
+)
 
 
 def write_model_card(trainer: Any, model_name: str) -> None:
@@ -28,7 +37,7 @@ def write_model_card(trainer: Any, model_name: str) -> None:
         "",
         f"Trained with {trainer._name}. Base model: {base}. Versions: {versions}.",
         "",
-        *([] if trainer.catalog is None else _catalog_lines(trainer.catalog)),
+        *([] if trainer.catalog is None else _catalog_lines(trainer.catalog, getattr(trainer, "_card_example", RECOMMENDER))),
         "| setting | value |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in own.items()),
@@ -39,15 +48,12 @@ def write_model_card(trainer: Any, model_name: str) -> None:
     (Path(trainer.args.output_dir) / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _catalog_lines(catalog: ItemCatalog) -> list[str]:
+def _catalog_lines(catalog: ItemCatalog, example: Sequence[str]) -> list[str]:
     return [
         f"It recommends {len(catalog):,} items written as `{catalog.surface}` (catalogue {catalog.fingerprint}):",
         "",
         "```python",
-        "from trl_rec import Recommender",
-        "",
-        'recommender = Recommender.from_pretrained("path/to/this/folder")',
-        "recommender.recommend(history=[], k=10)",
+        *example,
         "```",
         "",
     ]

@@ -1,0 +1,164 @@
+"""ALRO and its parts beside SFT, SFT bootstrapped over five orders, and the floors, over several seeds.
+
+    python benchmarks/alro_arms.py OUTPUT_FOLDER [--source ml-100k] [--candidates 10 20] [--seeds 0 1 2] [--epochs 3]
+        [--lambda_weights 3 10 30] [--permutation_weights 1 10]
+
+A small model with one token an item ranks each user's last rated items. All arms are shown every list in two orders and take
+the same steps; each keeps its best checkpoint by validation NDCG@10. The weights are the best by validation with the first
+seed; ALRO takes those of its parts. Test lists are shown in ten orders: figures are means over them, `consistency` is Kendall's
+tau between what two of them give. `SFT x 5` is the Borda count over five orders, and its consistency is that of one five with
+the other. Work is kept in OUTPUT_FOLDER, and a call that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+from datasets import disable_progress_bars
+from studies import SMALL, kept
+
+from trl_rec import AlroConfig, AlroTrainer, RecDataset, prepare
+from trl_rec.data import held_out_rows, rating_values
+from trl_rec.evaluation import RankedLists, borda, evaluate_orders, evaluate_rated_floors, seeds_table, slot_profile
+from trl_rec.models import RecModelConfig
+from trl_rec.trainer import build_ranker
+
+
+NO_WEIGHT = 1e-12  # shows a list in two orders, and compares nothing
+NUM_ORDERS = 10
+METRICS = ["graded_ndcg@1", "graded_ndcg@5", "graded_ndcg@10", "tau", "consistency", "slot_bias"]
+Weights = tuple[float, float]
+
+
+class Study:
+    """Runs arms for lists of one length, or finds what they have left."""
+
+    def __init__(self, source: str, count: int, output: Path, epochs: int) -> None:
+        self.count, self.output, self.epochs = count, output / str(count), epochs
+        folder = output / f"data-{count}"
+        self.dataset: RecDataset = prepare(source, folder, split="leave_last", num_held_out=count).with_surface("item_token")
+        self.rows = held_out_rows(self.dataset.test, num_candidates=count)
+
+    def trainer(self, weights: Weights, seed: int) -> AlroTrainer:
+        ratings, length = rating_values(self.dataset.train), 128 if self.count <= 10 else 160
+        model, tokenizer, _ = build_ranker(self.dataset.catalog, ratings, RecModelConfig(), max_length=length, seed=seed)
+        config = AlroConfig(
+            str(self.output / "checkpoints"),
+            **{**SMALL, "per_device_train_batch_size": 32},
+            lambda_weight=weights[0],
+            permutation_weight=weights[1] or NO_WEIGHT,
+            num_candidates=self.count,
+            max_length=length,
+            num_train_epochs=self.epochs,
+            learning_rate=1e-3,
+            weight_decay=0.1,
+            warmup_steps=50,
+            eval_steps=0.125,
+            save_strategy="steps",
+            save_steps=0.125,
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_graded_ndcg@10",
+            eval_num_orders=2,
+            log_gradient_norms=True,
+            logging_steps=50,
+            seed=seed,
+        )
+        config.eval_ks = [1, 3, 5, 10]
+        return AlroTrainer(
+            model,
+            config,
+            train_dataset=self.dataset.train,
+            eval_dataset=self.dataset.validation,
+            processing_class=tokenizer,
+            catalog=self.dataset.catalog,
+        )
+
+    def run(self, weights: Weights, seed: int) -> dict[str, Any]:
+        """Places and slots of the test lists, validation NDCG@10 of the checkpoint kept, seconds, and the log."""
+
+        def work() -> dict[str, Any]:
+            trainer = self.trainer(weights, seed)
+            start = time.perf_counter()
+            trainer.train()
+            trained = time.perf_counter()
+            trainer.args.eval_num_orders = NUM_ORDERS
+            lists = trainer.rank(self.dataset.test)
+            seconds = {"train": trained - start, "rank": time.perf_counter() - trained}
+            best = float(trainer.state.best_metric or 0)
+            print(f"{self.count} candidates, weights {weights}, seed {seed}: validation {best:.4f}, {seconds}", flush=True)
+            log = trainer.state.log_history
+            return {
+                "places": lists.places.tolist(),
+                "slots": lists.slots.tolist(),
+                "best": best,
+                "seconds": seconds,
+                "log": log,
+            }
+
+        return kept(self.output / f"{weights[0]:g}-{weights[1]:g}-{seed}.json", work)
+
+    def best(self, several: list[Weights]) -> Weights:
+        """By validation with the first seed."""
+        found = {weights: self.run(weights, 0)["best"] for weights in several}
+        print(f"{self.count} candidates: {found}", flush=True)
+        return max(found, key=lambda weights: found[weights])
+
+    def measure(self, told: dict[str, Any]) -> dict[str, np.ndarray]:
+        lists = RankedLists(np.array(told["places"]), np.array(told["slots"]))
+        return evaluate_orders(lists, self.rows).per_user
+
+    def measure_bootstrapped(self, told: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Borda over five orders, for both fives of the ten."""
+        places, half = np.array(told["places"]), NUM_ORDERS // 2
+        joined = np.stack([borda(places[:, :half]), borda(places[:, half:])], 1)
+        return evaluate_orders(RankedLists(joined, np.array(told["slots"])[:, [0, half]]), self.rows).per_user
+
+
+def tell(study: Study, arguments: argparse.Namespace) -> None:
+    seeds, parts = arguments.seeds, (arguments.lambda_weights, arguments.permutation_weights)
+    alpha = study.best([(weight, 0.0) for weight in parts[0]])[0]
+    beta = study.best([(0.0, weight) for weight in parts[1]])[1]
+    arms: dict[str, Weights] = {"SFT": (0.0, 0.0), "SFT + SLL": (alpha, 0.0), "SFT + PSL": (0.0, beta), "ALRO": (alpha, beta)}
+    told = {name: [study.run(weights, seed) for seed in seeds] for name, weights in arms.items()}
+    floors = evaluate_rated_floors(study.dataset.train, study.rows, len(study.dataset.catalog))
+    runs = {name: [{**floor.per_user, "consistency": 0 * floor.per_user["tau"] + 1}] for name, floor in floors.items()}
+    runs |= {name: [study.measure(one) for one in several] for name, several in told.items()}
+    runs["SFT x 5"] = [study.measure_bootstrapped(one) for one in told["SFT"]]
+    for one in (one for several in runs.values() for one in several):
+        one.setdefault("slot_bias", 0 * one["tau"])
+    print(f"\n{study.count} candidates, {len(study.rows)} users, weights {arms}")
+    print(seeds_table(runs, metrics=METRICS, against="SFT"))
+    for name, several in told.items():
+        first = [slot_profile(np.array(one["places"]), np.array(one["slots"])) for one in several]
+        milliseconds = 1000 * np.mean([one["seconds"]["rank"] for one in several]) / len(study.rows) / NUM_ORDERS
+        trained, best = np.mean([one["seconds"]["train"] for one in several]), np.mean([one["best"] for one in several])
+        print(f"{name}: {milliseconds:.1f} ms a user, trained in {trained:.0f} s, validation {best:.4f}")
+        print("  wins by slot: " + " ".join(f"{share:.2f}" for share in np.mean(first, 0)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--source", default="ml-100k")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[10, 20])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--lambda_weights", type=float, nargs="+", default=[3.0, 10.0, 30.0])
+    parser.add_argument("--permutation_weights", type=float, nargs="+", default=[1.0, 10.0])
+    arguments = parser.parse_args()
+    disable_progress_bars()
+    for count in arguments.candidates:
+        tell(Study(arguments.source, count, arguments.output, arguments.epochs), arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""How a rated history and a list of candidates become a prompt, and an order of the candidates its answer, as token ids.
+
+The prompt falls in two: a head and the rated history, which any order of the candidates shares, and the candidates in slots,
+each with a name of one token. The answer is those names, the most preferred first. Letters name the slots, whatever stands
+there. Where an item is one token, that token is its name by default: a small model from nothing learns to rank by it, and does
+not learn to look up letters; but then little is left for the order of the slots to change.
+
+As in `prompts.py`, all is put together from pieces that were tokenised once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trl_rec.data.prompts import _ids, _in_chat, _pieces, _start, newest_that_fit
+from trl_rec.items.catalog import ItemCatalog
+from trl_rec.ragged import Ragged, join, within
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TITLE_PROMPT = (
+    "A user has rated these items, oldest first:\n",
+    "{surface}: {rating}\n",
+    "Candidates:\n",
+    "The candidates in the order in which this user would rate them, best first:",
+)
+COMPACT_PROMPT = ("", "{surface}{rating}", "<candidates>", "<answer>")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ALPHABETS = [[f"{space}{letter}" for letter in letters] for space in (" ", "") for letters in (LETTERS, LETTERS.lower())]
+
+
+def rated_tokens(catalog: ItemCatalog, ratings: Sequence[float], *, letters: bool | None = None) -> list[str]:
+    """The tokens beside the surface's own that a tokenizer must learn before it can write compact prompts; none for titles."""
+    if catalog.surface == "title":
+        return []
+    names = [f"<{letter}>" for letter in LETTERS] if _has_letters(catalog, letters) else []
+    return [*COMPACT_PROMPT[2:], *(f"<rating_{rating:g}>" for rating in ratings), *names]
+
+
+@dataclass(frozen=True, eq=False)
+class RatedPromptFormat:
+    """Token ids of the parts of a prompt and of its answer. Make it with `for_catalog`.
+
+    Args:
+        head (`np.ndarray`): What comes first.
+        items (`Ragged`): Row `i`: item `i` as it stands in a history, before its rating.
+        ratings (`Ragged`): Row `v`: the rating `values[v]`, after an item.
+        values (`np.ndarray`): The ratings that can be written, ascending. Any other is written as the nearest.
+        middle (`np.ndarray`): What comes between the history and the candidates.
+        candidates (`Ragged`): Row `i`: item `i` as a candidate, after the letter where there is one.
+        letters (`np.ndarray`): The names of the slots. Empty where an item's own token is its name.
+        tail (`np.ndarray`): What comes between the candidates and the answer.
+        eos (`int`): What ends an answer.
+    """
+
+    head: np.ndarray
+    items: Ragged
+    ratings: Ragged
+    values: np.ndarray
+    middle: np.ndarray
+    candidates: Ragged
+    letters: np.ndarray
+    tail: np.ndarray
+    eos: int
+
+    @classmethod
+    def for_catalog(
+        cls,
+        catalog: ItemCatalog,
+        tokenizer: PreTrainedTokenizerBase,
+        ratings: Sequence[float],
+        *,
+        head: str | None = None,
+        item: str | None = None,
+        candidates: str | None = None,
+        tail: str | None = None,
+        chat_template: bool = False,
+        letters: bool | None = None,
+    ) -> RatedPromptFormat:
+        """The format for a catalogue's surface.
+
+        Args:
+            catalog: The items, whose `surface` decides the defaults.
+            tokenizer: It knows the surface's tokens and those of [`rated_tokens`].
+            ratings: The ratings that can be written.
+            head, item, candidates, tail (*optional*): Texts before the history, of a rated item (`{surface}` and, after it,
+                `{rating}`), before the candidates, and before the answer.
+            chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's chat
+                template.
+            letters (*optional*): Whether letters name the candidates. By default they do unless each item is one token.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no EOS token to end an answer with; set tokenizer.eos_token")
+        defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
+        head, item, candidates, tail = (
+            text if text is not None else default
+            for text, default in zip((head, item, candidates, tail), defaults, strict=True)
+        )
+        _refuse_unknown(tokenizer, rated_tokens(catalog, ratings, letters=letters))
+        if chat_template:
+            head, tail = _in_chat(tokenizer, head, tail)
+        start = [] if chat_template else _start(tokenizer, catalog.surface)
+        before, texts = _split(item, catalog, ratings)
+        names = _names(tokenizer, tail, catalog.surface) if _has_letters(catalog, letters) else []
+        return cls(
+            head=np.array(start + _ids(tokenizer, head), np.int64),
+            items=_pieces(catalog, tokenizer, before),
+            ratings=Ragged.from_lists([_ids(tokenizer, text) for text in texts]),
+            values=np.array(ratings, np.float64),
+            middle=np.array(_ids(tokenizer, candidates), np.int64),
+            candidates=_pieces(catalog, tokenizer, ". {surface}\n" if catalog.surface == "title" else "{surface}"),
+            letters=np.array(names, np.int64),
+            tail=np.array(_ids(tokenizer, tail), np.int64),
+            eos=int(tokenizer.eos_token_id),
+        )
+
+    def encode_histories(self, histories: Ragged, ratings: Ragged, room: np.ndarray | None = None) -> Ragged:
+        """Row `i`: the head, and `histories[i]` (item indices, oldest first) with its ratings. What does not fit `room[i]`
+        tokens is the oldest part of the history."""
+        nearest = self.nearest(ratings.values)
+        places = Ragged(np.arange(len(nearest)), histories.offsets)
+        if room is not None:
+            lengths = self.items.lengths[histories.values] + self.ratings.lengths[nearest]
+            left = np.repeat(room - len(self.head), histories.lengths)
+            places = newest_that_fit(places, lengths, left)  # type: ignore[arg-type]  # a room for each item
+        pieces = join(self.items.take(histories.values[places.values]), self.ratings.take(nearest[places.values]))
+        return join(Ragged.repeated(self.head, len(places)), Ragged(pieces.values, pieces.offsets[places.offsets]))
+
+    def nearest(self, ratings: np.ndarray) -> np.ndarray:
+        """Which of `values` stands for each rating."""
+        return np.searchsorted((self.values[1:] + self.values[:-1]) / 2, ratings)
+
+    def show(self, candidates: Ragged, slots: Ragged) -> tuple[Ragged, Ragged]:
+        """What stands between history and answer, and the name of each candidate there.
+
+        Args:
+            candidates: Item indices.
+            slots: Row `i`: which of `candidates[i]` is in each slot.
+        """
+        place = slots.values + np.repeat(slots.offsets[:-1], slots.lengths)
+        items = Ragged(candidates.values[place], slots.offsets)
+        in_slots = self._names(items)
+        names = np.empty_like(in_slots)
+        names[place] = in_slots
+        pieces = self.candidates.take(items.values)
+        if len(self.letters):
+            pieces = join(Ragged.from_lengths(in_slots, np.ones_like(in_slots)), pieces)
+        shown = Ragged(pieces.values, pieces.offsets[slots.offsets])
+        middle, tail = (Ragged.repeated(part, len(slots)) for part in (self.middle, self.tail))
+        return join(middle, shown, tail), Ragged(names, slots.offsets)
+
+    def refuse_long(self, candidates: Ragged, max_length: int | None) -> None:
+        """Refuses a list that does not fit `max_length` together with its answer and one rated item."""
+        if max_length is None:
+            return
+        item = int(self.items.lengths.max()) + int(self.ratings.lengths.max())
+        fixed = len(self.head) + item + len(self.middle) + len(self.tail) + 1
+        each = 1 + bool(len(self.letters)) + self.candidates.lengths[candidates.values]
+        lengths = fixed + np.bincount(candidates.row_ids, each, len(candidates)).astype(int)
+        if len(lengths) and lengths.max() > max_length:
+            row = int(lengths.argmax())
+            raise ValueError(
+                f"max_length {max_length} is too small: row {row} takes up to {lengths[row]} tokens with its "
+                f"{candidates.lengths[row]} candidates, their order and one rated item; raise max_length"
+            )
+
+    def _names(self, items: Ragged) -> np.ndarray:
+        """The token that names the item in each slot."""
+        if len(self.letters):
+            return self.letters[within(items.lengths)]
+        return self.candidates.values[self.candidates.offsets[items.values]]
+
+
+def _has_letters(catalog: ItemCatalog, letters: bool | None) -> bool:
+    if letters is False and catalog.surface != "item_token":
+        raise ValueError(f"letters=False needs items of one token, and the surface is {catalog.surface}; leave it out")
+    return catalog.surface != "item_token" if letters is None else letters
+
+
+def _split(item: str, catalog: ItemCatalog, ratings: Sequence[float]) -> tuple[str, list[str]]:
+    """The text of an item up to its rating, and from there for each rating. A space before the rating goes with it, as most
+    tokenizers would have it."""
+    before, found, after = item.partition("{rating}")
+    if not found or "{surface}" not in before:
+        raise ValueError(f"the prompt's item text {item!r} must hold {{surface}} and, after it, {{rating}}")
+    space = before[len(before.rstrip(" ")) :]
+    write = "{:g}" if catalog.surface == "title" else "<rating_{:g}>"
+    return before.rstrip(" "), [f"{space}{write.format(rating)}{after}" for rating in ratings]
+
+
+def _names(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> list[int]:
+    """The tokens of the first alphabet each letter of which is one token where the answer begins, all of them different."""
+    if surface != "title":
+        return [tokenizer.get_vocab()[f"<{letter}>"] for letter in LETTERS]
+    before = _ids(tokenizer, tail)
+    for alphabet in ALPHABETS:
+        found = [_ids(tokenizer, tail + letter) for letter in alphabet]
+        names = {ids[-1] for ids in found if ids[:-1] == before}
+        if len(names) == len(alphabet):
+            return [ids[-1] for ids in found]
+    raise ValueError(
+        f"no alphabet has letters of one token each after {tail[-20:]!r} in this tokenizer; change prompt_tail, or choose "
+        "another model"
+    )
+
+
+def _refuse_unknown(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in tokens if token not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"the tokenizer lacks {len(missing)} tokens of the prompts, {missing[0]!r} first; add them with "
+            "tokenizer.add_tokens(rated_tokens(catalog, ratings)) before the model is made or widened"
+        )

@@ -1,0 +1,107 @@
+"""Lists of rated candidates: what a user had rated, and items that the same user rated later, whose ratings are the labels.
+
+A candidate is never in the history, nor twice in a list: only a user's first rating of an item is a label. A list whose
+ratings are all equal has nothing to rank and is left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.list_rows import _new
+from trl_rec.ragged import Ragged, join, within
+
+
+MOST_CANDIDATES = 26  # as many letters as there are to name them with
+MOST_VALUES = 100
+RATED = {"history", "history_ratings", "candidates", "ratings", "row"}
+
+
+def build_rated_rows(
+    split: Dataset, *, num_candidates: int = 10, stride: int | None = None, max_history: int | None = None
+) -> Dataset:
+    """Training rows of a training split: windows that slide over each user's ratings.
+
+    Args:
+        split: `RecDataset.train`. The validation and test splits are refused.
+        num_candidates (*optional*, defaults to `10`): Most candidates of a list, from 2 to 26. The last list of a user may be
+            shorter.
+        stride (*optional*, defaults to `num_candidates`): New items from the beginning of a list to that of the next.
+        max_history (*optional*): Most items of a history, the newest ones; by default all.
+
+    Returns:
+        `datasets.Dataset` with `user`, `history` and `history_ratings`, `candidates` and `ratings`, oldest first, and `row`,
+        the number that a row is known by.
+    """
+    refuse_unless_train(split, "a model")
+    stride = num_candidates if stride is None else stride
+    if stride < 1 or (max_history is not None and max_history < 1):
+        raise ValueError(f"stride={stride}, max_history={max_history}: both must be at least 1")
+    return _rows(split, num_candidates, stride, max_history)
+
+
+def held_out_rows(split: Dataset, *, num_candidates: int = 10, max_history: int | None = None) -> Dataset:
+    """Rows of a validation or test split, one a row of the split: its first `num_candidates` new targets are the candidates.
+    Columns as in [`build_rated_rows`]; `row` is the split's row."""
+    return _rows(split, num_candidates, None, max_history)
+
+
+def rating_values(split: Dataset) -> list[float]:
+    """The ratings that occur in a split or in rated rows, ascending."""
+    names = [name for name in ("history_ratings", "target_ratings", "ratings") if name in split.column_names]
+    values = np.unique(np.concatenate([split_rows(split, name).values for name in names]))
+    if len(values) > MOST_VALUES:
+        raise ValueError(f"there are {len(values)} different ratings, too many to write; round them to a scale first")
+    return values.astype(float).tolist()
+
+
+def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: int | None) -> Dataset:
+    if not 2 <= num_candidates <= MOST_CANDIDATES:
+        raise ValueError(f"num_candidates must be from 2 to {MOST_CANDIDATES}, not {num_candidates}")
+    history, targets, before, labels = _rated(split)
+    new = np.flatnonzero(_new(history, targets))
+    counts = np.bincount(targets.row_ids[new], minlength=len(targets))
+    lists = np.minimum(counts, 1) if stride is None else -(-counts // stride)
+    source, start = np.repeat(np.arange(len(targets)), lists), within(lists) * (stride or 0)
+    stop = np.minimum(start + num_candidates, counts[source])
+    first = within(targets.lengths)[new][(np.cumsum(counts) - counts)[source] + start]
+    end = history.lengths[source] + first
+    begin = 0 * end if max_history is None else np.maximum(end - max_history, 0)
+    columns = {
+        "history": join(history, targets).take(source).slice(begin, end),
+        "history_ratings": join(before, labels).take(source).slice(begin, end),
+        "candidates": Ragged.from_lengths(targets.values[new], counts).take(source).slice(start, stop),
+        "ratings": Ragged.from_lengths(labels.values[new], counts).take(source).slice(start, stop),
+    }
+    kept = np.flatnonzero(_spread(columns["ratings"]) > 0)
+    if not len(kept):
+        raise ValueError(
+            f"the {split.split} split has no list with two different ratings; its rows need several rated targets: prepare "
+            "the data with split leave_last or time, from sequences rather than windows"
+        )
+    users = split.with_format("numpy")[:]["user"][source[kept]]
+    table = {name: rows.take(kept).to_arrow() for name, rows in columns.items()}
+    numbers = np.arange(len(kept)) if stride is not None else source[kept]
+    return Dataset(pa.table({"user": pa.array(users), **table, "row": pa.array(numbers)}), split=split.split)
+
+
+def _rated(split: Dataset) -> tuple[Ragged, Ragged, Ragged, Ragged]:
+    """History, targets, and the ratings of both."""
+    history, targets, before, labels = (
+        split_rows(split, name) for name in ("history", "targets", "history_ratings", "target_ratings")
+    )
+    if not np.array_equal(history.offsets, before.offsets) or not np.array_equal(targets.offsets, labels.offsets):
+        raise ValueError(f"the {split.split} split has no ratings to rank by; prepare the data from a log with ratings")
+    values = np.concatenate([before.values, labels.values])
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError(f"the {split.split} split holds a rating that is negative or no number; rate from 0 upwards")
+    return history, targets, before, labels
+
+
+def _spread(ratings: Ragged) -> np.ndarray:
+    """Largest rating less the smallest, of each row; no row is empty."""
+    starts = ratings.offsets[:-1]
+    return np.maximum.reduceat(ratings.values, starts) - np.minimum.reduceat(ratings.values, starts)
