@@ -72,6 +72,14 @@ def test_a_saved_model_stands_beside_the_floors(tmp_path: Path, monkeypatch, cap
     main(["evaluate", "--model", "random", "--list_length", "5", "--num_beams", "2", *options])
     metrics = json.loads(Path("out/metrics.json").read_text())["results"]["model random"]["metrics"]
     assert metrics["invalid"] == metrics["duplicates"] == 0 and "ndcg@5" in metrics
+    best = ["--list_length", "5", "--rewards", '{"ndcg": 1, "mgu": 2}', "--best_of", "4"]
+    main(["evaluate", "--model", "random", *best, *options])
+    results = json.loads(Path("out/metrics.json").read_text())["results"]
+    rewards = [results[f"model random{which}"]["metrics"]["reward"] for which in ("", ", drawn", ", best of 4")]
+    assert rewards[2] > rewards[1] and "reward" in results["transition"]["metrics"]
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model", "random", "--best_of", "4", *options])
+    assert "give rewards and list_length" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import Tensor
 from trl import SFTTrainer
 
 from tests.conftest import make_model as make_family
-from tests.decoding.test_candidates import counted
+from tests.decoding.test_rank_candidates import counted
 from tests.oracles import alro as oracle
 from tests.trainer.alro_runs import DEFAULTS, first_batch, make_folder, make_trainer
 from tests.trainer.runs import QUIET, losses

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trl_rec.data.dataset import split_rows
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.lists import sample_item_lists
 from trl_rec.evaluation.intervals import bootstrap_interval
@@ -27,9 +28,42 @@ from trl_rec.ragged import Ragged
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from trl_rec.data.dataset import RecDataset
+
+
+def best_of_split(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: RecDataset,
+    prompt_format: PromptFormat,
+    rewards: Mapping[str, float],
+    *,
+    best_of: int,
+    split: str = "test",
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Evaluation]:
+    """What a list that the policy draws is worth, `"drawn"`, and the best of N, `"best of N"`, for the rows of a split.
+
+    Args:
+        model, tokenizer, dataset, prompt_format: As in [`rank_split`], for a policy that writes lists.
+        rewards: As in [`evaluate_best_of`].
+        best_of: N; as many lists are drawn for each user.
+        split: `"validation"` or `"test"`.
+        seed: Of the lists and the bootstrap.
+        options: As in [`draw_lists`].
+    """
+    if prompt_format.list_length is None:
+        raise ValueError("the best of several lists needs a policy that writes lists; give list_length")
+    trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=True)
+    histories, padding = split_rows(held_out(dataset, split), "history"), tokenizer.pad_token_id
+    lists = draw_lists(model, histories, prompt_format, trie, num_lists=best_of, seed=seed, pad_token_id=padding, **options)
+    counts = {"drawn": 1, f"best of {best_of}": best_of}
+    return {
+        name: evaluate_best_of(lists, dataset, rewards, best_of=count, split=split, seed=seed) for name, count in counts.items()
+    }
 
 
 def draw_lists(
@@ -108,5 +142,5 @@ def evaluate_best_of(
     values |= {f"{name}@{k}": scored.parts[name] for name in ("ndcg", "recall")}
     per_user = {name: expected_best(one, scored.total, best_of) for name, one in values.items()}
     intervals = {name: bootstrap_interval(one, seed=seed) for name, one in per_user.items()}
-    metrics = {name: float(one.mean()) for name, one in per_user.items()}
+    metrics = {"num_users": len(lists), **{name: float(one.mean()) for name, one in per_user.items()}}
     return Evaluation(metrics, intervals, per_user)

@@ -5,15 +5,25 @@ Under `accelerate launch -m trl_rec.scripts.evaluate` the users are divided over
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 
 from trl_rec.data import PromptFormat, RecDataset, load
 from trl_rec.data.dataset import at_most
-from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, rank_split, write_metrics
+from trl_rec.evaluation import (
+    Evaluation,
+    best_of_split,
+    evaluate_floors,
+    evaluate_split,
+    metrics_table,
+    rank_split,
+    write_metrics,
+)
 from trl_rec.evaluation.results import held_out
 from trl_rec.scripts.parsing import parse, run
 
@@ -28,6 +38,12 @@ class EvaluateArguments:
     surface: str = field(default="title", metadata={"help": "how the model writes items: title, item_token or semantic_id"})
     list_length: int | None = field(
         default=None, metadata={"help": "items of a list that the model writes; none: it ranks single items"}
+    )
+    rewards: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'weights of rewards of whole lists, as in \'{"ndcg": 1, "mgu": 4}\''}
+    )
+    best_of: int | None = field(
+        default=None, metadata={"help": "also draw so many lists a user and keep the best by the rewards: a ceiling"}
     )
     split: str = field(default="test", metadata={"help": "validation or test"})
     max_users: int | None = field(default=None, metadata={"help": "rows of the split to measure, spread evenly; else all"})
@@ -47,12 +63,17 @@ def main(argv: list[str]) -> None:
     arguments = parse(EvaluateArguments, argv, "evaluate")
     if arguments.list_length is not None and max(arguments.ks) > arguments.list_length:
         raise ValueError(f"ks={arguments.ks} goes beyond list_length={arguments.list_length}; lower ks")
+    if isinstance(arguments.rewards, str):
+        arguments.rewards = json.loads(arguments.rewards)
+    if arguments.best_of is not None and (arguments.rewards is None or arguments.list_length is None):
+        raise ValueError("the best of several lists is chosen by rewards, of lists; give rewards and list_length")
     dataset, measured = load(arguments.dataset), {"split": arguments.split, "ks": arguments.ks}
     few = at_most(arguments.max_users, held_out(dataset, arguments.split))
     dataset = replace(dataset, **{arguments.split: few})
-    results = evaluate_floors(dataset, exclude_history=arguments.exclude_history, seed=arguments.seed, **measured)
+    options = {"rewards": arguments.rewards, "seed": arguments.seed, **measured}
+    results = evaluate_floors(dataset, exclude_history=arguments.exclude_history, **options)
     if arguments.model is not None:
-        results[f"model {Path(arguments.model).name}"] = _evaluate_model(arguments, dataset)
+        results |= _evaluate_model(arguments, dataset)
     if PartialState().is_main_process:
         path = Path(arguments.output_dir) / "metrics.json"
         write_metrics(path, results, exclude_history=arguments.exclude_history, settings=asdict(arguments), **measured)
@@ -61,16 +82,23 @@ def main(argv: list[str]) -> None:
         print(f"\nwritten to {path}")
 
 
-def _evaluate_model(arguments: EvaluateArguments, dataset: RecDataset) -> Evaluation:
+def _evaluate_model(arguments: EvaluateArguments, dataset: RecDataset) -> dict[str, Evaluation]:
     from trl_rec.models import load_model, load_tokenizer
 
     dataset, tokenizer = dataset.with_surface(arguments.surface), load_tokenizer(arguments.model)
     model = load_model(arguments.model, dtype=arguments.dtype).to(PartialState().device)
-    names = ("split", "num_beams", "exclude_history", "renormalize", "length_penalty", "batch_size", "max_length")
-    options = {name: getattr(arguments, name) for name in names}
+    shared = {name: getattr(arguments, name) for name in ("split", "exclude_history", "batch_size", "max_length")}
+    ranking = {name: getattr(arguments, name) for name in ("num_beams", "renormalize", "length_penalty")}
     prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, list_length=arguments.list_length)
-    ranked = rank_split(model, tokenizer, dataset, prompt_format=prompt_format, top_k=max(arguments.ks), **options)
-    return evaluate_split(ranked, dataset, split=arguments.split, ks=arguments.ks, seed=arguments.seed)
+    ranked = rank_split(model, tokenizer, dataset, prompt_format=prompt_format, top_k=max(arguments.ks), **shared, **ranking)
+    measured = {"split": arguments.split, "ks": arguments.ks, "rewards": arguments.rewards, "seed": arguments.seed}
+    name = f"model {Path(str(arguments.model)).name}"
+    results = {name: evaluate_split(ranked, dataset, **measured)}
+    if arguments.best_of is not None:
+        settings = {"best_of": arguments.best_of, "seed": arguments.seed, **shared}
+        found = best_of_split(model, tokenizer, dataset, prompt_format, arguments.rewards, **settings)
+        results |= {f"{name}, {what}": one for what, one in found.items()}
+    return results
 
 
 if __name__ == "__main__":
