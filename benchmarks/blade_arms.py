@@ -93,6 +93,7 @@ class Study:
             rewards=self.rewards,
             learning_rate=rate,
             max_steps=steps,
+            max_prompts=8 * steps,
             warmup_steps=10,
             logging_steps=10,
             seed=seed,

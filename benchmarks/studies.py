@@ -1,4 +1,4 @@
-"""What the studies share (`bear_arms`, `preference_arms`, `targets`): how small models train on a CPU, and work that is kept.
+"""What the studies share (`*_arms.py`, `targets`): how small models train on a CPU, and work that is kept.
 
 A study compares arms over several seeds in hours; a call that was interrupted goes on with what the calls before it kept.
 """

@@ -77,6 +77,7 @@ def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str
         folder,
         rewards=REWARDS,
         max_steps=300 if max_steps < 0 else max_steps,
+        max_prompts=2400,  # as many as 300 steps visit
         learning_rate=1e-3,
         warmup_steps=10,
         per_device_train_batch_size=8,

@@ -104,7 +104,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     for seed, name in enumerate(("toy", "ml-100k")):
         prepare("toy", folder / "data" / name, seed=seed, **TOY)
-    prepare("toy", folder / "data" / "ml-100k-next-ten", split="leave_last", num_held_out=10, **TOY)
+    for name in ("toy-next-ten", "ml-100k-next-ten"):
+        prepare("toy", folder / "data" / name, split="leave_last", num_held_out=10, **TOY)
     prepare("toy", folder / "data" / "toy-rated", split="leave_last", num_held_out=5, **TOY)
     titles = load(folder / "data" / "toy").catalog.titles
     prepare(

@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 def launch(verb: str, argv: list[str]) -> None:
     """Runs a training verb under `accelerate launch`; `--accelerate_config` takes a file or the name of a shipped one."""
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from trl_rec.scripts.parsing import find_recipe
 
@@ -61,8 +62,8 @@ def launch(verb: str, argv: list[str]) -> None:
     parser = launch_command_parser()
     try:
         launch_command(parser.parse_args([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *own]))
-    except subprocess.CalledProcessError as error:  # the verb has said why
-        sys.exit(error.returncode)
+    except (subprocess.CalledProcessError, ChildFailedError):  # the verb has said why
+        sys.exit(2)
 
 
 def usage() -> str:

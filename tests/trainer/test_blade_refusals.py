@@ -67,8 +67,8 @@ def dataset(folder: Path) -> RecDataset:
         ({"clip": float("nan")}, "clip must be positive, not nan"),
         ({"dynamic_coefficient": 1.2}, "dynamic_coefficient is a share, from 0 to 1, not 1.2"),
         ({"beta": -0.1}, "beta must be 0 or more, not -0.1"),
-        ({"num_iterations": 2, "save_steps": 5}, "num_iterations is 2, .* every 5 steps; save between rollouts"),
-        ({"num_iterations": 2, "save_steps": 0.1}, "num_iterations is 2, .* every 0.1 steps; save between rollouts"),
+        ({"num_iterations": 2, "save_steps": 5}, "num_iterations is 2, .* at step 5; save between rollouts"),
+        ({"num_iterations": 2, "save_steps": 0.1}, "num_iterations is 2, .* at step 0.1; save between rollouts"),
         (
             {
                 "num_iterations": 2,
@@ -77,7 +77,7 @@ def dataset(folder: Path) -> RecDataset:
                 "eval_strategy": "steps",
                 "eval_steps": 3,
             },
-            "num_iterations is 2, .* every 3 steps",
+            "num_iterations is 2, .* at step 3",
         ),
         (
             {"num_iterations": 2, "train_sampling_strategy": "sequential"},

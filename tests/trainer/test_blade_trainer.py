@@ -157,12 +157,6 @@ def test_prompts_are_those_of_supervised_rows(folder: Path, dataset: RecDataset,
         assert trainer.train_dataset["row"] == list(range(len(kept)))
 
 
-def test_no_more_prompts_than_the_steps_visit(folder: Path, tmp_path: Path) -> None:
-    for options, expected in (({}, 16), ({"num_iterations": 2}, 8), ({"num_iterations": 3}, 8), ({"max_prompts": 5}, 5)):
-        trainer = make_trainer(folder, tmp_path, **{"max_prompts": None, **options})
-        assert len(trainer.train_dataset) == expected
-
-
 @pytest.mark.parametrize("surface", ["item_token", "title"])
 def test_lists_are_learned_on_every_surface(dataset: RecDataset, surface: str, folder: Path, tmp_path: Path) -> None:
     catalog = dataset.catalog.with_surface(surface)
@@ -190,15 +184,19 @@ def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path, tmp_path: P
 
 def test_splits_are_ranked_where_the_best_model_is_looked_for(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.5}
-    options |= {"metric_for_best_model": "eval_ndcg@3", "load_best_model_at_end": True, "max_steps": 6, "max_eval_users": 7}
+    options |= {"metric_for_best_model": "eval_reward", "load_best_model_at_end": True, "max_steps": 6, "max_eval_users": 7}
+    options["rewards"] = {"ndcg": 1.0, "recall": 2.0}
     trainer = make_trainer(folder, tmp_path, eval_dataset=dataset.validation, **options)
     trainer.train()
     told = {entry["step"]: entry for entry in trainer.state.log_history if "eval_ndcg@3" in entry}
     assert list(told) == [2, 4, 6] and all(entry["eval_num_users"] == 7 and "eval_loss" not in entry for entry in told.values())
-    assert not any("eval_reward" in name or "eval_kl" in name for entry in told.values() for name in entry)
-    best = max(entry["eval_ndcg@3"] for entry in told.values())
+    assert not any("eval_kl" in name for entry in told.values() for name in entry)
+    for entry in told.values():  # lists of three, cut at three
+        assert entry["eval_reward"] == pytest.approx(entry["eval_reward/ndcg"] + 2 * entry["eval_reward/recall"])
+        assert entry["eval_reward/ndcg"] == pytest.approx(entry["eval_ndcg@3"])
+    best = max(entry["eval_reward"] for entry in told.values())
     assert trainer.state.best_metric == pytest.approx(best)
-    assert trainer.evaluate()["eval_ndcg@3"] == pytest.approx(best)  # the best weights are back
+    assert trainer.evaluate()["eval_reward"] == pytest.approx(best)  # the best weights are back
 
 
 def test_an_evaluation_changes_nothing(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
@@ -13,7 +13,7 @@ from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.floors import PopularityFloor, RandomFloor, TransitionFloor
 from trl_rec.evaluation.intervals import bootstrap_interval
-from trl_rec.evaluation.rewards import score_split
+from trl_rec.evaluation.rewards import ListReward, score_split
 from trl_rec.evaluation.training_log import TrainingLog
 
 
@@ -43,6 +43,7 @@ def evaluate_split(
     split: str = "test",
     ks: Sequence[int] = (1, 5, 10),
     rewards: Mapping[str, float] | None = None,
+    reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """All metrics of a ranking of a split's rows, with intervals.
@@ -53,7 +54,8 @@ def evaluate_split(
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
         rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]; adds the metric `reward`, their
-            weighted sum over whole lists, and each part as `reward/ndcg` and the like.
+            weighted sum over the lists as they are given, and each part as `reward/ndcg` and the like.
+        reward_functions (`Mapping[str, ListReward]`, *optional*): Rewards besides the named ones.
         seed (`int`, *optional*, defaults to `0`): Of the bootstrap.
     """
     rows = held_out(dataset, split)
@@ -64,7 +66,7 @@ def evaluate_split(
     )
     per_user = per_user_metrics(ranked, relevant, ks=ks)
     if rewards is not None:
-        scored = score_split(ranked[:, None], rows, dataset.catalog, rewards)
+        scored = score_split(ranked[:, None], rows, dataset.catalog, rewards, reward_functions)
         values = {"reward": scored.total, **{f"reward/{name}": part for name, part in scored.parts.items()}}
         per_user |= {name: value[:, 0] for name, value in values.items()}
         metrics |= {name: float(value.mean()) for name, value in values.items()}
@@ -78,6 +80,7 @@ def evaluate_floors(
     ks: Sequence[int] = (1, 5, 10),
     exclude_history: bool = True,
     rewards: Mapping[str, float] | None = None,
+    reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
 ) -> dict[str, Evaluation]:
     """The floors `random`, `popularity` and `transition`, learned from `dataset.train` and evaluated on a split.
@@ -87,10 +90,11 @@ def evaluate_floors(
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of a user's history are never recommended.
-        rewards (`Mapping[str, float]`, *optional*): As in [`evaluate_split`].
+        rewards, reward_functions (*optional*): As in [`evaluate_split`].
         seed (`int`, *optional*, defaults to `0`): Of the random floor and of the bootstrap.
     """
     histories = split_rows(held_out(dataset, split), "history")
+    rewarded: dict[str, Any] = {"rewards": rewards, "reward_functions": reward_functions}
     floors: dict[str, RandomFloor | PopularityFloor | TransitionFloor] = {
         "random": RandomFloor(seed),
         "popularity": PopularityFloor(),
@@ -99,7 +103,7 @@ def evaluate_floors(
     results = {}
     for name, floor in floors.items():
         ranked = floor.fit(dataset.train, len(dataset.catalog)).rank(histories, max(ks), exclude_history)
-        results[name] = evaluate_split(ranked, dataset, split=split, ks=ks, rewards=rewards, seed=seed)
+        results[name] = evaluate_split(ranked, dataset, split=split, ks=ks, seed=seed, **rewarded)
     return results
 
 

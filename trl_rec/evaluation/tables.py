@@ -23,7 +23,7 @@ MEANINGS = {
     "dgu": (-1, "the same, from the group that loses most to the one that gains most"),
     "invalid": (-1, "recommendations that are not in the catalogue"),
     "duplicates": (-1, "recommendations that repeat one of the same list"),
-    "reward": (1, "the weighted sum that was optimised, of whole lists"),
+    "reward": (1, "the weighted sum that was optimised, of a list"),
     "reward/mgu": (1, "minus how far a list's groups are from those of its user's own history"),
     "graded_ndcg": (1, "what the order of rated candidates is worth, gain 2^rating - 1, against the best order"),
     "tau": (1, "Kendall's tau with the order of the ratings: 1 the same, 0 chance"),

@@ -46,7 +46,8 @@ class BladeConfig(RecConfig, DPOConfig):
         clip (`float`, *optional*, defaults to `0.2`): How far from 1 a list's probability ratio counts.
         every_position (`bool`, *optional*, defaults to `False`): Whether a list begins at every item of a sequence, rather
             than where the list before it ends.
-        max_prompts (`int`, *optional*): Prompts to learn from, spread evenly; by default all, or those that `max_steps` visits.
+        max_prompts (`int`, *optional*): Prompts to learn from, spread evenly; all otherwise. Each
+            costs `num_references` lists before training begins, so a short run should name what it visits.
         reference_batch_size (`int`, *optional*, defaults to `64`): Prompts whose reference lists are drawn together.
         learning_rate (`float`, *optional*, defaults to `1e-5`): As in `DPOConfig`, where it is `1e-6`.
     """
@@ -130,8 +131,10 @@ class BladeConfig(RecConfig, DPOConfig):
             return
         refuse_inert(self, ("train_sampling_strategy",), "batches come num_iterations times in a row")
         every = {"steps": self.save_steps, "best": self.eval_steps}.get(SaveStrategy(self.save_strategy).value, 0)
-        if (every or 0) % self.num_iterations:
+        written = [every or 0, self.max_steps if every and self.max_steps > 0 else 0]  # the last one at the last step
+        between = next((step for step in written if step % self.num_iterations), None)
+        if between is not None:
             raise ValueError(
-                f"num_iterations is {self.num_iterations}, and a checkpoint would be written every {every:g} steps; save "
-                "between rollouts, at a multiple of num_iterations"
+                f"num_iterations is {self.num_iterations}, and a checkpoint would be written at step {between:g}; save between "
+                "rollouts: save_steps and max_steps have to be multiples of num_iterations"
             )

@@ -26,7 +26,7 @@ from trl_rec.data.dataset import at_most
 from trl_rec.data.list_rows import build_list_prompts, complete_list_prompts
 from trl_rec.decoding.list_constraint import list_logps, list_tokens
 from trl_rec.decoding.lists import sample_item_lists
-from trl_rec.evaluation.rewards import ListBatch, ListReward, ListRewards, score_lists
+from trl_rec.evaluation.rewards import ListBatch, ListReward, ListRewards, score_lists, score_split
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.blade import best_of_n_reward, leave_one_out, list_policy_loss, posterior_cdf, standardized
 from trl_rec.losses.output import LossOutput
@@ -152,7 +152,7 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         if name != "train":
             return dataset
         lengths = {"every_position": args.every_position, "max_length": args.max_length}
-        rows = at_most(_most_prompts(args), build_list_prompts(dataset, self.prompt_format, **lengths))
+        rows = at_most(args.max_prompts, build_list_prompts(dataset, self.prompt_format, **lengths))
         if args.eval_exclude_history:
             refuse_exhausted(rows, len(self.prompt_format.paths), args.list_length)
         return rows.add_column("row", np.arange(len(rows))).flatten_indices()
@@ -198,6 +198,14 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
             draw_reference_lists(folder, rows, draw, self.data_collator, self.accelerator, batch_size=args.reference_batch_size)
         self.train_dataset = with_reference_lists(rows, folder)
 
+    def rank_and_measure(self, split: Dataset) -> dict[str, float]:
+        """As the parent's, and the reward of the ranked lists with its parts, so that a checkpoint can be chosen by it."""
+        split = at_most(self.args.max_eval_users, split)
+        ranked = self.rank(split)
+        scored = score_split(ranked[:, None], split, self.catalog, self.reward_weights, self.reward_functions)
+        parts = {f"reward/{name}": float(values.mean()) for name, values in scored.parts.items()}
+        return {**self.measure(ranked, split), "reward": float(scored.total.mean()), **parts}
+
     def best_reference_rows(self) -> Dataset:
         """Rows for [`BearTrainer`], each prompt with the best of its reference lists: Best-of-N learned offline, a control."""
         self.draw_references()
@@ -209,7 +217,7 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
             found.append(batch["references"].numpy()[np.arange(len(best)), best])
         lists = np.concatenate(found)
         return complete_list_prompts(
-            self.train_dataset, Ragged.from_lengths(lists.ravel(), np.full(*lists.shape)), self.prompt_format
+            self.train_dataset, Ragged.from_lengths(lists.ravel(), np.full(len(lists), lists.shape[1])), self.prompt_format
         )
 
     @contextmanager
@@ -334,12 +342,3 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
             self._metrics["train"][name].append(value / rows)
         self._total_train_tokens += int(seen)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-
-
-def _most_prompts(args: BladeConfig) -> int | None:
-    """How many prompts are of use: `max_prompts`, and no more than `max_steps` will visit, as each costs reference lists."""
-    visited = (
-        -(-args.max_steps // args.num_iterations) * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    )
-    limits = [limit for limit in (args.max_prompts, visited) if limit is not None and limit > 0]
-    return min(limits, default=None)

@@ -11,13 +11,19 @@ from typing import Any
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, write_metrics
+from trl_rec.evaluation.rewards import ListReward
 
 
 logger = logging.getLogger(__name__)
 
 
 def conclude(
-    trainer: Any, dataset: RecDataset, settings: dict[str, Any], *, rewards: Mapping[str, float] | None = None
+    trainer: Any,
+    dataset: RecDataset,
+    settings: dict[str, Any],
+    *,
+    rewards: Mapping[str, float] | None = None,
+    reward_functions: Mapping[str, ListReward] | None = None,
 ) -> dict[str, Evaluation]:
     """Saves the run folder, prints the table, and returns the floors' results and the model's, by name.
 
@@ -25,16 +31,17 @@ def conclude(
         trainer: A trainer of this package, trained.
         dataset: The data it was trained on; the test split is measured.
         settings: What else the run depends on, for `metrics.json` and `recipe.json`.
-        rewards (*optional*): Weights of rewards, whose sum then stands beside the metrics.
+        rewards, reward_functions (*optional*): As in [`evaluate_split`].
     """
     save_run(trainer, settings)
     if trainer.is_fsdp_enabled:
         logger.warning("%s is saved; under FSDP it is not ranked here: run trl-rec evaluate", trainer.args.output_dir)
         return {}
-    measured = {"split": "test", "ks": trainer.args.eval_ks}
+    measured: dict[str, Any] = {"split": "test", "ks": trainer.args.eval_ks}
+    rewarded = {"rewards": rewards, "reward_functions": reward_functions}
     ranked = trainer.rank(dataset.test)
-    results = evaluate_floors(dataset, exclude_history=trainer.args.eval_exclude_history, rewards=rewards, **measured)
-    results[trainer._name] = evaluate_split(ranked, dataset, rewards=rewards, **measured)
+    results = evaluate_floors(dataset, exclude_history=trainer.args.eval_exclude_history, **measured, **rewarded)
+    results[trainer._name] = evaluate_split(ranked, dataset, **measured, **rewarded)
     if trainer.is_world_process_zero():
         write_metrics(
             Path(trainer.args.output_dir) / "metrics.json",

@@ -107,7 +107,10 @@ class RecTrainerMixin(Base):
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
         """Metrics of the model's lists for a split's users, at most `max_eval_users` of them."""
         split = at_most(self.args.max_eval_users, split)
-        ranked = self.rank(split)
+        return self.measure(self.rank(split), split)
+
+    def measure(self, ranked: np.ndarray, split: Dataset) -> dict[str, float]:
+        """Metrics of lists `(num_rows, max(eval_ks))` for the users of a split."""
         histories, targets = split_rows(split, "history"), split_rows(split, "targets")
         return evaluate_rankings(ranked, targets, ks=self.args.eval_ks, catalog=self.catalog, histories=histories)
 
