@@ -80,6 +80,14 @@ def test_a_saved_model_stands_beside_the_floors(tmp_path: Path, monkeypatch, cap
     with pytest.raises(SystemExit):
         main(["evaluate", "--model", "random", "--best_of", "4", *options])
     assert "give rewards and list_length" in capsys.readouterr().err
+    Path("random/recommender.json").write_text(json.dumps({"prompt": {"list_length": 5}}))  # a run folder tells it by itself
+    main(["evaluate", "--model", "random", *best[2:], *options])
+    again = json.loads(Path("out/metrics.json").read_text())["results"]
+    assert again["model random"]["metrics"]["reward"] == rewards[0]
+    Path("random/ranker.json").touch()
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model", "random", *options])
+    assert "puts rated candidates in order" in capsys.readouterr().err
 
 
 @pytest.mark.slow

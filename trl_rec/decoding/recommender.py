@@ -94,6 +94,14 @@ class Recommender:
         )
 
 
+def prompt_of_run(folder: str | Path | None) -> dict[str, Any]:
+    """How the model in a run folder is prompted, as [`PromptFormat.for_catalog`] takes it; empty for any other model."""
+    if folder is not None and (Path(folder) / "ranker.json").is_file():
+        raise ValueError(f"{folder} puts rated candidates in order, and ranks no catalogue; ask it with CandidateRanker")
+    path = Path(folder or "") / SETTINGS
+    return json.loads(path.read_text(encoding="utf-8"))["prompt"] if folder is not None and path.is_file() else {}
+
+
 def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
     """Writes what [`Recommender`] needs beside a saved model and tokenizer."""
     catalog.save(Path(folder) / "catalog")

@@ -15,6 +15,7 @@ from accelerate import PartialState
 
 from trl_rec.data import PromptFormat, RecDataset, load
 from trl_rec.data.dataset import at_most
+from trl_rec.decoding.recommender import prompt_of_run
 from trl_rec.evaluation import (
     Evaluation,
     best_of_split,
@@ -37,7 +38,7 @@ class EvaluateArguments:
     model: str | None = field(default=None, metadata={"help": "model: hub id, folder or GGUF file; none: floors alone"})
     surface: str = field(default="title", metadata={"help": "how the model writes items: title, item_token or semantic_id"})
     list_length: int | None = field(
-        default=None, metadata={"help": "items of a list that the model writes; none: it ranks single items"}
+        default=None, metadata={"help": "items of a list that the model writes; else as its run folder says"}
     )
     rewards: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'weights of rewards of whole lists, as in \'{"ndcg": 1, "mgu": 4}\''}
@@ -61,6 +62,9 @@ class EvaluateArguments:
 def main(argv: list[str]) -> None:
     """Evaluates, prints the table and writes `metrics.json`."""
     arguments = parse(EvaluateArguments, argv, "evaluate")
+    prompt = prompt_of_run(arguments.model)
+    if arguments.list_length is None:
+        arguments.list_length = prompt.get("list_length")
     if arguments.list_length is not None and max(arguments.ks) > arguments.list_length:
         raise ValueError(f"ks={arguments.ks} goes beyond list_length={arguments.list_length}; lower ks")
     if isinstance(arguments.rewards, str):
@@ -73,7 +77,7 @@ def main(argv: list[str]) -> None:
     options = {"rewards": arguments.rewards, "seed": arguments.seed, **measured}
     results = evaluate_floors(dataset, exclude_history=arguments.exclude_history, **options)
     if arguments.model is not None:
-        results |= _evaluate_model(arguments, dataset)
+        results |= _evaluate_model(arguments, dataset, {**prompt, "list_length": arguments.list_length})
     if PartialState().is_main_process:
         path = Path(arguments.output_dir) / "metrics.json"
         write_metrics(path, results, exclude_history=arguments.exclude_history, settings=asdict(arguments), **measured)
@@ -82,14 +86,14 @@ def main(argv: list[str]) -> None:
         print(f"\nwritten to {path}")
 
 
-def _evaluate_model(arguments: EvaluateArguments, dataset: RecDataset) -> dict[str, Evaluation]:
+def _evaluate_model(arguments: EvaluateArguments, dataset: RecDataset, prompt: dict[str, Any]) -> dict[str, Evaluation]:
     from trl_rec.models import load_model, load_tokenizer
 
     dataset, tokenizer = dataset.with_surface(arguments.surface), load_tokenizer(arguments.model)
     model = load_model(arguments.model, dtype=arguments.dtype).to(PartialState().device)
     shared = {name: getattr(arguments, name) for name in ("split", "exclude_history", "batch_size", "max_length")}
     ranking = {name: getattr(arguments, name) for name in ("num_beams", "renormalize", "length_penalty")}
-    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, list_length=arguments.list_length)
+    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, **prompt)
     ranked = rank_split(model, tokenizer, dataset, prompt_format=prompt_format, top_k=max(arguments.ks), **shared, **ranking)
     measured = {"split": arguments.split, "ks": arguments.ks, "rewards": arguments.rewards, "seed": arguments.seed}
     name = f"model {Path(str(arguments.model)).name}"
