@@ -13,6 +13,7 @@ from peft import LoraConfig
 
 from tests.trainer.runs import QUIET, make_folder, make_trainer
 from trl_rec import PreferenceStage, Schedule, SoftmaxDPOConfig, load, run_stages
+from trl_rec.trainer.processes import end_processes
 
 
 STAGES = [
@@ -48,7 +49,7 @@ def run(folder: Path, output: Path, **options: Any) -> list[dict[str, Any]]:
 def main() -> None:
     folder, output, batch_size = sys.argv[1:]
     run(Path(folder), Path(output), per_device_train_batch_size=int(batch_size))
-    PartialState().destroy_process_group()
+    end_processes(PartialState().destroy_process_group)
 
 
 if __name__ == "__main__":

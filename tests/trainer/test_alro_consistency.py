@@ -37,7 +37,7 @@ def train(folder: Path, lambda_weight: float, permutation_weight: float) -> dict
     tokenizer = make_tokenizer(catalog)
     tokenizer.add_tokens(rated_tokens(catalog, RATINGS, letters=True))
     options = {"letters": True, "num_candidates": 3, "max_length": 32, "eval_num_orders": 4, "eval_ks": [3]}
-    options |= {"max_steps": 250, "learning_rate": 0.01, "warmup_steps": 20, "per_device_train_batch_size": 32}
+    options |= {"max_steps": 180, "learning_rate": 0.01, "warmup_steps": 20, "per_device_train_batch_size": 32}
     options |= {"save_strategy": "no", "per_device_eval_batch_size": 300, "gradient_checkpointing": False}
     config = AlroConfig(str(folder), lambda_weight=lambda_weight, permutation_weight=permutation_weight, **{**QUIET, **options})
     model = make_model(tokenizer, hidden_size=32, dropout=0.0, max_length=64)
@@ -48,7 +48,7 @@ def train(folder: Path, lambda_weight: float, permutation_weight: float) -> dict
 
 
 def test_each_loss_makes_orders_agree_and_costs_no_ndcg(tmp_path: Path) -> None:
-    """SFT .945 and .43, with SLL .981 and .83, with PSL .983 and .90, both .984 and .91, when this was written."""
+    """When this was written: SFT .873 and -.01, with SLL .975 and .83, with PSL .978 and .94, with both .978 and .89."""
     sft = train(tmp_path, 0.0, SAME_ORDERS)
     for weights in ((10.0, SAME_ORDERS), (0.0, 3.0), (10.0, 3.0)):
         other = train(tmp_path, *weights)

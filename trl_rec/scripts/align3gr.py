@@ -13,6 +13,7 @@ from trl_rec.models import loading_options
 from trl_rec.schedule import Schedule, align3gr_stages, conclude_stages, read_stages, run_stages
 from trl_rec.scripts.parsing import parse, run
 from trl_rec.trainer import SoftmaxDPOConfig
+from trl_rec.trainer.processes import end_processes
 
 
 @dataclass
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
     )
     stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
     conclude_stages(run_stages(stages, start, schedule), start, schedule)
-    PartialState().destroy_process_group()
+    end_processes(PartialState().destroy_process_group)
 
 
 if __name__ == "__main__":

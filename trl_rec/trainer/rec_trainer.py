@@ -24,6 +24,7 @@ from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models.loading import keep_differentiable
 from trl_rec.trainer.checkpoints import MARK, newest_complete
 from trl_rec.trainer.model_card import write_model_card
+from trl_rec.trainer.processes import end_processes
 from trl_rec.trainer.recomputation import checkpointing_kept
 
 
@@ -145,6 +146,10 @@ class RecTrainerMixin(Base):
             folder = newest_complete(self.args.output_dir)
             resume_from_checkpoint = None if folder is None else str(folder)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def end(self) -> None:
+        """As the parent's; call it once, at the very end of a script."""
+        end_processes(super().end)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model, and beside it what [`Recommender`] needs."""
