@@ -1,10 +1,11 @@
 """ALRO and its parts beside SFT, SFT bootstrapped over five orders, and the floors, over several seeds.
 
-    python benchmarks/alro_arms.py OUTPUT_FOLDER [--source ml-100k] [--candidates 10 20] [--seeds 0 1 2] [--epochs 3]
-        [--lambda_weights 3 10 30] [--permutation_weights 1 10]
+    python benchmarks/alro_arms.py OUTPUT_FOLDER [--source ml-100k] [--candidates 10 20] [--seeds 0 1 2]
+        [--lambda_weights 10 30 100] [--permutation_weights 1 10]
 
-A small model with one token an item ranks each user's last rated items. All arms are shown every list in two orders and take
-the same steps; each keeps its best checkpoint by validation NDCG@10. The weights are the best by validation with the first
+A small model with one token an item, which has first learned which ratings to expect, ranks each user's last rated items. All
+arms begin with it, are shown every list in two orders and take the same steps; each keeps its best checkpoint by validation
+NDCG@10. The weights are the best by validation with the first
 seed; ALRO takes those of its parts. Test lists are shown in ten orders: figures are means over them, `consistency` is Kendall's
 tau between what two of them give. `SFT x 5` is the Borda count over five orders, and its consistency is that of one five with
 the other. Work is kept in OUTPUT_FOLDER, and a call that was interrupted goes on.
@@ -25,13 +26,16 @@ import numpy as np
 from datasets import disable_progress_bars
 from studies import SMALL, kept
 
-from trl_rec import AlroConfig, AlroTrainer, RecDataset, prepare
-from trl_rec.data import held_out_rows, rating_values
+from trl_rec import AlroConfig, AlroTrainer, BearConfig, BearTrainer, RecDataset, prepare
+from trl_rec.data import RatedPromptFormat, build_rating_rows, held_out_rows, rated_tokens, rating_values
 from trl_rec.evaluation import RankedLists, borda, evaluate_orders, evaluate_rated_floors, seeds_table, slot_profile
-from trl_rec.models import RecModelConfig
-from trl_rec.trainer import build_ranker
+from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
 
 
+QUIET = {**SMALL, "eval_strategy": "no", "save_strategy": "no", "per_device_train_batch_size": 32, "logging_steps": 50}
+QUIET |= {"weight_decay": 0.1, "warmup_steps": 50}
+KEEPING = {"eval_strategy": "steps", "eval_steps": 0.25, "save_strategy": "steps", "save_steps": 0.25, "save_total_limit": 1}
+KEEPING |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_graded_ndcg@10", "eval_ks": [10]}
 NO_WEIGHT = 1e-12  # shows a list in two orders, and compares nothing
 NUM_ORDERS = 10
 METRICS = ["graded_ndcg@1", "graded_ndcg@5", "graded_ndcg@10", "tau", "consistency", "slot_bias"]
@@ -41,44 +45,53 @@ Weights = tuple[float, float]
 class Study:
     """Runs arms for lists of one length, or finds what they have left."""
 
-    def __init__(self, source: str, count: int, output: Path, epochs: int) -> None:
-        self.count, self.output, self.epochs = count, output / str(count), epochs
+    def __init__(self, source: str, count: int, output: Path, steps: int) -> None:
+        self.count, self.output, self.steps = count, output / str(count), steps
         folder = output / f"data-{count}"
         self.dataset: RecDataset = prepare(source, folder, split="leave_last", num_held_out=count).with_surface("item_token")
         self.rows = held_out_rows(self.dataset.test, num_candidates=count)
 
+    def start(self, seed: int) -> Path:
+        """The folder of a model that has learned which rating comes after an item."""
+        folder, catalog = self.output / f"start-{seed}", self.dataset.catalog
+        if (folder / "recommender.json").is_file():  # what is written last
+            return folder
+        ratings, tokenizer = rating_values(self.dataset.train), make_tokenizer(catalog)
+        tokenizer.add_tokens(rated_tokens(catalog, ratings))
+        prompt_format = RatedPromptFormat.for_catalog(catalog, tokenizer, ratings)
+        options = {**QUIET, "bear_weight": 0, "softmax": "vocabulary", "num_train_epochs": 8, "max_steps": self.steps}
+        trainer = BearTrainer(
+            make_model(tokenizer, dropout=0.3, max_length=256, seed=seed),
+            BearConfig(str(folder), **options, learning_rate=3e-3, seed=seed),
+            train_dataset=build_rating_rows(self.dataset.train, prompt_format, max_length=128),
+            processing_class=tokenizer,
+            catalog=catalog,
+        )
+        trainer.train()
+        trainer.save_model()
+        return folder
+
     def trainer(self, weights: Weights, seed: int) -> AlroTrainer:
-        ratings, length = rating_values(self.dataset.train), 128 if self.count <= 10 else 160
-        model, tokenizer, _ = build_ranker(self.dataset.catalog, ratings, RecModelConfig(), max_length=length, seed=seed)
+        start, options = self.start(seed), {**QUIET, **KEEPING, "max_steps": self.steps}
         config = AlroConfig(
             str(self.output / "checkpoints"),
-            **{**SMALL, "per_device_train_batch_size": 32},
+            **options,
             lambda_weight=weights[0],
             permutation_weight=weights[1] or NO_WEIGHT,
             num_candidates=self.count,
-            max_length=length,
-            num_train_epochs=self.epochs,
-            learning_rate=1e-3,
-            weight_decay=0.1,
-            warmup_steps=50,
-            eval_steps=0.125,
-            save_strategy="steps",
-            save_steps=0.125,
-            save_total_limit=1,
-            load_best_model_at_end=True,
-            metric_for_best_model="eval_graded_ndcg@10",
-            eval_num_orders=2,
+            max_history=60,
+            max_length=192,
+            num_train_epochs=1,
+            learning_rate=5e-4,
             log_gradient_norms=True,
-            logging_steps=50,
             seed=seed,
         )
-        config.eval_ks = [1, 3, 5, 10]
         return AlroTrainer(
-            model,
+            load_model(start),
             config,
             train_dataset=self.dataset.train,
             eval_dataset=self.dataset.validation,
-            processing_class=tokenizer,
+            processing_class=load_tokenizer(start),
             catalog=self.dataset.catalog,
         )
 
@@ -151,13 +164,13 @@ def main() -> None:
     parser.add_argument("--source", default="ml-100k")
     parser.add_argument("--candidates", type=int, nargs="+", default=[10, 20])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--lambda_weights", type=float, nargs="+", default=[3.0, 10.0, 30.0])
+    parser.add_argument("--steps", type=int, default=-1, help="of each training, where not all")
+    parser.add_argument("--lambda_weights", type=float, nargs="+", default=[10.0, 30.0, 100.0])
     parser.add_argument("--permutation_weights", type=float, nargs="+", default=[1.0, 10.0])
     arguments = parser.parse_args()
     disable_progress_bars()
     for count in arguments.candidates:
-        tell(Study(arguments.source, count, arguments.output, arguments.epochs), arguments)
+        tell(Study(arguments.source, count, arguments.output, arguments.steps), arguments)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""ALRO on MovieLens-100k: a user's last ten rated films put in order, beside SFT and the floors: `trl-rec alro` in Python.
+"""ALRO on MovieLens-100k: each user's last ten rated films put in order, beside SFT and the floors: `trl-rec alro` in Python.
 
     accelerate launch examples/alro.py [--source ml-100k] [--max_steps -1]
 
-A small model learns from nothing to rate what a user watches next, with TRL's own `SFTTrainer`. Then it learns to put ten films
-in order, once by supervised fine-tuning alone and once with ALRO's two losses. Without a network and without a copy in the
-cache it falls back to a toy world, and says so.
+A small model first learns from nothing which ratings to expect. Then it learns to put ten films in order, once by supervised
+fine-tuning alone and once with ALRO's two losses. Without a network and without a copy in the cache it falls back to a toy
+world, and says so.
 """
 
 import argparse
@@ -13,9 +13,8 @@ from typing import Any
 
 import datasets
 from accelerate import PartialState
-from trl import SFTConfig, SFTTrainer
 
-from trl_rec import AlroConfig, AlroTrainer, RecDataset, prepare
+from trl_rec import AlroConfig, AlroTrainer, BearConfig, BearTrainer, RecDataset, prepare
 from trl_rec.data import FetchError, RatedPromptFormat, build_rating_rows, held_out_rows, rated_tokens, rating_values
 from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_floors, paired_comparison
 from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
@@ -24,10 +23,10 @@ from trl_rec.trainer import orders_table
 
 ARMS = {
     "SFT": {"lambda_weight": 0.0, "permutation_weight": 0.0},
-    "ALRO": {"lambda_weight": 10.0, "permutation_weight": 10.0},
+    "ALRO": {"lambda_weight": 30.0, "permutation_weight": 3.0},
 }
-SHARED: dict[str, Any] = {"max_length": 128, "per_device_train_batch_size": 32, "per_device_eval_batch_size": 128}
-SHARED |= {"save_strategy": "no", "weight_decay": 0.1, "warmup_steps": 50, "logging_steps": 100}
+SHARED: dict[str, Any] = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 128, "save_strategy": "no"}
+SHARED |= {"weight_decay": 0.1, "warmup_steps": 50, "logging_steps": 100}
 SHARED |= {"gradient_checkpointing": False, "report_to": "none", "use_cpu": True, "bf16": False}
 
 
@@ -41,16 +40,17 @@ def load_data(source: str) -> RecDataset:
 
 
 def learn_to_rate(dataset: RecDataset, folder: str, max_steps: int) -> None:
-    """Writes a model that has learned what ratings to expect."""
+    """Writes a model that has learned which rating comes after an item."""
     ratings, tokenizer = rating_values(dataset.train), make_tokenizer(dataset.catalog)
     tokenizer.add_tokens(rated_tokens(dataset.catalog, ratings))
     prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings)
-    config = SFTConfig(folder, num_train_epochs=16, max_steps=max_steps, learning_rate=3e-3, **SHARED)
-    trainer = SFTTrainer(
-        make_model(tokenizer, dropout=0.3, max_length=128),
-        config,
+    options = {**SHARED, "bear_weight": 0, "softmax": "vocabulary", "max_steps": max_steps}  # plain SFT
+    trainer = BearTrainer(
+        make_model(tokenizer, dropout=0.3, max_length=256),
+        BearConfig(folder, num_train_epochs=8, learning_rate=3e-3, **options),
         train_dataset=build_rating_rows(dataset.train, prompt_format, max_length=128),
         processing_class=tokenizer,
+        catalog=dataset.catalog,
     )
     trainer.train()
     trainer.save_model()
@@ -58,11 +58,10 @@ def learn_to_rate(dataset: RecDataset, folder: str, max_steps: int) -> None:
 
 def learn_to_rank(weights: dict[str, float], start: str, dataset: RecDataset, folder: str, max_steps: int) -> AlroTrainer:
     """A trainer whose model began as the one in the folder `start` and has learned to put candidates in order."""
-    options = {**SHARED, **weights, "max_steps": max_steps, "eval_num_orders": 5}
-    config = AlroConfig(folder, num_train_epochs=1, learning_rate=1e-3, **options)
+    options = {**SHARED, **weights, "max_history": 60, "max_length": 160, "max_steps": max_steps, "eval_num_orders": 5}
     trainer = AlroTrainer(
         load_model(start),
-        config,
+        AlroConfig(folder, num_train_epochs=1, learning_rate=5e-4, **options),
         train_dataset=dataset.train,
         processing_class=load_tokenizer(start),
         catalog=dataset.catalog,

@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_two_processes_equal_one(names: list[str], options: dict, folder: Path, tmp_path: Path) -> None:
     """The reference lists come in parts of four or five rows, which the processes divide between them."""
-    options |= {"gradient_accumulation_steps": 2, "rows_a_part": 5 if "num_iterations" not in options else 4}
+    options |= {"max_prompts": 16, "gradient_accumulation_steps": 2, "rows_a_part": 5 if "num_iterations" not in options else 4}
     alone = run("alone", folder, tmp_path / "alone", **options, per_device_train_batch_size=2)
     assert max(map(abs, alone[0]["kl"])) > 1e-3
     for name in names:

@@ -12,7 +12,7 @@ from trl_rec.trainer import BladeTrainer
 
 RUNS = {
     "blade": {"rewards": {"ndcg": 1.0, "ild": 0.5}},
-    "two iterations": {"target": "best_of_n", "num_iterations": 2, "standardize": True, "temperature": 0.8},
+    "two iterations": {"target": "best_of_n", "num_iterations": 2, "max_prompts": 20, "standardize": True, "temperature": 0.8},
 }
 KEPT = ("reward", "kl", "blade/ratio", "grad_norm")
 

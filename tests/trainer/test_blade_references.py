@@ -1,14 +1,19 @@
 """Reference lists: drawn once, found again, drawn on where a run was killed, and the same however they are divided."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.trainer.blade_runs import logged, make_trainer, other_model
+from tests.trainer import blade_runs
+from tests.trainer.blade_runs import logged, other_model
 from tests.trainer.runs import make_folder
 from trl_rec.trainer import BladeTrainer, blade_trainer, reference_lists
+
+
+make_trainer = partial(blade_runs.make_trainer, max_prompts=16)
 
 
 @pytest.fixture(scope="module")

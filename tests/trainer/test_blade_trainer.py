@@ -248,7 +248,7 @@ def test_resuming_passes_over_a_broken_checkpoint_and_ends_the_same(
 
 
 OVERRIDDEN = ["compute_loss", "_set_signature_columns_if_needed", "_get_train_sampler", "_prepare_dataset", "evaluate"]
-OVERRIDDEN += ["evaluation_loop", "train", "save_model", "create_model_card", "_save_checkpoint", "predict"]
+OVERRIDDEN += ["evaluation_loop", "train", "end", "save_model", "create_model_card", "_save_checkpoint", "predict"]
 
 
 def test_every_overridden_method_is_looked_at() -> None:

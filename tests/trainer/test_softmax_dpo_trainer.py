@@ -534,7 +534,16 @@ def test_a_model_from_nowhere_needs_a_tokenizer(tmp_path: Path) -> None:
 
 
 OVERRIDDEN = ["compute_loss", "compute_ref_log_probs", "_precompute_ref_logps", "_set_signature_columns_if_needed", "evaluate"]
-OVERRIDDEN += ["evaluation_loop", "train", "save_model", "create_model_card", "_save_checkpoint", "_prepare_dataset", "predict"]
+OVERRIDDEN += [
+    "evaluation_loop",
+    "train",
+    "end",
+    "save_model",
+    "create_model_card",
+    "_save_checkpoint",
+    "_prepare_dataset",
+    "predict",
+]
 
 
 def test_every_overridden_method_is_looked_at() -> None:

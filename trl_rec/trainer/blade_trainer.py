@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer
-from trl.models import prepare_deepspeed, unwrap_model_for_generation
+from trl.models import prepare_deepspeed
 
 from trl_rec.data.dataset import at_most
 from trl_rec.data.list_rows import build_list_prompts, complete_list_prompts
@@ -31,12 +31,12 @@ from trl_rec.items import ItemCatalog
 from trl_rec.losses.blade import best_of_n_reward, leave_one_out, list_policy_loss, posterior_cdf, standardized
 from trl_rec.losses.output import LossOutput
 from trl_rec.models.completions import read_completions
-from trl_rec.models.loading import keep_differentiable, load_tokenizer
+from trl_rec.models.loading import load_tokenizer
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.blade_config import TARGETS, BladeConfig
+from trl_rec.trainer.generation import whole_model
 from trl_rec.trainer.list_prompt_collator import ListPromptCollator, as_rows, refuse_exhausted
 from trl_rec.trainer.rec_trainer import RecTrainerMixin, is_split
-from trl_rec.trainer.recomputation import checkpointing_kept
 from trl_rec.trainer.reference import (
     as_reference,
     complete_ref_adapter,
@@ -186,9 +186,9 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         settings = (args.num_references, args.list_length, args.temperature, args.eval_exclude_history, args.seed)
         weights = hash_weights(self.ref_model or self.model)
         folder = reference_folder(str(args.output_dir), rows, weights, settings, self.catalog.fingerprint)
-        model = self.ref_model or self.model
+        model, engine = self.ref_model or self.model, None
         if self.ref_model is None and self.is_deepspeed_enabled:  # not prepared before training begins
-            model = prepare_deepspeed(self.model, self.accelerator)
+            model = engine = prepare_deepspeed(self.model, self.accelerator)
 
         with self._generating(model) as drawing, as_reference(drawing) if self.ref_model is None else nullcontext():
 
@@ -196,6 +196,8 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
                 return self._draw(drawing, batch, args.num_references, (args.seed, REFERENCE_SEED))
 
             draw_reference_lists(folder, rows, draw, self.data_collator, self.accelerator, batch_size=args.reference_batch_size)
+        if engine is not None:
+            engine.destroy()  # its hooks would stay beside those of training's engine
         self.train_dataset = with_reference_lists(rows, folder)
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
@@ -223,13 +225,7 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
     @contextmanager
     def _generating(self, wrapped: Any) -> Iterator[Any]:
         """Inside, the model itself, whole and without dropout."""
-        keep_differentiable(self.model)
-        with (
-            checkpointing_kept(self.model),
-            unwrap_model_for_generation(wrapped, self.accelerator) as model,
-            not_training(model),
-            self.accelerator.autocast(),
-        ):
+        with whole_model(wrapped, self.accelerator) as model, not_training(model), self.accelerator.autocast():
             yield model
 
     def _draw(self, model: Any, inputs: dict[str, Tensor], num_lists: int, seed: tuple[int, ...]) -> Tensor:

@@ -17,7 +17,7 @@ from trl_rec.trainer.recomputation import checkpointing_kept
 
 
 @contextmanager
-def unwrapped(wrapped: Any, accelerator: Any) -> Iterator[Any]:
+def whole_model(wrapped: Any, accelerator: Any) -> Iterator[Any]:
     """Inside, the model itself, with all its weights; afterwards, all is as it was.
 
     Args:
@@ -25,19 +25,15 @@ def unwrapped(wrapped: Any, accelerator: Any) -> Iterator[Any]:
         accelerator: The trainer's.
     """
     model = keep_differentiable(accelerator.unwrap_model(wrapped))
-    with (
-        checkpointing_kept(model),
-        unwrap_model_for_generation(wrapped, accelerator) as model,
-        alone(wrapped),
-    ):
+    with checkpointing_kept(model), unwrap_model_for_generation(wrapped, accelerator) as model, _alone(wrapped):
         yield model
 
 
 @contextmanager
-def alone(wrapped: Any) -> Iterator[None]:
+def _alone(wrapped: Any) -> Iterator[None]:
     """Inside, a ZeRO-3 engine's forward passes ask nothing of other processes. The weights have to be gathered."""
     optimizer = getattr(wrapped, "optimizer", None)
-    offload = getattr(optimizer, "parameter_offload", optimizer)
+    offload: Any = getattr(optimizer, "parameter_offload", optimizer)
     handle = getattr(offload, "fwd_pre_hook", None)
     if handle is None:
         yield
