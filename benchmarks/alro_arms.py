@@ -38,7 +38,7 @@ KEEPING = {"eval_strategy": "steps", "eval_steps": 0.25, "save_strategy": "steps
 KEEPING |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_graded_ndcg@10", "eval_ks": [10]}
 NO_WEIGHT = 1e-12  # shows a list in two orders, and compares nothing
 NUM_ORDERS = 10
-METRICS = ["graded_ndcg@1", "graded_ndcg@5", "graded_ndcg@10", "tau", "consistency", "slot_bias"]
+METRICS = ["graded_ndcg@1", "graded_ndcg@5", "tau", "consistency", "slot_bias", "graded_ndcg@10"]
 Weights = tuple[float, float]
 
 

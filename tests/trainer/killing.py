@@ -97,9 +97,7 @@ def newest_complete(output: Path) -> int:
 def unfinished(output: Path) -> dict[Path, int]:
     """The files of checkpoints without the mark, with the time at which each was last written."""
     folders = [folder for folder in output.glob("checkpoint-*") if not (folder / MARK).exists()]
-    files = [
-        Path(top, name) for folder in folders for top, _, names in os.walk(folder) for name in names
-    ]
+    files = [Path(top, name) for folder in folders for top, _, names in os.walk(folder) for name in names]
     return {path: written for path in files if (written := _written(path)) is not None}
 
 
