@@ -80,7 +80,7 @@ def assert_recommends(trainer: BladeTrainer, folder: Path) -> None:
         assert [int(one.item_id) for one in recommender.recommend([str(row)], k=2)] == ranked[row].tolist()
 
 
-@pytest.mark.parametrize("tie", TIES)
+@pytest.mark.parametrize("tie", ["tied", pytest.param("untied", marks=pytest.mark.slow)])
 def test_a_new_adapter_is_measured_against_its_base(bases: Any, catalog: ItemCatalog, tie: str, tmp_path: Path) -> None:
     base = bases[tie]
     model = load_model(base[0])
@@ -98,7 +98,7 @@ def test_a_new_adapter_is_measured_against_its_base(bases: Any, catalog: ItemCat
     assert_recommends(trainer, tmp_path / "merged")
 
 
-@pytest.mark.parametrize("tie", TIES)
+@pytest.mark.parametrize("tie", ["tied", pytest.param("untied", marks=pytest.mark.slow)])
 def test_an_adapter_is_measured_against_what_it_began_as(bases: Any, catalog: ItemCatalog, tie: str, tmp_path: Path) -> None:
     trainer = make(adapted(bases[tie]), bases[tie], catalog, tmp_path, num_generations=16, num_references=16)
     began, reference = state(trainer.model, "default"), state(trainer.model, "ref")
@@ -141,6 +141,7 @@ def test_a_reference_of_its_own_stays_what_it_is(bases: Any, catalog: ItemCatalo
     assert_trains(trainer)
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_nothing(bases: Any, catalog: ItemCatalog, tmp_path: Path) -> None:
     plain, other = (
         make(adapted(bases["tied"]), bases["tied"], catalog, tmp_path, optim="sgd", gradient_checkpointing=on)
@@ -153,6 +154,7 @@ def test_checkpointing_changes_nothing(bases: Any, catalog: ItemCatalog, tmp_pat
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
+@pytest.mark.slow
 def test_resuming_ends_the_same(bases: Any, catalog: ItemCatalog, tmp_path: Path) -> None:
     """A checkpoint holds both adapters, and the reference lists are found again."""
     options = {"max_steps": 4, "per_device_train_batch_size": 2}

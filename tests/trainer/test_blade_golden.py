@@ -42,6 +42,7 @@ def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -
     assert_golden("blade", run, told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("run", "changed"), [("blade", {"beta": 1.01}), ("two iterations", {"best_of": 8.08})])
 def test_a_small_change_of_the_target_is_seen(run: str, changed: dict, folder: Path, tmp_path: Path) -> None:
     """By a percent, in one of its terms."""

@@ -56,15 +56,14 @@ def test_lists_are_drawn_once_in_parts(folder: Path, tmp_path: Path, drawn_rows:
     assert references(again) == told == references(again) and not drawn_rows
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_batches_do_not_matter(folder: Path, tmp_path: Path, drawn_rows: list, batch_size: int) -> None:
-    told = references(make_trainer(folder, tmp_path / "one", reference_batch_size=3))
-    assert references(make_trainer(folder, tmp_path / "other", reference_batch_size=batch_size)) == told
+def test_batches_do_not_matter(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
+    told = [references(make_trainer(folder, tmp_path / str(size), reference_batch_size=size)) for size in (1, 2, 3, 64)]
+    assert told[0] == told[1] == told[2] == told[3]
 
 
-@pytest.mark.parametrize(
-    ("options", "found"),
-    [
+def test_they_are_found_by_weights_rows_and_sampling_alone(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
+    told = references(make_trainer(folder, tmp_path))
+    cases: list[tuple[dict[str, Any], bool]] = [
         ({"rewards": {"hit": 1.0, "ild": 0.5}, "target": "rank", "beta": 0.3, "best_of": 3, "learning_rate": 0.7}, True),
         ({"num_generations": 4, "num_iterations": 2, "per_device_train_batch_size": 8}, True),
         ({"seed": 7}, False),
@@ -78,18 +77,14 @@ def test_batches_do_not_matter(folder: Path, tmp_path: Path, drawn_rows: list, b
         ({"prompt_tail": "<eos>"}, False),
         ({"model": "other"}, False),
         ({"ref_model": "loaded", "model": "other"}, True),
-    ],
-    ids=lambda given: "-".join(given) if isinstance(given, dict) else "",
-)
-def test_they_are_found_by_weights_rows_and_sampling_alone(
-    folder: Path, tmp_path: Path, drawn_rows: list, options: dict, found: bool
-) -> None:
-    told = references(make_trainer(folder, tmp_path))
-    drawn_rows.clear()
-    given: dict[str, Any] = {**options, "model": other_model(folder) if "model" in options else None}
-    other = references(make_trainer(folder, tmp_path, **given))
-    assert bool(drawn_rows) != found and (other == told or not found)
-    assert len(list(tmp_path.glob("references-*"))) == (1 if found else 2)
+    ]
+    for options, found in cases:
+        drawn_rows.clear()
+        before = len(list(tmp_path.glob("references-*")))
+        given = {**options, "model": other_model(folder) if "model" in options else None}
+        other = references(make_trainer(folder, tmp_path, **given))
+        assert bool(drawn_rows) != found and (other == told or not found), options
+        assert len(list(tmp_path.glob("references-*"))) == before + (not found), options
 
 
 def test_a_killed_run_goes_on_with_the_rest(folder: Path, tmp_path: Path, drawn_rows: list, monkeypatch) -> None:
@@ -143,7 +138,7 @@ def test_what_one_process_has_written_every_process_has_to_see(folder: Path, tmp
 
 
 def test_a_run_that_finds_its_lists_learns_the_same(folder: Path, tmp_path: Path) -> None:
-    told = [make_trainer(folder, tmp_path) for _ in range(2)]
+    told = [make_trainer(folder, tmp_path, max_steps=2) for _ in range(2)]
     told[0].train(), told[1].train()
     for name in ("reward", "kl", "blade/quantile", "grad_norm"):
         assert logged(told[0], name) == logged(told[1], name)

@@ -59,7 +59,7 @@ def test_log_probabilities_worked_out_by_hand(folder: Path, tmp_path: Path, excl
 def test_lists_hold_distinct_items_and_none_of_the_history(folder: Path, tmp_path: Path) -> None:
     histories = {}
     for exclude in (True, False):
-        trainer = make_trainer(folder, tmp_path, eval_exclude_history=exclude, num_generations=64, **ALL)
+        trainer = make_trainer(folder, tmp_path, eval_exclude_history=exclude, num_generations=24, **ALL)
         inputs = first_batch(trainer)
         for items in (drawn(trainer, inputs).items, inputs["references"]):
             assert (items.sort(-1).values.diff(dim=-1) > 0).all()
@@ -147,7 +147,7 @@ def test_each_step_draws_anew(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_second_training_draws_by_its_own_policy(folder: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(folder, tmp_path, max_steps=1, learning_rate=0.5, **ALL)
+    trainer = make_trainer(folder, tmp_path, max_steps=1, learning_rate=0.5)
     trainer.train(), trainer.train()
     assert logged(trainer, "blade/ratio") == [1.0] and logged(trainer, "kl")[0] != 0.0
 
