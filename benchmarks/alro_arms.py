@@ -1,20 +1,23 @@
 """ALRO and its parts beside SFT, SFT bootstrapped over five orders, and the floors, over several seeds.
 
     python benchmarks/alro_arms.py OUTPUT_FOLDER [--source ml-100k] [--candidates 10 20] [--seeds 0 1 2]
-        [--lambda_weights 10 30 100] [--permutation_weights 1 10]
+        [--lambda_weights 10 30 100] [--permutation_weights 1 10] [--letters] [--epochs 1]
 
-A small model with one token an item, which has first learned which ratings to expect, ranks each user's last rated items. All
-arms begin with it, are shown every list in two orders and take the same steps; each keeps its best checkpoint by validation
-NDCG@10. The weights are the best by validation with the first
-seed; ALRO takes those of its parts. Test lists are shown in ten orders: figures are means over them, `consistency` is Kendall's
-tau between what two of them give. `SFT x 5` is the Borda count over five orders, and its consistency is that of one five with
-the other. Work is kept in OUTPUT_FOLDER, and a call that was interrupted goes on.
+A small model with one token an item, which has first learned which ratings to expect, ranks each user's last rated items. An
+item's own token is its name in the answer; with `--letters` it is the letter of its slot, as where items are titles.
+
+All arms begin with that model, are shown every list in two orders and take the same steps; each keeps its best checkpoint by
+validation NDCG@10. The weights are the best by validation with the first seed; ALRO takes those of its parts. Test lists are
+shown in ten orders: figures are means over them, `consistency` is Kendall's tau between what two of them give. `SFT x 5` is the
+Borda count over five orders, and its consistency is that of one five with the other. Work is kept in OUTPUT_FOLDER, apart for
+each source and setting, and a call that was interrupted goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -26,10 +29,11 @@ import numpy as np
 from datasets import disable_progress_bars
 from studies import SMALL, kept
 
-from trl_rec import AlroConfig, AlroTrainer, BearConfig, BearTrainer, RecDataset, prepare
-from trl_rec.data import RatedPromptFormat, build_rating_rows, held_out_rows, rated_tokens, rating_values
+from trl_rec import AlroConfig, AlroTrainer, RecDataset, prepare
+from trl_rec.data import RatedPromptFormat, held_out_rows, rating_values
 from trl_rec.evaluation import RankedLists, borda, evaluate_orders, evaluate_rated_floors, seeds_table, slot_profile
-from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
+from trl_rec.models import RecModelConfig, load_model, load_tokenizer
+from trl_rec.trainer import build_ranker, learn_ratings
 
 
 QUIET = {**SMALL, "eval_strategy": "no", "save_strategy": "no", "per_device_train_batch_size": 32, "logging_steps": 50}
@@ -45,30 +49,23 @@ Weights = tuple[float, float]
 class Study:
     """Runs arms for lists of one length, or finds what they have left."""
 
-    def __init__(self, source: str, count: int, output: Path, steps: int) -> None:
-        self.count, self.output, self.steps = count, output / str(count), steps
-        folder = output / f"data-{count}"
-        self.dataset: RecDataset = prepare(source, folder, split="leave_last", num_held_out=count).with_surface("item_token")
+    def __init__(self, source: str, count: int, output: Path, steps: int, letters: bool, epochs: int) -> None:
+        self.count, self.steps, self.letters, self.epochs = count, steps, letters, epochs
+        source_folder = output / re.sub(r"\W+", "-", source)
+        data, self.output = source_folder / f"data-{count}", source_folder / f"{count}-candidates-{steps}-steps"
+        if letters or epochs > 1:
+            self.output = self.output.with_name(f"{self.output.name}-{'letters' if letters else 'items'}-{epochs}")
+        self.dataset: RecDataset = prepare(source, data, split="leave_last", num_held_out=count).with_surface("item_token")
         self.rows = held_out_rows(self.dataset.test, num_candidates=count)
 
     def start(self, seed: int) -> Path:
         """The folder of a model that has learned which rating comes after an item."""
-        folder, catalog = self.output / f"start-{seed}", self.dataset.catalog
-        if (folder / "recommender.json").is_file():  # what is written last
-            return folder
-        ratings, tokenizer = rating_values(self.dataset.train), make_tokenizer(catalog)
-        tokenizer.add_tokens(rated_tokens(catalog, ratings))
-        prompt_format = RatedPromptFormat.for_catalog(catalog, tokenizer, ratings)
-        options = {**QUIET, "bear_weight": 0, "softmax": "vocabulary", "num_train_epochs": 8, "max_steps": self.steps}
-        trainer = BearTrainer(
-            make_model(tokenizer, dropout=0.3, max_length=256, seed=seed),
-            BearConfig(str(folder), **options, learning_rate=3e-3, seed=seed),
-            train_dataset=build_rating_rows(self.dataset.train, prompt_format, max_length=128),
-            processing_class=tokenizer,
-            catalog=catalog,
-        )
-        trainer.train()
-        trainer.save_model()
+        folder, ratings, catalog = self.output / f"start-{seed}", rating_values(self.dataset.train), self.dataset.catalog
+        options = {"letters": self.letters, "max_length": 256, "seed": seed}
+        model, tokenizer, _ = build_ranker(catalog, ratings, RecModelConfig(dropout=0.3), **options)
+        prompt_format = RatedPromptFormat.for_catalog(catalog, tokenizer, ratings, letters=self.letters)
+        options = {**QUIET, "max_steps": self.steps, "seed": seed}
+        learn_ratings(model, tokenizer, prompt_format, self.dataset, folder, resume=True, **options)
         return folder
 
     def trainer(self, weights: Weights, seed: int) -> AlroTrainer:
@@ -81,7 +78,8 @@ class Study:
             num_candidates=self.count,
             max_history=60,
             max_length=192,
-            num_train_epochs=1,
+            num_train_epochs=self.epochs,
+            letters=self.letters,
             learning_rate=5e-4,
             log_gradient_norms=True,
             seed=seed,
@@ -164,13 +162,16 @@ def main() -> None:
     parser.add_argument("--source", default="ml-100k")
     parser.add_argument("--candidates", type=int, nargs="+", default=[10, 20])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--letters", action="store_true", help="letters name the candidates")
+    parser.add_argument("--epochs", type=int, default=1, help="of the ranking")
     parser.add_argument("--steps", type=int, default=-1, help="of each training, where not all")
     parser.add_argument("--lambda_weights", type=float, nargs="+", default=[10.0, 30.0, 100.0])
     parser.add_argument("--permutation_weights", type=float, nargs="+", default=[1.0, 10.0])
     arguments = parser.parse_args()
     disable_progress_bars()
     for count in arguments.candidates:
-        tell(Study(arguments.source, count, arguments.output, arguments.steps), arguments)
+        study = Study(arguments.source, count, arguments.output, arguments.steps, arguments.letters, arguments.epochs)
+        tell(study, arguments)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,18 @@ from typing import Any
 import datasets
 from accelerate import PartialState
 
-from trl_rec import AlroConfig, AlroTrainer, BearConfig, BearTrainer, RecDataset, prepare
-from trl_rec.data import FetchError, RatedPromptFormat, build_rating_rows, held_out_rows, rated_tokens, rating_values
+from trl_rec import AlroConfig, AlroTrainer, RecDataset, prepare
+from trl_rec.data import FetchError, RatedPromptFormat, held_out_rows, rating_values
 from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_floors, paired_comparison
-from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
-from trl_rec.trainer import orders_table
+from trl_rec.models import RecModelConfig, load_model, load_tokenizer
+from trl_rec.trainer import build_ranker, learn_ratings, orders_table
 
 
 ARMS = {
     "SFT": {"lambda_weight": 0.0, "permutation_weight": 0.0},
     "ALRO": {"lambda_weight": 30.0, "permutation_weight": 3.0},
 }
+RANKING = {"max_history": 60, "max_length": 160, "num_train_epochs": 1, "learning_rate": 5e-4, "eval_num_orders": 5}
 SHARED: dict[str, Any] = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 128, "save_strategy": "no"}
 SHARED |= {"weight_decay": 0.1, "warmup_steps": 50, "logging_steps": 100}
 SHARED |= {"gradient_checkpointing": False, "report_to": "none", "use_cpu": True, "bf16": False}
@@ -41,27 +42,17 @@ def load_data(source: str) -> RecDataset:
 
 def learn_to_rate(dataset: RecDataset, folder: str, max_steps: int) -> None:
     """Writes a model that has learned which rating comes after an item."""
-    ratings, tokenizer = rating_values(dataset.train), make_tokenizer(dataset.catalog)
-    tokenizer.add_tokens(rated_tokens(dataset.catalog, ratings))
+    ratings = rating_values(dataset.train)
+    model, tokenizer, _ = build_ranker(dataset.catalog, ratings, RecModelConfig(dropout=0.3), max_length=160)
     prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings)
-    options = {**SHARED, "bear_weight": 0, "softmax": "vocabulary", "max_steps": max_steps}  # plain SFT
-    trainer = BearTrainer(
-        make_model(tokenizer, dropout=0.3, max_length=256),
-        BearConfig(folder, num_train_epochs=8, learning_rate=3e-3, **options),
-        train_dataset=build_rating_rows(dataset.train, prompt_format, max_length=128),
-        processing_class=tokenizer,
-        catalog=dataset.catalog,
-    )
-    trainer.train()
-    trainer.save_model()
+    learn_ratings(model, tokenizer, prompt_format, dataset, folder, **SHARED, max_steps=max_steps)
 
 
 def learn_to_rank(weights: dict[str, float], start: str, dataset: RecDataset, folder: str, max_steps: int) -> AlroTrainer:
     """A trainer whose model began as the one in the folder `start` and has learned to put candidates in order."""
-    options = {**SHARED, **weights, "max_history": 60, "max_length": 160, "max_steps": max_steps, "eval_num_orders": 5}
     trainer = AlroTrainer(
         load_model(start),
-        AlroConfig(folder, num_train_epochs=1, learning_rate=5e-4, **options),
+        AlroConfig(folder, **SHARED, **RANKING, **weights, max_steps=max_steps),
         train_dataset=dataset.train,
         processing_class=load_tokenizer(start),
         catalog=dataset.catalog,

@@ -4,6 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -87,6 +89,27 @@ def test_item_tokens_name_themselves_or_take_letters(catalog: ItemCatalog) -> No
     assert tokenizer.decode(names[0]) == "<B> <A>"
 
 
+@given(st.lists(st.permutations(range(5)), min_size=1, max_size=4))
+def test_an_order_of_the_slots_and_back_is_the_identity(orders: list[list[int]]) -> None:
+    """In whatever slots candidates stand, what the names' places in the prompt say goes back to the candidates."""
+    ids = [str(item) for item in range(8)]
+    catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids}))
+    written, _ = compact(catalog, letters=True)
+    candidates = [7, 3, 0, 5, 2]
+    shown, names = written.show(lists(*[candidates] * len(orders)), lists(*orders))
+    for row, order in enumerate(orders):
+        letters = written.letters[:5]
+        assert names[row][order].tolist() == letters.tolist()  # the slots' names, in the slots' order
+        assert names[row].tolist() == letters[np.argsort(order)].tolist()
+        in_slots = np.array(candidates)[order]
+        stood = {shown[row].tolist()[place]: shown[row].tolist()[place + 1] for place in range(1, 10, 2)}
+        by_name = [stood[name] for name in names[row].tolist()]
+        assert by_name == [int(written.candidates[item][0]) for item in candidates]
+        assert in_slots[np.argsort(order)].tolist() == candidates
+    identity = written.show(lists(candidates), lists(list(range(5))))[1]
+    assert identity[0].tolist() == letters.tolist()
+
+
 def test_the_oldest_history_goes_first_and_each_row_has_its_room(catalog: ItemCatalog) -> None:
     written, tokenizer = compact(catalog)
     histories, ratings = lists([2, 0, 1], [2, 0, 1], [4]), Ragged.from_lists([[5, 1, 5], [5, 1, 5], [3.5]], float)
@@ -111,6 +134,8 @@ def test_what_cannot_be_written_is_refused(catalog: ItemCatalog, tokenizer: PreT
     written.refuse_long(lists([1, 2], [3, 4, 5]), 12)  # <bos> item rating <candidates> 3 <answer> 3 and EOS
     with pytest.raises(ValueError, match="max_length 11 is too small: row 1 takes up to 12 tokens with its 3 candidates"):
         written.refuse_long(lists([1, 2], [3, 4, 5]), 11)
+    with pytest.raises(ValueError, match="too small: list 1 of the test split takes up to 12 tokens"):
+        written.refuse_long(lists([1, 2], [3, 4, 5]), 11, "list {row} of the test split")
 
 
 def test_orders_depend_on_their_key_alone() -> None:

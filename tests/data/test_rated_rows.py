@@ -99,3 +99,10 @@ def test_rating_values_are_those_of_either_kind_of_rows(tmp_path) -> None:
     many = Dataset.from_dict({"ratings": [np.linspace(0, 1, 101).tolist()]})
     with pytest.raises(ValueError, match="101 different ratings, too many to write"):
         rating_values(many)
+    unrated = dataset.test.map(lambda row: {"history_ratings": [], "target_ratings": []})
+    for rows in (unrated, dataset.test.remove_columns(["history_ratings", "target_ratings"])):
+        for read in (rating_values, held_out_rows):
+            with pytest.raises(ValueError, match="the test split has no ratings to rank by; prepare the data from a log with"):
+                read(rows)
+    with pytest.raises(ValueError, match="the rows have no ratings to rank by"):
+        rating_values(Dataset.from_dict({"input_ids": [[1]]}))

@@ -88,3 +88,15 @@ def test_nf4_bases_train_adapters_and_new_tokens(base: Path, dataset: RecDataset
     assert any(type(module).__name__ == "Linear4bit" for module in trainer.model.modules())
     assert isinstance(trainer.model.config.quantization_config, BitsAndBytesConfig)
     assert np.isfinite([entry["loss"] for entry in trainer.state.log_history if "loss" in entry]).all()
+
+
+def test_new_embeddings_follow_the_seed(base: Path, dataset: RecDataset) -> None:
+    """Those of the items and those of the prompts."""
+    config, catalog = RecModelConfig(str(base)), dataset.with_surface("item_token").catalog
+    models = []
+    for seed in (0, 0, 1):
+        torch.rand(1)  # what was drawn before plays no part
+        models.append(build_ranker(catalog, [1, 2, 3, 4, 5], config, seed=seed)[0].get_input_embeddings().weight)
+    assert torch.equal(models[0], models[1])
+    new = slice(300, None)
+    assert (models[0][new] != models[2][new]).any(1).all() and torch.equal(models[0][:300], models[2][:300])

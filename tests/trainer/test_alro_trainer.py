@@ -137,6 +137,44 @@ def test_both_orders_take_one_forward_pass_that_reads_a_history_once(folder: Pat
     assert calls == [int(tokens.max())]
 
 
+def test_ranking_costs_what_it_costs_after_supervised_fine_tuning(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+    """As many forward passes, of as many tokens."""
+    calls = []
+    for options in ({}, {"lambda_weight": 0.0, "permutation_weight": 0.0}):
+        trainer = make_trainer(folder, tmp_path, **options)
+        trainer.train()
+        with counted(trainer.model) as seen:
+            trainer.rank(dataset.test)
+        calls.append(seen)
+    assert calls[0] == calls[1] and len(calls[0]) > 0
+
+
+def test_letters_of_titles_are_read_where_they_are_written(tokenizer_copy, tmp_path: Path) -> None:
+    """Where the answer begins each letter is one token of the text, and what predicts it is the token before."""
+    dataset = prepare("toy", tmp_path / "data", toy_users=24, toy_items=60, split="leave_last", num_held_out=4)
+    model = make_family("llama", vocab_size=len(tokenizer_copy))
+    config = AlroConfig(str(tmp_path), **{**DEFAULTS, "max_length": 512, "max_history": 4})
+    given = {"train_dataset": dataset.train, "processing_class": tokenizer_copy}
+    trainer = AlroTrainer(model, config, catalog=dataset.catalog.with_surface("title"), **given)
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(3)])
+    trainer.model.eval()
+    table = trainer._answers(trainer.model, batch)
+    for row, shown in np.ndindex(3, 2):
+        mask, answer = batch["completion_mask"][row, shown], batch["answer_mask"][row, shown]
+        tokens = batch["completion_ids"][row, shown]
+        listed, written = tokens[mask & ~answer].tolist(), tokens[answer].tolist()
+        names = batch["names"][row, shown, : len(written)].tolist()
+        for name in names:
+            tail = listed[-5:]  # not titles, which were tokenised one by one
+            text = tokenizer_copy.decode([*tail, name])
+            assert tokenizer_copy(text, add_special_tokens=False)["input_ids"] == [*tail, name]
+        assert sorted(written) == sorted(set(names))
+        logps, _ = slow_table(trainer, batch, row, shown)
+        expected = logps[:, names].log_softmax(-1)
+        count = len(names)
+        torch.testing.assert_close(table.logps[row, shown, :count, :count], expected, atol=1e-4, rtol=1e-4)
+
+
 def test_misaligned_names_are_no_agreement(folder: Path, tmp_path: Path) -> None:
     """The permutation loss compares candidates: with the names of the other order it is another one."""
     trainer = make_trainer(folder, tmp_path, lambda_weight=0.0, **WHOLE)
@@ -341,10 +379,19 @@ def test_arguments_without_use_are_refused(folder: Path, tmp_path: Path, name: s
 def test_wrong_rows_are_refused(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="training rows cannot come from the test split"):
         make_trainer(folder, tmp_path, train_dataset=dataset.test)
-    with pytest.raises(ValueError, match="max_length 20 is too small: row"):
+    with pytest.raises(ValueError, match="max_length 20 is too small: list \\d+ of the train split takes"):
         make_trainer(folder, tmp_path, max_length=20)
     with pytest.raises(ValueError, match="the eval dataset has the columns"):
         make_trainer(folder, tmp_path, eval_dataset=build_rated_rows(dataset.train, num_candidates=4))
+    unrated = dataset.validation.map(lambda row: {"history_ratings": [], "target_ratings": []})
+    with pytest.raises(ValueError, match="the validation split has no ratings to rank by"):
+        make_trainer(folder, tmp_path, eval_dataset=unrated)
+    with pytest.raises(ValueError, match="the validation split has no ratings to rank by"):
+        make_trainer(folder, tmp_path, eval_dataset={"whole": dataset.validation, "unrated": unrated})
+    short = {"train_dataset": build_rated_rows(dataset.train, num_candidates=2), "max_length": 20}
+    assert len(make_trainer(folder, tmp_path, **short).train_dataset)
+    with pytest.raises(ValueError, match="max_length 20 is too small: list 0 of the validation split takes up to"):
+        make_trainer(folder, tmp_path, eval_dataset=dataset.validation, **short)
     with pytest.raises(ValueError, match="no parameter of the model is trainable"):
         make_trainer(folder, tmp_path, model=load_model(folder / "model").requires_grad_(False))
     with pytest.raises(ValueError, match="keeps no logits to predict with; call rank"):

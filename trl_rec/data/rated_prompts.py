@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trl_rec.data.prompts import _ids, _in_chat, _pieces, _start, newest_that_fit
+from trl_rec.data.prompts import beginning, in_chat, item_pieces, newest_that_fit, token_ids
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join, within
 
@@ -104,19 +104,19 @@ class RatedPromptFormat:
         )
         _refuse_unknown(tokenizer, rated_tokens(catalog, ratings, letters=letters))
         if chat_template:
-            head, tail = _in_chat(tokenizer, head, tail)
-        start = [] if chat_template else _start(tokenizer, catalog.surface)
+            head, tail = in_chat(tokenizer, head, tail)
+        start = [] if chat_template else beginning(tokenizer, catalog.surface)
         before, texts = _split(item, catalog, ratings)
         names = _names(tokenizer, tail, catalog.surface) if _has_letters(catalog, letters) else []
         return cls(
-            head=np.array(start + _ids(tokenizer, head), np.int64),
-            items=_pieces(catalog, tokenizer, before),
-            ratings=Ragged.from_lists([_ids(tokenizer, text) for text in texts]),
+            head=np.array(start + token_ids(tokenizer, head), np.int64),
+            items=item_pieces(catalog, tokenizer, before),
+            ratings=Ragged.from_lists([token_ids(tokenizer, text) for text in texts]),
             values=np.array(ratings, np.float64),
-            middle=np.array(_ids(tokenizer, candidates), np.int64),
-            candidates=_pieces(catalog, tokenizer, ". {surface}\n" if catalog.surface == "title" else "{surface}"),
+            middle=np.array(token_ids(tokenizer, candidates), np.int64),
+            candidates=item_pieces(catalog, tokenizer, ". {surface}\n" if catalog.surface == "title" else "{surface}"),
             letters=np.array(names, np.int64),
-            tail=np.array(_ids(tokenizer, tail), np.int64),
+            tail=np.array(token_ids(tokenizer, tail), np.int64),
             eos=int(tokenizer.eos_token_id),
         )
 
@@ -155,8 +155,8 @@ class RatedPromptFormat:
         middle, tail = (Ragged.repeated(part, len(slots)) for part in (self.middle, self.tail))
         return join(middle, shown, tail), Ragged(names, slots.offsets)
 
-    def refuse_long(self, candidates: Ragged, max_length: int | None) -> None:
-        """Refuses a list that does not fit `max_length` together with its answer and one rated item."""
+    def refuse_long(self, candidates: Ragged, max_length: int | None, where: str = "row {row}") -> None:
+        """Refuses a list that does not fit `max_length` together with its answer and one rated item; `where` names it."""
         if max_length is None:
             return
         item = int(self.items.lengths.max()) + int(self.ratings.lengths.max())
@@ -166,8 +166,8 @@ class RatedPromptFormat:
         if len(lengths) and lengths.max() > max_length:
             row = int(lengths.argmax())
             raise ValueError(
-                f"max_length {max_length} is too small: row {row} takes up to {lengths[row]} tokens with its "
-                f"{candidates.lengths[row]} candidates, their order and one rated item; raise max_length"
+                f"max_length {max_length} is too small: {where.format(row=row)} takes up to {lengths[row]} tokens with "
+                f"its {candidates.lengths[row]} candidates, their order and one rated item; raise max_length"
             )
 
     def _names(self, items: Ragged) -> np.ndarray:
@@ -198,9 +198,9 @@ def _names(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> list[
     """The tokens of the first alphabet each letter of which is one token where the answer begins, all of them different."""
     if surface != "title":
         return [tokenizer.get_vocab()[f"<{letter}>"] for letter in LETTERS]
-    before = _ids(tokenizer, tail)
+    before = token_ids(tokenizer, tail)
     for alphabet in ALPHABETS:
-        found = [_ids(tokenizer, tail + letter) for letter in alphabet]
+        found = [token_ids(tokenizer, tail + letter) for letter in alphabet]
         names = {ids[-1] for ids in found if ids[:-1] == before}
         if len(names) == len(alphabet):
             return [ids[-1] for ids in found]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from trl_rec.data.dataset import refuse_unless_train, split_rows
-from trl_rec.data.list_rows import _new
+from trl_rec.data.list_rows import new_targets
 from trl_rec.ragged import Ragged, join, within
 
 
@@ -50,9 +50,11 @@ def held_out_rows(split: Dataset, *, num_candidates: int = 10, max_history: int 
 
 
 def rating_values(split: Dataset) -> list[float]:
-    """The ratings that occur in a split or in rated rows, ascending."""
+    """The ratings that occur in a split or in rated rows, ascending; there is one at least."""
     names = [name for name in ("history_ratings", "target_ratings", "ratings") if name in split.column_names]
-    values = np.unique(np.concatenate([split_rows(split, name).values for name in names]))
+    values = np.unique(np.concatenate([[], *(split_rows(split, name).values for name in names)]))
+    if not len(values):
+        raise ValueError(_unrated(split))
     if len(values) > MOST_VALUES:
         raise ValueError(f"there are {len(values)} different ratings, too many to write; round them to a scale first")
     return values.astype(float).tolist()
@@ -62,7 +64,7 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
     if not 2 <= num_candidates <= MOST_CANDIDATES:
         raise ValueError(f"num_candidates must be from 2 to {MOST_CANDIDATES}, not {num_candidates}")
     history, targets, before, labels = _rated(split)
-    new = np.flatnonzero(_new(history, targets))
+    new = np.flatnonzero(new_targets(history, targets))
     counts = np.bincount(targets.row_ids[new], minlength=len(targets))
     lists = np.minimum(counts, 1) if stride is None else -(-counts // stride)
     source, start = np.repeat(np.arange(len(targets)), lists), within(lists) * (stride or 0)
@@ -90,15 +92,21 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
 
 def _rated(split: Dataset) -> tuple[Ragged, Ragged, Ragged, Ragged]:
     """History, targets, and the ratings of both."""
-    history, targets, before, labels = (
-        split_rows(split, name) for name in ("history", "targets", "history_ratings", "target_ratings")
-    )
+    names = ("history", "targets", "history_ratings", "target_ratings")
+    if not {*names} <= {*split.column_names}:
+        raise ValueError(_unrated(split))
+    history, targets, before, labels = (split_rows(split, name) for name in names)
     if not np.array_equal(history.offsets, before.offsets) or not np.array_equal(targets.offsets, labels.offsets):
-        raise ValueError(f"the {split.split} split has no ratings to rank by; prepare the data from a log with ratings")
+        raise ValueError(_unrated(split))
     values = np.concatenate([before.values, labels.values])
     if not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(f"the {split.split} split holds a rating that is negative or no number; rate from 0 upwards")
     return history, targets, before, labels
+
+
+def _unrated(split: Dataset) -> str:
+    which = "the rows have" if split.split is None else f"the {split.split} split has"
+    return f"{which} no ratings to rank by; prepare the data from a log with ratings"
 
 
 def _spread(ratings: Ragged) -> np.ndarray:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.data.rated_prompts import RatedPromptFormat
 from trl_rec.decoding.candidates import rank_candidates
-from trl_rec.decoding.recommender import Recommendation, _local
+from trl_rec.decoding.recommender import Recommendation, local_folder
 from trl_rec.items import ItemCatalog
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ragged import Ragged, join
@@ -48,7 +50,7 @@ class CandidateRanker:
             folder: The folder or hub id.
             options: Passed to the model's `from_pretrained` (`dtype`, `device_map`, ...).
         """
-        path = _local(folder)
+        path = local_folder(folder)
         if not (path / SETTINGS).is_file():
             raise ValueError(f"{folder} is no run folder of AlroTrainer ({SETTINGS} is missing); name one")
         settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
@@ -60,27 +62,49 @@ class CandidateRanker:
         """The candidates, the most preferred first; they are shown in the order in which they are given.
 
         Args:
-            history: Ids of rated items, oldest first.
-            ratings: Their ratings.
-            candidates: Ids of different items, two or more.
+            history: Ids of rated items, oldest first. What the prompt has no room for is the oldest of them, but one at least
+                has to fit.
+            ratings: Their ratings. One that training did not see is written as the nearest that it saw.
+            candidates: Ids of different items, two or more; as many as there are letters, where letters name them.
         """
-        if len(history) != len(ratings):
-            raise ValueError(f"there are {len(history)} items in the history and {len(ratings)} ratings; give one for each")
-        if len({*candidates}) < max(2, len(candidates)):
-            raise ValueError("give two candidates or more, all different")
+        self._refuse(history, ratings, candidates)
         indices = self.catalog.index_of(list(candidates))
-        shown, names = self.prompt_format.show(Ragged.from_lists([indices]), Ragged.from_lists([range(len(indices))]))
+        prompt, names = self._prompt(history, ratings, indices)
+        inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+        ranked = rank_candidates(
+            self.model, inputs, names, torch.ones_like(names, dtype=torch.bool), single_pass=self.settings["single_pass"]
+        )
+        found = zip(indices[ranked.order[0].cpu().numpy()].tolist(), ranked.scores[0].tolist(), strict=True)
+        return [Recommendation(self.catalog.ids[item], self.catalog.titles[item], score) for item, score in found]
+
+    def _prompt(self, history: Sequence[str], ratings: Sequence[float], indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The prompt `(1, P)`, and the candidates' names `(1, m)`."""
+        shown, names = self.prompt_format.show(Ragged.from_lists([indices.tolist()]), Ragged.from_lists([range(len(indices))]))
         max_length, most = self.settings["max_length"], self.settings["max_history"] or len(history)
         before = Ragged.from_lists([self.catalog.index_of(list(history)) if len(history) else []]).tail(most)
         room = None if max_length is None else max_length - shown.lengths - len(indices)
         told = self.prompt_format.encode_histories(before, Ragged.from_lists([ratings], float).tail(most), room)
+        left_out = len(history) > 0 and told.lengths[0] == len(self.prompt_format.head)
+        if room is not None and (left_out or told.lengths[0] > room[0]):
+            raise ValueError(
+                f"{len(indices)} candidates and their order take {shown.lengths[0] + len(indices)} of the {max_length} tokens "
+                "of max_length, and what is left has no room for a rated item; give fewer candidates"
+            )
         prompt, tokens = (torch.from_numpy(part.padded()) for part in (join(told, shown), names))
-        inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
-        ranked = rank_candidates(
-            self.model, inputs, tokens, torch.ones_like(tokens, dtype=torch.bool), single_pass=self.settings["single_pass"]
-        )
-        found = zip(indices[ranked.order[0].cpu().numpy()].tolist(), ranked.scores[0].tolist(), strict=True)
-        return [Recommendation(self.catalog.ids[item], self.catalog.titles[item], score) for item, score in found]
+        return prompt, tokens
+
+    def _refuse(self, history: Sequence[str], ratings: Sequence[float], candidates: Sequence[str]) -> None:
+        if len(history) != len(ratings):
+            raise ValueError(f"there are {len(history)} items in the history and {len(ratings)} ratings; give one for each")
+        finite = np.isfinite(np.array(ratings, float))
+        if not finite.all():
+            place = int(np.flatnonzero(~finite)[0])
+            raise ValueError(f"the rating of {history[place]!r} is {ratings[place]}; leave out what is not rated")
+        if len({*candidates}) < max(2, len(candidates)):
+            raise ValueError("give two candidates or more, all different")
+        letters = len(self.prompt_format.letters)
+        if letters and len(candidates) > letters:
+            raise ValueError(f"there are {len(candidates)} candidates and {letters} letters to name them; give fewer")
 
 
 def save_ranker(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:

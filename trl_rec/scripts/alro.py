@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from trl_rec.data import load, rating_values
+from trl_rec.data import RatedPromptFormat, load, rating_values
 from trl_rec.models import RecModelConfig
 from trl_rec.scripts.parsing import parse, run
-from trl_rec.trainer import AlroConfig, AlroTrainer, build_ranker, conclude_ranking
+from trl_rec.trainer import (
+    AlroConfig,
+    AlroTrainer,
+    RatingStageConfig,
+    build_ranker,
+    conclude_ranking,
+    learn_ratings,
+    refuse_unrankable,
+)
 
 
 @dataclass
@@ -21,17 +31,28 @@ class RatedDataArguments:
 
 def main(argv: list[str]) -> None:
     """Trains, saves, and writes `metrics.json` for the test split."""
-    data, model_config, config = parse((RatedDataArguments, RecModelConfig, AlroConfig), argv, "alro")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("trl_rec").setLevel(logging.INFO)  # which stage it is
+    kinds = (RatedDataArguments, RecModelConfig, RatingStageConfig, AlroConfig)
+    data, model_config, stage, config = parse(kinds, argv, "alro")
+    if stage.rating_epochs and model_config.model_name_or_path is not None:
+        raise ValueError("rating_epochs are for a model from nothing; leave them out, or model_name_or_path")
     dataset = load(data.dataset).with_surface(data.surface)
+    ratings = rating_values(dataset.train)
     model, tokenizer, adapter = build_ranker(
         dataset.catalog,
-        rating_values(dataset.train),
+        ratings,
         model_config,
         letters=config.letters,
         max_length=config.max_length,
         seed=config.seed,
         trust_remote_code=config.trust_remote_code,
     )
+    prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings, **config.prompt_options)
+    refuse_unrankable(dataset, prompt_format, config)
+    if stage.rating_epochs:
+        folder = Path(str(config.output_dir)) / "rating"
+        model = learn_ratings(model, tokenizer, prompt_format, dataset, folder, **stage.options(config))
     trainer = AlroTrainer(
         model,
         config,
@@ -42,7 +63,7 @@ def main(argv: list[str]) -> None:
         peft_config=adapter,
     )
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    conclude_ranking(trainer, dataset, {**vars(data), **vars(model_config)})
+    conclude_ranking(trainer, dataset, {**vars(data), **vars(model_config), **vars(stage)})
     trainer.end()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import get_peft_config
 
 from trl_rec.data.rated_prompts import rated_tokens
@@ -35,7 +35,8 @@ def build_ranker(
         ratings: What [`rating_values`] returned for the training split.
         config: What to load or make.
         letters: As in [`RatedPromptFormat.for_catalog`].
-        max_length, seed, trust_remote_code: As in [`build_model`].
+        max_length, trust_remote_code: As in [`build_model`].
+        seed: Of a model from nothing, and of the embeddings of new tokens.
     """
     tokens = rated_tokens(catalog, ratings, letters=letters)
     if config.model_name_or_path is None:  # its embeddings are all drawn alike, hence after the tokens are known
@@ -44,6 +45,7 @@ def build_ranker(
         size: dict[str, Any] = {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
         return model, item_tokenizer, get_peft_config(config)
+    set_seed(seed)  # the new embeddings are drawn
     model, tokenizer, adapter = build_model(catalog, config, trust_remote_code=trust_remote_code)
     tokenizer.add_tokens(tokens)
     if len(tokenizer) > model.config.get_text_config().vocab_size:

@@ -19,7 +19,7 @@ from trl.models import unwrap_model_for_generation
 
 from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.data.rated_prompts import RatedPromptFormat
-from trl_rec.data.rated_rows import RATED, build_rated_rows, held_out_rows, rating_values
+from trl_rec.data.rated_rows import RATED, rating_values
 from trl_rec.decoding.candidate_ranker import save_ranker
 from trl_rec.evaluation.graded_results import evaluate_orders
 from trl_rec.evaluation.rank_rated import RankedLists, rank_rated_rows
@@ -30,11 +30,11 @@ from trl_rec.models.loading import keep_differentiable, load_tokenizer
 from trl_rec.trainer.alro_collator import RatedListCollator
 from trl_rec.trainer.alro_config import AlroConfig
 from trl_rec.trainer.alro_gradients import gradient_norms
+from trl_rec.trainer.alro_rows import ranked_lists, training_lists
 from trl_rec.trainer.alro_tables import AnswerTable, answer_table
-from trl_rec.trainer.bear_trainer import NOT_TAKEN_HERE
 from trl_rec.trainer.rec_trainer import FSDP, RecTrainerMixin, is_split
 from trl_rec.trainer.recomputation import checkpointing_kept
-from trl_rec.trainer.refusals import refuse_arguments, refuse_frozen
+from trl_rec.trainer.refusals import NOT_TAKEN_BY_SFT, refuse_arguments, refuse_frozen
 
 
 class AlroTrainer(RecTrainerMixin, SFTTrainer):
@@ -95,7 +95,7 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         **kwargs: Any,
     ) -> None:
         args = args or AlroConfig("alro")
-        kwargs = refuse_arguments(kwargs, NOT_TAKEN_HERE, "AlroTrainer")
+        kwargs = refuse_arguments(kwargs, NOT_TAKEN_BY_SFT, "AlroTrainer")
         processing_class = processing_class or load_tokenizer(
             model if isinstance(model, str) else model.config._name_or_path, trust_remote_code=args.trust_remote_code or None
         )
@@ -124,13 +124,13 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         self.add_callback(self.data_collator)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *unused: Any) -> Dataset:
-        """The training split becomes rated lists; an evaluation split is left for ranking."""
+        """The training split becomes rated lists; an evaluation split is left for ranking, if that can be done."""
         *_, name = unused
-        if is_split(dataset) and name != "train":
-            return dataset
+        if is_split(dataset) and name == "train":
+            return training_lists(dataset, self.rated_format, args)
         if is_split(dataset):
-            options = {"stride": args.stride, "max_history": args.max_history}
-            dataset = build_rated_rows(dataset, num_candidates=args.num_candidates, **options)
+            ranked_lists(at_most(args.max_eval_users, dataset), self.rated_format, args)  # or the first evaluation would fail
+            return dataset
         if name != "train" or not set(dataset.column_names) >= RATED:
             raise ValueError(
                 f"the {name} dataset has the columns {', '.join(dataset.column_names)}; pass a split of a RecDataset"
@@ -236,9 +236,7 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
 
     def rows_of(self, split: Dataset) -> Dataset:
         """The rated lists of a validation or test split; a user whose candidates are all rated alike has none."""
-        rows = held_out_rows(split, num_candidates=self.args.num_candidates, max_history=self.args.max_history)
-        self.rated_format.refuse_long(split_rows(rows, "candidates"), self.args.max_length)
-        return rows
+        return ranked_lists(split, self.rated_format, self.args)
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
         """Metrics of the model's orders for a split's users, at most `max_eval_users` of them."""

@@ -9,6 +9,12 @@ NOT_TAKEN = {
     "data_collator": "its own collator makes the batches that its loss needs",
     "compute_metrics": "no logits are kept for it; lists are measured as the fields eval_* say, and rank returns them",
 }
+NOT_TAKEN_BY_SFT = {  # nor by a trainer on SFTTrainer
+    **NOT_TAKEN,
+    "preprocess_logits_for_metrics": NOT_TAKEN["compute_metrics"],
+    "compute_loss_func": "the loss is the method's own",
+    "formatting_func": "rows are built from items",
+}
 
 
 def refuse_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) -> dict[str, Any]:
