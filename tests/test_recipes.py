@@ -9,6 +9,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from tests.stand_ins import save_stand_in
 from trl_rec import load, prepare
 from trl_rec.cli import SCRIPTS, TRAINING
+from trl_rec.ragged import Ragged
 from trl_rec.scripts.parsing import find_recipe, recipe_names, recipes_folder
 
 
@@ -156,6 +158,8 @@ def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> l
     """Makes what a recipe begins with, and returns the options that point at it."""
     if settings.get("surface") == "semantic_id" and load(settings["dataset"]).catalog.semantic_ids is None:
         script_of("tokenize/toy").main(["--config", "tokenize/toy", "--dataset", settings["dataset"]])
+    if "{user}" in settings.get("prompt_head", ""):
+        name_users(Path(settings["dataset"]))
     model = settings.get("model_name_or_path")
     if model is None or Path(model).exists():
         return []
@@ -173,12 +177,20 @@ def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> l
     return []
 
 
+def name_users(folder: Path) -> None:
+    """Gives the users of a dataset folder semantic IDs, where they have none."""
+    dataset = load(folder)
+    if dataset.catalog.user_ids is None:
+        ids = Ragged.from_lists([[f"<ua_{user % 8}>", f"<ub_{user // 8}>"] for user in range(dataset.users.num_rows)], object)
+        replace(dataset.catalog, user_ids=ids).save(folder / "catalog")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINING_RECIPES)
 def test_a_training_recipe_takes_two_steps(name: str, take_two_steps: Callable[..., list[Watch]]) -> None:
     settings = recipe(name)
     watches = take_two_steps(name)
-    assert len(watches) == len(settings.get("stages", [{}]))
+    assert len(watches) == len(settings.get("stages", [{}])) + ("rating_epochs" in settings)
     for watch in watches:
         assert watch.steps == 2 and len(watch.losses) == 2 and all(map(math.isfinite, watch.losses))
         assert watch.moved and watch.quantized == settings.get("load_in_4bit", False)

@@ -6,8 +6,9 @@ import torch
 
 from tests.conftest import make_model as make_family
 from trl_rec import ItemCatalog
-from trl_rec.models import add_item_tokens, load_model, load_tokenizer, make_model, make_tokenizer
+from trl_rec.models import add_item_tokens, load_model, load_tokenizer, lora_config, make_model, make_tokenizer
 from trl_rec.models.loading import keep_differentiable
+from trl_rec.ragged import Ragged
 
 
 @pytest.fixture
@@ -61,3 +62,23 @@ def test_four_bit_layers_pass_gradients_after_an_evaluation_on_a_cpu() -> None:
     inputs = torch.ones(4, 128, dtype=torch.bfloat16, requires_grad=True)
     layer.train()(inputs).sum().backward()
     assert inputs.grad is not None and inputs.grad.abs().sum() > 0
+
+
+def test_a_tokenizer_from_nothing_knows_the_words_that_it_is_given(catalog: ItemCatalog) -> None:
+    plain, worded = make_tokenizer(catalog), make_tokenizer(catalog, ["Jean's  book,\n<item_1> <b_1>", "Café (1995)"])
+    assert plain.convert_ids_to_tokens(range(6)) == worded.convert_ids_to_tokens(range(6))
+    tokens = worded.tokenize("Café,<item_0>Jean's <item_2>\nbook nowhere (1995)")
+    assert tokens == ["Café", ",", "<item_0>", "Jean", "'", "s", "<item_2>", "book", "<unk>", "(", "1995", ")"]
+    assert worded.decode(worded("Café (1995)")["input_ids"]) == "Café ( 1995 )"
+    assert worded.unk_token == "<unk>" and plain.unk_token is None
+
+
+def test_users_are_learned_by_tokenizers_and_adapters(catalog: ItemCatalog, tokenizer_copy) -> None:
+    users = Ragged.from_lists([["<ua_0>", "<ub_1>"], ["<ua_1>", "<ub_0>"]], object)
+    catalog, size = catalog.with_surface("item_token", user_ids=users), len(tokenizer_copy)
+    model = make_family("llama", vocab_size=size)
+    new = add_item_tokens(model, tokenizer_copy, catalog)
+    assert new == list(range(size, size + 7)) and model.config.vocab_size == size + 7
+    adapter = lora_config(model, new)
+    assert new in adapter.trainable_token_indices.values()
+    assert make_tokenizer(catalog)("<ua_1><ub_0><item_2>")["input_ids"] == [7, 8, 5]

@@ -63,11 +63,15 @@ class RecDataset:
 
     def history_of(self, user_id: str) -> list[str]:
         """Ids of all items that a user chose, oldest first, validation and test included."""
+        rows = self.interactions.filter(pc.equal(self.interactions["user"], self.number_of(user_id)))
+        return [self.catalog.ids[item] for item in rows["item"].to_pylist()]
+
+    def number_of(self, user_id: str) -> int:
+        """The user's row in `users`."""
         number = pc.index(self.users["user_id"], user_id).as_py()
         if number < 0:
             raise ValueError(f"user {user_id!r} is not in {self.path}; look into users.parquet")
-        rows = self.interactions.filter(pc.equal(self.interactions["user"], number))
-        return [self.catalog.ids[item] for item in rows["item"].to_pylist()]
+        return number
 
     def with_surface(self, surface: str) -> RecDataset:
         """The same data, its items written another way."""
@@ -99,6 +103,11 @@ def split_rows(split: Dataset, column: str) -> Ragged:
     return Ragged.from_arrow(split.select_columns([column]).with_format("arrow")[:][column])
 
 
+def split_users(split: Dataset) -> np.ndarray:
+    """The users of a split's rows, rows chosen or reordered by `select` and the like respected."""
+    return split.select_columns(["user"]).with_format("numpy")[:]["user"]
+
+
 def at_most(count: int | None, split: Dataset) -> Dataset:
     """That many rows of a split, spread evenly."""
     if count is None or count >= len(split):
@@ -120,8 +129,7 @@ def refuse_unless_train(split: Dataset, what: str) -> None:
             f"one is {str(split.split)!r}; pass dataset.train"
         )
     if split.split is None:
-        users = split.select_columns(["user"]).with_format("numpy")[:]["user"]
-        mixed = continued(users, split_rows(split, "history"), split_rows(split, "targets"))
+        mixed = continued(split_users(split), split_rows(split, "history"), split_rows(split, "targets"))
         if len(mixed):
             raise ValueError(
                 f"training rows cannot come from several splits: a row of user {mixed[0]} goes on where another one ends, and "

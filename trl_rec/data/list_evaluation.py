@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.dataset import split_rows
+from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.list_rows import complete_list_prompts, list_targets
 from trl_rec.data.prompts import PromptFormat
 
@@ -23,10 +23,10 @@ def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_len
     rows = np.flatnonzero(items.lengths > 0)
     if not len(rows):
         raise ValueError(f"no user of the {split.split} split goes on to choose a new item; there is no list to measure")
-    histories = split_rows(split, "history").take(rows)
+    histories, users = split_rows(split, "history").take(rows), split_users(split)[rows]
     columns = {
-        "prompt_ids": prompt_format.encode(histories, max_length=max_length).to_arrow(),
-        "user": pa.array(split.with_format("numpy")[:]["user"][rows]),
+        "prompt_ids": prompt_format.encode(histories, users, max_length=max_length).to_arrow(),
+        "user": pa.array(users),
         "history": histories.to_arrow(),
     }
     return complete_list_prompts(Dataset(pa.table(columns), split=split.split), items.take(rows), prompt_format)

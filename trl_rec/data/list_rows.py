@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.dataset import refuse_unless_train, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.data.rows import IGNORED
 from trl_rec.ragged import Ragged, join, within
@@ -70,7 +70,7 @@ def list_targets(split: Dataset, list_length: int) -> Ragged:
     """Row `i`: what the user of the split's row `i` goes on to choose: the first new items, at most `list_length`, in order.
     A row is empty where the user only comes back to known items."""
     targets = split_rows(split, "targets")
-    new = _new(split_rows(split, "history"), targets)
+    new = new_targets(split_rows(split, "history"), targets)
     kept = Ragged.from_lengths(targets.values[new], np.bincount(targets.row_ids[new], minlength=len(targets)))
     return kept.slice(0 * kept.lengths, np.minimum(kept.lengths, list_length))
 
@@ -87,8 +87,8 @@ def _prompts(
             f"no user of the {split.split} split goes on to choose {length} new items in one row; lower list_length, or "
             "prepare sequences rather than windows"
         )
-    users = pa.array(split.with_format("numpy")[:]["user"][source])
-    return prompt_format.encode(before, max_length=max_length), before, items, users
+    users = split_users(split)[source]
+    return prompt_format.encode(before, users, max_length=max_length), before, items, pa.array(users)
 
 
 def _learned(prompts: Ragged, items: Ragged, prompt_format: PromptFormat) -> dict[str, pa.Array]:
@@ -104,7 +104,7 @@ def _learned(prompts: Ragged, items: Ragged, prompt_format: PromptFormat) -> dic
 def _windows(split: Dataset, length: int, stride: int) -> tuple[Ragged, Ragged, np.ndarray]:
     """All items before each list, the items of each list, and the split's row of each."""
     history, targets = split_rows(split, "history"), split_rows(split, "targets")
-    new = np.flatnonzero(_new(history, targets))
+    new = np.flatnonzero(new_targets(history, targets))
     counts = np.bincount(targets.row_ids[new], minlength=len(targets))
     items, place = Ragged.from_lengths(targets.values[new], counts), within(targets.lengths)[new]
     lists = -(-counts // stride)
@@ -114,7 +114,7 @@ def _windows(split: Dataset, length: int, stride: int) -> tuple[Ragged, Ragged, 
     return join(history, targets).take(source).slice(0 * stop, stop), chosen, source
 
 
-def _new(history: Ragged, targets: Ragged) -> np.ndarray:
+def new_targets(history: Ragged, targets: Ragged) -> np.ndarray:
     """Of all targets, which are the user's first choice of the item in the row."""
     sequences = join(history, targets)
     order = np.lexsort((sequences.values, sequences.row_ids))  # stable: equal items of a row in time order

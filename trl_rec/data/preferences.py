@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.dataset import refuse_unless_train, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged
@@ -80,7 +80,8 @@ def preference_rows(
     row, are left out, and their number is logged; the chosen item itself among the rejected is refused.
 
     Args:
-        table: `history` and `rejected` are lists of item indices, `chosen` is one.
+        table: `history` and `rejected` are lists of item indices, `chosen` is one. Where prompts name users, it has a column
+            `user`, places in `RecDataset.users`.
         prompt_format: How histories and items are written.
         max_length (*optional*): Most tokens of a prompt and its longest completion; the oldest history goes first.
         training (*optional*, defaults to `True`): Whether something learns from the rows; a table of a validation or test
@@ -98,8 +99,9 @@ def preference_rows(
     if len(clash):
         raise ValueError(f"row {clash[0]}: item {chosen[clash[0]]} is both chosen and rejected; take it out of one of the two")
     rejected = _told_apart(chosen, rejected, prompt_format.paths)
+    users = split_users(table) if "user" in table.column_names else None
     columns = {
-        "prompt_ids": prompt_format.encode(history, max_length=max_length).to_arrow(),
+        "prompt_ids": prompt_format.encode(history, users, max_length=max_length).to_arrow(),
         "chosen_ids": prompt_format.paths.take(chosen).to_arrow(),
         "rejected_ids": pa.ListArray.from_arrays(
             pa.array(rejected.offsets, pa.int32()), prompt_format.paths.take(rejected.values).to_arrow()

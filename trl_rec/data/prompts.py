@@ -3,7 +3,7 @@
 Each piece is tokenised once for the whole catalogue and rows are put together from ids, so neither a prompt nor its
 boundary to the completion depends on how a tokenizer merges across pieces, and a too long history loses its oldest items
 without tokenising again. Item tokens and semantic IDs are written compactly, nothing but the items; titles stand in a plain
-instruction, one a line.
+instruction, one a line. A head with `{user}` in it names the user by semantic ID.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class PromptFormat:
         paths (`Ragged`): Row `i`: the completion that recommends item `i`, or what a list of items holds for it.
         list_length (`int`, *optional*): Items of a completion, where it is a list.
         end (`np.ndarray`, *optional*): What ends a list: EOS.
+        users (`Ragged`, *optional*): Row `u`: what follows the head in a prompt for user `u`, where prompts name users.
     """
 
     head: np.ndarray
@@ -44,6 +45,7 @@ class PromptFormat:
     paths: Ragged
     list_length: int | None = None
     end: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    users: Ragged | None = None
 
     @classmethod
     def for_catalog(
@@ -62,7 +64,8 @@ class PromptFormat:
         Args:
             catalog: The items, whose `surface` decides the defaults.
             tokenizer: Its BOS (or, where it has none and the prompt would be empty, EOS) begins the prompt.
-            head, item, tail (*optional*): Texts; `item` holds `{surface}`.
+            head, item, tail (*optional*): Texts; `item` holds `{surface}`, and `head` may hold `{user}` once, in whose place
+                the user's semantic ID comes.
             chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's chat
                 template.
             list_length (*optional*): Makes completions lists of so many distinct items, which end in EOS.
@@ -76,16 +79,20 @@ class PromptFormat:
         )
         if "{surface}" not in item:
             raise ValueError(f"the prompt's item text {item!r} must hold {{surface}}")
+        if head.count("{user}") > 1 or "{user}" in item + tail:
+            raise ValueError("a prompt names its user once, in the head; take {user} out of the other texts")
         if chat_template:
-            head, tail = _in_chat(tokenizer, head, tail)
-        start = [] if chat_template else _start(tokenizer, catalog.surface)
+            head, tail = in_chat(tokenizer, head, tail)
+        start = [] if chat_template else beginning(tokenizer, catalog.surface)
+        before, user, after = head.partition("{user}")
         return cls(
-            head=np.array(start + _ids(tokenizer, head), np.int64),
-            pieces=_pieces(catalog, tokenizer, item),
-            tail=np.array(_ids(tokenizer, tail), np.int64),
+            head=np.array(start + token_ids(tokenizer, before), np.int64),
+            pieces=item_pieces(catalog, tokenizer, item),
+            tail=np.array(token_ids(tokenizer, tail), np.int64),
             paths=catalog.paths(tokenizer) if list_length is None else catalog.list_paths(tokenizer),
             list_length=list_length,
             end=np.array([] if list_length is None else [tokenizer.eos_token_id], np.int64),
+            users=_followed(catalog.user_token_ids(tokenizer), token_ids(tokenizer, after)) if user else None,
         )
 
     @property
@@ -99,7 +106,8 @@ class PromptFormat:
         if max_length is None:
             return None
         longest = np.sort(self.paths.lengths)[-(self.list_length or 1) :].sum() + len(self.end)
-        fixed = len(self.head) + len(self.tail) + int(longest)
+        users = 0 if self.users is None else int(self.users.lengths.max())
+        fixed = len(self.head) + users + len(self.tail) + int(longest)
         if fixed + int(self.pieces.lengths.max()) > max_length:
             what = "item" if self.list_length is None else "list"
             raise ValueError(
@@ -108,14 +116,30 @@ class PromptFormat:
             )
         return max_length - fixed
 
-    def encode(self, histories: Ragged, *, max_length: int | None = None) -> Ragged:
-        """Row `i`: the prompt for `histories[i]` (item indices, oldest first). Prompt and longest completion fit
-        `max_length`; what does not fit is the oldest part of the history."""
+    def encode(self, histories: Ragged, users: np.ndarray | None = None, *, max_length: int | None = None) -> Ragged:
+        """Row `i`: the prompt for `histories[i]` (item indices, oldest first) of user `users[i]` (rows of `RecDataset.users`),
+        who plays a part only where prompts name users. Prompt and longest completion fit `max_length`; what does not fit is
+        the oldest part of the history."""
         room = self.room(max_length)
         if room is not None:
             histories = newest_that_fit(histories, self.pieces.lengths, room)
-        head, tail = (Ragged.repeated(part, len(histories)) for part in (self.head, self.tail))
-        return join(head, histories.flatten(self.pieces), tail)
+        tail = Ragged.repeated(self.tail, len(histories))
+        return join(self.heads(len(histories), users), histories.flatten(self.pieces), tail)
+
+    def heads(self, count: int, users: np.ndarray | None = None) -> Ragged:
+        """Row `i`: what comes before the history in a prompt for user `users[i]`."""
+        head = Ragged.repeated(self.head, count)
+        if self.users is None:
+            return head
+        if users is None:
+            raise ValueError("the prompt names the user, and nobody was named; give the user's number, its row in the users")
+        unknown = np.flatnonzero((users < 0) | (users >= len(self.users)))
+        if len(unknown):
+            raise ValueError(
+                f"user {users[unknown[0]]} is unknown: there are semantic IDs of the users 0 to {len(self.users) - 1}; name "
+                "one of these, or make the IDs again"
+            )
+        return join(head, self.users.take(users))
 
 
 def newest_that_fit(histories: Ragged, piece_lengths: np.ndarray, room: int) -> Ragged:
@@ -133,11 +157,17 @@ def _refuse_list_length(list_length: int, catalog: ItemCatalog, tokenizer: PreTr
         raise ValueError("the tokenizer has no EOS token to end a list with; set tokenizer.eos_token")
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _followed(rows: Ragged, tokens: list[int]) -> Ragged:
+    """Each row with the tokens after it."""
+    return join(rows, Ragged.repeated(np.array(tokens, np.int64), len(rows)))
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """A text's tokens, nothing before and nothing after."""
     return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
-def _start(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]:
+def beginning(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]:
     """What the tokenizer begins a text with; a compact prompt needs a beginning even where the tokenizer has none."""
     if tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
         return [tokenizer.bos_token_id]
@@ -149,7 +179,7 @@ def _start(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]:
     return [start]
 
 
-def _in_chat(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) -> tuple[str, str]:
+def in_chat(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) -> tuple[str, str]:
     """Head and tail with the chat template's text around them."""
     if tokenizer.chat_template is None:
         raise ValueError("chat_template is on, but the tokenizer has no chat template; turn it off")
@@ -159,7 +189,8 @@ def _in_chat(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) -> tuple[
     return before, after
 
 
-def _pieces(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, item: str) -> Ragged:
+def item_pieces(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, item: str) -> Ragged:
+    """Row `i`: the token ids of the text `item`, item `i`'s surface in place of `{surface}`."""
     if item == "{surface}":
         return catalog.surface_ids(tokenizer)
     texts = [item.replace("{surface}", surface) for surface in catalog.surfaces]

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.dataset import refuse_unless_train, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.ragged import Ragged, join, within
 
@@ -63,18 +63,22 @@ def evaluation_rows(
 
 
 def _rows(split: Dataset, build: Callable[..., Parts], prompt_format: PromptFormat, max_length: int | None) -> Dataset:
-    history, target = split_rows(split, "history"), split_rows(split, "targets")
-    tokens, is_target, source = build(history, target, prompt_format, max_length)
+    history, target, users = split_rows(split, "history"), split_rows(split, "targets"), split_users(split)
+    tokens, is_target, source = build(history, target, users, prompt_format, max_length)
     if not len(tokens):
         raise ValueError(f"the {split.split} split holds no target: every user has a single interaction; add data")
     labels = Ragged(np.where(is_target, tokens.values, IGNORED), tokens.offsets)
-    users = split.with_format("numpy")[:]["user"][source]
-    columns = {"input_ids": tokens.to_arrow(), "labels": labels.to_arrow(), "user": pa.array(users)}
+    columns = {"input_ids": tokens.to_arrow(), "labels": labels.to_arrow(), "user": pa.array(users[source])}
     return Dataset(pa.table(columns), split=split.split)
 
 
 def _last(
-    history: Ragged, target: Ragged, prompt_format: PromptFormat, max_length: int | None, max_history: int | None
+    history: Ragged,
+    target: Ragged,
+    users: np.ndarray,
+    prompt_format: PromptFormat,
+    max_length: int | None,
+    max_history: int | None,
 ) -> Parts:
     """One row a target."""
     source = target.row_ids
@@ -85,13 +89,13 @@ def _last(
         max_history = most if max_history is None else min(max_history, most)
     start = np.zeros_like(stop) if max_history is None else np.maximum(stop - max_history, 0)
     before = join(history, target).take(source).slice(start, stop)
-    prompts = prompt_format.encode(before, max_length=max_length)
+    prompts = prompt_format.encode(before, users[source], max_length=max_length)
     completions = prompt_format.paths.take(target.values)
     tokens = join(prompts, completions)
     return tokens, within(tokens.lengths) >= np.repeat(prompts.lengths, tokens.lengths), source
 
 
-def _all(history: Ragged, target: Ragged, prompt_format: PromptFormat, max_length: int | None) -> Parts:
+def _all(history: Ragged, target: Ragged, users: np.ndarray, prompt_format: PromptFormat, max_length: int | None) -> Parts:
     """One row a window of a sequence."""
     if not prompt_format.is_compact:
         raise ValueError("targets='all' needs items written without text between them: the surface item_token or semantic_id")
@@ -110,7 +114,7 @@ def _all(history: Ragged, target: Ragged, prompt_format: PromptFormat, max_lengt
     window = items.take(source).slice(start, stop)
     item_is_target = within(window.lengths) + np.repeat(start, window.lengths) >= np.repeat(first, window.lengths)
     pieces = window.flatten(prompt_format.paths)
-    head = Ragged.repeated(prompt_format.head, len(window))
+    head = prompt_format.heads(len(window), users[source])
     lengths = prompt_format.paths.lengths[window.values]
     piece_is_target = Ragged(np.repeat(item_is_target, lengths), pieces.offsets)
     none = Ragged(np.zeros(len(head.values), bool), head.offsets)

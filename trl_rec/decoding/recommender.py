@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -58,7 +59,7 @@ class Recommender:
             folder: The folder or hub id.
             options: Passed to the model's `from_pretrained` (`dtype`, `device_map`, ...).
         """
-        path = _local(folder)
+        path = local_folder(folder)
         if not (path / SETTINGS).is_file():
             raise ValueError(f"{folder} is no run folder ({SETTINGS} is missing); name the output of a trl-rec trainer")
         settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
@@ -67,12 +68,16 @@ class Recommender:
         trie = TokenTrie.from_catalog(catalog, tokenizer, lists=prompt_format.list_length is not None)
         return cls(load_model(path, **options), tokenizer, catalog, prompt_format, trie, settings)
 
-    def recommend(self, history: Sequence[str], k: int = 10, *, exclude_history: bool = True) -> list[Recommendation]:
+    def recommend(
+        self, history: Sequence[str], k: int = 10, *, user: int | None = None, exclude_history: bool = True
+    ) -> list[Recommendation]:
         """The best `k` items after a history of item ids, oldest first; of a model that writes lists, the first `k` items of
-        its list, each with the log-probability of the list up to there."""
+        its list, each with the log-probability of the list up to there. A model whose prompts name the user has to be told
+        `user`, the row in `RecDataset.users`."""
         indices = self.catalog.index_of(list(history)) if len(history) else []
         histories = Ragged.from_lists([indices])
-        prompt = torch.from_numpy(self.prompt_format.encode(histories, max_length=self.settings["max_length"]).padded())
+        users = None if user is None else np.array([user])
+        prompt = torch.from_numpy(self.prompt_format.encode(histories, users, max_length=self.settings["max_length"]).padded())
         batch = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
         ranked = self._rank(batch, k, [list(indices)] if exclude_history else None)
         found = zip(ranked.items[0].tolist(), ranked.scores[0].tolist(), strict=True)
@@ -108,7 +113,8 @@ def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[st
     (Path(folder) / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _local(folder: str | Path) -> Path:
+def local_folder(folder: str | Path) -> Path:
+    """The folder itself, or that of a hub repository once it is fetched."""
     if Path(folder).is_dir():
         return Path(folder)
     from huggingface_hub import snapshot_download

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trl_rec.data.dataset import split_rows
+from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.lists import sample_item_lists
 from trl_rec.evaluation.intervals import bootstrap_interval
@@ -58,8 +58,9 @@ def best_of_split(
     if prompt_format.list_length is None:
         raise ValueError("the best of several lists needs a policy that writes lists; give list_length")
     trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=True)
-    histories, padding = split_rows(held_out(dataset, split), "history"), tokenizer.pad_token_id
-    lists = draw_lists(model, histories, prompt_format, trie, num_lists=best_of, seed=seed, pad_token_id=padding, **options)
+    rows = held_out(dataset, split)
+    drawing: dict[str, Any] = {"num_lists": best_of, "seed": seed, "pad_token_id": tokenizer.pad_token_id, **options}
+    lists = draw_lists(model, split_rows(rows, "history"), prompt_format, trie, users=split_users(rows), **drawing)
     counts = {"drawn": 1, f"best of {best_of}": best_of}
     return {
         name: evaluate_best_of(lists, dataset, rewards, best_of=count, split=split, seed=seed) for name, count in counts.items()
@@ -87,7 +88,7 @@ def draw_lists(
         num_lists: Lists a user.
         temperature: Divides the logits.
         seed: A user's lists depend on it and on the user's row.
-        options: `pad_token_id`, `exclude_history`, `batch_size` and `max_length`, as in [`rank_histories`].
+        options: `pad_token_id`, `users`, `exclude_history`, `batch_size` and `max_length`, as in [`rank_histories`].
     """
     length = prompt_format.list_length or 1
 

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from trl_rec.data.dataset import split_rows
+from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.beam import RankedItems, rank_items
 from trl_rec.decoding.list_beams import rank_list
@@ -53,8 +53,9 @@ def rank_split(
     """
     prompt_format = prompt_format or PromptFormat.for_catalog(dataset.catalog, tokenizer)
     trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=prompt_format.list_length is not None)
-    histories = split_rows(held_out(dataset, split), "history")
-    return rank_histories(model, histories, prompt_format, trie, pad_token_id=tokenizer.pad_token_id, **options)
+    rows, padding = held_out(dataset, split), tokenizer.pad_token_id
+    histories, users = split_rows(rows, "history"), split_users(rows)
+    return rank_histories(model, histories, prompt_format, trie, users=users, pad_token_id=padding, **options)
 
 
 def rank_histories(
@@ -64,6 +65,7 @@ def rank_histories(
     trie: TokenTrie,
     *,
     pad_token_id: int,
+    users: np.ndarray | None = None,
     top_k: int = 10,
     num_beams: int | None = None,
     exclude_history: bool = True,
@@ -81,6 +83,7 @@ def rank_histories(
         prompt_format: How they are written.
         trie: The catalogue, made with `lists=True` for lists.
         pad_token_id: What prompts are padded with.
+        users (*optional*): Whose histories they are, rows of `RecDataset.users`; needed where prompts name users.
         top_k: Ranks to return.
         num_beams (*optional*, defaults to `top_k`): Width of the beam search; never below `top_k`. For lists the default is 1,
             the likeliest token each time.
@@ -103,6 +106,7 @@ def rank_histories(
         width=top_k,
         desc="ranking",
         pad_token_id=pad_token_id,
+        users=users,
         exclude_history=exclude_history,
         batch_size=batch_size,
         max_length=max_length,
@@ -117,6 +121,7 @@ def over_histories(
     width: int,
     desc: str,
     pad_token_id: int,
+    users: np.ndarray | None = None,
     exclude_history: bool = True,
     batch_size: int = 16,
     max_length: int | None = None,
@@ -125,11 +130,11 @@ def over_histories(
 
     Args:
         items: Gives items `(B, width)` from the prompts, the numbers of their rows, and the items to exclude `(B, E)`.
-        histories, prompt_format, pad_token_id, exclude_history, batch_size, max_length: As in [`rank_histories`].
+        histories, prompt_format, pad_token_id, users, exclude_history, batch_size, max_length: As in [`rank_histories`].
         width: Items a row.
         desc: What the progress bar says.
     """
-    prompts, state = prompt_format.encode(histories, max_length=max_length), PartialState()
+    prompts, state = prompt_format.encode(histories, users, max_length=max_length), PartialState()
     mine = np.argsort(-prompts.lengths, kind="stable")[state.process_index :: state.num_processes]
     found = np.full((len(mine), width), -1, np.int64)
     starts = range(0, len(mine), batch_size)

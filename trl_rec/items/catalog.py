@@ -1,7 +1,8 @@
 """The items that can be recommended, and the exact text the model reads and writes for each.
 
 An item is known by its index, its row in the catalogue, everywhere inside the package; ids and titles are for people. A
-surface is the item's text, a path is the surface's token ids as the trie holds them. No model, no tokenizer is loaded here.
+surface is the item's text, a path is the surface's token ids as the trie holds them. Users may have semantic IDs too, by which
+prompts name them; no user is on a path. No model, no tokenizer is loaded here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from trl_rec.items.user_ids import read_user_ids, refuse_shared_tokens, tokens_of, write_user_ids
 from trl_rec.ragged import Ragged, join
 
 
@@ -43,12 +45,15 @@ class ItemCatalog:
             brands) for the measures of fairness and diversity.
         semantic_ids (`Ragged`, *optional*):
             Row `i`: the tokens of item `i`, as strings.
+        user_ids (`Ragged`, *optional*):
+            Row `u`: the tokens of user `u`'s semantic ID, as strings: `<ua_3><ub_17>`. None of them is an item's.
     """
 
     items: pa.Table
     surface: str = "title"
     group_column: str | None = None
     semantic_ids: Ragged | None = None
+    user_ids: Ragged | None = None
 
     def __post_init__(self) -> None:
         if self.surface not in SURFACES:
@@ -60,6 +65,8 @@ class ItemCatalog:
                 f"no column {self.group_column!r} to group items by; there are {', '.join(self.items.column_names)}"
             )
         _refuse_repeats(self.items["item_id"])
+        if self.user_ids is not None:
+            refuse_shared_tokens(self.user_ids, self.semantic_ids)
 
     def __len__(self) -> int:
         return self.items.num_rows
@@ -112,9 +119,11 @@ class ItemCatalog:
         np.add.at(shares, (members.row_ids, groups), 1 / np.maximum(members.lengths, 1)[members.row_ids])
         return names.tolist(), shares
 
-    def with_surface(self, surface: str, semantic_ids: Ragged | None = None) -> ItemCatalog:
-        """The same items, written another way."""
-        return replace(self, surface=surface, semantic_ids=semantic_ids if semantic_ids is not None else self.semantic_ids)
+    def with_surface(self, surface: str, semantic_ids: Ragged | None = None, user_ids: Ragged | None = None) -> ItemCatalog:
+        """The same items, written another way; IDs that are not given stay."""
+        semantic_ids = self.semantic_ids if semantic_ids is None else semantic_ids
+        user_ids = self.user_ids if user_ids is None else user_ids
+        return replace(self, surface=surface, semantic_ids=semantic_ids, user_ids=user_ids)
 
     @cached_property
     def surfaces(self) -> list[str]:
@@ -127,32 +136,38 @@ class ItemCatalog:
         return ["".join(self.semantic_ids[index]) for index in range(len(self))]
 
     @cached_property
-    def new_tokens(self) -> list[str]:
+    def user_surfaces(self) -> list[str]:
+        """The texts of the users' semantic IDs, by number; none where there are no IDs."""
+        return [] if self.user_ids is None else ["".join(self.user_ids[user]) for user in range(len(self.user_ids))]
+
+    @cached_property
+    def item_tokens(self) -> list[str]:
         """The tokens a tokenizer must learn before it can write these surfaces; none for titles."""
         if self.surface == "title":
             return []
-        if self.surface == "item_token":
-            return self.surfaces
-        assert self.semantic_ids is not None
-        return np.unique(self.semantic_ids.values.astype(str)).tolist()
+        return self.surfaces if self.surface == "item_token" else tokens_of(self.semantic_ids)
+
+    @cached_property
+    def new_tokens(self) -> list[str]:
+        """All that a tokenizer must learn: the items' tokens, and those of the users' IDs where there are any."""
+        return [*self.item_tokens, *tokens_of(self.user_ids)]
 
     def surface_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Row `i`: the token ids of item `i`'s surface."""
         if self.surface == "title":
             return Ragged.from_lists(tokenizer(self.surfaces, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-        vocabulary = tokenizer.get_vocab()
-        missing = [token for token in self.new_tokens if token not in vocabulary]
-        if missing:
-            raise ValueError(
-                f"the tokenizer lacks {len(missing)} of the catalogue's {len(self.new_tokens)} tokens, {missing[0]!r} first; "
-                "add them with tokenizer.add_tokens(catalog.new_tokens) and resize the model's embeddings"
-            )
+        vocabulary = _known(tokenizer, self.item_tokens)
         if self.surface == "item_token":
             tokens = np.array([vocabulary[token] for token in self.surfaces], dtype=np.int64)
             return Ragged.from_lengths(tokens, np.ones(len(self), np.int64))
         assert self.semantic_ids is not None
-        names, position = np.unique(self.semantic_ids.values.astype(str), return_inverse=True)
-        return Ragged(np.array([vocabulary[name] for name in names.tolist()])[position], self.semantic_ids.offsets)
+        return _numbered(self.semantic_ids, vocabulary)
+
+    def user_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
+        """Row `u`: the token ids of user `u`'s semantic ID."""
+        if self.user_ids is None:
+            raise ValueError("the catalogue holds no semantic IDs of users; make them first, or leave users out of prompts")
+        return _numbered(self.user_ids, _known(tokenizer, tokens_of(self.user_ids)))
 
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Row `i`: what the model must write to recommend item `i`. Titles end in EOS, so that none begins another; item
@@ -189,7 +204,7 @@ class ItemCatalog:
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
-        """Writes `items.parquet` and `catalog.json`."""
+        """Writes `items.parquet` and `catalog.json`, and `user_ids.parquet` where there are any."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         items = self.items
@@ -197,6 +212,7 @@ class ItemCatalog:
             column = Ragged(self.semantic_ids.values.astype(object), self.semantic_ids.offsets).to_arrow()
             items = items.append_column("semantic_id", column)
         pq.write_table(items, folder / "items.parquet")
+        write_user_ids(self.user_ids, folder)
         card = {
             "surface": self.surface,
             "group_column": self.group_column,
@@ -224,10 +240,28 @@ class ItemCatalog:
         if "semantic_id" in items.column_names:
             semantic_ids = Ragged.from_arrow(items["semantic_id"])
             items = items.drop_columns(["semantic_id"])
-        catalog = cls(items, surface, group_column, semantic_ids)
+        catalog = cls(items, surface, group_column, semantic_ids, read_user_ids(folder))
         if catalog.fingerprint != fingerprint:
             raise ValueError(f"{folder}: items.parquet and catalog.json tell of different items; prepare the data again")
         return catalog
+
+
+def _known(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> dict[str, int]:
+    """The tokenizer's vocabulary, once all tokens are in it."""
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in tokens if token not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"the tokenizer lacks {len(missing)} of the catalogue's {len(tokens)} tokens, {missing[0]!r} first; "
+            "add them with tokenizer.add_tokens(catalog.new_tokens) and resize the model's embeddings"
+        )
+    return vocabulary
+
+
+def _numbered(ids: Ragged, vocabulary: dict[str, int]) -> Ragged:
+    """Token ids for tokens."""
+    names, position = np.unique(ids.values.astype(str), return_inverse=True)
+    return Ragged(np.array([vocabulary[name] for name in names.tolist()], np.int64)[position], ids.offsets)
 
 
 def _refuse_repeats(ids: pa.ChunkedArray) -> None:

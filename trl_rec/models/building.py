@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ def build_model(
     max_length: int | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
+    texts: Iterable[str] = (),
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PeftConfig | None]:
     """Model, tokenizer and adapter configuration, ready for a trainer.
 
@@ -53,9 +55,10 @@ def build_model(
         max_length: Most tokens of a text, for a model from nothing.
         seed: Of a model from nothing.
         trust_remote_code: Whether code that comes with a model is run.
+        texts: What a model from nothing has to be able to say besides items.
     """
     if config.model_name_or_path is None:
-        item_tokenizer = make_tokenizer(catalog)
+        item_tokenizer = make_tokenizer(catalog, texts)
         size = {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
         return model, item_tokenizer, get_peft_config(config)

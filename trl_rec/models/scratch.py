@@ -7,6 +7,9 @@ wherever a method is to be seen end to end.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
     Phi3Config,
@@ -20,16 +23,24 @@ from transformers import (
 from trl_rec.items.catalog import ItemCatalog
 
 
-def make_tokenizer(catalog: ItemCatalog) -> PreTrainedTokenizerFast:
-    """A tokenizer that knows the catalogue's item tokens or semantic IDs, and `<pad> <bos> <eos>`, nothing else."""
-    if not catalog.new_tokens:
+WORDS = r"<[^<>\s]+>|\w+|[^\w\s]"
+
+
+def make_tokenizer(catalog: ItemCatalog, texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows the catalogue's new tokens and `<pad> <bos> <eos>`, nothing else. Given `texts`, it also knows
+    their words and signs, each a token, and `<unk>` for others; it writes no white space."""
+    if catalog.surface == "title":
         raise ValueError("titles need a pretrained tokenizer; choose the surface item_token or semantic_id")
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<bos>", "<eos>", *catalog.new_tokens])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("<[^>]+>"), behavior="isolated")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
-    )
+    words = sorted({word for text in texts for word in re.findall(WORDS, text)} - set(catalog.new_tokens))
+    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"} | ({"unk_token": "<unk>"} if words else {})
+    tokens = dict.fromkeys(["<pad>", "<bos>", "<eos>", *catalog.new_tokens, *special.values(), *words])
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special.get("unk_token", "<pad>")))
+    if words:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("<[^>]+>"), behavior="isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)
 
 
 def make_model(

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from trl_rec.data.dataset import split_rows
+from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.evaluation.rank import rank_histories
 from trl_rec.items.trie import TokenTrie
@@ -69,16 +69,17 @@ def self_play_beams(
         raise ValueError(f"part_size={part_size}, num_beams={num_beams}: both must be at least 1")
     if folder is not None and not key:
         raise ValueError("beams that are kept in a folder need a key that stands for the model's weights; give one")
-    histories, trie, parts = split_rows(prefixes, "history"), trie.to(model.device), None
+    histories, users, trie, parts = split_rows(prefixes, "history"), split_users(prefixes), trie.to(model.device), None
     if folder is not None:
         settings = {name: value for name, value in options.items() if name != "batch_size"} | {"num_beams": num_beams}
-        parts = _Parts(Path(folder), _digest(repr((key, sorted(settings.items()))), prompt_format, trie))
+        parts = _Parts(Path(folder), _digest(repr((key, sorted(settings.items()))), prompt_format, trie, users))
 
-    def made(number: int, part: Ragged) -> np.ndarray:
+    def made(number: int, part: Ragged, whose: np.ndarray) -> np.ndarray:
         """The beams of a part, from its file where there is one."""
         done = None if parts is None else parts.read(number, part)
         if done is None:
-            done = rank_histories(model, part, prompt_format, trie, pad_token_id=pad_token_id, top_k=num_beams, **options)
+            settings = {"pad_token_id": pad_token_id, "top_k": num_beams, **options}
+            done = rank_histories(model, part, prompt_format, trie, users=whose, **settings)
             if parts is not None:
                 parts.write(number, part, done)
         return done
@@ -86,8 +87,9 @@ def self_play_beams(
     beams = np.empty((len(histories), num_beams), np.int32)
     with tqdm(total=len(beams), desc="self-play", unit="prompt", disable=not PartialState().is_local_main_process) as progress:
         for number, start in enumerate(range(0, len(beams), part_size)):
-            part = histories.take(np.arange(start, min(start + part_size, len(beams))))
-            beams[start : start + part_size] = made(number, part)
+            rows = np.arange(start, min(start + part_size, len(beams)))
+            part = histories.take(rows)
+            beams[start : start + part_size] = made(number, part, users[rows])
             progress.update(len(part))
     return beams
 
@@ -142,8 +144,10 @@ class _Parts:
         return _hash(self.digest, histories.offsets, histories.values)
 
 
-def _digest(settings: str, prompt_format: PromptFormat, trie: TokenTrie) -> str:
+def _digest(settings: str, prompt_format: PromptFormat, trie: TokenTrie, users: np.ndarray) -> str:
     rows = [array for part in (prompt_format.pieces, prompt_format.paths) for array in (part.offsets, part.values)]
+    if prompt_format.users is not None:
+        rows += [users, prompt_format.users.offsets, prompt_format.users.values]
     tree = [tensor.cpu().numpy() for tensor in (trie.row_offsets, trie.child_tokens, trie.items)]
     return _hash(settings, prompt_format.head, prompt_format.tail, *rows, *tree)
 

@@ -7,9 +7,9 @@ import sys
 from dataclasses import dataclass, field
 
 from trl_rec.data import load
-from trl_rec.models import RecModelConfig, build_model
+from trl_rec.models import RecModelConfig
 from trl_rec.scripts.parsing import parse, run
-from trl_rec.trainer import BearConfig, BearTrainer, conclude
+from trl_rec.trainer import BearConfig, build_bear_trainer, conclude
 
 
 @dataclass
@@ -24,22 +24,7 @@ def main(argv: list[str]) -> None:
     """Trains, saves, and writes `metrics.json` for the test split."""
     data, model_config, config = parse((DataArguments, RecModelConfig, BearConfig), argv, "bear")
     dataset = load(data.dataset).with_surface(data.surface)
-    model, tokenizer, adapter = build_model(
-        dataset.catalog,
-        model_config,
-        max_length=config.max_length,
-        seed=config.seed,
-        trust_remote_code=config.trust_remote_code,
-    )
-    trainer = BearTrainer(
-        model,
-        config,
-        train_dataset=dataset.train,
-        eval_dataset=dataset.validation,
-        processing_class=tokenizer,
-        catalog=dataset.catalog,
-        peft_config=adapter,
-    )
+    trainer = build_bear_trainer(dataset, config, model_config)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     conclude(trainer, dataset, {**vars(data), **vars(model_config)})
     trainer.end()

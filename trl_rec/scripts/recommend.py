@@ -26,12 +26,13 @@ def main(argv: list[str]) -> None:
     arguments = parse(RecommendArguments, argv, "recommend")
     if (arguments.user is None) == (arguments.titles is None) or (arguments.user is not None and arguments.dataset is None):
         raise ValueError("give --user with --dataset, or --titles")
-    recommender = Recommender.from_pretrained(arguments.model)
+    recommender, user = Recommender.from_pretrained(arguments.model), None
     if arguments.user is not None:
-        history = load(arguments.dataset).history_of(arguments.user)
+        dataset = load(arguments.dataset)
+        history, user = dataset.history_of(arguments.user), dataset.number_of(arguments.user)
     else:
         history = recommender.catalog.ids_of(arguments.titles)
-    listed = recommender.recommend(history, arguments.k, exclude_history=arguments.exclude_history)
+    listed = recommender.recommend(history, arguments.k, user=user, exclude_history=arguments.exclude_history)
     titles = dict(zip(recommender.catalog.ids, recommender.catalog.titles, strict=True))
     print(f"history, newest first ({len(history)} items, at most 10 shown)")
     print("\n".join(f"      {titles[item]}" for item in reversed(history[-10:])))

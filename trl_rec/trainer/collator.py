@@ -1,5 +1,7 @@
 """Batches of next-item rows and of list rows, with the trie node at which each target token is chosen.
 
+Labels that are no item's, such as those of a text, have the node `FREE`: they are chosen from the whole vocabulary.
+
 Legend: B rows, T tokens of the longest.
 """
 
@@ -18,6 +20,9 @@ from trl_rec.data.rows import IGNORED
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.list_labels import list_choices
+
+
+FREE = -2
 
 
 @dataclass
@@ -56,7 +61,7 @@ class NextItemCollator:
         elif self.trie is not None:
             nodes = self._pad(Ragged.from_lists([row["trie_nodes"] for row in rows]), -1)
             widths = self.trie.row_offsets[nodes + 1] - self.trie.row_offsets[nodes]
-            forced = (nodes < 0) | (widths == 1)
+            forced = ((nodes < 0) | (widths == 1)) & (nodes != FREE)
             batch["labels"] = batch["labels"].masked_fill(forced, IGNORED)
             batch["trie_nodes"] = nodes.masked_fill(forced, -1)
         return batch
@@ -68,22 +73,26 @@ class NextItemCollator:
         return torch.from_numpy(rows.padded(fill=fill, width=width, left=self.padding_side == "left"))
 
 
-def with_trie_nodes(rows: Dataset, trie: TokenTrie) -> Dataset:
+def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = None) -> Dataset:
     """The rows with a column `trie_nodes`: for each label the node at which it is chosen, -1 where nothing is learned.
 
-    The labels of a row are the paths of one item after another. A label that continues no item is refused, with its row.
+    The labels of a row are the paths of one item after another. A label that continues no item is refused, with its row. Rows
+    where `free` `(num_rows,)` is true learn something else, and their labels have the node `FREE`.
     """
     labels, trie = split_rows(rows, "labels"), trie.to("cpu")
-    learned = labels.values != IGNORED
-    counts = np.bincount(labels.row_ids[learned], minlength=len(labels))
     nodes = np.full(len(labels.values), -1, np.int32)
+    learned = labels.values != IGNORED
+    if free is not None:
+        nodes[learned & free[labels.row_ids]] = FREE
+        learned &= ~free[labels.row_ids]
+    counts = np.bincount(labels.row_ids[learned], minlength=len(labels))
     nodes[learned] = _nodes(Ragged.from_lengths(labels.values[learned], counts), trie)
     return rows.add_column("trie_nodes", Ragged(nodes, labels.offsets).to_arrow())
 
 
 def _nodes(targets: Ragged, trie: TokenTrie) -> np.ndarray:
     """The node of each target token, rows walked side by side: at a leaf the next token begins an item at the root."""
-    tokens = torch.from_numpy(targets.padded())
+    tokens = torch.from_numpy(targets.padded(width=max(1, int(targets.lengths.max(initial=0)))))
     node, passed = torch.zeros(len(tokens), dtype=torch.int64), []
     for column in tokens.unbind(1):
         passed.append(node)

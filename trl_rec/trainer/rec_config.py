@@ -11,7 +11,8 @@ class RecConfig:
     """Fields that the recommendation trainers add to TRL's configs.
 
     Args:
-        prompt_head (`str`, *optional*): Text before the history; the surface's default otherwise.
+        prompt_head (`str`, *optional*): Text before the history; the surface's default otherwise. It may hold `{user}`, in
+            whose place the user's semantic ID comes.
         prompt_item (`str`, *optional*): Text of an item in the history, with `{surface}` in it.
         prompt_tail (`str`, *optional*): Text between the history and the completion.
         chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a turn in the tokenizer's chat template.
@@ -26,7 +27,7 @@ class RecConfig:
             otherwise.
     """
 
-    prompt_head: str | None = field(default=None, metadata={"help": "text before the history"})
+    prompt_head: str | None = field(default=None, metadata={"help": "text before the history, perhaps with {user}"})
     prompt_item: str | None = field(default=None, metadata={"help": "text of an item in the history, with {surface}"})
     prompt_tail: str | None = field(default=None, metadata={"help": "text between the history and the completion"})
     chat_template: bool = field(default=False, metadata={"help": "put the prompt into the tokenizer's chat template"})

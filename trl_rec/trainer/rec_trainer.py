@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl.models import unwrap_model_for_generation
 
-from trl_rec.data.dataset import at_most, split_rows
+from trl_rec.data.dataset import at_most, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.recommender import save_recommender
 from trl_rec.evaluation import evaluate_rankings, rank_histories
@@ -127,6 +127,7 @@ class RecTrainerMixin(Base):
                 self.prompt_format,
                 self.trie,
                 pad_token_id=self.processing_class.pad_token_id,
+                users=split_users(split) if self.prompt_format.users is not None else None,
                 top_k=max(self.args.eval_ks),
                 num_beams=self.args.eval_num_beams,
                 exclude_history=self.args.eval_exclude_history,

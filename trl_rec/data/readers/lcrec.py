@@ -90,12 +90,13 @@ def _items(files: dict[str, Path]) -> tuple[pa.Table, tuple[str, ...]]:
         if name not in columns:
             columns[name] = _column([entry.get(name) for entry in entries.values()])
     if "semantic_ids" in files:
-        columns["semantic_id"] = _semantic_ids(files["semantic_ids"], list(entries))
+        columns["semantic_id"] = pa.array(read_index(files["semantic_ids"], list(entries)), pa.list_(pa.string()))
     notes = (f"items with an empty title, called by their id: {untitled}",) if untitled else ()
     return items_table(pa.table(columns), path.name), notes
 
 
-def _semantic_ids(path: Path, items: list[str]) -> pa.Array:
+def read_index(path: Path, items: list[str]) -> list[list[str]]:
+    """The tokens of each of the items, from an `X.index.json`."""
     index = load_json(path, dict)
     missing = next((item for item in items if not index.get(item)), None)
     if missing is not None:
@@ -104,7 +105,7 @@ def _semantic_ids(path: Path, items: list[str]) -> pa.Array:
         tokens = index[item]
         if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
             raise ValueError(f"{path.name}: item {item!r} has no list of texts as tokens but {tokens!r}; correct the file")
-    return pa.array([index[item] for item in items], pa.list_(pa.string()))
+    return [index[item] for item in items]
 
 
 def _column(values: list[Any]) -> pa.Array:

@@ -1,0 +1,76 @@
+"""A small run on several tasks, the same here and in a launched process: `python -m tests.trainer.task_runs FOLDER OUTPUT
+[KEY=VALUE ...]`.
+
+`FOLDER` holds a dataset and a model, as `make_folder` writes them. The weights end up in OUTPUT.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import disable_progress_bars
+
+from tests.trainer import runs
+from tests.trainer.runs import QUIET, losses
+from trl_rec import BearConfig, BearTrainer, RecDataset, load
+from trl_rec.data import task_texts
+from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
+from trl_rec.ragged import Ragged
+from trl_rec.trainer import build_training_rows
+
+
+disable_progress_bars()
+
+TASKS = {"next_item": 1.0, "item_to_id": 0.5, "id_to_item": 0.5, "history_to_title": 0.5, "titles_to_id": 0.5}
+TASKS |= {"profile_to_user": 0.5, "user_to_profile": 0.5, "query_to_item": 0.5, "history_to_preference": 0.5}
+DEFAULTS: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.1, "targets": "all"}
+DEFAULTS |= {"lr_scheduler_type": "constant", "optim": "sgd", "max_length": 128, "save_strategy": "no"}
+DEFAULTS |= {"gradient_checkpointing": False, "prompt_head": "{user}", "tasks": TASKS, "task_history": 5, **QUIET}
+PASSED_ON = ("peft_config", "callbacks", "eval_dataset")
+
+
+def make_folder(folder: Path) -> RecDataset:
+    """`runs.make_folder`'s, with semantic IDs of users, and a tokenizer that knows the words of the tasks."""
+    catalog = runs.make_folder(folder).catalog
+    users = [[f"<ua_{user % 5}>", f"<ub_{user}>"] for user in range(24)]
+    catalog = catalog.with_surface("semantic_id", user_ids=Ragged.from_lists(users, object))
+    catalog.save(folder / "data" / "catalog")
+    dataset = load(folder / "data")
+    tokenizer = make_tokenizer(catalog, task_texts(dataset))
+    tokenizer.save_pretrained(folder / "model")
+    make_model(tokenizer, hidden_size=16, dropout=0.0, max_length=256).save_pretrained(folder / "model")
+    return dataset
+
+
+def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
+    """A trainer on that folder; `options` go to `BearConfig`, but for those named here."""
+    dataset, tokenizer = load(folder / "data"), load_tokenizer(folder / "model")
+    extra = {name: options.pop(name) for name in PASSED_ON if name in options}
+    rows, model = (options.pop(name, None) for name in ("train_dataset", "model"))
+    config = BearConfig(str(output), **{**DEFAULTS, **options})
+    rows = build_training_rows(dataset, tokenizer, config) if rows is None else rows
+    common = {"train_dataset": rows, "processing_class": tokenizer, "catalog": dataset.catalog, **extra}
+    return BearTrainer(model or load_model(folder / "model"), config, **common)
+
+
+def main() -> None:
+    folder, output, *pairs = sys.argv[1:]
+    options = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
+    trainer = make_trainer(Path(folder), Path(output), **options)
+    trainer.train()
+    metrics = trainer.rank_and_measure(load(Path(folder) / "data").validation)
+    trainer.save_model(output)
+    if trainer.is_world_process_zero():
+        told = {"losses": losses(trainer), "ndcg": metrics[f"ndcg@{max(trainer.args.eval_ks)}"]}
+        told["tasks"] = [{name: entry[name] for name in entry if "task/" in name} for entry in trainer.state.log_history]
+        torch.save(told, Path(output) / "run.pt")
+    trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main()

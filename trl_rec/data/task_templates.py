@@ -1,0 +1,167 @@
+"""The prompts of the tasks beside the next item: a few templates each, of which one is drawn for every row and epoch.
+
+A template is text with slots in braces. Its text is tokenised once, as the segments between the slots, and a prompt is segments
+and slots joined as ids. The wording is ours, and plain. Deviation: Align3GR takes LC-Rec's templates, 5 to 19 a task.
+
+The task `next_item` has none: its prompt is the one that decoding uses, as a model that is asked in several ways is not asked
+in the one that counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trl_rec.data.prompts import beginning, in_chat, token_ids
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NEXT_ITEM = "next_item"
+SLOT = r"{(\w+)}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task asks.
+
+    Args:
+        slots (`tuple[str, ...]`): What a row fills in, in the order in which it keeps it.
+        answer (`str`): `"item"`, which is chosen among the catalogue's; `"user"`, a user's semantic ID; or `"text"`.
+        templates (`tuple[str, ...]`): Each holds some of the slots, at most once.
+    """
+
+    slots: tuple[str, ...]
+    answer: str
+    templates: tuple[str, ...]
+
+
+TASKS = {
+    NEXT_ITEM: Task((), "item", ()),
+    "item_to_id": Task(
+        ("title", "text"),
+        "item",
+        (
+            "An item is described as follows.\n{text}\nWhich item is it?\n",
+            "Find the item called {title}.\nItem: ",
+            "Title: {title}\nIts place in the catalogue: ",
+            "Write the item that these words belong to: {text}\n",
+        ),
+    ),
+    "id_to_item": Task(
+        ("item",),
+        "text",
+        (
+            "What is the item {item} called?\n",
+            "Item: {item}\nTitle: ",
+            "Write out the title of {item}.\n",
+        ),
+    ),
+    "history_to_title": Task(
+        ("user", "history"),
+        "text",
+        (
+            "User {user} has chosen {history}\nThe title of what comes next: ",
+            "Items chosen so far, oldest first: {history}\nName the title that user {user} chooses now.\n",
+            "After {history} user {user} goes on to an item. What is it called?\n",
+            "User: {user}\nHistory: {history}\nNext title: ",
+        ),
+    ),
+    "titles_to_id": Task(
+        ("user", "titles"),
+        "item",
+        (
+            "User {user} has chosen these titles:\n{titles}The next item: ",
+            "Titles, oldest first:\n{titles}Which item does user {user} choose after them?\n",
+            "User: {user}\nTitles so far:\n{titles}Next item: ",
+            "Here is what user {user} picked.\n{titles}Continue with one item.\n",
+        ),
+    ),
+    "profile_to_user": Task(
+        ("profile",),
+        "user",
+        (
+            "A user is described like this: {profile}\nWho is it?\n",
+            "Profile: {profile}\nUser: ",
+            "Name the user whom these words fit: {profile}\n",
+        ),
+    ),
+    "user_to_profile": Task(
+        ("user",),
+        "text",
+        (
+            "Describe user {user}.\n",
+            "User: {user}\nProfile: ",
+            "What is known of user {user}?\n",
+        ),
+    ),
+    "query_to_item": Task(
+        ("user", "history", "preference", "query"),
+        "item",
+        (
+            "User {user} has chosen {history}\nNow they search for: {query}\nItem: ",
+            "Search: {query}\nUser {user} had {history}\nThe best match: ",
+            "User {user} mostly likes {preference}\nHistory: {history}\nSearch: {query}\nItem: ",
+            "User {user} asks for something with {query}\nWhich item do they take after {history}?\n",
+        ),
+    ),
+    "history_to_preference": Task(
+        ("user", "history"),
+        "text",
+        (
+            "User {user} has chosen {history}\nWhat do they like?\n",
+            "History of user {user}: {history}\nPreference: ",
+            "Sum up the taste of user {user} after {history}\n",
+        ),
+    ),
+}
+NAMES = tuple(TASKS)
+
+
+@dataclass(frozen=True, eq=False)
+class TemplateIds:
+    """One template as token ids: `segments[0]`, slot `places[0]` of the task, `segments[1]`, and so on."""
+
+    segments: list[np.ndarray]
+    places: list[int]
+
+    def fill(self, slots: Sequence[Sequence[int]]) -> np.ndarray:
+        """The prompt, of what a row keeps for the task's slots."""
+        parts = [self.segments[0]]
+        for place, segment in zip(self.places, self.segments[1:], strict=True):
+            parts += [np.asarray(slots[place], np.int64), segment]
+        return np.concatenate(parts)
+
+
+def template_ids(
+    tokenizer: PreTrainedTokenizerBase, surface: str, *, chat_template: bool = False
+) -> dict[str, list[TemplateIds]]:
+    """Each task's templates, beginning as a prompt of the surface does; with `chat_template`, as a user's turn."""
+    before, after = in_chat(tokenizer, "", "") if chat_template else ("", "")
+    start = [] if chat_template else beginning(tokenizer, surface)
+    return {
+        name: [_ids_of(tokenizer, start, f"{before}{text}{after}", task.slots) for text in task.templates]
+        for name, task in TASKS.items()
+    }
+
+
+def longest_template(templates: Sequence[TemplateIds]) -> int:
+    """Tokens of the longest one, its slots left empty."""
+    return max(sum(map(len, template.segments)) for template in templates)
+
+
+def template_texts() -> list[str]:
+    """The templates' words, for a vocabulary."""
+    return [re.sub(SLOT, " ", text) for task in TASKS.values() for text in task.templates]
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerBase, start: list[int], text: str, slots: tuple[str, ...]) -> TemplateIds:
+    pieces = re.split(SLOT, text)
+    segments = [np.array(token_ids(tokenizer, piece), np.int64) for piece in pieces[::2]]
+    segments[0] = np.concatenate([np.array(start, np.int64), segments[0]])
+    return TemplateIds(segments, [slots.index(name) for name in pieces[1::2]])

@@ -1,0 +1,54 @@
+"""Users' semantic IDs beside a catalogue: `user_ids.parquet`, one list of tokens a user."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trl_rec.ragged import Ragged
+
+
+FILE = "user_ids.parquet"
+
+
+def write_user_ids(user_ids: Ragged | None, folder: Path) -> None:
+    """Writes the file, or takes away one that is there where there are no IDs."""
+    if user_ids is None:
+        (folder / FILE).unlink(missing_ok=True)
+        return
+    column = Ragged(user_ids.values.astype(object), user_ids.offsets).to_arrow()
+    pq.write_table(pa.table({"user_id": column}), folder / FILE)
+
+
+def read_user_ids(folder: Path) -> Ragged | None:
+    """What `write_user_ids` wrote; None where there is no file."""
+    if not (folder / FILE).is_file():
+        return None
+    try:
+        return Ragged.from_arrow(pq.read_table(folder / FILE)["user_id"])
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{folder} is damaged ({FILE} cannot be read: {error!r}); delete the file, and make the users' IDs again"
+        ) from error
+
+
+def tokens_of(ids: Ragged | None) -> list[str]:
+    """The distinct tokens, sorted; none where there are no IDs."""
+    return [] if ids is None else np.unique(ids.values.astype(str)).tolist()
+
+
+def refuse_shared_tokens(user_ids: Ragged, semantic_ids: Ragged | None) -> None:
+    """Raises where a user's token is an item's too, or a user has none."""
+    items = set(tokens_of(semantic_ids))
+    shared = [token for token in tokens_of(user_ids) if token in items or re.fullmatch(r"<item_\d+>", token)]
+    if shared:
+        raise ValueError(
+            f"the token {shared[0]!r} stands for users and for items; give the users tokens of their own, such as <ua_3>"
+        )
+    empty = np.flatnonzero(user_ids.lengths == 0)
+    if len(empty):
+        raise ValueError(f"user {empty[0]} has a semantic ID without a token; give every user at least one")
