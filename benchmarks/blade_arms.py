@@ -1,7 +1,7 @@
 """BLADE beside its limits and controls, from one policy that writes lists, over several seeds.
 
     python benchmarks/blade_arms.py DATASET_FOLDER POLICY_FOLDER OUTPUT_FOLDER [--rewards ndcg=1 mgu=4] [--seeds 0 1 2]
-        [--steps 300] [--rates 1e-4 3e-4 1e-3]
+        [--steps 300] [--rates 1e-4 3e-4 1e-3] [--beta 1]
 
 The policy writes item tokens (`trl-rec bear --config bear/ml-100k-lists`). Every arm has the same steps, prompts and rollouts.
 Its learning rate is the best of `--rates` by validation reward, after half the steps with the first seed. `reward` (GRPO),
@@ -13,7 +13,8 @@ Its learning rate is the best of `--rates` by validation reward, after half the 
 - the supervised policy's own best of 8 drawn lists, chosen by those who know the answer.
 
 Greedy lists are compared, and what a list drawn at temperature 1 is worth, which is what is optimised. Work is kept in
-OUTPUT_FOLDER, and a call that was interrupted goes on. Two SVG files show the training signal over the steps and over the KL.
+OUTPUT_FOLDER, one folder for each choice of rewards and beta, and a call that was interrupted goes on. Two SVG files show the
+training signal over the steps and over the KL.
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ PANELS |= {"blade/tied_pairs": "share of pairs that tie", "blade/quantile": "qua
 class Study:
     """Runs arms, or finds what they have left."""
 
-    def __init__(self, dataset: RecDataset, policy: Path, output: Path, rewards: dict[str, float]) -> None:
+    def __init__(self, dataset: RecDataset, policy: Path, output: Path, rewards: dict[str, float], beta: float | None) -> None:
         self.dataset, self.policy, self.output, self.rewards = dataset, policy, output, rewards
+        self.beta = {} if beta is None else {"beta": beta}
         self.tokenizer = load_tokenizer(policy)
 
     def run(self, name: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class Study:
         return kept(file, work)
 
     def _blade(self, name: str, rate: float, seed: int, steps: int) -> BladeTrainer:
-        options = {**SHARED, "per_device_train_batch_size": 8, **ARMS[name]}
+        options = {**SHARED, "per_device_train_batch_size": 8, **({} if name == "reward" else self.beta), **ARMS[name]}
         config = BladeConfig(
             str(self.output / "references"),  # one folder: all arms of a seed share the lists
             **options,
@@ -162,11 +164,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
+    parser.add_argument("--beta", type=float, help="weight of the KL of all arms but GRPO, 1 by default")
     arguments = parser.parse_args()
     disable_progress_bars()
     rewards = {name: float(weight) for name, weight in (one.split("=") for one in arguments.rewards)}
     dataset = load(arguments.dataset).with_surface("item_token")
-    study = Study(dataset, arguments.policy, arguments.output, rewards)
+    study = Study(dataset, arguments.policy, arguments.output, rewards, arguments.beta)
     before = kept(arguments.output / "SFT.json", lambda: study.measure(study._blade("best_of_n", 0.0, 0, 1)))
 
     told: dict[str, list[dict[str, Any]]] = {"SFT": [before]}

@@ -1,4 +1,5 @@
-"""Preference training in stages: where its negatives come from, and what must not be among them."""
+"""Preference training in stages: where its negatives come from, and what must not be among them; and the parts of Align3GR
+before it."""
 
 from trl_rec._lazy import lazy_names
 
@@ -6,10 +7,13 @@ from trl_rec._lazy import lazy_names
 __all__ = [
     "PreferenceStage",
     "Schedule",
+    "align",
     "align3gr_stages",
     "bucket_report",
     "conclude_stages",
     "feedback_candidates",
+    "give_ids",
+    "learn_supervised",
     "random_candidates",
     "read_stages",
     "refuse_leaking_candidates",
@@ -25,8 +29,11 @@ __getattr__, __dir__ = lazy_names(
     {
         "PreferenceStage": "stages",
         "Schedule": "plan",
+        "align": "pipeline",
         "align3gr_stages": "stages",
         "conclude_stages": "conclusion",
+        "give_ids": "pipeline",
+        "learn_supervised": "pipeline",
         "read_stages": "stages",
         "run_stages": "loop",
         "stage_table": "conclusion",

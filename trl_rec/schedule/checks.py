@@ -56,7 +56,7 @@ def _refuse_other_items(start: Path, schedule: Schedule) -> None:
         raise ValueError(f"{told} other items than {schedule.dataset.path} holds; train it again, or name its own dataset")
     if own.surface != now.surface:
         raise ValueError(f"{told} the surface {own.surface}, not {now.surface}; choose that surface")
-    if own.surfaces != now.surfaces:
+    if (own.surfaces, own.user_surfaces) != (now.surfaces, now.user_surfaces):
         raise ValueError(
             f"{told} other semantic IDs than {schedule.dataset.path} holds now; train it again after trl-rec tokenize"
         )

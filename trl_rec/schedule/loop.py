@@ -43,6 +43,7 @@ NOT_THE_POLICY: tuple[str, ...] = (
     "stage.json",
     "stages.json",
     "plan.json",
+    "supervised*",
 )
 NOT_THE_POLICY += ("metrics.json", "recipe.json", "eval.jsonl")
 

@@ -181,7 +181,7 @@ def _plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedu
         "weights of the policy": weights_digest(start),
         "items": dataset.catalog.fingerprint,
         "surface": dataset.catalog.surface,
-        "semantic_ids": _digest(dataset.catalog.surfaces),
+        "semantic_ids": _digest([*dataset.catalog.surfaces, *dataset.catalog.user_surfaces]),
         "splits": _split_digest(dataset),
         "keep": schedule.keep,
         "adapter": adapter,

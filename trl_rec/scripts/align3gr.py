@@ -1,4 +1,4 @@
-"""`trl-rec align3gr`: preference training in stages, from the policy's own easy mistakes to what users disliked."""
+"""`trl-rec align3gr`: semantic IDs, supervised fine-tuning on several tasks, and preference stages, or the stages alone."""
 
 from __future__ import annotations
 
@@ -6,41 +6,66 @@ import sys
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
-from trl import ModelConfig, get_peft_config
+from trl import get_peft_config
 
 from trl_rec.data import load
-from trl_rec.models import loading_options
-from trl_rec.schedule import Schedule, align3gr_stages, conclude_stages, read_stages, run_stages
-from trl_rec.scripts.parsing import parse, run
-from trl_rec.trainer import SoftmaxDPOConfig
+from trl_rec.models import RecModelConfig, loading_options
+from trl_rec.schedule import Schedule, align, align3gr_stages, give_ids, learn_supervised, read_stages
+from trl_rec.scripts.parsing import parse, parse_section, run
+from trl_rec.semantic_ids import DualIdsConfig
+from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
 from trl_rec.trainer.processes import end_processes
+
+
+# What the supervised part has from the stages' configuration, where it does not say otherwise.
+COMMON: tuple[str, ...] = (
+    "prompt_head",
+    "prompt_item",
+    "prompt_tail",
+    "chat_template",
+    "max_length",
+    "eval_ks",
+    "max_eval_users",
+)
+COMMON += ("per_device_eval_batch_size", "seed", "use_cpu", "bf16")
+COMMON += ("gradient_checkpointing", "report_to", "disable_tqdm")
 
 
 @dataclass
 class ScheduleArguments:
-    """Which data, and which stages. `model_name_or_path` is the supervised policy to begin with."""
+    """Which data, and which parts. Without `supervised`, `model_name_or_path` is the policy to begin with; with it, what is
+    fine-tuned, or nothing for a small model from nothing."""
 
     dataset: str = field(metadata={"help": "dataset folder"})
     surface: str = field(default="semantic_id", metadata={"help": "title, item_token or semantic_id"})
+    tokenize: dict | None = field(default=None, metadata={"help": "in a recipe: keys of DualIdsConfig; IDs are made first"})
+    supervised: dict | None = field(default=None, metadata={"help": "in a recipe: keys of trl-rec bear; before the stages"})
     stages: list[dict] | None = field(default=None, metadata={"help": "in a recipe: a list of stages; else Align3GR's five"})
     keep: str = field(default="best", metadata={"help": "best: a stage that does not help is undone; last: it is not"})
 
 
 def main(argv: list[str]) -> None:
-    """Runs the stages that are left, and measures the last policy on the test split."""
-    data, model_config, config = parse((ScheduleArguments, ModelConfig, SoftmaxDPOConfig), argv, "align3gr")
-    start = model_config.model_name_or_path
+    """Runs the parts that are left, and measures the last policy on the test split."""
+    data, model_config, config = parse((ScheduleArguments, RecModelConfig, SoftmaxDPOConfig), argv, "align3gr")
+    dataset, start = load(data.dataset), model_config.model_name_or_path
+    stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
+    if data.tokenize is not None:
+        dataset = give_ids(dataset, parse_section(DualIdsConfig, data.tokenize, "align3gr: tokenize"))
+    dataset = dataset.with_surface(data.surface)
+    if data.supervised is not None:
+        section = {"output_dir": f"{config.output_dir}/supervised"} | {name: getattr(config, name) for name in COMMON}
+        section |= data.supervised
+        start = learn_supervised(dataset, parse_section(BearConfig, section, "align3gr: supervised"), model_config)
     if start is None:
-        raise ValueError("no policy to begin with; give model_name_or_path, the output folder of trl-rec bear")
+        raise ValueError("no policy to begin with; give model_name_or_path, the output folder of trl-rec bear, or supervised")
     schedule = Schedule(
-        load(data.dataset).with_surface(data.surface),
+        dataset,
         config,
         keep=data.keep,
         adapter=get_peft_config(model_config),
         model_options=loading_options(model_config, config.trust_remote_code),
     )
-    stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
-    conclude_stages(run_stages(stages, start, schedule), start, schedule)
+    align(stages, start, schedule)
     end_processes(PartialState().destroy_process_group)
 
 

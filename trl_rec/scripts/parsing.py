@@ -5,6 +5,7 @@ This is TRL's own parser, so unknown keys are errors and any key of a recipe can
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,18 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     # TRL types its parameter as a NewType that no class is an instance of
     parsed = TrlParser(several, prog=f"trl-rec {verb}").parse_args_and_config(argv)  # type: ignore[arg-type]
     return parsed if isinstance(kinds, tuple) else parsed[0]
+
+
+def parse_section(kind: type, section: dict[str, Any], name: str) -> Any:
+    """A dataclass from a section of a recipe, as `parse` makes one of the whole: unknown keys are errors, and numbers that YAML
+    took for text (`1e-3`) are numbers."""
+    argv = []
+    for key, value in section.items():
+        if isinstance(value, list):
+            argv += [f"--{key}", *map(str, value)] if value else []
+        elif value is not None:
+            argv += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return parse(kind, argv, name)
 
 
 def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:

@@ -29,15 +29,18 @@ class IdCodes:
         found (`Tensor` of shape `(num_items, levels)`): As quantised.
         repaired (`Tensor` of shape `(num_items, levels)`): As the last level's repair left them.
         extra (`Tensor` of shape `(num_items,)`): A further code of items that are still not alone, -1 for none.
-        errors (`list[float]`): After each level, the share of the vectors' squared length that is left; before the repair.
+        errors (`list[float]`, *optional*): After each level, the share of the vectors' squared length that is left; before the
+            repair. None where nothing is known of vectors.
         num_codes (`int`): Codes of a level.
+        spread (`Tensor` of shape `(num_items, levels)`, *optional*): As Sinkhorn's repair left them, where it came first.
     """
 
     found: Tensor
     repaired: Tensor
     extra: Tensor
-    errors: list[float]
+    errors: list[float] | None
     num_codes: int
+    spread: Tensor | None = None
 
 
 def make_card(
@@ -48,8 +51,9 @@ def make_card(
     *,
     settings: Mapping[str, Any],
     without_vector: int,
+    training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The card's fields, but for the fingerprint of the IDs.
+    """The card's fields, but for the fingerprint of the IDs. `training` is what else is to be told of how they were learned.
 
     `without_vector` counts the items that training tells nothing of. `distinct` holds distinct IDs over items, as found, after
     the repair, and as written with further tokens; `moved` and `extended` count the items that either changed; `largest_group`
@@ -60,18 +64,24 @@ def make_card(
     """
     written = torch.cat([codes.repaired, codes.extra.unsqueeze(1) + 1], 1)
     columns = codes.repaired.unbind(1)
+    errors = [None] * len(columns) if codes.errors is None else [round(error, 4) for error in codes.errors]
+    distinct = {"found": _distinct(codes.found)} | ({} if codes.spread is None else {"spread": _distinct(codes.spread)})
     return {
         "settings": dict(settings),
         "num_items": len(catalog),
         "num_tokens": len(np.unique(semantic_ids.values.astype(str))),
         "without_vector": without_vector,
-        "distinct": {"found": _distinct(codes.found), "repaired": _distinct(codes.repaired), "written": _distinct(written)},
+        "distinct": {**distinct, "repaired": _distinct(codes.repaired), "written": _distinct(written)},
         "moved": int((codes.found != codes.repaired).any(1).sum()),
         "extended": int((codes.extra >= 0).sum()),
         "largest_group": int(torch.bincount(group_of(written)).max()),
         "levels": [
-            {**_use(column, codes.num_codes), "left": round(error, 4)}
-            for column, error in zip(columns, codes.errors, strict=True)
+            {
+                **code_use(column, codes.num_codes),
+                "left": error,
+                "counts": torch.bincount(column, minlength=codes.num_codes).tolist(),
+            }
+            for column, error in zip(columns, errors, strict=True)
         ],
         "prefixes": [_sharing(codes.repaired[:, :length]) for length in range(1, len(columns))],
         "neighbours": _neighbours(catalog, semantic_ids, codes.repaired.numpy(), popularity),
@@ -81,17 +91,21 @@ def make_card(
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
+        **({} if training is None else {"training": dict(training)}),
     }
 
 
 def describe_ids(card: Mapping[str, Any]) -> str:
     """The card for people to read."""
     settings, distinct = card["settings"], card["distinct"]
+    spread = f"{distinct['spread']:.2%} after Sinkhorn's repair, " if "spread" in distinct else ""
     lines = [
         f"{card['num_items']:,} items, {settings['levels']} levels of {settings['codes']} codes, {card['num_tokens']:,} tokens",
-        f"distinct IDs over items: {distinct['found']:.2%} as found, {distinct['repaired']:.2%} after {card['moved']:,} items "
-        f"took another last code, {distinct['written']:.2%} as written",
+        f"distinct IDs over items: {distinct['found']:.2%} as found, {spread}{distinct['repaired']:.2%} after "
+        f"{card['moved']:,} items took another last code, {distinct['written']:.2%} as written",
     ]
+    if "training" in card:
+        lines += _training(card["training"])
     if card["extended"]:
         lines.append(f"{card['extended']:,} items that were still not alone have one more token")
     if card["largest_group"] > 1:
@@ -100,7 +114,8 @@ def describe_ids(card: Mapping[str, Any]) -> str:
         lines.append(f"{card['without_vector']:,} items have a vector of zeros, as training tells nothing of them")
     lines += ["", "level  codes used  perplexity  left of the vectors"]
     for number, level in enumerate(card["levels"], 1):
-        lines.append(f"{number:>5}  {level['used']:>10}  {level['perplexity']:>10.1f}  {level['left']:>19.1%}")
+        left = "" if level["left"] is None else f"{level['left']:.1%}"
+        lines.append(f"{number:>5}  {level['used']:>10}  {level['perplexity']:>10.1f}  {left:>19}")
     lines.append("")
     for length, group in enumerate(card["prefixes"], 1):
         codes = "code" if length == 1 else f"{length} codes"
@@ -114,13 +129,31 @@ def describe_ids(card: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _training(told: Mapping[str, Any]) -> list[str]:
+    lines = [f"texts encoded by {told['text_encoder']} ({told['text_encoder_hash']})"] if told["text_encoder"] else []
+    lines.append(f"{told['rebuilding_error']:.1%} of the inputs' squared length is lost between input and codes")
+    if told["u2i_pairs"]:
+        lines.append(
+            f"{told['u2i_accuracy']:.1%} of {told['u2i_pairs']:,} held-out users find what they chose among "
+            f"{told['u2i_others']} other items, drawn by popularity; {1 / (told['u2i_others'] + 1):.1%} would by chance"
+        )
+    if told["user_levels"]:
+        used = ", ".join(f"{level['used']} (perplexity {level['perplexity']:.1f})" for level in told["user_levels"])
+        lines.append(
+            f"{told['num_users']:,} users, {told['distinct_users']:.1%} of them with an ID of their own; codes used: {used}"
+        )
+    return lines
+
+
 def _distinct(codes: Tensor) -> float:
     return round((int(group_of(codes).max()) + 1) / len(codes), 6)
 
 
-def _use(column: Tensor, num_codes: int) -> dict[str, Any]:
+def code_use(column: Tensor, num_codes: int) -> dict[str, Any]:
+    """How many of a level's codes occur, and their perplexity."""
     share = torch.bincount(column, minlength=num_codes).double() / len(column)
-    return {"used": int((share > 0).sum()), "perplexity": round(float(torch.special.entr(share).sum().exp()), 2)}
+    perplexity = float(torch.special.entr(share).sum().exp())
+    return {"used": int((share > 0).sum()), "perplexity": round(perplexity, 2)}
 
 
 def _sharing(prefixes: Tensor) -> dict[str, Any]:

@@ -58,11 +58,11 @@ def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRo
 def popularity(train: Dataset, num_items: int) -> np.ndarray:
     """How often each item was chosen in training, `(num_items,)`."""
     refuse_unless_train(train, "a semantic ID")
-    sequences, new = _sequences(train)
+    sequences, new = training_sequences(train)
     return np.bincount(sequences.values[new], minlength=num_items)
 
 
-def _sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
+def training_sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
     """History and targets of each row, joined, and which of the entries no earlier row of the same user has told of."""
     history, targets = split_rows(train, "history"), split_rows(train, "targets")
     sequences = join(history, targets)
@@ -75,7 +75,7 @@ def _sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
 
 def _pair_counts(train: Dataset, num_items: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The lower and the higher item of each pair that occurs, and its count."""
-    sequences, new = _sequences(train)
+    sequences, new = training_sequences(train)
     items, rows = sequences.values.astype(np.int64), sequences.row_ids
     keys, counts = np.empty(0, np.int64), np.empty(0)
     for distance in range(1, window + 1):  # one after the other, as all at once would be sorted in a multiple of the memory

@@ -6,20 +6,18 @@ The fast way, without a text encoder or any training: vectors from co-occurrence
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from trl_rec.data import RecDataset
-from trl_rec.items import ItemCatalog
 from trl_rec.semantic_ids.card import IdCodes, make_card
 from trl_rec.semantic_ids.collisions import number_within_group, repair_last_level
 from trl_rec.semantic_ids.cooccurrence import popularity
 from trl_rec.semantic_ids.item_vectors import cooccurrence_vectors
 from trl_rec.semantic_ids.residual import residual_kmeans
-from trl_rec.semantic_ids.storage import is_written, write_ids
-from trl_rec.semantic_ids.tokens import MOST_LEVELS, id_tokens
+from trl_rec.semantic_ids.storage import is_written, with_stored_ids, write_ids
+from trl_rec.semantic_ids.tokens import id_tokens, refuse_impossible_codes
 
 
 logger = logging.getLogger(__name__)
@@ -67,7 +65,7 @@ def make_semantic_ids(
     _refuse_senseless(settings, num_items)
     if is_written(dataset, settings, overwrite):
         logger.info("%s has these semantic IDs already", dataset.path)
-        return _with_ids(dataset)
+        return with_stored_ids(dataset)
     logger.info("making vectors of %d items", num_items)
     vectors = cooccurrence_vectors(dataset.train, num_items, width=width, window=window, seed=seed)
     found = residual_kmeans(vectors, levels=levels, codes=codes, iterations=iterations, seed=seed)
@@ -78,27 +76,11 @@ def make_semantic_ids(
     semantic_ids = id_tokens(repaired, extra)
     card = make_card(made, semantic_ids, dataset.catalog, chosen, settings=settings, without_vector=unseen)
     write_ids(dataset, semantic_ids, card)
-    return _with_ids(dataset)
-
-
-def _with_ids(dataset: RecDataset) -> RecDataset:
-    ids = ItemCatalog.load(dataset.path / "catalog").semantic_ids
-    return replace(dataset, catalog=dataset.catalog.with_surface(dataset.catalog.surface, ids))
+    return with_stored_ids(dataset)
 
 
 def _refuse_senseless(settings: dict[str, Any], num_items: int) -> None:
-    for name, low, high in (("levels", 1, MOST_LEVELS), ("codes", 2, num_items)):
-        if not low <= settings[name] <= high:
-            raise ValueError(
-                f"{name}={settings[name]}: give a number from {low} to {high} for a catalogue of {num_items} items"
-            )
+    refuse_impossible_codes(settings, num_items)
     for name in ("width", "window", "iterations"):
         if settings[name] < 1:
             raise ValueError(f"{name}={settings[name]}: give a number from 1")
-    if settings["collisions"] not in ("share", "extend"):
-        raise ValueError(f"unknown collisions {settings['collisions']!r}; choose share or extend")
-    if settings["codes"] ** settings["levels"] < num_items:
-        raise ValueError(
-            f"{settings['levels']} levels of {settings['codes']} codes make fewer IDs than there are items ({num_items}); give "
-            "more levels or more codes"
-        )

@@ -1,4 +1,5 @@
-"""Semantic IDs in a dataset folder: a column of `catalog/items.parquet`, and `catalog/semantic_ids.json`, the card.
+"""Semantic IDs in a dataset folder: a column of `catalog/items.parquet`, those of users in
+`catalog/user_ids.parquet`, and `catalog/semantic_ids.json`, the card.
 
 The table is replaced at once, and the card is written last, so that a card always tells of the IDs beside it.
 """
@@ -6,10 +7,15 @@ The table is replaced at once, and the card is written last, so that a card alwa
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from trl_rec.data import RecDataset
 from trl_rec.items import ItemCatalog
@@ -17,24 +23,34 @@ from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
-CARD = "semantic_ids.json"
+CARD, USERS = "semantic_ids.json", "user_ids.parquet"
 
 
-def write_ids(dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any]) -> None:
-    """Puts the IDs, row `i` the tokens of item `i`, and their card into the dataset's folder, in place of what was there."""
+def write_ids(dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any], *, user_ids: Ragged | None = None) -> None:
+    """Puts the IDs, row `i` the tokens of item `i`, and their card into the dataset's folder, in place of what was there; with
+    `user_ids`, row `u` the tokens of user `u`."""
     folder = dataset.path / "catalog"
     stored, new = ItemCatalog.load(folder), folder / ".semantic_ids"
     if stored.fingerprint != dataset.catalog.fingerprint:
         raise ValueError(f"{dataset.path} now holds other items than the dataset that was loaded; load it again")
     try:
-        stored.with_surface(stored.surface, semantic_ids).save(new)
-        text = json.dumps({**card, "fingerprint": ids_fingerprint(semantic_ids)}, indent=2, ensure_ascii=False)
+        replace(stored, semantic_ids=semantic_ids, user_ids=user_ids).save(new)
+        text = json.dumps({**card, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}, indent=2, ensure_ascii=False)
         (new / CARD).write_text(text + "\n", encoding="utf-8")
         (folder / CARD).unlink(missing_ok=True)
-        (new / "items.parquet").replace(folder / "items.parquet")
-        (new / CARD).replace(folder / CARD)
+        (folder / USERS).unlink(missing_ok=True)
+        for name in ("items.parquet", USERS, CARD):
+            if (new / name).is_file():
+                (new / name).replace(folder / name)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def with_stored_ids(dataset: RecDataset) -> RecDataset:
+    """The dataset with the IDs that its folder holds."""
+    stored = ItemCatalog.load(dataset.path / "catalog")
+    catalog = replace(dataset.catalog, semantic_ids=stored.semantic_ids, user_ids=stored.user_ids)
+    return replace(dataset, catalog=catalog)
 
 
 def read_ids_card(path: str | Path) -> dict[str, Any] | None:
@@ -51,10 +67,23 @@ def read_ids_card(path: str | Path) -> dict[str, Any] | None:
 
 def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the folder holds IDs made with these very settings; refuses other ones unless they may be replaced."""
-    stored = ItemCatalog.load(dataset.path / "catalog").semantic_ids
-    if stored is None or overwrite:
+    stored = ItemCatalog.load(dataset.path / "catalog")
+    if stored.semantic_ids is None or overwrite:
         return False
-    card = read_ids_card(dataset.path)
-    if card is None or (card["settings"], card["fingerprint"]) != (dict(settings), ids_fingerprint(stored)):
+    card, fingerprint = read_ids_card(dataset.path), ids_fingerprint(stored.semantic_ids, stored.user_ids)
+    if card is None or (card["settings"], card["fingerprint"]) != (dict(settings), fingerprint):
         raise ValueError(f"{dataset.path} holds semantic IDs that were made otherwise; replace them with overwrite=True")
     return True
+
+
+def kept_tensor(folder: Path | None, name: str, key: str, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` returns, or what it once returned for the same key: kept in the folder, whole or not at all."""
+    if folder is None:
+        return make()
+    path = folder / f"{name}-{key}.safetensors"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        save_file({name: make().contiguous()}, temporary)
+        temporary.replace(path)
+    return load_file(path)[name]

@@ -1,0 +1,81 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from datasets import Dataset
+
+from trl_rec.ragged import Ragged
+from trl_rec.semantic_ids import collaborative, collaborative_vectors
+
+
+def train_split(sequences, split="train"):
+    history = Ragged.from_lists([sequence[:1] for sequence in sequences]).to_arrow()
+    targets = Ragged.from_lists([sequence[1:] for sequence in sequences]).to_arrow()
+    columns = {"user": pa.array(range(len(sequences))), "history": history, "targets": targets}
+    return Dataset(pa.table(columns), split=split)
+
+
+@pytest.fixture(scope="module")
+def circles():
+    """Users choose among one of two circles of ten items; item 20 is never chosen."""
+    rng = np.random.default_rng(0)
+    return [(rng.choice(10, 8, replace=False) + 10 * (user % 2)).tolist() for user in range(200)]
+
+
+def test_items_of_one_circle_are_near_each_other(circles):
+    vectors = collaborative_vectors(train_split(circles), 21, width=16, max_epochs=20)
+    assert vectors.shape == (21, 16) and (vectors[20] == 0).all()
+    near = torch.nn.functional.normalize(vectors[:20] - vectors[:20].mean(0))
+    likeness = near @ near.T
+    same = torch.arange(20)[:, None] // 10 == torch.arange(20) // 10
+    assert likeness[same & ~torch.eye(20, dtype=torch.bool)].mean() > likeness[~same].mean() + 0.2
+
+
+def test_the_same_seed_gives_the_same_vectors_and_leaves_the_state_of_draws_alone(circles):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, other = (collaborative_vectors(train_split(circles), 21, width=8, max_epochs=2) for _ in range(2))
+    assert torch.equal(one, other) and torch.equal(torch.rand(1), expected)
+    assert not torch.equal(one, collaborative_vectors(train_split(circles), 21, width=8, max_epochs=2, seed=1))
+
+
+def test_vectors_are_kept_by_what_they_were_made_from(circles, tmp_path, monkeypatch):
+    made = collaborative_vectors(train_split(circles), 21, width=8, max_epochs=2, cache=tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(collaborative, "_train", lambda *given: 1 / 0)
+        assert torch.equal(collaborative_vectors(train_split(circles), 21, width=8, max_epochs=2, cache=tmp_path), made)
+        with pytest.raises(ZeroDivisionError):
+            collaborative_vectors(train_split(circles[1:]), 21, width=8, max_epochs=2, cache=tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_sampled_negatives_stand_for_all(circles, monkeypatch):
+    """With as many draws as items, the loss is about that over all items."""
+    torch.manual_seed(0)
+    encoder = collaborative._Encoder(torch.zeros(300), 8).eval()
+    items = torch.randint(300, (40, 9))
+    mask = torch.ones(40, 9, dtype=torch.bool)
+    exact = collaborative._next_item_loss(encoder, items, mask)
+    monkeypatch.setattr(collaborative, "NEGATIVES", 299)
+    sampled = torch.stack([collaborative._next_item_loss(encoder, items, mask) for _ in range(20)])
+    assert abs(float(sampled.mean() - exact)) < 0.02
+
+
+def test_long_sequences_are_learned_whole():
+    """Every item but a user's first is predicted once, whatever the windows."""
+    sequences = [list(range(120)), [3, 4], [5], list(range(50)), list(range(51))]
+    windows, learned = collaborative._windows(train_split(sequences))
+    assert windows.lengths.max() <= collaborative.LENGTH
+    predicted = [item for row in range(len(windows)) for item in windows[row][1:]]
+    assert sorted(predicted) == sorted(item for sequence in sequences for item in sequence[1:])
+
+
+def test_later_splits_are_refused(circles):
+    with pytest.raises(ValueError, match="learns from the training split alone"):
+        collaborative_vectors(train_split(circles, "test"), 21)
+
+
+def test_users_with_one_item_teach_nothing():
+    with pytest.raises(ValueError, match="no user with two items"):
+        collaborative_vectors(train_split([[1], [2]]), 5)

@@ -1,0 +1,271 @@
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from datasets import Dataset
+
+from trl_rec import load, prepare
+from trl_rec.data.profiles import item_texts
+from trl_rec.ragged import Ragged
+from trl_rec.semantic_ids import (
+    DualIdsConfig,
+    ItemIdEncoder,
+    code_use_picture,
+    describe_ids,
+    export_index,
+    import_index,
+    load_text_encoder,
+    make_dual_ids,
+    make_semantic_ids,
+    read_ids_card,
+)
+from trl_rec.semantic_ids.dual_inputs import DualInputs, dual_inputs, hold_out
+
+
+SMALL = {
+    "codes": 6,
+    "code_width": 8,
+    "behaviour_width": 16,
+    "fused_width": 16,
+    "hidden": 32,
+    "max_epochs": 4,
+    "batch_size": 128,
+}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return prepare("toy", tmp_path_factory.mktemp("toy") / "toy", toy_users=60, toy_items=50)
+
+
+@pytest.fixture
+def dataset(toy, tmp_path):
+    shutil.copytree(toy.path, tmp_path / "toy")
+    return load(tmp_path / "toy")
+
+
+@pytest.fixture(scope="module")
+def made(toy, tmp_path_factory):
+    shutil.copytree(toy.path, tmp_path_factory.mktemp("made") / "toy")
+    return make_dual_ids(load(tmp_path_factory.getbasetemp() / "made0" / "toy"), DualIdsConfig(**SMALL))
+
+
+def texts(ids: Ragged) -> list[str]:
+    return ["".join(ids[row]) for row in range(len(ids))]
+
+
+def inputs_of(dataset, **options) -> DualInputs:
+    given = {"signals": "both", "behaviour": "sequence", "width": 16, "item_template": None, "seed": 0, **options}
+    return dual_inputs(dataset, load_text_encoder("words"), **given)
+
+
+def test_items_and_users_get_ids(made):
+    loaded = load(made.path)
+    assert texts(loaded.catalog.semantic_ids) == texts(made.catalog.semantic_ids) and len(made.catalog.semantic_ids) == 50
+    assert len(loaded.catalog.user_ids) == made.users.num_rows and texts(loaded.catalog.user_ids) == texts(
+        made.catalog.user_ids
+    )
+    assert all(token.startswith("<u") for token in made.catalog.user_ids.values)
+    assert loaded.catalog.fingerprint == made.card["fingerprint"]
+
+
+def test_the_card_tells_of_the_training(made):
+    card = read_ids_card(made.path)
+    told, held_out = card["training"], hold_out(made.train)[1]
+    assert told["u2i_pairs"] == held_out.shape[1] and 0 <= told["u2i_accuracy"] <= 1 and 0 < told["rebuilding_error"] < 1
+    assert {entry["stage"] for entry in told["curve"]} == {"aligning", "rebuilding", "quantising"}
+    assert card["distinct"]["found"] <= card["distinct"]["repaired"] == card["distinct"]["written"]
+    assert sum(card["levels"][0]["counts"]) == 50
+    text = describe_ids(card)
+    assert "held-out users find what they chose" in text and "1.6% would by chance" in text and "words-" in text
+    assert code_use_picture(card).count("<rect") == 1 + 3 * 6
+
+
+def test_the_same_settings_again_change_nothing(made):
+    before = (made.path / "catalog" / "semantic_ids.json").read_bytes()
+    again = make_dual_ids(load(made.path), DualIdsConfig(**SMALL))
+    assert texts(again.catalog.user_ids) == texts(made.catalog.user_ids)
+    assert (made.path / "catalog" / "semantic_ids.json").read_bytes() == before
+    with pytest.raises(ValueError, match="made otherwise"):
+        make_dual_ids(load(made.path), DualIdsConfig(**{**SMALL, "seed": 1}))
+    with pytest.raises(ValueError, match="made otherwise"):
+        make_semantic_ids(load(made.path), codes=6)
+
+
+def test_the_same_seed_gives_the_same_ids(made, dataset):
+    again = make_dual_ids(dataset, DualIdsConfig(**SMALL))
+    assert texts(again.catalog.semantic_ids) == texts(made.catalog.semantic_ids)
+    assert texts(again.catalog.user_ids) == texts(made.catalog.user_ids)
+
+
+def test_a_killed_run_ends_with_the_same_ids(made, dataset, monkeypatch):
+    """What was finished (vectors) is found again; what was not is made again."""
+    config = DualIdsConfig(**SMALL)
+    with monkeypatch.context() as patched:
+        patched.setattr("trl_rec.semantic_ids.dual_training.DualTraining._start_codebooks", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make_dual_ids(dataset, config)
+    kept = {path.name for path in (dataset.path / "vectors").iterdir()}
+    assert {name.split("-")[0] for name in kept} == {"text", "collaborative"} and load(
+        dataset.path
+    ).catalog.semantic_ids is None
+    with monkeypatch.context() as patched:
+        patched.setattr("trl_rec.semantic_ids.collaborative._train", lambda *given: 1 / 0)
+        again = make_dual_ids(dataset, config)
+    assert texts(again.catalog.semantic_ids) == texts(made.catalog.semantic_ids)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"signals": "text"}, {"signals": "behaviour"}, {"behaviour": "cooccurrence"}, {"users": False}, {"align": False}],
+    ids=lambda given: [*given][0],
+)
+def test_ablations(dataset, options):
+    made = make_dual_ids(dataset, DualIdsConfig(**SMALL, **options))
+    told = read_ids_card(dataset.path)["training"]
+    assert (made.catalog.user_ids is None) == (not options.get("users", True))
+    assert any(entry["stage"] == "aligning" for entry in told["curve"]) == (not {"users", "align"} & {*options})
+    assert describe_ids(read_ids_card(dataset.path))
+
+
+def test_collisions_are_extended(dataset):
+    made = make_dual_ids(dataset, DualIdsConfig(**{**SMALL, "codes": 4, "collisions": "extend"}))
+    assert len(set(texts(made.catalog.semantic_ids))) == 50
+
+
+def test_a_new_item_stands_among_those_it_is_like(made):
+    """Known by its words alone, each shares a group with those under its first code more often than two items by chance do."""
+    encoder, groups = ItemIdEncoder.from_pretrained(made.path), made.catalog.group_shares()[1] > 0
+    names = np.array(made.catalog.group_shares()[0])
+    codes = encoder.encode([f"Unheard of; genres: {', '.join(names[row])}" for row in groups])[:, 0]
+    known = np.array([made.catalog.semantic_ids[item][0] for item in range(50)])
+    alike = (groups[:, None] & groups[None]).any(-1)
+    near = np.array([f"<a_{code}>" for code in codes.tolist()])[:, None] == known
+    others = ~np.eye(50, dtype=bool)
+    assert alike[near & others].mean() > 1.2 * alike[others].mean()
+    assert all(token.startswith("<") for token in encoder.tokens(["anything"]).values)
+
+
+def test_new_items_need_a_text_encoder(dataset):
+    make_dual_ids(dataset, DualIdsConfig(**SMALL, signals="behaviour"))
+    with pytest.raises(ValueError, match="from behaviour alone"):
+        ItemIdEncoder.from_pretrained(dataset.path)
+
+
+def test_known_items_get_their_codes_without_behaviour_too(made):
+    encoder = ItemIdEncoder.from_pretrained(made.path)
+    codes = encoder.encode(item_texts(made.catalog))
+    same = [f"<a_{code}>" == made.catalog.semantic_ids[item][0] for item, code in enumerate(codes[:, 0].tolist())]
+    assert np.mean(same) > 2 / 6
+
+
+# leaks
+
+
+def changed(dataset, split: str):
+    """The dataset with other items in validation and test."""
+    rows = getattr(dataset, split)
+    table = rows.with_format("arrow")[:]
+    targets = Ragged.from_arrow(table["targets"])
+    other = Ragged((targets.values + 7) % len(dataset.catalog), targets.offsets).to_arrow()
+    table = table.set_column(table.column_names.index("targets"), "targets", pa.chunked_array([other]))
+    return replace(dataset, **{split: Dataset(table, split=rows.split)})
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_no_held_out_interaction_reaches_the_inputs(dataset, split):
+    """Whatever validation and test hold, pairs, pools, profiles and vectors are the same."""
+    plain = inputs_of(dataset)
+    shutil.rmtree(dataset.path / "vectors")
+    other = inputs_of(changed(dataset, split))
+    for name in ("item_text", "user_text", "behaviour", "histories", "mask", "pairs", "held_out", "popularity"):
+        assert torch.equal(getattr(plain, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_later_splits_are_refused(dataset, split):
+    with pytest.raises(ValueError, match="learns from the training split alone"):
+        inputs_of(replace(dataset, train=getattr(dataset, split)))
+
+
+def test_targets_of_later_splits_are_in_no_pair(dataset):
+    inputs, num_items = inputs_of(dataset), len(dataset.catalog)
+    pairs = {*(inputs.pairs[0] * num_items + inputs.pairs[1]).tolist()}
+    trained = {row["user"] * num_items + item for row in dataset.train for item in [*row["history"], *row["targets"]]}
+    assert pairs <= trained and len(pairs) == len(trained) - inputs.held_out.shape[1]
+
+
+def test_held_out_pairs_are_in_nothing_else(dataset):
+    inputs = inputs_of(dataset)
+    for user, item in inputs.held_out.T.tolist():
+        assert item not in inputs.histories[user][inputs.mask[user]].tolist()
+        assert not ((inputs.pairs[0] == user) & (inputs.pairs[1] == item)).any()
+    assert inputs.chose(inputs.held_out[0], inputs.held_out[1]).diagonal().all()
+
+
+def test_what_users_chose(dataset):
+    inputs = inputs_of(dataset)
+    users, items = torch.arange(dataset.users.num_rows), torch.tensor([3, 0, 3, 49])
+    pairs = {*map(tuple, torch.cat([inputs.pairs, inputs.held_out], 1).T.tolist())}
+    expected = [[(user, item) in pairs for item in items.tolist()] for user in users.tolist()]
+    assert inputs.chose(users, items).tolist() == expected
+
+
+def test_a_target_is_left_out_of_its_users_pool(dataset):
+    inputs = inputs_of(dataset)
+    user = torch.tensor([0])
+    own = inputs.histories[0][inputs.mask[0]]
+    without, shorter = inputs.users(user, without=own[:1]), replace(inputs, mask=inputs.mask & (inputs.histories != own[0]))
+    assert torch.equal(without, shorter.users(user)) and not torch.equal(without, inputs.users(user))
+
+
+def test_items_without_behaviour_have_zeros_for_it(dataset):
+    inputs = inputs_of(dataset)
+    rows = torch.arange(4)
+    kept = inputs.items(rows, torch.tensor([True, False, True, False]))
+    width = inputs.item_text.shape[1]
+    assert (kept[[1, 3], width:] == 0).all() and torch.equal(kept[[0, 2]], inputs.items(rows)[[0, 2]])
+
+
+# files
+
+
+def test_ids_are_exchanged(made, dataset, tmp_path):
+    export_index(made.catalog, tmp_path / "X.index.json")
+    index = json.loads((tmp_path / "X.index.json").read_text())
+    assert index[made.catalog.ids[7]] == made.catalog.semantic_ids[7].tolist()
+    taken = import_index(dataset, tmp_path / "X.index.json")
+    assert texts(taken.catalog.semantic_ids) == texts(made.catalog.semantic_ids) and taken.catalog.user_ids is None
+    told, own = read_ids_card(dataset.path), read_ids_card(made.path)
+    assert told["distinct"]["written"] == own["distinct"]["written"]
+    assert [level["perplexity"] for level in told["levels"]] == [level["perplexity"] for level in own["levels"]]
+    assert describe_ids(told)
+    assert texts(import_index(dataset, tmp_path / "X.index.json").catalog.semantic_ids) == texts(made.catalog.semantic_ids)
+    del index[made.catalog.ids[7]]
+    (tmp_path / "X.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="holds no tokens for item"):
+        import_index(dataset, tmp_path / "X.index.json", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"signals": "sound"}, "unknown signals 'sound'"),
+        ({"behaviour": "dreams"}, "unknown behaviour 'dreams'"),
+        ({"codes": 3, "levels": 2}, "fewer IDs than there are items"),
+        ({"behaviour_width": 7}, "multiple of 2"),
+        ({"without_behaviour": 1.0}, "share of the items"),
+        ({"max_epochs": 0}, "max_epochs=0"),
+        ({"text_encoder": "no/such/model-here"}, "no/such/model-here"),
+        ({"item_text": "{name}"}, "cannot be filled"),
+    ],
+    ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
+)
+def test_senseless_settings_are_refused(dataset, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_dual_ids(dataset, DualIdsConfig(**{**SMALL, **options}))
+    assert load(dataset.path).catalog.semantic_ids is None

@@ -1,0 +1,52 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.oracles import dual_ids as oracle
+from trl_rec.semantic_ids.collisions import group_of
+from trl_rec.semantic_ids.sinkhorn import balanced, sinkhorn_repair
+
+
+@st.composite
+def quantised(draw):
+    count = draw(st.integers(2, 25))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    codes = torch.randint(3, (count, 2), generator=generator)
+    return codes, torch.randn(count, 3, generator=generator), torch.randn(6, 3, generator=generator)
+
+
+@given(quantised())
+def test_shares_equal_a_loop(case):
+    distances = torch.cdist(case[1], case[2]).square()
+    shares = balanced(distances, epsilon=0.2, iterations=10)
+    assert torch.allclose(shares, torch.tensor(oracle.sinkhorn(distances.tolist(), 0.2, 10)).double(), atol=1e-4)
+
+
+def test_columns_get_as_much():
+    distances = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).square()
+    shares = balanced(distances, epsilon=0.1, iterations=500)
+    assert torch.allclose(shares.sum(1), torch.ones(12).double())
+    assert torch.allclose(shares.sum(0), torch.full((4,), 3.0).double(), atol=0.05)
+
+
+@given(quantised())
+def test_what_the_repair_promises(case):
+    codes, residuals, codebook = case
+    repaired = sinkhorn_repair(codes, residuals, codebook)
+    assert torch.equal(repaired[:, 0], codes[:, 0])
+    alone = torch.bincount(group_of(codes))[group_of(codes)] == 1
+    once = sinkhorn_repair(codes, residuals, codebook, rounds=1)
+    assert torch.equal(once[alone], codes[alone])
+    assert len(codes.unique(dim=0)) <= max(len(once.unique(dim=0)), len(repaired.unique(dim=0)))
+
+
+def test_distinct_codes_stay():
+    codes = torch.tensor([[0, 0], [0, 1], [1, 0]])
+    assert torch.equal(sinkhorn_repair(codes, torch.randn(3, 2), torch.randn(4, 2)), codes)
+
+
+def test_a_group_is_spread_over_the_codes_nearest_to_it():
+    """Each of three items with one code goes to the code that it leans to."""
+    codebook = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
+    residuals = codebook[:3] * 0.4
+    assert sinkhorn_repair(torch.zeros(3, 2, dtype=torch.int64), residuals, codebook)[:, 1].tolist() == [0, 1, 2]

@@ -1,0 +1,65 @@
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from trl_rec.semantic_ids import load_text_encoder, text_encoders, text_vectors
+
+
+def test_texts_that_share_words_are_near_each_other():
+    encoder = load_text_encoder("words")
+    red, blue, other = encoder(["red leather shoes", "blue leather shoe", "jazz records of the fifties"])
+    assert float(red @ blue) > float(red @ other) + 0.2
+    assert torch.allclose(encoder(["Leather, shoes: RED"]), red.unsqueeze(0)) and (encoder([""]) == 0).all()
+    assert encoder(["a"]).norm() == pytest.approx(1.0)
+
+
+def test_vectors_are_kept_in_parts(tmp_path, monkeypatch):
+    """A call that was killed goes on with the next part, and other texts are other parts."""
+    monkeypatch.setattr(text_encoders, "CHUNK", 2)
+    encoder, read = load_text_encoder("words"), []
+
+    class Watched:
+        fingerprint = encoder.fingerprint
+
+        def __call__(self, texts):
+            read.append(list(texts))
+            if len(read) == 2:
+                raise KeyboardInterrupt
+            return encoder(texts)
+
+    texts = ["one", "two", "three", "four", "five"]
+    with pytest.raises(KeyboardInterrupt):
+        text_vectors(texts, Watched(), cache=tmp_path)
+    assert torch.equal(text_vectors(texts, Watched(), cache=tmp_path), encoder(texts))
+    assert read == [["one", "two"], ["three", "four"], ["three", "four"], ["five"]]
+    assert torch.equal(text_vectors(texts, Watched(), cache=tmp_path), encoder(texts)) and len(read) == 4
+
+
+@pytest.fixture(scope="module")
+def sentence_encoder(tmp_path_factory):
+    """A folder with a tiny BERT of random weights, which sentence-transformers reads with mean pooling."""
+    pytest.importorskip("sentence_transformers")
+    folder = tmp_path_factory.mktemp("encoder")
+    vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", "red", "blue", "shoes"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=5, **size)).save_pretrained(folder)
+    return folder
+
+
+def test_a_sentence_encoder_is_read_from_its_folder(sentence_encoder):
+    encoder = load_text_encoder(str(sentence_encoder))
+    vectors = encoder(["red shoes", "blue shoes", "red shoes"])
+    assert vectors.shape == (3, 16) and vectors.dtype == torch.float32 and torch.allclose(vectors[0], vectors[2])
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(3)) and not torch.allclose(vectors[0], vectors[1])
+    assert load_text_encoder(str(sentence_encoder)).fingerprint == encoder.fingerprint != load_text_encoder("words").fingerprint
+
+
+def test_what_is_no_encoder_is_refused(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    with pytest.raises(ValueError, match="is no folder or hub id of a sentence encoder"):
+        load_text_encoder(str(tmp_path / "nowhere" / "at" / "all"))

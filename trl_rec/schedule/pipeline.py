@@ -1,0 +1,68 @@
+"""The whole of Align3GR: semantic IDs of items and users, supervised fine-tuning on several tasks, preference stages.
+
+Each part has a folder of its own and is taken as it is once it has ended: a call that was killed goes on within the part, and
+ends with the same IDs and weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from trl_rec.data.dataset import RecDataset
+from trl_rec.evaluation import Evaluation
+from trl_rec.models import RecModelConfig
+from trl_rec.schedule.conclusion import conclude_stages
+from trl_rec.schedule.loop import run_stages
+from trl_rec.schedule.plan import Schedule, write_entry
+from trl_rec.schedule.stages import PreferenceStage
+from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids
+from trl_rec.trainer.bear_building import build_bear_trainer
+from trl_rec.trainer.bear_config import BearConfig
+from trl_rec.trainer.conclusion import save_run
+
+
+logger = logging.getLogger(__name__)
+DONE = "supervised.json"
+
+
+def give_ids(dataset: RecDataset, config: DualIdsConfig) -> RecDataset:
+    """The dataset with semantic IDs of items and users, which one process makes and the others wait for."""
+    logger.info("part 1 of 3: semantic IDs")
+    with PartialState().main_process_first():
+        return make_dual_ids(dataset, config).with_surface("semantic_id")
+
+
+def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecModelConfig) -> Path:
+    """The folder of a policy that has learned the tasks of `config.tasks`, or the next item alone.
+
+    Args:
+        dataset: With semantic IDs; its surface is what the policy writes.
+        config: Its `output_dir` is the folder. A checkpoint that is there is gone on from.
+        model_config: What to load or make.
+    """
+    folder = Path(str(config.output_dir))
+    if (folder / DONE).is_file():
+        logger.info("part 2 of 3: the supervised policy in %s is there already", folder)
+        return folder
+    logger.info("part 2 of 3: supervised fine-tuning on %s", ", ".join(config.tasks or ["next_item"]))
+    trainer = build_bear_trainer(dataset, config, model_config)
+    trainer.train(resume_from_checkpoint=True)
+    save_run(trainer, {"dataset": str(dataset.path), "surface": dataset.catalog.surface, **vars(model_config)})
+    told = {name: value for name, value in trainer.evaluate().items() if "@" in name}
+    trainer.accelerator.free_memory()
+    write_entry(folder / DONE, told)
+    return folder
+
+
+def align(
+    stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule
+) -> tuple[list[dict[str, Any]], dict[str, Evaluation]]:
+    """Runs the preference stages from a supervised policy, and measures them; see [`run_stages`] and [`conclude_stages`]."""
+    logger.info("part 3 of 3: %d preference stages", len(stages))
+    reports = run_stages(stages, start, schedule)
+    return reports, conclude_stages(reports, start, schedule)
