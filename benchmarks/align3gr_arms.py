@@ -1,0 +1,212 @@
+"""Align3GR's parts one by one: what IDs are made from, whether prompts name users, several tasks, and the preference stages.
+
+    python benchmarks/align3gr_arms.py DATASET_FOLDER OUTPUT_FOLDER [--text_encoder words] [--codes 32] [--seeds 0 1 2]
+        [--arms ...] [--epochs 16]
+
+Every arm trains the same small model from nothing for the same passes over the next items, keeps its best checkpoint by
+validation NDCG@10, and is measured on the test split beside the floors and a model with one token an item. The arms that the
+paper's claims are about (`SEEDED`) run with all seeds, the others with the first. IDs are made once, with seed 0. Work is kept
+in OUTPUT_FOLDER, and a call that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+from datasets import disable_progress_bars
+from studies import SMALL, kept
+
+from trl_rec import BearConfig, RecDataset, Schedule, SoftmaxDPOConfig, load
+from trl_rec.data import PromptFormat
+from trl_rec.evaluation import evaluate_floors, evaluate_split, rank_split, seeds_table
+from trl_rec.models import RecModelConfig, load_model, load_tokenizer
+from trl_rec.schedule import align3gr_stages, learn_supervised, run_stages
+from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids, make_semantic_ids, read_ids_card
+
+
+MAX_LENGTH = 256
+TASKS = {"next_item": 1.0, "item_to_id": 0.5, "id_to_item": 0.5, "history_to_title": 0.5, "titles_to_id": 0.5}
+TASKS |= {"profile_to_user": 0.25, "user_to_profile": 0.25, "query_to_item": 0.5, "history_to_preference": 0.5}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm does otherwise.
+
+    Args:
+        ids (`dict`, *optional*): Fields of `DualIdsConfig`; None for one token an item, empty fields for co-occurrence.
+        users (`bool`): Whether prompts name users.
+        tasks (`bool`): Whether more is learned than the next item.
+    """
+
+    ids: dict[str, Any] | None = field(default_factory=dict)
+    users: bool = False
+    tasks: bool = False
+
+
+ARMS = {
+    "item tokens": Arm(None),
+    "k-means of co-occurrence": Arm({}),
+    "text": Arm({"signals": "text", "users": False}),
+    "behaviour": Arm({"signals": "behaviour", "users": False}),
+    "text and behaviour": Arm({"users": False}),
+    "dual, not aligned": Arm({"align": False}, users=True),
+    "dual, users not named": Arm({"align": True}),
+    "dual": Arm({"align": True}, users=True),
+    "dual, tasks": Arm({"align": True}, users=True, tasks=True),
+}
+SEEDED = ("item tokens", "text and behaviour", "dual", "dual, tasks")
+
+
+class Study:
+    """Makes IDs, trains arms, or finds what was left of them."""
+
+    def __init__(self, source: str, output: Path, text_encoder: str, codes: int, epochs: int) -> None:
+        self.source, self.output, self.text_encoder, self.codes, self.epochs = source, output, text_encoder, codes, epochs
+
+    def dataset(self, arm: Arm) -> RecDataset:
+        """A copy of the data with the arm's IDs."""
+        if arm.ids is None:
+            return load(self.source).with_surface("item_token")
+        folder = self.output / f"data-{'-'.join(f'{name}={value}' for name, value in arm.ids.items()) or 'kmeans'}"
+        if not (folder / "card.json").is_file():
+            shutil.copytree(self.source, folder)
+        vectors = self.output / "vectors"  # made once for all
+        if vectors.is_dir() and not (folder / "vectors").is_dir():
+            shutil.copytree(vectors, folder / "vectors")
+        dataset = self._with_ids(load(folder), arm.ids)
+        if (folder / "vectors").is_dir():
+            shutil.copytree(folder / "vectors", vectors, dirs_exist_ok=True)
+        return dataset.with_surface("semantic_id")
+
+    def _with_ids(self, dataset: RecDataset, options: dict[str, Any]) -> RecDataset:
+        if not options:
+            return make_semantic_ids(dataset, codes=self.codes, overwrite=dataset.catalog.semantic_ids is None)
+        return make_dual_ids(dataset, DualIdsConfig(text_encoder=self.text_encoder, codes=self.codes, **options))
+
+    def policy(self, name: str, seed: int) -> Path:
+        """The folder of the arm's supervised policy."""
+        arm = ARMS[name]
+        config = BearConfig(
+            str(self.output / f"{name.replace(' ', '').replace(',', '-')}-{seed}"),
+            **SMALL,
+            bear_weight=0,
+            targets="all",
+            prompt_head="{user}" if arm.users else None,
+            tasks=TASKS if arm.tasks else None,
+            **({"task_history": 10} if arm.tasks else {}),
+            num_train_epochs=self.epochs,
+            learning_rate=3e-3,
+            weight_decay=0.1,
+            warmup_steps=50,
+            max_length=MAX_LENGTH,
+            eval_steps=0.1,
+            save_strategy="steps",
+            save_steps=0.1,
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_ndcg@10",
+            logging_steps=50,
+            seed=seed,
+        )
+        return learn_supervised(self.dataset(arm), config, RecModelConfig(dropout=0.3))
+
+    def measure(self, name: str, folder: Path) -> dict[str, Any]:
+        """Lists of both splits."""
+        dataset = self.dataset(ARMS[name])
+
+        def rank() -> dict[str, Any]:
+            model, tokenizer = load_model(folder), load_tokenizer(folder)
+            head = "{user}" if ARMS[name].users else None
+            prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, head=head)
+            options = {"prompt_format": prompt_format, "batch_size": 128, "max_length": MAX_LENGTH}
+            lists = {split: rank_split(model, tokenizer, dataset, split=split, **options) for split in ("validation", "test")}
+            measured = evaluate_split(lists["validation"], dataset, split="validation", ks=[10])
+            print(f"{folder.name}: validation NDCG@10 {measured.metrics['ndcg@10']:.4f}", flush=True)
+            return {"test": lists["test"].tolist(), "validation": measured.metrics["ndcg@10"]}
+
+        told = kept(folder / "lists.json", rank)
+        return {**evaluate_split(np.array(told["test"]), dataset, ks=[10]).per_user, "validation": told["validation"]}
+
+    def stages(self, name: str, start: Path, seed: int) -> Path:
+        """The folder of the policy after the five preference stages."""
+        arm, output = ARMS[name], self.output / f"stages-{start.name}"
+        config = SoftmaxDPOConfig(
+            str(output),
+            **SMALL,
+            prompt_head="{user}" if arm.users else None,
+            normalize="catalogue",
+            sft_weight=1.0,
+            learning_rate=1e-4,
+            num_train_epochs=1,
+            warmup_steps=10,
+            max_length=MAX_LENGTH,
+            eval_steps=0.5,
+            save_strategy="steps",
+            save_steps=0.5,
+            save_total_limit=1,
+            logging_steps=50,
+            seed=seed,
+        )
+        stages = align3gr_stages(max_prompts=3000, num_beams=20)
+        for report in run_stages(stages, start, Schedule(self.dataset(arm), config)):
+            print(f"{output.name} {report['name']}: {report['after'].get('eval_ndcg@10')}, kept {report['kept']}", flush=True)
+        return output
+
+
+def tell_ids(study: Study, names: list[str]) -> None:
+    """How good the IDs of these arms are."""
+    for name in names:
+        arm = ARMS[name]
+        card = read_ids_card(study.dataset(arm).path) if arm.ids is not None else None
+        if card is not None:
+            levels = ", ".join(f"{level['perplexity']:.1f}" for level in card["levels"])
+            told = card.get("training", {})
+            u2i = f", U2I {told['u2i_accuracy']:.1%} of {told['u2i_pairs']}" if told.get("u2i_pairs") else ""
+            distinct = {part: f"{share:.2%}" for part, share in card["distinct"].items()}
+            print(f"{name}: distinct {distinct}, perplexity {levels}{u2i}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--text_encoder", default="words")
+    parser.add_argument("--codes", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--stages", action="store_true", help="the preference stages too, from the last of the arms")
+    arguments = parser.parse_args()
+    disable_progress_bars()
+    study = Study(arguments.dataset, arguments.output, arguments.text_encoder, arguments.codes, arguments.epochs)
+    runs: dict[str, list[Any]] = {}
+    for round_, seed in enumerate(arguments.seeds):  # the first seed of all arms first
+        for name in arguments.arms:
+            if round_ == 0 or name in SEEDED:
+                runs.setdefault(name, []).append(study.measure(name, study.policy(name, seed)))
+    if arguments.stages:
+        name = arguments.arms[-1]
+        starts = [study.policy(name, seed) for seed in arguments.seeds]
+        runs[f"{name}, stages"] = [
+            study.measure(name, study.stages(name, start, seed)) for start, seed in zip(starts, arguments.seeds, strict=True)
+        ]
+    validation = {name: float(np.mean([one.pop("validation") for one in several])) for name, several in runs.items()}
+    floors = evaluate_floors(load(arguments.dataset), ks=[10])
+    runs = {**{name: [floors[name].per_user] for name in ("popularity", "transition")}, **runs}
+    tell_ids(study, arguments.arms)
+    against = "dual" if "dual" in runs else arguments.arms[0]
+    print("\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against=against, notes={"validation": validation}))
+
+
+if __name__ == "__main__":
+    main()
