@@ -1,27 +1,35 @@
-"""Semantic IDs, supervised fine-tuning and preference training in stages, on MovieLens-100k: `trl-rec align3gr` in Python.
+"""Align3GR on MovieLens-100k, whole: semantic IDs, several tasks, preference stages. `trl-rec align3gr` in Python.
 
     python examples/align3gr.py [--source ml-100k] [--max_steps -1]
 
-A small model learns to write items as three codes each. Then it is trained against its own mistakes, from easy to hard, and
-against what the users disliked. Without a network and without a copy in the cache it falls back to a toy world, and says so.
-Killed or run again, it goes on where it stopped.
+Items and users get three codes each, from what is said of them and from who chose what. A small model learns to read and write
+these codes. Then it is trained against its own mistakes, from easy to hard, and against what the users disliked. Without a
+network and without a copy in the cache it falls back to a toy world, and says so. Killed or run again, it goes on where it
+stopped.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import datasets
 
-from trl_rec import BearConfig, BearTrainer, RecDataset, Schedule, SoftmaxDPOConfig, prepare, run_stages
+from trl_rec import BearConfig, RecDataset, Schedule, SoftmaxDPOConfig, prepare
 from trl_rec.data import FetchError
-from trl_rec.models import make_model, make_tokenizer
-from trl_rec.schedule import align3gr_stages, conclude_stages
-from trl_rec.semantic_ids import make_semantic_ids
+from trl_rec.models import RecModelConfig
+from trl_rec.schedule import align, align3gr_stages, give_ids, learn_supervised
+from trl_rec.semantic_ids import DualIdsConfig, describe_ids, read_ids_card
 
 
-SHARED = {
-    "max_length": 192,  # 63 items of three codes
+IDS = DualIdsConfig(text_encoder="words", behaviour="cooccurrence", codes=32, max_epochs=4)
+TASKS = {"next_item": 1.0, "item_to_id": 0.2, "id_to_item": 0.2, "profile_to_user": 0.2, "history_to_preference": 0.2}
+SHARED: dict[str, Any] = {
+    "prompt_head": "{user}",  # every prompt names its user
+    "max_length": 192,  # 62 items of three codes, and the user
+    "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 64,
+    "save_strategy": "no",
+    "logging_steps": 100,
     "gradient_checkpointing": False,
     "disable_tqdm": False,
     "report_to": "none",
@@ -32,37 +40,10 @@ SHARED = {
 
 def load_data(source: str) -> RecDataset:
     try:
-        dataset = prepare(source, f"data/example-{Path(source).name}")
+        return prepare(source, f"data/example-{Path(source).name}")
     except FetchError as error:
         print(f"{error}\nGoing on with the toy world: its figures say nothing about real users.\n")
-        dataset = prepare("toy", "data/example-toy")
-    return make_semantic_ids(dataset, codes=32).with_surface("semantic_id")
-
-
-def supervised(dataset: RecDataset, folder: str, max_steps: int) -> str:
-    """The folder of a policy that has learned what users choose next."""
-    if Path(folder, "recommender.json").is_file():  # what is written last
-        return folder
-    tokenizer = make_tokenizer(dataset.catalog)
-    config = BearConfig(
-        folder,
-        bear_weight=0,
-        targets="all",
-        num_train_epochs=13,
-        max_steps=max_steps,
-        learning_rate=3e-3,
-        warmup_steps=30,
-        weight_decay=0.1,
-        per_device_train_batch_size=16,
-        save_strategy="no",
-        logging_steps=100,
-        **SHARED,
-    )
-    model = make_model(tokenizer, max_length=192)
-    trainer = BearTrainer(model, config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog)
-    trainer.train()
-    trainer.save_model()
-    return folder
+        return prepare("toy", "data/example-toy")
 
 
 def main() -> None:
@@ -72,24 +53,20 @@ def main() -> None:
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
 
-    dataset = load_data(arguments.source)
-    name = f"{dataset.path.name.removeprefix('example-')}-{arguments.max_steps}"
-    start = supervised(dataset, f"runs/example-align3gr-sft-{name}", arguments.max_steps)
-    config = SoftmaxDPOConfig(
-        f"runs/example-align3gr-{name}",
-        normalize="catalogue",  # as in the supervised part: over the codes that continue an item
-        sft_weight=0.1,
-        num_train_epochs=1,
-        max_steps=arguments.max_steps,
-        learning_rate=1e-4,
-        per_device_train_batch_size=16,
-        save_strategy="no",
-        logging_steps=50,
-        **SHARED,
-    )
-    schedule = Schedule(dataset, config)
-    stages = align3gr_stages(max_prompts=1000, num_beams=20)
-    conclude_stages(run_stages(stages, start, schedule), start, schedule)
+    print("part 1 of 3: semantic IDs")
+    dataset = give_ids(load_data(arguments.source), IDS)
+    print(describe_ids(read_ids_card(dataset.path)))
+    runs = f"runs/example-align3gr-{dataset.path.name.removeprefix('example-')}-{arguments.max_steps}"
+
+    print("part 2 of 3: supervised fine-tuning on several tasks")
+    options = {**SHARED, "max_steps": arguments.max_steps, "learning_rate": 3e-3, "warmup_steps": 30, "weight_decay": 0.1}
+    supervised = BearConfig(f"{runs}/supervised", bear_weight=0, targets="all", tasks=TASKS, num_train_epochs=10, **options)
+    start = learn_supervised(dataset, supervised, RecModelConfig())
+
+    print("part 3 of 3: preference stages")
+    options = {**SHARED, "max_steps": arguments.max_steps, "learning_rate": 1e-4, "sft_weight": 1.0}
+    config = SoftmaxDPOConfig(runs, normalize="catalogue", num_train_epochs=1, **options)
+    align(align3gr_stages(max_prompts=1000, num_beams=20), start, Schedule(dataset, config))
 
 
 if __name__ == "__main__":

@@ -30,11 +30,12 @@ logger = logging.getLogger(__name__)
 DONE = "supervised.json"
 
 
-def give_ids(dataset: RecDataset, config: DualIdsConfig) -> RecDataset:
-    """The dataset with semantic IDs of items and users, which one process makes and the others wait for."""
+def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = False) -> RecDataset:
+    """The dataset with semantic IDs of items and users, which one process makes and the others wait for. IDs that were made
+    otherwise are replaced with `overwrite` alone; policies that write those can no longer be used with the folder."""
     logger.info("part 1 of 3: semantic IDs")
     with PartialState().main_process_first():
-        return make_dual_ids(dataset, config).with_surface("semantic_id")
+        return make_dual_ids(dataset, config, overwrite=overwrite).with_surface("semantic_id")
 
 
 def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecModelConfig) -> Path:

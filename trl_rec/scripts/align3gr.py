@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass, field
 
@@ -39,6 +40,7 @@ class ScheduleArguments:
     dataset: str = field(metadata={"help": "dataset folder"})
     surface: str = field(default="semantic_id", metadata={"help": "title, item_token or semantic_id"})
     tokenize: dict | None = field(default=None, metadata={"help": "in a recipe: keys of DualIdsConfig; IDs are made first"})
+    overwrite_ids: bool = field(default=False, metadata={"help": "replace IDs that were made otherwise"})
     supervised: dict | None = field(default=None, metadata={"help": "in a recipe: keys of trl-rec bear; before the stages"})
     stages: list[dict] | None = field(default=None, metadata={"help": "in a recipe: a list of stages; else Align3GR's five"})
     keep: str = field(default="best", metadata={"help": "best: a stage that does not help is undone; last: it is not"})
@@ -46,11 +48,14 @@ class ScheduleArguments:
 
 def main(argv: list[str]) -> None:
     """Runs the parts that are left, and measures the last policy on the test split."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("trl_rec").setLevel(logging.INFO)  # which part it is
     data, model_config, config = parse((ScheduleArguments, RecModelConfig, SoftmaxDPOConfig), argv, "align3gr")
     dataset, start = load(data.dataset), model_config.model_name_or_path
     stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
     if data.tokenize is not None:
-        dataset = give_ids(dataset, parse_section(DualIdsConfig, data.tokenize, "align3gr: tokenize"))
+        ids = parse_section(DualIdsConfig, data.tokenize, "align3gr: tokenize")
+        dataset = give_ids(dataset, ids, overwrite=data.overwrite_ids)
     dataset = dataset.with_surface(data.surface)
     if data.supervised is not None:
         section = {"output_dir": f"{config.output_dir}/supervised"} | {name: getattr(config, name) for name in COMMON}

@@ -68,12 +68,20 @@ def read_ids_card(path: str | Path) -> dict[str, Any] | None:
 def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the folder holds IDs made with these very settings; refuses other ones unless they may be replaced."""
     stored = ItemCatalog.load(dataset.path / "catalog")
-    if stored.semantic_ids is None or overwrite:
+    if stored.semantic_ids is None:
         return False
-    card, fingerprint = read_ids_card(dataset.path), ids_fingerprint(stored.semantic_ids, stored.user_ids)
-    if card is None or (card["settings"], card["fingerprint"]) != (dict(settings), fingerprint):
+    try:
+        card = read_ids_card(dataset.path)
+    except ValueError:
+        if overwrite:
+            return False
+        raise
+    fingerprint = ids_fingerprint(stored.semantic_ids, stored.user_ids)
+    if card is not None and (card["settings"], card["fingerprint"]) == (dict(settings), fingerprint):
+        return True
+    if not overwrite:
         raise ValueError(f"{dataset.path} holds semantic IDs that were made otherwise; replace them with overwrite=True")
-    return True
+    return False
 
 
 def kept_tensor(folder: Path | None, name: str, key: str, make: Callable[[], Tensor]) -> Tensor:

@@ -1,0 +1,154 @@
+"""The whole of Align3GR in the toy world: whatever part it is killed in, it ends with the same IDs and weights."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer.runs import QUIET
+from trl_rec import (
+    BearConfig,
+    BearTrainer,
+    PreferenceStage,
+    RecDataset,
+    Recommender,
+    Schedule,
+    SoftmaxDPOConfig,
+    SoftmaxDPOTrainer,
+    load,
+    prepare,
+)
+from trl_rec.models import RecModelConfig
+from trl_rec.schedule import align, give_ids, learn_supervised
+from trl_rec.semantic_ids import DualIdsConfig
+
+
+SMALL: dict[str, Any] = {"codes": 8, "code_width": 8, "behaviour_width": 8, "fused_width": 16, "hidden": 16, "max_epochs": 2}
+IDS = DualIdsConfig(**SMALL, behaviour="cooccurrence", collisions="extend")
+    codes=8,
+    code_width=8,
+    behaviour_width=8,
+    fused_width=16,
+    hidden=16,
+    max_epochs=2,
+    behaviour="cooccurrence",
+    collisions="extend",
+)
+SHARED: dict[str, Any] = {**QUIET, "prompt_head": "{user}", "max_length": 96, "gradient_checkpointing": False}
+SHARED |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "per_device_train_batch_size": 8, "eval_ks": [5]}
+STAGES = [
+    PreferenceStage("self_play", "easy", num_beams=8, max_prompts=24),
+    PreferenceStage("feedback", "hard", max_prompts=24),
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare("toy", tmp_path_factory.mktemp("toy") / "data", toy_users=30, toy_items=60).path
+
+
+def run(folder: Path) -> RecDataset:
+    """All three parts, in `folder`, which holds the data."""
+    dataset = give_ids(load(folder / "data"), IDS)
+    tasks = {"next_item": 1.0, "item_to_id": 0.5, "profile_to_user": 0.5}
+    config = BearConfig(str(folder / "run" / "supervised"), bear_weight=0, targets="all", tasks=tasks, **SHARED)
+    start = learn_supervised(dataset, config, RecModelConfig(hidden_size=16, dropout=0.1))
+    config = SoftmaxDPOConfig(str(folder / "run"), normalize="catalogue", learning_rate=1e-3, **SHARED)
+    align(STAGES, start, Schedule(dataset, config, keep="last"))
+    return dataset
+
+
+def left(folder: Path) -> tuple[list[str], list[str], dict[str, torch.Tensor]]:
+    """IDs of items and users, and the last policy's weights."""
+    catalog = load(folder / "data").catalog
+    return catalog.with_surface("semantic_id").surfaces, catalog.user_surfaces, load_file(folder / "run" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an uninterrupted run leaves."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(source, folder / "data")
+    run(folder)
+    return folder
+
+
+def dies(kind: type, name: str, call: int) -> tuple[type, str, Callable[..., Any]]:
+    """A method that fails when it is called for the so manieth time."""
+    method, calls = getattr(kind, name), []
+
+    def failing(self: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return method(self, *arguments, **options)
+
+    return kind, name, failing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "name", "call"),
+    [
+        pytest.param("trl_rec.semantic_ids.dual_training.DualTraining", "_start_codebooks", 1, id="IDs"),
+        pytest.param(BearTrainer, "compute_loss", 4, id="supervised"),
+        pytest.param(BearTrainer, "save_model", 1, id="supervised, while it is saved"),
+        pytest.param(SoftmaxDPOTrainer, "compute_loss", 3, id="first stage"),
+        pytest.param(SoftmaxDPOTrainer, "compute_loss", 8, id="second stage"),
+    ],
+)
+def test_a_killed_run_ends_with_the_same_ids_and_weights(
+    kind: Any, name: str, call: int, source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(source, tmp_path / "data")
+    if isinstance(kind, str):
+        module, _, attribute = kind.rpartition(".")
+        kind = getattr(__import__(module, fromlist=[attribute]), attribute)
+    with monkeypatch.context() as patched:
+        patched.setattr(*dies(kind, name, call))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    run(tmp_path)
+    items, users, weights = left(whole)
+    assert left(tmp_path)[:2] == (items, users)
+    found = left(tmp_path)[2]
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_taken_as_it_is(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = left(whole)
+    for kind in (BearTrainer, SoftmaxDPOTrainer):
+        monkeypatch.setattr(kind, "train", lambda *given, **options: 1 / 0)
+    run(whole)
+    assert left(whole)[:2] == before[:2]
+
+
+@pytest.mark.slow
+def test_the_run_folder_recommends_by_user(whole: Path) -> None:
+    dataset = load(whole / "data")
+    recommender = Recommender.from_pretrained(whole / "run")
+    history = dataset.history_of("u3") if "u3" in dataset.users["user_id"].to_pylist() else dataset.catalog.ids[:3]
+    known = recommender.recommend(history, k=5, user=3)
+    assert len(known) == 5 and {one.item_id for one in known}.isdisjoint(history)
+    with pytest.raises(ValueError, match="nobody was named"):
+        recommender.recommend(history, k=5)
+
+
+@pytest.mark.slow
+def test_other_users_ids_are_another_plan(whole: Path, tmp_path: Path) -> None:
+    """A policy that learned other IDs of the users is not gone on with."""
+    shutil.copytree(whole / "data", tmp_path / "data")
+    dataset = load(tmp_path / "data").with_surface("semantic_id")
+    users = dataset.catalog.user_ids
+    assert users is not None
+    turned = type(users)(users.values.reshape(len(users), -1)[::-1].ravel(), users.offsets)
+    dataset.catalog.with_surface("semantic_id", user_ids=turned).save(tmp_path / "data" / "catalog")
+    config = SoftmaxDPOConfig(str(tmp_path / "run"), normalize="catalogue", **SHARED)
+    schedule = Schedule(load(tmp_path / "data").with_surface("semantic_id"), config, keep="last")
+    with pytest.raises(ValueError, match="other semantic IDs"):
+        align(STAGES, whole / "run" / "supervised", schedule)
