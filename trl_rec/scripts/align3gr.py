@@ -19,17 +19,9 @@ from trl_rec.trainer.processes import end_processes
 
 
 # What the supervised part has from the stages' configuration, where it does not say otherwise.
-COMMON: tuple[str, ...] = (
-    "prompt_head",
-    "prompt_item",
-    "prompt_tail",
-    "chat_template",
-    "max_length",
-    "eval_ks",
-    "max_eval_users",
-)
-COMMON += ("per_device_eval_batch_size", "seed", "use_cpu", "bf16")
-COMMON += ("gradient_checkpointing", "report_to", "disable_tqdm")
+COMMON: tuple[str, ...] = ("max_steps", "prompt_head", "prompt_item", "prompt_tail", "chat_template", "max_length", "eval_ks")
+COMMON += ("max_eval_users", "per_device_eval_batch_size", "seed", "use_cpu", "bf16", "gradient_checkpointing")
+COMMON += ("report_to", "disable_tqdm")
 
 
 @dataclass
