@@ -45,7 +45,7 @@ $(VENV)/.package: $(REQUIREMENTS) | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: $(REQUIREMENTS) | $(BIN)/python
-	$(INSTALL) ".[test,quantization,deepspeed]"
+	$(INSTALL) ".[test,quantization,deepspeed,semantic-ids]"
 	touch $@
 
 $(VENV)/.dev: $(REQUIREMENTS) | $(BIN)/python
