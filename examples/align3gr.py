@@ -22,7 +22,7 @@ from trl_rec.semantic_ids import DualIdsConfig, describe_ids, read_ids_card
 
 
 IDS = DualIdsConfig(text_encoder="words", behaviour="cooccurrence", codes=32, max_epochs=4)
-TASKS = {"next_item": 1.0, "item_to_id": 0.2, "id_to_item": 0.2, "profile_to_user": 0.2, "history_to_preference": 0.2}
+TASKS = {"next_item": 1.0, "item_to_id": 0.1, "id_to_item": 0.1, "profile_to_user": 0.1, "history_to_preference": 0.1}
 SHARED: dict[str, Any] = {
     "prompt_head": "{user}",  # every prompt names its user
     "max_length": 192,  # 62 items of three codes, and the user

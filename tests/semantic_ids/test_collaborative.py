@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -50,16 +52,17 @@ def test_vectors_are_kept_by_what_they_were_made_from(circles, tmp_path, monkeyp
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
-def test_sampled_negatives_stand_for_all(circles, monkeypatch):
-    """With as many draws as items, the loss is about that over all items."""
+def test_sampled_negatives_stand_for_all(monkeypatch):
+    """Fewer draws than items give about the loss over all items, where scores and popularity differ."""
     torch.manual_seed(0)
-    encoder = collaborative._Encoder(torch.zeros(300), 8).eval()
+    encoder = collaborative._Encoder(torch.randn(300), 8).eval()
+    torch.nn.init.normal_(encoder.items.weight, std=0.5)
     items = torch.randint(300, (40, 9))
     mask = torch.ones(40, 9, dtype=torch.bool)
-    exact = collaborative._next_item_loss(encoder, items, mask)
-    monkeypatch.setattr(collaborative, "NEGATIVES", 299)
-    sampled = torch.stack([collaborative._next_item_loss(encoder, items, mask) for _ in range(20)])
-    assert abs(float(sampled.mean() - exact)) < 0.02
+    exact = float(collaborative._next_item_loss(encoder, items, mask))
+    monkeypatch.setattr(collaborative, "NEGATIVES", 100)
+    sampled = torch.stack([collaborative._next_item_loss(encoder, items, mask) for _ in range(60)])
+    assert abs(float(sampled.mean()) - exact) < 0.1 < math.log(299 / 100)  # what would be missing without the factor
 
 
 def test_long_sequences_are_learned_whole():

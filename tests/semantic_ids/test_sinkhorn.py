@@ -18,13 +18,14 @@ def quantised(draw):
 @given(quantised())
 def test_shares_equal_a_loop(case):
     distances = torch.cdist(case[1], case[2]).square()
-    shares = balanced(distances, epsilon=0.2, iterations=10)
+    other = torch.rand(1, *distances.shape)
+    shares = balanced(torch.cat([other, distances.unsqueeze(0)]), epsilon=0.2, iterations=10)[1]
     assert torch.allclose(shares, torch.tensor(oracle.sinkhorn(distances.tolist(), 0.2, 10)).double(), atol=1e-4)
 
 
 def test_columns_get_as_much():
     distances = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).square()
-    shares = balanced(distances, epsilon=0.1, iterations=500)
+    shares = balanced(distances.unsqueeze(0), epsilon=0.1, iterations=500)[0]
     assert torch.allclose(shares.sum(1), torch.ones(12).double())
     assert torch.allclose(shares.sum(0), torch.full((4,), 3.0).double(), atol=0.05)
 
@@ -34,10 +35,22 @@ def test_what_the_repair_promises(case):
     codes, residuals, codebook = case
     repaired = sinkhorn_repair(codes, residuals, codebook)
     assert torch.equal(repaired[:, 0], codes[:, 0])
-    alone = torch.bincount(group_of(codes))[group_of(codes)] == 1
+    sizes = torch.bincount(group_of(codes))[group_of(codes)]
     once = sinkhorn_repair(codes, residuals, codebook, rounds=1)
-    assert torch.equal(once[alone], codes[alone])
-    assert len(codes.unique(dim=0)) <= max(len(once.unique(dim=0)), len(repaired.unique(dim=0)))
+    assert torch.equal(once[sizes == 1], codes[sizes == 1]) and torch.equal(once[sizes > 6], codes[sizes > 6])
+    for group in group_of(codes).unique():
+        items = group_of(codes) == group
+        if 1 < items.sum() <= 6:  # as each of them would be repaired alone
+            alone = balanced(torch.cdist(residuals[items], codebook).square().unsqueeze(0))[0].argmax(-1)
+            assert torch.equal(once[items, 1], alone)
+
+
+def test_fewer_items_collide():
+    """Half of 400 items do at first, of 16 codes in 40 cells."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.stack([torch.randint(40, (400,), generator=generator), torch.randint(4, (400,), generator=generator)], 1)
+    repaired = sinkhorn_repair(codes, torch.randn(400, 3, generator=generator), torch.randn(16, 3, generator=generator))
+    assert len(repaired.unique(dim=0)) > 1.5 * len(codes.unique(dim=0))
 
 
 def test_distinct_codes_stay():

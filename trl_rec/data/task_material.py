@@ -5,6 +5,7 @@ Everything is a row of token ids in a table that is tokenised once: titles, text
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -63,9 +64,10 @@ class Words:
         return self.user_ids.take(users)
 
     def written(self, texts: list[str]) -> Ragged:
-        """Token ids of texts, in which no control token is read."""
+        """Token ids of texts, in which no control token and no item's token is read."""
         if not texts:
             return Ragged.from_lists([])
+        texts = [re.sub(r"<(?=[^<>\s]+>)", "< ", text) for text in texts]  # a title may hold what a token looks like
         return Ragged.from_lists(self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def ended(self, texts: Ragged) -> Ragged:
@@ -139,7 +141,7 @@ def _after_histories(name: str, count: int, key: list[int], words: Words) -> Mat
 
 
 def _queries(dataset: RecDataset, items: np.ndarray) -> list[str]:
-    """What somebody would search for who wants the item, without its name."""
+    """What somebody would search for who wants the item: its groups, or words of its title where the catalogue has none."""
     return preference_texts(Ragged.from_lengths(items, np.ones(len(items), np.int64)), dataset.catalog, most=2)
 
 

@@ -2,7 +2,8 @@
 
 A row keeps what fills the slots of its task's prompt, and its answer, both as token ids; which template they go into is drawn
 for every epoch, when the batch is made. All of it comes from the catalogue, the users' columns and the training split: what a
-row says of a user's taste was chosen before the row's target. Profiles alone tell of the whole training sequence.
+row says of a user's taste was chosen before the row's target. Profiles and
+users' IDs alone tell of the whole training sequence.
 
 `item_to_id` and `id_to_item` have a row an item, `profile_to_user` and `user_to_profile` a row a user with a profile, the
 others one a training target.

@@ -16,9 +16,11 @@ from accelerate import PartialState
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation
 from trl_rec.models import RecModelConfig
+from trl_rec.schedule.checks import refuse_sharding
 from trl_rec.schedule.conclusion import conclude_stages
 from trl_rec.schedule.loop import run_stages
-from trl_rec.schedule.plan import Schedule, write_entry
+from trl_rec.schedule.plan import Schedule, refuse_another_policy, write_entry
+from trl_rec.schedule.stage_candidates import stage_feedback
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids
 from trl_rec.trainer.bear_building import build_bear_trainer
@@ -31,11 +33,21 @@ DONE = "supervised.json"
 
 
 def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = False) -> RecDataset:
-    """The dataset with semantic IDs of items and users, which one process makes and the others wait for. IDs that were made
-    otherwise are replaced with `overwrite` alone; policies that write those can no longer be used with the folder."""
+    """The dataset with semantic IDs of items and users, which are made by one process alone. IDs that were made otherwise are
+    replaced with `overwrite` alone; policies that write those can no longer be used with the folder."""
     logger.info("part 1 of 3: semantic IDs")
+    if PartialState().num_processes > 1 and dataset.catalog.user_ids is None:
+        raise ValueError("semantic IDs are made by one process; run trl-rec tokenize --method dual with these settings first")
     with PartialState().main_process_first():
         return make_dual_ids(dataset, config, overwrite=overwrite).with_surface("semantic_id")
+
+
+def refuse_early(stages: Sequence[PreferenceStage], schedule: Schedule) -> None:
+    """Raises where the stages could not run whatever the parts before them give: by the launcher, or the log's ratings."""
+    refuse_sharding(schedule.config)
+    for number, stage in enumerate(stages, 1):
+        if stage.source == "feedback":
+            stage_feedback(number, stage, schedule)
 
 
 def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecModelConfig) -> Path:
@@ -47,6 +59,7 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
         model_config: What to load or make.
     """
     folder = Path(str(config.output_dir))
+    refuse_another_policy(folder, dataset, config, vars(model_config))
     if (folder / DONE).is_file():
         logger.info("part 2 of 3: the supervised policy in %s is there already", folder)
         return folder

@@ -119,18 +119,19 @@ class Schedule:
 
 def refuse_another_plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
     """Writes down what is about to run; a folder that holds the work of another plan is refused."""
-    plan, path = _plan(stages, start, schedule), schedule.output / "plan.json"
-    if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in {**old, **plan} if plan.get(name) != old.get(name)]
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"{path.parent} holds the stages of a plan that differs in {name} ({old.get(name)!r} there, "
-                f"{plan.get(name)!r} now); give another output_dir, or delete it"
-            )
-    PartialState().wait_for_everyone()
-    write_entry(path, plan)
+    _refuse_another(schedule.output / "plan.json", _plan(stages, start, schedule))
+
+
+def refuse_another_policy(folder: Path, dataset: RecDataset, config: Any, model: dict[str, Any]) -> None:
+    """Writes down what a supervised policy is about to be trained by; a folder that holds another one's is refused."""
+    plan = {
+        **{f"model option {name}": value for name, value in model.items()},
+        "items": dataset.catalog.fingerprint,
+        "semantic_ids": _digest([*dataset.catalog.surfaces, *dataset.catalog.user_surfaces]),
+        "splits": _split_digest(dataset),
+        **{name: value for name, value in config.to_dict().items() if not _is_free(name)},
+    }
+    _refuse_another(folder / "plan.json", json.loads(json.dumps(plan, default=_plain)))
 
 
 def write_entry(path: Path, entry: dict[str, Any]) -> None:
@@ -151,6 +152,20 @@ def weights_digest(folder: str | Path) -> str:
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def _refuse_another(path: Path, plan: dict[str, Any]) -> None:
+    if path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        differing = [name for name in {**old, **plan} if plan.get(name) != old.get(name)]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{path.parent} holds the work of a plan that differs in {name} ({old.get(name)!r} there, "
+                f"{plan.get(name)!r} now); give another output_dir, or delete it"
+            )
+    PartialState().wait_for_everyone()
+    write_entry(path, plan)
 
 
 def _refuse_unpickable(config: SoftmaxDPOConfig, metric: str) -> None:

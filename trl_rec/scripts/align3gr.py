@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from accelerate import PartialState
 from trl import get_peft_config
 
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig, loading_options
-from trl_rec.schedule import Schedule, align, align3gr_stages, give_ids, learn_supervised, read_stages
+from trl_rec.schedule import Schedule, align, align3gr_stages, give_ids, learn_supervised, read_stages, refuse_early
 from trl_rec.scripts.parsing import parse, parse_section, run
 from trl_rec.semantic_ids import DualIdsConfig
 from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
@@ -20,8 +20,8 @@ from trl_rec.trainer.processes import end_processes
 
 # What the supervised part has from the stages' configuration, where it does not say otherwise.
 COMMON: tuple[str, ...] = ("max_steps", "prompt_head", "prompt_item", "prompt_tail", "chat_template", "max_length", "eval_ks")
-COMMON += ("max_eval_users", "per_device_eval_batch_size", "seed", "use_cpu", "bf16", "gradient_checkpointing")
-COMMON += ("report_to", "disable_tqdm")
+COMMON += ("eval_exclude_history", "eval_num_beams", "eval_length_penalty", "max_eval_users", "per_device_eval_batch_size")
+COMMON += ("seed", "use_cpu", "bf16", "fp16", "gradient_checkpointing", "trust_remote_code", "report_to", "disable_tqdm")
 
 
 @dataclass
@@ -43,18 +43,14 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trl_rec").setLevel(logging.INFO)  # which part it is
     data, model_config, config = parse((ScheduleArguments, RecModelConfig, SoftmaxDPOConfig), argv, "align3gr")
-    dataset, start = load(data.dataset), model_config.model_name_or_path
-    stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
-    if data.tokenize is not None:
-        ids = parse_section(DualIdsConfig, data.tokenize, "align3gr: tokenize")
-        dataset = give_ids(dataset, ids, overwrite=data.overwrite_ids)
-    dataset = dataset.with_surface(data.surface)
-    if data.supervised is not None:
-        section = {"output_dir": f"{config.output_dir}/supervised"} | {name: getattr(config, name) for name in COMMON}
-        section |= data.supervised
-        start = learn_supervised(dataset, parse_section(BearConfig, section, "align3gr: supervised"), model_config)
-    if start is None:
+    start = model_config.model_name_or_path
+    if start is None and data.supervised is None:
         raise ValueError("no policy to begin with; give model_name_or_path, the output folder of trl-rec bear, or supervised")
+    stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
+    ids = None if data.tokenize is None else parse_section(DualIdsConfig, data.tokenize, "align3gr: tokenize")
+    supervised = {"output_dir": f"{config.output_dir}/supervised"} | {name: getattr(config, name) for name in COMMON}
+    supervised_config = parse_section(BearConfig, supervised | (data.supervised or {}), "align3gr: supervised")
+    dataset = load(data.dataset)
     schedule = Schedule(
         dataset,
         config,
@@ -62,6 +58,13 @@ def main(argv: list[str]) -> None:
         adapter=get_peft_config(model_config),
         model_options=loading_options(model_config, config.trust_remote_code),
     )
+    refuse_early(stages, schedule)
+    if ids is not None:
+        dataset = give_ids(dataset, ids, overwrite=data.overwrite_ids)
+    dataset = dataset.with_surface(data.surface)
+    if data.supervised is not None:
+        start = learn_supervised(dataset, supervised_config, model_config)
+    schedule = replace(schedule, dataset=dataset)
     align(stages, start, schedule)
     end_processes(PartialState().destroy_process_group)
 

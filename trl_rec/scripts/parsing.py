@@ -30,14 +30,17 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
 
 def parse_section(kind: type, section: dict[str, Any], name: str) -> Any:
     """A dataclass from a section of a recipe, as `parse` makes one of the whole: unknown keys are errors, and numbers that YAML
-    took for text (`1e-3`) are numbers."""
+    took for text (`1e-3`) are numbers. A key without a value has its default, but for `max_length`, which is then unbounded."""
     argv = []
     for key, value in section.items():
         if isinstance(value, list):
             argv += [f"--{key}", *map(str, value)] if value else []
         elif value is not None:
             argv += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    return parse(kind, argv, name)
+    made = parse(kind, argv, name)
+    if section.get("max_length", 0) is None:
+        made.max_length = None
+    return made
 
 
 def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:

@@ -46,9 +46,10 @@ def main(argv: list[str]) -> None:
     if arguments.export_index is not None:
         export_index(dataset.catalog, arguments.export_index)
     print(describe_ids(card))
-    picture = dataset.path / "semantic_ids.svg"
-    picture.write_text(code_use_picture(card), encoding="utf-8")
-    print(f"\nhow often each code is used: {picture}")
+    if all("counts" in level for level in card["levels"]):  # cards of earlier versions have none
+        picture = dataset.path / "semantic_ids.svg"
+        picture.write_text(code_use_picture(card), encoding="utf-8")
+        print(f"\nhow often each code is used: {picture}")
 
 
 def _made(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsConfig) -> RecDataset:

@@ -55,12 +55,13 @@ def make_card(
 ) -> dict[str, Any]:
     """The card's fields, but for the fingerprint of the IDs. `training` is what else is to be told of how they were learned.
 
-    `without_vector` counts the items that training tells nothing of. `distinct` holds distinct IDs over items, as found, after
-    the repair, and as written with further tokens; `moved` and `extended` count the items that either changed; `largest_group`
-    is the most items with one ID. A level's `perplexity` is the number of equally frequent codes that would be as hard to
-    guess; `left` is the share of the vectors' squared length that is left after the level. `prefixes` tells of the items that
-    share their first 1, 2, ... codes: how many groups of them there are, of what mean size, and with how many others an item
-    shares those codes on average. `neighbours` lists, for the items most popular in training, the items that share most.
+    `without_vector` counts the items that training tells nothing of. `distinct` holds distinct IDs over items: as found, as
+    Sinkhorn's repair spread them where there was one, after the repair, and as written with further tokens. `moved` and
+    `extended` count the items that either changed; `largest_group` is the most items with one ID. A level's `perplexity` is the
+    number of equally frequent codes that would be as hard to guess; `left` is the share of the vectors' squared length that is
+    left after the level. `prefixes` tells of the items that share their first 1, 2, ... codes: how many groups of them there
+    are, of what mean size, and with how many others an item shares those codes on average. `neighbours` lists, for the items
+    most popular in training, the items that share most.
     """
     written = torch.cat([codes.repaired, codes.extra.unsqueeze(1) + 1], 1)
     columns = codes.repaired.unbind(1)
@@ -139,9 +140,7 @@ def _training(told: Mapping[str, Any]) -> list[str]:
         )
     if told["user_levels"]:
         used = ", ".join(f"{level['used']} (perplexity {level['perplexity']:.1f})" for level in told["user_levels"])
-        lines.append(
-            f"{told['num_users']:,} users, {told['distinct_users']:.1%} of them with an ID of their own; codes used: {used}"
-        )
+        lines.append(f"{told['num_users']:,} users, distinct IDs over users {told['distinct_users']:.1%}; codes used: {used}")
     return lines
 
 

@@ -45,7 +45,7 @@ def collaborative_vectors(
         num_items (`int`): Size of the catalogue.
         width (`int`, *optional*, defaults to `64`): Width of the vectors, a multiple of 2.
         max_epochs (`int`, *optional*, defaults to `60`): Most passes; the encoder stops when it no longer tells the next items
-            of held-out sequences better, a twentieth of the users.
+            of held-out sequences better, a twentieth of all pieces of 50 items.
         seed (`int`, *optional*, defaults to `0`): Seed of weights, order and negatives.
         cache (`Path`, *optional*): A folder in which vectors are kept, and looked for first.
     """

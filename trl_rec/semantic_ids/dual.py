@@ -19,7 +19,7 @@ from trl_rec.semantic_ids.dual_training import CHANCES, DualTraining
 from trl_rec.semantic_ids.sinkhorn import sinkhorn_repair
 from trl_rec.semantic_ids.storage import is_written, with_stored_ids, write_ids
 from trl_rec.semantic_ids.text_encoders import WORDS, load_text_encoder
-from trl_rec.semantic_ids.tokens import id_tokens, refuse_impossible_codes, user_tokens
+from trl_rec.semantic_ids.tokens import id_tokens, ids_fingerprint, refuse_impossible_codes, user_tokens
 
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class DualIdsConfig:
         behaviour (`str`, *optional*, defaults to `"sequence"`): What tells who chooses an item: embeddings of a `"sequence"`
             encoder that is trained for it, as in the paper, or vectors of `"cooccurrence"`, which take a second.
         users (`bool`, *optional*, defaults to `True`): Whether users get IDs as well.
-        align (`bool`, *optional*, defaults to `True`): Whether users and what they choose are aligned (U2I); needs `users`.
+        align (`bool`, *optional*, defaults to `True`): Whether users and what they choose are aligned (U2I).
         levels (`int`, *optional*, defaults to `3`): Codes of an ID.
         codes (`int`, *optional*, defaults to `256`): Different codes of a level.
         code_width (`int`, *optional*, defaults to `32`): Width of what is quantised.
@@ -115,9 +115,10 @@ def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, o
         training=_told(training, users, config, encoder.fingerprint),
     )
     text = inputs.scales.get("item_text")
-    names = {"text_encoder": config.text_encoder, "text_encoder_hash": encoder.fingerprint}
-    save_item_tower(dataset.path, training.item_tower, shape, text, **names)
-    write_ids(dataset, semantic_ids, card, user_ids=None if users is None else user_tokens(users))
+    user_ids = None if users is None else user_tokens(users)
+    hashes = {"text_encoder_hash": encoder.fingerprint, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}
+    save_item_tower(dataset.path, training.item_tower, shape, text, text_encoder=config.text_encoder, hashes=hashes)
+    write_ids(dataset, semantic_ids, card, user_ids=user_ids)
     return with_stored_ids(dataset)
 
 
@@ -151,7 +152,7 @@ def _train(inputs: DualInputs, config: DualIdsConfig) -> tuple[DualTraining, dic
 @torch.no_grad()
 def _item_codes(training: DualTraining, config: DualIdsConfig) -> IdCodes:
     tower, rows = training.item_tower, torch.arange(len(training.inputs.known))
-    found = tower.quantize.assign(tower.encode(training.fused_items(rows)))
+    found = tower.quantize.assign(training.latents(tower, training.fused_items(rows)))
     spread = sinkhorn_repair(found.codes, found.last_residuals, found.codebooks[-1])
     repaired = repair_last_level(spread, found.last_residuals, found.codebooks[-1])
     extra = number_within_group(repaired) if config.collisions == "extend" else torch.full((len(rows),), -1)
@@ -165,21 +166,18 @@ def _user_codes(training: DualTraining) -> Tensor | None:
     if tower is None:
         return None
     users = torch.arange(len(training.inputs.mask))
-    return tower.quantize.assign(tower.encode(training.fused_users(users))).codes
+    return tower.quantize.assign(training.latents(tower, training.fused_users(users))).codes
 
 
 @torch.no_grad()
 def _told(training: DualTraining, users: Tensor | None, config: DualIdsConfig, text_encoder_hash: str) -> dict[str, Any]:
     """What the card tells of the training."""
-    inputs, tower = training.inputs, training.item_tower
-    known = inputs.known.nonzero().squeeze(1)
-    wanted = inputs.items(known)
-    lost = tower.rebuild(tower.fuse(wanted), wanted).error.sum() / wanted.square().sum()
+    inputs = training.inputs
     held_out = training.held_out()
     return {
         "text_encoder": config.text_encoder if config.signals != "behaviour" else None,
         "text_encoder_hash": text_encoder_hash,
-        "rebuilding_error": round(float(lost), 4),
+        "rebuilding_error": round(training.lost(), 4),
         "u2i_accuracy": None if held_out is None else round(held_out.accuracy, 4),
         "u2i_pairs": 0 if held_out is None else held_out.pairs,
         "u2i_others": CHANCES,

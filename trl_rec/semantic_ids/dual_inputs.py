@@ -28,6 +28,7 @@ from trl_rec.semantic_ids.text_encoders import TextEncoder, text_vectors
 
 NEWEST = 50  # training items of a user that are pooled
 EVERY = 5
+MOST_SCALED = 100_000  # users that mean and scale are taken from
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +153,9 @@ def dual_inputs(
     histories, mask = torch.from_numpy(newest.padded(fill=0)), torch.from_numpy(newest.padded() >= 0)
     counts = torch.from_numpy(popularity(train, num_items))
     scales["item_behaviour"] = Block.of(vectors[counts > 0])
-    scales["user_behaviour"] = Block.of(pooled(vectors, histories, mask))
+    asked = mask.any(1).nonzero().squeeze(1)
+    asked = asked[torch.linspace(0, len(asked) - 1, min(len(asked), MOST_SCALED)).round().long()]
+    scales["user_behaviour"] = Block.of(pooled(vectors, histories[asked], mask[asked]))
     pairs = np.unique(chosen.row_ids * num_items + chosen.values)
     again = torch.isin(held_out[0] * num_items + held_out[1], torch.from_numpy(pairs))  # chosen before as well
     return DualInputs(
@@ -176,7 +179,8 @@ def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
     targets, users = split_rows(train, "targets"), train.with_format("numpy")[:]["user"].astype(np.int64)
     last = np.full(len(users), False)
     last[len(users) - 1 - np.unique(users[::-1], return_index=True)[1]] = True
-    taken = np.flatnonzero(last & (users % every == every - 1) & (targets.lengths > 1))
+    others = np.bincount(users, targets.lengths)[users] > 1
+    taken = np.flatnonzero(last & (users % every == every - 1) & others & (targets.lengths > 0))
     items = targets.values[targets.offsets[1:][taken] - 1].astype(np.int64)
     kept = targets.lengths.copy()
     kept[taken] -= 1

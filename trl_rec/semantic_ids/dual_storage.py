@@ -1,4 +1,4 @@
-"""The trained towers in a dataset folder, `id_encoder.safetensors` and `id_encoder.json`, and new items encoded with them."""
+"""The items' trained tower in a dataset folder, `id_encoder.safetensors` and `id_encoder.json`, which encodes new items."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.dual_inputs import Block
 from trl_rec.semantic_ids.dual_model import Tower
+from trl_rec.semantic_ids.storage import read_ids_card
 from trl_rec.semantic_ids.text_encoders import TextEncoder, load_text_encoder
 from trl_rec.semantic_ids.tokens import id_tokens
 
@@ -45,6 +46,11 @@ class ItemIdEncoder:
         if not file.is_file():
             raise ValueError(f"{folder} holds no trained semantic IDs ({NAME}.json is missing); make them with make_dual_ids")
         told = json.loads(file.read_text(encoding="utf-8"))
+        card = read_ids_card(folder)
+        if card is None or card["fingerprint"] != told["fingerprint"]:
+            raise ValueError(
+                f"{file} belongs to other semantic IDs than the folder holds now; make them again with make_dual_ids"
+            )
         if told["text_encoder"] is None:
             raise ValueError(f"the semantic IDs of {folder} are made from behaviour alone, which a new item has none of")
         encoder = load_text_encoder(told["text_encoder"])
@@ -64,18 +70,20 @@ class ItemIdEncoder:
         return self.tower.quantize.assign(self.tower.encode(self.tower.fuse(inputs))).codes
 
     def tokens(self, texts: Sequence[str]) -> Ragged:
-        """The same as tokens; several items may get one ID, also one that a known item has."""
+        """The same as tokens. Several items may get one ID, also one that a known item has; with `collisions: extend` such a
+        known item's ID goes on, so that the new one is its beginning."""
         codes = self.encode(texts)
         return id_tokens(codes, torch.full((len(codes),), -1))
 
 
 def save_item_tower(
-    folder: Path, tower: Tower, shape: dict[str, int], text: Block | None, *, text_encoder: str, text_encoder_hash: str
+    folder: Path, tower: Tower, shape: dict[str, int], text: Block | None, *, text_encoder: str, hashes: dict[str, str]
 ) -> None:
-    """Writes both files, the description last. `text` is None where the IDs are made from behaviour alone."""
+    """Writes both files, the description last. `text` is None where the IDs are made from behaviour alone; `hashes` are those
+    of the text encoder (`text_encoder_hash`) and of the IDs (`fingerprint`)."""
     (folder / f"{NAME}.json").unlink(missing_ok=True)
     weights = tower.state_dict() | ({} if text is None else {"text_mean": text.mean, "text_scale": text.scale})
-    told = {"tower": shape, "text_encoder": text_encoder if text is not None else None, "text_encoder_hash": text_encoder_hash}
+    told = {"tower": shape, "text_encoder": text_encoder if text is not None else None, **hashes}
     temporary = folder / f".{NAME}.{os.getpid()}"
     save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
     temporary.replace(folder / f"{NAME}.safetensors")

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from trl_rec.semantic_ids.dual_model import Tower, u2i_loss
 
 logger = logging.getLogger(__name__)
 CHANCES = 60  # other items among which a held-out one has to be found
+MOST_ASKED = 10_000  # held-out pairs that are looked at
 LEAST_GAIN = 0.001  # of a quantity that is to improve, relative to it
 PARTS = 8192  # rows that are computed at a time where nothing is trained
 
@@ -84,18 +86,26 @@ class DualTraining:
 
     def held_out(self) -> HeldOut | None:
         """How well users find what they chose; None where nothing is held out, or users have no tower."""
-        users, items = self.inputs.held_out
-        if not len(users) or self.user_tower is None:
+        if self.user_tower is None or not self.inputs.held_out.shape[1]:
             return None
-        drawing = torch.Generator().manual_seed(0)  # the same others each time
-        weights = self.inputs.popularity.float()
-        others = torch.multinomial(weights, len(users) * CHANCES, replacement=True, generator=drawing).view(-1, CHANCES)
-        ours, theirs = self.fused_users(users), self.fused_items(torch.cat([items.unsqueeze(1), others], 1).flatten())
-        scores = torch.einsum("bs,bks->bk", ours, theirs.view(len(users), CHANCES + 1, -1))
-        chosen = torch.cat([self.inputs.chose(one, row) for one, row in zip(users.split(1), others, strict=True)])
-        scores[:, 1:] = scores[:, 1:].masked_fill(chosen, -torch.inf)
+        users, items, chosen = self._asked
+        ours, theirs = self.fused_users(users), self.fused_items(items.flatten()).view(*items.shape, -1)
+        scores = torch.einsum("bs,bks->bk", ours, theirs).masked_fill(chosen, -torch.inf)
         is_first = (scores[:, :1] > scores[:, 1:]).all(1)
         return HeldOut(float(is_first.float().mean()), float(-scores.log_softmax(1)[:, 0].mean()), len(users))
+
+    @cached_property
+    def _asked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Users `(M,)`, at most `MOST_ASKED`; items `(M, 1 + CHANCES)`, the own one first; which others were chosen as well."""
+        pairs = self.inputs.held_out
+        users, own = pairs[:, torch.linspace(0, pairs.shape[1] - 1, min(pairs.shape[1], MOST_ASKED)).round().long()]
+        drawing = torch.Generator().manual_seed(0)  # the same others each time
+        ends = self.inputs.popularity.cumsum(0)
+        drawn = torch.randint(int(ends[-1]), (len(users), CHANCES), generator=drawing)
+        items = torch.cat([own.unsqueeze(1), torch.searchsorted(ends, drawn, right=True)], 1)
+        chosen = torch.cat([self.inputs.chose(one, row) for one, row in zip(users.split(1), items, strict=True)])
+        chosen[:, 0] = False
+        return users, items, chosen
 
     @torch.no_grad()
     def fused_items(self, rows: Tensor) -> Tensor:
@@ -107,6 +117,21 @@ class DualTraining:
         """SC vectors of users."""
         assert self.user_tower is not None
         return torch.cat([self.user_tower.fuse(self.inputs.users(part)) for part in rows.split(PARTS)])
+
+    @torch.no_grad()
+    def latents(self, tower: Tower, fused: Tensor) -> Tensor:
+        """What is quantised, of SC vectors."""
+        return torch.cat([tower.encode(part) for part in fused.split(PARTS)])
+
+    @torch.no_grad()
+    def lost(self) -> float:
+        """The share of the squared length of the items' inputs that is lost between input and codes."""
+        error, whole = 0.0, 0.0
+        for part in self.inputs.known.nonzero().squeeze(1).split(PARTS):
+            wanted = self.inputs.items(part)
+            error += float(self.item_tower.rebuild(self.item_tower.fuse(wanted), wanted).error.sum())
+            whole += float(wanted.square().sum())
+        return error / (whole or 1.0)
 
     def _train(
         self,
@@ -123,6 +148,10 @@ class DualTraining:
         for epoch in progress:
             told = self._epoch(losses, optimizer) | self._measured()
             self.curve.append({"stage": name, "epoch": epoch, **{part: round(value, 5) for part, value in told.items()}})
+            if not all(map(math.isfinite, told.values())):
+                raise ValueError(
+                    f"{name}: not all of {told} is finite in epoch {epoch}; lower learning_rate, or look at the texts"
+                )
             progress.set_postfix({part: f"{value:.3f}" for part, value in told.items()})
             if worth(told) > best_worth + (LEAST_GAIN * abs(best_worth) if epoch > 1 else 0):
                 best, best_worth, stalled = deepcopy(towers.state_dict()), worth(told), 0
@@ -198,10 +227,10 @@ class DualTraining:
         """Of all that training tells of."""
         with torch.no_grad():
             known = self.inputs.known.nonzero().squeeze(1)
-            yield self.item_tower, self.item_tower.encode(self.fused_items(known))
+            yield self.item_tower, self.latents(self.item_tower, self.fused_items(known))
             if self.user_tower is not None:
                 users = self.inputs.mask.any(1).nonzero().squeeze(1)
-                yield self.user_tower, self.user_tower.encode(self.fused_users(users))
+                yield self.user_tower, self.latents(self.user_tower, self.fused_users(users))
 
     def _start_codebooks(self) -> None:
         for tower, latents in self._latents():

@@ -8,6 +8,8 @@ not alone after the last round is left to [`repair_last_level`].
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -17,10 +19,12 @@ from trl_rec.semantic_ids.collisions import group_of
 ROUNDS = 20
 EPSILON = 0.003
 ITERATIONS = 50
+CHUNK = 1 << 22  # entries of assignments that are held at a time
 
 
 def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor, *, rounds: int = ROUNDS) -> Tensor:
-    """Codes `(num_items, levels)` with fewer collisions; only last codes change, and only those of items that collide.
+    """Codes `(num_items, levels)`, as a rule with fewer collisions. Only last codes change, and only those of items that
+    collide, if with items that a round before has moved. Groups of more items than there are codes are left as they are.
 
     Args:
         codes (`Tensor` of shape `(num_items, levels)`): The codes as they were found.
@@ -30,28 +34,35 @@ def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor
     """
     codes = codes.clone()
     for _ in range(rounds):
-        group = group_of(codes)
-        sizes = torch.bincount(group)
-        colliding = (sizes[group] > 1).nonzero().squeeze(1)
-        if not len(colliding):
-            break
-        order = colliding[torch.argsort(group[colliding], stable=True)]
-        before = codes[order, -1]
-        for items in order.split(sizes[sizes > 1].tolist()):
-            codes[items, -1] = balanced(torch.cdist(last_residuals[items], last_codebook).square()).argmax(1)
-        if torch.equal(before, codes[order, -1]):
+        before = codes[:, -1].clone()
+        for groups in _colliding(codes, len(last_codebook)):
+            distances = torch.cdist(last_residuals[groups], last_codebook.expand(len(groups), -1, -1)).square()
+            codes[groups, -1] = balanced(distances).argmax(-1)
+        if torch.equal(before, codes[:, -1]):
             break
     return codes
 
 
 def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = ITERATIONS) -> Tensor:
-    """An assignment `(num_items, num_codes)`: each item's shares sum to 1, and all codes get as much.
+    """Assignments `(num_groups, num_items, num_codes)`: each item's shares sum to 1, and all codes of a group get as much.
 
     Legend: Q = exp(-d / epsilon), columns and rows scaled in turn; kept as logarithms, as exp(-1 / .003) is nothing in float32.
     """
-    middle, spread = (distances.max() + distances.min()) / 2, (distances.max() - distances.min()) / 2
-    log_shares = -((distances - middle) / spread.clamp(min=1e-12)).double() / epsilon
+    low, high = distances.amin((1, 2), keepdim=True), distances.amax((1, 2), keepdim=True)
+    log_shares = -((distances - (high + low) / 2) / ((high - low) / 2).clamp(min=1e-12)).double() / epsilon
     for _ in range(iterations):
-        log_shares = log_shares - log_shares.logsumexp(0, keepdim=True)
         log_shares = log_shares - log_shares.logsumexp(1, keepdim=True)
+        log_shares = log_shares - log_shares.logsumexp(2, keepdim=True)
     return log_shares.exp()
+
+
+def _colliding(codes: Tensor, most: int) -> Iterator[Tensor]:
+    """Items with equal codes, `(num_groups, size)`: groups of one size together, as many as fit."""
+    group = group_of(codes)
+    sizes = torch.bincount(group)
+    order = torch.argsort(group, stable=True)
+    order = order[torch.argsort(sizes[group[order]], stable=True)]  # groups stay whole
+    by_size = sizes[group[order]]
+    for size in by_size.unique().tolist():
+        if 1 < size <= most:
+            yield from order[by_size == size].view(-1, size).split(max(CHUNK // (size * most), 1))

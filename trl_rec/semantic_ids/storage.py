@@ -1,7 +1,7 @@
 """Semantic IDs in a dataset folder: a column of `catalog/items.parquet`, those of users in
 `catalog/user_ids.parquet`, and `catalog/semantic_ids.json`, the card.
 
-The table is replaced at once, and the card is written last, so that a card always tells of the IDs beside it.
+Each file is replaced at once, and the card is written last, so that a card always tells of the IDs beside it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from trl_rec.data import RecDataset
 from trl_rec.items import ItemCatalog
+from trl_rec.items.user_ids import FILE as USER_IDS
 from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
-CARD, USERS = "semantic_ids.json", "user_ids.parquet"
+CARD = "semantic_ids.json"
 
 
 def write_ids(dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any], *, user_ids: Ragged | None = None) -> None:
@@ -38,10 +39,12 @@ def write_ids(dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any]
         text = json.dumps({**card, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}, indent=2, ensure_ascii=False)
         (new / CARD).write_text(text + "\n", encoding="utf-8")
         (folder / CARD).unlink(missing_ok=True)
-        (folder / USERS).unlink(missing_ok=True)
-        for name in ("items.parquet", USERS, CARD):
-            if (new / name).is_file():
-                (new / name).replace(folder / name)
+        if user_ids is None:
+            (folder / USER_IDS).unlink(missing_ok=True)
+        else:
+            (new / USER_IDS).replace(folder / USER_IDS)
+        (new / "items.parquet").replace(folder / "items.parquet")
+        (new / CARD).replace(folder / CARD)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -108,7 +108,7 @@ class SentenceEncoder:
             self._model, self._batch_size = SentenceTransformer(name_or_path), batch_size
         except (OSError, ValueError) as error:
             raise ValueError(f"text_encoder={name_or_path!r} is no folder or hub id of a sentence encoder: {error}") from error
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(f"{self._model} {self._model.tokenizer} {self._model.prompts}".encode())
         for name, weight in sorted(self._model.state_dict().items()):
             digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:16]

@@ -24,7 +24,7 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
         max_length=config.max_length,
         seed=config.seed,
         trust_remote_code=config.trust_remote_code,
-        texts=() if config.tasks is None else task_texts(dataset),
+        texts=task_texts(dataset) if config.tasks is not None and model_config.model_name_or_path is None else (),
     )
     return BearTrainer(
         model,
