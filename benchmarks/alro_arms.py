@@ -49,7 +49,7 @@ Weights = tuple[float, float]
 class Study:
     """Runs arms for lists of one length, or finds what they have left."""
 
-    def __init__(self, source: str, count: int, output: Path, steps: int, letters: bool, epochs: int) -> None:
+    def __init__(self, source: str, count: int, output: Path, steps: int, letters: bool = False, epochs: int = 1) -> None:
         self.count, self.steps, self.letters, self.epochs = count, steps, letters, epochs
         source_folder = output / re.sub(r"\W+", "-", source)
         data, self.output = source_folder / f"data-{count}", source_folder / f"{count}-candidates-{steps}-steps"
