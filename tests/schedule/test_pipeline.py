@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from trl_rec import (
     prepare,
 )
 from trl_rec.models import RecModelConfig
-from trl_rec.schedule import align, give_ids, learn_supervised
+from trl_rec.schedule import align, give_ids, learn_supervised, refuse_early
 from trl_rec.semantic_ids import DualIdsConfig
 
 
@@ -143,3 +144,25 @@ def test_other_users_ids_are_another_plan(whole: Path, tmp_path: Path) -> None:
     schedule = Schedule(load(tmp_path / "data").with_surface("semantic_id"), config, keep="last")
     with pytest.raises(ValueError, match="other semantic IDs"):
         align(STAGES, whole / "run" / "supervised", schedule)
+
+
+def test_another_recipe_does_not_go_on_with_a_policy(source: Path, tmp_path: Path) -> None:
+    """What was learned by other options, or of other IDs, is refused and not taken for this recipe's."""
+    shutil.copytree(source, tmp_path / "data")
+    dataset = give_ids(load(tmp_path / "data"), IDS)
+    options = {**SHARED, "bear_weight": 0, "targets": "all", "max_steps": 1, "save_strategy": "no"}
+    size = RecModelConfig(hidden_size=16)
+    learn_supervised(dataset, BearConfig(str(tmp_path / "policy"), **options), size)
+    with pytest.raises(ValueError, match="differs in learning_rate"):
+        learn_supervised(dataset, BearConfig(str(tmp_path / "policy"), learning_rate=0.5, **options), size)
+    with pytest.raises(ValueError, match="differs in model option hidden_size"):
+        learn_supervised(dataset, BearConfig(str(tmp_path / "policy"), **options), RecModelConfig(hidden_size=32))
+
+
+def test_stages_without_ratings_are_refused_before_any_part_runs(source: Path, tmp_path: Path) -> None:
+    dataset = load(source)
+    empty = [[] for _ in range(len(dataset.train))]
+    unrated = dataset.train.remove_columns("target_ratings").add_column("target_ratings", empty)
+    schedule = Schedule(replace(dataset, train=unrated), SoftmaxDPOConfig(str(tmp_path), **SHARED), keep="last")
+    with pytest.raises(ValueError, match="rating"):
+        refuse_early(STAGES, schedule)

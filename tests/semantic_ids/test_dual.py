@@ -269,3 +269,25 @@ def test_senseless_settings_are_refused(dataset, options, message):
     with pytest.raises(ValueError, match=message):
         make_dual_ids(dataset, DualIdsConfig(**{**SMALL, **options}))
     assert load(dataset.path).catalog.semantic_ids is None
+
+
+def test_an_encoder_of_other_ids_is_refused(dataset):
+    """IDs that were made otherwise since then do not go with the tower that is left in the folder."""
+    make_dual_ids(dataset, DualIdsConfig(**SMALL))
+    make_semantic_ids(load(dataset.path), codes=6, overwrite=True)
+    with pytest.raises(ValueError, match="belongs to other semantic IDs"):
+        ItemIdEncoder.from_pretrained(dataset.path)
+
+
+def test_a_training_that_breaks_writes_nothing(dataset):
+    with pytest.raises(ValueError, match="finite in epoch"):
+        make_dual_ids(dataset, DualIdsConfig(**{**SMALL, "learning_rate": 1e30}))
+    assert load(dataset.path).catalog.semantic_ids is None
+
+
+def test_windows_of_a_user_lose_the_last_one():
+    """Rows with one target each: the last row of every second user; a user's only row is left."""
+    rows = {"user": [0, 1, 1, 1, 3], "history": [[5], [5], [5, 6], [5, 6, 7], [9]], "targets": [[1], [6], [7], [8], [4]]}
+    columns = {name: pa.array(values) for name, values in rows.items()}
+    kept, held_out = hold_out(Dataset(pa.table(columns), split="train"), every=2)
+    assert held_out.tolist() == [[1], [8]] and list(kept["targets"]) == [[1], [6], [7], [], [4]]
