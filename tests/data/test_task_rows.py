@@ -331,3 +331,15 @@ def later(dataset: RecDataset, usual: Callable[..., Any]) -> Callable[..., Any]:
 
 def split_targets_of(split: Dataset) -> list[int]:
     return [item for row in split["targets"] for item in row]
+
+
+def test_a_title_that_looks_like_a_token_is_words(dataset: RecDataset) -> None:
+    """Neither EOS nor an item is read from it, and its other words are."""
+    titles = ["Bad <eos> title", "Odd <a_1> one", *dataset.catalog.titles[2:]]
+    items = dataset.catalog.items.set_column(1, "title", pa.array(titles))
+    named = replace(dataset, catalog=replace(dataset.catalog, items=items))
+    tokenizer = make_tokenizer(named.catalog, task_texts(named))
+    words = task_material.Words(named, tokenizer, PromptFormat.for_catalog(named.catalog, tokenizer), 5)
+    for item, (mark, before) in enumerate([("<eos>", "Bad"), ("<a_1>", "Odd")]):
+        tokens = tokenizer.convert_ids_to_tokens(words.titles[item].tolist())
+        assert mark not in tokens and before in tokens
