@@ -122,6 +122,8 @@ def test_the_oldest_history_goes_first_and_each_row_has_its_room(catalog: ItemCa
 
 
 def test_what_cannot_be_written_is_refused(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="do not name users"):
+        RatedPromptFormat.for_catalog(catalog, tokenizer, [1.0], head="{user}")
     with pytest.raises(ValueError, match="must hold {surface} and, after it, {rating}"):
         RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, item="{rating}: {surface}")
     with pytest.raises(ValueError, match="lacks 5 tokens of the prompts, '<candidates>' first"):

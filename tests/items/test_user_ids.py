@@ -4,6 +4,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from trl_rec import load, prepare
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models import make_tokenizer
 from trl_rec.ragged import Ragged
@@ -72,3 +73,11 @@ def test_a_damaged_file_is_named(catalog: ItemCatalog, tmp_path: Path) -> None:
 def test_ids_that_could_not_be_told_apart_are_refused(catalog: ItemCatalog, ids: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         catalog.with_surface("item_token", user_ids=Ragged.from_lists(ids, object))
+
+
+def test_a_folder_with_ids_of_other_users_is_refused(tmp_path: Path) -> None:
+    dataset = prepare("toy", tmp_path / "toy", toy_users=10, toy_items=50)
+    ids = Ragged.from_lists([["<ua_1>"]] * 9, object)
+    dataset.catalog.with_surface("title", user_ids=ids).save(dataset.path / "catalog")
+    with pytest.raises(ValueError, match=r"semantic IDs of 9 users, but 10 users"):
+        load(dataset.path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 
 from tests.trainer.runs import QUIET
@@ -157,6 +158,23 @@ def test_another_recipe_does_not_go_on_with_a_policy(source: Path, tmp_path: Pat
         learn_supervised(dataset, BearConfig(str(tmp_path / "policy"), learning_rate=0.5, **options), size)
     with pytest.raises(ValueError, match="differs in model option hidden_size"):
         learn_supervised(dataset, BearConfig(str(tmp_path / "policy"), **options), RecModelConfig(hidden_size=32))
+
+
+@pytest.mark.parametrize("users", [True, False])
+def test_several_processes_take_ids_and_make_none(
+    users: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(source, tmp_path / "data")
+    config = replace(IDS, users=users)
+    with monkeypatch.context() as patched:
+        patched.setattr(PartialState(), "num_processes", 2)
+        with pytest.raises(ValueError, match="made by one process"):
+            give_ids(load(tmp_path / "data"), config)
+    made = give_ids(load(tmp_path / "data"), config)
+    monkeypatch.setattr(PartialState(), "num_processes", 2)
+    assert give_ids(load(tmp_path / "data"), config).catalog.surfaces == made.catalog.surfaces
+    with pytest.raises(ValueError, match="made by one process"):
+        give_ids(load(tmp_path / "data"), replace(config, seed=1), overwrite=True)
 
 
 def test_stages_without_ratings_are_refused_before_any_part_runs(source: Path, tmp_path: Path) -> None:

@@ -88,6 +88,10 @@ def load(path: str | Path) -> RecDataset:
     catalog, users = ItemCatalog.load(path / "catalog"), _read(path, "users.parquet", pq.read_table)
     if catalog.fingerprint != card["fingerprint"]:
         raise ValueError(f"{path}: the catalogue is not the one that the card tells of; {REMEDY}")
+    if catalog.user_ids is not None and len(catalog.user_ids) != users.num_rows:
+        raise ValueError(
+            f"{path} holds semantic IDs of {len(catalog.user_ids)} users, but {users.num_rows} users; make the IDs again"
+        )
     splits = {name: _read(path, name, _load_split) for name in SPLITS}
     found = {name: len(rows) for name, rows in splits.items()}, _read(path, "interactions.parquet", pq.read_metadata).num_rows
     if found != (card["rows"], card["num_interactions"]):

@@ -102,6 +102,8 @@ class RatedPromptFormat:
             text if text is not None else default
             for text, default in zip((head, item, candidates, tail), defaults, strict=True)
         )
+        if "{user}" in head + item + candidates + tail:
+            raise ValueError("prompts of rated lists do not name users; take {user} out of them")
         _refuse_unknown(tokenizer, rated_tokens(catalog, ratings, letters=letters))
         if chat_template:
             head, tail = in_chat(tokenizer, head, tail)

@@ -22,7 +22,7 @@ from trl_rec.schedule.loop import run_stages
 from trl_rec.schedule.plan import Schedule, refuse_another_policy, write_entry
 from trl_rec.schedule.stage_candidates import stage_feedback
 from trl_rec.schedule.stages import PreferenceStage
-from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids
+from trl_rec.semantic_ids import DualIdsConfig, has_dual_ids, make_dual_ids
 from trl_rec.trainer.bear_building import build_bear_trainer
 from trl_rec.trainer.bear_config import BearConfig
 from trl_rec.trainer.conclusion import save_run
@@ -36,10 +36,9 @@ def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = Fa
     """The dataset with semantic IDs of items and users, which are made by one process alone. IDs that were made otherwise are
     replaced with `overwrite` alone; policies that write those can no longer be used with the folder."""
     logger.info("part 1 of 3: semantic IDs")
-    if PartialState().num_processes > 1 and dataset.catalog.user_ids is None:
+    if PartialState().num_processes > 1 and not has_dual_ids(dataset, config):
         raise ValueError("semantic IDs are made by one process; run trl-rec tokenize --method dual with these settings first")
-    with PartialState().main_process_first():
-        return make_dual_ids(dataset, config, overwrite=overwrite).with_surface("semantic_id")
+    return make_dual_ids(dataset, config, overwrite=overwrite).with_surface("semantic_id")
 
 
 def refuse_early(stages: Sequence[PreferenceStage], schedule: Schedule) -> None:

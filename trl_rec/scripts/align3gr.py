@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from accelerate import PartialState
 from trl import get_peft_config
@@ -48,8 +49,7 @@ def main(argv: list[str]) -> None:
         raise ValueError("no policy to begin with; give model_name_or_path, the output folder of trl-rec bear, or supervised")
     stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
     ids = None if data.tokenize is None else parse_section(DualIdsConfig, data.tokenize, "align3gr: tokenize")
-    supervised = {"output_dir": f"{config.output_dir}/supervised"} | {name: getattr(config, name) for name in COMMON}
-    supervised_config = parse_section(BearConfig, supervised | (data.supervised or {}), "align3gr: supervised")
+    supervised = None if data.supervised is None else _supervised(data.supervised, config)
     dataset = load(data.dataset)
     schedule = Schedule(
         dataset,
@@ -62,11 +62,17 @@ def main(argv: list[str]) -> None:
     if ids is not None:
         dataset = give_ids(dataset, ids, overwrite=data.overwrite_ids)
     dataset = dataset.with_surface(data.surface)
-    if data.supervised is not None:
-        start = learn_supervised(dataset, supervised_config, model_config)
+    if supervised is not None:
+        start = learn_supervised(dataset, supervised, model_config)
     schedule = replace(schedule, dataset=dataset)
     align(stages, start, schedule)
     end_processes(PartialState().destroy_process_group)
+
+
+def _supervised(section: dict[str, Any], config: SoftmaxDPOConfig) -> BearConfig:
+    """The supervised part's configuration: its section, and what it has from the stages'."""
+    common = {"output_dir": f"{config.output_dir}/supervised"} | {name: getattr(config, name) for name in COMMON}
+    return parse_section(BearConfig, common | section, "align3gr: supervised")
 
 
 if __name__ == "__main__":

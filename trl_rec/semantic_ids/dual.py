@@ -88,7 +88,7 @@ def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, o
     """
     config = config or DualIdsConfig()
     _refuse_senseless(config, dataset)
-    settings = {"method": "dual", **asdict(config)}
+    settings = _settings(config)
     if is_written(dataset, settings, overwrite):
         logger.info("%s has these semantic IDs already", dataset.path)
         return with_stored_ids(dataset)
@@ -120,6 +120,15 @@ def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, o
     save_item_tower(dataset.path, training.item_tower, shape, text, text_encoder=config.text_encoder, hashes=hashes)
     write_ids(dataset, semantic_ids, card, user_ids=user_ids)
     return with_stored_ids(dataset)
+
+
+def has_dual_ids(dataset: RecDataset, config: DualIdsConfig) -> bool:
+    """Whether the dataset's folder holds the IDs that [`make_dual_ids`] makes with this configuration."""
+    return is_written(dataset, _settings(config), overwrite=True)
+
+
+def _settings(config: DualIdsConfig) -> dict[str, Any]:
+    return {"method": "dual", **asdict(config)}
 
 
 def _train(inputs: DualInputs, config: DualIdsConfig) -> tuple[DualTraining, dict[str, int]]:
