@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +12,7 @@ from trl import get_peft_config
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig, loading_options
 from trl_rec.schedule import Schedule, align, align3gr_stages, give_ids, learn_supervised, read_stages, refuse_early
-from trl_rec.scripts.parsing import parse, parse_section, run
+from trl_rec.scripts.parsing import parse, parse_section, run, tell_progress
 from trl_rec.semantic_ids import DualIdsConfig
 from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
 from trl_rec.trainer.processes import end_processes
@@ -41,9 +40,8 @@ class ScheduleArguments:
 
 def main(argv: list[str]) -> None:
     """Runs the parts that are left, and measures the last policy on the test split."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("trl_rec").setLevel(logging.INFO)  # which part it is
     data, model_config, config = parse((ScheduleArguments, RecModelConfig, SoftmaxDPOConfig), argv, "align3gr")
+    tell_progress()
     start = model_config.model_name_or_path
     if start is None and data.supervised is None:
         raise ValueError("no policy to begin with; give model_name_or_path, the output folder of trl-rec bear, or supervised")

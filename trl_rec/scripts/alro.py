@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_rec.data import RatedPromptFormat, load, rating_values
 from trl_rec.models import RecModelConfig
-from trl_rec.scripts.parsing import parse, run
+from trl_rec.scripts.parsing import parse, run, tell_progress
 from trl_rec.trainer import (
     AlroConfig,
     AlroTrainer,
@@ -31,10 +30,9 @@ class RatedDataArguments:
 
 def main(argv: list[str]) -> None:
     """Trains, saves, and writes `metrics.json` for the test split."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("trl_rec").setLevel(logging.INFO)  # which stage it is
     kinds = (RatedDataArguments, RecModelConfig, RatingStageConfig, AlroConfig)
     data, model_config, stage, config = parse(kinds, argv, "alro")
+    tell_progress()
     if stage.rating_epochs and model_config.model_name_or_path is not None:
         raise ValueError("rating_epochs are for a model from nothing; leave them out, or model_name_or_path")
     dataset = load(data.dataset).with_surface(data.surface)

@@ -6,11 +6,13 @@ This is TRL's own parser, so unknown keys are errors and any key of a recipe can
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from trl import TrlParser
 
 import trl_rec
@@ -56,6 +58,12 @@ def recipes_folder() -> Path:
     """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
     package = Path(trl_rec.__file__).parent
     return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+
+
+def tell_progress() -> None:
+    """From here on one process says which part of a verb runs. Comes after `parse`, which decides what processes compute on."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("trl_rec").setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
 
 def find_recipe(name: str) -> Path:
