@@ -9,7 +9,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_rec.data import RecDataset
+from trl_rec.data import RecDataset, profiles
 from trl_rec.data.profiles import item_labels, item_texts, preference_texts, user_profiles
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
@@ -67,6 +67,9 @@ def test_a_preference_is_what_a_history_has_most_often(histories: list[list[int]
         counts = Counter(group for item in history for group in groups[item])
         expected.append(", ".join(sorted(counts, key=lambda group: (-counts[group], group))[:most]))
     assert preference_texts(Ragged.from_lists(histories), CATALOG, most=most) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiles, "CHUNK", 2)
+        assert preference_texts(Ragged.from_lists(histories), CATALOG, most=most) == expected
 
 
 def test_a_profile_tells_columns_and_what_was_chosen_in_training() -> None:

@@ -58,3 +58,20 @@ def test_code_of_a_model_is_trusted_only_where_asked_for(
     for trust in (True, False):
         build_model(catalog_of_titles, RecModelConfig(str(adapter)), trust_remote_code=trust)
     assert told == [True, None]
+
+
+def test_embeddings_of_new_tokens_follow_the_seed(adapter: Path, catalog_of_titles: ItemCatalog) -> None:
+    catalog, config = catalog_of_titles.with_surface("item_token"), RecModelConfig(str(with_tokenizer(adapter)))
+
+    def embeddings(seed: int) -> torch.Tensor:
+        torch.manual_seed(torch.seed())  # whatever came before
+        return build_model(catalog, config, seed=seed)[0].get_input_embeddings().weight.detach()
+
+    assert torch.equal(embeddings(0), embeddings(0)) and not torch.equal(embeddings(0), embeddings(1))
+
+
+def with_tokenizer(adapter: Path) -> Path:
+    """The base's folder, with the adapter's tokenizer."""
+    for file in adapter.glob("token*"):
+        (adapter.parent / "base" / file.name).write_bytes(file.read_bytes())
+    return adapter.parent / "base"

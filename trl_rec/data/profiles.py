@@ -18,6 +18,7 @@ from trl_rec.ragged import Ragged, join
 
 
 WORD = r"[^\W\d_]{4,}"  # of a title: shorter ones say little
+CHUNK = 100_000  # histories whose items' labels are held at a time
 
 
 def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
@@ -55,23 +56,21 @@ def user_profiles(dataset: RecDataset, *, most: int = 3) -> list[str]:
     return ["; ".join(filter(None, (", ".join(told), text))) for told, text in zip(facts, often, strict=True)]
 
 
-def preference_texts(histories: Ragged, catalog: ItemCatalog, *, most: int = 3, longest: int | None = None) -> list[str]:
+def preference_texts(histories: Ragged, catalog: ItemCatalog, *, most: int = 3) -> list[str]:
     """The labels that a history's items have most often, `Comedy, Drama`; the first by name where as many have them.
 
     Args:
         histories: Item indices.
         catalog: The items.
         most (*optional*, defaults to `3`): Labels of a text.
-        longest (*optional*): Newest items of a history that count; all otherwise.
     """
     names, labels = item_labels(catalog)
-    found = (histories if longest is None else histories.tail(longest)).flatten(labels)
-    keys, counts = np.unique(found.row_ids * max(len(names), 1) + found.values, return_counts=True)
-    rows, label = np.divmod(keys, max(len(names), 1))
-    order = np.lexsort((label, -counts, rows))
-    ranked = Ragged.from_lengths(label[order], np.bincount(rows, minlength=len(histories)))
-    best = ranked.slice(0 * ranked.lengths, np.minimum(ranked.lengths, most))
-    return [", ".join(names[one] for one in best[row]) for row in range(len(best))]
+    texts: list[str] = []
+    for start in range(0, len(histories), CHUNK):
+        found = histories.take(np.arange(start, min(start + CHUNK, len(histories)))).flatten(labels)
+        best = _commonest(found, len(names), most)
+        texts += [", ".join(names[one] for one in best[row]) for row in range(len(best))]
+    return texts
 
 
 def item_labels(catalog: ItemCatalog) -> tuple[list[str], Ragged]:
@@ -84,6 +83,15 @@ def item_labels(catalog: ItemCatalog) -> tuple[list[str], Ragged]:
     members = Ragged.from_lists(lists, object)
     names, labels = np.unique(members.values.astype(str), return_inverse=True)
     return names.tolist(), Ragged(labels.astype(np.int64), members.offsets)
+
+
+def _commonest(labels: Ragged, num_labels: int, most: int) -> Ragged:
+    """The labels that each row has most often, the first where as many have them."""
+    keys, counts = np.unique(labels.row_ids * max(num_labels, 1) + labels.values, return_counts=True)
+    rows, label = np.divmod(keys, max(num_labels, 1))
+    order = np.lexsort((label, -counts, rows))
+    ranked = Ragged.from_lengths(label[order], np.bincount(rows, minlength=len(labels)))
+    return ranked.slice(0 * ranked.lengths, np.minimum(ranked.lengths, most))
 
 
 def _chosen(dataset: RecDataset) -> Ragged:

@@ -21,7 +21,7 @@ def write_user_ids(user_ids: Ragged | None, folder: Path) -> None:
         (folder / FILE).unlink(missing_ok=True)
         return
     column = Ragged(user_ids.values.astype(object), user_ids.offsets).to_arrow()
-    pq.write_table(pa.table({"user_id": column}), folder / FILE)
+    pq.write_table(pa.table({"semantic_id": column}), folder / FILE)
 
 
 def read_user_ids(folder: Path) -> Ragged | None:
@@ -29,7 +29,7 @@ def read_user_ids(folder: Path) -> Ragged | None:
     if not (folder / FILE).is_file():
         return None
     try:
-        return Ragged.from_arrow(pq.read_table(folder / FILE)["user_id"])
+        return Ragged.from_arrow(pq.read_table(folder / FILE)["semantic_id"])
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ValueError(
             f"{folder} is damaged ({FILE} cannot be read: {error!r}); delete the file, and make the users' IDs again"

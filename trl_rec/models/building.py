@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_rec.items.catalog import ItemCatalog
@@ -53,7 +53,7 @@ def build_model(
         catalog: The items, whose surface decides which tokens are new.
         config: What to load or make.
         max_length: Most tokens of a text, for a model from nothing.
-        seed: Of a model from nothing.
+        seed: Of a model from nothing, and of the embeddings of new tokens.
         trust_remote_code: Whether code that comes with a model is run.
         texts: What a model from nothing has to be able to say besides items.
     """
@@ -65,6 +65,7 @@ def build_model(
     options = loading_options(config, trust_remote_code)
     model = load_policy(config.model_name_or_path, **options)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=trust_remote_code or None)
+    set_seed(seed)
     new = add_item_tokens(model, tokenizer, catalog)
     adapter: Any = get_peft_config(config)
     if adapter is not None and new:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import get_peft_config
 
 from trl_rec.data.rated_prompts import rated_tokens
@@ -45,8 +45,7 @@ def build_ranker(
         size: dict[str, Any] = {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
         return model, item_tokenizer, get_peft_config(config)
-    set_seed(seed)  # the new embeddings are drawn
-    model, tokenizer, adapter = build_model(catalog, config, trust_remote_code=trust_remote_code)
+    model, tokenizer, adapter = build_model(catalog, config, seed=seed, trust_remote_code=trust_remote_code)
     tokenizer.add_tokens(tokens)
     if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer))
