@@ -58,6 +58,7 @@ ARMS = {
     "k-means of co-occurrence": Arm({}),
     "text": Arm({"signals": "text", "users": False}),
     "behaviour": Arm({"signals": "behaviour", "users": False}),
+    "behaviour, sequential encoder": Arm({"signals": "behaviour", "users": False, "behaviour": "sequence"}),
     "text and behaviour": Arm({"users": False}),
     "dual, not aligned": Arm({"align": False}, users=True),
     "dual, users not named": Arm({"align": True}),
@@ -78,11 +79,13 @@ class Study:
         if arm.ids is None:
             return load(self.source).with_surface("item_token")
         folder = self.output / f"data-{'-'.join(f'{name}={value}' for name, value in arm.ids.items()) or 'kmeans'}"
-        if not (folder / "card.json").is_file():
-            shutil.copytree(self.source, folder)
         vectors = self.output / "vectors"  # made once for all
-        if vectors.is_dir() and not (folder / "vectors").is_dir():
-            shutil.copytree(vectors, folder / "vectors")
+        if not folder.is_dir():
+            parts = folder.with_suffix(".tmp")
+            shutil.copytree(self.source, parts, dirs_exist_ok=True)
+            if vectors.is_dir():
+                shutil.copytree(vectors, parts / "vectors", dirs_exist_ok=True)
+            parts.rename(folder)
         dataset = self._with_ids(load(folder), arm.ids)
         if (folder / "vectors").is_dir():
             shutil.copytree(folder / "vectors", vectors, dirs_exist_ok=True)

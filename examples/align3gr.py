@@ -21,7 +21,7 @@ from trl_rec.schedule import align, align3gr_stages, give_ids, learn_supervised
 from trl_rec.semantic_ids import DualIdsConfig, describe_ids, read_ids_card
 
 
-IDS = DualIdsConfig(text_encoder="words", behaviour="cooccurrence", codes=32, max_epochs=4)
+IDS = DualIdsConfig(text_encoder="words", codes=32, max_epochs=4)
 TASKS = {"next_item": 1.0, "item_to_id": 0.1, "id_to_item": 0.1, "profile_to_user": 0.1, "history_to_preference": 0.1}
 SHARED: dict[str, Any] = {
     "prompt_head": "{user}",  # every prompt names its user

@@ -30,7 +30,7 @@ from trl_rec.semantic_ids import DualIdsConfig
 
 
 SMALL: dict[str, Any] = {"codes": 8, "code_width": 8, "behaviour_width": 8, "fused_width": 16, "hidden": 16, "max_epochs": 2}
-IDS = DualIdsConfig(**SMALL, behaviour="cooccurrence", collisions="extend")
+IDS = DualIdsConfig(**SMALL, collisions="extend")
 SHARED: dict[str, Any] = {**QUIET, "prompt_head": "{user}", "max_length": 96, "gradient_checkpointing": False}
 SHARED |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "per_device_train_batch_size": 8, "eval_ks": [5]}
 STAGES = [

@@ -102,9 +102,10 @@ def test_the_same_seed_gives_the_same_ids(made, dataset):
     assert texts(again.catalog.user_ids) == texts(made.catalog.user_ids)
 
 
-def test_a_killed_run_ends_with_the_same_ids(made, dataset, monkeypatch):
+def test_a_killed_run_ends_with_the_same_ids(dataset, tmp_path, monkeypatch):
     """What was finished (vectors) is found again; what was not is made again."""
-    config = DualIdsConfig(**SMALL)
+    config = DualIdsConfig(**SMALL, behaviour="sequence")
+    whole = make_dual_ids(load(shutil.copytree(dataset.path, tmp_path / "whole")), config)
     with monkeypatch.context() as patched:
         patched.setattr("trl_rec.semantic_ids.dual_training.DualTraining._start_codebooks", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -116,12 +117,12 @@ def test_a_killed_run_ends_with_the_same_ids(made, dataset, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("trl_rec.semantic_ids.collaborative._train", lambda *given: 1 / 0)
         again = make_dual_ids(dataset, config)
-    assert texts(again.catalog.semantic_ids) == texts(made.catalog.semantic_ids)
+    assert texts(again.catalog.semantic_ids) == texts(whole.catalog.semantic_ids)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"signals": "text"}, {"signals": "behaviour"}, {"behaviour": "cooccurrence"}, {"users": False}, {"align": False}],
+    [{"signals": "text"}, {"signals": "behaviour"}, {"behaviour": "sequence"}, {"users": False}, {"align": False}],
     ids=lambda given: [*given][0],
 )
 def test_ablations(dataset, options):
@@ -176,12 +177,13 @@ def changed(dataset, split: str):
     return replace(dataset, **{split: Dataset(table, split=rows.split)})
 
 
+@pytest.mark.parametrize("behaviour", ["cooccurrence", "sequence"])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_no_held_out_interaction_reaches_the_inputs(dataset, split):
+def test_no_held_out_interaction_reaches_the_inputs(dataset, split, behaviour):
     """Whatever validation and test hold, pairs, pools, profiles and vectors are the same."""
-    plain = inputs_of(dataset)
+    plain = inputs_of(dataset, behaviour=behaviour)
     shutil.rmtree(dataset.path / "vectors")
-    other = inputs_of(changed(dataset, split))
+    other = inputs_of(changed(dataset, split), behaviour=behaviour)
     for name in ("item_text", "user_text", "behaviour", "histories", "mask", "pairs", "held_out", "popularity"):
         assert torch.equal(getattr(plain, name), getattr(other, name)), name
 

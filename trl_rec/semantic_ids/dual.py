@@ -34,8 +34,8 @@ class DualIdsConfig:
         text_encoder (`str`, *optional*, defaults to `"words"`): What makes vectors of texts, as in [`load_text_encoder`].
         item_text (`str`, *optional*): Text of an item with the names of columns in it, such as `"{title}, {genres}"`.
         signals (`str`, *optional*, defaults to `"both"`): `"both"`, `"text"`, or `"behaviour"` alone.
-        behaviour (`str`, *optional*, defaults to `"sequence"`): What tells who chooses an item: embeddings of a `"sequence"`
-            encoder that is trained for it, as in the paper, or vectors of `"cooccurrence"`, which take a second.
+        behaviour (`str`, *optional*, defaults to `"cooccurrence"`): What tells who chooses an item: vectors of
+            `"cooccurrence"`, whose IDs were decoded better, or embeddings of a `"sequence"` encoder, as in the paper.
         users (`bool`, *optional*, defaults to `True`): Whether users get IDs as well.
         align (`bool`, *optional*, defaults to `True`): Whether users and what they choose are aligned (U2I).
         levels (`int`, *optional*, defaults to `3`): Codes of an ID.
@@ -58,7 +58,7 @@ class DualIdsConfig:
     text_encoder: str = field(default=WORDS, metadata={"help": "words, or a sentence-transformers model by hub id or folder"})
     item_text: str | None = field(default=None, metadata={"help": "text of an item, columns in braces: {title}, {genres}"})
     signals: str = field(default="both", metadata={"help": "both, text, or behaviour alone"})
-    behaviour: str = field(default="sequence", metadata={"help": "what tells of behaviour: sequence or cooccurrence"})
+    behaviour: str = field(default="cooccurrence", metadata={"help": "what tells of behaviour: cooccurrence or sequence"})
     users: bool = field(default=True, metadata={"help": "users get IDs as well"})
     align: bool = field(default=True, metadata={"help": "align users and what they choose"})
     levels: int = field(default=3, metadata={"help": "codes of an ID"})
@@ -201,8 +201,8 @@ def _refuse_senseless(config: DualIdsConfig, dataset: RecDataset) -> None:
     refuse_impossible_codes(asdict(config), len(dataset.catalog))
     if config.signals not in SIGNALS:
         raise ValueError(f"unknown signals {config.signals!r}; choose one of {', '.join(SIGNALS)}")
-    if config.behaviour not in ("sequence", "cooccurrence"):
-        raise ValueError(f"unknown behaviour {config.behaviour!r}; choose sequence or cooccurrence")
+    if config.behaviour not in ("cooccurrence", "sequence"):
+        raise ValueError(f"unknown behaviour {config.behaviour!r}; choose cooccurrence or sequence")
     for name in ("code_width", "behaviour_width", "fused_width", "hidden", "batch_size", "max_epochs", "patience"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)}: give a number from 1")

@@ -129,7 +129,7 @@ def dual_inputs(
         dataset: Where everything comes from.
         encoder: For the texts.
         signals: `"both"`, `"text"` or `"behaviour"`.
-        behaviour: `"sequence"` or `"cooccurrence"`.
+        behaviour: `"cooccurrence"` or `"sequence"`.
         width: Of the collaborative vectors.
         item_template: As in [`item_texts`].
         seed: Of the collaborative vectors.

@@ -1,0 +1,104 @@
+"""A decoder from nothing on Amazon Beauty's semantic IDs, beside the floors and what others print for this data.
+
+    trl-rec prepare --format lcrec --source FOLDER --output_dir data/beauty
+    python benchmarks/published.py data/beauty runs/published [--text_encoder words] [--arms ...] [--num_train_epochs 40]
+
+The recipe `bear/beauty-semantic`, whose keys can be overridden; IDs are those of the dual method with its defaults. The best
+checkpoint by validation NDCG@10 is measured on the test split with items of the history left out and not. The curve over the
+training is drawn in OUTPUT_FOLDER/curve.svg. Work is kept, and a call that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+from studies import kept
+
+from trl_rec import BearConfig, RecDataset, load
+from trl_rec.data import PromptFormat
+from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, rank_split
+from trl_rec.evaluation.charts import line_charts, logged_curve
+from trl_rec.models import RecModelConfig, load_model, load_tokenizer
+from trl_rec.schedule import learn_supervised
+from trl_rec.scripts.bear import DataArguments
+from trl_rec.scripts.parsing import parse
+from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids
+
+
+# Leave-one-out on 5-core Beauty; the test targets are the same, what a model reads of the history differs.
+PUBLISHED = {
+    "TIGER, as its authors print": {"recall@10": 0.0648, "ndcg@10": 0.0384},
+    "LC-Rec, as reproduced by others": {"recall@10": 0.0791, "ndcg@10": 0.0438},
+}
+ARMS: dict[str, dict[str, str]] = {  # keys of the recipe
+    "one token an item": {"surface": "item_token"},
+    "dual IDs": {},
+    "dual IDs, users named": {"prompt_head": "{user}"},
+}
+
+
+def learn(name: str, dataset: RecDataset, output: Path, overrides: list[str]) -> tuple[Path, RecDataset, BearConfig]:
+    """The arm's policy, the data as it reads it, and how it was trained."""
+    folder = output / name.replace(",", "").replace(" ", "-")
+    keys = {**ARMS[name], "dataset": str(dataset.path), "output_dir": str(folder)}
+    given = [part for key, value in keys.items() for part in (f"--{key}", value)]
+    kinds = (DataArguments, RecModelConfig, BearConfig)
+    data, model_config, config = parse(kinds, ["--config", "bear/beauty-semantic", *given, *overrides], "bear")
+    dataset = dataset.with_surface(data.surface)
+    return learn_supervised(dataset, config, model_config), dataset, config
+
+
+def rank(folder: Path, dataset: RecDataset, config: BearConfig) -> dict[str, Any]:
+    """The policy's lists for the test split, with items of the history left out and not."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    options: dict[str, Any] = {
+        "prompt_format": PromptFormat.for_catalog(dataset.catalog, tokenizer, **config.prompt_options),
+        "max_length": config.max_length,
+        "batch_size": config.per_device_eval_batch_size,
+        "num_beams": 20,
+    }
+    return {
+        name: rank_split(model, tokenizer, dataset, exclude_history=exclude, **options).tolist()
+        for name, exclude in (("excluded", True), ("not excluded", False))
+    }
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """What was logged while the policy trained."""
+    return [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--text_encoder", default="words")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    arguments, overrides = parser.parse_known_args()
+    dataset = make_dual_ids(load(arguments.dataset), DualIdsConfig(text_encoder=arguments.text_encoder))
+    lists, curves = {}, {}
+    for name in arguments.arms:
+        folder, its_dataset, config = learn(name, dataset, arguments.output, overrides)
+        lists[name] = kept(folder / "lists.json", lambda: rank(folder, its_dataset, config))  # noqa: B023, called at once
+        curves[name] = logged_curve(logged(folder), "eval_ndcg@10", x="epoch")
+    for history in ("excluded", "not excluded"):
+        results = evaluate_floors(dataset, ks=[10], exclude_history=history == "excluded")
+        results |= {name: evaluate_split(np.array(told[history]), dataset, ks=[10]) for name, told in lists.items()}
+        results |= {name: Evaluation(metrics) for name, metrics in PUBLISHED.items()}
+        print(metrics_table(results, columns=["recall@10", "ndcg@10"], caption=f"test split, history {history}"), "\n")
+    chart = line_charts({"NDCG@10 of some validation users": curves}, x_label="epoch")
+    (arguments.output / "curve.svg").write_text(chart, encoding="utf-8")
+    for name, curve in curves.items():
+        print(f"{name}:", ", ".join(f"{epoch:.0f}: {value:.4f}" for epoch, value in curve))
+
+
+if __name__ == "__main__":
+    main()
