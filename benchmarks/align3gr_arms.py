@@ -34,8 +34,8 @@ from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids, make_semantic_ids
 
 
 MAX_LENGTH = 256
-TASKS = {"next_item": 1.0, "item_to_id": 0.5, "id_to_item": 0.5, "history_to_title": 0.5, "titles_to_id": 0.5}
-TASKS |= {"profile_to_user": 0.25, "user_to_profile": 0.25, "query_to_item": 0.5, "history_to_preference": 0.5}
+TASKS = {"next_item": 1.0, "item_to_id": 0.25, "id_to_item": 0.25, "history_to_title": 0.25, "titles_to_id": 0.25}
+TASKS |= {"profile_to_user": 0.125, "user_to_profile": 0.125, "query_to_item": 0.25, "history_to_preference": 0.25}
 
 
 @dataclass(frozen=True)

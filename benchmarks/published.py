@@ -1,7 +1,7 @@
 """A decoder from nothing on Amazon Beauty's semantic IDs, beside the floors and what others print for this data.
 
     trl-rec prepare --format lcrec --source FOLDER --output_dir data/beauty
-    python benchmarks/published.py data/beauty runs/published [--text_encoder words] [--arms ...] [--num_train_epochs 40]
+    python benchmarks/published.py data/beauty runs/published [--text_encoder words] [--num_train_epochs 40]
 
 The recipe `bear/beauty-semantic`, whose keys can be overridden; IDs are those of the dual method with its defaults. The best
 checkpoint by validation NDCG@10 is measured on the test split with items of the history left out and not. The curve over the
@@ -81,9 +81,11 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("output", type=Path)
     parser.add_argument("--text_encoder", default="words")
+    parser.add_argument("--codes", type=int, default=256)
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     arguments, overrides = parser.parse_known_args()
-    dataset = make_dual_ids(load(arguments.dataset), DualIdsConfig(text_encoder=arguments.text_encoder))
+    ids = DualIdsConfig(text_encoder=arguments.text_encoder, codes=arguments.codes)
+    dataset = make_dual_ids(load(arguments.dataset), ids)
     lists, curves = {}, {}
     for name in arguments.arms:
         folder, its_dataset, config = learn(name, dataset, arguments.output, overrides)
