@@ -23,7 +23,9 @@ from trl_rec.semantic_ids import (
     make_semantic_ids,
     read_ids_card,
 )
-from trl_rec.semantic_ids.dual_inputs import DualInputs, dual_inputs, hold_out
+from trl_rec.semantic_ids.dual_inputs import EVERY, DualInputs, dual_inputs, hold_out
+from trl_rec.semantic_ids.dual_model import Tower
+from trl_rec.semantic_ids.dual_training import DualTraining
 
 
 SMALL = {
@@ -167,14 +169,19 @@ def test_known_items_get_their_codes_without_behaviour_too(made):
 # leaks
 
 
-def changed(dataset, split: str):
-    """The dataset with other items in validation and test."""
+def changed(dataset, split: str, places=slice(None)):
+    """The dataset with other items as some of a split's targets, all of them by default."""
     rows = getattr(dataset, split)
     table = rows.with_format("arrow")[:]
     targets = Ragged.from_arrow(table["targets"])
-    other = Ragged((targets.values + 7) % len(dataset.catalog), targets.offsets).to_arrow()
-    table = table.set_column(table.column_names.index("targets"), "targets", pa.chunked_array([other]))
+    items = targets.values.copy()
+    items[places] = (items[places] + 7) % len(dataset.catalog)
+    column = pa.chunked_array([Ragged(items, targets.offsets).to_arrow()])
+    table = table.set_column(table.column_names.index("targets"), "targets", column)
     return replace(dataset, **{split: Dataset(table, split=rows.split)})
+
+
+INPUTS = ("item_text", "user_text", "behaviour", "known", "histories", "mask", "pairs", "popularity")
 
 
 @pytest.mark.parametrize("behaviour", ["cooccurrence", "sequence"])
@@ -184,14 +191,32 @@ def test_no_held_out_interaction_reaches_the_inputs(dataset, split, behaviour):
     plain = inputs_of(dataset, behaviour=behaviour)
     shutil.rmtree(dataset.path / "vectors")
     other = inputs_of(changed(dataset, split), behaviour=behaviour)
-    for name in ("item_text", "user_text", "behaviour", "histories", "mask", "pairs", "held_out", "popularity"):
+    for name in (*INPUTS, "held_out"):
         assert torch.equal(getattr(plain, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("behaviour", ["cooccurrence", "sequence"])
+def test_held_out_pairs_reach_the_inputs_in_no_way(dataset, behaviour):
+    """Whatever the users that are asked at the end chose last, all that is learned from is the same."""
+    users, targets = (
+        dataset.train.with_format("numpy")[:]["user"],
+        Ragged.from_arrow(dataset.train.with_format("arrow")[:]["targets"]),
+    )
+    other = changed(dataset, "train", targets.offsets[1:][users % EVERY == EVERY - 1] - 1)
+    ours, theirs = inputs_of(dataset, behaviour=behaviour), inputs_of(other, behaviour=behaviour)
+    assert ours.held_out.shape[1] and not torch.equal(ours.held_out, theirs.held_out)
+    for name in INPUTS:
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    for name, block in ours.scales.items():
+        assert torch.equal(block.mean, theirs.scales[name].mean) and torch.equal(block.scale, theirs.scales[name].scale)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_later_splits_are_refused(dataset, split):
     with pytest.raises(ValueError, match="learns from the training split alone"):
         inputs_of(replace(dataset, train=getattr(dataset, split)))
+    with pytest.raises(ValueError, match="learns from the training split alone"):
+        hold_out(getattr(dataset, split))
 
 
 def test_targets_of_later_splits_are_in_no_pair(dataset):
@@ -203,6 +228,7 @@ def test_targets_of_later_splits_are_in_no_pair(dataset):
 
 def test_held_out_pairs_are_in_nothing_else(dataset):
     inputs = inputs_of(dataset)
+    assert inputs.held_out.shape[1]
     for user, item in inputs.held_out.T.tolist():
         assert item not in inputs.histories[user][inputs.mask[user]].tolist()
         assert not ((inputs.pairs[0] == user) & (inputs.pairs[1] == item)).any()
@@ -215,6 +241,24 @@ def test_what_users_chose(dataset):
     pairs = {*map(tuple, torch.cat([inputs.pairs, inputs.held_out], 1).T.tolist())}
     expected = [[(user, item) in pairs for item in items.tolist()] for user in users.tolist()]
     assert inputs.chose(users, items).tolist() == expected
+
+
+def test_alignment_leaves_each_pairs_item_out_of_its_users_pool(dataset, monkeypatch):
+    inputs, told = inputs_of(dataset), []
+    users = DualInputs.users
+
+    def watched(self, rows, without=None):
+        told.append((rows, without))
+        return users(self, rows, without)
+
+    monkeypatch.setattr(DualInputs, "users", watched)
+    shape = {"hidden": 8, "width": 4, "code_width": 4, "levels": 1, "codes": 2}
+    towers = [Tower(side(inputs, torch.arange(1)).shape[1], **shape) for side in (DualInputs.items, users)]
+    options = {"align": True, "alpha": 0.1, "learning_rate": 0.1, "batch_size": 8, "max_epochs": 1, "patience": 1}
+    training = DualTraining(inputs, *towers, **options, without_behaviour=0.0, generator=torch.Generator())
+    training._alignment(torch.arange(8))
+    ((rows, without),) = told
+    assert torch.equal(torch.stack([rows, without]), inputs.pairs[:, :8])
 
 
 def test_a_target_is_left_out_of_its_users_pool(dataset):
