@@ -23,10 +23,11 @@ def run(name: str, folder: Path, output: Path, **options: object) -> tuple[dict,
     return torch.load(output / "run.pt"), load_file(output / "model.safetensors")
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ddp", "zero3"])
+def test_two_processes_equal_one(name: str, tmp_path: Path) -> None:
     make_folder(tmp_path)
     one, weights = run("alone", tmp_path, tmp_path / "one", per_device_train_batch_size=4)
-    two, others = run("ddp", tmp_path, tmp_path / "two", per_device_train_batch_size=2)
+    two, others = run(name, tmp_path, tmp_path / "two", per_device_train_batch_size=2)
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-5) and two["ndcg"] == pytest.approx(one["ndcg"], abs=1e-5)
     assert any(one["tasks"]) and len(two["tasks"]) == len(one["tasks"])
     for ours, theirs in zip(two["tasks"], one["tasks"], strict=True):
