@@ -81,14 +81,17 @@ class Study:
         folder = self.output / f"data-{'-'.join(f'{name}={value}' for name, value in arm.ids.items()) or 'kmeans'}"
         vectors = self.output / "vectors"  # made once for all
         if not folder.is_dir():
-            parts = folder.with_suffix(".tmp")
+            parts = folder.with_name(f"{folder.name}.tmp")
             shutil.copytree(self.source, parts, dirs_exist_ok=True)
             if vectors.is_dir():
                 shutil.copytree(vectors, parts / "vectors", dirs_exist_ok=True)
             parts.rename(folder)
         dataset = self._with_ids(load(folder), arm.ids)
-        if (folder / "vectors").is_dir():
-            shutil.copytree(folder / "vectors", vectors, dirs_exist_ok=True)
+        for file in (folder / "vectors").glob("*.safetensors"):
+            if not (vectors / file.name).is_file():
+                vectors.mkdir(exist_ok=True)
+                shutil.copyfile(file, vectors / "copying")
+                (vectors / "copying").rename(vectors / file.name)
         return dataset.with_surface("semantic_id")
 
     def _with_ids(self, dataset: RecDataset, options: dict[str, Any]) -> RecDataset:

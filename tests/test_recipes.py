@@ -203,6 +203,7 @@ def test_a_training_recipe_takes_two_steps(name: str, take_two_steps: Callable[.
     assert Path(settings["output_dir"], "metrics.json").is_file() or "dataset" not in settings
 
 
+@pytest.mark.slow
 def test_several_tasks_train_an_adapter_and_new_tokens_on_nf4(take_two_steps: Callable[..., list[Watch]]) -> None:
     adapter = ["--use_peft", "true", "--load_in_4bit", "true", "--lora_target_modules", "all-linear"]
     (watch,) = take_two_steps("bear/ml-100k-multitask", "--model_name_or_path", "Qwen/Qwen2.5-1.5B", *adapter)

@@ -25,11 +25,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
     make_folder(folder)
     refuse_another_plan(STAGES, folder / "model", make_schedule(folder, folder / "out"))
+    (folder / "out" / "1-easy").mkdir()
     return folder
 
 
 def now(folder: Path, **options: Any) -> Schedule:
     return make_schedule(folder, folder / "out", **options)
+
+
+def test_a_plan_that_came_to_nothing_may_change(folder: Path, tmp_path: Path) -> None:
+    for beta in (0.1, 0.3):
+        refuse_another_plan(STAGES, folder / "model", make_schedule(folder, tmp_path / "out", beta=beta))
 
 
 def test_what_only_decides_speed_may_change(folder: Path) -> None:
@@ -95,6 +101,7 @@ def test_adapter_and_quantisation_are_written_down_alike_each_time(folder: Path,
         return replace(make_schedule(folder, tmp_path / "out"), adapter=adapter, model_options=options)
 
     refuse_another_plan(STAGES, folder / "model", schedule(4))
+    (tmp_path / "out" / "1-easy").mkdir()
     other = schedule(4)
     refuse_another_plan(
         STAGES, folder / "model", replace(other, model_options={**(other.model_options or {}), "device_map": {"": 7}})

@@ -15,8 +15,8 @@ from tests.trainer.blade_runs import NUM_PROMPTS, drawn, first_batch, logged, ma
 from tests.trainer.runs import make_folder
 from trl_rec.evaluation.rewards import ListRewards
 from trl_rec.trainer import BladeTrainer
-from trl_rec.trainer.repeated_batches import RepeatedBatches
 from trl_rec.trainer.rollouts import Rollouts, rollout_metrics
+from trl_rec.trainer.sampling import RepeatedBatches
 
 
 ALL = {"per_device_train_batch_size": NUM_PROMPTS}  # every row in one batch

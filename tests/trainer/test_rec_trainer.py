@@ -3,13 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.runs import make_folder, make_trainer
-from trl_rec import load
+from tests.trainer.runs import losses, make_folder, make_trainer
+from trl_rec import BearTrainer, load
+from trl_rec.models import load_model
 from trl_rec.trainer import conclude
 from trl_rec.trainer.checkpoints import newest_complete
 
@@ -124,3 +126,17 @@ def test_under_fsdp_a_run_ends_with_the_model_saved_and_a_word_on_ranking(
     assert saved and "run trl-rec evaluate" in caplog.text
     assert [json.loads(line)["loss"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()] == [1.5, 1.0]
     assert json.loads((tmp_path / "recipe.json").read_text())["max_length"] == 96
+
+
+def test_rows_grouped_by_length_come_in_the_same_order_after_a_resume(folder: Path, tmp_path: Path) -> None:
+    def make(name: str, **saving: Any) -> BearTrainer:
+        options = {"train_sampling_strategy": "group_by_length", "targets": "all", "per_device_train_batch_size": 4}
+        model = load_model(folder / "model", attention_dropout=0.2)  # draws as well, between two orders
+        return make_trainer(folder, tmp_path / name, model=model, max_steps=14, **options, **saving)
+
+    whole = make("whole", save_strategy="steps", save_steps=11)
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-11", tmp_path / "cut" / "checkpoint-11")  # in the second epoch
+    cut = make("cut")
+    cut.train(resume_from_checkpoint=True)
+    assert losses(cut) == losses(whole) and len(set(losses(whole))) == 14

@@ -155,7 +155,7 @@ def weights_digest(folder: str | Path) -> str:
 
 
 def _refuse_another(path: Path, plan: dict[str, Any]) -> None:
-    if path.is_file():
+    if path.is_file() and any(other != path for other in path.parent.iterdir()):  # a plan alone has come to nothing
         old = json.loads(path.read_text(encoding="utf-8"))
         differing = [name for name in {**old, **plan} if plan.get(name) != old.get(name)]
         if differing:

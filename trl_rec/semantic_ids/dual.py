@@ -35,7 +35,7 @@ class DualIdsConfig:
         item_text (`str`, *optional*): Text of an item with the names of columns in it, such as `"{title}, {genres}"`.
         signals (`str`, *optional*, defaults to `"both"`): `"both"`, `"text"`, or `"behaviour"` alone.
         behaviour (`str`, *optional*, defaults to `"cooccurrence"`): What tells who chooses an item: vectors of
-            `"cooccurrence"`, whose IDs were decoded better, or embeddings of a `"sequence"` encoder, as in the paper.
+            `"cooccurrence"`, whose IDs were decoded better, or embeddings of a `"sequence"` encoder, a small one of ours.
         users (`bool`, *optional*, defaults to `True`): Whether users get IDs as well.
         align (`bool`, *optional*, defaults to `True`): Whether users and what they choose are aligned (U2I).
         levels (`int`, *optional*, defaults to `3`): Codes of an ID.
@@ -206,7 +206,7 @@ def _refuse_senseless(config: DualIdsConfig, dataset: RecDataset) -> None:
     for name in ("code_width", "behaviour_width", "fused_width", "hidden", "batch_size", "max_epochs", "patience"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)}: give a number from 1")
-    if config.behaviour_width % 2:
+    if config.behaviour == "sequence" and config.behaviour_width % 2:
         raise ValueError(f"behaviour_width={config.behaviour_width} must be a multiple of 2: two heads read it")
     if not 0 <= config.without_behaviour < 1:
         raise ValueError(f"without_behaviour={config.without_behaviour} is a share of the items, from 0 to below 1")

@@ -2,7 +2,7 @@
 
     L = alpha U2I + gamma (RQ of users + RQ of items)
 
-Stage 1, (alpha, gamma) = (1, 0): the SC vectors are aligned until held-out pairs are no longer found better. Then k-means over
+Stage 1, (alpha, gamma) = (1, 0): the SC vectors are aligned until the loss of held-out pairs no longer falls. Then k-means over
 all aligned vectors starts the codebooks. Stage 2, (.1, 1): all is trained until the inputs are no longer rebuilt better.
 Reconstruction: between the two, encoder and decoder learn to rebuild without codes, as k-means over the output of an encoder
 that nothing has trained would start from its noise.

@@ -47,8 +47,8 @@ from trl_rec.trainer.reference import (
 )
 from trl_rec.trainer.reference_lists import draw_reference_lists, reference_folder, with_reference_lists
 from trl_rec.trainer.refusals import NOT_TAKEN, refuse_arguments, refuse_frozen
-from trl_rec.trainer.repeated_batches import RepeatedBatches
 from trl_rec.trainer.rollouts import Rollouts, rollout_metrics
+from trl_rec.trainer.sampling import RepeatedBatches
 
 
 FSDP = "FSDP cannot draw lists during training; use DDP or DeepSpeed"
@@ -166,8 +166,7 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
             return super()._get_train_sampler(train_dataset)
         rows = len(self.train_dataset if train_dataset is None else train_dataset)
         batch_size = self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return RepeatedBatches(rows, batch_size, self.args.num_iterations, seed)
+        return RepeatedBatches(rows, batch_size, self.args.num_iterations, self._data_seed)
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
         """As the parent's, after the reference lists have been drawn."""

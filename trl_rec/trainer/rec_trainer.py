@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl.models import unwrap_model_for_generation
 
@@ -26,6 +27,7 @@ from trl_rec.trainer.checkpoints import MARK, newest_complete
 from trl_rec.trainer.model_card import write_model_card
 from trl_rec.trainer.processes import end_processes
 from trl_rec.trainer.recomputation import checkpointing_kept
+from trl_rec.trainer.sampling import LengthGroups
 
 
 if TYPE_CHECKING:
@@ -147,6 +149,15 @@ class RecTrainerMixin(Base):
             folder = newest_complete(self.args.output_dir)
             resume_from_checkpoint = None if folder is None else str(folder)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        """As the parent's, but rows grouped by length come in the same order when a run is resumed."""
+        sampler = super()._get_train_sampler(train_dataset)
+        return LengthGroups(sampler, self._data_seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def end(self) -> None:
         """As the parent's; call it once, at the very end of a script."""

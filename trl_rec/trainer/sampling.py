@@ -1,4 +1,4 @@
-"""The order of training rows where several steps in a row learn from the same ones."""
+"""The order of training rows, which a seed and the epoch decide: a run that is resumed goes on in it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 class RepeatedBatches(Sampler[int]):
@@ -33,6 +34,27 @@ class RepeatedBatches(Sampler[int]):
         for start in range(0, self.num_rows - self.batch_size + 1, self.batch_size):
             for _ in range(self.num_repeats):
                 yield from order[start : start + self.batch_size]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Accelerate before each epoch."""
+        self.epoch = epoch
+
+
+class LengthGroups(LengthGroupedSampler):
+    """Batches of rows of about the same length, otherwise at random. The parent draws from whatever state there is.
+
+    Args:
+        grouped (`LengthGroupedSampler`): What knows the lengths.
+        seed (`int`): With the epoch it decides the order.
+    """
+
+    def __init__(self, grouped: LengthGroupedSampler, seed: int) -> None:
+        super().__init__(grouped.batch_size, lengths=grouped.lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Accelerate before each epoch."""
