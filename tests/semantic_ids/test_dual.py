@@ -245,22 +245,43 @@ def test_what_users_chose(dataset):
     assert inputs.chose(users, items).tolist() == expected
 
 
+def towers_of(inputs: DualInputs) -> DualTraining:
+    """Towers that nothing has trained."""
+    shape = {"hidden": 8, "width": 4, "code_width": 4, "levels": 1, "codes": 2}
+    sides = [side(inputs, torch.arange(1)).shape[1] for side in (DualInputs.items, DualInputs.users)]
+    options = {"align": True, "alpha": 0.1, "learning_rate": 0.1, "batch_size": 8, "max_epochs": 1, "patience": 1}
+    towers = [Tower(width, **shape) for width in sides]
+    return DualTraining(inputs, *towers, **options, without_behaviour=0.0, generator=torch.Generator())
+
+
 def test_alignment_leaves_each_pairs_item_out_of_its_users_pool(dataset, monkeypatch):
     inputs, told = inputs_of(dataset), []
-    users = DualInputs.users
+    training, users = towers_of(inputs), DualInputs.users
 
     def watched(self, rows, without=None):
         told.append((rows, without))
         return users(self, rows, without)
 
     monkeypatch.setattr(DualInputs, "users", watched)
-    shape = {"hidden": 8, "width": 4, "code_width": 4, "levels": 1, "codes": 2}
-    towers = [Tower(side(inputs, torch.arange(1)).shape[1], **shape) for side in (DualInputs.items, users)]
-    options = {"align": True, "alpha": 0.1, "learning_rate": 0.1, "batch_size": 8, "max_epochs": 1, "patience": 1}
-    training = DualTraining(inputs, *towers, **options, without_behaviour=0.0, generator=torch.Generator())
     training._alignment(torch.arange(8))
     ((rows, without),) = told
     assert torch.equal(torch.stack([rows, without]), inputs.pairs[:, :8])
+
+
+def test_held_out_items_are_measured_among_others_that_their_users_did_not_choose(dataset):
+    inputs = inputs_of(dataset)
+    training = towers_of(inputs)
+    users, items, chosen = training._asked
+    assert torch.equal(torch.stack([users, items[:, 0]]), inputs.held_out)
+    firsts, shares = [], []
+    for user, row, is_chosen in zip(users, items, chosen, strict=True):
+        scores = training.fused_items(row) @ training.fused_users(user[None])[0]
+        assert is_chosen[1:].tolist() == inputs.chose(user[None], row[1:])[0].tolist()
+        beaten = [bool(scores[0] > score) for score, left_out in zip(scores[1:], is_chosen[1:], strict=True) if not left_out]
+        firsts.append(all(beaten)), shares.append(sum(beaten) / len(beaten))
+    measured = training.held_out()
+    assert measured.pairs == len(users) and measured.accuracy == pytest.approx(np.mean(firsts))
+    assert measured.won == pytest.approx(np.mean(shares))
 
 
 def test_a_target_is_left_out_of_its_users_pool(dataset):

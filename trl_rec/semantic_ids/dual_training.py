@@ -2,7 +2,7 @@
 
     L = alpha U2I + gamma (RQ of users + RQ of items)
 
-Stage 1, (alpha, gamma) = (1, 0): the SC vectors are aligned until the loss of held-out pairs no longer falls. Then k-means over
+Stage 1, (alpha, gamma) = (1, 0): the SC vectors are aligned until held-out items beat no more of the others. Then k-means over
 all aligned vectors starts the codebooks. Stage 2, (.1, 1): all is trained until the inputs are no longer rebuilt better.
 Reconstruction: between the two, encoder and decoder learn to rebuild without codes, as k-means over the output of an encoder
 that nothing has trained would start from its noise.
@@ -38,12 +38,13 @@ class HeldOut(NamedTuple):
 
     Args:
         accuracy (`float`): The share of pairs whose item comes first; one in `CHANCES` + 1 would by chance.
-        loss (`float`): -log softmax of the item.
+        won (`float`): The mean share of the others that the item comes before; half would by chance. It jumps about less than
+            `accuracy` where few pairs are held out, and unlike a loss does not ask how sure the towers are.
         pairs (`int`): How many there are.
     """
 
     accuracy: float
-    loss: float
+    won: float
     pairs: int
 
 
@@ -79,7 +80,7 @@ class DualTraining:
     def run(self) -> None:
         """Trains the towers, which end as they were at their best."""
         if self.align:
-            self._train("aligning", self._alignment, lambda told: -told.get("u2i_loss", told["loss"]))
+            self._train("aligning", self._alignment, lambda told: told.get("u2i_won", -told["loss"]))
         self._train("rebuilding", self._autoencoding, lambda told: -told["loss"])
         self._start_codebooks()
         self._train("quantising", self._quantisation, lambda told: -told["error"], after=self._revive)
@@ -91,8 +92,9 @@ class DualTraining:
         users, items, chosen = self._asked
         ours, theirs = self.fused_users(users), self.fused_items(items.flatten()).view(*items.shape, -1)
         scores = torch.einsum("bs,bks->bk", ours, theirs).masked_fill(chosen, -torch.inf)
-        is_first = (scores[:, :1] > scores[:, 1:]).all(1)
-        return HeldOut(float(is_first.float().mean()), float(-scores.log_softmax(1)[:, 0].mean()), len(users))
+        is_before, is_other = scores[:, :1] > scores[:, 1:], ~chosen[:, 1:]
+        won = (is_before & is_other).sum(1) / is_other.sum(1).clamp(min=1)
+        return HeldOut(float(is_before.all(1).float().mean()), float(won.mean()), len(users))
 
     @cached_property
     def _asked(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,7 +220,7 @@ class DualTraining:
 
     def _measured(self) -> dict[str, float]:
         told = self.held_out() if self.align else None
-        return {} if told is None else {"u2i_accuracy": told.accuracy, "u2i_loss": told.loss}
+        return {} if told is None else {"u2i_accuracy": told.accuracy, "u2i_won": told.won}
 
     def _towers(self) -> nn.ModuleList:
         return nn.ModuleList([self.item_tower, *([] if self.user_tower is None else [self.user_tower])])
