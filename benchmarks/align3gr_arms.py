@@ -36,6 +36,9 @@ from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids, make_semantic_ids
 MAX_LENGTH = 256
 TASKS = {"next_item": 1.0, "item_to_id": 0.25, "id_to_item": 0.25, "history_to_title": 0.25, "titles_to_id": 0.25}
 TASKS |= {"profile_to_user": 0.125, "user_to_profile": 0.125, "query_to_item": 0.25, "history_to_preference": 0.25}
+# Rows of several tasks differ in length: a step's sixteen are sorted by it and go through the model in four parts.
+OF_TASKS: dict[str, Any] = {"task_history": 10, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+OF_TASKS["train_sampling_strategy"] = "batch_rebalance"
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,11 @@ class Study:
         arm = ARMS[name]
         config = BearConfig(
             str(self.output / f"{name.replace(' ', '').replace(',', '-')}-{seed}"),
-            **SMALL,
+            **{**SMALL, **(OF_TASKS if arm.tasks else {})},
             bear_weight=0,
             targets="all",
             prompt_head="{user}" if arm.users else None,
             tasks=TASKS if arm.tasks else None,
-            **({"task_history": 10} if arm.tasks else {}),
             num_train_epochs=self.epochs,
             learning_rate=3e-3,
             weight_decay=0.1,

@@ -128,9 +128,11 @@ def test_under_fsdp_a_run_ends_with_the_model_saved_and_a_word_on_ranking(
     assert json.loads((tmp_path / "recipe.json").read_text())["max_length"] == 96
 
 
-def test_rows_grouped_by_length_come_in_the_same_order_after_a_resume(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("strategy", "size"), [("group_by_length", 4), ("batch_rebalance", 2)])
+def test_an_order_by_lengths_is_the_same_after_a_resume(strategy: str, size: int, folder: Path, tmp_path: Path) -> None:
     def make(name: str, **saving: Any) -> BearTrainer:
-        options = {"train_sampling_strategy": "group_by_length", "targets": "all", "per_device_train_batch_size": 4}
+        options = {"train_sampling_strategy": strategy, "targets": "all", "per_device_train_batch_size": size}
+        options |= {"gradient_accumulation_steps": 4 // size, "seed": 3}
         model = load_model(folder / "model", attention_dropout=0.2)  # draws as well, between two orders
         return make_trainer(folder, tmp_path / name, model=model, max_steps=14, **options, **saving)
 
@@ -140,3 +142,4 @@ def test_rows_grouped_by_length_come_in_the_same_order_after_a_resume(folder: Pa
     cut = make("cut")
     cut.train(resume_from_checkpoint=True)
     assert losses(cut) == losses(whole) and len(set(losses(whole))) == 14
+    assert cut._get_train_sampler().seed == 3

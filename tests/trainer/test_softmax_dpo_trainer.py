@@ -542,6 +542,7 @@ OVERRIDDEN += [
     "create_model_card",
     "_save_checkpoint",
     "_prepare_dataset",
+    "_get_train_sampler",
     "predict",
 ]
 

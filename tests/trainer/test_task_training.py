@@ -204,3 +204,29 @@ def test_a_split_is_no_rows_of_tasks(folder: Path, dataset: RecDataset, tmp_path
 def test_senseless_settings_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BearConfig(str(tmp_path), **{**task_runs.DEFAULTS, **options})
+
+
+def test_rows_of_like_lengths_share_a_pass_and_all_of_them_a_step(folder: Path, tmp_path: Path) -> None:
+    """`batch_rebalance`: the step of one large batch, of fewer tokens."""
+    rows = make_trainer(folder, tmp_path).train_dataset
+    rows, told = rows.select(np.linspace(0, len(rows) - 1, 16).astype(int)), {}
+
+    def train(name: str, **options: Any) -> BearTrainer:
+        trainer = make_trainer(folder, tmp_path / name, train_dataset=rows, max_steps=1, **options)
+        collate, told[name] = trainer.data_collator, 0
+
+        def watched(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+            batch = collate(rows)
+            told[name] += batch["input_ids"].numel()
+            return batch
+
+        trainer.data_collator = watched
+        trainer.train()
+        return trainer
+
+    whole = train("whole", per_device_train_batch_size=16)
+    parts = train(
+        "parts", per_device_train_batch_size=4, gradient_accumulation_steps=4, train_sampling_strategy="batch_rebalance"
+    )
+    assert_close(parts.model, weights(whole.model))
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5) and told["parts"] < 0.7 * told["whole"]

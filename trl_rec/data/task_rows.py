@@ -75,7 +75,8 @@ def build_task_rows(
 
     Returns:
         `datasets.Dataset` with `task`; `slots`, a list of lists of token ids; `input_ids` and `labels`, of the answer, or for
-        the next item of the whole row; `user`, -1 in rows about an item; and `row`, by which templates are drawn.
+        the next item of the whole row; `user`, -1 in rows about an item; `length`, the most tokens it comes to, for samplers
+        that go by it; and `row`, by which templates are drawn.
     """
     _refuse_senseless(tasks, dataset.catalog.surface)
     lengths = {"max_length": max_length, "max_history": max_history}
@@ -90,7 +91,7 @@ def build_task_rows(
         if name == NEXT_ITEM:
             rows = next_item.select(drawn(len(next_item), count, key)).with_format("arrow")[:]
             tokens, labels = (Ragged.from_arrow(rows[part]) for part in ("input_ids", "labels"))
-            parts.append(_table(name, [], tokens, labels, rows["user"]))
+            parts.append(_table(name, [], tokens, labels, rows["user"], tokens.lengths))
         else:
             parts.append(_rows(name, count, key, words, templates[name], max_length))
     whole = pa.concat_tables(parts)
@@ -106,13 +107,15 @@ def task_texts(dataset: RecDataset) -> list[str]:
 def _rows(
     name: str, count: int, key: list[int], words: Words, templates: list[TemplateIds], max_length: int | None
 ) -> pa.Table:
-    made = make_material(name, count, key, words)
+    made, fixed = make_material(name, count, key, words), longest_template(templates)
     slots, room = made.slots, None
     if max_length is not None:
-        slots, room = _fitted(name, made, longest_template(templates), max_length)
+        slots, room = _fitted(name, made, fixed, max_length)
     if made.before is not None:
         slots = {**slots, **_history(name, made.before, words, room)}
-    return _table(name, [slots[slot] for slot in TASKS[name].slots], made.answers, made.answers, made.users)
+    filled = [slots[slot] for slot in TASKS[name].slots]
+    lengths = fixed + sum((slot.lengths for slot in filled), made.answers.lengths)
+    return _table(name, filled, made.answers, made.answers, made.users, lengths)
 
 
 def _fitted(name: str, made: Material, fixed: int, max_length: int) -> tuple[dict[str, Ragged], int]:
@@ -143,18 +146,21 @@ def _history(name: str, before: Ragged, words: Words, room: int | None) -> dict[
     return {slot: before.flatten(pieces)}
 
 
-def _table(name: str, slots: list[Ragged], tokens: Ragged, labels: Ragged, users: np.ndarray) -> pa.Table:
+def _table(
+    name: str, slots: list[Ragged], tokens: Ragged, labels: Ragged, users: np.ndarray, lengths: np.ndarray
+) -> pa.Table:
     """Rows as a table, `slots` in the task's order."""
     count, width = len(tokens), len(slots)
     values = join(*slots).values if slots else np.empty(0, np.int64)
-    lengths = np.stack([slot.lengths for slot in slots], 1).ravel() if slots else np.empty(0, np.int64)
-    inner = Ragged.from_lengths(values.astype(np.int64), lengths).to_arrow()
+    sizes = np.stack([slot.lengths for slot in slots], 1).ravel() if slots else np.empty(0, np.int64)
+    inner = Ragged.from_lengths(values.astype(np.int64), sizes).to_arrow()
     columns = {
         "task": pa.array([name] * count, pa.string()),
         "slots": pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * width, pa.int32()), inner),
         "input_ids": Ragged(tokens.values.astype(np.int64), tokens.offsets).to_arrow(),
         "labels": Ragged(labels.values.astype(np.int64), labels.offsets).to_arrow(),
         "user": pa.array(np.asarray(users), pa.int64()),
+        "length": pa.array(lengths, pa.int64()),
     }
     return pa.table(columns)
 

@@ -150,7 +150,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = ["input_ids", "labels", "trie_nodes", "history", "items"]
-        self._signature_columns += ["task", "slots", "row"]
+        self._signature_columns += ["task", "slots", "row", "length"]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

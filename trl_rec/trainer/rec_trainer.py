@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 from trl.models import unwrap_model_for_generation
 
@@ -151,8 +151,10 @@ class RecTrainerMixin(Base):
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        """As the parent's, but rows grouped by length come in the same order when a run is resumed."""
+        """As the parent's, but an order by lengths follows the seed, and is the same when a run is resumed."""
         sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, BatchRebalanceSampler):
+            sampler.seed = self._data_seed
         return LengthGroups(sampler, self._data_seed) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     @property
