@@ -146,9 +146,7 @@ def _history(name: str, before: Ragged, words: Words, room: int | None) -> dict[
     return {slot: before.flatten(pieces)}
 
 
-def _table(
-    name: str, slots: list[Ragged], tokens: Ragged, labels: Ragged, users: np.ndarray, lengths: np.ndarray
-) -> pa.Table:
+def _table(name: str, slots: list[Ragged], tokens: Ragged, labels: Ragged, users: np.ndarray, lengths: np.ndarray) -> pa.Table:
     """Rows as a table, `slots` in the task's order."""
     count, width = len(tokens), len(slots)
     values = join(*slots).values if slots else np.empty(0, np.int64)
