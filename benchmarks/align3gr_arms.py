@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--stages", action="store_true", help="the preference stages too, from the last of the arms")
     arguments = parser.parse_args()
     disable_progress_bars()

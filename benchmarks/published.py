@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,13 @@ ARMS: dict[str, dict[str, str]] = {  # keys of the recipe
 }
 
 
-def learn(name: str, dataset: RecDataset, output: Path, overrides: list[str]) -> tuple[Path, RecDataset, BearConfig]:
-    """The arm's policy, the data as it reads it, and how it was trained."""
+def settings(name: str, output: Path, overrides: list[str]) -> tuple[DataArguments, RecModelConfig, BearConfig]:
+    """The recipe as the arm has it."""
     folder = output / name.replace(",", "").replace(" ", "-")
-    keys = {**ARMS[name], "dataset": str(dataset.path), "output_dir": str(folder)}
+    keys = {**ARMS[name], "dataset": str(output / "data"), "output_dir": str(folder)}
     given = [part for key, value in keys.items() for part in (f"--{key}", value)]
     kinds = (DataArguments, RecModelConfig, BearConfig)
-    data, model_config, config = parse(kinds, ["--config", "bear/beauty-semantic", *given, *overrides], "bear")
-    dataset = dataset.with_surface(data.surface)
-    return learn_supervised(dataset, config, model_config), dataset, config
+    return parse(kinds, ["--config", "bear/beauty-semantic", *given, *overrides], "bear")
 
 
 def rank(folder: Path, dataset: RecDataset, config: BearConfig) -> dict[str, Any]:
@@ -91,14 +90,16 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--text_encoder", default="words")
     parser.add_argument("--codes", type=int, default=256)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     arguments, overrides = parser.parse_known_args()
+    recipes = {name: settings(name, arguments.output, overrides) for name in arguments.arms}  # a wrong key ends it here
     ids = DualIdsConfig(text_encoder=arguments.text_encoder, codes=arguments.codes)
     dataset = with_ids(arguments.dataset, arguments.output / "data", ids)
     lists, curves = {}, {}
-    for name in arguments.arms:
-        folder, its_dataset, config = learn(name, dataset, arguments.output, overrides)
-        lists[name] = kept(folder / "lists.json", lambda: rank(folder, its_dataset, config))  # noqa: B023, called at once
+    for name, (data, model_config, config) in recipes.items():
+        written = dataset.with_surface(data.surface)
+        folder = learn_supervised(written, config, model_config)
+        lists[name] = kept(folder / "lists.json", partial(rank, folder, written, config))
         curves[name] = logged_curve(logged(folder), "eval_ndcg@10", x="epoch")
     for history in ("excluded", "not excluded"):
         results = evaluate_floors(dataset, ks=[10], exclude_history=history == "excluded")
