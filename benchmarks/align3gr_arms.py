@@ -100,7 +100,8 @@ class Study:
     def _with_ids(self, dataset: RecDataset, options: dict[str, Any]) -> RecDataset:
         if not options:
             return make_semantic_ids(dataset, codes=self.codes, overwrite=dataset.catalog.semantic_ids is None)
-        return make_dual_ids(dataset, DualIdsConfig(text_encoder=self.text_encoder, codes=self.codes, **options))
+        texts = {} if options.get("signals") == "behaviour" else {"text_encoder": self.text_encoder}
+        return make_dual_ids(dataset, DualIdsConfig(codes=self.codes, **texts, **options))
 
     def policy(self, name: str, seed: int) -> Path:
         """The folder of the arm's supervised policy."""

@@ -32,7 +32,7 @@ from trl_rec.models import RecModelConfig, load_model, load_tokenizer
 from trl_rec.schedule import learn_supervised
 from trl_rec.scripts.bear import DataArguments
 from trl_rec.scripts.parsing import parse
-from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids
+from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids, read_ids_card
 
 
 # Leave-one-out on 5-core Beauty as well. Protocols differ in details: an order of magnitude.
@@ -76,7 +76,7 @@ def with_ids(source: str, folder: Path, config: DualIdsConfig) -> RecDataset:
         parts = folder.with_name(f"{folder.name}.tmp")
         shutil.copytree(source, parts, dirs_exist_ok=True)
         parts.rename(folder)
-    return make_dual_ids(load(folder), config, overwrite=True)
+    return make_dual_ids(load(folder), config, overwrite=read_ids_card(folder) is None)  # those that came with the data
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ VERBS = {
     "blade": "align whole lists to accuracy, diversity and fairness, with a Best-of-N target that moves with the policy",
     "alro": "fine-tune so that a user's rated candidates are put in order, whatever order they are shown in",
     "softmax_dpo": "train on one chosen and several rejected completions a prompt",
-    "align3gr": "preference training in stages, from the policy's own mistakes to what users disliked",
+    "align3gr": "semantic IDs, fine-tuning on several tasks, then preference training in stages; or the stages alone",
     "evaluate": "rank a split with floors and, if given, a model; print a table, write metrics.json",
     "recommend": "list what a trained model recommends to a user, or after some titles",
 }

@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -83,7 +84,11 @@ def test_the_card_tells_of_the_training(made):
     assert card["distinct"]["found"] <= card["distinct"]["repaired"] == card["distinct"]["written"]
     assert sum(card["levels"][0]["counts"]) == 50
     text = describe_ids(card)
-    assert "held-out users find what they chose" in text and "1.6% would by chance" in text and "words-" in text
+    assert (
+        "held-out users find what they chose" in text
+        and f"{told['u2i_chance']:.1%} would by chance" in text
+        and "words-" in text
+    )
     assert code_use_picture(card).count("<rect") == 1 + 3 * 6
 
 
@@ -122,13 +127,40 @@ def test_a_killed_run_ends_with_the_same_ids(dataset, tmp_path, monkeypatch):
     assert texts(again.catalog.semantic_ids) == texts(whole.catalog.semantic_ids)
 
 
+@pytest.mark.parametrize("last", ["items.parquet", "semantic_ids.json"])
+def test_a_call_that_was_killed_while_it_wrote_begins_anew(made, dataset, monkeypatch, last):
+    replacing = Path.replace
+
+    def killed(self, target):
+        if target.name == last:
+            raise KeyboardInterrupt
+        return replacing(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_dual_ids(dataset, DualIdsConfig(**SMALL))
+    if last == "semantic_ids.json":  # IDs without a card
+        with pytest.raises(ValueError, match="made otherwise"):
+            make_dual_ids(dataset, DualIdsConfig(**{**SMALL, "seed": 1}))
+    again = make_dual_ids(dataset, DualIdsConfig(**SMALL))
+    assert texts(again.catalog.semantic_ids) == texts(made.catalog.semantic_ids)
+    assert {path.name for path in (dataset.path / "catalog").iterdir()} == {
+        "items.parquet",
+        "catalog.json",
+        "user_ids.parquet",
+        "semantic_ids.json",
+    }
+
+
 @pytest.mark.parametrize(
     "options",
     [{"signals": "text"}, {"signals": "behaviour"}, {"behaviour": "sequence"}, {"users": False}, {"align": False}],
     ids=lambda given: [*given][0],
 )
 def test_ablations(dataset, options):
-    made = make_dual_ids(dataset, DualIdsConfig(**SMALL, **options))
+    small = {name: value for name, value in SMALL.items() if name != "behaviour_width" or options.get("signals") != "text"}
+    made = make_dual_ids(dataset, DualIdsConfig(**small, **options))
     told = read_ids_card(dataset.path)["training"]
     assert (made.catalog.user_ids is None) == (not options.get("users", True))
     assert any(entry["stage"] == "aligning" for entry in told["curve"]) == (not {"users", "align"} & {*options})
@@ -331,6 +363,10 @@ def test_ids_are_exchanged(made, dataset, tmp_path):
         ({"max_epochs": 0}, "max_epochs=0"),
         ({"text_encoder": "no/such/model-here"}, "no/such/model-here"),
         ({"item_text": "{name}"}, "cannot be filled"),
+        ({"signals": "text"}, "behaviour_width=16 has no effect with signals='text'"),
+        ({"signals": "behaviour", "text_encoder": "no/such"}, "text_encoder='no/such' has no effect with signals='behaviour'"),
+        ({"users": False, "alpha": 0.2}, "alpha=0.2 has no effect with users=False"),
+        ({"align": False, "alpha": 0.2}, "alpha=0.2 has no effect with align=False"),
     ],
     ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
 )

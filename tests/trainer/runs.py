@@ -67,7 +67,7 @@ def main() -> None:
     )
     if trainer.args.eval_strategy != "no":
         trainer._eval_split = load(Path(folder) / "data").validation
-    trainer.train()
+    trainer.train(trainer.args.resume_from_checkpoint)
     metrics = trainer.rank_and_measure(load(Path(folder) / "data").validation)
     trainer.save_model(output)
     if trainer.is_world_process_zero():

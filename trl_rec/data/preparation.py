@@ -36,7 +36,9 @@ from trl_rec.ragged import Ragged
 
 logger = logging.getLogger(__name__)
 
-FILES = {"catalog", "users.parquet", "interactions.parquet", *SPLITS, "card.json"}  # all that a dataset folder holds
+# All that a dataset folder holds; the second line is what semantic IDs of these data leave in it.
+FILES = {"catalog", "users.parquet", "interactions.parquet", *SPLITS, "card.json"}
+FILES |= {"vectors", "id_encoder.json", "id_encoder.safetensors", "semantic_ids.svg"}
 LAYOUT = 1  # counts up when folders of an earlier version must be made anew
 
 
@@ -97,6 +99,7 @@ def prepare(
     """
     output_dir = Path(output_dir).absolute()
     format, files = locate(source, format)
+    columns = {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs} or None
     options = Options(columns, title_column, group_column, group_separator, seed, toy_users, toy_items)
     settings = _settings(format, _split(format, split, num_held_out), min_user_interactions, min_item_interactions, options)
     sources = {path.name: _sha256(path) for path in files.values()}

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 WRITTEN_AS_TITLES = ("item_to_id", "id_to_item", "history_to_title", "titles_to_id")  # they would ask a title for itself
 HISTORIES = ("history", "titles")
 NAMED = ("user", "item")  # slots that are never cut
+WANTS = dict.fromkeys(("profile_to_user", "user_to_profile"), "users' columns and what they chose")
+WANTS |= dict.fromkeys(("query_to_item", "history_to_preference"), "groups and titles of items")
 
 
 def build_task_rows(
@@ -65,7 +67,9 @@ def build_task_rows(
         prompt_format: How the next item is asked for, which is one of the tasks. Where it names users, so do the prompts of
             the others; else their place stays empty.
         tasks: For each task its number of rows, beside those that [`build_rows`] makes for the next item. A task with too few
-            of its own has them more than once, one with too many a sample.
+            of its own has them more than once, one with too many a sample. Drawn targets before which nothing was chosen that
+            has a group (or, in a catalogue without groups, a word in its title) are left out of `history_to_preference` and
+            `query_to_item`; a task without any row is refused.
         cap (*optional*): Most rows of any task but the next item.
         targets, max_length, max_history: As in [`build_rows`], for the next item. No row of another task is longer than
             `max_length` either: the oldest history goes first, then the end of a text in the prompt.
@@ -94,6 +98,8 @@ def build_task_rows(
             parts.append(_table(name, [], tokens, labels, rows["user"], tokens.lengths))
         else:
             parts.append(_rows(name, count, key, words, templates[name], max_length))
+            if not parts[-1].num_rows:
+                raise ValueError(f"the task {name} has no row, as {WANTS.get(name, 'the data')} tell of nothing; leave it out")
     whole = pa.concat_tables(parts)
     return Dataset(whole.append_column("row", pa.array(np.arange(whole.num_rows))), split="train")
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.data.rated_prompts import RatedPromptFormat
 from trl_rec.decoding.candidates import rank_candidates
-from trl_rec.decoding.recommender import Recommendation, local_folder
+from trl_rec.decoding.recommender import Recommendation
+from trl_rec.decoding.run_folder import local_folder
 from trl_rec.items import ItemCatalog
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ragged import Ragged, join

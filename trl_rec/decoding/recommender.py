@@ -15,12 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.beam import RankedItems, rank_items
 from trl_rec.decoding.list_beams import rank_list
+from trl_rec.decoding.run_folder import CATALOG, SETTINGS, local_folder
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ragged import Ragged
-
-
-SETTINGS = "recommender.json"
 
 
 class Recommendation(NamedTuple):
@@ -63,7 +61,7 @@ class Recommender:
         if not (path / SETTINGS).is_file():
             raise ValueError(f"{folder} is no run folder ({SETTINGS} is missing); name the output of a trl-rec trainer")
         settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
-        catalog, tokenizer = ItemCatalog.load(path / "catalog"), load_tokenizer(path)
+        catalog, tokenizer = ItemCatalog.load(path / CATALOG), load_tokenizer(path)
         prompt_format = PromptFormat.for_catalog(catalog, tokenizer, **settings.pop("prompt"))
         trie = TokenTrie.from_catalog(catalog, tokenizer, lists=prompt_format.list_length is not None)
         return cls(load_model(path, **options), tokenizer, catalog, prompt_format, trie, settings)
@@ -97,26 +95,3 @@ class Recommender:
             renormalize=self.settings["renormalize"],
             length_penalty=self.settings["length_penalty"],
         )
-
-
-def prompt_of_run(folder: str | Path | None) -> dict[str, Any]:
-    """How the model in a run folder is prompted, as [`PromptFormat.for_catalog`] takes it; empty for any other model."""
-    if folder is not None and (Path(folder) / "ranker.json").is_file():
-        raise ValueError(f"{folder} puts rated candidates in order, and ranks no catalogue; ask it with CandidateRanker")
-    path = Path(folder or "") / SETTINGS
-    return json.loads(path.read_text(encoding="utf-8"))["prompt"] if folder is not None and path.is_file() else {}
-
-
-def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
-    """Writes what [`Recommender`] needs beside a saved model and tokenizer."""
-    catalog.save(Path(folder) / "catalog")
-    (Path(folder) / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def local_folder(folder: str | Path) -> Path:
-    """The folder itself, or that of a hub repository once it is fetched."""
-    if Path(folder).is_dir():
-        return Path(folder)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(folder)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import parse_flag_from_env
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from trl_rec.items import ItemCatalog
+from trl_rec.decoding.run_folder import refuse_other_items, settings_of_run
 from trl_rec.schedule.plan import Schedule
 from trl_rec.schedule.stage_candidates import stage_feedback
 from trl_rec.schedule.stages import PreferenceStage
@@ -27,7 +28,10 @@ def refuse_before_running(stages: Sequence[PreferenceStage], start: str | Path, 
         raise ValueError(
             "the validation split has no rows to compare stages on; prepare the data with more interactions a user"
         )
-    _refuse_other_items(Path(start), schedule)
+    refuse_other_items(start, schedule.dataset.catalog, schedule.dataset.path)
+    own = settings_of_run(start)
+    if own:
+        refuse_other_asking(f"the policy in {start}", own["prompt"], own["renormalize"], schedule.config)
     for number, stage in enumerate(stages, 1):
         if stage.source == "feedback" and not (schedule.folder(number, stage) / "stage.json").is_file():
             try:
@@ -46,17 +50,13 @@ def refuse_sharding(config: SoftmaxDPOConfig) -> None:
         )
 
 
-def _refuse_other_items(start: Path, schedule: Schedule) -> None:
-    """Raises where the policy's own catalogue, which a run folder holds, writes other items than the dataset."""
-    if not (start / "catalog" / "catalog.json").is_file():
-        return
-    own, now = ItemCatalog.load(start / "catalog"), schedule.dataset.catalog
-    told = f"the policy in {start} was trained on"
-    if own.fingerprint != now.fingerprint:
-        raise ValueError(f"{told} other items than {schedule.dataset.path} holds; train it again, or name its own dataset")
-    if own.surface != now.surface:
-        raise ValueError(f"{told} the surface {own.surface}, not {now.surface}; choose that surface")
-    if (own.surfaces, own.user_surfaces) != (now.surfaces, now.user_surfaces):
-        raise ValueError(
-            f"{told} other semantic IDs than {schedule.dataset.path} holds now; train it again after trl-rec tokenize"
-        )
+def refuse_other_asking(who: str, prompt: Mapping[str, Any], renormalizes: bool, config: SoftmaxDPOConfig) -> None:
+    """Raises where a policy is prompted otherwise than in the stages, or its lists are ranked by another softmax: it would fall
+    behind itself before any stage, with no word."""
+    for name, value in prompt.items():
+        now = config.prompt_options.get(name)
+        if value != now:
+            raise ValueError(f"{who} is prompted with {name}={value!r}, the stages with {now!r}; give the same to both")
+    if renormalizes != (config.normalize == "catalogue"):
+        over, wanted = ("legal tokens", "catalogue") if renormalizes else ("the vocabulary", "vocabulary")
+        raise ValueError(f"the lists of {who} are ranked by its softmax over {over}; give the stages normalize: {wanted}")

@@ -98,7 +98,10 @@ def _scores(train: Dataset, scores: Scores | None) -> Ragged:
     if scores is None:
         ratings = ratings_of(train)
         if ratings is None:
-            raise ValueError("the training split has no ratings to tell liked from disliked; prepare them, or give scores")
+            raise ValueError(
+                "the training split has no ratings to tell liked from disliked; prepare the data with ratings, or leave out "
+                "the stages with source: feedback"
+            )
         return ratings
     if isinstance(scores, str):
         if scores not in train.column_names:

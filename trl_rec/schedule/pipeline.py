@@ -16,7 +16,7 @@ from accelerate import PartialState
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation
 from trl_rec.models import RecModelConfig
-from trl_rec.schedule.checks import refuse_sharding
+from trl_rec.schedule.checks import refuse_other_asking, refuse_sharding
 from trl_rec.schedule.conclusion import conclude_stages
 from trl_rec.schedule.loop import run_stages
 from trl_rec.schedule.plan import Schedule, refuse_another_policy, write_entry
@@ -41,9 +41,13 @@ def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = Fa
     return make_dual_ids(dataset, config, overwrite=overwrite).with_surface("semantic_id")
 
 
-def refuse_early(stages: Sequence[PreferenceStage], schedule: Schedule) -> None:
-    """Raises where the stages could not run whatever the parts before them give: by the launcher, or the log's ratings."""
+def refuse_early(stages: Sequence[PreferenceStage], schedule: Schedule, supervised: BearConfig | None = None) -> None:
+    """Raises where the stages could not run whatever the parts before them give: by the launcher, the log's ratings, or how
+    the supervised part asks the policy."""
     refuse_sharding(schedule.config)
+    if supervised is not None:
+        renormalizes = supervised.softmax == "legal"
+        refuse_other_asking("the supervised policy", supervised.prompt_options, renormalizes, schedule.config)
     for number, stage in enumerate(stages, 1):
         if stage.source == "feedback":
             stage_feedback(number, stage, schedule)

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_rec.data.dataset import RecDataset, split_rows
+from trl_rec.data.task_rows import task_texts
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.softmax_dpo_config import SoftmaxDPOConfig
 
@@ -119,14 +120,17 @@ class Schedule:
 
 def refuse_another_plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
     """Writes down what is about to run; a folder that holds the work of another plan is refused."""
-    _refuse_another(schedule.output / "plan.json", _plan(stages, start, schedule))
+    _refuse_another(schedule.output / "plan.json", _plan(stages, start, schedule), work="[0-9]*-*")
 
 
 def refuse_another_policy(folder: Path, dataset: RecDataset, config: Any, model: dict[str, Any]) -> None:
     """Writes down what a supervised policy is about to be trained by; a folder that holds another one's is refused."""
+    pretrained = model.get("model_name_or_path")
     plan = {
         **{f"model option {name}": value for name, value in model.items()},
+        "weights of the model": weights_digest(pretrained) if pretrained is not None and Path(pretrained).is_dir() else None,
         "items": dataset.catalog.fingerprint,
+        "texts of the tasks": None if config.tasks is None else _digest(task_texts(dataset)),
         "semantic_ids": _digest([*dataset.catalog.surfaces, *dataset.catalog.user_surfaces]),
         "splits": _split_digest(dataset),
         **{name: value for name, value in config.to_dict().items() if not _is_free(name)},
@@ -154,15 +158,17 @@ def weights_digest(folder: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _refuse_another(path: Path, plan: dict[str, Any]) -> None:
-    if path.is_file() and any(other != path for other in path.parent.iterdir()):  # a plan alone has come to nothing
+def _refuse_another(path: Path, plan: dict[str, Any], work: str = "*") -> None:
+    """`work`: what the folder holds once the plan has come to something."""
+    if path.is_file() and any(other != path for other in path.parent.glob(work)):
         old = json.loads(path.read_text(encoding="utf-8"))
         differing = [name for name in {**old, **plan} if plan.get(name) != old.get(name)]
         if differing:
             name = differing[0]
             raise ValueError(
                 f"{path.parent} holds the work of a plan that differs in {name} ({old.get(name)!r} there, "
-                f"{plan.get(name)!r} now); give another output_dir, or delete it"
+                f"{plan.get(name)!r} now); give another output_dir, or delete "
+                f"{'it' if work == '*' else 'its plan.json and the folders of its stages'}"
             )
     PartialState().wait_for_everyone()
     write_entry(path, plan)

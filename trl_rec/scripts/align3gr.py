@@ -33,7 +33,9 @@ class ScheduleArguments:
     surface: str = field(default="semantic_id", metadata={"help": "title, item_token or semantic_id"})
     tokenize: dict | None = field(default=None, metadata={"help": "in a recipe: keys of DualIdsConfig; IDs are made first"})
     overwrite_ids: bool = field(default=False, metadata={"help": "replace IDs that were made otherwise"})
-    supervised: dict | None = field(default=None, metadata={"help": "in a recipe: keys of trl-rec bear; before the stages"})
+    supervised: dict | None = field(
+        default=None, metadata={"help": "in a recipe: keys of trl-rec bear; max_steps holds here too"}
+    )
     stages: list[dict] | None = field(default=None, metadata={"help": "in a recipe: a list of stages; else Align3GR's five"})
     keep: str = field(default="best", metadata={"help": "best: a stage that does not help is undone; last: it is not"})
 
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> None:
         adapter=get_peft_config(model_config),
         model_options=loading_options(model_config, config.trust_remote_code),
     )
-    refuse_early(stages, schedule)
+    refuse_early(stages, schedule, supervised)
     if ids is not None:
         dataset = give_ids(dataset, ids, overwrite=data.overwrite_ids)
     dataset = dataset.with_surface(data.surface)

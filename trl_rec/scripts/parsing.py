@@ -26,8 +26,23 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
         argv[place] = str(find_recipe(argv[place]))
     several = kinds if isinstance(kinds, tuple) else (kinds,)
     # TRL types its parameter as a NewType that no class is an instance of
-    parsed = TrlParser(several, prog=f"trl-rec {verb}").parse_args_and_config(argv)  # type: ignore[arg-type]
+    parser = TrlParser(several, prog=f"trl-rec {verb}", allow_abbrev=False)  # type: ignore[arg-type]
+    for action in parser._actions:
+        if getattr(action.type, "__name__", None) == "dict":  # TRL's parser makes a mapping of pairs, which nothing can write
+            action.type = json_mapping
+    parsed = parser.parse_args_and_config(argv)
+    for one in parsed:
+        if getattr(one, "resume_from_checkpoint", None) in ("true", "True"):  # text to the parser, a folder to the trainer
+            one.resume_from_checkpoint = True
     return parsed if isinstance(kinds, tuple) else parsed[0]
+
+
+def json_mapping(text: str) -> dict[str, Any] | None:
+    """What a recipe writes as a mapping, as JSON on the command line."""
+    value = None if text.lower() in ("none", "null") else json.loads(text)
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{text} is no mapping")
+    return value
 
 
 def parse_section(kind: type, section: dict[str, Any], name: str) -> Any:

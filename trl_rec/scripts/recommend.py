@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from trl_rec.data import load
 from trl_rec.decoding import Recommender
+from trl_rec.decoding.run_folder import refuse_other_items
 from trl_rec.scripts.parsing import parse
 
 
@@ -29,7 +30,10 @@ def main(argv: list[str]) -> None:
     recommender, user = Recommender.from_pretrained(arguments.model), None
     if arguments.user is not None:
         dataset = load(arguments.dataset)
+        refuse_other_items(arguments.model, dataset.with_surface(recommender.catalog.surface).catalog, arguments.dataset)
         history, user = dataset.history_of(arguments.user), dataset.number_of(arguments.user)
+    elif recommender.prompt_format.users is not None:
+        raise ValueError(f"prompts of {arguments.model} name the user, and titles name none; give --user with --dataset")
     else:
         history = recommender.catalog.ids_of(arguments.titles)
     listed = recommender.recommend(history, arguments.k, user=user, exclude_history=arguments.exclude_history)

@@ -136,7 +136,7 @@ def _training(told: Mapping[str, Any]) -> list[str]:
     if told["u2i_pairs"]:
         lines.append(
             f"{told['u2i_accuracy']:.1%} of {told['u2i_pairs']:,} held-out users find what they chose among "
-            f"{told['u2i_others']} other items, drawn by popularity; {1 / (told['u2i_others'] + 1):.1%} would by chance"
+            f"{told['u2i_others']} other items, drawn by popularity; {told['u2i_chance']:.1%} would by chance"
         )
     if told["user_levels"]:
         used = ", ".join(f"{level['used']} (perplexity {level['perplexity']:.1f})" for level in told["user_levels"])

@@ -92,7 +92,7 @@ def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, o
     if is_written(dataset, settings, overwrite):
         logger.info("%s has these semantic IDs already", dataset.path)
         return with_stored_ids(dataset)
-    encoder = load_text_encoder(config.text_encoder if config.signals != "behaviour" else WORDS)
+    encoder = load_text_encoder(config.text_encoder)
     inputs = dual_inputs(
         dataset,
         encoder,
@@ -190,6 +190,7 @@ def _told(training: DualTraining, users: Tensor | None, config: DualIdsConfig, t
         "u2i_accuracy": None if held_out is None else round(held_out.accuracy, 4),
         "u2i_pairs": 0 if held_out is None else held_out.pairs,
         "u2i_others": CHANCES,
+        "u2i_chance": None if held_out is None else round(held_out.chance, 4),
         "num_users": len(inputs.mask),
         "distinct_users": None if users is None else round(len(users.unique(dim=0)) / len(users), 4),
         "user_levels": [] if users is None else [code_use(column, config.codes) for column in users.unbind(1)],
@@ -210,3 +211,22 @@ def _refuse_senseless(config: DualIdsConfig, dataset: RecDataset) -> None:
         raise ValueError(f"behaviour_width={config.behaviour_width} must be a multiple of 2: two heads read it")
     if not 0 <= config.without_behaviour < 1:
         raise ValueError(f"without_behaviour={config.without_behaviour} is a share of the items, from 0 to below 1")
+    _refuse_inert(config)
+
+
+def _refuse_inert(config: DualIdsConfig) -> None:
+    """Raises where an option is set that another one leaves without effect."""
+    inert = {
+        f"signals={config.signals!r}": {
+            "both": (),
+            "text": ("behaviour", "behaviour_width", "without_behaviour"),
+            "behaviour": ("text_encoder", "item_text", "without_behaviour"),
+        }[config.signals],
+        "users=False": () if config.users else ("align", "alpha"),
+        "align=False": () if config.align else ("alpha",),
+    }
+    defaults = asdict(DualIdsConfig())
+    for why, names in inert.items():
+        for name in names:
+            if getattr(config, name) != defaults[name]:
+                raise ValueError(f"{name}={getattr(config, name)!r} has no effect with {why}; leave it out")

@@ -37,13 +37,15 @@ class HeldOut(NamedTuple):
     """How well users find what they chose among `CHANCES` other items, drawn by popularity, that they did not choose.
 
     Args:
-        accuracy (`float`): The share of pairs whose item comes first; one in `CHANCES` + 1 would by chance.
+        accuracy (`float`): The share of pairs whose item comes first.
+        chance (`float`): The same for towers that know nothing: others that were drawn twice, or chosen as well, count less.
         won (`float`): The mean share of the others that the item comes before; half would by chance. It jumps about less than
             `accuracy` where few pairs are held out, and unlike a loss does not ask how sure the towers are.
         pairs (`int`): How many there are.
     """
 
     accuracy: float
+    chance: float
     won: float
     pairs: int
 
@@ -94,7 +96,10 @@ class DualTraining:
         scores = torch.einsum("bs,bks->bk", ours, theirs).masked_fill(chosen, -torch.inf)
         is_before, is_other = scores[:, :1] > scores[:, 1:], ~chosen[:, 1:]
         won = (is_before & is_other).sum(1) / is_other.sum(1).clamp(min=1)
-        return HeldOut(float(is_before.all(1).float().mean()), float(won.mean()), len(users))
+        others = items[:, 1:].masked_fill(chosen[:, 1:], -1).sort(1).values
+        rivals = (others[:, :1] >= 0).sum(1) + ((others.diff(dim=1) > 0) & (others[:, 1:] >= 0)).sum(1)
+        chance = (1 / (1 + rivals)).mean()
+        return HeldOut(float(is_before.all(1).float().mean()), float(chance), float(won.mean()), len(users))
 
     @cached_property
     def _asked(self) -> tuple[Tensor, Tensor, Tensor]:

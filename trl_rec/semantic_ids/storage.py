@@ -1,7 +1,8 @@
 """Semantic IDs in a dataset folder: a column of `catalog/items.parquet`, those of users in
 `catalog/user_ids.parquet`, and `catalog/semantic_ids.json`, the card.
 
-Each file is replaced at once, and the card is written last, so that a card always tells of the IDs beside it.
+Each file is replaced at once, and the card is written last, so that a card always tells of the IDs beside it. A call that was
+killed in between is known by what it was about to write, and the same call begins anew.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
 CARD = "semantic_ids.json"
+UNFINISHED = "semantic_ids.unfinished"  # the settings of IDs that are being written
 
 
 def write_ids(dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any], *, user_ids: Ragged | None = None) -> None:
@@ -38,6 +40,8 @@ def write_ids(dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any]
         replace(stored, semantic_ids=semantic_ids, user_ids=user_ids).save(new)
         text = json.dumps({**card, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}, indent=2, ensure_ascii=False)
         (new / CARD).write_text(text + "\n", encoding="utf-8")
+        (new / UNFINISHED).write_text(json.dumps(card["settings"]), encoding="utf-8")
+        (new / UNFINISHED).replace(folder / UNFINISHED)
         (folder / CARD).unlink(missing_ok=True)
         if user_ids is None:
             (folder / USER_IDS).unlink(missing_ok=True)
@@ -45,6 +49,7 @@ def write_ids(dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any]
             (new / USER_IDS).replace(folder / USER_IDS)
         (new / "items.parquet").replace(folder / "items.parquet")
         (new / CARD).replace(folder / CARD)
+        (folder / UNFINISHED).unlink()
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -82,8 +87,14 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
     fingerprint = ids_fingerprint(stored.semantic_ids, stored.user_ids)
     if card is not None and (card["settings"], card["fingerprint"]) == (dict(settings), fingerprint):
         return True
+    unfinished = dataset.path / "catalog" / UNFINISHED
+    if card is None and unfinished.is_file() and json.loads(unfinished.read_text(encoding="utf-8")) == dict(settings):
+        return False  # killed while they were written
     if not overwrite:
-        raise ValueError(f"{dataset.path} holds semantic IDs that were made otherwise; replace them with overwrite=True")
+        raise ValueError(
+            f"{dataset.path} holds semantic IDs that were made otherwise; replace them with overwrite=True (overwrite_ids in a "
+            "recipe of align3gr)"
+        )
     return False
 
 

@@ -166,7 +166,7 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
             return super()._get_train_sampler(train_dataset)
         rows = len(self.train_dataset if train_dataset is None else train_dataset)
         batch_size = self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        return RepeatedBatches(rows, batch_size, self.args.num_iterations, self._data_seed)
+        return self._following_epochs(RepeatedBatches(rows, batch_size, self.args.num_iterations, self._data_seed))
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
         """As the parent's, after the reference lists have been drawn."""

@@ -37,7 +37,7 @@ def write_model_card(trainer: Any, model_name: str) -> None:
         "",
         f"Trained with {trainer._name}. Base model: {base}. Versions: {versions}.",
         "",
-        *([] if trainer.catalog is None else _catalog_lines(trainer.catalog, getattr(trainer, "_card_example", RECOMMENDER))),
+        *([] if trainer.catalog is None else _catalog_lines(trainer.catalog, _example(trainer))),
         "| setting | value |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in own.items()),
@@ -57,6 +57,13 @@ def _catalog_lines(catalog: ItemCatalog, example: Sequence[str]) -> list[str]:
         "```",
         "",
     ]
+
+
+def _example(trainer: Any) -> Sequence[str]:
+    """Code that asks the policy."""
+    names_users = "{user}" in (trainer.args.prompt_head or "")
+    asked = "recommender.recommend(history=[], k=10, user=0)  # a row of RecDataset.users"
+    return getattr(trainer, "_card_example", (*RECOMMENDER[:-1], asked) if names_users else RECOMMENDER)
 
 
 def _own_fields(args: Any) -> set[str]:

@@ -19,7 +19,7 @@ from trl.models import unwrap_model_for_generation
 
 from trl_rec.data.dataset import at_most, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.decoding.recommender import save_recommender
+from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.evaluation import evaluate_rankings, rank_histories
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models.loading import keep_differentiable
@@ -27,7 +27,7 @@ from trl_rec.trainer.checkpoints import MARK, newest_complete
 from trl_rec.trainer.model_card import write_model_card
 from trl_rec.trainer.processes import end_processes
 from trl_rec.trainer.recomputation import checkpointing_kept
-from trl_rec.trainer.sampling import LengthGroups
+from trl_rec.trainer.sampling import EpochOrder, LengthGroups
 
 
 if TYPE_CHECKING:
@@ -155,7 +155,14 @@ class RecTrainerMixin(Base):
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):
             sampler.seed = self._data_seed
-        return LengthGroups(sampler, self._data_seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+        return self._following_epochs(
+            LengthGroups(sampler, self._data_seed) if isinstance(sampler, LengthGroupedSampler) else sampler
+        )
+
+    def _following_epochs(self, sampler: Any) -> Any:
+        self.remove_callback(EpochOrder)  # of a dataloader before
+        self.add_callback(EpochOrder(sampler))
+        return sampler
 
     @property
     def _data_seed(self) -> int:

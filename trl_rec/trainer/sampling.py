@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
@@ -59,3 +61,20 @@ class LengthGroups(LengthGroupedSampler):
     def set_epoch(self, epoch: int) -> None:
         """Called by Accelerate before each epoch."""
         self.epoch = epoch
+
+
+class EpochOrder(TrainerCallback):
+    """Tells a sampler which epoch begins. After a resume within an epoch neither Accelerate 1.15 nor transformers 5.23 reaches
+    it through the wrappers of several processes, and all epochs would have the order of the first.
+
+    Args:
+        sampler (`Sampler`): One with `set_epoch`, or any other.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Comes before the epoch's first batch is made."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(int(state.epoch))
