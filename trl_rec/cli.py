@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 
 from trl_rec import __version__
@@ -19,6 +21,7 @@ VERBS = {
     "align3gr": "semantic IDs, fine-tuning on several tasks, then preference training in stages; or the stages alone",
     "evaluate": "rank a split with floors and, if given, a model; print a table, write metrics.json",
     "recommend": "list what a trained model recommends to a user, or after some titles",
+    "recipe": "print a shipped recipe to copy and change, or the names of all",
 }
 SCRIPTS = {"tokenize": "tokenizing"}  # a tokenize.py would hide Python's own from every script that is run by its path
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")  # these go through accelerate launch
@@ -35,11 +38,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     if argv[0] not in VERBS:
         sys.exit(f"trl-rec: there is no verb {argv[0]!r}; choose one of {', '.join(VERBS)}")
-    if argv[0] in TRAINING:
-        launch(argv[0], argv[1:])
-    else:
-        from trl_rec.scripts.parsing import run
+    from trl_rec.scripts.parsing import run
 
+    if argv[0] in TRAINING:
+        run(argv[0], partial(launch, argv[0]), argv[1:])
+    else:
         run(argv[0], import_module(f"trl_rec.scripts.{SCRIPTS.get(argv[0], argv[0])}").main, argv[1:])
 
 
@@ -51,6 +54,9 @@ def launch(verb: str, argv: list[str]) -> None:
     from trl_rec.scripts.parsing import find_recipe
 
     own, for_accelerate = list(argv), []
+    if "--config" in own[:-1]:
+        find_recipe(own[own.index("--config") + 1])  # a mistyped name is told before anything is launched
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # defaults that nobody has to give
     for key in ("--accelerate_config", "--num_processes"):
         if key in own[:-1]:
             place = own.index(key)

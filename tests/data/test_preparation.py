@@ -172,6 +172,21 @@ def test_other_settings_or_files_are_refused_until_overwritten(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+def test_what_semantic_ids_left_goes_with_the_data_they_were_made_of(tmp_path):
+    made = prepare("toy", tmp_path / "out", toy_users=21)
+    (made.path / "vectors").mkdir()
+    for name in ("vectors/text-1.safetensors", "id_encoder.json", "id_encoder.safetensors", "semantic_ids.svg"):
+        (made.path / name).touch()
+    prepare("toy", tmp_path / "out", toy_users=22, overwrite=True)
+    assert not {"vectors", "id_encoder.json", "semantic_ids.svg"} & {path.name for path in made.path.iterdir()}
+
+
+def test_columns_that_are_called_like_ours_need_no_line(tmp_path):
+    source = write_table(tmp_path / "source")
+    first = prepare(source, tmp_path / "out", columns={"user_id": "user_id", "title": "title"})
+    assert prepare(source, tmp_path / "out").card == first.card
+
+
 def test_a_folder_that_is_no_dataset_is_never_touched(tmp_path):
     source = write_table(tmp_path / "source")
     (tmp_path / "out").mkdir()

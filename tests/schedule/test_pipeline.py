@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from accelerate import PartialState
@@ -158,6 +159,12 @@ def test_another_recipe_does_not_go_on_with_a_policy(source: Path, tmp_path: Pat
         learn_supervised(dataset, BearConfig(str(tmp_path / "policy"), learning_rate=0.5, **options), size)
     with pytest.raises(ValueError, match="differs in model option hidden_size"):
         learn_supervised(dataset, BearConfig(str(tmp_path / "policy"), **options), RecModelConfig(hidden_size=32))
+    several = {**options, "tasks": {"next_item": 1.0, "profile_to_user": 0.5}}
+    learn_supervised(dataset, BearConfig(str(tmp_path / "tasks"), **several), size)
+    towns = pa.array([f"Town{user}" for user in range(dataset.users.num_rows)])
+    moved = replace(dataset, users=dataset.users.append_column("town", towns))
+    with pytest.raises(ValueError, match="differs in texts of the tasks"):
+        learn_supervised(moved, BearConfig(str(tmp_path / "tasks"), **several), size)
 
 
 @pytest.mark.parametrize("users", [True, False])
@@ -175,6 +182,19 @@ def test_several_processes_take_ids_and_make_none(
     assert give_ids(load(tmp_path / "data"), config).catalog.surfaces == made.catalog.surfaces
     with pytest.raises(ValueError, match="made by one process"):
         give_ids(load(tmp_path / "data"), replace(config, seed=1), overwrite=True)
+
+
+def test_stages_that_ask_the_policy_otherwise_than_its_training_are_refused(source: Path, tmp_path: Path) -> None:
+    """Before any part runs: the policy would be measured by another softmax, or without its users, and look worse for it."""
+    supervised = BearConfig(str(tmp_path / "policy"), **SHARED)
+    for options, message in (
+        ({}, "ranked by its softmax over legal tokens; give the stages normalize: catalogue"),
+        ({"normalize": "catalogue", "prompt_head": None}, "prompted with head='{user}', the stages with None"),
+    ):
+        schedule = Schedule(load(source), SoftmaxDPOConfig(str(tmp_path / "run"), **{**SHARED, **options}), keep="last")
+        with pytest.raises(ValueError, match=message):
+            refuse_early(STAGES, schedule, supervised)
+    refuse_early(STAGES, replace(schedule, config=SoftmaxDPOConfig(str(tmp_path), normalize="catalogue", **SHARED)), supervised)
 
 
 def test_stages_without_ratings_are_refused_before_any_part_runs(source: Path, tmp_path: Path) -> None:

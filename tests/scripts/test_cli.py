@@ -9,9 +9,13 @@ import pytest
 
 from trl_rec.cli import VERBS, main
 from trl_rec.data import load
+from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.models import make_model, make_tokenizer
+from trl_rec.scripts.align3gr import ScheduleArguments
+from trl_rec.scripts.bear import DataArguments
 from trl_rec.scripts.evaluate import EvaluateArguments
-from trl_rec.scripts.parsing import find_recipe, parse
+from trl_rec.scripts.parsing import find_recipe, parse, recipe_names
+from trl_rec.trainer import BearConfig
 
 
 def test_help_answers_in_half_a_second() -> None:
@@ -80,7 +84,8 @@ def test_a_saved_model_stands_beside_the_floors(tmp_path: Path, monkeypatch, cap
     with pytest.raises(SystemExit):
         main(["evaluate", "--model", "random", "--best_of", "4", *options])
     assert "give rewards and list_length" in capsys.readouterr().err
-    Path("random/recommender.json").write_text(json.dumps({"prompt": {"list_length": 5}}))  # a run folder tells it by itself
+    catalog = load("data/toy").with_surface("item_token").catalog
+    save_recommender("random", catalog, {"prompt": {"list_length": 5}, "num_beams": 1})  # a run folder tells it by itself
     main(["evaluate", "--model", "random", *best[2:], *options])
     again = json.loads(Path("out/metrics.json").read_text())["results"]
     assert again["model random"]["metrics"]["reward"] == rewards[0]
@@ -88,6 +93,67 @@ def test_a_saved_model_stands_beside_the_floors(tmp_path: Path, monkeypatch, cap
     with pytest.raises(SystemExit):
         main(["evaluate", "--model", "random", *options])
     assert "puts rated candidates in order" in capsys.readouterr().err
+
+
+def test_a_run_is_measured_as_it_was_trained(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Surface, prompt and ranking are its own; other items, and items written otherwise, are refused."""
+    monkeypatch.chdir(tmp_path)
+    main(["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "50"])
+    catalog = load("data/toy").with_surface("item_token").catalog
+    tokenizer = make_tokenizer(catalog)
+    tokenizer.save_pretrained("run"), make_model(tokenizer, hidden_size=16).save_pretrained("run")
+    ranking = {"max_length": 64, "renormalize": False, "length_penalty": 0.5, "num_beams": 7}
+    save_recommender("run", catalog, {"prompt": {"head": None, "list_length": None}, **ranking})
+    main(["evaluate", "--model", "run", "--dataset", "data/toy", "--output_dir", "out"])
+    told = json.loads(Path("out/metrics.json").read_text())
+    assert told["settings"].items() >= {**ranking, "surface": "item_token", "list_length": None}.items()
+    main(["evaluate", "--model", "run", "--dataset", "data/toy", "--output_dir", "out", "--renormalize", "true"])
+    again = json.loads(Path("out/metrics.json").read_text())
+    assert again["settings"]["renormalize"] is True and again["settings"]["num_beams"] == 7
+    main(["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "60", "--output_dir", "data/other"])
+    for options, message in (
+        (["--dataset", "data/other"], "was trained on other items than data/other holds"),
+        (["--dataset", "data/toy", "--surface", "title"], "was trained on the surface item_token, not title"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["evaluate", "--model", "run", *options, "--output_dir", "out"])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["recommend", "--model", "run", "--dataset", "data/other", "--user", "3"])
+    assert "was trained on other items" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["recommend", "--model", "runs/nothing", "--titles", "x"])
+    assert "there is no folder runs/nothing" in capsys.readouterr().err
+
+
+def test_keys_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="--max_user"):
+        parse(EvaluateArguments, ["--dataset", "d", "--output_dir", "o", "--max_user", "5"], "evaluate")
+
+
+def test_what_a_recipe_writes_as_a_mapping_is_json_on_the_command_line() -> None:
+    given = ["--dataset", "d", "--tokenize", '{"codes": 3}', "--stages", '{"source": "feedback"}', '{"source": "self_play"}']
+    parsed = parse(ScheduleArguments, given, "align3gr")
+    assert parsed.tokenize == {"codes": 3} and parsed.stages == [{"source": "feedback"}, {"source": "self_play"}]
+    assert parse(ScheduleArguments, ["--dataset", "d", "--tokenize", "none"], "align3gr").tokenize is None
+    with pytest.raises(SystemExit):
+        parse(ScheduleArguments, ["--dataset", "d", "--tokenize", "3"], "align3gr")
+
+
+@pytest.mark.parametrize(("given", "meant"), [("true", True), ("True", True), ("runs/x/checkpoint-3", "runs/x/checkpoint-3")])
+def test_a_run_is_resumed_from_the_command_line(given: str, meant: object) -> None:
+    options = ["--dataset", "d", "--output_dir", "o", "--use_cpu", "true", "--bf16", "false", "--resume_from_checkpoint", given]
+    assert parse((DataArguments, BearConfig), options, "bear")[1].resume_from_checkpoint == meant
+
+
+def test_recipes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["recipe"])
+    assert capsys.readouterr().out.split() == recipe_names()
+    main(["recipe", "bear/toy"])
+    assert capsys.readouterr().out == find_recipe("bear/toy").read_text()
+    with pytest.raises(SystemExit):
+        main(["bear", "--config", "bear/nothing"])
+    assert "there is no file and no recipe 'bear/nothing'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

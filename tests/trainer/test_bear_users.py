@@ -43,6 +43,8 @@ def test_a_run_whose_prompts_name_users_recommends_what_it_ranks(
     trainer.train()
     assert np.isfinite(losses(trainer)).all() and "eval_loss" in trainer.evaluate()
     trainer.save_model()
+    trainer.create_model_card()
+    assert "recommend(history=[], k=10, user=0)" in (tmp_path / "README.md").read_text()
     recommender, ranked = Recommender.from_pretrained(tmp_path), trainer.rank(dataset.test)
     for row in range(3):
         user, history = dataset.test["user"][row], dataset.test["history"][row]

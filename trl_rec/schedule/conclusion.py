@@ -47,6 +47,7 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         history = "excluded" if config.eval_exclude_history else "not excluded"
         print(stage_table(reports, schedule.metric), end="\n\n")  # noqa: T201
         print(metrics_table(results, caption=f"{dataset.path}, test split, history {history}"))  # noqa: T201
+        print(f"\nthe model, metrics.json and what was logged are in {schedule.output}")  # noqa: T201
     PartialState().wait_for_everyone()  # a process that ends while another writes takes it along
     return results
 

@@ -52,6 +52,7 @@ def conclude(
         )
         history = "excluded" if trainer.args.eval_exclude_history else "not excluded"
         print(metrics_table(results, caption=f"{dataset.path}, test split, history {history}"))  # noqa: T201
+        print(f"\nthe model, metrics.json and what was logged are in {trainer.args.output_dir}")  # noqa: T201
     trainer.accelerator.wait_for_everyone()  # a process that ends while another writes takes it along
     return results
 
