@@ -104,7 +104,7 @@ class Watch(TrainerCallback):
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the recipes run, with small datasets of the kinds that they name."""
     folder = tmp_path_factory.mktemp("world")
-    for seed, name in enumerate(("toy", "ml-100k", "beauty")):
+    for seed, name in enumerate(("toy", "ml-100k", "beauty", "my-log")):
         prepare("toy", folder / "data" / name, seed=seed, **TOY)
     for name in ("toy-next-ten", "ml-100k-next-ten"):
         prepare("toy", folder / "data" / name, split="leave_last", num_held_out=10, **TOY)

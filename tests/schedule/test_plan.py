@@ -128,6 +128,11 @@ def test_keeping_the_best_needs_a_checkpoint_of_it(options: dict[str, Any], mess
     now(folder, keep="best", eval_strategy="steps", eval_steps=2, save_steps=4)
 
 
+def test_stages_are_not_pushed_one_by_one(folder: Path) -> None:
+    with pytest.raises(ValueError, match="push_to_hub would push every stage"):
+        now(folder, push_to_hub=True)
+
+
 def test_keep_is_one_of_two(folder: Path) -> None:
     with pytest.raises(ValueError, match="keep must be"):
         now(folder, keep="all")

@@ -49,7 +49,6 @@ FREE = (
     "save_only_model",
     "save_on_each_node",
     "enable_jit_checkpoint",
-    "push_to_hub",
     "disable_tqdm",
     "report_to",
     "run_name",
@@ -95,6 +94,10 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.keep not in ("best", "last"):
             raise ValueError(f"keep must be 'best' or 'last', not {self.keep!r}")
+        if self.config.push_to_hub:
+            raise ValueError(
+                f"push_to_hub would push every stage; leave it out, and push the end: hf upload NAME {self.config.output_dir}"
+            )
         if self.picks_checkpoints:
             _refuse_unpickable(self.config, self.metric)
 
