@@ -53,7 +53,10 @@ def launch(verb: str, argv: list[str]) -> None:
 
     from trl_rec.scripts.parsing import find_recipe
 
-    own, for_accelerate = list(argv), []
+    own: list[str] = []
+    for word in argv:
+        own += word.split("=", 1) if word.startswith("--config=") else [word]
+    for_accelerate: list[str] = []
     if "--config" in own[:-1]:
         find_recipe(own[own.index("--config") + 1])  # a mistyped name is told before anything is launched
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # defaults that nobody has to give

@@ -189,7 +189,7 @@ def test_stages_that_ask_the_policy_otherwise_than_its_training_are_refused(sour
     supervised = BearConfig(str(tmp_path / "policy"), **SHARED)
     for options, message in (
         ({}, "ranked by its softmax over legal tokens; give the stages normalize: catalogue"),
-        ({"normalize": "catalogue", "prompt_head": None}, "prompted with head='{user}', the stages with None"),
+        ({"normalize": "catalogue", "prompt_head": None}, "prompted with prompt_head='{user}', the stages with None"),
     ):
         schedule = Schedule(load(source), SoftmaxDPOConfig(str(tmp_path / "run"), **{**SHARED, **options}), keep="last")
         with pytest.raises(ValueError, match=message):

@@ -126,18 +126,19 @@ def test_a_run_is_measured_as_it_was_trained(tmp_path: Path, monkeypatch, capsys
     assert "there is no folder runs/nothing" in capsys.readouterr().err
 
 
-def test_keys_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_are_written_out() -> None:
     with pytest.raises(ValueError, match="--max_user"):
         parse(EvaluateArguments, ["--dataset", "d", "--output_dir", "o", "--max_user", "5"], "evaluate")
 
 
-def test_what_a_recipe_writes_as_a_mapping_is_json_on_the_command_line() -> None:
+def test_what_a_recipe_writes_as_a_mapping_is_json_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--dataset", "d", "--tokenize", '{"codes": 3}', "--stages", '{"source": "feedback"}', '{"source": "self_play"}']
     parsed = parse(ScheduleArguments, given, "align3gr")
     assert parsed.tokenize == {"codes": 3} and parsed.stages == [{"source": "feedback"}, {"source": "self_play"}]
     assert parse(ScheduleArguments, ["--dataset", "d", "--tokenize", "none"], "align3gr").tokenize is None
     with pytest.raises(SystemExit):
         parse(ScheduleArguments, ["--dataset", "d", "--tokenize", "3"], "align3gr")
+    assert "3 is no mapping" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("given", "meant"), [("true", True), ("True", True), ("runs/x/checkpoint-3", "runs/x/checkpoint-3")])
@@ -152,7 +153,7 @@ def test_recipes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     main(["recipe", "bear/toy"])
     assert capsys.readouterr().out == find_recipe("bear/toy").read_text()
     with pytest.raises(SystemExit):
-        main(["bear", "--config", "bear/nothing"])
+        main(["bear", "--config=bear/nothing"])
     assert "there is no file and no recipe 'bear/nothing'" in capsys.readouterr().err
 
 

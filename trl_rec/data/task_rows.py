@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 WRITTEN_AS_TITLES = ("item_to_id", "id_to_item", "history_to_title", "titles_to_id")  # they would ask a title for itself
 HISTORIES = ("history", "titles")
 NAMED = ("user", "item")  # slots that are never cut
-WANTS = dict.fromkeys(("profile_to_user", "user_to_profile"), "users' columns and what they chose")
-WANTS |= dict.fromkeys(("query_to_item", "history_to_preference"), "groups and titles of items")
+# What a task is made of, where that may be missing.
+WANTS = dict.fromkeys(("profile_to_user", "user_to_profile"), "users have no columns, and chose nothing with groups or a title")
+WANTS |= dict.fromkeys(("query_to_item", "history_to_preference"), "items have no groups, and no words in their titles")
 
 
 def build_task_rows(
@@ -99,7 +100,7 @@ def build_task_rows(
         else:
             parts.append(_rows(name, count, key, words, templates[name], max_length))
             if not parts[-1].num_rows:
-                raise ValueError(f"the task {name} has no row, as {WANTS.get(name, 'the data')} tell of nothing; leave it out")
+                raise ValueError(f"the task {name} has no row: {WANTS.get(name, 'the data have nothing for it')}; leave it out")
     whole = pa.concat_tables(parts)
     return Dataset(whole.append_column("row", pa.array(np.arange(whole.num_rows))), split="train")
 

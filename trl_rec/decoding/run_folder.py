@@ -41,7 +41,7 @@ def refuse_other_items(folder: str | Path, given: ItemCatalog, where: str | Path
     if own.surface != given.surface:
         raise ValueError(f"{told} the surface {own.surface}, not {given.surface}; choose that surface")
     if own.surfaces != given.surfaces or (_names_users(folder) and own.user_surfaces != given.user_surfaces):
-        raise ValueError(f"{told} other semantic IDs than {where} holds now; train it again after trl-rec tokenize")
+        raise ValueError(f"{told} other semantic IDs than {where} holds now; train it again on these")
 
 
 def _names_users(folder: str | Path) -> bool:

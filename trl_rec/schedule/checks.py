@@ -56,7 +56,8 @@ def refuse_other_asking(who: str, prompt: Mapping[str, Any], renormalizes: bool,
     for name, value in prompt.items():
         now = config.prompt_options.get(name)
         if value != now:
-            raise ValueError(f"{who} is prompted with {name}={value!r}, the stages with {now!r}; give the same to both")
+            key = name if name in ("chat_template", "list_length") else f"prompt_{name}"
+            raise ValueError(f"{who} is prompted with {key}={value!r}, the stages with {now!r}; give the same to both")
     if renormalizes != (config.normalize == "catalogue"):
         over, wanted = ("legal tokens", "catalogue") if renormalizes else ("the vocabulary", "vocabulary")
         raise ValueError(f"the lists of {who} are ranked by its softmax over {over}; give the stages normalize: {wanted}")

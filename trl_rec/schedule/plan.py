@@ -49,6 +49,7 @@ FREE = (
     "save_only_model",
     "save_on_each_node",
     "enable_jit_checkpoint",
+    "push_to_hub",
     "disable_tqdm",
     "report_to",
     "run_name",
@@ -96,7 +97,8 @@ class Schedule:
             raise ValueError(f"keep must be 'best' or 'last', not {self.keep!r}")
         if self.config.push_to_hub:
             raise ValueError(
-                f"push_to_hub would push every stage; leave it out, and push the end: hf upload NAME {self.config.output_dir}"
+                "push_to_hub would push every stage; leave it out, and push the end: "
+                f"hf upload NAME {self.config.output_dir} --exclude '[0-9]*-*/*' 'supervised/*'"
             )
         if self.picks_checkpoints:
             _refuse_unpickable(self.config, self.metric)

@@ -19,9 +19,10 @@ from trl_rec.trainer.processes import end_processes
 
 
 # What the supervised part has from the stages' configuration, where it does not say otherwise.
-COMMON: tuple[str, ...] = ("max_steps", "prompt_head", "prompt_item", "prompt_tail", "chat_template", "max_length", "eval_ks")
-COMMON += ("eval_exclude_history", "eval_num_beams", "eval_length_penalty", "max_eval_users", "per_device_eval_batch_size")
-COMMON += ("seed", "use_cpu", "bf16", "fp16", "gradient_checkpointing", "trust_remote_code", "report_to", "disable_tqdm")
+COMMON: tuple[str, ...] = ("max_steps", "prompt_head", "prompt_item", "prompt_tail", "chat_template", "list_length")
+COMMON += ("max_length", "eval_ks", "eval_exclude_history", "eval_num_beams", "eval_length_penalty", "max_eval_users")
+COMMON += ("per_device_eval_batch_size", "seed", "use_cpu", "bf16", "fp16", "gradient_checkpointing", "trust_remote_code")
+COMMON += ("report_to", "disable_tqdm")
 
 
 @dataclass

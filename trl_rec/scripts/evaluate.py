@@ -36,7 +36,8 @@ DEFAULTS |= {"max_length": None}
 
 @dataclass
 class EvaluateArguments:
-    """Keys of an `evaluate` recipe. What is not given of how items are written and ranked is as the model's run folder says."""
+    """Keys of an `evaluate` recipe. What is not given of how items are written and ranked is as the model's run folder says;
+    for a hub id, which is not looked into, it has to be given."""
 
     dataset: str = field(metadata={"help": "dataset folder"})
     output_dir: str = field(metadata={"help": "where metrics.json goes"})

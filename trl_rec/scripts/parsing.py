@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,14 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
 
 def json_mapping(text: str) -> dict[str, Any] | None:
     """What a recipe writes as a mapping, as JSON on the command line."""
-    value = None if text.lower() in ("none", "null") else json.loads(text)
-    if not isinstance(value, dict | None):
-        raise ValueError(f"{text} is no mapping")
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ArgumentTypeError(f"{text} is no mapping; write it as JSON, such as '{{\"codes\": 32}}'")
     return value
 
 

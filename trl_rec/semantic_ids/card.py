@@ -134,9 +134,10 @@ def _training(told: Mapping[str, Any]) -> list[str]:
     lines = [f"texts encoded by {told['text_encoder']} ({told['text_encoder_hash']})"] if told["text_encoder"] else []
     lines.append(f"{told['rebuilding_error']:.1%} of the inputs' squared length is lost between input and codes")
     if told["u2i_pairs"]:
+        chance = told.get("u2i_chance", 1 / (told["u2i_others"] + 1))  # earlier cards have none
         lines.append(
             f"{told['u2i_accuracy']:.1%} of {told['u2i_pairs']:,} held-out users find what they chose among "
-            f"{told['u2i_others']} other items, drawn by popularity; {told['u2i_chance']:.1%} would by chance"
+            f"{told['u2i_others']} other items, drawn by popularity; {chance:.1%} would by chance"
         )
     if told["user_levels"]:
         used = ", ".join(f"{level['used']} (perplexity {level['perplexity']:.1f})" for level in told["user_levels"])

@@ -92,8 +92,8 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
         return False  # killed while they were written
     if not overwrite:
         raise ValueError(
-            f"{dataset.path} holds semantic IDs that were made otherwise; replace them with overwrite=True (overwrite_ids in a "
-            "recipe of align3gr)"
+            f"{dataset.path} holds semantic IDs that were made otherwise; replace them with overwrite=True (--overwrite true "
+            "of trl-rec tokenize, overwrite_ids of align3gr)"
         )
     return False
 
