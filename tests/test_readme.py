@@ -41,4 +41,4 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         else:
             main(command)
     told = capsys.readouterr().out
-    assert "transition" in told and told.count("recommended") == 2
+    assert "transition" in told and told.count("history, newest first") == 2

@@ -133,13 +133,17 @@ def test_a_failure_leaves_a_folder_that_loads(dataset, monkeypatch, broken):
             raise OSError("the disk is full")
         return real(path, target)
 
-    monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises(OSError, match="the disk is full"):
-        make_semantic_ids(dataset, **SMALL, seed=1, overwrite=True)
-    assert {path.name for path in (dataset.path / "catalog").iterdir()} == {"catalog.json", "items.parquet"}
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", replace)
+        with pytest.raises(OSError, match="the disk is full"):
+            make_semantic_ids(dataset, **SMALL, seed=1, overwrite=True)
+    left = {path.name for path in (dataset.path / "catalog").iterdir()}
+    assert left == {"catalog.json", "items.parquet", "semantic_ids.unfinished"}
     assert load(dataset.path).catalog.semantic_ids is not None
     with pytest.raises(ValueError, match="made otherwise"):  # without a card nobody knows how
-        make_semantic_ids(dataset, **SMALL, seed=1)
+        make_semantic_ids(dataset, **SMALL, seed=2)
+    make_semantic_ids(dataset, **SMALL, seed=1)  # what was about to be written
+    assert read_ids_card(dataset.path)["settings"]["seed"] == 1
 
 
 def test_another_catalogue_in_the_folder_is_refused(dataset):

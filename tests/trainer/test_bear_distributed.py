@@ -74,10 +74,9 @@ def test_two_processes_learn_lists_as_one(folder: Path, tmp_path: Path) -> None:
     assert all(torch.allclose(tensor, others[key], atol=1e-5) for key, tensor in weights.items())
 
 
-@pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
-def test_two_processes_resume_within_the_order_of_the_epoch(strategy: str, folder: Path, tmp_path: Path) -> None:
+def test_two_processes_resume_within_the_order_of_the_epoch(folder: Path, tmp_path: Path) -> None:
     """Accelerate's wrappers hide the sampler from `set_epoch` once batches are skipped."""
-    options = {"train_sampling_strategy": strategy, "per_device_train_batch_size": 2, "seed": 3, "max_steps": 14}
+    options = {"train_sampling_strategy": "batch_rebalance", "per_device_train_batch_size": 2, "seed": 3, "max_steps": 14}
     options |= {"targets": "all", "save_strategy": "steps", "save_steps": 11}  # in the second epoch
     whole, _ = run("ddp", folder, tmp_path / "whole", **options)
     shutil.copytree(tmp_path / "whole" / "checkpoint-11", tmp_path / "cut" / "checkpoint-11")
