@@ -1,7 +1,7 @@
 """Align3GR's parts one by one: what IDs are made from, whether prompts name users, several tasks, and the preference stages.
 
     python benchmarks/align3gr_arms.py DATASET_FOLDER OUTPUT_FOLDER [--text_encoder words] [--codes 32] [--seeds 0 1 2]
-        [--arms ...] [--epochs 16]
+        [--arms ...] [--against "item tokens"] [--epochs 16]
 
 Every arm trains the same small model from nothing for the same passes over the next items, keeps its best checkpoint by
 validation NDCG@10, and is measured on the test split beside the floors and a model with one token an item. The arms that the
@@ -195,7 +195,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--stages", action="store_true", help="the preference stages too, from the last of the arms")
+    parser.add_argument("--against", choices=list(ARMS), help="what the others are compared to; else dual, or the first arm")
     arguments = parser.parse_args()
+    if arguments.against is not None and arguments.against not in arguments.arms:
+        parser.error(f"--against {arguments.against!r} is none of --arms")
     disable_progress_bars()
     study = Study(arguments.dataset, arguments.output, arguments.text_encoder, arguments.codes, arguments.epochs)
     runs: dict[str, list[Any]] = {}
@@ -213,7 +216,7 @@ def main() -> None:
     floors = evaluate_floors(load(arguments.dataset), ks=[10])
     runs = {**{name: [floors[name].per_user] for name in ("popularity", "transition")}, **runs}
     tell_ids(study, arguments.arms)
-    against = "dual" if "dual" in runs else arguments.arms[0]
+    against = arguments.against or ("dual" if "dual" in runs else arguments.arms[0])
     print("\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against=against, notes={"validation": validation}))
 
 

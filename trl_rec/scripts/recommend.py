@@ -41,5 +41,5 @@ def main(argv: list[str]) -> None:
     titles = dict(zip(recommender.catalog.ids, recommender.catalog.titles, strict=True))
     print(f"history, newest first ({len(history)} items, at most 10 shown)")
     print("\n".join(f"      {titles[item]}" for item in reversed(history[-10:])))
-    print("recommended")
+    print("recommended" if listed else "nothing is left to recommend: the history holds it all (see --exclude_history)")
     print("\n".join(f"  {rank:>2}. {one.title}  ({one.score:.2f})" for rank, one in enumerate(listed, 1)))
