@@ -60,7 +60,7 @@ def main() -> None:
 
     print("part 2 of 3: supervised fine-tuning on several tasks")
     options = {**SHARED, "max_steps": arguments.max_steps, "learning_rate": 3e-3, "warmup_steps": 30, "weight_decay": 0.1}
-    supervised = BearConfig(f"{runs}/supervised", bear_weight=0, targets="all", tasks=TASKS, num_train_epochs=6, **options)
+    supervised = BearConfig(f"{runs}/supervised", bear_weight=0, targets="all", tasks=TASKS, num_train_epochs=3, **options)
     start = learn_supervised(dataset, supervised, RecModelConfig())
 
     print("part 3 of 3: preference stages")
