@@ -1,14 +1,17 @@
 """The README's blocks run: Python as it stands, `trl-rec` lines in order in one folder, but for those that need a hub."""
 
+import os
 import re
+import runpy
 import shlex
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from trl_rec.cli import TRAINING, main
+from tests.processes import run_alone
+from trl_rec import cli
 
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -26,9 +29,17 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
     exec(compile(code, "README.md", "exec"), {})
 
 
+def train(verb: str, argv: list[str], output: Path) -> None:
+    """What a launched process does, four steps long."""
+    os.chdir(output)
+    sys.argv = [verb, *argv, "--max_steps", "4"]
+    runpy.run_module(f"trl_rec.scripts.{verb}", run_name="__main__")
+
+
 @pytest.mark.slow
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "launch", lambda verb, argv: run_alone(partial(train, verb, argv), tmp_path))
     (tmp_path / "my-log").mkdir()
     (tmp_path / "my-log/interactions.csv").write_text("\n".join(LOG) + "\n")
     (tmp_path / "my-log/items.csv").write_text("\n".join(ITEMS) + "\n")
@@ -36,9 +47,6 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     commands = [shlex.split(line)[1:] for line in lines if "HuggingFaceTB" not in line and "office-titles" not in line]
     assert len(commands) >= 14
     for command in commands:
-        if command[0] in TRAINING:  # they launch processes of their own
-            subprocess.run([sys.executable, "-m", "trl_rec.cli", *command, "--max_steps", "4"], check=True, timeout=300)
-        else:
-            main(command)
+        cli.main(command)
     told = capsys.readouterr().out
     assert "transition" in told and told.count("history, newest first") == 2

@@ -1,14 +1,15 @@
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 
 from tests.conftest import make_model, make_tokenizer
-from trl_rec.data import PromptFormat, RecDataset, build_rows, prepare
+from tests.processes import run_in_two
+from trl_rec.data import PromptFormat, RecDataset, build_rows, load, prepare
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding import beam_list, rank_items
 from trl_rec.evaluation import rank_split
@@ -74,26 +75,17 @@ def test_histories_come_back_when_asked_for(dataset: RecDataset, saved: Path) ->
     assert (np.sort(ranked, 1) == np.arange(len(dataset.catalog))).all()
 
 
-SHARDED = """
-import json, sys
-from trl_rec.data import load
-from trl_rec.evaluation import rank_split
-from trl_rec.models import load_model, load_tokenizer
-from accelerate import PartialState
-
-state = PartialState(cpu=True)
-ranked = rank_split(load_model(sys.argv[1]), load_tokenizer(sys.argv[1]), load(sys.argv[2]).with_surface("item_token"), top_k=4)
-with open(f"{sys.argv[3]}/{state.process_index}.json", "w") as file:
-    json.dump([state.num_processes, ranked.tolist()], file)
-state.destroy_process_group()
-"""
+def rank_a_share(dataset: Path, saved: Path, output: Path) -> None:
+    """What each process is told of all users."""
+    state = PartialState(cpu=True)
+    ranked = rank_split(*load_saved(saved), load(dataset).with_surface("item_token"), top_k=4)
+    (output / f"{state.process_index}.json").write_text(json.dumps([state.num_processes, ranked.tolist()]))
+    state.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_rank_like_one(dataset: RecDataset, saved: Path, tmp_path: Path) -> None:
-    (tmp_path / "sharded.py").write_text(SHARDED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launch, tmp_path / "sharded.py", saved, dataset.path, tmp_path], check=True, timeout=300)
+    run_in_two("ddp", partial(rank_a_share, dataset.path, saved), tmp_path)
     model, tokenizer = load_saved(saved)
     expected = rank_split(model, tokenizer, dataset, top_k=4).tolist()
     for process in range(2):

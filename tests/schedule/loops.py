@@ -1,10 +1,7 @@
-"""A small schedule on the toy world of `tests.trainer.runs`, run here, in processes that are killed, and in launched ones:
-`python tests/schedule/loops.py FOLDER OUTPUT BATCH_SIZE`.
-"""
+"""A small schedule on the toy world of `tests.trainer.runs`, run here, in processes that are killed, and in two together."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +43,7 @@ def run(folder: Path, output: Path, **options: Any) -> list[dict[str, Any]]:
     return run_stages(STAGES, folder / "sft", make_schedule(folder, output, **options))
 
 
-def main() -> None:
-    folder, output, batch_size = sys.argv[1:]
-    run(Path(folder), Path(output), per_device_train_batch_size=int(batch_size))
+def run_as_one_of_two(folder: Path, output: Path) -> None:
+    """With half the batch."""
+    run(folder, output, per_device_train_batch_size=4)
     end_processes(PartialState().destroy_process_group)
-
-
-if __name__ == "__main__":
-    main()

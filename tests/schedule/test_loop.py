@@ -8,8 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import weakref
 from functools import partial
@@ -20,9 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.schedule.loops import STAGES, make_schedule, make_start, run
-from tests.trainer.killing import log_of, run_to_the_end, start
-from tests.trainer.test_bear_distributed import launcher
+from tests.processes import log_of, run_alone, run_in_two, start
+from tests.schedule.loops import STAGES, make_schedule, make_start, run, run_as_one_of_two
 from trl_rec import PreferenceStage, Recommender, load, run_stages
 from trl_rec.schedule import conclude_stages, loop, stage_table
 
@@ -183,7 +180,7 @@ def test_killed_five_times_it_ends_with_the_same_weights(finished: Any, folder: 
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, log_of(output)
-    run_to_the_end(partial(run, folder), output)
+    run_alone(partial(run, folder), output)
     assert weights(output) == weights(whole)
 
 
@@ -196,11 +193,7 @@ def written(folder: Path) -> set[str]:
 @pytest.mark.parametrize("name", ["ddp", "zero2"])
 def test_two_processes_equal_one(name: str, finished: Any, folder: Path, tmp_path: Path) -> None:
     whole, _ = finished
-    script = Path(__file__).parent / "loops.py"
-    command = [sys.executable, *launcher(name, tmp_path), script, folder, tmp_path / "out", 4]
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=400, env=environment)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two(name, partial(run_as_one_of_two, folder), tmp_path / "out")
     one, two = load_file(whole / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert one.keys() == two.keys() - {"lm_head.weight"}  # DeepSpeed also saves the tied output embedding
     if "lm_head.weight" in two:

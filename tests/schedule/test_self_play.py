@@ -1,13 +1,12 @@
-import os
-import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import PartialState
 
+from tests.processes import log_of, run_in_two, start
 from trl_rec.data import PromptFormat, load, prepare
 from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation import rank_histories
@@ -161,49 +160,33 @@ def test_unfit_calls_are_refused(setting, tmp_path) -> None:
         setting.beams(prefixes=setting.dataset.test)
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-import numpy as np
-from accelerate import PartialState
+def rank_slowly(folder: Path, pause: float, output: Path) -> None:
+    """Each part takes `pause` seconds more."""
+    state, usual = PartialState(cpu=True), self_play.rank_histories
 
-state = PartialState(cpu=True)
-from tests.schedule.test_self_play import Setting
-from trl_rec.schedule import self_play
+    def slow(*arguments, **options):
+        time.sleep(pause)
+        return usual(*arguments, **options)
 
-folder, output, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-usual = self_play.rank_histories
-
-
-def slow(*arguments, **options):
-    time.sleep(pause)
-    return usual(*arguments, **options)
-
-
-self_play.rank_histories = slow
-np.save(output / f"{state.process_index}.npy", Setting(folder).beams(folder=output / "parts", key="a"))
-if state.num_processes > 1:
-    state.destroy_process_group()
-"""
+    self_play.rank_histories = slow
+    np.save(output / f"{state.process_index}.npy", Setting(folder).beams(folder=output / "parts", key="a"))
+    if state.num_processes > 1:
+        state.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_taken_up_by_two(setting, folder, tmp_path) -> None:
     """Killed with the first parts written; then two processes go on, and both return what one gives alone."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    arguments = [str(tmp_path / "script.py"), str(folder), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, *arguments, "0.5"], env=environment)
+    process = start(partial(rank_slowly, folder, 0.5), tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "parts" / "part-00001.parquet").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline, log_of(tmp_path)
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").glob("*.parquet")}
     assert 2 <= len(written) < 5
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*launch, *arguments, "0"], check=True, timeout=300, env=environment)
+    run_in_two("ddp", partial(rank_slowly, folder, 0), tmp_path)
     assert {path: path.stat().st_mtime_ns for path in written} == written
     for index in range(2):
         assert np.load(tmp_path / f"{index}.npy").tolist() == setting.beams().tolist()

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trl_rec.cli import VERBS, main
 from trl_rec.data import load
@@ -159,11 +160,13 @@ def test_recipes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two steps under `accelerate launch`, then a list from the run folder."""
+    """Two steps in two processes under `accelerate launch`, then a list from the run folder."""
     monkeypatch.chdir(tmp_path)
+    recipe = {**yaml.safe_load(find_recipe("accelerate/zero2").read_text()), "use_cpu": True, "mixed_precision": "no"}
+    Path("zero2.yaml").write_text(yaml.safe_dump(recipe))
     main(["prepare", "--config", "prepare/toy"])
     command = [sys.executable, "-m", "trl_rec.cli", "bear", "--config", "bear/toy", "--max_steps", "2", "--eval_steps", "1"]
-    steps = ["--save_strategy", "steps", "--save_steps", "1", "--eval_strategy", "steps", "--accelerate_config", "cpu"]
+    steps = ["--save_strategy", "steps", "--save_steps", "1", "--eval_strategy", "steps", "--accelerate_config", "zero2.yaml"]
     output = subprocess.run([*command, *steps], capture_output=True, text=True, timeout=300)
     assert output.returncode == 0, output.stderr[-2000:]
     assert "BEAR" in output.stdout and "transition" in output.stdout

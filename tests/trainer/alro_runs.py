@@ -1,12 +1,9 @@
-"""A small ALRO run, the same here and in a launched process: `python tests/trainer/alro_runs.py FOLDER OUTPUT [KEY=VALUE ...]`.
-
-`FOLDER` holds a rated dataset and a model, as `make_folder` writes them. The weights end up in OUTPUT.
+"""A small ALRO run, the same here and in a process of its own. `FOLDER` holds a rated dataset and a model, as `make_folder`
+writes them.
 """
 
 from __future__ import annotations
 
-import ast
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +57,16 @@ def first_batch(trainer: AlroTrainer) -> dict[str, Any]:
     return next(iter(trainer.get_train_dataloader()))
 
 
-def main() -> None:
-    folder, output, *pairs = sys.argv[1:]
-    options = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
-    trainer = make_trainer(Path(folder), Path(output), **options)
+def run(folder: Path, options: dict[str, Any], output: Path) -> None:
+    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in OUTPUT/run.pt."""
+    trainer = make_trainer(folder, output, **options)
     trainer.train()
-    split = load(Path(folder) / "data").validation
+    split = load(folder / "data").validation
     metrics, ranked = trainer.rank_and_measure(split), trainer.rank(split)
     trainer.save_model(output)
     if trainer.is_world_process_zero():
         told = {"losses": losses(trainer), "ndcg": metrics["graded_ndcg@4"], "places": np.asarray(ranked.places).tolist()}
         told["soft_lambda"] = [entry["alro/soft_lambda"] for entry in trainer.state.log_history if "loss" in entry]
-        torch.save(told, Path(output) / "run.pt")
+        torch.save(told, output / "run.pt")
     trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
     trainer.end()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,7 @@
-"""A small BLADE run, the same here and in a launched process:
-`python tests/trainer/blade_runs.py FOLDER OUTPUT [KEY=VALUE ...]`.
-
-`FOLDER` is one that `tests.trainer.runs.make_folder` wrote. The weights end up in OUTPUT, and the reference lists.
-"""
+"""A small BLADE run, the same here and in a process of its own. `FOLDER` is one that `tests.trainer.runs.make_folder` wrote."""
 
 from __future__ import annotations
 
-import ast
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,22 +78,16 @@ def other_model(folder: Path) -> Any:
     return model
 
 
-def main() -> None:
-    folder, output, *pairs = sys.argv[1:]
-    options = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
+def run(folder: Path, options: dict[str, Any], output: Path) -> None:
+    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in OUTPUT/run.pt."""
+    options = dict(options)
     reference_lists.ROWS_A_PART = options.pop("rows_a_part", reference_lists.ROWS_A_PART)
-    if options.pop("adapter", False):
-        options["peft_config"] = ADAPTER
-    trainer = make_trainer(Path(folder), Path(output), **options)
+    trainer = make_trainer(folder, output, **options)
     trainer.train()
-    metrics = trainer.evaluate(load(Path(folder) / "data").validation)
+    metrics = trainer.evaluate(load(folder / "data").validation)
     trainer.save_model(output)
     if trainer.is_world_process_zero():
         told = {name: logged(trainer, name) for name in ("reward", "kl", "grad_norm", "blade/clipped")}
-        torch.save({**told, "ndcg": metrics["eval_ndcg@3"]}, Path(output) / "run.pt")
+        torch.save({**told, "ndcg": metrics["eval_ndcg@3"]}, output / "run.pt")
     trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
     trainer.end()
-
-
-if __name__ == "__main__":
-    main()

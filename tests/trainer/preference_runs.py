@@ -1,14 +1,10 @@
-"""A small Softmax-DPO run, the same here and in a launched process:
-`python tests/trainer/preference_runs.py FOLDER OUTPUT [KEY=VALUE ...]`.
-
-`FOLDER` is one that `tests.trainer.runs.make_folder` wrote. The weights end up in OUTPUT.
+"""A small Softmax-DPO run, the same here and in a process of its own. `FOLDER` is one that `tests.trainer.runs.make_folder`
+wrote.
 """
 
 from __future__ import annotations
 
-import ast
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +88,15 @@ def loss_of_equals(trainer: SoftmaxDPOTrainer) -> float:
     return math.fsum(math.log(1 + count) for count in counts) / len(counts)
 
 
-def main() -> None:
-    folder, output, *pairs = sys.argv[1:]
-    options = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
-    trainer = make_trainer(Path(folder), Path(output), **options)
+def run(folder: Path, options: dict[str, Any], output: Path) -> None:
+    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in OUTPUT/run.pt."""
+    trainer = make_trainer(folder, output, **options)
     trainer.train()
-    metrics = trainer.evaluate(load(Path(folder) / "data").validation)
+    metrics = trainer.evaluate(load(folder / "data").validation)
     trainer.save_model(output)
     if trainer.is_world_process_zero():
         told = {"losses": losses(trainer), "ndcg": metrics["eval_ndcg@10"]}
         told["margins"] = [entry["rewards/margins"] for entry in trainer.state.log_history if "loss" in entry]
-        torch.save(told, Path(output) / "run.pt")
+        torch.save(told, output / "run.pt")
     trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
     trainer.end()
-
-
-if __name__ == "__main__":
-    main()

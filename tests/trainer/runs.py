@@ -1,6 +1,5 @@
-"""A small BEAR run, the same here and in a launched process: `python tests/trainer/runs.py FOLDER OUTPUT [KEY=VALUE ...]`.
-
-`FOLDER` holds a dataset and a model, as `make_folder` writes them. The weights end up in OUTPUT.
+"""A small BEAR run, the same here and in a process of its own. `FOLDER` holds a dataset and a model, as `make_folder` writes
+them.
 """
 
 from __future__ import annotations
@@ -10,19 +9,21 @@ import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-import ast
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from safetensors.torch import load_file
 
+from tests.processes import Work, run_alone, run_in_two
 from trl_rec import BearConfig, BearTrainer, RecDataset, load, prepare
 from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
 from trl_rec.ragged import Ragged
 
 
+Trained = tuple[dict[str, Any], dict[str, torch.Tensor]]  # what was measured, and the weights
 QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
 PASSED_ON = ("peft_config", "callbacks", "train_dataset", "eval_dataset", "data_collator", "compute_metrics")
 PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_func")
@@ -55,27 +56,34 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
     return BearTrainer(model, config, processing_class=tokenizer, catalog=dataset.catalog, **extra)
 
 
+def trained(name: str, train: Work, output: Path) -> Trained:
+    """The whole run, "alone" or in two processes under the recipe of that name."""
+    run_alone(train, output) if name == "alone" else run_in_two(name, train, output)
+    weights = output / "adapter_model.safetensors"
+    return torch.load(output / "run.pt"), load_file(weights if weights.is_file() else output / "model.safetensors")
+
+
+def assert_same(two: Trained, one: Trained, figures: tuple[str, ...]) -> None:
+    """Those figures and all weights, but for rounding."""
+    for name in figures:
+        assert two[0][name] == pytest.approx(one[0][name], abs=1e-5), name
+    for key, tensor in one[1].items():  # ZeRO-3 also writes the tied output embedding
+        assert torch.allclose(tensor, two[1][key], atol=1e-5), key
+
+
 def losses(trainer: BearTrainer) -> list[float]:
     """The logged training losses."""
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def main() -> None:
-    folder, output, *pairs = sys.argv[1:]
-    trainer = make_trainer(
-        Path(folder), Path(output), **{key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
-    )
-    if trainer.args.eval_strategy != "no":
-        trainer._eval_split = load(Path(folder) / "data").validation
+def run(folder: Path, options: dict[str, Any], output: Path) -> None:
+    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in OUTPUT/run.pt."""
+    trainer = make_trainer(folder, output, **options)
     trainer.train(trainer.args.resume_from_checkpoint)
-    metrics = trainer.rank_and_measure(load(Path(folder) / "data").validation)
+    metrics = trainer.rank_and_measure(load(folder / "data").validation)
     trainer.save_model(output)
     if trainer.is_world_process_zero():
         told = {"losses": losses(trainer), "ndcg": metrics[f"ndcg@{max(trainer.args.eval_ks)}"]}
-        torch.save(told, Path(output) / "run.pt")
+        torch.save(told, output / "run.pt")
     trainer.accelerator.wait_for_everyone()
     trainer.end()
-
-
-if __name__ == "__main__":
-    main()

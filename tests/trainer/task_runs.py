@@ -1,13 +1,9 @@
-"""A small run on several tasks, the same here and in a launched process: `python -m tests.trainer.task_runs FOLDER OUTPUT
-[KEY=VALUE ...]`.
-
-`FOLDER` holds a dataset and a model, as `make_folder` writes them. The weights end up in OUTPUT.
+"""A small run on several tasks, the same here and in a process of its own. `FOLDER` holds a dataset and a model, as
+`make_folder` writes them.
 """
 
 from __future__ import annotations
 
-import ast
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +53,15 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
     return BearTrainer(model or load_model(folder / "model"), config, **common)
 
 
-def main() -> None:
-    folder, output, *pairs = sys.argv[1:]
-    options = {key: ast.literal_eval(value) for key, value in (pair.split("=") for pair in pairs)}
-    trainer = make_trainer(Path(folder), Path(output), **options)
+def run(folder: Path, options: dict[str, Any], output: Path) -> None:
+    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in OUTPUT/run.pt."""
+    trainer = make_trainer(folder, output, **options)
     trainer.train()
-    metrics = trainer.rank_and_measure(load(Path(folder) / "data").validation)
+    metrics = trainer.rank_and_measure(load(folder / "data").validation)
     trainer.save_model(output)
     if trainer.is_world_process_zero():
         told = {"losses": losses(trainer), "ndcg": metrics[f"ndcg@{max(trainer.args.eval_ks)}"]}
         told["tasks"] = [{name: entry[name] for name in entry if "task/" in name} for entry in trainer.state.log_history]
-        torch.save(told, Path(output) / "run.pt")
+        torch.save(told, output / "run.pt")
     trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
     trainer.end()
-
-
-if __name__ == "__main__":
-    main()

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import run_alone
 from tests.trainer.alro_runs import make_folder, make_trainer
-from tests.trainer.killing import run_and_kill, run_to_the_end
+from tests.trainer.killing import run_and_kill
 from tests.trainer.runs import losses
 from trl_rec import load
 from trl_rec.models import load_model
@@ -24,7 +25,6 @@ OPTIONS |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}
 
 
 def train(folder: Path, output: Path) -> None:
-    torch.set_num_threads(1)
     model = load_model(folder / "model", attention_dropout=0.2)
     trainer = make_trainer(folder, output, model=model, eval_dataset=load(folder / "data").validation, **OPTIONS)
     trainer.train(resume_from_checkpoint=True)
@@ -35,7 +35,7 @@ def train(folder: Path, output: Path) -> None:
 def test_killed_and_resumed_is_bit_equal_to_uninterrupted(tmp_path: Path) -> None:
     make_folder(tmp_path)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run_to_the_end(partial(train, tmp_path), whole)
+    run_alone(partial(train, tmp_path), whole)
     left = run_and_kill(partial(train, tmp_path), cut, num_kills=4, most_seconds=0.2)
     assert any(left), "no kill came while a checkpoint was being written"
     assert torch.load(cut / "losses.pt") == torch.load(whole / "losses.pt")

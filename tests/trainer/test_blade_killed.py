@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import run_alone
 from tests.trainer.blade_runs import logged, make_trainer
-from tests.trainer.killing import run_and_kill, run_to_the_end
+from tests.trainer.killing import run_and_kill
 from tests.trainer.runs import make_folder
 from trl_rec import load
 from trl_rec.trainer import reference_lists
@@ -24,7 +25,6 @@ OPTIONS |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
 
 
 def train(folder: Path, num_iterations: int, output: Path) -> None:
-    torch.set_num_threads(1)
     reference_lists.ROWS_A_PART = 5
     options = {**OPTIONS, "num_iterations": num_iterations, "eval_dataset": load(folder / "data").validation}
     trainer = make_trainer(folder, output, **options)
@@ -37,7 +37,7 @@ def train(folder: Path, num_iterations: int, output: Path) -> None:
 def test_killed_and_resumed_is_bit_equal_to_uninterrupted(tmp_path: Path, num_iterations: int) -> None:
     make_folder(tmp_path)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run_to_the_end(partial(train, tmp_path, num_iterations), whole)
+    run_alone(partial(train, tmp_path, num_iterations), whole)
     left = run_and_kill(partial(train, tmp_path, num_iterations), cut, num_kills=5, most_seconds=0.3)
     assert any(left), "no kill came while a checkpoint was being written"
     assert torch.load(cut / "told.pt") == torch.load(whole / "told.pt")

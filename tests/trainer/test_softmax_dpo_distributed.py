@@ -1,40 +1,22 @@
 """Two processes give what one gives at the same global batch: DDP, ZeRO-2, ZeRO-3, on the CPU with the shipped recipes."""
 
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from tests.trainer.runs import make_folder
-from tests.trainer.test_bear_distributed import launcher
+from tests.trainer.preference_runs import run
+from tests.trainer.runs import Trained, assert_same, make_folder, trained
 from trl_rec.models import load_tokenizer, make_model
 
 
 pytestmark = pytest.mark.slow
-RUNS = Path(__file__).parent / "preference_runs.py"
-Told = tuple[dict, dict[str, torch.Tensor]]
+FIGURES = ("losses", "margins", "ndcg")
 
 
-def run(name: str, folder: Path, output: Path, **options: object) -> Told:
-    pairs = [f"{key}={value!r}" for key, value in options.items()]
-    command = [sys.executable, *launcher(name, folder), RUNS, folder, output, *pairs]
-    root = str(RUNS.parents[2])
-    environment = {**os.environ, "PYTHONPATH": root}  # the script imports this package of tests
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=400, cwd=root, env=environment)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return torch.load(output / "run.pt"), load_file(output / "model.safetensors")
-
-
-def assert_same(told: Told, alone: Told) -> None:
-    for name in ("losses", "margins", "ndcg"):
-        assert told[0][name] == pytest.approx(alone[0][name], abs=1e-5), name
-    for key, tensor in alone[1].items():  # ZeRO-3 also writes the tied output embedding
-        assert torch.allclose(tensor, told[1][key], atol=1e-5), key
+def options(batch_size: int, **others: object) -> dict[str, object]:
+    return {"per_device_train_batch_size": batch_size, **others}
 
 
 @pytest.fixture(scope="module")
@@ -45,39 +27,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
-    return run("alone", folder, tmp_path_factory.mktemp("alone"), per_device_train_batch_size=4)
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained("alone", partial(run, folder, options(4)), tmp_path_factory.mktemp("runs") / "alone")
 
 
 @pytest.mark.parametrize("precompute", [False, True])
 @pytest.mark.parametrize("name", ["ddp", "zero2", "zero3"])
-def test_two_processes_equal_one(name: str, precompute: bool, folder: Path, alone: Told, tmp_path: Path) -> None:
+def test_two_processes_equal_one(name: str, precompute: bool, folder: Path, alone: Trained, tmp_path: Path) -> None:
     """Batches of 5 do not divide the 24 rows whose reference is precomputed by two processes."""
-    options = {"per_device_train_batch_size": 2, "precompute_ref_log_probs": precompute, "precompute_ref_batch_size": 5}
+    halved = options(2, precompute_ref_log_probs=precompute, precompute_ref_batch_size=5)
     if name == "zero3" and not precompute:
-        options["ref_model"] = "loaded"
-    assert_same(run(name, folder, tmp_path, **options), alone)
-    files = list(tmp_path.glob("reference-*.parquet"))
+        halved["ref_model"] = "loaded"
+    assert_same(trained(name, partial(run, folder, halved), tmp_path / name), alone, FIGURES)
+    files = list((tmp_path / name).glob("reference-*.parquet"))
     assert len(files) == precompute and all(pq.read_metadata(path).num_rows == 24 for path in files)
 
 
 def test_under_zero3_a_policy_is_not_copied(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="under ZeRO-3 a policy cannot be copied; pass ref_model"):
-        run("zero3", folder, tmp_path, per_device_train_batch_size=2)
+        trained("zero3", partial(run, folder, options(2)), tmp_path / "zero3")
 
 
 def test_the_legal_softmax_in_two_processes(folder: Path, tmp_path: Path) -> None:
-    options = {"normalize": "catalogue", "sft_weight": 0.5}
-    one = run("alone", folder, tmp_path / "one", **options, per_device_train_batch_size=4)
-    assert_same(run("ddp", folder, tmp_path / "two", **options, per_device_train_batch_size=2), one)
+    legal = {"normalize": "catalogue", "sft_weight": 0.5}
+    one = trained("alone", partial(run, folder, options(4, **legal)), tmp_path / "one")
+    assert_same(trained("ddp", partial(run, folder, options(2, **legal)), tmp_path / "two"), one, FIGURES)
 
 
-def test_under_zero3_each_model_has_its_own_precomputed_reference(folder: Path, alone: Told, tmp_path: Path) -> None:
+def test_under_zero3_each_model_has_its_own_precomputed_reference(folder: Path, alone: Trained, tmp_path: Path) -> None:
     """Loaded by each process for its share, so that the tensors are empty where the file's name is made."""
-    options = {"per_device_train_batch_size": 2, "precompute_ref_log_probs": True, "max_steps": 1}
     for seed in range(2):
         tokenizer, model = load_tokenizer(folder / "model"), tmp_path / str(seed)
         make_model(tokenizer, hidden_size=16, dropout=0.0, max_length=256, seed=seed).save_pretrained(model)
-        told, _ = run("zero3", folder, tmp_path / "run", model=str(model), **options)
+        one_step = options(2, precompute_ref_log_probs=True, max_steps=1, model=str(model))
+        told, _ = trained("zero3", partial(run, folder, one_step), tmp_path / "run")
         assert told["losses"][0] == pytest.approx(alone[0]["losses"][0], abs=1e-5)
     assert len(list((tmp_path / "run").glob("reference-*.parquet"))) == 2

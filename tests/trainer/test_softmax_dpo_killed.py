@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.killing import run_and_kill, run_to_the_end
+from tests.processes import run_alone
+from tests.trainer.killing import run_and_kill
 from tests.trainer.preference_runs import make_trainer
 from tests.trainer.runs import losses, make_folder
 from trl_rec import load
@@ -24,7 +25,6 @@ OPTIONS |= {"gradient_accumulation_steps": 2, "disable_dropout": False}
 
 
 def train(folder: Path, precompute: bool, output: Path) -> None:
-    torch.set_num_threads(1)
     model = load_model(folder / "model", attention_dropout=0.2)
     options = {**OPTIONS, "precompute_ref_log_probs": precompute, "eval_dataset": load(folder / "data").validation}
     trainer = make_trainer(folder, output, model=model, **options)
@@ -37,7 +37,7 @@ def train(folder: Path, precompute: bool, output: Path) -> None:
 def test_killed_and_resumed_is_bit_equal_to_uninterrupted(tmp_path: Path, precompute: bool) -> None:
     make_folder(tmp_path)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run_to_the_end(partial(train, tmp_path, precompute), whole)
+    run_alone(partial(train, tmp_path, precompute), whole)
     left = run_and_kill(partial(train, tmp_path, precompute), cut, num_kills=5, most_seconds=0.3)
     assert any(left), "no kill came while a checkpoint was being written"
     assert torch.load(cut / "losses.pt") == torch.load(whole / "losses.pt")
