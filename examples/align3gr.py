@@ -14,7 +14,7 @@ from typing import Any
 
 import datasets
 
-from trl_rec import BearConfig, RecDataset, Schedule, SoftmaxDPOConfig, prepare
+from trl_rec import BearConfig, RecDataset, Recommender, Schedule, SoftmaxDPOConfig, prepare
 from trl_rec.data import FetchError
 from trl_rec.models import RecModelConfig
 from trl_rec.schedule import align, align3gr_stages, give_ids, learn_supervised
@@ -67,6 +67,13 @@ def main() -> None:
     options = {**SHARED, "max_steps": arguments.max_steps, "learning_rate": 1e-4, "sft_weight": 1.0}
     config = SoftmaxDPOConfig(runs, normalize="catalogue", num_train_epochs=1, **options)
     align(align3gr_stages(max_prompts=1000, num_beams=20), start, Schedule(dataset, config))
+
+    recommender, titles = Recommender.from_pretrained(runs), dict(zip(dataset.catalog.ids, dataset.catalog.titles, strict=True))
+    for user in dataset.users["user_id"].to_pylist()[:3]:
+        history = dataset.history_of(user)
+        print(f"\nuser {user}, after {' | '.join(titles[item] for item in history[:-4:-1])}")
+        for rank, item in enumerate(recommender.recommend(history, user=dataset.number_of(user)), 1):
+            print(f"{rank:>5}. {item.title}")
 
 
 if __name__ == "__main__":
