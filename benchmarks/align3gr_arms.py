@@ -68,7 +68,7 @@ ARMS = {
     "dual": Arm({"align": True}, users=True),
     "dual, tasks": Arm({"align": True}, users=True, tasks=True),
 }
-SEEDED = ("item tokens", "text and behaviour", "dual", "dual, tasks")
+SEEDED = ("item tokens", "text and behaviour", "dual, not aligned", "dual", "dual, tasks")
 
 
 class Study:

@@ -1,22 +1,27 @@
 """Work in processes of its own: in one, in one that is killed, in two that train together.
 
-Each is forked from a server that has imported the trainers once, so that it costs no import. The work is a function of a
-module, or a `partial` of one, and gets the folder that it writes to. What its processes say is in `OUTPUT.log`.
+Each is forked from a server that has imported the trainers once, so that it costs no import, and ends as a script does: Python
+shuts down. They share a hash seed, as processes that are launched do not. The work is a function of a module, or a `partial`
+of one, and gets the folder that it writes to. What its processes say is in `OUTPUT.log`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import random
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
-from multiprocessing import connection, get_context
+from contextlib import chdir
+from multiprocessing import connection, forkserver, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
@@ -31,25 +36,32 @@ Work = Callable[[Path], object]
 
 
 def start(work: Work, output: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
-    """The running process."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_work, args=(work, output, dict(environment or {})))
+    """The running process, with this process's environment if none is given."""
+    forkserver.set_forkserver_preload(PRELOADED)
+    with chdir(Path(__file__).parents[1]):  # where the server finds these tests
+        forkserver.ensure_running()
+    output.with_suffix(".log").touch()
+    arguments = (work, output, dict(os.environ if environment is None else environment))
+    process = get_context("forkserver").Process(target=_work, args=arguments)
     process.start()
     return process
 
 
 def _work(work: Work, output: Path, environment: dict[str, str]) -> None:
-    log = os.open(output.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    assert PRELOADED[0] in sys.modules, "the server has imported nothing"
+    log = os.open(output.with_suffix(".log"), os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
+    os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
+    random.seed(), np.random.seed()
     work(output)
+    ctypes.pythonapi.Py_Exit(0)  # a forked process would leave without `atexit` and without joining threads
 
 
 def run_alone(work: Work, output: Path) -> None:
     """The work in one process, to its end."""
-    _wait([start(work, output)], output)
+    _run(work, output, [dict(os.environ)])
 
 
 def run_in_two(recipe: str, work: Work, output: Path) -> None:
@@ -61,33 +73,36 @@ def run_in_two(recipe: str, work: Work, output: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {**_told(recipe), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    _wait([start(work, output, {**common, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")], output)
+    _run(work, output, [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")])
 
 
-@cache
-def _told(name: str) -> Mapping[str, str]:
-    """What `accelerate launch` adds to the environment, with the CPU for device."""
+def _told(name: str) -> dict[str, str]:
+    """The environment of a process under `accelerate launch`, in full precision; the work itself has to ask for the CPU."""
     recipe = {**yaml.safe_load(find_recipe(f"accelerate/{name}").read_text()), "use_cpu": True, "mixed_precision": "no"}
     told: dict[str, str] = {}
-    before = set(os.environ.items())
     with NamedTemporaryFile("w", suffix=".yaml") as file, patch("torch.distributed.run.run") as elastic:
         yaml.safe_dump(recipe, file)
-        elastic.side_effect = lambda _: told.update(os.environ.items() - before)
-        launch_command(launch_command_parser().parse_args(["--config_file", file.name, "script.py"]))
+        elastic.side_effect = lambda _: told.update(os.environ)
+        options = ["--config_file", file.name, "--num_cpu_threads_per_process", "1", "script.py"]
+        launch_command(launch_command_parser().parse_args(options))
     return told
 
 
-def _wait(processes: list[BaseProcess], output: Path) -> None:
-    """Until all have ended, or one has failed."""
-    deadline = time.monotonic() + SECONDS
-    while (running := [process for process in processes if process.exitcode is None]) and time.monotonic() < deadline:
-        connection.wait([process.sentinel for process in running], timeout=deadline - time.monotonic())
-        if any(process.exitcode for process in processes):
-            break
-    for process in processes:
-        process.kill()
-        process.join()
-    assert not any(process.exitcode for process in processes), log_of(output)
+def _run(work: Work, output: Path, environments: list[dict[str, str]]) -> None:
+    processes: list[BaseProcess] = []
+    try:
+        processes += [start(work, output, environment) for environment in environments]
+        deadline = time.monotonic() + SECONDS
+        while running := [process for process in processes if process.exitcode is None]:
+            left = deadline - time.monotonic()
+            assert left > 0, f"still running after {SECONDS} seconds\n{log_of(output)}"
+            connection.wait([process.sentinel for process in running], timeout=left)
+            codes = [process.exitcode for process in processes]
+            assert not any(codes), f"exit codes {codes}\n{log_of(output)}"
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def log_of(output: Path) -> str:

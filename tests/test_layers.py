@@ -81,3 +81,20 @@ def test_every_public_name_resolves() -> None:
         assert getattr(trl_rec, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         trl_rec.nothing  # noqa: B018
+
+
+LOADING = """
+import runpy, sys, trl
+for path in sys.argv[1:]:
+    for name in [name for name in sys.modules if name.startswith("trl_rec")]:
+        del sys.modules[name]
+    runpy.run_path(path)
+"""
+
+
+@pytest.mark.slow
+def test_each_script_loads_what_it_needs(tmp_path: Path) -> None:
+    """Whatever order the parts of the package are loaded in."""
+    scripts = sorted([*(PACKAGE / "scripts").glob("*.py"), *(PACKAGE.parent / "examples").glob("*.py")])
+    assert len(scripts) > 10
+    subprocess.run([sys.executable, "-c", LOADING, *scripts], cwd=tmp_path, check=True)

@@ -158,6 +158,16 @@ def test_recipes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no file and no recipe 'bear/nothing'" in capsys.readouterr().err
 
 
+def test_a_training_verb_is_launched_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", told.append)
+    main(["bear", "--accelerate_config", "zero3", "--num_processes", "4", "--config=bear/toy", "--max_steps", "2"])
+    (launched,) = told
+    assert (launched.config_file, launched.num_processes) == (str(find_recipe("accelerate/zero3")), 4)
+    assert launched.module and launched.training_script == "trl_rec.scripts.bear"
+    assert launched.training_script_args == ["--config", "bear/toy", "--max_steps", "2"]
+
+
 @pytest.mark.slow
 def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Two steps in two processes under `accelerate launch`, then a list from the run folder."""
@@ -172,6 +182,7 @@ def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys:
     assert "BEAR" in output.stdout and "transition" in output.stdout
     written = {path.name for path in Path("runs/bear-toy").iterdir()}
     assert {"metrics.json", "recipe.json", "eval.jsonl", "recommender.json"} <= written
+    assert list(Path("runs/bear-toy").glob("checkpoint-*/rng_state_1.pth")), "a second process has left nothing"
     capsys.readouterr()
     main(["recommend", "--model", "runs/bear-toy", "--dataset", "data/toy", "--user", "3", "--k", "5"])
     told = capsys.readouterr().out
