@@ -11,7 +11,7 @@ demo: $(VENV)/.package
 	$(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml examples/blade.py
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
