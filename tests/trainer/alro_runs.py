@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import disable_progress_bars
 
-from tests.trainer.runs import QUIET, losses
+from tests.trainer.runs import QUIET, conclude, losses
 from trl_rec import AlroConfig, AlroTrainer, RecDataset, load, prepare
 from trl_rec.data import rated_tokens, rating_values
 from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
@@ -64,9 +63,6 @@ def run(folder: Path, options: dict[str, Any], output: Path) -> None:
     split = load(folder / "data").validation
     metrics, ranked = trainer.rank_and_measure(split), trainer.rank(split)
     trainer.save_model(output)
-    if trainer.is_world_process_zero():
-        told = {"losses": losses(trainer), "ndcg": metrics["graded_ndcg@4"], "places": np.asarray(ranked.places).tolist()}
-        told["soft_lambda"] = [entry["alro/soft_lambda"] for entry in trainer.state.log_history if "loss" in entry]
-        torch.save(told, output / "run.pt")
-    trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
-    trainer.end()
+    told = {"losses": losses(trainer), "ndcg": metrics["graded_ndcg@4"], "places": np.asarray(ranked.places).tolist()}
+    told["soft_lambda"] = [entry["alro/soft_lambda"] for entry in trainer.state.log_history if "loss" in entry]
+    conclude(trainer, output, **told)

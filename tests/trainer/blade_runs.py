@@ -9,7 +9,7 @@ import torch
 from datasets import disable_progress_bars
 from peft import LoraConfig
 
-from tests.trainer.runs import QUIET
+from tests.trainer.runs import QUIET, conclude
 from trl_rec import load
 from trl_rec.models import load_model, load_tokenizer
 from trl_rec.trainer import BladeConfig, BladeTrainer, reference_lists
@@ -86,8 +86,5 @@ def run(folder: Path, options: dict[str, Any], output: Path) -> None:
     trainer.train()
     metrics = trainer.evaluate(load(folder / "data").validation)
     trainer.save_model(output)
-    if trainer.is_world_process_zero():
-        told = {name: logged(trainer, name) for name in ("reward", "kl", "grad_norm", "blade/clipped")}
-        torch.save({**told, "ndcg": metrics["eval_ndcg@3"]}, output / "run.pt")
-    trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
-    trainer.end()
+    told = {name: logged(trainer, name) for name in ("reward", "kl", "grad_norm", "blade/clipped")}
+    conclude(trainer, output, ndcg=metrics["eval_ndcg@3"], **told)

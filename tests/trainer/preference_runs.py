@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset, disable_progress_bars
 
 from tests.conftest import make_tokenizer
-from tests.trainer.runs import QUIET, losses
+from tests.trainer.runs import QUIET, conclude, losses
 from trl_rec import RecDataset, load
 from trl_rec.data.dataset import split_rows
 from trl_rec.models import load_model, load_tokenizer
@@ -94,9 +93,5 @@ def run(folder: Path, options: dict[str, Any], output: Path) -> None:
     trainer.train()
     metrics = trainer.evaluate(load(folder / "data").validation)
     trainer.save_model(output)
-    if trainer.is_world_process_zero():
-        told = {"losses": losses(trainer), "ndcg": metrics["eval_ndcg@10"]}
-        told["margins"] = [entry["rewards/margins"] for entry in trainer.state.log_history if "loss" in entry]
-        torch.save(told, output / "run.pt")
-    trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
-    trainer.end()
+    margins = [entry["rewards/margins"] for entry in trainer.state.log_history if "loss" in entry]
+    conclude(trainer, output, losses=losses(trainer), ndcg=metrics["eval_ndcg@10"], margins=margins)

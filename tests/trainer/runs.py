@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from tests.processes import Work, run_alone, run_in_two
@@ -56,11 +57,23 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
     return BearTrainer(model, config, processing_class=tokenizer, catalog=dataset.catalog, **extra)
 
 
+def conclude(trainer: Any, output: Path, **told: Any) -> None:
+    """Writes what a run measured, and what it ran under, into OUTPUT/run.pt; then its processes end together."""
+    state = trainer.accelerator.state
+    zero, others = state.deepspeed_plugin, {DistributedType.NO: "alone", DistributedType.MULTI_CPU: "ddp"}
+    told["ran_under"] = others[state.distributed_type] if zero is None else f"zero{zero.zero_stage}"
+    if trainer.is_world_process_zero():
+        torch.save(told, output / "run.pt")
+    trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
+    trainer.end()
+
+
 def trained(name: str, train: Work, output: Path) -> Trained:
     """The whole run, "alone" or in two processes under the recipe of that name."""
     run_alone(train, output) if name == "alone" else run_in_two(name, train, output)
-    weights = output / "adapter_model.safetensors"
-    return torch.load(output / "run.pt"), load_file(weights if weights.is_file() else output / "model.safetensors")
+    told, weights = torch.load(output / "run.pt"), output / "adapter_model.safetensors"
+    assert told["ran_under"] == name
+    return told, load_file(weights if weights.is_file() else output / "model.safetensors")
 
 
 def assert_same(two: Trained, one: Trained, figures: tuple[str, ...]) -> None:
@@ -82,8 +95,4 @@ def run(folder: Path, options: dict[str, Any], output: Path) -> None:
     trainer.train(trainer.args.resume_from_checkpoint)
     metrics = trainer.rank_and_measure(load(folder / "data").validation)
     trainer.save_model(output)
-    if trainer.is_world_process_zero():
-        told = {"losses": losses(trainer), "ndcg": metrics[f"ndcg@{max(trainer.args.eval_ks)}"]}
-        torch.save(told, output / "run.pt")
-    trainer.accelerator.wait_for_everyone()
-    trainer.end()
+    conclude(trainer, output, losses=losses(trainer), ndcg=metrics[f"ndcg@{max(trainer.args.eval_ks)}"])

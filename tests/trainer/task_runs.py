@@ -7,11 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import disable_progress_bars
 
 from tests.trainer import runs
-from tests.trainer.runs import QUIET, losses
+from tests.trainer.runs import QUIET, conclude, losses
 from trl_rec import BearConfig, BearTrainer, RecDataset, load
 from trl_rec.data import task_texts
 from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
@@ -59,9 +58,6 @@ def run(folder: Path, options: dict[str, Any], output: Path) -> None:
     trainer.train()
     metrics = trainer.rank_and_measure(load(folder / "data").validation)
     trainer.save_model(output)
-    if trainer.is_world_process_zero():
-        told = {"losses": losses(trainer), "ndcg": metrics[f"ndcg@{max(trainer.args.eval_ks)}"]}
-        told["tasks"] = [{name: entry[name] for name in entry if "task/" in name} for entry in trainer.state.log_history]
-        torch.save(told, output / "run.pt")
-    trainer.accelerator.wait_for_everyone()  # a process that ends while another still writes may abort
-    trainer.end()
+    told: dict[str, Any] = {"losses": losses(trainer), "ndcg": metrics[f"ndcg@{max(trainer.args.eval_ks)}"]}
+    told["tasks"] = [{name: entry[name] for name in entry if "task/" in name} for entry in trainer.state.log_history]
+    conclude(trainer, output, **told)
