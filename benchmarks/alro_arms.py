@@ -30,10 +30,10 @@ from datasets import disable_progress_bars
 from studies import SMALL, kept
 
 from trl_rec import AlroConfig, AlroTrainer, RecDataset, prepare
-from trl_rec.data import RatedPromptFormat, held_out_rows, rating_values
+from trl_rec.decoding import RatedPromptFormat
 from trl_rec.evaluation import RankedLists, borda, evaluate_orders, evaluate_rated_floors, seeds_table, slot_profile
 from trl_rec.models import RecModelConfig, load_model, load_tokenizer
-from trl_rec.trainer import build_ranker, learn_ratings
+from trl_rec.trainer import build_ranker, held_out_rows, learn_ratings, rating_values
 
 
 QUIET = {**SMALL, "eval_strategy": "no", "save_strategy": "no", "per_device_train_batch_size": 32, "logging_steps": 50}

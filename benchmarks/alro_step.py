@@ -22,9 +22,10 @@ import torch
 from peft import LoraConfig
 
 from trl_rec import AlroConfig, AlroTrainer, RecDataset, load, prepare
-from trl_rec.data import rated_tokens, rating_values
+from trl_rec.decoding import rated_tokens
 from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
-from trl_rec.trainer.alro_tables import AnswerTable
+from trl_rec.trainer import rating_values
+from trl_rec.trainer.alro.tables import AnswerTable
 
 
 QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "gradient_checkpointing": False}

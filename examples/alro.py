@@ -15,10 +15,11 @@ import datasets
 from accelerate import PartialState
 
 from trl_rec import AlroConfig, AlroTrainer, RecDataset, prepare
-from trl_rec.data import FetchError, RatedPromptFormat, held_out_rows, rating_values
+from trl_rec.data import FetchError
+from trl_rec.decoding import RatedPromptFormat
 from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_floors, paired_comparison
 from trl_rec.models import RecModelConfig, load_model, load_tokenizer
-from trl_rec.trainer import build_ranker, learn_ratings, orders_table
+from trl_rec.trainer import build_ranker, held_out_rows, learn_ratings, orders_table, rating_values
 
 
 ARMS = {

@@ -3,46 +3,150 @@
 Importing this loads neither torch nor transformers: every public name loads its module when first asked for.
 """
 
+from typing import TYPE_CHECKING
+
 from trl_rec._lazy import lazy_names
+from trl_rec.version import __version__
 
 
-__version__ = "0.1.0.dev0"
+__all__ = [
+    "__version__",
+    "AlroConfig",
+    "AlroTrainer",
+    "BearConfig",
+    "BearTrainer",
+    "BladeConfig",
+    "BladeTrainer",
+    "CandidateRanker",
+    "DualIdsConfig",
+    "Evaluation",
+    "ItemCatalog",
+    "LossOutput",
+    "PopularityFloor",
+    "PreferenceStage",
+    "PromptFormat",
+    "RandomFloor",
+    "RankedItems",
+    "RatedPromptFormat",
+    "RecDataset",
+    "RecModelConfig",
+    "Recommendation",
+    "Recommender",
+    "Schedule",
+    "SoftmaxDPOConfig",
+    "SoftmaxDPOTrainer",
+    "TokenTrie",
+    "TransitionFloor",
+    "TrieLogitsProcessor",
+    "bear_loss",
+    "best_of_n_reward",
+    "build_model",
+    "build_rows",
+    "evaluate_best_of",
+    "evaluate_floors",
+    "evaluate_orders",
+    "evaluate_rankings",
+    "evaluate_rated_floors",
+    "evaluate_split",
+    "leave_one_out",
+    "list_policy_loss",
+    "load",
+    "make_dual_ids",
+    "make_model",
+    "make_semantic_ids",
+    "make_tokenizer",
+    "permutation_loss",
+    "posterior_cdf",
+    "prepare",
+    "rank_candidates",
+    "rank_items",
+    "run_stages",
+    "sample_item_lists",
+    "soft_lambda_loss",
+    "softmax_dpo_loss",
+    "standardized",
+]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "ItemCatalog": "items.catalog",
-        "TokenTrie": "items.trie",
-        "AlroConfig": "trainer.alro_config",
-        "AlroTrainer": "trainer.alro_trainer",
-        "BearConfig": "trainer.bear_config",
-        "BearTrainer": "trainer.bear_trainer",
-        "BladeConfig": "trainer.blade_config",
-        "BladeTrainer": "trainer.blade_trainer",
-        "PromptFormat": "data.prompts",
-        "RecDataset": "data.dataset",
-        "build_rows": "data.rows",
-        "load": "data.dataset",
-        "prepare": "data.preparation",
-        "make_semantic_ids": "semantic_ids.making",
-        "RankedItems": "decoding.beam",
-        "TrieLogitsProcessor": "decoding.processor",
-        "Recommender": "decoding.recommender",
-        "CandidateRanker": "decoding.candidate_ranker",
-        "rank_candidates": "decoding.candidates",
-        "rank_items": "decoding.beam",
-        "PreferenceStage": "schedule.stages",
-        "Schedule": "schedule.plan",
-        "SoftmaxDPOConfig": "trainer.softmax_dpo_config",
-        "SoftmaxDPOTrainer": "trainer.softmax_dpo_trainer",
-        "bear_loss": "losses.bear",
-        "permutation_loss": "losses.alro",
-        "run_stages": "schedule.loop",
-        "soft_lambda_loss": "losses.alro",
-        "softmax_dpo_loss": "losses.softmax_dpo",
-        "PopularityFloor": "evaluation.floors",
-        "RandomFloor": "evaluation.floors",
-        "TransitionFloor": "evaluation.floors",
-        "evaluate_rankings": "evaluation.evaluator",
-    },
-)
+if TYPE_CHECKING:
+    from trl_rec.data.dataset import RecDataset, load
+    from trl_rec.data.preparation import prepare
+    from trl_rec.data.prompts import PromptFormat
+    from trl_rec.data.rows import build_rows
+    from trl_rec.decoding.beam import RankedItems, rank_items
+    from trl_rec.decoding.candidates.prompts import RatedPromptFormat
+    from trl_rec.decoding.candidates.ranker import CandidateRanker
+    from trl_rec.decoding.candidates.ranking import rank_candidates
+    from trl_rec.decoding.lists import sample_item_lists
+    from trl_rec.decoding.processor import TrieLogitsProcessor
+    from trl_rec.decoding.recommender import Recommendation, Recommender
+    from trl_rec.evaluation.baselines import PopularityFloor, RandomFloor, TransitionFloor
+    from trl_rec.evaluation.best_of_n import evaluate_best_of
+    from trl_rec.evaluation.evaluator import evaluate_rankings
+    from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_floors
+    from trl_rec.evaluation.results import Evaluation, evaluate_floors, evaluate_split
+    from trl_rec.items.catalog import ItemCatalog
+    from trl_rec.items.trie import TokenTrie
+    from trl_rec.losses.alro import permutation_loss, soft_lambda_loss
+    from trl_rec.losses.bear import bear_loss
+    from trl_rec.losses.blade import best_of_n_reward, leave_one_out, list_policy_loss, posterior_cdf, standardized
+    from trl_rec.losses.output import LossOutput
+    from trl_rec.losses.softmax_dpo import softmax_dpo_loss
+    from trl_rec.models.building import RecModelConfig, build_model
+    from trl_rec.models.scratch import make_model, make_tokenizer
+    from trl_rec.schedule.loop import run_stages
+    from trl_rec.schedule.plan import Schedule
+    from trl_rec.schedule.stages import PreferenceStage
+    from trl_rec.semantic_ids.dual import DualIdsConfig, make_dual_ids
+    from trl_rec.semantic_ids.kmeans_ids import make_semantic_ids
+    from trl_rec.trainer.alro.config import AlroConfig
+    from trl_rec.trainer.alro.trainer import AlroTrainer
+    from trl_rec.trainer.bear.config import BearConfig
+    from trl_rec.trainer.bear.trainer import BearTrainer
+    from trl_rec.trainer.blade.config import BladeConfig
+    from trl_rec.trainer.blade.trainer import BladeTrainer
+    from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
+    from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "data.dataset": ["RecDataset", "load"],
+            "data.preparation": ["prepare"],
+            "data.prompts": ["PromptFormat"],
+            "data.rows": ["build_rows"],
+            "decoding.beam": ["RankedItems", "rank_items"],
+            "decoding.candidates.prompts": ["RatedPromptFormat"],
+            "decoding.candidates.ranker": ["CandidateRanker"],
+            "decoding.candidates.ranking": ["rank_candidates"],
+            "decoding.lists": ["sample_item_lists"],
+            "decoding.processor": ["TrieLogitsProcessor"],
+            "decoding.recommender": ["Recommendation", "Recommender"],
+            "evaluation.baselines": ["PopularityFloor", "RandomFloor", "TransitionFloor"],
+            "evaluation.best_of_n": ["evaluate_best_of"],
+            "evaluation.evaluator": ["evaluate_rankings"],
+            "evaluation.graded.results": ["evaluate_orders", "evaluate_rated_floors"],
+            "evaluation.results": ["Evaluation", "evaluate_floors", "evaluate_split"],
+            "items.catalog": ["ItemCatalog"],
+            "items.trie": ["TokenTrie"],
+            "losses.alro": ["permutation_loss", "soft_lambda_loss"],
+            "losses.bear": ["bear_loss"],
+            "losses.blade": ["best_of_n_reward", "leave_one_out", "list_policy_loss", "posterior_cdf", "standardized"],
+            "losses.output": ["LossOutput"],
+            "losses.softmax_dpo": ["softmax_dpo_loss"],
+            "models.building": ["RecModelConfig", "build_model"],
+            "models.scratch": ["make_model", "make_tokenizer"],
+            "schedule.loop": ["run_stages"],
+            "schedule.plan": ["Schedule"],
+            "schedule.stages": ["PreferenceStage"],
+            "semantic_ids.dual": ["DualIdsConfig", "make_dual_ids"],
+            "semantic_ids.kmeans_ids": ["make_semantic_ids"],
+            "trainer.alro.config": ["AlroConfig"],
+            "trainer.alro.trainer": ["AlroTrainer"],
+            "trainer.bear.config": ["BearConfig"],
+            "trainer.bear.trainer": ["BearTrainer"],
+            "trainer.blade.config": ["BladeConfig"],
+            "trainer.blade.trainer": ["BladeTrainer"],
+            "trainer.softmax_dpo.config": ["SoftmaxDPOConfig"],
+            "trainer.softmax_dpo.trainer": ["SoftmaxDPOTrainer"],
+        },
+    )

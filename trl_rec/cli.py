@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from importlib import import_module
 
-from trl_rec import __version__
+from trl_rec.version import __version__
 
 
 VERBS = {

@@ -12,10 +12,10 @@ from tests.data.test_rows import NUM_ITEMS, make_split, rows_of_items
 from tests.stand_ins import CHAT
 from trl_rec.data import PromptFormat, build_list_rows, build_rows
 from trl_rec.data.list_evaluation import evaluation_list_rows
-from trl_rec.data.preferences import preference_rows
 from trl_rec.data.rows import evaluation_rows
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
+from trl_rec.trainer.softmax_dpo.rows import preference_rows
 
 
 USERS = [["<ua_1>", "<ub_0>"], ["<ua_0>"], ["<ua_1>", "<ub_2>", "<uc_0>"], ["<ua_2>"]]

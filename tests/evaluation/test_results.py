@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from tests.evaluation.logs import make_split, whole_rows
+from trl_rec.evaluation.baselines import TransitionFloor
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
-from trl_rec.evaluation.floors import TransitionFloor
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.results import evaluate_floors, evaluate_split
 from trl_rec.items.catalog import ItemCatalog

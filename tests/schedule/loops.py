@@ -10,7 +10,7 @@ from peft import LoraConfig
 
 from tests.trainer.runs import QUIET, make_folder, make_trainer
 from trl_rec import PreferenceStage, Schedule, SoftmaxDPOConfig, load, run_stages
-from trl_rec.trainer.processes import end_processes
+from trl_rec.trainer.base.shutdown import end_processes
 
 
 STAGES = [

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tests.processes import Work, log_of, run_alone, start
-from trl_rec.trainer.checkpoints import MARK
+from trl_rec.trainer.base.checkpoints import MARK
 
 
 POLL = 0.0005  # seconds; a tiny model's checkpoint takes about fifty times as long to write

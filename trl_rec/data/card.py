@@ -13,11 +13,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from trl_rec import __version__
-from trl_rec.data.coded import CodedLog
+from trl_rec.data.indexed_log import CodedLog
 from trl_rec.data.splits import describe_rule
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
+from trl_rec.version import __version__
 
 
 def make_card(

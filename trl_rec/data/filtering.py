@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from trl_rec.data.coded import CodedLog
+from trl_rec.data.indexed_log import CodedLog
 
 
 def k_core(log: CodedLog, min_user_interactions: int, min_item_interactions: int) -> CodedLog:

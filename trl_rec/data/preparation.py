@@ -22,9 +22,9 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from trl_rec.data.card import make_card
-from trl_rec.data.coded import CodedLog, code
 from trl_rec.data.dataset import RecDataset, load, read_card, save
 from trl_rec.data.filtering import k_core
+from trl_rec.data.indexed_log import CodedLog, code
 from trl_rec.data.leaks import refuse_leaks
 from trl_rec.data.log import SPLITS, Log, Options
 from trl_rec.data.readers import READERS, locate

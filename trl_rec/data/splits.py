@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from trl_rec.data.coded import CodedLog
+from trl_rec.data.indexed_log import CodedLog
 from trl_rec.data.log import SPLITS
 from trl_rec.data.windows import Windows
 from trl_rec.ragged import Ragged

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from trl_rec.data.coded import CodedLog, refuse_missing, rows_of_ids
 from trl_rec.data.columns import encode
+from trl_rec.data.indexed_log import CodedLog, refuse_missing, rows_of_ids
 from trl_rec.data.log import SPLITS, Log
 from trl_rec.ragged import Ragged
 

@@ -1,6 +1,8 @@
 """A model recommends: beam search under a `TokenTrie`, whole lists drawn under one, and the constraint as a processor for
 `model.generate`."""
 
+from typing import TYPE_CHECKING
+
 from trl_rec._lazy import lazy_names
 
 
@@ -9,6 +11,7 @@ __all__ = [
     "ListTokens",
     "RankedCandidates",
     "RankedItems",
+    "RatedPromptFormat",
     "Recommendation",
     "Recommender",
     "SampledLists",
@@ -19,25 +22,32 @@ __all__ = [
     "list_tokens",
     "rank_candidates",
     "rank_items",
+    "rated_tokens",
     "sample_item_lists",
 ]
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "CandidateRanker": "candidate_ranker",
-        "ListTokens": "list_constraint",
-        "RankedCandidates": "candidates",
-        "RankedItems": "beam",
-        "Recommendation": "recommender",
-        "Recommender": "recommender",
-        "SampledLists": "lists",
-        "TrieLogitsProcessor": "processor",
-        "beam_list": "list_beams",
-        "greedy_list": "lists",
-        "list_logps": "list_constraint",
-        "list_tokens": "list_constraint",
-        "rank_candidates": "candidates",
-        "rank_items": "beam",
-        "sample_item_lists": "lists",
-    },
-)
+
+if TYPE_CHECKING:
+    from trl_rec.decoding.beam import RankedItems, rank_items
+    from trl_rec.decoding.candidates.prompts import RatedPromptFormat, rated_tokens
+    from trl_rec.decoding.candidates.ranker import CandidateRanker
+    from trl_rec.decoding.candidates.ranking import RankedCandidates, rank_candidates
+    from trl_rec.decoding.list_beams import beam_list
+    from trl_rec.decoding.list_constraint import ListTokens, list_logps, list_tokens
+    from trl_rec.decoding.lists import SampledLists, greedy_list, sample_item_lists
+    from trl_rec.decoding.processor import TrieLogitsProcessor
+    from trl_rec.decoding.recommender import Recommendation, Recommender
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "beam": ["RankedItems", "rank_items"],
+            "candidates.prompts": ["RatedPromptFormat", "rated_tokens"],
+            "candidates.ranker": ["CandidateRanker"],
+            "candidates.ranking": ["RankedCandidates", "rank_candidates"],
+            "list_beams": ["beam_list"],
+            "list_constraint": ["ListTokens", "list_logps", "list_tokens"],
+            "lists": ["SampledLists", "greedy_list", "sample_item_lists"],
+            "processor": ["TrieLogitsProcessor"],
+            "recommender": ["Recommendation", "Recommender"],
+        },
+    )

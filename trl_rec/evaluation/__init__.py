@@ -1,5 +1,7 @@
 """What a recommender is worth: metrics, intervals and paired tests, and the floors it is shown beside."""
 
+from typing import TYPE_CHECKING
+
 from trl_rec._lazy import lazy_names
 
 
@@ -36,39 +38,41 @@ __all__ = [
     "slot_profile",
     "write_metrics",
 ]
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "Evaluation": "results",
-        "ListBatch": "rewards",
-        "PairedComparison": "intervals",
-        "PopularityFloor": "floors",
-        "RandomFloor": "floors",
-        "RankedLists": "rank_rated",
-        "TransitionFloor": "floors",
-        "best_of_split": "best_of_n",
-        "bootstrap_interval": "intervals",
-        "borda": "graded",
-        "draw_lists": "best_of_n",
-        "evaluate_best_of": "best_of_n",
-        "evaluate_floors": "results",
-        "evaluate_orders": "graded_results",
-        "evaluate_rankings": "evaluator",
-        "evaluate_rated_floors": "graded_results",
-        "evaluate_split": "results",
-        "line_charts": "charts",
-        "logged_curve": "charts",
-        "metrics_table": "tables",
-        "paired_comparison": "intervals",
-        "per_user_metrics": "evaluator",
-        "rank_histories": "rank",
-        "rank_rated_rows": "rank_rated",
-        "rank_split": "rank",
-        "readable_lists": "lists",
-        "score_lists": "rewards",
-        "score_split": "rewards",
-        "seeds_table": "seeds",
-        "slot_profile": "graded",
-        "write_metrics": "metrics_file",
-    },
-)
+
+if TYPE_CHECKING:
+    from trl_rec.evaluation.baselines import PopularityFloor, RandomFloor, TransitionFloor
+    from trl_rec.evaluation.best_of_n import best_of_split, draw_lists, evaluate_best_of
+    from trl_rec.evaluation.charts import line_charts, logged_curve
+    from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
+    from trl_rec.evaluation.graded.measures import borda, slot_profile
+    from trl_rec.evaluation.graded.ranking import RankedLists, rank_rated_rows
+    from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_floors
+    from trl_rec.evaluation.intervals import PairedComparison, bootstrap_interval, paired_comparison
+    from trl_rec.evaluation.lists import readable_lists
+    from trl_rec.evaluation.metrics_file import write_metrics
+    from trl_rec.evaluation.rank import rank_histories, rank_split
+    from trl_rec.evaluation.results import Evaluation, evaluate_floors, evaluate_split
+    from trl_rec.evaluation.rewards import ListBatch, score_lists, score_split
+    from trl_rec.evaluation.seeds import seeds_table
+    from trl_rec.evaluation.tables import metrics_table
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "baselines": ["PopularityFloor", "RandomFloor", "TransitionFloor"],
+            "best_of_n": ["best_of_split", "draw_lists", "evaluate_best_of"],
+            "charts": ["line_charts", "logged_curve"],
+            "evaluator": ["evaluate_rankings", "per_user_metrics"],
+            "graded.measures": ["borda", "slot_profile"],
+            "graded.ranking": ["RankedLists", "rank_rated_rows"],
+            "graded.results": ["evaluate_orders", "evaluate_rated_floors"],
+            "intervals": ["PairedComparison", "bootstrap_interval", "paired_comparison"],
+            "lists": ["readable_lists"],
+            "metrics_file": ["write_metrics"],
+            "rank": ["rank_histories", "rank_split"],
+            "results": ["Evaluation", "evaluate_floors", "evaluate_split"],
+            "rewards": ["ListBatch", "score_lists", "score_split"],
+            "seeds": ["seeds_table"],
+            "tables": ["metrics_table"],
+        },
+    )

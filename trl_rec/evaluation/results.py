@@ -10,8 +10,8 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
+from trl_rec.evaluation.baselines import PopularityFloor, RandomFloor, TransitionFloor
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
-from trl_rec.evaluation.floors import PopularityFloor, RandomFloor, TransitionFloor
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.rewards import ListReward, score_split
 from trl_rec.evaluation.training_log import TrainingLog

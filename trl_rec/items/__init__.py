@@ -1,7 +1,23 @@
 """What can be recommended: `ItemCatalog`, and `TokenTrie` over the token paths of its items."""
 
+from typing import TYPE_CHECKING
+
 from trl_rec._lazy import lazy_names
 
 
-__all__ = ["ItemCatalog", "TokenTrie"]
-__getattr__, __dir__ = lazy_names(__name__, {"ItemCatalog": "catalog", "TokenTrie": "trie"})
+__all__ = [
+    "ItemCatalog",
+    "TokenTrie",
+]
+
+if TYPE_CHECKING:
+    from trl_rec.items.catalog import ItemCatalog
+    from trl_rec.items.trie import TokenTrie
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "catalog": ["ItemCatalog"],
+            "trie": ["TokenTrie"],
+        },
+    )

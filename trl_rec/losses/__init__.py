@@ -1,5 +1,7 @@
 """What is learned: pure functions of tensors, one file a method, that return a `LossOutput`."""
 
+from typing import TYPE_CHECKING
+
 from trl_rec._lazy import lazy_names
 
 
@@ -15,18 +17,21 @@ __all__ = [
     "softmax_dpo_loss",
     "standardized",
 ]
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "LossOutput": "output",
-        "bear_loss": "bear",
-        "best_of_n_reward": "blade",
-        "leave_one_out": "blade",
-        "list_policy_loss": "blade",
-        "permutation_loss": "alro",
-        "posterior_cdf": "blade",
-        "soft_lambda_loss": "alro",
-        "softmax_dpo_loss": "softmax_dpo",
-        "standardized": "blade",
-    },
-)
+
+if TYPE_CHECKING:
+    from trl_rec.losses.alro import permutation_loss, soft_lambda_loss
+    from trl_rec.losses.bear import bear_loss
+    from trl_rec.losses.blade import best_of_n_reward, leave_one_out, list_policy_loss, posterior_cdf, standardized
+    from trl_rec.losses.output import LossOutput
+    from trl_rec.losses.softmax_dpo import softmax_dpo_loss
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "alro": ["permutation_loss", "soft_lambda_loss"],
+            "bear": ["bear_loss"],
+            "blade": ["best_of_n_reward", "leave_one_out", "list_policy_loss", "posterior_cdf", "standardized"],
+            "output": ["LossOutput"],
+            "softmax_dpo": ["softmax_dpo_loss"],
+        },
+    )

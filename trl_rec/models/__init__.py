@@ -1,5 +1,7 @@
 """What a model computes for us: loading or making it, its item tokens, and logits at chosen positions."""
 
+from typing import TYPE_CHECKING
+
 from trl_rec._lazy import lazy_names
 
 
@@ -20,23 +22,23 @@ __all__ = [
     "make_tokenizer",
     "read_completions",
 ]
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "CompletionLogits": "completions",
-        "RecModelConfig": "building",
-        "add_item_tokens": "tokens",
-        "build_model": "building",
-        "completion_logps": "completions",
-        "legal_completion_logps": "completions",
-        "load_model": "loading",
-        "load_policy": "loading",
-        "load_tokenizer": "loading",
-        "loading_options": "building",
-        "logits_at": "selection",
-        "lora_config": "tokens",
-        "make_model": "scratch",
-        "make_tokenizer": "scratch",
-        "read_completions": "completions",
-    },
-)
+
+if TYPE_CHECKING:
+    from trl_rec.models.building import RecModelConfig, build_model, loading_options
+    from trl_rec.models.completions import CompletionLogits, completion_logps, legal_completion_logps, read_completions
+    from trl_rec.models.loading import load_model, load_policy, load_tokenizer
+    from trl_rec.models.scratch import make_model, make_tokenizer
+    from trl_rec.models.selection import logits_at
+    from trl_rec.models.tokens import add_item_tokens, lora_config
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "building": ["RecModelConfig", "build_model", "loading_options"],
+            "completions": ["CompletionLogits", "completion_logps", "legal_completion_logps", "read_completions"],
+            "loading": ["load_model", "load_policy", "load_tokenizer"],
+            "scratch": ["make_model", "make_tokenizer"],
+            "selection": ["logits_at"],
+            "tokens": ["add_item_tokens", "lora_config"],
+        },
+    )

@@ -1,6 +1,8 @@
 """Preference training in stages: where its negatives come from, and what must not be among them; and the parts of Align3GR
 before it."""
 
+from typing import TYPE_CHECKING
+
 from trl_rec._lazy import lazy_names
 
 
@@ -25,27 +27,33 @@ __all__ = [
     "stage_table",
     "training_prefixes",
 ]
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "PreferenceStage": "stages",
-        "Schedule": "plan",
-        "align": "pipeline",
-        "align3gr_stages": "stages",
-        "conclude_stages": "conclusion",
-        "give_ids": "pipeline",
-        "learn_supervised": "pipeline",
-        "read_stages": "stages",
-        "refuse_early": "pipeline",
-        "run_stages": "loop",
-        "stage_table": "conclusion",
-        "bucket_report": "candidates",
-        "feedback_candidates": "feedback",
-        "random_candidates": "candidates",
-        "refuse_leaking_candidates": "candidate_leaks",
-        "self_play_beams": "self_play",
-        "self_play_buckets": "difficulty",
-        "self_play_candidates": "candidates",
-        "training_prefixes": "prefixes",
-    },
-)
+
+if TYPE_CHECKING:
+    from trl_rec.schedule.candidate_leaks import refuse_leaking_candidates
+    from trl_rec.schedule.candidates import bucket_report, random_candidates, self_play_candidates
+    from trl_rec.schedule.difficulty import self_play_buckets
+    from trl_rec.schedule.feedback import feedback_candidates
+    from trl_rec.schedule.loop import run_stages
+    from trl_rec.schedule.pipeline import align, give_ids, learn_supervised, refuse_early
+    from trl_rec.schedule.plan import Schedule
+    from trl_rec.schedule.prefixes import training_prefixes
+    from trl_rec.schedule.reporting import conclude_stages, stage_table
+    from trl_rec.schedule.self_play import self_play_beams
+    from trl_rec.schedule.stages import PreferenceStage, align3gr_stages, read_stages
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "candidate_leaks": ["refuse_leaking_candidates"],
+            "candidates": ["bucket_report", "random_candidates", "self_play_candidates"],
+            "difficulty": ["self_play_buckets"],
+            "feedback": ["feedback_candidates"],
+            "loop": ["run_stages"],
+            "pipeline": ["align", "give_ids", "learn_supervised", "refuse_early"],
+            "plan": ["Schedule"],
+            "prefixes": ["training_prefixes"],
+            "reporting": ["conclude_stages", "stage_table"],
+            "self_play": ["self_play_beams"],
+            "stages": ["PreferenceStage", "align3gr_stages", "read_stages"],
+        },
+    )

@@ -13,7 +13,7 @@ from trl_rec.decoding.run_folder import refuse_other_items, settings_of_run
 from trl_rec.schedule.plan import Schedule
 from trl_rec.schedule.stage_candidates import stage_feedback
 from trl_rec.schedule.stages import PreferenceStage
-from trl_rec.trainer.softmax_dpo_config import SoftmaxDPOConfig
+from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
 
 def refuse_before_running(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:

@@ -27,9 +27,9 @@ from trl_rec.schedule.checks import refuse_before_running
 from trl_rec.schedule.plan import Schedule, refuse_another_plan, write_entry
 from trl_rec.schedule.stage_candidates import stage_candidates
 from trl_rec.schedule.stages import PreferenceStage
-from trl_rec.trainer.conclusion import save_run
-from trl_rec.trainer.softmax_dpo_config import SoftmaxDPOConfig
-from trl_rec.trainer.softmax_dpo_trainer import SoftmaxDPOTrainer
+from trl_rec.trainer.base.reporting import save_run
+from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
+from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
 
 
 logger = logging.getLogger(__name__)

@@ -17,15 +17,15 @@ from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation
 from trl_rec.models import RecModelConfig
 from trl_rec.schedule.checks import refuse_other_asking, refuse_sharding
-from trl_rec.schedule.conclusion import conclude_stages
 from trl_rec.schedule.loop import run_stages
 from trl_rec.schedule.plan import Schedule, refuse_another_policy, write_entry
+from trl_rec.schedule.reporting import conclude_stages
 from trl_rec.schedule.stage_candidates import stage_feedback
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.semantic_ids import DualIdsConfig, has_dual_ids, make_dual_ids
-from trl_rec.trainer.bear_building import build_bear_trainer
-from trl_rec.trainer.bear_config import BearConfig
-from trl_rec.trainer.conclusion import save_run
+from trl_rec.trainer.base.reporting import save_run
+from trl_rec.trainer.bear.building import build_bear_trainer
+from trl_rec.trainer.bear.config import BearConfig
 
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl_rec.data.dataset import RecDataset, split_rows
 from trl_rec.data.task_rows import task_texts
 from trl_rec.schedule.stages import PreferenceStage
-from trl_rec.trainer.softmax_dpo_config import SoftmaxDPOConfig
+from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
 
 if TYPE_CHECKING:

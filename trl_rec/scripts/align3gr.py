@@ -15,7 +15,7 @@ from trl_rec.schedule import Schedule, align, align3gr_stages, give_ids, learn_s
 from trl_rec.scripts.parsing import parse, parse_section, run, tell_progress
 from trl_rec.semantic_ids import DualIdsConfig
 from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
-from trl_rec.trainer.processes import end_processes
+from trl_rec.trainer.base.shutdown import end_processes
 
 
 # What the supervised part has from the stages' configuration, where it does not say otherwise.

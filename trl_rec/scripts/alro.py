@@ -6,7 +6,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trl_rec.data import RatedPromptFormat, load, rating_values
+from trl_rec.data import load
+from trl_rec.decoding import RatedPromptFormat
 from trl_rec.models import RecModelConfig
 from trl_rec.scripts.parsing import parse, run, tell_progress
 from trl_rec.trainer import (
@@ -16,6 +17,7 @@ from trl_rec.trainer import (
     build_ranker,
     conclude_ranking,
     learn_ratings,
+    rating_values,
     refuse_unrankable,
 )
 

@@ -9,11 +9,11 @@ from peft import PeftModel
 from trl import ModelConfig, get_peft_config
 
 from trl_rec.data import load
-from trl_rec.data.preferences import read_preferences
 from trl_rec.models import load_model, load_policy, load_tokenizer, loading_options
 from trl_rec.schedule import refuse_leaking_candidates
 from trl_rec.scripts.parsing import parse, run
 from trl_rec.trainer import SoftmaxDPOConfig, SoftmaxDPOTrainer, conclude, save_run
+from trl_rec.trainer.softmax_dpo.rows import read_preferences
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Semantic IDs: a few tokens an item, so that items which belong together begin alike."""
 
+from typing import TYPE_CHECKING
+
 from trl_rec._lazy import lazy_names
 
 
@@ -22,25 +24,37 @@ __all__ = [
     "sinkhorn_repair",
     "text_vectors",
 ]
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "DualIdsConfig": "dual",
-        "ItemIdEncoder": "dual_storage",
-        "code_use_picture": "picture",
-        "collaborative_vectors": "collaborative",
-        "cooccurrence_vectors": "item_vectors",
-        "describe_ids": "card",
-        "export_index": "index_files",
-        "has_dual_ids": "dual",
-        "import_index": "index_files",
-        "load_text_encoder": "text_encoders",
-        "make_dual_ids": "dual",
-        "make_semantic_ids": "making",
-        "read_ids_card": "storage",
-        "repair_last_level": "collisions",
-        "residual_kmeans": "residual",
-        "sinkhorn_repair": "sinkhorn",
-        "text_vectors": "text_encoders",
-    },
-)
+
+if TYPE_CHECKING:
+    from trl_rec.semantic_ids.card import describe_ids
+    from trl_rec.semantic_ids.collaborative import collaborative_vectors
+    from trl_rec.semantic_ids.collisions import repair_last_level
+    from trl_rec.semantic_ids.dual import DualIdsConfig, has_dual_ids, make_dual_ids
+    from trl_rec.semantic_ids.dual_storage import ItemIdEncoder
+    from trl_rec.semantic_ids.index_files import export_index, import_index
+    from trl_rec.semantic_ids.item_vectors import cooccurrence_vectors
+    from trl_rec.semantic_ids.kmeans_ids import make_semantic_ids
+    from trl_rec.semantic_ids.picture import code_use_picture
+    from trl_rec.semantic_ids.residual import residual_kmeans
+    from trl_rec.semantic_ids.sinkhorn import sinkhorn_repair
+    from trl_rec.semantic_ids.storage import read_ids_card
+    from trl_rec.semantic_ids.text_encoders import load_text_encoder, text_vectors
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "card": ["describe_ids"],
+            "collaborative": ["collaborative_vectors"],
+            "collisions": ["repair_last_level"],
+            "dual": ["DualIdsConfig", "has_dual_ids", "make_dual_ids"],
+            "dual_storage": ["ItemIdEncoder"],
+            "index_files": ["export_index", "import_index"],
+            "item_vectors": ["cooccurrence_vectors"],
+            "kmeans_ids": ["make_semantic_ids"],
+            "picture": ["code_use_picture"],
+            "residual": ["residual_kmeans"],
+            "sinkhorn": ["sinkhorn_repair"],
+            "storage": ["read_ids_card"],
+            "text_encoders": ["load_text_encoder", "text_vectors"],
+        },
+    )

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trl_rec import __version__
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.collisions import group_of
+from trl_rec.version import __version__
 
 
 NEIGHBOURHOODS = 8  # items whose neighbours are listed

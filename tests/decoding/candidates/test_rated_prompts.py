@@ -1,0 +1,179 @@
+"""Prompts of rated histories and candidates: what they say, what they are named by, and what is cut."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from trl_rec import ItemCatalog
+from trl_rec.decoding import RatedPromptFormat, rated_tokens
+from trl_rec.decoding.candidates.orders import draw_gold_rank, draw_slots
+from trl_rec.models import make_tokenizer
+from trl_rec.ragged import Ragged
+from trl_rec.trainer import build_rating_rows
+
+
+RATINGS = [1.0, 3.5, 5.0]
+HISTORY = Ragged.from_lists([[2, 0, 1]]), Ragged.from_lists([[5.0, 1.0, 3.4]], float)
+
+
+def lists(*rows: list[int]) -> Ragged:
+    return Ragged.from_lists(rows)
+
+
+@pytest.fixture
+def catalog(titles: list[str]) -> ItemCatalog:
+    return ItemCatalog(pa.table({"item_id": [str(row) for row in range(8)], "title": titles}))
+
+
+def compact(catalog: ItemCatalog, letters: bool | None = None) -> tuple[RatedPromptFormat, PreTrainedTokenizerFast]:
+    catalog = catalog.with_surface("item_token")
+    tokenizer = make_tokenizer(catalog)
+    tokenizer.add_tokens(rated_tokens(catalog, RATINGS, letters=letters))
+    return RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, letters=letters), tokenizer
+
+
+def test_titles_stand_in_plain_text(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
+    written = RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS)
+    history = tokenizer.decode(written.encode_histories(*HISTORY)[0])
+    expected = (
+        'A user has rated these items, oldest first:\n"Blue Pencil": 5\n"Blue Pen, 12 Pack": 1\n"Blue Pen, 24 Pack": 3.5\n'
+    )
+    assert history == expected  # 3.4 is written as the nearest
+    shown, names = written.show(lists([7, 3]), lists([1, 0]))
+    letters = tokenizer.convert_ids_to_tokens(written.letters[:2].tolist())
+    told = tokenizer.decode(shown[0])
+    assert told.startswith("Candidates:\n") and told.endswith("best first:")
+    assert '. "Red Pen"\n' in told and told.index("Red Pen") < told.index("Stapler")
+    assert tokenizer.convert_ids_to_tokens(names[0].tolist()) == [letters[1], letters[0]]  # by candidate, not by slot
+
+
+def test_a_letter_is_one_token_where_the_answer_begins(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
+    written = RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, tail="Best first:")
+    tail = tokenizer("Best first:", add_special_tokens=False)["input_ids"]
+    assert len({*written.letters.tolist()}) == 26
+    for name in written.letters.tolist():
+        text = tokenizer.decode([*tail, name])
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == [*tail, name]
+
+
+def test_another_alphabet_is_tried_where_letters_merge(catalog: ItemCatalog) -> None:
+    """In one vocabulary capitals are known after a space alone, in the next small letters alone, in the last none is."""
+    for letters, found in (("ABCDEFGHIJKLMNOPQRSTUVWXYZ", " A"), ("abcdefghijklmnopqrstuvwxyz", " a"), ("", None)):
+        vocabulary = {word: row for row, word in enumerate(["<unk>", "<eos>", *(f"\u0120{letter}" for letter in letters)])}
+        model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", eos_token="<eos>")
+        if found is None:
+            with pytest.raises(ValueError, match="no alphabet has letters of one token each after"):
+                RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS)
+        else:
+            names = RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS).letters
+            assert names[0] == tokenizer(found, add_special_tokens=False)["input_ids"][0] == 2
+
+
+def test_item_tokens_name_themselves_or_take_letters(catalog: ItemCatalog) -> None:
+    written, tokenizer = compact(catalog)
+    assert tokenizer.decode(written.encode_histories(*HISTORY)[0]) == (
+        "<bos> <item_2> <rating_5> <item_0> <rating_1> <item_1> <rating_3.5>"
+    )
+    shown, names = written.show(lists([7, 3]), lists([1, 0]))
+    assert tokenizer.decode(shown[0]) == "<candidates> <item_3> <item_7> <answer>"
+    assert tokenizer.decode(names[0]) == "<item_7> <item_3>"
+    written, tokenizer = compact(catalog, letters=True)
+    shown, names = written.show(lists([7, 3]), lists([1, 0]))
+    assert tokenizer.decode(shown[0]) == "<candidates> <A> <item_3> <B> <item_7> <answer>"
+    assert tokenizer.decode(names[0]) == "<B> <A>"
+
+
+@given(st.lists(st.permutations(range(5)), min_size=1, max_size=4))
+def test_an_order_of_the_slots_and_back_is_the_identity(orders: list[list[int]]) -> None:
+    """In whatever slots candidates stand, what the names' places in the prompt say goes back to the candidates."""
+    ids = [str(item) for item in range(8)]
+    catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids}))
+    written, _ = compact(catalog, letters=True)
+    candidates = [7, 3, 0, 5, 2]
+    shown, names = written.show(lists(*[candidates] * len(orders)), lists(*orders))
+    for row, order in enumerate(orders):
+        letters = written.letters[:5]
+        assert names[row][order].tolist() == letters.tolist()  # the slots' names, in the slots' order
+        assert names[row].tolist() == letters[np.argsort(order)].tolist()
+        in_slots = np.array(candidates)[order]
+        stood = {shown[row].tolist()[place]: shown[row].tolist()[place + 1] for place in range(1, 10, 2)}
+        by_name = [stood[name] for name in names[row].tolist()]
+        assert by_name == [int(written.candidates[item][0]) for item in candidates]
+        assert in_slots[np.argsort(order)].tolist() == candidates
+    identity = written.show(lists(candidates), lists(list(range(5))))[1]
+    assert identity[0].tolist() == letters.tolist()
+
+
+def test_the_oldest_history_goes_first_and_each_row_has_its_room(catalog: ItemCatalog) -> None:
+    written, tokenizer = compact(catalog)
+    histories, ratings = lists([2, 0, 1], [2, 0, 1], [4]), Ragged.from_lists([[5, 1, 5], [5, 1, 5], [3.5]], float)
+    told = written.encode_histories(histories, ratings, np.array([4, 5, 1]))
+    assert [tokenizer.decode(told[row]) for row in range(3)] == [
+        "<bos> <item_1> <rating_5>",
+        "<bos> <item_0> <rating_1> <item_1> <rating_5>",
+        "<bos>",
+    ]
+
+
+def test_what_cannot_be_written_is_refused(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="do not name users"):
+        RatedPromptFormat.for_catalog(catalog, tokenizer, [1.0], head="{user}")
+    with pytest.raises(ValueError, match="must hold {surface} and, after it, {rating}"):
+        RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, item="{rating}: {surface}")
+    with pytest.raises(ValueError, match="lacks 5 tokens of the prompts, '<candidates>' first"):
+        RatedPromptFormat.for_catalog(
+            catalog.with_surface("item_token"), make_tokenizer(catalog.with_surface("item_token")), RATINGS
+        )
+    with pytest.raises(ValueError, match="letters=False needs items of one token"):
+        RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, letters=False)
+    written, _ = compact(catalog)
+    written.refuse_long(lists([1, 2], [3, 4, 5]), 12)  # <bos> item rating <candidates> 3 <answer> 3 and EOS
+    with pytest.raises(ValueError, match="max_length 11 is too small: row 1 takes up to 12 tokens with its 3 candidates"):
+        written.refuse_long(lists([1, 2], [3, 4, 5]), 11)
+    with pytest.raises(ValueError, match="too small: list 1 of the test split takes up to 12 tokens"):
+        written.refuse_long(lists([1, 2], [3, 4, 5]), 11, "list {row} of the test split")
+
+
+def test_orders_depend_on_their_key_alone() -> None:
+    first = draw_slots(5, 2, (0, 1, 2))
+    assert np.array_equal(first, draw_slots(5, 2, (0, 1, 2))) and not np.array_equal(first[0], first[1])
+    others = [draw_slots(5, 1, key)[0].tolist() for key in ((0, 1, 3), (0, 2, 2), (1, 1, 2))]
+    assert len({tuple(order) for order in [first[0].tolist(), *others]}) == 4
+    assert all(not np.array_equal(*draw_slots(2, 2, (row,))) for row in range(20))
+    assert draw_slots(1, 2, (0,)).tolist() == [[0], [0]]
+
+
+def test_slots_are_uniform_and_ties_fall_either_way() -> None:
+    counts = np.zeros((3, 3), int)
+    for row in range(3000):
+        counts[np.arange(3), draw_slots(3, 2, (row,))[1]] += 1
+    assert np.abs(counts - 1000).max() < 120
+    ranks = np.array([draw_gold_rank(np.array([3.0, 5.0, 3.0, 1.0]), (row,)) for row in range(400)])
+    assert (ranks[:, 1] == 0).all() and (ranks[:, 3] == 3).all()
+    assert 150 < (ranks[:, 0] == 1).sum() < 250
+
+
+def test_every_rating_of_a_sequence_is_learned_once(catalog: ItemCatalog) -> None:
+    written, tokenizer = compact(catalog)
+    items, ratings = [3, 1, 4, 1, 5, 7, 2], [5.0, 1.0, 3.5, 5.0, 5.0, 1.0, 3.5]
+    table = {"user": [8], "history": [items[:1]], "targets": [items[1:]]}
+    split = Dataset.from_dict({**table, "history_ratings": [ratings[:1]], "target_ratings": [ratings[1:]]}, split="train")
+    rows = build_rating_rows(split, written, max_length=10)  # <bos> and four rated items
+    told = [tokenizer.decode(row) for row in rows["input_ids"]]
+    assert told[1] == "<bos> <item_4> <rating_3.5> <item_1> <rating_5> <item_5> <rating_5> <item_7> <rating_1>"
+    learned = [[token for token in row if token != -100] for row in rows["labels"]]
+    assert tokenizer.decode(sum(learned, [])) == " ".join(f"<rating_{rating:g}>" for rating in ratings)
+    for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
+        assert all(label in (token, -100) for token, label in zip(ids, labels, strict=True))
+    assert rows["user"] == [8] * len(rows)
+    with pytest.raises(ValueError, match="max_length 3 leaves room for 1 rated items"):
+        build_rating_rows(split, written, max_length=3)
+    with pytest.raises(ValueError, match="training rows cannot come from the test split"):
+        build_rating_rows(Dataset.from_dict(split.to_dict(), split="test"), written, max_length=10)

@@ -1,0 +1,144 @@
+"""The stage in which a model from nothing learns to rate, alone and inside `trl-rec alro`."""
+
+import json
+import logging
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import TrainerCallback
+
+from tests.trainer.alro.alro_runs import DEFAULTS
+from trl_rec import AlroTrainer, BearTrainer, RecDataset, prepare
+from trl_rec.decoding import RatedPromptFormat
+from trl_rec.models import RecModelConfig
+from trl_rec.scripts.alro import main
+from trl_rec.scripts.parsing import find_recipe
+from trl_rec.trainer import build_ranker, learn_ratings, rating_values
+
+
+OPTIONS = {name: DEFAULTS[name] for name in ("use_cpu", "bf16", "report_to", "disable_tqdm", "gradient_checkpointing")}
+RECIPE = {**OPTIONS, "hidden_size": 16, "dropout": 0.1, "max_length": 64, "num_candidates": 4, "eval_ks": [4], "max_steps": 3}
+RECIPE |= {"rating_epochs": 2, "save_strategy": "no"}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
+    path = tmp_path_factory.mktemp("rated") / "data"
+    return prepare("toy", path, toy_users=24, toy_items=60, split="leave_last", num_held_out=4).with_surface("item_token")
+
+
+def learn(dataset: RecDataset, folder: Path, **options) -> dict[str, torch.Tensor]:
+    ratings = rating_values(dataset.train)
+    model, tokenizer, _ = build_ranker(dataset.catalog, ratings, RecModelConfig(hidden_size=16), max_length=64)
+    prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings)
+    options = {**OPTIONS, "per_device_train_batch_size": 4, "num_train_epochs": 3, **options}
+    return learn_ratings(model, tokenizer, prompt_format, dataset, folder, max_length=32, **options).state_dict()
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+class Killed(Exception):
+    """Ends a run as a signal would."""
+
+
+class Kill(TrainerCallback):
+    """After the second epoch's checkpoint."""
+
+    def on_epoch_end(self, args, state, control, **others) -> None:
+        if state.epoch > 2.5:
+            raise Killed
+
+
+def test_a_stage_goes_on_where_it_was_killed_and_is_taken_as_it_is_once_it_ended(
+    dataset: RecDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "trl_rec")
+    whole = learn(dataset, tmp_path / "whole")
+    assert "the model first learns to rate" in caplog.text
+    make = BearTrainer.__init__
+    with monkeypatch.context() as patch:
+        patch.setattr(BearTrainer, "__init__", lambda self, *args, **kwargs: make(self, *args, **kwargs, callbacks=[Kill()]))
+        with pytest.raises(Killed):
+            learn(dataset, tmp_path / "cut")
+    steps = []
+    step = BearTrainer.training_step
+    monkeypatch.setattr(BearTrainer, "training_step", lambda self, *args: steps.append(1) or step(self, *args))
+    assert same(learn(dataset, tmp_path / "cut", resume=True), whole)
+    resumed = len(steps)
+    assert not list((tmp_path / "cut").glob("checkpoint-*"))
+    assert same(learn(dataset, tmp_path / "cut", resume=True), whole)
+    assert len(steps) == resumed and "has learned to rate already" in caplog.text
+    assert same(learn(dataset, tmp_path / "cut"), whole) and len(steps) == resumed + 3 * resumed  # anew, and all of it
+
+
+def test_it_learns_to_rate(dataset: RecDataset, tmp_path: Path) -> None:
+    learn(dataset, tmp_path, num_train_epochs=8, logging_strategy="epoch")
+    losses = [entry["loss"] for entry in map(json.loads, (tmp_path / "eval.jsonl").read_text().splitlines()) if "loss" in entry]
+    assert losses[-1] < 1.7 < losses[0]  # five ratings by chance: log 5 is 1.61
+
+
+def write(folder: Path, dataset: RecDataset, **options) -> list[str]:
+    recipe = {**RECIPE, "dataset": str(dataset.path), "output_dir": str(folder / "run"), **options}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return ["--config", str(folder / "recipe.yaml")]
+
+
+def test_the_verb_ranks_with_the_model_that_learned_to_rate(
+    dataset: RecDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = []
+    train = AlroTrainer.train
+
+    def watched(self: AlroTrainer, *args, **kwargs) -> None:
+        began.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        train(self, *args, **kwargs)
+
+    monkeypatch.setattr(AlroTrainer, "train", watched)
+    main(write(tmp_path, dataset))
+    rated = tmp_path / "run" / "rating"
+    settings = json.loads((rated / "recipe.json").read_text())
+    assert (settings["num_train_epochs"], settings["learning_rate"], settings["max_steps"]) == (2, 3e-3, 3)
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert written["settings"]["rating_epochs"] == 2 and "ALRO" in written["results"]
+    begun = (rated / "complete").stat().st_mtime_ns
+    main(write(tmp_path, dataset, resume_from_checkpoint=True))
+    assert (rated / "complete").stat().st_mtime_ns == begun and same(*began)
+    main(write(tmp_path, dataset, rating_epochs=0, output_dir=str(tmp_path / "other")))
+    assert not (tmp_path / "other" / "rating").exists() and not same(began[0], began[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "the test split has no ratings to rank by"),
+        ({"max_length": 12}, r"max_length 12 is too small: list \d+ of the train split takes up to"),
+        ({"rating_epochs": -1}, "rating_epochs must be at least 0, not -1"),
+        ({"model_name_or_path": "some/model"}, "rating_epochs are for a model from nothing; leave them out"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_training(
+    dataset: RecDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict, message: str
+) -> None:
+    unrated = dataset.test.map(lambda row: {"history_ratings": [], "target_ratings": []})
+    monkeypatch.setattr("trl_rec.scripts.alro.load", lambda path: replace(dataset, test=unrated))
+    monkeypatch.setattr("transformers.Trainer.train", lambda *args, **kwargs: pytest.fail("it was trained"))
+    with pytest.raises(ValueError, match=message):
+        main(write(tmp_path, dataset, **options))
+
+
+def test_the_recipe_trains_as_the_example_does() -> None:
+    path = Path(__file__).parents[2] / "examples" / "alro.py"
+    spec = spec_from_file_location("example", path)
+    example = module_from_spec(spec)
+    spec.loader.exec_module(example)
+    expected = {**example.SHARED, **example.RANKING, **example.ARMS["ALRO"]}
+    recipe = yaml.safe_load(find_recipe("alro/ml-100k").read_text())
+    shared = {name for name in expected if name in recipe} - {"save_strategy"}
+    assert len(shared) >= 12 and {name: recipe[name] for name in shared} == {name: expected[name] for name in shared}
+    assert (recipe["rating_epochs"], recipe["rating_learning_rate"], recipe["dropout"]) == (8, 3e-3, 0.3)

@@ -1,0 +1,145 @@
+"""What the mixin promises of checkpoints at any moment, and of FSDP."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer.runs import losses, make_folder, make_trainer
+from trl_rec import BearTrainer, load
+from trl_rec.models import load_model
+from trl_rec.trainer import conclude
+from trl_rec.trainer.base.checkpoints import newest_complete
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoints")
+    make_folder(path)
+    return path
+
+
+class Died(BaseException):
+    """Stands for a kill."""
+
+
+def die(*arguments: object, **options: object) -> None:
+    raise Died
+
+
+def test_an_older_checkpoint_goes_only_when_the_newer_is_complete(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    trainer = make_trainer(folder, tmp_path, **SAVING)
+    remove, told = shutil.rmtree, []
+
+    def watch(path: str, *arguments: object, **options: object) -> None:
+        if Path(path).exists():
+            told.append((Path(path).name, newest_complete(tmp_path).name))
+        remove(path, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", watch)
+    trainer.train()
+    assert told == [("checkpoint-2", "checkpoint-4")]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert trainer.args.save_total_limit == 1
+
+
+def test_an_earlier_runs_checkpoint_does_not_vouch_for_a_half_written_one(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    make_trainer(folder, tmp_path, max_steps=2, **SAVING).train()
+    again = make_trainer(folder, tmp_path, max_steps=2, seed=7, **SAVING)
+    monkeypatch.setattr(again, "_save_optimizer_and_scheduler", die)
+    with pytest.raises(Died):
+        again.train()
+    assert newest_complete(tmp_path) is None
+
+
+def test_the_limit_and_the_best_checkpoint_are_kept(folder: Path, tmp_path: Path) -> None:
+    options = {
+        "max_steps": 8,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+        **SAVING,
+        "save_total_limit": 2,
+    }
+    validation = load(folder / "data").validation
+    trainer = make_trainer(folder, tmp_path, metric_for_best_model="eval_ndcg@10", eval_dataset=validation, **options)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {best.name, "checkpoint-8"}
+    saved = load_file(best / "model.safetensors")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in trainer.model.state_dict().items() if name in saved)
+
+
+def test_fsdp_refuses_to_rank_and_says_what_to_do(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    trainer = make_trainer(folder, tmp_path)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    with pytest.raises(ValueError, match="FSDP cannot rank lists during training: .* with trl-rec evaluate"):
+        trainer.evaluate(load(folder / "data").validation)
+    trainer = make_trainer(folder, tmp_path, eval_dataset=load(folder / "data").validation, eval_strategy="steps", eval_steps=2)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    with pytest.raises(ValueError, match="FSDP cannot rank lists during training"):
+        trainer.train()
+    assert trainer.state.global_step == 0  # before the first step, not at the first evaluation
+
+
+def test_fsdp_refuses_to_rank_any_of_several_sets(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    validation = load(folder / "data").validation
+    rows = make_trainer(folder, tmp_path).train_dataset
+    options = {"eval_strategy": "steps", "eval_steps": 2}
+    trainer = make_trainer(folder, tmp_path, eval_dataset={"rows": rows, "users": validation}, **options)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    with pytest.raises(ValueError, match="FSDP cannot rank lists during training"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("told", [{"use_reentrant": True}, {"use_reentrant": False, "every_n_layers": 2}])
+def test_a_ranking_leaves_checkpointing_as_it_was(folder: Path, tmp_path: Path, told: dict) -> None:
+    trainer = make_trainer(folder, tmp_path, max_steps=1, gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(told))
+    trainer.train()
+
+    def settings() -> list[tuple[bool, dict]]:
+        layers = [layer for layer in trainer.model.modules() if "_gradient_checkpointing_func" in vars(layer)]
+        return [(layer.gradient_checkpointing, layer._gradient_checkpointing_func.keywords) for layer in layers]
+
+    before = settings()
+    trainer.rank(load(folder / "data").validation)
+    assert settings() == before and {"use_reentrant": told["use_reentrant"]} in [keywords for _, keywords in before]
+    assert ({True, False} if "every_n_layers" in told else {True}) == {enabled for enabled, _ in before}
+
+
+def test_under_fsdp_a_run_ends_with_the_model_saved_and_a_word_on_ranking(
+    folder: Path, tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, saved = make_trainer(folder, tmp_path), []
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    monkeypatch.setattr(trainer, "save_model", lambda: saved.append(True))  # there is no FSDP plugin here to gather the weights
+    monkeypatch.setattr(trainer.state, "log_history", [{"loss": 1.5, "step": 1}, {"loss": 1.0, "step": 2}])
+    assert conclude(trainer, load(folder / "data"), {}) == {}
+    assert saved and "run trl-rec evaluate" in caplog.text
+    assert [json.loads(line)["loss"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()] == [1.5, 1.0]
+    assert json.loads((tmp_path / "recipe.json").read_text())["max_length"] == 96
+
+
+@pytest.mark.parametrize(("strategy", "size"), [("group_by_length", 4), ("batch_rebalance", 2)])
+def test_an_order_by_lengths_is_the_same_after_a_resume(strategy: str, size: int, folder: Path, tmp_path: Path) -> None:
+    def make(name: str, **saving: Any) -> BearTrainer:
+        options = {"train_sampling_strategy": strategy, "targets": "all", "per_device_train_batch_size": size}
+        options |= {"gradient_accumulation_steps": 4 // size, "seed": 3}
+        model = load_model(folder / "model", attention_dropout=0.2)  # draws as well, between two orders
+        return make_trainer(folder, tmp_path / name, model=model, max_steps=14, **options, **saving)
+
+    whole = make("whole", save_strategy="steps", save_steps=11)
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-11", tmp_path / "cut" / "checkpoint-11")  # in the second epoch
+    cut = make("cut")
+    cut.train(resume_from_checkpoint=True)
+    assert losses(cut) == losses(whole) and len(set(losses(whole))) == 14
+    assert cut._get_train_sampler().seed == 3

@@ -1,0 +1,46 @@
+"""A BLADE run that is killed again and again ends with the weights of one that was left alone."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.processes import run_alone
+from tests.trainer.blade.blade_runs import logged, make_trainer
+from tests.trainer.killing import run_and_kill
+from tests.trainer.runs import make_folder
+from trl_rec import load
+from trl_rec.trainer import reference_lists
+
+
+pytestmark = pytest.mark.slow
+# As in the recipes: the best checkpoint by what is ranked is kept, and the older ones are deleted.
+OPTIONS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_ndcg@3", "max_eval_users": 4}
+# State of which a resumed run needs all: moments, schedule, accumulated batches, the middle of an epoch.
+OPTIONS |= {"max_steps": 40, "optim": "adamw_torch", "learning_rate": 0.003, "lr_scheduler_type": "linear"}
+OPTIONS |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+
+
+def train(folder: Path, num_iterations: int, output: Path) -> None:
+    reference_lists.ROWS_A_PART = 5
+    options = {**OPTIONS, "num_iterations": num_iterations, "eval_dataset": load(folder / "data").validation}
+    trainer = make_trainer(folder, output, **options)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    torch.save([logged(trainer, name) for name in ("reward", "kl", "blade/ratio", "grad_norm")], output / "told.pt")
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_killed_and_resumed_is_bit_equal_to_uninterrupted(tmp_path: Path, num_iterations: int) -> None:
+    make_folder(tmp_path)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_alone(partial(train, tmp_path, num_iterations), whole)
+    left = run_and_kill(partial(train, tmp_path, num_iterations), cut, num_kills=5, most_seconds=0.3)
+    assert any(left), "no kill came while a checkpoint was being written"
+    assert torch.load(cut / "told.pt") == torch.load(whole / "told.pt")
+    weights = load_file(cut / "model.safetensors")
+    for name, tensor in load_file(whole / "model.safetensors").items():
+        assert torch.equal(weights[name], tensor), name

@@ -1,0 +1,158 @@
+"""Reference lists: drawn once, found again, drawn on where a run was killed, and the same however they are divided."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.trainer import blade_runs
+from tests.trainer.blade.blade_runs import logged, other_model
+from tests.trainer.runs import make_folder
+from trl_rec.trainer import BladeTrainer, blade_trainer, reference_lists
+
+
+make_trainer = partial(blade_runs.make_trainer, max_prompts=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("references")
+    make_folder(path)
+    return path
+
+
+@pytest.fixture
+def drawn_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The rows of each batch that reference lists or rollouts are drawn for; parts are of five rows."""
+    rows, draw = [], blade_trainer.sample_item_lists
+    monkeypatch.setattr(reference_lists, "ROWS_A_PART", 5)
+
+    def watch(*given: Any, **options: Any) -> Any:
+        rows.append(options["rows"].tolist())
+        return draw(*given, **options)
+
+    monkeypatch.setattr(blade_trainer, "sample_item_lists", watch)
+    return rows
+
+
+def references(trainer: BladeTrainer) -> list:
+    trainer.draw_references()
+    return trainer.train_dataset["references"]
+
+
+def parts(output: Path) -> list[Path]:
+    return sorted(output.glob("references-*/*"))
+
+
+def test_lists_are_drawn_once_in_parts(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
+    told = references(make_trainer(folder, tmp_path, reference_batch_size=3))
+    assert drawn_rows == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9], [10, 11, 12], [13, 14], [15]]
+    assert [path.name for path in parts(tmp_path)] == [f"{start:09d}.parquet" for start in (0, 5, 10, 15)]
+    assert np.array(told).shape == (16, 8, 3) and len({tuple(map(tuple, row)) for row in told}) == 16
+    drawn_rows.clear()
+    again = make_trainer(folder, tmp_path, reference_batch_size=3)
+    assert references(again) == told == references(again) and not drawn_rows
+
+
+def test_batches_do_not_matter(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
+    told = [references(make_trainer(folder, tmp_path / str(size), reference_batch_size=size)) for size in (1, 2, 3, 64)]
+    assert told[0] == told[1] == told[2] == told[3]
+
+
+def test_they_are_found_by_weights_rows_and_sampling_alone(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
+    told = references(make_trainer(folder, tmp_path))
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({"rewards": {"hit": 1.0, "ild": 0.5}, "target": "rank", "beta": 0.3, "best_of": 3, "learning_rate": 0.7}, True),
+        ({"num_generations": 4, "num_iterations": 2, "per_device_train_batch_size": 8}, True),
+        ({"seed": 7}, False),
+        ({"temperature": 0.9}, False),
+        ({"num_references": 9}, False),
+        ({"list_length": 4}, False),
+        ({"eval_exclude_history": False}, False),
+        ({"max_prompts": 15}, False),
+        ({"every_position": True}, False),
+        ({"max_length": 40}, False),
+        ({"prompt_tail": "<eos>"}, False),
+        ({"model": "other"}, False),
+        ({"ref_model": "loaded", "model": "other"}, True),
+    ]
+    for options, found in cases:
+        drawn_rows.clear()
+        before = len(list(tmp_path.glob("references-*")))
+        given = {**options, "model": other_model(folder) if "model" in options else None}
+        other = references(make_trainer(folder, tmp_path, **given))
+        assert bool(drawn_rows) != found and (other == told or not found), options
+        assert len(list(tmp_path.glob("references-*"))) == before + (not found), options
+
+
+def test_a_killed_run_goes_on_with_the_rest(folder: Path, tmp_path: Path, drawn_rows: list, monkeypatch) -> None:
+    whole = references(make_trainer(folder, tmp_path / "whole"))
+    write, written = reference_lists._write, []
+
+    def die(path: Path, lists: np.ndarray) -> None:
+        written.append(path.name)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        write(path, lists)
+
+    drawn_rows.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(reference_lists, "_write", die)
+        with pytest.raises(KeyboardInterrupt):
+            references(make_trainer(folder, tmp_path / "cut"))
+    assert drawn_rows == [[*range(5)], [*range(5, 10)], [*range(10, 15)]] and len(parts(tmp_path / "cut")) == 2
+    parts(tmp_path / "cut")[0].with_name("000000010.unfinished").write_bytes(b"PAR1")  # as a kill may leave it
+    drawn_rows.clear()
+    assert references(make_trainer(folder, tmp_path / "cut")) == whole
+    assert drawn_rows == [[*range(10, 15)], [15]]
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "short", "other"])
+def test_a_damaged_part_is_drawn_again(
+    folder: Path, tmp_path: Path, drawn_rows: list, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = references(make_trainer(folder, tmp_path))
+    path, last = parts(tmp_path)[1], parts(tmp_path)[3]
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-20])
+    elif damage == "changed":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 4] ^= 1
+        path.write_bytes(bytes(data))
+    elif damage == "short":
+        path.write_bytes(last.read_bytes())  # one row instead of five
+    else:
+        path.write_text("not Parquet")
+    drawn_rows.clear()
+    assert references(make_trainer(folder, tmp_path)) == told
+    assert drawn_rows == [[*range(5, 10)]] and "000000005.parquet" in caplog.text and "drawn again" in caplog.text
+
+
+def test_what_one_process_has_written_every_process_has_to_see(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    trainer = make_trainer(folder, tmp_path)
+    monkeypatch.setattr(reference_lists, "_write", lambda path, lists: None)
+    with pytest.raises(ValueError, match="000000000.parquet is not there; all processes have to see the same output_dir"):
+        trainer.train()
+
+
+def test_a_run_that_finds_its_lists_learns_the_same(folder: Path, tmp_path: Path) -> None:
+    told = [make_trainer(folder, tmp_path, max_steps=2) for _ in range(2)]
+    told[0].train(), told[1].train()
+    for name in ("reward", "kl", "blade/quantile", "grad_norm"):
+        assert logged(told[0], name) == logged(told[1], name)
+
+
+def test_the_best_of_the_reference_lists_are_rows_to_learn_from(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(folder, tmp_path, rewards={"recall": 1.0, "hit": -0.1}, reference_batch_size=5)
+    rows, prompts = trainer.best_reference_rows(), trainer.train_dataset
+    assert rows["user"] == prompts["user"] and rows["history"] == prompts["history"]
+    for row, prompt in zip(rows, prompts, strict=True):
+        hits = [len({*items} & {*prompt["targets"]}) for items in prompt["references"]]
+        assert row["items"] == prompt["references"][hits.index(max(hits))]
+        completion = [token for item in row["items"] for token in trainer.prompt_format.paths[item].tolist()]
+        completion.append(trainer.processing_class.eos_token_id)
+        assert row["input_ids"] == prompt["prompt_ids"] + completion
+        assert row["labels"] == [-100] * len(prompt["prompt_ids"]) + completion
+    assert max(len({*row["items"]} & {*prompt["targets"]}) for row, prompt in zip(rows, prompts, strict=True)) > 0

@@ -1,0 +1,80 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trl_rec.items import TokenTrie
+from trl_rec.trainer import PreferenceCollator
+from trl_rec.trainer.softmax_dpo.collator import refuse_off_catalogue
+
+
+PAD = 0
+ITEMS = [[5, 7], [5, 8], [6, 7, 9], [6, 7, 10]]
+TRIE = TokenTrie.from_sequences(ITEMS)
+texts = st.lists(st.integers(0, 9), min_size=1, max_size=5)  # the padding token may occur in a text
+batches = st.lists(st.tuples(texts, texts, st.lists(texts, min_size=1, max_size=4)), min_size=1, max_size=4)
+
+
+def as_rows(batch: list[tuple]) -> list[dict[str, Any]]:
+    return [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), row, strict=True)) for row in batch]
+
+
+def test_a_batch_written_out() -> None:
+    rows = as_rows([([1, 2], [5, 7], [[5, 8], [6, 7, 9]]), ([3], [6, 7, 10], [[5, 7]])])
+    batch = PreferenceCollator(PAD)([{**row, "ref_logps": [-1.0, -2.0, -3.0][: 1 + len(row["rejected_ids"])]} for row in rows])
+    assert {name: value.tolist() for name, value in batch.items()} == {
+        "prompt_ids": [[1, 2], [0, 3]],
+        "prompt_mask": [[True, True], [False, True]],
+        "completion_ids": [[[5, 7, 0], [5, 8, 0], [6, 7, 9]], [[6, 7, 10], [5, 7, 0], [0, 0, 0]]],
+        "completion_mask": [
+            [[True, True, False], [True, True, False], [True, True, True]],
+            [[True, True, True], [True, True, False], [False, False, False]],
+        ],
+        "ref_logps": [[-1.0, -2.0, -3.0], [-1.0, -2.0, 0.0]],
+    }
+    assert batch["ref_logps"].dtype == torch.float32 and batch["completion_ids"].dtype == torch.int64
+
+
+@given(batches)
+def test_nothing_but_padding_is_added(batch: list) -> None:
+    made = PreferenceCollator(PAD)(as_rows(batch))
+    for row, (prompt, chosen, rejected) in enumerate(batch):
+        assert made["prompt_ids"][row][made["prompt_mask"][row]].tolist() == prompt
+        assert made["prompt_mask"][row].diff().clamp(max=0).sum() == 0 and made["prompt_mask"][row, -1]  # on the left
+        for slot, text in enumerate([chosen, *rejected]):
+            mask = made["completion_mask"][row, slot]
+            assert made["completion_ids"][row, slot][mask].tolist() == text and mask[: len(text)].all()  # on the right
+        assert not made["completion_mask"][row, 1 + len(rejected) :].any()
+    assert made["completion_mask"].any(-1).any(0).all() and made["completion_mask"].any(0).any(0).all()  # no column too many
+    assert (made["completion_ids"][~made["completion_mask"]] == PAD).all() and (
+        made["prompt_ids"][~made["prompt_mask"]] == PAD
+    ).all()
+
+
+@given(st.lists(st.lists(st.sampled_from(ITEMS), min_size=2, max_size=4), min_size=1, max_size=4))
+def test_each_token_learns_the_node_at_which_it_is_chosen(several: list) -> None:
+    rows = as_rows([([1], some[0], some[1:]) for some in several])
+    batch = PreferenceCollator(PAD, TRIE)(rows)
+    nodes, mask = batch["trie_nodes"], batch["completion_mask"]
+    assert (nodes[~mask] == -1).all() and (nodes[mask] >= 0).all()
+    for row, slot, place in np.argwhere(mask.numpy()):
+        legal = {path[place] for path in ITEMS if path[:place] == several[row][slot][:place]}
+        tokens, _, real = TRIE.children(nodes[row, slot, place])
+        assert set(tokens[real].tolist()) == legal
+
+
+@pytest.mark.parametrize("wrong", [[5, 9], [5], [6, 7], [4], [5, 7, 7]])
+def test_completions_off_the_catalogue_are_refused(wrong: list[int]) -> None:
+    """Unknown, only begun, or gone on with."""
+    rows = [([1], ITEMS[0], []), ([1], ITEMS[2], [ITEMS[1], ITEMS[3]]), ([1], ITEMS[0], [ITEMS[1]])]
+    refuse_off_catalogue(Dataset.from_list(as_rows(rows)), TRIE)
+    for chosen, rejected in ((wrong, [ITEMS[1]]), (ITEMS[0], [ITEMS[1], wrong])):
+        with pytest.raises(ValueError, match="row 3: a completion is no item of the catalogue"):
+            refuse_off_catalogue(Dataset.from_list(as_rows([*rows, ([1], chosen, rejected)])), TRIE)
+    many = Dataset.from_list(as_rows([rows[0]] * 10_001 + [([1], wrong, [])]))
+    with pytest.raises(ValueError, match="row 10001: a completion is no item of the catalogue"):
+        refuse_off_catalogue(many, TRIE)

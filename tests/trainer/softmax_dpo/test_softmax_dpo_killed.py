@@ -1,0 +1,46 @@
+"""A Softmax-DPO run that is killed again and again ends with the weights of one that was left alone."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.processes import run_alone
+from tests.trainer.killing import run_and_kill
+from tests.trainer.runs import losses, make_folder
+from tests.trainer.softmax_dpo.preference_runs import make_trainer
+from trl_rec import load
+from trl_rec.models import load_model
+
+
+pytestmark = pytest.mark.slow
+# As in the recipes: the best checkpoint by what is ranked is kept, and the older ones are deleted.
+OPTIONS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_ndcg@3", "max_eval_users": 4, "eval_ks": [3]}
+# State of which a resumed run needs all: dropout, moments, schedule, accumulated batches, the middle of an epoch.
+OPTIONS |= {"max_steps": 40, "optim": "adamw_torch", "learning_rate": 0.003, "lr_scheduler_type": "linear"}
+OPTIONS |= {"gradient_accumulation_steps": 2, "disable_dropout": False}
+
+
+def train(folder: Path, precompute: bool, output: Path) -> None:
+    model = load_model(folder / "model", attention_dropout=0.2)
+    options = {**OPTIONS, "precompute_ref_log_probs": precompute, "eval_dataset": load(folder / "data").validation}
+    trainer = make_trainer(folder, output, model=model, **options)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    torch.save(losses(trainer), output / "losses.pt")
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_killed_and_resumed_is_bit_equal_to_uninterrupted(tmp_path: Path, precompute: bool) -> None:
+    make_folder(tmp_path)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_alone(partial(train, tmp_path, precompute), whole)
+    left = run_and_kill(partial(train, tmp_path, precompute), cut, num_kills=5, most_seconds=0.3)
+    assert any(left), "no kill came while a checkpoint was being written"
+    assert torch.load(cut / "losses.pt") == torch.load(whole / "losses.pt")
+    weights = load_file(cut / "model.safetensors")
+    for name, tensor in load_file(whole / "model.safetensors").items():
+        assert torch.equal(weights[name], tensor), name

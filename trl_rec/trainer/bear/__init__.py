@@ -1,0 +1,35 @@
+"""BEAR: fine-tuning that keeps each target token inside the beam that will decode it."""
+
+from typing import TYPE_CHECKING
+
+from trl_rec._lazy import lazy_names
+
+
+__all__ = [
+    "BearConfig",
+    "BearTrainer",
+    "NextItemCollator",
+    "TaskCollator",
+    "build_bear_trainer",
+    "build_training_rows",
+]
+
+if TYPE_CHECKING:
+    from trl_rec.trainer.bear.building import build_bear_trainer
+    from trl_rec.trainer.bear.collator import NextItemCollator
+    from trl_rec.trainer.bear.config import BearConfig
+    from trl_rec.trainer.bear.task_building import build_training_rows
+    from trl_rec.trainer.bear.task_collator import TaskCollator
+    from trl_rec.trainer.bear.trainer import BearTrainer
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "building": ["build_bear_trainer"],
+            "collator": ["NextItemCollator"],
+            "config": ["BearConfig"],
+            "task_building": ["build_training_rows"],
+            "task_collator": ["TaskCollator"],
+            "trainer": ["BearTrainer"],
+        },
+    )

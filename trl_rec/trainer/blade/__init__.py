@@ -1,0 +1,26 @@
+"""BLADE: alignment of whole lists with a Best-of-N target that moves with the policy."""
+
+from typing import TYPE_CHECKING
+
+from trl_rec._lazy import lazy_names
+
+
+__all__ = [
+    "BladeConfig",
+    "BladeTrainer",
+    "ListPromptCollator",
+]
+
+if TYPE_CHECKING:
+    from trl_rec.trainer.blade.collator import ListPromptCollator
+    from trl_rec.trainer.blade.config import BladeConfig
+    from trl_rec.trainer.blade.trainer import BladeTrainer
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "collator": ["ListPromptCollator"],
+            "config": ["BladeConfig"],
+            "trainer": ["BladeTrainer"],
+        },
+    )

@@ -1,0 +1,140 @@
+"""Configuration of [`BladeTrainer`]: `DPOConfig` and what lists, their rewards and the moving target add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers.trainer_utils import SaveStrategy
+from trl import DPOConfig
+
+from trl_rec.trainer.base.config import RecConfig, refuse_inert
+from trl_rec.trainer.softmax_dpo.config import INERT, INERT_ROWS
+
+
+INERT_REFERENCE = ("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model")
+TARGETS = {"blade": "BLADE", "best_of_n": "static Best-of-N", "rank": "rank in the group", "reward": "GRPO"}
+AT_LEAST_ONE = ("num_iterations", "best_of", "reference_batch_size", "max_prompts")
+POSITIVE = ("temperature", "prior", "clip")
+
+
+@dataclass
+class BladeConfig(RecConfig, DPOConfig):
+    """Arguments of [`BladeTrainer`], besides those of [`RecConfig`] and [`~trl.DPOConfig`].
+
+    A batch is of prompts; each is given `num_generations` lists. What is excluded from lists when they are ranked
+    (`eval_exclude_history`) is excluded from those that are learned from as well.
+
+    Args:
+        list_length (`int`, *optional*, defaults to `10`): Items of a list, the paper's K.
+        rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Weights of rewards, by their names: `ndcg`,
+            `recall`, `hit`, `ild`, `mgu`, or functions that the trainer was given. All are higher for better lists.
+        target (`str`, *optional*, defaults to `"blade"`): What is learned from: `"blade"`; `"best_of_n"`, its static limit;
+            `"rank"`, the rank among the rollouts alone; or the `"reward"` itself, as GRPO does.
+        dynamic_coefficient (`float`, *optional*, defaults to `0.3`): The rollouts' share of the evidence, the paper's tau, with
+            `target="blade"`.
+        best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
+        num_references (`int`, *optional*, defaults to `16`): Lists of the reference policy a prompt, drawn once.
+        prior (`float`, *optional*, defaults to `0.5`): Parameter of the Beta prior.
+        num_generations (`int`, *optional*, defaults to `8`): Rollouts a prompt and step, at least 2.
+        temperature (`float`, *optional*, defaults to `1.0`): Of rollouts and references.
+        beta (`float`, *optional*): Weight of the KL to the reference policy. By default 1, as N is in the target already; 0.001
+            with `target="reward"`.
+        standardize (`bool`, *optional*): Whether advantages are divided by their group's standard deviation. By default only
+            with `target="reward"`.
+        num_iterations (`int`, *optional*, defaults to `1`): Steps on the same rollouts.
+        clip (`float`, *optional*, defaults to `0.2`): How far from 1 a list's probability ratio counts.
+        every_position (`bool`, *optional*, defaults to `False`): Whether a list begins at every item of a sequence, rather
+            than where the list before it ends.
+        max_prompts (`int`, *optional*): Prompts to learn from, spread evenly; all otherwise. Each
+            costs `num_references` lists before training begins, so a short run should name what it visits.
+        reference_batch_size (`int`, *optional*, defaults to `64`): Prompts whose reference lists are drawn together.
+        learning_rate (`float`, *optional*, defaults to `1e-5`): As in `DPOConfig`, where it is `1e-6`.
+    """
+
+    list_length: int | None = field(default=10, metadata={"help": "items of a list"})
+    rewards: dict[str, Any] | str | None = field(default=None, metadata={"help": "weights of rewards by name; ndcg by default"})
+    target: Literal["blade", "best_of_n", "rank", "reward"] = field(
+        default="blade", metadata={"help": "blade, best_of_n, rank or reward"}
+    )
+    dynamic_coefficient: float = field(default=0.3, metadata={"help": "the rollouts' share of the evidence"})
+    best_of: float = field(default=8, metadata={"help": "N of Best-of-N"})
+    num_references: int = field(default=16, metadata={"help": "lists of the reference policy a prompt"})
+    prior: float = field(default=0.5, metadata={"help": "parameter of the Beta prior"})
+    num_generations: int = field(default=8, metadata={"help": "rollouts a prompt and step"})
+    temperature: float = field(default=1.0, metadata={"help": "of rollouts and references"})
+    beta: float | None = field(  # type: ignore[assignment]  # a float once the target is known
+        default=None, metadata={"help": "weight of the KL; 1 by default, 0.001 with target reward"}
+    )
+    standardize: bool | None = field(default=None, metadata={"help": "divide advantages by their group's deviation"})
+    num_iterations: int = field(default=1, metadata={"help": "steps on the same rollouts"})
+    clip: float = field(default=0.2, metadata={"help": "how far from 1 a list's probability ratio counts"})
+    every_position: bool = field(default=False, metadata={"help": "begin a list at every item of a sequence"})
+    max_prompts: int | None = field(default=None, metadata={"help": "prompts to learn from, spread evenly"})
+    reference_batch_size: int = field(default=64, metadata={"help": "prompts whose reference lists are drawn together"})
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate"})
+
+    _VALID_DICT_FIELDS = DPOConfig._VALID_DICT_FIELDS + ["rewards"]
+
+    def __post_init__(self) -> None:
+        padding = self.pad_to_multiple_of  # DPOConfig replaces "auto" by what suits the device
+        super().__post_init__()
+        if padding != "auto" and self.pad_to_multiple_of is not None:
+            raise ValueError(f"BladeConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
+        refuse_inert(self, INERT, "the loss is a policy gradient of whole lists")
+        refuse_inert(self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning")
+        refuse_inert(self, INERT_REFERENCE, "rollouts are drawn anew, and the reference policy stays what it is")
+        refuse_inert(self, ("disable_dropout",), "rollouts are drawn without dropout, and so is the gradient")
+        self.rewards = {"ndcg": 1.0} if self.rewards is None else self.rewards
+        self.beta = (1e-3 if self.target == "reward" else 1.0) if self.beta is None else self.beta
+        self.standardize = self.target == "reward" if self.standardize is None else self.standardize
+        self._check_sampling()
+        self._check_numbers()
+        self._check_iterations()
+
+    @property
+    def rollout_share(self) -> float:
+        """The dynamic coefficient that the target stands for."""
+        return {"blade": self.dynamic_coefficient, "best_of_n": 0.0}.get(self.target, 1.0)
+
+    def _check_sampling(self) -> None:
+        if self.target not in TARGETS:
+            raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {self.target!r}")
+        numbers = isinstance(self.rewards, dict) and all(isinstance(weight, int | float) for weight in self.rewards.values())
+        if not numbers or not self.rewards:
+            raise ValueError(f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {self.rewards!r}")
+        if self.num_generations < 2:
+            raise ValueError(f"num_generations must be at least 2, not {self.num_generations}: rollouts are compared")
+        if self.list_length is None or self.list_length < 1:
+            raise ValueError(f"list_length must be at least 1, not {self.list_length}: BLADE aligns lists")
+        least = 1 if self.target in ("blade", "best_of_n") else 0
+        if self.num_references < least:
+            raise ValueError(f"num_references must be at least {least}, not {self.num_references}, with target {self.target}")
+
+    def _check_numbers(self) -> None:
+        """What would else be refused in the first step only, after the reference lists have been drawn."""
+        for name in AT_LEAST_ONE:
+            if (value := getattr(self, name)) is not None and not value >= 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        for name in POSITIVE:
+            if not 0 < (value := getattr(self, name)) < float("inf"):
+                raise ValueError(f"{name} must be positive, not {value}")
+        if not 0 <= self.dynamic_coefficient <= 1:
+            raise ValueError(f"dynamic_coefficient is a share, from 0 to 1, not {self.dynamic_coefficient}")
+        if self.beta is None or not 0 <= self.beta < float("inf"):
+            raise ValueError(f"beta must be 0 or more, not {self.beta}")
+
+    def _check_iterations(self) -> None:
+        """With several steps on the same rollouts a checkpoint between them could not be resumed to the same weights."""
+        if self.num_iterations == 1:
+            return
+        refuse_inert(self, ("train_sampling_strategy",), "batches come num_iterations times in a row")
+        every = {"steps": self.save_steps, "best": self.eval_steps}.get(SaveStrategy(self.save_strategy).value, 0)
+        written = [every or 0, self.max_steps if every and self.max_steps > 0 else 0]  # the last one at the last step
+        between = next((step for step in written if step % self.num_iterations), None)
+        if between is not None:
+            raise ValueError(
+                f"num_iterations is {self.num_iterations}, and a checkpoint would be written at step {between:g}; save between "
+                "rollouts: save_steps and max_steps have to be multiples of num_iterations"
+            )
