@@ -3,8 +3,8 @@
     python benchmarks/align3gr_arms.py DATASET_FOLDER OUTPUT_FOLDER [--text_encoder words] [--codes 32] [--seeds 0 1 2]
         [--arms ...] [--against "item tokens"] [--epochs 16]
 
-Every arm trains the same small model from nothing for the same passes over the next items, keeps its best checkpoint by
-validation NDCG@10, and is measured on the test split beside the floors and a model with one token an item. The arms that the
+Every arm trains the same small model from scratch for the same passes over the next items, keeps its best checkpoint by
+validation NDCG@10, and is measured on the test split beside the baselines and a model with one token an item. The arms that the
 paper's claims are about (`SEEDED`) run with all seeds, the others with the first. IDs are made once, with seed 0. Work is kept
 in OUTPUT_FOLDER, and a call that was interrupted goes on.
 """
@@ -27,7 +27,7 @@ from studies import SMALL, kept
 
 from trl_rec import BearConfig, RecDataset, Schedule, SoftmaxDPOConfig, load
 from trl_rec.data import PromptFormat
-from trl_rec.evaluation import evaluate_floors, evaluate_split, rank_split, seeds_table
+from trl_rec.evaluation import evaluate_baselines, evaluate_split, rank_split, seeds_table
 from trl_rec.models import RecModelConfig, load_model, load_tokenizer
 from trl_rec.schedule import align3gr_stages, learn_supervised, run_stages
 from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids, make_semantic_ids, read_ids_card
@@ -213,8 +213,8 @@ def main() -> None:
             study.measure(name, study.stages(name, start, seed)) for start, seed in zip(starts, arguments.seeds, strict=True)
         ]
     validation = {name: float(np.mean([one.pop("validation") for one in several])) for name, several in runs.items()}
-    floors = evaluate_floors(load(arguments.dataset), ks=[10])
-    runs = {**{name: [floors[name].per_user] for name in ("popularity", "transition")}, **runs}
+    baselines = evaluate_baselines(load(arguments.dataset), ks=[10])
+    runs = {**{name: [baselines[name].per_user] for name in ("popularity", "transition")}, **runs}
     tell_ids(study, arguments.arms)
     against = arguments.against or ("dual" if "dual" in runs else arguments.arms[0])
     print("\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against=against, notes={"validation": validation}))

@@ -1,4 +1,4 @@
-"""ALRO and its parts beside SFT, SFT bootstrapped over five orders, and the floors, over several seeds.
+"""ALRO and its parts beside SFT, SFT bootstrapped over five orders, and the baselines, over several seeds.
 
     python benchmarks/alro_arms.py OUTPUT_FOLDER [--source ml-100k] [--candidates 10 20] [--seeds 0 1 2]
         [--lambda_weights 10 30 100] [--permutation_weights 1 10] [--letters] [--epochs 1]
@@ -31,7 +31,7 @@ from studies import SMALL, kept
 
 from trl_rec import AlroConfig, AlroTrainer, RecDataset, prepare
 from trl_rec.decoding import RatedPromptFormat
-from trl_rec.evaluation import RankedLists, borda, evaluate_orders, evaluate_rated_floors, seeds_table, slot_profile
+from trl_rec.evaluation import RankedLists, borda, evaluate_orders, evaluate_rated_baselines, seeds_table, slot_profile
 from trl_rec.models import RecModelConfig, load_model, load_tokenizer
 from trl_rec.trainer import build_ranker, held_out_rows, learn_ratings, rating_values
 
@@ -140,8 +140,10 @@ def tell(study: Study, arguments: argparse.Namespace) -> None:
     beta = study.best([(0.0, weight) for weight in parts[1]])[1]
     arms: dict[str, Weights] = {"SFT": (0.0, 0.0), "SFT + SLL": (alpha, 0.0), "SFT + PSL": (0.0, beta), "ALRO": (alpha, beta)}
     told = {name: [study.run(weights, seed) for seed in seeds] for name, weights in arms.items()}
-    floors = evaluate_rated_floors(study.dataset.train, study.rows, len(study.dataset.catalog))
-    runs = {name: [{**floor.per_user, "consistency": 0 * floor.per_user["tau"] + 1}] for name, floor in floors.items()}
+    baselines = evaluate_rated_baselines(study.dataset.train, study.rows, len(study.dataset.catalog))
+    runs = {
+        name: [{**baseline.per_user, "consistency": 0 * baseline.per_user["tau"] + 1}] for name, baseline in baselines.items()
+    }
     runs |= {name: [study.measure(one) for one in several] for name, several in told.items()}
     runs["SFT x 5"] = [study.measure_bootstrapped(one) for one in told["SFT"]]
     for one in (one for several in runs.values() for one in several):

@@ -1,8 +1,8 @@
-"""SFT, MSL and BEAR beside the floors on MovieLens-100k, over several seeds.
+"""SFT, MSL and BEAR beside the baselines on MovieLens-100k, over several seeds.
 
     python benchmarks/bear_arms.py DATASET_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--weights 0.6875 2.75] [--epochs 30]
 
-Same small model from nothing, one token an item, the checkpoint chosen on validation among ten. Every weight of both variants
+Same small model from scratch, one token an item, the checkpoint chosen on validation among ten. Every weight of both variants
 is run with the first seed; SFT, MSL and the best weight of each variant, by validation, with all seeds. Every run leaves its
 lists in OUTPUT_FOLDER, and a call that was interrupted goes on where it stopped. Intervals are over users, of their mean over
 the seeds.
@@ -24,7 +24,7 @@ import numpy as np
 from studies import SMALL, kept
 
 from trl_rec import BearConfig, BearTrainer, RecDataset, load
-from trl_rec.evaluation import evaluate_floors, evaluate_split, seeds_table
+from trl_rec.evaluation import evaluate_baselines, evaluate_split, seeds_table
 from trl_rec.models import make_model, make_tokenizer
 
 
@@ -92,7 +92,7 @@ def main() -> None:
         arms[best] = grid[best]
 
     told = {name: [run(name, options, seed) for seed in seeds] for name, options in arms.items()}
-    runs = {"transition": [evaluate_floors(dataset, ks=[10])["transition"].per_user]}
+    runs = {"transition": [evaluate_baselines(dataset, ks=[10])["transition"].per_user]}
     for name, several in told.items():
         runs[name] = [evaluate_split(np.array(one["ranked"]), dataset, ks=[10]).per_user for one in several]
     notes = {

@@ -36,8 +36,8 @@ from trl_rec import BearConfig, BearTrainer, BladeConfig, BladeTrainer, RecDatas
 from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation import (
     draw_lists,
+    evaluate_baselines,
     evaluate_best_of,
-    evaluate_floors,
     evaluate_split,
     line_charts,
     logged_curve,
@@ -180,8 +180,10 @@ def main() -> None:
     runs = {name: [study.per_user(one) for one in several] for name, several in told.items()}
     metrics = ["recall@10", "ndcg@10", "ild", "mgu", "drawn reward", "reward"]
     print("\n" + seeds_table(runs, metrics=metrics, against="SFT"))
-    for name, floor in evaluate_floors(dataset, ks=[10], rewards=rewards).items():
-        print(f"{name}: " + ", ".join(f"{metric} {floor.metrics[metric]:.4f}" for metric in ("recall@10", "ndcg@10", "reward")))
+    for name, baseline in evaluate_baselines(dataset, ks=[10], rewards=rewards).items():
+        print(
+            f"{name}: " + ", ".join(f"{metric} {baseline.metrics[metric]:.4f}" for metric in ("recall@10", "ndcg@10", "reward"))
+        )
     best = {name: float(np.mean(values)) for name, values in before["best_of_drawn"].items()}
     print(f"SFT, the best of {DRAWN} drawn lists: {best}; {before['seconds_to_draw']:.0f} s for {dataset.test.num_rows} users")
     for x in ("step", "kl"):

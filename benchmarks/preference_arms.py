@@ -1,4 +1,4 @@
-"""Random negatives, self-play and the progressive stages beside SFT and the floor, from one policy, over several seeds.
+"""Random negatives, self-play and the progressive stages beside SFT and the baseline, from one policy, over several seeds.
 
     python benchmarks/preference_arms.py DATASET_FOLDER POLICY_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--prompts 3000]
 
@@ -24,7 +24,7 @@ from studies import SMALL, kept
 
 from trl_rec import PreferenceStage, RecDataset, Schedule, SoftmaxDPOConfig, load, run_stages
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.evaluation import evaluate_floors, evaluate_split, rank_split, seeds_table
+from trl_rec.evaluation import evaluate_baselines, evaluate_split, rank_split, seeds_table
 from trl_rec.models import load_model, load_tokenizer
 
 
@@ -113,7 +113,7 @@ def main() -> None:
         print(f"{name}: learning rate and sft_weight by validation: {found}; {chosen[name]} it is", flush=True)
         validation[name] = float(np.mean([result(name, chosen[name], seed) for seed in seeds]))
     runs = {
-        "transition": [evaluate_floors(dataset, ks=[10])["transition"].per_user],
+        "transition": [evaluate_baselines(dataset, ks=[10])["transition"].per_user],
         "SFT": [measure(arguments.policy, dataset, arguments.output / "SFT")],
     }
     for name in every:

@@ -1,4 +1,4 @@
-"""A decoder from nothing on Amazon Beauty's semantic IDs, beside the floors and what others print for this data.
+"""A decoder from scratch on Amazon Beauty's semantic IDs, beside the baselines and what others print for this data.
 
     trl-rec prepare --format lcrec --source FOLDER --output_dir data/beauty
     python benchmarks/published.py data/beauty runs/published [--text_encoder words] [--num_train_epochs 40]
@@ -26,7 +26,7 @@ from studies import kept
 
 from trl_rec import BearConfig, RecDataset, load
 from trl_rec.data import PromptFormat
-from trl_rec.evaluation import evaluate_floors, evaluate_split, metrics_table, rank_split
+from trl_rec.evaluation import evaluate_baselines, evaluate_split, metrics_table, rank_split
 from trl_rec.evaluation.charts import line_charts, logged_curve
 from trl_rec.models import RecModelConfig, load_model, load_tokenizer
 from trl_rec.schedule import learn_supervised
@@ -102,7 +102,7 @@ def main() -> None:
         lists[name] = kept(folder / "lists.json", partial(rank, folder, written, config))
         curves[name] = logged_curve(logged(folder), "eval_ndcg@10", x="epoch")
     for history in ("excluded", "not excluded"):
-        results = evaluate_floors(dataset, ks=[10], exclude_history=history == "excluded")
+        results = evaluate_baselines(dataset, ks=[10], exclude_history=history == "excluded")
         results |= {name: evaluate_split(np.array(told[history]), dataset, ks=[10]) for name, told in lists.items()}
         print(metrics_table(results, columns=["recall@10", "ndcg@10"], caption=f"test split, history {history}"), "\n")
     for name, (recall, ndcg) in PUBLISHED.items():

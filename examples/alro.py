@@ -1,8 +1,8 @@
-"""ALRO on MovieLens-100k: each user's last ten rated films put in order, beside SFT and the floors: `trl-rec alro` in Python.
+"""ALRO on MovieLens-100k: each user's last ten rated films put in order, beside SFT and the baselines: `trl-rec alro` in Python.
 
     accelerate launch examples/alro.py [--source ml-100k] [--max_steps -1]
 
-A small model first learns from nothing which ratings to expect. Then it learns to put ten films in order, once by supervised
+A small model first learns from scratch which ratings to expect. Then it learns to put ten films in order, once by supervised
 fine-tuning alone and once with ALRO's two losses. Without a network and without a copy in the cache it falls back to a toy
 world, and says so.
 """
@@ -17,7 +17,7 @@ from accelerate import PartialState
 from trl_rec import AlroConfig, AlroTrainer, RecDataset, prepare
 from trl_rec.data import FetchError
 from trl_rec.decoding import RatedPromptFormat
-from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_floors, paired_comparison
+from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_baselines, paired_comparison
 from trl_rec.models import RecModelConfig, load_model, load_tokenizer
 from trl_rec.trainer import build_ranker, held_out_rows, learn_ratings, orders_table, rating_values
 
@@ -71,7 +71,7 @@ def main() -> None:
 
     dataset = load_data(arguments.source).with_surface("item_token")
     rows = held_out_rows(dataset.test)
-    results: dict[str, Evaluation] = evaluate_rated_floors(dataset.train, rows, len(dataset.catalog))
+    results: dict[str, Evaluation] = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog))
     start = "runs/example-alro-rating"
     print("training a model to rate")
     learn_to_rate(dataset, start, arguments.max_steps)

@@ -1,8 +1,8 @@
-"""SFT, MSL and BEAR beside the floors, on MovieLens-100k with one token an item: `trl-rec bear` in Python.
+"""SFT, MSL and BEAR beside the baselines, on MovieLens-100k with one token an item: `trl-rec bear` in Python.
 
     python examples/bear.py [--source ml-100k] [--max_steps -1]
 
-Three small models are trained from nothing, a minute each on two cores; all share data, decoder and evaluator. Without a
+Three small models are trained from scratch, a minute each on two cores; all share data, decoder and evaluator. Without a
 network and without a copy in the cache it falls back to a toy world, and says so.
 """
 
@@ -12,7 +12,7 @@ import datasets
 
 from trl_rec import BearConfig, BearTrainer, RecDataset, prepare
 from trl_rec.data import FetchError
-from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, readable_lists
+from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, readable_lists
 from trl_rec.models import make_model, make_tokenizer
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     datasets.disable_progress_bars()
 
     dataset = load_data(arguments.source).with_surface("item_token")
-    results: dict[str, Evaluation] = evaluate_floors(dataset)
+    results: dict[str, Evaluation] = evaluate_baselines(dataset)
     for name in ARMS:
         print(f"training {name}")
         ranked = train(name, dataset, arguments.max_steps).rank(dataset.test)

@@ -2,7 +2,7 @@
 
     accelerate launch examples/blade.py [--source ml-100k] [--max_steps -1]
 
-A small model learns from nothing to write the next ten items. Then its own lists are rewarded as a whole, for the items that
+A small model learns from scratch to write the next ten items. Then its own lists are rewarded as a whole, for the items that
 users went on to choose (NDCG) and for genres as in their history (MGU), once with the static Best-of-N target and once with
 BLADE's. Without a network and without a copy in the cache it falls back to a toy world, and says so.
 """
@@ -18,7 +18,7 @@ from trl_rec import BearConfig, BearTrainer, BladeConfig, BladeTrainer, RecDatas
 from trl_rec.data import FetchError
 from trl_rec.evaluation import (
     Evaluation,
-    evaluate_floors,
+    evaluate_baselines,
     evaluate_split,
     line_charts,
     logged_curve,
@@ -104,7 +104,7 @@ def main() -> None:
     datasets.disable_progress_bars()
 
     dataset = load_data(arguments.source).with_surface("item_token")
-    results: dict[str, Evaluation] = evaluate_floors(dataset, rewards=REWARDS)
+    results: dict[str, Evaluation] = evaluate_baselines(dataset, rewards=REWARDS)
     print("training the supervised model")
     start = "runs/example-blade-sft"
     before = supervised(dataset, start, arguments.max_steps).rank(dataset.test)

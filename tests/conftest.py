@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers, made here from nothing: no test reaches a hub."""
+"""Tiny models and tokenizers, made here from scratch: no test reaches a hub."""
 
 import os
 from copy import deepcopy

@@ -22,10 +22,10 @@ __all__ = [
     "Evaluation",
     "ItemCatalog",
     "LossOutput",
-    "PopularityFloor",
+    "PopularityBaseline",
     "PreferenceStage",
     "PromptFormat",
-    "RandomFloor",
+    "RandomBaseline",
     "RankedItems",
     "RatedPromptFormat",
     "RecDataset",
@@ -36,17 +36,17 @@ __all__ = [
     "SoftmaxDPOConfig",
     "SoftmaxDPOTrainer",
     "TokenTrie",
-    "TransitionFloor",
+    "TransitionBaseline",
     "TrieLogitsProcessor",
     "bear_loss",
     "best_of_n_reward",
     "build_model",
     "build_rows",
     "evaluate_best_of",
-    "evaluate_floors",
+    "evaluate_baselines",
     "evaluate_orders",
     "evaluate_rankings",
-    "evaluate_rated_floors",
+    "evaluate_rated_baselines",
     "evaluate_split",
     "leave_one_out",
     "list_policy_loss",
@@ -79,11 +79,11 @@ if TYPE_CHECKING:
     from trl_rec.decoding.lists import sample_item_lists
     from trl_rec.decoding.processor import TrieLogitsProcessor
     from trl_rec.decoding.recommender import Recommendation, Recommender
-    from trl_rec.evaluation.baselines import PopularityFloor, RandomFloor, TransitionFloor
+    from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
     from trl_rec.evaluation.best_of_n import evaluate_best_of
     from trl_rec.evaluation.evaluator import evaluate_rankings
-    from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_floors
-    from trl_rec.evaluation.results import Evaluation, evaluate_floors, evaluate_split
+    from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
+    from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.items.catalog import ItemCatalog
     from trl_rec.items.trie import TokenTrie
     from trl_rec.losses.alro import permutation_loss, soft_lambda_loss
@@ -121,11 +121,11 @@ else:
             "decoding.lists": ["sample_item_lists"],
             "decoding.processor": ["TrieLogitsProcessor"],
             "decoding.recommender": ["Recommendation", "Recommender"],
-            "evaluation.baselines": ["PopularityFloor", "RandomFloor", "TransitionFloor"],
+            "evaluation.baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "evaluation.best_of_n": ["evaluate_best_of"],
             "evaluation.evaluator": ["evaluate_rankings"],
-            "evaluation.graded.results": ["evaluate_orders", "evaluate_rated_floors"],
-            "evaluation.results": ["Evaluation", "evaluate_floors", "evaluate_split"],
+            "evaluation.graded.results": ["evaluate_orders", "evaluate_rated_baselines"],
+            "evaluation.results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
             "items.catalog": ["ItemCatalog"],
             "items.trie": ["TokenTrie"],
             "losses.alro": ["permutation_loss", "soft_lambda_loss"],

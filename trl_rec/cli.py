@@ -19,7 +19,7 @@ VERBS = {
     "alro": "fine-tune so that a user's rated candidates are put in order, whatever order they are shown in",
     "softmax_dpo": "train on one chosen and several rejected completions a prompt",
     "align3gr": "semantic IDs, fine-tuning on several tasks, then preference training in stages; or the stages alone",
-    "evaluate": "rank a split with floors and, if given, a model; print a table, write metrics.json",
+    "evaluate": "rank a split with baselines and, if given, a model; print a table, write metrics.json",
     "recommend": "list what a trained model recommends to a user, or after some titles",
     "recipe": "print a shipped recipe to copy and change, or the names of all",
 }

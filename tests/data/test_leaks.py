@@ -11,8 +11,8 @@ from tests.data.readers.test_bigrec import write as write_bigrec
 from tests.data.sources import write_table
 from trl_rec.data import load, prepare
 from trl_rec.data import preparation as module
-from trl_rec.data.dataset import refuse_unless_train, split_rows
-from trl_rec.data.leaks import continued, refuse_leaks
+from trl_rec.data.dataset import check_is_train, split_rows
+from trl_rec.data.leaks import check_leaks, continued
 from trl_rec.evaluation.training_log import TrainingLog
 
 
@@ -59,12 +59,12 @@ CLEAN["windows"]["test"][2] = (1, [7, 2, 1], [1], 9.0)  # an item that the histo
 def refused(rule, message, **splits):
     rows = {name: make(name, splits.get(name, CLEAN[rule][name])) for name in CLEAN[rule]}
     with pytest.raises(ValueError, match=f"leak: {message}"):
-        refuse_leaks(**rows, split=rule)
+        check_leaks(**rows, split=rule)
 
 
 @pytest.mark.parametrize("rule", CLEAN)
 def test_clean_splits_pass(rule):
-    refuse_leaks(**{name: make(name, rows) for name, rows in CLEAN[rule].items()}, split=rule)
+    check_leaks(**{name: make(name, rows) for name, rows in CLEAN[rule].items()}, split=rule)
 
 
 @pytest.mark.parametrize("rule", ["leave_one_out", "leave_last", "time"])
@@ -169,35 +169,35 @@ def test_rows_of_several_splits_without_a_name_are_told_apart(rule):
     for parts in ([train, test], [test, train], [train, validation, test]):
         mixed = concatenate_datasets(parts)
         assert mixed.split is None and found(mixed) == TOLD[rule]
-        for use in (partial(refuse_unless_train, what="a model"), TrainingLog.read):
+        for use in (partial(check_is_train, what="a model"), TrainingLog.read):
             with pytest.raises(
                 ValueError, match="cannot come from several splits: a row of user 0 goes on where another one ends"
             ):
                 use(mixed)
     assert found(concatenate_datasets([train])) == found(train) == []
-    refuse_unless_train(concatenate_datasets([train.select([2, 0]), train.select([1])]), "a model")
+    check_is_train(concatenate_datasets([train.select([2, 0]), train.select([1])]), "a model")
 
 
 def test_rows_without_a_name_that_belong_together_pass():
     clean = make("train", CLEAN["windows"]["train"])
     for rows in (clean, clean.select([0]), clean.select([])):
-        refuse_unless_train(concatenate_datasets([rows, rows]), "a model")
+        check_is_train(concatenate_datasets([rows, rows]), "a model")
     sessions = make("train", [(0, [1], [2, 3], 1.0), (0, [1], [2, 4], 2.0), (0, [], [5, 6], 3.0), (1, [1, 2, 3], [4], 4.0)])
-    refuse_unless_train(concatenate_datasets([sessions, sessions.select([])]), "a model")
+    check_is_train(concatenate_datasets([sessions, sessions.select([])]), "a model")
     growing = make("train", [(0, [1], [2], 1.0), (0, [1, 2], [3], 2.0)])
-    refuse_unless_train(concatenate_datasets([growing, growing.select([])]), "a model")
+    check_is_train(concatenate_datasets([growing, growing.select([])]), "a model")
     other = make("train", [(0, [1], [2, 3], 1.0), (0, [1, 2, 4, 5], [6], 2.0)])
-    refuse_unless_train(concatenate_datasets([other, other.select([])]), "a model")
+    check_is_train(concatenate_datasets([other, other.select([])]), "a model")
     nothing = make("train", [(0, [], [], 0.0), (0, [1], [2, 3], 1.0)])
-    refuse_unless_train(concatenate_datasets([nothing, nothing.select([])]), "a model")
+    check_is_train(concatenate_datasets([nothing, nothing.select([])]), "a model")
 
 
 @pytest.mark.parametrize("name", ["validation", "test", "test[:50%]", "train[:50%]"])
 def test_splits_of_another_name_are_refused(name):
     rows = make("train", CLEAN["time"]["train"])
-    refuse_unless_train(rows, "a model")
+    check_is_train(rows, "a model")
     with pytest.raises(ValueError, match="cannot come from the .* split: a model learns from the training split alone"):
-        refuse_unless_train(Dataset(rows.data, split=NamedSplit(name)), "a model")
+        check_is_train(Dataset(rows.data, split=NamedSplit(name)), "a model")
 
 
 def found(rows):

@@ -10,7 +10,7 @@ from tests.data.sources import ITEMS, rows_of, write_csv, write_table
 from tests.oracles import data as oracle
 from trl_rec.data import load, prepare
 from trl_rec.data import preparation as module
-from trl_rec.evaluation import evaluate_floors
+from trl_rec.evaluation import evaluate_baselines
 
 
 def test_leave_one_out_by_hand(tmp_path):
@@ -66,8 +66,8 @@ def test_leave_last_by_hand(tmp_path):
     assert prepare(tmp_path / "source", tmp_path / "out", **arguments).card == load(tmp_path / "out").card == dataset.card
     with pytest.raises(ValueError, match="other settings or from other files"):
         prepare(tmp_path / "source", tmp_path / "out", split="leave_last", num_held_out=1)
-    floors = evaluate_floors(dataset, split="test", ks=[2])
-    assert all(0 <= one.metrics["recall@2"] <= 1 for one in floors.values())
+    baselines = evaluate_baselines(dataset, split="test", ks=[2])
+    assert all(0 <= one.metrics["recall@2"] <= 1 for one in baselines.values())
 
 
 def test_time_split_keeps_ties_together_and_counts_cold_users(tmp_path):

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.logs import make_split, whole_rows, windowed_rows
-from tests.oracles import floors as oracle
-from trl_rec.evaluation import floors
-from trl_rec.evaluation.baselines import PopularityFloor, RandomFloor, TransitionFloor
+from tests.oracles import baselines as oracle
+from trl_rec.evaluation import baselines
+from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
 from trl_rec.ragged import Ragged
 
 
@@ -19,28 +19,28 @@ HISTORIES = st.lists(st.lists(ITEM, max_size=14), min_size=1, max_size=4)
 
 @settings(max_examples=100, deadline=None)
 @given(SEQUENCES, HISTORIES, st.integers(1, 10), st.booleans(), st.sampled_from([None, 3, 10]), st.integers(1, 4))
-def test_transition_floor_equals_loops(sequences, histories, top_k, exclude_history, width, window):
+def test_transition_baseline_equals_loops(sequences, histories, top_k, exclude_history, width, window):
     rows = whole_rows(sequences) if width is None else windowed_rows(sequences, max(width, window))
-    floor = TransitionFloor(window=window, max_history=5).fit(make_split(rows), NUM_ITEMS)
+    baseline = TransitionBaseline(window=window, max_history=5).fit(make_split(rows), NUM_ITEMS)
     expected = [
         oracle.rank_by_transitions(sequences, history, NUM_ITEMS, top_k, exclude_history, window, 5) for history in histories
     ]
-    np.testing.assert_array_equal(floor.rank(histories, top_k, exclude_history), expected)
+    np.testing.assert_array_equal(baseline.rank(histories, top_k, exclude_history), expected)
 
 
 @settings(max_examples=60, deadline=None)
 @given(SEQUENCES, HISTORIES, st.integers(1, 10), st.booleans())
-def test_popularity_floor_equals_loops(sequences, histories, top_k, exclude_history):
-    floor = PopularityFloor().fit(make_split(whole_rows(sequences)), NUM_ITEMS)
+def test_popularity_baseline_equals_loops(sequences, histories, top_k, exclude_history):
+    baseline = PopularityBaseline().fit(make_split(whole_rows(sequences)), NUM_ITEMS)
     expected = [oracle.rank_by_popularity(sequences, history, NUM_ITEMS, top_k, exclude_history) for history in histories]
-    np.testing.assert_array_equal(floor.rank(histories, top_k, exclude_history), expected)
+    np.testing.assert_array_equal(baseline.rank(histories, top_k, exclude_history), expected)
 
 
 @settings(max_examples=40, deadline=None)
 @given(HISTORIES, st.integers(1, 10), st.booleans(), st.integers(0, 3))
-def test_random_floor_fills_its_lists_with_what_is_allowed(histories, top_k, exclude_history, seed):
-    floor = RandomFloor(seed).fit(make_split([(0, [0], [1])]), NUM_ITEMS)
-    for history, ranking in zip(histories, floor.rank(histories, top_k, exclude_history), strict=True):
+def test_random_baseline_fills_its_lists_with_what_is_allowed(histories, top_k, exclude_history, seed):
+    baseline = RandomBaseline(seed).fit(make_split([(0, [0], [1])]), NUM_ITEMS)
+    for history, ranking in zip(histories, baseline.rank(histories, top_k, exclude_history), strict=True):
         allowed = set(range(NUM_ITEMS)) - (set(history) if exclude_history else set())
         listed = [item for item in ranking.tolist() if item >= 0]
         assert len(listed) == len(set(listed)) == min(top_k, len(allowed)) and set(listed) <= allowed
@@ -50,73 +50,73 @@ def test_random_floor_fills_its_lists_with_what_is_allowed(histories, top_k, exc
 def test_transitions_by_hand():
     # From 0: item 1 at distance 1, item 2 at distances 2 and 1, so 1/2.5 and 1.5/2.5; from 1: item 2 alone.
     train = make_split([(0, [0], [1, 2]), (1, [0], [2])])
-    floor = TransitionFloor().fit(train, 5)
-    assert floor.rank([[0]], 5, True).tolist() == [[2, 1, 3, 4, -1]]
-    assert floor.rank([[0]], 5, False).tolist() == [[2, 1, 0, 3, 4]]
-    assert floor.rank([[1, 0], []], 2, False).tolist() == [[2, 1], [0, 2]]
+    baseline = TransitionBaseline().fit(train, 5)
+    assert baseline.rank([[0]], 5, True).tolist() == [[2, 1, 3, 4, -1]]
+    assert baseline.rank([[0]], 5, False).tolist() == [[2, 1, 0, 3, 4]]
+    assert baseline.rank([[1, 0], []], 2, False).tolist() == [[2, 1], [0, 2]]
 
 
 def test_ties_go_to_the_more_popular_then_to_the_lower_index():
     train = make_split([(0, [0], [3]), (1, [0], [2]), (2, [0], [1]), (3, [3], [])])
-    assert TransitionFloor().fit(train, 5).rank([[0]], 4, True).tolist() == [[3, 1, 2, 4]]
+    assert TransitionBaseline().fit(train, 5).rank([[0]], 4, True).tolist() == [[3, 1, 2, 4]]
 
 
 def test_scores_that_differ_by_rounding_alone_tie():
     # From 0 to 3: 3/10; from 0 and 1 to 4: 1/10 + 2/5 / 2, which floats make 0.30000000000000004. Both were chosen three times.
     pairs = [(0, 3)] * 3 + [(0, 4)] + [(0, 2)] * 6 + [(1, 4)] * 2 + [(1, 2)] * 3
     train = make_split([(user, [first], [second]) for user, (first, second) in enumerate(pairs)])
-    assert TransitionFloor(window=1).fit(train, 5).rank([[1, 0]], 3, True).tolist() == [[2, 3, 4]]
+    assert TransitionBaseline(window=1).fit(train, 5).rank([[1, 0]], 3, True).tolist() == [[2, 3, 4]]
 
 
 def test_the_whole_history_is_excluded_not_only_the_items_that_score():
     train = make_split([(0, [0], [1]), (1, [1], [2])])
-    floor = TransitionFloor(max_history=1).fit(train, 3)
-    assert floor.rank([[2, 0]], 3, True).tolist() == [[1, -1, -1]]
+    baseline = TransitionBaseline(max_history=1).fit(train, 3)
+    assert baseline.rank([[2, 0]], 3, True).tolist() == [[1, -1, -1]]
 
 
-@pytest.mark.parametrize("floor", [RandomFloor(3), PopularityFloor(), TransitionFloor()])
-def test_blocks_and_forms_of_histories_change_nothing(floor, monkeypatch):
+@pytest.mark.parametrize("baseline", [RandomBaseline(3), PopularityBaseline(), TransitionBaseline()])
+def test_blocks_and_forms_of_histories_change_nothing(baseline, monkeypatch):
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, 30, length).tolist() for length in rng.integers(2, 20, 40)]
     histories = [rng.integers(0, 30, length).tolist() for length in rng.integers(0, 25, 50)]
-    floor.fit(make_split(whole_rows(sequences)), 30)
-    ranked = floor.rank(histories, 6, True)
+    baseline.fit(make_split(whole_rows(sequences)), 30)
+    ranked = baseline.rank(histories, 6, True)
     assert ranked.shape == (50, 6)
-    monkeypatch.setattr(floors, "BLOCK_ENTRIES", 40)
+    monkeypatch.setattr(baselines, "BLOCK_ENTRIES", 40)
     for form in (
         histories,
         Ragged.from_lists(histories),
         pa.array(histories),
         pa.chunked_array([histories[:7], histories[7:]]),
     ):
-        np.testing.assert_array_equal(floor.rank(form, 6, True), ranked)
-    assert floor.rank([], 6, True).shape == (0, 6)
+        np.testing.assert_array_equal(baseline.rank(form, 6, True), ranked)
+    assert baseline.rank([], 6, True).shape == (0, 6)
 
 
-def test_random_floor_depends_on_seed_and_row():
+def test_random_baseline_depends_on_seed_and_row():
     train = make_split([(0, [0], [1])])
-    one, other = (RandomFloor(seed).fit(train, 1000).rank([[]] * 20, 10, False) for seed in (0, 1))
+    one, other = (RandomBaseline(seed).fit(train, 1000).rank([[]] * 20, 10, False) for seed in (0, 1))
     assert len({tuple(row) for row in one.tolist() + other.tolist()}) == 40
 
 
-@pytest.mark.parametrize("floor", [RandomFloor(), PopularityFloor(), TransitionFloor()])
+@pytest.mark.parametrize("baseline", [RandomBaseline(), PopularityBaseline(), TransitionBaseline()])
 @pytest.mark.parametrize("name", ["validation", "test"])
-def test_a_floor_fitted_on_held_out_rows_is_refused(floor, name):
+def test_a_baseline_fitted_on_held_out_rows_is_refused(baseline, name):
     with pytest.raises(ValueError, match=f"learns from the training split alone, and this one is '{name}'"):
-        floor.fit(make_split([(0, [0], [1])], name))
+        baseline.fit(make_split([(0, [0], [1])], name))
 
 
-@pytest.mark.parametrize("floor", [RandomFloor(), PopularityFloor(), TransitionFloor()])
-def test_bad_input_is_refused(floor):
+@pytest.mark.parametrize("baseline", [RandomBaseline(), PopularityBaseline(), TransitionBaseline()])
+def test_bad_input_is_refused(baseline):
     with pytest.raises(ValueError, match="call fit with a training split first"):
-        floor.rank([[0]], 1, True)
-    floor.fit(make_split([(0, [0], [1])]))
+        baseline.rank([[0]], 1, True)
+    baseline.fit(make_split([(0, [0], [1])]))
     with pytest.raises(ValueError, match="histories, row 1: 2.* is no item index; give whole numbers from 0 below 2"):
-        floor.rank([[0], [1, 2]], 1, True)
+        baseline.rank([[0], [1, 2]], 1, True)
     with pytest.raises(ValueError, match="top_k=0"):
-        floor.rank([[0]], 0, True)
+        baseline.rank([[0]], 0, True)
 
 
 def test_impossible_windows_are_refused():
     with pytest.raises(ValueError, match="window=0"):
-        TransitionFloor(window=0)
+        TransitionBaseline(window=0)

@@ -27,7 +27,7 @@ def test_the_file_tells_what_was_measured_and_how(tmp_path):
     ("results", "message"),
     [
         ({"bear": Evaluation({"recall@10": float("nan"), "num_users": 3})}, "recall@10 of bear is nan"),
-        ({"bear": BEAR, "floor": Evaluation({"num_users": 4})}, "these are over: bear 3, floor 4"),
+        ({"bear": BEAR, "baseline": Evaluation({"num_users": 4})}, "these are over: bear 3, baseline 4"),
         ({}, "these are over: none at all"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The floors' figures on public data, where that is at hand; none of it is part of the project."""
+"""The baselines' figures on public data, where that is at hand; none of it is part of the project."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trl_rec.data import prepare
-from trl_rec.evaluation.results import evaluate_floors
+from trl_rec.evaluation.results import evaluate_baselines
 
 
 ROOT = Path(__file__).parents[2]
@@ -23,10 +23,10 @@ ML_100K = Path(os.environ.get("TRL_REC_ML100K") or CACHE / "trl-rec" / "ml-100k"
         pytest.param(ML_100K, "ml-100k", {"recall@10": 0.0859}, {"recall@10": 0.1835, "ndcg@10": 0.1056}, id="ml-100k"),
     ],
 )
-def test_floors_reproduce_the_known_figures(folder, format_name, popularity, transition, tmp_path):
+def test_baselines_reproduce_the_known_figures(folder, format_name, popularity, transition, tmp_path):
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}; name its place with TRL_REC_DATA (Beauty) or TRL_REC_ML100K")
-    results = evaluate_floors(prepare(folder, tmp_path / "dataset", format=format_name), ks=(10,))
+    results = evaluate_baselines(prepare(folder, tmp_path / "dataset", format=format_name), ks=(10,))
     for name, expected in {"popularity": popularity, "transition": transition}.items():
         for metric, value in expected.items():
             assert results[name].metrics[metric] == pytest.approx(value, abs=0.001), (name, metric)

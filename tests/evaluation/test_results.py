@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 
 from tests.evaluation.logs import make_split, whole_rows
-from trl_rec.evaluation.baselines import TransitionFloor
+from trl_rec.evaluation.baselines import TransitionBaseline
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.intervals import bootstrap_interval
-from trl_rec.evaluation.results import evaluate_floors, evaluate_split
+from trl_rec.evaluation.results import evaluate_baselines, evaluate_split
 from trl_rec.items.catalog import ItemCatalog
 
 
@@ -27,12 +27,12 @@ def make_dataset(num_users=60, num_items=25, **changes):
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_floors_are_those_of_their_classes_on_the_split(split):
+def test_baselines_are_those_of_their_classes_on_the_split(split):
     dataset = make_dataset()
     rows = vars(dataset)[split]
-    results = evaluate_floors(dataset, split=split, ks=(2, 5))
+    results = evaluate_baselines(dataset, split=split, ks=(2, 5))
     assert list(results) == ["random", "popularity", "transition"]
-    ranked = TransitionFloor().fit(dataset.train, 25).rank(rows["history"], 5, True)
+    ranked = TransitionBaseline().fit(dataset.train, 25).rank(rows["history"], 5, True)
     popularity = np.bincount(np.concatenate([row["history"] + row["targets"] for row in dataset.train]), minlength=25)
     expected = evaluate_rankings(
         ranked, rows["targets"], ks=(2, 5), catalog=dataset.catalog, histories=rows["history"], popularity=popularity
@@ -46,24 +46,24 @@ def test_floors_are_those_of_their_classes_on_the_split(split):
 
 def test_excluding_the_history_matters():
     dataset = make_dataset()
-    kept = evaluate_floors(dataset, ks=(10,), exclude_history=False)["popularity"].metrics["recall@10"]
-    assert evaluate_floors(dataset, ks=(10,))["popularity"].metrics["recall@10"] > kept
+    kept = evaluate_baselines(dataset, ks=(10,), exclude_history=False)["popularity"].metrics["recall@10"]
+    assert evaluate_baselines(dataset, ks=(10,))["popularity"].metrics["recall@10"] > kept
 
 
-def test_equal_seeds_give_equal_floors():
+def test_equal_seeds_give_equal_baselines():
     dataset = make_dataset()
-    one, same, other = (evaluate_floors(dataset, ks=(10,), seed=seed)["random"].metrics for seed in (0, 0, 1))
+    one, same, other = (evaluate_baselines(dataset, ks=(10,), seed=seed)["random"].metrics for seed in (0, 0, 1))
     assert one == same != other
 
 
 def test_a_planted_leak_is_refused():
     dataset = make_dataset()
     with pytest.raises(ValueError, match="training split alone"):
-        evaluate_floors(make_dataset(train=dataset.test))
+        evaluate_baselines(make_dataset(train=dataset.test))
 
 
 def test_unknown_and_empty_splits_are_refused():
     with pytest.raises(ValueError, match="split 'train'; choose validation or test"):
-        evaluate_floors(make_dataset(), split="train")
+        evaluate_baselines(make_dataset(), split="train")
     with pytest.raises(ValueError, match="the test split has no rows"):
         evaluate_split(np.zeros((0, 10), int), make_dataset(test=make_split([], "test")))

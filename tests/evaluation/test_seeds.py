@@ -10,7 +10,7 @@ from trl_rec.evaluation import bootstrap_interval, paired_comparison, seeds_tabl
 
 RNG = np.random.default_rng(0)
 RUNS = {
-    "floor": [{"recall@5": RNG.random(50), "ndcg@5": RNG.random(50) / 4}],
+    "baseline": [{"recall@5": RNG.random(50), "ndcg@5": RNG.random(50) / 4}],
     "model a": [{"recall@5": RNG.random(50), "ndcg@5": RNG.random(50) / 2} for _ in range(3)],
 }
 
@@ -20,17 +20,17 @@ def cells(line: str) -> list[str]:
 
 
 def test_what_is_told_is_of_each_users_mean_over_the_seeds() -> None:
-    table = seeds_table(RUNS, metrics=["recall@5", "ndcg@5"], against="floor", notes={"validation": {"model a": 0.25}})
-    head, rule, floor, model = table.splitlines()[:4]
-    assert cells(head) == ["", "recall@5", "ndcg@5", "over floor", "p", "ndcg@5 by seed", "validation"]
+    table = seeds_table(RUNS, metrics=["recall@5", "ndcg@5"], against="baseline", notes={"validation": {"model a": 0.25}})
+    head, rule, baseline, model = table.splitlines()[:4]
+    assert cells(head) == ["", "recall@5", "ndcg@5", "over baseline", "p", "ndcg@5 by seed", "validation"]
     assert set(rule) == {"-"}
-    assert cells(floor)[3:] == ["1.000", "-", f"{RUNS['floor'][0]['ndcg@5'].mean():.4f}", "-"]
+    assert cells(baseline)[3:] == ["1.000", "-", f"{RUNS['baseline'][0]['ndcg@5'].mean():.4f}", "-"]
     wanted = ["model a"]
     for metric in ("recall@5", "ndcg@5"):
         values = sum(run[metric] for run in RUNS["model a"]) / 3
         low, high = bootstrap_interval(values)
         wanted.append(f"{values.mean():.4f} ±{(high - low) / 2:.4f}")
-    base = RUNS["floor"][0]["ndcg@5"]
+    base = RUNS["baseline"][0]["ndcg@5"]
     wanted += [f"{values.mean() / base.mean():.3f}", f"{paired_comparison(values, base).p_value:.3f}"]
     by_seed = " ".join(f"{run['ndcg@5'].mean():.4f}" for run in RUNS["model a"])
     assert cells(model) == [*wanted, by_seed, "0.2500"]
@@ -46,12 +46,12 @@ def test_seeds_that_disagree_about_each_user_leave_a_narrow_interval() -> None:
 
 @pytest.mark.parametrize("value", [0.0, -0.25])
 def test_against_what_is_not_above_zero_the_difference_stands(value: float) -> None:
-    runs = {"floor": [{"reward": np.full(50, value)}], "model": [{"reward": np.full(50, -0.125)}]}
-    lines = seeds_table(runs, metrics=["reward"], against="floor").splitlines()
+    runs = {"baseline": [{"reward": np.full(50, value)}], "model": [{"reward": np.full(50, -0.125)}]}
+    lines = seeds_table(runs, metrics=["reward"], against="baseline").splitlines()
     assert [cells(line)[2] for line in lines[2:4]] == ["+0.0000", f"{-0.125 - value:+.4f}"]
 
 
-@pytest.mark.parametrize(("runs", "against"), [(RUNS, "counter"), ({**RUNS, "b": []}, "floor"), ({}, "floor")])
+@pytest.mark.parametrize(("runs", "against"), [(RUNS, "counter"), ({**RUNS, "b": []}, "baseline"), ({}, "baseline")])
 def test_without_the_one_to_compare_to_or_without_a_run_there_is_no_table(runs: dict, against: str) -> None:
     with pytest.raises(ValueError, match=f"one of each at least, and '{against}' among them"):
         seeds_table(runs, metrics=["ndcg@5"], against=against)

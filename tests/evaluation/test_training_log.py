@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.logs import make_split, whole_rows, windowed_rows
-from tests.oracles import floors as oracle
+from tests.oracles import baselines as oracle
 from trl_rec.evaluation.training_log import TrainingLog
 
 

@@ -1,4 +1,4 @@
-"""The floors over users' whole sequences, with loops and exact fractions, so that a tie is a tie."""
+"""The baselines over users' whole sequences, with loops and exact fractions, so that a tie is a tie."""
 
 from fractions import Fraction
 

@@ -78,7 +78,7 @@ def test_the_last_policy_recommends_from_the_output_folder(finished: Any) -> Non
     assert len(Recommender.from_pretrained(output).recommend(items[:3], k=5)) == 5
 
 
-def test_a_report_and_the_floors_are_told(finished: Any, folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_report_and_the_baselines_are_told(finished: Any, folder: Path, capsys: pytest.CaptureFixture) -> None:
     output, reports = finished
     results = conclude_stages(reports, folder / "sft", make_schedule(folder, output))
     assert list(results) == ["random", "popularity", "transition", "before", "after"]

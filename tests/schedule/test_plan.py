@@ -17,14 +17,14 @@ from tests.trainer.runs import make_folder
 from trl_rec import Schedule
 from trl_rec.models import load_model
 from trl_rec.ragged import Ragged
-from trl_rec.schedule.plan import refuse_another_plan
+from trl_rec.schedule.plan import check_same_plan
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
     make_folder(folder)
-    refuse_another_plan(STAGES, folder / "model", make_schedule(folder, folder / "out"))
+    check_same_plan(STAGES, folder / "model", make_schedule(folder, folder / "out"))
     (folder / "out" / "1-easy").mkdir()
     return folder
 
@@ -35,14 +35,14 @@ def now(folder: Path, **options: Any) -> Schedule:
 
 def test_a_plan_that_came_to_nothing_may_change(folder: Path, tmp_path: Path) -> None:
     for beta in (0.1, 0.3):
-        refuse_another_plan(STAGES, folder / "model", make_schedule(folder, tmp_path / "out", beta=beta))
+        check_same_plan(STAGES, folder / "model", make_schedule(folder, tmp_path / "out", beta=beta))
         (tmp_path / "out" / "supervised").mkdir(exist_ok=True)  # of the pipeline's part before: no stage's work
 
 
 def test_what_only_decides_speed_may_change(folder: Path) -> None:
     free: dict[str, Any] = {"per_device_eval_batch_size": 2, "resume_from_checkpoint": "x", "gradient_checkpointing": True}
     free |= {"save_total_limit": 1, "logging_steps": 7, "dataloader_num_workers": 1, "run_name": "again"}
-    refuse_another_plan(STAGES, folder / "model", now(folder, **free))
+    check_same_plan(STAGES, folder / "model", now(folder, **free))
 
 
 @pytest.mark.parametrize(
@@ -51,31 +51,31 @@ def test_what_only_decides_speed_may_change(folder: Path) -> None:
 )
 def test_what_decides_weights_and_reports_may_not(name: str, value: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match=rf"differs in {name} \(.* there, .* now\)"):
-        refuse_another_plan(STAGES, folder / "model", now(folder, **{name: value}))
+        check_same_plan(STAGES, folder / "model", now(folder, **{name: value}))
 
 
 def test_stages_policy_and_models_may_not(folder: Path) -> None:
     plain = now(folder)
     with pytest.raises(ValueError, match="differs in stage 3"):
-        refuse_another_plan(STAGES[:2], folder / "model", plain)
+        check_same_plan(STAGES[:2], folder / "model", plain)
     with pytest.raises(ValueError, match="differs in keep"):
-        refuse_another_plan(STAGES, folder / "model", replace(plain, keep="best"))
+        check_same_plan(STAGES, folder / "model", replace(plain, keep="best"))
     with pytest.raises(ValueError, match="differs in adapter"):
-        refuse_another_plan(STAGES, folder / "model", now(folder, lora=True))
+        check_same_plan(STAGES, folder / "model", now(folder, lora=True))
     with pytest.raises(ValueError, match="differs in model option dtype"):
-        refuse_another_plan(STAGES, folder / "model", replace(plain, model_options={"dtype": "float16"}))
+        check_same_plan(STAGES, folder / "model", replace(plain, model_options={"dtype": "float16"}))
 
 
 def test_the_policy_is_known_by_its_weights(folder: Path, tmp_path: Path) -> None:
     """A folder may be moved; one that was trained in again holds another policy."""
     moved = Path(shutil.copytree(folder / "model", tmp_path / "elsewhere"))
     (moved / "training_args.bin").write_bytes(b"another call's")
-    refuse_another_plan(STAGES, moved, now(folder))
+    check_same_plan(STAGES, moved, now(folder))
     model = load_model(moved)
     model.get_output_embeddings().weight.data[0, 0] += 1e-3
     model.save_pretrained(moved)
     with pytest.raises(ValueError, match="differs in weights of the policy"):
-        refuse_another_plan(STAGES, moved, now(folder))
+        check_same_plan(STAGES, moved, now(folder))
 
 
 def test_the_data_may_not(folder: Path) -> None:
@@ -91,7 +91,7 @@ def test_the_data_may_not(folder: Path) -> None:
         ),
     }.items():
         with pytest.raises(ValueError, match=f"differs in {name} "):
-            refuse_another_plan(STAGES, folder / "model", replace(plain, dataset=other))
+            check_same_plan(STAGES, folder / "model", replace(plain, dataset=other))
 
 
 def test_adapter_and_quantisation_are_written_down_alike_each_time(folder: Path, tmp_path: Path) -> None:
@@ -101,14 +101,14 @@ def test_adapter_and_quantisation_are_written_down_alike_each_time(folder: Path,
         adapter = LoraConfig(r=width, target_modules=["q_proj", "k_proj", "v_proj", "up_proj", "o_proj"])
         return replace(make_schedule(folder, tmp_path / "out"), adapter=adapter, model_options=options)
 
-    refuse_another_plan(STAGES, folder / "model", schedule(4))
+    check_same_plan(STAGES, folder / "model", schedule(4))
     (tmp_path / "out" / "1-easy").mkdir()
     other = schedule(4)
-    refuse_another_plan(
+    check_same_plan(
         STAGES, folder / "model", replace(other, model_options={**(other.model_options or {}), "device_map": {"": 7}})
     )
     with pytest.raises(ValueError, match="differs in adapter"):
-        refuse_another_plan(STAGES, folder / "model", schedule(8))
+        check_same_plan(STAGES, folder / "model", schedule(8))
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_no_script_hides_a_module_of_python() -> None:
     assert names & sys.stdlib_module_names == set()
 
 
-def test_a_saved_model_stands_beside_the_floors(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_saved_model_stands_beside_the_baselines(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     main(["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "50"])
     tokenizer = make_tokenizer(load("data/toy").with_surface("item_token").catalog)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.evaluation.logs import make_split, whole_rows, windowed_rows
-from tests.oracles import floors
+from tests.oracles import baselines
 from tests.oracles import semantic_ids as oracle
 from trl_rec.semantic_ids.cooccurrence import associations, popularity
 
@@ -37,7 +37,7 @@ def test_associations_equal_a_loop_over_pairs(sequences, window):
 @given(SEQUENCES)
 def test_interactions_are_counted_once(sequences):
     for rows in (whole_rows(sequences), windowed_rows(sequences, width=3)):
-        np.testing.assert_array_equal(popularity(make_split(rows), 8), floors.popularity(sequences, 8))
+        np.testing.assert_array_equal(popularity(make_split(rows), 8), baselines.popularity(sequences, 8))
 
 
 def test_the_product_with_a_dense_matrix():

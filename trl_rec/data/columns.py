@@ -26,7 +26,7 @@ def interactions_table(table: pa.Table, where: str) -> pa.Table:
     columns["timestamp"] = seconds(table["timestamp"], where)
     if "rating" in table.column_names:
         columns["rating"] = numbers(table["rating"], "rating", where).cast(pa.float32(), safe=False)
-        _refuse_where(
+        _check_where(
             pc.invert(pc.is_finite(columns["rating"])), table["rating"], where, "the rating {} is out of float32's range"
         )
     return pa.table(columns)
@@ -37,7 +37,7 @@ def items_table(table: pa.Table, where: str) -> pa.Table:
     _require(table, ("item_id", "title"), where)
     item_ids, titles = distinct_ids(table, "item_id", where), single_line(cast(table["title"], pa.string(), "title", where))
     empty = pc.fill_null(pc.equal(titles, ""), True)
-    _refuse_where(empty, item_ids, where, "item {} has an empty title; give it one, or leave the item out")
+    _check_where(empty, item_ids, where, "item {} has an empty title; give it one, or leave the item out")
     rest = table.drop_columns(["item_id", "title"])
     if "semantic_id" in rest.column_names and not _holds_lists(rest["semantic_id"]):
         raise ValueError(f"{where}: the column semantic_id must hold lists of tokens; rename it if it means something else")
@@ -73,7 +73,7 @@ def ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
         column = _whole(column, name, where)
     column = cast(column, pa.string(), name, where)
     empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
-    _refuse_where(empty, column, where, f"the {name} is empty; fill it in, or leave the row out")
+    _check_where(empty, column, where, f"the {name} is empty; fill it in, or leave the row out")
     return column
 
 
@@ -81,7 +81,7 @@ def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     """A column of ids of which none occurs twice."""
     column = ids(table, name, where)
     repeated = encode(column)[0] != np.arange(len(column))  # codes count up from 0 until the first id that was seen before
-    _refuse_where(pa.chunked_array([repeated]), column, where, f"the {name} {{}} occurs more than once; keep one of its rows")
+    _check_where(pa.chunked_array([repeated]), column, where, f"the {name} {{}} occurs more than once; keep one of its rows")
     return column
 
 
@@ -150,7 +150,7 @@ def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     values = column.cast(pa.float64())
     whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), last))
     message = f"the {name} {{}} is not a whole number that {column.type} holds exactly; write it as text"
-    _refuse_where(pc.invert(pc.fill_null(whole, True)), column, where, message)
+    _check_where(pc.invert(pc.fill_null(whole, True)), column, where, message)
     return values.cast(pa.int64())
 
 
@@ -164,7 +164,7 @@ def _require(table: pa.Table, names: Sequence[str], where: str) -> None:
         raise ValueError(f"{where} holds no rows; give a file with at least one")
 
 
-def _refuse_where(bad: pa.ChunkedArray, column: pa.ChunkedArray, where: str, message: str) -> None:
+def _check_where(bad: pa.ChunkedArray, column: pa.ChunkedArray, where: str, message: str) -> None:
     rows = np.flatnonzero(bad.to_numpy())
     if len(rows):
         raise ValueError(f"{where}, row {rows[0] + 1}: {message.format(repr(column[int(rows[0])].as_py()))}")

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from trl_rec.data.leaks import continued, refuse_leaks
+from trl_rec.data.leaks import check_leaks, continued
 from trl_rec.data.log import SPLITS
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
@@ -97,8 +97,8 @@ def load(path: str | Path) -> RecDataset:
     if found != (card["rows"], card["num_interactions"]):
         raise ValueError(f"{path} is damaged (the card tells of other numbers of rows than there are); {REMEDY}")
     for rows in splits.values():
-        _refuse_outside(rows, len(catalog), users.num_rows, path)
-    refuse_leaks(**splits, split=card["split"])
+        _check_outside(rows, len(catalog), users.num_rows, path)
+    check_leaks(**splits, split=card["split"])
     return RecDataset(path=path, catalog=catalog, users=users, **splits, card=card)
 
 
@@ -119,7 +119,7 @@ def at_most(count: int | None, split: Dataset) -> Dataset:
     return split.select(np.linspace(0, len(split) - 1, count).round().astype(int))
 
 
-def refuse_unless_train(split: Dataset, what: str) -> None:
+def check_is_train(split: Dataset, what: str) -> None:
     """Raises unless `what` ("a model") may learn from these rows: they are a training split's.
 
     Rows that have lost their split's name, as those that `concatenate_datasets` joins, are held against each other: under
@@ -182,7 +182,7 @@ def _load_split(path: Path) -> Dataset:
     return Dataset.load_from_disk(str(path))
 
 
-def _refuse_outside(rows: Dataset, num_items: int, num_users: int, path: Path) -> None:
+def _check_outside(rows: Dataset, num_items: int, num_users: int, path: Path) -> None:
     for name, size in (("user", num_users), ("history", num_items), ("targets", num_items)):
         column = rows.data.column(name)
         bounds = pc.min_max(column if name == "user" else pc.list_flatten(column))

@@ -19,10 +19,10 @@ def read_header(path: Path, delimiter: str = ",") -> list[str]:
         raise ValueError(f"{path.name} is not UTF-8 text; convert it") from error
     if not names:
         raise ValueError(f"{path.name} is empty; give a file with a header and at least one row")
-    return refuse_repeats([name.strip() for name in names], path)
+    return check_repeats([name.strip() for name in names], path)
 
 
-def refuse_repeats(names: list[str], path: Path) -> list[str]:
+def check_repeats(names: list[str], path: Path) -> list[str]:
     """The names of a file's columns, if they are distinct."""
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:

@@ -60,7 +60,7 @@ def rows_of_ids(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(pc.index_in(ids, pa.concat_arrays(among.chunks)), -1).to_numpy().astype(np.int32)
 
 
-def refuse_missing(found: np.ndarray, ids: pa.ChunkedArray, what: str, where: str, other: str, rows: np.ndarray) -> None:
+def check_missing(found: np.ndarray, ids: pa.ChunkedArray, what: str, where: str, other: str, rows: np.ndarray) -> None:
     """Raises where an id was not found; `rows` are the numbers to name the ids' rows by."""
     missing = np.flatnonzero(found < 0)
     if len(missing):
@@ -78,5 +78,5 @@ def _indices(
         columns = {name: values}
         return codes, pa.table(columns if name == "user_id" else columns | {"title": values})
     rows = rows_of_ids(pa.chunked_array([values]), table[name])[codes]
-    refuse_missing(rows, ids, name.removesuffix("_id"), where, other or "", np.arange(1, len(rows) + 1))
+    check_missing(rows, ids, name.removesuffix("_id"), where, other or "", np.arange(1, len(rows) + 1))
     return rows, table

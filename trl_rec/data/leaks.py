@@ -19,22 +19,22 @@ from trl_rec.ragged import Ragged, join
 REMEDY = "prepare the data again from its source"
 
 
-def refuse_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
+def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
     """Raises where the splits overlap or do not fit; `split` is the rule that they were made by, one of `splits.RULES`."""
     if split == "windows":
-        _refuse_later(train, validation, test, strictly=False)
-        _refuse_known_targets([train], validation)
-        _refuse_known_targets([train, validation], test)
+        _check_later(train, validation, test, strictly=False)
+        _check_known_targets([train], validation)
+        _check_known_targets([train, validation], test)
         return
     for rows in (train, validation, test):
-        _refuse_two_rows(rows)
+        _check_two_rows(rows)
     if split == "time":
-        _refuse_later(train, validation, test, strictly=True)
+        _check_later(train, validation, test, strictly=True)
     else:
-        _refuse_unpaired(train, validation, test, split)
-    _refuse_breaks(train, validation)
-    _refuse_breaks(validation, test)
-    _refuse_breaks(train, _without(test, validation))
+        _check_unpaired(train, validation, test, split)
+    _check_breaks(train, validation)
+    _check_breaks(validation, test)
+    _check_breaks(train, _without(test, validation))
 
 
 def continued(users: np.ndarray, history: Ragged, targets: Ragged) -> np.ndarray:
@@ -64,13 +64,13 @@ def _ragged(rows: Dataset, name: str) -> Ragged:
     return Ragged.from_arrow(rows.data.column(name))
 
 
-def _refuse_two_rows(rows: Dataset) -> None:
+def _check_two_rows(rows: Dataset) -> None:
     users, counts = np.unique(_column(rows, "user"), return_counts=True)
     if (counts > 1).any():
         raise ValueError(f"leak: the {rows.split} split holds more than one row of user {users[counts > 1][0]}; {REMEDY}")
 
 
-def _refuse_unpaired(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
+def _check_unpaired(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
     """Every user with a validation row has a test row, both of one target, or of as many as the other users', and a training
     row."""
     for rows, others in ((validation, test), (test, validation), (validation, train)):
@@ -86,7 +86,7 @@ def _refuse_unpaired(train: Dataset, validation: Dataset, test: Dataset, split: 
             raise ValueError(f"leak: {name} row {other[0]} does not have exactly {told}; {REMEDY}")
 
 
-def _refuse_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly: bool) -> None:
+def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly: bool) -> None:
     for earlier, later in ((train, validation), (validation, test), (train, test)):
         if not len(earlier) or not len(later):
             continue
@@ -99,7 +99,7 @@ def _refuse_later(train: Dataset, validation: Dataset, test: Dataset, *, strictl
             )
 
 
-def _refuse_breaks(earlier: Dataset, later: Dataset) -> None:
+def _check_breaks(earlier: Dataset, later: Dataset) -> None:
     """The history of a user's later row must be what the user's earlier row ends up with, and come after it."""
     users, mine, theirs = np.intersect1d(_column(earlier, "user"), _column(later, "user"), return_indices=True)
     before = join(_ragged(earlier, "history"), _ragged(earlier, "targets")).take(mine)
@@ -122,7 +122,7 @@ def _without(rows: Dataset, others: Dataset) -> Dataset:
     return Dataset(rows.data.table.filter(alone), split=rows.split)
 
 
-def _refuse_known_targets(earlier: list[Dataset], later: Dataset) -> None:
+def _check_known_targets(earlier: list[Dataset], later: Dataset) -> None:
     known = np.concatenate(
         [_keys(rows, column, _column(rows, "user")) for rows in earlier for column in ("history", "targets")]
     )

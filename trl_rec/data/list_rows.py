@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows, split_users
+from trl_rec.data.dataset import check_is_train, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.data.rows import IGNORED
 from trl_rec.ragged import Ragged, join, within
@@ -79,7 +79,7 @@ def _prompts(
     split: Dataset, prompt_format: PromptFormat, every_position: bool, max_length: int | None
 ) -> tuple[Ragged, Ragged, Ragged, pa.Array]:
     """Prompts, the items that each tells of, those of the list after it, and the user."""
-    refuse_unless_train(split, "a model")
+    check_is_train(split, "a model")
     length = _list_length(prompt_format)
     before, items, source = _windows(split, length, 1 if every_position else length)
     if int(items.lengths.max(initial=0)) < length:

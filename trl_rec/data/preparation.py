@@ -25,7 +25,7 @@ from trl_rec.data.card import make_card
 from trl_rec.data.dataset import RecDataset, load, read_card, save
 from trl_rec.data.filtering import k_core
 from trl_rec.data.indexed_log import CodedLog, code
-from trl_rec.data.leaks import refuse_leaks
+from trl_rec.data.leaks import check_leaks
 from trl_rec.data.log import SPLITS, Log, Options
 from trl_rec.data.readers import READERS, locate
 from trl_rec.data.splits import split_log, split_windows
@@ -217,7 +217,7 @@ def _checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset
         if table.num_rows == 0:
             raise ValueError(f"the {name} split is empty under {rule}; give a longer log, lower minima, or another split")
     splits = {name: Dataset(InMemoryTable(table), split=name) for name, table in tables.items()}
-    refuse_leaks(**splits, split=rule)
+    check_leaks(**splits, split=rule)
     return splits
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trl_rec.data.dataset import RecDataset, refuse_unless_train, split_rows
+from trl_rec.data.dataset import RecDataset, check_is_train, split_rows
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join
 
@@ -96,7 +96,7 @@ def _commonest(labels: Ragged, num_labels: int, most: int) -> Ragged:
 
 def _chosen(dataset: RecDataset) -> Ragged:
     """Row `u`: the items that user `u` chose in training, each once however many rows tell of it."""
-    refuse_unless_train(dataset.train, "a profile")
+    check_is_train(dataset.train, "a profile")
     items = join(split_rows(dataset.train, "history"), split_rows(dataset.train, "targets"))
     users = dataset.train.with_format("numpy")[:]["user"][items.row_ids].astype(np.int64)
     pairs = np.unique(users * len(dataset.catalog) + items.values)

@@ -72,7 +72,7 @@ class PromptFormat:
         """
         defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
         if list_length is not None:
-            _refuse_list_length(list_length, catalog, tokenizer)
+            _check_list_length(list_length, catalog, tokenizer)
             defaults = (*defaults[:2], TITLE_LIST_TAIL if catalog.surface == "title" else "")
         head, item, tail = (
             given if given is not None else text for given, text in zip((head, item, tail), defaults, strict=True)
@@ -150,7 +150,7 @@ def newest_that_fit(histories: Ragged, piece_lengths: np.ndarray, room: int) -> 
     return histories.slice(dropped, histories.lengths)
 
 
-def _refuse_list_length(list_length: int, catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_list_length(list_length: int, catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase) -> None:
     if not 1 <= list_length <= len(catalog):
         raise ValueError(f"a list of {list_length} distinct items cannot come from {len(catalog)}; choose another list_length")
     if tokenizer.eos_token_id is None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows, split_users
+from trl_rec.data.dataset import check_is_train, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.ragged import Ragged, join, within
 
@@ -45,7 +45,7 @@ def build_rows(
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 where nothing is learned) and `user`.
     """
-    refuse_unless_train(split, "a model")
+    check_is_train(split, "a model")
     if targets == "all" and max_history is not None:
         raise ValueError("max_history has no effect with targets='all'; bound the rows by max_length")
     if targets == "last":

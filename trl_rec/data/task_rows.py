@@ -83,7 +83,7 @@ def build_task_rows(
         the next item of the whole row; `user`, -1 in rows about an item; `length`, the most tokens it comes to, for samplers
         that go by it; and `row`, by which templates are drawn.
     """
-    _refuse_senseless(tasks, dataset.catalog.surface)
+    _check_senseless(tasks, dataset.catalog.surface)
     lengths = {"max_length": max_length, "max_history": max_history}
     next_item = build_rows(dataset.train, prompt_format, targets=targets, **lengths)
     templates = template_ids(tokenizer, dataset.catalog.surface, chat_template=chat_template)
@@ -106,7 +106,7 @@ def build_task_rows(
 
 
 def task_texts(dataset: RecDataset) -> list[str]:
-    """All that the tasks say in words: what a tokenizer from nothing has to know."""
+    """All that the tasks say in words: what a tokenizer from scratch has to know."""
     names = item_labels(dataset.catalog)[0]
     return [*template_texts(), *item_texts(dataset.catalog), *user_profiles(dataset), *names, '"']
 
@@ -170,7 +170,7 @@ def _table(name: str, slots: list[Ragged], tokens: Ragged, labels: Ragged, users
     return pa.table(columns)
 
 
-def _refuse_senseless(tasks: Mapping[str, float], surface: str) -> None:
+def _check_senseless(tasks: Mapping[str, float], surface: str) -> None:
     unknown = sorted(set(tasks) - set(NAMES))
     if unknown:
         raise ValueError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(NAMES)}")

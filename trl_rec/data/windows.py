@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from trl_rec.data.columns import encode
-from trl_rec.data.indexed_log import CodedLog, refuse_missing, rows_of_ids
+from trl_rec.data.indexed_log import CodedLog, check_missing, rows_of_ids
 from trl_rec.data.log import SPLITS, Log
 from trl_rec.ragged import Ragged
 
@@ -48,7 +48,7 @@ def _coded(log: Log, split: str, users: pa.Table) -> Windows:
     lists = Ragged.from_arrow(table["item_ids"])
     item_ids = pa.chunked_array([pa.array(lists.values, pa.string())])
     items = rows_of_ids(item_ids, log.items["item_id"])
-    refuse_missing(items, item_ids, "item", log.names[split], log.names["items"], row[lists.row_ids])
+    check_missing(items, item_ids, "item", log.names[split], log.names["items"], row[lists.row_ids])
     order = np.lexsort((timestamp, user))
     return Windows(user[order], Ragged(items, lists.offsets).take(order), timestamp[order])
 

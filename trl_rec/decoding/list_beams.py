@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trl_rec.decoding.beam import RankedItems, best_first
 from trl_rec.decoding.list_prompts import open_lists
-from trl_rec.decoding.list_steps import Heard, Lists, ListSteps
+from trl_rec.decoding.list_steps import ListLogits, Lists, ListSteps
 from trl_rec.decoding.lists import greedy_list
 from trl_rec.items.trie import TokenTrie
 
@@ -90,7 +90,7 @@ class _Beams(NamedTuple):
 
 
 def _search(steps: ListSteps) -> _Beams:
-    heard: Heard | None
+    heard: ListLogits | None
     lists, heard = steps.begin()
     scores = lists.nodes.new_full(steps.shape, -torch.inf, dtype=torch.float32)
     scores[:, 0] = 0.0  # one list, as yet
@@ -114,7 +114,7 @@ def _branching(steps: ListSteps, beams: _Beams) -> Tensor:
     return (running & (written == written.amin(1, keepdim=True))).flatten()
 
 
-def _advanced(steps: ListSteps, beams: _Beams, heard: Heard, active: Tensor) -> _Beams:
+def _advanced(steps: ListSteps, beams: _Beams, heard: ListLogits, active: Tensor) -> _Beams:
     """The best of what the active beams can become in one step and of the others as they are. The cache follows."""
     logps, children = steps.logps(beams.lists, heard)
     grown = beams.scores.unsqueeze(1) + logps.float()

@@ -34,7 +34,7 @@ def open_lists(
     trie = trie.to(input_ids.device)
     excluded = Excluded(trie, exclude, len(input_ids)).places.long()
     longest = _longest_list(trie, excluded, list_length)
-    _refuse_long(model, input_ids.shape[1], longest)
+    _check_long(model, input_ids.shape[1], longest)
     with evaluating(model) if model.training else nullcontext():
         cache = open_cache(model, input_ids, attention_mask, longest)
         yield ListSteps(cache, trie, excluded, list_length=list_length, num_lists=num_lists)
@@ -52,7 +52,7 @@ def _longest_list(trie: TokenTrie, excluded: Tensor, list_length: int) -> int:
     return int(trie.depths(trie.leaves).topk(list_length).values.sum())
 
 
-def _refuse_long(model: PreTrainedModel, prompt: int, longest: int) -> None:
+def _check_long(model: PreTrainedModel, prompt: int, longest: int) -> None:
     room = model.config.get_text_config().to_dict().get("max_position_embeddings")
     if room is not None and prompt + longest > room:
         raise ValueError(

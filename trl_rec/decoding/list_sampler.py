@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trl_rec.decoding.beam import best_first
-from trl_rec.decoding.list_steps import Heard, Lists, ListSteps
+from trl_rec.decoding.list_steps import ListLogits, Lists, ListSteps
 
 
 NOISE_BITS = 31  # noise times the sum of all probabilities, in as many bits each, fits an integer
@@ -33,7 +33,7 @@ class ListSampler:
     def draw(self) -> tuple[Tensor, Tensor]:
         """The items `(B, G, K)`, and `(B, G, K * D)`: the log-probability of the choice at each depth of each item, else 0."""
         steps, most = self.steps, self.steps.most
-        heard: Heard | None
+        heard: ListLogits | None
         lists, heard = steps.begin()
         dtype = torch.promote_types(heard.logits.dtype, torch.float32)
         logps = heard.logits.new_zeros(len(lists.nodes), most + 1, dtype=dtype)  # the last column is for what is not kept
@@ -48,7 +48,7 @@ class ListSampler:
                 break
         return lists.items[:, :-1].view(*steps.shape, -1), logps[:, :-1].view(*steps.shape, -1)
 
-    def _choose(self, lists: Lists, heard: Heard, place: Tensor) -> tuple[Tensor, Tensor]:
+    def _choose(self, lists: Lists, heard: ListLogits, place: Tensor) -> tuple[Tensor, Tensor]:
         """The child that each list goes to, and its log-probability, `(R,)` each."""
         logps, children = self.steps.logps(lists, heard, self.temperature)
         if self.greedy:

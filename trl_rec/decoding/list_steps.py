@@ -47,7 +47,7 @@ class Lists(NamedTuple):
         return Lists(*(part[rows] for part in self))
 
 
-class Heard(NamedTuple):
+class ListLogits(NamedTuple):
     """What the model says where the lists choose.
 
     Args:
@@ -88,7 +88,7 @@ class ListSteps:
         first = excluded.new_full((1,), self.start)
         self.opening = _upwards(trie, first, int(trie.depths(first))).flip(1)  # (1, its length): what begins every item
 
-    def begin(self) -> tuple[Lists, Heard]:
+    def begin(self) -> tuple[Lists, ListLogits]:
         """The lists, empty but for an opening, and what the model says there. The cache then holds each of them."""
         logits, (num_prompts, num_lists) = self.cache.logits, self.shape
         length = self.opening.shape[1]
@@ -102,10 +102,10 @@ class ListSteps:
         nodes = taken.new_full((len(taken),), self.start)
         zeros, written = torch.zeros_like(nodes), torch.full_like(nodes, length)
         items = taken.new_full((len(taken), self.list_length + 1), -1)
-        heard = Heard(logits, zeros, self.trie.depth_widths[0] if self.fixed else None, self.fixed)
+        heard = ListLogits(logits, zeros, self.trie.depth_widths[0] if self.fixed else None, self.fixed)
         return Lists(nodes, nodes, zeros, written, written, items, taken), heard
 
-    def logps(self, lists: Lists, heard: Heard, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def logps(self, lists: Lists, heard: ListLogits, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """The log-probability `(R, C)` of each child among the legal ones, -inf where not legal, and the child nodes, alike
         or `(1, C)`."""
         vocab_size, num_read = heard.logits.shape[-1], heard.logits.shape[1]
@@ -139,7 +139,7 @@ class ListSteps:
             taken=torch.cat([lists.taken[:, :-1], last.unsqueeze(1)], 1).sort(1).values,
         )
 
-    def hear(self, lists: Lists, active: Tensor, step: int) -> Heard | None:
+    def hear(self, lists: Lists, active: Tensor, step: int) -> ListLogits | None:
         """What the model says once it has read all of the `active` lists `(R,)`, after so many steps; None at the end."""
         if step == self.most:
             return None
@@ -149,7 +149,7 @@ class ListSteps:
         logits, slots, _ = self.cache.extend(pending)
         order = torch.arange(slots.shape[1], device=slots.device).expand_as(slots)
         rows = torch.zeros(self.shape, dtype=torch.int64, device=slots.device).scatter_(1, slots, order).flatten()
-        return Heard(logits, rows, width, self.fixed and step % self.trie.max_depth == 0)
+        return ListLogits(logits, rows, width, self.fixed and step % self.trie.max_depth == 0)
 
     def _pending(self, lists: Lists, active: Tensor, step: int) -> tuple[Pending, int | None]:
         """What the model reads next, and the most children of the nodes it will be asked about."""

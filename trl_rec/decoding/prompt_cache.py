@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 
-from trl_rec.models.attention import keeps_state, mask_for, refuse_unsuitable, say_once, takes_positions
+from trl_rec.models.attention import check_suitable, keeps_state, mask_for, say_once, takes_positions
 from trl_rec.models.attention import why_separate as _why_separate
 
 
@@ -51,7 +51,7 @@ class Pending:
 
 def open_cache(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, longest: int) -> SharedPrompt | SeparateRows:
     """The cache that serves this model for prompts of this length and completions up to `longest` tokens."""
-    _refuse_unsuitable(model)
+    _check_unsuitable(model)
     reason = _why_separate(model, input_ids.shape[1] + longest)
     if reason is None:
         return SharedPrompt(model, input_ids, attention_mask)
@@ -59,10 +59,10 @@ def open_cache(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor
     return SeparateRows(model, input_ids, attention_mask)
 
 
-def _refuse_unsuitable(model: PreTrainedModel) -> None:
+def _check_unsuitable(model: PreTrainedModel) -> None:
     name = type(model).__name__
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    refuse_unsuitable(model)
+    check_suitable(model)
     if keeps_state(model):
         raise ValueError(f"{name} keeps a recurrent state that beams cannot share; decoding needs attention layers alone")
     if not takes_positions(model):

@@ -30,7 +30,7 @@ def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
     return {"surface": ItemCatalog.load(Path(folder) / CATALOG).surface, **json.loads(path.read_text(encoding="utf-8"))}
 
 
-def refuse_other_items(folder: str | Path, given: ItemCatalog, where: str | Path) -> None:
+def check_same_items(folder: str | Path, given: ItemCatalog, where: str | Path) -> None:
     """Raises where the policy in a run folder learned other items, or wrote them otherwise, than those in the dataset folder
     `where`. Any other model may write whatever its tokenizer knows."""
     if not (Path(folder) / CATALOG / "catalog.json").is_file():

@@ -1,4 +1,4 @@
-"""What a recommender is worth: metrics, intervals and paired tests, and the floors it is shown beside."""
+"""What a recommender is worth: metrics, intervals and paired tests, and the baselines it is shown beside."""
 
 from typing import TYPE_CHECKING
 
@@ -9,19 +9,19 @@ __all__ = [
     "Evaluation",
     "ListBatch",
     "PairedComparison",
-    "PopularityFloor",
-    "RandomFloor",
+    "PopularityBaseline",
+    "RandomBaseline",
     "RankedLists",
-    "TransitionFloor",
+    "TransitionBaseline",
     "best_of_split",
     "bootstrap_interval",
     "borda",
     "draw_lists",
     "evaluate_best_of",
-    "evaluate_floors",
+    "evaluate_baselines",
     "evaluate_orders",
     "evaluate_rankings",
-    "evaluate_rated_floors",
+    "evaluate_rated_baselines",
     "evaluate_split",
     "line_charts",
     "logged_curve",
@@ -40,18 +40,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from trl_rec.evaluation.baselines import PopularityFloor, RandomFloor, TransitionFloor
+    from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
     from trl_rec.evaluation.best_of_n import best_of_split, draw_lists, evaluate_best_of
     from trl_rec.evaluation.charts import line_charts, logged_curve
     from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
     from trl_rec.evaluation.graded.measures import borda, slot_profile
     from trl_rec.evaluation.graded.ranking import RankedLists, rank_rated_rows
-    from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_floors
+    from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
     from trl_rec.evaluation.intervals import PairedComparison, bootstrap_interval, paired_comparison
     from trl_rec.evaluation.lists import readable_lists
     from trl_rec.evaluation.metrics_file import write_metrics
     from trl_rec.evaluation.rank import rank_histories, rank_split
-    from trl_rec.evaluation.results import Evaluation, evaluate_floors, evaluate_split
+    from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.evaluation.rewards import ListBatch, score_lists, score_split
     from trl_rec.evaluation.seeds import seeds_table
     from trl_rec.evaluation.tables import metrics_table
@@ -59,18 +59,18 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "baselines": ["PopularityFloor", "RandomFloor", "TransitionFloor"],
+            "baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "best_of_n": ["best_of_split", "draw_lists", "evaluate_best_of"],
             "charts": ["line_charts", "logged_curve"],
             "evaluator": ["evaluate_rankings", "per_user_metrics"],
             "graded.measures": ["borda", "slot_profile"],
             "graded.ranking": ["RankedLists", "rank_rated_rows"],
-            "graded.results": ["evaluate_orders", "evaluate_rated_floors"],
+            "graded.results": ["evaluate_orders", "evaluate_rated_baselines"],
             "intervals": ["PairedComparison", "bootstrap_interval", "paired_comparison"],
             "lists": ["readable_lists"],
             "metrics_file": ["write_metrics"],
             "rank": ["rank_histories", "rank_split"],
-            "results": ["Evaluation", "evaluate_floors", "evaluate_split"],
+            "results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
             "rewards": ["ListBatch", "score_lists", "score_split"],
             "seeds": ["seeds_table"],
             "tables": ["metrics_table"],

@@ -21,7 +21,7 @@ BLOCK_ENTRIES = 1 << 21  # (row, item) candidates that are ranked at a time, abo
 SCORE_DECIMALS = 12  # scores that differ by less differ by the order of float additions alone, and tie
 
 
-class RandomFloor:
+class RandomBaseline:
     """A random order of the catalogue for each user, the same for equal (seed, row): what luck reaches.
 
     Args:
@@ -32,7 +32,7 @@ class RandomFloor:
         self.seed = seed
         self.num_items = 0
 
-    def fit(self, train: Dataset, num_items: int | None = None) -> RandomFloor:
+    def fit(self, train: Dataset, num_items: int | None = None) -> RandomBaseline:
         """Learns the number of items: 1 + the largest index in `train` unless given."""
         self.num_items = TrainingLog.read(train, num_items).num_items
         return self
@@ -45,7 +45,7 @@ class RandomFloor:
         return permuted(positions, rows, self.seed, self.num_items)
 
 
-class PopularityFloor:
+class PopularityBaseline:
     """The items chosen most often in training, the same for everybody; ties go to the lower index.
 
     After `fit`: `popularity` `(num_items,)`, how often each item was chosen, and `by_popularity`, the items in that order.
@@ -54,7 +54,7 @@ class PopularityFloor:
     def __init__(self) -> None:
         self.num_items = 0
 
-    def fit(self, train: Dataset, num_items: int | None = None) -> PopularityFloor:
+    def fit(self, train: Dataset, num_items: int | None = None) -> PopularityBaseline:
         """Counts the training interactions, each once; the number of items is 1 + the largest index in `train` unless given."""
         log = TrainingLog.read(train, num_items)
         self.num_items, self.popularity, self.by_popularity = log.num_items, log.popularity, log.by_popularity
@@ -65,14 +65,14 @@ class PopularityFloor:
         return _rank_prefixes(histories, top_k, exclude_history, self.num_items, lambda _, places: self.by_popularity[places])
 
 
-class TransitionFloor:
+class TransitionBaseline:
     """What followed the user's last items in other users' training histories: a counter, no parameters, no training.
 
     T[i, j] is the sum of 1/d over training pairs of i and, d <= `window` places later, j; each row is then divided by its sum.
     The score of j is the sum of T[i, j] / (1 + w) over the last `max_history` items i of a history, w = 0 for the newest. Ties
     go to the more popular item, then to the lower index; items with score 0 follow in the same order.
 
-    It is a hard floor. Leave-one-out, with history excluded, it reaches Recall@10 .079 and NDCG@10 .050 on Amazon Beauty, above
+    It is a hard baseline. Leave-one-out, with history excluded, it reaches Recall@10 .079 and NDCG@10 .050 on Amazon Beauty, above
     the figures printed for SASRec, HSTU and TIGER there, as it is above much other published neural work. On MovieLens-100k it
     reaches .184 and .106.
 
@@ -88,7 +88,7 @@ class TransitionFloor:
         self.max_history = max_history
         self.num_items = 0
 
-    def fit(self, train: Dataset, num_items: int | None = None) -> TransitionFloor:
+    def fit(self, train: Dataset, num_items: int | None = None) -> TransitionBaseline:
         """Counts the training transitions, each once; the number of items is 1 + the largest index in `train` unless given."""
         log = TrainingLog.read(train, num_items)
         self.num_items, self.by_popularity = log.num_items, log.by_popularity
@@ -158,7 +158,7 @@ def _rank_prefixes(
 
 def _checked(histories: Rows, top_k: int, num_items: int) -> Ragged:
     if num_items == 0:
-        raise ValueError("the floor knows no items; call fit with a training split first")
+        raise ValueError("the baseline knows no items; call fit with a training split first")
     if top_k < 1:
         raise ValueError(f"top_k={top_k}: rank at least one item")
     return item_rows(histories, "histories", num_items)

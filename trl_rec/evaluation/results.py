@@ -1,4 +1,4 @@
-"""The evaluation of rankings over a dataset's split, and of the floors over the same split in the same way."""
+"""The evaluation of rankings over a dataset's split, and of the baselines over the same split in the same way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
-from trl_rec.evaluation.baselines import PopularityFloor, RandomFloor, TransitionFloor
+from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.rewards import ListReward, score_split
@@ -73,7 +73,7 @@ def evaluate_split(
     return Evaluation(metrics, {name: bootstrap_interval(values, seed=seed) for name, values in per_user.items()}, per_user)
 
 
-def evaluate_floors(
+def evaluate_baselines(
     dataset: RecDataset,
     *,
     split: str = "test",
@@ -83,7 +83,7 @@ def evaluate_floors(
     reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
 ) -> dict[str, Evaluation]:
-    """The floors `random`, `popularity` and `transition`, learned from `dataset.train` and evaluated on a split.
+    """The baselines `random`, `popularity` and `transition`, learned from `dataset.train` and evaluated on a split.
 
     Args:
         dataset (`RecDataset`): The dataset.
@@ -91,18 +91,18 @@ def evaluate_floors(
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of a user's history are never recommended.
         rewards, reward_functions (*optional*): As in [`evaluate_split`].
-        seed (`int`, *optional*, defaults to `0`): Of the random floor and of the bootstrap.
+        seed (`int`, *optional*, defaults to `0`): Of the random baseline and of the bootstrap.
     """
     histories = split_rows(held_out(dataset, split), "history")
     rewarded: dict[str, Any] = {"rewards": rewards, "reward_functions": reward_functions}
-    floors: dict[str, RandomFloor | PopularityFloor | TransitionFloor] = {
-        "random": RandomFloor(seed),
-        "popularity": PopularityFloor(),
-        "transition": TransitionFloor(),
+    baselines: dict[str, RandomBaseline | PopularityBaseline | TransitionBaseline] = {
+        "random": RandomBaseline(seed),
+        "popularity": PopularityBaseline(),
+        "transition": TransitionBaseline(),
     }
     results = {}
-    for name, floor in floors.items():
-        ranked = floor.fit(dataset.train, len(dataset.catalog)).rank(histories, max(ks), exclude_history)
+    for name, baseline in baselines.items():
+        ranked = baseline.fit(dataset.train, len(dataset.catalog)).rank(histories, max(ks), exclude_history)
         results[name] = evaluate_split(ranked, dataset, split=split, ks=ks, seed=seed, **rewarded)
     return results
 

@@ -29,7 +29,7 @@ def seeds_table(
 
     Args:
         runs (`Mapping[str, Sequence[Mapping[str, np.ndarray]]]`): Name of a recommender to the `Evaluation.per_user` of each
-            seed. All runs are over the same users in the same order; floors have one.
+            seed. All runs are over the same users in the same order; baselines have one.
         metrics (`Sequence[str]`): Metrics to show; the last one is compared.
         against (`str`): The recommender that the others are compared to.
         notes (`Mapping[str, Mapping[str, float]]`, *optional*): Further columns: heading to a number for each recommender that

@@ -53,7 +53,7 @@ def metrics_table(
         caption (`str`, *optional*): A line above: data, split, whether history is excluded.
     """
     if not results:
-        raise ValueError("there are no results to show; evaluate a floor or a model first")
+        raise ValueError("there are no results to show; evaluate a baseline or a model first")
     if intervals not in ("half_width", "range", "none"):
         raise ValueError(f"unknown intervals {intervals!r}; choose half_width, range or none")
     columns = _default_columns(results) if columns is None else list(columns)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.evaluation.inputs import item_rows
 from trl_rec.ragged import Ragged, join, within
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingLog:
-    """What a floor learns from.
+    """What a baseline learns from.
 
     Args:
         sequences (`Ragged`): Row `i`: history and targets of row `i` of the split, joined.
@@ -36,7 +36,7 @@ class TrainingLog:
 
         `num_items` is 1 + the largest index seen unless given.
         """
-        refuse_unless_train(train, "a floor")
+        check_is_train(train, "a baseline")
         history, targets = split_rows(train, "history"), split_rows(train, "targets")
         sequences = item_rows(join(history, targets), "train", num_items)
         users = train.select_columns(["user"]).with_format("numpy")[:]["user"]

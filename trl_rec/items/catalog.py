@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trl_rec.items.user_ids import read_user_ids, refuse_shared_tokens, tokens_of, write_user_ids
+from trl_rec.items.user_ids import check_shared_tokens, read_user_ids, tokens_of, write_user_ids
 from trl_rec.ragged import Ragged, join
 
 
@@ -64,9 +64,9 @@ class ItemCatalog:
             raise ValueError(
                 f"no column {self.group_column!r} to group items by; there are {', '.join(self.items.column_names)}"
             )
-        _refuse_repeats(self.items["item_id"])
+        _check_repeats(self.items["item_id"])
         if self.user_ids is not None:
-            refuse_shared_tokens(self.user_ids, self.semantic_ids)
+            check_shared_tokens(self.user_ids, self.semantic_ids)
 
     def __len__(self) -> int:
         return self.items.num_rows
@@ -264,7 +264,7 @@ def _numbered(ids: Ragged, vocabulary: dict[str, int]) -> Ragged:
     return Ragged(np.array([vocabulary[name] for name in names.tolist()], np.int64)[position], ids.offsets)
 
 
-def _refuse_repeats(ids: pa.ChunkedArray) -> None:
+def _check_repeats(ids: pa.ChunkedArray) -> None:
     counts = pc.value_counts(ids)
     if len(counts) < len(ids):
         twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()

@@ -313,7 +313,7 @@ def _levels(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
         start, end = start[alive[start]], end[alive[start]]
         level = depth_offsets[-2]
         widths.append(torch.bincount(node_of_row[start] - level, minlength=num_nodes - level).to(torch.int32))
-        _refuse_prefixes(alive, node_of_row, widths[-1], level, order)
+        _check_prefixes(alive, node_of_row, widths[-1], level, order)
         node_of_row = torch.where(alive, num_nodes - 1 + (differs & alive).cumsum(0), -1).to(torch.int32)
         tokens.append(token[start].to(torch.int32))
         starts.append(start.to(torch.int32))
@@ -330,7 +330,7 @@ def _levels(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _refuse_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: int, order: Tensor) -> None:
+def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: int, order: Tensor) -> None:
     """A row that ends where others go on could never be told from their beginning."""
     ended = (~alive & (node_of_row >= 0)).nonzero().squeeze(1)
     if len(ended) and bool((clash := widths[node_of_row[ended] - level] > 0).any()):

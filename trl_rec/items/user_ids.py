@@ -41,7 +41,7 @@ def tokens_of(ids: Ragged | None) -> list[str]:
     return [] if ids is None else np.unique(ids.values.astype(str)).tolist()
 
 
-def refuse_shared_tokens(user_ids: Ragged, semantic_ids: Ragged | None) -> None:
+def check_shared_tokens(user_ids: Ragged, semantic_ids: Ragged | None) -> None:
     """Raises where a user's token is an item's too, or a user has none."""
     items = set(tokens_of(semantic_ids))
     shared = [token for token in tokens_of(user_ids) if token in items or re.fullmatch(r"<item_\d+>", token)]

@@ -60,7 +60,7 @@ def say_once(reason: str, consequence: str) -> None:
         logger.warning(message)
 
 
-def refuse_unsuitable(model: PreTrainedModel) -> None:
+def check_suitable(model: PreTrainedModel) -> None:
     """Refuses models whose rows are not a prompt and its continuation, neither side by side nor separately."""
     name = type(model).__name__
     if model.config.is_encoder_decoder:

@@ -1,5 +1,5 @@
 """From a recipe to a model: pretrained and perhaps quantised, with the catalogue's tokens and an adapter, or small and from
-nothing."""
+scratch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RecModelConfig(ModelConfig):
-    """[`~trl.ModelConfig`], and the size of a model from nothing, which is made when there is no `model_name_or_path`.
+    """[`~trl.ModelConfig`], and the size of a model from scratch, which is made when there is no `model_name_or_path`.
 
     Args:
         hidden_size (`int`, *optional*, defaults to `64`): Width.
@@ -32,10 +32,10 @@ class RecModelConfig(ModelConfig):
         dropout (`float`, *optional*, defaults to `0.2`): Dropout on the attention weights and on what each layer adds.
     """
 
-    hidden_size: int = field(default=64, metadata={"help": "width of a model from nothing"})
-    num_layers: int = field(default=2, metadata={"help": "layers of a model from nothing"})
-    num_heads: int = field(default=2, metadata={"help": "attention heads of a model from nothing"})
-    dropout: float = field(default=0.2, metadata={"help": "dropout of a model from nothing"})
+    hidden_size: int = field(default=64, metadata={"help": "width of a model from scratch"})
+    num_layers: int = field(default=2, metadata={"help": "layers of a model from scratch"})
+    num_heads: int = field(default=2, metadata={"help": "attention heads of a model from scratch"})
+    dropout: float = field(default=0.2, metadata={"help": "dropout of a model from scratch"})
 
 
 def build_model(
@@ -52,10 +52,10 @@ def build_model(
     Args:
         catalog: The items, whose surface decides which tokens are new.
         config: What to load or make.
-        max_length: Most tokens of a text, for a model from nothing.
-        seed: Of a model from nothing, and of the embeddings of new tokens.
+        max_length: Most tokens of a text, for a model from scratch.
+        seed: Of a model from scratch, and of the embeddings of new tokens.
         trust_remote_code: Whether code that comes with a model is run.
-        texts: What a model from nothing has to be able to say besides items.
+        texts: What a model from scratch has to be able to say besides items.
     """
     if config.model_name_or_path is None:
         item_tokenizer = make_tokenizer(catalog, texts)

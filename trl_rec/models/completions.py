@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trl_rec.models.attention import mask_for, refuse_unsuitable, say_once, takes_positions, why_separate
+from trl_rec.models.attention import check_suitable, mask_for, say_once, takes_positions, why_separate
 from trl_rec.models.selection import logits_at
 
 
@@ -64,7 +64,7 @@ def read_completions(
             the output embedding is spared the others, such as those that a trie forces.
         wrapped (*optional*): What is called, if not `model`: a DDP module, a DeepSpeed engine.
     """
-    refuse_unsuitable(model)
+    check_suitable(model)
     reason = why_separate(model, prompt_ids.shape[1] + completion_ids.shape[2])
     if reason is not None:
         say_once(reason, "every completion gets a row of its own, which is slower")

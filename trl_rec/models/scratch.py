@@ -1,4 +1,4 @@
-"""A small decoder and its tokenizer from nothing, one token an item (or a few, for semantic IDs).
+"""A small decoder and its tokenizer from scratch, one token an item (or a few, for semantic IDs).
 
 The architecture is Phi-3's with tied embeddings, which is Llama's with dropout on what each layer adds: rotary positions suit
 rows that begin anywhere in a history, and small data needs the dropout. It trains in minutes on a CPU, so it also stands in

@@ -18,8 +18,8 @@ __all__ = [
     "learn_supervised",
     "random_candidates",
     "read_stages",
-    "refuse_early",
-    "refuse_leaking_candidates",
+    "check_early",
+    "check_candidate_leaks",
     "run_stages",
     "self_play_beams",
     "self_play_buckets",
@@ -29,12 +29,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from trl_rec.schedule.candidate_leaks import refuse_leaking_candidates
+    from trl_rec.schedule.candidate_leaks import check_candidate_leaks
     from trl_rec.schedule.candidates import bucket_report, random_candidates, self_play_candidates
     from trl_rec.schedule.difficulty import self_play_buckets
     from trl_rec.schedule.feedback import feedback_candidates
     from trl_rec.schedule.loop import run_stages
-    from trl_rec.schedule.pipeline import align, give_ids, learn_supervised, refuse_early
+    from trl_rec.schedule.pipeline import align, check_early, give_ids, learn_supervised
     from trl_rec.schedule.plan import Schedule
     from trl_rec.schedule.prefixes import training_prefixes
     from trl_rec.schedule.reporting import conclude_stages, stage_table
@@ -44,12 +44,12 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "candidate_leaks": ["refuse_leaking_candidates"],
+            "candidate_leaks": ["check_candidate_leaks"],
             "candidates": ["bucket_report", "random_candidates", "self_play_candidates"],
             "difficulty": ["self_play_buckets"],
             "feedback": ["feedback_candidates"],
             "loop": ["run_stages"],
-            "pipeline": ["align", "give_ids", "learn_supervised", "refuse_early"],
+            "pipeline": ["align", "give_ids", "learn_supervised", "check_early"],
             "plan": ["Schedule"],
             "prefixes": ["training_prefixes"],
             "reporting": ["conclude_stages", "stage_table"],

@@ -15,7 +15,7 @@ from trl_rec.schedule.prefixes import column
 from trl_rec.schedule.training_pairs import TrainingPairs, pair_keys
 
 
-def refuse_leaking_candidates(table: Dataset, dataset: RecDataset, *, feedback: bool) -> None:
+def check_candidate_leaks(table: Dataset, dataset: RecDataset, *, feedback: bool) -> None:
     """Raises unless every row asks a user for a training target after (the newest part of) what came before it in training.
 
     Args:

@@ -20,7 +20,7 @@ from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged
 from trl_rec.schedule.difficulty import DIFFICULTIES, self_play_buckets
 from trl_rec.schedule.draws import draw
-from trl_rec.schedule.prefixes import column, refuse_unless_prefixes
+from trl_rec.schedule.prefixes import check_prefixes, column
 from trl_rec.schedule.training_pairs import TrainingPairs, surface_codes
 
 
@@ -50,7 +50,7 @@ def self_play_candidates(
     """
     if difficulty not in (*DIFFICULTIES, "any"):
         raise ValueError(f"difficulty must be easy, medium, hard or any, not {difficulty!r}")
-    refuse_no_negatives(num_negatives)
+    check_negatives(num_negatives)
     buckets = self_play_buckets(prefixes, beams, catalog, train=train)
     keep = buckets >= 0 if difficulty == "any" else buckets == DIFFICULTIES.index(difficulty)
     keep &= np.cumsum(keep, 1) <= num_negatives
@@ -77,8 +77,8 @@ def random_candidates(
         seed: Chooses them.
         catalog (*optional*): Needed where items may be written the same. Those then count as one item, the first of them.
     """
-    refuse_unless_prefixes(prefixes)
-    refuse_no_negatives(num_negatives)
+    check_prefixes(prefixes)
+    check_negatives(num_negatives)
     if catalog is not None and len(catalog) != num_items:
         raise ValueError(f"num_items={num_items}, but the catalogue has {len(catalog)} items; give the catalogue of the data")
     codes = np.arange(num_items) if catalog is None else surface_codes(catalog)
@@ -127,7 +127,7 @@ def bucket_report(table: Dataset, buckets: np.ndarray | None = None) -> dict[str
     return report
 
 
-def refuse_no_negatives(num_negatives: int) -> None:
+def check_negatives(num_negatives: int) -> None:
     """Raises where not even one negative is asked for."""
     if num_negatives < 1:
         raise ValueError(f"num_negatives={num_negatives}: a preference needs a negative at least")

@@ -9,16 +9,16 @@ from typing import Any
 from accelerate.utils import parse_flag_from_env
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from trl_rec.decoding.run_folder import refuse_other_items, settings_of_run
+from trl_rec.decoding.run_folder import check_same_items, settings_of_run
 from trl_rec.schedule.plan import Schedule
 from trl_rec.schedule.stage_candidates import stage_feedback
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
 
-def refuse_before_running(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
+def check_before_running(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
     """Raises where a stage could not begin: by the launcher, the policy's folder, its items, or the log's rows and ratings."""
-    refuse_sharding(schedule.config)
+    check_not_sharded(schedule.config)
     if not Path(start).is_dir():
         raise ValueError(f"{start} is no folder; stages begin from a policy on disk, the output folder of trl-rec bear")
     output = schedule.output.resolve()
@@ -28,10 +28,10 @@ def refuse_before_running(stages: Sequence[PreferenceStage], start: str | Path, 
         raise ValueError(
             "the validation split has no rows to compare stages on; prepare the data with more interactions a user"
         )
-    refuse_other_items(start, schedule.dataset.catalog, schedule.dataset.path)
+    check_same_items(start, schedule.dataset.catalog, schedule.dataset.path)
     own = settings_of_run(start)
     if own:
-        refuse_other_asking(f"the policy in {start}", own["prompt"], own["renormalize"], schedule.config)
+        check_same_prompts(f"the policy in {start}", own["prompt"], own["renormalize"], schedule.config)
     for number, stage in enumerate(stages, 1):
         if stage.source == "feedback" and not (schedule.folder(number, stage) / "stage.json").is_file():
             try:
@@ -40,7 +40,7 @@ def refuse_before_running(stages: Sequence[PreferenceStage], start: str | Path, 
                 raise ValueError(f"stage {number} ({stage.name}): {error}") from error
 
 
-def refuse_sharding(config: SoftmaxDPOConfig) -> None:
+def check_not_sharded(config: SoftmaxDPOConfig) -> None:
     """Raises under ZeRO-3 and FSDP: the policy decodes outside of a trainer, where a part of its weights is of no use."""
     fsdp = bool(config.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
     if fsdp or is_deepspeed_zero3_enabled():
@@ -50,7 +50,7 @@ def refuse_sharding(config: SoftmaxDPOConfig) -> None:
         )
 
 
-def refuse_other_asking(who: str, prompt: Mapping[str, Any], renormalizes: bool, config: SoftmaxDPOConfig) -> None:
+def check_same_prompts(who: str, prompt: Mapping[str, Any], renormalizes: bool, config: SoftmaxDPOConfig) -> None:
     """Raises where a policy is prompted otherwise than in the stages, or its lists are ranked by another softmax: it would fall
     behind itself before any stage, with no word."""
     for name, value in prompt.items():

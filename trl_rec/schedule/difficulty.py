@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged
-from trl_rec.schedule.prefixes import column, refuse_unless_prefixes
+from trl_rec.schedule.prefixes import check_prefixes, column
 from trl_rec.schedule.training_pairs import TrainingPairs, surface_codes
 
 
@@ -31,8 +31,8 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
     Returns:
         `np.ndarray` of int8 and shape `(N, W)`.
     """
-    refuse_unless_prefixes(prefixes)
-    _refuse_unfit_beams(beams, len(prefixes), len(catalog))
+    check_prefixes(prefixes)
+    _check_unfit_beams(beams, len(prefixes), len(catalog))
     targets = column(prefixes, "target")
     possible = _possible(column(prefixes, "user"), targets, beams, surface_codes(catalog), train)
     if catalog.surface == "semantic_id":
@@ -43,7 +43,7 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
     return np.where(possible, level, -1).astype(np.int8)
 
 
-def _refuse_unfit_beams(beams: np.ndarray, num_prompts: int, num_items: int) -> None:
+def _check_unfit_beams(beams: np.ndarray, num_prompts: int, num_items: int) -> None:
     if beams.ndim != 2 or len(beams) != num_prompts:
         raise ValueError(f"the beams have shape {beams.shape}, but there are {num_prompts} prefixes; make them from these")
     outside = np.argwhere((beams < -1) | (beams >= num_items))

@@ -13,12 +13,12 @@ from typing import TypeAlias
 import numpy as np
 from datasets import Dataset
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join
-from trl_rec.schedule.candidates import preference_table, refuse_no_negatives
+from trl_rec.schedule.candidates import check_negatives, preference_table
 from trl_rec.schedule.draws import draw_below
-from trl_rec.schedule.prefixes import column, prefixes_at, ratings_of, refuse_misaligned, sampled
+from trl_rec.schedule.prefixes import check_aligned, column, prefixes_at, ratings_of, sampled
 from trl_rec.schedule.training_pairs import pair_keys, surface_codes
 
 
@@ -60,13 +60,13 @@ def feedback_candidates(
         catalog (*optional*): Needed where items may be written the same. Those then count as one item: it is liked if one of
             them is.
     """
-    refuse_unless_train(train, "a preference")
-    refuse_no_negatives(num_negatives)
+    check_is_train(train, "a preference")
+    check_negatives(num_negatives)
     if difficulty not in ("easy", "hard"):
         raise ValueError(f"difficulty must be easy or hard, not {difficulty!r}: feedback is either disliked or neutral")
-    _refuse_cuts(liked, neutral, disliked)
+    _check_cuts(liked, neutral, disliked)
     given = _scores(train, scores)
-    _refuse_better_than_liked(given, liked)
+    _check_better_than_liked(given, liked)
     good = _inside(given, liked, "liked")
     bad = _inside(given, disliked, "disliked") if difficulty == "easy" else _inside(given, neutral, "neutral")
     of_targets = Ragged(good, given.offsets).slice(split_rows(train, "history").lengths, given.lengths)
@@ -79,7 +79,7 @@ def feedback_candidates(
     return preference_table(prefixes, pool.draw(column(prefixes, "user"), targets, num_negatives, seed))
 
 
-def _refuse_cuts(liked: Cut, neutral: Cut, disliked: Cut) -> None:
+def _check_cuts(liked: Cut, neutral: Cut, disliked: Cut) -> None:
     told = f"liked={liked}, neutral={neutral}, disliked={disliked}"
     if not all(low <= high for low, high in (liked, neutral, disliked)):
         raise ValueError(f"{told}: each cut is a lowest and a highest score, in this order")
@@ -87,7 +87,7 @@ def _refuse_cuts(liked: Cut, neutral: Cut, disliked: Cut) -> None:
         raise ValueError(f"{told}: the cuts must not overlap, and rise from disliked over neutral to liked")
 
 
-def _refuse_better_than_liked(given: Ragged, liked: Cut) -> None:
+def _check_better_than_liked(given: Ragged, liked: Cut) -> None:
     """Of ratings from 1 to 10, the usual cuts would take the middle for the best."""
     best = given.values.max(initial=-np.inf, where=~np.isnan(given.values))
     if best > liked[1]:
@@ -109,7 +109,7 @@ def _scores(train: Dataset, scores: Scores | None) -> Ragged:
         scores = split_rows(train, scores)
     elif not isinstance(scores, Ragged):
         scores = scores(train)
-    refuse_misaligned(scores, train, "scores")
+    check_aligned(scores, train, "scores")
     return scores
 
 

@@ -23,8 +23,8 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
-from trl_rec.schedule.checks import refuse_before_running
-from trl_rec.schedule.plan import Schedule, refuse_another_plan, write_entry
+from trl_rec.schedule.checks import check_before_running
+from trl_rec.schedule.plan import Schedule, check_same_plan, write_entry
 from trl_rec.schedule.stage_candidates import stage_candidates
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.base.reporting import save_run
@@ -60,8 +60,8 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
         A report a stage: its name, `num_prompts`, `without_negatives` and the buckets, the validation metrics `before` and
         `after`, and whether the stage's policy was `kept`.
     """
-    refuse_before_running(stages, start, schedule)
-    refuse_another_plan(stages, start, schedule)
+    check_before_running(stages, start, schedule)
+    check_same_plan(stages, start, schedule)
     folder, metrics, reports = Path(start), None, []
     for number, stage in enumerate(stages, 1):
         path = schedule.folder(number, stage) / "stage.json"

@@ -16,9 +16,9 @@ from accelerate import PartialState
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation
 from trl_rec.models import RecModelConfig
-from trl_rec.schedule.checks import refuse_other_asking, refuse_sharding
+from trl_rec.schedule.checks import check_not_sharded, check_same_prompts
 from trl_rec.schedule.loop import run_stages
-from trl_rec.schedule.plan import Schedule, refuse_another_policy, write_entry
+from trl_rec.schedule.plan import Schedule, check_same_policy, write_entry
 from trl_rec.schedule.reporting import conclude_stages
 from trl_rec.schedule.stage_candidates import stage_feedback
 from trl_rec.schedule.stages import PreferenceStage
@@ -41,13 +41,13 @@ def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = Fa
     return make_dual_ids(dataset, config, overwrite=overwrite).with_surface("semantic_id")
 
 
-def refuse_early(stages: Sequence[PreferenceStage], schedule: Schedule, supervised: BearConfig | None = None) -> None:
+def check_early(stages: Sequence[PreferenceStage], schedule: Schedule, supervised: BearConfig | None = None) -> None:
     """Raises where the stages could not run whatever the parts before them give: by the launcher, the log's ratings, or how
     the supervised part asks the policy."""
-    refuse_sharding(schedule.config)
+    check_not_sharded(schedule.config)
     if supervised is not None:
         renormalizes = supervised.softmax == "legal"
-        refuse_other_asking("the supervised policy", supervised.prompt_options, renormalizes, schedule.config)
+        check_same_prompts("the supervised policy", supervised.prompt_options, renormalizes, schedule.config)
     for number, stage in enumerate(stages, 1):
         if stage.source == "feedback":
             stage_feedback(number, stage, schedule)
@@ -62,7 +62,7 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
         model_config: What to load or make.
     """
     folder = Path(str(config.output_dir))
-    refuse_another_policy(folder, dataset, config, vars(model_config))
+    check_same_policy(folder, dataset, config, vars(model_config))
     if (folder / DONE).is_file():
         logger.info("part 2 of 3: the supervised policy in %s is there already", folder)
         return folder

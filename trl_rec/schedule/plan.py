@@ -101,7 +101,7 @@ class Schedule:
                 f"hf upload NAME {self.config.output_dir} --exclude '[0-9]*-*/*' 'supervised/*'"
             )
         if self.picks_checkpoints:
-            _refuse_unpickable(self.config, self.metric)
+            _check_unpickable(self.config, self.metric)
 
     @property
     def metric(self) -> str:
@@ -123,12 +123,12 @@ class Schedule:
         return self.output / f"{number}-{stage.name}"
 
 
-def refuse_another_plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
+def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
     """Writes down what is about to run; a folder that holds the work of another plan is refused."""
-    _refuse_another(schedule.output / "plan.json", _plan(stages, start, schedule), work="[0-9]*-*")
+    _check_another(schedule.output / "plan.json", _plan(stages, start, schedule), work="[0-9]*-*")
 
 
-def refuse_another_policy(folder: Path, dataset: RecDataset, config: Any, model: dict[str, Any]) -> None:
+def check_same_policy(folder: Path, dataset: RecDataset, config: Any, model: dict[str, Any]) -> None:
     """Writes down what a supervised policy is about to be trained by; a folder that holds another one's is refused."""
     pretrained = model.get("model_name_or_path")
     plan = {
@@ -140,7 +140,7 @@ def refuse_another_policy(folder: Path, dataset: RecDataset, config: Any, model:
         "splits": _split_digest(dataset),
         **{name: value for name, value in config.to_dict().items() if not _is_free(name)},
     }
-    _refuse_another(folder / "plan.json", json.loads(json.dumps(plan, default=_plain)))
+    _check_another(folder / "plan.json", json.loads(json.dumps(plan, default=_plain)))
 
 
 def write_entry(path: Path, entry: dict[str, Any]) -> None:
@@ -163,7 +163,7 @@ def weights_digest(folder: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _refuse_another(path: Path, plan: dict[str, Any], work: str = "*") -> None:
+def _check_another(path: Path, plan: dict[str, Any], work: str = "*") -> None:
     """`work`: what the folder holds once the plan has come to something."""
     if path.is_file() and any(other != path for other in path.parent.glob(work)):
         old = json.loads(path.read_text(encoding="utf-8"))
@@ -179,7 +179,7 @@ def _refuse_another(path: Path, plan: dict[str, Any], work: str = "*") -> None:
     write_entry(path, plan)
 
 
-def _refuse_unpickable(config: SoftmaxDPOConfig, metric: str) -> None:
+def _check_unpickable(config: SoftmaxDPOConfig, metric: str) -> None:
     """Raises unless each evaluation that may be the best one has a checkpoint; the trainer itself would pass over it."""
     if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
         raise ValueError(

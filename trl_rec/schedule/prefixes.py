@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.evaluation.random_order import permuted
 from trl_rec.ragged import Ragged, join, within
 
@@ -28,7 +28,7 @@ def training_prefixes(
     Returns:
         `datasets.Dataset` with `user`, `history`, `target` and, where the log has ratings, `rating` (the target's).
     """
-    refuse_unless_train(train, "a preference")
+    check_is_train(train, "a preference")
     total = len(split_rows(train, "targets").values)
     if not total:
         raise ValueError("the train split holds no target: every user has a single interaction; add data")
@@ -73,11 +73,11 @@ def ratings_of(train: Dataset) -> Ragged | None:
     ratings = join(split_rows(train, "history_ratings"), split_rows(train, "target_ratings"))
     if not len(ratings.values):
         return None
-    refuse_misaligned(ratings, train, "ratings")
+    check_aligned(ratings, train, "ratings")
     return ratings
 
 
-def refuse_misaligned(scores: Ragged, train: Dataset, what: str) -> None:
+def check_aligned(scores: Ragged, train: Dataset, what: str) -> None:
     """Raises unless there is one score for each item of each row."""
     lengths = split_rows(train, "history").lengths + split_rows(train, "targets").lengths
     if len(scores) != len(lengths):
@@ -90,7 +90,7 @@ def refuse_misaligned(scores: Ragged, train: Dataset, what: str) -> None:
         )
 
 
-def refuse_unless_prefixes(prefixes: Dataset) -> None:
+def check_prefixes(prefixes: Dataset) -> None:
     """Raises unless the rows come from `training_prefixes`, or a selection of them."""
     missing = {"user", "history", "target"} - set(prefixes.column_names)
     if missing or prefixes.split != "train":

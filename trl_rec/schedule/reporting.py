@@ -1,4 +1,4 @@
-"""How a schedule ends: the last policy, and the one it began with, are measured on the test split beside the floors, and what
+"""How a schedule ends: the last policy, and the one it began with, are measured on the test split beside the baselines, and what
 each stage did is told."""
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 from accelerate import PartialState
 
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, rank_split, write_metrics
+from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, rank_split, write_metrics
 from trl_rec.evaluation.tables import aligned
 from trl_rec.models.loading import load_model, load_tokenizer
-from trl_rec.schedule.checks import refuse_sharding
+from trl_rec.schedule.checks import check_not_sharded
 from trl_rec.schedule.plan import Schedule
 from trl_rec.trainer.base.reporting import write_run
 
@@ -28,9 +28,9 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         schedule: What all stages shared.
     """
     config, dataset = schedule.config, schedule.dataset
-    refuse_sharding(config)
+    check_not_sharded(config)
     measured: dict[str, Any] = {"split": "test", "ks": config.eval_ks}
-    results = evaluate_floors(dataset, exclude_history=config.eval_exclude_history, **measured)
+    results = evaluate_baselines(dataset, exclude_history=config.eval_exclude_history, **measured)
     for name, folder in (("before", start), ("after", schedule.output)):
         results[name] = evaluate_split(_rank(folder, schedule), dataset, **measured)
     if PartialState().is_main_process:

@@ -26,7 +26,7 @@ from trl_rec.data.prompts import PromptFormat
 from trl_rec.evaluation.rank import rank_histories
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
-from trl_rec.schedule.prefixes import refuse_unless_prefixes
+from trl_rec.schedule.prefixes import check_prefixes
 
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def self_play_beams(
         part_size: Prefixes of a part.
         options: As in [`~trl_rec.evaluation.rank_histories`]; `exclude_history` is on by default.
     """
-    refuse_unless_prefixes(prefixes)
+    check_prefixes(prefixes)
     if part_size < 1 or num_beams < 1:
         raise ValueError(f"part_size={part_size}, num_beams={num_beams}: both must be at least 1")
     if folder is not None and not key:

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.items.trie import TokenTrie
-from trl_rec.schedule.candidate_leaks import refuse_leaking_candidates
+from trl_rec.schedule.candidate_leaks import check_candidate_leaks
 from trl_rec.schedule.candidates import bucket_report, random_candidates, self_play_candidates
 from trl_rec.schedule.difficulty import self_play_buckets
 from trl_rec.schedule.feedback import feedback_candidates
@@ -59,7 +59,7 @@ def stage_candidates(
         buckets = self_play_buckets(prefixes, beams, dataset.catalog, train=dataset.train)
         chosen = {"difficulty": stage.difficulty, "num_negatives": stage.num_negatives}
         table = self_play_candidates(prefixes, beams, dataset.catalog, train=dataset.train, **chosen)
-    refuse_leaking_candidates(table, dataset, feedback=False)
+    check_candidate_leaks(table, dataset, feedback=False)
     return table, bucket_report(table, buckets)
 
 
@@ -76,5 +76,5 @@ def stage_feedback(number: int, stage: PreferenceStage, schedule: Schedule) -> D
         max_prompts=stage.max_prompts,
         seed=schedule.config.seed + number,
     )
-    refuse_leaking_candidates(table, schedule.dataset, feedback=True)
+    check_candidate_leaks(table, schedule.dataset, feedback=True)
     return table

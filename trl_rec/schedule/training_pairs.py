@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from trl_rec.data.columns import encode
-from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import join
 from trl_rec.schedule.prefixes import column
@@ -31,7 +31,7 @@ class TrainingPairs:
     @classmethod
     def read(cls, train: Dataset, codes: np.ndarray | None = None) -> TrainingPairs:
         """The pairs of a training split's histories and targets; `codes` `(num_items,)` replace the items."""
-        refuse_unless_train(train, "a preference")
+        check_is_train(train, "a preference")
         sequences = join(split_rows(train, "history"), split_rows(train, "targets"))
         items = sequences.values if codes is None else codes[sequences.values]
         return cls(np.unique(pair_keys(column(train, "user")[sequences.row_ids], items)))

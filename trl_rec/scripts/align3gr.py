@@ -11,7 +11,7 @@ from trl import get_peft_config
 
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig, loading_options
-from trl_rec.schedule import Schedule, align, align3gr_stages, give_ids, learn_supervised, read_stages, refuse_early
+from trl_rec.schedule import Schedule, align, align3gr_stages, check_early, give_ids, learn_supervised, read_stages
 from trl_rec.scripts.parsing import parse, parse_section, run, tell_progress
 from trl_rec.semantic_ids import DualIdsConfig
 from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
@@ -20,7 +20,7 @@ from trl_rec.trainer.base.shutdown import end_processes
 
 # What the supervised part has from the stages' configuration, where it does not say otherwise.
 COMMON: tuple[str, ...] = ("max_steps", "prompt_head", "prompt_item", "prompt_tail", "chat_template", "list_length")
-COMMON += ("max_length", "eval_ks", "eval_exclude_history", "eval_num_beams", "eval_length_penalty", "max_eval_users")
+COMMON += ("max_length", "eval_ks", "eval_exclude_history", "eval_num_beams", "eval_length_penalty", "max_users")
 COMMON += ("per_device_eval_batch_size", "seed", "use_cpu", "bf16", "fp16", "gradient_checkpointing", "trust_remote_code")
 COMMON += ("report_to", "disable_tqdm")
 
@@ -28,7 +28,7 @@ COMMON += ("report_to", "disable_tqdm")
 @dataclass
 class ScheduleArguments:
     """Which data, and which parts. Without `supervised`, `model_name_or_path` is the policy to begin with; with it, what is
-    fine-tuned, or nothing for a small model from nothing."""
+    fine-tuned, or nothing for a small model from scratch."""
 
     dataset: str = field(metadata={"help": "dataset folder"})
     surface: str = field(default="semantic_id", metadata={"help": "title, item_token or semantic_id"})
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
         adapter=get_peft_config(model_config),
         model_options=loading_options(model_config, config.trust_remote_code),
     )
-    refuse_early(stages, schedule, supervised)
+    check_early(stages, schedule, supervised)
     if ids is not None:
         dataset = give_ids(dataset, ids, overwrite=data.overwrite_ids)
     dataset = dataset.with_surface(data.surface)

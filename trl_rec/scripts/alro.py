@@ -1,4 +1,4 @@
-"""`trl-rec alro`: fine-tune a model to put a user's rated candidates in order, then measure it beside the floors."""
+"""`trl-rec alro`: fine-tune a model to put a user's rated candidates in order, then measure it beside the baselines."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from trl_rec.trainer import (
     AlroTrainer,
     RatingStageConfig,
     build_ranker,
+    check_rankable,
     conclude_ranking,
     learn_ratings,
     rating_values,
-    refuse_unrankable,
 )
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     data, model_config, stage, config = parse(kinds, argv, "alro")
     tell_progress()
     if stage.rating_epochs and model_config.model_name_or_path is not None:
-        raise ValueError("rating_epochs are for a model from nothing; leave them out, or model_name_or_path")
+        raise ValueError("rating_epochs are for a model from scratch; leave them out, or model_name_or_path")
     dataset = load(data.dataset).with_surface(data.surface)
     ratings = rating_values(dataset.train)
     model, tokenizer, adapter = build_ranker(
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         trust_remote_code=config.trust_remote_code,
     )
     prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings, **config.prompt_options)
-    refuse_unrankable(dataset, prompt_format, config)
+    check_rankable(dataset, prompt_format, config)
     if stage.rating_epochs:
         folder = Path(str(config.output_dir)) / "rating"
         model = learn_ratings(model, tokenizer, prompt_format, dataset, folder, **stage.options(config))

@@ -1,5 +1,5 @@
 """`trl-rec bear`: fine-tune a recommender so that each target token stays inside the beam, then measure it beside the
-floors."""
+baselines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`trl-rec blade`: align a policy that writes lists to rewards of whole lists, then measure it beside the floors."""
+"""`trl-rec blade`: align a policy that writes lists to rewards of whole lists, then measure it beside the baselines."""
 
 from __future__ import annotations
 

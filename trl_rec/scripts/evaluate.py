@@ -1,4 +1,4 @@
-"""`trl-rec evaluate`: the floors and, if one is given, a model, ranked and measured in the same way on the same rows.
+"""`trl-rec evaluate`: the baselines and, if one is given, a model, ranked and measured in the same way on the same rows.
 
 Under `accelerate launch -m trl_rec.scripts.evaluate` the users are divided over the processes.
 """
@@ -15,11 +15,11 @@ from accelerate import PartialState
 
 from trl_rec.data import PromptFormat, RecDataset, load
 from trl_rec.data.dataset import at_most
-from trl_rec.decoding.run_folder import refuse_other_items, settings_of_run
+from trl_rec.decoding.run_folder import check_same_items, settings_of_run
 from trl_rec.evaluation import (
     Evaluation,
     best_of_split,
-    evaluate_floors,
+    evaluate_baselines,
     evaluate_split,
     metrics_table,
     rank_split,
@@ -41,7 +41,7 @@ class EvaluateArguments:
 
     dataset: str = field(metadata={"help": "dataset folder"})
     output_dir: str = field(metadata={"help": "where metrics.json goes"})
-    model: str | None = field(default=None, metadata={"help": "model: hub id, folder or GGUF file; none: floors alone"})
+    model: str | None = field(default=None, metadata={"help": "model: hub id, folder or GGUF file; none: baselines alone"})
     surface: str | None = field(
         default=None,
         metadata={"help": "how the model writes items: title, item_token, semantic_id; else as its run, or title"},
@@ -71,7 +71,7 @@ class EvaluateArguments:
     batch_size: int = field(default=16, metadata={"help": "prompts a forward pass"})
     max_length: int | None = field(default=None, metadata={"help": "most tokens of prompt and item, or list; else as its run"})
     dtype: str = field(default="auto", metadata={"help": "the model's number format"})
-    seed: int = field(default=0, metadata={"help": "seed of the random floor and the bootstrap"})
+    seed: int = field(default=0, metadata={"help": "seed of the random baseline and the bootstrap"})
 
 
 def main(argv: list[str]) -> None:
@@ -87,11 +87,11 @@ def main(argv: list[str]) -> None:
     dataset, measured = load(arguments.dataset), {"split": arguments.split, "ks": arguments.ks}
     if arguments.model is not None:
         dataset = dataset.with_surface(arguments.surface)
-        refuse_other_items(arguments.model, dataset.catalog, arguments.dataset)
+        check_same_items(arguments.model, dataset.catalog, arguments.dataset)
     few = at_most(arguments.max_users, held_out(dataset, arguments.split))
     dataset = replace(dataset, **{arguments.split: few})
     options = {"rewards": arguments.rewards, "seed": arguments.seed, **measured}
-    results = evaluate_floors(dataset, exclude_history=arguments.exclude_history, **options)
+    results = evaluate_baselines(dataset, exclude_history=arguments.exclude_history, **options)
     if arguments.model is not None:
         results |= _evaluate_model(arguments, dataset, prompt)
     if PartialState().is_main_process:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from trl_rec.data import load
 from trl_rec.decoding import Recommender
-from trl_rec.decoding.run_folder import local_folder, refuse_other_items
+from trl_rec.decoding.run_folder import check_same_items, local_folder
 from trl_rec.scripts.parsing import parse
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     if arguments.user is not None:
         dataset = load(arguments.dataset)
         folder = local_folder(arguments.model)  # of a hub repository: it is fetched by now
-        refuse_other_items(folder, dataset.with_surface(recommender.catalog.surface).catalog, arguments.dataset)
+        check_same_items(folder, dataset.with_surface(recommender.catalog.surface).catalog, arguments.dataset)
         history, user = dataset.history_of(arguments.user), dataset.number_of(arguments.user)
     elif recommender.prompt_format.users is not None:
         raise ValueError(f"prompts of {arguments.model} name the user, and titles name none; give --user with --dataset")

@@ -54,21 +54,21 @@ def main(argv: list[str]) -> None:
 
 def _made(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsConfig) -> RecDataset:
     if arguments.import_index is not None:
-        _refuse_other(arguments, ("method", "width", "window", "iterations"), "import_index")
-        _refuse_other(dual, tuple(one.name for one in fields(dual)), "import_index")
+        _check_other(arguments, ("method", "width", "window", "iterations"), "import_index")
+        _check_other(dual, tuple(one.name for one in fields(dual)), "import_index")
         return import_index(dataset, Path(arguments.import_index), overwrite=arguments.overwrite)
     own = {name: getattr(arguments, name) for name in ("width", "window", "iterations")}
     if arguments.method == "dual":
-        _refuse_other(arguments, tuple(own), "method='dual'")
+        _check_other(arguments, tuple(own), "method='dual'")
         return make_dual_ids(dataset, dual, overwrite=arguments.overwrite)
     if arguments.method != "kmeans":
         raise ValueError(f"unknown method {arguments.method!r}; choose kmeans or dual")
-    _refuse_other(dual, tuple(one.name for one in fields(dual) if one.name not in SHARED), "method='kmeans'")
+    _check_other(dual, tuple(one.name for one in fields(dual) if one.name not in SHARED), "method='kmeans'")
     shared = {name: getattr(dual, name) for name in SHARED}
     return make_semantic_ids(dataset, **own, **shared, overwrite=arguments.overwrite)
 
 
-def _refuse_other(given: TokenizeArguments | DualIdsConfig, names: tuple[str, ...], why: str) -> None:
+def _check_other(given: TokenizeArguments | DualIdsConfig, names: tuple[str, ...], why: str) -> None:
     """Raises where a key is set that the way chosen does not look at."""
     for one in fields(given):
         if one.name in names and getattr(given, one.name) != one.default:

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.ragged import Ragged, join, within
 
 
@@ -43,11 +43,11 @@ class SparseRows:
 def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRows:
     """Positive pointwise mutual information of all pairs of items, `(num_items, num_items)` and symmetric.
 
-    A pair at distance d <= `window` in a training sequence counts 1/d, as the transition floor has it, in whatever order; an
+    A pair at distance d <= `window` in a training sequence counts 1/d, as the transition baseline has it, in whatever order; an
     item beside itself does not count. The entry of a pair is log(its count x all counts / (the counts of either)), where that
     is positive. Rows of one user have to be in time order; overlapping ones count once.
     """
-    refuse_unless_train(train, "a semantic ID")
+    check_is_train(train, "a semantic ID")
     low, high, counts = _pair_counts(train, num_items, window)
     totals = np.bincount(low, counts, num_items) + np.bincount(high, counts, num_items)
     strength = np.log(counts) + np.log(totals.sum()) - np.log(totals[low]) - np.log(totals[high])
@@ -57,7 +57,7 @@ def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRo
 
 def popularity(train: Dataset, num_items: int) -> np.ndarray:
     """How often each item was chosen in training, `(num_items,)`."""
-    refuse_unless_train(train, "a semantic ID")
+    check_is_train(train, "a semantic ID")
     sequences, new = training_sequences(train)
     return np.bincount(sequences.values[new], minlength=num_items)
 

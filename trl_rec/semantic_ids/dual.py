@@ -19,7 +19,7 @@ from trl_rec.semantic_ids.dual_training import CHANCES, DualTraining
 from trl_rec.semantic_ids.sinkhorn import sinkhorn_repair
 from trl_rec.semantic_ids.storage import is_written, with_stored_ids, write_ids
 from trl_rec.semantic_ids.text_encoders import WORDS, load_text_encoder
-from trl_rec.semantic_ids.tokens import id_tokens, ids_fingerprint, refuse_impossible_codes, user_tokens
+from trl_rec.semantic_ids.tokens import check_codes, id_tokens, ids_fingerprint, user_tokens
 
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, o
         overwrite (`bool`, *optional*, defaults to `False`): Replace IDs that were made otherwise, or came with the data.
     """
     config = config or DualIdsConfig()
-    _refuse_senseless(config, dataset)
+    _check_senseless(config, dataset)
     settings = _settings(config)
     if is_written(dataset, settings, overwrite):
         logger.info("%s has these semantic IDs already", dataset.path)
@@ -198,8 +198,8 @@ def _told(training: DualTraining, users: Tensor | None, config: DualIdsConfig, t
     }
 
 
-def _refuse_senseless(config: DualIdsConfig, dataset: RecDataset) -> None:
-    refuse_impossible_codes(asdict(config), len(dataset.catalog))
+def _check_senseless(config: DualIdsConfig, dataset: RecDataset) -> None:
+    check_codes(asdict(config), len(dataset.catalog))
     if config.signals not in SIGNALS:
         raise ValueError(f"unknown signals {config.signals!r}; choose one of {', '.join(SIGNALS)}")
     if config.behaviour not in ("cooccurrence", "sequence"):
@@ -211,10 +211,10 @@ def _refuse_senseless(config: DualIdsConfig, dataset: RecDataset) -> None:
         raise ValueError(f"behaviour_width={config.behaviour_width} must be a multiple of 2: two heads read it")
     if not 0 <= config.without_behaviour < 1:
         raise ValueError(f"without_behaviour={config.without_behaviour} is a share of the items, from 0 to below 1")
-    _refuse_inert(config)
+    _check_inert(config)
 
 
-def _refuse_inert(config: DualIdsConfig) -> None:
+def _check_inert(config: DualIdsConfig) -> None:
     """Raises where an option is set that another one leaves without effect."""
     inert = {
         f"signals={config.signals!r}": {

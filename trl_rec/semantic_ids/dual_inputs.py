@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from trl_rec.data.dataset import RecDataset, refuse_unless_train, split_rows
+from trl_rec.data.dataset import RecDataset, check_is_train, split_rows
 from trl_rec.data.profiles import item_texts, user_profiles
 from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.collaborative import collaborative_vectors, pooled
@@ -175,7 +175,7 @@ def dual_inputs(
 def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
     """The training split without the last target of every so manieth user, and `(2, ...)`, the users and items taken out. A
     user's only target is left."""
-    refuse_unless_train(train, "a semantic ID")
+    check_is_train(train, "a semantic ID")
     targets, users = split_rows(train, "targets"), train.with_format("numpy")[:]["user"].astype(np.int64)
     last = np.full(len(users), False)
     last[len(users) - 1 - np.unique(users[::-1], return_index=True)[1]] = True

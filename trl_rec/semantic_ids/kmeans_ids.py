@@ -17,7 +17,7 @@ from trl_rec.semantic_ids.cooccurrence import popularity
 from trl_rec.semantic_ids.item_vectors import cooccurrence_vectors
 from trl_rec.semantic_ids.residual import residual_kmeans
 from trl_rec.semantic_ids.storage import is_written, with_stored_ids, write_ids
-from trl_rec.semantic_ids.tokens import id_tokens, refuse_impossible_codes
+from trl_rec.semantic_ids.tokens import check_codes, id_tokens
 
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def make_semantic_ids(
     num_items = len(dataset.catalog)
     settings: dict[str, Any] = {"vectors": "co-occurrence", "levels": levels, "codes": codes, "width": width, "window": window}
     settings |= {"iterations": iterations, "collisions": collisions, "seed": seed}
-    _refuse_senseless(settings, num_items)
+    _check_senseless(settings, num_items)
     if is_written(dataset, settings, overwrite):
         logger.info("%s has these semantic IDs already", dataset.path)
         return with_stored_ids(dataset)
@@ -79,8 +79,8 @@ def make_semantic_ids(
     return with_stored_ids(dataset)
 
 
-def _refuse_senseless(settings: dict[str, Any], num_items: int) -> None:
-    refuse_impossible_codes(settings, num_items)
+def _check_senseless(settings: dict[str, Any], num_items: int) -> None:
+    check_codes(settings, num_items)
     for name in ("width", "window", "iterations"):
         if settings[name] < 1:
             raise ValueError(f"{name}={settings[name]}: give a number from 1")

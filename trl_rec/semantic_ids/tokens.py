@@ -46,7 +46,7 @@ def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str
     return digest.hexdigest()[:16]
 
 
-def refuse_impossible_codes(settings: Mapping[str, Any], num_items: int) -> None:
+def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
     """Raises unless `levels` and `codes` give a catalogue of that size enough IDs, and `collisions` is known."""
     for name, low, high in (("levels", 1, MOST_LEVELS), ("codes", 2, num_items)):
         if not low <= settings[name] <= high:

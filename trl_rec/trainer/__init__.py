@@ -33,7 +33,7 @@ __all__ = [
     "learn_ratings",
     "orders_table",
     "rating_values",
-    "refuse_unrankable",
+    "check_rankable",
     "save_run",
     "write_run",
 ]
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from trl_rec.trainer.alro.building import build_ranker
     from trl_rec.trainer.alro.collator import RatedListCollator
     from trl_rec.trainer.alro.config import AlroConfig
-    from trl_rec.trainer.alro.lists import refuse_unrankable
+    from trl_rec.trainer.alro.lists import check_rankable
     from trl_rec.trainer.alro.rating import RatingStageConfig, learn_ratings
     from trl_rec.trainer.alro.rating_rows import build_rating_rows
     from trl_rec.trainer.alro.reporting import conclude_ranking, orders_table
@@ -70,7 +70,7 @@ else:
             "alro.building": ["build_ranker"],
             "alro.collator": ["RatedListCollator"],
             "alro.config": ["AlroConfig"],
-            "alro.lists": ["refuse_unrankable"],
+            "alro.lists": ["check_rankable"],
             "alro.rating": ["RatingStageConfig", "learn_ratings"],
             "alro.rating_rows": ["build_rating_rows"],
             "alro.reporting": ["conclude_ranking", "orders_table"],

@@ -134,11 +134,11 @@ def test_what_cannot_be_written_is_refused(catalog: ItemCatalog, tokenizer: PreT
     with pytest.raises(ValueError, match="letters=False needs items of one token"):
         RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, letters=False)
     written, _ = compact(catalog)
-    written.refuse_long(lists([1, 2], [3, 4, 5]), 12)  # <bos> item rating <candidates> 3 <answer> 3 and EOS
+    written.check_lengths(lists([1, 2], [3, 4, 5]), 12)  # <bos> item rating <candidates> 3 <answer> 3 and EOS
     with pytest.raises(ValueError, match="max_length 11 is too small: row 1 takes up to 12 tokens with its 3 candidates"):
-        written.refuse_long(lists([1, 2], [3, 4, 5]), 11)
+        written.check_lengths(lists([1, 2], [3, 4, 5]), 11)
     with pytest.raises(ValueError, match="too small: list 1 of the test split takes up to 12 tokens"):
-        written.refuse_long(lists([1, 2], [3, 4, 5]), 11, "list {row} of the test split")
+        written.check_lengths(lists([1, 2], [3, 4, 5]), 11, "list {row} of the test split")
 
 
 def test_orders_depend_on_their_key_alone() -> None:

@@ -1,4 +1,4 @@
-"""Measures of orders of rated candidates against loops over pairs, and the floors against their definitions."""
+"""Measures of orders of rated candidates against loops over pairs, and the baselines against their definitions."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.oracles import rated as oracle
 from trl_rec import RecDataset, prepare
 from trl_rec.data.dataset import split_rows
-from trl_rec.evaluation import RankedLists, borda, evaluate_orders, evaluate_rated_floors, slot_profile
+from trl_rec.evaluation import RankedLists, borda, evaluate_orders, evaluate_rated_baselines, slot_profile
 from trl_rec.evaluation.graded.baselines import bias_places, item_mean_places, popularity_places
 from trl_rec.evaluation.graded.measures import graded_ndcg_of, order_consistency, rank_correlation, slot_correlation
 from trl_rec.trainer import held_out_rows
@@ -93,7 +93,7 @@ def test_the_table_of_a_perfect_order(dataset: RecDataset) -> None:
     assert evaluate_orders(RankedLists(twice, twice), rows, ks=(1,)).metrics["consistency"] == 1
 
 
-def test_floors_are_what_they_say(dataset: RecDataset) -> None:
+def test_baselines_are_what_they_say(dataset: RecDataset) -> None:
     rows, train = held_out_rows(dataset.test, num_candidates=5), dataset.train.to_list()
     pairs = [
         (item, rating)
@@ -111,7 +111,7 @@ def test_floors_are_what_they_say(dataset: RecDataset) -> None:
             assert (np.diff(ordered) <= 1e-12).all()
 
 
-def test_the_bias_floor_takes_a_users_habits_out(dataset: RecDataset) -> None:
+def test_the_bias_baseline_takes_a_users_habits_out(dataset: RecDataset) -> None:
     """Item 1 has the higher mean only because those who rate everything high rated it."""
     rows = [([0, 2, 3], [2, 1, 1])] * 5 + [([1, 2, 3], [4, 5, 5])] * 5
     table = {
@@ -127,10 +127,10 @@ def test_the_bias_floor_takes_a_users_habits_out(dataset: RecDataset) -> None:
     assert bias_places(train, lists, 4, damping=0.1).tolist() == [[0, 1]]
 
 
-def test_floors_stand_in_one_table_and_learn_from_training_alone(dataset: RecDataset) -> None:
+def test_baselines_stand_in_one_table_and_learn_from_training_alone(dataset: RecDataset) -> None:
     rows = held_out_rows(dataset.test, num_candidates=5)
-    floors = evaluate_rated_floors(dataset.train, rows, 50, ks=(5,))
-    assert list(floors) == ["random", "popularity", "item mean", "bias"]
-    assert {one.metrics["num_users"] for one in floors.values()} == {len(rows)}
-    with pytest.raises(ValueError, match="a floor learns from the training split alone"):
-        evaluate_rated_floors(dataset.test, rows, 50)
+    baselines = evaluate_rated_baselines(dataset.train, rows, 50, ks=(5,))
+    assert list(baselines) == ["random", "popularity", "item mean", "bias"]
+    assert {one.metrics["num_users"] for one in baselines.values()} == {len(rows)}
+    with pytest.raises(ValueError, match="a baseline learns from the training split alone"):
+        evaluate_rated_baselines(dataset.test, rows, 50)

@@ -6,7 +6,7 @@ import pytest
 
 
 def test_work_is_kept_apart_by_source_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
     from alro_arms import Study
 
     first, again, longer = (Study("toy", 5, tmp_path, steps) for steps in (1, 1, 2))

@@ -63,7 +63,7 @@ def train(folder: Path, seed: int, weights: tuple[float, float]) -> tuple[float,
 
 
 def test_answers_depend_less_on_the_order_and_ndcg_does_not_pay_for_it(tmp_path: Path) -> None:
-    """Letters are hard to learn from nothing: a model begins by answering in the order of the slots, whatever stands there.
+    """Letters are hard to learn from scratch: a model begins by answering in the order of the slots, whatever stands there.
 
     At this step SFT is through with that in some seeds and not in others. In 8 seeds its distance was 4 times that of the
     permutation loss or more, and its NDCG higher by .004 at most.

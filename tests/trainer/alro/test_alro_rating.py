@@ -1,4 +1,4 @@
-"""The stage in which a model from nothing learns to rate, alone and inside `trl-rec alro`."""
+"""The stage in which a model from scratch learns to rate, alone and inside `trl-rec alro`."""
 
 import json
 import logging
@@ -119,7 +119,7 @@ def test_the_verb_ranks_with_the_model_that_learned_to_rate(
         ({}, "the test split has no ratings to rank by"),
         ({"max_length": 12}, r"max_length 12 is too small: list \d+ of the train split takes up to"),
         ({"rating_epochs": -1}, "rating_epochs must be at least 0, not -1"),
-        ({"model_name_or_path": "some/model"}, "rating_epochs are for a model from nothing; leave them out"),
+        ({"model_name_or_path": "some/model"}, "rating_epochs are for a model from scratch; leave them out"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_training(
@@ -133,7 +133,7 @@ def test_what_cannot_be_done_is_refused_before_any_training(
 
 
 def test_the_recipe_trains_as_the_example_does() -> None:
-    path = Path(__file__).parents[2] / "examples" / "alro.py"
+    path = Path(__file__).parents[3] / "examples" / "alro.py"
     spec = spec_from_file_location("example", path)
     example = module_from_spec(spec)
     spec.loader.exec_module(example)

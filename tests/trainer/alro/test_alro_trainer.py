@@ -265,7 +265,7 @@ def test_orders_are_measured_where_the_best_model_is_chosen(folder: Path, datase
         folder,
         tmp_path,
         eval_dataset=dataset.validation,
-        max_eval_users=7,
+        max_users=7,
         metric_for_best_model="eval_graded_ndcg@4",
         **options,
     )
@@ -305,7 +305,7 @@ def test_a_run_folder_orders_what_the_trainer_orders(folder: Path, dataset: RecD
         CandidateRanker.from_pretrained(folder / "model")
 
 
-def test_a_run_is_concluded_beside_the_floors(folder: Path, dataset: RecDataset, tmp_path: Path, capsys) -> None:
+def test_a_run_is_concluded_beside_the_baselines(folder: Path, dataset: RecDataset, tmp_path: Path, capsys) -> None:
     trainer = make_trainer(folder, tmp_path)
     results = conclude_ranking(trainer, dataset, {"dataset": "toy"})
     assert list(results) == ["random", "popularity", "item mean", "bias", "ALRO"]

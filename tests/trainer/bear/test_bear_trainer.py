@@ -132,7 +132,7 @@ def test_lists_are_measured_where_best_model_and_early_stopping_look(folder: Pat
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "eval_ks": [5]}
     options |= {"metric_for_best_model": "eval_ndcg@5", "load_best_model_at_end": True, "max_steps": 20, "learning_rate": 1e-9}
     trainer = make_trainer(
-        folder, tmp_path, eval_dataset=dataset.validation, callbacks=[EarlyStoppingCallback(2)], max_eval_users=7, **options
+        folder, tmp_path, eval_dataset=dataset.validation, callbacks=[EarlyStoppingCallback(2)], max_users=7, **options
     )
     trainer.train()
     assert trainer.state.global_step == 6  # the first evaluation, and two that are no better

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.trainer import task_runs
+from tests.trainer.bear import task_runs
 from tests.trainer.bear.task_runs import TASKS, make_folder, make_trainer
 from tests.trainer.runs import losses
 from trl_rec import BearConfig, BearTrainer, RecDataset, Recommender, bear_loss, load

@@ -12,13 +12,13 @@ from tests.trainer.blade.blade_runs import logged, make_trainer
 from tests.trainer.killing import run_and_kill
 from tests.trainer.runs import make_folder
 from trl_rec import load
-from trl_rec.trainer import reference_lists
+from trl_rec.trainer.blade import reference_lists
 
 
 pytestmark = pytest.mark.slow
 # As in the recipes: the best checkpoint by what is ranked is kept, and the older ones are deleted.
 OPTIONS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
-OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_ndcg@3", "max_eval_users": 4}
+OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_ndcg@3", "max_users": 4}
 # State of which a resumed run needs all: moments, schedule, accumulated batches, the middle of an epoch.
 OPTIONS |= {"max_steps": 40, "optim": "adamw_torch", "learning_rate": 0.003, "lr_scheduler_type": "linear"}
 OPTIONS |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.trainer import blade_runs
+from tests.trainer.blade import blade_runs
 from tests.trainer.blade.blade_runs import logged, other_model
 from tests.trainer.runs import make_folder
 from trl_rec.trainer import BladeTrainer, blade_trainer, reference_lists

@@ -186,7 +186,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path, tmp_path: P
 
 def test_splits_are_ranked_where_the_best_model_is_looked_for(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.5}
-    options |= {"metric_for_best_model": "eval_reward", "load_best_model_at_end": True, "max_steps": 6, "max_eval_users": 7}
+    options |= {"metric_for_best_model": "eval_reward", "load_best_model_at_end": True, "max_steps": 6, "max_users": 7}
     options["rewards"] = {"ndcg": 1.0, "recall": 2.0}
     trainer = make_trainer(folder, tmp_path, eval_dataset=dataset.validation, **options)
     trainer.train()
@@ -204,7 +204,7 @@ def test_splits_are_ranked_where_the_best_model_is_looked_for(folder: Path, data
 def test_an_evaluation_changes_nothing(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     options = {"num_iterations": 2, "max_steps": 2}
     plain = make_trainer(folder, tmp_path, **options)
-    options |= {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 5, "max_eval_users": 7}
+    options |= {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 5, "max_users": 7}
     evaluated = make_trainer(folder, tmp_path, eval_dataset=dataset.validation, **options)
     plain.train(), evaluated.train()
     assert_same_steps(evaluated, plain)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trl_rec.items import TokenTrie
 from trl_rec.trainer import PreferenceCollator
-from trl_rec.trainer.softmax_dpo.collator import refuse_off_catalogue
+from trl_rec.trainer.softmax_dpo.collator import check_on_catalogue
 
 
 PAD = 0
@@ -71,10 +71,10 @@ def test_each_token_learns_the_node_at_which_it_is_chosen(several: list) -> None
 def test_completions_off_the_catalogue_are_refused(wrong: list[int]) -> None:
     """Unknown, only begun, or gone on with."""
     rows = [([1], ITEMS[0], []), ([1], ITEMS[2], [ITEMS[1], ITEMS[3]]), ([1], ITEMS[0], [ITEMS[1]])]
-    refuse_off_catalogue(Dataset.from_list(as_rows(rows)), TRIE)
+    check_on_catalogue(Dataset.from_list(as_rows(rows)), TRIE)
     for chosen, rejected in ((wrong, [ITEMS[1]]), (ITEMS[0], [ITEMS[1], wrong])):
         with pytest.raises(ValueError, match="row 3: a completion is no item of the catalogue"):
-            refuse_off_catalogue(Dataset.from_list(as_rows([*rows, ([1], chosen, rejected)])), TRIE)
+            check_on_catalogue(Dataset.from_list(as_rows([*rows, ([1], chosen, rejected)])), TRIE)
     many = Dataset.from_list(as_rows([rows[0]] * 10_001 + [([1], wrong, [])]))
     with pytest.raises(ValueError, match="row 10001: a completion is no item of the catalogue"):
-        refuse_off_catalogue(many, TRIE)
+        check_on_catalogue(many, TRIE)

@@ -5,7 +5,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_rec.trainer.softmax_dpo.tokens import fit_preferences, refuse_empty, refuse_malformed, refuse_unknown_tokens
+from trl_rec.trainer.softmax_dpo.tokens import check_known_tokens, check_not_empty, check_well_formed, fit_preferences
 
 
 tokens = st.lists(st.integers(0, 9), min_size=1, max_size=6)
@@ -41,38 +41,38 @@ ROWS: dict[str, list] = {"prompt_ids": [[1], [2, 9]], "chosen_ids": [[3, 3], [4]
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_without_any_token_are_refused(name: str) -> None:
     rows = {"prompt_ids": [[1], [2]], "chosen_ids": [[3], [4]], "rejected_ids": [[], [[5], [6]]]}
-    refuse_empty(Dataset.from_dict(rows))
-    refuse_empty(Dataset.from_dict({**rows, "rejected_ids": [[], []]}))
+    check_not_empty(Dataset.from_dict(rows))
+    check_not_empty(Dataset.from_dict({**rows, "rejected_ids": [[], []]}))
     rows[name] = [[[7]], [[5], []]] if name == "rejected_ids" else [[3], []]
     with pytest.raises(ValueError, match=f"row 1: {name} holds a text without any token; leave it out"):
-        refuse_empty(Dataset.from_dict(rows))
+        check_not_empty(Dataset.from_dict(rows))
     with pytest.raises(ValueError, match=f"row 0: {name} holds"):
-        refuse_empty(Dataset.from_dict(rows).select([1]))
+        check_not_empty(Dataset.from_dict(rows).select([1]))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_token_that_the_model_does_not_have_is_refused(name: str) -> None:
-    refuse_unknown_tokens(Dataset.from_dict(ROWS), 10)
-    refuse_unknown_tokens(Dataset.from_dict({**ROWS, "rejected_ids": [[], []]}), 10)
+    check_known_tokens(Dataset.from_dict(ROWS), 10)
+    check_known_tokens(Dataset.from_dict({**ROWS, "rejected_ids": [[], []]}), 10)
     for token in (10, -1):
         wrong = {**ROWS, name: [ROWS[name][0], [[5], [6, token]] if name == "rejected_ids" else [2, token]]}
         with pytest.raises(ValueError, match=f"row 1: {name} has the token {token}, but the model's are 0 to 9; use the model"):
-            refuse_unknown_tokens(Dataset.from_dict(wrong), 10)
+            check_known_tokens(Dataset.from_dict(wrong), 10)
         with pytest.raises(ValueError, match=f"row 0: {name} has the token {token}"):
-            refuse_unknown_tokens(Dataset.from_dict(wrong).select([1]), 10)
+            check_known_tokens(Dataset.from_dict(wrong).select([1]), 10)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_columns_that_hold_no_tokens_are_refused(name: str) -> None:
     for rejected in (ROWS["rejected_ids"], [[], []], [[[]], []]):
-        refuse_malformed(Dataset.from_dict({**ROWS, "rejected_ids": rejected}))
-    refuse_malformed(Dataset.from_dict({column: [] for column in ROWS}))
+        check_well_formed(Dataset.from_dict({**ROWS, "rejected_ids": rejected}))
+    check_well_formed(Dataset.from_dict({column: [] for column in ROWS}))
     lists = "list of lists of token ids" if name == "rejected_ids" else "list of token ids"
     deep = [[[[1]]], [[[2]]]] if name == "rejected_ids" else [[[1]], [[2]]]
     flat = [[1], [2]] if name == "rejected_ids" else [1, 2]
     for column in (deep, flat, [["a"], ["b"]], [[0.5], [1.5]], ["a", "b"], [{"a": 1}] * 2):
         with pytest.raises(ValueError, match=f"the column {name} is of the type .*; give each row a {lists}"):
-            refuse_malformed(Dataset.from_dict({**ROWS, name: column}))
+            check_well_formed(Dataset.from_dict({**ROWS, name: column}))
     for column in ([ROWS[name][0], None], [[], [None]], [[], [[1], [2, None]] if name == "rejected_ids" else [1, None]]):
         with pytest.raises(ValueError, match=f"row 1: {name} holds a null; give token ids, or leave the row out"):
-            refuse_malformed(Dataset.from_dict({**ROWS, name: column}))
+            check_well_formed(Dataset.from_dict({**ROWS, name: column}))

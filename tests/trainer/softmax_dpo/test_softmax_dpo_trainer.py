@@ -307,7 +307,7 @@ def test_preferences_are_evaluated(folder: Path, dataset: RecDataset, tmp_path: 
 def test_splits_are_ranked_where_the_best_model_is_looked_for(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "eval_ks": [5]}
     options |= {"metric_for_best_model": "eval_ndcg@5", "load_best_model_at_end": True, "learning_rate": 0.5, "max_steps": 6}
-    trainer = make_trainer(folder, tmp_path, eval_dataset=dataset.validation, max_eval_users=7, **options)
+    trainer = make_trainer(folder, tmp_path, eval_dataset=dataset.validation, max_users=7, **options)
     trainer.train()
     told = {entry["step"]: entry for entry in trainer.state.log_history if "eval_ndcg@5" in entry}
     assert list(told) == [2, 4, 6] and all(entry["eval_num_users"] == 7 and "eval_loss" not in entry for entry in told.values())
@@ -420,7 +420,7 @@ def test_without_a_catalogue_it_is_a_trainer_like_any_other(tmp_path: Path) -> N
         ({"beta": math.nan}, "beta must be positive, not nan"),
         ({"eval_ks": []}, r"eval_ks=\[\] must hold a length to cut lists at"),
         ({"eval_ks": [5, 0]}, r"eval_ks=\[5, 0\] must hold a length to cut lists at, and none below 1"),
-        ({"max_eval_users": 0}, "max_eval_users must be at least 1, not 0; leave it out"),
+        ({"max_users": 0}, "max_users must be at least 1, not 0; leave it out"),
         ({"sft_weight": -1.0}, "sft_weight must be 0 or positive, not -1.0"),
         ({"sft_weight": math.nan}, "sft_weight must be 0 or positive, not nan"),
     ],

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pyarrow import json
 
 from trl_rec.data.columns import grouped, interactions_table, items_table, users_table
-from trl_rec.data.delimited import read_delimited, read_header, refuse_repeats
+from trl_rec.data.delimited import check_repeats, read_delimited, read_header
 from trl_rec.data.log import Log, Options
 
 
@@ -38,7 +38,7 @@ def find(folder: Path) -> dict[str, Path]:
 def read(files: dict[str, Path], options: Options) -> Log:
     """The log in those tables, the columns renamed as `options.columns` says."""
     theirs = dict(options.columns or {})
-    _refuse_unknown(theirs, files)
+    _check_unknown(theirs, files)
     tables = {kind: _renamed(_read(path, theirs, kind == "interactions"), theirs) for kind, path in files.items()}
     names = {kind: path.name for kind, path in files.items()}
     items = items_table(tables["items"], names["items"]) if "items" in tables else None
@@ -60,7 +60,7 @@ def _read(path: Path, theirs: Mapping[str, str], only_ours: bool) -> pa.Table:
         if path.suffix == ".jsonl":
             table = _read_json(path, theirs.get("timestamp", "timestamp"))
             return table.select([name for name in table.column_names if name in ours]) if only_ours else table
-        names = refuse_repeats(_header(path), path)
+        names = check_repeats(_header(path), path)
         columns = [name for name in names if name in ours] if only_ours else None
         return pq.read_table(path, columns=columns)
 
@@ -96,7 +96,7 @@ def _header(path: Path) -> list[str]:
         return (pq.read_schema(path) if path.suffix == ".parquet" else json.read_json(path).schema).names
 
 
-def _refuse_unknown(theirs: Mapping[str, str], files: dict[str, Path]) -> None:
+def _check_unknown(theirs: Mapping[str, str], files: dict[str, Path]) -> None:
     present = {name for path in files.values() for name in _header(path)} if theirs else set()
     for ours, name in theirs.items():
         if name not in present:

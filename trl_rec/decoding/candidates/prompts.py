@@ -2,7 +2,7 @@
 
 The prompt falls in two: a head and the rated history, which any order of the candidates shares, and the candidates in slots,
 each with a name of one token. The answer is those names, the most preferred first. Letters name the slots, whatever stands
-there. Where an item is one token, that token is its name by default: a small model from nothing learns to rank by it, and does
+there. Where an item is one token, that token is its name by default: a small model from scratch learns to rank by it, and does
 not learn to look up letters; but then little is left for the order of the slots to change.
 
 As in `prompts.py`, all is put together from pieces that were tokenised once.
@@ -104,7 +104,7 @@ class RatedPromptFormat:
         )
         if "{user}" in head + item + candidates + tail:
             raise ValueError("prompts of rated lists do not name users; take {user} out of them")
-        _refuse_unknown(tokenizer, rated_tokens(catalog, ratings, letters=letters))
+        _check_unknown(tokenizer, rated_tokens(catalog, ratings, letters=letters))
         if chat_template:
             head, tail = in_chat(tokenizer, head, tail)
         start = [] if chat_template else beginning(tokenizer, catalog.surface)
@@ -157,7 +157,7 @@ class RatedPromptFormat:
         middle, tail = (Ragged.repeated(part, len(slots)) for part in (self.middle, self.tail))
         return join(middle, shown, tail), Ragged(names, slots.offsets)
 
-    def refuse_long(self, candidates: Ragged, max_length: int | None, where: str = "row {row}") -> None:
+    def check_lengths(self, candidates: Ragged, max_length: int | None, where: str = "row {row}") -> None:
         """Refuses a list that does not fit `max_length` together with its answer and one rated item; `where` names it."""
         if max_length is None:
             return
@@ -212,7 +212,7 @@ def _names(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> list[
     )
 
 
-def _refuse_unknown(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+def _check_unknown(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in tokens if token not in vocabulary]
     if missing:

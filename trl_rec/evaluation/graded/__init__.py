@@ -6,11 +6,11 @@ from trl_rec._lazy import lazy_names
 
 
 __all__ = [
-    "RATED_FLOORS",
+    "RATED_BASELINES",
     "RankedLists",
     "borda",
     "evaluate_orders",
-    "evaluate_rated_floors",
+    "evaluate_rated_baselines",
     "graded_ndcg_of",
     "order_consistency",
     "rank_correlation",
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from trl_rec.evaluation.graded.baselines import RATED_FLOORS
+    from trl_rec.evaluation.graded.baselines import RATED_BASELINES
     from trl_rec.evaluation.graded.measures import (
         borda,
         graded_ndcg_of,
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
         slot_profile,
     )
     from trl_rec.evaluation.graded.ranking import RankedLists, rank_rated_rows
-    from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_floors
+    from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "baselines": ["RATED_FLOORS"],
+            "baselines": ["RATED_BASELINES"],
             "measures": [
                 "borda",
                 "graded_ndcg_of",
@@ -45,6 +45,6 @@ else:
                 "slot_profile",
             ],
             "ranking": ["RankedLists", "rank_rated_rows"],
-            "results": ["evaluate_orders", "evaluate_rated_floors"],
+            "results": ["evaluate_orders", "evaluate_rated_baselines"],
         },
     )

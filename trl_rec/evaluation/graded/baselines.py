@@ -54,7 +54,7 @@ def bias_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0, da
     return _by_score(of_item, rows)
 
 
-RATED_FLOORS: dict[str, Callable[[Dataset, Dataset, int, int], np.ndarray]] = {
+RATED_BASELINES: dict[str, Callable[[Dataset, Dataset, int, int], np.ndarray]] = {
     "random": random_places,
     "popularity": popularity_places,
     "item mean": item_mean_places,

@@ -1,4 +1,4 @@
-"""The evaluation of orders of rated candidates, and of the floors over the same lists in the same way."""
+"""The evaluation of orders of rated candidates, and of the baselines over the same lists in the same way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
-from trl_rec.evaluation.graded.baselines import RATED_FLOORS
+from trl_rec.evaluation.graded.baselines import RATED_BASELINES
 from trl_rec.evaluation.graded.measures import graded_ndcg_of, order_consistency, rank_correlation, slot_correlation
 from trl_rec.evaluation.graded.ranking import RankedLists
 from trl_rec.evaluation.intervals import bootstrap_interval
@@ -42,20 +42,20 @@ def evaluate_orders(lists: RankedLists, rows: Dataset, *, ks: Sequence[int] = (1
     return Evaluation({**metrics, "num_users": len(ratings)}, intervals, per_user)
 
 
-def evaluate_rated_floors(
+def evaluate_rated_baselines(
     train: Dataset, rows: Dataset, num_items: int, *, ks: Sequence[int] = (1, 3, 5, 10), seed: int = 0
 ) -> dict[str, Evaluation]:
-    """The floors `random`, `popularity`, `item mean` and `bias`, learned from a training split, on rated rows.
+    """The baselines `random`, `popularity`, `item mean` and `bias`, learned from a training split, on rated rows.
 
     Args:
         train: `RecDataset.train`.
         rows: Rows of [`held_out_rows`].
         num_items: Size of the catalogue.
         ks (*optional*, defaults to `(1, 3, 5, 10)`): Lengths that lists are cut at.
-        seed (*optional*, defaults to `0`): Of the random floor and of the bootstrap.
+        seed (*optional*, defaults to `0`): Of the random baseline and of the bootstrap.
     """
     results = {}
-    for name, floor in RATED_FLOORS.items():
-        places = floor(train, rows, num_items, seed)[:, None]
+    for name, baseline in RATED_BASELINES.items():
+        places = baseline(train, rows, num_items, seed)[:, None]
         results[name] = evaluate_orders(RankedLists(places, places), rows, ks=ks, seed=seed)
     return results

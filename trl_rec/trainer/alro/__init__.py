@@ -18,14 +18,14 @@ __all__ = [
     "learn_ratings",
     "orders_table",
     "rating_values",
-    "refuse_unrankable",
+    "check_rankable",
 ]
 
 if TYPE_CHECKING:
     from trl_rec.trainer.alro.building import build_ranker
     from trl_rec.trainer.alro.collator import RatedListCollator
     from trl_rec.trainer.alro.config import AlroConfig
-    from trl_rec.trainer.alro.lists import refuse_unrankable
+    from trl_rec.trainer.alro.lists import check_rankable
     from trl_rec.trainer.alro.rating import RatingStageConfig, learn_ratings
     from trl_rec.trainer.alro.rating_rows import build_rating_rows
     from trl_rec.trainer.alro.reporting import conclude_ranking, orders_table
@@ -38,7 +38,7 @@ else:
             "building": ["build_ranker"],
             "collator": ["RatedListCollator"],
             "config": ["AlroConfig"],
-            "lists": ["refuse_unrankable"],
+            "lists": ["check_rankable"],
             "rating": ["RatingStageConfig", "learn_ratings"],
             "rating_rows": ["build_rating_rows"],
             "reporting": ["conclude_ranking", "orders_table"],

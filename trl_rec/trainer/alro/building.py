@@ -36,7 +36,7 @@ def build_ranker(
         config: What to load or make.
         letters: As in [`RatedPromptFormat.for_catalog`].
         max_length, trust_remote_code: As in [`build_model`].
-        seed: Of a model from nothing, and of the embeddings of new tokens.
+        seed: Of a model from scratch, and of the embeddings of new tokens.
     """
     tokens = rated_tokens(catalog, ratings, letters=letters)
     if config.model_name_or_path is None:  # its embeddings are all drawn alike, hence after the tokens are known

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from trl import SFTConfig
 
 from trl_rec.losses.alro import Delta, Distance, Score
-from trl_rec.trainer.base.config import RecConfig, refuse_inert
+from trl_rec.trainer.base.config import RecConfig, check_inert
 
 
 INERT: tuple[str, ...] = ("loss_type", "packing", "eval_packing", "padding_free", "assistant_only_loss", "completion_only_loss")
@@ -87,12 +87,12 @@ class AlroConfig(RecConfig, SFTConfig):
         return 2 if self.permutation_weight else 1
 
     def __post_init__(self) -> None:
-        refuse_inert(self, INERT_LISTS, "it is candidates that are ranked, and not the catalogue")
+        check_inert(self, INERT_LISTS, "it is candidates that are ranked, and not the catalogue")
         padding = self.pad_to_multiple_of  # SFTConfig replaces "auto" by what suits the device
         super().__post_init__()
         if padding != "auto" and self.pad_to_multiple_of is not None:
             raise ValueError(f"AlroConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
-        refuse_inert(self, INERT, "rows are built from rated items and the loss is ALRO's")
+        check_inert(self, INERT, "rows are built from rated items and the loss is ALRO's")
         for name, kind in CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")

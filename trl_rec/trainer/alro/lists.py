@@ -28,13 +28,13 @@ def ranked_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroCon
     return _that_fit(rows, prompt_format, args)
 
 
-def refuse_unrankable(dataset: RecDataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> None:
+def check_rankable(dataset: RecDataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> None:
     """Raises now what would end a run after hours: a split that cannot be learned from, or that cannot be ranked."""
     training_lists(dataset.train, prompt_format, args)
-    ranked_lists(at_most(args.max_eval_users, dataset.validation), prompt_format, args)
+    ranked_lists(at_most(args.max_users, dataset.validation), prompt_format, args)
     ranked_lists(dataset.test, prompt_format, args)
 
 
 def _that_fit(rows: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
-    prompt_format.refuse_long(split_rows(rows, "candidates"), args.max_length, f"list {{row}} of the {rows.split} split")
+    prompt_format.check_lengths(split_rows(rows, "candidates"), args.max_length, f"list {{row}} of the {rows.split} split")
     return rows

@@ -1,4 +1,4 @@
-"""What a model from nothing learns before it ranks: which ratings to expect (see `data.rating_rows`).
+"""What a model from scratch learns before it ranks: which ratings to expect (see `data.rating_rows`).
 
 The stage is a run of its own in a folder of its own. A checkpoint is left after each epoch and a mark at the end, so that a run
 that was killed goes on where it was.
@@ -45,7 +45,7 @@ class RatingStageConfig:
         rating_max_length (`int`, *optional*, defaults to `128`): Most tokens of a row.
     """
 
-    rating_epochs: float = field(default=0.0, metadata={"help": "epochs in which a model from nothing first learns to rate"})
+    rating_epochs: float = field(default=0.0, metadata={"help": "epochs in which a model from scratch first learns to rate"})
     rating_learning_rate: float = field(default=3e-3, metadata={"help": "learning rate of these epochs"})
     rating_max_length: int = field(default=128, metadata={"help": "most tokens of a row in these epochs"})
 
@@ -74,7 +74,7 @@ def learn_ratings(
     """The model once it has learned which rating comes after an item, as it also lies in `output_dir`.
 
     Args:
-        model: A model from nothing, all of whose parameters are trained.
+        model: A model from scratch, all of whose parameters are trained.
         processing_class: Its tokenizer.
         prompt_format: How rated histories are written.
         dataset: Its training split is learned from.
@@ -98,7 +98,7 @@ def learn_ratings(
         catalog=dataset.catalog,
     )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise ValueError("a model from nothing learns to rate on whole processes; launch it with cpu or ddp")
+        raise ValueError("a model from scratch learns to rate on whole processes; launch it with cpu or ddp")
     if trainer.is_world_process_zero():
         (folder / MARK).unlink(missing_ok=True)
     trainer.train(resume_from_checkpoint=resume)

@@ -1,4 +1,4 @@
-"""Rows that teach a model from nothing what ratings mean: rated histories, every rating in them a target.
+"""Rows that teach a model from scratch what ratings mean: rated histories, every rating in them a target.
 
 A pretrained language model knows films and stars before it ranks anything; a small model has to learn them first, and a list of
 candidates tells little of either. The rows are for `SFTTrainer` as it is.
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.data.rows import IGNORED
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.ragged import Ragged, join, within
@@ -28,7 +28,7 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 but at ratings) and `user`.
     """
-    refuse_unless_train(split, "a model")
+    check_is_train(split, "a model")
     items, ratings = (
         join(split_rows(split, before), split_rows(split, after))
         for before, after in (("history", "targets"), ("history_ratings", "target_ratings"))

@@ -1,4 +1,4 @@
-"""How a run on rated lists ends: the model is saved, its orders of the test split's candidates are measured beside the floors,
+"""How a run on rated lists ends: the model is saved, its orders of the test split's candidates are measured beside the baselines,
 and all of it is written down."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_rec.data.dataset import RecDataset
-from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_floors, metrics_table, write_metrics
+from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_baselines, metrics_table, write_metrics
 from trl_rec.trainer.alro.trainer import AlroTrainer
 from trl_rec.trainer.base.reporting import save_run
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def conclude_ranking(trainer: AlroTrainer, dataset: RecDataset, settings: dict[str, Any]) -> dict[str, Evaluation]:
-    """Saves the run folder, prints the table, and returns the floors' results and the model's, by name.
+    """Saves the run folder, prints the table, and returns the baselines' results and the model's, by name.
 
     Args:
         trainer: The trainer, trained.
@@ -29,7 +29,7 @@ def conclude_ranking(trainer: AlroTrainer, dataset: RecDataset, settings: dict[s
         logger.warning("%s is saved; under FSDP its candidates are not ranked here", trainer.args.output_dir)
         return {}
     rows, ks = trainer.rows_of(dataset.test), trainer.args.eval_ks
-    results = evaluate_rated_floors(dataset.train, rows, len(dataset.catalog), ks=ks)
+    results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=ks)
     results[trainer._name] = evaluate_orders(trainer.rank(dataset.test), rows, ks=ks)
     if trainer.is_world_process_zero():
         path = Path(str(trainer.args.output_dir)) / "metrics.json"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows
+from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.data.list_rows import new_targets
 from trl_rec.ragged import Ragged, join, within
 
@@ -36,7 +36,7 @@ def build_rated_rows(
         `datasets.Dataset` with `user`, `history` and `history_ratings`, `candidates` and `ratings`, oldest first, and `row`,
         the number that a row is known by.
     """
-    refuse_unless_train(split, "a model")
+    check_is_train(split, "a model")
     stride = num_candidates if stride is None else stride
     if stride < 1 or (max_history is not None and max_history < 1):
         raise ValueError(f"stride={stride}, max_history={max_history}: both must be at least 1")

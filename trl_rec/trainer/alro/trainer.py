@@ -32,7 +32,7 @@ from trl_rec.trainer.alro.gradients import gradient_norms
 from trl_rec.trainer.alro.lists import ranked_lists, training_lists
 from trl_rec.trainer.alro.rows import RATED, rating_values
 from trl_rec.trainer.alro.tables import AnswerTable, answer_table
-from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, refuse_arguments, refuse_frozen
+from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
 from trl_rec.trainer.base.gradient_checkpointing import checkpointing_kept
 from trl_rec.trainer.base.trainer import FSDP, RecTrainerMixin, is_split
 
@@ -95,7 +95,7 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         **kwargs: Any,
     ) -> None:
         args = args or AlroConfig("alro")
-        kwargs = refuse_arguments(kwargs, NOT_TAKEN_BY_SFT, "AlroTrainer")
+        kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "AlroTrainer")
         processing_class = processing_class or load_tokenizer(
             model if isinstance(model, str) else model.config._name_or_path, trust_remote_code=args.trust_remote_code or None
         )
@@ -110,7 +110,7 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         super().__init__(
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs
         )
-        refuse_frozen(self.model)
+        check_trainable(self.model)
         if args.log_gradient_norms and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("log_gradient_norms needs whole gradients; leave it out with DeepSpeed or FSDP")
         self.data_collator = RatedListCollator(
@@ -129,14 +129,14 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         if is_split(dataset) and name == "train":
             return training_lists(dataset, self.rated_format, args)
         if is_split(dataset):
-            ranked_lists(at_most(args.max_eval_users, dataset), self.rated_format, args)  # or the first evaluation would fail
+            ranked_lists(at_most(args.max_users, dataset), self.rated_format, args)  # or the first evaluation would fail
             return dataset
         if name != "train" or not set(dataset.column_names) >= RATED:
             raise ValueError(
                 f"the {name} dataset has the columns {', '.join(dataset.column_names)}; pass a split of a RecDataset"
                 + (", or rows of build_rated_rows" if name == "train" else "")
             )
-        self.rated_format.refuse_long(split_rows(dataset, "candidates"), args.max_length)
+        self.rated_format.check_lengths(split_rows(dataset, "candidates"), args.max_length)
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -239,8 +239,8 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         return ranked_lists(split, self.rated_format, self.args)
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Metrics of the model's orders for a split's users, at most `max_eval_users` of them."""
-        split = at_most(self.args.max_eval_users, split)
+        """Metrics of the model's orders for a split's users, at most `max_users` of them."""
+        split = at_most(self.args.max_users, split)
         return evaluate_orders(self.rank(split), self.rows_of(split), ks=self.args.eval_ks).metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -17,7 +17,7 @@ NOT_TAKEN_BY_SFT = {  # nor by a trainer on SFTTrainer
 }
 
 
-def refuse_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) -> dict[str, Any]:
+def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) -> dict[str, Any]:
     """What was given without the arguments named, which must be None: `names` says of each why the trainer cannot use it."""
     for name, why in names.items():
         if given.get(name) is not None:
@@ -25,7 +25,7 @@ def refuse_arguments(given: dict[str, Any], names: dict[str, str], trainer: str)
     return {name: value for name, value in given.items() if name not in names}
 
 
-def refuse_frozen(model: Any) -> None:
+def check_trainable(model: Any) -> None:
     """Refuses a model of which nothing would be trained."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(

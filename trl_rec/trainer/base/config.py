@@ -23,7 +23,7 @@ class RecConfig:
             `list_length`: the likeliest token each time.
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether a user's own history is never recommended.
         eval_length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by length to this power.
-        max_eval_users (`int`, *optional*): Users of a split that an evaluation measures, in loss and lists, spread evenly; all
+        max_users (`int`, *optional*): Users of a split that an evaluation measures, in loss and lists, spread evenly; all
             otherwise.
     """
 
@@ -38,17 +38,17 @@ class RecConfig:
     eval_num_beams: int | None = field(default=None, metadata={"help": "beam width when ranking"})
     eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend the user's own history"})
     eval_length_penalty: float = field(default=0.0, metadata={"help": "divide scores by length to this power"})
-    max_eval_users: int | None = field(default=None, metadata={"help": "users of a split that an evaluation measures"})
+    max_users: int | None = field(default=None, metadata={"help": "users of a split that an evaluation measures"})
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]  # of the TRL config that comes after
         if min(self.eval_ks, default=0) < 1:
             raise ValueError(f"eval_ks={self.eval_ks} must hold a length to cut lists at, and none below 1")
-        if self.max_eval_users is not None and self.max_eval_users < 1:
-            raise ValueError(f"max_eval_users must be at least 1, not {self.max_eval_users}; leave it out to measure all users")
+        if self.max_users is not None and self.max_users < 1:
+            raise ValueError(f"max_users must be at least 1, not {self.max_users}; leave it out to measure all users")
         if self.list_length is None:
             return
-        refuse_inert(self, ("eval_length_penalty",), "the model's lists are all of list_length items")
+        check_inert(self, ("eval_length_penalty",), "the model's lists are all of list_length items")
         if max(self.eval_ks) > self.list_length:
             raise ValueError(f"eval_ks={self.eval_ks} goes beyond list_length={self.list_length}; lower eval_ks")
 
@@ -59,7 +59,7 @@ class RecConfig:
         return {**texts, "chat_template": self.chat_template, "list_length": self.list_length}
 
 
-def refuse_inert(config: Any, names: tuple[str, ...], why: str) -> None:
+def check_inert(config: Any, names: tuple[str, ...], why: str) -> None:
     """Refuses options that the parent would act on and this trainer does not, where they differ from their default."""
     defaults = {one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(config)}
     for name in names:

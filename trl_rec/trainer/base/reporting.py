@@ -1,4 +1,4 @@
-"""How a run ends: the model is saved, its lists for the test split are measured beside the floors, and all of it is written
+"""How a run ends: the model is saved, its lists for the test split are measured beside the baselines, and all of it is written
 down."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_rec.data.dataset import RecDataset
-from trl_rec.evaluation import Evaluation, evaluate_floors, evaluate_split, metrics_table, write_metrics
+from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, write_metrics
 from trl_rec.evaluation.rewards import ListReward
 
 
@@ -25,7 +25,7 @@ def conclude(
     rewards: Mapping[str, float] | None = None,
     reward_functions: Mapping[str, ListReward] | None = None,
 ) -> dict[str, Evaluation]:
-    """Saves the run folder, prints the table, and returns the floors' results and the model's, by name.
+    """Saves the run folder, prints the table, and returns the baselines' results and the model's, by name.
 
     Args:
         trainer: A trainer of this package, trained.
@@ -40,7 +40,7 @@ def conclude(
     measured: dict[str, Any] = {"split": "test", "ks": trainer.args.eval_ks}
     rewarded = {"rewards": rewards, "reward_functions": reward_functions}
     ranked = trainer.rank(dataset.test)
-    results = evaluate_floors(dataset, exclude_history=trainer.args.eval_exclude_history, **measured, **rewarded)
+    results = evaluate_baselines(dataset, exclude_history=trainer.args.eval_exclude_history, **measured, **rewarded)
     results[trainer._name] = evaluate_split(ranked, dataset, **measured, **rewarded)
     if trainer.is_world_process_zero():
         write_metrics(

@@ -108,8 +108,8 @@ class RecTrainerMixin(Base):
         raise ValueError("this trainer keeps no logits to predict with; call rank for lists, or evaluate for metrics")
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Metrics of the model's lists for a split's users, at most `max_eval_users` of them."""
-        split = at_most(self.args.max_eval_users, split)
+        """Metrics of the model's lists for a split's users, at most `max_users` of them."""
+        split = at_most(self.args.max_users, split)
         return self.measure(self.rank(split), split)
 
     def measure(self, ranked: np.ndarray, split: Dataset) -> dict[str, float]:

@@ -16,7 +16,7 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
     Args:
         dataset: The data, its catalogue with the surface to train on; the validation split is measured.
         config: How it is trained.
-        model_config: What to load or make. A model from nothing also learns the words that its tasks need.
+        model_config: What to load or make. A model from scratch also learns the words that its tasks need.
     """
     model, tokenizer, adapter = build_model(
         dataset.catalog,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from trl import SFTConfig
 
 from trl_rec.data.task_templates import NAMES
-from trl_rec.trainer.base.config import RecConfig, refuse_inert
+from trl_rec.trainer.base.config import RecConfig, check_inert
 
 
 INERT = ("loss_type", "packing", "eval_packing", "padding_free", "assistant_only_loss", "completion_only_loss")
@@ -71,20 +71,20 @@ class BearConfig(RecConfig, SFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_inert(self, INERT, "rows are built from whole items and the loss is BEAR's")
+        check_inert(self, INERT, "rows are built from whole items and the loss is BEAR's")
         if self.softmax not in ("legal", "vocabulary"):
             raise ValueError(f"softmax must be 'legal' or 'vocabulary', not {self.softmax!r}")
         if self.list_length is not None and self.targets == "last":
-            refuse_inert(self, ("max_history",), "prompts of lists are bounded by max_length")
+            check_inert(self, ("max_history",), "prompts of lists are bounded by max_length")
         else:
-            refuse_inert(self, ("every_position",), "rows of lists alone have it, made with list_length and targets='last'")
+            check_inert(self, ("every_position",), "rows of lists alone have it, made with list_length and targets='last'")
         self._check_tasks()
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor has no effect with BEAR's loss; leave it out")
 
     def _check_tasks(self) -> None:
         if self.tasks is None:
-            return refuse_inert(self, ("task_cap", "task_history"), "there are no tasks but the next item; name them in tasks")
+            return check_inert(self, ("task_cap", "task_history"), "there are no tasks but the next item; name them in tasks")
         if self.list_length is not None:
             raise ValueError("tasks are about single items, so they have no list_length; leave one of the two out")
         if not isinstance(self.tasks, dict) or not self.tasks:

@@ -46,7 +46,7 @@ def list_choices(rows: list[dict[str, Any]], labels: Tensor, trie: TokenTrie, ex
     }
 
 
-def refuse_impossible_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool) -> None:
+def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool) -> None:
     """Refuses rows whose labels are not the paths of their `items`, and lists that could not be drawn."""
     items, histories = split_rows(rows, "items"), split_rows(rows, "history")
     _refuse(_repeats(items), "its list holds an item twice")

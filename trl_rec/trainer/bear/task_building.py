@@ -17,7 +17,7 @@ def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase,
 
     Args:
         dataset: The data, its catalogue with the surface to train on.
-        tokenizer: Knows the catalogue's tokens; one from nothing also the words of [`task_texts`].
+        tokenizer: Knows the catalogue's tokens; one from scratch also the words of [`task_texts`].
         config: Says which tasks, and how rows are built.
     """
     if not isinstance(config.tasks, dict):

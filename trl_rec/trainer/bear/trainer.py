@@ -21,11 +21,11 @@ from trl_rec.losses.bear import bear_loss
 from trl_rec.losses.output import LossOutput
 from trl_rec.models.loading import load_tokenizer
 from trl_rec.models.selection import logits_at
-from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, refuse_arguments, refuse_frozen
+from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
 from trl_rec.trainer.base.trainer import RecTrainerMixin, is_split
 from trl_rec.trainer.bear.collator import NextItemCollator, with_trie_nodes
 from trl_rec.trainer.bear.config import BearConfig
-from trl_rec.trainer.bear.list_labels import refuse_impossible_lists
+from trl_rec.trainer.bear.list_labels import check_lists
 from trl_rec.trainer.bear.task_collator import TaskCollator
 from trl_rec.trainer.bear.task_losses import free_rows, item_places, task_means, task_sums, with_texts
 
@@ -83,7 +83,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         **kwargs: Any,
     ) -> None:
         args = args or BearConfig("bear")
-        kwargs = refuse_arguments(kwargs, NOT_TAKEN_BY_SFT, "BearTrainer")
+        kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "BearTrainer")
         processing_class = processing_class or load_tokenizer(
             model if isinstance(model, str) else model.config._name_or_path, trust_remote_code=args.trust_remote_code or None
         )
@@ -94,7 +94,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         super().__init__(
             model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs
         )
-        refuse_frozen(self.model)
+        check_trainable(self.model)
         self.data_collator = self._collator(processing_class, args)
         self.trie = self.trie.to(self.args.device)  # not the model's: DeepSpeed and FSDP move that later
 
@@ -127,7 +127,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         if not self.renormalizes or "trie_nodes" in dataset.column_names:
             return dataset
         if {"items", "history"} <= set(dataset.column_names):
-            refuse_impossible_lists(dataset, self.trie, args.eval_exclude_history)
+            check_lists(dataset, self.trie, args.eval_exclude_history)
             return dataset
         return with_trie_nodes(dataset, self.trie, free_rows(dataset))
 
@@ -143,7 +143,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         return build_list_rows(split, self.prompt_format, every_position=args.every_position, max_length=args.max_length)
 
     def _evaluation_rows(self, split: Dataset, args: BearConfig) -> Dataset:
-        split = at_most(args.max_eval_users, split)
+        split = at_most(args.max_users, split)
         if args.list_length is not None:
             return evaluation_list_rows(split, self.prompt_format, max_length=args.max_length)
         return evaluation_rows(split, self.prompt_format, max_length=args.max_length, max_history=args.max_history)

@@ -53,7 +53,7 @@ def as_rows(padded: Tensor) -> Ragged:
     return Ragged.from_lengths(padded.cpu().numpy()[present], present.sum(1))
 
 
-def refuse_exhausted(prompts: Dataset, num_items: int, list_length: int) -> None:
+def check_enough_items(prompts: Dataset, num_items: int, list_length: int) -> None:
     """Refuses a prompt whose history leaves fewer items than a list holds."""
     histories, most = split_rows(prompts, "history"), num_items - list_length
     for row in np.flatnonzero(histories.lengths > most).tolist():

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from transformers.trainer_utils import SaveStrategy
 from trl import DPOConfig
 
-from trl_rec.trainer.base.config import RecConfig, refuse_inert
+from trl_rec.trainer.base.config import RecConfig, check_inert
 from trl_rec.trainer.softmax_dpo.config import INERT, INERT_ROWS
 
 
@@ -82,10 +82,10 @@ class BladeConfig(RecConfig, DPOConfig):
         super().__post_init__()
         if padding != "auto" and self.pad_to_multiple_of is not None:
             raise ValueError(f"BladeConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
-        refuse_inert(self, INERT, "the loss is a policy gradient of whole lists")
-        refuse_inert(self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning")
-        refuse_inert(self, INERT_REFERENCE, "rollouts are drawn anew, and the reference policy stays what it is")
-        refuse_inert(self, ("disable_dropout",), "rollouts are drawn without dropout, and so is the gradient")
+        check_inert(self, INERT, "the loss is a policy gradient of whole lists")
+        check_inert(self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning")
+        check_inert(self, INERT_REFERENCE, "rollouts are drawn anew, and the reference policy stays what it is")
+        check_inert(self, ("disable_dropout",), "rollouts are drawn without dropout, and so is the gradient")
         self.rewards = {"ndcg": 1.0} if self.rewards is None else self.rewards
         self.beta = (1e-3 if self.target == "reward" else 1.0) if self.beta is None else self.beta
         self.standardize = self.target == "reward" if self.standardize is None else self.standardize
@@ -129,7 +129,7 @@ class BladeConfig(RecConfig, DPOConfig):
         """With several steps on the same rollouts a checkpoint between them could not be resumed to the same weights."""
         if self.num_iterations == 1:
             return
-        refuse_inert(self, ("train_sampling_strategy",), "batches come num_iterations times in a row")
+        check_inert(self, ("train_sampling_strategy",), "batches come num_iterations times in a row")
         every = {"steps": self.save_steps, "best": self.eval_steps}.get(SaveStrategy(self.save_strategy).value, 0)
         written = [every or 0, self.max_steps if every and self.max_steps > 0 else 0]  # the last one at the last step
         between = next((step for step in written if step % self.num_iterations), None)

@@ -33,7 +33,7 @@ from trl_rec.losses.output import LossOutput
 from trl_rec.models.completions import read_completions
 from trl_rec.models.loading import load_tokenizer
 from trl_rec.ragged import Ragged
-from trl_rec.trainer.base.checks import NOT_TAKEN, refuse_arguments, refuse_frozen
+from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
 from trl_rec.trainer.base.generation import whole_model
 from trl_rec.trainer.base.reference import (
     as_reference,
@@ -45,7 +45,7 @@ from trl_rec.trainer.base.reference import (
 )
 from trl_rec.trainer.base.sampling import RepeatedBatches
 from trl_rec.trainer.base.trainer import RecTrainerMixin, is_split
-from trl_rec.trainer.blade.collator import ListPromptCollator, as_rows, refuse_exhausted
+from trl_rec.trainer.blade.collator import ListPromptCollator, as_rows, check_enough_items
 from trl_rec.trainer.blade.config import TARGETS, BladeConfig
 from trl_rec.trainer.blade.reference_lists import draw_reference_lists, reference_folder, with_reference_lists
 from trl_rec.trainer.blade.rollouts import Rollouts, rollout_metrics
@@ -108,7 +108,7 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         **kwargs: Any,
     ) -> None:
         args = args or BladeConfig("blade")
-        kwargs = refuse_arguments(kwargs, NOT_TAKEN, "BladeTrainer")
+        kwargs = check_arguments(kwargs, NOT_TAKEN, "BladeTrainer")
         processing_class = processing_class or load_tokenizer(
             model if isinstance(model, str) else model.config._name_or_path, trust_remote_code=args.trust_remote_code or None
         )
@@ -131,7 +131,7 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
             **kwargs,
         )
         complete_ref_adapter(self.model)
-        refuse_frozen(self.model)
+        check_trainable(self.model)
         drop_attention_dropout(self.model)
         self._try_rewards()
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}  # of the present batch of rollouts, by their rows
@@ -154,7 +154,7 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         lengths = {"every_position": args.every_position, "max_length": args.max_length}
         rows = at_most(args.max_prompts, build_list_prompts(dataset, self.prompt_format, **lengths))
         if args.eval_exclude_history:
-            refuse_exhausted(rows, len(self.prompt_format.paths), args.list_length)
+            check_enough_items(rows, len(self.prompt_format.paths), args.list_length)
         return rows.add_column("row", np.arange(len(rows))).flatten_indices()
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -201,7 +201,7 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
         """As the parent's, and the reward of the ranked lists with its parts, so that a checkpoint can be chosen by it."""
-        split = at_most(self.args.max_eval_users, split)
+        split = at_most(self.args.max_users, split)
         ranked = self.rank(split)
         scored = score_split(ranked[:, None], split, self.catalog, self.reward_weights, self.reward_functions)
         parts = {f"reward/{name}": float(values.mean()) for name, values in scored.parts.items()}

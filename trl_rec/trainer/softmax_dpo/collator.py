@@ -54,7 +54,7 @@ class PreferenceCollator:
         return batch
 
 
-def refuse_off_catalogue(rows: Dataset, trie: TokenTrie) -> None:
+def check_on_catalogue(rows: Dataset, trie: TokenTrie) -> None:
     """Refuses token rows of which a completion is no item, or is only the beginning of one."""
     trie, first = trie.to("cpu"), 0
     for batch in rows.select_columns(["chosen_ids", "rejected_ids"]).iter(10_000):

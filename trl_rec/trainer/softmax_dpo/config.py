@@ -7,7 +7,7 @@ from typing import Literal
 
 from trl import DPOConfig
 
-from trl_rec.trainer.base.config import RecConfig, refuse_inert
+from trl_rec.trainer.base.config import RecConfig, check_inert
 
 
 INERT: tuple[str, ...] = (
@@ -48,9 +48,9 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         super().__post_init__()
         if padding != "auto" and self.pad_to_multiple_of is not None:
             raise ValueError(f"SoftmaxDPOConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
-        refuse_inert(self, INERT, "the loss is a softmax over the chosen and all rejected completions")
-        refuse_inert(self, ("list_length",), "it prefers single items; BladeTrainer aligns lists")
-        refuse_inert(self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning")
+        check_inert(self, INERT, "the loss is a softmax over the chosen and all rejected completions")
+        check_inert(self, ("list_length",), "it prefers single items; BladeTrainer aligns lists")
+        check_inert(self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning")
         if self.normalize not in ("vocabulary", "catalogue"):
             raise ValueError(f"normalize must be 'vocabulary' or 'catalogue', not {self.normalize!r}")
         if not self.sft_weight >= 0:  # as NaN is not

@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
-from trl_rec.data.dataset import refuse_unless_train, split_rows, split_users
+from trl_rec.data.dataset import check_is_train, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged
@@ -31,7 +31,7 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
 
     The rows count as training rows, as nothing in a file tells whether they hold items of the validation or test split: that
     check is the caller's. A table of items may have a column `user` (places in `RecDataset.users`), which is kept;
-    `trl_rec.schedule.refuse_leaking_candidates` then holds the table against the training split.
+    `trl_rec.schedule.check_candidate_leaks` then holds the table against the training split.
 
     Args:
         source: The file, or the hub id. A CSV file has no lists, so it can hold texts with one rejected, but no histories.
@@ -91,7 +91,7 @@ def preference_rows(
         `datasets.Dataset` with `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).
     """
     if training and table.split is not None:
-        refuse_unless_train(table, "a preference")
+        check_is_train(table, "a preference")
     num_items = len(prompt_format.paths)
     history, chosen = _items(table, "history", num_items), _items(table, "chosen", num_items).values
     rejected = _items(table, "rejected", num_items)

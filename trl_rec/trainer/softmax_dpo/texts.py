@@ -70,7 +70,7 @@ def _tokenize(row: dict[str, Any], number: int, tokenizer: PreTrainedTokenizerBa
     several = row["rejected"]
     if not isinstance(several, list) or (several and isinstance(several[0], dict)):  # one text, or the messages of one
         several = [several]
-    _refuse_mixed([("prompt", row["prompt"]), ("chosen", row["chosen"]), *(("rejected", one) for one in several)], number)
+    _check_mixed([("prompt", row["prompt"]), ("chosen", row["chosen"]), *(("rejected", one) for one in several)], number)
     if isinstance(row["prompt"], str):
         prompt = tokenizer(row["prompt"])["input_ids"]
         chosen, *rejected = (_ended(text, tokenizer) for text in (row["chosen"], *several))
@@ -82,7 +82,7 @@ def _tokenize(row: dict[str, Any], number: int, tokenizer: PreTrainedTokenizerBa
     return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": distinct, REPEATED: len(rejected) - len(distinct)}
 
 
-def _refuse_mixed(values: list[tuple[str, Any]], number: int) -> None:
+def _check_mixed(values: list[tuple[str, Any]], number: int) -> None:
     """Refuses a row whose values, each with the name of its column, are not all texts or all lists of messages."""
     kinds = [(name, _kind(value)) for name, value in values]
     for name, kind in kinds:

@@ -51,7 +51,7 @@ def leave_out_empty_prompts(rows: Dataset) -> Dataset:
     return rows.select(np.flatnonzero(full))
 
 
-def refuse_malformed(rows: Dataset) -> None:
+def check_well_formed(rows: Dataset) -> None:
     """Refuses columns that are no lists of token ids, for `rejected_ids` no lists of such lists, and what is null in them."""
     table = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:]
     for name, depth in {"prompt_ids": 1, "chosen_ids": 1, "rejected_ids": 2}.items():
@@ -62,14 +62,14 @@ def refuse_malformed(rows: Dataset) -> None:
             raise ValueError(f"row {row}: {name} holds a null; give token ids, or leave the row out")
 
 
-def refuse_empty(rows: Dataset) -> None:
+def check_not_empty(rows: Dataset) -> None:
     """Refuses token rows in which a prompt or a completion has no token."""
     for name, texts, numbers in _texts(rows):
         if (place := pc.index(pc.list_value_length(texts), 0).as_py()) >= 0:
             raise ValueError(f"row {numbers[place]}: {name} holds a text without any token; leave it out")
 
 
-def refuse_unknown_tokens(rows: Dataset, vocab_size: int) -> None:
+def check_known_tokens(rows: Dataset, vocab_size: int) -> None:
     """Refuses token rows with an id that a model with so many tokens does not have."""
     for name, texts, numbers in _texts(rows):
         tokens = pc.list_flatten(texts).to_numpy()

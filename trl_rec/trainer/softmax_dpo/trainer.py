@@ -26,7 +26,7 @@ from trl_rec.losses.output import LossOutput
 from trl_rec.losses.softmax_dpo import softmax_dpo_loss
 from trl_rec.models.completions import completion_logps, legal_completion_logps, read_completions
 from trl_rec.models.loading import load_tokenizer
-from trl_rec.trainer.base.checks import NOT_TAKEN, refuse_arguments, refuse_frozen
+from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
 from trl_rec.trainer.base.reference import (
     as_reference,
     complete_ref_adapter,
@@ -39,11 +39,11 @@ from trl_rec.trainer.base.reference import (
     write_reference,
 )
 from trl_rec.trainer.base.trainer import RecTrainerMixin, is_split
-from trl_rec.trainer.softmax_dpo.collator import PreferenceCollator, refuse_off_catalogue
+from trl_rec.trainer.softmax_dpo.collator import PreferenceCollator, check_on_catalogue
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 from trl_rec.trainer.softmax_dpo.rows import TABLE, preference_rows
 from trl_rec.trainer.softmax_dpo.texts import TEXT, tokenize_preferences
-from trl_rec.trainer.softmax_dpo.tokens import TOKENS, fit_preferences, refuse_empty, refuse_malformed, refuse_unknown_tokens
+from trl_rec.trainer.softmax_dpo.tokens import TOKENS, check_known_tokens, check_not_empty, check_well_formed, fit_preferences
 
 
 class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
@@ -92,7 +92,7 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
         **kwargs: Any,
     ) -> None:
         args = args or SoftmaxDPOConfig("softmax_dpo")
-        kwargs = refuse_arguments(kwargs, NOT_TAKEN, "SoftmaxDPOTrainer")
+        kwargs = check_arguments(kwargs, NOT_TAKEN, "SoftmaxDPOTrainer")
         if isinstance(train_dataset, Dataset) and not len(train_dataset):
             raise ValueError("the train dataset has no row; give one with preferences")
         processing_class = processing_class or load_tokenizer(_origin(model), trust_remote_code=args.trust_remote_code or None)
@@ -120,7 +120,7 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
             **kwargs,
         )
         complete_ref_adapter(self.model)
-        refuse_frozen(self.model)
+        check_trainable(self.model)
         if self.args.disable_dropout:
             drop_attention_dropout(self.model)
 
@@ -142,17 +142,17 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
                     dataset, processing_class, max_length=args.max_length, num_proc=args.dataset_num_proc
                 )
         elif columns >= TOKENS:
-            refuse_malformed(dataset)
+            check_well_formed(dataset)
             rows = fit_preferences(dataset, args.max_length)
         else:
             raise ValueError(
                 f"the {name} dataset has the columns {', '.join(dataset.column_names)}; it needs prompt, chosen and rejected, "
                 "or prompt_ids, chosen_ids and rejected_ids, or with a catalogue history, chosen and rejected"
             )
-        refuse_empty(rows)
-        refuse_unknown_tokens(rows, self._vocab_size)
+        check_not_empty(rows)
+        check_known_tokens(rows, self._vocab_size)
         if self.renormalizes and not columns >= TABLE:
-            refuse_off_catalogue(rows, self.trie)
+            check_on_catalogue(rows, self.trie)
         kept = rows.filter(any, input_columns="rejected_ids", desc="leaving out rows with nothing rejected")
         if not len(kept):
             raise ValueError(
