@@ -1,12 +1,13 @@
-"""Align3GR's parts one by one: what IDs are made from, whether prompts name users, several tasks, and the preference stages.
+"""Align3GR's parts one by one: what IDs are made from, whether prompts name users, several tasks, and the preference
+stages.
 
     python benchmarks/align3gr_arms.py DATASET_FOLDER OUTPUT_FOLDER [--text_encoder words] [--codes 32] [--seeds 0 1 2]
         [--arms ...] [--against "item tokens"] [--epochs 16]
 
-Every arm trains the same small model from scratch for the same passes over the next items, keeps its best checkpoint by
-validation NDCG@10, and is measured on the test split beside the baselines and a model with one token an item. The arms that the
-paper's claims are about (`SEEDED`) run with all seeds, the others with the first. IDs are made once, with seed 0. Work is kept
-in OUTPUT_FOLDER, and a call that was interrupted goes on.
+Every arm trains the same small model from scratch for the same passes over the next items, keeps its best checkpoint
+by validation NDCG@10, and is measured on the test split beside the baselines and a model with one token an item. The
+arms that the paper's claims are about (`SEEDED`) run with all seeds, the others with the first. IDs are made once,
+with seed 0. Work is kept in OUTPUT_FOLDER, and a call that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Arm:
     """What an arm does otherwise.
 
     Args:
-        ids (`dict`, *optional*): Fields of `DualIdsConfig`; None for one token an item, empty fields for co-occurrence.
+        ids (`dict`, *optional*): Fields of `DualIdsConfig`; None for one token an item, empty fields for
+            co-occurrence.
         users (`bool`): Whether prompts name users.
         tasks (`bool`): Whether more is learned than the next item.
     """
@@ -75,7 +77,13 @@ class Study:
     """Makes IDs, trains arms, or finds what was left of them."""
 
     def __init__(self, source: str, output: Path, text_encoder: str, codes: int, epochs: int) -> None:
-        self.source, self.output, self.text_encoder, self.codes, self.epochs = source, output, text_encoder, codes, epochs
+        self.source, self.output, self.text_encoder, self.codes, self.epochs = (
+            source,
+            output,
+            text_encoder,
+            codes,
+            epochs,
+        )
 
     def dataset(self, arm: Arm) -> RecDataset:
         """A copy of the data with the arm's IDs."""
@@ -138,7 +146,10 @@ class Study:
             head = "{user}" if ARMS[name].users else None
             prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, head=head)
             options = {"prompt_format": prompt_format, "batch_size": 128, "max_length": MAX_LENGTH}
-            lists = {split: rank_split(model, tokenizer, dataset, split=split, **options) for split in ("validation", "test")}
+            lists = {
+                split: rank_split(model, tokenizer, dataset, split=split, **options)
+                for split in ("validation", "test")
+            }
             measured = evaluate_split(lists["validation"], dataset, split="validation", ks=[10])
             print(f"{folder.name}: validation NDCG@10 {measured.metrics['ndcg@10']:.4f}", flush=True)
             return {"test": lists["test"].tolist(), "validation": measured.metrics["ndcg@10"]}
@@ -168,7 +179,10 @@ class Study:
         )
         stages = align3gr_stages(max_prompts=3000, num_beams=20)
         for report in run_stages(stages, start, Schedule(self.dataset(arm), config)):
-            print(f"{output.name} {report['name']}: {report['after'].get('eval_ndcg@10')}, kept {report['kept']}", flush=True)
+            print(
+                f"{output.name} {report['name']}: {report['after'].get('eval_ndcg@10')}, kept {report['kept']}",
+                flush=True,
+            )
         return output
 
 
@@ -195,7 +209,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--stages", action="store_true", help="the preference stages too, from the last of the arms")
-    parser.add_argument("--against", choices=list(ARMS), help="what the others are compared to; else dual, or the first arm")
+    parser.add_argument(
+        "--against", choices=list(ARMS), help="what the others are compared to; else dual, or the first arm"
+    )
     arguments = parser.parse_args()
     if arguments.against is not None and arguments.against not in arguments.arms:
         parser.error(f"--against {arguments.against!r} is none of --arms")
@@ -210,14 +226,17 @@ def main() -> None:
         name = arguments.arms[-1]
         starts = [study.policy(name, seed) for seed in arguments.seeds]
         runs[f"{name}, stages"] = [
-            study.measure(name, study.stages(name, start, seed)) for start, seed in zip(starts, arguments.seeds, strict=True)
+            study.measure(name, study.stages(name, start, seed))
+            for start, seed in zip(starts, arguments.seeds, strict=True)
         ]
     validation = {name: float(np.mean([one.pop("validation") for one in several])) for name, several in runs.items()}
     baselines = evaluate_baselines(load(arguments.dataset), ks=[10])
     runs = {**{name: [baselines[name].per_user] for name in ("popularity", "transition")}, **runs}
     tell_ids(study, arguments.arms)
     against = arguments.against or ("dual" if "dual" in runs else arguments.arms[0])
-    print("\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against=against, notes={"validation": validation}))
+    print(
+        "\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against=against, notes={"validation": validation})
+    )
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
     python benchmarks/alro_arms.py OUTPUT_FOLDER [--source ml-100k] [--candidates 10 20] [--seeds 0 1 2]
         [--lambda_weights 10 30 100] [--permutation_weights 1 10] [--letters] [--epochs 1]
 
-A small model with one token an item, which has first learned which ratings to expect, ranks each user's last rated items. An
-item's own token is its name in the answer; with `--letters` it is the letter of its slot, as where items are titles.
+A small model with one token an item, which has first learned which ratings to expect, ranks each user's last rated
+items. An item's own token is its name in the answer; with `--letters` it is the letter of its slot, as where items are
+titles.
 
-All arms begin with that model, are shown every list in two orders and take the same steps; each keeps its best checkpoint by
-validation NDCG@10. The weights are the best by validation with the first seed; ALRO takes those of its parts. Test lists are
-shown in ten orders: figures are means over them, `consistency` is Kendall's tau between what two of them give. `SFT x 5` is the
-Borda count over five orders, and its consistency is that of one five with the other. Work is kept in OUTPUT_FOLDER, apart for
-each source and setting, and a call that was interrupted goes on.
+All arms begin with that model, are shown every list in two orders and take the same steps; each keeps its best
+checkpoint by validation NDCG@10. The weights are the best by validation with the first seed; ALRO takes those of its
+parts. Test lists are shown in ten orders: figures are means over them, `consistency` is Kendall's tau between what two
+of them give. `SFT x 5` is the Borda count over five orders, and its consistency is that of one five with the other.
+Work is kept in OUTPUT_FOLDER, apart for each source and setting, and a call that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -38,7 +39,13 @@ from trl_rec.trainer import build_ranker, held_out_rows, learn_ratings, rating_v
 
 QUIET = {**SMALL, "eval_strategy": "no", "save_strategy": "no", "per_device_train_batch_size": 32, "logging_steps": 50}
 QUIET |= {"weight_decay": 0.1, "warmup_steps": 50}
-KEEPING = {"eval_strategy": "steps", "eval_steps": 0.25, "save_strategy": "steps", "save_steps": 0.25, "save_total_limit": 1}
+KEEPING = {
+    "eval_strategy": "steps",
+    "eval_steps": 0.25,
+    "save_strategy": "steps",
+    "save_steps": 0.25,
+    "save_total_limit": 1,
+}
 KEEPING |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_graded_ndcg@10", "eval_ks": [10]}
 NO_WEIGHT = 1e-12  # shows a list in two orders, and compares nothing
 NUM_ORDERS = 10
@@ -49,18 +56,26 @@ Weights = tuple[float, float]
 class Study:
     """Runs arms for lists of one length, or finds what they have left."""
 
-    def __init__(self, source: str, count: int, output: Path, steps: int, letters: bool = False, epochs: int = 1) -> None:
+    def __init__(
+        self, source: str, count: int, output: Path, steps: int, letters: bool = False, epochs: int = 1
+    ) -> None:
         self.count, self.steps, self.letters, self.epochs = count, steps, letters, epochs
         source_folder = output / re.sub(r"\W+", "-", source)
         data, self.output = source_folder / f"data-{count}", source_folder / f"{count}-candidates-{steps}-steps"
         if letters or epochs > 1:
             self.output = self.output.with_name(f"{self.output.name}-{'letters' if letters else 'items'}-{epochs}")
-        self.dataset: RecDataset = prepare(source, data, split="leave_last", num_held_out=count).with_surface("item_token")
+        self.dataset: RecDataset = prepare(source, data, split="leave_last", num_held_out=count).with_surface(
+            "item_token"
+        )
         self.rows = held_out_rows(self.dataset.test, num_candidates=count)
 
     def start(self, seed: int) -> Path:
         """The folder of a model that has learned which rating comes after an item."""
-        folder, ratings, catalog = self.output / f"start-{seed}", rating_values(self.dataset.train), self.dataset.catalog
+        folder, ratings, catalog = (
+            self.output / f"start-{seed}",
+            rating_values(self.dataset.train),
+            self.dataset.catalog,
+        )
         options = {"letters": self.letters, "max_length": 256, "seed": seed}
         model, tokenizer, _ = build_ranker(catalog, ratings, RecModelConfig(dropout=0.3), **options)
         prompt_format = RatedPromptFormat.for_catalog(catalog, tokenizer, ratings, letters=self.letters)
@@ -105,7 +120,10 @@ class Study:
             lists = trainer.rank(self.dataset.test)
             seconds = {"train": trained - start, "rank": time.perf_counter() - trained}
             best = float(trainer.state.best_metric or 0)
-            print(f"{self.count} candidates, weights {weights}, seed {seed}: validation {best:.4f}, {seconds}", flush=True)
+            print(
+                f"{self.count} candidates, weights {weights}, seed {seed}: validation {best:.4f}, {seconds}",
+                flush=True,
+            )
             log = trainer.state.log_history
             return {
                 "places": lists.places.tolist(),
@@ -138,11 +156,17 @@ def tell(study: Study, arguments: argparse.Namespace) -> None:
     seeds, parts = arguments.seeds, (arguments.lambda_weights, arguments.permutation_weights)
     alpha = study.best([(weight, 0.0) for weight in parts[0]])[0]
     beta = study.best([(0.0, weight) for weight in parts[1]])[1]
-    arms: dict[str, Weights] = {"SFT": (0.0, 0.0), "SFT + SLL": (alpha, 0.0), "SFT + PSL": (0.0, beta), "ALRO": (alpha, beta)}
+    arms: dict[str, Weights] = {
+        "SFT": (0.0, 0.0),
+        "SFT + SLL": (alpha, 0.0),
+        "SFT + PSL": (0.0, beta),
+        "ALRO": (alpha, beta),
+    }
     told = {name: [study.run(weights, seed) for seed in seeds] for name, weights in arms.items()}
     baselines = evaluate_rated_baselines(study.dataset.train, study.rows, len(study.dataset.catalog))
     runs = {
-        name: [{**baseline.per_user, "consistency": 0 * baseline.per_user["tau"] + 1}] for name, baseline in baselines.items()
+        name: [{**baseline.per_user, "consistency": 0 * baseline.per_user["tau"] + 1}]
+        for name, baseline in baselines.items()
     }
     runs |= {name: [study.measure(one) for one in several] for name, several in told.items()}
     runs["SFT x 5"] = [study.measure_bootstrapped(one) for one in told["SFT"]]
@@ -153,7 +177,10 @@ def tell(study: Study, arguments: argparse.Namespace) -> None:
     for name, several in told.items():
         first = [slot_profile(np.array(one["places"]), np.array(one["slots"])) for one in several]
         milliseconds = 1000 * np.mean([one["seconds"]["rank"] for one in several]) / len(study.rows) / NUM_ORDERS
-        trained, best = np.mean([one["seconds"]["train"] for one in several]), np.mean([one["best"] for one in several])
+        trained, best = (
+            np.mean([one["seconds"]["train"] for one in several]),
+            np.mean([one["best"] for one in several]),
+        )
         print(f"{name}: {milliseconds:.1f} ms a user, trained in {trained:.0f} s, validation {best:.4f}")
         print("  wins by slot: " + " ".join(f"{share:.2f}" for share in np.mean(first, 0)))
 

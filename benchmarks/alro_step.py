@@ -2,8 +2,8 @@
 
     python benchmarks/alro_step.py [DATASET_FOLDER --model FOLDER_OR_HUB_ID [--lora]] [--candidates 10 20] [--batch 4]
 
-Without arguments a small model reads item tokens of the toy world; given both, a language model reads titles. The three take
-turns on the same lists; seconds are those of forward, backward and update, medians over the runs.
+Without arguments a small model reads item tokens of the toy world; given both, a language model reads titles. The
+three take turns on the same lists; seconds are those of forward, backward and update, medians over the runs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class SeparateForwards(AlroTrainer):
         orders = []
         for order in range(inputs["names"].shape[1]):
             names = ("completion_ids", "completion_mask", "answer_mask", "names")
-            orders.append(super()._answers(model, {**inputs, **{name: inputs[name][:, order : order + 1] for name in names}}))
+            orders.append(
+                super()._answers(model, {**inputs, **{name: inputs[name][:, order : order + 1] for name in names}})
+            )
         return AnswerTable(*(torch.cat(parts, 1) for parts in zip(*orders, strict=True)))
 
 
@@ -58,7 +60,9 @@ def make_trainers(dataset: RecDataset, arguments: Any, count: int, folder: str) 
         tokenizer = load_tokenizer(arguments.model)
     trainers = {}
     for name, (kind, options) in KINDS.items():
-        model = make_model(tokenizer, max_length=1024) if arguments.model is None else load_model(arguments.model).train()
+        model = (
+            make_model(tokenizer, max_length=1024) if arguments.model is None else load_model(arguments.model).train()
+        )
         config = AlroConfig(
             folder,
             **{**QUIET, **options},
@@ -107,10 +111,15 @@ def main() -> None:
         dataset = load(arguments.dataset) if arguments.dataset else prepare("toy", f"{folder}/data")
         for count in arguments.candidates:
             seconds = measure(make_trainers(dataset, arguments, count, folder), arguments.runs)
-            print(f"{count} candidates: " + ", ".join(f"{name} {median(values):.3f} s" for name, values in seconds.items()))
+            print(
+                f"{count} candidates: "
+                + ", ".join(f"{name} {median(values):.3f} s" for name, values in seconds.items())
+            )
             for other in ("SFT", "ALRO, two forward passes"):
                 ratio = median(b / a for a, b in zip(seconds[other], seconds["ALRO"], strict=True))
-                print(f"  ALRO takes {ratio:.2f} of the time of {other} (median of {arguments.runs} pairs)", flush=True)
+                print(
+                    f"  ALRO takes {ratio:.2f} of the time of {other} (median of {arguments.runs} pairs)", flush=True
+                )
 
 
 if __name__ == "__main__":

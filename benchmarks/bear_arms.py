@@ -2,10 +2,10 @@
 
     python benchmarks/bear_arms.py DATASET_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--weights 0.6875 2.75] [--epochs 30]
 
-Same small model from scratch, one token an item, the checkpoint chosen on validation among ten. Every weight of both variants
-is run with the first seed; SFT, MSL and the best weight of each variant, by validation, with all seeds. Every run leaves its
-lists in OUTPUT_FOLDER, and a call that was interrupted goes on where it stopped. Intervals are over users, of their mean over
-the seeds.
+Same small model from scratch, one token an item, the checkpoint chosen on validation among ten. Every weight of both
+variants is run with the first seed; SFT, MSL and the best weight of each variant, by validation, with all seeds. Every
+run leaves its lists in OUTPUT_FOLDER, and a call that was interrupted goes on where it stopped. Intervals are over
+users, of their mean over the seeds.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/bear_step.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--lora] [--batch 4] [--runs 5]
 
-Titles of a dataset folder with a language model's tokenizer; `--tiny` takes 2 layers of random weights at the same vocabulary.
-Prints seconds a step (forward, backward, update; medians) and the most bytes of tensors alive beyond model and optimiser.
+Titles of a dataset folder with a language model's tokenizer; `--tiny` takes 2 layers of random weights at the same
+vocabulary. Prints seconds a step (forward, backward, update; medians) and the most bytes of tensors alive beyond model
+and optimiser.
 """
 
 from __future__ import annotations
@@ -75,8 +76,15 @@ def main() -> None:
     arguments = parser.parse_args()
 
     dataset, tokenizer = load(arguments.dataset), load_tokenizer(arguments.model)
-    rows = build_rows(dataset.train.select(range(200)), PromptFormat.for_catalog(dataset.catalog, tokenizer), max_length=512)
-    common: dict[str, Any] = {"per_device_train_batch_size": arguments.batch, "max_length": 512, "use_cpu": True, "bf16": False}
+    rows = build_rows(
+        dataset.train.select(range(200)), PromptFormat.for_catalog(dataset.catalog, tokenizer), max_length=512
+    )
+    common: dict[str, Any] = {
+        "per_device_train_batch_size": arguments.batch,
+        "max_length": 512,
+        "use_cpu": True,
+        "bf16": False,
+    }
     common |= {"report_to": "none", "gradient_checkpointing": False, "shuffle_dataset": False, "max_steps": 100}
     peft_config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear") if arguments.lora else None
     trainers: dict[str, SFTTrainer] = {}
@@ -114,10 +122,14 @@ def measure(trainers: dict[str, SFTTrainer], runs: int) -> None:
             trainer.training_step(trainer.model, dict(batches[name][0]), num_items_in_batch=torch.tensor(10))
         trainer.optimizer.zero_grad()
         peaks[name] = bytes_.peak
-        print(f"{name}: {median(seconds[name][1:]):.3f} s a step, {peaks[name] / 2**20:.0f} MiB of tensors at the peak")
+        print(
+            f"{name}: {median(seconds[name][1:]):.3f} s a step, {peaks[name] / 2**20:.0f} MiB of tensors at the peak"
+        )
     ours, theirs = "BearTrainer", "SFTTrainer"
     ratio = median(b / a for a, b in zip(seconds[theirs][1:], seconds[ours][1:], strict=True))
-    print(f"BEAR takes {ratio:.2f} of SFT's time (median of {runs} pairs) and {peaks[ours] / peaks[theirs]:.2f} of its bytes")
+    print(
+        f"BEAR takes {ratio:.2f} of SFT's time (median of {runs} pairs) and {peaks[ours] / peaks[theirs]:.2f} of its bytes"
+    )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/blade_arms.py DATASET_FOLDER POLICY_FOLDER OUTPUT_FOLDER [--rewards ndcg=1 mgu=4] [--seeds 0 1 2]
         [--steps 300] [--rates 1e-4 3e-4 1e-3] [--beta 1]
 
-The policy writes item tokens (`trl-rec bear --config bear/ml-100k-lists`). Every arm has the same steps, prompts and rollouts.
-Its learning rate is the best of `--rates` by validation reward, after half the steps with the first seed. `reward` (GRPO),
-`best_of_n` and `blade` run with all seeds, the other arms with the first. Besides:
+The policy writes item tokens (`trl-rec bear --config bear/ml-100k-lists`). Every arm has the same steps, prompts and
+rollouts. Its learning rate is the best of `--rates` by validation reward, after half the steps with the first seed.
+`reward` (GRPO), `best_of_n` and `blade` run with all seeds, the other arms with the first. Besides:
 
 - `best_of_n, N 15.6`: the static target at the N whose optimum is as good as that of BLADE at tau .3 and N 8 (see
   `docs/methods.md`), so that a gain is not only a larger N;
@@ -13,8 +13,8 @@ Its learning rate is the best of `--rates` by validation reward, after half the 
 - the supervised policy's own best of 8 drawn lists, chosen by those who know the answer.
 
 Greedy lists are compared, and what a list drawn at temperature 1 is worth, which is what is optimised. Work is kept in
-OUTPUT_FOLDER, one folder for each choice of rewards and beta, and a call that was interrupted goes on. Two SVG files show the
-training signal over the steps and over the KL.
+OUTPUT_FOLDER, one folder for each choice of rewards and beta, and a call that was interrupted goes on. Two SVG files
+show the training signal over the steps and over the KL.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ PANELS |= {"blade/tied_pairs": "share of pairs that tie", "blade/quantile": "qua
 class Study:
     """Runs arms, or finds what they have left."""
 
-    def __init__(self, dataset: RecDataset, policy: Path, output: Path, rewards: dict[str, float], beta: float | None) -> None:
+    def __init__(
+        self, dataset: RecDataset, policy: Path, output: Path, rewards: dict[str, float], beta: float | None
+    ) -> None:
         self.dataset, self.policy, self.output, self.rewards = dataset, policy, output, rewards
         self.beta = {} if beta is None else {"beta": beta}
         self.tokenizer = load_tokenizer(policy)
@@ -105,7 +107,13 @@ class Study:
     def _offline(self, blade: BladeTrainer, rate: float, seed: int, steps: int) -> BearTrainer:
         """The same number of prompts and steps."""
         rows = blade.best_reference_rows()  # before the next config, which takes the accelerator's state away
-        options = {**SHARED, "per_device_train_batch_size": 8, "bear_weight": 0, "logging_steps": 10, "warmup_steps": 10}
+        options = {
+            **SHARED,
+            "per_device_train_batch_size": 8,
+            "bear_weight": 0,
+            "logging_steps": 10,
+            "warmup_steps": 10,
+        }
         config = BearConfig(str(self.output / "offline"), **options, learning_rate=rate, max_steps=steps, seed=seed)
         return BearTrainer(load_model(self.policy), config, train_dataset=rows, **self._common())
 
@@ -182,13 +190,18 @@ def main() -> None:
     print("\n" + seeds_table(runs, metrics=metrics, against="SFT"))
     for name, baseline in evaluate_baselines(dataset, ks=[10], rewards=rewards).items():
         print(
-            f"{name}: " + ", ".join(f"{metric} {baseline.metrics[metric]:.4f}" for metric in ("recall@10", "ndcg@10", "reward"))
+            f"{name}: "
+            + ", ".join(f"{metric} {baseline.metrics[metric]:.4f}" for metric in ("recall@10", "ndcg@10", "reward"))
         )
     best = {name: float(np.mean(values)) for name, values in before["best_of_drawn"].items()}
-    print(f"SFT, the best of {DRAWN} drawn lists: {best}; {before['seconds_to_draw']:.0f} s for {dataset.test.num_rows} users")
+    print(
+        f"SFT, the best of {DRAWN} drawn lists: {best}; {before['seconds_to_draw']:.0f} s for {dataset.test.num_rows} users"
+    )
     for x in ("step", "kl"):
         logs = {name: several[0]["log"] for name, several in told.items() if name not in ("SFT", "offline")}
-        panels = {title: {name: logged_curve(log, key, x=x) for name, log in logs.items()} for key, title in PANELS.items()}
+        panels = {
+            title: {name: logged_curve(log, key, x=x) for name, log in logs.items()} for key, title in PANELS.items()
+        }
         (arguments.output / f"signal-by-{x}.svg").write_text(line_charts(panels, x_label=x))
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/blade_step.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--steps 6] [--runs 3]
 
-Rollouts, rewards, the reference's forward, backward and update all count, of a small model of random weights that writes one
-token an item. `GRPOTrainer` runs twice: as it is, which draws from the whole vocabulary, so that lists repeat items and hold
-what is none; and with `generate` given a logits processor that leaves distinct items of the catalogue. What it does not do
-either way: leave out the history, and score all lists of a prompt in one row. The trainers take turns; prints medians.
+Rollouts, rewards, the reference's forward, backward and update all count, of a small model of random weights that
+writes one token an item. `GRPOTrainer` runs twice: as it is, which draws from the whole vocabulary, so that lists
+repeat items and hold what is none; and with `generate` given a logits processor that leaves distinct items of the
+catalogue. What it does not do either way: leave out the history, and score all lists of a prompt in one row. The
+trainers take turns; prints medians.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ from trl_rec.models import make_model, make_tokenizer
 
 
 COMMON: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
-COMMON |= {"learning_rate": 1e-5, "disable_tqdm": True, "logging_steps": 1000, "save_strategy": "no", "num_iterations": 1}
+COMMON |= {
+    "learning_rate": 1e-5,
+    "disable_tqdm": True,
+    "logging_steps": 1000,
+    "save_strategy": "no",
+    "num_iterations": 1,
+}
 COMMON |= {"beta": 0.1, "temperature": 1.0}
 
 
@@ -111,14 +118,18 @@ def blade(dataset: RecDataset, arguments: argparse.Namespace, folder: str) -> Bl
         max_steps=arguments.steps,
         eval_ks=[arguments.length],
     )
-    return BladeTrainer(model, args=config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog)
+    return BladeTrainer(
+        model, args=config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog
+    )
 
 
 def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, constrained: bool) -> GRPOTrainer:
     """The same prompts as text; the reward is NDCG of the tokens."""
     ours = blade(dataset, arguments, folder)
     model, tokenizer = policy(dataset, arguments)
-    prompts = [tokenizer.decode(row[1:]) for row in ours.train_dataset["prompt_ids"]]  # GRPO's tokenizer begins them itself
+    prompts = [
+        tokenizer.decode(row[1:]) for row in ours.train_dataset["prompt_ids"]
+    ]  # GRPO's tokenizer begins them itself
     first = tokenizer.convert_tokens_to_ids("<item_0>")
     rows = {"prompt": prompts, "wanted": [[first + item for item in row] for row in ours.train_dataset["targets"]]}
     model.save_pretrained(folder + "/policy")  # by whose name the trainer loads the reference
@@ -130,7 +141,9 @@ def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, con
         num_generations=arguments.lists,
         max_completion_length=arguments.length,
     )
-    trainer = GRPOTrainer(folder + "/policy", ndcg, config, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer)
+    trainer = GRPOTrainer(
+        folder + "/policy", ndcg, config, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer
+    )
     if constrained:
         trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=True)
         trainer.model.generate = constrained_generate(trainer.model, trie, arguments.length)

@@ -5,8 +5,8 @@ renormalised over the legal tokens. Both get the same prompts and must return th
 
     python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--beams 10] [--runs 3]
 
-`DATASET_FOLDER` is one that `trl-rec prepare` wrote. `--tiny` takes the model's tokenizer with a 2-layer model of random
-weights.
+`DATASET_FOLDER` is one that `trl-rec prepare` wrote. `--tiny` takes the model's tokenizer with a 2-layer model of
+random weights.
 """
 
 from __future__ import annotations
@@ -39,7 +39,12 @@ def python_trie(paths: Ragged) -> dict:
 
 
 def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: dict[str, Tensor], root: dict, beams: int, longest: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: dict[str, Tensor],
+    root: dict,
+    beams: int,
+    longest: int,
 ) -> Tensor:
     """Token ids `(prompts, beams, T)` of `generate`'s beams under the Python trie."""
     width = prompts["input_ids"].shape[1]
@@ -78,7 +83,9 @@ def main() -> None:
     if arguments.tiny:
         torch.manual_seed(0)
         size = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-        model: PreTrainedModel = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **size)).eval()
+        model: PreTrainedModel = LlamaForCausalLM(
+            LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **size)
+        ).eval()
     else:
         model = load_model(arguments.model)
     trie = TokenTrie.from_catalog(dataset.catalog.with_surface("title"), tokenizer)
@@ -105,7 +112,8 @@ def main() -> None:
 
 
 def listed(trie: TokenTrie, sequences: Tensor) -> list[int]:
-    """The items of the generated `(beams, T)` sequences, those that share a title each with a rank, as many as beams."""
+    """The items of the generated `(beams, T)` sequences, those that share a title each with a rank, as many as
+    beams."""
     leaves = trie.walk(sequences).amax(-1)  # nodes deepen along a path, and after its end all are -1
     return [item for leaf in leaves for item in trie.items_at(leaf).tolist()][: len(sequences)]
 

@@ -1,12 +1,14 @@
-"""Random negatives, self-play and the progressive stages beside SFT and the baseline, from one policy, over several seeds.
+"""Random negatives, self-play and the progressive stages beside SFT and the baseline, from one policy, over several
+seeds.
 
     python benchmarks/preference_arms.py DATASET_FOLDER POLICY_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--prompts 3000]
 
-The dataset has semantic IDs and the policy writes them (`trl-rec tokenize`, `trl-rec bear --config bear/ml-100k-semantic`).
-All arms see the same number of prompts: three stages of `--prompts` each, or one of three times as many; feedback goes on from
-the progressive self-play for two stages more. Learning rate and `sft_weight` are each arm's best of `--settings`, by validation
-with the first seed. Every stage keeps its best checkpoint by validation, or is undone. Work is kept in OUTPUT_FOLDER, and a
-call that was interrupted goes on. Intervals are over users, of their mean over the seeds.
+The dataset has semantic IDs and the policy writes them (`trl-rec tokenize`, `trl-rec bear --config
+bear/ml-100k-semantic`). All arms see the same number of prompts: three stages of `--prompts` each, or one of three
+times as many; feedback goes on from the progressive self-play for two stages more. Learning rate and `sft_weight` are
+each arm's best of `--settings`, by validation with the first seed. Every stage keeps its best checkpoint by
+validation, or is undone. Work is kept in OUTPUT_FOLDER, and a call that was interrupted goes on. Intervals are over
+users, of their mean over the seeds.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ def arms(prompts: int) -> dict[str, tuple[str | None, list[PreferenceStage]]]:
         "random": (None, [PreferenceStage("random", max_prompts=3 * prompts)]),
         "self-play": (None, [PreferenceStage("self_play", "any", max_prompts=3 * prompts, num_beams=20)]),
         "progressive SP": (None, progressive),
-        "SP + RF": ("progressive SP", [PreferenceStage("feedback", level, max_prompts=prompts) for level in ("easy", "hard")]),
+        "SP + RF": (
+            "progressive SP",
+            [PreferenceStage("feedback", level, max_prompts=prompts) for level in ("easy", "hard")],
+        ),
     }
 
 
@@ -63,7 +68,9 @@ def run(
     )
     reports = run_stages(stages, start, Schedule(dataset, config))
     told = ", ".join(f"{one['name']} {one['after'].get('eval_ndcg@10', float('nan')):.4f}" for one in reports)
-    print(f"{name}, seed {seed}, {options}: validation {reports[0]['before']['eval_ndcg@10']:.4f} -> {told}", flush=True)
+    print(
+        f"{name}, seed {seed}, {options}: validation {reports[0]['before']['eval_ndcg@10']:.4f} -> {told}", flush=True
+    )
     return reports
 
 
@@ -90,7 +97,11 @@ def main() -> None:
         "--settings", nargs="+", default=["1e-5:0", "3e-5:0", "3e-5:1", "1e-4:1"], help="learning rate:sft weight"
     )
     arguments = parser.parse_args()
-    dataset, seeds, every = load(arguments.dataset).with_surface("semantic_id"), arguments.seeds, arms(arguments.prompts)
+    dataset, seeds, every = (
+        load(arguments.dataset).with_surface("semantic_id"),
+        arguments.seeds,
+        arms(arguments.prompts),
+    )
 
     def folder(name: str, setting: tuple[float, float], seed: int) -> Path:
         return arguments.output / f"{name.replace(' ', '')}-{setting[0]:g}-{setting[1]:g}-{seed}"

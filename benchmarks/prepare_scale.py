@@ -1,4 +1,5 @@
-"""Seconds and peak memory of preparing a large log on one core: `python benchmarks/prepare_scale.py --interactions 10000000`.
+"""Seconds and peak memory of preparing a large log on one core: `python benchmarks/prepare_scale.py --interactions
+10000000`.
 
 The log is made by another process, so that the peak is that of preparing alone.
 """

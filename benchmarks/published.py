@@ -3,9 +3,10 @@
     trl-rec prepare --format lcrec --source FOLDER --output_dir data/beauty
     python benchmarks/published.py data/beauty runs/published [--text_encoder words] [--num_train_epochs 40]
 
-The recipe `bear/beauty-semantic`, whose keys can be overridden; IDs are those of the dual method with its defaults, in a copy
-of the data. The best checkpoint by validation NDCG@10 is measured on the test split with items of the history left out and
-not. The curve over the training is drawn in OUTPUT_FOLDER/curve.svg. Work is kept, and a call that was interrupted goes on.
+The recipe `bear/beauty-semantic`, whose keys can be overridden; IDs are those of the dual method with its defaults, in
+a copy of the data. The best checkpoint by validation NDCG@10 is measured on the test split with items of the history
+left out and not. The curve over the training is drawn in OUTPUT_FOLDER/curve.svg. Work is kept, and a call that was
+interrupted goes on.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids, read_ids_card
 # Leave-one-out on 5-core Beauty as well. Protocols differ in details: an order of magnitude.
 PUBLISHED = {"TIGER, as its authors print": (0.0648, 0.0384), "LC-Rec, as reproduced by others": (0.0791, 0.0438)}
 ARMS: dict[str, dict[str, str]] = {  # keys of the recipe
-    "one token an item": {"surface": "item_token", "max_length": "22"},  # about as many items as with three tokens each
+    "one token an item": {
+        "surface": "item_token",
+        "max_length": "22",
+    },  # about as many items as with three tokens each
     "dual IDs": {},
     "dual IDs, users named": {"prompt_head": "{user}"},
 }
@@ -76,7 +80,9 @@ def with_ids(source: str, folder: Path, config: DualIdsConfig) -> RecDataset:
         parts = folder.with_name(f"{folder.name}.tmp")
         shutil.copytree(source, parts, dirs_exist_ok=True)
         parts.rename(folder)
-    return make_dual_ids(load(folder), config, overwrite=read_ids_card(folder) is None)  # those that came with the data
+    return make_dual_ids(
+        load(folder), config, overwrite=read_ids_card(folder) is None
+    )  # those that came with the data
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
@@ -92,7 +98,9 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=256)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     arguments, overrides = parser.parse_known_args()
-    recipes = {name: settings(name, arguments.output, overrides) for name in arguments.arms}  # a wrong key ends it here
+    recipes = {
+        name: settings(name, arguments.output, overrides) for name in arguments.arms
+    }  # a wrong key ends it here
     ids = DualIdsConfig(text_encoder=arguments.text_encoder, codes=arguments.codes)
     dataset = with_ids(arguments.dataset, arguments.output / "data", ids)
     lists, curves = {}, {}

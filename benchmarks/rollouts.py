@@ -1,11 +1,12 @@
-"""Lists of distinct items drawn by `sample_item_lists`, and by `model.generate` with a logits processor doing the same.
+"""Lists of distinct items drawn by `sample_item_lists`, and by `model.generate` with a logits processor doing the
+same.
 
     python benchmarks/rollouts.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--history 50] [--runs 5]
 
-A Llama of random weights; items as one token each, as semantic IDs of three tokens, and as titles of 4 to 16. The processor
-takes what a list holds out of the logits, for all rows at a time. `generate` is called once a prompt, as a rollout loop does
-(histories differ in length), and once for all prompts. The ways take turns; prints lists a second (medians). Threads are those
-of OMP_NUM_THREADS.
+A Llama of random weights; items as one token each, as semantic IDs of three tokens, and as titles of 4 to 16. The
+processor takes what a list holds out of the logits, for all rows at a time. `generate` is called once a prompt, as a
+rollout loop does (histories differ in length), and once for all prompts. The ways take turns; prints lists a second
+(medians). Threads are those of OMP_NUM_THREADS.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class ListProcessor(LogitsProcessor):
         self.nodes = torch.where(ended | (self.nodes < 0), 0, self.nodes)
 
 
-def generate(model: LlamaForCausalLM, prompts: dict[str, Tensor], trie: TokenTrie, num_lists: int, length: int) -> Tensor:
+def generate(
+    model: LlamaForCausalLM, prompts: dict[str, Tensor], trie: TokenTrie, num_lists: int, length: int
+) -> Tensor:
     """Tokens `(B, num_lists, T)` of one call."""
     width = prompts["input_ids"].shape[1]
     config = GenerationConfig(
@@ -92,7 +95,9 @@ def main() -> None:
     parser.add_argument("--surfaces", nargs="+", default=["item_token", "semantic_id", "title"])
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads; {arguments.prompts} prompts, {arguments.lists} lists of {arguments.length} each")
+    print(
+        f"{torch.get_num_threads()} threads; {arguments.prompts} prompts, {arguments.lists} lists of {arguments.length} each"
+    )
     for surface in arguments.surfaces:
         measure(surface, arguments)
 
@@ -143,7 +148,12 @@ def make_paths(surface: str, num_items: int) -> tuple[list[list[int]], int]:
 
 def small(vocab_size: int, hidden: int, layers: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    size = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": 4}
+    size = {
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+    }
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, initializer_range=0.1, **size)).eval()
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/shared_prompt.py [--prompt 200] [--tokens 5] [--completions 16 4 3] [--batch 1] [--runs 7]
 
-A small Llama of random weights, the output embedding at completions only on both sides, both taking turns. Prints seconds
-(medians), their ratio beside that of the tokens read, and the most bytes of tensors alive beyond the weights and gradients.
-Threads are those of OMP_NUM_THREADS.
+A small Llama of random weights, the output embedding at completions only on both sides, both taking turns. Prints
+seconds (medians), their ratio beside that of the tokens read, and the most bytes of tensors alive beyond the weights
+and gradients. Threads are those of OMP_NUM_THREADS.
 """
 
 from __future__ import annotations
@@ -72,11 +72,18 @@ def measure(model: LlamaForCausalLM, batch: int, prompt: int, count: int, tokens
         f"K={count}: {faster:.1f} times faster (median of {runs} pairs), {fewer:.1f} times fewer tokens: {faster / fewer:.2f}"
     )
     apart = (logps["shared"] - logps["separate"]).abs().max()
-    print(f"K={count}: {peaks['shared'] / peaks['separate']:.2f} of the bytes; log-probabilities differ by {apart:.0e} at most")
+    print(
+        f"K={count}: {peaks['shared'] / peaks['separate']:.2f} of the bytes; log-probabilities differ by {apart:.0e} at most"
+    )
 
 
-def make_texts(vocab_size: int, batch: int, prompt: int, count: int, tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    prompt_ids, completion_ids = torch.randint(vocab_size, (batch, prompt)), torch.randint(vocab_size, (batch, count, tokens))
+def make_texts(
+    vocab_size: int, batch: int, prompt: int, count: int, tokens: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    prompt_ids, completion_ids = (
+        torch.randint(vocab_size, (batch, prompt)),
+        torch.randint(vocab_size, (batch, count, tokens)),
+    )
     return prompt_ids, torch.ones_like(prompt_ids).bool(), completion_ids, torch.ones_like(completion_ids).bool()
 
 

@@ -1,14 +1,16 @@
 """A training step of Softmax-DPO against one of TRL's `DPOTrainer` that is fed the same comparisons as pairs.
 
-    python benchmarks/softmax_dpo.py [--completions 16 3] [--prompts 2] [--prompt-tokens 200] [--vocabulary 8192] [--runs 5]
+    python benchmarks/softmax_dpo.py [--completions 16 3] [--prompts 2] [--prompt-tokens 200] [--vocabulary 8192]
+    [--runs 5]
 
-A prompt with one chosen and K - 1 rejected completions is one row here and K - 1 rows there, the chosen one in each of them.
-The whole step counts (forward, the reference's forward, backward, update), of a small Llama; both trainers take turns on the
-same prompts. Prints the seconds (medians), and the most bytes of tensors alive beyond model and optimizer.
+A prompt with one chosen and K - 1 rejected completions is one row here and K - 1 rows there, the chosen one in each of
+them. The whole step counts (forward, the reference's forward, backward, update), of a small Llama; both trainers take
+turns on the same prompts. Prints the seconds (medians), and the most bytes of tensors alive beyond model and
+optimizer.
 
-What flatters this package: on a CPU, TRL's output layer scores the prompt's positions too (on a GPU it leaves them out), and
-TRL also measures entropy, mean logits and token accuracy; with `--vocabulary 512` that layer hardly counts. And nobody has to
-make pairs of all the rejected ones.
+What flatters this package: on a CPU, TRL's output layer scores the prompt's positions too (on a GPU it leaves them
+out), and TRL also measures entropy, mean logits and token accuracy; with `--vocabulary 512` that layer hardly counts.
+And nobody has to make pairs of all the rejected ones.
 """
 
 from __future__ import annotations
@@ -111,7 +113,9 @@ def measure(trainers: dict[str, DPOTrainer], runs: int) -> None:
         with PeakBytes() as bytes_:
             step(trainer, batches[name])
         peaks[name] = bytes_.peak
-        print(f"  {name}: {median(seconds[name][1:]):.3f} s a step, {peaks[name] / 2**20:.0f} MiB of tensors at the peak")
+        print(
+            f"  {name}: {median(seconds[name][1:]):.3f} s a step, {peaks[name] / 2**20:.0f} MiB of tensors at the peak"
+        )
     theirs, ours = trainers
     ratio = median(a / b for a, b in zip(seconds[theirs][1:], seconds[ours][1:], strict=True))
     print(f"  {ratio:.1f} times faster (median of {runs} turns), {peaks[ours] / peaks[theirs]:.3f} of the bytes")

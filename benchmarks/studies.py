@@ -1,6 +1,7 @@
 """What the studies share (`*_arms.py`, `targets`): how small models train on a CPU, and work that is kept.
 
-A study compares arms over several seeds in hours; a call that was interrupted goes on with what the calls before it kept.
+A study compares arms over several seeds in hours; a call that was interrupted goes on with what the calls before it
+kept.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ SMALL: dict[str, Any] = {
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What the file holds; where there is none, what `make` returns, as JSON takes it, which is then written, whole or not at
-    all."""
+    """What the file holds; where there is none, what `make` returns, as JSON takes it, which is then written, whole or
+    not at all."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")

@@ -2,8 +2,8 @@
 
     python benchmarks/targets.py DATASET_FOLDER [--seconds 240] [--seed 0]
 
-`targets="last"` trains for the given time; `targets="all"` then trains until it reaches the best value that `last` has seen.
-Same model from scratch, one token an item, same batch of rows and learning rate; evaluation is not counted.
+`targets="last"` trains for the given time; `targets="all"` then trains until it reaches the best value that `last` has
+seen. Same model from scratch, one token an item, same batch of rows and learning rate; evaluation is not counted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Seconds and peak memory of semantic IDs for a large catalogue: `python benchmarks/tokenize_scale.py --items 1000000`.
+"""Seconds and peak memory of semantic IDs for a large catalogue: `python benchmarks/tokenize_scale.py --items
+1000000`.
 
-Two parts: item vectors from a made-up log of twenty interactions an item, whose users stay within a part of the catalogue; and
-residual k-means with repair over vectors of the given width, made from a mixture, as a text encoder's would be.
+Two parts: item vectors from a made-up log of twenty interactions an item, whose users stay within a part of the
+catalogue; and residual k-means with repair over vectors of the given width, made from a mixture, as a text encoder's
+would be.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def make_train(num_items: int) -> Dataset:
     start = rng.integers(0, num_items, (num_items, 1))
     items = ((start + PART * rng.random((num_items, PER_USER)) ** 3) % num_items).astype(np.int32)
     history, targets = (
-        Ragged.from_lengths(part.ravel(), np.full(num_items, part.shape[1])).to_arrow() for part in (items[:, :1], items[:, 1:])
+        Ragged.from_lengths(part.ravel(), np.full(num_items, part.shape[1])).to_arrow()
+        for part in (items[:, :1], items[:, 1:])
     )
     columns = {"user": pa.array(np.arange(num_items, dtype=np.int32)), "history": history, "targets": targets}
     return Dataset(InMemoryTable(pa.table(columns)), split="train")

@@ -2,8 +2,8 @@
 
     python benchmarks/trie.py [--items 10000000] [--small 10000]
 
-Prints seconds and peak resident memory (input included), then the time of one `children` call over 320 random nodes of equal
-width (32 prompts x 10 beams) in the large trie over that in the small one. The last line is the same as JSON.
+Prints seconds and peak resident memory (input included), then the time of one `children` call over 320 random nodes of
+equal width (32 prompts x 10 beams) in the large trie over that in the small one. The last line is the same as JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def semantic_ids(num_items: int) -> torch.Tensor:
 
 
 def lookup_seconds(tries: list[TokenTrie], width: int, calls: int = 200) -> list[float]:
-    """Median seconds of a `children` call over 320 nodes of `width` children, the tries taking turns, new nodes each time."""
+    """Median seconds of a `children` call over 320 nodes of `width` children, the tries taking turns, new nodes each
+    time."""
     pools = [(trie.row_offsets.diff() == width).nonzero().squeeze(1) for trie in tries]
     generator = torch.Generator().manual_seed(0)
     seconds: list[list[float]] = [[] for _ in tries]
@@ -52,10 +53,13 @@ def main() -> None:
     built = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     size = sum(
-        tensor.nbytes for tensor in (large.row_offsets, large.child_tokens, large.item_starts, large.item_ends, large.items)
+        tensor.nbytes
+        for tensor in (large.row_offsets, large.child_tokens, large.item_starts, large.item_ends, large.items)
     )
     print(f"{large.num_items:,} items, {large.num_nodes:,} nodes: built in {built:.1f} s on one core")
-    print(f"peak resident memory {peak:.2f} GiB, of which input {paths.nbytes / 2**30:.2f} and trie {size / 2**30:.2f}")
+    print(
+        f"peak resident memory {peak:.2f} GiB, of which input {paths.nbytes / 2**30:.2f} and trie {size / 2**30:.2f}"
+    )
 
     small = TokenTrie.from_sequences(paths[: arguments.small])
     ratios = {}

@@ -2,10 +2,10 @@
 
     python examples/align3gr.py [--source ml-100k] [--max_steps -1]
 
-Items and users get three codes each, from what is said of them and from who chose what. A small model learns to read and write
-these codes. Then it is trained against its own mistakes, from easy to hard, and against what the users disliked. Without a
-network and without a copy in the cache it falls back to a toy world, and says so. Killed or run again, it goes on where it
-stopped.
+Items and users get three codes each, from what is said of them and from who chose what. A small model learns to read
+and write these codes. Then it is trained against its own mistakes, from easy to hard, and against what the users
+disliked. Without a network and without a copy in the cache it falls back to a toy world, and says so. Killed or run
+again, it goes on where it stopped.
 """
 
 import argparse
@@ -59,8 +59,16 @@ def main() -> None:
     runs = f"runs/example-align3gr-{dataset.path.name.removeprefix('example-')}-{arguments.max_steps}"
 
     print("part 2 of 3: supervised fine-tuning on several tasks")
-    options = {**SHARED, "max_steps": arguments.max_steps, "learning_rate": 3e-3, "warmup_steps": 30, "weight_decay": 0.1}
-    supervised = BearConfig(f"{runs}/supervised", bear_weight=0, targets="all", tasks=TASKS, num_train_epochs=3, **options)
+    options = {
+        **SHARED,
+        "max_steps": arguments.max_steps,
+        "learning_rate": 3e-3,
+        "warmup_steps": 30,
+        "weight_decay": 0.1,
+    }
+    supervised = BearConfig(
+        f"{runs}/supervised", bear_weight=0, targets="all", tasks=TASKS, num_train_epochs=3, **options
+    )
     start = learn_supervised(dataset, supervised, RecModelConfig())
 
     print("part 3 of 3: preference stages")
@@ -68,7 +76,10 @@ def main() -> None:
     config = SoftmaxDPOConfig(runs, normalize="catalogue", num_train_epochs=1, **options)
     align(align3gr_stages(max_prompts=1000, num_beams=20), start, Schedule(dataset, config))
 
-    recommender, titles = Recommender.from_pretrained(runs), dict(zip(dataset.catalog.ids, dataset.catalog.titles, strict=True))
+    recommender, titles = (
+        Recommender.from_pretrained(runs),
+        dict(zip(dataset.catalog.ids, dataset.catalog.titles, strict=True)),
+    )
     for user in dataset.users["user_id"].to_pylist()[:3]:
         history = dataset.history_of(user)
         print(f"\nuser {user}, after {' | '.join(titles[item] for item in history[:-4:-1])}")

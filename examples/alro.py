@@ -1,10 +1,11 @@
-"""ALRO on MovieLens-100k: each user's last ten rated films put in order, beside SFT and the baselines: `trl-rec alro` in Python.
+"""ALRO on MovieLens-100k: each user's last ten rated films put in order, beside SFT and the baselines: `trl-rec alro`
+in Python.
 
     accelerate launch examples/alro.py [--source ml-100k] [--max_steps -1]
 
-A small model first learns from scratch which ratings to expect. Then it learns to put ten films in order, once by supervised
-fine-tuning alone and once with ALRO's two losses. Without a network and without a copy in the cache it falls back to a toy
-world, and says so.
+A small model first learns from scratch which ratings to expect. Then it learns to put ten films in order, once by
+supervised fine-tuning alone and once with ALRO's two losses. Without a network and without a copy in the cache it
+falls back to a toy world, and says so.
 """
 
 import argparse
@@ -49,7 +50,9 @@ def learn_to_rate(dataset: RecDataset, folder: str, max_steps: int) -> None:
     learn_ratings(model, tokenizer, prompt_format, dataset, folder, **SHARED, max_steps=max_steps)
 
 
-def learn_to_rank(weights: dict[str, float], start: str, dataset: RecDataset, folder: str, max_steps: int) -> AlroTrainer:
+def learn_to_rank(
+    weights: dict[str, float], start: str, dataset: RecDataset, folder: str, max_steps: int
+) -> AlroTrainer:
     """A trainer whose model began as the one in the folder `start` and has learned to put candidates in order."""
     trainer = AlroTrainer(
         load_model(start),

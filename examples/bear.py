@@ -2,8 +2,8 @@
 
     python examples/bear.py [--source ml-100k] [--max_steps -1]
 
-Three small models are trained from scratch, a minute each on two cores; all share data, decoder and evaluator. Without a
-network and without a copy in the cache it falls back to a toy world, and says so.
+Three small models are trained from scratch, a minute each on two cores; all share data, decoder and evaluator. Without
+a network and without a copy in the cache it falls back to a toy world, and says so.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def main() -> None:
 
     print("\nTen of BEAR's lists; an arrow marks what the user chose next.\n")
     print(readable_lists(ranked, dataset.test, dataset.catalog), end="\n\n")
-    print(metrics_table(results, caption=f"{dataset.path}: {dataset.test.num_rows} users, next item, history excluded"))
+    print(
+        metrics_table(results, caption=f"{dataset.path}: {dataset.test.num_rows} users, next item, history excluded")
+    )
 
 
 if __name__ == "__main__":

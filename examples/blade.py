@@ -1,10 +1,12 @@
-"""BLADE on MovieLens-100k: lists closer to each user's taste in genres, and what that costs: `trl-rec blade` in Python.
+"""BLADE on MovieLens-100k: lists closer to each user's taste in genres, and what that costs: `trl-rec blade` in
+Python.
 
     accelerate launch examples/blade.py [--source ml-100k] [--max_steps -1]
 
-A small model learns from scratch to write the next ten items. Then its own lists are rewarded as a whole, for the items that
-users went on to choose (NDCG) and for genres as in their history (MGU), once with the static Best-of-N target and once with
-BLADE's. Without a network and without a copy in the cache it falls back to a toy world, and says so.
+A small model learns from scratch to write the next ten items. Then its own lists are rewarded as a whole, for the
+items that users went on to choose (NDCG) and for genres as in their history (MGU), once with the static Best-of-N
+target and once with BLADE's. Without a network and without a copy in the cache it falls back to a toy world, and says
+so.
 """
 
 import argparse
@@ -35,8 +37,17 @@ ARMS = {
     "BLADE": {"target": "blade"},  # the same, and the rank among the lists of each step
 }
 COLUMNS = ["recall@10", "ndcg@10", "ild@10", "coverage@10", "reward/mgu", "reward"]
-DRAWN = {"rewards/ndcg": "NDCG", "rewards/mgu": "-MGU", "blade/tied_pairs": "pairs of lists that the target cannot tell apart"}
-SHARED: dict[str, Any] = {"list_length": 10, "max_length": 128, "save_strategy": "no", "per_device_eval_batch_size": 128}
+DRAWN = {
+    "rewards/ndcg": "NDCG",
+    "rewards/mgu": "-MGU",
+    "blade/tied_pairs": "pairs of lists that the target cannot tell apart",
+}
+SHARED: dict[str, Any] = {
+    "list_length": 10,
+    "max_length": 128,
+    "save_strategy": "no",
+    "per_device_eval_batch_size": 128,
+}
 SHARED |= {"gradient_checkpointing": False, "report_to": "none", "use_cpu": True, "bf16": False}
 
 
@@ -65,7 +76,9 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
         **SHARED,
     )
     model = make_model(tokenizer, max_length=128)
-    trainer = BearTrainer(model, config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog)
+    trainer = BearTrainer(
+        model, config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog
+    )
     trainer.train()
     trainer.save_model()
     return trainer
@@ -128,10 +141,14 @@ def tell(dataset: RecDataset, results: dict[str, Evaluation], logs: dict[str, An
     print("\n" + metrics_table(results, columns=COLUMNS, caption=caption))
     chart = Path("runs/example-blade.svg")
     chart.write_text(
-        line_charts({title: {run: logged_curve(log, name) for run, log in logs.items()} for name, title in DRAWN.items()})
+        line_charts(
+            {title: {run: logged_curve(log, name) for run, log in logs.items()} for name, title in DRAWN.items()}
+        )
     )
     gain = paired_comparison(results["BLADE"].per_user["reward"], results["SFT"].per_user["reward"])
-    print(f"\nBLADE over SFT, reward: {gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {gain.p_value:.3f}")
+    print(
+        f"\nBLADE over SFT, reward: {gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {gain.p_value:.3f}"
+    )
     print(f"the training signal is drawn in {chart}")
 
 

@@ -44,7 +44,9 @@ FAMILIES = {
 }
 
 
-def make_model(family: str = "llama", *, vocab_size: int = 40, attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
+def make_model(
+    family: str = "llama", *, vocab_size: int = 40, attention: str = "sdpa", seed: int = 0
+) -> PreTrainedModel:
     """A 2-layer model with weights wild enough that its distributions are far from flat."""
     torch.manual_seed(seed)
     common = {"vocab_size": vocab_size, "attn_implementation": attention, "initializer_range": 0.4}
@@ -64,7 +66,9 @@ def make_tokenizer(texts: list[str], vocab_size: int = 400) -> PreTrainedTokeniz
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", "<eos>", "<bos>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", padding_side="left"

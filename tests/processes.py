@@ -1,8 +1,8 @@
 """Work in processes of its own: in one, in one that is killed, in two that train together.
 
-Each is forked from a server that has imported the trainers once, so that it costs no import, and ends as a script does: Python
-shuts down. They share a hash seed, as processes that are launched do not. The work is a function of a module, or a `partial`
-of one, and gets the folder that it writes to. What its processes say is in `OUTPUT.log`.
+Each is forked from a server that has imported the trainers once, so that it costs no import, and ends as a script
+does: Python shuts down. They share a hash seed, as processes that are launched do not. The work is a function of a
+module, or a `partial` of one, and gets the folder that it writes to. What its processes say is in `OUTPUT.log`.
 """
 
 from __future__ import annotations
@@ -72,13 +72,24 @@ def run_in_two(recipe: str, work: Work, output: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {**_told(recipe), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {
+        **_told(recipe),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     _run(work, output, [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")])
 
 
 def _told(name: str) -> dict[str, str]:
-    """The environment of a process under `accelerate launch`, in full precision; the work itself has to ask for the CPU."""
-    recipe = {**yaml.safe_load(find_recipe(f"accelerate/{name}").read_text()), "use_cpu": True, "mixed_precision": "no"}
+    """The environment of a process under `accelerate launch`, in full precision; the work itself has to ask for the
+    CPU."""
+    recipe = {
+        **yaml.safe_load(find_recipe(f"accelerate/{name}").read_text()),
+        "use_cpu": True,
+        "mixed_precision": "no",
+    }
     told: dict[str, str] = {}
     with NamedTemporaryFile("w", suffix=".yaml") as file, patch("torch.distributed.run.run") as elastic:
         yaml.safe_dump(recipe, file)

@@ -1,4 +1,5 @@
-"""Tiny models, in folders, of the families that recipes name: the same architecture, the same habits of the tokenizer."""
+"""Tiny models, in folders, of the families that recipes name: the same architecture, the same habits of the
+tokenizer."""
 
 from pathlib import Path
 
@@ -24,7 +25,8 @@ LLAMA_3_ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 81
 
 
 def save_stand_in(name: str, texts: list[str], folder: Path) -> Path:
-    """A model and a tokenizer for the hub id `name`, as `from_pretrained` finds them; the tokenizer is trained on the texts."""
+    """A model and a tokenizer for the hub id `name`, as `from_pretrained` finds them; the tokenizer is trained on the
+    texts."""
     family = next((known for known in FAMILIES if known in name), None)
     if family is None:
         raise ValueError(f"{name} has no stand-in; add its family to tests/stand_ins.py")
@@ -45,14 +47,19 @@ def llama_3(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     tokenizer.pad_token = None
     heads = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16}
     rest = {"max_position_embeddings": 131_072, "bos_token_id": bos, "eos_token_id": eos, "rms_norm_eps": 1e-5}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), rope_parameters=LLAMA_3_ROPE, **SIZE, **heads, **rest))
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), rope_parameters=LLAMA_3_ROPE, **SIZE, **heads, **rest)
+    )
 
 
 def qwen_2(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     """Biases in attention, and rows of the embedding that no token has; the tokenizer has no BOS."""
     tokenizer.bos_token = None
     heads = {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 1}
-    rest = {"eos_token_id": tokenizer.eos_token_id, "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0}}
+    rest = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    }
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer) + 27, **SIZE, **heads, **rest))
     assert model.model.layers[0].self_attn.q_proj.bias is not None
     return model

@@ -23,7 +23,9 @@ def test_lists_and_arrow_come_back(rows: list[list[int]]) -> None:
 
 
 def test_a_sliced_chunked_column_comes_back() -> None:
-    column = pa.chunked_array([pa.array([[1], [2, 3]], pa.list_(pa.int32())), pa.array([[], [4]], pa.list_(pa.int32()))])
+    column = pa.chunked_array(
+        [pa.array([[1], [2, 3]], pa.list_(pa.int32())), pa.array([[], [4]], pa.list_(pa.int32()))]
+    )
     assert listed(Ragged.from_arrow(column.slice(1, 3))) == [[2, 3], [], [4]]
     assert listed(Ragged.from_arrow(column.slice(0, 0))) == []
 

@@ -1,4 +1,5 @@
-"""The README's blocks run: Python as it stands, `trl-rec` lines in order in one folder, but for those that need a hub."""
+"""The README's blocks run: Python as it stands, `trl-rec` lines in order in one folder, but for those that need a
+hub."""
 
 import os
 import re
@@ -15,7 +16,9 @@ from trl_rec import cli
 
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-LOG = ["user_id,item_id,timestamp"] + [f"u{user},i{(user + step) % 7},{step}" for user in range(12) for step in range(8)]
+LOG = ["user_id,item_id,timestamp"] + [
+    f"u{user},i{(user + step) % 7},{step}" for user in range(12) for step in range(8)
+]
 ITEMS = ["item_id,title"] + [f"i{item},Item number {item}" for item in range(7)]
 
 

@@ -1,7 +1,7 @@
 """Every recipe parses, and every training recipe takes two real steps where its data and models are small stand-ins.
 
-The recipes are found by looking, so that a new one is covered by being there. They run in a folder that holds the datasets
-they name; a recipe that begins with another one's output has that one run first.
+The recipes are found by looking, so that a new one is covered by being there. They run in a folder that holds the
+datasets they name; a recipe that begins with another one's output has that one run first.
 """
 
 import csv
@@ -67,7 +67,8 @@ def test_a_recipe_parses_and_a_key_more_does_not(name: str, tmp_path: Path, monk
 
 @pytest.mark.parametrize("path", sorted((recipes_folder() / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_reads_its_configurations(path: Path) -> None:
-    """It refuses unknown keys by itself; inside a plugin's section every key has to be an option of `accelerate launch`."""
+    """It refuses unknown keys by itself; inside a plugin's section every key has to be an option of `accelerate
+    launch`."""
     config = load_config_from_file(str(path))
     assert config.num_processes == (1 if path.stem == "cpu" else 2)
     known = {option.dest for option in launch_command_parser()._actions}
@@ -84,9 +85,13 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: PreTrainedModel, **others: Any) -> None:
         args.logging_steps = state.logging_steps = 1
         self.quantized = any(type(module).__name__ == "Linear4bit" for module in model.modules())
-        self.before = {name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad}
+        self.before = {
+            name: tensor.detach().clone() for name, tensor in model.named_parameters() if tensor.requires_grad
+        }
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: PreTrainedModel, **others: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: PreTrainedModel, **others: Any
+    ) -> None:
         gradients = {name: tensor.grad for name, tensor in model.named_parameters() if name in self.before}
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
         assert any(gradient.any() for gradient in gradients.values())
@@ -111,9 +116,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare("toy", folder / "data" / "toy-rated", split="leave_last", num_held_out=5, **TOY)
     titles = load(folder / "data" / "toy").catalog.titles
     prepare(
-        write_windows(folder / "office", [f"{title} Pens, {len(title)} Pack" for title in titles]), folder / "data" / "office"
+        write_windows(folder / "office", [f"{title} Pens, {len(title)} Pack" for title in titles]),
+        folder / "data" / "office",
     )
-    answers = [{"prompt": f"After {title}, read", "chosen": titles[0], "rejected": titles[1:4]} for title in titles[4:]]
+    answers = [
+        {"prompt": f"After {title}, read", "chosen": titles[0], "rejected": titles[1:4]} for title in titles[4:]
+    ]
     (folder / "preferences.jsonl").write_text("\n".join(json.dumps(answer) for answer in answers))
     return folder
 
@@ -124,7 +132,9 @@ def write_windows(folder: Path, titles: list[str], num_users: int = 10, num_wind
     draw = random.Random(0)
     walks = [draw.sample(range(len(titles)), num_windows + 2) for _ in range(num_users)]
     for split, ends in (("train", range(2, num_windows + 1)), ("test", [num_windows + 1])):
-        windows = [(f"u{user}", walks[user][max(0, end - 10) : end + 1], end) for end in ends for user in range(num_users)]
+        windows = [
+            (f"u{user}", walks[user][max(0, end - 10) : end + 1], end) for end in ends for user in range(num_users)
+        ]
         with (folder / f"{split}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("user_id", "item_ids", "timestamp"), *windows])
     (folder / "id2name4Rec.json").write_text(json.dumps({str(item): title for item, title in enumerate(titles)}))
@@ -143,7 +153,9 @@ def take_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         return train(self, *arguments, **options)
 
     def run(name: str, *options: str) -> list[Watch]:
-        settings = recipe(name) | dict(zip([key.removeprefix("--") for key in options[::2]], options[1::2], strict=True))
+        settings = recipe(name) | dict(
+            zip([key.removeprefix("--") for key in options[::2]], options[1::2], strict=True)
+        )
         model = provide(settings, world, run)
         watches.clear()
         script_of(name).main(["--config", name, *ON_CPU, *TWO_STEPS, *options, *model])
@@ -173,9 +185,13 @@ def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> l
         run(makers[0])
     else:  # a recipe of the same data with these options, as the comments in the recipe tell
         maker = next(
-            name for name in TRAINING_RECIPES if name.startswith("bear/") and recipe(name)["dataset"] == settings["dataset"]
+            name
+            for name in TRAINING_RECIPES
+            if name.startswith("bear/") and recipe(name)["dataset"] == settings["dataset"]
         )
-        run(maker, "--surface", settings["surface"], "--output_dir", model, "--max_length", str(settings["max_length"]))
+        run(
+            maker, "--surface", settings["surface"], "--output_dir", model, "--max_length", str(settings["max_length"])
+        )
     return []
 
 
@@ -183,7 +199,9 @@ def name_users(folder: Path) -> None:
     """Gives the users of a dataset folder semantic IDs, where they have none."""
     dataset = load(folder)
     if dataset.catalog.user_ids is None:
-        ids = Ragged.from_lists([[f"<ua_{user % 8}>", f"<ub_{user // 8}>"] for user in range(dataset.users.num_rows)], object)
+        ids = Ragged.from_lists(
+            [[f"<ua_{user % 8}>", f"<ub_{user // 8}>"] for user in range(dataset.users.num_rows)], object
+        )
         replace(dataset.catalog, user_ids=ids).save(folder / "catalog")
 
 
@@ -193,8 +211,15 @@ def test_a_training_recipe_takes_two_steps(name: str, take_two_steps: Callable[.
     settings = recipe(name)
     watches = take_two_steps(name)
     told = Path(settings["output_dir"], "stages.json")
-    passed_over = [stage for stage in json.loads(told.read_text()) if stage["without_negatives"] == 1] if told.is_file() else []
-    parts = len(settings.get("stages", [{}])) - len(passed_over) + ("rating_epochs" in settings) + ("supervised" in settings)
+    passed_over = (
+        [stage for stage in json.loads(told.read_text()) if stage["without_negatives"] == 1] if told.is_file() else []
+    )
+    parts = (
+        len(settings.get("stages", [{}]))
+        - len(passed_over)
+        + ("rating_epochs" in settings)
+        + ("supervised" in settings)
+    )
     assert len(watches) == parts
     for watch in watches:
         assert watch.steps == 2 and len(watch.losses) == 2 and all(map(math.isfinite, watch.losses))

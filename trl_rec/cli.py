@@ -1,4 +1,5 @@
-"""`trl-rec VERB`: forwards a verb to its script. Help answers at once, since nothing heavy is loaded before a verb is known."""
+"""`trl-rec VERB`: forwards a verb to its script. Help answers at once, since nothing heavy is loaded before a verb is
+known."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def launch(verb: str, argv: list[str]) -> None:
-    """Runs a training verb under `accelerate launch`; `--accelerate_config` takes a file or the name of a shipped one."""
+    """Runs a training verb under `accelerate launch`; `--accelerate_config` takes a file or the name of a shipped
+    one."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -66,7 +68,10 @@ def launch(verb: str, argv: list[str]) -> None:
             value = own[place + 1]
             del own[place : place + 2]
             if key == "--accelerate_config":
-                key, value = "--config_file", str(find_recipe(value if value.endswith(".yaml") else f"accelerate/{value}"))
+                key, value = (
+                    "--config_file",
+                    str(find_recipe(value if value.endswith(".yaml") else f"accelerate/{value}")),
+                )
             for_accelerate += [key, value]
     parser = launch_command_parser()
     try:

@@ -1,7 +1,7 @@
 """Rows of unequal length held flat: one array of values and the offsets where each row starts.
 
-Histories, targets and token paths all have this shape, and every operation here is a handful of array calls, so that a log of
-ten million interactions passes through without a Python loop. numpy and pyarrow only.
+Histories, targets and token paths all have this shape, and every operation here is a handful of array calls, so that a
+log of ten million interactions passes through without a Python loop. numpy and pyarrow only.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class Ragged:
     def slice(self, start: np.ndarray, stop: np.ndarray) -> Ragged:
         """Row `i` cut to `[start[i] : stop[i]]`, both counted from the row's beginning."""
         lengths = stop - start
-        return Ragged.from_lengths(self.values[np.repeat(self.offsets[:-1] + start, lengths) + within(lengths)], lengths)
+        return Ragged.from_lengths(
+            self.values[np.repeat(self.offsets[:-1] + start, lengths) + within(lengths)], lengths
+        )
 
     def tail(self, length: int) -> Ragged:
         """The last `length` values of each row."""

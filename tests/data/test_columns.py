@@ -27,7 +27,10 @@ def replaced(row, column, value):
 BAD_LOGS = {
     "empty user": (replaced(4, "user_id", ""), "interactions.csv, row 4: the user_id is empty; fill it in"),
     "blank item": (replaced(7, "item_id", "  "), "interactions.csv, row 7: the item_id is empty; fill it in"),
-    "unknown item": (replaced(3, "item_id", "x"), "interactions.csv, row 3: item 'x' is not in items.csv; add it there"),
+    "unknown item": (
+        replaced(3, "item_id", "x"),
+        "interactions.csv, row 3: item 'x' is not in items.csv; add it there",
+    ),
     "text as time": (
         replaced(6, "timestamp", "noon"),
         "interactions.csv, row 6: the timestamp 'noon' is neither a number nor ISO",
@@ -36,16 +39,28 @@ BAD_LOGS = {
         replaced(1, "timestamp", "noon"),
         "interactions.csv, row 1: the timestamp 'noon' is neither a number nor",
     ),
-    "no time": (replaced(8, "timestamp", ""), "interactions.csv, row 8: the timestamp '' is neither a number nor ISO 8601"),
+    "no time": (
+        replaced(8, "timestamp", ""),
+        "interactions.csv, row 8: the timestamp '' is neither a number nor ISO 8601",
+    ),
     "infinite time": (replaced(2, "timestamp", "inf"), "interactions.csv, row 2: the timestamp 'inf' is neither"),
     "NaN rating": (
         replaced(5, "rating", "nan"),
         "interactions.csv, row 5: the rating 'nan' is not a finite number; correct it",
     ),
-    "infinite rating": (replaced(5, "rating", "-inf"), "interactions.csv, row 5: the rating '-inf' is not a finite number"),
-    "huge rating": (replaced(5, "rating", "1e39"), "interactions.csv, row 5: the rating '1e39' is out of float32's range"),
+    "infinite rating": (
+        replaced(5, "rating", "-inf"),
+        "interactions.csv, row 5: the rating '-inf' is not a finite number",
+    ),
+    "huge rating": (
+        replaced(5, "rating", "1e39"),
+        "interactions.csv, row 5: the rating '1e39' is out of float32's range",
+    ),
     "no rating": (replaced(2, "rating", ""), "interactions.csv, row 2: the rating '' is not a finite number"),
-    "rating in words": (replaced(1, "rating", "good"), "interactions.csv, row 1: the rating 'good' is not a finite number"),
+    "rating in words": (
+        replaced(1, "rating", "good"),
+        "interactions.csv, row 1: the rating 'good' is not a finite number",
+    ),
     "no rows": ([], "interactions.csv holds no rows"),
     "ragged": ([*LOG, ("u", "a")], "interactions.csv cannot be read: .*Expected 4 columns, got 2"),
 }
@@ -215,7 +230,9 @@ def test_ids_that_are_no_text_are_refused(bad, kind, message):
 )
 def test_times_of_other_types_are_refused(values, kind, shown):
     row = 1 + (values[0] is not None) * (len(values) - 1)
-    with pytest.raises(ValueError, match=f"log, row {row}: the timestamp {shown} is neither a number nor ISO 8601 text"):
+    with pytest.raises(
+        ValueError, match=f"log, row {row}: the timestamp {shown} is neither a number nor ISO 8601 text"
+    ):
         seconds(pa.chunked_array([pa.array(values, kind)]), "log")
 
 
@@ -225,7 +242,9 @@ def test_titles_that_are_no_text_are_refused():
 
 
 def test_titles_are_one_line():
-    items = items_table(pa.table({"item_id": ["1"], "title": [" A\n  title\u00a0 of\tparts\u2028"], "price": [3]}), "items")
+    items = items_table(
+        pa.table({"item_id": ["1"], "title": [" A\n  title\u00a0 of\tparts\u2028"], "price": [3]}), "items"
+    )
     assert items.to_pylist() == [{"item_id": "1", "title": "A title of parts", "price": 3}]
 
 
@@ -238,7 +257,10 @@ def test_split_lists():
     column = pa.chunked_array([["a|b", "", None], [" c ||d", "|"]], pa.string())
     assert split_lists(column, "|").to_pylist() == [["a", "b"], [], [], ["c", "d"], []]
     large = pa.chunked_array([[[1, 2], []]], pa.large_list(pa.int64()))
-    assert split_lists(large, "|").type == pa.list_(pa.string()) and split_lists(large, "|").to_pylist() == [["1", "2"], []]
+    assert split_lists(large, "|").type == pa.list_(pa.string()) and split_lists(large, "|").to_pylist() == [
+        ["1", "2"],
+        [],
+    ]
     assert split_lists(column[1:4], "|").to_pylist() == [[], [], ["c", "d"]]
 
 
@@ -257,6 +279,8 @@ def test_null_lists_that_still_cover_values_are_empty():
 
 def test_groups_of_another_type_are_refused():
     items = pa.table({"item_id": ["1", "2"], "title": ["A", "B"], "kinds": [None, [{"name": "x"}]]})
-    with pytest.raises(ValueError, match=r"items, row 2: the kinds \[{'name': 'x'}\] cannot be read as list<") as error:
+    with pytest.raises(
+        ValueError, match=r"items, row 2: the kinds \[{'name': 'x'}\] cannot be read as list<"
+    ) as error:
         grouped(items, Options(group_column="kinds"), "items")
     assert "\n" not in str(error.value)

@@ -25,7 +25,10 @@ def test_load_gives_what_prepare_gave(prepared):
     assert isinstance(loaded, RecDataset) and loaded.path == prepared.path and loaded.card == prepared.card
     assert loaded.catalog.fingerprint == prepared.catalog.fingerprint and loaded.users.equals(prepared.users)
     for name in ("train", "validation", "test"):
-        assert getattr(loaded, name).to_list() == getattr(prepared, name).to_list() and str(getattr(loaded, name).split) == name
+        assert (
+            getattr(loaded, name).to_list() == getattr(prepared, name).to_list()
+            and str(getattr(loaded, name).split) == name
+        )
 
 
 def test_interactions_are_read_when_asked_for(prepared):
@@ -77,11 +80,15 @@ DAMAGES |= {"an empty object": lambda path: path.write_text("{}"), "an empty lis
 HARMLESS = {(f"{split}/dataset_info.json", "an empty object") for split in ("train", "validation", "test")}
 
 
-@pytest.mark.parametrize(("name", "damage"), [pair for pair in itertools.product(FILES, DAMAGES) if pair not in HARMLESS])
+@pytest.mark.parametrize(
+    ("name", "damage"), [pair for pair in itertools.product(FILES, DAMAGES) if pair not in HARMLESS]
+)
 def test_a_damaged_file_is_named_and_prepared_again(prepared, tmp_path, name, damage):
     DAMAGES[damage](prepared.path / name)
     part = name.split("/")[-1] if name.startswith("catalog") else name.split("/")[0]
-    with pytest.raises(ValueError, match="out(/catalog)? is damaged .*; run trl-rec prepare again with --overwrite") as error:
+    with pytest.raises(
+        ValueError, match="out(/catalog)? is damaged .*; run trl-rec prepare again with --overwrite"
+    ) as error:
         load(prepared.path)
     assert part in str(error.value) and "\n" not in str(error.value)
     assert prepare(tmp_path / "source", prepared.path, overwrite=True).card == prepared.card
@@ -90,7 +97,9 @@ def test_a_damaged_file_is_named_and_prepared_again(prepared, tmp_path, name, da
 @pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"deleted", "an empty object"}))
 def test_a_damaged_card_says_what_to_do(prepared, damage):
     DAMAGES[damage](prepared.path / "card.json")
-    with pytest.raises(ValueError, match="out is damaged .card.json is not a JSON object.; if it is a dataset, delete it and"):
+    with pytest.raises(
+        ValueError, match="out is damaged .card.json is not a JSON object.; if it is a dataset, delete it and"
+    ):
         load(prepared.path)
 
 
@@ -100,7 +109,9 @@ def test_fewer_rows_than_the_card_tells_of_are_refused(prepared):
     with pytest.raises(ValueError, match="out is damaged .the card tells of other numbers of rows than there are"):
         load(prepared.path)
     pq.write_table(table, prepared.path / "interactions.parquet")
-    (prepared.path / "card.json").write_text(json.dumps(prepared.card | {"rows": prepared.card["rows"] | {"train": 4}}))
+    (prepared.path / "card.json").write_text(
+        json.dumps(prepared.card | {"rows": prepared.card["rows"] | {"train": 4}})
+    )
     with pytest.raises(ValueError, match="out is damaged .the card tells of other numbers"):
         load(prepared.path)
 

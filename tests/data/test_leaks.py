@@ -95,7 +95,9 @@ def test_a_held_out_row_copied_into_train(rule):
 
 def test_the_user_of_the_leak_is_named():
     clean = CLEAN["leave_one_out"]["train"]
-    refused("leave_one_out", "the train row of user 2 is not exactly", train=[*clean[:2], (2, [4], [1], 9.0), clean[3]])
+    refused(
+        "leave_one_out", "the train row of user 2 is not exactly", train=[*clean[:2], (2, [4], [1], 9.0), clean[3]]
+    )
 
 
 def test_a_validation_row_that_knows_the_test():
@@ -113,7 +115,9 @@ def test_a_test_history_without_the_validation_row():
 def test_leave_one_out_rows_come_in_pairs_of_one_target():
     clean = CLEAN["leave_one_out"]
     refused("leave_one_out", "user 3 has a validation row but none in the test split", test=clean["test"][:2])
-    refused("leave_one_out", "user 3 has a test row but none in the validation split", validation=clean["validation"][:2])
+    refused(
+        "leave_one_out", "user 3 has a test row but none in the validation split", validation=clean["validation"][:2]
+    )
     refused("leave_one_out", "user 3 has a validation row but none in the train split", train=clean["train"][:3])
     refused(
         "leave_one_out",
@@ -134,9 +138,13 @@ def test_leave_last_rows_come_in_pairs_of_as_many_targets():
 
 def test_time_split_rows_in_another_period():
     clean = CLEAN["time"]
-    refused("time", "train row 3 .time 5. is not before the first validation", train=[*clean["train"], (9, [1], [2], 5.0)])
     refused(
-        "time", "validation row 1 .time 7. is not before the first test", validation=[*clean["validation"], (9, [1], [2], 7.0)]
+        "time", "train row 3 .time 5. is not before the first validation", train=[*clean["train"], (9, [1], [2], 5.0)]
+    )
+    refused(
+        "time",
+        "validation row 1 .time 7. is not before the first test",
+        validation=[*clean["validation"], (9, [1], [2], 7.0)],
     )
 
 
@@ -182,7 +190,9 @@ def test_rows_without_a_name_that_belong_together_pass():
     clean = make("train", CLEAN["windows"]["train"])
     for rows in (clean, clean.select([0]), clean.select([])):
         check_is_train(concatenate_datasets([rows, rows]), "a model")
-    sessions = make("train", [(0, [1], [2, 3], 1.0), (0, [1], [2, 4], 2.0), (0, [], [5, 6], 3.0), (1, [1, 2, 3], [4], 4.0)])
+    sessions = make(
+        "train", [(0, [1], [2, 3], 1.0), (0, [1], [2, 4], 2.0), (0, [], [5, 6], 3.0), (1, [1, 2, 3], [4], 4.0)]
+    )
     check_is_train(concatenate_datasets([sessions, sessions.select([])]), "a model")
     growing = make("train", [(0, [1], [2], 1.0), (0, [1, 2], [3], 2.0)])
     check_is_train(concatenate_datasets([growing, growing.select([])]), "a model")
@@ -196,7 +206,9 @@ def test_rows_without_a_name_that_belong_together_pass():
 def test_splits_of_another_name_are_refused(name):
     rows = make("train", CLEAN["time"]["train"])
     check_is_train(rows, "a model")
-    with pytest.raises(ValueError, match="cannot come from the .* split: a model learns from the training split alone"):
+    with pytest.raises(
+        ValueError, match="cannot come from the .* split: a model learns from the training split alone"
+    ):
         check_is_train(Dataset(rows.data, split=NamedSplit(name)), "a model")
 
 
@@ -217,7 +229,8 @@ def test_load_refuses_a_leak_on_disk(tmp_path):
     dataset = prepare(write_table(tmp_path / "source"), tmp_path / "out")
     targets = dataset.train[0]["targets"] + dataset.test[0]["targets"]
     leaking = plant(
-        Dataset(pa.table(dataset.train.data.table.to_pydict(), dataset.train.data.table.schema), split="train"), targets=targets
+        Dataset(pa.table(dataset.train.data.table.to_pydict(), dataset.train.data.table.schema), split="train"),
+        targets=targets,
     )
     leaking.save_to_disk(str(tmp_path / "leaking"))
     for file in (tmp_path / "leaking").iterdir():
@@ -241,7 +254,9 @@ def test_prepare_refuses_a_leak_before_writing(tmp_path, monkeypatch):
 
 def test_a_source_with_windows_that_overlap_is_refused(tmp_path):
     source = write_bigrec(tmp_path / "source", test=[("u", [2, 3], 7)])  # the training rows of u hold item 3 already
-    with pytest.raises(ValueError, match="leak: what test row 0 asks for .* give the interactions themselves as a table"):
+    with pytest.raises(
+        ValueError, match="leak: what test row 0 asks for .* give the interactions themselves as a table"
+    ):
         prepare(source, tmp_path / "out")
     source = write_bigrec(tmp_path / "late", test=[("u", [2, 5], 4)])
     with pytest.raises(ValueError, match="leak: validation row . .time 5. is not before the first test row .time 4."):

@@ -33,9 +33,9 @@ def make_format(surface: str, **options: Any) -> tuple[PromptFormat, TokenTrie, 
 
 FORMATS = {surface: make_format(surface) for surface in SURFACES}
 items = st.integers(0, NUM_ITEMS - 1)
-rows_of_items = st.lists(st.tuples(st.lists(items, max_size=3), st.lists(items, max_size=12)), min_size=1, max_size=4).filter(
-    lambda rows: any(len(set(targets) - set(history)) >= LENGTH for history, targets in rows)
-)
+rows_of_items = st.lists(
+    st.tuples(st.lists(items, max_size=3), st.lists(items, max_size=12)), min_size=1, max_size=4
+).filter(lambda rows: any(len(set(targets) - set(history)) >= LENGTH for history, targets in rows))
 
 
 @given(rows_of_items, st.sampled_from(SURFACES), st.booleans(), st.sampled_from([None, 150]))
@@ -69,9 +69,15 @@ def test_prompts_are_those_of_the_rows_and_completed_they_are_the_rows(
 ) -> None:
     prompt_format, _, tokenizer = FORMATS[surface]
     options = {"every_position": every_position, "max_length": max_length}
-    built, prompts = (build(make_split(rows), prompt_format, **options) for build in (build_list_rows, build_list_prompts))
+    built, prompts = (
+        build(make_split(rows), prompt_format, **options) for build in (build_list_rows, build_list_prompts)
+    )
     assert prompts.column_names == ["prompt_ids", "user", "history", "targets"] and prompts.split == "train"
-    assert [prompts["user"], prompts["history"], prompts["targets"]] == [built["user"], built["history"], built["items"]]
+    assert [prompts["user"], prompts["history"], prompts["targets"]] == [
+        built["user"],
+        built["history"],
+        built["items"],
+    ]
     for prompt, row in zip(prompts["prompt_ids"], built, strict=True):
         assert prompt == [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
     completed = complete_list_prompts(prompts, Ragged.from_lists(built["items"]), prompt_format)
@@ -80,15 +86,21 @@ def test_prompts_are_those_of_the_rows_and_completed_they_are_the_rows(
     for row, prompt, chosen in zip(
         complete_list_prompts(prompts, Ragged.from_lists(others), prompt_format), prompts, others, strict=True
     ):
-        completion = [token for item in chosen for token in prompt_format.paths[item].tolist()] + [tokenizer.eos_token_id]
+        completion = [token for item in chosen for token in prompt_format.paths[item].tolist()] + [
+            tokenizer.eos_token_id
+        ]
         assert row["input_ids"] == prompt["prompt_ids"] + completion and row["items"] == chosen
         assert row["labels"] == [-100] * len(prompt["prompt_ids"]) + completion
         assert (row["user"], row["history"]) == (prompt["user"], prompt["history"])
 
 
 def test_chosen_prompts_are_completed_in_their_order() -> None:
-    prompts = build_list_prompts(make_split([([0], [1, 2, 3]), ([4], [5, 6, 7]), ([1], [2, 3, 4])]), FORMATS["item_token"][0])
-    some = complete_list_prompts(prompts.select([2, 0]), Ragged.from_lists([[7, 6, 5], [4, 5, 6]]), FORMATS["item_token"][0])
+    prompts = build_list_prompts(
+        make_split([([0], [1, 2, 3]), ([4], [5, 6, 7]), ([1], [2, 3, 4])]), FORMATS["item_token"][0]
+    )
+    some = complete_list_prompts(
+        prompts.select([2, 0]), Ragged.from_lists([[7, 6, 5], [4, 5, 6]]), FORMATS["item_token"][0]
+    )
     assert (some["user"], some["history"], some["items"]) == ([2, 0], [[1], [0]], [[7, 6, 5], [4, 5, 6]])
 
 
@@ -102,7 +114,9 @@ def test_what_a_user_chooses_next_is_the_first_list(rows: list) -> None:
     split = make_split(rows, split="test")
     expected = [list_windows(history, targets, LENGTH, False)[:1] for history, targets in rows]
     found = list_targets(split, LENGTH)
-    assert [found[row].tolist() for row in range(len(found))] == [chosen[0][1] if chosen else [] for chosen in expected]
+    assert [found[row].tolist() for row in range(len(found))] == [
+        chosen[0][1] if chosen else [] for chosen in expected
+    ]
 
 
 def test_titles_end_in_a_line_break_and_the_list_in_eos() -> None:
@@ -121,7 +135,9 @@ def test_a_title_that_goes_on_after_a_line_break_is_refused() -> None:
     tokenizer = make_tokenizer(["plain"], vocab_size=259)  # bytes alone: the line break is a token of its own
     catalog = ItemCatalog(pa.table({"item_id": ["a", "b", "c"], "title": ["Pen", 'Pen"\nInk', "Cup"]}))
     TokenTrie.from_catalog(catalog, tokenizer)
-    with pytest.raises(ValueError, match="sequence 0 is the beginning of another one; .* take line breaks out of them"):
+    with pytest.raises(
+        ValueError, match="sequence 0 is the beginning of another one; .* take line breaks out of them"
+    ):
         TokenTrie.from_catalog(catalog, tokenizer, lists=True)
 
 

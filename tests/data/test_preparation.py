@@ -28,14 +28,25 @@ def test_leave_one_out_by_hand(tmp_path):
         "rating": [5, 3, 2, 5, 4, 1, 4, 3],
     }
     assert dataset.catalog.titles == ["Apple", "Bread", "Cheese", "Dates", "Eggs"]  # Eggs nobody met, and it stays
-    assert dataset.train.column_names == ["user", "history", "history_ratings", "targets", "target_ratings", "timestamp"]
+    assert dataset.train.column_names == [
+        "user",
+        "history",
+        "history_ratings",
+        "targets",
+        "target_ratings",
+        "timestamp",
+    ]
     assert [str(dataset.train.features[name]) for name in ("user", "history", "history_ratings", "timestamp")] == [
         "Value('int32')",
         "List(Value('int32'))",
         "List(Value('float32'))",
         "Value('float64')",
     ]
-    assert [str(rows.split) for rows in (dataset.train, dataset.validation, dataset.test)] == ["train", "validation", "test"]
+    assert [str(rows.split) for rows in (dataset.train, dataset.validation, dataset.test)] == [
+        "train",
+        "validation",
+        "test",
+    ]
 
 
 def test_card(tmp_path):
@@ -46,9 +57,14 @@ def test_card(tmp_path):
     assert card["rows"] == {"train": 3, "validation": 2, "test": 2}
     assert card["targets"] == {"train": 0, "validation": 2, "test": 2}
     assert card["tied_timestamps"] == round(2 / 7, 4) and card["sparsity"] == round(1 - 7 / 9, 6)
-    assert card["cold_targets"] == {"validation": 1, "test": 1}  # c, which u1 and u2 meet late, stands in no training row
+    assert card["cold_targets"] == {
+        "validation": 1,
+        "test": 1,
+    }  # c, which u1 and u2 meet late, stands in no training row
     assert card["format"] == "table" and card["split"] == "leave_one_out" and card["has_ratings"]
-    assert set(card["sources"]) == {"interactions.csv", "items.csv"} and all(len(sha) == 64 for sha in card["sources"].values())
+    assert set(card["sources"]) == {"interactions.csv", "items.csv"} and all(
+        len(sha) == 64 for sha in card["sources"].values()
+    )
     assert card == json.loads((tmp_path / "out" / "card.json").read_text())
 
 
@@ -60,10 +76,14 @@ def test_leave_last_by_hand(tmp_path):
     assert rows_of(dataset, "train") == {"u1": (["a"], []), "u2": (["d"], ["c", "b", "a"])}
     assert rows_of(dataset, "validation") == {"u1": (["a"], ["b", "c"])}
     assert rows_of(dataset, "test") == {"u1": (["a", "b", "c"], ["a", "b"])}
-    rule = "each user's last 2 items are the test, the 2 before them the validation; users with fewer than 5 only train"
+    rule = (
+        "each user's last 2 items are the test, the 2 before them the validation; users with fewer than 5 only train"
+    )
     assert dataset.card["split_rule"] == rule and dataset.card["settings"]["num_held_out"] == 2
     assert dataset.card["targets"] == {"train": 3, "validation": 2, "test": 2}
-    assert prepare(tmp_path / "source", tmp_path / "out", **arguments).card == load(tmp_path / "out").card == dataset.card
+    assert (
+        prepare(tmp_path / "source", tmp_path / "out", **arguments).card == load(tmp_path / "out").card == dataset.card
+    )
     with pytest.raises(ValueError, match="other settings or from other files"):
         prepare(tmp_path / "source", tmp_path / "out", split="leave_last", num_held_out=1)
     baselines = evaluate_baselines(dataset, split="test", ks=[2])
@@ -77,12 +97,17 @@ def test_time_split_keeps_ties_together_and_counts_cold_users(tmp_path):
         ("u8", "i1", 16),
     ]
     dataset = prepare(
-        write_table(tmp_path / "source", log, None, header=("user_id", "item_id", "timestamp")), tmp_path / "o", split="time"
+        write_table(tmp_path / "source", log, None, header=("user_id", "item_id", "timestamp")),
+        tmp_path / "o",
+        split="time",
     )
     assert rows_of(dataset, "validation")["u0"] == (["i0", "i2", "i4", "i6", "i8", "i10", "i12"], ["i14"])
     assert rows_of(dataset, "test")["u8"] == (["i0"], ["i1"])  # no training row, but a history before the test
     assert dataset.card["cold_users"] == {"validation": 1, "test": 1}
-    assert not dataset.card["has_ratings"] and dataset.test[0]["history_ratings"] == dataset.test[0]["target_ratings"] == []
+    assert (
+        not dataset.card["has_ratings"]
+        and dataset.test[0]["history_ratings"] == dataset.test[0]["target_ratings"] == []
+    )
 
 
 def test_k_core_goes_on_until_nothing_changes(tmp_path):
@@ -132,7 +157,11 @@ def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items):
 def test_leave_last_equals_the_slow_oracle(num_held_out, lengths, rng):
     """Users just long enough, and of any length; with equal times and items that come back."""
     sizes = [2 * num_held_out + 1, 2 * num_held_out, *lengths]
-    log = [(f"u{user}", rng.choice("abcdefg"), rng.randint(0, 9), 1) for user, size in enumerate(sizes) for _ in range(size)]
+    log = [
+        (f"u{user}", rng.choice("abcdefg"), rng.randint(0, 9), 1)
+        for user, size in enumerate(sizes)
+        for _ in range(size)
+    ]
     rng.shuffle(log)
     with tempfile.TemporaryDirectory() as folder:
         source = write_table(Path(folder, "source"), log, None)
@@ -143,10 +172,14 @@ def test_leave_last_equals_the_slow_oracle(num_held_out, lengths, rng):
 def _compare(dataset, kept, expected):
     for name, rows in expected.items():
         split, found = getattr(dataset, name), rows_of(dataset, name)
-        assert found == {user: ([r[1] for r in history], [r[1] for r in targets]) for user, (history, targets) in rows.items()}
+        assert found == {
+            user: ([r[1] for r in history], [r[1] for r in targets]) for user, (history, targets) in rows.items()
+        }
         for row in split.to_list():
             history, targets = rows[dataset.users["user_id"][row["user"]].as_py()]
-            assert row["history_ratings"] == [r[3] for r in history] and row["target_ratings"] == [r[3] for r in targets]
+            assert row["history_ratings"] == [r[3] for r in history] and row["target_ratings"] == [
+                r[3] for r in targets
+            ]
             assert row["timestamp"] == (targets[0] if targets else history[-1])[2]
     assert dataset.card["num_interactions"] == len(kept) == dataset.interactions.num_rows
     tied = [sum(other[0] == row[0] and other[2] == row[2] for other in kept) > 1 for row in kept]
@@ -239,7 +272,10 @@ def test_a_failure_at_the_last_moment_brings_the_old_files_back(tmp_path, monkey
     with pytest.raises(OSError, match="no luck"):
         prepare(source, tmp_path / "out", min_item_interactions=2, overwrite=True)
     monkeypatch.undo()
-    assert load(tmp_path / "out").card == before and sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    assert load(tmp_path / "out").card == before and sorted(path.name for path in tmp_path.iterdir()) == [
+        "out",
+        "source",
+    ]
     assert len(list((tmp_path / "out").iterdir())) == 7
 
 
@@ -270,7 +306,9 @@ def test_a_folder_with_another_card_is_never_replaced(tmp_path, content):
     (tmp_path / "out" / "card.json").write_text(content)
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match="is not the card of a dataset; .* another folder|if it is a dataset, delete it"):
+        with pytest.raises(
+            ValueError, match="is not the card of a dataset; .* another folder|if it is a dataset, delete it"
+        ):
             prepare(source, tmp_path / "out", overwrite=overwrite)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
@@ -281,7 +319,10 @@ def test_a_folder_with_another_card_is_never_replaced(tmp_path, content):
         ({"format": "parquet"}, "unknown format 'parquet'; choose one of ml-100k, recbole, bigrec, lcrec, table, toy"),
         ({"format": "bigrec"}, "holds no files of the format bigrec"),
         ({"split": "random"}, "unknown split 'random'; choose leave_one_out, leave_last or time"),
-        ({"split": "time", "num_held_out": 2}, "num_held_out has no effect with the split time; leave it out, or choose"),
+        (
+            {"split": "time", "num_held_out": 2},
+            "num_held_out has no effect with the split time; leave it out, or choose",
+        ),
         ({"num_held_out": 1}, "num_held_out has no effect with the split leave_one_out"),
         ({"split": "leave_last", "num_held_out": 0}, "num_held_out must be at least 1, not 0"),
         ({"split": "leave_last"}, "the validation split is empty under leave_last"),
@@ -307,7 +348,9 @@ def test_a_seed_is_taken_by_every_format_and_matters_to_none_but_toy(tmp_path):
 
 def test_log_is_in_source_order_where_times_are_equal(tmp_path):
     log = [("u", item, 0, 1) for item in "dbca"]
-    assert rows_of(prepare(write_table(tmp_path / "source", log), tmp_path / "out"), "test") == {"u": (["d", "b", "c"], ["a"])}
+    assert rows_of(prepare(write_table(tmp_path / "source", log), tmp_path / "out"), "test") == {
+        "u": (["d", "b", "c"], ["a"])
+    }
 
 
 def test_overwriting_a_dataset_deletes_nothing_of_the_users_own(tmp_path: Path) -> None:

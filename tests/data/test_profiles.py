@@ -47,13 +47,20 @@ def test_an_item_is_told_by_what_it_has() -> None:
     ]
     assert item_texts(CATALOG, "{title} ({year})")[:2] == ["Blue Pen (1995)", "Lamp ()"]
     assert item_texts(ItemCatalog(ITEMS.select(["item_id", "title"])))[1] == "Lamp"
-    with pytest.raises(ValueError, match="the item template '{colour}' cannot be filled .* the columns are title, genres"):
+    with pytest.raises(
+        ValueError, match="the item template '{colour}' cannot be filled .* the columns are title, genres"
+    ):
         item_texts(CATALOG, "{colour}")
 
 
 def test_labels_are_groups_or_the_words_of_titles() -> None:
     names, members = item_labels(CATALOG)
-    assert [[names[one] for one in members[item]] for item in range(4)] == [["Art", "Ink"], ["Light"], ["Art", "Light"], []]
+    assert [[names[one] for one in members[item]] for item in range(4)] == [
+        ["Art", "Ink"],
+        ["Light"],
+        ["Art", "Light"],
+        [],
+    ]
     names, members = item_labels(replace(CATALOG, group_column=None))
     assert [[names[one] for one in members[item]] for item in range(4)] == [["Blue"], ["Lamp"], ["Blue", "Lamp"], []]
     assert item_labels(replace(CATALOG, group_column="brand"))[0] == ["x\ny", "z"]
@@ -75,7 +82,11 @@ def test_a_preference_is_what_a_history_has_most_often(histories: list[list[int]
 def test_a_profile_tells_columns_and_what_was_chosen_in_training() -> None:
     users = pa.table({"user_id": ["u", "v", "w"], "age": pa.array([24, None, 30]), "job_title": ["cook", None, ""]})
     dataset = make_dataset([(2, [0], [1, 2]), (0, [1], [1, 1, 0])], users)
-    assert user_profiles(dataset) == ["age 24, job title cook; often Art, Ink, Light", "", "age 30; often Art, Light, Ink"]
+    assert user_profiles(dataset) == [
+        "age 24, job title cook; often Art, Ink, Light",
+        "",
+        "age 30; often Art, Light, Ink",
+    ]
     assert user_profiles(dataset, most=1)[2] == "age 30; often Art"
     plain = make_dataset([(1, [2], [])])
     assert user_profiles(plain) == ["", "often Art, Light", ""]

@@ -29,7 +29,9 @@ def make_format(surface: str, **options: Any) -> PromptFormat:
 FORMATS = {surface: make_format(surface) for surface in ("item_token", "semantic_id")}
 FORMATS["title"] = make_format("title", head="Had:\n", tail="Next:\n")
 rows_of_items = st.lists(
-    st.tuples(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=3), st.lists(st.integers(0, NUM_ITEMS - 1), max_size=9)),
+    st.tuples(
+        st.lists(st.integers(0, NUM_ITEMS - 1), max_size=3), st.lists(st.integers(0, NUM_ITEMS - 1), max_size=9)
+    ),
     min_size=1,
     max_size=4,
 ).filter(lambda rows: any(targets for _, targets in rows))
@@ -91,7 +93,11 @@ def test_long_sequences_overlap_by_half() -> None:
     built = build_rows(make_split([([0], [1, 2, 3, 4, 5, 6])]), FORMATS["item_token"], targets="all", max_length=5)
     paths = FORMATS["item_token"].paths
     items = {int(paths[item][0]): item for item in range(NUM_ITEMS)}
-    assert [[items[token] for token in row[1:]] for row in built["input_ids"]] == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6]]
+    assert [[items[token] for token in row[1:]] for row in built["input_ids"]] == [
+        [0, 1, 2, 3],
+        [2, 3, 4, 5],
+        [4, 5, 6],
+    ]
     assert [[items.get(label) for label in row[1:]] for row in built["labels"]] == [
         [None, 1, 2, 3],
         [None, None, 4, 5],
@@ -125,7 +131,9 @@ def test_a_title_cannot_smuggle_a_control_token_in(tokenizer) -> None:
 
 
 def test_a_chat_template_wraps_the_prompt(titles, tokenizer_copy) -> None:
-    tokenizer_copy.chat_template = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}assistant:"
+    tokenizer_copy.chat_template = (
+        "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}assistant:"
+    )
     table = pa.table({"item_id": [str(index) for index in range(len(titles))], "title": titles})
     options = {"head": "H ", "item": "{surface};", "chat_template": True}
     prompt_format = PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, **options)
@@ -167,7 +175,9 @@ def test_bad_input_is_refused_with_one_sentence(titles, tokenizer_copy) -> None:
 
 def test_rows_of_several_splits_without_a_name_are_refused() -> None:
     train, test = make_split([([0], [1, 2])]), make_split([([0, 1, 2, 3], [4])], "test")
-    with pytest.raises(ValueError, match="cannot come from several splits: a row of user 0 goes on where another one ends"):
+    with pytest.raises(
+        ValueError, match="cannot come from several splits: a row of user 0 goes on where another one ends"
+    ):
         build_rows(concatenate_datasets([train, test]), FORMATS["item_token"])
     with pytest.raises(ValueError, match="cannot come from the test"):
         build_rows(make_split([([0], [1])], "test[:50%]"), FORMATS["item_token"])

@@ -122,7 +122,9 @@ def test_a_history_is_what_came_before_its_target(dataset: RecDataset, task: str
             shown = read.history(slots["history"])
         end = next(end for end in range(1, len(sequence)) if sequence[max(0, end - HISTORY) : end] == shown)
         target = sequences[row["user"]][end]
-        counts = Counter(genre for item in sequences[row["user"]][max(0, end - HISTORY) : end] for genre in genres[item])
+        counts = Counter(
+            genre for item in sequences[row["user"]][max(0, end - HISTORY) : end] for genre in genres[item]
+        )
         likes = worded(", ".join(sorted(counts, key=lambda genre: (-counts[genre], genre))[:3]))
         if task in ("titles_to_id", "query_to_item"):
             assert read.history(answer) == [target]
@@ -166,7 +168,8 @@ def split_targets(dataset: RecDataset) -> list[int]:
 @pytest.mark.parametrize("surface", ["semantic_id", "item_token"])
 @pytest.mark.parametrize("chat_template", [False, True])
 def test_whatever_template_is_drawn_fits(dataset: RecDataset, surface: str, chat_template: bool) -> None:
-    """With a tokenizer of bytes, whose texts are long: histories lose their oldest items, texts their ends, answers nothing."""
+    """With a tokenizer of bytes, whose texts are long: histories lose their oldest items, texts their ends, answers
+    nothing."""
     plots = dataset.catalog.items.append_column("plot", pa.array(["and then " * 30] * NUM_ITEMS))
     dataset = replace(dataset, catalog=replace(dataset.catalog.with_surface(surface), items=plots))
     tokenizer = make_bpe(["plain"], vocab_size=270)
@@ -203,7 +206,9 @@ def test_templates_hold_what_their_task_has_and_a_task_has_several() -> None:
         for template in task.templates:
             for slot in ("user", "history", "titles", "item", "profile"):
                 assert template.count(f"{{{slot}}}") == (slot in task.slots), (name, template)
-            assert name != "item_to_id" or template.count("{title}") + template.count("{text}") == 1  # as _fitted takes it
+            assert (
+                name != "item_to_id" or template.count("{title}") + template.count("{text}") == 1
+            )  # as _fitted takes it
 
 
 def test_without_users_in_the_prompt_of_next_items_there_are_none_in_the_others(dataset: RecDataset) -> None:
@@ -218,7 +223,10 @@ def test_without_users_in_the_prompt_of_next_items_there_are_none_in_the_others(
 def test_what_makes_no_sense_is_refused(dataset: RecDataset) -> None:
     with pytest.raises(ValueError, match="there is no task 'colour'; the tasks are next_item, item_to_id"):
         build(dataset, {"colour": 1.0})
-    titles, tokenizer = replace(dataset, catalog=dataset.catalog.with_surface("title")), make_bpe(["a b"], vocab_size=300)
+    titles, tokenizer = (
+        replace(dataset, catalog=dataset.catalog.with_surface("title")),
+        make_bpe(["a b"], vocab_size=300),
+    )
     tokenizer.add_tokens(titles.catalog.new_tokens)
     prompt_format = PromptFormat.for_catalog(titles.catalog, tokenizer)
     with pytest.raises(ValueError, match="the task titles_to_id needs items that are not written as titles"):
@@ -236,8 +244,8 @@ def test_what_makes_no_sense_is_refused(dataset: RecDataset) -> None:
 
 
 def held_out(dataset: RecDataset) -> RecDataset:
-    """In the place of what validation and test ask for, items that nobody has chosen in training. Every item has a genre of its
-    own, and theirs come first by name: none of them could be told of without being seen."""
+    """In the place of what validation and test ask for, items that nobody has chosen in training. Every item has a
+    genre of its own, and theirs come first by name: none of them could be told of without being seen."""
     catalog, count = dataset.catalog, len(dataset.catalog)
     names = [f"Secret{split}{user}" for split in ("validation", "test") for user in range(NUM_USERS)]
     columns = {
@@ -259,7 +267,8 @@ def held_out(dataset: RecDataset) -> RecDataset:
 
 
 def secrets_told(dataset: RecDataset, rows: Dataset, read: Read) -> set[str]:
-    """The tasks in which something of the held-out items is told; the two that are about all items of the catalogue aside."""
+    """The tasks in which something of the held-out items is told; the two that are about all items of the catalogue
+    aside."""
     found = set()
     for row in rows:
         everything = " ".join(read.text(tokens) for tokens in [*row["slots"], row["input_ids"]])

@@ -67,7 +67,9 @@ def test_every_window_of_a_sequence_begins_with_its_user(max_length: int | None)
     learned: dict[int, list[int]] = {0: [], 2: []}
     for row in built:
         user = tokenizer.convert_tokens_to_ids(USERS[row["user"]])
-        assert row["input_ids"][1 : 1 + len(user)] == user and row["labels"][: 1 + len(user)] == [-100] * (1 + len(user))
+        assert row["input_ids"][1 : 1 + len(user)] == user and row["labels"][: 1 + len(user)] == [-100] * (
+            1 + len(user)
+        )
         assert max_length is None or len(row["input_ids"]) <= max_length
         learned[row["user"]] += [label for label in row["labels"] if label != -100]
     for user, items in ((0, [1, 2]), (2, [4, 5, 6, 7, 8, 9])):

@@ -29,7 +29,9 @@ from trl_rec.items import TokenTrie
 
 VOCABULARY, EOS = 40, 1
 MODELS = {
-    (family, kind): make_model(family, attention=kind) for family in ("llama", "qwen3", "gpt2") for kind in ("sdpa", "eager")
+    (family, kind): make_model(family, attention=kind)
+    for family in ("llama", "qwen3", "gpt2")
+    for kind in ("sdpa", "eager")
 }
 
 
@@ -48,7 +50,9 @@ def random_catalogue(rng: random.Random, has_eos: bool) -> list[list[int]]:
     return sequences
 
 
-def random_prompts(rng: random.Random, count: int, longest: int = 7) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
+def random_prompts(
+    rng: random.Random, count: int, longest: int = 7
+) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
     prompts = [[rng.randrange(3, VOCABULARY) for _ in range(rng.randint(1, longest))] for _ in range(count)]
     return pad(prompts), prompts
 
@@ -196,7 +200,9 @@ def test_bad_input_is_refused_with_one_sentence() -> None:
     ):
         with pytest.raises(ValueError, match="there is no prompt, or an empty one"):
             rank_items(model, {"input_ids": empty, "attention_mask": empty}, trie, num_beams=2)
-    with pytest.raises(ValueError, match="take 602 tokens, the model has 512 positions; encode prompts with max_length=512"):
+    with pytest.raises(
+        ValueError, match="take 602 tokens, the model has 512 positions; encode prompts with max_length=512"
+    ):
         rank_items(model, pad([[3] * 600]), trie, num_beams=2)
     with pytest.raises(ValueError, match="exclude holds 1 lists for 2 prompts"):
         rank_items(model, pad([[3], [4]]), trie, num_beams=2, exclude=[[0]])
@@ -210,12 +216,20 @@ def test_bad_input_is_refused_with_one_sentence() -> None:
 
 def test_an_array_of_excluded_items_is_taken() -> None:
     trie, exclude = TokenTrie.from_sequences([[4, EOS], [5, EOS]]), np.array([[0]])
-    assert rank_items(MODELS["llama", "sdpa"], pad([[3]]), trie, num_beams=2, exclude=exclude).items.tolist() == [[1, -1]]
+    assert rank_items(MODELS["llama", "sdpa"], pad([[3]]), trie, num_beams=2, exclude=exclude).items.tolist() == [
+        [1, -1]
+    ]
 
 
 def test_local_attention_equals_brute_force() -> None:
     """GPT-Neo's local layers count columns: beams side by side would push the prompt out of the window."""
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64}
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "max_position_embeddings": 64,
+    }
     torch.manual_seed(0)
     model = GPTNeoForCausalLM(
         GPTNeoConfig(attention_types=[[["global", "local"], 1]], window_size=4, initializer_range=0.4, **sizes)
@@ -235,7 +249,9 @@ def test_models_that_cannot_be_decoded_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="takes no position ids"):
             rank_items(model, pad([[3]]), trie, num_beams=1)
-    lfm = Lfm2Config(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    lfm = Lfm2Config(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
+    )
     lfm.layer_types = ["conv", "full_attention"]
     with pytest.raises(ValueError, match="keeps a recurrent state"):
         rank_items(Lfm2ForCausalLM(lfm), pad([[3]]), trie, num_beams=1)

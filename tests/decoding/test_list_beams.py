@@ -49,8 +49,11 @@ def test_with_a_beam_for_every_list_the_best_one_is_found(key: tuple[str, str], 
 def test_equals_a_search_that_reads_every_token(
     flat: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, separate: bool, seed: int, has_eos: bool
 ) -> None:
-    """With forced chains, shared paths, exclusions, all prompts in one batch; with one cache row a prompt, and one a beam."""
-    monkeypatch.setattr("trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test" if separate else None)
+    """With forced chains, shared paths, exclusions, all prompts in one batch; with one cache row a prompt, and one a
+    beam."""
+    monkeypatch.setattr(
+        "trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test" if separate else None
+    )
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     prompts, rows = random_prompts(rng, rng.randint(1, 2))
@@ -72,14 +75,18 @@ def test_beams_are_compared_at_equal_numbers_of_tokens(flat: PreTrainedModel, se
     """Not of choices: a beam in a forced chain waits."""
     prompts, rows = random_prompts(random.Random(0), 8)
     ranked = beam_list(flat, prompts, TokenTrie.from_sequences(sequences), list_length=3, num_beams=2)
-    assert [tuple(items) for items in ranked.items.tolist()] == [beam_search(flat, row, sequences, 3, 2)[0] for row in rows]
+    assert [tuple(items) for items in ranked.items.tolist()] == [
+        beam_search(flat, row, sequences, 3, 2)[0] for row in rows
+    ]
 
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
 def test_one_beam_is_greedy_and_more_are_better(surface: str) -> None:
     model, trie, prompts = MODELS["llama", "sdpa"], TokenTrie.from_sequences(CATALOGUES[surface]), pad(ROWS)
     greedy = greedy_list(model, prompts, trie, list_length=3, exclude=EXCLUDE)
-    one, all_of_them = (beam_list(model, prompts, trie, list_length=3, num_beams=beams, exclude=EXCLUDE) for beams in (1, 60))
+    one, all_of_them = (
+        beam_list(model, prompts, trie, list_length=3, num_beams=beams, exclude=EXCLUDE) for beams in (1, 60)
+    )
     assert torch.equal(one.items, greedy.items)
     torch.testing.assert_close(one.scores, greedy.scores)
     assert bool((all_of_them.scores[:, -1] >= greedy.scores[:, -1] - 1e-5).all())

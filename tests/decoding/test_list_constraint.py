@@ -25,7 +25,9 @@ def test_a_child_is_legal_while_an_item_below_it_is_left(seed: int, has_eos: boo
     items = torch.tensor([[*some, *[-1] * (len(sequences) - len(some))] for some in lists])
     ranks = torch.tensor([rng.randint(0, len(some)) for some in lists])
     places = torch.tensor([[int(trie.item_positions[item]) for item in [*few, -1, -1][:2]] for few in excluded])
-    places = places.masked_fill(torch.tensor([[slot >= len(few) for slot in range(2)] for few in excluded]), trie.num_items)
+    places = places.masked_fill(
+        torch.tensor([[slot >= len(few) for slot in range(2)] for few in excluded]), trie.num_items
+    )
     taken = taken_places(trie, items, ranks, places)
     assert bool((taken[:, 1:] >= taken[:, :-1]).all())
     tokens, children, legal = legal_children(trie, nodes, taken)

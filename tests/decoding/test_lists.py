@@ -60,7 +60,9 @@ def test_drawn_and_given_lists_have_the_same_probabilities(key: tuple[str, str],
         for place, chosen in enumerate(drawn.items[row].tolist()):
             expected = token_logps(model, prompt, sequences, chosen, options["exclude"][row], 1.7)
             mask = drawn.mask[row, place]
-            assert drawn.token_ids[row, place][mask].tolist() == [token for item in chosen for token in sequences[item]]
+            assert drawn.token_ids[row, place][mask].tolist() == [
+                token for item in chosen for token in sequences[item]
+            ]
             torch.testing.assert_close(drawn.logps[row, place][mask], expected, rtol=0, atol=2e-5)
             assert not drawn.logps[row, place][~mask].any()
             assert not drawn.token_ids[row, place][~mask].any()
@@ -73,7 +75,9 @@ def test_all_lists_together_have_probability_one(surface: str, length: int, excl
     lists = all_lists(sequences, length, excluded)
     items = torch.tensor(lists).unsqueeze(0)
     options = {"exclude": [excluded], "temperature": 2.0}
-    logps = scored(MODELS["llama", "sdpa"], pad([prompt]), TokenTrie.from_sequences(sequences), items, **options)[0].detach()
+    logps = scored(MODELS["llama", "sdpa"], pad([prompt]), TokenTrie.from_sequences(sequences), items, **options)[
+        0
+    ].detach()
     assert float(logps.sum(-1).exp().sum()) == pytest.approx(1, abs=1e-5)
     for chosen, ours in zip(lists[::7], logps[::7], strict=True):
         expected = token_logps(MODELS["llama", "sdpa"], prompt, sequences, chosen, excluded, 2.0)
@@ -82,9 +86,13 @@ def test_all_lists_together_have_probability_one(surface: str, length: int, excl
 
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("surface", ["item_token", "semantic_id", "title"])
-def test_lists_are_drawn_as_often_as_they_are_probable(surface: str, separate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_drawn_as_often_as_they_are_probable(
+    surface: str, separate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A chi-square test over all lists, those expected less than 5 times taken together."""
-    monkeypatch.setattr("trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test" if separate else None)
+    monkeypatch.setattr(
+        "trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test" if separate else None
+    )
     sequences, prompt, copies = CATALOGUES[surface], [3, 14, 15], 256
     model, trie = MODELS["llama", "sdpa"], TokenTrie.from_sequences(sequences)
     options = {"temperature": 2.0}
@@ -149,7 +157,9 @@ def test_lists_hold_distinct_items_of_the_catalogue_that_are_not_excluded(
     monkeypatch: pytest.MonkeyPatch, seed: int, has_eos: bool, separate: bool, is_greedy: bool
 ) -> None:
     """Up to every item that is left, with forced chains, shared paths, and all prompts in one batch."""
-    monkeypatch.setattr("trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test" if separate else None)
+    monkeypatch.setattr(
+        "trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test" if separate else None
+    )
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     prompts, rows = random_prompts(rng, rng.randint(1, 3))
@@ -277,7 +287,10 @@ def test_nan_is_reported_whatever_it_leads_to(is_greedy: bool) -> None:
     """What a NaN chooses is arbitrary, and still a node that the model can be asked about."""
     broken = make_model("llama")
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
-    catalogues = [*CATALOGUES.values(), *(random_catalogue(random.Random(seed), has_eos=True) for seed in (72, 82, 126, 166))]
+    catalogues = [
+        *CATALOGUES.values(),
+        *(random_catalogue(random.Random(seed), has_eos=True) for seed in (72, 82, 126, 166)),
+    ]
     for sequences in catalogues:
         options = {"num_lists": 2, "list_length": 4, "greedy": is_greedy}
         with pytest.raises(ValueError, match="logits hold NaN"):

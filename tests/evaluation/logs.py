@@ -10,7 +10,11 @@ ITEMS = pa.list_(pa.int32())
 def make_split(rows, name="train"):
     """A split of `(user, history, targets)` rows."""
     users, histories, targets = zip(*rows, strict=True) if rows else ((), (), ())
-    columns = {"user": pa.array(users, pa.int32()), "history": pa.array(histories, ITEMS), "targets": pa.array(targets, ITEMS)}
+    columns = {
+        "user": pa.array(users, pa.int32()),
+        "history": pa.array(histories, ITEMS),
+        "targets": pa.array(targets, ITEMS),
+    }
     return Dataset(pa.table(columns), split=NamedSplit(name))
 
 

@@ -23,7 +23,8 @@ def test_transition_baseline_equals_loops(sequences, histories, top_k, exclude_h
     rows = whole_rows(sequences) if width is None else windowed_rows(sequences, max(width, window))
     baseline = TransitionBaseline(window=window, max_history=5).fit(make_split(rows), NUM_ITEMS)
     expected = [
-        oracle.rank_by_transitions(sequences, history, NUM_ITEMS, top_k, exclude_history, window, 5) for history in histories
+        oracle.rank_by_transitions(sequences, history, NUM_ITEMS, top_k, exclude_history, window, 5)
+        for history in histories
     ]
     np.testing.assert_array_equal(baseline.rank(histories, top_k, exclude_history), expected)
 
@@ -32,7 +33,9 @@ def test_transition_baseline_equals_loops(sequences, histories, top_k, exclude_h
 @given(SEQUENCES, HISTORIES, st.integers(1, 10), st.booleans())
 def test_popularity_baseline_equals_loops(sequences, histories, top_k, exclude_history):
     baseline = PopularityBaseline().fit(make_split(whole_rows(sequences)), NUM_ITEMS)
-    expected = [oracle.rank_by_popularity(sequences, history, NUM_ITEMS, top_k, exclude_history) for history in histories]
+    expected = [
+        oracle.rank_by_popularity(sequences, history, NUM_ITEMS, top_k, exclude_history) for history in histories
+    ]
     np.testing.assert_array_equal(baseline.rank(histories, top_k, exclude_history), expected)
 
 
@@ -62,7 +65,8 @@ def test_ties_go_to_the_more_popular_then_to_the_lower_index():
 
 
 def test_scores_that_differ_by_rounding_alone_tie():
-    # From 0 to 3: 3/10; from 0 and 1 to 4: 1/10 + 2/5 / 2, which floats make 0.30000000000000004. Both were chosen three times.
+    # From 0 to 3: 3/10; from 0 and 1 to 4: 1/10 + 2/5 / 2, which floats make 0.30000000000000004. Both were chosen
+    # three times.
     pairs = [(0, 3)] * 3 + [(0, 4)] + [(0, 2)] * 6 + [(1, 4)] * 2 + [(1, 2)] * 3
     train = make_split([(user, [first], [second]) for user, (first, second) in enumerate(pairs)])
     assert TransitionBaseline(window=1).fit(train, 5).rank([[1, 0]], 3, True).tolist() == [[2, 3, 4]]

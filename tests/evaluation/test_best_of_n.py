@@ -53,7 +53,9 @@ def test_drawn_lists_of_a_split(tmp_path) -> None:
     assert best.metrics["reward"] > one.metrics["reward"]
     assert one.metrics["reward"] == pytest.approx(one.metrics["reward/ndcg"] + 0.5 * one.metrics["reward/mgu"])
     assert one.metrics["ndcg@4"] == one.metrics["reward/ndcg"]
-    apart = [evaluate_split(lists[:, place], dataset, split="validation", ks=[4], rewards=rewards) for place in range(8)]
+    apart = [
+        evaluate_split(lists[:, place], dataset, split="validation", ks=[4], rewards=rewards) for place in range(8)
+    ]
     for name in ("reward", "ndcg@4", "recall@4"):
         assert one.metrics[name] == pytest.approx(np.mean([single.metrics[name] for single in apart]))
     assert torch.is_grad_enabled()

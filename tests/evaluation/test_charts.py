@@ -14,7 +14,8 @@ def test_lines_ticks_and_names() -> None:
     curves = {"a <b>": [(0, 0.0), (5, 0.5), (10, 1.0)], "other": [(0, 1.0), (10, 0.0)]}
     root = ElementTree.fromstring(line_charts({"Reward & more": curves, "KL": {"other": [(0, 3.0)]}}))
     lines = [
-        [tuple(map(float, point.split(","))) for point in line.get("points").split()] for line in root.iter(f"{SVG}polyline")
+        [tuple(map(float, point.split(","))) for point in line.get("points").split()]
+        for line in root.iter(f"{SVG}polyline")
     ]
     assert [len(line) for line in lines] == [3, 2, 1]
     (left, low), (middle, half), (right, high) = lines[0]

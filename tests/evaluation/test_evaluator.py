@@ -29,7 +29,9 @@ def test_accuracy_alone_needs_nothing_else():
 
 def test_catalog_histories_and_popularity_add_the_rest():
     catalog, histories, popularity = make_catalog(), [[0, 4], [1, 4]], np.array([5, 4, 3, 2, 1])
-    result = evaluate_rankings(RANKED, RELEVANT, ks=(1, 3), catalog=catalog, histories=histories, popularity=popularity)
+    result = evaluate_rankings(
+        RANKED, RELEVANT, ks=(1, 3), catalog=catalog, histories=histories, popularity=popularity
+    )
     shares = catalog.group_shares()[1].tolist()
     recommended, consumed = oracle.group_share([0, 1, 2, 3, 0], shares), oracle.group_share([0, 4, 1, 4], shares)
     assert result["coverage@3"] == 0.8
@@ -60,7 +62,9 @@ def test_invalid_and_repeated_items_are_counted_and_earn_nothing():
     assert result["coverage@4"] == 0.4
     assert result["div_ratio@4"] == 0.25
     assert result["ild@4"] == 0
-    assert evaluate_rankings(ranked, RELEVANT, ks=(4,))["invalid"] == 1  # without a catalogue size only -4 is known to be wrong
+    assert (
+        evaluate_rankings(ranked, RELEVANT, ks=(4,))["invalid"] == 1
+    )  # without a catalogue size only -4 is known to be wrong
 
 
 def test_means_are_those_of_the_per_user_values():

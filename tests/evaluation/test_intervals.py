@@ -64,7 +64,9 @@ def test_p_value_equals_that_of_all_sign_flips():
 
 def test_p_values_are_uniform_under_no_difference():
     rng = np.random.default_rng(9)
-    p = np.array([paired_comparison(rng.normal(size=40), rng.normal(size=40), num_resamples=200).p_value for _ in range(200)])
+    p = np.array(
+        [paired_comparison(rng.normal(size=40), rng.normal(size=40), num_resamples=200).p_value for _ in range(200)]
+    )
     assert 0.02 <= (p <= 0.1).mean() <= 0.2
 
 

@@ -14,7 +14,9 @@ from trl_rec.evaluation import metrics
 @st.composite
 def rankings(draw, num_items=7):
     width = draw(st.integers(1, 5))
-    rows = draw(st.lists(st.lists(st.integers(-1, num_items - 1), min_size=width, max_size=width), min_size=1, max_size=5))
+    rows = draw(
+        st.lists(st.lists(st.integers(-1, num_items - 1), min_size=width, max_size=width), min_size=1, max_size=5)
+    )
     return np.array(rows)
 
 
@@ -86,10 +88,14 @@ def test_diversity_and_fairness_equal_loops(ranked, random):
     shares = shares / np.maximum(shares.sum(1, keepdims=True), 1)
     assert metrics.coverage(ranked, 7) == pytest.approx(oracle.coverage(lists, 7))
     assert metrics.gini(ranked, 7) == pytest.approx(oracle.gini(lists, 7))
-    assert metrics.mean_popularity(ranked, popularity) == pytest.approx(oracle.mean_popularity(lists, popularity.tolist()))
+    assert metrics.mean_popularity(ranked, popularity) == pytest.approx(
+        oracle.mean_popularity(lists, popularity.tolist())
+    )
     assert metrics.div_ratio(ranked) == pytest.approx(oracle.div_ratio(lists))
     assert metrics.or_ratio(ranked) == pytest.approx(oracle.or_ratio(lists))
-    np.testing.assert_allclose(metrics.ild(ranked, shares), [oracle.ild(row, shares.tolist()) for row in lists], atol=1e-12)
+    np.testing.assert_allclose(
+        metrics.ild(ranked, shares), [oracle.ild(row, shares.tolist()) for row in lists], atol=1e-12
+    )
     recommended, consumed = metrics.group_share(ranked, shares), metrics.group_share(np.arange(7), shares)
     np.testing.assert_allclose(recommended, oracle.group_share(ranked.ravel().tolist(), shares.tolist()), atol=1e-12)
     assert metrics.mgu(recommended, consumed) == pytest.approx(oracle.mgu(recommended.tolist(), consumed.tolist()))
@@ -118,7 +124,9 @@ def test_leading_axes_are_free(monkeypatch):
     )
     np.testing.assert_array_equal(metrics.first_occurrences(lists).reshape(12, 5), metrics.first_occurrences(flat))
     hits, num_relevant = lists > 4, np.full((3, 4), 6)
-    np.testing.assert_allclose(metrics.ndcg(hits, num_relevant, 3)[1, 2], metrics.ndcg(hits[1, 2], num_relevant[1, 2], 3))
+    np.testing.assert_allclose(
+        metrics.ndcg(hits, num_relevant, 3)[1, 2], metrics.ndcg(hits[1, 2], num_relevant[1, 2], 3)
+    )
     np.testing.assert_allclose(metrics.mrr(hits, 3)[2, 0], metrics.mrr(hits[2, 0], 3))
 
 
@@ -131,4 +139,6 @@ def test_nothing_recommended_is_no_crash():
 
 def test_metrics_import_numpy_alone():
     code = "import sys, trl_rec.evaluation.metrics; print(*{'torch', 'pyarrow', 'datasets', 'transformers'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    )

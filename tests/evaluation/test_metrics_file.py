@@ -17,7 +17,12 @@ def test_the_file_tells_what_was_measured_and_how(tmp_path):
     write_metrics(path, {"bear": BEAR}, settings={"num_beams": 10}, **HOW)
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["results"] == {"bear": {"metrics": BEAR.metrics, "intervals": {"recall@10": [0.1, 0.2]}}}
-    assert (content["split"], content["ks"], content["exclude_history"], content["num_users"]) == ("test", [1, 10], True, 3)
+    assert (content["split"], content["ks"], content["exclude_history"], content["num_users"]) == (
+        "test",
+        [1, 10],
+        True,
+        3,
+    )
     assert content["settings"] == {"num_beams": 10}
     assert content["versions"]["numpy"] == metadata.version("numpy")
     assert {"trl-rec", "trl", "transformers", "torch"} <= set(content["versions"])

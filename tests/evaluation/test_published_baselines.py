@@ -20,7 +20,9 @@ ML_100K = Path(os.environ.get("TRL_REC_ML100K") or CACHE / "trl-rec" / "ml-100k"
     ("folder", "format_name", "popularity", "transition"),
     [
         pytest.param(BEAUTY, "lcrec", {"recall@10": 0.0115}, {"recall@10": 0.0789, "ndcg@10": 0.0501}, id="beauty"),
-        pytest.param(ML_100K, "ml-100k", {"recall@10": 0.0859}, {"recall@10": 0.1835, "ndcg@10": 0.1056}, id="ml-100k"),
+        pytest.param(
+            ML_100K, "ml-100k", {"recall@10": 0.0859}, {"recall@10": 0.1835, "ndcg@10": 0.1056}, id="ml-100k"
+        ),
     ],
 )
 def test_baselines_reproduce_the_known_figures(folder, format_name, popularity, transition, tmp_path):

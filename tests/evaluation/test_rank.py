@@ -19,7 +19,9 @@ from trl_rec.items import TokenTrie
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
-    return prepare("toy", tmp_path_factory.mktemp("data") / "toy", toy_users=12, toy_items=50).with_surface("item_token")
+    return prepare("toy", tmp_path_factory.mktemp("data") / "toy", toy_users=12, toy_items=50).with_surface(
+        "item_token"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,9 @@ def test_a_policy_of_lists_is_ranked_by_the_lists_that_it_writes(
 ) -> None:
     model, tokenizer = load_saved(saved)
     prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, list_length=4)
-    ranked = rank_split(model, tokenizer, dataset, prompt_format=prompt_format, top_k=3, num_beams=num_beams, batch_size=5)
+    ranked = rank_split(
+        model, tokenizer, dataset, prompt_format=prompt_format, top_k=3, num_beams=num_beams, batch_size=5
+    )
     prompts = prompt_format.encode(split_rows(dataset.test, "history"))
     trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=True)
     for row, history in enumerate(dataset.test["history"]):
@@ -103,7 +107,12 @@ def test_rows_train_a_model_with_trl_that_then_recommends(
     model, tokenizer = load_saved(saved)
     prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer)
     rows = build_rows(dataset.train.select([0]), prompt_format, targets=targets)
-    arguments = {"max_steps": 60, "per_device_train_batch_size": 32, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    arguments = {
+        "max_steps": 60,
+        "per_device_train_batch_size": 32,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+    }
     quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "logging_steps": 60, "save_strategy": "no"}
     config = SFTConfig(str(tmp_path), gradient_checkpointing=False, max_length=None, **arguments, **quiet)
     SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer).train()

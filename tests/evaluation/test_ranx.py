@@ -20,7 +20,9 @@ def test_accuracy_and_graded_ndcg_equal_ranx():
         dict(zip(rng.permutation(20)[:n].tolist(), rng.integers(1, 6, n).tolist(), strict=True))
         for n in rng.integers(1, 12, 60)
     ]
-    qrels = ranx.Qrels({f"{user:03}": {str(item): grade for item, grade in row.items()} for user, row in enumerate(grades)})
+    qrels = ranx.Qrels(
+        {f"{user:03}": {str(item): grade for item, grade in row.items()} for user, row in enumerate(grades)}
+    )
     run = ranx.Run(
         {
             f"{user:03}": {str(item): 9.0 - rank for rank, item in enumerate(row) if item >= 0}
@@ -28,12 +30,20 @@ def test_accuracy_and_graded_ndcg_equal_ranx():
         }
     )
     ours = per_user_metrics(ranked, [list(row) for row in grades], ks=KS)
-    gains = np.array([[row.get(item, 0) for item in items] for row, items in zip(grades, ranked.tolist(), strict=True)])
+    gains = np.array(
+        [[row.get(item, 0) for item in items] for row, items in zip(grades, ranked.tolist(), strict=True)]
+    )
     ideal = np.array([sorted(row.values()) + [0] * (12 - len(row)) for row in grades])
     ours |= {f"graded@{k}": metrics.graded_ndcg(gains, ideal, k) for k in KS}
     # A binary ndcg is wanted: ranx takes the grades as gains, so its qrels are made binary for all but the graded one.
     binary = ranx.Qrels({user: dict.fromkeys(row, 1) for user, row in qrels.to_dict().items()})
-    for name, theirs in {"recall": "recall", "hit": "hit_rate", "ndcg": "ndcg", "mrr": "mrr", "graded": "ndcg_burges"}.items():
+    for name, theirs in {
+        "recall": "recall",
+        "hit": "hit_rate",
+        "ndcg": "ndcg",
+        "mrr": "mrr",
+        "graded": "ndcg_burges",
+    }.items():
         for k in KS:
             judged = qrels if name == "graded" else binary
             expected = ranx.evaluate(judged, run, f"{theirs}@{k}", return_mean=False)

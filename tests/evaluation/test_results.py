@@ -16,11 +16,15 @@ def make_dataset(num_users=60, num_items=25, **changes):
     rng = np.random.default_rng(0)
     sequences = [rng.permutation(num_items)[:length].tolist() for length in rng.integers(4, 12, num_users)]
     ids = [str(index) for index in range(num_items)]
-    catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids, "genre": [id_[0] for id_ in ids]}), group_column="genre")
+    catalog = ItemCatalog(
+        pa.table({"item_id": ids, "title": ids, "genre": [id_[0] for id_ in ids]}), group_column="genre"
+    )
     parts = {
         "catalog": catalog,
         "train": make_split(whole_rows([items[:-2] for items in sequences])),
-        "validation": make_split([(user, items[:-2], items[-2:-1]) for user, items in enumerate(sequences)], "validation"),
+        "validation": make_split(
+            [(user, items[:-2], items[-2:-1]) for user, items in enumerate(sequences)], "validation"
+        ),
         "test": make_split([(user, items[:-1], items[-1:]) for user, items in enumerate(sequences)], "test"),
     }
     return SimpleNamespace(**(parts | changes))

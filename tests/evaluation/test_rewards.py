@@ -52,7 +52,8 @@ def random_batch(num_users=6, num_lists=5, num_ranks=4, num_items=30, num_groups
 
 
 def test_worked_by_hand():
-    """Items 0 and 1 are of one group, 2 of the other, 3 of both, 4 of none. User 0 chose 3 of the one and 1 of the other."""
+    """Items 0 and 1 are of one group, 2 of the other, 3 of both, 4 of none. User 0 chose 3 of the one and 1 of the
+    other."""
     shares = np.array([[1, 0], [1, 0], [0, 1], [0.5, 0.5], [0, 0]])
     lists = [[[2, 0], [0, 1]], [[4, 3], [2, -1]]]
     batch = batch_of(lists, [[0, 4], [2]], [[0, 0, 1, 2], []], shares)
@@ -131,7 +132,9 @@ def test_a_list_has_the_same_reward_to_the_last_bit_whatever_it_is_scored_with(s
     whole = score_lists(batch, weights)
     for rows, places in ((slice(0, 1), slice(0, 1)), (slice(3, 8), slice(2, 5)), (slice(5, 26), slice(0, 7))):
         chosen = np.arange(40)[rows]
-        part = ListBatch(batch.lists[rows, places], batch.targets.take(chosen), batch.histories.take(chosen), batch.shares)
+        part = ListBatch(
+            batch.lists[rows, places], batch.targets.take(chosen), batch.histories.take(chosen), batch.shares
+        )
         found = score_lists(part, weights)
         np.testing.assert_array_equal(found.total, whole.total[rows, places])
         for name in weights:
@@ -150,7 +153,8 @@ def test_equal_sums_tie():
     """0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1 in float64."""
     batch = batch_of([[[0], [1]]], [[0]], [[]])
     functions = {
-        name: lambda batch, pair=pair: [pair] for name, pair in (("a", (0.1, 0.3)), ("b", (0.2, 0.2)), ("c", (0.3, 0.1)))
+        name: lambda batch, pair=pair: [pair]
+        for name, pair in (("a", (0.1, 0.3)), ("b", (0.2, 0.2)), ("c", (0.3, 0.1)))
     }
     total = score_lists(batch, {"a": 1, "b": 1, "c": 1}, functions).total
     assert total[0, 0] == total[0, 1] == 0.6
@@ -159,7 +163,9 @@ def test_equal_sums_tie():
 def test_order_of_users_and_lists():
     batch = random_batch()
     users, places = np.array([4, 0, 5, 2, 1, 3]), np.array([2, 4, 0, 1, 3])
-    moved = ListBatch(batch.lists[users][:, places], batch.targets.take(users), batch.histories.take(users), batch.shares)
+    moved = ListBatch(
+        batch.lists[users][:, places], batch.targets.take(users), batch.histories.take(users), batch.shares
+    )
     for name, values in parts_of(moved).items():
         np.testing.assert_array_equal(values, parts_of(batch)[name][users][:, places])
 
@@ -214,7 +220,9 @@ def test_a_reward_that_is_not_finite_is_refused_with_its_row(value):
 
 @pytest.mark.parametrize("shape", [(6,), (6, 1), (5, 6), (6, 5, 4), ()])
 def test_a_reward_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match=r"reward 'mine' has the shape .*; return one value for each of the \(6, 5\) lists"):
+    with pytest.raises(
+        ValueError, match=r"reward 'mine' has the shape .*; return one value for each of the \(6, 5\) lists"
+    ):
         score_lists(random_batch(), {"mine": 1.0}, {"mine": lambda batch: np.zeros(shape)})
 
 

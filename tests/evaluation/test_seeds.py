@@ -20,7 +20,9 @@ def cells(line: str) -> list[str]:
 
 
 def test_what_is_told_is_of_each_users_mean_over_the_seeds() -> None:
-    table = seeds_table(RUNS, metrics=["recall@5", "ndcg@5"], against="baseline", notes={"validation": {"model a": 0.25}})
+    table = seeds_table(
+        RUNS, metrics=["recall@5", "ndcg@5"], against="baseline", notes={"validation": {"model a": 0.25}}
+    )
     head, rule, baseline, model = table.splitlines()[:4]
     assert cells(head) == ["", "recall@5", "ndcg@5", "over baseline", "p", "ndcg@5 by seed", "validation"]
     assert set(rule) == {"-"}

@@ -14,7 +14,9 @@ RESULTS = {
 
 
 def test_columns_line_up_and_the_best_are_marked():
-    text = metrics_table(RESULTS, columns=["recall@10", "gini@10", "popularity@10", "ndcg@10"], caption="ml-100k, test")
+    text = metrics_table(
+        RESULTS, columns=["recall@10", "gini@10", "popularity@10", "ndcg@10"], caption="ml-100k, test"
+    )
     lines = text.splitlines()
     assert lines[:2] == ["ml-100k, test", ""]
     assert lines[2:6] == [
@@ -23,7 +25,10 @@ def test_columns_line_up_and_the_best_are_marked():
         "popularity          0.0859   0.9800           312.2        -",
         "bear|ml     0.1835* ±0.0240  0.8000*          170.0   0.1000",
     ]
-    assert "gini: how unequally often items are recommended, from 0 (all alike) to 1 (one takes all) (lower is better)" in lines
+    assert (
+        "gini: how unequally often items are recommended, from 0 (all alike) to 1 (one takes all) (lower is better)"
+        in lines
+    )
     assert "±: half the width of the 95 % bootstrap interval over users" in lines
     assert lines[-1] == "*: best of its column"
 

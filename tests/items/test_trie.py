@@ -145,4 +145,6 @@ def test_titles_written_alike_share_a_leaf_or_are_refused(titles, tokenizer) -> 
 
 def test_the_trie_needs_torch_alone() -> None:
     code = "import sys, trl_rec.items.trie; print([name for name in ('transformers', 'trl', 'pyarrow') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

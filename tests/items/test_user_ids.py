@@ -26,7 +26,9 @@ def test_a_tokenizer_learns_users_after_items_and_the_trie_stays(
 ) -> None:
     alone = catalog.with_surface(surface)
     both = alone.with_surface(surface, user_ids=USERS)
-    assert both.new_tokens == [*alone.new_tokens, "<ua_0>", "<ua_1>", "<ub_0>"] and both.item_tokens == alone.new_tokens
+    assert (
+        both.new_tokens == [*alone.new_tokens, "<ua_0>", "<ua_1>", "<ub_0>"] and both.item_tokens == alone.new_tokens
+    )
     assert both.fingerprint == alone.fingerprint and both.surfaces == alone.surfaces
     tokenizer_copy.add_tokens(both.new_tokens)
     before, after = (TokenTrie.from_catalog(one, tokenizer_copy) for one in (alone, both))

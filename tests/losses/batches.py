@@ -1,4 +1,5 @@
-"""What the tests of several losses share: number formats, and batches (named tuples of tensors and Nones) taken row by row."""
+"""What the tests of several losses share: number formats, and batches (named tuples of tensors and Nones) taken row by
+row."""
 
 from typing import TypeVar
 

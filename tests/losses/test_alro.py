@@ -1,4 +1,5 @@
-"""ALRO's two losses against loops, against the loss that the first descends from, and at the edges of their arguments."""
+"""ALRO's two losses against loops, against the loss that the first descends from, and at the edges of their
+arguments."""
 
 import math
 from typing import Any, NamedTuple
@@ -130,10 +131,10 @@ def test_soft_lambda_worked_by_hand() -> None:
     """Two candidates rated 1 and 2; position 1 names the first with probability 3/4, position 2 with 1/4.
 
     s = (1 * 3/4 + 2 * 1/4, 1 * 1/4 + 2 * 3/4) = (5/4, 7/4). The second is preferred, and half a position too late.
-    Gains 1 and 3, maxDCG = 3 + 1/log2(3), delta = 1 - 1/log2(3): weight w = delta * 2 / maxDCG; loss = w log2(1 + exp(1/2)).
-    With c = w sigmoid(1/2) / log 2 the loss has slope c in the second's position and -c in the first's. A position has slope
-    share * (k - s) in a log-probability: 3/4 * (1 - 5/4) = -3/16 and 1/4 * (2 - 5/4) = 3/16 for the first; for the second
-    1/4 * (1 - 7/4) = -3/16 and 3/4 * (2 - 7/4) = 3/16.
+    Gains 1 and 3, maxDCG = 3 + 1/log2(3), delta = 1 - 1/log2(3): weight w = delta * 2 / maxDCG; loss = w log2(1 +
+    exp(1/2)). With c = w sigmoid(1/2) / log 2 the loss has slope c in the second's position and -c in the first's. A
+    position has slope share * (k - s) in a log-probability: 3/4 * (1 - 5/4) = -3/16 and 1/4 * (2 - 5/4) = 3/16 for the
+    first; for the second 1/4 * (1 - 7/4) = -3/16 and 3/4 * (2 - 7/4) = 3/16.
     """
     logps = torch.tensor([[[0.75, 0.25], [0.25, 0.75]]], dtype=torch.float64).log()
     batch = Batch(logps, table_of([1.0, 2.0]), torch.tensor([[1, 0]]), None, logps)
@@ -176,7 +177,9 @@ def test_at_hard_positions_it_is_lambda_loss(sigma: float) -> None:
         output = soft_lambda_loss(hard(order), ratings, gold_rank, None, sigma=sigma, delta="model")
         scores = [-1.0 - order.index(item) for item in range(7)]
         assert_close(output.metrics["position"], table_of([-score for score in scores]))
-        assert (output.loss * num_pairs).item() == pytest.approx(oracle.lambda_loss(scores, ratings[0].tolist(), sigma))
+        assert (output.loss * num_pairs).item() == pytest.approx(
+            oracle.lambda_loss(scores, ratings[0].tolist(), sigma)
+        )
 
 
 @pytest.mark.parametrize("delta", DELTAS)
@@ -260,7 +263,9 @@ def test_gaps_of_the_models_order_are_those_of_its_ranks_held_constant() -> None
 
 
 def test_positions_that_tie_are_ranked_in_order_of_column() -> None:
-    batch = Batch(torch.zeros(1, 5, 5), torch.tensor([[1, 4, 3, 5, 2]]), torch.tensor([[4, 1, 2, 0, 3]]), None, torch.empty(0))
+    batch = Batch(
+        torch.zeros(1, 5, 5), torch.tensor([[1, 4, 3, 5, 2]]), torch.tensor([[4, 1, 2, 0, 3]]), None, torch.empty(0)
+    )
     tied = soft_lambda(batch, delta="model")
     ranked = soft_lambda(batch._replace(gold_rank=torch.arange(5)[None]), delta="target")
     assert_close(tied, ranked, rtol=0, atol=0)
@@ -321,8 +326,8 @@ def test_settings_without_meaning_are_refused(changed: dict[str, Any], message: 
 def test_permutation_worked_by_hand(distance: str, loss: float, slopes: tuple[float, float]) -> None:
     """p = (3/4, 1/4) and q = (1/4, 3/4) at the first answer position, alike at the second, which halves the mean.
 
-    M = (1/2, 1/2). KL(p||M) = KL(q||M) = 3/4 log(3/2) - 1/4 log 2. KL(p||q) = KL(q||p) = 3/4 log 3 - 1/4 log 3 = 1/2 log 3.
-    Slopes in log p: jsd p (log p - log M) / 2, symkl (p (log p - log q) + p - q) / 2, ce -q.
+    M = (1/2, 1/2). KL(p||M) = KL(q||M) = 3/4 log(3/2) - 1/4 log 2. KL(p||q) = KL(q||p) = 3/4 log 3 - 1/4 log 3 = 1/2
+    log 3. Slopes in log p: jsd p (log p - log M) / 2, symkl (p (log p - log q) + p - q) / 2, ce -q.
     """
     p, q = ([0.75, 0.25], [0.25, 0.75])
     logps, permuted = (torch.tensor([[first, [0.5, 0.5]]], dtype=torch.float64).log() for first in (p, q))

@@ -38,7 +38,8 @@ def expected(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
     rows = zip(batch.logits.tolist(), batch.target.tolist(), legal.tolist(), strict=True)
     positions = [oracle.position(*row, **settings) for row in rows]
     columns = {
-        name: torch.tensor([getattr(p, name) for p in positions], dtype=torch.float64) for name in oracle.Position._fields
+        name: torch.tensor([getattr(p, name) for p in positions], dtype=torch.float64)
+        for name in oracle.Position._fields
     }
     gradients = columns.pop("gradient")
     return LossOutput(columns.pop("loss"), columns), gradients
@@ -163,7 +164,9 @@ def test_weight_0_over_the_legal_tokens_is_msl(temperature: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("legal", [None, torch.tensor([[True], [True]]), torch.tensor([[False, True, False]]).expand(2, -1)])
+@pytest.mark.parametrize(
+    "legal", [None, torch.tensor([[True], [True]]), torch.tensor([[False, True, False]]).expand(2, -1)]
+)
 def test_a_forced_token_has_exactly_no_gradient(dtype: torch.dtype, variant: str, legal: Tensor | None) -> None:
     width = 1 if legal is None else legal.shape[1]
     logits = torch.tensor([[0.3], [-7.7]], dtype=dtype).expand(2, width)
@@ -177,7 +180,8 @@ def test_a_forced_token_has_exactly_no_gradient(dtype: torch.dtype, variant: str
 
 
 def test_a_flat_sigmoid_and_a_sharp_one() -> None:
-    """With weight = lambda * sharpness the factor on the gradient is 1 + lambda sigmoid(.): at its limits 1/2, or 0 and 1."""
+    """With weight = lambda * sharpness the factor on the gradient is 1 + lambda sigmoid(.): at its limits 1/2, or 0
+    and 1."""
     batch = random_batch(masked=False)
     _, plain = gradient(batch, num_beams=3, weight=0.0, sharpness=1.0)
     pruned = bear_loss(*batch, num_beams=3, weight=0.0, sharpness=1.0).metrics["pruned"]

@@ -1,4 +1,5 @@
-"""BLADE's estimates, rewards, advantages and loss against exact loops, published figures, and lists that are all counted."""
+"""BLADE's estimates, rewards, advantages and loss against exact loops, published figures, and lists that are all
+counted."""
 
 import math
 from fractions import Fraction
@@ -54,7 +55,8 @@ def test_cdf_worked_by_hand() -> None:
 
 
 def test_reward_worked_by_hand() -> None:
-    """Hits have probability 1/20. Of 8 lists the best misses if all do: the gap is 2.27, of which the bound F^7 sees .36."""
+    """Hits have probability 1/20. Of 8 lists the best misses if all do: the gap is 2.27, of which the bound F^7 sees
+    .36."""
     found = best_of_n_reward(doubles([1, 0.95]), doubles([0.95, 0]), best_of=8)
     assert_close(found, doubles([math.log((1 - 0.95**8) / 0.05), 7 * math.log(0.95)]))
     assert (found[0] - found[1]).item() == pytest.approx(2.27, abs=0.005)
@@ -106,7 +108,8 @@ def test_without_ties_the_static_reward_is_the_bound_and_log_n() -> None:
 
 
 def test_the_tilt_of_a_known_distribution_is_best_of_n() -> None:
-    """Six equally likely lists, three of them tied: the starting policy times exp(R) is the law of the best of 3 draws."""
+    """Six equally likely lists, three of them tied: the starting policy times exp(R) is the law of the best of 3
+    draws."""
     rewards = [0.0, 0.4, 0.4, 0.4, 0.9, 1.3]
     at_most = doubles([sum(other <= own for other in rewards) / 6 for own in rewards])
     below = doubles([sum(other < own for other in rewards) / 6 for own in rewards])
@@ -158,7 +161,9 @@ def test_a_narrow_tie_is_near_none(best_of: int) -> None:
     """A coefficient of 1e-6 parts F and F_ by a few last digits of a float32; the limit is log N + (N - 1) log F."""
     for gap in (0, 2**-24, 2**-22, 2**-20):
         found = best_of_n_reward(torch.tensor(0.9), torch.tensor(0.9 - gap), best_of=best_of)
-        assert found.item() == pytest.approx(math.log(best_of) + (best_of - 1) * math.log(0.9), rel=1e-5, abs=best_of * 1e-6)
+        assert found.item() == pytest.approx(
+            math.log(best_of) + (best_of - 1) * math.log(0.9), rel=1e-5, abs=best_of * 1e-6
+        )
 
 
 def test_n_may_lie_between_whole_numbers_and_1_gives_nothing() -> None:
@@ -224,7 +229,8 @@ def test_saturated_references_leave_blade_and_not_best_of_n_a_signal() -> None:
     assert blade.argsort().equal(rewards.argsort())
 
 
-# The figures of the notes on BLADE. A policy as good as the best of k lists: its quantiles are the k-th roots of uniform ones.
+# The figures of the notes on BLADE. A policy as good as the best of k lists: its quantiles are the k-th roots of
+# uniform ones.
 
 
 @pytest.mark.parametrize(
@@ -255,12 +261,15 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
     for values, figure in zip(measured, figures.split(), strict=True):
         wanted = float(figure)
         rounding = 0.5 * 10.0 ** -len(figure[1:]) if wanted else 0.0
-        variance = max(values.var().item(), wanted * (1 - wanted) if wanted < 0.001 else 0.0)  # too rare to be seen here
+        variance = max(
+            values.var().item(), wanted * (1 - wanted) if wanted < 0.001 else 0.0
+        )  # too rare to be seen here
         assert values.mean().item() == pytest.approx(wanted, abs=4 * math.sqrt(variance / len(values)) + rounding)
 
 
 def test_probability_of_saturation() -> None:
-    """One rollout beats M references with k / (M + k), and all G of them with (M / k) B(M / k, G + 1): .11 at M = G = k = 8."""
+    """One rollout beats M references with k / (M + k), and all G of them with (M / k) B(M / k, G + 1): .11 at M = G =
+    k = 8."""
     generator = torch.Generator().manual_seed(0)
     rewards = torch.rand(20_000, 8, generator=generator, dtype=torch.float64) ** (1 / 8)
     references = torch.rand(20_000, 8, generator=generator, dtype=torch.float64)
@@ -270,7 +279,8 @@ def test_probability_of_saturation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("best_of", "effective"), [(4, (4.0, 4.4, 5.4, 7.2, 11.3)), (8, (8.0, 9.7, 15.6, 28.6, 63)), (16, (16, 24, 58, 133, 313))]
+    ("best_of", "effective"),
+    [(4, (4.0, 4.4, 5.4, 7.2, 11.3)), (8, (8.0, 9.7, 15.6, 28.6, 63)), (16, (16, 24, 58, 133, 313))],
 )
 def test_fixed_point_in_closed_form(best_of: int, effective: tuple[float, ...]) -> None:
     """The table of the notes, so that the test below may compare with the oracle."""
@@ -281,7 +291,8 @@ def test_fixed_point_in_closed_form(best_of: int, effective: tuple[float, ...]) 
 
 @pytest.mark.parametrize(("best_of", "tau"), [(4, 0.0), (8, 0.0), (4, 0.3), (8, 0.1), (8, 0.3), (8, 0.5), (16, 0.3)])
 def test_the_estimator_leads_to_the_fixed_point(best_of: int, tau: float) -> None:
-    """The tilt by R, taken again and again with rollouts from its own outcome, on a fine grid of quantiles of the start.
+    """The tilt by R, taken again and again with rollouts from its own outcome, on a fine grid of quantiles of the
+    start.
 
     The notes' effective N, and KL to the start; the static target stays at N.
     """
@@ -290,7 +301,9 @@ def test_the_estimator_leads_to_the_fixed_point(best_of: int, tau: float) -> Non
     log_policy = np.zeros(num_levels)
     for _ in range(60):
         policy = np.exp(log_policy) / np.exp(log_policy).sum()
-        rewards = np.interp((np.arange(num_rollouts) + 0.5) / num_rollouts, policy.cumsum(), quantiles + 0.5 / num_levels)
+        rewards = np.interp(
+            (np.arange(num_rollouts) + 0.5) / num_rollouts, policy.cumsum(), quantiles + 0.5 / num_levels
+        )
         learned = target(torch.from_numpy(rewards)[None], torch.from_numpy(quantiles)[None], tau=tau, best_of=best_of)
         log_policy = (log_policy + np.interp(quantiles, rewards, learned[0].numpy())) / 2
     mean = policy @ quantiles
@@ -368,7 +381,8 @@ def test_finite_at_huge_differences(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "computed"), [(torch.float64, torch.float64), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)]
+    ("dtype", "computed"),
+    [(torch.float64, torch.float64), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)],
 )
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype, computed: torch.dtype) -> None:
     logps, old_logps = normal(2, 4).to(dtype), normal(2, 4, seed=1).to(dtype)
@@ -410,8 +424,11 @@ ITEM_REWARDS = doubles([0.2, 0.7, 0.2, 0.4, 0.9])  # two tie
 GROUPS = torch.tensor(list(product(range(5), repeat=3)))
 
 
-def expected_gradient(learned: Tensor, beta: float, old_preferences: Tensor | None = None, clip: float = 0.2) -> Tensor:
-    """Gradient with respect to the preferences of the loss's mean over all groups; `learned` is each group's reward."""
+def expected_gradient(
+    learned: Tensor, beta: float, old_preferences: Tensor | None = None, clip: float = 0.2
+) -> Tensor:
+    """Gradient with respect to the preferences of the loss's mean over all groups; `learned` is each group's
+    reward."""
     preferences = PREFERENCES.clone().requires_grad_()
     logps = preferences.log_softmax(-1)
     sampled_by = logps.detach() if old_preferences is None else old_preferences.log_softmax(-1)
@@ -444,7 +461,8 @@ def test_the_gradient_is_that_of_reward_less_kl(beta: float, kind: str) -> None:
 
 @pytest.mark.parametrize("tau", [0.1, 0.3, 0.5])
 def test_a_moving_target_stretches_the_gradient_of_reward(tau: float) -> None:
-    """Against each list's mean R over the groups it is in, held constant: the same direction, and by a half at most longer."""
+    """Against each list's mean R over the groups it is in, held constant: the same direction, and by a half at most
+    longer."""
     references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1] * 3]).expand(len(GROUPS), -1)
     learned = target(ITEM_REWARDS[GROUPS], references, tau=tau)
     others = PREFERENCES.log_softmax(-1)[GROUPS[:, 1:]].sum(-1).exp()

@@ -42,7 +42,9 @@ def expected(batch: Batch, beta: float) -> Result:
     mask = torch.ones_like(batch.rejected, dtype=torch.bool) if batch.mask is None else batch.mask
     rows = zip(batch.chosen.tolist(), batch.rejected.tolist(), mask.tolist(), strict=True)
     found = [oracle.row(*row, beta=beta) for row in rows]
-    columns = {name: torch.tensor([getattr(row, name) for row in found], dtype=torch.float64) for name in oracle.Row._fields}
+    columns = {
+        name: torch.tensor([getattr(row, name) for row in found], dtype=torch.float64) for name in oracle.Row._fields
+    }
     output = LossOutput(columns["loss"], {name: columns[name] for name in METRICS})
     return Result(output, columns["chosen_gradient"], columns["rejected_gradient"].view(batch.rejected.shape))
 
@@ -59,8 +61,9 @@ def random_batch(num_rows: int = 6, num_negatives: int = 5, *, masked: bool = Tr
 def test_value_and_gradient_worked_by_hand() -> None:
     """Rewards log 4 for the chosen one, log 2 and log 1 and log 1 for the negatives, beta 2.
 
-    The softmax is 4/8, 2/8, 1/8, 1/8, so the loss is log 2. Its gradient in the rewards is the softmax, less 1 at the chosen
-    one: -1/2, 1/4, 1/8, 1/8; in the log-ratios it is twice that. The mean reward of the negatives is (log 2) / 3.
+    The softmax is 4/8, 2/8, 1/8, 1/8, so the loss is log 2. Its gradient in the rewards is the softmax, less 1 at the
+    chosen one: -1/2, 1/4, 1/8, 1/8; in the log-ratios it is twice that. The mean reward of the negatives is (log 2) /
+    3.
     """
     chosen, rejected = torch.tensor([math.log(4) / 2]), torch.tensor([[math.log(2) / 2, 0.0, 0.0]])
     found = gradient(Batch(chosen, rejected, None), beta=2.0)
@@ -188,7 +191,9 @@ def test_padding_and_the_order_of_rows_and_negatives_do_not_matter() -> None:
     batch = random_batch()
     found = gradient(batch, 0.7)
     padded = Batch(batch.chosen, F.pad(batch.rejected, (0, 3), value=9.0), F.pad(batch.mask, (0, 3)))
-    assert_close(gradient(padded, 0.7), found._replace(rejected_gradient=F.pad(found[2], (0, 3))), rtol=1e-12, atol=1e-12)
+    assert_close(
+        gradient(padded, 0.7), found._replace(rejected_gradient=F.pad(found[2], (0, 3))), rtol=1e-12, atol=1e-12
+    )
 
     rows, columns = torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([4, 2, 0, 1, 3])
     moved = rows_of(batch, rows)

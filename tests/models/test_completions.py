@@ -37,7 +37,9 @@ SHARED = [(family, kind) for family in ("llama", "qwen3", "mistral", "gemma", "g
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
 Score = Callable[[Tensor, int, int, int], Tensor]  # logits (V,), row, slot, step
 # Of each prompt its length, and those of its completions; 0 is an absent one.
-shapes = st.lists(st.tuples(st.integers(1, 7), st.lists(st.integers(0, 5), min_size=1, max_size=4)), min_size=1, max_size=3)
+shapes = st.lists(
+    st.tuples(st.integers(1, 7), st.lists(st.integers(0, 5), min_size=1, max_size=4)), min_size=1, max_size=3
+)
 EXAMPLE = [(5, [3, 1, 4]), (2, [0, 2]), (7, [0, 0])]
 
 
@@ -62,7 +64,12 @@ def make_case(lengths: list[tuple[int, list[int]]], seed: int = 0) -> Case:
     completion_mask = torch.arange(longest) < counts.unsqueeze(-1)
     generator = torch.Generator().manual_seed(seed)
     prompt_ids = torch.randint(3, VOCABULARY, prompt_mask.shape, generator=generator)
-    return prompt_ids, prompt_mask, torch.randint(3, VOCABULARY, completion_mask.shape, generator=generator), completion_mask
+    return (
+        prompt_ids,
+        prompt_mask,
+        torch.randint(3, VOCABULARY, completion_mask.shape, generator=generator),
+        completion_mask,
+    )
 
 
 def one_by_one(model: nn.Module, case: Case, score: Score | None = None) -> Tensor:
@@ -101,7 +108,9 @@ def assert_close(ours: Tensor | list[Tensor], expected: Tensor | list[Tensor], t
     assert float((ours - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
 
 
-def assert_equals_one_by_one(model: nn.Module, case: Case, score: Score | None = None, ours: Tensor | None = None) -> None:
+def assert_equals_one_by_one(
+    model: nn.Module, case: Case, score: Score | None = None, ours: Tensor | None = None
+) -> None:
     ours, expected = scored(model, case) if ours is None else ours, one_by_one(model, case, score)
     assert_close(ours, expected)
     assert not ours[~case[3]].any()
@@ -121,7 +130,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("key", SHARED, ids="-".join)
 @settings(max_examples=8)
 @given(shapes, st.integers(0, 2**32))
-def test_shared_rows_equal_one_row_a_completion(key: tuple[str, str], lengths: list[tuple[int, list[int]]], seed: int) -> None:
+def test_shared_rows_equal_one_row_a_completion(
+    key: tuple[str, str], lengths: list[tuple[int, list[int]]], seed: int
+) -> None:
     assert_equals_one_by_one(MODELS[key], make_case(lengths, seed))
 
 
@@ -137,7 +148,9 @@ def test_these_families_do_share_rows(key: tuple[str, str], told: list[str]) -> 
 @pytest.mark.parametrize("window", [4, 256])
 @settings(max_examples=6)
 @given(shapes)
-def test_gemma2_equals_one_by_one_within_its_window_and_beyond(window: int, lengths: list[tuple[int, list[int]]]) -> None:
+def test_gemma2_equals_one_by_one_within_its_window_and_beyond(
+    window: int, lengths: list[tuple[int, list[int]]]
+) -> None:
     model = tiny("gemma2", "eager")  # it refuses sdpa
     model.config.sliding_window = window
     assert_equals_one_by_one(model, make_case(lengths))
@@ -221,7 +234,9 @@ def test_padding_may_hold_anything(family: str) -> None:
     )
     assert not torch.equal(changed[0], prompt_ids)
     assert not torch.equal(changed[2], completion_ids)
-    ours, theirs = (scored(model, case) for case in ((prompt_ids, prompt_mask, completion_ids, completion_mask), changed))
+    ours, theirs = (
+        scored(model, case) for case in ((prompt_ids, prompt_mask, completion_ids, completion_mask), changed)
+    )
     assert torch.equal(ours, theirs)
     assert not ours[~completion_mask].any()
     for one, another in zip(gradients(model, ours), gradients(model, theirs), strict=True):
@@ -297,7 +312,9 @@ def test_quantised_bases_are_read_alike(tmp_path: Path) -> None:
     quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=quantized).eval()
     assert "4bit" in type(model.model.layers[0].mlp.up_proj).__name__
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False))
+    model = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
+    )
     assert_equals_one_by_one(model.eval(), make_case(EXAMPLE))
 
 

@@ -21,7 +21,9 @@ def test_a_model_from_nothing_knows_its_items(catalog: ItemCatalog) -> None:
     assert tokenizer("<item_2><item_0>")["input_ids"] == [5, 3] and len(tokenizer) == 6
     model = make_model(tokenizer, hidden_size=16, num_layers=1, max_length=32)
     assert model.config.vocab_size == 6 and model.config.max_position_embeddings == 32
-    assert torch.equal(model.lm_head.weight, make_model(tokenizer, hidden_size=16, num_layers=1, max_length=32).lm_head.weight)
+    assert torch.equal(
+        model.lm_head.weight, make_model(tokenizer, hidden_size=16, num_layers=1, max_length=32).lm_head.weight
+    )
     with pytest.raises(ValueError, match="titles need a pretrained tokenizer"):
         make_tokenizer(catalog.with_surface("title"))
 

@@ -8,7 +8,8 @@ Table = list[list[float]]
 
 
 class Ranked(NamedTuple):
-    """What `soft_lambda_loss` returns for one list, and the gradient of its loss with respect to each entry of the table."""
+    """What `soft_lambda_loss` returns for one list, and the gradient of its loss with respect to each entry of the
+    table."""
 
     loss: float
     position: list[float]
@@ -86,7 +87,8 @@ def soft_lambda(
 
 
 def lambda_loss(scores: list[float], ratings: list[float], sigma: float) -> float:
-    """The parent: LambdaLoss with the weights of NDCG-Loss2, summed over pairs, binary logarithm. A high score is first."""
+    """The parent: LambdaLoss with the weights of NDCG-Loss2, summed over pairs, binary logarithm. A high score is
+    first."""
     order = sorted(range(len(scores)), key=lambda item: -scores[item])
     sorted_ratings = [ratings[item] for item in order]
     sorted_scores = [scores[item] for item in order]

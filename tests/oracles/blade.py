@@ -1,4 +1,5 @@
-"""BLADE one list at a time: its estimates in whole numbers and fractions, its optimum and its loss as one would write them."""
+"""BLADE one list at a time: its estimates in whole numbers and fractions, its optimum and its loss as one would write
+them."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ def posterior_cdf(
             (sum(other < own for other in references), sum(other < own for other in rewards)),
         ]
         at_most, below = (
-            (1 - coefficient) * (offline + prior) / (len(references) + 2 * prior) + coefficient * Fraction(online, len(rewards))
+            (1 - coefficient) * (offline + prior) / (len(references) + 2 * prior)
+            + coefficient * Fraction(online, len(rewards))
             for offline, online in counts
         )
         pairs.append((at_most, below))
@@ -27,7 +29,8 @@ def posterior_cdf(
 
 
 def best_of_n_reward(at_most: Fraction, below: Fraction, best_of: int) -> float:
-    """log of F^(N-1) + F^(N-2) F_ + ... + F_^(N-1), which is the ratio where F and F_ differ, and its limit where not."""
+    """log of F^(N-1) + F^(N-2) F_ + ... + F_^(N-1), which is the ratio where F and F_ differ, and its limit where
+    not."""
     terms = sum(at_most ** (best_of - 1 - power) * below**power for power in range(best_of))
     return math.log(terms.numerator) - math.log(terms.denominator)
 
@@ -41,7 +44,8 @@ def static_reward(reward: float, references: Sequence[float], best_of: int, prio
 
 
 def best_of_n_law(rewards: Sequence[float], best_of: int) -> list[Fraction]:
-    """Probability that each item, all being equally likely, is the best of N draws; all sequences of draws are listed."""
+    """Probability that each item, all being equally likely, is the best of N draws; all sequences of draws are
+    listed."""
     law = [Fraction(0)] * len(rewards)
     for draws in product(range(len(rewards)), repeat=best_of):
         winners = [item for item in draws if rewards[item] == max(rewards[other] for other in draws)]
@@ -73,9 +77,11 @@ def list_loss(logp: float, old_logp: float, advantage: float, clip: float) -> tu
 
 
 def fixed_point(best_of: int, coefficient: float, num_points: int = 20_001) -> tuple[float, float]:
-    """Effective N = E[U] / (1 - E[U]), and KL to the start, of the density g(u) = c ((1 - tau) u + tau G(u))^(N-1), G' = g.
+    """Effective N = E[U] / (1 - E[U]), and KL to the start, of the density g(u) = c ((1 - tau) u + tau G(u))^(N-1), G'
+    = g.
 
-    With h = (1 - tau) u + tau G, dh/du = (1 - tau) + tau c h^(N-1): c makes G run from 0 to 1 while h does, by bisection.
+    With h = (1 - tau) u + tau G, dh/du = (1 - tau) + tau c h^(N-1): c makes G run from 0 to 1 while h does, by
+    bisection.
     """
     h = np.linspace(0, 1, num_points)
     power = h ** (best_of - 1)

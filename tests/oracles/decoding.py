@@ -46,14 +46,21 @@ def generate_rankings(
     for row in range(len(scores)):
         left_out = exclude[row] if exclude is not None else []
         finite = [beam for beam in range(num_beams) if scores[row, beam] > -1e7]
-        items = [(item, float(scores[row, beam])) for beam in finite for item in trie.items_at(leaves[row, beam]).tolist()]
+        items = [
+            (item, float(scores[row, beam])) for beam in finite for item in trie.items_at(leaves[row, beam]).tolist()
+        ]
         rankings.append([pair for pair in items if pair[0] not in left_out])
     return rankings
 
 
 @torch.no_grad()
 def brute_force(
-    model: PreTrainedModel, prompt: list[int], sequences: list[list[int]], *, renormalize: bool, length_penalty: float = 0.0
+    model: PreTrainedModel,
+    prompt: list[int],
+    sequences: list[list[int]],
+    *,
+    renormalize: bool,
+    length_penalty: float = 0.0,
 ) -> Ranking:
     """Every item's score from its own forward pass without cache or padding, best first, ties by item."""
     scored = []

@@ -52,4 +52,6 @@ def pooled(vectors, items):
     mean = [sum(vectors[item][d] for item in items) / len(items) for d in range(width)]
     scores = [sum(vectors[item][d] * mean[d] for d in range(width)) / math.sqrt(width) for item in items]
     weights = [math.exp(score) for score in scores]
-    return [sum(w * vectors[item][d] for w, item in zip(weights, items, strict=True)) / sum(weights) for d in range(width)]
+    return [
+        sum(w * vectors[item][d] for w, item in zip(weights, items, strict=True)) / sum(weights) for d in range(width)
+    ]

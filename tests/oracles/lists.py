@@ -39,7 +39,10 @@ def token_logps(
 ) -> Tensor:
     """The log-probability of each token of one list, with a gradient."""
     text = [token for item in chosen for token in sequences[item]]
-    logits = model(input_ids=torch.tensor([prompt + text]), use_cache=False).logits[0, len(prompt) - 1 :].float() / temperature
+    logits = (
+        model(input_ids=torch.tensor([prompt + text]), use_cache=False).logits[0, len(prompt) - 1 :].float()
+        / temperature
+    )
     logps, left, position = [], set(range(len(sequences))) - set(excluded), 0
     for item in chosen:
         for depth, token in enumerate(sequences[item]):
@@ -85,10 +88,15 @@ def list_windows(
 
 @torch.no_grad()
 def beam_search(
-    model: PreTrainedModel, prompt: list[int], sequences: list[list[int]], length: int, num_beams: int, excluded: list[int] = ()
+    model: PreTrainedModel,
+    prompt: list[int],
+    sequences: list[list[int]],
+    length: int,
+    num_beams: int,
+    excluded: list[int] = (),
 ) -> tuple[tuple[int, ...], float]:
-    """The best list of a beam search over tokens, and its log-probability: one token at a time, nothing skipped, complete lists
-    among the others."""
+    """The best list of a beam search over tokens, and its log-probability: one token at a time, nothing skipped,
+    complete lists among the others."""
     everything = set(range(len(sequences))) - set(excluded)
     beams: list[tuple[float, tuple[int, ...], list[int]]] = [(0.0, (), [])]  # score, items, tokens of the next one
     while any(len(chosen) < length for _, chosen, _ in beams):
@@ -97,7 +105,10 @@ def beam_search(
             if len(chosen) == length:
                 grown.append((score, chosen, prefix))
                 continue
-            left, text = everything - set(chosen), [*prompt, *(token for item in chosen for token in sequences[item]), *prefix]
+            left, text = (
+                everything - set(chosen),
+                [*prompt, *(token for item in chosen for token in sequences[item]), *prefix],
+            )
             logits = model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].float()
             pool = legal_tokens(sequences, left, prefix)
             for token in sorted(pool, key=lambda one: lowest(sequences, [*prefix, one])):

@@ -23,7 +23,9 @@ def squared_distance(a, b):
 
 
 def nearest(vectors, centroids):
-    return [min(range(len(centroids)), key=lambda code: squared_distance(vector, centroids[code])) for vector in vectors]
+    return [
+        min(range(len(centroids)), key=lambda code: squared_distance(vector, centroids[code])) for vector in vectors
+    ]
 
 
 def repair(codes, residuals, codebook):
@@ -33,7 +35,9 @@ def repair(codes, residuals, codebook):
         groups.setdefault(tuple(row), []).append(item)
         cells.setdefault(tuple(row[:-1]), []).append(item)
     last = [row[-1] for row in codes]
-    keepers = {min(group, key=lambda i: (squared_distance(residuals[i], codebook[last[i]]), i)) for group in groups.values()}
+    keepers = {
+        min(group, key=lambda i: (squared_distance(residuals[i], codebook[last[i]]), i)) for group in groups.values()
+    }
     for cell in cells.values():
         taken = {last[item] for item in cell}
         pairs = [

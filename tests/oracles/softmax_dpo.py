@@ -24,7 +24,9 @@ def row(chosen: float, rejected: list[float], mask: list[bool], *, beta: float) 
         return Row(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, [0.0] * len(rejected))
     top = max(reward, *negatives)
     normaliser = top + math.log(math.fsum(math.exp(value - top) for value in [reward, *negatives]))
-    gradient = [beta * math.exp(beta * value - normaliser) if real else 0.0 for value, real in zip(rejected, mask, strict=True)]
+    gradient = [
+        beta * math.exp(beta * value - normaliser) if real else 0.0 for value, real in zip(rejected, mask, strict=True)
+    ]
     mean = math.fsum(negatives) / len(negatives)
     accuracy = float(all(chosen > value for value, real in zip(rejected, mask, strict=True) if real))
     return Row(normaliser - reward, reward, mean, reward - mean, accuracy, -math.fsum(gradient), gradient)

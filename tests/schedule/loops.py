@@ -1,4 +1,5 @@
-"""A small schedule on the toy world of `tests.trainer.runs`, run here, in processes that are killed, and in two together."""
+"""A small schedule on the toy world of `tests.trainer.runs`, run here, in processes that are killed, and in two
+together."""
 
 from __future__ import annotations
 
@@ -23,14 +24,21 @@ STAGES = [
 def make_start(folder: Path) -> None:
     """A dataset, and in `FOLDER/sft` a policy that knows a little."""
     make_folder(folder)
-    trainer = make_trainer(folder, folder / "sft", max_steps=20, optim="adamw_torch", learning_rate=5e-3, targets="all")
+    trainer = make_trainer(
+        folder, folder / "sft", max_steps=20, optim="adamw_torch", learning_rate=5e-3, targets="all"
+    )
     trainer.train()
     trainer.save_model()
 
 
 def make_schedule(folder: Path, output: Path, *, keep: str = "last", lora: bool = False, **options: Any) -> Schedule:
     """What all stages share; `options` go to `SoftmaxDPOConfig`."""
-    defaults: dict[str, Any] = {"per_device_train_batch_size": 8, "learning_rate": 0.02, "optim": "sgd", "max_length": 96}
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.02,
+        "optim": "sgd",
+        "max_length": 96,
+    }
     defaults |= {"save_strategy": "steps", "save_steps": 2, "gradient_checkpointing": False, "normalize": "catalogue"}
     defaults["dataloader_drop_last"] = True  # of an uneven last batch, processes repeat a row
     config = SoftmaxDPOConfig(str(output), **{**QUIET, **defaults, "num_train_epochs": 2, **options})

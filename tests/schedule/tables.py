@@ -38,7 +38,8 @@ def make_catalog(surface, num_items=NUM_ITEMS):
     titles = [f"title {index % max(num_items // 3, 1)}" for index in range(num_items)]
     table = pa.table({"item_id": [str(index) for index in range(num_items)], "title": titles})
     ids = [
-        [f"<a_{index % 2}>", f"<b_{index % 4 // 2}>", f"<c_{index // 2 % 4}>"][: 2 + index % 2] for index in range(num_items)
+        [f"<a_{index % 2}>", f"<b_{index % 4 // 2}>", f"<c_{index // 2 % 4}>"][: 2 + index % 2]
+        for index in range(num_items)
     ]
     return ItemCatalog(table, surface, semantic_ids=Ragged.from_lists(ids, object))
 

@@ -50,7 +50,9 @@ def test_a_held_out_target_as_chosen_is_refused(dataset, feedback, split, of_fee
     row = 7
     user = feedback["user"][row]
     item = held_out(dataset, user, split)
-    with pytest.raises(ValueError, match=rf"leak: row {row} asks user {user} for item {item} .*the {split} split asks for it"):
+    with pytest.raises(
+        ValueError, match=rf"leak: row {row} asks user {user} for item {item} .*the {split} split asks for it"
+    ):
         check_candidate_leaks(planted(feedback, row, chosen=item), dataset, feedback=of_feedback)
 
 
@@ -77,7 +79,9 @@ def test_held_out_feedback_is_refused(dataset, feedback, split) -> None:
     user, rejected = feedback["user"][row], feedback["rejected"][row]
     item = held_out(dataset, user, split)
     table = planted(feedback, row, rejected=[*rejected, item])
-    with pytest.raises(ValueError, match=rf"leak: row {row} rejects item {item}.*user {user} .*the {split} split asks for it"):
+    with pytest.raises(
+        ValueError, match=rf"leak: row {row} rejects item {item}.*user {user} .*the {split} split asks for it"
+    ):
         check_candidate_leaks(table, dataset, feedback=True)
     check_candidate_leaks(table, dataset, feedback=False)  # a policy may well recommend the item itself
 
@@ -126,7 +130,9 @@ def test_the_guard_equals_a_loop(data, rows) -> None:
     dataset = trained_on(rows)
     row = st.tuples(st.integers(0, 3), st.lists(items, max_size=4), items)
     true = st.builds(
-        lambda prefix, cut: (prefix[0], prefix[1][cut:], prefix[2]), st.sampled_from(oracle.prefixes(rows)), st.integers(0, 3)
+        lambda prefix, cut: (prefix[0], prefix[1][cut:], prefix[2]),
+        st.sampled_from(oracle.prefixes(rows)),
+        st.integers(0, 3),
     )
     user, history, chosen = data.draw(row | true)
     table = one_row(user, history, chosen)

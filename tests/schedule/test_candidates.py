@@ -126,7 +126,9 @@ def test_a_negative_is_told_apart_by_how_it_is_written() -> None:
     """Titles 0, 3 and 6 are the same, and so are 1, 4, 7: the target's and the second beam's."""
     train = make_split([(0, [2], [0])])
     prefixes, beams = training_prefixes(train), np.array([[3, 1, 4, 6, 7, -1, 8]])
-    assert self_play_buckets(prefixes, beams, make_catalog("title"), train=train).tolist() == [[-1, 2, -1, -1, -1, -1, -1]]
+    assert self_play_buckets(prefixes, beams, make_catalog("title"), train=train).tolist() == [
+        [-1, 2, -1, -1, -1, -1, -1]
+    ]
     buckets = self_play_buckets(prefixes, beams, make_catalog("item_token"), train=train)
     assert buckets.tolist() == [[2, 2, 1, 1, 0, -1, 0]]
 
@@ -134,7 +136,9 @@ def test_a_negative_is_told_apart_by_how_it_is_written() -> None:
 def test_a_shared_token_counts_only_after_shared_ones() -> None:
     """The target is a_0 b_0; item 1 is a_1 b_0 c_0, item 2 a_0 b_1, item 3 a_1 b_1 c_1, and 5 a_1 b_0 c_2."""
     train = make_split([(0, [8], [0])])
-    buckets = self_play_buckets(training_prefixes(train), np.array([[1, 2, 3, 5]]), make_catalog("semantic_id"), train=train)
+    buckets = self_play_buckets(
+        training_prefixes(train), np.array([[1, 2, 3, 5]]), make_catalog("semantic_id"), train=train
+    )
     assert buckets.tolist() == [[0, 1, 0, 0]]
 
 

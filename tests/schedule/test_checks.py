@@ -38,7 +38,9 @@ def refused(message: str, schedule: Schedule, start: Any, stages: list[Preferenc
 def test_feedback_that_a_later_stage_lacks(folder: Path, tmp_path: Path) -> None:
     schedule = make_schedule(folder, tmp_path / "out")
     cut = [STAGES[0], PreferenceStage("feedback", "easy", disliked=(-2, -1))]
-    refused(r"stage 2 \(feedback-easy\): no score of the training split lies in disliked", schedule, folder / "model", cut)
+    refused(
+        r"stage 2 \(feedback-easy\): no score of the training split lies in disliked", schedule, folder / "model", cut
+    )
     bare = schedule.dataset.train.remove_columns(["history_ratings", "target_ratings"])
     schedule = replace(schedule, dataset=replace(schedule.dataset, train=bare))
     refused(r"stage 2 \(feedback-hard\): .*no ratings", schedule, folder / "model")
@@ -67,7 +69,9 @@ def test_a_policy_that_is_no_folder_of_its_own(folder: Path, tmp_path: Path) -> 
 def test_no_validation_rows(folder: Path, tmp_path: Path) -> None:
     schedule = make_schedule(folder, tmp_path / "out")
     empty = replace(schedule.dataset, validation=schedule.dataset.validation.select([]))
-    refused("the validation split has no rows to compare stages on", replace(schedule, dataset=empty), folder / "model")
+    refused(
+        "the validation split has no rows to compare stages on", replace(schedule, dataset=empty), folder / "model"
+    )
 
 
 def test_a_policy_of_other_items(folder: Path, tmp_path: Path) -> None:

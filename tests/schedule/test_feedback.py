@@ -63,7 +63,8 @@ def test_feedback_tells_items_apart_by_how_they_are_written(data, rows, surface,
 def test_which_negatives_depends_on_seed_and_target() -> None:
     train = make_split([(0, [0], list(range(1, 9)))], [[5.0, 5, 5, 1, 1, 1, 1, 1, 1]])
     drawn = {
-        seed: feedback_candidates(train, difficulty="easy", num_negatives=2, seed=seed)[:]["rejected"] for seed in range(20)
+        seed: feedback_candidates(train, difficulty="easy", num_negatives=2, seed=seed)[:]["rejected"]
+        for seed in range(20)
     }
     assert len({str(rejected) for rejected in drawn.values()}) > 5
     assert any(first != second for first, second in drawn.values())

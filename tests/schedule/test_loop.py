@@ -86,7 +86,9 @@ def test_a_report_and_the_baselines_are_told(finished: Any, folder: Path, capsys
     assert "1 self_play-easy" in told and "transition" in told
     assert json.loads((output / "stages.json").read_text()) == reports
     recipe = json.loads((output / "recipe.json").read_text())
-    assert recipe["stages"][2]["learning_rate"] == 0.05 and recipe["beta"] == 1.0 and recipe["surface"] == "semantic_id"
+    assert (
+        recipe["stages"][2]["learning_rate"] == 0.05 and recipe["beta"] == 1.0 and recipe["surface"] == "semantic_id"
+    )
     logged = [json.loads(line) for line in (output / "eval.jsonl").read_text().splitlines()]
     assert [entry["loss"] for entry in logged if entry["stage"] == 2 and "loss" in entry] == losses(output / NAMES[1])
     assert stage_table(reports, "eval_ndcg@10").splitlines()[0].split()[:3] == ["stage", "prompts", "none"]
@@ -146,7 +148,9 @@ def test_only_the_policy_is_copied(folder: Path, tmp_path: Path) -> None:
     run_stages([PreferenceStage("random", num_negatives=3, max_prompts=8)], start, schedule)
     assert weights(output) == weights(start)
     assert {path.name for path in output.iterdir() if path.is_dir()} == {"1-random-any", "catalog"}
-    assert {"metrics.json", "recipe.json", "eval.jsonl", "stages.json"}.isdisjoint(path.name for path in output.iterdir())
+    assert {"metrics.json", "recipe.json", "eval.jsonl", "stages.json"}.isdisjoint(
+        path.name for path in output.iterdir()
+    )
 
 
 def test_models_are_freed_before_the_next_stage(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +171,8 @@ def test_models_are_freed_before_the_next_stage(folder: Path, tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_killed_five_times_it_ends_with_the_same_weights(finished: Any, folder: Path, tmp_path: Path) -> None:
-    """Each start is killed when it has written some more files, whatever they are: beams, checkpoints, models, reports."""
+    """Each start is killed when it has written some more files, whatever they are: beams, checkpoints, models,
+    reports."""
     whole, _ = finished
     output, draw = tmp_path / "killed", random.Random(0)
     for _ in range(5):

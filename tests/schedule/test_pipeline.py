@@ -30,7 +30,14 @@ from trl_rec.schedule import align, check_early, give_ids, learn_supervised
 from trl_rec.semantic_ids import DualIdsConfig
 
 
-SMALL: dict[str, Any] = {"codes": 8, "code_width": 8, "behaviour_width": 8, "fused_width": 16, "hidden": 16, "max_epochs": 2}
+SMALL: dict[str, Any] = {
+    "codes": 8,
+    "code_width": 8,
+    "behaviour_width": 8,
+    "fused_width": 16,
+    "hidden": 16,
+    "max_epochs": 2,
+}
 IDS = DualIdsConfig(**SMALL, collisions="extend")
 SHARED: dict[str, Any] = {**QUIET, "prompt_head": "{user}", "max_length": 96, "gradient_checkpointing": False}
 SHARED |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "per_device_train_batch_size": 8, "eval_ks": [5]}
@@ -59,7 +66,11 @@ def run(folder: Path) -> RecDataset:
 def left(folder: Path) -> tuple[list[str], list[str], dict[str, torch.Tensor]]:
     """IDs of items and users, and the last policy's weights."""
     catalog = load(folder / "data").catalog
-    return catalog.with_surface("semantic_id").surfaces, catalog.user_surfaces, load_file(folder / "run" / "model.safetensors")
+    return (
+        catalog.with_surface("semantic_id").surfaces,
+        catalog.user_surfaces,
+        load_file(folder / "run" / "model.safetensors"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -185,16 +196,21 @@ def test_several_processes_take_ids_and_make_none(
 
 
 def test_stages_that_ask_the_policy_otherwise_than_its_training_are_refused(source: Path, tmp_path: Path) -> None:
-    """Before any part runs: the policy would be measured by another softmax, or without its users, and look worse for it."""
+    """Before any part runs: the policy would be measured by another softmax, or without its users, and look worse for
+    it."""
     supervised = BearConfig(str(tmp_path / "policy"), **SHARED)
     for options, message in (
         ({}, "ranked by its softmax over legal tokens; give the stages normalize: catalogue"),
         ({"normalize": "catalogue", "prompt_head": None}, "prompted with prompt_head='{user}', the stages with None"),
     ):
-        schedule = Schedule(load(source), SoftmaxDPOConfig(str(tmp_path / "run"), **{**SHARED, **options}), keep="last")
+        schedule = Schedule(
+            load(source), SoftmaxDPOConfig(str(tmp_path / "run"), **{**SHARED, **options}), keep="last"
+        )
         with pytest.raises(ValueError, match=message):
             check_early(STAGES, schedule, supervised)
-    check_early(STAGES, replace(schedule, config=SoftmaxDPOConfig(str(tmp_path), normalize="catalogue", **SHARED)), supervised)
+    check_early(
+        STAGES, replace(schedule, config=SoftmaxDPOConfig(str(tmp_path), normalize="catalogue", **SHARED)), supervised
+    )
 
 
 def test_stages_without_ratings_are_refused_before_any_part_runs(source: Path, tmp_path: Path) -> None:

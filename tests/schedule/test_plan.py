@@ -40,7 +40,11 @@ def test_a_plan_that_came_to_nothing_may_change(folder: Path, tmp_path: Path) ->
 
 
 def test_what_only_decides_speed_may_change(folder: Path) -> None:
-    free: dict[str, Any] = {"per_device_eval_batch_size": 2, "resume_from_checkpoint": "x", "gradient_checkpointing": True}
+    free: dict[str, Any] = {
+        "per_device_eval_batch_size": 2,
+        "resume_from_checkpoint": "x",
+        "gradient_checkpointing": True,
+    }
     free |= {"save_total_limit": 1, "logging_steps": 7, "dataloader_num_workers": 1, "run_name": "again"}
     check_same_plan(STAGES, folder / "model", now(folder, **free))
 
@@ -87,7 +91,8 @@ def test_the_data_may_not(folder: Path) -> None:
         "semantic_ids": replace(dataset, catalog=catalog.with_surface("semantic_id", ids)),
         "splits": replace(dataset, train=dataset.train.select(range(len(dataset.train) - 1))),
         "items": replace(
-            dataset, catalog=replace(catalog, items=catalog.items.slice(1).append_column("x", catalog.items[0].slice(1)))
+            dataset,
+            catalog=replace(catalog, items=catalog.items.slice(1).append_column("x", catalog.items[0].slice(1))),
         ),
     }.items():
         with pytest.raises(ValueError, match=f"differs in {name} "):

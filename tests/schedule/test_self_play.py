@@ -127,13 +127,17 @@ def test_foreign_parts_are_made_again(setting, ranked, tmp_path, change, again) 
         options["prefixes"] = prefixes[change["prefixes"]]
     beams = setting.beams(folder=tmp_path, **options)
     assert len(ranked) == again
-    assert beams.tolist() == setting.beams(**{name: value for name, value in options.items() if name != "key"}).tolist()
+    assert (
+        beams.tolist() == setting.beams(**{name: value for name, value in options.items() if name != "key"}).tolist()
+    )
 
 
 def test_other_prompts_or_items_are_made_again(setting, ranked, tmp_path, folder) -> None:
     setting.beams(folder=tmp_path, key="a")
     other = Setting(folder)
-    other.prompt_format = PromptFormat.for_catalog(other.dataset.catalog, load_tokenizer(folder / "model"), tail="<item_3>")
+    other.prompt_format = PromptFormat.for_catalog(
+        other.dataset.catalog, load_tokenizer(folder / "model"), tail="<item_3>"
+    )
     ranked.clear()
     other.beams(folder=tmp_path, key="a")
     assert len(ranked) == 5

@@ -30,7 +30,9 @@ class Setting:
 
     def beams(self, **options: Any) -> np.ndarray:
         arguments = (self.policy, options.pop("prefixes", self.prefixes), self.prompt_format, self.trie)
-        return self_play_beams(*arguments, pad_token_id=self.padding, num_beams=6, part_size=10, max_length=24, **options)
+        return self_play_beams(
+            *arguments, pad_token_id=self.padding, num_beams=6, part_size=10, max_length=24, **options
+        )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,9 @@ def test_each_prefix_is_asked_as_its_user(setting: Setting) -> None:
     options: dict[str, Any] = {"pad_token_id": setting.padding, "top_k": 6, "max_length": 24}
     whole = rank_histories(setting.policy, histories, setting.prompt_format, setting.trie, users=users, **options)
     assert setting.beams().tolist() == whole.tolist()
-    others = rank_histories(setting.policy, histories, setting.prompt_format, setting.trie, users=users[::-1], **options)
+    others = rank_histories(
+        setting.policy, histories, setting.prompt_format, setting.trie, users=users[::-1], **options
+    )
     assert others.tolist() != whole.tolist()
 
 
@@ -52,7 +56,9 @@ def test_kept_beams_belong_to_the_users_they_were_made_for(
 ) -> None:
     first, calls = setting.beams(folder=tmp_path, key="a"), []
     usual = self_play.rank_histories
-    monkeypatch.setattr(self_play, "rank_histories", lambda *given, **options: calls.append(1) or usual(*given, **options))
+    monkeypatch.setattr(
+        self_play, "rank_histories", lambda *given, **options: calls.append(1) or usual(*given, **options)
+    )
     assert setting.beams(folder=tmp_path, key="a").tolist() == first.tolist() and not calls
     swapped = setting.prefixes.remove_columns("user").add_column("user", split_users(setting.prefixes)[::-1])
     assert setting.beams(prefixes=swapped, folder=tmp_path, key="a").tolist() != first.tolist() and len(calls) == 3

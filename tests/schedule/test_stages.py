@@ -28,7 +28,11 @@ def test_numbers_may_be_written_as_text() -> None:
 
 
 def test_the_difficulty_left_out_is_the_sources_last() -> None:
-    assert [PreferenceStage(source).difficulty for source in ("self_play", "feedback", "random")] == ["any", "hard", "any"]
+    assert [PreferenceStage(source).difficulty for source in ("self_play", "feedback", "random")] == [
+        "any",
+        "hard",
+        "any",
+    ]
 
 
 @pytest.mark.parametrize(

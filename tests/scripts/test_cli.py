@@ -21,13 +21,17 @@ from trl_rec.trainer import BearConfig
 
 def test_help_answers_in_half_a_second() -> None:
     start = time.perf_counter()
-    output = subprocess.run([sys.executable, "-m", "trl_rec.cli", "--help"], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-m", "trl_rec.cli", "--help"], capture_output=True, text=True, check=True
+    ).stdout
     assert time.perf_counter() - start < 0.5
     assert all(verb in output for verb in VERBS)
 
 
 def test_the_command_line_goes_before_the_recipe() -> None:
-    arguments = parse(EvaluateArguments, ["--config=evaluate/toy", "--ks", "3", "7", "--exclude_history", "false"], "evaluate")
+    arguments = parse(
+        EvaluateArguments, ["--config=evaluate/toy", "--ks", "3", "7", "--exclude_history", "false"], "evaluate"
+    )
     assert (arguments.ks, arguments.exclude_history, arguments.dataset) == ([3, 7], False, "data/toy")
 
 
@@ -44,7 +48,12 @@ def test_prepare_and_evaluate_the_toy_world(tmp_path: Path, monkeypatch, capsys:
     table = capsys.readouterr().out
     assert all(name in table for name in ("random", "popularity", "transition", "ndcg@10", "history excluded"))
     metrics = json.loads((tmp_path / "runs/evaluate-toy/metrics.json").read_text())
-    assert (metrics["split"], metrics["ks"], metrics["exclude_history"], metrics["num_users"]) == ("test", [2, 10], True, 30)
+    assert (metrics["split"], metrics["ks"], metrics["exclude_history"], metrics["num_users"]) == (
+        "test",
+        [2, 10],
+        True,
+        30,
+    )
     main(["evaluate", "--config", "evaluate/toy", "--max_users", "7"])
     assert json.loads((tmp_path / "runs/evaluate-toy/metrics.json").read_text())["num_users"] == 7
 
@@ -63,12 +72,25 @@ def test_no_script_hides_a_module_of_python() -> None:
     assert names & sys.stdlib_module_names == set()
 
 
-def test_a_saved_model_stands_beside_the_baselines(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_saved_model_stands_beside_the_baselines(
+    tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     main(["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "50"])
     tokenizer = make_tokenizer(load("data/toy").with_surface("item_token").catalog)
     tokenizer.save_pretrained("random"), make_model(tokenizer, hidden_size=16).save_pretrained("random")
-    options = ["--dataset", "data/toy", "--output_dir", "out", "--surface", "item_token", "--ks", "5", "--max_length", "64"]
+    options = [
+        "--dataset",
+        "data/toy",
+        "--output_dir",
+        "out",
+        "--surface",
+        "item_token",
+        "--ks",
+        "5",
+        "--max_length",
+        "64",
+    ]
     main(["evaluate", "--model", "random", *options])
     results = json.loads(Path("out/metrics.json").read_text())["results"]
     assert list(results) == ["random", "popularity", "transition", "model random"]
@@ -86,7 +108,9 @@ def test_a_saved_model_stands_beside_the_baselines(tmp_path: Path, monkeypatch, 
         main(["evaluate", "--model", "random", "--best_of", "4", *options])
     assert "give rewards and list_length" in capsys.readouterr().err
     catalog = load("data/toy").with_surface("item_token").catalog
-    save_recommender("random", catalog, {"prompt": {"list_length": 5}, "num_beams": 1})  # a run folder tells it by itself
+    save_recommender(
+        "random", catalog, {"prompt": {"list_length": 5}, "num_beams": 1}
+    )  # a run folder tells it by itself
     main(["evaluate", "--model", "random", *best[2:], *options])
     again = json.loads(Path("out/metrics.json").read_text())["results"]
     assert again["model random"]["metrics"]["reward"] == rewards[0]
@@ -111,7 +135,9 @@ def test_a_run_is_measured_as_it_was_trained(tmp_path: Path, monkeypatch, capsys
     main(["evaluate", "--model", "run", "--dataset", "data/toy", "--output_dir", "out", "--renormalize", "true"])
     again = json.loads(Path("out/metrics.json").read_text())
     assert again["settings"]["renormalize"] is True and again["settings"]["num_beams"] == 7
-    main(["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "60", "--output_dir", "data/other"])
+    main(
+        ["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "60", "--output_dir", "data/other"]
+    )
     for options, message in (
         (["--dataset", "data/other"], "was trained on other items than data/other holds"),
         (["--dataset", "data/toy", "--surface", "title"], "was trained on the surface item_token, not title"),
@@ -133,7 +159,15 @@ def test_keys_are_written_out() -> None:
 
 
 def test_what_a_recipe_writes_as_a_mapping_is_json_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--dataset", "d", "--tokenize", '{"codes": 3}', "--stages", '{"source": "feedback"}', '{"source": "self_play"}']
+    given = [
+        "--dataset",
+        "d",
+        "--tokenize",
+        '{"codes": 3}',
+        "--stages",
+        '{"source": "feedback"}',
+        '{"source": "self_play"}',
+    ]
     parsed = parse(ScheduleArguments, given, "align3gr")
     assert parsed.tokenize == {"codes": 3} and parsed.stages == [{"source": "feedback"}, {"source": "self_play"}]
     assert parse(ScheduleArguments, ["--dataset", "d", "--tokenize", "none"], "align3gr").tokenize is None
@@ -142,9 +176,22 @@ def test_what_a_recipe_writes_as_a_mapping_is_json_on_the_command_line(capsys: p
     assert "3 is no mapping" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("given", "meant"), [("true", True), ("True", True), ("runs/x/checkpoint-3", "runs/x/checkpoint-3")])
+@pytest.mark.parametrize(
+    ("given", "meant"), [("true", True), ("True", True), ("runs/x/checkpoint-3", "runs/x/checkpoint-3")]
+)
 def test_a_run_is_resumed_from_the_command_line(given: str, meant: object) -> None:
-    options = ["--dataset", "d", "--output_dir", "o", "--use_cpu", "true", "--bf16", "false", "--resume_from_checkpoint", given]
+    options = [
+        "--dataset",
+        "d",
+        "--output_dir",
+        "o",
+        "--use_cpu",
+        "true",
+        "--bf16",
+        "false",
+        "--resume_from_checkpoint",
+        given,
+    ]
     assert parse((DataArguments, BearConfig), options, "bear")[1].resume_from_checkpoint == meant
 
 
@@ -175,8 +222,28 @@ def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys:
     recipe = {**yaml.safe_load(find_recipe("accelerate/zero2").read_text()), "use_cpu": True, "mixed_precision": "no"}
     Path("zero2.yaml").write_text(yaml.safe_dump(recipe))
     main(["prepare", "--config", "prepare/toy"])
-    command = [sys.executable, "-m", "trl_rec.cli", "bear", "--config", "bear/toy", "--max_steps", "2", "--eval_steps", "1"]
-    steps = ["--save_strategy", "steps", "--save_steps", "1", "--eval_strategy", "steps", "--accelerate_config", "zero2.yaml"]
+    command = [
+        sys.executable,
+        "-m",
+        "trl_rec.cli",
+        "bear",
+        "--config",
+        "bear/toy",
+        "--max_steps",
+        "2",
+        "--eval_steps",
+        "1",
+    ]
+    steps = [
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "1",
+        "--eval_strategy",
+        "steps",
+        "--accelerate_config",
+        "zero2.yaml",
+    ]
     output = subprocess.run([*command, *steps], capture_output=True, text=True, timeout=300)
     assert output.returncode == 0, output.stderr[-2000:]
     assert "BEAR" in output.stdout and "transition" in output.stdout
@@ -195,7 +262,10 @@ def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys:
         (["prepare", "--config", "prepare/nothing"], "no recipe 'prepare/nothing'; the shipped recipes are align3gr/"),
         (["prepare", "--source", "nowhere", "--output_dir", "x"], "nowhere is not a folder"),
         (["evaluate", "--dataset", "nowhere", "--output_dir", "x"], "not a dataset folder"),
-        (["evaluate", "--dataset", "x", "--output_dir", "x", "--list_length", "3"], "ks=[1, 5, 10] goes beyond list_length=3"),
+        (
+            ["evaluate", "--dataset", "x", "--output_dir", "x", "--list_length", "3"],
+            "ks=[1, 5, 10] goes beyond list_length=3",
+        ),
         (["evaluate", "--dataset", "x", "--output_dir", "x", "--bogus", "1"], "not used by the HfArgumentParser"),
     ],
 )
@@ -233,11 +303,15 @@ def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, site], check=True)
     packed = {path.relative_to(site) for path in site.rglob("*") if path.suffix in (".py", ".yaml", ".typed")}
     source = [path.relative_to(root) for path in (root / "trl_rec").rglob("*") if path.suffix in (".py", ".typed")]
-    recipes = [Path("trl_rec/recipes") / path.relative_to(root / "recipes") for path in (root / "recipes").rglob("*.yaml")]
+    recipes = [
+        Path("trl_rec/recipes") / path.relative_to(root / "recipes") for path in (root / "recipes").rglob("*.yaml")
+    ]
     assert packed == {*source, *recipes}
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r}); "
         "from trl_rec.scripts.parsing import find_recipe; print(find_recipe('prepare/toy'))"
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
     assert found.strip() == str(site / "trl_rec/recipes/prepare/toy.yaml")

@@ -46,7 +46,9 @@ def test_vectors_are_kept_by_what_they_were_made_from(circles, tmp_path, monkeyp
     made = collaborative_vectors(train_split(circles), 21, width=8, max_epochs=2, cache=tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(collaborative, "_train", lambda *given: 1 / 0)
-        assert torch.equal(collaborative_vectors(train_split(circles), 21, width=8, max_epochs=2, cache=tmp_path), made)
+        assert torch.equal(
+            collaborative_vectors(train_split(circles), 21, width=8, max_epochs=2, cache=tmp_path), made
+        )
         with pytest.raises(ZeroDivisionError):
             collaborative_vectors(train_split(circles[1:]), 21, width=8, max_epochs=2, cache=tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]

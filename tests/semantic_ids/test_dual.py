@@ -68,7 +68,9 @@ def inputs_of(dataset, **options) -> DualInputs:
 
 def test_items_and_users_get_ids(made):
     loaded = load(made.path)
-    assert texts(loaded.catalog.semantic_ids) == texts(made.catalog.semantic_ids) and len(made.catalog.semantic_ids) == 50
+    assert (
+        texts(loaded.catalog.semantic_ids) == texts(made.catalog.semantic_ids) and len(made.catalog.semantic_ids) == 50
+    )
     assert len(loaded.catalog.user_ids) == made.users.num_rows and texts(loaded.catalog.user_ids) == texts(
         made.catalog.user_ids
     )
@@ -79,7 +81,9 @@ def test_items_and_users_get_ids(made):
 def test_the_card_tells_of_the_training(made):
     card = read_ids_card(made.path)
     told, held_out = card["training"], hold_out(made.train)[1]
-    assert told["u2i_pairs"] == held_out.shape[1] and 0 <= told["u2i_accuracy"] <= 1 and 0 < told["rebuilding_error"] < 1
+    assert (
+        told["u2i_pairs"] == held_out.shape[1] and 0 <= told["u2i_accuracy"] <= 1 and 0 < told["rebuilding_error"] < 1
+    )
     assert {entry["stage"] for entry in told["curve"]} == {"aligning", "rebuilding", "quantising"}
     assert card["distinct"]["found"] <= card["distinct"]["repaired"] == card["distinct"]["written"]
     assert sum(card["levels"][0]["counts"]) == 50
@@ -159,7 +163,9 @@ def test_a_call_that_was_killed_while_it_wrote_begins_anew(made, dataset, monkey
     ids=lambda given: [*given][0],
 )
 def test_ablations(dataset, options):
-    small = {name: value for name, value in SMALL.items() if name != "behaviour_width" or options.get("signals") != "text"}
+    small = {
+        name: value for name, value in SMALL.items() if name != "behaviour_width" or options.get("signals") != "text"
+    }
     made = make_dual_ids(dataset, DualIdsConfig(**small, **options))
     told = read_ids_card(dataset.path)["training"]
     assert (made.catalog.user_ids is None) == (not options.get("users", True))
@@ -173,7 +179,8 @@ def test_collisions_are_extended(dataset):
 
 
 def test_a_new_item_stands_among_those_it_is_like(made):
-    """Known by its words alone, each shares a group with those under its first code more often than two items by chance do."""
+    """Known by its words alone, each shares a group with those under its first code more often than two items by
+    chance do."""
     encoder, groups = ItemIdEncoder.from_pretrained(made.path), made.catalog.group_shares()[1] > 0
     names = np.array(made.catalog.group_shares()[0])
     codes = encoder.encode([f"Unheard of; genres: {', '.join(names[row])}" for row in groups])[:, 0]
@@ -218,7 +225,9 @@ def refuse_different(ours: DualInputs, theirs: DualInputs) -> None:
     for name in ("item_text", "user_text", "behaviour", "known", "histories", "mask", "pairs", "popularity"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     for name, block in ours.scales.items():
-        assert torch.equal(block.mean, theirs.scales[name].mean) and torch.equal(block.scale, theirs.scales[name].scale)
+        assert torch.equal(block.mean, theirs.scales[name].mean) and torch.equal(
+            block.scale, theirs.scales[name].scale
+        )
 
 
 @pytest.mark.parametrize("behaviour", ["cooccurrence", "sequence"])
@@ -309,7 +318,9 @@ def test_held_out_items_are_measured_among_others_that_their_users_did_not_choos
     for user, row, is_chosen in zip(users, items, chosen, strict=True):
         scores = training.fused_items(row) @ training.fused_users(user[None])[0]
         assert is_chosen[1:].tolist() == inputs.chose(user[None], row[1:])[0].tolist()
-        beaten = [bool(scores[0] > score) for score, left_out in zip(scores[1:], is_chosen[1:], strict=True) if not left_out]
+        beaten = [
+            bool(scores[0] > score) for score, left_out in zip(scores[1:], is_chosen[1:], strict=True) if not left_out
+        ]
         firsts.append(all(beaten)), shares.append(sum(beaten) / len(beaten))
     measured = training.held_out()
     assert measured.pairs == len(users) and measured.accuracy == pytest.approx(np.mean(firsts))
@@ -320,7 +331,10 @@ def test_a_target_is_left_out_of_its_users_pool(dataset):
     inputs = inputs_of(dataset)
     user = torch.tensor([0])
     own = inputs.histories[0][inputs.mask[0]]
-    without, shorter = inputs.users(user, without=own[:1]), replace(inputs, mask=inputs.mask & (inputs.histories != own[0]))
+    without, shorter = (
+        inputs.users(user, without=own[:1]),
+        replace(inputs, mask=inputs.mask & (inputs.histories != own[0])),
+    )
     assert torch.equal(without, shorter.users(user)) and not torch.equal(without, inputs.users(user))
 
 
@@ -345,7 +359,9 @@ def test_ids_are_exchanged(made, dataset, tmp_path):
     assert told["distinct"]["written"] == own["distinct"]["written"]
     assert [level["perplexity"] for level in told["levels"]] == [level["perplexity"] for level in own["levels"]]
     assert describe_ids(told)
-    assert texts(import_index(dataset, tmp_path / "X.index.json").catalog.semantic_ids) == texts(made.catalog.semantic_ids)
+    assert texts(import_index(dataset, tmp_path / "X.index.json").catalog.semantic_ids) == texts(
+        made.catalog.semantic_ids
+    )
     del index[made.catalog.ids[7]]
     (tmp_path / "X.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="holds no tokens for item"):
@@ -364,7 +380,10 @@ def test_ids_are_exchanged(made, dataset, tmp_path):
         ({"text_encoder": "no/such/model-here"}, "no/such/model-here"),
         ({"item_text": "{name}"}, "cannot be filled"),
         ({"signals": "text"}, "behaviour_width=16 has no effect with signals='text'"),
-        ({"signals": "behaviour", "text_encoder": "no/such"}, "text_encoder='no/such' has no effect with signals='behaviour'"),
+        (
+            {"signals": "behaviour", "text_encoder": "no/such"},
+            "text_encoder='no/such' has no effect with signals='behaviour'",
+        ),
         ({"users": False, "alpha": 0.2}, "alpha=0.2 has no effect with users=False"),
         ({"align": False, "alpha": 0.2}, "alpha=0.2 has no effect with align=False"),
     ],
@@ -392,7 +411,11 @@ def test_a_training_that_breaks_writes_nothing(dataset):
 
 def test_windows_of_a_user_lose_the_last_one():
     """Rows with one target each: the last row of every second user; a user's only row is left."""
-    rows = {"user": [0, 1, 1, 1, 3], "history": [[5], [5], [5, 6], [5, 6, 7], [9]], "targets": [[1], [6], [7], [8], [4]]}
+    rows = {
+        "user": [0, 1, 1, 1, 3],
+        "history": [[5], [5], [5, 6], [5, 6, 7], [9]],
+        "targets": [[1], [6], [7], [8], [4]],
+    }
     columns = {name: pa.array(values) for name, values in rows.items()}
     kept, held_out = hold_out(Dataset(pa.table(columns), split="train"), every=2)
     assert held_out.tolist() == [[1], [8]] and list(kept["targets"]) == [[1], [6], [7], [], [4]]

@@ -20,7 +20,8 @@ def quantizer(generator, levels=3, codes=5, width=4):
 
 
 def test_u2i_worked_by_hand():
-    """Scores 0 and log 3 of two items: the second user finds the second item with 3/4; the first may not count it as wrong."""
+    """Scores 0 and log 3 of two items: the second user finds the second item with 3/4; the first may not count it as
+    wrong."""
     users, items = torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [1.0986123]])
     others = torch.tensor([[False, True], [False, True]])
     assert u2i_loss(users, items, others).tolist() == pytest.approx([0.0, 0.2876821], abs=1e-6)
@@ -54,7 +55,8 @@ def test_quantiser_equals_a_loop(generator):
 
 
 def test_gradients_of_the_quantiser(generator):
-    """What is rebuilt is handed on to the latents; codebooks learn from the loss alone, latents from it by commitment."""
+    """What is rebuilt is handed on to the latents; codebooks learn from the loss alone, latents from it by
+    commitment."""
     latents, made = torch.randn(7, 4, generator=generator).requires_grad_(), quantizer(generator, levels=1)
     weights = torch.randn(7, 4, generator=generator)
     (made(latents).vectors * weights).sum().backward()

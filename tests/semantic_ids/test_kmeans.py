@@ -76,8 +76,12 @@ def test_residuals_shrink_level_by_level_and_the_codebooks_add_up():
     assert found.codes.shape == (300, 4) and found.codebooks.shape == (4, 8, 8)
     assert 1 > found.errors[0] > found.errors[1] > found.errors[2] > found.errors[3] > 0
     rebuilt = sum(book[column] for book, column in zip(found.codebooks, found.codes.T, strict=True))
-    assert float((points - rebuilt).square().sum() / points.square().sum()) == pytest.approx(found.errors[-1], rel=1e-4)
-    before_last = points - sum(book[column] for book, column in zip(found.codebooks[:-1], found.codes.T[:-1], strict=True))
+    assert float((points - rebuilt).square().sum() / points.square().sum()) == pytest.approx(
+        found.errors[-1], rel=1e-4
+    )
+    before_last = points - sum(
+        book[column] for book, column in zip(found.codebooks[:-1], found.codes.T[:-1], strict=True)
+    )
     torch.testing.assert_close(found.last_residuals, before_last, atol=1e-5, rtol=0)
     assert torch.equal(find_nearest(before_last, found.codebooks[-1]), found.codes[:, -1])
 

@@ -44,11 +44,14 @@ def test_ids_are_written_into_the_folder_and_the_rest_is_left_alone(dataset):
     made = make_semantic_ids(dataset, **SMALL)
     assert made.catalog.surface == "title" and made.train is dataset.train
     loaded = load(dataset.path)
-    assert loaded.catalog.fingerprint == dataset.catalog.fingerprint and loaded.catalog.items.equals(dataset.catalog.items)
+    assert loaded.catalog.fingerprint == dataset.catalog.fingerprint and loaded.catalog.items.equals(
+        dataset.catalog.items
+    )
     assert texts(loaded.catalog) == texts(made.catalog) and len(set(texts(made.catalog))) == 50
     after = files(dataset.path)
     assert (
-        set(after) == {"catalog.json", "items.parquet", "semantic_ids.json"} and after["catalog.json"] == before["catalog.json"]
+        set(after) == {"catalog.json", "items.parquet", "semantic_ids.json"}
+        and after["catalog.json"] == before["catalog.json"]
     )
     assert prepare("toy", dataset.path, toy_users=40, toy_items=50).catalog.semantic_ids is not None
     again = prepare("toy", dataset.path, toy_users=40, toy_items=50, overwrite=True)
@@ -68,12 +71,16 @@ def test_the_card_tells_what_the_ids_are(dataset):
     made = make_semantic_ids(dataset, **SMALL)
     card = read_ids_card(dataset.path)
     codes = [tuple(ids) for ids in made.catalog.semantic_ids.padded(fill="").tolist()]
-    assert card["settings"] | SMALL == card["settings"] and card["num_tokens"] == len({code for row in codes for code in row})
+    assert card["settings"] | SMALL == card["settings"] and card["num_tokens"] == len(
+        {code for row in codes for code in row}
+    )
     assert card["distinct"]["found"] < card["distinct"]["repaired"] == card["distinct"]["written"] == 1
     assert card["moved"] >= 50 - round(50 * card["distinct"]["found"]) > 0 and card["largest_group"] == 1
     for level, found in enumerate(card["levels"]):
         shares = np.unique([row[level] for row in codes], return_counts=True)[1] / 50
-        assert found["used"] == len(shares) and found["perplexity"] == round(float(np.exp(-(shares * np.log(shares)).sum())), 2)
+        assert found["used"] == len(shares) and found["perplexity"] == round(
+            float(np.exp(-(shares * np.log(shares)).sum())), 2
+        )
     for length, found in enumerate(card["prefixes"], 1):
         prefixes = [row[:length] for row in codes]
         assert found["groups"] == len(set(prefixes)) and found["mean_size"] == round(50 / len(set(prefixes)), 2)
@@ -102,7 +109,9 @@ def test_the_seed_decides(dataset):
 
 def test_what_is_there_is_taken_as_it_is_or_refused(dataset, monkeypatch):
     first = make_semantic_ids(dataset, **SMALL)
-    with pytest.raises(ValueError, match="toy holds semantic IDs that were made otherwise; replace them with overwrite=True"):
+    with pytest.raises(
+        ValueError, match="toy holds semantic IDs that were made otherwise; replace them with overwrite=True"
+    ):
         make_semantic_ids(dataset, **SMALL | {"codes": 5})
     monkeypatch.setattr(making, "residual_kmeans", None)
     assert texts(make_semantic_ids(dataset, **SMALL).catalog) == texts(first.catalog)
@@ -177,7 +186,9 @@ def ids_of(tmp_path, name, log):
 
 def test_held_out_interactions_change_nothing(tmp_path):
     first, card = ids_of(tmp_path, "first", LOG)
-    moved = [(user, "f" if step == 4 else "a" if step == 3 else item, step, rating) for user, item, step, rating in LOG]
+    moved = [
+        (user, "f" if step == 4 else "a" if step == 3 else item, step, rating) for user, item, step, rating in LOG
+    ]
     assert ids_of(tmp_path, "moved", moved) == (first, card)
     learned = [(user, "f" if step == 1 else item, step, rating) for user, item, step, rating in LOG]
     assert ids_of(tmp_path, "learned", learned)[0] != first
@@ -185,7 +196,9 @@ def test_held_out_interactions_change_nothing(tmp_path):
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_held_out_split_in_place_of_training_is_refused(dataset, split):
-    with pytest.raises(ValueError, match=f"a semantic ID learns from the training split alone, and this one is '{split}'"):
+    with pytest.raises(
+        ValueError, match=f"a semantic ID learns from the training split alone, and this one is '{split}'"
+    ):
         make_semantic_ids(replace(dataset, train=getattr(dataset, split)), **SMALL)
     assert load(dataset.path).catalog.semantic_ids is None
 

@@ -48,8 +48,12 @@ def test_what_the_repair_promises(case):
 def test_fewer_items_collide():
     """Half of 400 items do at first, of 16 codes in 40 cells."""
     generator = torch.Generator().manual_seed(0)
-    codes = torch.stack([torch.randint(40, (400,), generator=generator), torch.randint(4, (400,), generator=generator)], 1)
-    repaired = sinkhorn_repair(codes, torch.randn(400, 3, generator=generator), torch.randn(16, 3, generator=generator))
+    codes = torch.stack(
+        [torch.randint(40, (400,), generator=generator), torch.randint(4, (400,), generator=generator)], 1
+    )
+    repaired = sinkhorn_repair(
+        codes, torch.randn(400, 3, generator=generator), torch.randn(16, 3, generator=generator)
+    )
     assert len(repaired.unique(dim=0)) > 1.5 * len(codes.unique(dim=0))
 
 

@@ -56,7 +56,11 @@ def test_a_sentence_encoder_is_read_from_its_folder(sentence_encoder):
     vectors = encoder(["red shoes", "blue shoes", "red shoes"])
     assert vectors.shape == (3, 16) and vectors.dtype == torch.float32 and torch.allclose(vectors[0], vectors[2])
     assert torch.allclose(vectors.norm(dim=1), torch.ones(3)) and not torch.allclose(vectors[0], vectors[1])
-    assert load_text_encoder(str(sentence_encoder)).fingerprint == encoder.fingerprint != load_text_encoder("words").fingerprint
+    assert (
+        load_text_encoder(str(sentence_encoder)).fingerprint
+        == encoder.fingerprint
+        != load_text_encoder("words").fingerprint
+    )
 
 
 def test_what_is_no_encoder_is_refused(tmp_path):

@@ -1,4 +1,5 @@
-"""Golden trajectories: what a small fixed run logs at each of ten steps, kept in `golden/METHOD.json` with its tolerances.
+"""Golden trajectories: what a small fixed run logs at each of ten steps, kept in `golden/METHOD.json` with its
+tolerances.
 
 Where the numbers are meant to change, they are written anew, and the diff is read:
 
@@ -18,14 +19,18 @@ import pytest
 
 FOLDER = Path(__file__).parent / "golden"
 NUM_STEPS = 10
-TOLERANCES = {"loss": 1e-4, "grad_norm": 1e-4}  # relative: 1 and 2 threads differ by 2e-7, a change of a percent by 1e-2
+TOLERANCES = {
+    "loss": 1e-4,
+    "grad_norm": 1e-4,
+}  # relative: 1 and 2 threads differ by 2e-7, a change of a percent by 1e-2
 PACKAGES = ("torch", "transformers", "trl")
 
 Trajectory = dict[str, list[float]]
 
 
 def trajectory(trainer: Any) -> Trajectory:
-    """Trains `NUM_STEPS` steps, and returns what the JSON keeps of them. The trainer logs every step and saves nothing."""
+    """Trains `NUM_STEPS` steps, and returns what the JSON keeps of them. The trainer logs every step and saves
+    nothing."""
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(steps) == NUM_STEPS
@@ -33,7 +38,8 @@ def trajectory(trainer: Any) -> Trajectory:
 
 
 def assert_golden(method: str, run: str, told: Trajectory) -> None:
-    """Compares with the JSON, or writes into it where the variable says so; such a test is then skipped, not passed."""
+    """Compares with the JSON, or writes into it where the variable says so; such a test is then skipped, not
+    passed."""
     if os.environ.get("TRL_REC_WRITE_GOLDEN"):
         write(method, run, told)
         pytest.skip(f"golden/{method}.json: {run} was written anew")
@@ -45,7 +51,9 @@ def compare(method: str, run: str, told: Trajectory) -> None:
     golden = json.loads((FOLDER / f"{method}.json").read_text())
     assert told.keys() == golden["tolerances"].keys() == golden["runs"][run].keys()
     for name, tolerance in golden["tolerances"].items():
-        hint = f"{name} of {run}, written with {golden['versions']}; tests/trainer/golden.py tells how to write it anew"
+        hint = (
+            f"{name} of {run}, written with {golden['versions']}; tests/trainer/golden.py tells how to write it anew"
+        )
         assert told[name] == pytest.approx(golden["runs"][run][name], rel=tolerance, abs=0), hint
 
 

@@ -24,9 +24,9 @@ NUM_FILES = 12  # of a checkpoint; the optimizer's and the trainer's state come 
 def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: float, seed: int = 0) -> list[set[str]]:
     """Starts the run and kills it, `num_kills` times over; a last start runs to its end.
 
-    The moments are drawn. A start first completes one checkpoint or none, so that the run gets on. Every other kill then comes
-    as soon as 1 to `NUM_FILES` files of a checkpoint are written; those in between come at any moment of `most_seconds`. A run
-    that ends before it is killed fails the test.
+    The moments are drawn. A start first completes one checkpoint or none, so that the run gets on. Every other kill
+    then comes as soon as 1 to `NUM_FILES` files of a checkpoint are written; those in between come at any moment of
+    `most_seconds`. A run that ends before it is killed fails the test.
 
     Returns:
         For each kill, the checkpoints that it left unfinished.
@@ -39,7 +39,9 @@ def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: flo
             wait_until(lambda newest=newest: newest_complete(output) > newest, process, output)
         count = draw.randint(1, NUM_FILES) if kill % 2 == 0 else 1
         wait_until(
-            lambda before=before, count=count: len(unfinished(output).items() - before.items()) >= count, process, output
+            lambda before=before, count=count: len(unfinished(output).items() - before.items()) >= count,
+            process,
+            output,
         )
         time.sleep(0 if kill % 2 == 0 else draw.uniform(0, most_seconds))
         process.kill()
@@ -55,7 +57,9 @@ def run_and_kill(train: Work, output: Path, *, num_kills: int, most_seconds: flo
 def wait_until(condition: Callable[[], bool], process: BaseProcess, output: Path) -> None:
     """Looks often; fails when the process has ended."""
     while not condition():
-        assert process.exitcode is None, f"the run ended with {process.exitcode} before it was killed\n{log_of(output)}"
+        assert process.exitcode is None, (
+            f"the run ended with {process.exitcode} before it was killed\n{log_of(output)}"
+        )
         time.sleep(POLL)
 
 

@@ -1,5 +1,5 @@
-"""A small BEAR run, the same here and in a process of its own. `FOLDER` holds a dataset and a model, as `make_folder` writes
-them.
+"""A small BEAR run, the same here and in a process of its own. `FOLDER` holds a dataset and a model, as `make_folder`
+writes them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_
 
 
 def make_folder(folder: Path) -> RecDataset:
-    """A toy dataset with semantic IDs of three levels, the last of which is often forced, and a model without dropout."""
+    """A toy dataset with semantic IDs of three levels, the last of which is often forced, and a model without
+    dropout."""
     dataset = prepare("toy", folder / "data", toy_users=24, toy_items=60)
     codes = np.random.default_rng(0).integers(0, 7, (60, 2))
     ids = [[f"<a_{a}>", f"<b_{b}>", f"<c_{item}>"] for item, (a, b) in enumerate(codes.tolist())]
@@ -49,7 +50,12 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
     dataset, tokenizer = load(folder / "data"), load_tokenizer(folder / "model")
     tokenizer.padding_side = options.pop("padding_side", "left")
     extra = {name: options.pop(name) for name in PASSED_ON if name in options}
-    defaults = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.1, "lr_scheduler_type": "constant"}
+    defaults = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+    }
     defaults["optim"] = "sgd"  # Adam turns the rounding of a gradient that is zero into a step
     defaults |= {"max_length": 96, "save_strategy": "no", "gradient_checkpointing": False}
     config = BearConfig(str(output), **QUIET, **{**defaults, **options})
@@ -90,7 +96,8 @@ def losses(trainer: BearTrainer) -> list[float]:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in OUTPUT/run.pt."""
+    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in
+    OUTPUT/run.pt."""
     trainer = make_trainer(folder, output, **options)
     trainer.train(trainer.args.resume_from_checkpoint)
     metrics = trainer.rank_and_measure(load(folder / "data").validation)

@@ -33,10 +33,11 @@ def make_card(
 ) -> dict[str, Any]:
     """The card's fields, in the order in which they are written.
 
-    `rows` and `targets` are counted a split; `sparsity` is 1 - interactions / (users x items); `tied_timestamps` is the share
-    of interactions that share their timestamp with another of the same user. `cold_users` counts, of a log, the users with
-    something in a split but nothing before it, who have no row there; of windows, the users without a training row.
-    `cold_targets` counts targets that occur nowhere in the training rows. `sources` holds the sha256 of each file.
+    `rows` and `targets` are counted a split; `sparsity` is 1 - interactions / (users x items); `tied_timestamps` is
+    the share of interactions that share their timestamp with another of the same user. `cold_users` counts, of a log,
+    the users with something in a split but nothing before it, who have no row there; of windows, the users without a
+    training row. `cold_targets` counts targets that occur nowhere in the training rows. `sources` holds the sha256 of
+    each file.
     """
     num_users, num_items, num_interactions = log.users.num_rows, len(catalog), len(log.user)
     return {

@@ -27,7 +27,10 @@ def interactions_table(table: pa.Table, where: str) -> pa.Table:
     if "rating" in table.column_names:
         columns["rating"] = numbers(table["rating"], "rating", where).cast(pa.float32(), safe=False)
         _check_where(
-            pc.invert(pc.is_finite(columns["rating"])), table["rating"], where, "the rating {} is out of float32's range"
+            pc.invert(pc.is_finite(columns["rating"])),
+            table["rating"],
+            where,
+            "the rating {} is out of float32's range",
         )
     return pa.table(columns)
 
@@ -35,12 +38,17 @@ def interactions_table(table: pa.Table, where: str) -> pa.Table:
 def items_table(table: pa.Table, where: str) -> pa.Table:
     """`item_id, title` and the further columns; ids are distinct, titles hold something and run over one line."""
     _require(table, ("item_id", "title"), where)
-    item_ids, titles = distinct_ids(table, "item_id", where), single_line(cast(table["title"], pa.string(), "title", where))
+    item_ids, titles = (
+        distinct_ids(table, "item_id", where),
+        single_line(cast(table["title"], pa.string(), "title", where)),
+    )
     empty = pc.fill_null(pc.equal(titles, ""), True)
     _check_where(empty, item_ids, where, "item {} has an empty title; give it one, or leave the item out")
     rest = table.drop_columns(["item_id", "title"])
     if "semantic_id" in rest.column_names and not _holds_lists(rest["semantic_id"]):
-        raise ValueError(f"{where}: the column semantic_id must hold lists of tokens; rename it if it means something else")
+        raise ValueError(
+            f"{where}: the column semantic_id must hold lists of tokens; rename it if it means something else"
+        )
     return pa.table({"item_id": item_ids, "title": titles} | dict(zip(rest.column_names, rest.columns, strict=True)))
 
 
@@ -80,8 +88,12 @@ def ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     """A column of ids of which none occurs twice."""
     column = ids(table, name, where)
-    repeated = encode(column)[0] != np.arange(len(column))  # codes count up from 0 until the first id that was seen before
-    _check_where(pa.chunked_array([repeated]), column, where, f"the {name} {{}} occurs more than once; keep one of its rows")
+    repeated = encode(column)[0] != np.arange(
+        len(column)
+    )  # codes count up from 0 until the first id that was seen before
+    _check_where(
+        pa.chunked_array([repeated]), column, where, f"the {name} {{}} occurs more than once; keep one of its rows"
+    )
     return column
 
 
@@ -104,14 +116,19 @@ def numbers(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
 
 
 def seconds(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    """Timestamps as float64: numbers as they are; dates, times and ISO 8601 text in seconds since 1970, UTC unless told."""
+    """Timestamps as float64: numbers as they are; dates, times and ISO 8601 text in seconds since 1970, UTC unless
+    told."""
     return _parsed(
-        column, [_to_float, _from_iso, _from_zoned_iso], where, "the timestamp {} is neither a number nor ISO 8601 text"
+        column,
+        [_to_float, _from_iso, _from_zoned_iso],
+        where,
+        "the timestamp {} is neither a number nor ISO 8601 text",
     )
 
 
 def split_lists(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
-    """Lists of trimmed texts that are not empty, from text that is split or from lists; nothing at all gives an empty list."""
+    """Lists of trimmed texts that are not empty, from text that is split or from lists; nothing at all gives an empty
+    list."""
     if _holds_lists(column):
         rows = column.cast(pa.list_(pa.string())).fill_null([]).combine_chunks()
     else:
@@ -129,7 +146,9 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, where: str) -> p
     except pa.ArrowException as error:
         row = _first_failing(partial(_casts, kind), column)
         value = column[row].as_py()
-        raise ValueError(f"{where}, row {row + 1}: the {name} {value!r} cannot be read as {kind}; correct it") from error
+        raise ValueError(
+            f"{where}, row {row + 1}: the {name} {value!r} cannot be read as {kind}; correct it"
+        ) from error
 
 
 def _casts(kind: pa.DataType, column: pa.ChunkedArray) -> bool:

@@ -1,4 +1,5 @@
-"""A prepared dataset, and its folder on disk: the catalogue, the users, the interactions, the three splits and the card.
+"""A prepared dataset, and its folder on disk: the catalogue, the users, the interactions, the three splits and the
+card.
 
 The card is written last, so that a folder with one is complete. Splits are memory-mapped when loaded.
 """
@@ -34,9 +35,9 @@ T = TypeVar("T")
 class RecDataset:
     """What `prepare` made and `load` loads.
 
-    A row of a split is `user, history, history_ratings, targets, target_ratings, timestamp`. Items and users are numbers of
-    rows in `catalog.items` and `users`; the ratings are empty lists where the source has none; `timestamp` is that of the
-    first target, or of the last history item where there is no target.
+    A row of a split is `user, history, history_ratings, targets, target_ratings, timestamp`. Items and users are
+    numbers of rows in `catalog.items` and `users`; the ratings are empty lists where the source has none; `timestamp`
+    is that of the first target, or of the last history item where there is no target.
 
     Args:
         path (`Path`): The dataset folder.
@@ -58,7 +59,8 @@ class RecDataset:
 
     @cached_property
     def interactions(self) -> pa.Table:
-        """All interactions, `user, item, timestamp` and perhaps `rating`, by user and then time; read when first asked for."""
+        """All interactions, `user, item, timestamp` and perhaps `rating`, by user and then time; read when first asked
+        for."""
         return _read(self.path, "interactions.parquet", pq.read_table)
 
     def history_of(self, user_id: str) -> list[str]:
@@ -93,7 +95,10 @@ def load(path: str | Path) -> RecDataset:
             f"{path} holds semantic IDs of {len(catalog.user_ids)} users, but {users.num_rows} users; make the IDs again"
         )
     splits = {name: _read(path, name, _load_split) for name in SPLITS}
-    found = {name: len(rows) for name, rows in splits.items()}, _read(path, "interactions.parquet", pq.read_metadata).num_rows
+    found = (
+        {name: len(rows) for name, rows in splits.items()},
+        _read(path, "interactions.parquet", pq.read_metadata).num_rows,
+    )
     if found != (card["rows"], card["num_interactions"]):
         raise ValueError(f"{path} is damaged (the card tells of other numbers of rows than there are); {REMEDY}")
     for rows in splits.values():
@@ -122,10 +127,11 @@ def at_most(count: int | None, split: Dataset) -> Dataset:
 def check_is_train(split: Dataset, what: str) -> None:
     """Raises unless `what` ("a model") may learn from these rows: they are a training split's.
 
-    Rows that have lost their split's name, as those that `concatenate_datasets` joins, are held against each other: under
-    leave-one-out, leave-last-m and a split by time, a user's row that goes on where another ends comes from a later split.
-    Nameless rows of one evaluation split alone are not noticed, nor are nameless rows that have one target each (windows;
-    validation and test of leave-one-out), as windows go on from each other within the training split too.
+    Rows that have lost their split's name, as those that `concatenate_datasets` joins, are held against each other:
+    under leave-one-out, leave-last-m and a split by time, a user's row that goes on where another ends comes from a
+    later split. Nameless rows of one evaluation split alone are not noticed, nor are nameless rows that have one
+    target each (windows; validation and test of leave-one-out), as windows go on from each other within the training
+    split too.
     """
     if split.split is not None and split.split != "train":
         raise ValueError(
@@ -159,7 +165,12 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def save(
-    path: Path, catalog: ItemCatalog, users: pa.Table, interactions: pa.Table, splits: dict[str, Dataset], card: dict[str, Any]
+    path: Path,
+    catalog: ItemCatalog,
+    users: pa.Table,
+    interactions: pa.Table,
+    splits: dict[str, Dataset],
+    card: dict[str, Any],
 ) -> None:
     """Writes the folder's files, the card last."""
     catalog.save(path / "catalog")

@@ -1,4 +1,5 @@
-"""CSV and its relatives as Arrow tables: quoted line breaks are allowed, an empty cell of text is empty text, not null."""
+"""CSV and its relatives as Arrow tables: quoted line breaks are allowed, an empty cell of text is empty text, not
+null."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from trl_rec.data.indexed_log import CodedLog
 
 
 def k_core(log: CodedLog, min_user_interactions: int, min_item_interactions: int) -> CodedLog:
-    """The largest part of the log in which every user and every item has that many interactions; two zeros change nothing."""
+    """The largest part of the log in which every user and every item has that many interactions; two zeros change
+    nothing."""
     if max(min_user_interactions, min_item_interactions) <= 0:
         return log
     left = np.arange(len(log.user))

@@ -44,7 +44,8 @@ class CodedLog:
 
 
 def code(log: Log) -> CodedLog:
-    """The log's interactions with indices into its users and items; ids without a table are numbered by first appearance."""
+    """The log's interactions with indices into its users and items; ids without a table are numbered by first
+    appearance."""
     assert log.interactions is not None
     table, where = log.interactions, log.names["interactions"]
     user, users = _indices(table["user_id"], log.users, "user_id", where, log.names.get("users"))
@@ -60,7 +61,9 @@ def rows_of_ids(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(pc.index_in(ids, pa.concat_arrays(among.chunks)), -1).to_numpy().astype(np.int32)
 
 
-def check_missing(found: np.ndarray, ids: pa.ChunkedArray, what: str, where: str, other: str, rows: np.ndarray) -> None:
+def check_missing(
+    found: np.ndarray, ids: pa.ChunkedArray, what: str, where: str, other: str, rows: np.ndarray
+) -> None:
     """Raises where an id was not found; `rows` are the numbers to name the ids' rows by."""
     missing = np.flatnonzero(found < 0)
     if len(missing):

@@ -1,11 +1,11 @@
 """Nothing of validation or test may stand in a training row: the splits of a dataset are held against each other.
 
-Under leave-one-out, leave-last-m and a split by time each user's rows must continue each other exactly, which leaves no place
-for a leak. Windows do not (they are cut short, and the source may have left some out), so for them two weaker rules hold: no
-row of an earlier split is later than any of a later split (equal times pass, as published sets are cut by rows, not by days),
-and no row of an earlier split holds an item that a later split asks the same user for, unless the asking row's own history
-tells of it. A log in which users come back to an item after longer than a window is thereby refused too: it has to be prepared
-as a log.
+Under leave-one-out, leave-last-m and a split by time each user's rows must continue each other exactly, which leaves
+no place for a leak. Windows do not (they are cut short, and the source may have left some out), so for them two weaker
+rules hold: no row of an earlier split is later than any of a later split (equal times pass, as published sets are cut
+by rows, not by days), and no row of an earlier split holds an item that a later split asks the same user for, unless
+the asking row's own history tells of it. A log in which users come back to an item after longer than a window is
+thereby refused too: it has to be prepared as a log.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ REMEDY = "prepare the data again from its source"
 
 
 def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
-    """Raises where the splits overlap or do not fit; `split` is the rule that they were made by, one of `splits.RULES`."""
+    """Raises where the splits overlap or do not fit; `split` is the rule that they were made by, one of
+    `splits.RULES`."""
     if split == "windows":
         _check_later(train, validation, test, strictly=False)
         _check_known_targets([train], validation)
@@ -38,7 +39,8 @@ def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) 
 
 
 def continued(users: np.ndarray, history: Ragged, targets: Ragged) -> np.ndarray:
-    """Users, ascending, of whom one row's history begins with all that their shortest row holds: rows of several splits.
+    """Users, ascending, of whom one row's history begins with all that their shortest row holds: rows of several
+    splits.
 
     Nobody where each row has one target, as windows may grow in that way within one split.
     """
@@ -67,22 +69,30 @@ def _ragged(rows: Dataset, name: str) -> Ragged:
 def _check_two_rows(rows: Dataset) -> None:
     users, counts = np.unique(_column(rows, "user"), return_counts=True)
     if (counts > 1).any():
-        raise ValueError(f"leak: the {rows.split} split holds more than one row of user {users[counts > 1][0]}; {REMEDY}")
+        raise ValueError(
+            f"leak: the {rows.split} split holds more than one row of user {users[counts > 1][0]}; {REMEDY}"
+        )
 
 
 def _check_unpaired(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
-    """Every user with a validation row has a test row, both of one target, or of as many as the other users', and a training
-    row."""
+    """Every user with a validation row has a test row, both of one target, or of as many as the other users', and a
+    training row."""
     for rows, others in ((validation, test), (test, validation), (validation, train)):
         alone = np.setdiff1d(_column(rows, "user"), _column(others, "user"))
         if len(alone):
-            raise ValueError(f"leak: user {alone[0]} has a {rows.split} row but none in the {others.split} split; {REMEDY}")
+            raise ValueError(
+                f"leak: user {alone[0]} has a {rows.split} row but none in the {others.split} split; {REMEDY}"
+            )
     counts = {str(rows.split): _ragged(rows, "targets").lengths for rows in (validation, test)}
     most = 1 if split == "leave_one_out" else max(int(lengths.max(initial=0)) for lengths in counts.values())
     for name, lengths in counts.items():
         other = np.flatnonzero(lengths != most)
         if len(other):
-            told = "one target, as leave-one-out wants" if split == "leave_one_out" else f"{most} targets, as other rows do"
+            told = (
+                "one target, as leave-one-out wants"
+                if split == "leave_one_out"
+                else f"{most} targets, as other rows do"
+            )
             raise ValueError(f"leak: {name} row {other[0]} does not have exactly {told}; {REMEDY}")
 
 

@@ -12,7 +12,8 @@ from trl_rec.data.prompts import PromptFormat
 
 
 def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None) -> Dataset:
-    """One row a user: the list of the first new items that the user goes on to choose, at most `prompt_format.list_length`.
+    """One row a user: the list of the first new items that the user goes on to choose, at most
+    `prompt_format.list_length`.
 
     Args:
         split: A split of a `RecDataset`. Users who only come back to known items have no row.
@@ -22,7 +23,9 @@ def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_len
     items = list_targets(split, prompt_format.list_length or 1)
     rows = np.flatnonzero(items.lengths > 0)
     if not len(rows):
-        raise ValueError(f"no user of the {split.split} split goes on to choose a new item; there is no list to measure")
+        raise ValueError(
+            f"no user of the {split.split} split goes on to choose a new item; there is no list to measure"
+        )
     histories, users = split_rows(split, "history").take(rows), split_users(split)[rows]
     columns = {
         "prompt_ids": prompt_format.encode(histories, users, max_length=max_length).to_arrow(),

@@ -1,8 +1,8 @@
 """Rows whose completion is a list: the items that a user chooses next, in order, one after the other.
 
-An item that the user has chosen before is passed over, within the list as before it, so that a list holds distinct items and
-none of its history: what can be sampled when histories are excluded. Prompts still tell of every choice. A list that the user's
-sequence cuts short is kept, and does not end in EOS: only its beginning is known.
+An item that the user has chosen before is passed over, within the list as before it, so that a list holds distinct
+items and none of its history: what can be sampled when histories are excluded. Prompts still tell of every choice. A
+list that the user's sequence cuts short is kept, and does not end in EOS: only its beginning is known.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def build_list_rows(
     Args:
         split: `RecDataset.train`. The validation and test splits are refused.
         prompt_format: How histories and lists are written, made with a `list_length`.
-        every_position (*optional*, defaults to `False`): Whether a list begins at every target, rather than where the list
-            before it ends.
+        every_position (*optional*, defaults to `False`): Whether a list begins at every target, rather than where the
+            list before it ends.
         max_length (*optional*): Most tokens of a row, the longest list assumed; the oldest history goes first.
 
     Returns:
-        `datasets.Dataset` with `input_ids`, `labels` (-100 in the prompt), `user`, `history` (all items before the list) and
-        `items` (those of the list, at least one and at most `list_length`).
+        `datasets.Dataset` with `input_ids`, `labels` (-100 in the prompt), `user`, `history` (all items before the
+        list) and `items` (those of the list, at least one and at most `list_length`).
     """
     prompts, before, items, users = _prompts(split, prompt_format, every_position, max_length)
     columns = {
@@ -46,15 +46,21 @@ def build_list_rows(
 def build_list_prompts(
     split: Dataset, prompt_format: PromptFormat, *, every_position: bool = False, max_length: int | None = None
 ) -> Dataset:
-    """The same prompts without completions, for a policy that draws its own lists: `prompt_ids`, `user`, `history`, and
-    `targets`, the items that [`build_list_rows`] would have it learn. The arguments are the same."""
+    """The same prompts without completions, for a policy that draws its own lists: `prompt_ids`, `user`, `history`,
+    and `targets`, the items that [`build_list_rows`] would have it learn. The arguments are the same."""
     prompts, before, items, users = _prompts(split, prompt_format, every_position, max_length)
-    columns = {"prompt_ids": prompts.to_arrow(), "user": users, "history": before.to_arrow(), "targets": items.to_arrow()}
+    columns = {
+        "prompt_ids": prompts.to_arrow(),
+        "user": users,
+        "history": before.to_arrow(),
+        "targets": items.to_arrow(),
+    }
     return Dataset(pa.table(columns), split=split.split)
 
 
 def complete_list_prompts(prompts: Dataset, items: Ragged, prompt_format: PromptFormat) -> Dataset:
-    """Training rows of [`build_list_prompts`]' prompts and other lists than the users' own, such as the best of several drawn.
+    """Training rows of [`build_list_prompts`]' prompts and other lists than the users' own, such as the best of
+    several drawn.
 
     Args:
         prompts: `prompt_ids`, `user` and `history`.
@@ -67,8 +73,8 @@ def complete_list_prompts(prompts: Dataset, items: Ragged, prompt_format: Prompt
 
 
 def list_targets(split: Dataset, list_length: int) -> Ragged:
-    """Row `i`: what the user of the split's row `i` goes on to choose: the first new items, at most `list_length`, in order.
-    A row is empty where the user only comes back to known items."""
+    """Row `i`: what the user of the split's row `i` goes on to choose: the first new items, at most `list_length`, in
+    order. A row is empty where the user only comes back to known items."""
     targets = split_rows(split, "targets")
     new = new_targets(split_rows(split, "history"), targets)
     kept = Ragged.from_lengths(targets.values[new], np.bincount(targets.row_ids[new], minlength=len(targets)))

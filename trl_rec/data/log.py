@@ -21,7 +21,8 @@ class Options:
         columns (`Mapping[str, str]`, *optional*): Our column names to the source's, for all of its tables.
         title_column (`str`, *optional*): The item column that is the title.
         group_column (`str`, *optional*): The item column that puts items in groups.
-        group_separator (`str`, *optional*, defaults to `"|"`): What stands between the groups of one item, where they are text.
+        group_separator (`str`, *optional*, defaults to `"|"`): What stands between the groups of one item, where they
+            are text.
         seed (`int`, *optional*, defaults to `0`): Seed of made data.
         toy_users (`int`, *optional*, defaults to `300`): Users to make.
         toy_items (`int`, *optional*, defaults to `200`): Items to make.
@@ -44,11 +45,11 @@ class Log:
         names (`Mapping[str, str]`): File name of each table, for messages.
         interactions (`pa.Table`, *optional*):
             `user_id: string, item_id: string, timestamp: double` and perhaps `rating: float`.
-        windows (`dict[str, pa.Table]`, *optional*):
-            Instead of interactions, the rows of the splits "train", "test" and perhaps "validation", as the source made them:
-            `user_id: string, item_ids: list<string>, timestamp: double, row: int64` (the row's number in its file, from 1).
-        items (`pa.Table`, *optional*):
-            `item_id: string, title: string`, further columns, perhaps `semantic_id: list<string>`. Without it titles are ids.
+        windows (`dict[str, pa.Table]`, *optional*): Instead of interactions, the rows of the splits "train", "test"
+            and perhaps "validation", as the source made them: `user_id: string, item_ids: list<string>, timestamp:
+            double, row: int64` (the row's number in its file, from 1).
+        items (`pa.Table`, *optional*): `item_id: string, title: string`, further columns, perhaps `semantic_id:
+            list<string>`. Without it titles are ids.
         users (`pa.Table`, *optional*): `user_id: string` and further columns.
         group_column (`str`, *optional*): Column of `items` that puts items in groups.
         timed (`bool`, *optional*, defaults to `True`): False where the timestamps are mere positions.

@@ -60,30 +60,28 @@ def prepare(
     toy_items: int = 200,
     overwrite: bool = False,
 ) -> RecDataset:
-    """Makes a dataset folder from an interaction log, and loads it. A folder made before from the same files with the same
-    settings is loaded as it is.
+    """Makes a dataset folder from an interaction log, and loads it. A folder made before from the same files with the
+    same settings is loaded as it is.
 
     Args:
-        source (`str` or `Path`):
-            Folder of the source's files, or `"toy"` (made from the seed), or `"ml-100k"` (fetched once, then cached); a folder
-            of such a name is given as `"./toy"`.
+        source (`str` or `Path`): Folder of the source's files, or `"toy"` (made from the seed), or `"ml-100k"`
+            (fetched once, then cached); a folder of such a name is given as `"./toy"`.
         output_dir (`str` or `Path`):
             The dataset folder. It appears when all is done; a failure leaves nothing behind.
         format (`str`, *optional*):
             `table`, `recbole`, `bigrec`, `lcrec`, `ml-100k` or `toy`; found out from the files by default.
         split (`str`, *optional*):
             `"leave_one_out"` (the default), `"leave_last"` or `"time"`; `bigrec` data is split already.
-        num_held_out (`int`, *optional*):
-            With `"leave_last"`: items of each user that are the test, and as many before them that are the validation; 10 by
-            default. Users with fewer than `2 * num_held_out + 1` only train.
-        min_user_interactions (`int`, *optional*, defaults to `0`):
-            k-core: users with fewer interactions are dropped, again and again; users and items left without any go too.
+        num_held_out (`int`, *optional*): With `"leave_last"`: items of each user that are the test, and as many before
+            them that are the validation; 10 by default. Users with fewer than `2 * num_held_out + 1` only train.
+        min_user_interactions (`int`, *optional*, defaults to `0`): k-core: users with fewer interactions are dropped,
+            again and again; users and items left without any go too.
         min_item_interactions (`int`, *optional*, defaults to `0`):
             The same for items.
         columns (`Mapping[str, str]`, *optional*):
             For `table`: our names (`user_id item_id timestamp rating title`) to the source's.
-        title_column (`str`, *optional*):
-            For `recbole`: the item column that is the title, if it is not `title`, `movie_title`, `name` or `item_name`.
+        title_column (`str`, *optional*): For `recbole`: the item column that is the title, if it is not `title`,
+            `movie_title`, `name` or `item_name`.
         group_column (`str`, *optional*):
             Item column with the groups (genres, brands) that the measures of fairness and diversity go by.
         group_separator (`str`, *optional*, defaults to `"|"`):
@@ -101,7 +99,9 @@ def prepare(
     format, files = locate(source, format)
     columns = {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs} or None
     options = Options(columns, title_column, group_column, group_separator, seed, toy_users, toy_items)
-    settings = _settings(format, _split(format, split, num_held_out), min_user_interactions, min_item_interactions, options)
+    settings = _settings(
+        format, _split(format, split, num_held_out), min_user_interactions, min_item_interactions, options
+    )
     sources = {path.name: _sha256(path) for path in files.values()}
     if _is_made(output_dir, settings, sources, overwrite):
         logger.info("%s is there already, made from the same files with the same settings", output_dir)
@@ -139,7 +139,9 @@ def _split(format: str, split: str | None, num_held_out: int | None) -> dict[str
     """The rule of the splits."""
     if format == "bigrec":
         if split not in (None, "windows"):
-            raise ValueError("bigrec data is filtered and split by its source; leave split and the k-core's minima out")
+            raise ValueError(
+                "bigrec data is filtered and split by its source; leave split and the k-core's minima out"
+            )
         split = "windows"
     elif split not in (None, "leave_one_out", "leave_last", "time"):
         raise ValueError(f"unknown split {split!r}; choose leave_one_out, leave_last or time")
@@ -181,7 +183,9 @@ def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str]
     if overwrite:
         foreign = sorted({path.name for path in output_dir.iterdir()} - FILES)
         if foreign:
-            raise ValueError(f"{output_dir} also holds {foreign[0]}, which overwriting would delete; move it elsewhere first")
+            raise ValueError(
+                f"{output_dir} also holds {foreign[0]}, which overwriting would delete; move it elsewhere first"
+            )
         return False
     if (card["settings"], card["sources"]) != (json.loads(json.dumps(settings)), sources):
         raise ValueError(
@@ -200,7 +204,9 @@ def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:
         "items": coded.items.num_rows - kept.items.num_rows,
         "interactions": len(coded.user) - len(kept.user),
     }
-    logger.info("splitting %d interactions of %d users and %d items", len(kept.user), kept.users.num_rows, kept.items.num_rows)
+    logger.info(
+        "splitting %d interactions of %d users and %d items", len(kept.user), kept.users.num_rows, kept.items.num_rows
+    )
     splits, cold_users = split_log(kept, settings["split"], settings.get("num_held_out", 1))
     return _Made(kept, splits, cold_users, dropped)
 
@@ -215,7 +221,9 @@ def _from_windows(log: Log) -> _Made:
 def _checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset]:
     for name, table in tables.items():
         if table.num_rows == 0:
-            raise ValueError(f"the {name} split is empty under {rule}; give a longer log, lower minima, or another split")
+            raise ValueError(
+                f"the {name} split is empty under {rule}; give a longer log, lower minima, or another split"
+            )
     splits = {name: Dataset(InMemoryTable(table), split=name) for name, table in tables.items()}
     check_leaks(**splits, split=rule)
     return splits
@@ -231,7 +239,8 @@ def _catalog(items: pa.Table, group_column: str | None) -> ItemCatalog:
 
 @contextmanager
 def _replacing(output_dir: Path) -> Iterator[Path]:
-    """A new folder beside `output_dir` that takes its place at the end, or vanishes on failure with the parents made for it."""
+    """A new folder beside `output_dir` that takes its place at the end, or vanishes on failure with the parents made
+    for it."""
     folder, made = _beside(output_dir), [parent for parent in output_dir.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True)
@@ -252,7 +261,8 @@ def _beside(path: Path) -> Path:
 
 
 def _exchange(folder: Path, new: Path) -> None:
-    """All in `folder` replaced by all in `new`, or left as it was. The folder stays: it may be somebody's current one."""
+    """All in `folder` replaced by all in `new`, or left as it was. The folder stays: it may be somebody's current
+    one."""
     old = _beside(folder)
     old.mkdir()
     try:

@@ -1,7 +1,8 @@
 """What is said of items and users in words, made from their columns and from what was chosen in training.
 
-No language model writes these texts: the same data gives the same ones. What a user likes is told by labels of the items
-chosen: their groups, or the words of their titles where the catalogue has no group column. Validation and test play no part.
+No language model writes these texts: the same data gives the same ones. What a user likes is told by labels of the
+items chosen: their groups, or the words of their titles where the catalogue has no group column. Validation and test
+play no part.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
 
     Args:
         catalog: The items.
-        template (*optional*): Text with the names of columns in it, such as `{title}, of {year}`; what an item lacks is written
-            as nothing. By default the title, then all other columns that the item has something in.
+        template (*optional*): Text with the names of columns in it, such as `{title}, of {year}`; what an item lacks
+            is written as nothing. By default the title, then all other columns that the item has something in.
     """
     columns = _columns(catalog.items, leave_out=("item_id",))
     if template is None:
@@ -35,7 +36,9 @@ def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
         facts = _facts(columns, "{}: {}", len(catalog))
         return ["; ".join([title, *told]) for title, told in zip(titles, facts, strict=True)]
     try:
-        return [template.format_map({name: texts[item] for name, texts in columns.items()}) for item in range(len(catalog))]
+        return [
+            template.format_map({name: texts[item] for name, texts in columns.items()}) for item in range(len(catalog))
+        ]
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
             f"the item template {template!r} cannot be filled ({error!r}); the columns are {', '.join(columns)}"
@@ -43,8 +46,8 @@ def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
 
 
 def user_profiles(dataset: RecDataset, *, most: int = 3) -> list[str]:
-    """A text for each user, by number: `age 24, occupation technician; often Comedy, Drama, Action`. A user without columns who
-    chose nothing in training has an empty one.
+    """A text for each user, by number: `age 24, occupation technician; often Comedy, Drama, Action`. A user without
+    columns who chose nothing in training has an empty one.
 
     Args:
         dataset: The users' columns and the training split are read.
@@ -107,7 +110,9 @@ def _chosen(dataset: RecDataset) -> Ragged:
 def _columns(table: pa.Table, leave_out: tuple[str, ...]) -> dict[str, list[str]]:
     """Each column's values in words."""
     return {
-        name: [_written(value) for value in table[name].to_pylist()] for name in table.column_names if name not in leave_out
+        name: [_written(value) for value in table[name].to_pylist()]
+        for name in table.column_names
+        if name not in leave_out
     }
 
 

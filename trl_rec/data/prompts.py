@@ -1,9 +1,9 @@
 """How a history becomes a prompt: a head, a piece for each item, a tail, all as token ids.
 
 Each piece is tokenised once for the whole catalogue and rows are put together from ids, so neither a prompt nor its
-boundary to the completion depends on how a tokenizer merges across pieces, and a too long history loses its oldest items
-without tokenising again. Item tokens and semantic IDs are written compactly, nothing but the items; titles stand in a plain
-instruction, one a line. A head with `{user}` in it names the user by semantic ID.
+boundary to the completion depends on how a tokenizer merges across pieces, and a too long history loses its oldest
+items without tokenising again. Item tokens and semantic IDs are written compactly, nothing but the items; titles stand
+in a plain instruction, one a line. A head with `{user}` in it names the user by semantic ID.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TITLE_PROMPT = ("A user has chosen these items, oldest first:\n", "{surface}\n", "The item that the user chooses next:\n")
+TITLE_PROMPT = (
+    "A user has chosen these items, oldest first:\n",
+    "{surface}\n",
+    "The item that the user chooses next:\n",
+)
 COMPACT_PROMPT = ("", "{surface}", "")
 TITLE_LIST_TAIL = "The items that the user chooses next, one a line:\n"
 
@@ -36,7 +40,8 @@ class PromptFormat:
         paths (`Ragged`): Row `i`: the completion that recommends item `i`, or what a list of items holds for it.
         list_length (`int`, *optional*): Items of a completion, where it is a list.
         end (`np.ndarray`, *optional*): What ends a list: EOS.
-        users (`Ragged`, *optional*): Row `u`: what follows the head in a prompt for user `u`, where prompts name users.
+        users (`Ragged`, *optional*): Row `u`: what follows the head in a prompt for user `u`, where prompts name
+            users.
     """
 
     head: np.ndarray
@@ -64,10 +69,10 @@ class PromptFormat:
         Args:
             catalog: The items, whose `surface` decides the defaults.
             tokenizer: Its BOS (or, where it has none and the prompt would be empty, EOS) begins the prompt.
-            head, item, tail (*optional*): Texts; `item` holds `{surface}`, and `head` may hold `{user}` once, in whose place
-                the user's semantic ID comes.
-            chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's chat
-                template.
+            head, item, tail (*optional*): Texts; `item` holds `{surface}`, and `head` may hold `{user}` once, in whose
+                place the user's semantic ID comes.
+            chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's
+                chat template.
             list_length (*optional*): Makes completions lists of so many distinct items, which end in EOS.
         """
         defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
@@ -97,7 +102,8 @@ class PromptFormat:
 
     @property
     def is_compact(self) -> bool:
-        """Whether a history is written as its items' completions in a row, so that every item in it can be a target."""
+        """Whether a history is written as its items' completions in a row, so that every item in it can be a
+        target."""
         same_values = np.array_equal(self.pieces.values, self.paths.values)
         return not len(self.tail) and same_values and np.array_equal(self.pieces.offsets, self.paths.offsets)
 
@@ -117,9 +123,9 @@ class PromptFormat:
         return max_length - fixed
 
     def encode(self, histories: Ragged, users: np.ndarray | None = None, *, max_length: int | None = None) -> Ragged:
-        """Row `i`: the prompt for `histories[i]` (item indices, oldest first) of user `users[i]` (rows of `RecDataset.users`),
-        who plays a part only where prompts name users. Prompt and longest completion fit `max_length`; what does not fit is
-        the oldest part of the history."""
+        """Row `i`: the prompt for `histories[i]` (item indices, oldest first) of user `users[i]` (rows of
+        `RecDataset.users`), who plays a part only where prompts name users. Prompt and longest completion fit
+        `max_length`; what does not fit is the oldest part of the history."""
         room = self.room(max_length)
         if room is not None:
             histories = newest_that_fit(histories, self.pieces.lengths, room)
@@ -132,7 +138,9 @@ class PromptFormat:
         if self.users is None:
             return head
         if users is None:
-            raise ValueError("the prompt names the user, and nobody was named; give the user's number, its row in the users")
+            raise ValueError(
+                "the prompt names the user, and nobody was named; give the user's number, its row in the users"
+            )
         unknown = np.flatnonzero((users < 0) | (users >= len(self.users)))
         if len(unknown):
             raise ValueError(
@@ -152,7 +160,9 @@ def newest_that_fit(histories: Ragged, piece_lengths: np.ndarray, room: int) -> 
 
 def _check_list_length(list_length: int, catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase) -> None:
     if not 1 <= list_length <= len(catalog):
-        raise ValueError(f"a list of {list_length} distinct items cannot come from {len(catalog)}; choose another list_length")
+        raise ValueError(
+            f"a list of {list_length} distinct items cannot come from {len(catalog)}; choose another list_length"
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token to end a list with; set tokenizer.eos_token")
 
@@ -175,7 +185,9 @@ def beginning(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]:
         return []
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
-        raise ValueError("the tokenizer has neither a BOS nor an EOS token to begin a prompt with; set tokenizer.bos_token")
+        raise ValueError(
+            "the tokenizer has neither a BOS nor an EOS token to begin a prompt with; set tokenizer.bos_token"
+        )
     return [start]
 
 

@@ -1,8 +1,8 @@
 """Rows for next-item training: `input_ids` and `labels`, ready for `SFTTrainer` as for the trainers of this package.
 
-`targets="last"` gives one row a prediction: a prompt with the history, and one item as completion. `targets="all"` gives
-one row a sequence with every target trained in a single forward, which needs a compact format (item tokens, semantic IDs).
-No row mixes users, none is cut inside an item, and no loop runs over interactions.
+`targets="last"` gives one row a prediction: a prompt with the history, and one item as completion. `targets="all"`
+gives one row a sequence with every target trained in a single forward, which needs a compact format (item tokens,
+semantic IDs). No row mixes users, none is cut inside an item, and no loop runs over interactions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from trl_rec.ragged import Ragged, join, within
 
 
 IGNORED = -100
-Parts: TypeAlias = tuple[Ragged, np.ndarray, np.ndarray]  # token rows, which tokens are targets, the split's row of each
+Parts: TypeAlias = tuple[
+    Ragged, np.ndarray, np.ndarray
+]  # token rows, which tokens are targets, the split's row of each
 
 
 def build_rows(
@@ -37,7 +39,8 @@ def build_rows(
     Args:
         split: `RecDataset.train`. The validation and test splits are refused.
         prompt_format: How histories are written.
-        targets: `"last"`: one row for every target, after all that came before it. `"all"`: one row for every sequence.
+        targets: `"last"`: one row for every target, after all that came before it. `"all"`: one row for every
+            sequence.
         max_length (*optional*): Most tokens of a row. With `"last"` the oldest history goes first; with `"all"` a long
             sequence becomes several rows that overlap by half, and each target is trained once.
         max_history (*optional*): Most items before a target, with `"last"`.
@@ -95,10 +98,14 @@ def _last(
     return tokens, within(tokens.lengths) >= np.repeat(prompts.lengths, tokens.lengths), source
 
 
-def _all(history: Ragged, target: Ragged, users: np.ndarray, prompt_format: PromptFormat, max_length: int | None) -> Parts:
+def _all(
+    history: Ragged, target: Ragged, users: np.ndarray, prompt_format: PromptFormat, max_length: int | None
+) -> Parts:
     """One row a window of a sequence."""
     if not prompt_format.is_compact:
-        raise ValueError("targets='all' needs items written without text between them: the surface item_token or semantic_id")
+        raise ValueError(
+            "targets='all' needs items written without text between them: the surface item_token or semantic_id"
+        )
     items = join(history, target)
     known = history.lengths  # items before the first target
     source = np.flatnonzero(target.lengths > 0)

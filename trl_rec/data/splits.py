@@ -1,8 +1,9 @@
-"""Training, validation and test rows of a log: leave-one-out, leave-last-m, by time, or the windows that the source has cut
-itself.
+"""Training, validation and test rows of a log: leave-one-out, leave-last-m, by time, or the windows that the source
+has cut itself.
 
-A row is `user, history, history_ratings, targets, target_ratings, timestamp`; what each split's history and targets are is
-told by three numbers a user: how many of the user's interactions are training, come before the test, and exist at all.
+A row is `user, history, history_ratings, targets, target_ratings, timestamp`; what each split's history and targets
+are is told by three numbers a user: how many of the user's interactions are training, come before the test, and exist
+at all.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def _nothing(num_rows: int) -> Ragged:
     return Ragged(np.empty(0, np.float32), np.zeros(num_rows + 1, np.int64))
 
 
-def _table(user: np.ndarray, items: tuple[Ragged, Ragged], ratings: tuple[Ragged, Ragged], timestamp: np.ndarray) -> pa.Table:
+def _table(
+    user: np.ndarray, items: tuple[Ragged, Ragged], ratings: tuple[Ragged, Ragged], timestamp: np.ndarray
+) -> pa.Table:
     columns = {
         "user": user,
         "history": items[0].to_arrow(),

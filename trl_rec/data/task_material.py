@@ -68,7 +68,9 @@ class Words:
         if not texts:
             return Ragged.from_lists([])
         texts = [re.sub(r"<(?=[^<>\s]+>)", "< ", text) for text in texts]  # a title may hold what a token looks like
-        return Ragged.from_lists(self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return Ragged.from_lists(
+            self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        )
 
     def ended(self, texts: Ragged) -> Ragged:
         """Texts as answers: EOS ends them."""
@@ -137,11 +139,14 @@ def _after_histories(name: str, count: int, key: list[int], words: Words) -> Mat
         slots |= {slot: words.written(texts) for slot, texts in asked.items()}
         kept = np.array([bool(preference and query) for preference, query in zip(*asked.values(), strict=True)], bool)
     rows = np.flatnonzero(kept)
-    return Material(users[rows], {slot: ids.take(rows) for slot, ids in slots.items()}, answers.take(rows), before.take(rows))
+    return Material(
+        users[rows], {slot: ids.take(rows) for slot, ids in slots.items()}, answers.take(rows), before.take(rows)
+    )
 
 
 def _queries(dataset: RecDataset, items: np.ndarray) -> list[str]:
-    """What somebody would search for who wants the item: its groups, or words of its title where the catalogue has none."""
+    """What somebody would search for who wants the item: its groups, or words of its title where the catalogue has
+    none."""
     return preference_texts(Ragged.from_lengths(items, np.ones(len(items), np.int64)), dataset.catalog, most=2)
 
 

@@ -1,12 +1,12 @@
 """Rows of several tasks: the next item, and what ties items and users to words (Align3GR's behaviour level).
 
-A row keeps what fills the slots of its task's prompt, and its answer, both as token ids; which template they go into is drawn
-for every epoch, when the batch is made. All of it comes from the catalogue, the users' columns and the training split: what a
-row says of a user's taste was chosen before the row's target. Profiles and
-users' IDs alone tell of the whole training sequence.
+A row keeps what fills the slots of its task's prompt, and its answer, both as token ids; which template they go into
+is drawn for every epoch, when the batch is made. All of it comes from the catalogue, the users' columns and the
+training split: what a row says of a user's taste was chosen before the row's target. Profiles and users' IDs alone
+tell of the whole training sequence.
 
-`item_to_id` and `id_to_item` have a row an item, `profile_to_user` and `user_to_profile` a row a user with a profile, the
-others one a training target.
+`item_to_id` and `id_to_item` have a row an item, `profile_to_user` and `user_to_profile` a row a user with a profile,
+the others one a training target.
 """
 
 from __future__ import annotations
@@ -38,12 +38,21 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WRITTEN_AS_TITLES = ("item_to_id", "id_to_item", "history_to_title", "titles_to_id")  # they would ask a title for itself
+WRITTEN_AS_TITLES = (
+    "item_to_id",
+    "id_to_item",
+    "history_to_title",
+    "titles_to_id",
+)  # they would ask a title for itself
 HISTORIES = ("history", "titles")
 NAMED = ("user", "item")  # slots that are never cut
 # What a task is made of, where that may be missing.
-WANTS = dict.fromkeys(("profile_to_user", "user_to_profile"), "users have no columns, and chose nothing with groups or a title")
-WANTS |= dict.fromkeys(("query_to_item", "history_to_preference"), "items have no groups, and no words in their titles")
+WANTS = dict.fromkeys(
+    ("profile_to_user", "user_to_profile"), "users have no columns, and chose nothing with groups or a title"
+)
+WANTS |= dict.fromkeys(
+    ("query_to_item", "history_to_preference"), "items have no groups, and no words in their titles"
+)
 
 
 def build_task_rows(
@@ -65,23 +74,24 @@ def build_task_rows(
     Args:
         dataset: Its catalogue, users and training split are read; nothing of validation and test.
         tokenizer: Knows the catalogue's tokens.
-        prompt_format: How the next item is asked for, which is one of the tasks. Where it names users, so do the prompts of
-            the others; else their place stays empty.
-        tasks: For each task its number of rows, beside those that [`build_rows`] makes for the next item. A task with too few
-            of its own has them more than once, one with too many a sample. Drawn targets before which nothing was chosen that
-            has a group (or, in a catalogue without groups, a word in its title) are left out of `history_to_preference` and
-            `query_to_item`; a task without any row is refused.
+        prompt_format: How the next item is asked for, which is one of the tasks. Where it names users, so do the
+            prompts of the others; else their place stays empty.
+        tasks: For each task its number of rows, beside those that [`build_rows`] makes for the next item. A task with
+            too few of its own has them more than once, one with too many a sample. Drawn targets before which nothing
+            was chosen that has a group (or, in a catalogue without groups, a word in its title) are left out of
+            `history_to_preference` and `query_to_item`; a task without any row is refused.
         cap (*optional*): Most rows of any task but the next item.
-        targets, max_length, max_history: As in [`build_rows`], for the next item. No row of another task is longer than
-            `max_length` either: the oldest history goes first, then the end of a text in the prompt.
+        targets, max_length, max_history: As in [`build_rows`], for the next item. No row of another task is longer
+            than `max_length` either: the oldest history goes first, then the end of a text in the prompt.
         longest_history (*optional*, defaults to `20`): Most items that the other tasks tell of.
-        chat_template (*optional*, defaults to `False`): Whether prompts are a user's turn in the tokenizer's chat template.
+        chat_template (*optional*, defaults to `False`): Whether prompts are a user's turn in the tokenizer's chat
+            template.
         seed (*optional*, defaults to `0`): Chooses the samples.
 
     Returns:
-        `datasets.Dataset` with `task`; `slots`, a list of lists of token ids; `input_ids` and `labels`, of the answer, or for
-        the next item of the whole row; `user`, -1 in rows about an item; `length`, the most tokens it comes to, for samplers
-        that go by it; and `row`, by which templates are drawn.
+        `datasets.Dataset` with `task`; `slots`, a list of lists of token ids; `input_ids` and `labels`, of the answer,
+        or for the next item of the whole row; `user`, -1 in rows about an item; `length`, the most tokens it comes to,
+        for samplers that go by it; and `row`, by which templates are drawn.
     """
     _check_senseless(tasks, dataset.catalog.surface)
     lengths = {"max_length": max_length, "max_history": max_history}
@@ -100,7 +110,9 @@ def build_task_rows(
         else:
             parts.append(_rows(name, count, key, words, templates[name], max_length))
             if not parts[-1].num_rows:
-                raise ValueError(f"the task {name} has no row: {WANTS.get(name, 'the data have nothing for it')}; leave it out")
+                raise ValueError(
+                    f"the task {name} has no row: {WANTS.get(name, 'the data have nothing for it')}; leave it out"
+                )
     whole = pa.concat_tables(parts)
     return Dataset(whole.append_column("row", pa.array(np.arange(whole.num_rows))), split="train")
 
@@ -126,12 +138,14 @@ def _rows(
 
 
 def _fitted(name: str, made: Material, fixed: int, max_length: int) -> tuple[dict[str, Ragged], int]:
-    """The slots, their texts without the ends that would be too long in the longest template, and the tokens left for a
-    history. Beside a history a template may hold all of the texts, else one of them."""
+    """The slots, their texts without the ends that would be too long in the longest template, and the tokens left for
+    a history. Beside a history a template may hold all of the texts, else one of them."""
     never_cut = [made.answers, *(made.slots[slot] for slot in NAMED if slot in made.slots)]
     room = max_length - fixed - sum(map(_longest, never_cut))
     if room < 0:
-        raise ValueError(f"max_length {max_length} is too small for the task {name}, which takes up to {-room} tokens more")
+        raise ValueError(
+            f"max_length {max_length} is too small for the task {name}, which takes up to {-room} tokens more"
+        )
     texts = {slot: ids for slot, ids in made.slots.items() if slot not in NAMED}
     share = room if made.before is None else room // (1 + len(texts))
     cut = {slot: ids.slice(0 * ids.lengths, np.minimum(ids.lengths, share)) for slot, ids in texts.items()}
@@ -148,12 +162,16 @@ def _history(name: str, before: Ragged, words: Words, room: int | None) -> dict[
     pieces = words.prompt_format.pieces if slot == "history" else words.listed_titles
     if room is not None:
         if room < int(pieces.lengths.max()):
-            raise ValueError(f"the task {name} has room for {room} tokens of a history, too few for one item; raise max_length")
+            raise ValueError(
+                f"the task {name} has room for {room} tokens of a history, too few for one item; raise max_length"
+            )
         before = newest_that_fit(before, pieces.lengths, room)
     return {slot: before.flatten(pieces)}
 
 
-def _table(name: str, slots: list[Ragged], tokens: Ragged, labels: Ragged, users: np.ndarray, lengths: np.ndarray) -> pa.Table:
+def _table(
+    name: str, slots: list[Ragged], tokens: Ragged, labels: Ragged, users: np.ndarray, lengths: np.ndarray
+) -> pa.Table:
     """Rows as a table, `slots` in the task's order."""
     count, width = len(tokens), len(slots)
     values = join(*slots).values if slots else np.empty(0, np.int64)

@@ -1,10 +1,11 @@
 """The prompts of the tasks beside the next item: a few templates each, of which one is drawn for every row and epoch.
 
-A template is text with slots in braces. Its text is tokenised once, as the segments between the slots, and a prompt is segments
-and slots joined as ids. The wording is ours, and plain. Deviation: Align3GR takes LC-Rec's templates, 5 to 19 a task.
+A template is text with slots in braces. Its text is tokenised once, as the segments between the slots, and a prompt is
+segments and slots joined as ids. The wording is ours, and plain. Deviation: Align3GR takes LC-Rec's templates, 5 to 19
+a task.
 
-The task `next_item` has none: its prompt is the one that decoding uses, as a model that is asked in several ways is not asked
-in the one that counts.
+The task `next_item` has none: its prompt is the one that decoding uses, as a model that is asked in several ways is
+not asked in the one that counts.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A model recommends: beam search under a `TokenTrie`, whole lists drawn under one, and the constraint as a processor for
-`model.generate`."""
+"""A model recommends: beam search under a `TokenTrie`, whole lists drawn under one, and the constraint as a processor
+for `model.generate`."""
 
 from typing import TYPE_CHECKING
 

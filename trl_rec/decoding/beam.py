@@ -1,15 +1,16 @@
 """Beam search over a catalogue: the items that a model would write next, best first.
 
-The search is `generate`'s: all beams of a prompt advance one token at a time, the best `num_beams` candidates of each step
-survive, and a candidate that ends an item among them joins the finished ones. It differs in what it does not do. It gathers
-the children of the beams' trie nodes and never masks the vocabulary, never loops over beams in Python, and keeps one copy
-of the prompt. Over the legal tokens (`renormalize=True`) a token that is the only legal one costs nothing, so a beam in
-such a forced chain keeps slot and score, and the model reads the chain in one go when the beam next branches. Prompts do
-not wait for each other: each round handles every prompt's next branching. Where chains are skipped, a round reads four
-integers back from the device to size its forward pass, which saves many forward passes; elsewhere the loop reads nothing
-back.
+The search is `generate`'s: all beams of a prompt advance one token at a time, the best `num_beams` candidates of each
+step survive, and a candidate that ends an item among them joins the finished ones. It differs in what it does not do.
+It gathers the children of the beams' trie nodes and never masks the vocabulary, never loops over beams in Python, and
+keeps one copy of the prompt. Over the legal tokens (`renormalize=True`) a token that is the only legal one costs
+nothing, so a beam in such a forced chain keeps slot and score, and the model reads the chain in one go when the beam
+next branches. Prompts do not wait for each other: each round handles every prompt's next branching. Where chains are
+skipped, a round reads four integers back from the device to size its forward pass, which saves many forward passes;
+elsewhere the loop reads nothing back.
 
-Legend: B prompts, K beams, A active beams (those that branch now), C children (padded), E excluded items, N candidates.
+Legend: B prompts, K beams, A active beams (those that branch now), C children (padded), E excluded items, N
+candidates.
 """
 
 from __future__ import annotations
@@ -49,20 +50,21 @@ def rank_items(
     renormalize: bool = True,
     length_penalty: float = 0.0,
 ) -> RankedItems:
-    """The best items for each prompt, by beam search under the trie. The model's own `generation_config` plays no part.
+    """The best items for each prompt, by beam search under the trie. The model's own `generation_config` plays no
+    part.
 
     Args:
         model: A decoder-only causal language model with a key-value cache.
         prompts: `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left.
         trie: The catalogue, in the model's vocabulary.
         num_beams: Width of the search. As wide as the catalogue, every item is scored.
-        top_k (*optional*, defaults to `num_beams`): Ranks to return; `num_beams` paths fill as many, and more where items
-            share a path and take a rank each.
-        exclude (*optional*): Items to leave out, one list a prompt, or `(B, E)` padded with -1. They, and subtrees they
-            leave empty, are taken out after the softmax, which is not renormalised, so that the other items keep their
-            order.
-        renormalize: Whether scores are log-probabilities over the legal tokens (what training under the trie fits), or over
-            the whole vocabulary.
+        top_k (*optional*, defaults to `num_beams`): Ranks to return; `num_beams` paths fill as many, and more where
+            items share a path and take a rank each.
+        exclude (*optional*): Items to leave out, one list a prompt, or `(B, E)` padded with -1. They, and subtrees
+            they leave empty, are taken out after the softmax, which is not renormalised, so that the other items keep
+            their order.
+        renormalize: Whether scores are log-probabilities over the legal tokens (what training under the trie fits), or
+            over the whole vocabulary.
         length_penalty: Scores are divided by the number of generated tokens, EOS included, to this power.
     """
     top_k = num_beams if top_k is None else top_k
@@ -78,9 +80,11 @@ def rank_items(
 
 
 class _Beams(NamedTuple):
-    """Hypotheses of shape `(B, K)`: trie node, log-probability (-inf: none), and how many tokens of it the model has read.
+    """Hypotheses of shape `(B, K)`: trie node, log-probability (-inf: none), and how many tokens of it the model has
+    read.
 
-    A node is where the hypothesis can next branch, or its leaf: forced tokens are taken at once where chains are skipped.
+    A node is where the hypothesis can next branch, or its leaf: forced tokens are taken at once where chains are
+    skipped.
     """
 
     nodes: Tensor
@@ -128,7 +132,9 @@ def _search(
         candidates, parents = _candidates(trie, beams, active, slots, counts, logps, children, excluded, skips)
         ending = _is_leaf(trie, candidates.nodes) & (trie.depths(candidates.nodes) == event + 1)
         chosen = best_first(candidates.scores, trie.lowest_items[candidates.nodes], num_beams)
-        finished = _keep_best(finished, trie, candidates.gather(chosen), ending.gather(1, chosen), num_beams, length_penalty)
+        finished = _keep_best(
+            finished, trie, candidates.gather(chosen), ending.gather(1, chosen), num_beams, length_penalty
+        )
         running = candidates.scores.masked_fill(ending, -torch.inf)
         chosen = best_first(running, trie.lowest_items[candidates.nodes], num_beams)
         beams = candidates._replace(scores=running).gather(chosen)
@@ -141,7 +147,8 @@ def _is_leaf(trie: TokenTrie, nodes: Tensor) -> Tensor:
 
 
 def _next_event(trie: TokenTrie, beams: _Beams) -> tuple[Tensor, Tensor]:
-    """`(B, 1)`: the depth at which a beam of the prompt next branches; and which beams `(B, K)` have ended before that step."""
+    """`(B, 1)`: the depth at which a beam of the prompt next branches; and which beams `(B, K)` have ended before that
+    step."""
     alive, leaf, depths = beams.scores > -torch.inf, _is_leaf(trie, beams.nodes), trie.depths(beams.nodes)
     never = trie.max_depth + 1
     event = torch.where(alive & ~leaf, depths, never).amin(1, keepdim=True)
@@ -160,9 +167,11 @@ def _keep_best(
     return _Finished(nodes.gather(1, chosen), scores.gather(1, chosen))
 
 
-def _without_hopeless(beams: _Beams, landed: Tensor, finished: _Finished, num_beams: int, length_penalty: float) -> _Beams:
-    """Drops beams that have landed, and those that can only end below the worst of `num_beams` finished ones. With a length
-    penalty a longer hypothesis may still gain, so all stay."""
+def _without_hopeless(
+    beams: _Beams, landed: Tensor, finished: _Finished, num_beams: int, length_penalty: float
+) -> _Beams:
+    """Drops beams that have landed, and those that can only end below the worst of `num_beams` finished ones. With a
+    length penalty a longer hypothesis may still gain, so all stay."""
     scores = beams.scores.masked_fill(landed, -torch.inf)
     if finished.scores.shape[1] == num_beams and not length_penalty:
         scores = scores.masked_fill(scores < finished.scores[:, -1:], -torch.inf)
@@ -176,7 +185,12 @@ def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, depth: int, skips: 
     if skips:  # the one read from the device in a round
         widths = trie.row_offsets[beams.nodes + 1] - trie.row_offsets[beams.nodes]
         inner = torch.where(active, lengths - 1, 0).clamp(min=0).sum(1).amax()
-        sizes = [active.sum(1).amax(), inner, torch.where(active, lengths, 0).amax(), torch.where(active, widths, 0).amax()]
+        sizes = [
+            active.sum(1).amax(),
+            inner,
+            torch.where(active, lengths, 0).amax(),
+            torch.where(active, widths, 0).amax(),
+        ]
         num_active, num_inner, longest, width = torch.stack(sizes).tolist()
     else:
         num_active, num_inner, longest, width = active.shape[1], 0, 1, trie.depth_widths[depth]
@@ -188,7 +202,9 @@ def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, depth: int, skips: 
     return Pending(chain, lengths, depths, active, num_active, num_inner), width
 
 
-def _child_logps(trie: TokenTrie, logits: Tensor, nodes: Tensor, width: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+def _child_logps(
+    trie: TokenTrie, logits: Tensor, nodes: Tensor, width: int, renormalize: bool
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each child `(B, A, C)`, -inf where there is none, and the child nodes."""
     tokens, children, legal = trie.children(nodes, width)
     scores = logits.gather(-1, tokens).float().masked_fill(~legal, -torch.inf)
@@ -207,8 +223,8 @@ def _candidates(
     excluded: Excluded,
     skips: bool,
 ) -> tuple[_Beams, Tensor]:
-    """The children of the active beams and the beams that wait in a forced chain, `(B, A * C + K)`, and the slot each comes
-    from."""
+    """The children of the active beams and the beams that wait in a forced chain, `(B, A * C + K)`, and the slot each
+    comes from."""
     branching = beams.gather(slots)
     scores = torch.where(counts, branching.scores, -torch.inf).unsqueeze(-1) + logps
     scores = scores.flatten(1).masked_fill(excluded.emptied(children.flatten(1)), -torch.inf)
@@ -232,7 +248,10 @@ def _rank_leaves(finished: _Finished, trie: TokenTrie, excluded: Excluded, top_k
     scores = finished.scores.unsqueeze(-1).expand(-1, -1, width).flatten(1).masked_fill(~kept, -torch.inf)
     items = trie.items[places].long()
     chosen = best_first(scores, items, top_k)
-    ranked = torch.full((num_prompts, top_k), -1, device=items.device), scores.new_full((num_prompts, top_k), -torch.inf)
+    ranked = (
+        torch.full((num_prompts, top_k), -1, device=items.device),
+        scores.new_full((num_prompts, top_k), -torch.inf),
+    )
     scores = scores.gather(1, chosen)
     ranked[0][:, : chosen.shape[1]] = torch.where(scores > -torch.inf, items.gather(1, chosen), -1)
     ranked[1][:, : chosen.shape[1]] = scores
@@ -240,12 +259,15 @@ def _rank_leaves(finished: _Finished, trie: TokenTrie, excluded: Excluded, top_k
 
 
 def best_first(scores: Tensor, ties: Tensor, count: int) -> Tensor:
-    """Indices of the `count` best of `(B, N)` float32 scores in descending order, the lower of `ties` first among equals.
+    """Indices of the `count` best of `(B, N)` float32 scores in descending order, the lower of `ties` first among
+    equals.
 
-    One integer key holds both: the bits of a float order like an integer once those of negative numbers are flipped. A NaN
-    comes first, so that it reaches the end and is reported.
+    One integer key holds both: the bits of a float order like an integer once those of negative numbers are flipped. A
+    NaN comes first, so that it reaches the end and is reported.
     """
-    bits = (scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0).view(torch.int32)  # + 0.0: no -0.0
+    bits = (scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0).view(
+        torch.int32
+    )  # + 0.0: no -0.0
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     key = (bits << 32) + (0x7FFFFFFF - ties)
     return key.topk(min(count, key.shape[1]), dim=1).indices

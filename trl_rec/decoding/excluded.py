@@ -33,7 +33,9 @@ class Excluded:
         places = torch.where(places < 0, trie.num_items, places).sort(1).values
         again = torch.zeros_like(known)
         again[:, 1:] = places[:, 1:] == places[:, :-1]
-        self.places = places.masked_fill(again, trie.num_items).sort(1).values  # (B, E), ascending; num_items marks padding
+        self.places = (
+            places.masked_fill(again, trie.num_items).sort(1).values
+        )  # (B, E), ascending; num_items marks padding
 
     def count(self, starts: Tensor, ends: Tensor) -> Tensor:
         """How many of the places `[start, end)` are excluded; all `(B, N)`."""

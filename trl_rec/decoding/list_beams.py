@@ -1,10 +1,11 @@
 """The list that a policy of lists recommends: greedy, or by beam search over whole lists.
 
-The search is `generate`'s: all beams of a prompt advance one token at a time, and the best `num_beams` lists of each step
-survive, complete or not. As in sampling, what a list holds already, and what is excluded, leaves before the softmax, so that
-a score is the log-probability of a list under the policy. Tokens that the trie forces cost nothing and are skipped; a beam
-among them waits, with its place and score, for the others to come as far. Among equal scores the beam that stood higher before
-comes first, and of one beam the lower item, so that lists of equal items are in the order of their items.
+The search is `generate`'s: all beams of a prompt advance one token at a time, and the best `num_beams` lists of each
+step survive, complete or not. As in sampling, what a list holds already, and what is excluded, leaves before the
+softmax, so that a score is the log-probability of a list under the policy. Tokens that the trie forces cost nothing
+and are skipped; a beam among them waits, with its place and score, for the others to come as far. Among equal scores
+the beam that stood higher before comes first, and of one beam the lower item, so that lists of equal items are in the
+order of their items.
 
 Legend: B prompts, N beams, R = B * N, C children (padded), M = min(N, C), K items a list.
 """
@@ -38,8 +39,8 @@ def rank_list(
     num_beams: int = 1,
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
 ) -> RankedItems:
-    """The first `top_k` items of the list that the model writes for each prompt, as a ranking `(B, top_k)`: with one beam that
-    of [`greedy_list`], else that of [`beam_list`]."""
+    """The first `top_k` items of the list that the model writes for each prompt, as a ranking `(B, top_k)`: with one
+    beam that of [`greedy_list`], else that of [`beam_list`]."""
     if top_k > list_length:
         raise ValueError(f"lists of {list_length} items have no first {top_k}; ask for at most list_length of them")
     if num_beams == 1:  # which needs no more than what is asked for
@@ -58,12 +59,13 @@ def beam_list(
     num_beams: int,
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
 ) -> RankedItems:
-    """The best list of distinct items for each prompt that a beam search finds, as a ranking `(B, K)`. The score of a rank is
-    the log-probability of the list up to there, so the last one is that of the list, and scores descend.
+    """The best list of distinct items for each prompt that a beam search finds, as a ranking `(B, K)`. The score of a
+    rank is the log-probability of the list up to there, so the last one is that of the list, and scores descend.
 
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
-        num_beams: Width of the search; 1 gives the list of [`greedy_list`]. As wide as there are lists, each of them is scored.
+        num_beams: Width of the search; 1 gives the list of [`greedy_list`]. As wide as there are lists, each of them
+            is scored.
     """
     if num_beams < 1 or list_length < 1:
         raise ValueError(f"num_beams and list_length must be at least 1, not {num_beams} and {list_length}")
@@ -106,7 +108,8 @@ def _search(steps: ListSteps) -> _Beams:
 
 
 def _branching(steps: ListSteps, beams: _Beams) -> Tensor:
-    """`(R,)`: the beams to choose next: those of the fewest tokens, unless the best list is complete, which none can pass."""
+    """`(R,)`: the beams to choose next: those of the fewest tokens, unless the best list is complete, which none can
+    pass."""
     complete = beams.lists.ranks == steps.list_length
     running = (beams.scores > -torch.inf) & ~complete
     running = running.view(steps.shape) & ~complete.view(steps.shape)[:, :1]

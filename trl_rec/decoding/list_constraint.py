@@ -1,13 +1,14 @@
-"""Lists of distinct items as tokens: what they are written with, what is legal where, and how probable given lists are.
+"""Lists of distinct items as tokens: what they are written with, what is legal where, and how probable given lists
+are.
 
-A list is its items' paths, one after the other. At each token the items that come before it in the list are no choice any
-more, nor are subtrees that hold nothing else: they leave before the softmax, as excluded items do. Items that share a path
-are told apart by counting: the path may be written as often as it has items left. All is a function of the trie and the
-items, so that sampling, policy, reference and supervised training agree. The EOS that ends a list of known length is forced,
-and left out here.
+A list is its items' paths, one after the other. At each token the items that come before it in the list are no choice
+any more, nor are subtrees that hold nothing else: they leave before the softmax, as excluded items do. Items that
+share a path are told apart by counting: the path may be written as often as it has items left. All is a function of
+the trie and the items, so that sampling, policy, reference and supervised training agree. The EOS that ends a list of
+known length is forced, and left out here.
 
-Legend: K items, T tokens (padded), E excluded items, S = E + K, M tokens where the trie branches, C children (padded), B
-prompts, G lists a prompt, N rows of logits, V vocabulary.
+Legend: K items, T tokens (padded), E excluded items, S = E + K, M tokens where the trie branches, C children (padded),
+B prompts, G lists a prompt, N rows of logits, V vocabulary.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def list_tokens(trie: TokenTrie, items: Tensor) -> ListTokens:
     places = torch.where(known, positions[torch.where(known, items, 0)], -1)
     if bool(((places < 0) & (items >= 0)).any()):
         strange = int(items[(places < 0) & (items >= 0)][0])
-        raise ValueError(f"a list holds item {strange}, which is not in the trie of {trie.num_items} items; give its indices")
+        raise ValueError(
+            f"a list holds item {strange}, which is not in the trie of {trie.num_items} items; give its indices"
+        )
     node, tokens, nodes = torch.where(places < 0, 0, trie.leaves[places.clamp(min=0)]), [], []
     lengths = trie.depths(node)
     for _ in range(trie.max_depth):  # from the leaf upwards
@@ -73,9 +76,11 @@ def _packed(mask: Tensor, *parts: Tensor) -> list[Tensor]:
     return [part.gather(-1, order) for part in (mask, *(part.flatten(-2) for part in parts))]
 
 
-def legal_children(trie: TokenTrie, nodes: Tensor, taken: Tensor, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """`tokens, next_nodes, legal` of shape `(M, C)`, as `TokenTrie.children` gives them, where a child all of whose items are
-    taken is not legal.
+def legal_children(
+    trie: TokenTrie, nodes: Tensor, taken: Tensor, width: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`tokens, next_nodes, legal` of shape `(M, C)`, as `TokenTrie.children` gives them, where a child all of whose
+    items are taken is not legal.
 
     Args:
         trie: The trie.
@@ -85,21 +90,24 @@ def legal_children(trie: TokenTrie, nodes: Tensor, taken: Tensor, width: int | N
     """
     tokens, children, legal = trie.children(nodes, width)
     above, emptied = _emptied(trie, nodes, taken)
-    column = torch.where(emptied, above - 1 - trie.row_offsets[nodes].unsqueeze(1), legal.shape[1]).clamp(max=legal.shape[1])
+    column = torch.where(emptied, above - 1 - trie.row_offsets[nodes].unsqueeze(1), legal.shape[1]).clamp(
+        max=legal.shape[1]
+    )
     gone = torch.zeros(len(taken), legal.shape[1] + 1, dtype=torch.bool, device=legal.device).scatter_(1, column, True)
     return tokens, children, legal & ~gone[:, :-1]
 
 
 def num_legal(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> Tensor:
-    """`(M,)`: how many children of the nodes `(M,)` are legal, as `legal_children` has it, without a look at each of them."""
+    """`(M,)`: how many children of the nodes `(M,)` are legal, as `legal_children` has it, without a look at each of
+    them."""
     above, emptied = _emptied(trie, nodes, taken)
     emptied[:, 1:] &= above[:, 1:] != above[:, :-1]  # ascending, as the places are
     return trie.row_offsets[nodes + 1] - trie.row_offsets[nodes] - emptied.sum(1)
 
 
 def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-    """`(M, S)`: the child above each taken place, and whether it has no other items left. Only such children can be empty,
-    which are far fewer than all."""
+    """`(M, S)`: the child above each taken place, and whether it has no other items left. Only such children can be
+    empty, which are far fewer than all."""
     above = trie.above(taken, (trie.depths(nodes) + 1).unsqueeze(1))
     starts, ends = (bound[above].to(taken.dtype) for bound in (trie.item_starts, trie.item_ends))
     below = torch.searchsorted(taken, ends) - torch.searchsorted(taken, starts)
@@ -107,8 +115,8 @@ def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Ten
 
 
 def taken_places(trie: TokenTrie, items: Tensor, ranks: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """`(M, S)`, as `legal_children` takes it: the places of the first `ranks` `(M,)` items of the lists `(M, K)`, and those of
-    excluded items `(M, E)`, which `Excluded.places` holds for each prompt."""
+    """`(M, S)`, as `legal_children` takes it: the places of the first `ranks` `(M,)` items of the lists `(M, K)`, and
+    those of excluded items `(M, E)`, which `Excluded.places` holds for each prompt."""
     before = (torch.arange(items.shape[1], device=items.device) < ranks.unsqueeze(1)) & (items >= 0)
     places = torch.where(before, trie.item_positions[torch.where(before, items, 0)], trie.num_items).long()
     return (places if excluded is None else torch.cat([places, excluded], 1)).sort(1).values
@@ -122,14 +130,16 @@ def list_logps(
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """`(B, G, T)`: the log-probability of each token of the given lists among the legal ones, at least float32, 0 where a
-    token is the only legal one or masked. It has a gradient; a token that is not legal has minus infinity and none.
+    """`(B, G, T)`: the log-probability of each token of the given lists among the legal ones, at least float32, 0
+    where a token is the only legal one or masked. It has a gradient; a token that is not legal has minus infinity and
+    none.
 
     Only tokens at which the trie branches are looked at, `(M, C)` numbers at a time: a caller bounds M by giving fewer
     prompts.
 
     Args:
-        read: What [`read_completions`] read for `list_tokens(trie, items)`: its `token_ids` and `mask`, and `scored=branches`.
+        read: What [`read_completions`] read for `list_tokens(trie, items)`: its `token_ids` and `mask`, and
+            `scored=branches`.
         items: `(B, G, K)` item indices; -1 fills up lists that are shorter.
         trie: The catalogue's list paths, on the same device.
         exclude (*optional*): Items that no list may hold, one list a prompt, or `(B, E)` padded with -1.

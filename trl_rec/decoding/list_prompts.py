@@ -29,7 +29,8 @@ def open_lists(
     list_length: int,
     exclude: Tensor | Sequence[Sequence[int]] | None,
 ) -> Iterator[ListSteps]:
-    """The steps in which `num_lists` lists of `list_length` items are written for each prompt, on the model's device."""
+    """The steps in which `num_lists` lists of `list_length` items are written for each prompt, on the model's
+    device."""
     input_ids, attention_mask = checked_prompts(model, prompts, trie, 1, 1)
     trie = trie.to(input_ids.device)
     excluded = Excluded(trie, exclude, len(input_ids)).places.long()

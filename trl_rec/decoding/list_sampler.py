@@ -1,5 +1,5 @@
-"""The loop that draws lists: one choice a list and round, until every list is complete. Lists that end early wait for the
-others.
+"""The loop that draws lists: one choice a list and round, until every list is complete. Lists that end early wait for
+the others.
 
 Legend: B prompts, G lists a prompt, R = B * G, K items a list, D tokens of the longest path, C children (padded).
 """
@@ -22,7 +22,8 @@ class ListSampler:
     Args:
         steps (`ListSteps`): What they are written with.
         temperature (`float`): Divides the logits.
-        noise (`torch.Tensor` of shape `(B, G, K * D)`): Integers of `NOISE_BITS` bits, one for each depth of each item.
+        noise (`torch.Tensor` of shape `(B, G, K * D)`): Integers of `NOISE_BITS` bits, one for each depth of each
+            item.
         greedy (`bool`): Takes the likeliest token, whatever the noise.
     """
 
@@ -31,12 +32,15 @@ class ListSampler:
         self.noise = noise.flatten(0, 1)
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """The items `(B, G, K)`, and `(B, G, K * D)`: the log-probability of the choice at each depth of each item, else 0."""
+        """The items `(B, G, K)`, and `(B, G, K * D)`: the log-probability of the choice at each depth of each item,
+        else 0."""
         steps, most = self.steps, self.steps.most
         heard: ListLogits | None
         lists, heard = steps.begin()
         dtype = torch.promote_types(heard.logits.dtype, torch.float32)
-        logps = heard.logits.new_zeros(len(lists.nodes), most + 1, dtype=dtype)  # the last column is for what is not kept
+        logps = heard.logits.new_zeros(
+            len(lists.nodes), most + 1, dtype=dtype
+        )  # the last column is for what is not kept
         for step in range(1, most + 1):
             active = lists.ranks < steps.list_length
             place = lists.ranks * self.trie.max_depth + self.trie.depths(lists.nodes)
@@ -61,8 +65,8 @@ class ListSampler:
 
 
 def _drawn(logps: Tensor, noise: Tensor) -> Tensor:
-    """`(R, 1)`: the column that each row's noise falls on. In whole numbers, so that the sums are exact and a column without
-    probability is never drawn, whatever the device."""
+    """`(R, 1)`: the column that each row's noise falls on. In whole numbers, so that the sums are exact and a column
+    without probability is never drawn, whatever the device."""
     mass = logps.exp().mul_(2**NOISE_BITS).long().cumsum(1)
     column = torch.searchsorted(mass, (noise * mass[:, -1:]) >> NOISE_BITS, right=True)
     return column.clamp(max=logps.shape[1] - 1)  # only a NaN leads beyond

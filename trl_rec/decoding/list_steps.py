@@ -1,12 +1,12 @@
 """What a model writes whole lists with: where each list stands, what may follow, and what the model says there.
 
-Tokens that the trie forces are skipped: they wait, with the token last chosen, until the model reads them on the way to the
-next choice, across the end of an item too. A round then reads four integers back from the device to size its forward pass.
-Where all paths are equally long and branch at every depth, as those of item tokens and most semantic IDs, nothing is skipped
-and nothing read back.
+Tokens that the trie forces are skipped: they wait, with the token last chosen, until the model reads them on the way
+to the next choice, across the end of an item too. A round then reads four integers back from the device to size its
+forward pass. Where all paths are equally long and branch at every depth, as those of item tokens and most semantic
+IDs, nothing is skipped and nothing read back.
 
-Legend: B prompts, G lists a prompt, R = B * G, A lists read now, K items a list, S taken items, C children (padded), W tokens
-to read (right-aligned), V vocabulary.
+Legend: B prompts, G lists a prompt, R = B * G, A lists read now, K items a list, S taken items, C children (padded), W
+tokens to read (right-aligned), V vocabulary.
 """
 
 from __future__ import annotations
@@ -75,7 +75,13 @@ class ListSteps:
     """
 
     def __init__(
-        self, cache: SharedPrompt | SeparateRows, trie: TokenTrie, excluded: Tensor, *, list_length: int, num_lists: int
+        self,
+        cache: SharedPrompt | SeparateRows,
+        trie: TokenTrie,
+        excluded: Tensor,
+        *,
+        list_length: int,
+        num_lists: int,
     ) -> None:
         self.cache, self.trie, self.excluded, self.list_length = cache, trie, excluded, list_length
         self.shape, self.most = (len(excluded), num_lists), list_length * trie.max_depth  # no list takes more steps
@@ -86,7 +92,9 @@ class ListSteps:
         self.fixed = even and not self.skips  # each round's depth is known
         self.start = start if self.skips else 0  # where every item's first choice is
         first = excluded.new_full((1,), self.start)
-        self.opening = _upwards(trie, first, int(trie.depths(first))).flip(1)  # (1, its length): what begins every item
+        self.opening = _upwards(trie, first, int(trie.depths(first))).flip(
+            1
+        )  # (1, its length): what begins every item
 
     def begin(self) -> tuple[Lists, ListLogits]:
         """The lists, empty but for an opening, and what the model says there. The cache then holds each of them."""
@@ -106,8 +114,8 @@ class ListSteps:
         return Lists(nodes, nodes, zeros, written, written, items, taken), heard
 
     def logps(self, lists: Lists, heard: ListLogits, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """The log-probability `(R, C)` of each child among the legal ones, -inf where not legal, and the child nodes, alike
-        or `(1, C)`."""
+        """The log-probability `(R, C)` of each child among the legal ones, -inf where not legal, and the child nodes,
+        alike or `(1, C)`."""
         vocab_size, num_read = heard.logits.shape[-1], heard.logits.shape[1]
         prompt = torch.arange(self.shape[0], device=heard.rows.device).repeat_interleave(self.shape[1])
         row, nodes = prompt * num_read + heard.rows, lists.nodes[: 1 if heard.together else None]
@@ -115,7 +123,9 @@ class ListSteps:
         if heard.together:  # one node: whole rows are cheaper than single numbers
             scores = heard.logits.flatten(0, 1).index_select(1, tokens[0])[row]
         else:
-            scores = heard.logits.flatten().gather(0, (row.unsqueeze(1) * vocab_size + tokens).flatten()).view(tokens.shape)
+            scores = (
+                heard.logits.flatten().gather(0, (row.unsqueeze(1) * vocab_size + tokens).flatten()).view(tokens.shape)
+            )
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature
         return torch.where(legal, scores, -torch.inf).log_softmax(-1), children
 
@@ -140,7 +150,8 @@ class ListSteps:
         )
 
     def hear(self, lists: Lists, active: Tensor, step: int) -> ListLogits | None:
-        """What the model says once it has read all of the `active` lists `(R,)`, after so many steps; None at the end."""
+        """What the model says once it has read all of the `active` lists `(R,)`, after so many steps; None at the
+        end."""
         if step == self.most:
             return None
         pending, width = self._pending(lists, active, step)
@@ -166,8 +177,8 @@ class ListSteps:
         return Pending(tokens, lengths, depths, active, num_active, num_inner), width
 
     def _tokens(self, lists: Lists, width: int) -> Tensor:
-        """`(R, W)`: the last tokens of each list: those that lead to the node reached, and where that ended an item the opening
-        of the next."""
+        """`(R, W)`: the last tokens of each list: those that lead to the node reached, and where that ended an item
+        the opening of the next."""
         path, opening = _upwards(self.trie, lists.reached, width), self.opening.flip(1)
         if not opening.shape[1]:
             return path.flip(1)
@@ -187,8 +198,8 @@ def _upwards(trie: TokenTrie, nodes: Tensor, count: int) -> Tensor:
 
 
 def _first_free(trie: TokenTrie, leaves: Tensor, taken: Tensor) -> Tensor:
-    """`(R,)`: the first place of each leaf that is not taken. Sorted and distinct, the leaf's taken places from its first on
-    without a gap are those whose order and place advance alike."""
+    """`(R,)`: the first place of each leaf that is not taken. Sorted and distinct, the leaf's taken places from its
+    first on without a gap are those whose order and place advance alike."""
     starts, ends = trie.item_starts[leaves].long().unsqueeze(1), trie.item_ends[leaves].unsqueeze(1)
     order = torch.arange(taken.shape[1], device=taken.device) - torch.searchsorted(taken, starts)
     run = (taken - starts == order) & (taken >= starts) & (taken < ends)

@@ -1,9 +1,10 @@
 """A model draws whole lists: several a prompt, of distinct items, token by token among the legal ones.
 
-All lists of all prompts advance together; those of a prompt share its cache, and no prefix is read twice. What a list holds
-already, and what is excluded, leaves before the softmax (`list_constraint.py`), so a log-probability is that of the very
-distribution that was drawn from. Noise belongs to (seed, row, list, place in the list, depth), never to a place in a batch or
-a process: what a prompt gets depends neither on the prompts beside it nor on how many processes share them.
+All lists of all prompts advance together; those of a prompt share its cache, and no prefix is read twice. What a list
+holds already, and what is excluded, leaves before the softmax (`list_constraint.py`), so a log-probability is that of
+the very distribution that was drawn from. Noise belongs to (seed, row, list, place in the list, depth), never to a
+place in a batch or a process: what a prompt gets depends neither on the prompts beside it nor on how many processes
+share them.
 
 Legend: B prompts, G lists a prompt, K items a list, D tokens of the longest path, T tokens of the longest list.
 """
@@ -29,14 +30,15 @@ if TYPE_CHECKING:
 
 
 class SampledLists(NamedTuple):
-    """Lists of distinct items, and the tokens they were drawn as. The EOS that ends a list is forced, and not among them.
+    """Lists of distinct items, and the tokens they were drawn as. The EOS that ends a list is forced, and not among
+    them.
 
     Args:
         items (`torch.Tensor` of shape `(B, G, K)`): Item indices, in the order drawn.
         token_ids (`torch.Tensor` of shape `(B, G, T)`): The lists' tokens, filled up with 0 on the right.
         mask (`torch.Tensor` of shape `(B, G, T)`): Which of them count.
-        logps (`torch.Tensor` of shape `(B, G, T)`): The log-probability of each token in the distribution it was drawn from; 0
-            where it was the only legal one, and where masked.
+        logps (`torch.Tensor` of shape `(B, G, T)`): The log-probability of each token in the distribution it was drawn
+            from; 0 where it was the only legal one, and where masked.
     """
 
     items: Tensor
@@ -61,12 +63,12 @@ def sample_item_lists(
 ) -> SampledLists:
     """Draws lists of distinct items for each prompt. The model's own `generation_config` plays no part.
 
-    Items that share a path are drawn in the order of their indices: a leaf stands for its first item that is neither excluded
-    nor in the list, and stays until all have been drawn.
+    Items that share a path are drawn in the order of their indices: a leaf stands for its first item that is neither
+    excluded nor in the list, and stays until all have been drawn.
 
     Args:
-        model: A decoder-only causal language model with a key-value cache. One in training mode is put into evaluation mode
-            and back; one in evaluation mode is left as it is.
+        model: A decoder-only causal language model with a key-value cache. One in training mode is put into evaluation
+            mode and back; one in evaluation mode is left as it is.
         prompts: `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left.
         trie: The catalogue's list paths, `TokenTrie.from_catalog(..., lists=True)`.
         num_lists: G.
@@ -74,10 +76,11 @@ def sample_item_lists(
         temperature: Divides the logits before the softmax.
         exclude (*optional*): Items that no list may hold, one list a prompt, or `(B, E)` padded with -1.
         seed: One number or several, as in `(seed, step)`; none is negative.
-        rows (*optional*, defaults to `0 .. B - 1`): The number that each prompt is known by in the whole batch, or in the data.
-            Its lists depend on it and on the seed; not on the prompts beside it, and a list not on `num_lists` either.
-        greedy: Takes the likeliest token each time, the lower item among equals; seed and rows play no part, then, and all
-            lists of a prompt are the same one. Log-probabilities are still those at `temperature`.
+        rows (*optional*, defaults to `0 .. B - 1`): The number that each prompt is known by in the whole batch, or in
+            the data. Its lists depend on it and on the seed; not on the prompts beside it, and a list not on
+            `num_lists` either.
+        greedy: Takes the likeliest token each time, the lower item among equals; seed and rows play no part, then, and
+            all lists of a prompt are the same one. Log-probabilities are still those at `temperature`.
     """
     if num_lists < 1 or list_length < 1 or not 0 < temperature < float("inf"):
         raise ValueError(

@@ -1,7 +1,7 @@
 """The trie as a logits processor, for `model.generate` and engines that take its processors.
 
-`rank_items` is faster and does the same; this is for sampling strategies and engines that it does not cover. The processor
-keeps no state: it walks each row's generated tokens from the root, so beams may be reordered at will.
+`rank_items` is faster and does the same; this is for sampling strategies and engines that it does not cover. The
+processor keeps no state: it walks each row's generated tokens from the root, so beams may be reordered at will.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from trl_rec.items.trie import TokenTrie
 class TrieLogitsProcessor(LogitsProcessor):
     """Leaves the tokens that continue a catalogue item. After a complete item only EOS is left, at no cost.
 
-    Works on log-probabilities (beam search passes those) as on logits. Pass `remove_invalid_values=False` (the default) to
-    `generate`, and build its `GenerationConfig` afresh: warpers that a model's own configuration brings along would act
-    after the trie.
+    Works on log-probabilities (beam search passes those) as on logits. Pass `remove_invalid_values=False` (the
+    default) to `generate`, and build its `GenerationConfig` afresh: warpers that a model's own configuration brings
+    along would act after the trie.
 
     Args:
         trie: The catalogue.
         prompt_length: Columns of the padded prompts; what follows is walked.
         eos_token_id: What to emit after a complete item.
         renormalize: Whether to take the softmax over the legal tokens.
-        exclude (*optional*): Items to leave out, one list a prompt. Taken out after the softmax; rows are prompts in order,
-            each repeated for its beams.
+        exclude (*optional*): Items to leave out, one list a prompt. Taken out after the softmax; rows are prompts in
+            order, each repeated for its beams.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         return masked
 
     def _nodes(self, trie: TokenTrie, generated: Tensor) -> tuple[Tensor, Tensor]:
-        """The node each row has reached, and whether its item is complete; EOS and padding after an item are passed over."""
+        """The node each row has reached, and whether its item is complete; EOS and padding after an item are passed
+        over."""
         path = trie.walk(generated)
         steps = torch.arange(path.shape[1], device=path.device)
         last = torch.where(path >= 0, steps, 0).amax(1)

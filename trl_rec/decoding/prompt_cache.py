@@ -1,12 +1,12 @@
 """The forward passes of beam search: what the model says after each beam, the prompt computed once.
 
-`SharedPrompt` keeps one cache row a prompt, in which the tokens of all its beams stand side by side; a mask lets each token
-see the prompt and its own beam's past, so the prompt's keys and values are stored once and reordering beams moves no cache.
-Where a model cannot take such a mask (flash attention, a sliding window shorter than the text), `SeparateRows` gives every
-beam a cache row, as `generate` does. `open_cache` chooses before the first forward.
+`SharedPrompt` keeps one cache row a prompt, in which the tokens of all its beams stand side by side; a mask lets each
+token see the prompt and its own beam's past, so the prompt's keys and values are stored once and reordering beams
+moves no cache. Where a model cannot take such a mask (flash attention, a sliding window shorter than the text),
+`SeparateRows` gives every beam a cache row, as `generate` does. `open_cache` chooses before the first forward.
 
-Legend: B prompts, P prompt tokens (left-padded), K beams, W pending tokens of a beam (right-aligned), A active beams (those
-that branch now), G columns generated so far, Q columns of this forward, V vocabulary.
+Legend: B prompts, P prompt tokens (left-padded), K beams, W pending tokens of a beam (right-aligned), A active beams
+(those that branch now), G columns generated so far, Q columns of this forward, V vocabulary.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Pending:
     num_inner: int
 
 
-def open_cache(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, longest: int) -> SharedPrompt | SeparateRows:
+def open_cache(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, longest: int
+) -> SharedPrompt | SeparateRows:
     """The cache that serves this model for prompts of this length and completions up to `longest` tokens."""
     _check_unsuitable(model)
     reason = _why_separate(model, input_ids.shape[1] + longest)
@@ -64,9 +66,13 @@ def _check_unsuitable(model: PreTrainedModel) -> None:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     check_suitable(model)
     if keeps_state(model):
-        raise ValueError(f"{name} keeps a recurrent state that beams cannot share; decoding needs attention layers alone")
+        raise ValueError(
+            f"{name} keeps a recurrent state that beams cannot share; decoding needs attention layers alone"
+        )
     if not takes_positions(model):
-        raise ValueError(f"{name} takes no position ids, so padded prompts and beams would be misplaced; choose another model")
+        raise ValueError(
+            f"{name} takes no position ids, so padded prompts and beams would be misplaced; choose another model"
+        )
     if "logits_to_keep" not in inspect.signature(base.forward).parameters:
         raise ValueError(f"{name} cannot be asked for the logits of its last positions alone; choose another model")
 
@@ -87,11 +93,11 @@ class SharedPrompt:
         self.seen = self.seen.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.seen.shape[-1]))
 
     def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads the active beams' pending tokens: `logits (B, A, V)` after each, its beam `slots (B, A)`, and whether it
-        `counts`.
+        """Reads the active beams' pending tokens: `logits (B, A, V)` after each, its beam `slots (B, A)`, and whether
+        it `counts`.
 
-        The columns are each beam's inner tokens, packed without gaps, then one column a beam for its last token: thus the
-        logits that matter are the last A.
+        The columns are each beam's inner tokens, packed without gaps, then one column a beam for its last token: thus
+        the logits that matter are the last A.
         """
         slots = torch.argsort(~pending.active, dim=1, stable=True)[:, : pending.num_active]
         counts = pending.active.gather(1, slots)
@@ -110,13 +116,15 @@ class SharedPrompt:
             use_cache=True,
             logits_to_keep=pending.num_active,
         )
-        own = (beam.unsqueeze(1) == torch.arange(self.seen.shape[1], device=beam.device).view(1, -1, 1)) & valid.unsqueeze(1)
+        own = (
+            beam.unsqueeze(1) == torch.arange(self.seen.shape[1], device=beam.device).view(1, -1, 1)
+        ) & valid.unsqueeze(1)
         self.seen = torch.cat([self.seen, own], -1)
         return output.logits[:, -pending.num_active :], slots, counts
 
     def _columns(self, pending: Pending, slots: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`owner, step, valid (B, Q)`: the active beam of each column, the token's place in its beam's pending tokens, is
-        it real."""
+        """`owner, step, valid (B, Q)`: the active beam of each column, the token's place in its beam's pending tokens,
+        is it real."""
         inner = torch.where(counts, pending.lengths.gather(1, slots) - 1, 0)
         ends = inner.cumsum(1)
         column = torch.arange(pending.num_inner, device=slots.device).expand(len(slots), -1).contiguous()
@@ -132,7 +140,9 @@ class SharedPrompt:
         """`(B, 1, Q, P + G + Q)`. Columns that are not real see the prompt alone, so that no softmax is empty."""
         prompt = self.prompt_mask.unsqueeze(1).expand(-1, owner.shape[1], -1)
         past = self.seen.gather(1, beam.unsqueeze(-1).expand(-1, -1, self.seen.shape[-1]))
-        same = (owner.unsqueeze(2) == owner.unsqueeze(1)) & (step.unsqueeze(1) <= step.unsqueeze(2)) & valid.unsqueeze(1)
+        same = (
+            (owner.unsqueeze(2) == owner.unsqueeze(1)) & (step.unsqueeze(1) <= step.unsqueeze(2)) & valid.unsqueeze(1)
+        )
         return mask_for(self.model, torch.cat([prompt, past & valid.unsqueeze(-1), same], -1))
 
 
@@ -150,7 +160,9 @@ class SeparateRows:
     def reorder(self, parents: Tensor) -> None:
         """Beam `k` becomes a continuation of beam `parents[:, k]`."""
         num_prompts = len(parents)
-        rows = torch.arange(num_prompts, device=parents.device).unsqueeze(1) * (len(self.mask) // num_prompts) + parents
+        rows = (
+            torch.arange(num_prompts, device=parents.device).unsqueeze(1) * (len(self.mask) // num_prompts) + parents
+        )
         self.cache.batch_select_indices(rows.flatten())
         self.mask = self.mask[rows.flatten()]
 

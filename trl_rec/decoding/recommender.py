@@ -59,7 +59,9 @@ class Recommender:
         """
         path = local_folder(folder)
         if not (path / SETTINGS).is_file():
-            raise ValueError(f"{folder} is no run folder ({SETTINGS} is missing); name the output of a trl-rec trainer")
+            raise ValueError(
+                f"{folder} is no run folder ({SETTINGS} is missing); name the output of a trl-rec trainer"
+            )
         settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
         catalog, tokenizer = ItemCatalog.load(path / CATALOG), load_tokenizer(path)
         prompt_format = PromptFormat.for_catalog(catalog, tokenizer, **settings.pop("prompt"))
@@ -69,22 +71,30 @@ class Recommender:
     def recommend(
         self, history: Sequence[str], k: int = 10, *, user: int | None = None, exclude_history: bool = True
     ) -> list[Recommendation]:
-        """The best `k` items after a history of item ids, oldest first; of a model that writes lists, the first `k` items of
-        its list, each with the log-probability of the list up to there. A model whose prompts name the user has to be told
-        `user`, the row in `RecDataset.users`."""
+        """The best `k` items after a history of item ids, oldest first; of a model that writes lists, the first `k`
+        items of its list, each with the log-probability of the list up to there. A model whose prompts name the user
+        has to be told `user`, the row in `RecDataset.users`."""
         indices = self.catalog.index_of(list(history)) if len(history) else []
         histories = Ragged.from_lists([indices])
         users = None if user is None else np.array([user])
-        prompt = torch.from_numpy(self.prompt_format.encode(histories, users, max_length=self.settings["max_length"]).padded())
+        prompt = torch.from_numpy(
+            self.prompt_format.encode(histories, users, max_length=self.settings["max_length"]).padded()
+        )
         batch = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
         ranked = self._rank(batch, k, [list(indices)] if exclude_history else None)
         found = zip(ranked.items[0].tolist(), ranked.scores[0].tolist(), strict=True)
-        return [Recommendation(self.catalog.ids[item], self.catalog.titles[item], score) for item, score in found if item >= 0]
+        return [
+            Recommendation(self.catalog.ids[item], self.catalog.titles[item], score)
+            for item, score in found
+            if item >= 0
+        ]
 
     def _rank(self, prompts: dict[str, torch.Tensor], k: int, exclude: list[list[int]] | None) -> RankedItems:
         num_beams, length = self.settings["num_beams"], self.prompt_format.list_length
         if length is not None:
-            return rank_list(self.model, prompts, self.trie, list_length=length, top_k=k, num_beams=num_beams, exclude=exclude)
+            return rank_list(
+                self.model, prompts, self.trie, list_length=length, top_k=k, num_beams=num_beams, exclude=exclude
+            )
         return rank_items(
             self.model,
             prompts,

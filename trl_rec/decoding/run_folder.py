@@ -20,19 +20,24 @@ def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[st
 
 
 def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
-    """How the model in a run folder is asked: the `surface` of items, its `prompt` as [`PromptFormat.for_catalog`] takes it,
-    and how its lists are ranked. Empty for any other model."""
+    """How the model in a run folder is asked: the `surface` of items, its `prompt` as [`PromptFormat.for_catalog`]
+    takes it, and how its lists are ranked. Empty for any other model."""
     if folder is not None and (Path(folder) / "ranker.json").is_file():
-        raise ValueError(f"{folder} puts rated candidates in order, and ranks no catalogue; ask it with CandidateRanker")
+        raise ValueError(
+            f"{folder} puts rated candidates in order, and ranks no catalogue; ask it with CandidateRanker"
+        )
     path = Path(folder or "") / SETTINGS
     if folder is None or not path.is_file():
         return {}
-    return {"surface": ItemCatalog.load(Path(folder) / CATALOG).surface, **json.loads(path.read_text(encoding="utf-8"))}
+    return {
+        "surface": ItemCatalog.load(Path(folder) / CATALOG).surface,
+        **json.loads(path.read_text(encoding="utf-8")),
+    }
 
 
 def check_same_items(folder: str | Path, given: ItemCatalog, where: str | Path) -> None:
-    """Raises where the policy in a run folder learned other items, or wrote them otherwise, than those in the dataset folder
-    `where`. Any other model may write whatever its tokenizer knows."""
+    """Raises where the policy in a run folder learned other items, or wrote them otherwise, than those in the dataset
+    folder `where`. Any other model may write whatever its tokenizer knows."""
     if not (Path(folder) / CATALOG / "catalog.json").is_file():
         return
     own, told = ItemCatalog.load(Path(folder) / CATALOG), f"the policy in {folder} was trained on"
@@ -58,4 +63,6 @@ def local_folder(folder: str | Path) -> Path:
         return Path(snapshot_download(str(folder)))
     except (OSError, ValueError) as error:  # no such repository, no connection, no name of one
         told = str(error).split("\n", 1)[0]
-        raise ValueError(f"there is no folder {folder}, and no repository of that name could be fetched: {told}") from error
+        raise ValueError(
+            f"there is no folder {folder}, and no repository of that name could be fetched: {told}"
+        ) from error

@@ -1,7 +1,8 @@
-"""Recommenders without parameters that any model should be shown beside: random, popular, and item-to-item transitions.
+"""Recommenders without parameters that any model should be shown beside: random, popular, and item-to-item
+transitions.
 
-All three learn from the training split alone, refuse any other, and rank the whole catalogue with sparse arrays: memory and
-time grow with what the histories lead to, not with users x items.
+All three learn from the training split alone, refuse any other, and rank the whole catalogue with sparse arrays:
+memory and time grow with what the histories lead to, not with users x items.
 """
 
 from __future__ import annotations
@@ -48,33 +49,37 @@ class RandomBaseline:
 class PopularityBaseline:
     """The items chosen most often in training, the same for everybody; ties go to the lower index.
 
-    After `fit`: `popularity` `(num_items,)`, how often each item was chosen, and `by_popularity`, the items in that order.
+    After `fit`: `popularity` `(num_items,)`, how often each item was chosen, and `by_popularity`, the items in that
+    order.
     """
 
     def __init__(self) -> None:
         self.num_items = 0
 
     def fit(self, train: Dataset, num_items: int | None = None) -> PopularityBaseline:
-        """Counts the training interactions, each once; the number of items is 1 + the largest index in `train` unless given."""
+        """Counts the training interactions, each once; the number of items is 1 + the largest index in `train` unless
+        given."""
         log = TrainingLog.read(train, num_items)
         self.num_items, self.popularity, self.by_popularity = log.num_items, log.popularity, log.by_popularity
         return self
 
     def rank(self, histories: Rows, top_k: int, exclude_history: bool) -> np.ndarray:
         """Item indices `(num_users, top_k)`, best first, -1 where the catalogue is exhausted."""
-        return _rank_prefixes(histories, top_k, exclude_history, self.num_items, lambda _, places: self.by_popularity[places])
+        return _rank_prefixes(
+            histories, top_k, exclude_history, self.num_items, lambda _, places: self.by_popularity[places]
+        )
 
 
 class TransitionBaseline:
     """What followed the user's last items in other users' training histories: a counter, no parameters, no training.
 
-    T[i, j] is the sum of 1/d over training pairs of i and, d <= `window` places later, j; each row is then divided by its sum.
-    The score of j is the sum of T[i, j] / (1 + w) over the last `max_history` items i of a history, w = 0 for the newest. Ties
-    go to the more popular item, then to the lower index; items with score 0 follow in the same order.
+    T[i, j] is the sum of 1/d over training pairs of i and, d <= `window` places later, j; each row is then divided by
+    its sum. The score of j is the sum of T[i, j] / (1 + w) over the last `max_history` items i of a history, w = 0 for
+    the newest. Ties go to the more popular item, then to the lower index; items with score 0 follow in the same order.
 
-    It is a hard baseline. Leave-one-out, with history excluded, it reaches Recall@10 .079 and NDCG@10 .050 on Amazon Beauty, above
-    the figures printed for SASRec, HSTU and TIGER there, as it is above much other published neural work. On MovieLens-100k it
-    reaches .184 and .106.
+    It is a hard baseline. Leave-one-out, with history excluded, it reaches Recall@10 .079 and NDCG@10 .050 on Amazon
+    Beauty, above the figures printed for SASRec, HSTU and TIGER there, as it is above much other published neural
+    work. On MovieLens-100k it reaches .184 and .106.
 
     Args:
         window (`int`, *optional*, defaults to `3`): Largest distance of a pair.
@@ -89,7 +94,8 @@ class TransitionBaseline:
         self.num_items = 0
 
     def fit(self, train: Dataset, num_items: int | None = None) -> TransitionBaseline:
-        """Counts the training transitions, each once; the number of items is 1 + the largest index in `train` unless given."""
+        """Counts the training transitions, each once; the number of items is 1 + the largest index in `train` unless
+        given."""
         log = TrainingLog.read(train, num_items)
         self.num_items, self.by_popularity = log.num_items, log.by_popularity
         # From here on an item is its place in the order of popularity, so that a stable sort breaks ties as it should.

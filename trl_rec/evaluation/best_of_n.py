@@ -1,7 +1,7 @@
 """Best-of-N at inference: lists drawn from a policy, of which the best by a reward is kept.
 
-The reward looks at what the users chose, so nobody could recommend like this. It is the ceiling of a policy that was aligned
-to a static Best-of-N target, and costs N lists for each one shown.
+The reward looks at what the users chose, so nobody could recommend like this. It is the ceiling of a policy that was
+aligned to a static Best-of-N target, and costs N lists for each one shown.
 
 Legend: U users, S lists drawn a user, K items a list, N the `best_of`.
 """
@@ -45,7 +45,8 @@ def best_of_split(
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Evaluation]:
-    """What a list that the policy draws is worth, `"drawn"`, and the best of N, `"best of N"`, for the rows of a split.
+    """What a list that the policy draws is worth, `"drawn"`, and the best of N, `"best of N"`, for the rows of a
+    split.
 
     Args:
         model, tokenizer, dataset, prompt_format: As in [`rank_split`], for a policy that writes lists.
@@ -63,7 +64,8 @@ def best_of_split(
     lists = draw_lists(model, split_rows(rows, "history"), prompt_format, trie, users=split_users(rows), **drawing)
     counts = {"drawn": 1, f"best of {best_of}": best_of}
     return {
-        name: evaluate_best_of(lists, dataset, rewards, best_of=count, split=split, seed=seed) for name, count in counts.items()
+        name: evaluate_best_of(lists, dataset, rewards, best_of=count, split=split, seed=seed)
+        for name, count in counts.items()
     }
 
 
@@ -93,7 +95,12 @@ def draw_lists(
     length = prompt_format.list_length or 1
 
     def draw(prompts: dict[str, Tensor], rows: np.ndarray, exclude: Tensor | None) -> Tensor:
-        settings: dict[str, Any] = {"num_lists": num_lists, "list_length": length, "temperature": temperature, "seed": seed}
+        settings: dict[str, Any] = {
+            "num_lists": num_lists,
+            "list_length": length,
+            "temperature": temperature,
+            "seed": seed,
+        }
         drawn = sample_item_lists(model, prompts, on_device, rows=torch.from_numpy(rows), exclude=exclude, **settings)
         return drawn.items.flatten(1)
 
@@ -104,15 +111,17 @@ def draw_lists(
 
 
 def expected_best(values: np.ndarray, rewards: np.ndarray, best_of: int) -> np.ndarray:
-    """`(U,)`: the mean of `values` `(U, S)` over the best of N lists by `rewards` `(U, S)`, for all ways to choose N of the S;
-    the winners of a tie share. N = 1 gives the mean."""
+    """`(U,)`: the mean of `values` `(U, S)` over the best of N lists by `rewards` `(U, S)`, for all ways to choose N
+    of the S; the winners of a tie share. N = 1 gives the mean."""
     num_lists = rewards.shape[1]
     if not 1 <= best_of <= num_lists:
         raise ValueError(f"the best of {best_of} cannot be chosen from {num_lists} lists; draw at least best_of lists")
     below = (rewards[:, None] < rewards[..., None]).sum(-1)  # (U, S): lists with less, and with at most as much
     at_most = (rewards[:, None] <= rewards[..., None]).sum(-1)
     ways = np.array([comb(count, best_of) for count in range(num_lists + 1)], np.float64) / comb(num_lists, best_of)
-    chance = (ways[at_most] - ways[below]) / (at_most - below)  # that the best is of this reward, shared among its lists
+    chance = (ways[at_most] - ways[below]) / (
+        at_most - below
+    )  # that the best is of this reward, shared among its lists
     return (chance * values).sum(1)
 
 
@@ -126,7 +135,8 @@ def evaluate_best_of(
     reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """What the best of N of drawn lists is worth, in expectation: `reward`, `ndcg@K`, `recall@K` and the reward's parts.
+    """What the best of N of drawn lists is worth, in expectation: `reward`, `ndcg@K`, `recall@K` and the reward's
+    parts.
 
     Args:
         lists: `(U, S, K)` for the split's rows, as [`draw_lists`] gives them.

@@ -1,4 +1,5 @@
-"""Curves as an SVG file, which any browser and README shows: one panel a quantity, one line a run, drawn without a library."""
+"""Curves as an SVG file, which any browser and README shows: one panel a quantity, one line a run, drawn without a
+library."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ import numpy as np
 
 Curves: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]  # from a run's name to its points (x, y)
 
-COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")  # Paul Tol's, told apart by all eyes
+COLORS = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#777777",
+)  # Paul Tol's, told apart by all eyes
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 260, 56, 14, 34, 40
 
 
@@ -30,7 +39,8 @@ def line_charts(panels: Mapping[str, Curves], *, x_label: str = "step") -> str:
     """The text of an SVG with the panels side by side, and one legend below.
 
     Args:
-        panels: From a panel's title to its lines. A run has the same colour in all panels; one without points is left out.
+        panels: From a panel's title to its lines. A run has the same colour in all panels; one without points is left
+            out.
         x_label: What all horizontal axes show.
     """
     if not panels or not any(curve for curves in panels.values() for curve in curves.values()):
@@ -44,7 +54,9 @@ def line_charts(panels: Mapping[str, Curves], *, x_label: str = "step") -> str:
     size = f'width="{WIDTH * len(panels)}" height="{HEIGHT + 30}"'
     style = 'font-family="sans-serif" font-size="12" fill="#222"'
     background = '<rect width="100%" height="100%" fill="white"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{background}{"".join(parts)}{_legend(colors)}</svg>\n'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{background}{"".join(parts)}{_legend(colors)}</svg>\n'
+    )
 
 
 def _panel(title: str, curves: Curves, colors: Mapping[str, str], x_label: str) -> str:
@@ -53,7 +65,10 @@ def _panel(title: str, curves: Curves, colors: Mapping[str, str], x_label: str) 
     parts = [_text(WIDTH / 2, 18, title, weight="bold"), _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label)]
     if not len(points):
         return "".join(parts)
-    (x_ticks, x_place), (y_ticks, y_place) = _axis(points[:, 0], LEFT, WIDTH - RIGHT), _axis(points[:, 1], HEIGHT - BOTTOM, TOP)
+    (x_ticks, x_place), (y_ticks, y_place) = (
+        _axis(points[:, 0], LEFT, WIDTH - RIGHT),
+        _axis(points[:, 1], HEIGHT - BOTTOM, TOP),
+    )
     for tick in y_ticks:
         parts.append(f'<path d="M{LEFT} {y_place(tick):.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
         parts.append(_text(LEFT - 6, y_place(tick) + 4, f"{tick:.4g}", anchor="end"))

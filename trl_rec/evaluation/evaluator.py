@@ -1,7 +1,7 @@
 """Rankings against what users went on to choose, over the whole catalogue and at the level of items.
 
-An index off the catalogue, or an item twice in a list, takes up its rank, earns nothing, and is reported as `invalid` or
-`duplicates`: a decoder that errs is seen, not repaired.
+An index off the catalogue, or an item twice in a list, takes up its rank, earns nothing, and is reported as `invalid`
+or `duplicates`: a decoder that errs is seen, not repaired.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def evaluate_rankings(
             Size of the catalogue, where no `catalog` is given.
 
     Returns:
-        `dict[str, float]`: for every k `recall@k hit@k ndcg@k mrr@k` (means over users) and `div_ratio@k or_ratio@k`; given the
-        number of items `coverage@k gini@k`; given popularities `popularity@k`; given groups `ild@k` (k > 1); given groups and
-        histories `mgu@k dgu@k`. Over all K ranks `invalid` (indices off the catalogue) and `duplicates` (items that a list
-        repeats). And `num_users`.
+        `dict[str, float]`: for every k `recall@k hit@k ndcg@k mrr@k` (means over users) and `div_ratio@k or_ratio@k`;
+        given the number of items `coverage@k gini@k`; given popularities `popularity@k`; given groups `ild@k` (k > 1);
+        given groups and histories `mgu@k dgu@k`. Over all K ranks `invalid` (indices off the catalogue) and
+        `duplicates` (items that a list repeats). And `num_users`.
     """
     num_items = _catalog_size(catalog, popularity, num_items)
     ranked = _checked_ranking(ranked, ks)
@@ -110,7 +110,10 @@ def _corpus_metrics(
     result |= {f"div_ratio@{k}": metrics.div_ratio(ranked), f"or_ratio@{k}": metrics.or_ratio(ranked)}
     if shares is not None and consumed is not None:
         recommended = metrics.group_share(ranked, shares)
-        result |= {f"mgu@{k}": float(metrics.mgu(recommended, consumed)), f"dgu@{k}": float(metrics.dgu(recommended, consumed))}
+        result |= {
+            f"mgu@{k}": float(metrics.mgu(recommended, consumed)),
+            f"dgu@{k}": float(metrics.dgu(recommended, consumed)),
+        }
     return result
 
 
@@ -133,7 +136,9 @@ def _checked_ranking(ranked: np.ndarray, ks: Sequence[int]) -> np.ndarray:
 
 def _matched(rows: Ragged, ranked: np.ndarray, name: str) -> Ragged:
     if len(rows) != len(ranked):
-        raise ValueError(f"{name} has {len(rows)} rows and ranked has {len(ranked)}; give the same users, in the same order")
+        raise ValueError(
+            f"{name} has {len(rows)} rows and ranked has {len(ranked)}; give the same users, in the same order"
+        )
     return rows
 
 
@@ -142,7 +147,9 @@ def _catalog_size(catalog: ItemCatalog | None, popularity: np.ndarray | None, nu
     sizes["popularity"] = None if popularity is None else len(popularity)
     known = {name: size for name, size in sizes.items() if size is not None}
     if len(set(known.values())) > 1:
-        raise ValueError(f"{' and '.join(f'{name} ({size})' for name, size in known.items())} disagree on the number of items")
+        raise ValueError(
+            f"{' and '.join(f'{name} ({size})' for name, size in known.items())} disagree on the number of items"
+        )
     if popularity is not None and not np.isfinite(popularity).all():
         item = int(np.flatnonzero(~np.isfinite(popularity))[0])
         raise ValueError(f"popularity of item {item} is {popularity[item]}; give a finite number an item")

@@ -1,4 +1,5 @@
-"""Rows of item indices in whatever form they come: `Ragged`, an Arrow list column, a split's column, lists of lists."""
+"""Rows of item indices in whatever form they come: `Ragged`, an Arrow list column, a split's column, lists of
+lists."""
 
 from __future__ import annotations
 
@@ -31,5 +32,7 @@ def item_rows(rows: Rows, name: str, num_items: int | None = None) -> Ragged:
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
         bound = "" if num_items is None else f" below {num_items}"
-        raise ValueError(f"{name}, row {rows.row_ids[at]}: {values[at]} is no item index; give whole numbers from 0{bound}")
+        raise ValueError(
+            f"{name}, row {rows.row_ids[at]}: {values[at]} is no item index; give whole numbers from 0{bound}"
+        )
     return Ragged(values.astype(np.int64), rows.offsets)

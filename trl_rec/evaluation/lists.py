@@ -29,7 +29,8 @@ def readable_lists(
         recent = " | ".join(catalog.titles[item] for item in histories[row][::-1][:num_recent])
         wanted = set(targets[row].tolist())
         listed = [
-            f"{'->' if item in wanted else '  '} {rank:>2}. {catalog.titles[item]}" for rank, item in enumerate(ranked[row], 1)
+            f"{'->' if item in wanted else '  '} {rank:>2}. {catalog.titles[item]}"
+            for rank, item in enumerate(ranked[row], 1)
         ]
         missed = [catalog.titles[item] for item in sorted(wanted - set(ranked[row].tolist()))]
         note = [f"   next was: {', '.join(missed)}"] if missed else []

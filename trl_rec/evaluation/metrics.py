@@ -1,7 +1,9 @@
-"""What a ranking is worth: accuracy per user, and what all lists together do to the catalogue. Plain functions of numpy arrays.
+"""What a ranking is worth: accuracy per user, and what all lists together do to the catalogue. Plain functions of
+numpy arrays.
 
-Legend: N users, K ranks, G groups, D dimensions; `...` stands for any leading axes. A ranking `ranked` holds item indices, best
-first; a negative index is a missing rank. Accuracy is not averaged here, so that intervals and paired tests have their values.
+Legend: N users, K ranks, G groups, D dimensions; `...` stands for any leading axes. A ranking `ranked` holds item
+indices, best first; a negative index is a missing rank. Accuracy is not averaged here, so that intervals and paired
+tests have their values.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def find_hits(ranked: np.ndarray, rows: np.ndarray, items: np.ndarray) -> tuple[
     stride = int(items.max(initial=0)) + 1
     relevant = np.unique(rows.astype(np.int64) * stride + items)
     num_relevant = np.bincount(relevant // stride, minlength=len(ranked))
-    possible = first_occurrences(ranked) & (ranked < stride)  # a larger index would be taken for an item of the next row
+    possible = first_occurrences(ranked) & (
+        ranked < stride
+    )  # a larger index would be taken for an item of the next row
     keys = np.arange(len(ranked))[:, None] * stride + np.where(possible, ranked, 0)
     return possible & np.isin(keys, relevant), num_relevant
 
@@ -68,7 +72,8 @@ def graded_ndcg(grades: np.ndarray, relevant_grades: np.ndarray, k: int) -> np.n
 
     Args:
         grades (`np.ndarray` of shape `(..., K)`): Grade of the item at each rank, not negative; 0 for a missing rank.
-        relevant_grades (`np.ndarray` of shape `(..., R)`): Grades of all items the user has rated, in any order, padded with 0.
+        relevant_grades (`np.ndarray` of shape `(..., R)`): Grades of all items the user has rated, in any order,
+            padded with 0.
         k (`int`): Ranks that count.
 
     Returns:
@@ -93,8 +98,8 @@ def coverage(ranked: np.ndarray, num_items: int) -> float:
 
 
 def gini(ranked: np.ndarray, num_items: int) -> float:
-    """Gini index of how often each item of the catalogue is recommended, those that never are included: 0 when all are equally
-    often, near 1 when one item takes all."""
+    """Gini index of how often each item of the catalogue is recommended, those that never are included: 0 when all are
+    equally often, near 1 when one item takes all."""
     counts = np.sort(_counts(ranked, num_items))
     weights = 2 * np.arange(1, num_items + 1) - num_items - 1
     return float(weights @ counts / (num_items * max(counts.sum(), 1)))
@@ -144,7 +149,8 @@ def _mean_distance(lists: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 
 def group_share(items: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Share of each group, `(G,)`, in `items` of any shape, adding up to 1; items in no group are left out, zeros when all are.
+    """Share of each group, `(G,)`, in `items` of any shape, adding up to 1; items in no group are left out, zeros when
+    all are.
 
     Args:
         items (`np.ndarray`): Item indices, negative = missing.
@@ -155,7 +161,8 @@ def group_share(items: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def mgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
-    """MGU, `(...,)`: mean over groups of |share in recommendations - share in histories|, both `(..., G)`; 0 is fair."""
+    """MGU, `(...,)`: mean over groups of |share in recommendations - share in histories|, both `(..., G)`; 0 is
+    fair."""
     return np.abs(recommended - consumed).mean(-1)
 
 

@@ -25,15 +25,18 @@ def write_metrics(
     exclude_history: bool,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes results to a JSON file that is either whole or not there: a temporary name beside it is renamed at the end.
+    """Writes results to a JSON file that is either whole or not there: a temporary name beside it is renamed at the
+    end.
 
     Args:
         path (`str` or `Path`): The file; its folder is made if need be, a file of that name is replaced.
-        results (`Mapping[str, Evaluation]`): Name of a recommender to what it reached, all over the same number of users.
+        results (`Mapping[str, Evaluation]`): Name of a recommender to what it reached, all over the same number of
+            users.
         split (`str`): The split measured on.
         ks (`Sequence[int]`): Lengths that lists were cut at.
         exclude_history (`bool`): Whether items of a user's history were never recommended.
-        settings (`Mapping[str, Any]`, *optional*): What else a figure depends on: beams, length penalty, dataset, seed.
+        settings (`Mapping[str, Any]`, *optional*): What else a figure depends on: beams, length penalty, dataset,
+            seed.
     """
     content = {
         "split": split,

@@ -1,7 +1,7 @@
 """A permutation of the catalogue for each row, of which any part can be asked for without making the rest.
 
-A Feistel network permutes the next power of four; following it until it comes back below the number of items permutes those.
-Its rounds hash (seed, row), so that blocks and processes play no part.
+A Feistel network permutes the next power of four; following it until it comes back below the number of items permutes
+those. Its rounds hash (seed, row), so that blocks and processes play no part.
 """
 
 from __future__ import annotations

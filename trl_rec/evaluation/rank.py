@@ -47,8 +47,8 @@ def rank_split(
         tokenizer: Its tokenizer.
         dataset: The dataset; its catalogue's surface says how items are written.
         split: `"validation"` or `"test"`.
-        prompt_format (*optional*): How histories, and lists where it has a `list_length`, are written; single items in the
-            surface's default otherwise.
+        prompt_format (*optional*): How histories, and lists where it has a `list_length`, are written; single items in
+            the surface's default otherwise.
         options: As in [`rank_histories`].
     """
     prompt_format = prompt_format or PromptFormat.for_catalog(dataset.catalog, tokenizer)
@@ -74,8 +74,8 @@ def rank_histories(
     batch_size: int = 16,
     max_length: int | None = None,
 ) -> np.ndarray:
-    """The model's ranking `(num_histories, top_k)` after each history, -1 where a rank is missing: single items by their
-    scores or, where the prompt format has a `list_length`, the first items of the list that the model writes.
+    """The model's ranking `(num_histories, top_k)` after each history, -1 where a rank is missing: single items by
+    their scores or, where the prompt format has a `list_length`, the first items of the list that the model writes.
 
     Args:
         model: A causal language model.
@@ -85,10 +85,11 @@ def rank_histories(
         pad_token_id: What prompts are padded with.
         users (*optional*): Whose histories they are, rows of `RecDataset.users`; needed where prompts name users.
         top_k: Ranks to return.
-        num_beams (*optional*, defaults to `top_k`): Width of the beam search; never below `top_k`. For lists the default is 1,
-            the likeliest token each time.
+        num_beams (*optional*, defaults to `top_k`): Width of the beam search; never below `top_k`. For lists the
+            default is 1, the likeliest token each time.
         exclude_history: Whether items of the whole history are never recommended.
-        renormalize, length_penalty: As in [`rank_items`]; without effect on lists, which are among legal tokens always.
+        renormalize, length_penalty: As in [`rank_items`]; without effect on lists, which are among legal tokens
+            always.
         batch_size: Prompts a forward pass.
         max_length (*optional*): Most tokens of prompt and completion together; the oldest history goes first.
     """
@@ -130,7 +131,8 @@ def over_histories(
 
     Args:
         items: Gives items `(B, width)` from the prompts, the numbers of their rows, and the items to exclude `(B, E)`.
-        histories, prompt_format, pad_token_id, users, exclude_history, batch_size, max_length: As in [`rank_histories`].
+        histories, prompt_format, pad_token_id, users, exclude_history, batch_size, max_length: As in
+            [`rank_histories`].
         width: Items a row.
         desc: What the progress bar says.
     """

@@ -28,7 +28,8 @@ class Evaluation:
     Args:
         metrics (`dict[str, float]`): What [`evaluate_rankings`] returns.
         intervals (`dict[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals of the means over users.
-        per_user (`dict[str, np.ndarray]`, *optional*): The values `(num_users,)` behind those, for [`paired_comparison`].
+        per_user (`dict[str, np.ndarray]`, *optional*): The values `(num_users,)` behind those, for
+            [`paired_comparison`].
     """
 
     metrics: dict[str, float]
@@ -49,12 +50,13 @@ def evaluate_split(
     """All metrics of a ranking of a split's rows, with intervals.
 
     Args:
-        ranked (`np.ndarray` of shape `(len(split), K)`): Item indices a row of the split, best first, -1 for a missing rank.
+        ranked (`np.ndarray` of shape `(len(split), K)`): Item indices a row of the split, best first, -1 for a missing
+            rank.
         dataset (`RecDataset`): Gives the split, the catalogue, and the training popularity.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
-        rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]; adds the metric `reward`, their
-            weighted sum over the lists as they are given, and each part as `reward/ndcg` and the like.
+        rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]; adds the metric
+            `reward`, their weighted sum over the lists as they are given, and each part as `reward/ndcg` and the like.
         reward_functions (`Mapping[str, ListReward]`, *optional*): Rewards besides the named ones.
         seed (`int`, *optional*, defaults to `0`): Of the bootstrap.
     """
@@ -70,7 +72,9 @@ def evaluate_split(
         values = {"reward": scored.total, **{f"reward/{name}": part for name, part in scored.parts.items()}}
         per_user |= {name: value[:, 0] for name, value in values.items()}
         metrics |= {name: float(value.mean()) for name, value in values.items()}
-    return Evaluation(metrics, {name: bootstrap_interval(values, seed=seed) for name, values in per_user.items()}, per_user)
+    return Evaluation(
+        metrics, {name: bootstrap_interval(values, seed=seed) for name, values in per_user.items()}, per_user
+    )
 
 
 def evaluate_baselines(
@@ -89,7 +93,8 @@ def evaluate_baselines(
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
-        exclude_history (`bool`, *optional*, defaults to `True`): Whether items of a user's history are never recommended.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether items of a user's history are never
+            recommended.
         rewards, reward_functions (*optional*): As in [`evaluate_split`].
         seed (`int`, *optional*, defaults to `0`): Of the random baseline and of the bootstrap.
     """

@@ -1,7 +1,8 @@
 """What each of several lists a user is worth, as a reward to learn from: the metrics of `metrics.py`, or any function.
 
-Rewards are of item indices, never of text, and are rounded to 12 decimals: the last bits of a sum depend on how many lists are
-scored at a time and on the order of their items, and would tell equal lists apart where only their ranking counts.
+Rewards are of item indices, never of text, and are rounded to 12 decimals: the last bits of a sum depend on how many
+lists are scored at a time and on the order of their items, and would tell equal lists apart where only their ranking
+counts.
 
 Legend: B users, G lists a user, K ranks.
 """
@@ -52,14 +53,19 @@ class ListBatch:
         if num_items is not None and self.lists.max(initial=-1) >= num_items:
             row, place, rank = np.argwhere(self.lists >= num_items)[0]
             item = self.lists[row, place, rank]
-            raise ValueError(f"lists, row {row}, list {place}: item {item} is not in the catalogue of {num_items} items")
+            raise ValueError(
+                f"lists, row {row}, list {place}: item {item} is not in the catalogue of {num_items} items"
+            )
         for name, rows in (("targets", self.targets), ("histories", self.histories)):
             if len(item_rows(rows, name, num_items)) != len(self.lists):
-                raise ValueError(f"{name} has {len(rows)} rows and lists has {len(self.lists)}; give the same users to both")
+                raise ValueError(
+                    f"{name} has {len(rows)} rows and lists has {len(self.lists)}; give the same users to both"
+                )
 
     @cached_property
     def hits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which ranks hold a target, `(B, G, K)`, and the user's number of targets, `(B, G)`; a user without any is refused."""
+        """Which ranks hold a target, `(B, G, K)`, and the user's number of targets, `(B, G)`; a user without any is
+        refused."""
         if not self.targets.lengths.all():
             row = int(np.flatnonzero(self.targets.lengths == 0)[0])
             raise ValueError(f"targets, row {row} is empty; leave users without a target out of training")
@@ -72,7 +78,9 @@ class ListBatch:
     def groups(self) -> np.ndarray:
         """`shares`, refused where there are none."""
         if self.shares is None:
-            raise ValueError("the rewards ild and mgu need groups of items; name a group_column when preparing the data")
+            raise ValueError(
+                "the rewards ild and mgu need groups of items; name a group_column when preparing the data"
+            )
         return self.shares
 
 
@@ -98,10 +106,11 @@ def score_lists(
 
     Args:
         batch (`ListBatch`): The lists.
-        weights (`Mapping[str, float]`): From the name of a reward, `"ndcg" "recall" "hit" "ild" "mgu"` or one of `functions`,
-            to its weight: `{"ndcg": 1, "mgu": 4}`. All are higher for better lists. One of weight 0 is only logged.
-        functions (`Mapping[str, ListReward]`, *optional*): Further rewards. Each is given the batch and returns an array
-            `(B, G)` of finite numbers, as in `{"novelty": lambda batch: -popularity[batch.lists].mean(-1)}`.
+        weights (`Mapping[str, float]`): From the name of a reward, `"ndcg" "recall" "hit" "ild" "mgu"` or one of
+            `functions`, to its weight: `{"ndcg": 1, "mgu": 4}`. All are higher for better lists. One of weight 0 is
+            only logged.
+        functions (`Mapping[str, ListReward]`, *optional*): Further rewards. Each is given the batch and returns an
+            array `(B, G)` of finite numbers, as in `{"novelty": lambda batch: -popularity[batch.lists].mean(-1)}`.
     """
     known = {**NAMED, **(functions or {})}
     if not weights:
@@ -109,7 +118,9 @@ def score_lists(
     total, parts = np.zeros(batch.lists.shape[:2]), {}
     for name, weight in weights.items():
         if name not in known:
-            raise ValueError(f"no reward is called {name!r}; choose from {', '.join(sorted(known))}, or give its function")
+            raise ValueError(
+                f"no reward is called {name!r}; choose from {', '.join(sorted(known))}, or give its function"
+            )
         if not np.isfinite(weight):
             raise ValueError(f"the weight of reward {name!r} is {weight}; give a finite number")
         parts[name] = _checked(known[name](batch), name, total.shape)
@@ -133,7 +144,9 @@ def score_split(
 def _checked(values: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.shape != shape:
-        raise ValueError(f"reward {name!r} has the shape {values.shape}; return one value for each of the {shape} lists")
+        raise ValueError(
+            f"reward {name!r} has the shape {values.shape}; return one value for each of the {shape} lists"
+        )
     if not np.isfinite(values).all():
         row, place = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(f"reward {name!r}, row {row}, list {place} is {values[row, place]}; return finite numbers")
@@ -161,9 +174,11 @@ def ild(batch: ListBatch) -> np.ndarray:
 
 
 def mgu(batch: ListBatch) -> np.ndarray:
-    """Minus the mean over groups of |share in the list - share in this user's own history|, `(B, G)`, 0 where they agree.
+    """Minus the mean over groups of |share in the list - share in this user's own history|, `(B, G)`, 0 where they
+    agree.
 
-    Reconstruction: the paper scores each list so, but gives no formula. The metric [`metrics.mgu`] compares whole corpora.
+    Reconstruction: the paper scores each list so, but gives no formula. The metric [`metrics.mgu`] compares whole
+    corpora.
     """
     present = batch.lists >= 0
     listed = Ragged.from_lengths(batch.lists[present], present.sum(-1).ravel())

@@ -1,7 +1,8 @@
-"""Recommenders that were trained with several seeds each, beside each other and against one of them, as a table for people.
+"""Recommenders that were trained with several seeds each, beside each other and against one of them, as a table for
+people.
 
-Each user's values are averaged over the seeds first, so that intervals and p-values are over users. What another seed would
-change they do not tell: that is what the values by seed are there for.
+Each user's values are averaged over the seeds first, so that intervals and p-values are over users. What another seed
+would change they do not tell: that is what the values by seed are there for.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ def seeds_table(
     against: str,
     notes: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """A line a recommender: its metrics with half the width of their intervals, its ratio to `against` in the last metric (the
-    difference, where that is not above 0) with the p-value of a paired test, and that metric of each seed.
+    """A line a recommender: its metrics with half the width of their intervals, its ratio to `against` in the last
+    metric (the difference, where that is not above 0) with the p-value of a paired test, and that metric of each seed.
 
     Args:
-        runs (`Mapping[str, Sequence[Mapping[str, np.ndarray]]]`): Name of a recommender to the `Evaluation.per_user` of each
-            seed. All runs are over the same users in the same order; baselines have one.
+        runs (`Mapping[str, Sequence[Mapping[str, np.ndarray]]]`): Name of a recommender to the `Evaluation.per_user`
+            of each seed. All runs are over the same users in the same order; baselines have one.
         metrics (`Sequence[str]`): Metrics to show; the last one is compared.
         against (`str`): The recommender that the others are compared to.
-        notes (`Mapping[str, Mapping[str, float]]`, *optional*): Further columns: heading to a number for each recommender that
-            has one.
+        notes (`Mapping[str, Mapping[str, float]]`, *optional*): Further columns: heading to a number for each
+            recommender that has one.
     """
     if against not in runs or not all(runs.values()):
         raise ValueError(f"runs of {', '.join(runs)}: there must be one of each at least, and {against!r} among them")

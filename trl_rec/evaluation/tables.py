@@ -1,4 +1,5 @@
-"""Results as a table for people: a row a recommender, a column a metric, and below what each column means. Text or Markdown."""
+"""Results as a table for people: a row a recommender, a column a metric, and below what each column means. Text or
+Markdown."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ MEANINGS = {
     "graded_ndcg": (1, "what the order of rated candidates is worth, gain 2^rating - 1, against the best order"),
     "tau": (1, "Kendall's tau with the order of the ratings: 1 the same, 0 chance"),
     "consistency": (1, "Kendall's tau between the orders given to the same candidates shown in different orders"),
-    "slot_bias": (0, "Kendall's tau between the order shown and the order given: 0 none, above 0 what is read first wins"),
+    "slot_bias": (
+        0,
+        "Kendall's tau between the order shown and the order given: 0 none, above 0 what is read first wins",
+    ),
     "num_users": (0, "users that the figures are over"),
 }
 DEFAULT_NAMES = ("recall", "ndcg", "coverage", "gini", "popularity", "ild", "mgu")
@@ -47,9 +51,10 @@ def metrics_table(
     Args:
         results (`Mapping[str, Evaluation]`): Name of a recommender to what it reached, at least one.
         columns (`Sequence[str]`, *optional*): Metrics to show; by default some of each kind, at the largest k.
-        intervals (`str`, *optional*, defaults to `"half_width"`): `"half_width"` shows half of an interval's width, "±0.0035";
-            `"range"` shows "[0.0754, 0.0824]"; `"none"` shows none.
-        markdown (`bool`, *optional*, defaults to `False`): Markdown with bold best values, else aligned text with stars.
+        intervals (`str`, *optional*, defaults to `"half_width"`): `"half_width"` shows half of an interval's width,
+            "±0.0035"; `"range"` shows "[0.0754, 0.0824]"; `"none"` shows none.
+        markdown (`bool`, *optional*, defaults to `False`): Markdown with bold best values, else aligned text with
+            stars.
         caption (`str`, *optional*): A line above: data, split, whether history is excluded.
     """
     if not results:
@@ -93,7 +98,9 @@ def _cell(evaluation: Evaluation, column: str, best: float | None, intervals: st
         text += "*" if value == best else " "
     if intervals != "none" and column in evaluation.intervals:
         low, high = evaluation.intervals[column]
-        interval = f" ±{_number((high - low) / 2)}" if intervals == "half_width" else f" [{_number(low)}, {_number(high)}]"
+        interval = (
+            f" ±{_number((high - low) / 2)}" if intervals == "half_width" else f" [{_number(low)}, {_number(high)}]"
+        )
     return text + interval
 
 
@@ -111,7 +118,9 @@ def aligned(rows: list[list[str]]) -> list[str]:
     """The lines of a table, its first row underlined, its first column on the left and the others on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in rows
     ]
     lines.insert(1, "-" * len(lines[0]))
@@ -128,7 +137,10 @@ def _legend(results: Mapping[str, Evaluation], columns: Sequence[str], intervals
     stems = dict.fromkeys(_stem(column) for column in columns if _stem(column) in MEANINGS)
     directions = {1: " (higher is better)", -1: " (lower is better)", 0: ""}
     lines = [f"{stem}: {MEANINGS[stem][1]}{directions[MEANINGS[stem][0]]}" for stem in stems]
-    if any(column in evaluation.intervals for evaluation in results.values() for column in columns) and intervals != "none":
+    if (
+        any(column in evaluation.intervals for evaluation in results.values() for column in columns)
+        and intervals != "none"
+    ):
         shown = "±: half the width of" if intervals == "half_width" else "[low, high]:"
         lines.append(f"{shown} the 95 % bootstrap interval over users")
     lines.append("bold: best of its column" if markdown else "*: best of its column")

@@ -1,7 +1,7 @@
 """The interactions of a training split, each counted once, however many rows of a user repeat it.
 
-Rows may overlap: in windowed data a user has many, and each row's history holds what the rows before it taught. A row's targets
-are new, and so is the history of a user's first row; everything else has been seen.
+Rows may overlap: in windowed data a user has many, and each row's history holds what the rows before it taught. A
+row's targets are new, and so is the history of a user's first row; everything else has been seen.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class TrainingLog:
         return np.argsort(-self.popularity, kind="stable")
 
     def pairs(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All pairs of an item and a new one at most `window` places later in the same row: first, second, distance."""
+        """All pairs of an item and a new one at most `window` places later in the same row: first, second,
+        distance."""
         values, rows = self.sequences.values, self.sequences.row_ids
         ends = [np.flatnonzero(self.new[d:] & (rows[d:] == rows[:-d])) + d for d in range(1, window + 1)]
         distance = np.repeat(np.arange(1, window + 1), [len(end) for end in ends])

@@ -1,8 +1,8 @@
 """The items that can be recommended, and the exact text the model reads and writes for each.
 
-An item is known by its index, its row in the catalogue, everywhere inside the package; ids and titles are for people. A
-surface is the item's text, a path is the surface's token ids as the trie holds them. Users may have semantic IDs too, by which
-prompts name them; no user is on a path. No model, no tokenizer is loaded here.
+An item is known by its index, its row in the catalogue, everywhere inside the package; ids and titles are for people.
+A surface is the item's text, a path is the surface's token ids as the trie holds them. Users may have semantic IDs
+too, by which prompts name them; no user is on a path. No model, no tokenizer is loaded here.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class ItemCatalog:
         if self.surface not in SURFACES:
             raise ValueError(f"unknown surface {self.surface!r}; choose one of {', '.join(SURFACES)}")
         if self.surface == "semantic_id" and self.semantic_ids is None:
-            raise ValueError("the catalogue holds no semantic IDs; make them first, or choose the surface title or item_token")
+            raise ValueError(
+                "the catalogue holds no semantic IDs; make them first, or choose the surface title or item_token"
+            )
         if self.group_column is not None and self.group_column not in self.items.column_names:
             raise ValueError(
                 f"no column {self.group_column!r} to group items by; there are {', '.join(self.items.column_names)}"
@@ -91,7 +93,8 @@ class ItemCatalog:
         return found.to_numpy(zero_copy_only=False).astype(np.int64)
 
     def ids_of(self, titles: Sequence[str]) -> list[str]:
-        """Ids of the items with exactly these titles, the first where several share one; an unknown title is refused."""
+        """Ids of the items with exactly these titles, the first where several share one; an unknown title is
+        refused."""
         places = pc.index_in(pa.array(titles, pa.string()), self.items["title"].combine_chunks()).to_pylist()
         for title, place in zip(titles, places, strict=True):
             if place is None:
@@ -99,8 +102,8 @@ class ItemCatalog:
         return [self.ids[place] for place in places]
 
     def group_shares(self) -> tuple[list[str], np.ndarray]:
-        """Names of the groups, and `(num_items, num_groups)` shares: an item in several groups splits its unit of mass among
-        them, an item in none has a row of zeros."""
+        """Names of the groups, and `(num_items, num_groups)` shares: an item in several groups splits its unit of mass
+        among them, an item in none has a row of zeros."""
         if self.group_column is None:
             raise ValueError("the catalogue has no group_column; name one when preparing the data")
         column = self.items[self.group_column].combine_chunks()
@@ -119,7 +122,9 @@ class ItemCatalog:
         np.add.at(shares, (members.row_ids, groups), 1 / np.maximum(members.lengths, 1)[members.row_ids])
         return names.tolist(), shares
 
-    def with_surface(self, surface: str, semantic_ids: Ragged | None = None, user_ids: Ragged | None = None) -> ItemCatalog:
+    def with_surface(
+        self, surface: str, semantic_ids: Ragged | None = None, user_ids: Ragged | None = None
+    ) -> ItemCatalog:
         """The same items, written another way; IDs that are not given stay."""
         semantic_ids = self.semantic_ids if semantic_ids is None else semantic_ids
         user_ids = self.user_ids if user_ids is None else user_ids
@@ -155,7 +160,9 @@ class ItemCatalog:
     def surface_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Row `i`: the token ids of item `i`'s surface."""
         if self.surface == "title":
-            return Ragged.from_lists(tokenizer(self.surfaces, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+            return Ragged.from_lists(
+                tokenizer(self.surfaces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            )
         vocabulary = _known(tokenizer, self.item_tokens)
         if self.surface == "item_token":
             tokens = np.array([vocabulary[token] for token in self.surfaces], dtype=np.int64)
@@ -166,12 +173,14 @@ class ItemCatalog:
     def user_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Row `u`: the token ids of user `u`'s semantic ID."""
         if self.user_ids is None:
-            raise ValueError("the catalogue holds no semantic IDs of users; make them first, or leave users out of prompts")
+            raise ValueError(
+                "the catalogue holds no semantic IDs of users; make them first, or leave users out of prompts"
+            )
         return _numbered(self.user_ids, _known(tokenizer, tokens_of(self.user_ids)))
 
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Row `i`: what the model must write to recommend item `i`. Titles end in EOS, so that none begins another; item
-        tokens and semantic IDs are prefix-free already and carry none."""
+        """Row `i`: what the model must write to recommend item `i`. Titles end in EOS, so that none begins another;
+        item tokens and semantic IDs are prefix-free already and carry none."""
         surfaces = self.surface_ids(tokenizer)
         if self.surface != "title":
             return surfaces
@@ -242,7 +251,9 @@ class ItemCatalog:
             items = items.drop_columns(["semantic_id"])
         catalog = cls(items, surface, group_column, semantic_ids, read_user_ids(folder))
         if catalog.fingerprint != fingerprint:
-            raise ValueError(f"{folder}: items.parquet and catalog.json tell of different items; prepare the data again")
+            raise ValueError(
+                f"{folder}: items.parquet and catalog.json tell of different items; prepare the data again"
+            )
         return catalog
 
 

@@ -1,9 +1,9 @@
 """The catalogue as a prefix tree over token ids, in a handful of tensors that live where the model lives.
 
-Nodes are numbered level by level, and within a level in the order of their parents and tokens, so the edge with number `e`
-leads to node `e + 1`: one array of row offsets and one of tokens are the whole tree (compressed sparse rows). Items are
-kept in the order of their token sequences, so those below any node are a slice. torch alone; no Python object a node, no
-loop over items.
+Nodes are numbered level by level, and within a level in the order of their parents and tokens, so the edge with number
+`e` leads to node `e + 1`: one array of row offsets and one of tokens are the whole tree (compressed sparse rows).
+Items are kept in the order of their token sequences, so those below any node are a slice. torch alone; no Python
+object a node, no loop over items.
 
 Legend: N sequences, L longest sequence, T tokens, C widest of the nodes asked for (padded).
 """
@@ -34,13 +34,14 @@ class TokenTrie:
     """The legal continuations of every prefix of every item's path. Build it with `from_sequences` or `from_catalog`.
 
     Args:
-        row_offsets (`torch.Tensor` of shape `(num_nodes + 1,)`): The children of node `n` are the edges `row_offsets[n]` up to
-            `row_offsets[n + 1]`; edge `e` leads to node `e + 1`. Node 0 is the root.
+        row_offsets (`torch.Tensor` of shape `(num_nodes + 1,)`): The children of node `n` are the edges
+            `row_offsets[n]` up to `row_offsets[n + 1]`; edge `e` leads to node `e + 1`. Node 0 is the root.
         child_tokens (`torch.Tensor` of shape `(num_nodes - 1,)`): Token of each edge, ascending within a node.
         item_starts (`torch.Tensor` of shape `(num_nodes,)`): The items below node `n` are `items[item_starts[n] :
             item_ends[n]]`.
         item_ends (`torch.Tensor` of shape `(num_nodes,)`): See `item_starts`.
-        items (`torch.Tensor` of shape `(num_items,)`): Item indices by path; those that share a path in ascending order.
+        items (`torch.Tensor` of shape `(num_items,)`): Item indices by path; those that share a path in ascending
+            order.
         depth_offsets (`torch.Tensor` of shape `(max_depth + 2,)`): First node of each depth, and the number of nodes.
     """
 
@@ -58,13 +59,18 @@ class TokenTrie:
         """The trie of the given paths.
 
         Args:
-            sequences: Lists of token ids, or one 2-D integer array or tensor, padded on the right with -1. No path may begin
-                another one: end them with a terminator, or let all have the same length.
-            items: The item of each path, distinct; by default its row. Several items may have the same path and share a leaf.
+            sequences: Lists of token ids, or one 2-D integer array or tensor, padded on the right with -1. No path may
+                begin another one: end them with a terminator, or let all have the same length.
+            items: The item of each path, distinct; by default its row. Several items may have the same path and share
+                a leaf.
         """
         paths = _as_matrix(sequences)
         items = torch.arange(len(paths)) if items is None else torch.as_tensor(items)
-        if len(items) != len(paths) or items.is_floating_point() or not 0 <= int(items.min()) <= int(items.max()) <= LARGEST:
+        if (
+            len(items) != len(paths)
+            or items.is_floating_point()
+            or not 0 <= int(items.min()) <= int(items.max()) <= LARGEST
+        ):
             raise ValueError(f"{len(paths)} sequences need as many item indices, whole numbers from 0 to {LARGEST}")
         order = torch.argsort(items)
         if bool((items[order].diff() == 0).any()):
@@ -77,8 +83,9 @@ class TokenTrie:
     def from_catalog(
         cls, catalog: Any, tokenizer: PreTrainedTokenizerBase, *, duplicates: str = "share", lists: bool = False
     ) -> TokenTrie:
-        """The trie of an `ItemCatalog`'s `paths(tokenizer)`, or with `lists` of its `list_paths(tokenizer)`. Items whose
-        surfaces are the same share a leaf, with one warning that counts them, or are refused (`duplicates="refuse"`)."""
+        """The trie of an `ItemCatalog`'s `paths(tokenizer)`, or with `lists` of its `list_paths(tokenizer)`. Items
+        whose surfaces are the same share a leaf, with one warning that counts them, or are refused
+        (`duplicates="refuse"`)."""
         if duplicates not in ("share", "refuse"):
             raise ValueError(f"duplicates must be 'share' or 'refuse', not {duplicates!r}")
         paths = catalog.list_paths(tokenizer) if lists else catalog.paths(tokenizer)
@@ -87,7 +94,9 @@ class TokenTrie:
         except ValueError as error:
             if not lists or catalog.surface != "title":
                 raise
-            raise ValueError(f"{error}; titles in lists end in a line break, so take line breaks out of them") from error
+            raise ValueError(
+                f"{error}; titles in lists end in a line break, so take line breaks out of them"
+            ) from error
         shared = trie.num_items - trie.num_leaves
         if shared and duplicates == "refuse":
             raise ValueError(
@@ -95,7 +104,8 @@ class TokenTrie:
             )
         if shared:
             warnings.warn(
-                f"{shared} of {trie.num_items} items are written exactly like another one and share its rank", stacklevel=2
+                f"{shared} of {trie.num_items} items are written exactly like another one and share its rank",
+                stacklevel=2,
             )
         return trie
 
@@ -144,8 +154,8 @@ class TokenTrie:
 
     @cached_property
     def forced_ends(self) -> Tensor:
-        """`(num_nodes,)`: the first node at or below each node that branches or is a leaf: where a chain of forced tokens
-        ends."""
+        """`(num_nodes,)`: the first node at or below each node that branches or is a leaf: where a chain of forced
+        tokens ends."""
         ends = torch.arange(self.num_nodes, dtype=torch.int32, device=self.items.device)
         bounds = self.depth_offsets.tolist()
         for start, stop in reversed(list(zip(bounds[:-1], bounds[1:], strict=True))):
@@ -156,7 +166,9 @@ class TokenTrie:
     @cached_property
     def lowest_items(self) -> Tensor:
         """`(num_nodes,)`: the smallest item index below each node, by which ties are broken."""
-        lowest = torch.full((self.num_nodes,), torch.iinfo(torch.int32).max, dtype=torch.int32, device=self.items.device)
+        lowest = torch.full(
+            (self.num_nodes,), torch.iinfo(torch.int32).max, dtype=torch.int32, device=self.items.device
+        )
         leaves = (self.row_offsets.diff() == 0).nonzero().squeeze(1)
         lowest[leaves] = self.items[self.item_starts[leaves]]
         bounds = self.depth_offsets.tolist()
@@ -185,7 +197,8 @@ class TokenTrie:
         return self.depths(nodes) * (self.num_items + 1) + self.item_starts
 
     def above(self, places: Tensor, depths: Tensor) -> Tensor:
-        """The node of each given depth above each place in `items`; another node where the place's path ends before."""
+        """The node of each given depth above each place in `items`; another node where the place's path ends
+        before."""
         return torch.searchsorted(self.level_keys, depths * (self.num_items + 1) + places, right=True) - 1
 
     def depths(self, nodes: Tensor) -> Tensor:
@@ -195,8 +208,8 @@ class TokenTrie:
     def children(self, nodes: Tensor, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """`tokens, next_nodes, legal`, each of shape `(*nodes.shape, C)`.
 
-        Entries that are not legal hold 0. C is the widest of `nodes`; a caller who knows a bound passes it as `width`, and
-        nothing is read back from the device. A leaf, or the node -1, has no children.
+        Entries that are not legal hold 0. C is the widest of `nodes`; a caller who knows a bound passes it as `width`,
+        and nothing is read back from the device. A leaf, or the node -1, has no children.
         """
         starts = _pick(self.row_offsets, nodes.clamp(min=0))
         counts = torch.where(nodes < 0, 0, _pick(self.row_offsets, nodes + 1) - starts)
@@ -219,8 +232,8 @@ class TokenTrie:
         return torch.where(found, low + 1, -1)
 
     def walk(self, token_ids: Tensor) -> Tensor:
-        """The nodes passed from the root: `(..., T)` tokens give `(..., T + 1)` nodes, entry `t` being where token `t` is
-        chosen. After the first illegal token all are -1."""
+        """The nodes passed from the root: `(..., T)` tokens give `(..., T + 1)` nodes, entry `t` being where token `t`
+        is chosen. After the first illegal token all are -1."""
         nodes = [torch.zeros(token_ids.shape[:-1], dtype=torch.int64, device=token_ids.device)]
         for tokens in token_ids.unbind(-1):
             nodes.append(self.advance(nodes[-1], tokens))
@@ -262,12 +275,16 @@ def _as_matrix(sequences: Any) -> Tensor:
     if isinstance(sequences, Tensor) or hasattr(sequences, "shape"):
         paths = torch.as_tensor(sequences)
         if paths.ndim != 2 or paths.is_floating_point():
-            raise ValueError(f"sequences must be a 2-D array of token ids, not {paths.dtype} of shape {tuple(paths.shape)}")
+            raise ValueError(
+                f"sequences must be a 2-D array of token ids, not {paths.dtype} of shape {tuple(paths.shape)}"
+            )
         if paths.dtype not in (torch.int32, torch.int64):
             paths = paths.long()
     else:
         rows = [torch.as_tensor(row, dtype=torch.int64) for row in sequences]
-        paths = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1) if rows else torch.empty(0, 0)
+        paths = (
+            torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1) if rows else torch.empty(0, 0)
+        )
     if not paths.numel():
         raise ValueError("there is no sequence to build a trie from")
     if bool((paths[:, 0] < 0).any()):
@@ -276,13 +293,15 @@ def _as_matrix(sequences: Any) -> Tensor:
         raise ValueError(f"token id {int(paths.max())} is too large; a trie holds ids up to {LARGEST}")
     gaps = ((paths[:, :-1] < 0) & (paths[:, 1:] >= 0)).any(1)
     if bool(gaps.any()):
-        raise ValueError(f"sequence {int(gaps.nonzero()[0])} holds a negative id before its end; pad with -1 on the right")
+        raise ValueError(
+            f"sequence {int(gaps.nonzero()[0])} holds a negative id before its end; pad with -1 on the right"
+        )
     return paths
 
 
 def _lexicographic_order(paths: Tensor, order: Tensor) -> Tensor:
-    """Rows by path, equal ones in the given order: stable sorts from the last columns to the first, as many columns at a
-    time as fit into 62 bits, which for semantic IDs is one sort in all."""
+    """Rows by path, equal ones in the given order: stable sorts from the last columns to the first, as many columns at
+    a time as fit into 62 bits, which for semantic IDs is one sort in all."""
     lows = paths.amin(0).tolist()
     bits = [(high - low).bit_length() for high, low in zip(paths.amax(0).tolist(), lows, strict=True)]
     column = len(bits)
@@ -297,7 +316,8 @@ def _lexicographic_order(paths: Tensor, order: Tensor) -> Tensor:
 
 
 def _levels(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
-    """Nodes level by level: in sorted order a new node begins where a row's prefix first differs from the row before."""
+    """Nodes level by level: in sorted order a new node begins where a row's prefix first differs from the row
+    before."""
     num_rows, depth = paths.shape
     differs = torch.zeros(num_rows, dtype=torch.bool)
     differs[0] = True
@@ -335,4 +355,6 @@ def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: i
     ended = (~alive & (node_of_row >= 0)).nonzero().squeeze(1)
     if len(ended) and bool((clash := widths[node_of_row[ended] - level] > 0).any()):
         row = int(order[ended[clash][0]])
-        raise ValueError(f"sequence {row} is the beginning of another one; end every sequence with a terminator such as EOS")
+        raise ValueError(
+            f"sequence {row} is the beginning of another one; end every sequence with a terminator such as EOS"
+        )

@@ -1,8 +1,9 @@
-"""ALRO's two losses on a ranking written out as a list: one on the places of the candidates, one on the order of the prompt.
+"""ALRO's two losses on a ranking written out as a list: one on the places of the candidates, one on the order of the
+prompt.
 
 Both read a table per list: in row k the log-probabilities that answer position k names each candidate. Its columns are
-candidates, not slots of the prompt: the caller maps them back. A position k counts if the list has more than k candidates,
-whichever candidates those are; the table must be finite there.
+candidates, not slots of the prompt: the caller maps them back. A position k counts if the list has more than k
+candidates, whichever candidates those are; the table must be finite there.
 
 The supervised term on the answer's tokens is needed beside them. It is not here.
 
@@ -38,7 +39,8 @@ def soft_lambda_loss(
     score: Score = "logprob",
     delta: Delta = "target",
 ) -> LossOutput:
-    r"""Soft lambda loss (after ALRO, arXiv 2403.19181): NDCG-Loss2 of LambdaLoss on expected positions, one value a list.
+    r"""Soft lambda loss (after ALRO, arXiv 2403.19181): NDCG-Loss2 of LambdaLoss on expected positions, one value a
+    list.
 
     With $y$ the log-probabilities, or the probabilities, and positions counted from 1:
 
@@ -48,30 +50,34 @@ def soft_lambda_loss(
     $$ G_i = \frac{2^{r_i} - 1}{maxDCG(r)} \qquad \delta_{ij} = \left|\frac{1}{D(d_{ij})} - \frac{1}{D(d_{ij} + 1)}\right|
        \qquad D(k) = \log_2(1 + k) $$
 
-    with $P$ the number of pairs and $d_{ij}$ the distance of the two in the gold order. The softmax runs over positions, for
-    one candidate at a time. Over candidates it can be cheated: they then sort well, and decode near reversed. The loss does
-    not reach 0: neighbours are 1 apart even in a perfect answer. A list whose ratings are all equal has loss and gradient 0.
+    with $P$ the number of pairs and $d_{ij}$ the distance of the two in the gold order. The softmax runs over
+    positions, for one candidate at a time. Over candidates it can be cheated: they then sort well, and decode near
+    reversed. The loss does not reach 0: neighbours are 1 apart even in a perfect answer. A list whose ratings are all
+    equal has loss and gradient 0.
 
-    Reconstruction: the paper's body was not at hand. $\delta$, $G$, $D$ and $s$ follow one summary of it; the sum over pairs
-    was cut off there, and is completed so that a preferred candidate is drawn to a small position. The division by $P$, and
-    log-probabilities for $y$, are ours.
+    Reconstruction: the paper's body was not at hand. $\delta$, $G$, $D$ and $s$ follow one summary of it; the sum over
+    pairs was cut off there, and is completed so that a preferred candidate is drawn to a small position. The division
+    by $P$, and log-probabilities for $y$, are ours.
 
     Args:
-        logps: `(B, m, m)`, log-probability over the identifiers of the list that position k (dim 1) names candidate i (dim 2).
-            bfloat16 and float16 are computed in float32.
+        logps: `(B, m, m)`, log-probability over the identifiers of the list that position k (dim 1) names candidate i
+            (dim 2). bfloat16 and float16 are computed in float32.
         ratings: `(B, m)`, not negative; 0 for a candidate that was not rated.
-        gold_rank: `(B, m)`, `int64`, place of each candidate in the answer to be learned, from 0. A better rating comes first.
-        mask: `(B, m)`, True where there is a candidate, or `None` when all are. What is held elsewhere plays no part, be it
-            infinite or NaN.
-        gamma (*optional*, defaults to `1.0`): Sharpness of the softmax over positions. With `score="prob"` take about 8 to 10.
+        gold_rank: `(B, m)`, `int64`, place of each candidate in the answer to be learned, from 0. A better rating
+            comes first.
+        mask: `(B, m)`, True where there is a candidate, or `None` when all are. What is held elsewhere plays no part,
+            be it infinite or NaN.
+        gamma (*optional*, defaults to `1.0`): Sharpness of the softmax over positions. With `score="prob"` take about
+            8 to 10.
         sigma (*optional*, defaults to `1.0`): Sharpness of the comparison of two positions.
-        score (*optional*, defaults to `"logprob"`): What y is: `"logprob"` or `"prob"`. With the first, and gamma 1, the
-            softmax is the posterior of a candidate's position when all positions are as likely.
-        delta (*optional*, defaults to `"target"`): Where the distance is taken: in the gold order, or with `"model"` in the
-            order of the expected positions, held constant.
+        score (*optional*, defaults to `"logprob"`): What y is: `"logprob"` or `"prob"`. With the first, and gamma 1,
+            the softmax is the posterior of a candidate's position when all positions are as likely.
+        delta (*optional*, defaults to `"target"`): Where the distance is taken: in the gold order, or with `"model"`
+            in the order of the expected positions, held constant.
 
     Returns:
-        The loss, `(B,)`, and the metric `position`, `(B, m)`, the expected positions from 1; 0 where there is no candidate.
+        The loss, `(B,)`, and the metric `position`, `(B, m)`, the expected positions from 1; 0 where there is no
+        candidate.
     """
     _check_soft_lambda(gamma, sigma, score, delta)
     mask = _all_true(ratings) if mask is None else mask
@@ -85,25 +91,28 @@ def soft_lambda_loss(
     return LossOutput(loss, {"position": torch.where(mask, position.detach(), 0)})
 
 
-def permutation_loss(logps: Tensor, permuted_logps: Tensor, mask: Tensor | None, *, distance: Distance = "jsd") -> LossOutput:
-    r"""Permutation-sensitive learning (after ALRO, arXiv 2403.19181): what the order of the prompt changes, one value a list.
+def permutation_loss(
+    logps: Tensor, permuted_logps: Tensor, mask: Tensor | None, *, distance: Distance = "jsd"
+) -> LossOutput:
+    r"""Permutation-sensitive learning (after ALRO, arXiv 2403.19181): what the order of the prompt changes, one value
+    a list.
 
-    The mean over answer positions of the distance between the distributions over candidates that two orders of the same
-    candidates give, $p$ and $q$. With $M = (p + q) / 2$:
+    The mean over answer positions of the distance between the distributions over candidates that two orders of the
+    same candidates give, $p$ and $q$. With $M = (p + q) / 2$:
 
     $$ jsd = \frac{KL(p\|M) + KL(q\|M)}{2} \qquad symkl = \frac{KL(p\|q) + KL(q\|p)}{2} \qquad ce = KL(q\|p) $$
 
-    `jsd` is at most log 2. `ce` holds q constant: it has the gradient of cross-entropy against q. Cross-entropy with a gradient
-    through both is not offered: at equality it goes on to make both certain. All three are 0 at equality, as is their gradient
-    with respect to the logits.
+    `jsd` is at most log 2. `ce` holds q constant: it has the gradient of cross-entropy against q. Cross-entropy with a
+    gradient through both is not offered: at equality it goes on to make both certain. All three are 0 at equality, as
+    is their gradient with respect to the logits.
 
     Reconstruction: no source says which distance, nor how many orders.
 
     Args:
         logps: `(B, m, m)`, as in [`soft_lambda_loss`].
         permuted_logps: `(B, m, m)`, the same candidates in the same columns, read from the prompt in the other order.
-        mask: `(B, m)`, True where there is a candidate, or `None` when all are. What is held elsewhere plays no part, be it
-            infinite or NaN.
+        mask: `(B, m)`, True where there is a candidate, or `None` when all are. What is held elsewhere plays no part,
+            be it infinite or NaN.
         distance (*optional*, defaults to `"jsd"`): `"jsd"`, `"symkl"` or `"ce"`.
 
     Returns:
@@ -156,7 +165,8 @@ def _gains(ratings: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rank(position: Tensor, mask: Tensor) -> Tensor:
-    """Place of each candidate by its expected position, from 0, those that are missing last; ties in order of column."""
+    """Place of each candidate by its expected position, from 0, those that are missing last; ties in order of
+    column."""
     return position.masked_fill(~mask, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
 
 
@@ -172,7 +182,9 @@ def _all_true(tensor: Tensor) -> Tensor:
 
 def _check_soft_lambda(gamma: float, sigma: float, score: str, delta: str) -> None:
     if gamma <= 0:
-        raise ValueError(f"`gamma` is {gamma}, but at 0 all positions are the same: give a positive number, such as 1.")
+        raise ValueError(
+            f"`gamma` is {gamma}, but at 0 all positions are the same: give a positive number, such as 1."
+        )
     if sigma <= 0:
         raise ValueError(f"`sigma` is {sigma}, but at 0 no order is preferred: give a positive number, such as 1.")
     if score not in get_args(Score):

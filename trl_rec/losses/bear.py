@@ -1,8 +1,9 @@
-"""BEAR: cross-entropy, and a term on the margin between the target token and the last token that a beam search would keep.
+"""BEAR: cross-entropy, and a term on the margin between the target token and the last token that a beam search would
+keep.
 
-The margin is taken between log-probabilities, although the normaliser cancels from its value: only so does the gradient
-vanish at a token that is the only legal one. The threshold is a constant to the gradient, as in the authors' code. All that
-is kept for the backward pass is one tensor of log-probabilities.
+The margin is taken between log-probabilities, although the normaliser cancels from its value: only so does the
+gradient vanish at a token that is the only legal one. The threshold is a constant to the gradient, as in the authors'
+code. All that is kept for the backward pass is one tensor of log-probabilities.
 
 Legend: N positions, C tokens to choose from: the legal ones (padded), or the vocabulary.
 """
@@ -35,26 +36,26 @@ def bear_loss(
 ) -> LossOutput:
     r"""Beam-search-aware regularisation (BEAR, arXiv 2601.22925), one value a position.
 
-    With $b$ the smaller of `num_beams` and the number of legal tokens, $p$ the softmax over the legal tokens, $p_{(b)}$ its
-    $b$-th largest value, held constant, and $\Delta = \log p_y - \log p_{(b)}$:
+    With $b$ the smaller of `num_beams` and the number of legal tokens, $p$ the softmax over the legal tokens,
+    $p_{(b)}$ its $b$-th largest value, held constant, and $\Delta = \log p_y - \log p_{(b)}$:
 
     $$ L_{paper} = -\log p_y + w \log \sigma(-\Delta / \xi) \qquad L_{survival} = -\log p_y - w \log \sigma(\Delta / \xi) $$
 
-    Either multiplies the gradient of the cross-entropy by a factor between 1 and $1 + w / \xi$. `paper` gives the larger
-    factor to targets already inside the beam, and its value is unbounded below: choose no checkpoint by it. `survival` gives
-    the larger factor to those outside. Weight 0 is cross-entropy: MSL with `legal`, plain SFT without. A position with one
-    legal token has zero gradient, and the constant value $\mp w \log 2$.
+    Either multiplies the gradient of the cross-entropy by a factor between 1 and $1 + w / \xi$. `paper` gives the
+    larger factor to targets already inside the beam, and its value is unbounded below: choose no checkpoint by it.
+    `survival` gives the larger factor to those outside. Weight 0 is cross-entropy: MSL with `legal`, plain SFT
+    without. A position with one legal token has zero gradient, and the constant value $\mp w \log 2$.
 
-    Reconstruction: the paper's body was not at hand; `paper` follows two independent notes on it. The authors' code, which
-    holds the factor itself constant and weighs the cross-entropy by it, has the same gradient with
-    `weight = topk_weight * topk_tau` and `sharpness = topk_tau`.
-    Deviation: that code then divides by the sum of the factors over a micro-batch; nothing is reduced here.
+    Reconstruction: the paper's body was not at hand; `paper` follows two independent notes on it. The authors' code,
+    which holds the factor itself constant and weighs the cross-entropy by it, has the same gradient with `weight =
+    topk_weight * topk_tau` and `sharpness = topk_tau`. Deviation: that code then divides by the sum of the factors
+    over a micro-batch; nothing is reduced here.
 
     Args:
         logits: `(N, C)`. bfloat16 and float16 are computed in float32.
         target: `(N,)`, `int64`, the column of the token to be learned. It must be legal.
-        legal: `(N, C)`, True where a token may follow, or `None` when all may. What logits hold elsewhere plays no part,
-            be it infinite or NaN.
+        legal: `(N, C)`, True where a token may follow, or `None` when all may. What logits hold elsewhere plays no
+            part, be it infinite or NaN.
         num_beams: Width of the beam search to survive, the paper's B.
         weight: The paper's lambda.
         sharpness: The paper's xi: the margin is measured in this unit.
@@ -62,8 +63,8 @@ def bear_loss(
         variant (*optional*, defaults to `"paper"`): `"paper"` or `"survival"`.
 
     Returns:
-        The loss, `(N,)`, and the metrics `ce`, `margin`, and `pruned`: 1 where the target is below the b-th largest, so that
-        a target that ties with it counts as kept.
+        The loss, `(N,)`, and the metrics `ce`, `margin`, and `pruned`: 1 where the target is below the b-th largest,
+        so that a target that ties with it counts as kept.
     """
     _check(num_beams, sharpness, temperature, variant)
     log_probs = _log_softmax(logits, legal, temperature)
@@ -78,7 +79,8 @@ def bear_loss(
 
 
 def _log_softmax(logits: Tensor, legal: Tensor | None, temperature: float) -> Tensor:
-    """`(N, C)`, at least float32, minus infinity where a token is not legal. Each step that is not needed is a pass saved."""
+    """`(N, C)`, at least float32, minus infinity where a token is not legal. Each step that is not needed is a pass
+    saved."""
     if legal is not None:
         logits = torch.where(legal, logits, -torch.inf)
     logits = at_least_float32(logits)
@@ -88,17 +90,24 @@ def _log_softmax(logits: Tensor, legal: Tensor | None, temperature: float) -> Te
 
 
 def _threshold(log_probs: Tensor, num_beams: int) -> Tensor:
-    """The b-th largest value of each row, `(N,)`: the least finite one of the first `num_beams`, so that nothing is counted."""
+    """The b-th largest value of each row, `(N,)`: the least finite one of the first `num_beams`, so that nothing is
+    counted."""
     best = log_probs.topk(min(num_beams, log_probs.shape[-1]), sorted=False).values
     return best.where(best.isfinite(), torch.inf).amin(-1)
 
 
 def _check(num_beams: int, sharpness: float, temperature: float, variant: str) -> None:
     if num_beams < 1:
-        raise ValueError(f"`num_beams` is {num_beams}, but a beam search keeps at least 1: give the width used to decode.")
+        raise ValueError(
+            f"`num_beams` is {num_beams}, but a beam search keeps at least 1: give the width used to decode."
+        )
     if sharpness <= 0:
-        raise ValueError(f"`sharpness` is {sharpness}, but it divides the margin: give a positive number, such as 2.75.")
+        raise ValueError(
+            f"`sharpness` is {sharpness}, but it divides the margin: give a positive number, such as 2.75."
+        )
     if temperature <= 0:
-        raise ValueError(f"`temperature` is {temperature}, but it divides the logits: give a positive number, such as 1.")
+        raise ValueError(
+            f"`temperature` is {temperature}, but it divides the logits: give a positive number, such as 1."
+        )
     if variant not in get_args(Variant):
         raise ValueError(f"`variant` is {variant!r}, but BEAR has two: give 'paper' or 'survival'.")

@@ -1,4 +1,5 @@
-"""What every loss returns. It neither reduces nor logs: its caller knows what to divide by, and which name to log under."""
+"""What every loss returns. It neither reduces nor logs: its caller knows what to divide by, and which name to log
+under."""
 
 from typing import NamedTuple
 

@@ -1,7 +1,7 @@
 """Softmax-DPO: a preference of one completion over many, whose number differs from row to row.
 
-Negatives that are missing are masked, never filled up by repeating one: m copies of a negative add log m to its exponent.
-What is given are log-ratios of policy and reference, so that no model and no token appears here.
+Negatives that are missing are masked, never filled up by repeating one: m copies of a negative add log m to its
+exponent. What is given are log-ratios of policy and reference, so that no model and no token appears here.
 
 Legend: B rows, K negatives (padded).
 """
@@ -29,26 +29,29 @@ def softmax_dpo_loss(
 
     $$ L = -\log \sigma\left(-\log \sum_l \exp(h_l - h_w)\right) $$
 
-    This is cross-entropy at the chosen one, over it and its negatives. One negative gives DPO with TRL's `"sigmoid"` loss.
-    Where the policy is the reference, the loss is log(1 + negatives).
+    This is cross-entropy at the chosen one, over it and its negatives. One negative gives DPO with TRL's `"sigmoid"`
+    loss. Where the policy is the reference, the loss is log(1 + negatives).
 
-    A row without a negative has loss 0, zero gradient, and 0 in every metric. Nothing here leaves it out of a mean: that is
-    for the caller, who has the mask.
+    A row without a negative has loss 0, zero gradient, and 0 in every metric. Nothing here leaves it out of a mean:
+    that is for the caller, who has the mask.
 
     Args:
         chosen_logratios: `(B,)`, the log-probability of the chosen completion under the policy minus that under the
             reference, each a sum over its tokens. bfloat16 and float16 are computed in float32.
         rejected_logratios: `(B, K)`, the same of the negatives. K may be 0.
-        mask: `(B, K)`, True where there is a negative, or `None` when all are. What is held elsewhere plays no part, be it
-            infinite or NaN.
+        mask: `(B, K)`, True where there is a negative, or `None` when all are. What is held elsewhere plays no part,
+            be it infinite or NaN.
         beta: Weight of the divergence from the reference.
 
     Returns:
-        The loss, `(B,)`, and the metrics `rewards_chosen`, `rewards_rejected` (the mean over the negatives), `margins` (their
-        difference), and `accuracies`: 1 where the chosen one is above every negative, so that a tie counts as 0.
+        The loss, `(B,)`, and the metrics `rewards_chosen`, `rewards_rejected` (the mean over the negatives), `margins`
+        (their difference), and `accuracies`: 1 where the chosen one is above every negative, so that a tie counts as
+        0.
     """
     if beta <= 0:
-        raise ValueError(f"`beta` is {beta}, but at 0 or below nothing is preferred: give a positive number, such as 1.")
+        raise ValueError(
+            f"`beta` is {beta}, but at 0 or below nothing is preferred: give a positive number, such as 1."
+        )
     if mask is None:
         mask = torch.ones_like(rejected_logratios, dtype=torch.bool)
     chosen = beta * at_least_float32(chosen_logratios)

@@ -1,7 +1,7 @@
 """Masks of our own: which models take them, and in what form.
 
-A row that holds several texts side by side needs a mask that no model makes by itself. Passing one switches sliding windows
-off, which changes nothing while each text, from the start of the row's prompt, fits the window.
+A row that holds several texts side by side needs a mask that no model makes by itself. Passing one switches sliding
+windows off, which changes nothing while each text, from the start of the row's prompt, fits the window.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _told: set[str] = set()
 
 
 def mask_for(model: PreTrainedModel, seen: Tensor) -> Tensor:
-    """The mask `(B, 1, Q, T)` that lets query `q` of a row see its key `t` where `seen[:, q, t]` is True: boolean for sdpa,
-    added to the scores, in the model's dtype, for eager attention."""
+    """The mask `(B, 1, Q, T)` that lets query `q` of a row see its key `t` where `seen[:, q, t]` is True: boolean for
+    sdpa, added to the scores, in the model's dtype, for eager attention."""
     seen = seen.unsqueeze(1)
     if model.config.get_text_config()._attn_implementation == "sdpa":
         return seen
@@ -66,7 +66,9 @@ def check_suitable(model: PreTrainedModel) -> None:
     if model.config.is_encoder_decoder:
         raise ValueError(f"{name} is an encoder-decoder; prompts and completions in one row need a decoder-only model")
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        raise ValueError(f"{name} puts learned columns before each prompt, which our masks miss; train with LoRA instead")
+        raise ValueError(
+            f"{name} puts learned columns before each prompt, which our masks miss; train with LoRA instead"
+        )
 
 
 def keeps_state(model: PreTrainedModel) -> bool:

@@ -1,5 +1,5 @@
-"""From a recipe to a model: pretrained and perhaps quantised, with the catalogue's tokens and an adapter, or small and from
-scratch."""
+"""From a recipe to a model: pretrained and perhaps quantised, with the catalogue's tokens and an adapter, or small and
+from scratch."""
 
 from __future__ import annotations
 

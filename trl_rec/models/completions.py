@@ -1,13 +1,13 @@
 """K completions of one prompt scored in one row, the prompt read once.
 
-A shared row is a prompt, then the tokens of all its completions packed without gaps. Position ids restart after the prompt
-for each completion, and a completion sees the prompt and itself: exactly what it would see in a row of its own, so nothing
-differs but rounding. Where a model cannot take such a mask every completion gets a row of its own, told before the forward
-pass. Rows are always packed from the left, whatever the padding of what comes in; only the scored positions reach the output
-embedding.
+A shared row is a prompt, then the tokens of all its completions packed without gaps. Position ids restart after the
+prompt for each completion, and a completion sees the prompt and itself: exactly what it would see in a row of its own,
+so nothing differs but rounding. Where a model cannot take such a mask every completion gets a row of its own, told
+before the forward pass. Rows are always packed from the left, whatever the padding of what comes in; only the scored
+positions reach the output embedding.
 
-Legend: B prompts, P prompt tokens (padded), K completions a prompt, C tokens a completion (padded), W columns of the packed
-rows, M completion tokens in all, N positions that predict them, V vocabulary.
+Legend: B prompts, P prompt tokens (padded), K completions a prompt, C tokens a completion (padded), W columns of the
+packed rows, M completion tokens in all, N positions that predict them, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class CompletionLogits(NamedTuple):
     """What a model says where it predicts completion tokens.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, V)`): One row for each position that predicts. In shared rows a prompt's last
-            position appears once, however many completions follow it; in separate rows once for each of them.
-        rows (`torch.Tensor` of shape `(M,)`): The row of `logits` that predicts each token asked for, tokens in the order of
-            `scored.nonzero()`.
+        logits (`torch.Tensor` of shape `(N, V)`): One row for each position that predicts. In shared rows a prompt's
+            last position appears once, however many completions follow it; in separate rows once for each of them.
+        rows (`torch.Tensor` of shape `(M,)`): The row of `logits` that predicts each token asked for, tokens in the
+            order of `scored.nonzero()`.
     """
 
     logits: Tensor
@@ -51,17 +51,18 @@ def read_completions(
     scored: Tensor | None = None,
     wrapped: Any = None,
 ) -> CompletionLogits:
-    """One forward pass over prompts and their completions. What padding holds plays no part, if it is in the vocabulary.
+    """One forward pass over prompts and their completions. What padding holds plays no part, if it is in the
+    vocabulary.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model itself, not the wrapper of a distributed engine.
         prompt_ids (`torch.Tensor` of shape `(B, P)`): Prompts, each with at least one token.
         prompt_mask (`torch.Tensor` of shape `(B, P)`): Boolean, or 0 and 1.
         completion_ids (`torch.Tensor` of shape `(B, K, C)`): Completions; they may differ in number and length.
-        completion_mask (`torch.Tensor` of shape `(B, K, C)`): Boolean. A completion without any True is absent; without any
-            completion there are no logits, and they still have a gradient.
-        scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): The completion tokens whose logits are wanted, where not all:
-            the output embedding is spared the others, such as those that a trie forces.
+        completion_mask (`torch.Tensor` of shape `(B, K, C)`): Boolean. A completion without any True is absent;
+            without any completion there are no logits, and they still have a gradient.
+        scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): The completion tokens whose logits are wanted, where
+            not all: the output embedding is spared the others, such as those that a trie forces.
         wrapped (*optional*): What is called, if not `model`: a DDP module, a DeepSpeed engine.
     """
     check_suitable(model)
@@ -76,7 +77,8 @@ def read_completions(
 def completion_logps(
     read: CompletionLogits, completion_ids: Tensor, completion_mask: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
-    """`(B, K, C)`: the log-probability of each completion token over the vocabulary, at least float32, 0 where masked."""
+    """`(B, K, C)`: the log-probability of each completion token over the vocabulary, at least float32, 0 where
+    masked."""
     mask = completion_mask.bool()
     log_probs = (_upcast(read.logits) / temperature).log_softmax(-1)
     return _placed(log_probs[read.rows, completion_ids[mask]], mask)
@@ -91,13 +93,14 @@ def legal_completion_logps(
     *,
     temperature: float = 1.0,
 ) -> Tensor:
-    """`(B, K, C)`: the log-probability of each completion token among the legal ones, at least float32, 0 where masked.
+    """`(B, K, C)`: the log-probability of each completion token among the legal ones, at least float32, 0 where
+    masked.
 
     Args:
         read, completion_ids, completion_mask: As in `completion_logps`.
         trie (`TokenTrie`): The catalogue, on the same device.
-        nodes (`torch.Tensor` of shape `(B, K, C)`): The node before each token, as in `TokenTrie.walk`. A token that is not
-            among its children has the log-probability minus infinity and no gradient.
+        nodes (`torch.Tensor` of shape `(B, K, C)`): The node before each token, as in `TokenTrie.walk`. A token that
+            is not among its children has the log-probability minus infinity and no gradient.
         temperature (*optional*, defaults to `1.0`): Divides the logits first.
     """
     mask = completion_mask.bool()
@@ -149,8 +152,8 @@ def _read(
 
 
 class _Packed(NamedTuple):
-    """Rows `(B, W)`: tokens, their positions, the completion each belongs to (-1: the prompt), which are real, and which of
-    those are scored."""
+    """Rows `(B, W)`: tokens, their positions, the completion each belongs to (-1: the prompt), which are real, and
+    which of those are scored."""
 
     token_ids: Tensor
     positions: Tensor
@@ -159,7 +162,9 @@ class _Packed(NamedTuple):
     scored: Tensor
 
 
-def _pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor, scored: Tensor) -> _Packed:
+def _pack(
+    prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor, scored: Tensor
+) -> _Packed:
     """The real tokens of each row, in order, on the left."""
     lengths = prompt_mask.sum(1)
     positions = lengths.view(-1, 1, 1) + completion_mask.cumsum(-1) - 1
@@ -177,16 +182,16 @@ def _pack(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, compl
 
 
 def _seen(packed: _Packed) -> Tensor:
-    """`(B, W, W)`: a token sees its prompt's and its own completion's earlier tokens, and itself. Columns that are not real
-    see the prompt's first token at least, so that no softmax is empty."""
+    """`(B, W, W)`: a token sees its prompt's and its own completion's earlier tokens, and itself. Columns that are not
+    real see the prompt's first token at least, so that no softmax is empty."""
     owner, position = packed.owners, packed.positions
     same = (owner.unsqueeze(1) < 0) | (owner.unsqueeze(1) == owner.unsqueeze(2))
     return same & (position.unsqueeze(1) <= position.unsqueeze(2)) & packed.real.unsqueeze(1)
 
 
 def _places(packed: _Packed) -> tuple[Tensor, Tensor]:
-    """`(B, W)`, the positions that predict a scored token, and `(M,)`, which of those predicts each of them: the one before,
-    but for a completion's first token the prompt's last."""
+    """`(B, W)`, the positions that predict a scored token, and `(M,)`, which of those predicts each of them: the one
+    before, but for a completion's first token the prompt's last."""
     ends = (packed.real & (packed.owners < 0)).sum(1, keepdim=True)
     column = torch.arange(packed.scored.shape[1], device=packed.scored.device)
     before = (torch.where(packed.positions == ends, ends, column) - 1).clamp(min=0)

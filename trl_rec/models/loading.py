@@ -24,14 +24,17 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
     if (Path(source) / "adapter_config.json").is_file():
         return keep_differentiable(_with_adapter(source, **options).eval())
     model = AutoModelForCausalLM.from_pretrained(source, **found, **options).eval()
-    if found:  # transformers 5.23 has turned the weights into floats, but still marks the model as quantised and untrainable
+    if (
+        found
+    ):  # transformers 5.23 has turned the weights into floats, but still marks the model as quantised and untrainable
         model.is_quantized, model.hf_quantizer = False, None
         del model.config.quantization_config
     return keep_differentiable(model)
 
 
 def _with_adapter(folder: str, **options: Any) -> Any:
-    """Base model and adapter. PEFT widens the base's embeddings to the folder's tokenizer, but does not know GGUF files."""
+    """Base model and adapter. PEFT widens the base's embeddings to the folder's tokenizer, but does not know GGUF
+    files."""
     base = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
     if not _source(base)[1]:
         return AutoPeftModelForCausalLM.from_pretrained(folder, **options)
@@ -53,8 +56,8 @@ def load_policy(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
 def keep_differentiable(model: Any) -> Any:
     """The model, whose 4-bit layers will still pass gradients after they have been used in evaluation mode on a CPU.
 
-    bitsandbytes 0.50 repacks their weights then, on processors with AVX-512 for bfloat16, into a form without a backward pass.
-    This can go once it unpacks them for training.
+    bitsandbytes 0.50 repacks their weights then, on processors with AVX-512 for bfloat16, into a form without a
+    backward pass. This can go once it unpacks them for training.
     """
     for layer in model.modules():
         if "support_avx512bf16_for_cpu" in vars(layer):
@@ -63,13 +66,16 @@ def keep_differentiable(model: Any) -> Any:
 
 
 def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the left as decoding needs it. EOS pads where the tokenizer has no padding token."""
+    """The model's tokenizer, padding on the left as decoding needs it. EOS pads where the tokenizer has no padding
+    token."""
     source, found = _source(name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(source, **found, **options)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise ValueError(f"{name_or_path}: the tokenizer has neither a padding nor an EOS token; set one and save it again")
+            raise ValueError(
+                f"{name_or_path}: the tokenizer has neither a padding nor an EOS token; set one and save it again"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -82,6 +88,8 @@ def _source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1:
-            raise ValueError(f"{path} holds neither config.json nor a single GGUF file; name a model's folder, file or hub id")
+            raise ValueError(
+                f"{path} holds neither config.json nor a single GGUF file; name a model's folder, file or hub id"
+            )
         return str(path), {"gguf_file": files[0].name}
     return str(name_or_path), {}

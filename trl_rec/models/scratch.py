@@ -1,8 +1,8 @@
 """A small decoder and its tokenizer from scratch, one token an item (or a few, for semantic IDs).
 
-The architecture is Phi-3's with tied embeddings, which is Llama's with dropout on what each layer adds: rotary positions suit
-rows that begin anywhere in a history, and small data needs the dropout. It trains in minutes on a CPU, so it also stands in
-wherever a method is to be seen end to end.
+The architecture is Phi-3's with tied embeddings, which is Llama's with dropout on what each layer adds: rotary
+positions suit rows that begin anywhere in a history, and small data needs the dropout. It trains in minutes on a CPU,
+so it also stands in wherever a method is to be seen end to end.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ WORDS = r"<[^<>\s]+>|\w+|[^\w\s]"
 
 
 def make_tokenizer(catalog: ItemCatalog, texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
-    """A tokenizer that knows the catalogue's new tokens and `<pad> <bos> <eos>`, nothing else. Given `texts`, it also knows
-    their words and signs, each a token, and `<unk>` for others; it writes no white space."""
+    """A tokenizer that knows the catalogue's new tokens and `<pad> <bos> <eos>`, nothing else. Given `texts`, it also
+    knows their words and signs, each a token, and `<unk>` for others; it writes no white space."""
     if catalog.surface == "title":
         raise ValueError("titles need a pretrained tokenizer; choose the surface item_token or semantic_id")
     words = sorted({word for text in texts for word in re.findall(WORDS, text)} - set(catalog.new_tokens))
-    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"} | ({"unk_token": "<unk>"} if words else {})
+    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"} | (
+        {"unk_token": "<unk>"} if words else {}
+    )
     tokens = dict.fromkeys(["<pad>", "<bos>", "<eos>", *catalog.new_tokens, *special.values(), *words])
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special.get("unk_token", "<pad>")))
@@ -53,8 +55,8 @@ def make_model(
     max_length: int = 512,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """A decoder with random weights over the tokenizer's vocabulary, for texts of up to `max_length` tokens. `dropout` is on
-    the attention weights and on what each layer adds."""
+    """A decoder with random weights over the tokenizer's vocabulary, for texts of up to `max_length` tokens. `dropout`
+    is on the attention weights and on what each layer adds."""
     set_seed(seed)
     return Phi3ForCausalLM(
         Phi3Config(

@@ -1,8 +1,8 @@
 """Logits at chosen positions only: the output embedding is by far the widest layer, and most of its rows nobody reads.
 
-The place is a forward pre-hook on the output embedding, inside the wrapped forward: so it holds under adapters, activation
-checkpointing, DDP, ZeRO-3 and FSDP2 alike, and what a model does to its logits afterwards (soft-capping, scaling) still
-happens.
+The place is a forward pre-hook on the output embedding, inside the wrapped forward: so it holds under adapters,
+activation checkpointing, DDP, ZeRO-3 and FSDP2 alike, and what a model does to its logits afterwards (soft-capping,
+scaling) still happens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """New tokens for a pretrained model: item tokens or semantic IDs join its vocabulary, and an adapter can train them.
 
-Under PEFT only the new rows are trained. Where input and output embeddings are tied that is one module; where they are not,
-both have to be named, or the model never learns to write what it learns to read.
+Under PEFT only the new rows are trained. Where input and output embeddings are tied that is one module; where they are
+not, both have to be named, or the model never learns to write what it learns to read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from trl_rec.items.catalog import ItemCatalog
 
 
 def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalog: ItemCatalog) -> list[int]:
-    """Adds the catalogue's new tokens to tokenizer and model, and returns their ids; nothing happens where there are none.
+    """Adds the catalogue's new tokens to tokenizer and model, and returns their ids; nothing happens where there are
+    none.
 
     The new embeddings are drawn around the mean of the old ones, as transformers does.
     """

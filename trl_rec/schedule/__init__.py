@@ -1,5 +1,5 @@
-"""Preference training in stages: where its negatives come from, and what must not be among them; and the parts of Align3GR
-before it."""
+"""Preference training in stages: where its negatives come from, and what must not be among them; and the parts of
+Align3GR before it."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
 """A preference table is held against the training split before anything is trained on it.
 
-Negatives of self-play may hold anything, held-out items too: nothing told the table about them. Chosen items, histories and
-what users said about items must be training's.
+Negatives of self-play may hold anything, held-out items too: nothing told the table about them. Chosen items,
+histories and what users said about items must be training's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from trl_rec.schedule.training_pairs import TrainingPairs, pair_keys
 
 
 def check_candidate_leaks(table: Dataset, dataset: RecDataset, *, feedback: bool) -> None:
-    """Raises unless every row asks a user for a training target after (the newest part of) what came before it in training.
+    """Raises unless every row asks a user for a training target after (the newest part of) what came before it in
+    training.
 
     Args:
         table: The preference table.
         dataset: Where its items and users come from.
-        feedback: Whether the rejected items, too, must be the user's own training items, as those of `feedback_candidates` are.
+        feedback: Whether the rejected items, too, must be the user's own training items, as those of
+            `feedback_candidates` are.
     """
     users, chosen, history = column(table, "user"), column(table, "chosen"), split_rows(table, "history")
     unknown = np.flatnonzero(~_is_prefix(users, chosen, history, dataset.train))
@@ -33,7 +35,11 @@ def check_candidate_leaks(table: Dataset, dataset: RecDataset, *, feedback: bool
         )
     rejected = split_rows(table, "rejected")
     owner = rejected.row_ids
-    foreign = np.flatnonzero(~TrainingPairs.read(dataset.train).hold(users[owner], rejected.values)) if feedback else owner[:0]
+    foreign = (
+        np.flatnonzero(~TrainingPairs.read(dataset.train).hold(users[owner], rejected.values))
+        if feedback
+        else owner[:0]
+    )
     if len(foreign):
         row, item = owner[foreign[0]], rejected.values[foreign[0]]
         raise ValueError(

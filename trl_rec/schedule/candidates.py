@@ -1,8 +1,8 @@
 """Where the negatives of preference training come from: the policy's own beams, sorted by difficulty, or chance.
 
-All makers of candidates give a *preference table*: `user, history, chosen, rejected`, item indices, one row a prompt. The
-rejected items of a row are distinct, never the chosen one, and there may be none. So are their texts where the maker is given
-the catalogue: items that are written the same are one to the model.
+All makers of candidates give a *preference table*: `user, history, chosen, rejected`, item indices, one row a prompt.
+The rejected items of a row are distinct, never the chosen one, and there may be none. So are their texts where the
+maker is given the catalogue: items that are written the same are one to the model.
 
 Legend: N prompts, W beams of each, best first, -1 where there is none.
 """
@@ -35,10 +35,10 @@ def self_play_candidates(
 ) -> Dataset:
     """Preference table with the policy's own recommendations as negatives, those it scores best first.
 
-    Left out are the target and whatever the user chose anywhere in training: the same training run teaches these as right
-    answers to the same user, and would be told both. The user's validation and test items stay in if the policy recommends
-    them. Taking them out would need the held-out data, and a model whose negatives never hold them has been told about them;
-    as it is, they are treated like any item of which training says nothing.
+    Left out are the target and whatever the user chose anywhere in training: the same training run teaches these as
+    right answers to the same user, and would be told both. The user's validation and test items stay in if the policy
+    recommends them. Taking them out would need the held-out data, and a model whose negatives never hold them has been
+    told about them; as it is, they are treated like any item of which training says nothing.
 
     Args:
         prefixes: What `training_prefixes` made.
@@ -66,8 +66,8 @@ def random_candidates(
     seed: int = 0,
     catalog: ItemCatalog | None = None,
 ) -> Dataset:
-    """Preference table with negatives drawn evenly from the items that the user did not choose in training, the baseline of
-    Softmax-DPO. Which ones is a function of the seed and the row.
+    """Preference table with negatives drawn evenly from the items that the user did not choose in training, the
+    baseline of Softmax-DPO. Which ones is a function of the seed and the row.
 
     Args:
         prefixes: What `training_prefixes` made.
@@ -75,12 +75,15 @@ def random_candidates(
         train: The training split that the prefixes come from.
         num_negatives: Negatives of a prompt; fewer where the catalogue has no more.
         seed: Chooses them.
-        catalog (*optional*): Needed where items may be written the same. Those then count as one item, the first of them.
+        catalog (*optional*): Needed where items may be written the same. Those then count as one item, the first of
+            them.
     """
     check_prefixes(prefixes)
     check_negatives(num_negatives)
     if catalog is not None and len(catalog) != num_items:
-        raise ValueError(f"num_items={num_items}, but the catalogue has {len(catalog)} items; give the catalogue of the data")
+        raise ValueError(
+            f"num_items={num_items}, but the catalogue has {len(catalog)} items; give the catalogue of the data"
+        )
     codes = np.arange(num_items) if catalog is None else surface_codes(catalog)
     users, known = column(prefixes, "user"), TrainingPairs.read(train, codes)
     targets = codes[column(prefixes, "target")]
@@ -113,8 +116,8 @@ def bucket_report(table: Dataset, buckets: np.ndarray | None = None) -> dict[str
         buckets (*optional*): What `self_play_buckets` gave: the report then also holds the sizes of the three buckets.
 
     Returns:
-        `num_prompts`, `without_negatives` (a share), `mean_negatives` and perhaps `buckets`, which holds for `easy`, `medium`
-        and `hard` the number of `items`, their `mean` number a prompt and the share of prompts `without` any.
+        `num_prompts`, `without_negatives` (a share), `mean_negatives` and perhaps `buckets`, which holds for `easy`,
+        `medium` and `hard` the number of `items`, their `mean` number a prompt and the share of prompts `without` any.
     """
     counts = split_rows(table, "rejected").lengths
     report: dict[str, Any] = {"num_prompts": len(counts), **_told(counts, "without_negatives", "mean_negatives")}

@@ -17,13 +17,18 @@ from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
 
 def check_before_running(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
-    """Raises where a stage could not begin: by the launcher, the policy's folder, its items, or the log's rows and ratings."""
+    """Raises where a stage could not begin: by the launcher, the policy's folder, its items, or the log's rows and
+    ratings."""
     check_not_sharded(schedule.config)
     if not Path(start).is_dir():
-        raise ValueError(f"{start} is no folder; stages begin from a policy on disk, the output folder of trl-rec bear")
+        raise ValueError(
+            f"{start} is no folder; stages begin from a policy on disk, the output folder of trl-rec bear"
+        )
     output = schedule.output.resolve()
     if Path(start).resolve() in (output, *output.parents):
-        raise ValueError(f"output_dir is, or lies in, the folder of the policy to begin with, {start}; give another output_dir")
+        raise ValueError(
+            f"output_dir is, or lies in, the folder of the policy to begin with, {start}; give another output_dir"
+        )
     if not len(schedule.dataset.validation):
         raise ValueError(
             "the validation split has no rows to compare stages on; prepare the data with more interactions a user"
@@ -41,7 +46,8 @@ def check_before_running(stages: Sequence[PreferenceStage], start: str | Path, s
 
 
 def check_not_sharded(config: SoftmaxDPOConfig) -> None:
-    """Raises under ZeRO-3 and FSDP: the policy decodes outside of a trainer, where a part of its weights is of no use."""
+    """Raises under ZeRO-3 and FSDP: the policy decodes outside of a trainer, where a part of its weights is of no
+    use."""
     fsdp = bool(config.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
     if fsdp or is_deepspeed_zero3_enabled():
         raise ValueError(
@@ -51,8 +57,8 @@ def check_not_sharded(config: SoftmaxDPOConfig) -> None:
 
 
 def check_same_prompts(who: str, prompt: Mapping[str, Any], renormalizes: bool, config: SoftmaxDPOConfig) -> None:
-    """Raises where a policy is prompted otherwise than in the stages, or its lists are ranked by another softmax: it would fall
-    behind itself before any stage, with no word."""
+    """Raises where a policy is prompted otherwise than in the stages, or its lists are ranked by another softmax: it
+    would fall behind itself before any stage, with no word."""
     for name, value in prompt.items():
         now = config.prompt_options.get(name)
         if value != now:
@@ -60,4 +66,6 @@ def check_same_prompts(who: str, prompt: Mapping[str, Any], renormalizes: bool, 
             raise ValueError(f"{who} is prompted with {key}={value!r}, the stages with {now!r}; give the same to both")
     if renormalizes != (config.normalize == "catalogue"):
         over, wanted = ("legal tokens", "catalogue") if renormalizes else ("the vocabulary", "vocabulary")
-        raise ValueError(f"the lists of {who} are ranked by its softmax over {over}; give the stages normalize: {wanted}")
+        raise ValueError(
+            f"the lists of {who} are ranked by its softmax over {over}; give the stages normalize: {wanted}"
+        )

@@ -22,8 +22,8 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
 
     With semantic IDs: how many of its first tokens it shares with the target, none, one, or more. With titles and item
     tokens: the third of the policy's ranking it is in, the lowest third being easy, counted over the beams that can be
-    negatives. Cannot be one: an item written exactly like the target, like an item the user chose in training, or like a
-    better beam of the prompt, since all that the model sees is how an item is written.
+    negatives. Cannot be one: an item written exactly like the target, like an item the user chose in training, or like
+    a better beam of the prompt, since all that the model sees is how an item is written.
 
     Args:
         prefixes, beams, catalog, train: As in [`self_play_candidates`].
@@ -45,7 +45,9 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
 
 def _check_unfit_beams(beams: np.ndarray, num_prompts: int, num_items: int) -> None:
     if beams.ndim != 2 or len(beams) != num_prompts:
-        raise ValueError(f"the beams have shape {beams.shape}, but there are {num_prompts} prefixes; make them from these")
+        raise ValueError(
+            f"the beams have shape {beams.shape}, but there are {num_prompts} prefixes; make them from these"
+        )
     outside = np.argwhere((beams < -1) | (beams >= num_items))
     if len(outside):
         row, place = outside[0]
@@ -54,7 +56,9 @@ def _check_unfit_beams(beams: np.ndarray, num_prompts: int, num_items: int) -> N
         )
 
 
-def _possible(users: np.ndarray, targets: np.ndarray, beams: np.ndarray, codes: np.ndarray, train: Dataset) -> np.ndarray:
+def _possible(
+    users: np.ndarray, targets: np.ndarray, beams: np.ndarray, codes: np.ndarray, train: Dataset
+) -> np.ndarray:
     written = np.where(beams >= 0, codes[beams], -1)
     known = TrainingPairs.read(train, codes).hold(users[:, None], written)
     return (beams >= 0) & (written != codes[targets][:, None]) & ~known & ~_seen_before(written)
@@ -72,8 +76,8 @@ def _seen_before(values: np.ndarray) -> np.ndarray:
 
 
 def _common_prefix(catalog: ItemCatalog, beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """`(N, W)`: how many first tokens of the semantic ID a beam shares with the target. Items that share a whole ID may get
-    too large a number."""
+    """`(N, W)`: how many first tokens of the semantic ID a beam shares with the target. Items that share a whole ID
+    may get too large a number."""
     assert catalog.semantic_ids is not None
     tokens = np.unique(catalog.semantic_ids.values.astype(str), return_inverse=True)[1]
     ids = Ragged(tokens, catalog.semantic_ids.offsets).padded()

@@ -19,7 +19,8 @@ def draw(
         count: Numbers a row.
         size: All numbers are below it.
         seed: Chooses the permutations, together with `rows`.
-        allowed: Given places in `rows` `(M, 1)` and numbers `(M, W)`, tells which numbers these rows may have, `(M, W)`.
+        allowed: Given places in `rows` `(M, 1)` and numbers `(M, W)`, tells which numbers these rows may have, `(M,
+            W)`.
 
     Returns:
         `(N, count)`, in the order drawn; -1 where a row has no more.
@@ -42,8 +43,8 @@ def draw(
 
 
 def draw_below(rows: np.ndarray, count: int, sizes: np.ndarray, seed: int) -> np.ndarray:
-    """Up to `count` distinct numbers below each row's own size, `(N, count)`: all of them where they are not more than `count`,
-    -1 filling up."""
+    """Up to `count` distinct numbers below each row's own size, `(N, count)`: all of them where they are not more than
+    `count`, -1 filling up."""
     out = np.where(np.arange(count) < sizes[:, None], np.arange(count), -1)
     bits = np.frexp(np.maximum(sizes - 1, 0))[1]  # of the largest number below each size
     for power in np.unique(bits[sizes > count]).tolist():

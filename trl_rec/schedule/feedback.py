@@ -1,7 +1,7 @@
 """Negatives that the users named themselves: what they disliked, or were lukewarm about, against what they liked.
 
-Ratings tell which is which, or any score for each interaction that the caller brings. Prompts, chosen and rejected items all
-come from the training split.
+Ratings tell which is which, or any score for each interaction that the caller brings. Prompts, chosen and rejected
+items all come from the training split.
 """
 
 from __future__ import annotations
@@ -42,28 +42,32 @@ def feedback_candidates(
 ) -> Dataset:
     """Preference table with a prompt for each training target that the user liked.
 
-    Rejected are the user's disliked (easy) or neutral (hard) items from anywhere in training, those that the user liked
-    another time left out. Where there are more than `num_negatives`, which of them is a function of the seed and the target.
+    Rejected are the user's disliked (easy) or neutral (hard) items from anywhere in training, those that the user
+    liked another time left out. Where there are more than `num_negatives`, which of them is a function of the seed and
+    the target.
 
     Args:
         train: `RecDataset.train`. The validation and test splits are refused.
         difficulty: `"easy"` or `"hard"`.
-        liked, neutral, disliked: Lowest and highest score of each, both included. What lies in none of them, NaN too, is not
-            used but as history.
-        scores (*optional*): One number for each item of a row, history and targets joined; ratings otherwise. A `Ragged`, the
-            name of a column of lists in `train`, or a callable that is given `train` and returns a `Ragged`. A dataset folder
-            keeps no text of reviews, so a callable that scores reviews looks them up by the row's `user` and items.
+        liked, neutral, disliked: Lowest and highest score of each, both included. What lies in none of them, NaN too,
+            is not used but as history.
+        scores (*optional*): One number for each item of a row, history and targets joined; ratings otherwise. A
+            `Ragged`, the name of a column of lists in `train`, or a callable that is given `train` and returns a
+            `Ragged`. A dataset folder keeps no text of reviews, so a callable that scores reviews looks them up by the
+            row's `user` and items.
         num_negatives: Most negatives of a prompt.
         max_prompts (*optional*): Most prompts, drawn evenly by the seed.
         max_history (*optional*): Most items of a history, the newest ones.
         seed: Chooses prompts and negatives.
-        catalog (*optional*): Needed where items may be written the same. Those then count as one item: it is liked if one of
-            them is.
+        catalog (*optional*): Needed where items may be written the same. Those then count as one item: it is liked if
+            one of them is.
     """
     check_is_train(train, "a preference")
     check_negatives(num_negatives)
     if difficulty not in ("easy", "hard"):
-        raise ValueError(f"difficulty must be easy or hard, not {difficulty!r}: feedback is either disliked or neutral")
+        raise ValueError(
+            f"difficulty must be easy or hard, not {difficulty!r}: feedback is either disliked or neutral"
+        )
     _check_cuts(liked, neutral, disliked)
     given = _scores(train, scores)
     _check_better_than_liked(given, liked)
@@ -91,7 +95,9 @@ def _check_better_than_liked(given: Ragged, liked: Cut) -> None:
     """Of ratings from 1 to 10, the usual cuts would take the middle for the best."""
     best = given.values.max(initial=-np.inf, where=~np.isnan(given.values))
     if best > liked[1]:
-        raise ValueError(f"the training split has scores up to {best:g}, above liked={liked}; give cuts for the scale it has")
+        raise ValueError(
+            f"the training split has scores up to {best:g}, above liked={liked}; give cuts for the scale it has"
+        )
 
 
 def _scores(train: Dataset, scores: Scores | None) -> Ragged:
@@ -105,7 +111,9 @@ def _scores(train: Dataset, scores: Scores | None) -> Ragged:
         return ratings
     if isinstance(scores, str):
         if scores not in train.column_names:
-            raise ValueError(f"the training split has no column {scores!r} of scores; it has {', '.join(train.column_names)}")
+            raise ValueError(
+                f"the training split has no column {scores!r} of scores; it has {', '.join(train.column_names)}"
+            )
         scores = split_rows(train, scores)
     elif not isinstance(scores, Ragged):
         scores = scores(train)

@@ -1,9 +1,9 @@
 """Preference training stage by stage: each begins from what the stage before kept, against it as the reference.
 
-A stage has a folder of its own: the policy's beams, checkpoints, the trained model, and at the end `stage.json`. What has
-been written is never made again: a call that was killed goes on at the stage, and within it at the beam or the step, where
-it stopped, and ends with the same weights. Every stage loads its policy from disk, so that it makes no difference whether
-the stage before was trained by the same call.
+A stage has a folder of its own: the policy's beams, checkpoints, the trained model, and at the end `stage.json`. What
+has been written is never made again: a call that was killed goes on at the stage, and within it at the beam or the
+step, where it stopped, and ends with the same weights. Every stage loads its policy from disk, so that it makes no
+difference whether the stage before was trained by the same call.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
         schedule: What all stages share.
 
     Returns:
-        A report a stage: its name, `num_prompts`, `without_negatives` and the buckets, the validation metrics `before` and
-        `after`, and whether the stage's policy was `kept`.
+        A report a stage: its name, `num_prompts`, `without_negatives` and the buckets, the validation metrics `before`
+        and `after`, and whether the stage's policy was `kept`.
     """
     check_before_running(stages, start, schedule)
     check_same_plan(stages, start, schedule)
@@ -94,7 +94,8 @@ def _run_stage(
         logger.warning("stage %d (%s) has no negative for any prompt: it is passed over", number, stage.name)
         return {**report, "before": before or {}, "after": before or {}, "kept": False}
     adapter = None if has_adapter else deepcopy(schedule.adapter)  # PEFT fills it in
-    AcceleratorState._reset_state()  # DeepSpeed allows one Accelerator a process, and every stage's trainer makes its own
+    # DeepSpeed allows one Accelerator a process, and every stage's trainer makes its own
+    AcceleratorState._reset_state()
     trainer = SoftmaxDPOTrainer(
         policy,
         None if has_adapter or adapter is not None else _on_device(load_model, start, schedule),
@@ -134,7 +135,11 @@ def _stage_config(stage: PreferenceStage, own: Path, schedule: Schedule) -> Soft
     for name, value in stage.training.items():
         setattr(config, name, value)
     if schedule.picks_checkpoints:
-        config.load_best_model_at_end, config.metric_for_best_model, config.greater_is_better = True, schedule.metric, True
+        config.load_best_model_at_end, config.metric_for_best_model, config.greater_is_better = (
+            True,
+            schedule.metric,
+            True,
+        )
     return config
 
 

@@ -1,7 +1,7 @@
 """The whole of Align3GR: semantic IDs of items and users, supervised fine-tuning on several tasks, preference stages.
 
-Each part has a folder of its own and is taken as it is once it has ended: a call that was killed goes on within the part, and
-ends with the same IDs and weights.
+Each part has a folder of its own and is taken as it is once it has ended: a call that was killed goes on within the
+part, and ends with the same IDs and weights.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ DONE = "supervised.json"
 
 
 def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = False) -> RecDataset:
-    """The dataset with semantic IDs of items and users, which are made by one process alone. IDs that were made otherwise are
-    replaced with `overwrite` alone; policies that write those can no longer be used with the folder."""
+    """The dataset with semantic IDs of items and users, which are made by one process alone. IDs that were made
+    otherwise are replaced with `overwrite` alone; policies that write those can no longer be used with the folder."""
     logger.info("part 1 of 3: semantic IDs")
     if PartialState().num_processes > 1 and not has_dual_ids(dataset, config):
-        raise ValueError("semantic IDs are made by one process; run trl-rec tokenize --method dual with these settings first")
+        raise ValueError(
+            "semantic IDs are made by one process; run trl-rec tokenize --method dual with these settings first"
+        )
     return make_dual_ids(dataset, config, overwrite=overwrite).with_surface("semantic_id")
 
 
 def check_early(stages: Sequence[PreferenceStage], schedule: Schedule, supervised: BearConfig | None = None) -> None:
-    """Raises where the stages could not run whatever the parts before them give: by the launcher, the log's ratings, or how
-    the supervised part asks the policy."""
+    """Raises where the stages could not run whatever the parts before them give: by the launcher, the log's ratings,
+    or how the supervised part asks the policy."""
     check_not_sharded(schedule.config)
     if supervised is not None:
         renormalizes = supervised.softmax == "legal"
@@ -79,7 +81,8 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
 def align(
     stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule
 ) -> tuple[list[dict[str, Any]], dict[str, Evaluation]]:
-    """Runs the preference stages from a supervised policy, and measures them; see [`run_stages`] and [`conclude_stages`]."""
+    """Runs the preference stages from a supervised policy, and measures them; see [`run_stages`] and
+    [`conclude_stages`]."""
     logger.info("part 3 of 3: %d preference stages", len(stages))
     reports = run_stages(stages, start, schedule)
     return reports, conclude_stages(reports, start, schedule)

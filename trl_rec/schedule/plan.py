@@ -1,6 +1,7 @@
 """What all stages of a schedule share, and the plan: what decides weights and reports, written down in `output_dir`.
 
-A later call in the same folder is held to the plan. What only decides speed, memory or logging may change between calls.
+A later call in the same folder is held to the plan. What only decides speed, memory or logging may change between
+calls.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class Schedule:
     Args:
         dataset (`RecDataset`): The data; its catalogue's surface is that of the policy.
         config (`SoftmaxDPOConfig`): Configuration of the trainer; `output_dir` holds a folder a stage.
-        keep (`str`, *optional*, defaults to `"best"`): `"best"`: a stage hands on its best checkpoint by validation NDCG, or
-            what it began with where none is better. `"last"`: it hands on what it ended with.
+        keep (`str`, *optional*, defaults to `"best"`): `"best"`: a stage hands on its best checkpoint by validation
+            NDCG, or what it began with where none is better. `"last"`: it hands on what it ended with.
         adapter (`PeftConfig`, *optional*): Adapter to train, where the policy has none yet.
         model_options (`dict`, *optional*): How models are loaded (`dtype`, `quantization_config`, ...).
     """
@@ -133,7 +134,9 @@ def check_same_policy(folder: Path, dataset: RecDataset, config: Any, model: dic
     pretrained = model.get("model_name_or_path")
     plan = {
         **{f"model option {name}": value for name, value in model.items()},
-        "weights of the model": weights_digest(pretrained) if pretrained is not None and Path(pretrained).is_dir() else None,
+        "weights of the model": weights_digest(pretrained)
+        if pretrained is not None and Path(pretrained).is_dir()
+        else None,
         "items": dataset.catalog.fingerprint,
         "texts of the tasks": None if config.tasks is None else _digest(task_texts(dataset)),
         "semantic_ids": _digest([*dataset.catalog.surfaces, *dataset.catalog.user_surfaces]),
@@ -154,7 +157,8 @@ def write_entry(path: Path, entry: dict[str, Any]) -> None:
 
 
 def weights_digest(folder: str | Path) -> str:
-    """A hash of the weights in a policy's folder: after another training it is another policy, whatever the folder's name."""
+    """A hash of the weights in a policy's folder: after another training it is another policy, whatever the folder's
+    name."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
         if path.suffix in WEIGHTS and path.name != "training_args.bin":
@@ -180,7 +184,8 @@ def _check_another(path: Path, plan: dict[str, Any], work: str = "*") -> None:
 
 
 def _check_unpickable(config: SoftmaxDPOConfig, metric: str) -> None:
-    """Raises unless each evaluation that may be the best one has a checkpoint; the trainer itself would pass over it."""
+    """Raises unless each evaluation that may be the best one has a checkpoint; the trainer itself would pass over
+    it."""
     if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
         raise ValueError(
             f"keep='best' goes by {metric}, not by metric_for_best_model={config.metric_for_best_model!r}; leave that out"
@@ -202,7 +207,9 @@ def _plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedu
     """What decides weights and reports, as JSON."""
     dataset, options = schedule.dataset, dict(schedule.model_options or {})
     options.pop("device_map", None)  # another one on each process
-    adapter = schedule.adapter and {name: value for name, value in schedule.adapter.to_dict().items() if name != "peft_version"}
+    adapter = schedule.adapter and {
+        name: value for name, value in schedule.adapter.to_dict().items() if name != "peft_version"
+    }
     plan = {
         "weights of the policy": weights_digest(start),
         "items": dataset.catalog.fingerprint,

@@ -21,7 +21,8 @@ def training_prefixes(
 
     Args:
         train: `RecDataset.train`. The validation and test splits are refused.
-        max_prompts (*optional*): Most prefixes, drawn evenly over all of them by the seed and kept in the split's order.
+        max_prompts (*optional*): Most prefixes, drawn evenly over all of them by the seed and kept in the split's
+            order.
         max_history (*optional*): Most items of a prefix, the newest ones.
         seed: Chooses the sample.
 
@@ -81,7 +82,9 @@ def check_aligned(scores: Ragged, train: Dataset, what: str) -> None:
     """Raises unless there is one score for each item of each row."""
     lengths = split_rows(train, "history").lengths + split_rows(train, "targets").lengths
     if len(scores) != len(lengths):
-        raise ValueError(f"{what} hold {len(scores)} rows, the training split {len(lengths)}; give one row of scores for each")
+        raise ValueError(
+            f"{what} hold {len(scores)} rows, the training split {len(lengths)}; give one row of scores for each"
+        )
     wrong = np.flatnonzero(scores.lengths != lengths)
     if len(wrong):
         row = wrong[0]
@@ -94,7 +97,11 @@ def check_prefixes(prefixes: Dataset) -> None:
     """Raises unless the rows come from `training_prefixes`, or a selection of them."""
     missing = {"user", "history", "target"} - set(prefixes.column_names)
     if missing or prefixes.split != "train":
-        told = f"the column {min(missing)!r} is missing" if missing else f"their split is {str(prefixes.split)!r}, not 'train'"
+        told = (
+            f"the column {min(missing)!r} is missing"
+            if missing
+            else f"their split is {str(prefixes.split)!r}, not 'train'"
+        )
         raise ValueError(f"these are no training prefixes ({told}); make them with training_prefixes(dataset.train)")
 
 

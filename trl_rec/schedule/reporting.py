@@ -1,5 +1,5 @@
-"""How a schedule ends: the last policy, and the one it began with, are measured on the test split beside the baselines, and what
-each stage did is told."""
+"""How a schedule ends: the last policy, and the one it began with, are measured on the test split beside the
+baselines, and what each stage did is told."""
 
 from __future__ import annotations
 

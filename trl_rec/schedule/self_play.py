@@ -1,8 +1,8 @@
 """What the current policy would recommend after each training prefix: the raw material of self-play.
 
-The work goes in parts of a few thousand prefixes. In a folder each part is a file that appears when it is done, so that a
-call that was killed goes on where it stopped. A part's fingerprint tells which prompts, settings and weights it belongs to;
-one that does not match, or cannot be read, is made again.
+The work goes in parts of a few thousand prefixes. In a folder each part is a file that appears when it is done, so
+that a call that was killed goes on where it stopped. A part's fingerprint tells which prompts, settings and weights it
+belongs to; one that does not match, or cannot be read, is made again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def self_play_beams(
         trie: The catalogue.
         pad_token_id: What prompts are padded with.
         num_beams: Width of the beam search.
-        folder (*optional*): Where parts are kept, to be taken up by a later call with the same prefixes, settings and key.
+        folder (*optional*): Where parts are kept, to be taken up by a later call with the same prefixes, settings and
+            key.
         key (*optional*): Stands for the model's weights, a new one for every policy; needed with a folder.
         part_size: Prefixes of a part.
         options: As in [`~trl_rec.evaluation.rank_histories`]; `exclude_history` is on by default.
@@ -85,7 +86,9 @@ def self_play_beams(
         return done
 
     beams = np.empty((len(histories), num_beams), np.int32)
-    with tqdm(total=len(beams), desc="self-play", unit="prompt", disable=not PartialState().is_local_main_process) as progress:
+    with tqdm(
+        total=len(beams), desc="self-play", unit="prompt", disable=not PartialState().is_local_main_process
+    ) as progress:
         for number, start in enumerate(range(0, len(beams), part_size)):
             rows = np.arange(start, min(start + part_size, len(beams)))
             part = histories.take(rows)

@@ -38,7 +38,9 @@ def stage_candidates(
     prefixes = training_prefixes(dataset.train, max_prompts=stage.max_prompts, seed=seed)
     if stage.source == "random":
         chosen: dict[str, Any] = {"num_negatives": stage.num_negatives, "seed": seed}
-        table = random_candidates(prefixes, len(dataset.catalog), train=dataset.train, catalog=dataset.catalog, **chosen)
+        table = random_candidates(
+            prefixes, len(dataset.catalog), train=dataset.train, catalog=dataset.catalog, **chosen
+        )
         buckets = None
     else:
         folder = schedule.folder(number, stage) / "self-play"

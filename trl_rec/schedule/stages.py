@@ -25,9 +25,10 @@ class PreferenceStage:
     """One stage of a schedule.
 
     Args:
-        source (`str`): `"self_play"`: the policy's own beams. `"feedback"`: items the user rated worse. `"random"`: any.
-        difficulty (`str`, *optional*): `"easy"`, `"medium"`, `"hard"` or `"any"` of `self_play`, `"easy"` (disliked) or
-            `"hard"` (neutral) of `feedback`; the source's last one otherwise.
+        source (`str`): `"self_play"`: the policy's own beams. `"feedback"`: items the user rated worse. `"random"`:
+            any.
+        difficulty (`str`, *optional*): `"easy"`, `"medium"`, `"hard"` or `"any"` of `self_play`, `"easy"` (disliked)
+            or `"hard"` (neutral) of `feedback`; the source's last one otherwise.
         num_negatives (`int`, *optional*, defaults to `20`): Most negatives of a prompt.
         max_prompts (`int`, *optional*): Prompts, drawn evenly over all training prefixes; all of them otherwise.
         num_beams (`int`, *optional*, defaults to `40`): Width of the beam search that negatives come from.
@@ -72,9 +73,15 @@ class PreferenceStage:
 
 
 def align3gr_stages(**shared: Any) -> list[PreferenceStage]:
-    """The five stages of Align³GR, from the policy's easy beams to feedback that is hard to tell apart; `shared` goes to
-    each."""
-    steps = [("self_play", "easy"), ("self_play", "medium"), ("self_play", "hard"), ("feedback", "easy"), ("feedback", "hard")]
+    """The five stages of Align³GR, from the policy's easy beams to feedback that is hard to tell apart; `shared` goes
+    to each."""
+    steps = [
+        ("self_play", "easy"),
+        ("self_play", "medium"),
+        ("self_play", "hard"),
+        ("feedback", "easy"),
+        ("feedback", "hard"),
+    ]
     return [PreferenceStage(source, difficulty, **shared) for source, difficulty in steps]
 
 
@@ -83,7 +90,9 @@ def read_stages(entries: Iterable[Mapping[str, Any]]) -> list[PreferenceStage]:
     known, stages = {field.name for field in fields(PreferenceStage)}, []
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, Mapping):
-            raise ValueError(f"stage {number} is {entry!r}; write a mapping with a source, such as {{source: self_play}}")
+            raise ValueError(
+                f"stage {number} is {entry!r}; write a mapping with a source, such as {{source: self_play}}"
+            )
         if unknown := set(entry) - known:
             raise ValueError(
                 f"stage {number}: there is no key {min(unknown, key=str)!r}; a stage has {', '.join(sorted(known))}"
@@ -130,6 +139,8 @@ def _number(name: str, value: Any) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(
-            f"{name} must be of finite numbers, not {value!r}" if name in CUTS else f"{name} must be a number, not {value!r}"
+            f"{name} must be of finite numbers, not {value!r}"
+            if name in CUTS
+            else f"{name} must be a number, not {value!r}"
         )
     return number

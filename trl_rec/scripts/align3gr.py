@@ -1,4 +1,5 @@
-"""`trl-rec align3gr`: semantic IDs, supervised fine-tuning on several tasks, and preference stages, or the stages alone."""
+"""`trl-rec align3gr`: semantic IDs, supervised fine-tuning on several tasks, and preference stages, or the stages
+alone."""
 
 from __future__ import annotations
 
@@ -21,23 +22,35 @@ from trl_rec.trainer.base.shutdown import end_processes
 # What the supervised part has from the stages' configuration, where it does not say otherwise.
 COMMON: tuple[str, ...] = ("max_steps", "prompt_head", "prompt_item", "prompt_tail", "chat_template", "list_length")
 COMMON += ("max_length", "eval_ks", "eval_exclude_history", "eval_num_beams", "eval_length_penalty", "max_users")
-COMMON += ("per_device_eval_batch_size", "seed", "use_cpu", "bf16", "fp16", "gradient_checkpointing", "trust_remote_code")
+COMMON += (
+    "per_device_eval_batch_size",
+    "seed",
+    "use_cpu",
+    "bf16",
+    "fp16",
+    "gradient_checkpointing",
+    "trust_remote_code",
+)
 COMMON += ("report_to", "disable_tqdm")
 
 
 @dataclass
 class ScheduleArguments:
-    """Which data, and which parts. Without `supervised`, `model_name_or_path` is the policy to begin with; with it, what is
-    fine-tuned, or nothing for a small model from scratch."""
+    """Which data, and which parts. Without `supervised`, `model_name_or_path` is the policy to begin with; with it,
+    what is fine-tuned, or nothing for a small model from scratch."""
 
     dataset: str = field(metadata={"help": "dataset folder"})
     surface: str = field(default="semantic_id", metadata={"help": "title, item_token or semantic_id"})
-    tokenize: dict | None = field(default=None, metadata={"help": "in a recipe: keys of DualIdsConfig; IDs are made first"})
+    tokenize: dict | None = field(
+        default=None, metadata={"help": "in a recipe: keys of DualIdsConfig; IDs are made first"}
+    )
     overwrite_ids: bool = field(default=False, metadata={"help": "replace IDs that were made otherwise"})
     supervised: dict | None = field(
         default=None, metadata={"help": "in a recipe: keys of trl-rec bear; max_steps holds here too"}
     )
-    stages: list[dict] | None = field(default=None, metadata={"help": "in a recipe: a list of stages; else Align3GR's five"})
+    stages: list[dict] | None = field(
+        default=None, metadata={"help": "in a recipe: a list of stages; else Align3GR's five"}
+    )
     keep: str = field(default="best", metadata={"help": "best: a stage that does not help is undone; last: it is not"})
 
 
@@ -47,7 +60,9 @@ def main(argv: list[str]) -> None:
     tell_progress()
     start = model_config.model_name_or_path
     if start is None and data.supervised is None:
-        raise ValueError("no policy to begin with; give model_name_or_path, the output folder of trl-rec bear, or supervised")
+        raise ValueError(
+            "no policy to begin with; give model_name_or_path, the output folder of trl-rec bear, or supervised"
+        )
     stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
     ids = None if data.tokenize is None else parse_section(DualIdsConfig, data.tokenize, "align3gr: tokenize")
     supervised = None if data.supervised is None else _supervised(data.supervised, config)

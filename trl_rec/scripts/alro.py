@@ -1,4 +1,5 @@
-"""`trl-rec alro`: fine-tune a model to put a user's rated candidates in order, then measure it beside the baselines."""
+"""`trl-rec alro`: fine-tune a model to put a user's rated candidates in order, then measure it beside the
+baselines."""
 
 from __future__ import annotations
 

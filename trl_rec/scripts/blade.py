@@ -1,4 +1,5 @@
-"""`trl-rec blade`: align a policy that writes lists to rewards of whole lists, then measure it beside the baselines."""
+"""`trl-rec blade`: align a policy that writes lists to rewards of whole lists, then measure it beside the
+baselines."""
 
 from __future__ import annotations
 

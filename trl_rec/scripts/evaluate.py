@@ -1,4 +1,5 @@
-"""`trl-rec evaluate`: the baselines and, if one is given, a model, ranked and measured in the same way on the same rows.
+"""`trl-rec evaluate`: the baselines and, if one is given, a model, ranked and measured in the same way on the same
+rows.
 
 Under `accelerate launch -m trl_rec.scripts.evaluate` the users are divided over the processes.
 """
@@ -36,12 +37,14 @@ DEFAULTS |= {"max_length": None}
 
 @dataclass
 class EvaluateArguments:
-    """Keys of an `evaluate` recipe. What is not given of how items are written and ranked is as the model's run folder says;
-    for a hub id, which is not looked into, it has to be given."""
+    """Keys of an `evaluate` recipe. What is not given of how items are written and ranked is as the model's run folder
+    says; for a hub id, which is not looked into, it has to be given."""
 
     dataset: str = field(metadata={"help": "dataset folder"})
     output_dir: str = field(metadata={"help": "where metrics.json goes"})
-    model: str | None = field(default=None, metadata={"help": "model: hub id, folder or GGUF file; none: baselines alone"})
+    model: str | None = field(
+        default=None, metadata={"help": "model: hub id, folder or GGUF file; none: baselines alone"}
+    )
     surface: str | None = field(
         default=None,
         metadata={"help": "how the model writes items: title, item_token, semantic_id; else as its run, or title"},
@@ -56,7 +59,9 @@ class EvaluateArguments:
         default=None, metadata={"help": "also draw so many lists a user and keep the best by the rewards: a ceiling"}
     )
     split: str = field(default="test", metadata={"help": "validation or test"})
-    max_users: int | None = field(default=None, metadata={"help": "rows of the split to measure, spread evenly; else all"})
+    max_users: int | None = field(
+        default=None, metadata={"help": "rows of the split to measure, spread evenly; else all"}
+    )
     ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "lengths to cut the lists at"})
     exclude_history: bool = field(default=True, metadata={"help": "never recommend what the user's history holds"})
     num_beams: int | None = field(
@@ -66,10 +71,13 @@ class EvaluateArguments:
         default=None, metadata={"help": "divide scores by length to this power; else as its run, or 0"}
     )
     renormalize: bool | None = field(
-        default=None, metadata={"help": "softmax over legal tokens rather than the vocabulary; else as its run, or true"}
+        default=None,
+        metadata={"help": "softmax over legal tokens rather than the vocabulary; else as its run, or true"},
     )
     batch_size: int = field(default=16, metadata={"help": "prompts a forward pass"})
-    max_length: int | None = field(default=None, metadata={"help": "most tokens of prompt and item, or list; else as its run"})
+    max_length: int | None = field(
+        default=None, metadata={"help": "most tokens of prompt and item, or list; else as its run"}
+    )
     dtype: str = field(default="auto", metadata={"help": "the model's number format"})
     seed: int = field(default=0, metadata={"help": "seed of the random baseline and the bootstrap"})
 
@@ -113,7 +121,9 @@ def _complete(arguments: EvaluateArguments) -> dict[str, Any]:
     return {**prompt, "list_length": arguments.list_length}
 
 
-def _evaluate_model(arguments: EvaluateArguments, dataset: RecDataset, prompt: dict[str, Any]) -> dict[str, Evaluation]:
+def _evaluate_model(
+    arguments: EvaluateArguments, dataset: RecDataset, prompt: dict[str, Any]
+) -> dict[str, Evaluation]:
     from trl_rec.models import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(arguments.model)
@@ -121,7 +131,9 @@ def _evaluate_model(arguments: EvaluateArguments, dataset: RecDataset, prompt: d
     shared = {name: getattr(arguments, name) for name in ("split", "exclude_history", "batch_size", "max_length")}
     ranking = {name: getattr(arguments, name) for name in ("num_beams", "renormalize", "length_penalty")}
     prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, **prompt)
-    ranked = rank_split(model, tokenizer, dataset, prompt_format=prompt_format, top_k=max(arguments.ks), **shared, **ranking)
+    ranked = rank_split(
+        model, tokenizer, dataset, prompt_format=prompt_format, top_k=max(arguments.ks), **shared, **ranking
+    )
     measured = {"split": arguments.split, "ks": arguments.ks, "rewards": arguments.rewards, "seed": arguments.seed}
     name = f"model {Path(str(arguments.model)).name}"
     results = {name: evaluate_split(ranked, dataset, **measured)}

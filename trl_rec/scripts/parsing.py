@@ -1,4 +1,5 @@
-"""Arguments of a verb: a dataclass filled from `--config`, a YAML file or a shipped recipe's name, and from the command line.
+"""Arguments of a verb: a dataclass filled from `--config`, a YAML file or a shipped recipe's name, and from the
+command line.
 
 This is TRL's own parser, so unknown keys are errors and any key of a recipe can be overridden.
 """
@@ -29,11 +30,16 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     # TRL types its parameter as a NewType that no class is an instance of
     parser = TrlParser(several, prog=f"trl-rec {verb}", allow_abbrev=False)  # type: ignore[arg-type]
     for action in parser._actions:
-        if getattr(action.type, "__name__", None) == "dict":  # TRL's parser makes a mapping of pairs, which nothing can write
+        if (
+            getattr(action.type, "__name__", None) == "dict"
+        ):  # TRL's parser makes a mapping of pairs, which nothing can write
             action.type = json_mapping
     parsed = parser.parse_args_and_config(argv)
     for one in parsed:
-        if getattr(one, "resume_from_checkpoint", None) in ("true", "True"):  # text to the parser, a folder to the trainer
+        if getattr(one, "resume_from_checkpoint", None) in (
+            "true",
+            "True",
+        ):  # text to the parser, a folder to the trainer
             one.resume_from_checkpoint = True
     return parsed if isinstance(kinds, tuple) else parsed[0]
 
@@ -52,8 +58,9 @@ def json_mapping(text: str) -> dict[str, Any] | None:
 
 
 def parse_section(kind: type, section: dict[str, Any], name: str) -> Any:
-    """A dataclass from a section of a recipe, as `parse` makes one of the whole: unknown keys are errors, and numbers that YAML
-    took for text (`1e-3`) are numbers. A key without a value has its default, but for `max_length`, which is then unbounded."""
+    """A dataclass from a section of a recipe, as `parse` makes one of the whole: unknown keys are errors, and numbers
+    that YAML took for text (`1e-3`) are numbers. A key without a value has its default, but for `max_length`, which is
+    then unbounded."""
     argv = []
     for key, value in section.items():
         if isinstance(value, list):
@@ -82,7 +89,8 @@ def recipes_folder() -> Path:
 
 
 def tell_progress() -> None:
-    """From here on one process says which part of a verb runs. Comes after `parse`, which decides what processes compute on."""
+    """From here on one process says which part of a verb runs. Comes after `parse`, which decides what processes
+    compute on."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trl_rec").setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
@@ -99,5 +107,7 @@ def find_recipe(name: str) -> Path:
 
 def recipe_names() -> list[str]:
     """The names that `--config` takes; those under `accelerate/` are for `--accelerate_config`."""
-    names = (path.relative_to(recipes_folder()).with_suffix("").as_posix() for path in recipes_folder().rglob("*.yaml"))
+    names = (
+        path.relative_to(recipes_folder()).with_suffix("").as_posix() for path in recipes_folder().rglob("*.yaml")
+    )
     return sorted(name for name in names if not name.startswith("accelerate/"))

@@ -18,14 +18,19 @@ class PrepareArguments:
 
     source: str = field(metadata={"help": "folder of the source's files, or toy, or ml-100k"})
     output_dir: str = field(metadata={"help": "dataset folder to make"})
-    format: str | None = field(default=None, metadata={"help": "table, recbole, bigrec, lcrec, ml-100k or toy; else found out"})
+    format: str | None = field(
+        default=None, metadata={"help": "table, recbole, bigrec, lcrec, ml-100k or toy; else found out"}
+    )
     split: str | None = field(default=None, metadata={"help": "leave_one_out (default), leave_last or time"})
     num_held_out: int | None = field(
-        default=None, metadata={"help": "split leave_last: items held out as test, and as many as validation; 10 by default"}
+        default=None,
+        metadata={"help": "split leave_last: items held out as test, and as many as validation; 10 by default"},
     )
     min_user_interactions: int = field(default=0, metadata={"help": "k-core: fewest interactions of a user"})
     min_item_interactions: int = field(default=0, metadata={"help": "k-core: fewest interactions of an item"})
-    columns: dict | None = field(default=None, metadata={"help": "format table, in a recipe: our column names to yours"})
+    columns: dict | None = field(
+        default=None, metadata={"help": "format table, in a recipe: our column names to yours"}
+    )
     title_column: str | None = field(default=None, metadata={"help": "format recbole: the item column with titles"})
     group_column: str | None = field(default=None, metadata={"help": "item column with groups, such as genres"})
     group_separator: str = field(default="|", metadata={"help": "format table: what separates the groups of an item"})

@@ -20,7 +20,9 @@ from trl_rec.trainer.softmax_dpo.rows import read_preferences
 class PreferenceArguments:
     """Which preferences. With a dataset folder their items are its catalogue's, and its users are ranked."""
 
-    preferences: str = field(metadata={"help": "file or hub id: prompt, chosen, rejected; or history, chosen, rejected (ids)"})
+    preferences: str = field(
+        metadata={"help": "file or hub id: prompt, chosen, rejected; or history, chosen, rejected (ids)"}
+    )
     eval_preferences: str | None = field(default=None, metadata={"help": "the same, to measure the loss on"})
     dataset: str | None = field(default=None, metadata={"help": "dataset folder, where completions are items"})
     surface: str = field(default="title", metadata={"help": "title, item_token or semantic_id"})

@@ -25,15 +25,20 @@ SHARED = ("levels", "codes", "collisions", "seed")  # keys of both methods
 
 @dataclass
 class TokenizeArguments:
-    """Keys of a `tokenize` recipe, besides those of [`DualIdsConfig`]; see [`make_semantic_ids`] for what each does."""
+    """Keys of a `tokenize` recipe, besides those of [`DualIdsConfig`]; see [`make_semantic_ids`] for what each
+    does."""
 
     dataset: str = field(metadata={"help": "dataset folder; the IDs go into its catalogue"})
     method: str = field(default="kmeans", metadata={"help": "kmeans: from co-occurrence; dual: from texts and users"})
     width: int = field(default=64, metadata={"help": "kmeans: width of the item vectors"})
-    window: int = field(default=5, metadata={"help": "kmeans: largest distance of two items that count as near each other"})
+    window: int = field(
+        default=5, metadata={"help": "kmeans: largest distance of two items that count as near each other"}
+    )
     iterations: int = field(default=25, metadata={"help": "kmeans: most rounds a level"})
     import_index: str | None = field(default=None, metadata={"help": "an X.index.json to take the IDs from instead"})
-    export_index: str | None = field(default=None, metadata={"help": "where to write the IDs as an X.index.json as well"})
+    export_index: str | None = field(
+        default=None, metadata={"help": "where to write the IDs as an X.index.json as well"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace IDs that were made otherwise"})
 
 

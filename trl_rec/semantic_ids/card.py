@@ -1,4 +1,5 @@
-"""The card of a dataset's semantic IDs: are they distinct, are the codes used, and do items that share some belong together?"""
+"""The card of a dataset's semantic IDs: are they distinct, are the codes used, and do items that share some belong
+together?"""
 
 from __future__ import annotations
 
@@ -29,10 +30,11 @@ class IdCodes:
         found (`Tensor` of shape `(num_items, levels)`): As quantised.
         repaired (`Tensor` of shape `(num_items, levels)`): As the last level's repair left them.
         extra (`Tensor` of shape `(num_items,)`): A further code of items that are still not alone, -1 for none.
-        errors (`list[float]`, *optional*): After each level, the share of the vectors' squared length that is left; before the
-            repair. None where nothing is known of vectors.
+        errors (`list[float]`, *optional*): After each level, the share of the vectors' squared length that is left;
+            before the repair. None where nothing is known of vectors.
         num_codes (`int`): Codes of a level.
-        spread (`Tensor` of shape `(num_items, levels)`, *optional*): As Sinkhorn's repair left them, where it came first.
+        spread (`Tensor` of shape `(num_items, levels)`, *optional*): As Sinkhorn's repair left them, where it came
+            first.
     """
 
     found: Tensor
@@ -53,20 +55,23 @@ def make_card(
     without_vector: int,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The card's fields, but for the fingerprint of the IDs. `training` is what else is to be told of how they were learned.
+    """The card's fields, but for the fingerprint of the IDs. `training` is what else is to be told of how they were
+    learned.
 
-    `without_vector` counts the items that training tells nothing of. `distinct` holds distinct IDs over items: as found, as
-    Sinkhorn's repair spread them where there was one, after the repair, and as written with further tokens. `moved` and
-    `extended` count the items that either changed; `largest_group` is the most items with one ID. A level's `perplexity` is the
-    number of equally frequent codes that would be as hard to guess; `left` is the share of the vectors' squared length that is
-    left after the level. `prefixes` tells of the items that share their first 1, 2, ... codes: how many groups of them there
-    are, of what mean size, and with how many others an item shares those codes on average. `neighbours` lists, for the items
-    most popular in training, the items that share most.
+    `without_vector` counts the items that training tells nothing of. `distinct` holds distinct IDs over items: as
+    found, as Sinkhorn's repair spread them where there was one, after the repair, and as written with further tokens.
+    `moved` and `extended` count the items that either changed; `largest_group` is the most items with one ID. A
+    level's `perplexity` is the number of equally frequent codes that would be as hard to guess; `left` is the share of
+    the vectors' squared length that is left after the level. `prefixes` tells of the items that share their first 1,
+    2, ... codes: how many groups of them there are, of what mean size, and with how many others an item shares those
+    codes on average. `neighbours` lists, for the items most popular in training, the items that share most.
     """
     written = torch.cat([codes.repaired, codes.extra.unsqueeze(1) + 1], 1)
     columns = codes.repaired.unbind(1)
     errors = [None] * len(columns) if codes.errors is None else [round(error, 4) for error in codes.errors]
-    distinct = {"found": _distinct(codes.found)} | ({} if codes.spread is None else {"spread": _distinct(codes.spread)})
+    distinct = {"found": _distinct(codes.found)} | (
+        {} if codes.spread is None else {"spread": _distinct(codes.spread)}
+    )
     return {
         "settings": dict(settings),
         "num_items": len(catalog),
@@ -141,7 +146,9 @@ def _training(told: Mapping[str, Any]) -> list[str]:
         )
     if told["user_levels"]:
         used = ", ".join(f"{level['used']} (perplexity {level['perplexity']:.1f})" for level in told["user_levels"])
-        lines.append(f"{told['num_users']:,} users, distinct IDs over users {told['distinct_users']:.1%}; codes used: {used}")
+        lines.append(
+            f"{told['num_users']:,} users, distinct IDs over users {told['distinct_users']:.1%}; codes used: {used}"
+        )
     return lines
 
 
@@ -162,8 +169,11 @@ def _sharing(prefixes: Tensor) -> dict[str, Any]:
     return {"groups": len(sizes), "mean_size": round(float(sizes.mean()), 2), "others": round(others, 2)}
 
 
-def _neighbours(catalog: ItemCatalog, semantic_ids: Ragged, codes: np.ndarray, popularity: np.ndarray) -> list[dict[str, Any]]:
-    """Of items with different first codes, the most popular ones with those that share most, the more popular first."""
+def _neighbours(
+    catalog: ItemCatalog, semantic_ids: Ragged, codes: np.ndarray, popularity: np.ndarray
+) -> list[dict[str, Any]]:
+    """Of items with different first codes, the most popular ones with those that share most, the more popular
+    first."""
     by_popularity = np.argsort(-popularity, kind="stable")
     first = np.sort(np.unique(codes[by_popularity, 0], return_index=True)[1])[:NEIGHBOURHOODS]
     entries = []

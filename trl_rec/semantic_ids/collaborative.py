@@ -1,8 +1,10 @@
-"""Items as vectors that tell who chooses them: the embeddings of a small encoder of sequences, trained to tell the next item.
+"""Items as vectors that tell who chooses them: the embeddings of a small encoder of sequences, trained to tell the
+next item.
 
-The encoder reads the training split alone. Deviation: the paper's target-attention network (DIN) reads a sequence once for each
-candidate that it scores; causal self-attention reads it once for all its positions, which a CPU can afford. A user's vector is
-pooled from those of the items chosen, as in the authors' code: w = softmax(e_i . mean(e) / sqrt(width)), u = sum of w_i e_i.
+The encoder reads the training split alone. Deviation: the paper's target-attention network (DIN) reads a sequence once
+for each candidate that it scores; causal self-attention reads it once for all its positions, which a CPU can afford. A
+user's vector is pooled from those of the items chosen, as in the authors' code: w = softmax(e_i . mean(e) /
+sqrt(width)), u = sum of w_i e_i.
 
 Legend: B sequences, T items of the longest, D width, K negatives.
 """
@@ -44,8 +46,8 @@ def collaborative_vectors(
         train (`Dataset`): The training split; any other is refused.
         num_items (`int`): Size of the catalogue.
         width (`int`, *optional*, defaults to `64`): Width of the vectors, a multiple of 2.
-        max_epochs (`int`, *optional*, defaults to `60`): Most passes; the encoder stops when it no longer tells the next items
-            of held-out sequences better, a twentieth of all pieces of 50 items.
+        max_epochs (`int`, *optional*, defaults to `60`): Most passes; the encoder stops when it no longer tells the
+            next items of held-out sequences better, a twentieth of all pieces of 50 items.
         seed (`int`, *optional*, defaults to `0`): Seed of weights, order and negatives.
         cache (`Path`, *optional*): A folder in which vectors are kept, and looked for first.
     """
@@ -64,8 +66,8 @@ def collaborative_vectors(
 
 
 def pooled(vectors: Tensor, items: Tensor, mask: Tensor) -> Tensor:
-    """`(B, D)`: what users choose. `vectors (num_items, D)`, `items (B, T)`, `mask (B, T)`: which of them count; zeros where
-    none does."""
+    """`(B, D)`: what users choose. `vectors (num_items, D)`, `items (B, T)`, `mask (B, T)`: which of them count; zeros
+    where none does."""
     chosen = vectors[items] * mask.unsqueeze(-1)
     mean = chosen.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
     scores = torch.einsum("btd,bd->bt", chosen, mean) / math.sqrt(vectors.shape[1])
@@ -78,7 +80,13 @@ class _Encoder(nn.Module):
         super().__init__()
         self.items, self.places = nn.Embedding(len(log_popularity), width), nn.Embedding(LENGTH, width)
         self.popularity = nn.Parameter(log_popularity.clone())  # so that vectors need not tell of it
-        options = {"dim_feedforward": 2 * width, "dropout": 0.2, "activation": "gelu", "batch_first": True, "norm_first": True}
+        options = {
+            "dim_feedforward": 2 * width,
+            "dropout": 0.2,
+            "activation": "gelu",
+            "batch_first": True,
+            "norm_first": True,
+        }
         layer = nn.TransformerEncoderLayer(width, nhead=2, **options)  # type: ignore[arg-type]
         self.layers = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(width), enable_nested_tensor=False)
         self.dropout = nn.Dropout(0.2)
@@ -93,8 +101,8 @@ class _Encoder(nn.Module):
 
 
 def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
-    """Sequences cut into pieces of `LENGTH`, each beginning with the last item of the one before, and which of their items
-    have not been learned yet."""
+    """Sequences cut into pieces of `LENGTH`, each beginning with the last item of the one before, and which of their
+    items have not been learned yet."""
     sequences, new = training_sequences(train)
     count = np.maximum(-(-(sequences.lengths - 1) // (LENGTH - 1)), 1)
     source = np.repeat(np.arange(len(sequences)), count)
@@ -163,15 +171,24 @@ def _measure(encoder: _Encoder, rows: np.ndarray, windows: Ragged, learned: Ragg
 
 
 def _next_item_loss(encoder: _Encoder, items: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the next item and K drawn evenly, each of which stands for all of the (num_items - 1) / K like it."""
+    """Softmax over the next item and K drawn evenly, each of which stands for all of the (num_items - 1) / K like
+    it."""
     wanted = mask[:, 1:]
     states, targets = encoder(items[:, :-1])[wanted], items[:, 1:][wanted]
     vectors = encoder.items.weight
     if len(vectors) <= NEGATIVES:
-        return functional.cross_entropy(states @ vectors.T + encoder.popularity, targets) if len(targets) else vectors.sum() * 0
+        return (
+            functional.cross_entropy(states @ vectors.T + encoder.popularity, targets)
+            if len(targets)
+            else vectors.sum() * 0
+        )
     drawn = torch.randint(len(vectors), (NEGATIVES,))
     negatives = states @ vectors[drawn].T + encoder.popularity[drawn] + math.log((len(vectors) - 1) / NEGATIVES)
     negatives = negatives.masked_fill(drawn == targets.unsqueeze(1), -torch.inf)
     positives = (states * vectors[targets]).sum(1, keepdim=True) + encoder.popularity[targets].unsqueeze(1)
     scores = torch.cat([positives, negatives], 1)
-    return functional.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64)) if len(targets) else vectors.sum() * 0
+    return (
+        functional.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64))
+        if len(targets)
+        else vectors.sum() * 0
+    )

@@ -1,7 +1,7 @@
 """Items that got the same codes are told apart: first by other codes of the last level, then by one more number.
 
-Only the last level is touched, so that the leading codes keep their meaning. The items that share all codes but the last stand
-in one cell, and a cell can tell apart as many of them as the last level has codes.
+Only the last level is touched, so that the leading codes keep their meaning. The items that share all codes but the
+last stand in one cell, and a cell can tell apart as many of them as the last level has codes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ CHUNK = 1 << 22  # distances that are held at a time
 def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor) -> Tensor:
     """Codes `(num_items, levels)` in which a cell repeats a code only where it has more items than there are codes.
 
-    Of the items with equal codes the one nearest to the last code's centroid keeps it. The others take free codes of their
-    cell, the nearest pair of item and code first (ties: the lower item, then the lower code). Items that shared their codes
-    with none, and items for which no code is left, keep what they have.
+    Of the items with equal codes the one nearest to the last code's centroid keeps it. The others take free codes of
+    their cell, the nearest pair of item and code first (ties: the lower item, then the lower code). Items that shared
+    their codes with none, and items for which no code is left, keep what they have.
 
     Args:
         codes (`Tensor` of shape `(num_items, levels)`): The codes as they were found.
@@ -46,7 +46,8 @@ def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tens
 
 
 def number_within_group(codes: Tensor) -> Tensor:
-    """0, 1, 2, ... for the items with equal codes, in order; -1 for an item whose codes nobody shares. `(num_items,)`."""
+    """0, 1, 2, ... for the items with equal codes, in order; -1 for an item whose codes nobody shares.
+    `(num_items,)`."""
     group = group_of(codes)
     sizes = torch.bincount(group)
     numbers = torch.empty_like(group)
@@ -55,7 +56,8 @@ def number_within_group(codes: Tensor) -> Tensor:
 
 
 def group_of(codes: Tensor) -> Tensor:
-    """The number of each row among the distinct rows, which are sorted; all 0 where there are no columns. `(num_items,)`."""
+    """The number of each row among the distinct rows, which are sorted; all 0 where there are no columns.
+    `(num_items,)`."""
     group = torch.zeros(len(codes), dtype=torch.int64)
     for column in codes.unbind(1):
         group = torch.unique(group * (int(codes.max()) + 1) + column, return_inverse=True)[1]
@@ -63,8 +65,9 @@ def group_of(codes: Tensor) -> Tensor:
 
 
 def _without_code(codes: Tensor, distance: Tensor, residuals: Tensor, most: int) -> Tensor:
-    """The items with equal codes, less the nearest of each group. Of items that are the same, such as those without a vector,
-    only the first `most` can get a code, and the others are left out: there may be as many as a catalogue has."""
+    """The items with equal codes, less the nearest of each group. Of items that are the same, such as those without a
+    vector, only the first `most` can get a code, and the others are left out: there may be as many as a catalogue
+    has."""
     group = group_of(codes)
     order = torch.argsort(distance, stable=True)
     order = order[torch.argsort(group[order], stable=True)]
@@ -94,7 +97,8 @@ def _distances(vectors: Tensor, centroids: Tensor) -> Tensor:
 def _matched(distances: Tensor, row: Tensor, taken: Tensor) -> Tensor:
     """The code that each item gets, -1 for none: again and again the pairs that are each other's nearest are joined.
 
-    `distances` `(num_items, num_codes)`, `row` `(num_items,)` the row of the item's cell in `taken` `(num_cells, num_codes)`.
+    `distances` `(num_items, num_codes)`, `row` `(num_items,)` the row of the item's cell in `taken` `(num_cells,
+    num_codes)`.
     """
     found, left = torch.full((len(distances),), -1), torch.arange(len(distances))
     while len(left := left[~taken[row[left]].all(1)]):

@@ -43,9 +43,9 @@ class SparseRows:
 def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRows:
     """Positive pointwise mutual information of all pairs of items, `(num_items, num_items)` and symmetric.
 
-    A pair at distance d <= `window` in a training sequence counts 1/d, as the transition baseline has it, in whatever order; an
-    item beside itself does not count. The entry of a pair is log(its count x all counts / (the counts of either)), where that
-    is positive. Rows of one user have to be in time order; overlapping ones count once.
+    A pair at distance d <= `window` in a training sequence counts 1/d, as the transition baseline has it, in whatever
+    order; an item beside itself does not count. The entry of a pair is log(its count x all counts / (the counts of
+    either)), where that is positive. Rows of one user have to be in time order; overlapping ones count once.
     """
     check_is_train(train, "a semantic ID")
     low, high, counts = _pair_counts(train, num_items, window)
@@ -63,7 +63,8 @@ def popularity(train: Dataset, num_items: int) -> np.ndarray:
 
 
 def training_sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
-    """History and targets of each row, joined, and which of the entries no earlier row of the same user has told of."""
+    """History and targets of each row, joined, and which of the entries no earlier row of the same user has told
+    of."""
     history, targets = split_rows(train, "history"), split_rows(train, "targets")
     sequences = join(history, targets)
     users = train.select_columns(["user"]).with_format("numpy")[:]["user"]
@@ -78,14 +79,18 @@ def _pair_counts(train: Dataset, num_items: int, window: int) -> tuple[np.ndarra
     sequences, new = training_sequences(train)
     items, rows = sequences.values.astype(np.int64), sequences.row_ids
     keys, counts = np.empty(0, np.int64), np.empty(0)
-    for distance in range(1, window + 1):  # one after the other, as all at once would be sorted in a multiple of the memory
+    for distance in range(
+        1, window + 1
+    ):  # one after the other, as all at once would be sorted in a multiple of the memory
         end = np.flatnonzero(new[distance:] & (rows[distance:] == rows[:-distance])) + distance
         first, second = items[end - distance], items[end]
         pairs = (np.minimum(first, second) * num_items + np.maximum(first, second))[first != second]
         found, times = np.unique(pairs, return_counts=True)
         keys, counts = _merged(keys, counts, found, times / distance)
     if not len(keys):
-        raise ValueError("the training split holds no two items of one user near each other; there is nothing to make IDs from")
+        raise ValueError(
+            "the training split holds no two items of one user near each other; there is nothing to make IDs from"
+        )
     low, high = np.divmod(keys, num_items)
     return low, high, counts
 

@@ -31,11 +31,13 @@ class DualIdsConfig:
     """How [`make_dual_ids`] makes IDs.
 
     Args:
-        text_encoder (`str`, *optional*, defaults to `"words"`): What makes vectors of texts, as in [`load_text_encoder`].
+        text_encoder (`str`, *optional*, defaults to `"words"`): What makes vectors of texts, as in
+            [`load_text_encoder`].
         item_text (`str`, *optional*): Text of an item with the names of columns in it, such as `"{title}, {genres}"`.
         signals (`str`, *optional*, defaults to `"both"`): `"both"`, `"text"`, or `"behaviour"` alone.
         behaviour (`str`, *optional*, defaults to `"cooccurrence"`): What tells who chooses an item: vectors of
-            `"cooccurrence"`, whose IDs were decoded better, or embeddings of a `"sequence"` encoder, a small one of ours.
+            `"cooccurrence"`, whose IDs were decoded better, or embeddings of a `"sequence"` encoder, a small one of
+            ours.
         users (`bool`, *optional*, defaults to `True`): Whether users get IDs as well.
         align (`bool`, *optional*, defaults to `True`): Whether users and what they choose are aligned (U2I).
         levels (`int`, *optional*, defaults to `3`): Codes of an ID.
@@ -45,8 +47,8 @@ class DualIdsConfig:
         fused_width (`int`, *optional*, defaults to `128`): Width of the fused (SC) vectors.
         hidden (`int`, *optional*, defaults to `256`): Width of hidden layers.
         alpha (`float`, *optional*, defaults to `0.1`): Weight of the U2I loss while codes are learned.
-        without_behaviour (`float`, *optional*, defaults to `0.1`): Share of the items that training shows without their
-            behaviour, so that a new item's text alone gives it an ID.
+        without_behaviour (`float`, *optional*, defaults to `0.1`): Share of the items that training shows without
+            their behaviour, so that a new item's text alone gives it an ID.
         learning_rate (`float`, *optional*, defaults to `1e-3`): Of AdamW.
         batch_size (`int`, *optional*, defaults to `1024`): Pairs of a user and an item.
         max_epochs (`int`, *optional*, defaults to `30`): Most passes over the pairs, for each part of the training.
@@ -55,10 +57,16 @@ class DualIdsConfig:
         seed (`int`, *optional*, defaults to `0`): Of everything. The same seed gives the same IDs on the same machine.
     """
 
-    text_encoder: str = field(default=WORDS, metadata={"help": "words, or a sentence-transformers model by hub id or folder"})
-    item_text: str | None = field(default=None, metadata={"help": "text of an item, columns in braces: {title}, {genres}"})
+    text_encoder: str = field(
+        default=WORDS, metadata={"help": "words, or a sentence-transformers model by hub id or folder"}
+    )
+    item_text: str | None = field(
+        default=None, metadata={"help": "text of an item, columns in braces: {title}, {genres}"}
+    )
     signals: str = field(default="both", metadata={"help": "both, text, or behaviour alone"})
-    behaviour: str = field(default="cooccurrence", metadata={"help": "what tells of behaviour: cooccurrence or sequence"})
+    behaviour: str = field(
+        default="cooccurrence", metadata={"help": "what tells of behaviour: cooccurrence or sequence"}
+    )
     users: bool = field(default=True, metadata={"help": "users get IDs as well"})
     align: bool = field(default=True, metadata={"help": "align users and what they choose"})
     levels: int = field(default=3, metadata={"help": "codes of an ID"})
@@ -73,18 +81,21 @@ class DualIdsConfig:
     batch_size: int = field(default=1024, metadata={"help": "pairs of a user and an item"})
     max_epochs: int = field(default=30, metadata={"help": "most passes over the pairs, for each part of the training"})
     patience: int = field(default=3, metadata={"help": "passes without improvement after which a part ends"})
-    collisions: str = field(default="share", metadata={"help": "items that stay alike share an ID, or extend it by a token"})
+    collisions: str = field(
+        default="share", metadata={"help": "items that stay alike share an ID, or extend it by a token"}
+    )
     seed: int = field(default=0, metadata={"help": "of everything that is drawn"})
 
 
 def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, overwrite: bool = False) -> RecDataset:
-    """Makes the IDs of items and users from texts and the training split, writes them into the dataset's folder, and gives back
-    the dataset with them. IDs made before with the same settings are taken as they are.
+    """Makes the IDs of items and users from texts and the training split, writes them into the dataset's folder, and
+    gives back the dataset with them. IDs made before with the same settings are taken as they are.
 
     Args:
         dataset (`RecDataset`): A dataset that `prepare` made or `load` loaded.
         config (`DualIdsConfig`, *optional*): How they are made.
-        overwrite (`bool`, *optional*, defaults to `False`): Replace IDs that were made otherwise, or came with the data.
+        overwrite (`bool`, *optional*, defaults to `False`): Replace IDs that were made otherwise, or came with the
+            data.
     """
     config = config or DualIdsConfig()
     _check_senseless(config, dataset)
@@ -179,7 +190,9 @@ def _user_codes(training: DualTraining) -> Tensor | None:
 
 
 @torch.no_grad()
-def _told(training: DualTraining, users: Tensor | None, config: DualIdsConfig, text_encoder_hash: str) -> dict[str, Any]:
+def _told(
+    training: DualTraining, users: Tensor | None, config: DualIdsConfig, text_encoder_hash: str
+) -> dict[str, Any]:
     """What the card tells of the training."""
     inputs = training.inputs
     held_out = training.held_out()

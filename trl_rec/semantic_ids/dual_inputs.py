@@ -1,7 +1,7 @@
 """What the two towers read: text and behaviour of items and of users, and the pairs of both that training tells of.
 
-All of it comes from the training split. The last training item of every fifth user is left out of everything (vectors, pooling,
-profiles, pairs), so that it can tell how well users find what they choose.
+All of it comes from the training split. The last training item of every fifth user is left out of everything (vectors,
+pooling, profiles, pairs), so that it can tell how well users find what they choose.
 
 Legend: I items, U users, T items of the longest history.
 """
@@ -58,11 +58,13 @@ class DualInputs:
     """The signals, which a side without one holds with a width of 0.
 
     Args:
-        item_text (`Tensor` of shape `(I, ...)`), user_text (`Tensor` of shape `(U, ...)`): Scaled vectors of the texts.
+        item_text (`Tensor` of shape `(I, ...)`), user_text (`Tensor` of shape `(U, ...)`): Scaled vectors of the
+            texts.
         behaviour (`Tensor` of shape `(I, ...)`): Collaborative vectors as they were trained.
         known (`Tensor` of shape `(I,)`): The items that training tells of.
         scales (`dict`): The `Block` of `item_text`, of items' and of users' behaviour.
-        histories (`Tensor` of shape `(U, T)`), mask (`Tensor` of shape `(U, T)`): The newest training items of each user.
+        histories (`Tensor` of shape `(U, T)`), mask (`Tensor` of shape `(U, T)`): The newest training items of each
+            user.
         pairs (`Tensor` of shape `(2, number of pairs)`): Users and items they chose, each pair once.
         held_out (`Tensor` of shape `(2, number of pairs)`): Those that nothing above tells of.
         popularity (`Tensor` of shape `(I,)`): How often each item was chosen in training.
@@ -80,7 +82,8 @@ class DualInputs:
     popularity: Tensor
 
     def items(self, rows: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`(len(rows), W)`; an item that training does not tell of, or that `keep` leaves out, has zeros for behaviour."""
+        """`(len(rows), W)`; an item that training does not tell of, or that `keep` leaves out, has zeros for
+        behaviour."""
         told = self.known[rows] if keep is None else self.known[rows] & keep
         behaviour = self.scales["item_behaviour"](self.behaviour[rows]) * told.unsqueeze(1)
         return torch.cat([self.item_text[rows], behaviour], 1)
@@ -173,8 +176,8 @@ def dual_inputs(
 
 
 def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
-    """The training split without the last target of every so manieth user, and `(2, ...)`, the users and items taken out. A
-    user's only target is left."""
+    """The training split without the last target of every so manieth user, and `(2, ...)`, the users and items taken
+    out. A user's only target is left."""
     check_is_train(train, "a semantic ID")
     targets, users = split_rows(train, "targets"), train.with_format("numpy")[:]["user"].astype(np.int64)
     last = np.full(len(users), False)

@@ -2,8 +2,8 @@
 
     SC = fuse([text; behaviour])        z = quantise(encode(SC))        decode(z) ~ [text; behaviour]
 
-The SC vectors of a user and of what the user chooses are aligned; what is rebuilt is the fixed input and not SC, which could
-make itself easy to rebuild.
+The SC vectors of a user and of what the user chooses are aligned; what is rebuilt is the fixed input and not SC, which
+could make itself easy to rebuild.
 
 Legend: N items or users, W width of the input, S width of SC.
 """
@@ -59,18 +59,21 @@ class Tower(nn.Module):
 
 
 def u2i_loss(users: Tensor, items: Tensor, others: Tensor) -> Tensor:
-    """-log softmax over the items of the batch, `(B,)`: the loss by which a user finds the item chosen among the others.
+    """-log softmax over the items of the batch, `(B,)`: the loss by which a user finds the item chosen among the
+    others.
 
     Args:
         users: SC vectors `(B, S)` of users.
         items: SC vectors `(B, S)` of an item that each has chosen.
-        others: `(B, B)`, True where the item of the column is no negative of the row's user, who chose it as well. The diagonal
-            may hold anything.
+        others: `(B, B)`, True where the item of the column is no negative of the row's user, who chose it as well. The
+            diagonal may hold anything.
     """
     scores = users @ items.T
     is_own = torch.eye(len(users), dtype=torch.bool, device=users.device)
     return functional.cross_entropy(
-        scores.masked_fill(others & ~is_own, -torch.inf), torch.arange(len(users), device=users.device), reduction="none"
+        scores.masked_fill(others & ~is_own, -torch.inf),
+        torch.arange(len(users), device=users.device),
+        reduction="none",
     )
 
 

@@ -1,4 +1,5 @@
-"""The items' trained tower in a dataset folder, `id_encoder.safetensors` and `id_encoder.json`, which encodes new items."""
+"""The items' trained tower in a dataset folder, `id_encoder.safetensors` and `id_encoder.json`, which encodes new
+items."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ class ItemIdEncoder:
         """The encoder that [`make_dual_ids`] left in a dataset folder."""
         file = Path(folder) / f"{NAME}.json"
         if not file.is_file():
-            raise ValueError(f"{folder} holds no trained semantic IDs ({NAME}.json is missing); make them with make_dual_ids")
+            raise ValueError(
+                f"{folder} holds no trained semantic IDs ({NAME}.json is missing); make them with make_dual_ids"
+            )
         told = json.loads(file.read_text(encoding="utf-8"))
         card = read_ids_card(folder)
         if card is None or card["fingerprint"] != told["fingerprint"]:
@@ -52,10 +55,14 @@ class ItemIdEncoder:
                 f"{file} belongs to other semantic IDs than the folder holds now; make them again with make_dual_ids"
             )
         if told["text_encoder"] is None:
-            raise ValueError(f"the semantic IDs of {folder} are made from behaviour alone, which a new item has none of")
+            raise ValueError(
+                f"the semantic IDs of {folder} are made from behaviour alone, which a new item has none of"
+            )
         encoder = load_text_encoder(told["text_encoder"])
         if encoder.fingerprint != told["text_encoder_hash"]:
-            raise ValueError(f"{told['text_encoder']} is not the text encoder that the IDs were made with; its weights differ")
+            raise ValueError(
+                f"{told['text_encoder']} is not the text encoder that the IDs were made with; its weights differ"
+            )
         weights = load_file(file.with_suffix(".safetensors"))
         text = Block(weights.pop("text_mean"), weights.pop("text_scale"))
         tower = Tower(**told["tower"])
@@ -70,8 +77,8 @@ class ItemIdEncoder:
         return self.tower.quantize.assign(self.tower.encode(self.tower.fuse(inputs))).codes
 
     def tokens(self, texts: Sequence[str]) -> Ragged:
-        """The same as tokens. Several items may get one ID, also one that a known item has; with `collisions: extend` such a
-        known item's ID goes on, so that the new one is its beginning."""
+        """The same as tokens. Several items may get one ID, also one that a known item has; with `collisions: extend`
+        such a known item's ID goes on, so that the new one is its beginning."""
         codes = self.encode(texts)
         return id_tokens(codes, torch.full((len(codes),), -1))
 
@@ -79,8 +86,8 @@ class ItemIdEncoder:
 def save_item_tower(
     folder: Path, tower: Tower, shape: dict[str, int], text: Block | None, *, text_encoder: str, hashes: dict[str, str]
 ) -> None:
-    """Writes both files, the description last. `text` is None where the IDs are made from behaviour alone; `hashes` are those
-    of the text encoder (`text_encoder_hash`) and of the IDs (`fingerprint`)."""
+    """Writes both files, the description last. `text` is None where the IDs are made from behaviour alone; `hashes`
+    are those of the text encoder (`text_encoder_hash`) and of the IDs (`fingerprint`)."""
     (folder / f"{NAME}.json").unlink(missing_ok=True)
     weights = tower.state_dict() | ({} if text is None else {"text_mean": text.mean, "text_scale": text.scale})
     told = {"tower": shape, "text_encoder": text_encoder if text is not None else None, **hashes}

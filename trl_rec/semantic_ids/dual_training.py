@@ -2,10 +2,10 @@
 
     L = alpha U2I + gamma (RQ of users + RQ of items)
 
-Stage 1, (alpha, gamma) = (1, 0): the SC vectors are aligned until held-out items beat no more of the others. Then k-means over
-all aligned vectors starts the codebooks. Stage 2, (.1, 1): all is trained until the inputs are no longer rebuilt better.
-Reconstruction: between the two, encoder and decoder learn to rebuild without codes, as k-means over the output of an encoder
-that nothing has trained would start from its noise.
+Stage 1, (alpha, gamma) = (1, 0): the SC vectors are aligned until held-out items beat no more of the others. Then
+k-means over all aligned vectors starts the codebooks. Stage 2, (.1, 1): all is trained until the inputs are no longer
+rebuilt better. Reconstruction: between the two, encoder and decoder learn to rebuild without codes, as k-means over
+the output of an encoder that nothing has trained would start from its noise.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class HeldOut(NamedTuple):
 
     Args:
         accuracy (`float`): The share of pairs whose item comes first.
-        chance (`float`): The same for towers that know nothing: others that were drawn twice, or chosen as well, count less.
-        won (`float`): The mean share of the others that the item comes before; half would by chance. It jumps about less than
-            `accuracy` where few pairs are held out, and unlike a loss does not ask how sure the towers are.
+        chance (`float`): The same for towers that know nothing: others that were drawn twice, or chosen as well, count
+            less.
+        won (`float`): The mean share of the others that the item comes before; half would by chance. It jumps about
+            less than `accuracy` where few pairs are held out, and unlike a loss does not ask how sure the towers are.
         pairs (`int`): How many there are.
     """
 
@@ -61,7 +62,8 @@ class DualTraining:
         align (`bool`): Whether the U2I loss counts.
         alpha (`float`): Its weight in stage 2.
         learning_rate, batch_size, max_epochs, patience: Of both stages.
-        without_behaviour (`float`): Share of items whose behaviour is left out in training, so that a new item can do without.
+        without_behaviour (`float`): Share of items whose behaviour is left out in training, so that a new item can do
+            without.
         generator (`torch.Generator`): Of all draws.
         curve (`list`): What was measured after each epoch.
     """
@@ -103,7 +105,8 @@ class DualTraining:
 
     @cached_property
     def _asked(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Users `(M,)`, at most `MOST_ASKED`; items `(M, 1 + CHANCES)`, the own one first; which others were chosen as well."""
+        """Users `(M,)`, at most `MOST_ASKED`; items `(M, 1 + CHANCES)`, the own one first; which others were chosen as
+        well."""
         pairs = self.inputs.held_out
         users, own = pairs[:, torch.linspace(0, pairs.shape[1] - 1, min(pairs.shape[1], MOST_ASKED)).round().long()]
         drawing = torch.Generator().manual_seed(0)  # the same others each time
@@ -154,7 +157,9 @@ class DualTraining:
         progress = tqdm(range(1, self.max_epochs + 1), desc=name, unit="epoch")
         for epoch in progress:
             told = self._epoch(losses, optimizer) | self._measured()
-            self.curve.append({"stage": name, "epoch": epoch, **{part: round(value, 5) for part, value in told.items()}})
+            self.curve.append(
+                {"stage": name, "epoch": epoch, **{part: round(value, 5) for part, value in told.items()}}
+            )
             if not all(map(math.isfinite, told.values())):
                 raise ValueError(
                     f"{name}: not all of {told} is finite in epoch {epoch}; lower learning_rate, or look at the texts"
@@ -171,7 +176,9 @@ class DualTraining:
         towers.load_state_dict(best)
         logger.info("%s: %d epochs, %s", name, epoch, ", ".join(f"{part} {value:.3f}" for part, value in told.items()))
 
-    def _epoch(self, losses: Callable[[Tensor], dict[str, Tensor]], optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    def _epoch(
+        self, losses: Callable[[Tensor], dict[str, Tensor]], optimizer: torch.optim.Optimizer
+    ) -> dict[str, float]:
         """One pass over the pairs; the mean of each part of the loss over its batches."""
         order = torch.randperm(self.inputs.pairs.shape[1], generator=self.generator)
         batches, sums = order.split(self.batch_size), dict[str, float]()
@@ -211,8 +218,8 @@ class DualTraining:
         return u2i_loss(ours, self.item_tower.fuse(self._item_inputs(items)), self.inputs.chose(users, items))
 
     def _unique(self, batch: Tensor) -> Iterator[tuple[Tower, Tensor, Tensor]]:
-        """Each tower, SC vectors of the batch's different items or users, and what they should tell of. Whoever is popular
-        counts once."""
+        """Each tower, SC vectors of the batch's different items or users, and what they should tell of. Whoever is
+        popular counts once."""
         users, items = (side.unique() for side in self.inputs.pairs[:, batch])
         yield self.item_tower, self.item_tower.fuse(self._item_inputs(items)), self.inputs.items(items)
         if self.user_tower is not None:

@@ -49,7 +49,8 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
 
 
 def _card(dataset: RecDataset, semantic_ids: Ragged, settings: dict[str, Any]) -> dict[str, Any]:
-    """Of IDs that nothing but their tokens is known of; a shorter ID has a code of its own at the places that it lacks."""
+    """Of IDs that nothing but their tokens is known of; a shorter ID has a code of its own at the places that it
+    lacks."""
     columns = [np.unique(column, return_inverse=True)[1] for column in semantic_ids.padded(fill="").astype(str).T]
     codes, alone = torch.from_numpy(np.stack(columns, 1)), torch.full((len(semantic_ids),), -1)
     made = IdCodes(codes, codes, alone, errors=None, num_codes=int(codes.max()) + 1)

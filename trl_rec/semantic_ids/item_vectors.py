@@ -1,7 +1,7 @@
 """An item's vector: what it goes together with, by truncated singular value decomposition of the associations.
 
-The randomised method of Halko, Martinsson and Tropp: a random subspace is multiplied by the matrix a few times, which turns it
-towards the largest singular vectors. The matrix is only ever multiplied, never held densely.
+The randomised method of Halko, Martinsson and Tropp: a random subspace is multiplied by the matrix a few times, which
+turns it towards the largest singular vectors. The matrix is only ever multiplied, never held densely.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ def cooccurrence_vectors(train: Dataset, num_items: int, *, width: int = 64, win
     Args:
         train (`Dataset`):
             The training split; any other is refused.
-        num_items (`int`):
-            Size of the catalogue. An item that never occurs in training, or only with items that it is not associated with, has
-            a vector of zeros.
+        num_items (`int`): Size of the catalogue. An item that never occurs in training, or only with items that it is
+            not associated with, has a vector of zeros.
         width (`int`, *optional*, defaults to `64`):
             Number of singular vectors; there are no more than items.
         window (`int`, *optional*, defaults to `5`):

@@ -14,9 +14,9 @@ ROUNDING = 1e-5  # of a vector's squared length
 def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Centroids `(codes, width)` and the nearest one of each vector, `(num_vectors,)`.
 
-    Seeded as k-means++ has it, on a sample where there are many vectors. A centroid that loses all its vectors is seeded again
-    in the same way; it stays without any only where there are fewer distinct vectors than centroids. Ends after `iterations`,
-    or when no vector moves any more: then every centroid is the mean of its vectors.
+    Seeded as k-means++ has it, on a sample where there are many vectors. A centroid that loses all its vectors is
+    seeded again in the same way; it stays without any only where there are fewer distinct vectors than centroids. Ends
+    after `iterations`, or when no vector moves any more: then every centroid is the mean of its vectors.
     """
     sample = vectors
     if len(vectors) > SAMPLE * codes:
@@ -55,7 +55,8 @@ def _means(vectors: Tensor, nearest: Tensor, counts: Tensor) -> Tensor:
 
 
 def _seeded(vectors: Tensor, given: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` of the vectors, drawn one by one in proportion to the squared distance to the nearest of those there already."""
+    """`count` of the vectors, drawn one by one in proportion to the squared distance to the nearest of those there
+    already."""
     lengths = vectors.square().sum(1)
     rows: list[int] = []
     distance = torch.full_like(lengths, torch.inf)

@@ -1,6 +1,7 @@
 """`make_semantic_ids`: items that stand near the same items in training get IDs that begin alike.
 
-The fast way, without a text encoder or any training: vectors from co-occurrence, residual k-means, repair of collisions.
+The fast way, without a text encoder or any training: vectors from co-occurrence, residual k-means, repair of
+collisions.
 """
 
 from __future__ import annotations
@@ -35,32 +36,37 @@ def make_semantic_ids(
     seed: int = 0,
     overwrite: bool = False,
 ) -> RecDataset:
-    """Makes the items' semantic IDs from the training split, writes them into the dataset's folder, and gives back the dataset
-    with them. IDs made before with the same settings are taken as they are.
+    """Makes the items' semantic IDs from the training split, writes them into the dataset's folder, and gives back the
+    dataset with them. IDs made before with the same settings are taken as they are.
 
     Args:
         dataset (`RecDataset`):
             A dataset that `prepare` made or `load` loaded.
         levels (`int`, *optional*, defaults to `3`):
             Codes of an ID.
-        codes (`int`, *optional*, defaults to `256`):
-            Different codes of a level. Fewer, such as 32 for a small catalogue, let more items share their first codes.
+        codes (`int`, *optional*, defaults to `256`): Different codes of a level. Fewer, such as 32 for a small
+            catalogue, let more items share their first codes.
         width (`int`, *optional*, defaults to `64`):
             Width of the item vectors; never more than the number of items.
         window (`int`, *optional*, defaults to `5`):
             Largest distance of two items of a user that count as near each other.
         iterations (`int`, *optional*, defaults to `25`):
             Most rounds of k-means a level.
-        collisions (`str`, *optional*, defaults to `"share"`):
-            What happens to items that the repair of the last level could not tell apart: `"share"` an ID, or `"extend"` each
-            such ID by one more token.
+        collisions (`str`, *optional*, defaults to `"share"`): What happens to items that the repair of the last level
+            could not tell apart: `"share"` an ID, or `"extend"` each such ID by one more token.
         seed (`int`, *optional*, defaults to `0`):
             Seed of vectors and centroids. The same seed gives the same IDs on the same machine.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace IDs that were made otherwise, or came with the data.
     """
     num_items = len(dataset.catalog)
-    settings: dict[str, Any] = {"vectors": "co-occurrence", "levels": levels, "codes": codes, "width": width, "window": window}
+    settings: dict[str, Any] = {
+        "vectors": "co-occurrence",
+        "levels": levels,
+        "codes": codes,
+        "width": width,
+        "window": window,
+    }
     settings |= {"iterations": iterations, "collisions": collisions, "seed": seed}
     _check_senseless(settings, num_items)
     if is_written(dataset, settings, overwrite):

@@ -1,4 +1,5 @@
-"""How often each code is used, as an SVG file that any browser shows: a band a level, a bar a code, the most frequent first."""
+"""How often each code is used, as an SVG file that any browser shows: a band a level, a bar a code, the most frequent
+first."""
 
 from __future__ import annotations
 
@@ -11,10 +12,14 @@ COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")  # Paul Tol's, told apart 
 
 
 def code_use_picture(card: Mapping[str, Any]) -> str:
-    """The text of the SVG, from what [`read_ids_card`] returned. The line is where bars would end if codes were used alike."""
+    """The text of the SVG, from what [`read_ids_card`] returned. The line is where bars would end if codes were used
+    alike."""
     bands = [_band(number, level, card["num_items"]) for number, level in enumerate(card["levels"])]
     height = len(bands) * (HEIGHT + GAP) + GAP // 2
-    size, style = f'width="{WIDTH + 2 * LEFT}" height="{height}"', 'font-family="sans-serif" font-size="12" fill="#222"'
+    size, style = (
+        f'width="{WIDTH + 2 * LEFT}" height="{height}"',
+        'font-family="sans-serif" font-size="12" fill="#222"',
+    )
     background = '<rect width="100%" height="100%" fill="white"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{background}{"".join(bands)}</svg>\n'
 

@@ -1,8 +1,9 @@
-"""A residual quantiser that is trained: a codebook over latent vectors, a second over what the first leaves of them, and so on.
+"""A residual quantiser that is trained: a codebook over latent vectors, a second over what the first leaves of them,
+and so on.
 
-Written here rather than taken from `vector-quantize-pytorch`: the codebooks start from this package's k-means over all vectors
-and not over a first batch, they are trained by gradients as the paper's are and not by moving averages, and the repair of
-collisions needs the last level's residuals.
+Written here rather than taken from `vector-quantize-pytorch`: the codebooks start from this package's k-means over all
+vectors and not over a first batch, they are trained by gradients as the paper's are and not by moving averages, and
+the repair of collisions needs the last level's residuals.
 
 Legend: N vectors, L levels, C codes of a level, D width of a latent vector.
 """
@@ -25,7 +26,8 @@ class Quantized(NamedTuple):
     """What becomes of latent vectors.
 
     Args:
-        vectors (`torch.Tensor` of shape `(N, D)`): Sums of centroids; their gradient is handed on to the latent vectors.
+        vectors (`torch.Tensor` of shape `(N, D)`): Sums of centroids; their gradient is handed on to the latent
+            vectors.
         loss (`torch.Tensor` of shape `(N,)`): The mean over the levels of |sg[r] - e|^2 + `COMMITMENT` |r - sg[e]|^2.
     """
 

@@ -23,7 +23,8 @@ class ResidualCodes:
 
     Args:
         codes (`Tensor` of shape `(num_vectors, levels)`): The code of each vector on each level.
-        codebooks (`Tensor` of shape `(levels, num_codes, width)`): The centroids; a vector is about the sum of its codes'.
+        codebooks (`Tensor` of shape `(levels, num_codes, width)`): The centroids; a vector is about the sum of its
+            codes'.
         last_residuals (`Tensor` of shape `(num_vectors, width)`): What the last level had to tell apart.
         errors (`list[float]`): After each level, the share of the vectors' squared length that is left.
     """
@@ -54,5 +55,7 @@ def residual_kmeans(
         assigned.append(nearest)
         codebooks.append(centroids)
         errors.append(squared_length(rest) / whole)
-        logger.info("level %d of %d: %.1f %% of the vectors' squared length is left", level + 1, levels, 100 * errors[-1])
+        logger.info(
+            "level %d of %d: %.1f %% of the vectors' squared length is left", level + 1, levels, 100 * errors[-1]
+        )
     return ResidualCodes(torch.stack(assigned, 1), torch.stack(codebooks), residuals, errors)

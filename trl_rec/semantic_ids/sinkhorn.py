@@ -1,9 +1,9 @@
 """The published repair of collisions: items with one ID are spread evenly over the last level's codes.
 
-As the released code of LC-Rec, LETTER and Align3GR has it: distances of a group's items to the codes, centred and scaled to
-[-1, 1], become a doubly even assignment by Sinkhorn's iteration, each item takes its likeliest code, and what collides then is
-repaired again. It moves every item of a group, and does not look at which codes the group's cell has given away; what is still
-not alone after the last round is left to [`repair_last_level`].
+As the released code of LC-Rec, LETTER and Align3GR has it: distances of a group's items to the codes, centred and
+scaled to [-1, 1], become a doubly even assignment by Sinkhorn's iteration, each item takes its likeliest code, and
+what collides then is repaired again. It moves every item of a group, and does not look at which codes the group's cell
+has given away; what is still not alone after the last round is left to [`repair_last_level`].
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ CHUNK = 1 << 22  # entries of assignments that are held at a time
 
 
 def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor, *, rounds: int = ROUNDS) -> Tensor:
-    """Codes `(num_items, levels)`, as a rule with fewer collisions. Only last codes change, and only those of items that
-    collide, if with items that a round before has moved. Groups of more items than there are codes are left as they are.
+    """Codes `(num_items, levels)`, as a rule with fewer collisions. Only last codes change, and only those of items
+    that collide, if with items that a round before has moved. Groups of more items than there are codes are left as
+    they are.
 
     Args:
         codes (`Tensor` of shape `(num_items, levels)`): The codes as they were found.
@@ -44,9 +45,11 @@ def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor
 
 
 def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = ITERATIONS) -> Tensor:
-    """Assignments `(num_groups, num_items, num_codes)`: each item's shares sum to 1, and all codes of a group get as much.
+    """Assignments `(num_groups, num_items, num_codes)`: each item's shares sum to 1, and all codes of a group get as
+    much.
 
-    Legend: Q = exp(-d / epsilon), columns and rows scaled in turn; kept as logarithms, as exp(-1 / .003) is nothing in float32.
+    Legend: Q = exp(-d / epsilon), columns and rows scaled in turn; kept as logarithms, as exp(-1 / .003) is nothing in
+    float32.
     """
     low, high = distances.amin((1, 2), keepdim=True), distances.amax((1, 2), keepdim=True)
     log_shares = -((distances - (high + low) / 2) / ((high - low) / 2).clamp(min=1e-12)).double() / epsilon

@@ -1,8 +1,8 @@
 """Semantic IDs in a dataset folder: a column of `catalog/items.parquet`, those of users in
 `catalog/user_ids.parquet`, and `catalog/semantic_ids.json`, the card.
 
-Each file is replaced at once, and the card is written last, so that a card always tells of the IDs beside it. A call that was
-killed in between is known by what it was about to write, and the same call begins anew.
+Each file is replaced at once, and the card is written last, so that a card always tells of the IDs beside it. A call
+that was killed in between is known by what it was about to write, and the same call begins anew.
 """
 
 from __future__ import annotations
@@ -29,16 +29,20 @@ CARD = "semantic_ids.json"
 UNFINISHED = "semantic_ids.unfinished"  # the settings of IDs that are being written
 
 
-def write_ids(dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any], *, user_ids: Ragged | None = None) -> None:
-    """Puts the IDs, row `i` the tokens of item `i`, and their card into the dataset's folder, in place of what was there; with
-    `user_ids`, row `u` the tokens of user `u`."""
+def write_ids(
+    dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any], *, user_ids: Ragged | None = None
+) -> None:
+    """Puts the IDs, row `i` the tokens of item `i`, and their card into the dataset's folder, in place of what was
+    there; with `user_ids`, row `u` the tokens of user `u`."""
     folder = dataset.path / "catalog"
     stored, new = ItemCatalog.load(folder), folder / ".semantic_ids"
     if stored.fingerprint != dataset.catalog.fingerprint:
         raise ValueError(f"{dataset.path} now holds other items than the dataset that was loaded; load it again")
     try:
         replace(stored, semantic_ids=semantic_ids, user_ids=user_ids).save(new)
-        text = json.dumps({**card, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}, indent=2, ensure_ascii=False)
+        text = json.dumps(
+            {**card, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}, indent=2, ensure_ascii=False
+        )
         (new / CARD).write_text(text + "\n", encoding="utf-8")
         (new / UNFINISHED).write_text(json.dumps(card["settings"]), encoding="utf-8")
         (new / UNFINISHED).replace(folder / UNFINISHED)
@@ -70,7 +74,9 @@ def read_ids_card(path: str | Path) -> dict[str, Any] | None:
         card = json.loads(file.read_text(encoding="utf-8"))
         return {**card, "settings": dict(card["settings"]), "fingerprint": str(card["fingerprint"])}
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is damaged ({error!r}); delete it and run trl-rec tokenize with --overwrite") from error
+        raise ValueError(
+            f"{file} is damaged ({error!r}); delete it and run trl-rec tokenize with --overwrite"
+        ) from error
 
 
 def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool) -> bool:

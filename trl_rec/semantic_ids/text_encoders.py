@@ -1,6 +1,7 @@
 """Texts of items and users as vectors: by a sentence encoder, or from their words alone.
 
-Vectors are kept by what they were made from, a chunk of texts at a time, so that a long encoding goes on where it stopped.
+Vectors are kept by what they were made from, a chunk of texts at a time, so that a long encoding goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ def text_vectors(texts: Sequence[str], encoder: TextEncoder, *, cache: Path | No
 
 
 class WordEncoder:
-    """A sum over a text's different words and their beginnings of four letters, a random direction each: texts that share
-    words are near each other.
+    """A sum over a text's different words and their beginnings of four letters, a random direction each: texts that
+    share words are near each other.
 
-    It learns nothing and needs no file, so that it serves tests, first looks, and catalogues in which words say enough. Words
-    are told apart by a hash, and two of `BUCKETS` may fall together.
+    It learns nothing and needs no file, so that it serves tests, first looks, and catalogues in which words say
+    enough. Words are told apart by a hash, and two of `BUCKETS` may fall together.
     """
 
     fingerprint = f"{WORDS}-{BUCKETS}-{WIDTH}"
@@ -78,7 +79,9 @@ class WordEncoder:
         rows: list[Any] = [self._buckets(text) for text in texts]
         words = Ragged.from_lists(rows)
         tokens, offsets = torch.from_numpy(words.values), torch.from_numpy(words.offsets)
-        total = torch.nn.functional.embedding_bag(tokens, self._directions, offsets, mode="sum", include_last_offset=True)
+        total = torch.nn.functional.embedding_bag(
+            tokens, self._directions, offsets, mode="sum", include_last_offset=True
+        )
         return torch.nn.functional.normalize(total)
 
     @staticmethod
@@ -107,7 +110,9 @@ class SentenceEncoder:
         try:
             self._model, self._batch_size = SentenceTransformer(name_or_path), batch_size
         except (OSError, ValueError) as error:
-            raise ValueError(f"text_encoder={name_or_path!r} is no folder or hub id of a sentence encoder: {error}") from error
+            raise ValueError(
+                f"text_encoder={name_or_path!r} is no folder or hub id of a sentence encoder: {error}"
+            ) from error
         digest = hashlib.sha256(f"{self._model} {self._model.tokenizer} {self._model.prompts}".encode())
         for name, weight in sorted(self._model.state_dict().items()):
             digest.update(name.encode() + weight.float().cpu().numpy().tobytes())

@@ -1,5 +1,5 @@
-"""Codes written as tokens: `<a_12><b_7><c_201>`, a letter a level, and one letter more where items with equal codes are told
-apart; those of users are `<ua_3><ub_40><uc_7>`."""
+"""Codes written as tokens: `<a_12><b_7><c_201>`, a letter a level, and one letter more where items with equal codes
+are told apart; those of users are `<ua_3><ub_40><uc_7>`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MOST_LEVELS = len(ascii_lowercase) - 1  # the last letter is left for telling it
 def id_tokens(codes: Tensor, extra: Tensor) -> Ragged:
     """Row `i`: the tokens of item `i`, as strings.
 
-    `codes` `(num_items, levels)`; `extra` `(num_items,)`: a further code, -1 for an item that needs none. As all items with
-    equal codes have one or none has, no ID is the beginning of another.
+    `codes` `(num_items, levels)`; `extra` `(num_items,)`: a further code, -1 for an item that needs none. As all items
+    with equal codes have one or none has, no ID is the beginning of another.
     """
     levels = [_named(letter, column.numpy()) for letter, column in zip(ascii_lowercase, codes.unbind(1), strict=False)]
     regular = np.stack(levels, 1)
@@ -33,7 +33,9 @@ def id_tokens(codes: Tensor, extra: Tensor) -> Ragged:
 
 def user_tokens(codes: Tensor) -> Ragged:
     """Row `u`: the tokens of user `u`, as strings; users may share them. `codes` `(num_users, levels)`."""
-    levels = [_named(f"u{letter}", column.numpy()) for letter, column in zip(ascii_lowercase, codes.unbind(1), strict=False)]
+    levels = [
+        _named(f"u{letter}", column.numpy()) for letter, column in zip(ascii_lowercase, codes.unbind(1), strict=False)
+    ]
     return Ragged.from_lengths(np.stack(levels, 1).ravel(), np.full(len(codes), len(levels)))
 
 

@@ -16,7 +16,9 @@ def write(folder, names=NAMES, **splits):
     folder.mkdir()
     for split, rows in ({"train": TRAIN, "test": TEST} | splits).items():
         with (folder / f"{split}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("", "user_id", "item_ids", "timestamp"), *((i, *row) for i, row in enumerate(rows))])
+            csv.writer(file).writerows(
+                [("", "user_id", "item_ids", "timestamp"), *((i, *row) for i, row in enumerate(rows))]
+            )
     (folder / "id2name.json").write_text(json.dumps({"9": "not this one"}))
     (folder / "id2name4Rec.json").write_text(json.dumps(names))
     return folder
@@ -59,7 +61,10 @@ def test_interactions_are_each_users_first_window_and_then_every_target(tmp_path
 
 def test_a_validation_file_is_taken_and_may_share_a_time_with_training(tmp_path):
     dataset = prepare(write(tmp_path / "source", valid=[("w", [2, 4, 1], 5), ("v", [1, 4, 2], 7)]), tmp_path / "out")
-    assert rows_of(dataset, "train") == TRAIN and rows_of(dataset, "validation") == [("v", [1, 4, 2], 7), ("w", [2, 4, 1], 5)]
+    assert rows_of(dataset, "train") == TRAIN and rows_of(dataset, "validation") == [
+        ("v", [1, 4, 2], 7),
+        ("w", [2, 4, 1], 5),
+    ]
     assert dataset.card["notes"] == []
 
 
@@ -77,7 +82,10 @@ def test_rows_out_of_order_and_quoted_ids(tmp_path):
         ({"test": [("u", [2, 3], "x")]}, "test.csv, row 1: the timestamp 'x' is neither a number"),
         ({"test": [("", [2, 3], 7)]}, "test.csv, row 1: the user_id is empty"),
         ({"test": []}, "test.csv holds no rows"),
-        ({"train": [(*row[:2], 1) for row in TRAIN]}, "train.csv: the timestamps are too alike to hold out the last tenth"),
+        (
+            {"train": [(*row[:2], 1) for row in TRAIN]},
+            "train.csv: the timestamps are too alike to hold out the last tenth",
+        ),
         ({"names": NAMES | {"2": ""}}, "id2name4Rec.json, row 2: item '2' has an empty title"),
         ({"names": ["a"]}, "id2name4Rec.json holds a JSON list where a dict is expected"),
     ],
@@ -101,9 +109,16 @@ def test_office(tmp_path, shared_data):
     assert rows["train"] + rows["validation"] == 15_400 and rows["test"] == 1_925 and rows["validation"] >= 1_540
     assert len(dataset.catalog) == 2_414 and len(set(dataset.catalog.titles)) == 2_411
     assert max(dataset.train["timestamp"][:]) < min(dataset.validation["timestamp"][:])
-    seen = {item for split in (dataset.train, dataset.validation) for row in split for item in row["history"] + row["targets"]}
+    seen = {
+        item
+        for split in (dataset.train, dataset.validation)
+        for row in split
+        for item in row["history"] + row["targets"]
+    }
     assert sum(row["targets"][0] not in seen for row in dataset.test) == 896
     with (shared_data("office") / "test.csv").open() as file:
-        source = [(row["user_id"], json.loads(row["item_ids"]), float(row["timestamp"])) for row in csv.DictReader(file)]
+        source = [
+            (row["user_id"], json.loads(row["item_ids"]), float(row["timestamp"])) for row in csv.DictReader(file)
+        ]
     same = sorted(rows_of(dataset, "test"), key=str) == sorted(source, key=str)
     assert same  # apart, so that pytest does not explain a difference of thousands of rows

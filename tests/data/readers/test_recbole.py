@@ -4,7 +4,9 @@ from tests.data.sources import rows_of
 from trl_rec.data import prepare
 
 
-INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t10\t4\t3\n1\t11\t5\t1\n1\t12\t3\t2\n2\t10\t2\t1\n"
+INTER = (
+    "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t10\t4\t3\n1\t11\t5\t1\n1\t12\t3\t2\n2\t10\t2\t1\n"
+)
 ITEM = (
     "item_id:token\tname:token_seq\tclass:token_seq\tprice:float\tvector:float_seq\n"
     '10\tA "big" day\tx y\t1.5\t1 2\n11\tB\t\t\t3 4\n12\tC\ty\t2\t\n'
@@ -20,7 +22,9 @@ def write(folder, **files):
 
 
 def test_atomic_files(tmp_path):
-    dataset = prepare(write(tmp_path / "source", inter=INTER, item=ITEM, user=USER), tmp_path / "out", group_column="class")
+    dataset = prepare(
+        write(tmp_path / "source", inter=INTER, item=ITEM, user=USER), tmp_path / "out", group_column="class"
+    )
     assert rows_of(dataset, "test") == {"1": (["11", "12"], ["10"])}
     assert dataset.catalog.items.to_pylist() == [
         {"item_id": "10", "title": 'A "big" day', "class": ["x", "y"], "price": 1.5, "vector": [1, 2]},
@@ -33,7 +37,9 @@ def test_atomic_files(tmp_path):
 
 def test_title_column_is_what_is_named(tmp_path):
     source = write(
-        tmp_path / "source", inter=INTER, item=ITEM.replace("class:token_seq", "label:token_seq").replace("\t\t\t", "\tz\t\t")
+        tmp_path / "source",
+        inter=INTER,
+        item=ITEM.replace("class:token_seq", "label:token_seq").replace("\t\t\t", "\tz\t\t"),
     )
     assert prepare(source, tmp_path / "out", title_column="label").catalog.titles == ["x y", "z", "y"]
 

@@ -32,8 +32,12 @@ def test_parquet_and_json_lines_equal_csv(tmp_path, suffix):
 
 def test_columns_of_other_names(tmp_path):
     log = [("ignored", *row, "a long review\nof two lines") for row in LOG]
-    source = write_table(tmp_path / "source", log, None, header=("user_id", "customer", "product", "time", "stars", "review"))
-    write_csv(source / "items.csv", ("product", "name", "title", "price"), [(item, name, "Dr", 3) for item, name in ITEMS])
+    source = write_table(
+        tmp_path / "source", log, None, header=("user_id", "customer", "product", "time", "stars", "review")
+    )
+    write_csv(
+        source / "items.csv", ("product", "name", "title", "price"), [(item, name, "Dr", 3) for item, name in ITEMS]
+    )
     names = {"user_id": "customer", "item_id": "product", "timestamp": "time", "rating": "stars", "title": "name"}
     dataset = prepare(source, tmp_path / "out", columns=names)
     expected = prepare(write_table(tmp_path / "plain"), tmp_path / "expected")
@@ -49,7 +53,9 @@ def test_line_breaks_in_a_file_of_several_blocks(tmp_path):
 
 
 def test_a_column_that_is_nowhere_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="columns maps rating to 'stars', which is in none of interactions.csv, items.csv"):
+    with pytest.raises(
+        ValueError, match="columns maps rating to 'stars', which is in none of interactions.csv, items.csv"
+    ):
         prepare(write_table(tmp_path / "source"), tmp_path / "out", columns={"rating": "stars"})
 
 
@@ -62,7 +68,13 @@ def test_groups_are_split(tmp_path):
     )
     dataset = prepare(source, tmp_path / "out", group_column="kinds")
     names, shares = dataset.catalog.group_shares()
-    assert names == ["x", "y", "z"] and shares.tolist() == [[0.5, 0.5, 0], [0, 0, 0], [0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]]
+    assert names == ["x", "y", "z"] and shares.tolist() == [
+        [0.5, 0.5, 0],
+        [0, 0, 0],
+        [0, 1, 0],
+        [0.5, 0, 0.5],
+        [0, 1, 0],
+    ]
     assert dataset.users.to_pydict() == {"user_id": ["u3", "u2", "u1"], "age": [30, 20, 10]}  # the table's order
     assert rows_of(dataset, "test")["u1"] == (["b", "a", "c"], ["d"])
     other = prepare(source, tmp_path / "other", group_column="kinds", group_separator="/")
@@ -118,10 +130,15 @@ def test_text_in_json_that_looks_like_a_date_stays_text(tmp_path):
     write_json(source / "items.jsonl", items)
     dataset = prepare(source, tmp_path / "out", columns={"user_id": "who"}, group_column="released")
     assert dataset.users["user_id"].to_pylist() == ["2020-01-01T00:00:00Z"]
-    assert dataset.catalog.ids == [f"2020-01-0{day}" for day in range(1, 5)] and dataset.catalog.titles == ["1984-01-01"] * 4
+    assert (
+        dataset.catalog.ids == [f"2020-01-0{day}" for day in range(1, 5)]
+        and dataset.catalog.titles == ["1984-01-01"] * 4
+    )
     assert dataset.catalog.group_shares()[0] == dataset.catalog.ids
     assert dataset.catalog.items.column_names == ["item_id", "title", "released", "weight"]
-    assert dataset.interactions["timestamp"][0].as_py() == datetime.datetime(2021, 1, 1, tzinfo=datetime.UTC).timestamp()
+    assert (
+        dataset.interactions["timestamp"][0].as_py() == datetime.datetime(2021, 1, 1, tzinfo=datetime.UTC).timestamp()
+    )
 
 
 def test_ids_that_are_numbers_keep_their_digits(tmp_path):
@@ -140,8 +157,12 @@ def test_ids_that_are_numbers_keep_their_digits(tmp_path):
 
 def test_ids_that_lost_their_digits_are_refused(tmp_path):
     (tmp_path / "source").mkdir()
-    write_json(tmp_path / "source" / "interactions.jsonl", [{"user_id": 12345678901234567890, "item_id": "a", "timestamp": 1}])
-    with pytest.raises(ValueError, match="interactions.jsonl, row 1: the user_id 1.2345678901234567e.19 is not a whole number"):
+    write_json(
+        tmp_path / "source" / "interactions.jsonl", [{"user_id": 12345678901234567890, "item_id": "a", "timestamp": 1}]
+    )
+    with pytest.raises(
+        ValueError, match="interactions.jsonl, row 1: the user_id 1.2345678901234567e.19 is not a whole number"
+    ):
         prepare(tmp_path / "source", tmp_path / "out")
 
 

@@ -35,7 +35,9 @@ def test_candidates_leave_room_for_a_rated_item() -> None:
     with counted(ranker.model) as calls:
         ranker.rank(IDS[:3], [1, 3, 5], IDS[10:15])
     assert calls == [10, 1, 1, 1]
-    message = "5 candidates and their order take 12 of the {} tokens of max_length, .* no room for a rated item; give fewer"
+    message = (
+        "5 candidates and their order take 12 of the {} tokens of max_length, .* no room for a rated item; give fewer"
+    )
     ranker.settings["max_length"] = 14
     with pytest.raises(ValueError, match=message.format(14)):
         ranker.rank(IDS[:3], [1, 3, 5], IDS[10:15])

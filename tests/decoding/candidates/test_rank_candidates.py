@@ -34,7 +34,9 @@ def make_batch(num_lists: int, width: int, seed: int) -> tuple[dict[str, Tensor]
 
 
 @torch.no_grad()
-def slow(model: PreTrainedModel, prompt: Tensor, names: list[int], *, single_pass: bool) -> tuple[list[int], list[float]]:
+def slow(
+    model: PreTrainedModel, prompt: Tensor, names: list[int], *, single_pass: bool
+) -> tuple[list[int], list[float]]:
     """One list, the whole text read anew for each name."""
     if single_pass:
         scores = model(input_ids=prompt.unsqueeze(0)).logits[0, -1][names].log_softmax(-1)

@@ -40,9 +40,7 @@ def compact(catalog: ItemCatalog, letters: bool | None = None) -> tuple[RatedPro
 def test_titles_stand_in_plain_text(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
     written = RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS)
     history = tokenizer.decode(written.encode_histories(*HISTORY)[0])
-    expected = (
-        'A user has rated these items, oldest first:\n"Blue Pencil": 5\n"Blue Pen, 12 Pack": 1\n"Blue Pen, 24 Pack": 3.5\n'
-    )
+    expected = 'A user has rated these items, oldest first:\n"Blue Pencil": 5\n"Blue Pen, 12 Pack": 1\n"Blue Pen, 24 Pack": 3.5\n'
     assert history == expected  # 3.4 is written as the nearest
     shown, names = written.show(lists([7, 3]), lists([1, 0]))
     letters = tokenizer.convert_ids_to_tokens(written.letters[:2].tolist())
@@ -52,7 +50,9 @@ def test_titles_stand_in_plain_text(catalog: ItemCatalog, tokenizer: PreTrainedT
     assert tokenizer.convert_ids_to_tokens(names[0].tolist()) == [letters[1], letters[0]]  # by candidate, not by slot
 
 
-def test_a_letter_is_one_token_where_the_answer_begins(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_letter_is_one_token_where_the_answer_begins(
+    catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast
+) -> None:
     written = RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, tail="Best first:")
     tail = tokenizer("Best first:", add_special_tokens=False)["input_ids"]
     assert len({*written.letters.tolist()}) == 26
@@ -62,9 +62,12 @@ def test_a_letter_is_one_token_where_the_answer_begins(catalog: ItemCatalog, tok
 
 
 def test_another_alphabet_is_tried_where_letters_merge(catalog: ItemCatalog) -> None:
-    """In one vocabulary capitals are known after a space alone, in the next small letters alone, in the last none is."""
+    """In one vocabulary capitals are known after a space alone, in the next small letters alone, in the last none
+    is."""
     for letters, found in (("ABCDEFGHIJKLMNOPQRSTUVWXYZ", " A"), ("abcdefghijklmnopqrstuvwxyz", " a"), ("", None)):
-        vocabulary = {word: row for row, word in enumerate(["<unk>", "<eos>", *(f"\u0120{letter}" for letter in letters)])}
+        vocabulary = {
+            word: row for row, word in enumerate(["<unk>", "<eos>", *(f"\u0120{letter}" for letter in letters)])
+        }
         model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", eos_token="<eos>")
@@ -135,7 +138,9 @@ def test_what_cannot_be_written_is_refused(catalog: ItemCatalog, tokenizer: PreT
         RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, letters=False)
     written, _ = compact(catalog)
     written.check_lengths(lists([1, 2], [3, 4, 5]), 12)  # <bos> item rating <candidates> 3 <answer> 3 and EOS
-    with pytest.raises(ValueError, match="max_length 11 is too small: row 1 takes up to 12 tokens with its 3 candidates"):
+    with pytest.raises(
+        ValueError, match="max_length 11 is too small: row 1 takes up to 12 tokens with its 3 candidates"
+    ):
         written.check_lengths(lists([1, 2], [3, 4, 5]), 11)
     with pytest.raises(ValueError, match="too small: list 1 of the test split takes up to 12 tokens"):
         written.check_lengths(lists([1, 2], [3, 4, 5]), 11, "list {row} of the test split")
@@ -164,7 +169,9 @@ def test_every_rating_of_a_sequence_is_learned_once(catalog: ItemCatalog) -> Non
     written, tokenizer = compact(catalog)
     items, ratings = [3, 1, 4, 1, 5, 7, 2], [5.0, 1.0, 3.5, 5.0, 5.0, 1.0, 3.5]
     table = {"user": [8], "history": [items[:1]], "targets": [items[1:]]}
-    split = Dataset.from_dict({**table, "history_ratings": [ratings[:1]], "target_ratings": [ratings[1:]]}, split="train")
+    split = Dataset.from_dict(
+        {**table, "history_ratings": [ratings[:1]], "target_ratings": [ratings[1:]]}, split="train"
+    )
     rows = build_rating_rows(split, written, max_length=10)  # <bos> and four rated items
     told = [tokenizer.decode(row) for row in rows["input_ids"]]
     assert told[1] == "<bos> <item_4> <rating_3.5> <item_1> <rating_5> <item_5> <rating_5> <item_7> <rating_1>"

@@ -98,7 +98,9 @@ def test_baselines_are_what_they_say(dataset: RecDataset) -> None:
     pairs = [
         (item, rating)
         for row in train
-        for item, rating in zip(row["history"] + row["targets"], row["history_ratings"] + row["target_ratings"], strict=True)
+        for item, rating in zip(
+            row["history"] + row["targets"], row["history_ratings"] + row["target_ratings"], strict=True
+        )
     ]
     overall = np.mean([rating for _, rating in pairs])
     given = {item: [rating for other, rating in pairs if other == item] for item in range(50)}

@@ -1,5 +1,5 @@
-"""A small ALRO run, the same here and in a process of its own. `FOLDER` holds a rated dataset and a model, as `make_folder`
-writes them.
+"""A small ALRO run, the same here and in a process of its own. `FOLDER` holds a rated dataset and a model, as
+`make_folder` writes them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def first_batch(trainer: AlroTrainer) -> dict[str, Any]:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in OUTPUT/run.pt."""
+    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in
+    OUTPUT/run.pt."""
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     split = load(folder / "data").validation

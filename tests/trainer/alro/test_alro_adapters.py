@@ -82,7 +82,9 @@ def test_lora_trains_new_tokens_and_comes_back(base: Path, dataset: RecDataset, 
 
 
 @pytest.mark.parametrize("surface", ["title", "item_token"])
-def test_nf4_bases_train_adapters_and_new_tokens(base: Path, dataset: RecDataset, surface: str, tmp_path: Path) -> None:
+def test_nf4_bases_train_adapters_and_new_tokens(
+    base: Path, dataset: RecDataset, surface: str, tmp_path: Path
+) -> None:
     quantized = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True, "dtype": "bfloat16"}
     trainer = make(base, dataset.with_surface(surface), tmp_path / "run", **quantized)
     assert any(type(module).__name__ == "Linear4bit" for module in trainer.model.modules())

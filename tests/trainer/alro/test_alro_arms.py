@@ -1,4 +1,5 @@
-"""The study of ALRO's arms finds what earlier calls kept, and nothing that was made from other data or in other steps."""
+"""The study of ALRO's arms finds what earlier calls kept, and nothing that was made from other data or in other
+steps."""
 
 from pathlib import Path
 

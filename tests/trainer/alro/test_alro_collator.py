@@ -29,7 +29,9 @@ def test_an_answer_names_the_candidates_by_rating_in_either_order(folder: Path, 
     texts = tokenizer(trainer.catalog.surfaces, add_special_tokens=False)["input_ids"]
     for number, row in enumerate(rows):
         count = len(row["candidates"])
-        assert batch["candidate_mask"][number].tolist() == [True] * count + [False] * (batch["ratings"].shape[1] - count)
+        assert batch["candidate_mask"][number].tolist() == [True] * count + [False] * (
+            batch["ratings"].shape[1] - count
+        )
         order = batch["gold_rank"][number, :count].argsort()
         assert sorted(row["ratings"], reverse=True) == batch["ratings"][number][order].tolist()
         seen = set()
@@ -40,7 +42,9 @@ def test_an_answer_names_the_candidates_by_rating_in_either_order(folder: Path, 
             ends = [tokenizer.eos_token_id] if "softmax" in options else []
             names = batch["names"][number, shown, :count]
             assert written == names[order].tolist() + ends
-            assert bool((answer & ~mask).sum() == 0) and mask.long().diff().max() <= 0  # no gap before the answer's end
+            assert (
+                bool((answer & ~mask).sum() == 0) and mask.long().diff().max() <= 0
+            )  # no gap before the answer's end
             for candidate, name in zip(row["candidates"], names.tolist(), strict=True):
                 place = listed.index(name)
                 assert listed[place + 1 : place + 3] == texts[candidate]  # the letter stands before its item

@@ -40,8 +40,15 @@ def make_trainer(folder: Path, seed: int, lambda_weight: float, permutation_weig
     tokenizer.add_tokens(rated_tokens(catalog, RATINGS, letters=True))
     options = {"letters": True, "num_candidates": 3, "max_length": 32, "eval_num_orders": 4, "eval_ks": [3]}
     options |= {"max_steps": 160, "learning_rate": 0.01, "warmup_steps": 20, "per_device_train_batch_size": 32}
-    options |= {"save_strategy": "no", "per_device_eval_batch_size": 300, "gradient_checkpointing": False, "seed": seed}
-    config = AlroConfig(str(folder), lambda_weight=lambda_weight, permutation_weight=permutation_weight, **{**QUIET, **options})
+    options |= {
+        "save_strategy": "no",
+        "per_device_eval_batch_size": 300,
+        "gradient_checkpointing": False,
+        "seed": seed,
+    }
+    config = AlroConfig(
+        str(folder), lambda_weight=lambda_weight, permutation_weight=permutation_weight, **{**QUIET, **options}
+    )
     model = make_model(tokenizer, hidden_size=32, dropout=0.0, max_length=64, seed=seed)
     data = {"train_dataset": world(1500, 0, "train"), "processing_class": tokenizer, "catalog": catalog}
     return AlroTrainer(model, config, **data)
@@ -63,10 +70,11 @@ def train(folder: Path, seed: int, weights: tuple[float, float]) -> tuple[float,
 
 
 def test_answers_depend_less_on_the_order_and_ndcg_does_not_pay_for_it(tmp_path: Path) -> None:
-    """Letters are hard to learn from scratch: a model begins by answering in the order of the slots, whatever stands there.
+    """Letters are hard to learn from scratch: a model begins by answering in the order of the slots, whatever stands
+    there.
 
-    At this step SFT is through with that in some seeds and not in others. In 8 seeds its distance was 4 times that of the
-    permutation loss or more, and its NDCG higher by .004 at most.
+    At this step SFT is through with that in some seeds and not in others. In 8 seeds its distance was 4 times that of
+    the permutation loss or more, and its NDCG higher by .004 at most.
     """
     sft, sft_ndcg = train(tmp_path, 2, (0.0, SAME_ORDERS))
     for weights in ((0.0, 3.0), (10.0, 3.0)):

@@ -35,7 +35,11 @@ def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("run", "other"),
-    [("alro", {"lambda_weight": 10.1}), ("alro", {"permutation_weight": 10.5}), ("vocabulary", {"pair_sharpness": 1.01})],
+    [
+        ("alro", {"lambda_weight": 10.1}),
+        ("alro", {"permutation_weight": 10.5}),
+        ("vocabulary", {"pair_sharpness": 1.01}),
+    ],
 )
 def test_a_small_change_of_the_loss_is_seen(run: str, other: dict, folder: Path, tmp_path: Path) -> None:
     trainer = make(run, folder, tmp_path)

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 # As in the recipes: the best checkpoint is kept, and the older ones are deleted.
 OPTIONS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_graded_ndcg@4", "max_users": 4}
-# State of which a resumed run needs all: dropout, moments, schedule, accumulated batches, orders, the middle of an epoch.
+# State of which a resumed run needs all: dropout, moments, schedule, accumulated batches, orders, the middle of an
+# epoch.
 OPTIONS |= {"max_steps": 30, "optim": "adamw_torch", "learning_rate": 0.003, "lr_scheduler_type": "linear"}
 OPTIONS |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}
 

@@ -21,14 +21,24 @@ from trl_rec.trainer import build_ranker, learn_ratings, rating_values
 
 
 OPTIONS = {name: DEFAULTS[name] for name in ("use_cpu", "bf16", "report_to", "disable_tqdm", "gradient_checkpointing")}
-RECIPE = {**OPTIONS, "hidden_size": 16, "dropout": 0.1, "max_length": 64, "num_candidates": 4, "eval_ks": [4], "max_steps": 3}
+RECIPE = {
+    **OPTIONS,
+    "hidden_size": 16,
+    "dropout": 0.1,
+    "max_length": 64,
+    "num_candidates": 4,
+    "eval_ks": [4],
+    "max_steps": 3,
+}
 RECIPE |= {"rating_epochs": 2, "save_strategy": "no"}
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
     path = tmp_path_factory.mktemp("rated") / "data"
-    return prepare("toy", path, toy_users=24, toy_items=60, split="leave_last", num_held_out=4).with_surface("item_token")
+    return prepare("toy", path, toy_users=24, toy_items=60, split="leave_last", num_held_out=4).with_surface(
+        "item_token"
+    )
 
 
 def learn(dataset: RecDataset, folder: Path, **options) -> dict[str, torch.Tensor]:
@@ -63,7 +73,9 @@ def test_a_stage_goes_on_where_it_was_killed_and_is_taken_as_it_is_once_it_ended
     assert "the model first learns to rate" in caplog.text
     make = BearTrainer.__init__
     with monkeypatch.context() as patch:
-        patch.setattr(BearTrainer, "__init__", lambda self, *args, **kwargs: make(self, *args, **kwargs, callbacks=[Kill()]))
+        patch.setattr(
+            BearTrainer, "__init__", lambda self, *args, **kwargs: make(self, *args, **kwargs, callbacks=[Kill()])
+        )
         with pytest.raises(Killed):
             learn(dataset, tmp_path / "cut")
     steps = []
@@ -79,7 +91,11 @@ def test_a_stage_goes_on_where_it_was_killed_and_is_taken_as_it_is_once_it_ended
 
 def test_it_learns_to_rate(dataset: RecDataset, tmp_path: Path) -> None:
     learn(dataset, tmp_path, num_train_epochs=8, logging_strategy="epoch")
-    losses = [entry["loss"] for entry in map(json.loads, (tmp_path / "eval.jsonl").read_text().splitlines()) if "loss" in entry]
+    losses = [
+        entry["loss"]
+        for entry in map(json.loads, (tmp_path / "eval.jsonl").read_text().splitlines())
+        if "loss" in entry
+    ]
     assert losses[-1] < 1.7 < losses[0]  # five ratings by chance: log 5 is 1.61
 
 

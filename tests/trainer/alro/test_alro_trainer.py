@@ -106,7 +106,11 @@ def test_the_loss_equals_a_loop_over_separate_rows(folder: Path, tmp_path: Path,
         assert (f"alro/{name}" in logged) == bool(weight)
         if weight:
             assert logged[f"alro/{name}"][-1] == pytest.approx(expected[name], abs=1e-5)
-    total = expected["sft"] + args.lambda_weight * expected["soft_lambda"] + args.permutation_weight * expected["permutation"]
+    total = (
+        expected["sft"]
+        + args.lambda_weight * expected["soft_lambda"]
+        + args.permutation_weight * expected["permutation"]
+    )
     assert loss.item() == pytest.approx(total, abs=1e-4)
 
 
@@ -136,7 +140,9 @@ def test_both_orders_take_one_forward_pass_that_reads_a_history_once(folder: Pat
     assert calls == [int(tokens.max())]
 
 
-def test_ranking_costs_what_it_costs_after_supervised_fine_tuning(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+def test_ranking_costs_what_it_costs_after_supervised_fine_tuning(
+    folder: Path, dataset: RecDataset, tmp_path: Path
+) -> None:
     """As many forward passes, of as many tokens."""
     calls = []
     for options in ({}, {"lambda_weight": 0.0, "permutation_weight": 0.0}):
@@ -184,7 +190,9 @@ def test_misaligned_names_are_no_agreement(folder: Path, tmp_path: Path) -> None
     assert (wrong - right).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"softmax": "vocabulary"}, {"lambda_weight": 0.0}, {"permutation_weight": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"softmax": "vocabulary"}, {"lambda_weight": 0.0}, {"permutation_weight": 0.0}]
+)
 def test_training_moves_every_tensor_and_logs_its_parts(folder: Path, tmp_path: Path, options: dict) -> None:
     trainer = make_trainer(folder, tmp_path, **options)
     before = weights(trainer.model)
@@ -241,7 +249,9 @@ def test_checkpointing_changes_nothing(folder: Path, tmp_path: Path) -> None:
 def test_a_run_resumed_within_an_epoch_ends_at_the_same_weights(folder: Path, tmp_path: Path, caplog) -> None:
     options = {"max_steps": 12, "save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 24}
     whole = make_trainer(folder, tmp_path / "whole", **options | {"save_strategy": "no"})
-    assert 3 < len(whole.get_train_dataloader()) < 9  # the run resumes within its first epoch, and goes on to later ones
+    assert (
+        3 < len(whole.get_train_dataloader()) < 9
+    )  # the run resumes within its first epoch, and goes on to later ones
     whole.train()
     cut = make_trainer(folder, tmp_path / "cut", **options)
     cut.train()
@@ -325,7 +335,9 @@ def test_a_run_is_concluded_beside_the_baselines(folder: Path, dataset: RecDatas
         ({"lambda_weight": 0.0, "permutation_weight": 0.0}, "SFT"),
     ],
 )
-def test_weights_name_the_run_and_one_order_will_do_without_a_comparison(folder: Path, tmp_path: Path, options, name) -> None:
+def test_weights_name_the_run_and_one_order_will_do_without_a_comparison(
+    folder: Path, tmp_path: Path, options, name
+) -> None:
     trainer = make_trainer(folder, tmp_path, **options)
     assert trainer._name == name
     assert first_batch(trainer)["names"].shape[1] == (2 if "permutation_weight" not in options else 1)
@@ -339,7 +351,9 @@ def test_other_surfaces_train_and_rank(surface: str, tokenizer_copy, tmp_path: P
     else:
         dataset = prepare("toy", tmp_path / "data", toy_users=24, toy_items=60, split="leave_last", num_held_out=4)
         model = make_family("llama", vocab_size=len(tokenizer_copy))
-        config = AlroConfig(str(tmp_path / "run"), **{**DEFAULTS, "max_length": 512, "max_history": 4, "learning_rate": 0.01})
+        config = AlroConfig(
+            str(tmp_path / "run"), **{**DEFAULTS, "max_length": 512, "max_history": 4, "learning_rate": 0.01}
+        )
         given = {"train_dataset": dataset.train, "processing_class": tokenizer_copy}
         trainer = AlroTrainer(model, config, catalog=dataset.catalog.with_surface("title"), **given)
     before = trainer.rank(dataset.validation)
@@ -395,7 +409,9 @@ def test_wrong_rows_are_refused(folder: Path, dataset: RecDataset, tmp_path: Pat
         make_trainer(folder, tmp_path, model=load_model(folder / "model").requires_grad_(False))
     with pytest.raises(ValueError, match="keeps no logits to predict with; call rank"):
         make_trainer(folder, tmp_path).predict(dataset.test)
-    ready = make_trainer(folder, tmp_path, train_dataset=build_rated_rows(dataset.train, num_candidates=4, max_history=20))
+    ready = make_trainer(
+        folder, tmp_path, train_dataset=build_rated_rows(dataset.train, num_candidates=4, max_history=20)
+    )
     assert ready.train_dataset.to_list() == make_trainer(folder, tmp_path).train_dataset.to_list()
 
 
@@ -403,7 +419,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     model = load_model(folder / "model")
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"the loss of 4 lists is not finite at step 0, among them lists \[0, 1, 2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"the loss of 4 lists is not finite at step 0, among them lists \[0, 1, 2, 3\]"
+    ):
         make_trainer(folder, tmp_path, model=model).train()
 
 

@@ -23,7 +23,12 @@ def splits(draw: st.DrawFn, name: str = "train") -> Dataset:
         texts = {"history": items[:cut], "targets": items[cut:]}
         rows.append({"user": user, **texts, "history_ratings": ratings[:cut], "target_ratings": ratings[cut:]})
     columns = {"user": pa.array([row["user"] for row in rows], pa.int32())}
-    for column, kind in (("history", pa.int64()), ("targets", pa.int64()), ("history_ratings", None), ("target_ratings", None)):
+    for column, kind in (
+        ("history", pa.int64()),
+        ("targets", pa.int64()),
+        ("history_ratings", None),
+        ("target_ratings", None),
+    ):
         columns[column] = pa.array([row[column] for row in rows], pa.list_(kind or pa.float32()))
     return Dataset(pa.table(columns), split=name)
 
@@ -95,14 +100,20 @@ def test_what_cannot_be_ranked_is_refused(tmp_path) -> None:
 
 def test_rating_values_are_those_of_either_kind_of_rows(tmp_path) -> None:
     dataset = prepare("toy", tmp_path, toy_users=20, toy_items=60, split="leave_last", num_held_out=5)
-    assert rating_values(dataset.train) == rating_values(build_rated_rows(dataset.train, num_candidates=5)) == [1, 2, 3, 4, 5]
+    assert (
+        rating_values(dataset.train)
+        == rating_values(build_rated_rows(dataset.train, num_candidates=5))
+        == [1, 2, 3, 4, 5]
+    )
     many = Dataset.from_dict({"ratings": [np.linspace(0, 1, 101).tolist()]})
     with pytest.raises(ValueError, match="101 different ratings, too many to write"):
         rating_values(many)
     unrated = dataset.test.map(lambda row: {"history_ratings": [], "target_ratings": []})
     for rows in (unrated, dataset.test.remove_columns(["history_ratings", "target_ratings"])):
         for read in (rating_values, held_out_rows):
-            with pytest.raises(ValueError, match="the test split has no ratings to rank by; prepare the data from a log with"):
+            with pytest.raises(
+                ValueError, match="the test split has no ratings to rank by; prepare the data from a log with"
+            ):
                 read(rows)
     with pytest.raises(ValueError, match="the rows have no ratings to rank by"):
         rating_values(Dataset.from_dict({"input_ids": [[1]]}))

@@ -50,7 +50,9 @@ def test_an_older_checkpoint_goes_only_when_the_newer_is_complete(folder: Path, 
     assert trainer.args.save_total_limit == 1
 
 
-def test_an_earlier_runs_checkpoint_does_not_vouch_for_a_half_written_one(folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_an_earlier_runs_checkpoint_does_not_vouch_for_a_half_written_one(
+    folder: Path, tmp_path: Path, monkeypatch
+) -> None:
     make_trainer(folder, tmp_path, max_steps=2, **SAVING).train()
     again = make_trainer(folder, tmp_path, max_steps=2, seed=7, **SAVING)
     monkeypatch.setattr(again, "_save_optimizer_and_scheduler", die)
@@ -74,7 +76,9 @@ def test_the_limit_and_the_best_checkpoint_are_kept(folder: Path, tmp_path: Path
     best = Path(trainer.state.best_model_checkpoint)
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {best.name, "checkpoint-8"}
     saved = load_file(best / "model.safetensors")
-    assert all(torch.equal(tensor, saved[name]) for name, tensor in trainer.model.state_dict().items() if name in saved)
+    assert all(
+        torch.equal(tensor, saved[name]) for name, tensor in trainer.model.state_dict().items() if name in saved
+    )
 
 
 def test_fsdp_refuses_to_rank_and_says_what_to_do(folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -82,7 +86,9 @@ def test_fsdp_refuses_to_rank_and_says_what_to_do(folder: Path, tmp_path: Path, 
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
     with pytest.raises(ValueError, match="FSDP cannot rank lists during training: .* with trl-rec evaluate"):
         trainer.evaluate(load(folder / "data").validation)
-    trainer = make_trainer(folder, tmp_path, eval_dataset=load(folder / "data").validation, eval_strategy="steps", eval_steps=2)
+    trainer = make_trainer(
+        folder, tmp_path, eval_dataset=load(folder / "data").validation, eval_strategy="steps", eval_steps=2
+    )
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
     with pytest.raises(ValueError, match="FSDP cannot rank lists during training"):
         trainer.train()
@@ -102,7 +108,9 @@ def test_fsdp_refuses_to_rank_any_of_several_sets(folder: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("told", [{"use_reentrant": True}, {"use_reentrant": False, "every_n_layers": 2}])
 def test_a_ranking_leaves_checkpointing_as_it_was(folder: Path, tmp_path: Path, told: dict) -> None:
-    trainer = make_trainer(folder, tmp_path, max_steps=1, gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(told))
+    trainer = make_trainer(
+        folder, tmp_path, max_steps=1, gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(told)
+    )
     trainer.train()
 
     def settings() -> list[tuple[bool, dict]]:
@@ -120,7 +128,9 @@ def test_under_fsdp_a_run_ends_with_the_model_saved_and_a_word_on_ranking(
 ) -> None:
     trainer, saved = make_trainer(folder, tmp_path), []
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
-    monkeypatch.setattr(trainer, "save_model", lambda: saved.append(True))  # there is no FSDP plugin here to gather the weights
+    monkeypatch.setattr(
+        trainer, "save_model", lambda: saved.append(True)
+    )  # there is no FSDP plugin here to gather the weights
     monkeypatch.setattr(trainer.state, "log_history", [{"loss": 1.5, "step": 1}, {"loss": 1.0, "step": 2}])
     assert conclude(trainer, load(folder / "data"), {}) == {}
     assert saved and "run trl-rec evaluate" in caplog.text
@@ -129,7 +139,9 @@ def test_under_fsdp_a_run_ends_with_the_model_saved_and_a_word_on_ranking(
 
 
 @pytest.mark.parametrize(("strategy", "size"), [("group_by_length", 4), ("batch_rebalance", 2)])
-def test_an_order_by_lengths_is_the_same_after_a_resume(strategy: str, size: int, folder: Path, tmp_path: Path) -> None:
+def test_an_order_by_lengths_is_the_same_after_a_resume(
+    strategy: str, size: int, folder: Path, tmp_path: Path
+) -> None:
     def make(name: str, **saving: Any) -> BearTrainer:
         options = {"train_sampling_strategy": strategy, "targets": "all", "per_device_train_batch_size": size}
         options |= {"gradient_accumulation_steps": 4 // size, "seed": 3}

@@ -53,7 +53,8 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in OUTPUT/run.pt."""
+    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in
+    OUTPUT/run.pt."""
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     metrics = trainer.rank_and_measure(load(folder / "data").validation)

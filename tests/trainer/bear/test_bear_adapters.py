@@ -90,9 +90,18 @@ def test_lora_trains_new_tokens_and_comes_back(base, catalog: ItemCatalog, split
 def test_nf4_bases_train_adapters_and_new_tokens(base, catalog: ItemCatalog, split: Dataset, tmp_path: Path) -> None:
     folder, new = base
     quantized = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
     config = lora_config(load_model(folder), new, r=4)
     train(
-        str(folder), load_tokenizer(folder), catalog, split, tmp_path / "run", peft_config=config, quantization_config=quantized
+        str(folder),
+        load_tokenizer(folder),
+        catalog,
+        split,
+        tmp_path / "run",
+        peft_config=config,
+        quantization_config=quantized,
     )

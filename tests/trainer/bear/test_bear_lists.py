@@ -38,8 +38,14 @@ def dataset(folder: Path) -> RecDataset:
 def title_trainer(output: Path, tokenizer: Any, titles: list[str], **options: Any) -> BearTrainer:
     """Titles, two of which are the same, and lists that take all that is left."""
     columns = {"item_id": [str(row) for row in range(8)], "title": titles}
-    split = {"user": pa.array([0, 1], pa.int32()), "history": [[0], [3, 5]], "targets": [[1, 2, 4, 5, 3], [4, 6, 3, 0]]}
-    config = BearConfig(str(output), max_length=256, save_strategy="no", gradient_checkpointing=False, **QUIET, **options)
+    split = {
+        "user": pa.array([0, 1], pa.int32()),
+        "history": [[0], [3, 5]],
+        "targets": [[1, 2, 4, 5, 3], [4, 6, 3, 0]],
+    }
+    config = BearConfig(
+        str(output), max_length=256, save_strategy="no", gradient_checkpointing=False, **QUIET, **options
+    )
     rows, catalog = Dataset(pa.table(split), split="train"), ItemCatalog(pa.table(columns))
     model = make_family("llama", vocab_size=len(tokenizer))
     with pytest.warns(UserWarning, match="1 of 8 items are written exactly like another one"):
@@ -101,7 +107,10 @@ def test_what_the_list_leaves_alone_is_forced(tmp_path: Path, tokenizer, titles:
     (row,) = (row for row in trainer.train_dataset if row["items"] == [4, 6, 0])
     history = [*row["history"], 2, 7]  # and two that were never chosen
     row = {**row, "history": history, "items": [4, 6, 0, 1]}
-    ids = [*row["input_ids"][: row["labels"].count(-100)], *trainer.prompt_format.paths.take(np.array(row["items"])).values]
+    ids = [
+        *row["input_ids"][: row["labels"].count(-100)],
+        *trainer.prompt_format.paths.take(np.array(row["items"])).values,
+    ]
     prompt = row["labels"].count(-100)
     row |= {"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]}
     labels = trainer.data_collator([row])["labels"][0, prompt:]
@@ -141,7 +150,9 @@ def test_rows_follow_the_config(folder: Path, dataset: RecDataset, tmp_path: Pat
     assert trainer.train_dataset["labels"] == rows["labels"] and "trie_nodes" in trainer.train_dataset.column_names
 
 
-@pytest.mark.parametrize("options", [{}, {"targets": "all"}, {"bear_weight": 0.5, "softmax": "vocabulary"}, {"bear_weight": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"targets": "all"}, {"bear_weight": 0.5, "softmax": "vocabulary"}, {"bear_weight": 1}]
+)
 def test_lists_train_and_are_measured(folder: Path, dataset: RecDataset, tmp_path: Path, options: dict) -> None:
     trainer = make_trainer(folder, tmp_path, eval_dataset=dataset.validation, **{**LISTS, **options})
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
@@ -182,7 +193,10 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for options, message in (
         ({"list_length": 3}, r"eval_ks=\[1, 5, 10\] goes beyond list_length=3; lower eval_ks"),
         ({**LISTS, "eval_length_penalty": 1.0}, "eval_length_penalty=1.0 has no effect here"),
-        ({**LISTS, "max_history": 4}, "max_history=4 has no effect here, since prompts of lists are bounded by max_length"),
+        (
+            {**LISTS, "max_history": 4},
+            "max_history=4 has no effect here, since prompts of lists are bounded by max_length",
+        ),
         ({**LISTS, "targets": "all", "every_position": True}, "every_position=True has no effect here"),
         ({"every_position": True}, "every_position=True has no effect here"),
     ):

@@ -45,10 +45,19 @@ def one_batch(trainer: BearTrainer) -> dict[str, Tensor]:
 def test_weight_zero_over_the_vocabulary_is_trls_sft(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folder / "model")
     rows = build_rows(dataset.train, PromptFormat.for_catalog(dataset.catalog, tokenizer), max_length=96)
-    common = {"max_steps": 3, "per_device_train_batch_size": 3, "learning_rate": 1e-2, "max_length": 96, "save_strategy": "no"}
+    common = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 3,
+        "learning_rate": 1e-2,
+        "max_length": 96,
+        "save_strategy": "no",
+    }
     common |= {"gradient_accumulation_steps": 2, "gradient_checkpointing": False, **QUIET}
     theirs = SFTTrainer(
-        load_model(folder / "model"), SFTConfig(str(tmp_path), **common), train_dataset=rows, processing_class=tokenizer
+        load_model(folder / "model"),
+        SFTConfig(str(tmp_path), **common),
+        train_dataset=rows,
+        processing_class=tokenizer,
     )
     ours = BearTrainer(
         load_model(folder / "model"),
@@ -69,9 +78,12 @@ def test_weight_zero_is_cross_entropy_over_the_legal_tokens(folder: Path, datase
     paths = [dataset.catalog.paths(trainer.processing_class)[item].tolist() for item in range(len(dataset.catalog))]
     batch = one_batch(trainer)
     loss = trainer.compute_loss(trainer.model, batch)
-    logits = trainer.model.eval()(**{name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}).logits
+    logits = trainer.model.eval()(
+        **{name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    ).logits
     rows = [
-        {"input_ids": ids[mask.bool()].tolist()} for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        {"input_ids": ids[mask.bool()].tolist()}
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
     total, count = torch.zeros(()), 0
     for row, one in enumerate(rows):
@@ -110,7 +122,9 @@ def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
     assert_close(parts.model, weights(whole.model))
 
 
-@pytest.mark.parametrize("options", [{"padding_side": "right"}, {"gradient_checkpointing": True}, {"pad_to_multiple_of": 64}])
+@pytest.mark.parametrize(
+    "options", [{"padding_side": "right"}, {"gradient_checkpointing": True}, {"pad_to_multiple_of": 64}]
+)
 def test_padding_and_checkpointing_change_nothing(folder: Path, tmp_path: Path, options: dict) -> None:
     plain, other = make_trainer(folder, tmp_path), make_trainer(folder, tmp_path, **options)
     plain.train(), other.train()
@@ -128,9 +142,16 @@ def test_a_batch_of_forced_tokens_costs_nothing_and_trains(folder: Path, tmp_pat
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trainer.model.parameters())
 
 
-def test_lists_are_measured_where_best_model_and_early_stopping_look(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+def test_lists_are_measured_where_best_model_and_early_stopping_look(
+    folder: Path, dataset: RecDataset, tmp_path: Path
+) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "eval_ks": [5]}
-    options |= {"metric_for_best_model": "eval_ndcg@5", "load_best_model_at_end": True, "max_steps": 20, "learning_rate": 1e-9}
+    options |= {
+        "metric_for_best_model": "eval_ndcg@5",
+        "load_best_model_at_end": True,
+        "max_steps": 20,
+        "learning_rate": 1e-9,
+    }
     trainer = make_trainer(
         folder, tmp_path, eval_dataset=dataset.validation, callbacks=[EarlyStoppingCallback(2)], max_users=7, **options
     )
@@ -139,7 +160,11 @@ def test_lists_are_measured_where_best_model_and_early_stopping_look(folder: Pat
     assert trainer.state.best_metric == trainer.state.log_history[-2].get("eval_ndcg@5", trainer.state.best_metric)
     evaluations = [entry for entry in trainer.state.log_history if "eval_ndcg@5" in entry]
     assert len(trainer.eval_dataset) == 7  # the loss is over the same users as the lists
-    assert evaluations[0]["eval_num_users"] == 7 and "eval_loss" in evaluations[0] and "eval_bear/pruned" in evaluations[0]
+    assert (
+        evaluations[0]["eval_num_users"] == 7
+        and "eval_loss" in evaluations[0]
+        and "eval_bear/pruned" in evaluations[0]
+    )
     tested = trainer.evaluate(dataset.test, metric_key_prefix="test")
     assert {"test_loss", "test_ndcg@5"} <= tested.keys()
 
@@ -161,7 +186,9 @@ def test_a_run_folder_recommends_what_the_trainer_ranks(folder: Path, dataset: R
         Recommender.from_pretrained(folder / "model")
 
 
-def test_resuming_passes_over_a_broken_checkpoint_and_ends_at_the_same_weights(folder: Path, tmp_path: Path, caplog) -> None:
+def test_resuming_passes_over_a_broken_checkpoint_and_ends_at_the_same_weights(
+    folder: Path, tmp_path: Path, caplog
+) -> None:
     whole = make_trainer(folder, tmp_path / "whole", max_steps=6)
     whole.train()
     cut = make_trainer(folder, tmp_path / "cut", max_steps=6, save_strategy="steps", save_steps=2)
@@ -187,13 +214,21 @@ def test_titles_train_on_a_pretrained_tokenizer(tokenizer_copy, titles, tmp_path
     from trl_rec import ItemCatalog
 
     catalog = ItemCatalog(
-        pa.table({"item_id": [str(row) for row in range(8)], "title": [f"{title} {row}" for row, title in enumerate(titles)]})
+        pa.table(
+            {
+                "item_id": [str(row) for row in range(8)],
+                "title": [f"{title} {row}" for row, title in enumerate(titles)],
+            }
+        )
     )
     split = Dataset(
-        pa.table({"user": pa.array([0, 1], pa.int32()), "history": [[0], [3]], "targets": [[1, 2, 3], [4, 5]]}), split="train"
+        pa.table({"user": pa.array([0, 1], pa.int32()), "history": [[0], [3]], "targets": [[1, 2, 3], [4, 5]]}),
+        split="train",
     )
     model = make_family("llama", vocab_size=len(tokenizer_copy))
-    config = BearConfig(str(tmp_path), max_steps=2, max_length=256, save_strategy="no", gradient_checkpointing=False, **QUIET)
+    config = BearConfig(
+        str(tmp_path), max_steps=2, max_length=256, save_strategy="no", gradient_checkpointing=False, **QUIET
+    )
     trainer = BearTrainer(model, config, train_dataset=split, processing_class=tokenizer_copy, catalog=catalog)
     labels = one_batch(trainer)["labels"]
     assert len(trainer.train_dataset) == 5
@@ -271,7 +306,9 @@ def test_item_tokens_are_learned_among_the_items_alone(tmp_path: Path, weight: f
     tokenizer = make_tokenizer(dataset.catalog)
     model = make_model(tokenizer, hidden_size=16, dropout=0.0, max_length=128)
     config = BearConfig(str(tmp_path / "run"), **QUIET, bear_weight=weight, num_beams=3, targets="all", max_length=64)
-    trainer = BearTrainer(model, config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog)
+    trainer = BearTrainer(
+        model, config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog
+    )
     batch = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
     found = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(1))
     items = torch.tensor(tokenizer.convert_tokens_to_ids(dataset.catalog.new_tokens))

@@ -39,7 +39,9 @@ def recommended(recommender: Recommender, history: list[int], user: int | None) 
 def test_a_run_whose_prompts_name_users_recommends_what_it_ranks(
     folder: Path, dataset: RecDataset, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    trainer = make_trainer(folder, tmp_path, prompt_head="{user}", eval_ks=[5], eval_dataset=dataset.validation, **options)
+    trainer = make_trainer(
+        folder, tmp_path, prompt_head="{user}", eval_ks=[5], eval_dataset=dataset.validation, **options
+    )
     trainer.train()
     assert np.isfinite(losses(trainer)).all() and "eval_loss" in trainer.evaluate()
     trainer.save_model()

@@ -58,7 +58,9 @@ def legal_positions(paths: list[list[int]], tokens: list[int]) -> list[list[int]
     """For each token of items written one after the other, the tokens it was chosen among."""
     legal, prefix = [], []
     for token in tokens:
-        legal.append(sorted({path[len(prefix)] for path in paths if path[: len(prefix)] == prefix and len(path) > len(prefix)}))
+        legal.append(
+            sorted({path[len(prefix)] for path in paths if path[: len(prefix)] == prefix and len(path) > len(prefix)})
+        )
         prefix = [] if [*prefix, token] in paths else [*prefix, token]
     return legal
 
@@ -128,7 +130,9 @@ def test_templates_are_drawn_by_seed_epoch_and_row(folder: Path, tmp_path: Path)
 
 def test_every_task_is_learned(folder: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_steps": 25, "optim": "adamw_torch", "learning_rate": 1e-2, "disable_tqdm": True}
-    trainer = make_trainer(folder, tmp_path, bear_weight=0.0, per_device_train_batch_size=16, logging_steps=25, **settings)
+    trainer = make_trainer(
+        folder, tmp_path, bear_weight=0.0, per_device_train_batch_size=16, logging_steps=25, **settings
+    )
     untrained, before = weights(trainer.model), ce_of_each_task(trainer)
     trainer.train()
     assert all(not torch.equal(parameter, untrained[name]) for name, parameter in trainer.model.named_parameters())
@@ -226,7 +230,10 @@ def test_rows_of_like_lengths_share_a_pass_and_all_of_them_a_step(folder: Path, 
 
     whole = train("whole", per_device_train_batch_size=16)
     parts = train(
-        "parts", per_device_train_batch_size=4, gradient_accumulation_steps=4, train_sampling_strategy="batch_rebalance"
+        "parts",
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=4,
+        train_sampling_strategy="batch_rebalance",
     )
     assert_close(parts.model, weights(whole.model))
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5) and told["parts"] < 0.7 * told["whole"]

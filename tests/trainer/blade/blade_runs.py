@@ -1,4 +1,5 @@
-"""A small BLADE run, the same here and in a process of its own. `FOLDER` is one that `tests.trainer.runs.make_folder` wrote."""
+"""A small BLADE run, the same here and in a process of its own. `FOLDER` is one that `tests.trainer.runs.make_folder`
+wrote."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BladeTrainer:
 
 
 def logged(trainer: BladeTrainer, name: str) -> list[float]:
-    """What each training step has logged under a name. The loss of lists is 0 but for rounding where each is learned from
-    once, so it tells nothing."""
+    """What each training step has logged under a name. The loss of lists is 0 but for rounding where each is learned
+    from once, so it tells nothing."""
     return [entry[name] for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -79,7 +80,8 @@ def other_model(folder: Path) -> Any:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in OUTPUT/run.pt."""
+    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in
+    OUTPUT/run.pt."""
     options = dict(options)
     reference_lists.ROWS_A_PART = options.pop("rows_a_part", reference_lists.ROWS_A_PART)
     trainer = make_trainer(folder, output, **options)

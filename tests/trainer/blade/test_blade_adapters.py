@@ -46,7 +46,9 @@ def bases(catalog: ItemCatalog, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def make(model: Any, base: Base, catalog: ItemCatalog, output: Path, **options: Any) -> BladeTrainer:
-    passed = {name: options.pop(name) for name in ("ref_model", "peft_config", "quantization_config") if name in options}
+    passed = {
+        name: options.pop(name) for name in ("ref_model", "peft_config", "quantization_config") if name in options
+    }
     settings = {**DEFAULTS, "list_length": 2, "eval_ks": [2], "per_device_train_batch_size": 8, "max_length": 64}
     settings |= {"optim": "adamw_torch", "learning_rate": 0.02, "max_steps": 3, **options}
     rows = [([row, (row + 1) % NUM_ITEMS], [(row + 2) % NUM_ITEMS, (row + 5) % NUM_ITEMS]) for row in range(8)]
@@ -81,7 +83,9 @@ def assert_recommends(trainer: BladeTrainer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("tie", ["tied", pytest.param("untied", marks=pytest.mark.slow)])
-def test_a_new_adapter_is_measured_against_its_base(bases: Any, catalog: ItemCatalog, tie: str, tmp_path: Path) -> None:
+def test_a_new_adapter_is_measured_against_its_base(
+    bases: Any, catalog: ItemCatalog, tie: str, tmp_path: Path
+) -> None:
     base = bases[tie]
     model = load_model(base[0])
     trainer = make(model, base, catalog, tmp_path / "run", peft_config=lora_config(model, base[1], r=4))
@@ -99,7 +103,9 @@ def test_a_new_adapter_is_measured_against_its_base(bases: Any, catalog: ItemCat
 
 
 @pytest.mark.parametrize("tie", ["tied", pytest.param("untied", marks=pytest.mark.slow)])
-def test_an_adapter_is_measured_against_what_it_began_as(bases: Any, catalog: ItemCatalog, tie: str, tmp_path: Path) -> None:
+def test_an_adapter_is_measured_against_what_it_began_as(
+    bases: Any, catalog: ItemCatalog, tie: str, tmp_path: Path
+) -> None:
     trainer = make(adapted(bases[tie]), bases[tie], catalog, tmp_path, num_generations=16, num_references=16)
     began, reference = state(trainer.model, "default"), state(trainer.model, "ref")
     assert began.keys() == reference.keys() and all(torch.equal(began[name], reference[name]) for name in began)
@@ -177,11 +183,16 @@ def test_resuming_ends_the_same(bases: Any, catalog: ItemCatalog, tmp_path: Path
 def test_nf4_bases_train_adapters_and_new_tokens(bases: Any, catalog: ItemCatalog, kind: str, tmp_path: Path) -> None:
     folder, new = bases["untied"]
     quantized = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
     if kind == "new adapter":
         config = lora_config(load_model(folder), new, r=4)
-        trainer = make(str(folder), bases["untied"], catalog, tmp_path, peft_config=config, quantization_config=quantized)
+        trainer = make(
+            str(folder), bases["untied"], catalog, tmp_path, peft_config=config, quantization_config=quantized
+        )
     else:
         model: PeftModel = adapted(bases["untied"], load_model(folder, quantization_config=quantized))
         trainer = make(model, bases["untied"], catalog, tmp_path)

@@ -1,4 +1,5 @@
-"""Two processes give what one gives at the same global batch: DDP, ZeRO-2, ZeRO-3, on the CPU with the shipped recipes."""
+"""Two processes give what one gives at the same global batch: DDP, ZeRO-2, ZeRO-3, on the CPU with the shipped
+recipes."""
 
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,11 @@ def references(output: Path) -> list[list]:
 )
 def test_two_processes_equal_one(names: list[str], options: dict, folder: Path, tmp_path: Path) -> None:
     """The reference lists come in parts of four or five rows, which the processes divide between them."""
-    options |= {"max_prompts": 16, "gradient_accumulation_steps": 2, "rows_a_part": 5 if "num_iterations" not in options else 4}
+    options |= {
+        "max_prompts": 16,
+        "gradient_accumulation_steps": 2,
+        "rows_a_part": 5 if "num_iterations" not in options else 4,
+    }
     one = trained("alone", partial(run, folder, {**options, "per_device_train_batch_size": 2}), tmp_path / "alone")
     assert max(map(abs, one[0]["kl"])) > 1e-3 and len(references(tmp_path / "alone")) == 4
     for name in names:

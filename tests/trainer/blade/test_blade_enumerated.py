@@ -1,7 +1,7 @@
 """BLADE on a catalogue of which all lists can be written out: what its gradient is, and where training leads.
 
-Two prompts, each with rewards of its own that no two lists share. What is expected is made from the reference lists that the
-trainer has drawn, and from the reference policy's law of all lists.
+Two prompts, each with rewards of its own that no two lists share. What is expected is made from the reference lists
+that the trainer has drawn, and from the reference policy's law of all lists.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ from trl_rec.trainer import BladeConfig, BladeTrainer
 
 NUM_ITEMS, BEST_OF, COEFFICIENT, PRIOR = 4, 4, 0.3, 0.5
 LISTS = list(permutations(range(NUM_ITEMS), 2))
-WORTH = np.stack([np.random.default_rng(seed).permutation(16).reshape(4, 4) for seed in (3, 4)]) / 15  # prompt, item, item
-CATALOG = ItemCatalog(pa.table({"item_id": list("abcd"), "title": [f"Thing {name}" for name in "abcd"]}), surface="item_token")
+WORTH = (
+    np.stack([np.random.default_rng(seed).permutation(16).reshape(4, 4) for seed in (3, 4)]) / 15
+)  # prompt, item, item
+CATALOG = ItemCatalog(
+    pa.table({"item_id": list("abcd"), "title": [f"Thing {name}" for name in "abcd"]}), surface="item_token"
+)
 TOKENIZER = make_tokenizer(CATALOG)
 TOKENS = [tokens.tolist() for tokens in CATALOG.surface_ids(TOKENIZER)]
 CONVERGING = {"max_steps": 120, "optim": "adamw_torch", "adam_beta2": 0.99, "learning_rate": 0.007}
@@ -52,7 +56,13 @@ def make_policy(spread: float, seed: int = 1) -> Any:
 
 def make(output: Path, model: Any = None, **options: Any) -> BladeTrainer:
     ref_model = options.pop("ref_model", None)
-    settings = {"list_length": 2, "eval_ks": [2], "rewards": {"worth": 1.0}, "per_device_train_batch_size": 2, "max_length": 16}
+    settings = {
+        "list_length": 2,
+        "eval_ks": [2],
+        "rewards": {"worth": 1.0},
+        "per_device_train_batch_size": 2,
+        "max_length": 16,
+    }
     settings |= {"num_references": 64, "best_of": BEST_OF, "eval_exclude_history": False, "logging_steps": 40}
     return BladeTrainer(
         make_policy(0.15) if model is None else model,
@@ -148,7 +158,13 @@ def test_a_reward_leads_to_its_tilt(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["best_of_n", pytest.param("reward", marks=pytest.mark.slow)])
 def test_the_gradient_is_that_of_reward_less_kl(tmp_path: Path, target: str) -> None:
     """Over many rollouts of a policy that is not its reference; `beta` is neither 0 nor 1."""
-    options = {"target": target, "beta": 0.7, "standardize": False, "num_generations": 16, "ref_model": make_policy(0.15)}
+    options = {
+        "target": target,
+        "beta": 0.7,
+        "standardize": False,
+        "num_generations": 16,
+        "ref_model": make_policy(0.15),
+    }
     trainer = make(tmp_path, make_policy(0.2, seed=2), **options)
     inputs, model, drawn = first_batch(trainer), trainer.model, []
     starts, loss = laws(trainer.ref_model), torch.zeros(())

@@ -1,4 +1,5 @@
-"""Ten steps of BLADE, as they were when `golden/blade.json` was written. The loss tells nothing, so it keeps other numbers."""
+"""Ten steps of BLADE, as they were when `golden/blade.json` was written. The loss tells nothing, so it keeps other
+numbers."""
 
 from pathlib import Path
 
@@ -12,7 +13,13 @@ from trl_rec.trainer import BladeTrainer
 
 RUNS = {
     "blade": {"rewards": {"ndcg": 1.0, "ild": 0.5}},
-    "two iterations": {"target": "best_of_n", "num_iterations": 2, "max_prompts": 20, "standardize": True, "temperature": 0.8},
+    "two iterations": {
+        "target": "best_of_n",
+        "num_iterations": 2,
+        "max_prompts": 20,
+        "standardize": True,
+        "temperature": 0.8,
+    },
 }
 KEPT = ("reward", "kl", "blade/ratio", "grad_norm")
 

@@ -57,14 +57,19 @@ def test_lists_are_drawn_once_in_parts(folder: Path, tmp_path: Path, drawn_rows:
 
 
 def test_batches_do_not_matter(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
-    told = [references(make_trainer(folder, tmp_path / str(size), reference_batch_size=size)) for size in (1, 2, 3, 64)]
+    told = [
+        references(make_trainer(folder, tmp_path / str(size), reference_batch_size=size)) for size in (1, 2, 3, 64)
+    ]
     assert told[0] == told[1] == told[2] == told[3]
 
 
 def test_they_are_found_by_weights_rows_and_sampling_alone(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
     told = references(make_trainer(folder, tmp_path))
     cases: list[tuple[dict[str, Any], bool]] = [
-        ({"rewards": {"hit": 1.0, "ild": 0.5}, "target": "rank", "beta": 0.3, "best_of": 3, "learning_rate": 0.7}, True),
+        (
+            {"rewards": {"hit": 1.0, "ild": 0.5}, "target": "rank", "beta": 0.3, "best_of": 3, "learning_rate": 0.7},
+            True,
+        ),
         ({"num_generations": 4, "num_iterations": 2, "per_device_train_batch_size": 8}, True),
         ({"seed": 7}, False),
         ({"temperature": 0.9}, False),
@@ -133,7 +138,9 @@ def test_a_damaged_part_is_drawn_again(
 def test_what_one_process_has_written_every_process_has_to_see(folder: Path, tmp_path: Path, monkeypatch) -> None:
     trainer = make_trainer(folder, tmp_path)
     monkeypatch.setattr(reference_lists, "_write", lambda path, lists: None)
-    with pytest.raises(ValueError, match="000000000.parquet is not there; all processes have to see the same output_dir"):
+    with pytest.raises(
+        ValueError, match="000000000.parquet is not there; all processes have to see the same output_dir"
+    ):
         trainer.train()
 
 

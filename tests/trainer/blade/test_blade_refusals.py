@@ -47,7 +47,10 @@ def dataset(folder: Path) -> RecDataset:
         ({"pad_to_multiple_of": 64}, "pad_to_multiple_of=64 has no effect here"),
         ({"pad_token": "<eos>"}, "pad_token='<eos>' has no effect here"),
         ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs=True has no effect here"),
-        ({"sync_ref_model": True}, "sync_ref_model=True has no effect here, since .* the reference policy stays what it is"),
+        (
+            {"sync_ref_model": True},
+            "sync_ref_model=True has no effect here, since .* the reference policy stays what it is",
+        ),
         ({"disable_dropout": False}, "disable_dropout=False has no effect here"),
         ({"eval_length_penalty": 1.0}, "eval_length_penalty=1.0 has no effect here"),
         ({"target": "grpo"}, "target must be one of blade, best_of_n, rank, reward, not 'grpo'"),
@@ -134,7 +137,9 @@ def returns(value: Any) -> dict[str, Any]:
         (returns(lambda lists: 1.0), r"reward 'own' has the shape \(\)"),
     ],
 )
-def test_wrong_rewards_are_refused_before_anything_is_drawn(folder: Path, tmp_path: Path, options: dict, message: str) -> None:
+def test_wrong_rewards_are_refused_before_anything_is_drawn(
+    folder: Path, tmp_path: Path, options: dict, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         make_trainer(folder, tmp_path, **options)
 
@@ -142,7 +147,9 @@ def test_wrong_rewards_are_refused_before_anything_is_drawn(folder: Path, tmp_pa
 @pytest.mark.parametrize("name", ["ild", "mgu"])
 def test_rewards_of_groups_need_groups(folder: Path, dataset: RecDataset, tmp_path: Path, name: str) -> None:
     catalog = ItemCatalog(dataset.catalog.items, "semantic_id", None, dataset.catalog.semantic_ids)
-    with pytest.raises(ValueError, match="the rewards ild and mgu need groups of items; name a group_column when preparing"):
+    with pytest.raises(
+        ValueError, match="the rewards ild and mgu need groups of items; name a group_column when preparing"
+    ):
         make_trainer(folder, tmp_path, catalog=catalog, rewards={"ndcg": 1.0, name: 0.5})
 
 
@@ -167,7 +174,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     trainer = make_trainer(folder, tmp_path, target="reward", standardize=False, beta=1e38)
     with torch.no_grad():
         trainer.ref_model.model.norm.weight.mul_(1e3)  # so far off that beta times the log-ratio is infinite
-    with pytest.raises(ValueError, match=r"the loss of \d prompts is not finite at step 0, among them the training rows \[\d+"):
+    with pytest.raises(
+        ValueError, match=r"the loss of \d prompts is not finite at step 0, among them the training rows \[\d+"
+    ):
         trainer.train()
 
 
@@ -188,7 +197,10 @@ def test_wrong_data_are_refused_before_anything_is_drawn(folder: Path, dataset: 
         ("the train dataset is no split of a RecDataset; pass dataset.train", {"train_dataset": rows}),
         ("the eval dataset is no split of a RecDataset", {"eval_dataset": rows}),
         ("training rows cannot come from the validation split", {"train_dataset": dataset.validation}),
-        ("no user of the train split goes on to choose 3 new items", {"train_dataset": make_split([([0], [1, 0, 2])])}),
+        (
+            "no user of the train split goes on to choose 3 new items",
+            {"train_dataset": make_split([([0], [1, 0, 2])])},
+        ),
         (
             "the history of training row 1 leaves 2 items to choose from, too few for a list of 3",
             {"train_dataset": make_split([([0, 0], [1, 2, 3]), ([*known, *known, 56, 57], [58])]), "max_length": 250},
@@ -203,7 +215,9 @@ def test_wrong_data_are_refused_before_anything_is_drawn(folder: Path, dataset: 
     assert len(make_trainer(folder, tmp_path, train_dataset=enough, max_length=250).train_dataset) == 1
 
 
-def test_fsdp_is_refused_before_anything_is_drawn(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsdp_is_refused_before_anything_is_drawn(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make_trainer(folder, tmp_path)
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
     with pytest.raises(ValueError, match="FSDP cannot draw lists during training; use DDP or DeepSpeed"):

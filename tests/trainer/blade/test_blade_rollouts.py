@@ -76,7 +76,9 @@ def test_a_low_temperature_draws_what_is_likely(folder: Path, tmp_path: Path) ->
         inputs = first_batch(trainer)
         items = drawn(trainer, inputs).items
         trainer.args.temperature = 1.0
-        likely.append([trainer._logps(trainer.model, inputs, some).mean().item() for some in (items, inputs["references"])])
+        likely.append(
+            [trainer._logps(trainer.model, inputs, some).mean().item() for some in (items, inputs["references"])]
+        )
     for low, middle, high in zip(*likely, strict=True):
         assert low > middle + 0.05 and middle > high + 0.05
 
@@ -105,7 +107,10 @@ def test_advantages_agree_with_loops(folder: Path, tmp_path: Path, options: dict
         targets, history = (trainer.train_dataset[row][name] for name in ("targets", "history"))
         for items, told in (
             (rollouts.items[place], rollouts.rewards.total[place]),
-            (inputs["references"][place] if args.num_references else torch.empty(0, 3), rollouts.reference_rewards[place]),
+            (
+                inputs["references"][place] if args.num_references else torch.empty(0, 3),
+                rollouts.reference_rewards[place],
+            ),
         ):
             assert told == pytest.approx([worth(one, targets, history, shares) for one in items.tolist()], abs=1e-6)
         own, references = rollouts.rewards.total[place].tolist(), rollouts.reference_rewards[place].tolist()
@@ -164,7 +169,9 @@ def test_several_steps_on_the_same_rollouts(folder: Path, tmp_path: Path, monkey
     monkeypatch.setattr(BladeTrainer, "compute_loss", watch)
     monkeypatch.setattr(BladeTrainer, "_valued", lambda *given: valued.append(value(*given)) or valued[-1])
     options = {"num_iterations": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "learning_rate": 0.5}
-    trainer = make_trainer(folder, tmp_path, **options, max_prompts=11)  # one batch of 8 an epoch, three rows left over
+    trainer = make_trainer(
+        folder, tmp_path, **options, max_prompts=11
+    )  # one batch of 8 an epoch, three rows left over
     trainer.train()
     steps = [[rows for at, rows in seen if at == step] for step in range(6)]
     assert [len(rows) for rows in steps] == [2] * 6 and len(valued) == 6
@@ -229,7 +236,9 @@ def slow_metrics(rollouts: Rollouts, row: int, num_items: int) -> dict[str, floa
     count, total = len(rollouts.items[row]), rollouts.rewards.total[row]
     found = {"reward": sum(total) / count}
     found |= {f"rewards/{name}": sum(values[row]) / count for name, values in rollouts.rewards.parts.items()}
-    ratios = [float(ours - theirs) for ours, theirs in zip(rollouts.old_logps[row], rollouts.ref_logps[row], strict=True)]
+    ratios = [
+        float(ours - theirs) for ours, theirs in zip(rollouts.old_logps[row], rollouts.ref_logps[row], strict=True)
+    ]
     found["kl"] = sum(ratios) / count
     found["blade/kl_k3"] = sum(np.exp(-ratio) - 1 + ratio for ratio in ratios) / count
     found["blade/logps"] = float(sum(rollouts.old_logps[row])) / count

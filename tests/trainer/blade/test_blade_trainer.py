@@ -63,13 +63,20 @@ def low(batch: ListBatch) -> np.ndarray:
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_policy_begins_as_its_reference(folder: Path, tmp_path: Path, bf16: bool) -> None:
-    options = {"rewards": {"unalike": 1.0}, "reward_functions": {"unalike": unalike}, "num_generations": 32, "bf16": bf16}
+    options = {
+        "rewards": {"unalike": 1.0},
+        "reward_functions": {"unalike": unalike},
+        "num_generations": 32,
+        "bf16": bf16,
+    }
     trainer = make_trainer(folder, tmp_path, **options, **ALL, num_references=64, max_steps=1)
     trainer.train()
     told = {name: logged(trainer, name)[0] for name in ("kl", "blade/kl_k3", "blade/ratio", "blade/clipped")}
     assert list(told.values()) == [0.0, 0.0, 1.0, 0.0] and logged(trainer, "loss")[0] == pytest.approx(0, abs=1e-6)
     assert logged(trainer, "blade/quantile")[0] == pytest.approx(0.5, abs=0.02)
-    assert logged(trainer, "blade/saturated")[0] == pytest.approx(1 / 65, abs=0.01)  # as likely the best as each reference
+    assert logged(trainer, "blade/saturated")[0] == pytest.approx(
+        1 / 65, abs=0.01
+    )  # as likely the best as each reference
     assert logged(trainer, "blade/tied_pairs")[0] < 0.02 and logged(trainer, "blade/logps")[0] < -9
 
 
@@ -150,9 +157,14 @@ def test_prompts_are_those_of_supervised_rows(folder: Path, dataset: RecDataset,
         lengths = {"every_position": trainer.args.every_position, "max_length": trainer.args.max_length}
         rows = build_list_rows(dataset.train, trainer.prompt_format, **lengths)
         prompts = [
-            [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100] for row in rows
+            [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+            for row in rows
         ]
-        kept = range(len(rows)) if options["max_prompts"] is None else np.linspace(0, len(rows) - 1, 10).round().astype(int)
+        kept = (
+            range(len(rows))
+            if options["max_prompts"] is None
+            else np.linspace(0, len(rows) - 1, 10).round().astype(int)
+        )
         assert trainer.train_dataset["prompt_ids"] == [prompts[row] for row in kept]
         assert trainer.train_dataset["targets"] == [rows["items"][row] for row in kept]
         assert trainer.train_dataset["row"] == list(range(len(kept)))
@@ -168,7 +180,9 @@ def test_lists_are_learned_on_every_surface(dataset: RecDataset, surface: str, f
         tokenizer = make_tokenizer(catalog)
         model = make_model(tokenizer, hidden_size=16, dropout=0.0, max_length=256)
     options = {"model": model, "processing_class": tokenizer, "catalog": catalog, "max_length": 400, "max_steps": 2}
-    trainer = make_trainer(folder, tmp_path, **options, num_references=2, num_generations=3, per_device_train_batch_size=2)
+    trainer = make_trainer(
+        folder, tmp_path, **options, num_references=2, num_generations=3, per_device_train_batch_size=2
+    )
     before = weights(trainer.model)
     trainer.train()
     assert logged(trainer, "kl")[0] == 0.0 and logged(trainer, "blade/invalid") == [0.0, 0.0]
@@ -184,14 +198,24 @@ def test_a_tokenizer_without_padding_pads_with_its_end(folder: Path, tmp_path: P
     assert_same_steps(trainer, padded)
 
 
-def test_splits_are_ranked_where_the_best_model_is_looked_for(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
-    options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 0.5}
+def test_splits_are_ranked_where_the_best_model_is_looked_for(
+    folder: Path, dataset: RecDataset, tmp_path: Path
+) -> None:
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "learning_rate": 0.5,
+    }
     options |= {"metric_for_best_model": "eval_reward", "load_best_model_at_end": True, "max_steps": 6, "max_users": 7}
     options["rewards"] = {"ndcg": 1.0, "recall": 2.0}
     trainer = make_trainer(folder, tmp_path, eval_dataset=dataset.validation, **options)
     trainer.train()
     told = {entry["step"]: entry for entry in trainer.state.log_history if "eval_ndcg@3" in entry}
-    assert list(told) == [2, 4, 6] and all(entry["eval_num_users"] == 7 and "eval_loss" not in entry for entry in told.values())
+    assert list(told) == [2, 4, 6] and all(
+        entry["eval_num_users"] == 7 and "eval_loss" not in entry for entry in told.values()
+    )
     assert not any("eval_kl" in name for entry in told.values() for name in entry)
     for entry in told.values():  # lists of three, cut at three
         assert entry["eval_reward"] == pytest.approx(entry["eval_reward/ndcg"] + 2 * entry["eval_reward/recall"])
@@ -254,7 +278,10 @@ OVERRIDDEN += ["evaluation_loop", "train", "end", "save_model", "create_model_ca
 
 def test_every_overridden_method_is_looked_at() -> None:
     ours = {name for kind in BladeTrainer.__mro__ if kind.__module__.startswith("trl_rec.") for name in vars(kind)}
-    theirs = {name for name in ours if inspect.isfunction(getattr(DPOTrainer, name, None))} - {"__init__", "__module__"}
+    theirs = {name for name in ours if inspect.isfunction(getattr(DPOTrainer, name, None))} - {
+        "__init__",
+        "__module__",
+    }
     assert theirs == set(OVERRIDDEN)
 
 

@@ -1,5 +1,5 @@
-"""A small Softmax-DPO run, the same here and in a process of its own. `FOLDER` is one that `tests.trainer.runs.make_folder`
-wrote.
+"""A small Softmax-DPO run, the same here and in a process of its own. `FOLDER` is one that
+`tests.trainer.runs.make_folder` wrote.
 """
 
 from __future__ import annotations
@@ -25,14 +25,20 @@ disable_progress_bars()
 DEFAULTS = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.05, "lr_scheduler_type": "constant"}
 DEFAULTS |= {"optim": "sgd", "max_length": 96, "save_strategy": "no", "gradient_checkpointing": False, **QUIET}
 PASSED_ON = ("peft_config", "callbacks", "eval_dataset", "quantization_config", "data_collator", "compute_metrics")
-SENTENCES = ["the cat sat on the mat", "a dog ran in the park", "blue birds fly over the hill", "red pens write on paper"]
+SENTENCES = [
+    "the cat sat on the mat",
+    "a dog ran in the park",
+    "blue birds fly over the hill",
+    "red pens write on paper",
+]
 CHAT = "{% for turn in messages %}<{{ turn['role'] }}>{{ turn['content'] }}\n{% endfor %}"
 CHAT += "{% if add_generation_prompt %}<assistant>{% endif %}"
 TEXT_TOKENIZER = make_tokenizer(SENTENCES * 4)
 
 
 def preference_table(dataset: RecDataset, *, most: int = 4, seed: int = 0) -> Dataset:
-    """A row for each training user: the last item is chosen, 1 to `most` items that the user never had are rejected."""
+    """A row for each training user: the last item is chosen, 1 to `most` items that the user never had are
+    rejected."""
     draw = np.random.default_rng(seed)
     histories, targets = (split_rows(dataset.train, name) for name in ("history", "targets"))
     rows = []
@@ -88,7 +94,8 @@ def loss_of_equals(trainer: SoftmaxDPOTrainer) -> float:
 
 
 def run(folder: Path, options: dict[str, Any], output: Path) -> None:
-    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in OUTPUT/run.pt."""
+    """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in
+    OUTPUT/run.pt."""
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     metrics = trainer.evaluate(load(folder / "data").validation)

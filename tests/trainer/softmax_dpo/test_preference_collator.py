@@ -25,7 +25,9 @@ def as_rows(batch: list[tuple]) -> list[dict[str, Any]]:
 
 def test_a_batch_written_out() -> None:
     rows = as_rows([([1, 2], [5, 7], [[5, 8], [6, 7, 9]]), ([3], [6, 7, 10], [[5, 7]])])
-    batch = PreferenceCollator(PAD)([{**row, "ref_logps": [-1.0, -2.0, -3.0][: 1 + len(row["rejected_ids"])]} for row in rows])
+    batch = PreferenceCollator(PAD)(
+        [{**row, "ref_logps": [-1.0, -2.0, -3.0][: 1 + len(row["rejected_ids"])]} for row in rows]
+    )
     assert {name: value.tolist() for name, value in batch.items()} == {
         "prompt_ids": [[1, 2], [0, 3]],
         "prompt_mask": [[True, True], [False, True]],
@@ -49,7 +51,9 @@ def test_nothing_but_padding_is_added(batch: list) -> None:
             mask = made["completion_mask"][row, slot]
             assert made["completion_ids"][row, slot][mask].tolist() == text and mask[: len(text)].all()  # on the right
         assert not made["completion_mask"][row, 1 + len(rejected) :].any()
-    assert made["completion_mask"].any(-1).any(0).all() and made["completion_mask"].any(0).any(0).all()  # no column too many
+    assert (
+        made["completion_mask"].any(-1).any(0).all() and made["completion_mask"].any(0).any(0).all()
+    )  # no column too many
     assert (made["completion_ids"][~made["completion_mask"]] == PAD).all() and (
         made["prompt_ids"][~made["prompt_mask"]] == PAD
     ).all()

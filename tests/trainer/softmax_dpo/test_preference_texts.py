@@ -68,7 +68,9 @@ def test_a_long_prompt_loses_its_beginning_and_a_completion_nothing() -> None:
 def test_many_rows_without_anything_rejected_may_come_first() -> None:
     count = 1001  # more than are written before their types are settled
     rejected: list[list[str]] = [[]] * count + [[" on"]]
-    made = tokenize_preferences(texts(prompt=["a"] * (count + 1), chosen=["b"] * (count + 1), rejected=rejected), TOKENIZER)
+    made = tokenize_preferences(
+        texts(prompt=["a"] * (count + 1), chosen=["b"] * (count + 1), rejected=rejected), TOKENIZER
+    )
     assert len(made) == count + 1 and made[count]["rejected_ids"] == [[*ids(" on"), EOS]]
 
 
@@ -116,7 +118,9 @@ def test_a_template_is_given_the_rows_tools_and_options(tools: Any) -> None:
 
 
 def test_rows_left_out_are_counted_by_their_reason(caplog: pytest.LogCaptureFixture) -> None:
-    rows = texts(prompt=["", "the cat", "blue", ""], chosen=["a", "the mat " * 30, " or", "b"], rejected=[[" red"]] * 4)
+    rows = texts(
+        prompt=["", "the cat", "blue", ""], chosen=["a", "the mat " * 30, " or", "b"], rejected=[[" red"]] * 4
+    )
     with caplog.at_level(logging.WARNING, "trl_rec"):
         made = tokenize_preferences(rows, TOKENIZER, max_length=30)
     assert made["prompt_ids"][:] == [ids("blue")]

@@ -16,7 +16,9 @@ token_rows = st.lists(st.tuples(tokens, tokens, st.lists(tokens, max_size=3)), m
 @given(token_rows, st.integers(1, 12))
 def test_rows_fit_and_completions_stay_whole(rows: list, max_length: int) -> None:
     columns = ("prompt_ids", "chosen_ids", "rejected_ids", "own")
-    table = Dataset.from_dict({name: [(*row, 7)[place] for row in rows] for place, name in enumerate(columns)}, split="train")
+    table = Dataset.from_dict(
+        {name: [(*row, 7)[place] for row in rows] for place, name in enumerate(columns)}, split="train"
+    )
     made = fit_preferences(table, max_length)
     expected = []
     for prompt, chosen, rejected in rows:
@@ -56,7 +58,9 @@ def test_a_token_that_the_model_does_not_have_is_refused(name: str) -> None:
     check_known_tokens(Dataset.from_dict({**ROWS, "rejected_ids": [[], []]}), 10)
     for token in (10, -1):
         wrong = {**ROWS, name: [ROWS[name][0], [[5], [6, token]] if name == "rejected_ids" else [2, token]]}
-        with pytest.raises(ValueError, match=f"row 1: {name} has the token {token}, but the model's are 0 to 9; use the model"):
+        with pytest.raises(
+            ValueError, match=f"row 1: {name} has the token {token}, but the model's are 0 to 9; use the model"
+        ):
             check_known_tokens(Dataset.from_dict(wrong), 10)
         with pytest.raises(ValueError, match=f"row 0: {name} has the token {token}"):
             check_known_tokens(Dataset.from_dict(wrong).select([1]), 10)
@@ -73,6 +77,10 @@ def test_columns_that_hold_no_tokens_are_refused(name: str) -> None:
     for column in (deep, flat, [["a"], ["b"]], [[0.5], [1.5]], ["a", "b"], [{"a": 1}] * 2):
         with pytest.raises(ValueError, match=f"the column {name} is of the type .*; give each row a {lists}"):
             check_well_formed(Dataset.from_dict({**ROWS, name: column}))
-    for column in ([ROWS[name][0], None], [[], [None]], [[], [[1], [2, None]] if name == "rejected_ids" else [1, None]]):
+    for column in (
+        [ROWS[name][0], None],
+        [[], [None]],
+        [[], [[1], [2, None]] if name == "rejected_ids" else [1, None]],
+    ):
         with pytest.raises(ValueError, match=f"row 1: {name} holds a null; give token ids, or leave the row out"):
             check_well_formed(Dataset.from_dict({**ROWS, name: column}))

@@ -16,7 +16,9 @@ from trl_rec.trainer.softmax_dpo.rows import preference_rows, read_preferences
 
 
 items = st.integers(0, NUM_ITEMS - 1)
-rows_of_items = st.lists(st.tuples(st.lists(items, max_size=12), items, st.lists(items, max_size=4)), min_size=1, max_size=4)
+rows_of_items = st.lists(
+    st.tuples(st.lists(items, max_size=12), items, st.lists(items, max_size=4)), min_size=1, max_size=4
+)
 
 
 def make_table(rows: list[tuple[list[int], int, list[int]]], split: str | None = None) -> Dataset:
@@ -64,7 +66,9 @@ def test_a_table_whose_lists_are_all_empty_has_no_type() -> None:
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_only_training_rows_may_be_learned_from(split: str) -> None:
     table = make_table([([0], 1, [2])], split)
-    with pytest.raises(ValueError, match=f"training rows cannot come from the {split} split: a preference learns from"):
+    with pytest.raises(
+        ValueError, match=f"training rows cannot come from the {split} split: a preference learns from"
+    ):
         preference_rows(table, FORMATS["item_token"])
     assert len(preference_rows(table, FORMATS["item_token"], training=False)) == 1
 
@@ -73,7 +77,10 @@ def test_only_training_rows_may_be_learned_from(split: str) -> None:
     ("row", "message"),
     [
         (([0], 2, [1, 2]), "row 1: item 2 is both chosen and rejected; take it out"),
-        (([0], NUM_ITEMS, [1]), f"row 1: chosen has the item {NUM_ITEMS}, but the catalogue's are 0 to {NUM_ITEMS - 1}"),
+        (
+            ([0], NUM_ITEMS, [1]),
+            f"row 1: chosen has the item {NUM_ITEMS}, but the catalogue's are 0 to {NUM_ITEMS - 1}",
+        ),
         (([0], -1, [1]), "row 1: chosen has the item -1"),
         (([0, -1], 2, [1]), "row 1: history has the item -1"),
         (([0], 2, [1, NUM_ITEMS]), f"row 1: rejected has the item {NUM_ITEMS}"),
@@ -89,7 +96,9 @@ def test_wrong_items_are_refused(row: tuple, message: str) -> None:
 def test_what_is_no_whole_number_is_no_item(name: str, item: float | None, told: str) -> None:
     right = {"history": [[0], [3]], "chosen": [1, 4], "rejected": [[2], [5]]}
     wrong = {**right, name: [right[name][0], item if name == "chosen" else [item]]}
-    with pytest.raises(ValueError, match=f"row 1: {name} has the item {told}, but the catalogue's are 0 to {NUM_ITEMS - 1}"):
+    with pytest.raises(
+        ValueError, match=f"row 1: {name} has the item {told}, but the catalogue's are 0 to {NUM_ITEMS - 1}"
+    ):
         preference_rows(Dataset.from_dict(wrong), FORMATS["item_token"])
     floats = {**right, name: [4.0, 4.0] if name == "chosen" else [[6.0], [6.0]]}  # as pandas has them
     whole = {**right, name: [4, 4] if name == "chosen" else [[6], [6]]}
@@ -117,7 +126,10 @@ def catalog() -> ItemCatalog:
 
 def test_a_file_names_items_by_their_ids(catalog: ItemCatalog, tmp_path: Path) -> None:
     path = tmp_path / "preferences.jsonl"
-    rows = [{"history": ["x"], "chosen": "z", "rejected": ["y"]}, {"history": [], "chosen": "x", "rejected": ["y", "z"]}]
+    rows = [
+        {"history": ["x"], "chosen": "z", "rejected": ["y"]},
+        {"history": [], "chosen": "x", "rejected": ["y", "z"]},
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = read_preferences(str(path), catalog)
     assert table[:] == {"history": [[0], []], "chosen": [2, 0], "rejected": [[1], [1, 2]]}
@@ -141,7 +153,9 @@ def test_a_table_keeps_its_users_and_cannot_be_csv(catalog: ItemCatalog, tmp_pat
     assert read_preferences(str(path), catalog)[:] == {"user": [3], "history": [[0]], "chosen": [2], "rejected": [[1]]}
     path = tmp_path / "preferences.csv"
     path.write_text("history,chosen,rejected\nx,z,y\n")
-    with pytest.raises(ValueError, match="preferences.csv has a column history, but CSV holds no lists of items; give JSONL"):
+    with pytest.raises(
+        ValueError, match="preferences.csv has a column history, but CSV holds no lists of items; give JSONL"
+    ):
         read_preferences(str(path), catalog)
 
 
@@ -170,5 +184,7 @@ def test_a_table_without_a_column_is_refused(catalog: ItemCatalog, tmp_path: Pat
 )
 def test_a_file_without_rows_is_refused_by_name(tmp_path: Path, name: str, text: str, reason: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=rf"{name} holds no preferences that can be read as \w+ \({reason}.*\); correct"):
+    with pytest.raises(
+        ValueError, match=rf"{name} holds no preferences that can be read as \w+ \({reason}.*\); correct"
+    ):
         read_preferences(str(tmp_path / name))

@@ -1,4 +1,5 @@
-"""Adapters that also train new tokens, and what an adapter is measured against: its base, or the adapter that it began as."""
+"""Adapters that also train new tokens, and what an adapter is measured against: its base, or the adapter that it began
+as."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -73,7 +74,9 @@ def adapted(base: tuple[Path, list[int]], model: Any = None) -> PeftModel:
 def make(
     model: Any, base: tuple[Path, list[int]], catalog: ItemCatalog, table: Dataset, output: Path, **options: Any
 ) -> SoftmaxDPOTrainer:
-    passed = {name: options.pop(name) for name in ("ref_model", "peft_config", "quantization_config") if name in options}
+    passed = {
+        name: options.pop(name) for name in ("ref_model", "peft_config", "quantization_config") if name in options
+    }
     settings = {**DEFAULTS, "per_device_train_batch_size": 8, "max_length": 64, "eval_ks": [5], "learning_rate": 0.02}
     settings |= {"optim": "adamw_torch", "max_steps": 3, **options}
     config = SoftmaxDPOConfig(str(output), **settings)
@@ -219,7 +222,10 @@ def test_nf4_bases_train_adapters_and_new_tokens(
 ) -> None:
     folder, new = bases["untied"]
     quantized = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
     if kind == "new adapter":
         config = lora_config(load_model(folder), new, r=4)

@@ -1,4 +1,5 @@
-"""Two processes give what one gives at the same global batch: DDP, ZeRO-2, ZeRO-3, on the CPU with the shipped recipes."""
+"""Two processes give what one gives at the same global batch: DDP, ZeRO-2, ZeRO-3, on the CPU with the shipped
+recipes."""
 
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,9 @@ def test_the_legal_softmax_in_two_processes(folder: Path, tmp_path: Path) -> Non
     assert_same(trained("ddp", partial(run, folder, options(2, **legal)), tmp_path / "two"), one, FIGURES)
 
 
-def test_under_zero3_each_model_has_its_own_precomputed_reference(folder: Path, alone: Trained, tmp_path: Path) -> None:
+def test_under_zero3_each_model_has_its_own_precomputed_reference(
+    folder: Path, alone: Trained, tmp_path: Path
+) -> None:
     """Loaded by each process for its share, so that the tensors are empty where the file's name is made."""
     for seed in range(2):
         tokenizer, model = load_tokenizer(folder / "model"), tmp_path / str(seed)

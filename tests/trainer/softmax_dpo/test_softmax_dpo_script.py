@@ -42,7 +42,9 @@ def test_a_policy_is_trained_and_the_run_written_down(inputs: Path, policy: str)
     main(arguments(inputs, policy))
     weights = "adapter_model.safetensors" if policy == "adapter" else "model.safetensors"
     before, after = load_file(inputs / policy / weights), load_file(inputs / "run" / weights)
-    assert before.keys() == after.keys() and all(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert before.keys() == after.keys() and all(
+        not torch.equal(tensor, after[name]) for name, tensor in before.items()
+    )
     recipe = json.loads((inputs / "run" / "recipe.json").read_text())
     assert (recipe["model_name_or_path"], recipe["max_steps"], recipe["dataset"]) == (str(inputs / policy), 2, None)
     logged = [json.loads(line) for line in (inputs / "run" / "eval.jsonl").read_text().splitlines()]
@@ -50,7 +52,9 @@ def test_a_policy_is_trained_and_the_run_written_down(inputs: Path, policy: str)
 
 
 @pytest.mark.parametrize("trust", [True, False])
-def test_code_of_a_model_is_trusted_only_where_asked_for(inputs: Path, monkeypatch: pytest.MonkeyPatch, trust: bool) -> None:
+def test_code_of_a_model_is_trusted_only_where_asked_for(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, trust: bool
+) -> None:
     told = []
 
     class Stop(Exception):

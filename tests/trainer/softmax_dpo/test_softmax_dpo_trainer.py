@@ -89,16 +89,18 @@ def test_one_negative_is_trls_dpo(kind: str, tmp_path: Path) -> None:
     assert len(names) == 8 and len(told[0]) == len(told[1]) == 4
     for name in names:
         tolerance = 1e-4 if name == "grad_norm" else 1e-5
-        assert [one[name] for one in told[1]] == pytest.approx([one[name] for one in told[0]], rel=tolerance, abs=tolerance), (
-            name
-        )
+        assert [one[name] for one in told[1]] == pytest.approx(
+            [one[name] for one in told[0]], rel=tolerance, abs=tolerance
+        ), name
     assert max(abs(one["rewards/margins"]) for one in told[0]) > 0.1
 
 
 def test_the_first_loss_is_that_of_equals(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, **ALL)
     assert first_loss(trainer) == pytest.approx(loss_of_equals(trainer), abs=1e-5)
-    changed = make_trainer(folder, tmp_path, model=other_model(folder), **ALL)  # the folder it came from holds another model
+    changed = make_trainer(
+        folder, tmp_path, model=other_model(folder), **ALL
+    )  # the folder it came from holds another model
     assert first_loss(changed) == pytest.approx(loss_of_equals(changed), abs=1e-5)
     loaded = make_trainer(folder, tmp_path, model=str(folder / "model"), **ALL)  # TRL loads its reference
     assert first_loss(loaded) == pytest.approx(loss_of_equals(loaded), abs=1e-5)
@@ -118,9 +120,9 @@ def test_dropout_does_not_part_policy_and_reference(folder: Path, tmp_path: Path
     assert not torch.equal(*(trainer._logps(trainer.model, batch) for _ in range(2)))
     precomputed = make_trainer(folder, tmp_path, model=model, disable_dropout=False, precompute_ref_log_probs=True)
     assert precomputed.train_dataset["ref_logps"][3] == pytest.approx(
-        make_trainer(folder, tmp_path / "again", model=model.eval(), precompute_ref_log_probs=True).train_dataset["ref_logps"][
-            3
-        ]
+        make_trainer(folder, tmp_path / "again", model=model.eval(), precompute_ref_log_probs=True).train_dataset[
+            "ref_logps"
+        ][3]
     )
 
 
@@ -176,8 +178,12 @@ def test_neither_padding_nor_the_order_of_negatives_matters(folder: Path, tmp_pa
 
     together = loss(rows)
     assert math.fsum(loss([row]) for row in rows) / len(rows) == pytest.approx(together, abs=1e-5)
-    assert loss([{**row, "rejected_ids": row["rejected_ids"][::-1]} for row in rows]) == pytest.approx(together, abs=1e-6)
-    assert loss([{**row, "rejected_ids": row["rejected_ids"] * 2} for row in rows]) > together + 0.1  # a copy does count
+    assert loss([{**row, "rejected_ids": row["rejected_ids"][::-1]} for row in rows]) == pytest.approx(
+        together, abs=1e-6
+    )
+    assert (
+        loss([{**row, "rejected_ids": row["rejected_ids"] * 2} for row in rows]) > together + 0.1
+    )  # a copy does count
 
 
 def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -260,7 +266,9 @@ def test_the_precomputed_reference_is_kept_for_these_rows_and_weights(
 ) -> None:
     computed = []
     compute = SoftmaxDPOTrainer._all_ref_logps
-    monkeypatch.setattr(SoftmaxDPOTrainer, "_all_ref_logps", lambda *given: computed.append(given[2]) or compute(*given))
+    monkeypatch.setattr(
+        SoftmaxDPOTrainer, "_all_ref_logps", lambda *given: computed.append(given[2]) or compute(*given)
+    )
     table = preference_table(dataset)
 
     def make(**options: Any) -> tuple[int, SoftmaxDPOTrainer]:
@@ -286,7 +294,9 @@ def test_a_run_that_finds_its_reference_draws_the_same(folder: Path, tmp_path: P
         model = load_model(folder / "model", attention_dropout=0.2)
         told.append(make_trainer(folder, tmp_path, model=model, disable_dropout=False, precompute_ref_log_probs=True))
         told[-1].train()
-    assert losses(told[0]) == losses(told[1]) and losses(told[0])[0] != pytest.approx(loss_of_equals(told[0]), abs=1e-5)
+    assert losses(told[0]) == losses(told[1]) and losses(told[0])[0] != pytest.approx(
+        loss_of_equals(told[0]), abs=1e-5
+    )
 
 
 def test_preferences_are_evaluated(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
@@ -304,13 +314,22 @@ def test_preferences_are_evaluated(folder: Path, dataset: RecDataset, tmp_path: 
     assert "ndcg" not in " ".join(told)
 
 
-def test_splits_are_ranked_where_the_best_model_is_looked_for(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
+def test_splits_are_ranked_where_the_best_model_is_looked_for(
+    folder: Path, dataset: RecDataset, tmp_path: Path
+) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "eval_ks": [5]}
-    options |= {"metric_for_best_model": "eval_ndcg@5", "load_best_model_at_end": True, "learning_rate": 0.5, "max_steps": 6}
+    options |= {
+        "metric_for_best_model": "eval_ndcg@5",
+        "load_best_model_at_end": True,
+        "learning_rate": 0.5,
+        "max_steps": 6,
+    }
     trainer = make_trainer(folder, tmp_path, eval_dataset=dataset.validation, max_users=7, **options)
     trainer.train()
     told = {entry["step"]: entry for entry in trainer.state.log_history if "eval_ndcg@5" in entry}
-    assert list(told) == [2, 4, 6] and all(entry["eval_num_users"] == 7 and "eval_loss" not in entry for entry in told.values())
+    assert list(told) == [2, 4, 6] and all(
+        entry["eval_num_users"] == 7 and "eval_loss" not in entry for entry in told.values()
+    )
     best = max(entry["eval_ndcg@5"] for entry in told.values())
     assert trainer.state.best_metric == pytest.approx(best)
     assert trainer.evaluate()["eval_ndcg@5"] == pytest.approx(best)  # the best weights are back
@@ -332,7 +351,9 @@ def test_a_ranking_leaves_the_training_metrics_alone(folder: Path, dataset: RecD
 
 
 @pytest.mark.parametrize("precompute", [False, True])
-def test_several_evaluation_sets_each_get_theirs(folder: Path, dataset: RecDataset, tmp_path: Path, precompute: bool) -> None:
+def test_several_evaluation_sets_each_get_theirs(
+    folder: Path, dataset: RecDataset, tmp_path: Path, precompute: bool
+) -> None:
     sets = {"pairs": preference_table(dataset, seed=1), "users": dataset.validation}
     options = {
         "eval_ks": [5],
@@ -449,7 +470,9 @@ def test_arguments_without_use_are_refused(folder: Path, tmp_path: Path, name: s
 def test_a_model_with_nothing_to_train_is_refused(folder: Path, tmp_path: Path) -> None:
     lora = LoraConfig(r=2, target_modules="all-linear")
     for model in (load_model(folder / "model"), get_peft_model(load_model(folder / "model"), lora)):
-        with pytest.raises(ValueError, match="no parameter of the model is trainable; load an adapter with .*load_policy"):
+        with pytest.raises(
+            ValueError, match="no parameter of the model is trainable; load an adapter with .*load_policy"
+        ):
             make_trainer(folder, tmp_path, model=model.requires_grad_(False))
 
 
@@ -494,7 +517,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     model = load_model(folder / "model")
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"the loss of 4 rows is not finite at step 0, among them rows \[0, 1, 2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"the loss of 4 rows is not finite at step 0, among them rows \[0, 1, 2, 3\]"
+    ):
         make_trainer(folder, tmp_path, model=model).train()
     rows = Dataset.from_dict({**token_rows().to_dict(), "ref_logps": [[0.0, 0.0, 0.0], [math.inf, 0.0, 0.0]]})
     with pytest.raises(ValueError, match="the loss of 1 rows is not finite at step 0"):
@@ -513,7 +538,9 @@ def test_a_tokenizer_that_cannot_end_or_pad_is_refused(folder: Path, tmp_path: P
     with pytest.raises(ValueError, match="the tokenizer has no EOS token to end a text with; set tokenizer.eos_token"):
         make_trainer(folder, tmp_path, **options)
     tokenizer.pad_token = None
-    with pytest.raises(ValueError, match="the tokenizer has neither a padding nor an EOS token; set tokenizer.pad_token"):
+    with pytest.raises(
+        ValueError, match="the tokenizer has neither a padding nor an EOS token; set tokenizer.pad_token"
+    ):
         make_trainer(folder, tmp_path, **options)
 
 
@@ -533,7 +560,13 @@ def test_a_model_from_nowhere_needs_a_tokenizer(tmp_path: Path) -> None:
         SoftmaxDPOTrainer(model, args=SoftmaxDPOConfig(str(tmp_path), **DEFAULTS), train_dataset=text_rows())
 
 
-OVERRIDDEN = ["compute_loss", "compute_ref_log_probs", "_precompute_ref_logps", "_set_signature_columns_if_needed", "evaluate"]
+OVERRIDDEN = [
+    "compute_loss",
+    "compute_ref_log_probs",
+    "_precompute_ref_logps",
+    "_set_signature_columns_if_needed",
+    "evaluate",
+]
 OVERRIDDEN += [
     "evaluation_loop",
     "train",
@@ -548,8 +581,13 @@ OVERRIDDEN += [
 
 
 def test_every_overridden_method_is_looked_at() -> None:
-    ours = {name for kind in SoftmaxDPOTrainer.__mro__ if kind.__module__.startswith("trl_rec.") for name in vars(kind)}
-    theirs = {name for name in ours if inspect.isfunction(getattr(DPOTrainer, name, None))} - {"__init__", "__module__"}
+    ours = {
+        name for kind in SoftmaxDPOTrainer.__mro__ if kind.__module__.startswith("trl_rec.") for name in vars(kind)
+    }
+    theirs = {name for name in ours if inspect.isfunction(getattr(DPOTrainer, name, None))} - {
+        "__init__",
+        "__module__",
+    }
     assert theirs == set(OVERRIDDEN)
 
 

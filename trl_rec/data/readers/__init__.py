@@ -21,7 +21,8 @@ NAMED = ("toy", "ml-100k")  # sources that need no folder
 
 
 def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str, Path]]:
-    """The source's format and its files. `"toy"` and `"ml-100k"` name sources that are made, or fetched once and cached."""
+    """The source's format and its files. `"toy"` and `"ml-100k"` name sources that are made, or fetched once and
+    cached."""
     if format is not None and format not in READERS:
         raise ValueError(f"unknown format {format!r}; choose one of {', '.join(READERS)}")
     if str(source) in NAMED and format in (None, str(source)):
@@ -41,4 +42,6 @@ def detect(folder: Path) -> str:
     for name, reader in READERS.items():
         if reader.find(folder):
             return name
-    raise ValueError(f"{folder} holds files of none of the formats {', '.join(READERS)}; see the documentation of data formats")
+    raise ValueError(
+        f"{folder} holds files of none of the formats {', '.join(READERS)}; see the documentation of data formats"
+    )

@@ -1,8 +1,8 @@
 """BIGRec's files: `train.csv`, `test.csv`, perhaps `valid.csv` with `user_id,item_ids,timestamp`, and names in JSON.
 
-The rows are windows that the source has cut and split already: a list of ids whose last is the target. Without a validation
-file the last tenth of the training rows is held out, the cut moved so that no timestamp lies on both sides. Titles carry HTML
-entities, and one of them a line break: both are undone.
+The rows are windows that the source has cut and split already: a list of ids whose last is the target. Without a
+validation file the last tenth of the training rows is held out, the cut moved so that no timestamp lies on both sides.
+Titles carry HTML entities, and one of them a line break: both are undone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def read(files: dict[str, Path], options: Options) -> Log:
     notes: tuple[str, ...] = ()
     if "validation" not in windows:
         windows["train"], windows["validation"], notes = _hold_out(windows["train"], files["train"].name)
-    names = {kind: path.name for kind, path in files.items()} | {"validation": files.get("validation", files["train"]).name}
+    names = {kind: path.name for kind, path in files.items()} | {
+        "validation": files.get("validation", files["train"]).name
+    }
     return Log(windows=windows, items=_items(files["items"]), names=names, notes=notes)
 
 
@@ -84,16 +86,18 @@ def _windows(path: Path) -> pa.Table:
 
 def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, tuple[str, ...]]:
     times = train["timestamp"].to_numpy()
-    cut = int(np.searchsorted(times, times[len(times) * 9 // 10]))  # everything at the cut's time goes to the later side
+    cut = int(
+        np.searchsorted(times, times[len(times) * 9 // 10])
+    )  # everything at the cut's time goes to the later side
     if cut == 0:
         raise ValueError(f"{where}: the timestamps are too alike to hold out the last tenth; give a valid.csv")
-    note = (
-        f"the source has no validation file: the last {len(times) - cut} of its {len(times)} training rows by time are held out"
-    )
+    note = f"the source has no validation file: the last {len(times) - cut} of its {len(times)} training rows by time are held out"
     return train[:cut], train[cut:], (note,)
 
 
 def _items(path: Path) -> pa.Table:
     names = load_json(path, dict)
     titles = [html.unescape("" if title is None else str(title)) for title in names.values()]
-    return items_table(pa.table({"item_id": pa.array(names, pa.string()), "title": pa.array(titles, pa.string())}), path.name)
+    return items_table(
+        pa.table({"item_id": pa.array(names, pa.string()), "title": pa.array(titles, pa.string())}), path.name
+    )

@@ -1,7 +1,7 @@
 """MovieLens-100k brought from the network once and kept in the user's cache folder; never part of this package.
 
-GroupLens is asked first, with one short attempt; where it cannot be reached, the wheel of recbole 1.2.1, which carries the same
-ratings, is downloaded by pip and read as the zip file it is. Either download is checked against its sha256.
+GroupLens is asked first, with one short attempt; where it cannot be reached, the wheel of recbole 1.2.1, which carries
+the same ratings, is downloaded by pip and read as the zip file it is. Either download is checked against its sha256.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class FetchError(ValueError):
 
 
 def ml_100k_folder() -> Path:
-    """The cached folder with MovieLens-100k, fetched if it is not there yet; raises `FetchError` where that cannot be done."""
+    """The cached folder with MovieLens-100k, fetched if it is not there yet; raises `FetchError` where that cannot be
+    done."""
     folder = cache_folder() / "ml-100k"
     files = find(folder)
     if files and _ratings_sha256(files["interactions"].read_bytes()) == RATINGS_SHA256:
@@ -79,7 +80,9 @@ def _from_wheel() -> dict[str, bytes]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
-            raise FetchError(f"pip download ended with {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
+            raise FetchError(
+                f"pip download ended with {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}"
+            )
         content = wheels[0].read_bytes()
     _verify(content, WHEEL_SHA256, wheels[0].name)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

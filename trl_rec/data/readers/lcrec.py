@@ -1,7 +1,8 @@
-"""The LC-Rec line's files: `X.inter.json` (user to items in time order), `X.item.json` (texts), `X.index.json` (tokens).
+"""The LC-Rec line's files: `X.inter.json` (user to items in time order), `X.item.json` (texts), `X.index.json`
+(tokens).
 
-There are no timestamps: an interaction's is its position in the user's list, so a split by time is refused. An item with an
-empty title, of which the published sets hold some, is called by its id.
+There are no timestamps: an interaction's is its position in the user's list, so a split by time is refused. An item
+with an empty title, of which the published sets hold some, is called by its id.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def find(folder: Path) -> dict[str, Path]:
 
 
 def read(files: dict[str, Path], options: Options) -> Log:
-    """The log in those files, with the items' semantic IDs where there are some. Without an item file titles are ids."""
+    """The log in those files, with the items' semantic IDs where there are some. Without an item file titles are
+    ids."""
     items, notes = _items(files) if "items" in files else (None, ())
     if "semantic_ids" in files and items is None:
         raise ValueError(f"{files['semantic_ids'].name} has no item file beside it; add the dataset's .item.json")
@@ -70,7 +72,11 @@ def _interactions(path: Path) -> pa.Table:
         if not isinstance(row, list):
             raise ValueError(f"{path.name}: user {user!r} has no list of items but {row!r}; correct the file")
     lengths = np.fromiter(map(len, lists.values()), np.int64, len(lists))
-    users = pa.array(lists).take(pa.array(np.repeat(np.arange(len(lists)), lengths))) if lists else pa.array([], pa.string())
+    users = (
+        pa.array(lists).take(pa.array(np.repeat(np.arange(len(lists)), lengths)))
+        if lists
+        else pa.array([], pa.string())
+    )
     item_ids = pa.array(map(_text, chain.from_iterable(lists.values())), pa.string())
     return interactions_table(
         pa.table({"user_id": users, "item_id": item_ids, "timestamp": within(lengths).astype(float)}), path.name
@@ -104,7 +110,9 @@ def read_index(path: Path, items: list[str]) -> list[list[str]]:
     for item in items:
         tokens = index[item]
         if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
-            raise ValueError(f"{path.name}: item {item!r} has no list of texts as tokens but {tokens!r}; correct the file")
+            raise ValueError(
+                f"{path.name}: item {item!r} has no list of texts as tokens but {tokens!r}; correct the file"
+            )
     return [index[item] for item in items]
 
 

@@ -1,7 +1,7 @@
 """MovieLens-100k, from GroupLens' own files or from RecBole's copy: the same catalogue, users and ratings from either.
 
-RecBole's copy has the year apart from the title, and spells the one title that is unknown "unkonwn". The genre "unknown",
-which two items carry, is no genre here: they are in none.
+RecBole's copy has the year apart from the title, and spells the one title that is unknown "unkonwn". The genre
+"unknown", which two items carry, is no genre here: they are in none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,18 @@ GROUPLENS = {"interactions": "u.data", "items": "u.item", "users": "u.user"}
 RECBOLE = {"interactions": "ml-100k.inter", "items": "ml-100k.item", "users": "ml-100k.user"}
 RATINGS = ["user_id", "item_id", "rating", "timestamp"]
 USERS = ["user_id", "age", "gender", "occupation", "zip_code"]
-GENRES = ["Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy", "Film-Noir"]
+GENRES = [
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+]
 GENRES += ["Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"]
 ITEMS = ["item_id", "title", "release_date", "video_release_date", "imdb_url", "unknown", *GENRES]
 
@@ -62,7 +73,9 @@ def _grouplens_items(path: Path) -> tuple[pa.Table, pa.ChunkedArray]:
     table = _plain(path, "|", ITEMS)
     flags = np.stack([pc.equal(table[name], "1").to_numpy() for name in GENRES], axis=1)
     offsets = np.concatenate([[0], np.cumsum(flags.sum(1))])
-    genres = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(GENRES).take(pa.array(np.nonzero(flags)[1])))
+    genres = pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.array(GENRES).take(pa.array(np.nonzero(flags)[1]))
+    )
     return table.select(["item_id", "title"]), pa.chunked_array([genres])
 
 

@@ -82,4 +82,6 @@ def _items(path: Path, options: Options) -> pa.Table:
         )
     items = read_atomic(path, texts=(title,))
     keep = [name for name in items.column_names if name == title or name != "title"]
-    return items_table(items.select(keep).rename_columns([{title: "title"}.get(name, name) for name in keep]), path.name)
+    return items_table(
+        items.select(keep).rename_columns([{title: "title"}.get(name, name) for name in keep]), path.name
+    )

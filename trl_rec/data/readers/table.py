@@ -1,4 +1,5 @@
-"""Plain tables: `interactions`, `items` and perhaps `users` as CSV, Parquet or JSON Lines, with names of the user's own.
+"""Plain tables: `interactions`, `items` and perhaps `users` as CSV, Parquet or JSON Lines, with names of the user's
+own.
 
 Interactions may lack a rating. Without an item table the titles are the ids.
 """
@@ -74,13 +75,16 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _read_json(path: Path, timestamp: str) -> pa.Table:
-    """The file's columns, text as it is written: Arrow makes dates of text that looks like some, which only a timestamp may."""
+    """The file's columns, text as it is written: Arrow makes dates of text that looks like some, which only a
+    timestamp may."""
     table = json.read_json(path)
     texts = {field.name: _as_text(field.type) for field in table.schema if field.name != timestamp}
     changed = {name: kind for name, kind in texts.items() if kind != table.schema.field(name).type}
     if not changed:
         return table
-    return json.read_json(path, parse_options=json.ParseOptions(explicit_schema=pa.schema(changed))).select(table.column_names)
+    return json.read_json(path, parse_options=json.ParseOptions(explicit_schema=pa.schema(changed))).select(
+        table.column_names
+    )
 
 
 def _as_text(kind: pa.DataType) -> pa.DataType:

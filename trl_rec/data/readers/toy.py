@@ -1,7 +1,7 @@
 """A small log made from a seed: users with tastes that drift, items with genres and titles, ratings and timestamps.
 
-Half of the steps follow from the item before (each item has a few follow-ups), the other half from taste and popularity, so
-that counting transitions beats popularity and popularity beats chance. No user meets an item twice.
+Half of the steps follow from the item before (each item has a few follow-ups), the other half from taste and
+popularity, so that counting transitions beats popularity and popularity beats chance. No user meets an item twice.
 """
 
 from __future__ import annotations
@@ -18,9 +18,22 @@ from trl_rec.ragged import Ragged
 
 OPTIONS = frozenset({"seed", "toy_users", "toy_items"})
 GENRES = ["Adventure", "Comedy", "Crime", "Drama", "Fantasy", "Mystery", "Romance", "Western"]
-FIRST = "Amber Broken Copper Distant Empty Frozen Gentle Hidden Iron Jade Lonely Midnight Paper Quiet Red Silver".split()
+FIRST = (
+    "Amber Broken Copper Distant Empty Frozen Gentle Hidden Iron Jade Lonely Midnight Paper Quiet Red Silver".split()
+)
 SECOND = "Anchor Bridge Castle Desert Forest Garden Harbor Island Journey Lantern Mirror Orchard River Tower".split()
-THIRD = ["", " Road", " Song", " Letters", " Again", " at Dawn", " of the South", " in Spring", " Revisited", " for Two"]
+THIRD = [
+    "",
+    " Road",
+    " Song",
+    " Letters",
+    " Again",
+    " at Dawn",
+    " of the South",
+    " in Spring",
+    " Revisited",
+    " for Two",
+]
 NUM_STEPS = (20, 40)  # interactions of a user
 NUM_FOLLOWERS = 3
 FOLLOWING = 0.5  # chance that a step goes to a follow-up of the last item
@@ -58,7 +71,8 @@ def _membership(rng: np.random.Generator, num_items: int) -> np.ndarray:
 
 
 def _walk(rng: np.random.Generator, tastes: np.ndarray, membership: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The items that each user meets, `(num_users, num_steps)`, and how much each was to the user's taste at that moment."""
+    """The items that each user meets, `(num_users, num_steps)`, and how much each was to the user's taste at that
+    moment."""
     num_users, num_items, rows = len(tastes), len(membership), np.arange(len(tastes))
     genres = membership / membership.sum(1, keepdims=True)
     popularity = rng.permutation(-0.8 * np.log(np.arange(1, num_items + 1)))
@@ -95,7 +109,9 @@ def _interactions(rng: np.random.Generator, items: np.ndarray, affinity: np.ndar
 def _items(rng: np.random.Generator, membership: np.ndarray) -> pa.Table:
     names = [f"{first} {second}{third}" for third in THIRD for first in FIRST for second in SECOND][: len(membership)]
     genres = Ragged.from_lengths(np.nonzero(membership)[1], membership.sum(1))
-    lists = pa.ListArray.from_arrays(pa.array(genres.offsets, pa.int32()), pa.array(GENRES).take(pa.array(genres.values)))
+    lists = pa.ListArray.from_arrays(
+        pa.array(genres.offsets, pa.int32()), pa.array(GENRES).take(pa.array(genres.values))
+    )
     item_ids = pa.array(np.arange(1, len(membership) + 1)).cast(pa.string())
     return pa.table({"item_id": item_ids, "title": pa.array(rng.permutation(names).tolist()), "genres": lists})
 

@@ -1,4 +1,5 @@
-"""Orders a short list of rated candidates: how they are shown, how they are ranked, and a run folder that does both."""
+"""Orders a short list of rated candidates: how they are shown, how they are ranked, and a run folder that does
+both."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,10 @@
-"""How a rated history and a list of candidates become a prompt, and an order of the candidates its answer, as token ids.
+"""How a rated history and a list of candidates become a prompt, and an order of the candidates its answer, as token
+ids.
 
-The prompt falls in two: a head and the rated history, which any order of the candidates shares, and the candidates in slots,
-each with a name of one token. The answer is those names, the most preferred first. Letters name the slots, whatever stands
-there. Where an item is one token, that token is its name by default: a small model from scratch learns to rank by it, and does
-not learn to look up letters; but then little is left for the order of the slots to change.
+The prompt falls in two: a head and the rated history, which any order of the candidates shares, and the candidates in
+slots, each with a name of one token. The answer is those names, the most preferred first. Letters name the slots,
+whatever stands there. Where an item is one token, that token is its name by default: a small model from scratch learns
+to rank by it, and does not learn to look up letters; but then little is left for the order of the slots to change.
 
 As in `prompts.py`, all is put together from pieces that were tokenised once.
 """
@@ -32,11 +33,14 @@ TITLE_PROMPT = (
 )
 COMPACT_PROMPT = ("", "{surface}{rating}", "<candidates>", "<answer>")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-ALPHABETS = [[f"{space}{letter}" for letter in letters] for space in (" ", "") for letters in (LETTERS, LETTERS.lower())]
+ALPHABETS = [
+    [f"{space}{letter}" for letter in letters] for space in (" ", "") for letters in (LETTERS, LETTERS.lower())
+]
 
 
 def rated_tokens(catalog: ItemCatalog, ratings: Sequence[float], *, letters: bool | None = None) -> list[str]:
-    """The tokens beside the surface's own that a tokenizer must learn before it can write compact prompts; none for titles."""
+    """The tokens beside the surface's own that a tokenizer must learn before it can write compact prompts; none for
+    titles."""
     if catalog.surface == "title":
         return []
     names = [f"<{letter}>" for letter in LETTERS] if _has_letters(catalog, letters) else []
@@ -89,11 +93,12 @@ class RatedPromptFormat:
             catalog: The items, whose `surface` decides the defaults.
             tokenizer: It knows the surface's tokens and those of [`rated_tokens`].
             ratings: The ratings that can be written.
-            head, item, candidates, tail (*optional*): Texts before the history, of a rated item (`{surface}` and, after it,
-                `{rating}`), before the candidates, and before the answer.
-            chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's chat
-                template.
-            letters (*optional*): Whether letters name the candidates. By default they do unless each item is one token.
+            head, item, candidates, tail (*optional*): Texts before the history, of a rated item (`{surface}` and,
+                after it, `{rating}`), before the candidates, and before the answer.
+            chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's
+                chat template.
+            letters (*optional*): Whether letters name the candidates. By default they do unless each item is one
+                token.
         """
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no EOS token to end an answer with; set tokenizer.eos_token")
@@ -123,8 +128,8 @@ class RatedPromptFormat:
         )
 
     def encode_histories(self, histories: Ragged, ratings: Ragged, room: np.ndarray | None = None) -> Ragged:
-        """Row `i`: the head, and `histories[i]` (item indices, oldest first) with its ratings. What does not fit `room[i]`
-        tokens is the oldest part of the history."""
+        """Row `i`: the head, and `histories[i]` (item indices, oldest first) with its ratings. What does not fit
+        `room[i]` tokens is the oldest part of the history."""
         nearest = self.nearest(ratings.values)
         places = Ragged(np.arange(len(nearest)), histories.offsets)
         if room is not None:
@@ -158,7 +163,8 @@ class RatedPromptFormat:
         return join(middle, shown, tail), Ragged(names, slots.offsets)
 
     def check_lengths(self, candidates: Ragged, max_length: int | None, where: str = "row {row}") -> None:
-        """Refuses a list that does not fit `max_length` together with its answer and one rated item; `where` names it."""
+        """Refuses a list that does not fit `max_length` together with its answer and one rated item; `where` names
+        it."""
         if max_length is None:
             return
         item = int(self.items.lengths.max()) + int(self.ratings.lengths.max())
@@ -186,8 +192,8 @@ def _has_letters(catalog: ItemCatalog, letters: bool | None) -> bool:
 
 
 def _split(item: str, catalog: ItemCatalog, ratings: Sequence[float]) -> tuple[str, list[str]]:
-    """The text of an item up to its rating, and from there for each rating. A space before the rating goes with it, as most
-    tokenizers would have it."""
+    """The text of an item up to its rating, and from there for each rating. A space before the rating goes with it, as
+    most tokenizers would have it."""
     before, found, after = item.partition("{rating}")
     if not found or "{surface}" not in before:
         raise ValueError(f"the prompt's item text {item!r} must hold {{surface}} and, after it, {{rating}}")
@@ -197,7 +203,8 @@ def _split(item: str, catalog: ItemCatalog, ratings: Sequence[float]) -> tuple[s
 
 
 def _names(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> list[int]:
-    """The tokens of the first alphabet each letter of which is one token where the answer begins, all of them different."""
+    """The tokens of the first alphabet each letter of which is one token where the answer begins, all of them
+    different."""
     if surface != "title":
         return [tokenizer.get_vocab()[f"<{letter}>"] for letter in LETTERS]
     before = token_ids(tokenizer, tail)

@@ -56,15 +56,19 @@ class CandidateRanker:
             raise ValueError(f"{folder} is no run folder of AlroTrainer ({SETTINGS} is missing); name one")
         settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
         catalog, tokenizer = ItemCatalog.load(path / "catalog"), load_tokenizer(path)
-        prompt_format = RatedPromptFormat.for_catalog(catalog, tokenizer, settings.pop("ratings"), **settings.pop("prompt"))
+        prompt_format = RatedPromptFormat.for_catalog(
+            catalog, tokenizer, settings.pop("ratings"), **settings.pop("prompt")
+        )
         return cls(load_model(path, **options), tokenizer, catalog, prompt_format, settings)
 
-    def rank(self, history: Sequence[str], ratings: Sequence[float], candidates: Sequence[str]) -> list[Recommendation]:
+    def rank(
+        self, history: Sequence[str], ratings: Sequence[float], candidates: Sequence[str]
+    ) -> list[Recommendation]:
         """The candidates, the most preferred first; they are shown in the order in which they are given.
 
         Args:
-            history: Ids of rated items, oldest first. What the prompt has no room for is the oldest of them, but one at least
-                has to fit.
+            history: Ids of rated items, oldest first. What the prompt has no room for is the oldest of them, but one
+                at least has to fit.
             ratings: Their ratings. One that training did not see is written as the nearest that it saw.
             candidates: Ids of different items, two or more; as many as there are letters, where letters name them.
         """
@@ -73,14 +77,20 @@ class CandidateRanker:
         prompt, names = self._prompt(history, ratings, indices)
         inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
         ranked = rank_candidates(
-            self.model, inputs, names, torch.ones_like(names, dtype=torch.bool), single_pass=self.settings["single_pass"]
+            self.model,
+            inputs,
+            names,
+            torch.ones_like(names, dtype=torch.bool),
+            single_pass=self.settings["single_pass"],
         )
         found = zip(indices[ranked.order[0].cpu().numpy()].tolist(), ranked.scores[0].tolist(), strict=True)
         return [Recommendation(self.catalog.ids[item], self.catalog.titles[item], score) for item, score in found]
 
     def _prompt(self, history: Sequence[str], ratings: Sequence[float], indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """The prompt `(1, P)`, and the candidates' names `(1, m)`."""
-        shown, names = self.prompt_format.show(Ragged.from_lists([indices.tolist()]), Ragged.from_lists([range(len(indices))]))
+        shown, names = self.prompt_format.show(
+            Ragged.from_lists([indices.tolist()]), Ragged.from_lists([range(len(indices))])
+        )
         max_length, most = self.settings["max_length"], self.settings["max_history"] or len(history)
         before = Ragged.from_lists([self.catalog.index_of(list(history)) if len(history) else []]).tail(most)
         room = None if max_length is None else max_length - shown.lengths - len(indices)
@@ -96,7 +106,9 @@ class CandidateRanker:
 
     def _refuse(self, history: Sequence[str], ratings: Sequence[float], candidates: Sequence[str]) -> None:
         if len(history) != len(ratings):
-            raise ValueError(f"there are {len(history)} items in the history and {len(ratings)} ratings; give one for each")
+            raise ValueError(
+                f"there are {len(history)} items in the history and {len(ratings)} ratings; give one for each"
+            )
         finite = np.isfinite(np.array(ratings, float))
         if not finite.all():
             place = int(np.flatnonzero(~finite)[0])

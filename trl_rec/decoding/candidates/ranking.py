@@ -1,7 +1,8 @@
-"""A model puts a list of candidates in order: it writes their names, the best first, and can only write those that are left.
+"""A model puts a list of candidates in order: it writes their names, the best first, and can only write those that are
+left.
 
-So the answer is a permutation, whatever the model says. The prompt is read once; each name but the last two costs one forward
-pass of one token more, and the last is forced.
+So the answer is a permutation, whatever the model says. The prompt is read once; each name but the last two costs one
+forward pass of one token more, and the last is forced.
 
 Legend: B lists, m candidates of the longest list, P prompt tokens, V vocabulary.
 """
@@ -27,8 +28,8 @@ class RankedCandidates(NamedTuple):
 
     Args:
         order (`torch.Tensor`): The candidate at each rank.
-        scores (`torch.Tensor`): The log-probability of the answer up to that rank among the names left; or, in a single pass,
-            that of the candidate's name among all of the list.
+        scores (`torch.Tensor`): The log-probability of the answer up to that rank among the names left; or, in a
+            single pass, that of the candidate's name among all of the list.
     """
 
     order: Tensor
@@ -46,8 +47,8 @@ def rank_candidates(
         prompts: `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left: history and candidates.
         names: `(B, m)`, the token that names each candidate, different ones within a list.
         mask: `(B, m)`, True where there is a candidate; every list has one at least.
-        single_pass: Sorts by the names' scores in the first place of the answer: one forward pass instead of m - 1, for a
-            model that was not trained for it.
+        single_pass: Sorts by the names' scores in the first place of the answer: one forward pass instead of m - 1,
+            for a model that was not trained for it.
     """
     _check(prompts, names, mask)
     input_ids, attention_mask = prompts["input_ids"].to(model.device), prompts["attention_mask"].to(model.device)

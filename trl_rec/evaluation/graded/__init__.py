@@ -1,4 +1,5 @@
-"""Measures orders of rated candidates: graded NDCG, Kendall's tau, consistency between shuffles, and their baselines."""
+"""Measures orders of rated candidates: graded NDCG, Kendall's tau, consistency between shuffles, and their
+baselines."""
 
 from typing import TYPE_CHECKING
 

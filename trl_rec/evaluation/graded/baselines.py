@@ -1,7 +1,8 @@
-"""Orders of rated candidates without a model of language, that any model should be shown beside: by chance, by how often an
-item is chosen, by its mean rating, and by what is left of its ratings once their users' habits are taken out.
+"""Orders of rated candidates without a model of language, that any model should be shown beside: by chance, by how
+often an item is chosen, by its mean rating, and by what is left of its ratings once their users' habits are taken out.
 
-All learn from the training split alone. Each gives the place of every candidate, from 0; equal scores go by the items' index.
+All learn from the training split alone. Each gives the place of every candidate, from 0; equal scores go by the items'
+index.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def item_mean_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 
 
 
 def bias_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0, damping: float = 5.0) -> np.ndarray:
-    """`(N, m)`: the order of item effects in the model rating = mean + user effect + item effect, each effect shrunk as if it
-    had `damping` more ratings at 0. The user's own effect moves all candidates alike."""
+    """`(N, m)`: the order of item effects in the model rating = mean + user effect + item effect, each effect shrunk
+    as if it had `damping` more ratings at 0. The user's own effect moves all candidates alike."""
     log = _ratings(train, num_items)
     rating = log.rating - log.rating.mean()
     counts = np.bincount(log.item, minlength=num_items) + damping, np.bincount(log.user) + damping

@@ -1,7 +1,8 @@
-"""A model puts the candidates of rated rows in order: prompts in batches of like length, divided evenly over the processes.
+"""A model puts the candidates of rated rows in order: prompts in batches of like length, divided evenly over the
+processes.
 
-Every process returns the places in all rows, in the rows' order. In which slots a list is shown depends on the seed and on its
-row alone.
+Every process returns the places in all rows, in the rows' order. In which slots a list is shown depends on the seed
+and on its row alone.
 """
 
 from __future__ import annotations
@@ -58,14 +59,17 @@ def rank_rated_rows(
         rows: Rows of [`held_out_rows`].
         prompt_format: How they are written.
         pad_token_id: What prompts are padded with.
-        num_orders: S. Several tell how far the model's order depends on the one it is shown, and [`borda`] makes one of them.
+        num_orders: S. Several tell how far the model's order depends on the one it is shown, and [`borda`] makes one
+            of them.
         single_pass: As in [`rank_candidates`].
         batch_size: Prompts a forward pass.
         max_length (*optional*): Most tokens of prompt and answer; the oldest history goes first.
         seed: Chooses the slots.
     """
     candidates, numbers = split_rows(rows, "candidates"), rows.with_format("numpy")[:]["row"]
-    shown_in = [draw_slots(count, num_orders, (seed, row)) for count, row in zip(candidates.lengths, numbers, strict=True)]
+    shown_in = [
+        draw_slots(count, num_orders, (seed, row)) for count, row in zip(candidates.lengths, numbers, strict=True)
+    ]
     slots = Ragged.from_lists([order for several in shown_in for order in several])
     source = np.repeat(np.arange(len(candidates)), num_orders)
     shown, names = prompt_format.show(candidates.take(source), slots)
@@ -80,7 +84,11 @@ def rank_rated_rows(
         batch = mine[start : start + batch_size]
         tokens = torch.from_numpy(names.take(batch).padded(width=width))
         inputs = left_padded(prompts.take(batch), pad_token_id)
-        order = rank_candidates(model, inputs, tokens.clamp(min=0), tokens >= 0, single_pass=single_pass).order.cpu().numpy()
+        order = (
+            rank_candidates(model, inputs, tokens.clamp(min=0), tokens >= 0, single_pass=single_pass)
+            .order.cpu()
+            .numpy()
+        )
         row, rank = np.nonzero(order >= 0)
         places[start + row, order[row, rank]] = rank
     whole = np.empty((len(prompts), width), np.int64)

@@ -15,7 +15,9 @@ from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.results import Evaluation
 
 
-def evaluate_orders(lists: RankedLists, rows: Dataset, *, ks: Sequence[int] = (1, 3, 5, 10), seed: int = 0) -> Evaluation:
+def evaluate_orders(
+    lists: RankedLists, rows: Dataset, *, ks: Sequence[int] = (1, 3, 5, 10), seed: int = 0
+) -> Evaluation:
     """What the orders of rated rows are worth, with intervals over the rows.
 
     Args:
@@ -25,13 +27,14 @@ def evaluate_orders(lists: RankedLists, rows: Dataset, *, ks: Sequence[int] = (1
         seed (*optional*, defaults to `0`): Of the bootstrap.
 
     Returns:
-        `graded_ndcg@k` for every k and `tau`, Kendall's with the true order, means over the orders that a list was shown
-        in; and where there are several of those, `consistency` and `slot_bias`.
+        `graded_ndcg@k` for every k and `tau`, Kendall's with the true order, means over the orders that a list was
+        shown in; and where there are several of those, `consistency` and `slot_bias`.
     """
     ratings = split_rows(rows, "ratings").padded(fill=-1).astype(float)
     orders = range(lists.places.shape[1])
     per_user = {
-        f"graded_ndcg@{k}": np.mean([graded_ndcg_of(lists.places[:, one], ratings, k) for one in orders], 0) for k in ks
+        f"graded_ndcg@{k}": np.mean([graded_ndcg_of(lists.places[:, one], ratings, k) for one in orders], 0)
+        for k in ks
     }
     per_user["tau"] = np.mean([rank_correlation(lists.places[:, one], -ratings) for one in orders], 0)
     if len(orders) > 1:

@@ -1,4 +1,5 @@
-"""From a recipe to a model that reads rated prompts: as [`build_model`] makes it, and it knows the tokens of the prompts."""
+"""From a recipe to a model that reads rated prompts: as [`build_model`] makes it, and it knows the tokens of the
+prompts."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def build_ranker(
     if config.model_name_or_path is None:  # its embeddings are all drawn alike, hence after the tokens are known
         item_tokenizer = make_tokenizer(catalog)
         item_tokenizer.add_tokens(tokens)
-        size: dict[str, Any] = {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
+        size: dict[str, Any] = {
+            name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")
+        }
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
         return model, item_tokenizer, get_peft_config(config)
     model, tokenizer, adapter = build_model(catalog, config, seed=seed, trust_remote_code=trust_remote_code)

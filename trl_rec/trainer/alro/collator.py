@@ -1,10 +1,10 @@
 """Batches of rated lists, each shown in one or two orders of its candidates.
 
-The orders are drawn here, by (seed, epoch, row): a new epoch shows new ones, and a resumed run the same as one that was left
-alone.
+The orders are drawn here, by (seed, epoch, row): a new epoch shows new ones, and a resumed run the same as one that
+was left alone.
 
-Legend: B lists, S orders of the same candidates, m candidates of the longest list, P tokens of the longest history, C of the
-longest list with its answer.
+Legend: B lists, S orders of the same candidates, m candidates of the longest list, P tokens of the longest history, C
+of the longest list with its answer.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class RatedListCollator(TrainerCallback):
         self.epoch.fill_(int(state.epoch))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`prompt_ids prompt_mask (B, P)`: histories; `completion_ids completion_mask answer_mask (B, S, C)`: lists and
-        answers; `names (B, S, m)`: the token that each candidate has in each order;
-        `ratings gold_rank candidate_mask (B, m)`."""
+        """`prompt_ids prompt_mask (B, P)`: histories; `completion_ids completion_mask answer_mask (B, S, C)`: lists
+        and answers; `names (B, S, m)`: the token that each candidate has in each order; `ratings gold_rank
+        candidate_mask (B, m)`."""
         candidates, ratings = _column(rows, "candidates", np.int64), _column(rows, "ratings", np.float32)
         keys = [(self.seed, int(self.epoch), row["row"]) for row in rows]
         gold_rank: list[Any] = [draw_gold_rank(ratings[list_], key) for list_, key in enumerate(keys)]
@@ -80,7 +80,9 @@ class RatedListCollator(TrainerCallback):
         first = [np.argsort(rank) for rank in gold_rank for _ in range(self.num_orders)]
         place = np.concatenate(first) + np.repeat(names.offsets[:-1], names.lengths)
         answers = Ragged(names.values[place], names.offsets)
-        return join(answers, Ragged.repeated(np.array([self.prompt_format.eos]), len(answers))) if self.ends else answers
+        return (
+            join(answers, Ragged.repeated(np.array([self.prompt_format.eos]), len(answers))) if self.ends else answers
+        )
 
     def _histories(self, rows: list[dict[str, Any]], taken: np.ndarray) -> Ragged:
         histories, ratings = _column(rows, "history", np.int64), _column(rows, "history_ratings", np.float64)

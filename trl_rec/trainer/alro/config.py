@@ -11,7 +11,14 @@ from trl_rec.losses.alro import Delta, Distance, Score
 from trl_rec.trainer.base.config import RecConfig, check_inert
 
 
-INERT: tuple[str, ...] = ("loss_type", "packing", "eval_packing", "padding_free", "assistant_only_loss", "completion_only_loss")
+INERT: tuple[str, ...] = (
+    "loss_type",
+    "packing",
+    "eval_packing",
+    "padding_free",
+    "assistant_only_loss",
+    "completion_only_loss",
+)
 INERT += ("label_smoothing_factor",)
 CHOICES = {"score": Score, "delta": Delta, "distance": Distance, "softmax": Literal["legal", "vocabulary"]}
 INERT_LISTS = ("list_length", "eval_num_beams", "eval_exclude_history", "eval_length_penalty")
@@ -21,47 +28,57 @@ INERT_LISTS = ("list_length", "eval_num_beams", "eval_exclude_history", "eval_le
 class AlroConfig(RecConfig, SFTConfig):
     """Arguments of [`AlroTrainer`], besides those of [`RecConfig`] and [`~trl.SFTConfig`].
 
-    `lambda_weight=0` and `permutation_weight=0` is supervised fine-tuning on the order of the candidates. A list is shown
-    in two orders where `permutation_weight` is not 0, else in one.
+    `lambda_weight=0` and `permutation_weight=0` is supervised fine-tuning on the order of the candidates. A list is
+    shown in two orders where `permutation_weight` is not 0, else in one.
 
     Args:
-        lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss, the alpha of the papers'
-            summaries. That loss is a mean over pairs, hence small: weights of 10 to 100 make themselves felt.
+        lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss, the alpha of the
+            papers' summaries. That loss is a mean over pairs, hence small: weights of 10 to 100 make themselves felt.
         lambda_warmup (`float`, *optional*, defaults to `0.1`): Share of the steps over which that weight rises from 0.
-        permutation_weight (`float`, *optional*, defaults to `1.0`): Weight of the permutation-sensitive loss, the beta.
+        permutation_weight (`float`, *optional*, defaults to `1.0`): Weight of the permutation-sensitive loss, the
+            beta.
         score (`str`, *optional*, defaults to `"logprob"`): What a soft position is made from: `"logprob"` or `"prob"`.
-        sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the softmax over positions, the gamma; 8 to 10 with
-            `score="prob"`.
-        pair_sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the comparison of two positions, the sigma.
-        delta (`str`, *optional*, defaults to `"target"`): Whether a pair's weight follows the distance in the `"target"` order
-            or in the `"model"`'s.
-        distance (`str`, *optional*, defaults to `"jsd"`): Of the permutation-sensitive loss: `"jsd"`, `"symkl"` or `"ce"`.
-        softmax (`str`, *optional*, defaults to `"legal"`): Whether the supervised term is over the names left, as decoding is,
-            or over the `"vocabulary"`, which also teaches to end with EOS.
+        sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the softmax over positions, the gamma; 8 to 10
+            with `score="prob"`.
+        pair_sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the comparison of two positions, the
+            sigma.
+        delta (`str`, *optional*, defaults to `"target"`): Whether a pair's weight follows the distance in the
+            `"target"` order or in the `"model"`'s.
+        distance (`str`, *optional*, defaults to `"jsd"`): Of the permutation-sensitive loss: `"jsd"`, `"symkl"` or
+            `"ce"`.
+        softmax (`str`, *optional*, defaults to `"legal"`): Whether the supervised term is over the names left, as
+            decoding is, or over the `"vocabulary"`, which also teaches to end with EOS.
         num_candidates (`int`, *optional*, defaults to `10`): Most candidates of a list, from 2 to 26.
         stride (`int`, *optional*): New items of a user from the beginning of a training list to that of the next;
             `num_candidates` by default.
         max_history (`int`, *optional*, defaults to `20`): Most rated items before a list.
-        letters (`bool`, *optional*): Whether letters name the candidates; by default unless each item is one token, which then
-            is its name.
-        prompt_candidates (`str`, *optional*): Text between the history and the candidates. In `prompt_item` stand `{surface}`
-            and, after it, `{rating}`.
-        log_gradient_norms (`bool`, *optional*, defaults to `False`): Whether the gradient norm of each part is logged, which
-            costs up to three backward passes at every `logging_steps`-th step.
-        eval_num_orders (`int`, *optional*, defaults to `2`): Orders in which each list is shown in an evaluation. Metrics are
-            means over them; two or more also tell how far they agree.
-        eval_single_pass (`bool`, *optional*, defaults to `False`): Whether lists are sorted by the scores of one forward pass.
+        letters (`bool`, *optional*): Whether letters name the candidates; by default unless each item is one token,
+            which then is its name.
+        prompt_candidates (`str`, *optional*): Text between the history and the candidates. In `prompt_item` stand
+            `{surface}` and, after it, `{rating}`.
+        log_gradient_norms (`bool`, *optional*, defaults to `False`): Whether the gradient norm of each part is logged,
+            which costs up to three backward passes at every `logging_steps`-th step.
+        eval_num_orders (`int`, *optional*, defaults to `2`): Orders in which each list is shown in an evaluation.
+            Metrics are means over them; two or more also tell how far they agree.
+        eval_single_pass (`bool`, *optional*, defaults to `False`): Whether lists are sorted by the scores of one
+            forward pass.
         eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Lengths that lists are cut at.
     """
 
     lambda_weight: float = field(default=1.0, metadata={"help": "weight of the soft lambda loss"})
     lambda_warmup: float = field(default=0.1, metadata={"help": "share of the steps over which that weight rises"})
     permutation_weight: float = field(default=1.0, metadata={"help": "weight of the permutation-sensitive loss"})
-    score: Literal["logprob", "prob"] = field(default="logprob", metadata={"help": "soft positions from logprob or prob"})
+    score: Literal["logprob", "prob"] = field(
+        default="logprob", metadata={"help": "soft positions from logprob or prob"}
+    )
     sharpness: float = field(default=1.0, metadata={"help": "sharpness of the softmax over positions"})
     pair_sharpness: float = field(default=1.0, metadata={"help": "sharpness of the comparison of two positions"})
-    delta: Literal["target", "model"] = field(default="target", metadata={"help": "distances in the target's or model's order"})
-    distance: Literal["jsd", "symkl", "ce"] = field(default="jsd", metadata={"help": "between two orders: jsd, symkl or ce"})
+    delta: Literal["target", "model"] = field(
+        default="target", metadata={"help": "distances in the target's or model's order"}
+    )
+    distance: Literal["jsd", "symkl", "ce"] = field(
+        default="jsd", metadata={"help": "between two orders: jsd, symkl or ce"}
+    )
     softmax: Literal["legal", "vocabulary"] = field(
         default="legal", metadata={"help": "supervised term over the names left or over the vocabulary"}
     )
@@ -69,17 +86,26 @@ class AlroConfig(RecConfig, SFTConfig):
     stride: int | None = field(default=None, metadata={"help": "new items from one training list to the next"})
     max_history: int | None = field(default=20, metadata={"help": "most rated items before a list"})
     letters: bool | None = field(default=None, metadata={"help": "letters name the candidates"})
-    prompt_candidates: str | None = field(default=None, metadata={"help": "text between the history and the candidates"})
+    prompt_candidates: str | None = field(
+        default=None, metadata={"help": "text between the history and the candidates"}
+    )
     log_gradient_norms: bool = field(default=False, metadata={"help": "log the gradient norm of each part"})
     eval_num_orders: int = field(default=2, metadata={"help": "orders in which each list is shown in an evaluation"})
     eval_single_pass: bool = field(default=False, metadata={"help": "sort by the scores of one forward pass"})
-    eval_ks: list[int] = field(default_factory=lambda: [1, 3, 5, 10], metadata={"help": "lengths that lists are cut at"})
+    eval_ks: list[int] = field(
+        default_factory=lambda: [1, 3, 5, 10], metadata={"help": "lengths that lists are cut at"}
+    )
 
     @property
     def prompt_options(self) -> dict[str, Any]:
         """The options of [`RatedPromptFormat.for_catalog`]."""
         texts = {"head": self.prompt_head, "item": self.prompt_item, "tail": self.prompt_tail}
-        return {**texts, "candidates": self.prompt_candidates, "chat_template": self.chat_template, "letters": self.letters}
+        return {
+            **texts,
+            "candidates": self.prompt_candidates,
+            "chat_template": self.chat_template,
+            "letters": self.letters,
+        }
 
     @property
     def num_orders(self) -> int:
@@ -96,7 +122,12 @@ class AlroConfig(RecConfig, SFTConfig):
         for name, kind in CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
-        for name, least in {"lambda_weight": 0, "permutation_weight": 0, "lambda_warmup": 0, "eval_num_orders": 1}.items():
+        for name, least in {
+            "lambda_weight": 0,
+            "permutation_weight": 0,
+            "lambda_warmup": 0,
+            "eval_num_orders": 1,
+        }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.lambda_warmup > 1:

@@ -1,5 +1,5 @@
-"""The rated lists that a run learns from and is measured by, as its configuration asks for them; a list that does not fit the
-prompt is refused."""
+"""The rated lists that a run learns from and is measured by, as its configuration asks for them; a list that does not
+fit the prompt is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def training_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
     """The lists of a training split."""
-    rows = build_rated_rows(split, num_candidates=args.num_candidates, stride=args.stride, max_history=args.max_history)
+    rows = build_rated_rows(
+        split, num_candidates=args.num_candidates, stride=args.stride, max_history=args.max_history
+    )
     return _that_fit(rows, prompt_format, args)
 
 
@@ -36,5 +38,7 @@ def check_rankable(dataset: RecDataset, prompt_format: RatedPromptFormat, args: 
 
 
 def _that_fit(rows: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
-    prompt_format.check_lengths(split_rows(rows, "candidates"), args.max_length, f"list {{row}} of the {rows.split} split")
+    prompt_format.check_lengths(
+        split_rows(rows, "candidates"), args.max_length, f"list {{row}} of the {rows.split} split"
+    )
     return rows

@@ -1,7 +1,7 @@
 """What a model from scratch learns before it ranks: which ratings to expect (see `data.rating_rows`).
 
-The stage is a run of its own in a folder of its own. A checkpoint is left after each epoch and a mark at the end, so that a run
-that was killed goes on where it was.
+The stage is a run of its own in a folder of its own. A checkpoint is left after each epoch and a mark at the end, so
+that a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 
 # of the ranking's configuration
-SHARED: tuple[str, ...] = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed", "data_seed")
+SHARED: tuple[str, ...] = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_steps",
+    "seed",
+    "data_seed",
+)
 SHARED += ("optim", "weight_decay", "max_grad_norm", "warmup_steps", "logging_steps", "disable_tqdm", "report_to")
 SHARED += ("use_cpu", "bf16", "fp16", "gradient_checkpointing", "torch_compile")
 logger = logging.getLogger(__name__)
@@ -40,12 +46,15 @@ class RatingStageConfig:
     """The stage in a recipe; the fields that `SHARED` names are those of [`AlroConfig`].
 
     Args:
-        rating_epochs (`float`, *optional*, defaults to `0.0`): Epochs. 0 leaves the stage out, as a pretrained model has to.
+        rating_epochs (`float`, *optional*, defaults to `0.0`): Epochs. 0 leaves the stage out, as a pretrained model
+            has to.
         rating_learning_rate (`float`, *optional*, defaults to `3e-3`): Learning rate.
         rating_max_length (`int`, *optional*, defaults to `128`): Most tokens of a row.
     """
 
-    rating_epochs: float = field(default=0.0, metadata={"help": "epochs in which a model from scratch first learns to rate"})
+    rating_epochs: float = field(
+        default=0.0, metadata={"help": "epochs in which a model from scratch first learns to rate"}
+    )
     rating_learning_rate: float = field(default=3e-3, metadata={"help": "learning rate of these epochs"})
     rating_max_length: int = field(default=128, metadata={"help": "most tokens of a row in these epochs"})
 
@@ -57,7 +66,12 @@ class RatingStageConfig:
         """What [`learn_ratings`] takes, beside what is learned and by whom."""
         own = {"num_train_epochs": self.rating_epochs, "learning_rate": self.rating_learning_rate}
         resume = bool(args.resume_from_checkpoint)
-        return {**{name: getattr(args, name) for name in SHARED}, **own, "max_length": self.rating_max_length, "resume": resume}
+        return {
+            **{name: getattr(args, name) for name in SHARED},
+            **own,
+            "max_length": self.rating_max_length,
+            "resume": resume,
+        }
 
 
 def learn_ratings(
@@ -80,8 +94,8 @@ def learn_ratings(
         dataset: Its training split is learned from.
         output_dir: A folder of the stage's own.
         max_length (*optional*, defaults to `128`): Most tokens of a row.
-        resume (*optional*, defaults to `False`): Whether a stage that ended here is taken as it is, and one that was killed
-            goes on; else it begins anew.
+        resume (*optional*, defaults to `False`): Whether a stage that ended here is taken as it is, and one that was
+            killed goes on; else it begins anew.
         options: Fields of [`BearConfig`]. By default 8 epochs, a learning rate of 3e-3, and a checkpoint an epoch.
     """
     folder = Path(output_dir)
@@ -89,7 +103,13 @@ def learn_ratings(
         logger.info("the model in %s has learned to rate already", folder)
         return load_model(folder)
     logger.info("the model first learns to rate, and is kept in %s", folder)
-    trained = {"num_train_epochs": 8, "learning_rate": 3e-3, "save_strategy": "epoch", "save_total_limit": 1, **options}
+    trained = {
+        "num_train_epochs": 8,
+        "learning_rate": 3e-3,
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        **options,
+    }
     trainer = BearTrainer(
         model,
         BearConfig(str(folder), bear_weight=0, softmax="vocabulary", **trained),  # plain supervised fine-tuning

@@ -1,7 +1,7 @@
 """Rows that teach a model from scratch what ratings mean: rated histories, every rating in them a target.
 
-A pretrained language model knows films and stars before it ranks anything; a small model has to learn them first, and a list of
-candidates tells little of either. The rows are for `SFTTrainer` as it is.
+A pretrained language model knows films and stars before it ranks anything; a small model has to learn them first, and
+a list of candidates tells little of either. The rows are for `SFTTrainer` as it is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from trl_rec.ragged import Ragged, join, within
 
 
 def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_length: int) -> Dataset:
-    """Training rows of a training split. A long sequence becomes several rows that overlap by half, and each rating is learned
-    once.
+    """Training rows of a training split. A long sequence becomes several rows that overlap by half, and each rating is
+    learned once.
 
     Args:
         split: `RecDataset.train`, with ratings. The validation and test splits are refused.
@@ -49,13 +49,20 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     items, ratings = items.take(source).slice(start, stop), ratings.take(source).slice(start, stop)
     is_new = within(items.lengths) >= np.repeat(np.where(number > 0, width - step, 0), items.lengths)
     parts = prompt_format.items.take(items.values), prompt_format.ratings.take(prompt_format.nearest(ratings.values))
-    labels = [np.full(len(parts[0].values), IGNORED), np.where(np.repeat(is_new, parts[1].lengths), parts[1].values, IGNORED)]
-    pieces, learned = join(*parts), join(*(Ragged(kept, part.offsets) for kept, part in zip(labels, parts, strict=True)))
+    labels = [
+        np.full(len(parts[0].values), IGNORED),
+        np.where(np.repeat(is_new, parts[1].lengths), parts[1].values, IGNORED),
+    ]
+    pieces, learned = (
+        join(*parts),
+        join(*(Ragged(kept, part.offsets) for kept, part in zip(labels, parts, strict=True))),
+    )
     head = Ragged.repeated(prompt_format.head, len(items))
     columns = {
         "input_ids": join(head, Ragged(pieces.values, pieces.offsets[items.offsets])).to_arrow(),
         "labels": join(
-            Ragged(np.full(len(head.values), IGNORED), head.offsets), Ragged(learned.values, pieces.offsets[items.offsets])
+            Ragged(np.full(len(head.values), IGNORED), head.offsets),
+            Ragged(learned.values, pieces.offsets[items.offsets]),
         ).to_arrow(),
         "user": pa.array(split.with_format("numpy")[:]["user"][source]),
     }

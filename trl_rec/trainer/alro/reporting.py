@@ -1,5 +1,5 @@
-"""How a run on rated lists ends: the model is saved, its orders of the test split's candidates are measured beside the baselines,
-and all of it is written down."""
+"""How a run on rated lists ends: the model is saved, its orders of the test split's candidates are measured beside the
+baselines, and all of it is written down."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def conclude_ranking(trainer: AlroTrainer, dataset: RecDataset, settings: dict[s
 
 
 def orders_table(results: dict[str, Evaluation], *, caption: str) -> str:
-    """The results as text: NDCG at the largest k, and what tells of position bias where lists were shown in several orders."""
+    """The results as text: NDCG at the largest k, and what tells of position bias where lists were shown in several
+    orders."""
     known = [name for name in next(reversed(results.values())).metrics if name != "num_users"]
     ndcg = [name for name in known if name.startswith("graded_ndcg")]
     return metrics_table(results, columns=[ndcg[0], *ndcg[-1:], *known[len(ndcg) :]], caption=caption)

@@ -1,7 +1,8 @@
-"""Lists of rated candidates: what a user had rated, and items that the same user rated later, whose ratings are the labels.
+"""Lists of rated candidates: what a user had rated, and items that the same user rated later, whose ratings are the
+labels.
 
-A candidate is never in the history, nor twice in a list: only a user's first rating of an item is a label. A list whose
-ratings are all equal has nothing to rank and is left out.
+A candidate is never in the history, nor twice in a list: only a user's first rating of an item is a label. A list
+whose ratings are all equal has nothing to rank and is left out.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ def build_rated_rows(
 
     Args:
         split: `RecDataset.train`. The validation and test splits are refused.
-        num_candidates (*optional*, defaults to `10`): Most candidates of a list, from 2 to 26. The last list of a user may be
-            shorter.
+        num_candidates (*optional*, defaults to `10`): Most candidates of a list, from 2 to 26. The last list of a user
+            may be shorter.
         stride (*optional*, defaults to `num_candidates`): New items from the beginning of a list to that of the next.
         max_history (*optional*): Most items of a history, the newest ones; by default all.
 
     Returns:
-        `datasets.Dataset` with `user`, `history` and `history_ratings`, `candidates` and `ratings`, oldest first, and `row`,
-        the number that a row is known by.
+        `datasets.Dataset` with `user`, `history` and `history_ratings`, `candidates` and `ratings`, oldest first, and
+        `row`, the number that a row is known by.
     """
     check_is_train(split, "a model")
     stride = num_candidates if stride is None else stride
@@ -44,8 +45,8 @@ def build_rated_rows(
 
 
 def held_out_rows(split: Dataset, *, num_candidates: int = 10, max_history: int | None = None) -> Dataset:
-    """Rows of a validation or test split, one a row of the split: its first `num_candidates` new targets are the candidates.
-    Columns as in [`build_rated_rows`]; `row` is the split's row."""
+    """Rows of a validation or test split, one a row of the split: its first `num_candidates` new targets are the
+    candidates. Columns as in [`build_rated_rows`]; `row` is the split's row."""
     return _rows(split, num_candidates, None, max_history)
 
 

@@ -1,7 +1,7 @@
 """What a model says where it writes an answer, as a table for each order that a list was shown in.
 
-Legend: B lists, S orders of the same candidates, m candidates of the longest list, M answer tokens in all, V vocabulary; k an
-answer position.
+Legend: B lists, S orders of the same candidates, m candidates of the longest list, M answer tokens in all, V
+vocabulary; k an answer position.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class AnswerTable(NamedTuple):
     """Columns are candidates, not slots, so that the orders of a list can be compared.
 
     Args:
-        logps (`torch.Tensor` of shape `(B, S, m, m)`): Row k: the log-probability of each candidate's name there, over the
-            names of the list. Rows beyond a list's candidates are without meaning.
+        logps (`torch.Tensor` of shape `(B, S, m, m)`): Row k: the log-probability of each candidate's name there, over
+            the names of the list. Rows beyond a list's candidates are without meaning.
         sft (`torch.Tensor` of shape `(B, S)`): The supervised loss, a mean over the answer's tokens.
     """
 
@@ -33,8 +33,8 @@ def answer_table(read: CompletionLogits, inputs: dict[str, Tensor], *, vocabular
     Args:
         read: What [`read_completions`] returned for `scored=answer_mask`.
         inputs: The batch.
-        vocabulary: Whether the supervised loss is over the vocabulary, and of EOS too. Otherwise it is over the names left, and
-            the last of them, which is forced, does not count.
+        vocabulary: Whether the supervised loss is over the vocabulary, and of EOS too. Otherwise it is over the names
+            left, and the last of them, which is forced, does not count.
     """
     scores = _scores(read, inputs["names"], inputs["answer_mask"])
     mask = inputs["candidate_mask"][:, None, None]
@@ -47,14 +47,17 @@ def answer_table(read: CompletionLogits, inputs: dict[str, Tensor], *, vocabular
 
 
 def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
-    """`(B, S, m, m)`: the logit of each candidate's name at each answer position; 0 where a list has no such position."""
+    """`(B, S, m, m)`: the logit of each candidate's name at each answer position; 0 where a list has no such
+    position."""
     list_, order, _ = answer.nonzero().unbind(1)
     position = (answer.cumsum(-1) - 1)[answer]
     starts = read.rows.unsqueeze(1) * read.logits.shape[1]  # so that no (M, V) is made, nor its gradient
     tokens = names[list_, order]
     scores = read.logits.flatten().gather(0, (starts + tokens).flatten()).view(tokens.shape)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    table = scores.new_zeros(*names.shape[:2], names.shape[2] + 1, names.shape[2])  # the last position may be that of EOS
+    table = scores.new_zeros(
+        *names.shape[:2], names.shape[2] + 1, names.shape[2]
+    )  # the last position may be that of EOS
     return table.index_put((list_, order, position), scores)[:, :, :-1]
 
 

@@ -1,7 +1,7 @@
 """Fine-tuning that puts a list of rated candidates in order, the most preferred first.
 
-Each list is shown in two orders of its candidates, in one forward pass: both share the rated history, which is read once (see
-`models.completions`), and only the answers reach the output embedding.
+Each list is shown in two orders of its candidates, in one forward pass: both share the rated history, which is read
+once (see `models.completions`), and only the answers reach the output embedding.
 
 Legend: B lists, S orders of the same candidates, m candidates of the longest list, V vocabulary; k an answer position.
 """
@@ -44,9 +44,10 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         model (`str`, `PreTrainedModel` or `PeftModel`): As in `SFTTrainer`.
         args (`AlroConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): `RecDataset.train`, with ratings, or rows of [`build_rated_rows`].
-        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`; each user's targets are put in order at each evaluation.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, which knows the tokens of the catalogue and of
-            [`rated_tokens`]; the model's own otherwise.
+        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`; each user's targets are put in order at each
+            evaluation.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, which knows the tokens of the
+            catalogue and of [`rated_tokens`]; the model's own otherwise.
         catalog (`ItemCatalog`): The items, whose surface says how they are written.
         kwargs: Passed to `SFTTrainer`.
 
@@ -97,18 +98,26 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         args = args or AlroConfig("alro")
         kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "AlroTrainer")
         processing_class = processing_class or load_tokenizer(
-            model if isinstance(model, str) else model.config._name_or_path, trust_remote_code=args.trust_remote_code or None
+            model if isinstance(model, str) else model.config._name_or_path,
+            trust_remote_code=args.trust_remote_code or None,
         )
         if train_dataset is None:
             raise ValueError("AlroTrainer needs train_dataset, whose ratings are those that prompts can tell of")
         self.catalog, self._eval_split, self._ranked_split = catalog, eval_dataset, None
         self.ratings = rating_values(train_dataset)
-        self.rated_format = RatedPromptFormat.for_catalog(catalog, processing_class, self.ratings, **args.prompt_options)
+        self.rated_format = RatedPromptFormat.for_catalog(
+            catalog, processing_class, self.ratings, **args.prompt_options
+        )
         if not args.lambda_weight or not args.permutation_weight:
             parts = {"SLL": args.lambda_weight, "PSL": args.permutation_weight}
             self._name = " + ".join(["SFT", *(name for name, weight in parts.items() if weight)])
         super().__init__(
-            model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
         )
         check_trainable(self.model)
         if args.log_gradient_norms and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
@@ -129,7 +138,9 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         if is_split(dataset) and name == "train":
             return training_lists(dataset, self.rated_format, args)
         if is_split(dataset):
-            ranked_lists(at_most(args.max_users, dataset), self.rated_format, args)  # or the first evaluation would fail
+            ranked_lists(
+                at_most(args.max_users, dataset), self.rated_format, args
+            )  # or the first evaluation would fail
             return dataset
         if name != "train" or not set(dataset.column_names) >= RATED:
             raise ValueError(
@@ -145,13 +156,18 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean over the lists of supervised loss + `lambda_weight` soft lambda loss + `permutation_weight` permutation loss."""
+        """Mean over the lists of supervised loss + `lambda_weight` soft lambda loss + `permutation_weight` permutation
+        loss."""
         table = self._answers(model, inputs)
         parts = self._parts(table, inputs)
         weights = {"sft": 1.0, "soft_lambda": self._lambda_weight(), "permutation": self.args.permutation_weight}
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum(0).mean()
         self._append_metrics(parts, weights, inputs)
-        if self.args.log_gradient_norms and model.training and (self.state.global_step + 1) % self.state.logging_steps == 0:
+        if (
+            self.args.log_gradient_norms
+            and model.training
+            and (self.state.global_step + 1) % self.state.logging_steps == 0
+        ):
             for name, norm in gradient_norms(parts, model).items():
                 self._metrics["train"][f"alro/grad_norm_{name}"].append(norm)
         return (loss, {"loss": loss}) if return_outputs else loss
@@ -170,7 +186,8 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         return answer_table(read, inputs, vocabulary=self.args.softmax == "vocabulary")
 
     def _parts(self, table: AnswerTable, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """The unweighted parts of the loss, `(B,)` each; the first two are means over the orders that a list is shown in."""
+        """The unweighted parts of the loss, `(B,)` each; the first two are means over the orders that a list is shown
+        in."""
         mask, parts = inputs["candidate_mask"], {"sft": table.sft.mean(1)}
         if self.args.lambda_weight:
             labels = (inputs["ratings"], inputs["gold_rank"], mask)
@@ -217,12 +234,15 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
     def rank(self, split: Dataset) -> RankedLists:  # type: ignore[override]  # of candidates, not of the catalogue
-        """The places that the model gives to the candidates of a split, as [`rank_rated_rows`] returns them; the rows are those
-        of [`AlroTrainer.rows_of`]."""
+        """The places that the model gives to the candidates of a split, as [`rank_rated_rows`] returns them; the rows
+        are those of [`AlroTrainer.rows_of`]."""
         if self.is_fsdp_enabled:
             raise ValueError(FSDP)
         keep_differentiable(self.model)
-        with checkpointing_kept(self.model), unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+        with (
+            checkpointing_kept(self.model),
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
+        ):
             return rank_rated_rows(
                 model,
                 self.rows_of(split),

@@ -18,7 +18,8 @@ NOT_TAKEN_BY_SFT = {  # nor by a trainer on SFTTrainer
 
 
 def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) -> dict[str, Any]:
-    """What was given without the arguments named, which must be None: `names` says of each why the trainer cannot use it."""
+    """What was given without the arguments named, which must be None: `names` says of each why the trainer cannot use
+    it."""
     for name, why in names.items():
         if given.get(name) is not None:
             raise ValueError(f"{trainer} cannot use {name}, since {why}; leave it out")

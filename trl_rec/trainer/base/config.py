@@ -1,4 +1,5 @@
-"""What all configs of this package share: how prompts are written, and how lists are ranked and measured during training."""
+"""What all configs of this package share: how prompts are written, and how lists are ranked and measured during
+training."""
 
 from __future__ import annotations
 
@@ -11,20 +12,22 @@ class RecConfig:
     """Fields that the recommendation trainers add to TRL's configs.
 
     Args:
-        prompt_head (`str`, *optional*): Text before the history; the surface's default otherwise. It may hold `{user}`, in
-            whose place the user's semantic ID comes.
+        prompt_head (`str`, *optional*): Text before the history; the surface's default otherwise. It may hold
+            `{user}`, in whose place the user's semantic ID comes.
         prompt_item (`str`, *optional*): Text of an item in the history, with `{surface}` in it.
         prompt_tail (`str`, *optional*): Text between the history and the completion.
-        chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a turn in the tokenizer's chat template.
+        chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a turn in the tokenizer's chat
+            template.
         list_length (`int`, *optional*): Items of a list that the model writes; none: it ranks single items.
-        eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): Lengths that ranked lists are cut at; none is above a
-            `list_length`.
+        eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): Lengths that ranked lists are cut at; none is
+            above a `list_length`.
         eval_num_beams (`int`, *optional*): Beam width when ranking; the largest of `eval_ks` otherwise, and 1 with a
             `list_length`: the likeliest token each time.
-        eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether a user's own history is never recommended.
+        eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether a user's own history is never
+            recommended.
         eval_length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by length to this power.
-        max_users (`int`, *optional*): Users of a split that an evaluation measures, in loss and lists, spread evenly; all
-            otherwise.
+        max_users (`int`, *optional*): Users of a split that an evaluation measures, in loss and lists, spread evenly;
+            all otherwise.
     """
 
     prompt_head: str | None = field(default=None, metadata={"help": "text before the history, perhaps with {user}"})
@@ -61,7 +64,9 @@ class RecConfig:
 
 def check_inert(config: Any, names: tuple[str, ...], why: str) -> None:
     """Refuses options that the parent would act on and this trainer does not, where they differ from their default."""
-    defaults = {one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(config)}
+    defaults = {
+        one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(config)
+    }
     for name in names:
         if getattr(config, name) != defaults[name]:
             given = f"{type(config).__name__}: {name}={getattr(config, name)!r}"

@@ -1,7 +1,9 @@
-"""A model that decodes while it is in training: whole, and without what would stop it where processes decode unequally much.
+"""A model that decodes while it is in training: whole, and without what would stop it where processes decode unequally
+much.
 
-TRL's `unwrap_model_for_generation` leaves one hook of DeepSpeed ZeRO-3 (TRL 1.16, DeepSpeed 0.19): at the start of a forward
-pass it compares notes with the other processes. One that has fewer batches to decode is then waited for without end.
+TRL's `unwrap_model_for_generation` leaves one hook of DeepSpeed ZeRO-3 (TRL 1.16, DeepSpeed 0.19): at the start of a
+forward pass it compares notes with the other processes. One that has fewer batches to decode is then waited for
+without end.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ SETTINGS = ("gradient_checkpointing", "_gradient_checkpointing_func")
 @contextmanager
 def checkpointing_kept(model: Any) -> Iterator[None]:
     """Afterwards, each layer recomputes its activations, or keeps them, as before."""
-    before = {module: {name: vars(module)[name] for name in SETTINGS if name in vars(module)} for module in model.modules()}
+    before = {
+        module: {name: vars(module)[name] for name in SETTINGS if name in vars(module)} for module in model.modules()
+    }
     try:
         yield
     finally:

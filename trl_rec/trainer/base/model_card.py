@@ -68,7 +68,9 @@ def _example(trainer: Any) -> Sequence[str]:
 
 def _own_fields(args: Any) -> set[str]:
     """The fields that this package's configs add to TRL's, and the few that tell a run apart."""
-    ours = {name for kind in type(args).__mro__ if kind.__module__.startswith("trl_rec.") for name in kind.__annotations__}
+    ours = {
+        name for kind in type(args).__mro__ if kind.__module__.startswith("trl_rec.") for name in kind.__annotations__
+    }
     return ours | {"learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "seed"}
 
 

@@ -23,12 +23,15 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 
 def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
-    """A copy of the policy to be its reference; None where an adapter makes the policy its own, or where `DPOTrainer` loads
-    both by name. Of a loaded policy it would load the folder that it once came from, which is another model by now."""
+    """A copy of the policy to be its reference; None where an adapter makes the policy its own, or where `DPOTrainer`
+    loads both by name. Of a loaded policy it would load the folder that it once came from, which is another model by
+    now."""
     if isinstance(model, str | PeftModel) or peft_config is not None:
         return None
     if is_deepspeed_zero3_enabled():
-        raise ValueError("under ZeRO-3 a policy cannot be copied; pass ref_model, loaded from the same folder as the policy")
+        raise ValueError(
+            "under ZeRO-3 a policy cannot be copied; pass ref_model, loaded from the same folder as the policy"
+        )
     return deepcopy(model)
 
 
@@ -51,8 +54,8 @@ def as_reference(model: Any) -> Iterator[None]:
 
 @contextmanager
 def not_training(model: Any) -> Iterator[None]:
-    """Inside, nothing is dropped at random and nothing checkpointed. Layers of bitsandbytes count as training all the same:
-    in evaluation on a CPU they repack their weights for good, and no gradient passes them any more (0.50)."""
+    """Inside, nothing is dropped at random and nothing checkpointed. Layers of bitsandbytes count as training all the
+    same: in evaluation on a CPU they repack their weights for good, and no gradient passes them any more (0.50)."""
     before = {module: module.training for module in model.modules()}
     for module in before:
         module.training = type(module).__module__.startswith("bitsandbytes")
@@ -64,16 +67,16 @@ def not_training(model: Any) -> Iterator[None]:
 
 
 def drop_attention_dropout(model: Any) -> None:
-    """Turns off what TRL's `disable_dropout` leaves on: attention dropout that a model keeps as a number. With it a policy
-    differs from its reference before anything is learned."""
+    """Turns off what TRL's `disable_dropout` leaves on: attention dropout that a model keeps as a number. With it a
+    policy differs from its reference before anything is learned."""
     for module in model.modules():
         if "attention_dropout" in vars(module):
             module.attention_dropout = 0.0
 
 
 def complete_ref_adapter(model: Any) -> None:
-    """Copies the whole adapter into "ref". TRL 1.16 leaves out trained new tokens and embeddings (huggingface/trl#6975), and
-    on a quantised base the dtype; this can go once that is released."""
+    """Copies the whole adapter into "ref". TRL 1.16 leaves out trained new tokens and embeddings
+    (huggingface/trl#6975), and on a quantised base the dtype; this can go once that is released."""
     if isinstance(model, PeftModel) and "ref" in model.peft_config:
         tensors = {f"{name}.": tensor for name, tensor in model.named_parameters()}
         for name, tensor in tensors.items():
@@ -82,8 +85,8 @@ def complete_ref_adapter(model: Any) -> None:
 
 
 def hash_weights(model: Any) -> str:
-    """A hash of all processes' weights. Where ZeRO-3 has loaded a model, the parameters themselves are empty (as TRL 1.16
-    hashes them, all models would be the same one), and each process holds its share."""
+    """A hash of all processes' weights. Where ZeRO-3 has loaded a model, the parameters themselves are empty (as TRL
+    1.16 hashes them, all models would be the same one), and each process holds its share."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         held = vars(parameter).get("ds_tensor", parameter)
@@ -93,7 +96,8 @@ def hash_weights(model: Any) -> str:
 
 
 def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
-    """Where these rows' reference log-probabilities are kept: the name tells rows and settings, the weights among them."""
+    """Where these rows' reference log-probabilities are kept: the name tells rows and settings, the weights among
+    them."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
         for batch in table.combine_chunks().to_batches():

@@ -1,5 +1,5 @@
-"""How a run ends: the model is saved, its lists for the test split are measured beside the baselines, and all of it is written
-down."""
+"""How a run ends: the model is saved, its lists for the test split are measured beside the baselines, and all of it is
+written down."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def conclude(
 
 
 def save_run(trainer: Any, settings: dict[str, Any]) -> None:
-    """Saves a trained model with what it was trained by and what was logged; no process goes on before all is written."""
+    """Saves a trained model with what it was trained by and what was logged; no process goes on before all is
+    written."""
     trainer.save_model()
     if trainer.is_world_process_zero():
         write_run(trainer.args.output_dir, trainer.args, settings, trainer.state.log_history)
@@ -77,7 +78,9 @@ def write_run(folder: str | Path, args: Any, settings: dict[str, Any], log_histo
     recipe = {name: value for name, value in {**settings, **args.to_dict()}.items() if _is_plain(value)}
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-    (Path(folder) / "eval.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in log_history), encoding="utf-8")
+    (Path(folder) / "eval.jsonl").write_text(
+        "".join(f"{json.dumps(entry)}\n" for entry in log_history), encoding="utf-8"
+    )
 
 
 def _is_plain(value: Any) -> bool:

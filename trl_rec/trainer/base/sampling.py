@@ -25,8 +25,16 @@ class RepeatedBatches(Sampler[int]):
 
     def __init__(self, num_rows: int, batch_size: int, num_repeats: int, seed: int) -> None:
         if num_rows < batch_size:
-            raise ValueError(f"{num_rows} rows do not fill a batch of {batch_size}; make the batch smaller, or add data")
-        self.num_rows, self.batch_size, self.num_repeats, self.seed, self.epoch = num_rows, batch_size, num_repeats, seed, 0
+            raise ValueError(
+                f"{num_rows} rows do not fill a batch of {batch_size}; make the batch smaller, or add data"
+            )
+        self.num_rows, self.batch_size, self.num_repeats, self.seed, self.epoch = (
+            num_rows,
+            batch_size,
+            num_repeats,
+            seed,
+            0,
+        )
 
     def __len__(self) -> int:
         return self.num_rows // self.batch_size * self.batch_size * self.num_repeats
@@ -64,8 +72,8 @@ class LengthGroups(LengthGroupedSampler):
 
 
 class EpochOrder(TrainerCallback):
-    """Tells a sampler which epoch begins. After a resume within an epoch neither Accelerate 1.15 nor transformers 5.23 reaches
-    it through the wrappers of several processes, and all epochs would have the order of the first.
+    """Tells a sampler which epoch begins. After a resume within an epoch neither Accelerate 1.15 nor transformers 5.23
+    reaches it through the wrappers of several processes, and all epochs would have the order of the first.
 
     Args:
         sampler (`Sampler`): One with `set_epoch`, or any other.

@@ -1,7 +1,7 @@
 """What all trainers of this package share, as a mixin over a TRL trainer.
 
-Lists are ranked and measured at each evaluation, each checkpoint is a run folder that recommends by itself, and a run that was
-killed resumes from a checkpoint that was written to its end.
+Lists are ranked and measured at each evaluation, each checkpoint is a run folder that recommends by itself, and a run
+that was killed resumes from a checkpoint that was written to its end.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class RecTrainerMixin(Base):
     Attributes:
         catalog (`ItemCatalog` or `None`): The items. Without them, which a trainer may allow, nothing is ranked.
         renormalizes (`bool`): Whether ranking scores are over the legal tokens.
-        measures_loss_on_splits (`bool`): Whether the loss has a meaning on a split of a `RecDataset`; else it is only ranked.
+        measures_loss_on_splits (`bool`): Whether the loss has a meaning on a split of a `RecDataset`; else it is only
+            ranked.
     """
 
     args: Any
@@ -66,15 +67,21 @@ class RecTrainerMixin(Base):
             self.prompt_format = PromptFormat.for_catalog(catalog, processing_class, **args.prompt_options)
             self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """The parent's metrics and, for a split of a `RecDataset`, those of the ranked lists (`eval_ndcg@10`)."""
         split = self._eval_split if eval_dataset is None else eval_dataset
         if isinstance(split, dict):  # one by one, as any of them may be ranked; those of `__init__` go by name
-            return self._evaluate_each(split if eval_dataset is not None else {name: name for name in split}, metric_key_prefix)
+            return self._evaluate_each(
+                split if eval_dataset is not None else {name: name for name in split}, metric_key_prefix
+            )
         split = self._eval_split[split] if isinstance(split, str) else split
         self._ranked_split = split if self.catalog is not None and is_split(split) else None
         if self._ranked_split is not None and not self.measures_loss_on_splits:
-            return Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)  # TRL's would prepare it for a loss
+            return Trainer.evaluate(
+                self, eval_dataset, ignore_keys, metric_key_prefix
+            )  # TRL's would prepare it for a loss
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def _evaluate_each(self, datasets: dict[str, Any], prefix: str) -> dict[str, float]:
@@ -91,9 +98,12 @@ class RecTrainerMixin(Base):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Adds the ranking metrics where the loss is, so that logs, callbacks and `metric_for_best_model` all see them."""
+        """Adds the ranking metrics where the loss is, so that logs, callbacks and `metric_for_best_model` all see
+        them."""
         if self._ranked_split is None or self.measures_loss_on_splits:
-            output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         else:
             self.model.eval()  # as the parent's loop does: log() tells by it whose metrics it has
             output = EvalLoopOutput(None, None, {}, len(self._ranked_split))  # type: ignore[arg-type]
@@ -122,7 +132,10 @@ class RecTrainerMixin(Base):
         if self.is_fsdp_enabled:
             raise ValueError(FSDP)
         keep_differentiable(self.model)
-        with checkpointing_kept(self.model), unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+        with (
+            checkpointing_kept(self.model),
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
+        ):
             return rank_histories(
                 model,
                 split_rows(split, "history"),
@@ -140,7 +153,8 @@ class RecTrainerMixin(Base):
             )
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
-        """As the parent's; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end, if any."""
+        """As the parent's; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end, if
+        any."""
         sets = self._eval_split.values() if isinstance(self._eval_split, dict) else [self._eval_split]
         ranks = self.args.eval_strategy != "no" and self.catalog is not None and any(map(is_split, sets))
         if self.is_fsdp_enabled and ranks:
@@ -181,7 +195,8 @@ class RecTrainerMixin(Base):
                 "max_length": self.args.max_length,
                 "renormalize": self.renormalizes,
                 "length_penalty": self.args.eval_length_penalty,
-                "num_beams": self.args.eval_num_beams or (max(self.args.eval_ks) if self.args.list_length is None else 1),
+                "num_beams": self.args.eval_num_beams
+                or (max(self.args.eval_ks) if self.args.list_length is None else 1),
             }
             save_recommender(output_dir or self.args.output_dir, self.catalog, settings)
 
@@ -196,7 +211,9 @@ class RecTrainerMixin(Base):
         """As the parent's, but into an empty folder, and older checkpoints go only when this one has its mark."""
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, whose mark would vouch for a half-written one
+            shutil.rmtree(
+                folder, ignore_errors=True
+            )  # of an earlier run, whose mark would vouch for a half-written one
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # the parent would delete before the mark
         try:

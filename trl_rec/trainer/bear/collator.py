@@ -27,8 +27,8 @@ FREE = -2
 
 @dataclass
 class NextItemCollator:
-    """Pads rows and, given a trie, takes out of the labels what is forced: a target token that is the only legal one has no
-    loss, and neither the output embedding nor the count of target tokens should see it.
+    """Pads rows and, given a trie, takes out of the labels what is forced: a target token that is the only legal one
+    has no loss, and neither the output embedding nor the count of target tokens should see it.
 
     Args:
         pad_token_id (`int`): Fills `input_ids`.
@@ -45,8 +45,8 @@ class NextItemCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids attention_mask position_ids labels` and, given a trie, `trie_nodes`, each `(B, T)`; for list rows also
-        what else [`list_choices`] gives."""
+        """`input_ids attention_mask position_ids labels` and, given a trie, `trie_nodes`, each `(B, T)`; for list rows
+        also what else [`list_choices`] gives."""
         tokens = Ragged.from_lists([row["input_ids"] for row in rows])
         mask = self._pad(Ragged(tokens.values * 0 + 1, tokens.offsets), 0)
         batch = {
@@ -76,8 +76,8 @@ class NextItemCollator:
 def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = None) -> Dataset:
     """The rows with a column `trie_nodes`: for each label the node at which it is chosen, -1 where nothing is learned.
 
-    The labels of a row are the paths of one item after another. A label that continues no item is refused, with its row. Rows
-    where `free` `(num_rows,)` is true learn something else, and their labels have the node `FREE`.
+    The labels of a row are the paths of one item after another. A label that continues no item is refused, with its
+    row. Rows where `free` `(num_rows,)` is true learn something else, and their labels have the node `FREE`.
     """
     labels, trie = split_rows(rows, "labels"), trie.to("cpu")
     nodes = np.full(len(labels.values), -1, np.int32)
@@ -100,7 +100,9 @@ def _nodes(targets: Ragged, trie: TokenTrie) -> np.ndarray:
         strayed = (reached < 0) & (column >= 0)
         if bool(strayed.any()):
             row = int(strayed.nonzero()[0])
-            raise ValueError(f"row {row}: label {int(column[row])} continues no item; was the row built with this catalogue?")
+            raise ValueError(
+                f"row {row}: label {int(column[row])} continues no item; was the row built with this catalogue?"
+            )
         leaf = trie.row_offsets[reached] == trie.row_offsets[reached + 1]
         node = torch.where(leaf | (reached < 0), 0, reached)
     return torch.stack(passed, 1)[tokens >= 0].numpy()

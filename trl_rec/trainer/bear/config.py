@@ -20,13 +20,14 @@ class BearConfig(RecConfig, SFTConfig):
 
     `bear_weight=0` is MSL, cross-entropy over the legal tokens; with `softmax="vocabulary"` as well it is plain SFT.
 
-    With a `list_length` the model learns to write lists of distinct items: the user's next ones, in order. What a list holds
-    already is then not among the legal tokens, nor, unless `eval_exclude_history` is off, what the history holds: the tokens
-    that are legal when lists are drawn. The EOS after a whole list is learned with `softmax="vocabulary"` alone.
+    With a `list_length` the model learns to write lists of distinct items: the user's next ones, in order. What a list
+    holds already is then not among the legal tokens, nor, unless `eval_exclude_history` is off, what the history
+    holds: the tokens that are legal when lists are drawn. The EOS after a whole list is learned with
+    `softmax="vocabulary"` alone.
 
     Args:
-        bear_weight (`float`, *optional*, defaults to `0.6875`): Weight of the beam term, the paper's lambda. The authors' code
-            calls 0.25 what is 0.25 x `sharpness` here.
+        bear_weight (`float`, *optional*, defaults to `0.6875`): Weight of the beam term, the paper's lambda. The
+            authors' code calls 0.25 what is 0.25 x `sharpness` here.
         sharpness (`float`, *optional*, defaults to `2.75`): The paper's xi, the unit of the margin.
         variant (`str`, *optional*, defaults to `"paper"`): `"paper"`, which leans on targets inside the beam, or
             `"survival"`, which leans on those outside.
@@ -35,22 +36,25 @@ class BearConfig(RecConfig, SFTConfig):
         softmax (`str`, *optional*, defaults to `"legal"`): Softmax over the tokens that continue an item, or over the
             `"vocabulary"`. Decoding follows it.
         targets (`str`, *optional*, defaults to `"last"`): One row a target, or with a `list_length` one row a list; or
-            `"all"`: one row a sequence with every item a target, for item tokens and semantic IDs. Such a row is one long
-            list, but its legal softmax does not leave out what comes before in it.
-        every_position (`bool`, *optional*, defaults to `False`): Whether a list begins at every target of a sequence, rather
-            than where the list before it ends; with a `list_length`.
+            `"all"`: one row a sequence with every item a target, for item tokens and semantic IDs. Such a row is one
+            long list, but its legal softmax does not leave out what comes before in it.
+        every_position (`bool`, *optional*, defaults to `False`): Whether a list begins at every target of a sequence,
+            rather than where the list before it ends; with a `list_length`.
         max_history (`int`, *optional*): Most items before a target, with `targets="last"` and no `list_length`.
-        tasks (`dict[str, float]`, *optional*): What else is learned than the next item, as [`build_training_rows`] makes rows
-            of it: for each task its number of rows, as a multiple of those that the next item has. `next_item` is a task too,
-            so 1.0 takes all of its rows. The others: `item_to_id`, `id_to_item`, `history_to_title`, `titles_to_id`,
-            `profile_to_user`, `user_to_profile`, `query_to_item`, `history_to_preference`.
+        tasks (`dict[str, float]`, *optional*): What else is learned than the next item, as [`build_training_rows`]
+            makes rows of it: for each task its number of rows, as a multiple of those that the next item has.
+            `next_item` is a task too, so 1.0 takes all of its rows. The others: `item_to_id`, `id_to_item`,
+            `history_to_title`, `titles_to_id`, `profile_to_user`, `user_to_profile`, `query_to_item`,
+            `history_to_preference`.
         task_cap (`int`, *optional*): Most rows of any task but the next item.
         task_history (`int`, *optional*, defaults to `20`): Most items that a prompt of these other tasks tells of.
     """
 
     _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["tasks"]
 
-    bear_weight: float = field(default=0.25 * 2.75, metadata={"help": "weight of the beam term; 0: cross-entropy alone"})
+    bear_weight: float = field(
+        default=0.25 * 2.75, metadata={"help": "weight of the beam term; 0: cross-entropy alone"}
+    )
     sharpness: float = field(default=2.75, metadata={"help": "unit of the margin"})
     variant: Literal["paper", "survival"] = field(default="paper", metadata={"help": "paper or survival"})
     num_beams: int = field(default=10, metadata={"help": "beam width to survive"})
@@ -77,14 +81,18 @@ class BearConfig(RecConfig, SFTConfig):
         if self.list_length is not None and self.targets == "last":
             check_inert(self, ("max_history",), "prompts of lists are bounded by max_length")
         else:
-            check_inert(self, ("every_position",), "rows of lists alone have it, made with list_length and targets='last'")
+            check_inert(
+                self, ("every_position",), "rows of lists alone have it, made with list_length and targets='last'"
+            )
         self._check_tasks()
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor has no effect with BEAR's loss; leave it out")
 
     def _check_tasks(self) -> None:
         if self.tasks is None:
-            return check_inert(self, ("task_cap", "task_history"), "there are no tasks but the next item; name them in tasks")
+            return check_inert(
+                self, ("task_cap", "task_history"), "there are no tasks but the next item; name them in tasks"
+            )
         if self.list_length is not None:
             raise ValueError("tasks are about single items, so they have no list_length; leave one of the two out")
         if not isinstance(self.tasks, dict) or not self.tasks:
@@ -95,7 +103,9 @@ class BearConfig(RecConfig, SFTConfig):
             if name not in NAMES:
                 raise ValueError(f"there is no task {name!r}; the tasks are {', '.join(NAMES)}")
             if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-                raise ValueError(f"tasks: {name} has the weight {weight!r}; give a positive number, or leave the task out")
+                raise ValueError(
+                    f"tasks: {name} has the weight {weight!r}; give a positive number, or leave the task out"
+                )
         for name in ("task_cap", "task_history"):
             value = getattr(self, name)
             if value is not None and value < 1:

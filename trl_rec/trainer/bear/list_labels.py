@@ -1,7 +1,7 @@
 """What stands behind the labels of rows of lists: where each token is chosen, and what is not legal there any more.
 
-Legend: B rows, T tokens of the longest (padded), K items of the longest list, E items of the longest history, M tokens where
-the trie branches.
+Legend: B rows, T tokens of the longest (padded), K items of the longest list, E items of the longest history, M tokens
+where the trie branches.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
 
 
-def list_choices(rows: list[dict[str, Any]], labels: Tensor, trie: TokenTrie, exclude_history: bool) -> dict[str, Tensor]:
+def list_choices(
+    rows: list[dict[str, Any]], labels: Tensor, trie: TokenTrie, exclude_history: bool
+) -> dict[str, Tensor]:
     """Where the labels `(B, T)` of rows with `items` and `history` are chosen.
 
     Returns:
-        `trie_nodes (B, T)`, the node of each label, -1 where it is forced, the EOS after a list among them; `ranks (B, T)`,
-        the item's place in the list; `items (B, K)`, padded with -1; and `excluded (B, E)`, as `Excluded.places` holds it.
+        `trie_nodes (B, T)`, the node of each label, -1 where it is forced, the EOS after a list among them; `ranks (B,
+        T)`, the item's place in the list; `items (B, K)`, padded with -1; and `excluded (B, E)`, as `Excluded.places`
+        holds it.
     """
     items = torch.from_numpy(Ragged.from_lists([row["items"] for row in rows]).padded())
     histories = [row["history"] for row in rows] if exclude_history else None
@@ -64,7 +67,9 @@ def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool) -> None:
         more = torch.from_numpy(lengths) - lists.mask.sum(1)
         same = (torch.from_numpy(given) == lists.token_ids) | ~lists.mask
         strange = (more < 0) | (more > 1) | ~same.all(1)
-        _refuse(part[strange.numpy()], "its labels are not the list of its items; was the row built with this catalogue?")
+        _refuse(
+            part[strange.numpy()], "its labels are not the list of its items; was the row built with this catalogue?"
+        )
 
 
 def _refuse(found: np.ndarray, why: str) -> None:

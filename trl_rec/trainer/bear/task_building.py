@@ -12,8 +12,8 @@ from trl_rec.trainer.bear.config import BearConfig
 
 
 def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase, config: BearConfig) -> Dataset:
-    """What [`BearTrainer`] is given to train on: `dataset.train`, or with `config.tasks` the rows of these tasks, which need
-    the users and the catalogue as well.
+    """What [`BearTrainer`] is given to train on: `dataset.train`, or with `config.tasks` the rows of these tasks,
+    which need the users and the catalogue as well.
 
     Args:
         dataset: The data, its catalogue with the surface to train on.

@@ -21,8 +21,8 @@ from trl_rec.trainer.bear.collator import NextItemCollator
 
 @dataclass
 class TaskCollator(NextItemCollator, TrainerCallback):
-    """Puts prompts before the answers of [`build_task_rows`]' rows, and then does as its parent. Rows that name no task, as
-    those of an evaluation, pass as they are. As a callback it learns which epoch begins.
+    """Puts prompts before the answers of [`build_task_rows`]' rows, and then does as its parent. Rows that name no
+    task, as those of an evaluation, pass as they are. As a callback it learns which epoch begins.
 
     Args:
         templates (`Mapping[str, list[TemplateIds]]`): Of each task, as [`template_ids`] makes them.

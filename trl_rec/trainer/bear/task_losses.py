@@ -28,15 +28,16 @@ def free_rows(rows: Dataset) -> np.ndarray | None:
 
 
 def item_places(learned: Tensor, tasks: Tensor | None) -> Tensor:
-    """`(B, T)`: those of the `learned` places whose target is an item's token; `tasks (B,)` as [`TaskCollator`] gives them."""
+    """`(B, T)`: those of the `learned` places whose target is an item's token; `tasks (B,)` as [`TaskCollator`] gives
+    them."""
     return learned if tasks is None else learned & ANSWERS_ITEM.to(tasks.device)[tasks].unsqueeze(1)
 
 
 def with_texts(
     logits: Tensor, targets: Tensor, is_item: Tensor, of_items: Callable[[Tensor, Tensor], LossOutput]
 ) -> LossOutput:
-    """The loss `(N,)` of target tokens from their logits `(N, V)`: `of_items` of items', cross-entropy over the vocabulary of
-    the others, which have margin and pruned 0."""
+    """The loss `(N,)` of target tokens from their logits `(N, V)`: `of_items` of items', cross-entropy over the
+    vocabulary of the others, which have margin and pruned 0."""
     texts = bear_loss(logits[~is_item], targets[~is_item], None, num_beams=1, weight=0.0, sharpness=1.0)
     items = of_items(logits[is_item], targets[is_item])
 
@@ -45,11 +46,14 @@ def with_texts(
         return whole.masked_scatter(~is_item, other.to(own.dtype))
 
     metrics = {name: placed(items.metrics[name], 0 * texts.metrics[name]) for name in ("margin", "pruned")}
-    return LossOutput(placed(items.loss, texts.loss), {"ce": placed(items.metrics["ce"], texts.metrics["ce"]), **metrics})
+    return LossOutput(
+        placed(items.loss, texts.loss), {"ce": placed(items.metrics["ce"], texts.metrics["ce"]), **metrics}
+    )
 
 
 def task_sums(ce: Tensor, tasks: Tensor) -> Tensor:
-    """`(2 K,)`: for each task the sum of `ce (N,)` over its target tokens, and then for each their number; `tasks (N,)`."""
+    """`(2 K,)`: for each task the sum of `ce (N,)` over its target tokens, and then for each their number; `tasks
+    (N,)`."""
     sums = torch.zeros(2, len(NAMES), dtype=torch.float32, device=ce.device)
     sums[0].index_add_(0, tasks, ce.to(torch.float32))
     sums[1].index_add_(0, tasks, torch.ones_like(ce, dtype=torch.float32))

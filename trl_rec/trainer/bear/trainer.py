@@ -39,11 +39,12 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): As in `SFTTrainer`.
         args (`BearConfig`, *optional*): Configuration.
-        train_dataset (`Dataset`): `RecDataset.train`, or rows with `input_ids` and `labels` whose labels are catalogue items,
-            or rows of lists as [`build_list_rows`] makes them, or of several tasks as [`build_training_rows`] does.
+        train_dataset (`Dataset`): `RecDataset.train`, or rows with `input_ids` and `labels` whose labels are catalogue
+            items, or rows of lists as [`build_list_rows`] makes them, or of several tasks as [`build_training_rows`]
+            does.
         eval_dataset (`Dataset`, *optional*): `RecDataset.validation`, whose users are then also ranked, or rows.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, which knows the catalogue's tokens; the
-            model's own otherwise.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, which knows the catalogue's tokens;
+            the model's own otherwise.
         catalog (`ItemCatalog`): The items, whose surface says how they are written.
         kwargs: Passed to `SFTTrainer`.
 
@@ -85,14 +86,20 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         args = args or BearConfig("bear")
         kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "BearTrainer")
         processing_class = processing_class or load_tokenizer(
-            model if isinstance(model, str) else model.config._name_or_path, trust_remote_code=args.trust_remote_code or None
+            model if isinstance(model, str) else model.config._name_or_path,
+            trust_remote_code=args.trust_remote_code or None,
         )
         self._set_catalog(catalog, processing_class, args, eval_dataset)
         self.renormalizes = args.softmax == "legal"
         if not args.bear_weight:
             self._name = "MSL" if self.renormalizes else "SFT"
         super().__init__(
-            model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
         )
         check_trainable(self.model)
         self.data_collator = self._collator(processing_class, args)
@@ -140,7 +147,9 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         if args.list_length is None or args.targets == "all":
             lengths = {"max_length": args.max_length, "max_history": args.max_history}
             return build_rows(split, self.prompt_format, targets=args.targets, **lengths)
-        return build_list_rows(split, self.prompt_format, every_position=args.every_position, max_length=args.max_length)
+        return build_list_rows(
+            split, self.prompt_format, every_position=args.every_position, max_length=args.max_length
+        )
 
     def _evaluation_rows(self, split: Dataset, args: BearConfig) -> Dataset:
         split = at_most(args.max_users, split)
@@ -168,7 +177,9 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         count = learned.sum() if num_items_in_batch is None else num_items_in_batch
         loss = output.loss.sum() / torch.as_tensor(count, device=labels.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # the count is over all processes, and DDP averages their gradients
+            loss = (
+                loss * self.accelerator.num_processes
+            )  # the count is over all processes, and DDP averages their gradients
         self._append_metrics(output, learned, inputs["attention_mask"], tasks)
         return (loss, outputs) if return_outputs else loss
 
@@ -202,8 +213,8 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         )
 
     def _legal(self, choices: dict[str, Tensor], learned: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The tokens `(N, C)` that each target token is chosen among, and which of them count: all, if that is None. The tokens
-        are `(1, C)` where all have the same."""
+        """The tokens `(N, C)` that each target token is chosen among, and which of them count: all, if that is None.
+        The tokens are `(1, C)` where all have the same."""
         nodes = choices["trie_nodes"][:, 1:][learned[:, :-1]]
         alike, place = nodes.unique(return_inverse=True)
         width = None if len(alike) else 1
@@ -215,9 +226,11 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         tokens, _, legal = legal_children(self.trie, alike if len(alike) == 1 else nodes, taken, width)
         return tokens, legal
 
-    def _append_metrics(self, output: LossOutput, learned: Tensor, attention_mask: Tensor, tasks: Tensor | None = None) -> None:
-        """Means over the items' target tokens of all processes; `rows_pruned` is the share of rows with any token pruned. Of
-        several tasks, each has a mean of its own."""
+    def _append_metrics(
+        self, output: LossOutput, learned: Tensor, attention_mask: Tensor, tasks: Tensor | None = None
+    ) -> None:
+        """Means over the items' target tokens of all processes; `rows_pruned` is the share of rows with any token
+        pruned. Of several tasks, each has a mean of its own."""
         mode = "train" if self.model.training else "eval"
         rows, items = learned.nonzero()[:, 0], item_places(learned, tasks)
         pruned = torch.zeros(len(learned), device=learned.device)
@@ -228,12 +241,16 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         local = torch.stack([value.to(torch.float32) for value in sums])
         if tasks is not None:
             local = torch.cat([local, task_sums(output.metrics["ce"], tasks[rows])])
-        total = self.accelerator.gather(local.unsqueeze(0)).sum(0).tolist()  # one row a process, none of them a padded sample
+        total = (
+            self.accelerator.gather(local.unsqueeze(0)).sum(0).tolist()
+        )  # one row a process, none of them a padded sample
         loss, ce, margin, num_pruned, rows_pruned, tokens, num_rows, seen, *by_task = total
         if not loss - loss == 0:
             raise ValueError(f"the loss is {loss} at step {self.state.global_step}: {self._broken_row(output, rows)}")
         means = {"ce": ce / max(tokens, 1), "margin": margin / max(tokens, 1), "pruned": num_pruned / max(tokens, 1)}
-        means = {f"bear/{name}": value for name, value in {**means, "rows_pruned": rows_pruned / max(num_rows, 1)}.items()}
+        means = {
+            f"bear/{name}": value for name, value in {**means, "rows_pruned": rows_pruned / max(num_rows, 1)}.items()
+        }
         if by_task:  # a step may have none of a task, and no item
             means = {**(means if tokens else {}), **task_means(by_task)}
         for name, value in means.items():
@@ -245,4 +262,8 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
     @staticmethod
     def _broken_row(output: LossOutput, rows: Tensor) -> str:
         broken = rows[~output.loss.isfinite()].unique().tolist()
-        return f"rows {broken} of this process's batch; lower the learning rate, or look at the data" if broken else "elsewhere"
+        return (
+            f"rows {broken} of this process's batch; lower the learning rate, or look at the data"
+            if broken
+            else "elsewhere"
+        )

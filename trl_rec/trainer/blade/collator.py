@@ -1,7 +1,7 @@
 """Batches of prompts after which a policy draws lists of its own, with what their rewards are made from.
 
-Legend: B prompts, P tokens of the longest, H items of the longest history, T targets of the row with most, M reference lists,
-K items a list.
+Legend: B prompts, P tokens of the longest, H items of the longest history, T targets of the row with most, M reference
+lists, K items a list.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class ListPromptCollator:
     pad_token_id: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`prompt_ids prompt_mask (B, P)`, `history (B, H)`, `targets (B, T)`, `row (B,)`: the number of each row in the data,
-        and `references (B, M, K)` where the rows have them."""
+        """`prompt_ids prompt_mask (B, P)`, `history (B, H)`, `targets (B, T)`, `row (B,)`: the number of each row in
+        the data, and `references (B, M, K)` where the rows have them."""
         prompts, history, targets = (
             Ragged.from_lists([row[name] for row in rows]) for name in ("prompt_ids", "history", "targets")
         )

@@ -27,25 +27,26 @@ class BladeConfig(RecConfig, DPOConfig):
 
     Args:
         list_length (`int`, *optional*, defaults to `10`): Items of a list, the paper's K.
-        rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Weights of rewards, by their names: `ndcg`,
-            `recall`, `hit`, `ild`, `mgu`, or functions that the trainer was given. All are higher for better lists.
-        target (`str`, *optional*, defaults to `"blade"`): What is learned from: `"blade"`; `"best_of_n"`, its static limit;
-            `"rank"`, the rank among the rollouts alone; or the `"reward"` itself, as GRPO does.
-        dynamic_coefficient (`float`, *optional*, defaults to `0.3`): The rollouts' share of the evidence, the paper's tau, with
-            `target="blade"`.
+        rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Weights of rewards, by their names:
+            `ndcg`, `recall`, `hit`, `ild`, `mgu`, or functions that the trainer was given. All are higher for better
+            lists.
+        target (`str`, *optional*, defaults to `"blade"`): What is learned from: `"blade"`; `"best_of_n"`, its static
+            limit; `"rank"`, the rank among the rollouts alone; or the `"reward"` itself, as GRPO does.
+        dynamic_coefficient (`float`, *optional*, defaults to `0.3`): The rollouts' share of the evidence, the paper's
+            tau, with `target="blade"`.
         best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
         num_references (`int`, *optional*, defaults to `16`): Lists of the reference policy a prompt, drawn once.
         prior (`float`, *optional*, defaults to `0.5`): Parameter of the Beta prior.
         num_generations (`int`, *optional*, defaults to `8`): Rollouts a prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Of rollouts and references.
-        beta (`float`, *optional*): Weight of the KL to the reference policy. By default 1, as N is in the target already; 0.001
-            with `target="reward"`.
-        standardize (`bool`, *optional*): Whether advantages are divided by their group's standard deviation. By default only
-            with `target="reward"`.
+        beta (`float`, *optional*): Weight of the KL to the reference policy. By default 1, as N is in the target
+            already; 0.001 with `target="reward"`.
+        standardize (`bool`, *optional*): Whether advantages are divided by their group's standard deviation. By
+            default only with `target="reward"`.
         num_iterations (`int`, *optional*, defaults to `1`): Steps on the same rollouts.
         clip (`float`, *optional*, defaults to `0.2`): How far from 1 a list's probability ratio counts.
-        every_position (`bool`, *optional*, defaults to `False`): Whether a list begins at every item of a sequence, rather
-            than where the list before it ends.
+        every_position (`bool`, *optional*, defaults to `False`): Whether a list begins at every item of a sequence,
+            rather than where the list before it ends.
         max_prompts (`int`, *optional*): Prompts to learn from, spread evenly; all otherwise. Each
             costs `num_references` lists before training begins, so a short run should name what it visits.
         reference_batch_size (`int`, *optional*, defaults to `64`): Prompts whose reference lists are drawn together.
@@ -53,7 +54,9 @@ class BladeConfig(RecConfig, DPOConfig):
     """
 
     list_length: int | None = field(default=10, metadata={"help": "items of a list"})
-    rewards: dict[str, Any] | str | None = field(default=None, metadata={"help": "weights of rewards by name; ndcg by default"})
+    rewards: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "weights of rewards by name; ndcg by default"}
+    )
     target: Literal["blade", "best_of_n", "rank", "reward"] = field(
         default="blade", metadata={"help": "blade, best_of_n, rank or reward"}
     )
@@ -71,7 +74,9 @@ class BladeConfig(RecConfig, DPOConfig):
     clip: float = field(default=0.2, metadata={"help": "how far from 1 a list's probability ratio counts"})
     every_position: bool = field(default=False, metadata={"help": "begin a list at every item of a sequence"})
     max_prompts: int | None = field(default=None, metadata={"help": "prompts to learn from, spread evenly"})
-    reference_batch_size: int = field(default=64, metadata={"help": "prompts whose reference lists are drawn together"})
+    reference_batch_size: int = field(
+        default=64, metadata={"help": "prompts whose reference lists are drawn together"}
+    )
 
     learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate"})
 
@@ -83,7 +88,9 @@ class BladeConfig(RecConfig, DPOConfig):
         if padding != "auto" and self.pad_to_multiple_of is not None:
             raise ValueError(f"BladeConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
         check_inert(self, INERT, "the loss is a policy gradient of whole lists")
-        check_inert(self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning")
+        check_inert(
+            self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
+        )
         check_inert(self, INERT_REFERENCE, "rollouts are drawn anew, and the reference policy stays what it is")
         check_inert(self, ("disable_dropout",), "rollouts are drawn without dropout, and so is the gradient")
         self.rewards = {"ndcg": 1.0} if self.rewards is None else self.rewards
@@ -101,16 +108,22 @@ class BladeConfig(RecConfig, DPOConfig):
     def _check_sampling(self) -> None:
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {self.target!r}")
-        numbers = isinstance(self.rewards, dict) and all(isinstance(weight, int | float) for weight in self.rewards.values())
+        numbers = isinstance(self.rewards, dict) and all(
+            isinstance(weight, int | float) for weight in self.rewards.values()
+        )
         if not numbers or not self.rewards:
-            raise ValueError(f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {self.rewards!r}")
+            raise ValueError(
+                f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {self.rewards!r}"
+            )
         if self.num_generations < 2:
             raise ValueError(f"num_generations must be at least 2, not {self.num_generations}: rollouts are compared")
         if self.list_length is None or self.list_length < 1:
             raise ValueError(f"list_length must be at least 1, not {self.list_length}: BLADE aligns lists")
         least = 1 if self.target in ("blade", "best_of_n") else 0
         if self.num_references < least:
-            raise ValueError(f"num_references must be at least {least}, not {self.num_references}, with target {self.target}")
+            raise ValueError(
+                f"num_references must be at least {least}, not {self.num_references}, with target {self.target}"
+            )
 
     def _check_numbers(self) -> None:
         """What would else be refused in the first step only, after the reference lists have been drawn."""
@@ -126,7 +139,8 @@ class BladeConfig(RecConfig, DPOConfig):
             raise ValueError(f"beta must be 0 or more, not {self.beta}")
 
     def _check_iterations(self) -> None:
-        """With several steps on the same rollouts a checkpoint between them could not be resumed to the same weights."""
+        """With several steps on the same rollouts a checkpoint between them could not be resumed to the same
+        weights."""
         if self.num_iterations == 1:
             return
         check_inert(self, ("train_sampling_strategy",), "batches come num_iterations times in a row")

@@ -1,8 +1,8 @@
 """Lists that the reference policy draws for each training prompt, once, and keeps on disk.
 
-They are drawn in parts, each by one process and each written when it is whole: a run that was killed goes on with the next, and
-a part that has been damaged since is drawn again. A list depends on the seed and on the number of its row, not on parts,
-batches or processes. Items are kept, not rewards, so that other rewards need no other lists.
+They are drawn in parts, each by one process and each written when it is whole: a run that was killed goes on with the
+next, and a part that has been damaged since is drawn again. A list depends on the seed and on the number of its row,
+not on parts, batches or processes. Items are kept, not rewards, so that other rewards need no other lists.
 """
 
 from __future__ import annotations
@@ -59,13 +59,17 @@ def draw_reference_lists(
     accelerator.wait_for_everyone()  # before any process writes a part, so that all see the same ones missing
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     total = sum(map(len, mine))
-    with tqdm(total=total, desc="reference lists", unit="prompt", disable=not total or not accelerator.is_main_process) as bar:
+    with tqdm(
+        total=total, desc="reference lists", unit="prompt", disable=not total or not accelerator.is_main_process
+    ) as bar:
         for part in mine:
             drawn = []
             for first in range(0, len(part), batch_size):
                 some = part[first : first + batch_size]
                 batch = collate([rows[row] for row in some])
-                drawn.append(draw({name: values.to(accelerator.device) for name, values in batch.items()}).cpu().numpy())
+                drawn.append(
+                    draw({name: values.to(accelerator.device) for name, values in batch.items()}).cpu().numpy()
+                )
                 bar.update(len(some))
             _write(_path(folder, part), np.concatenate(drawn))
     accelerator.wait_for_everyone()
@@ -110,7 +114,9 @@ def _read(folder: Path, part: range) -> pa.ChunkedArray | None:
 def _write(path: Path, lists: np.ndarray) -> None:
     """Lists `(rows, M, K)`, under another name first."""
     items = pa.array(lists.astype(np.int32).ravel())
-    column = pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(items, lists.shape[2]), lists.shape[1])
+    column = pa.FixedSizeListArray.from_arrays(
+        pa.FixedSizeListArray.from_arrays(items, lists.shape[2]), lists.shape[1]
+    )
     unfinished = path.with_suffix(".unfinished")
     pq.write_table(pa.table({"references": column}), unfinished, write_page_checksum=True)
     os.replace(unfinished, path)

@@ -39,10 +39,10 @@ class Rollouts(NamedTuple):
 def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     """One value a prompt, `(B,)` each.
 
-    `kl` is the mean log-ratio to the reference, `kl_k3` its estimate that is never negative. `quantile` is the mean share of
-    references that a rollout beats, ties counted half: 0.5 for the reference policy itself. `saturated` is the share of
-    rollouts that no reference beats, `tied_pairs` that of pairs which the target does not tell apart, `dead_groups` that of
-    prompts without any difference. `invalid` and `duplicates` count items, and are always 0.
+    `kl` is the mean log-ratio to the reference, `kl_k3` its estimate that is never negative. `quantile` is the mean
+    share of references that a rollout beats, ties counted half: 0.5 for the reference policy itself. `saturated` is
+    the share of rollouts that no reference beats, `tied_pairs` that of pairs which the target does not tell apart,
+    `dead_groups` that of prompts without any difference. `invalid` and `duplicates` count items, and are always 0.
     """
     metrics = {"reward": _mean(rollouts.rewards.total)}
     metrics |= {f"rewards/{name}": _mean(values) for name, values in rollouts.rewards.parts.items()}

@@ -1,8 +1,8 @@
 """Alignment of whole lists with a Best-of-N target that moves with the policy.
 
-Each step the policy draws several lists a prompt, and learns from how their rewards rank among lists of the reference policy
-and among themselves. All lists of a prompt are drawn from one cache and scored in one row (see `decoding.lists` and
-`models.completions`), under the softmax over legal tokens that they were drawn from.
+Each step the policy draws several lists a prompt, and learns from how their rewards rank among lists of the reference
+policy and among themselves. All lists of a prompt are drawn from one cache and scored in one row (see `decoding.lists`
+and `models.completions`), under the softmax over legal tokens that they were drawn from.
 
 Legend: B prompts, G rollouts a prompt, M reference lists a prompt, K items a list, T tokens of the longest list.
 """
@@ -59,8 +59,8 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
     """[`~trl.DPOTrainer`] that learns from lists of its own, by BLADE's target or one of its limits.
 
     Args:
-        model (`str`, `PreTrainedModel` or `PeftModel`): The policy, which writes lists already: fine-tuned on them, or, with
-            item tokens or semantic IDs, on whole sequences.
+        model (`str`, `PreTrainedModel` or `PeftModel`): The policy, which writes lists already: fine-tuned on them,
+            or, with item tokens or semantic IDs, on whole sequences.
         ref_model (`PreTrainedModel`, *optional*): The reference, by default as in [`SoftmaxDPOTrainer`].
         args (`BladeConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): `RecDataset.train`.
@@ -91,7 +91,10 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
     train_dataset: Any
     _tag_names = ["trl", "trl-rec", "blade"]
     _name = "BLADE"
-    _paper = {"title": "Bayesian List-wise Alignment via Dynamic Estimation for LLM-based Recommendation", "id": "2605.04559"}
+    _paper = {
+        "title": "Bayesian List-wise Alignment via Dynamic Estimation for LLM-based Recommendation",
+        "id": "2605.04559",
+    }
     measures_loss_on_splits = False  # rewards are of lists drawn in training; a split's users are ranked
 
     def __init__(
@@ -110,10 +113,13 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         args = args or BladeConfig("blade")
         kwargs = check_arguments(kwargs, NOT_TAKEN, "BladeTrainer")
         processing_class = processing_class or load_tokenizer(
-            model if isinstance(model, str) else model.config._name_or_path, trust_remote_code=args.trust_remote_code or None
+            model if isinstance(model, str) else model.config._name_or_path,
+            trust_remote_code=args.trust_remote_code or None,
         )
         if processing_class.pad_token is None:
-            processing_class.pad_token = processing_class.eos_token  # as DPOTrainer does, but before there is a collator
+            processing_class.pad_token = (
+                processing_class.eos_token
+            )  # as DPOTrainer does, but before there is a collator
         self._set_catalog(catalog, processing_class, args, eval_dataset)
         self.reward_weights: Any = args.rewards
         self.reward_functions = dict(reward_functions or {})
@@ -148,7 +154,9 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         """The training split becomes prompts; the splits that are ranked stay as they are."""
         *_, name = unused
         if not is_split(dataset):
-            raise ValueError(f"the {name} dataset is no split of a RecDataset; pass dataset.train, or dataset.validation")
+            raise ValueError(
+                f"the {name} dataset is no split of a RecDataset; pass dataset.train, or dataset.validation"
+            )
         if name != "train":
             return dataset
         lengths = {"every_position": args.every_position, "max_length": args.max_length}
@@ -178,7 +186,8 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def draw_references(self) -> None:
-        """Gives the training rows M lists of the reference policy each, drawn now or found on disk. `train` does it."""
+        """Gives the training rows M lists of the reference policy each, drawn now or found on disk. `train` does
+        it."""
         rows, args = self.train_dataset, self.args
         if "references" in rows.column_names:
             return
@@ -194,13 +203,16 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
             def draw(batch: dict[str, Tensor]) -> Tensor:
                 return self._draw(drawing, batch, args.num_references, (args.seed, REFERENCE_SEED))
 
-            draw_reference_lists(folder, rows, draw, self.data_collator, self.accelerator, batch_size=args.reference_batch_size)
+            draw_reference_lists(
+                folder, rows, draw, self.data_collator, self.accelerator, batch_size=args.reference_batch_size
+            )
         if engine is not None:
             engine.destroy()  # its hooks would stay beside those of training's engine
         self.train_dataset = with_reference_lists(rows, folder)
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """As the parent's, and the reward of the ranked lists with its parts, so that a checkpoint can be chosen by it."""
+        """As the parent's, and the reward of the ranked lists with its parts, so that a checkpoint can be chosen by
+        it."""
         split = at_most(self.args.max_users, split)
         ranked = self.rank(split)
         scored = score_split(ranked[:, None], split, self.catalog, self.reward_weights, self.reward_functions)
@@ -208,7 +220,8 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         return {**self.measure(ranked, split), "reward": float(scored.total.mean()), **parts}
 
     def best_reference_rows(self) -> Dataset:
-        """Rows for [`BearTrainer`], each prompt with the best of its reference lists: Best-of-N learned offline, a control."""
+        """Rows for [`BearTrainer`], each prompt with the best of its reference lists: Best-of-N learned offline, a
+        control."""
         self.draw_references()
         found: list[np.ndarray] = []
         for start in range(0, len(self.train_dataset), self.args.reference_batch_size):
@@ -218,7 +231,9 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
             found.append(batch["references"].numpy()[np.arange(len(best)), best])
         lists = np.concatenate(found)
         return complete_list_prompts(
-            self.train_dataset, Ragged.from_lengths(lists.ravel(), np.full(len(lists), lists.shape[1])), self.prompt_format
+            self.train_dataset,
+            Ragged.from_lengths(lists.ravel(), np.full(len(lists), lists.shape[1])),
+            self.prompt_format,
         )
 
     @contextmanager

@@ -28,17 +28,21 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
 
     Args:
         beta (`float`, *optional*, defaults to `1.0`): Strength of the tie to the reference policy.
-        sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the chosen completion's negative log-likelihood, a mean
-            over its tokens. It keeps the next-item task from being forgotten.
-        normalize (`str`, *optional*, defaults to `"vocabulary"`): Log-probabilities over the `"vocabulary"`, or over the
-            tokens that continue an item of the `"catalogue"`, as after training with the legal softmax. Decoding follows it.
+        sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the chosen completion's negative log-likelihood,
+            a mean over its tokens. It keeps the next-item task from being forgotten.
+        normalize (`str`, *optional*, defaults to `"vocabulary"`): Log-probabilities over the `"vocabulary"`, or over
+            the tokens that continue an item of the `"catalogue"`, as after training with the legal softmax. Decoding
+            follows it.
         learning_rate (`float`, *optional*, defaults to `1e-5`): As in `DPOConfig`, where it is `1e-6`.
     """
 
     beta: float = field(default=1.0, metadata={"help": "strength of the tie to the reference policy"})
-    sft_weight: float = field(default=0.0, metadata={"help": "weight of the chosen completion's negative log-likelihood"})
+    sft_weight: float = field(
+        default=0.0, metadata={"help": "weight of the chosen completion's negative log-likelihood"}
+    )
     normalize: Literal["vocabulary", "catalogue"] = field(
-        default="vocabulary", metadata={"help": "log-probabilities over the vocabulary or over the catalogue's legal tokens"}
+        default="vocabulary",
+        metadata={"help": "log-probabilities over the vocabulary or over the catalogue's legal tokens"},
     )
 
     learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate"})
@@ -50,10 +54,14 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
             raise ValueError(f"SoftmaxDPOConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
         check_inert(self, INERT, "the loss is a softmax over the chosen and all rejected completions")
         check_inert(self, ("list_length",), "it prefers single items; BladeTrainer aligns lists")
-        check_inert(self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning")
+        check_inert(
+            self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
+        )
         if self.normalize not in ("vocabulary", "catalogue"):
             raise ValueError(f"normalize must be 'vocabulary' or 'catalogue', not {self.normalize!r}")
         if not self.sft_weight >= 0:  # as NaN is not
-            raise ValueError(f"sft_weight must be 0 or positive, not {self.sft_weight}: below 0 the chosen one is unlearned")
+            raise ValueError(
+                f"sft_weight must be 0 or positive, not {self.sft_weight}: below 0 the chosen one is unlearned"
+            )
         if not self.beta > 0:
             raise ValueError(f"beta must be positive, not {self.beta}: at 0 nothing is learned")

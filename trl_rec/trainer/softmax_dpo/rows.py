@@ -1,8 +1,9 @@
-"""Preferences among items: a history, one chosen and any number of rejected items a row, read and written as token ids.
+"""Preferences among items: a history, one chosen and any number of rejected items a row, read and written as token
+ids.
 
-The model sees how items are written and nothing else, so of the rejected items of a row that are written alike one is kept, and
-none that is written like the chosen one. A prompt that is too long loses its oldest items; a completion is never cut.
-Preferences given as texts are tokenised in `preference_texts`.
+The model sees how items are written and nothing else, so of the rejected items of a row that are written alike one is
+kept, and none that is written like the chosen one. A prompt that is too long loses its oldest items; a completion is
+never cut. Preferences given as texts are tokenised in `preference_texts`.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ logger = logging.getLogger(__name__)
 def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset:
     """Preferences from a JSONL, JSON, Parquet or CSV file, or the training split of a dataset on the hub.
 
-    The rows count as training rows, as nothing in a file tells whether they hold items of the validation or test split: that
-    check is the caller's. A table of items may have a column `user` (places in `RecDataset.users`), which is kept;
-    `trl_rec.schedule.check_candidate_leaks` then holds the table against the training split.
+    The rows count as training rows, as nothing in a file tells whether they hold items of the validation or test
+    split: that check is the caller's. A table of items may have a column `user` (places in `RecDataset.users`), which
+    is kept; `trl_rec.schedule.check_candidate_leaks` then holds the table against the training split.
 
     Args:
-        source: The file, or the hub id. A CSV file has no lists, so it can hold texts with one rejected, but no histories.
-        catalog (*optional*): With it, and with a column `history`, the rows are a preference table whose items are given by
-            their ids.
+        source: The file, or the hub id. A CSV file has no lists, so it can hold texts with one rejected, but no
+            histories.
+        catalog (*optional*): With it, and with a column `history`, the rows are a preference table whose items are
+            given by their ids.
     """
     kind = FILES.get(Path(source).suffix)
     rows = load_dataset(source, split="train") if kind is None else _read_file(source, kind)
@@ -62,7 +64,9 @@ def _read_file(source: str, kind: str) -> Dataset:
         return load_dataset(kind, data_files=source, split="train")
     except (DatasetsError, StopIteration, ValueError) as error:  # the last two of a file without a row
         reason = str(error.__cause__ or error).strip() or "it is empty"
-        raise ValueError(f"{source} holds no preferences that can be read as {kind} ({reason}); correct the file") from error
+        raise ValueError(
+            f"{source} holds no preferences that can be read as {kind} ({reason}); correct the file"
+        ) from error
 
 
 def _indices(ids: pa.Array, catalog: ItemCatalog) -> pa.Array:
@@ -76,16 +80,16 @@ def _indices(ids: pa.Array, catalog: ItemCatalog) -> pa.Array:
 def preference_rows(
     table: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None, training: bool = True
 ) -> Dataset:
-    """Token rows of a preference table. Rejected items that are written like the chosen one, or like an earlier one of the
-    row, are left out, and their number is logged; the chosen item itself among the rejected is refused.
+    """Token rows of a preference table. Rejected items that are written like the chosen one, or like an earlier one of
+    the row, are left out, and their number is logged; the chosen item itself among the rejected is refused.
 
     Args:
-        table: `history` and `rejected` are lists of item indices, `chosen` is one. Where prompts name users, it has a column
-            `user`, places in `RecDataset.users`.
+        table: `history` and `rejected` are lists of item indices, `chosen` is one. Where prompts name users, it has a
+            column `user`, places in `RecDataset.users`.
         prompt_format: How histories and items are written.
         max_length (*optional*): Most tokens of a prompt and its longest completion; the oldest history goes first.
-        training (*optional*, defaults to `True`): Whether something learns from the rows; a table of a validation or test
-            split is then refused.
+        training (*optional*, defaults to `True`): Whether something learns from the rows; a table of a validation or
+            test split is then refused.
 
     Returns:
         `datasets.Dataset` with `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).
@@ -97,7 +101,9 @@ def preference_rows(
     rejected = _items(table, "rejected", num_items)
     clash = rejected.row_ids[rejected.values == chosen[rejected.row_ids]]
     if len(clash):
-        raise ValueError(f"row {clash[0]}: item {chosen[clash[0]]} is both chosen and rejected; take it out of one of the two")
+        raise ValueError(
+            f"row {clash[0]}: item {chosen[clash[0]]} is both chosen and rejected; take it out of one of the two"
+        )
     rejected = _told_apart(chosen, rejected, prompt_format.paths)
     users = split_users(table) if "user" in table.column_names else None
     columns = {
@@ -111,8 +117,8 @@ def preference_rows(
 
 
 def _items(table: Dataset, name: str, num_items: int) -> Ragged:
-    """The column's rows, of one item each for `chosen`; what is no index of the catalogue is refused. A null is NaN here, and
-    where all rows are empty, Arrow does not know that they would hold numbers."""
+    """The column's rows, of one item each for `chosen`; what is no index of the catalogue is refused. A null is NaN
+    here, and where all rows are empty, Arrow does not know that they would hold numbers."""
     if name == "chosen":
         values = table.select_columns([name]).with_format("arrow")[:][name].to_numpy()
         rows = Ragged.from_lengths(values, np.ones(len(values), np.int64))

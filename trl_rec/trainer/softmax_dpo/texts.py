@@ -1,7 +1,7 @@
 """Preferences given as texts or conversations become token ids.
 
-Prompt and completions are tokenised apart, so that the boundary between them never depends on a merge. Unlike TRL's, a row may
-reject several completions.
+Prompt and completions are tokenised apart, so that the boundary between them never depends on a merge. Unlike TRL's, a
+row may reject several completions.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ logger = logging.getLogger(__name__)
 def tokenize_preferences(
     texts: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, num_proc: int | None = None
 ) -> Dataset:
-    """Token rows of texts or conversations. Rejected ones that have the chosen one's tokens, or those of an earlier one of the
-    row, are left out, and their number is logged.
+    """Token rows of texts or conversations. Rejected ones that have the chosen one's tokens, or those of an earlier
+    one of the row, are left out, and their number is logged.
 
     Args:
-        texts: `prompt` and `chosen` are texts, or both lists of messages, `rejected` is one or a list of such. Conversations
-            may come with `tools` (a list, or JSON) and `chat_template_kwargs`, which their chat template is given. Where the
-            prompt stands only as the beginning of `chosen` and `rejected`, `texts.map(trl.extract_prompt)` takes it out of
-            one chosen and one rejected.
+        texts: `prompt` and `chosen` are texts, or both lists of messages, `rejected` is one or a list of such.
+            Conversations may come with `tools` (a list, or JSON) and `chat_template_kwargs`, which their chat template
+            is given. Where the prompt stands only as the beginning of `chosen` and `rejected`,
+            `texts.map(trl.extract_prompt)` takes it out of one chosen and one rejected.
         tokenizer: Ends every text with its EOS; conversations end as its chat template says.
-        max_length (*optional*): Most tokens of a prompt and its longest completion: longer prompts lose their beginning, and
-            rows without room for any of the prompt are left out, as are those without a prompt; both numbers are logged.
+        max_length (*optional*): Most tokens of a prompt and its longest completion: longer prompts lose their
+            beginning, and rows without room for any of the prompt are left out, as are those without a prompt; both
+            numbers are logged.
         num_proc (*optional*): Processes to tokenise with.
 
     Returns:
@@ -70,16 +71,26 @@ def _tokenize(row: dict[str, Any], number: int, tokenizer: PreTrainedTokenizerBa
     several = row["rejected"]
     if not isinstance(several, list) or (several and isinstance(several[0], dict)):  # one text, or the messages of one
         several = [several]
-    _check_mixed([("prompt", row["prompt"]), ("chosen", row["chosen"]), *(("rejected", one) for one in several)], number)
+    _check_mixed(
+        [("prompt", row["prompt"]), ("chosen", row["chosen"]), *(("rejected", one) for one in several)], number
+    )
     if isinstance(row["prompt"], str):
         prompt = tokenizer(row["prompt"])["input_ids"]
         chosen, *rejected = (_ended(text, tokenizer) for text in (row["chosen"], *several))
     else:
         tools = row.get("tools")
-        options = {"tools": json.loads(tools) if isinstance(tools, str) else tools, **(row.get("chat_template_kwargs") or {})}
+        options = {
+            "tools": json.loads(tools) if isinstance(tools, str) else tools,
+            **(row.get("chat_template_kwargs") or {}),
+        }
         prompt, chosen, *rejected = _chat(row["prompt"], [row["chosen"], *several], tokenizer, options)
     distinct = [list(ids) for ids in dict.fromkeys(map(tuple, rejected)) if list(ids) != chosen]
-    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": distinct, REPEATED: len(rejected) - len(distinct)}
+    return {
+        "prompt_ids": prompt,
+        "chosen_ids": chosen,
+        "rejected_ids": distinct,
+        REPEATED: len(rejected) - len(distinct),
+    }
 
 
 def _check_mixed(values: list[tuple[str, Any]], number: int) -> None:
@@ -87,7 +98,9 @@ def _check_mixed(values: list[tuple[str, Any]], number: int) -> None:
     kinds = [(name, _kind(value)) for name, value in values]
     for name, kind in kinds:
         if kind not in (A_TEXT, MESSAGES):
-            raise ValueError(f"row {number}: {name} holds {kind}; give a text or a list of messages, or leave the row out")
+            raise ValueError(
+                f"row {number}: {name} holds {kind}; give a text or a list of messages, or leave the row out"
+            )
         if kind != kinds[0][1]:
             raise ValueError(f"row {number}: prompt holds {kinds[0][1]}, {name} {kind}; write both in the same way")
 
@@ -112,8 +125,8 @@ def _chat(
     tokenizer: PreTrainedTokenizerBase,
     options: dict[str, Any],
 ) -> list[list[int]]:
-    """The prompt's ids and each completion's. A template may write a prompt that is to be answered otherwise than one that
-    has been answered: the prompt ends where they part."""
+    """The prompt's ids and each completion's. A template may write a prompt that is to be answered otherwise than one
+    that has been answered: the prompt ends where they part."""
     asked: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **options)
     answered: list[Any] = [
         tokenizer.apply_chat_template(prompt + completion, tokenize=False, **options) for completion in completions

@@ -1,7 +1,7 @@
 """Preferences as token ids: rows of `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).
 
-Here they are held to what can be learned. A prompt that is too long loses its beginning; a completion is never cut, so a row
-whose completions leave the prompt no room is left out.
+Here they are held to what can be learned. A prompt that is too long loses its beginning; a completion is never cut, so
+a row whose completions leave the prompt no room is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 def fit_preferences(rows: Dataset, max_length: int | None) -> Dataset:
     """The token rows in which the prompt and the longest completion have at most `max_length` tokens together.
 
-    Longer prompts lose their beginning. Rows without room for any of the prompt are left out, and their number is logged.
+    Longer prompts lose their beginning. Rows without room for any of the prompt are left out, and their number is
+    logged.
     """
     if max_length is None or not len(rows):
         return rows
@@ -32,7 +33,9 @@ def fit_preferences(rows: Dataset, max_length: int | None) -> Dataset:
     fits = longest < max_length
     if not fits.all():
         number = (~fits).sum()
-        logger.warning("left out %d of %d preferences: a completion fills max_length=%d", number, len(rows), max_length)
+        logger.warning(
+            "left out %d of %d preferences: a completion fills max_length=%d", number, len(rows), max_length
+        )
         rows = rows.select(np.flatnonzero(fits))
     if (prompts + longest <= max_length)[fits].all():
         return rows
@@ -52,11 +55,16 @@ def leave_out_empty_prompts(rows: Dataset) -> Dataset:
 
 
 def check_well_formed(rows: Dataset) -> None:
-    """Refuses columns that are no lists of token ids, for `rejected_ids` no lists of such lists, and what is null in them."""
+    """Refuses columns that are no lists of token ids, for `rejected_ids` no lists of such lists, and what is null in
+    them."""
     table = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:]
     for name, depth in {"prompt_ids": 1, "chosen_ids": 1, "rejected_ids": 2}.items():
         if not _holds_ids(table[name].type, depth):
-            wanted = "a list of token ids" if depth == 1 else "a list of lists of token ids, one for each rejected completion"
+            wanted = (
+                "a list of token ids"
+                if depth == 1
+                else "a list of lists of token ids, one for each rejected completion"
+            )
             raise ValueError(f"the column {name} is of the type {table[name].type}; give each row {wanted}")
         if (row := _null_row(table[name])) is not None:
             raise ValueError(f"row {row}: {name} holds a null; give token ids, or leave the row out")
@@ -92,7 +100,8 @@ def _texts(rows: Dataset) -> Iterator[tuple[str, pa.ChunkedArray, np.ndarray]]:
 
 
 def _holds_ids(kind: pa.DataType, depth: int) -> bool:
-    """Whether these are token ids, in as many lists inside each other; of what is empty or null Arrow knows no type."""
+    """Whether these are token ids, in as many lists inside each other; of what is empty or null Arrow knows no
+    type."""
     if pa.types.is_null(kind) or depth == 0:
         return pa.types.is_null(kind) or pa.types.is_integer(kind)
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)

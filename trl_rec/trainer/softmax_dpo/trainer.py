@@ -1,7 +1,8 @@
 """Preference training with one chosen and any number of rejected completions a prompt.
 
-All completions of a prompt are scored in one row after it (see `models.completions`), by the policy and by the reference.
-Without a catalogue this is a list-wise DPO for any text; with one, lists are ranked and measured at each evaluation.
+All completions of a prompt are scored in one row after it (see `models.completions`), by the policy and by the
+reference. Without a catalogue this is a list-wise DPO for any text; with one, lists are ranked and measured at each
+evaluation.
 """
 
 from __future__ import annotations
@@ -43,7 +44,13 @@ from trl_rec.trainer.softmax_dpo.collator import PreferenceCollator, check_on_ca
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 from trl_rec.trainer.softmax_dpo.rows import TABLE, preference_rows
 from trl_rec.trainer.softmax_dpo.texts import TEXT, tokenize_preferences
-from trl_rec.trainer.softmax_dpo.tokens import TOKENS, check_known_tokens, check_not_empty, check_well_formed, fit_preferences
+from trl_rec.trainer.softmax_dpo.tokens import (
+    TOKENS,
+    check_known_tokens,
+    check_not_empty,
+    check_well_formed,
+    fit_preferences,
+)
 
 
 class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
@@ -51,8 +58,9 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): The policy, as in `DPOTrainer`.
-        ref_model (`PreTrainedModel`, *optional*): The reference. Without it: a policy with an adapter is its own reference,
-            without the adapter when `peft_config` made it here, else with a frozen copy of it; any other policy is copied.
+        ref_model (`PreTrainedModel`, *optional*): The reference. Without it: a policy with an adapter is its own
+            reference, without the adapter when `peft_config` made it here, else with a frozen copy of it; any other
+            policy is copied.
         args (`SoftmaxDPOConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): A preference table (`history chosen rejected`, items of the catalogue); texts or
             conversations (`prompt chosen rejected`, one rejected or a list); or token ids (`prompt_ids chosen_ids
@@ -95,7 +103,9 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
         kwargs = check_arguments(kwargs, NOT_TAKEN, "SoftmaxDPOTrainer")
         if isinstance(train_dataset, Dataset) and not len(train_dataset):
             raise ValueError("the train dataset has no row; give one with preferences")
-        processing_class = processing_class or load_tokenizer(_origin(model), trust_remote_code=args.trust_remote_code or None)
+        processing_class = processing_class or load_tokenizer(
+            _origin(model), trust_remote_code=args.trust_remote_code or None
+        )
         self._vocab_size = _vocab_size(model, args)
         self.renormalizes = args.normalize == "catalogue"
         if self.renormalizes and catalog is None:
@@ -103,12 +113,16 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
         if processing_class.pad_token is None:
             if processing_class.eos_token is None:
                 raise ValueError("the tokenizer has neither a padding nor an EOS token; set tokenizer.pad_token")
-            processing_class.pad_token = processing_class.eos_token  # as DPOTrainer does, but before there is a collator
+            processing_class.pad_token = (
+                processing_class.eos_token
+            )  # as DPOTrainer does, but before there is a collator
         self._set_catalog(catalog, processing_class, args, eval_dataset)
         if ref_model is None and not args.precompute_ref_log_probs:
             ref_model = copy_of_policy(model, kwargs.get("peft_config"))
         collator = PreferenceCollator(processing_class.pad_token_id, self.trie if self.renormalizes else None)
-        self.trie = self.trie and self.trie.to(args.device)  # the reference may be computed before there is a model to ask
+        self.trie = self.trie and self.trie.to(
+            args.device
+        )  # the reference may be computed before there is a model to ask
         super().__init__(
             model,
             ref_model,
@@ -128,11 +142,15 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
         """Preferences of any kind become rows of token ids; a split is left for ranking."""
         *_, name = unused
         if not isinstance(dataset, Dataset):
-            raise ValueError(f"the {name} dataset is a stream, whose rows cannot be checked beforehand; pass a Dataset")
+            raise ValueError(
+                f"the {name} dataset is a stream, whose rows cannot be checked beforehand; pass a Dataset"
+            )
         columns, catalog = set(dataset.column_names), self.catalog
         if catalog is not None and is_split(dataset):
             if name == "train":
-                raise ValueError("the training split holds no rejected items; make preferences of it (trl_rec.schedule) first")
+                raise ValueError(
+                    "the training split holds no rejected items; make preferences of it (trl_rec.schedule) first"
+                )
             return dataset
         if catalog is not None and columns >= TABLE:
             rows = preference_rows(dataset, self.prompt_format, max_length=args.max_length, training=name == "train")
@@ -194,7 +212,8 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
         return completion_logps(read, ids, mask)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """The reference's log-probability of each completion, `(B, K)`, by `model`, which may be the policy with an adapter."""
+        """The reference's log-probability of each completion, `(B, K)`, by `model`, which may be the policy with an
+        adapter."""
         other = nullcontext() if self.ref_model is not None else as_reference(self.accelerator.unwrap_model(model))
         with torch.no_grad(), not_training(model), other, self.accelerator.autocast():
             return self._logps(model, inputs).sum(-1)
@@ -225,7 +244,9 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
             model = self._precompute_engine
         loader = self.accelerator.prepare(DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator))
         found: list[list[float]] = []
-        for batch in tqdm(loader, desc=f"reference of the {name} rows", disable=not self.accelerator.is_local_main_process):
+        for batch in tqdm(
+            loader, desc=f"reference of the {name} rows", disable=not self.accelerator.is_local_main_process
+        ):
             logps = self.compute_ref_log_probs(model, batch)
             counts = batch["completion_mask"].any(-1).sum(1)
             logps = self.accelerator.pad_across_processes(logps, dim=1)
@@ -233,7 +254,9 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
                 found.append(row[: int(count)].tolist())
         return found
 
-    def _append_metrics(self, output: LossOutput, totals: Tensor, nll: Tensor, present: Tensor, inputs: dict[str, Any]) -> None:
+    def _append_metrics(
+        self, output: LossOutput, totals: Tensor, nll: Tensor, present: Tensor, inputs: dict[str, Any]
+    ) -> None:
         """Means over the rows of all processes, under TRL's names."""
         mode = "train" if self.model.training else "eval"
         counts = present.sum(1)
@@ -267,7 +290,8 @@ def _origin(model: Any) -> str:
 
 
 def _vocab_size(model: Any, args: SoftmaxDPOConfig) -> int:
-    """How many tokens the model knows; of one that `DPOTrainer` loads by name, its configuration tells it beforehand."""
+    """How many tokens the model knows; of one that `DPOTrainer` loads by name, its configuration tells it
+    beforehand."""
     if isinstance(model, str):
         given: Any = args.model_init_kwargs or {}
         trusted = given.get("trust_remote_code", args.trust_remote_code)
