@@ -14,7 +14,7 @@ from trl_rec.data import PromptFormat, build_rows
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models import make_tokenizer
 from trl_rec.ragged import Ragged
-from trl_rec.semantic_ids import cooccurrence_vectors, describe_ids, making, read_ids_card
+from trl_rec.semantic_ids import cooccurrence_vectors, describe_ids, kmeans_ids, read_ids_card
 
 
 SMALL = {"levels": 3, "codes": 6, "width": 8}
@@ -113,7 +113,7 @@ def test_what_is_there_is_taken_as_it_is_or_refused(dataset, monkeypatch):
         ValueError, match="toy holds semantic IDs that were made otherwise; replace them with overwrite=True"
     ):
         make_semantic_ids(dataset, **SMALL | {"codes": 5})
-    monkeypatch.setattr(making, "residual_kmeans", None)
+    monkeypatch.setattr(kmeans_ids, "residual_kmeans", None)
     assert texts(make_semantic_ids(dataset, **SMALL).catalog) == texts(first.catalog)
 
 
@@ -164,7 +164,7 @@ def test_another_catalogue_in_the_folder_is_refused(dataset):
 
 
 def test_what_cannot_be_told_apart_shares_an_id_or_takes_one_more_token(dataset, monkeypatch):
-    monkeypatch.setattr(making, "cooccurrence_vectors", lambda *_, **__: torch.ones(50, 8))
+    monkeypatch.setattr(kmeans_ids, "cooccurrence_vectors", lambda *_, **__: torch.ones(50, 8))
     shared = texts(make_semantic_ids(dataset, **SMALL).catalog)
     card = read_ids_card(dataset.path)
     assert len(set(shared)) == 6 and card["largest_group"] == 45

@@ -13,7 +13,8 @@ from peft import LoraConfig
 from tests.trainer.runs import QUIET, conclude
 from trl_rec import load
 from trl_rec.models import load_model, load_tokenizer
-from trl_rec.trainer import BladeConfig, BladeTrainer, reference_lists
+from trl_rec.trainer import BladeConfig, BladeTrainer
+from trl_rec.trainer.blade import reference_lists
 from trl_rec.trainer.blade.rollouts import Rollouts
 
 

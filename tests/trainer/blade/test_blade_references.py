@@ -10,7 +10,9 @@ import pytest
 from tests.trainer.blade import blade_runs
 from tests.trainer.blade.blade_runs import logged, other_model
 from tests.trainer.runs import make_folder
-from trl_rec.trainer import BladeTrainer, blade_trainer, reference_lists
+from trl_rec.trainer import BladeTrainer
+from trl_rec.trainer.blade import reference_lists
+from trl_rec.trainer.blade import trainer as blade_trainer
 
 
 make_trainer = partial(blade_runs.make_trainer, max_prompts=16)
