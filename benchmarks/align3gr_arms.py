@@ -144,7 +144,7 @@ class Study:
         def rank() -> dict[str, Any]:
             model, tokenizer = load_model(folder), load_tokenizer(folder)
             head = "{user}" if ARMS[name].users else None
-            prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, head=head)
+            prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, prompt_head=head)
             options = {"prompt_format": prompt_format, "batch_size": 128, "max_length": MAX_LENGTH}
             lists = {
                 split: rank_split(model, tokenizer, dataset, split=split, **options)

@@ -27,7 +27,7 @@ def make_format(surface: str, **options: Any) -> PromptFormat:
 
 
 FORMATS = {surface: make_format(surface) for surface in ("item_token", "semantic_id")}
-FORMATS["title"] = make_format("title", head="Had:\n", tail="Next:\n")
+FORMATS["title"] = make_format("title", prompt_head="Had:\n", prompt_tail="Next:\n")
 rows_of_items = st.lists(
     st.tuples(
         st.lists(st.integers(0, NUM_ITEMS - 1), max_size=3), st.lists(st.integers(0, NUM_ITEMS - 1), max_size=9)
@@ -58,11 +58,11 @@ def test_one_row_a_target(rows: list, surface: str, max_length: int | None, max_
         for place, target in enumerate(targets):
             items = history + targets[:place]
             items = items[len(items) - max_history :] if max_history and len(items) > max_history else items
-            fixed = len(prompt_format.head) + len(prompt_format.tail) + longest
+            fixed = len(prompt_format.prompt_head) + len(prompt_format.prompt_tail) + longest
             while max_length and fixed + sum(len(piece(prompt_format, item)) for item in items) > max_length:
                 items = items[1:]
             had = [token for item in items for token in piece(prompt_format, item)]
-            prompt = [*prompt_format.head, *had, *prompt_format.tail]
+            prompt = [*prompt_format.prompt_head, *had, *prompt_format.prompt_tail]
             path = prompt_format.paths[target].tolist()
             expected.append((user, prompt + path, [-100] * len(prompt) + path))
     built = build_rows(make_split(rows), prompt_format, targets="last", max_length=max_length, max_history=max_history)
@@ -75,10 +75,10 @@ def test_every_target_is_learned_once_after_what_came_before(rows: list, surface
     prompt_format = FORMATS[surface]
     built = build_rows(make_split(rows), prompt_format, targets="all", max_length=max_length)
     learned: dict[int, list[int]] = {user: [] for user in range(len(rows))}
-    head = len(prompt_format.head)
+    head = len(prompt_format.prompt_head)
     for user, tokens, labels in zip(built["user"], built["input_ids"], built["labels"], strict=True):
         assert max_length is None or len(tokens) <= max_length
-        assert tokens[:head] == prompt_format.head.tolist()
+        assert tokens[:head] == prompt_format.prompt_head.tolist()
         whole = [token for item in sum(rows[user], []) for token in prompt_format.paths[item].tolist()]
         body = tokens[head:]
         assert any(whole[start : start + len(body)] == body for start in range(len(whole) - len(body) + 1))
@@ -119,7 +119,7 @@ def test_a_tokenizer_that_begins_with_bos_begins_the_prompt_with_it(titles, toke
     tokenizer_copy._tokenizer.post_processor = processor
     table = pa.table({"item_id": [str(index) for index in range(len(titles))], "title": titles})
     prompt_format = PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy)
-    assert prompt_format.head[0] == tokenizer_copy.bos_token_id
+    assert prompt_format.prompt_head[0] == tokenizer_copy.bos_token_id
     assert tokenizer_copy.bos_token_id not in prompt_format.pieces.values
 
 
@@ -135,7 +135,7 @@ def test_a_chat_template_wraps_the_prompt(titles, tokenizer_copy) -> None:
         "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}assistant:"
     )
     table = pa.table({"item_id": [str(index) for index in range(len(titles))], "title": titles})
-    options = {"head": "H ", "item": "{surface};", "chat_template": True}
+    options = {"prompt_head": "H ", "prompt_item": "{surface};", "chat_template": True}
     prompt_format = PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, **options)
     text = tokenizer_copy.decode(prompt_format.encode(Ragged.from_lists([[3]]))[0])
     assert text == '<bos>user: H "Red Pen";The item that the user chooses next:\n<eos>assistant:'
@@ -164,7 +164,7 @@ def test_bad_input_is_refused_with_one_sentence(titles, tokenizer_copy) -> None:
         build_rows(make_split([([0], [])]), FORMATS["title"])
     table = pa.table({"item_id": ["0"], "title": ["Pen"]})
     with pytest.raises(ValueError, match="must hold {surface}"):
-        PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, item="{title}")
+        PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, prompt_item="{title}")
     with pytest.raises(ValueError, match="has no chat template"):
         PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, chat_template=True)
     tokenizer_copy.add_tokens(["<item_0>"])

@@ -67,7 +67,9 @@ class Read:
 
 def build(dataset: RecDataset, tasks: dict[str, float] | None = None, **options: Any) -> tuple[Dataset, Read]:
     tokenizer = make_tokenizer(dataset.catalog, task_texts(dataset))
-    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, head=options.pop("head", "{user}"))
+    prompt_format = PromptFormat.for_catalog(
+        dataset.catalog, tokenizer, prompt_head=options.pop("prompt_head", "{user}")
+    )
     options = {"longest_history": HISTORY, **options}
     return build_task_rows(dataset, tokenizer, prompt_format, tasks or ALL, **options), Read(dataset, tokenizer)
 
@@ -137,7 +139,7 @@ def test_a_history_is_what_came_before_its_target(dataset: RecDataset, task: str
 
 def test_next_items_are_asked_for_as_decoding_does(dataset: RecDataset) -> None:
     rows, read = build(dataset, targets="all", max_length=60)
-    prompt_format = PromptFormat.for_catalog(dataset.catalog, read.tokenizer, head="{user}")
+    prompt_format = PromptFormat.for_catalog(dataset.catalog, read.tokenizer, prompt_head="{user}")
     plain = build_rows(dataset.train, prompt_format, targets="all", max_length=60)
     mine = rows.filter(lambda task: task == "next_item", input_columns="task")
     for name in ("input_ids", "labels", "user"):
@@ -175,7 +177,7 @@ def test_whatever_template_is_drawn_fits(dataset: RecDataset, surface: str, chat
     tokenizer = make_bpe(["plain"], vocab_size=270)
     tokenizer.chat_template = CHAT
     tokenizer.add_tokens(dataset.catalog.new_tokens)
-    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, head="{user}")
+    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, prompt_head="{user}")
     templates = template_ids(tokenizer, surface, chat_template=chat_template)
     options: dict[str, Any] = {"longest_history": 30, "chat_template": chat_template}
     whole, cut = (
@@ -212,12 +214,12 @@ def test_templates_hold_what_their_task_has_and_a_task_has_several() -> None:
 
 
 def test_without_users_in_the_prompt_of_next_items_there_are_none_in_the_others(dataset: RecDataset) -> None:
-    rows, read = build(dataset, dict.fromkeys(OF_USERS, 1.0), head="")
+    rows, read = build(dataset, dict.fromkeys(OF_USERS, 1.0), prompt_head="")
     assert all(read.slots(row)["user"] == [] for row in rows)
     nobody = replace(dataset, catalog=replace(dataset.catalog, user_ids=None))
-    assert len(build(nobody, dict.fromkeys(OF_USERS, 1.0), head="")[0]) == len(rows)
+    assert len(build(nobody, dict.fromkeys(OF_USERS, 1.0), prompt_head="")[0]) == len(rows)
     with pytest.raises(ValueError, match="the catalogue holds no semantic IDs of users"):
-        build(nobody, {"profile_to_user": 1.0}, head="")
+        build(nobody, {"profile_to_user": 1.0}, prompt_head="")
 
 
 def test_what_makes_no_sense_is_refused(dataset: RecDataset) -> None:

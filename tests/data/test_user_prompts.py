@@ -36,8 +36,11 @@ def make_format(surface: str, with_users: bool = True, **options: Any) -> tuple[
 
 
 HEADS = {"title": "Had by {user}", "item_token": "{user}", "semantic_id": "{user}"}
-NAMED = {surface: make_format(surface, head=head, tail="") for surface, head in HEADS.items()}
-PLAIN = {surface: make_format(surface, head=head.replace("{user}", ""), tail="") for surface, head in HEADS.items()}
+NAMED = {surface: make_format(surface, prompt_head=head, prompt_tail="") for surface, head in HEADS.items()}
+PLAIN = {
+    surface: make_format(surface, prompt_head=head.replace("{user}", ""), prompt_tail="")
+    for surface, head in HEADS.items()
+}
 
 
 @given(rows_of_items, st.sampled_from(sorted(HEADS)), st.sampled_from([None, 75, 90]))
@@ -51,7 +54,7 @@ def test_a_prompt_names_its_user_and_is_otherwise_the_same(rows: list, surface: 
         assert max_length is None or max(map(len, told["input_ids"])) <= max_length
         for row, other in zip(told, untold, strict=True):
             user = tokenizer.convert_tokens_to_ids(USERS[row["user"]])
-            start, stop = len(named.head), len(named.head) + len(user)
+            start, stop = len(named.prompt_head), len(named.prompt_head) + len(user)
             assert row["input_ids"][start:stop] == user
             assert [*row["input_ids"][:start], *row["input_ids"][stop:]] == other["input_ids"]
             assert row["labels"][:stop] == [-100] * stop and row["labels"][stop:] == other["labels"][start:]
@@ -77,7 +80,7 @@ def test_every_window_of_a_sequence_begins_with_its_user(max_length: int | None)
 
 
 def test_rows_of_lists_and_of_preferences_name_their_users() -> None:
-    prompt_format, tokenizer = make_format("item_token", head="{user}", list_length=2)
+    prompt_format, tokenizer = make_format("item_token", prompt_head="{user}", list_length=2)
     split = make_split([([0], [1, 2]), ([3], [4, 5]), ([3], [4, 5, 6, 7])]).select([2, 0])
     built, measured = build_list_rows(split, prompt_format), evaluation_list_rows(split, prompt_format)
     assert (built["user"], built["items"]) == ([2, 2, 0], [[4, 5], [6, 7], [1, 2]]) and measured["user"] == [2, 0]
@@ -95,7 +98,9 @@ def test_rows_of_lists_and_of_preferences_name_their_users() -> None:
 
 
 def test_a_chat_template_goes_around_the_user() -> None:
-    prompt_format, tokenizer = make_format("item_token", head="For {user}: ", tail="?", chat_template=True)
+    prompt_format, tokenizer = make_format(
+        "item_token", prompt_head="For {user}: ", prompt_tail="?", chat_template=True
+    )
     prompt = prompt_format.encode(Ragged.from_lists([[3]]), np.array([1]))[0]
     assert tokenizer.decode(prompt) == "<bos>user\nFor <ua_0>: <item_3>?<eos>\n<bos>assistant\n"
 
@@ -107,9 +112,9 @@ def test_users_who_cannot_be_named_are_refused() -> None:
     for user in (-1, 4):
         with pytest.raises(ValueError, match=f"user {user} is unknown: there are semantic IDs of the users 0 to 3"):
             prompt_format.encode(histories, np.array([1, user]))
-    for texts in ({"head": "{user}{user}"}, {"tail": "{user}"}, {"item": "{user}{surface}"}):
+    for texts in ({"prompt_head": "{user}{user}"}, {"prompt_tail": "{user}"}, {"prompt_item": "{user}{surface}"}):
         with pytest.raises(ValueError, match="a prompt names its user once, in the head"):
             make_format("item_token", **texts)
     with pytest.raises(ValueError, match="the catalogue holds no semantic IDs of users"):
-        make_format("item_token", with_users=False, head="{user}")
+        make_format("item_token", with_users=False, prompt_head="{user}")
     assert PLAIN["item_token"][0].encode(histories, np.array([1, 99])).lengths.tolist() == [2, 2]  # names nobody

@@ -136,7 +136,7 @@ def test_other_prompts_or_items_are_made_again(setting, ranked, tmp_path, folder
     setting.beams(folder=tmp_path, key="a")
     other = Setting(folder)
     other.prompt_format = PromptFormat.for_catalog(
-        other.dataset.catalog, load_tokenizer(folder / "model"), tail="<item_3>"
+        other.dataset.catalog, load_tokenizer(folder / "model"), prompt_tail="<item_3>"
     )
     ranked.clear()
     other.beams(folder=tmp_path, key="a")

@@ -24,7 +24,7 @@ class Setting:
         catalog = dataset.catalog.with_surface("item_token", user_ids=Ragged.from_lists(ids, object))
         tokenizer = make_tokenizer(catalog)
         self.policy = make_model(tokenizer, hidden_size=16).eval()
-        self.prompt_format = PromptFormat.for_catalog(catalog, tokenizer, head="{user}")
+        self.prompt_format = PromptFormat.for_catalog(catalog, tokenizer, prompt_head="{user}")
         self.trie, self.padding = TokenTrie.from_catalog(catalog, tokenizer), tokenizer.pad_token_id
         self.prefixes = training_prefixes(dataset.train, max_prompts=25)
 

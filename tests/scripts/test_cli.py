@@ -128,7 +128,7 @@ def test_a_run_is_measured_as_it_was_trained(tmp_path: Path, monkeypatch, capsys
     tokenizer = make_tokenizer(catalog)
     tokenizer.save_pretrained("run"), make_model(tokenizer, hidden_size=16).save_pretrained("run")
     ranking = {"max_length": 64, "renormalize": False, "length_penalty": 0.5, "num_beams": 7}
-    save_recommender("run", catalog, {"prompt": {"head": None, "list_length": None}, **ranking})
+    save_recommender("run", catalog, {"prompt": {"prompt_head": None, "list_length": None}, **ranking})
     main(["evaluate", "--model", "run", "--dataset", "data/toy", "--output_dir", "out"])
     told = json.loads(Path("out/metrics.json").read_text())
     assert told["settings"].items() >= {**ranking, "surface": "item_token", "list_length": None}.items()

@@ -20,12 +20,13 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TITLE_PROMPT = (
-    "A user has chosen these items, oldest first:\n",
-    "{surface}\n",
-    "The item that the user chooses next:\n",
-)
-COMPACT_PROMPT = ("", "{surface}", "")
+# The default prompts. They stand here alone; configs, recipes and run folders hold None where they use them.
+TITLE_PROMPT = {
+    "prompt_head": "A user has chosen these items, oldest first:\n",
+    "prompt_item": "{surface}\n",
+    "prompt_tail": "The item that the user chooses next:\n",
+}
+COMPACT_PROMPT = {"prompt_head": "", "prompt_item": "{surface}", "prompt_tail": ""}  # item tokens and semantic IDs
 TITLE_LIST_TAIL = "The items that the user chooses next, one a line:\n"
 
 
@@ -34,9 +35,9 @@ class PromptFormat:
     """Token ids of the parts of a prompt. Make it with `for_catalog`.
 
     Args:
-        head (`np.ndarray`): What comes first.
+        prompt_head (`np.ndarray`): What comes first.
         pieces (`Ragged`): Row `i`: item `i` as it stands in a history.
-        tail (`np.ndarray`): What comes between the history and the completion.
+        prompt_tail (`np.ndarray`): What comes between the history and the completion.
         paths (`Ragged`): Row `i`: the completion that recommends item `i`, or what a list of items holds for it.
         list_length (`int`, *optional*): Items of a completion, where it is a list.
         end (`np.ndarray`, *optional*): What ends a list: EOS.
@@ -44,9 +45,9 @@ class PromptFormat:
             users.
     """
 
-    head: np.ndarray
+    prompt_head: np.ndarray
     pieces: Ragged
-    tail: np.ndarray
+    prompt_tail: np.ndarray
     paths: Ragged
     list_length: int | None = None
     end: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
@@ -58,9 +59,9 @@ class PromptFormat:
         catalog: ItemCatalog,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        head: str | None = None,
-        item: str | None = None,
-        tail: str | None = None,
+        prompt_head: str | None = None,
+        prompt_item: str | None = None,
+        prompt_tail: str | None = None,
         chat_template: bool = False,
         list_length: int | None = None,
     ) -> PromptFormat:
@@ -69,8 +70,10 @@ class PromptFormat:
         Args:
             catalog: The items, whose `surface` decides the defaults.
             tokenizer: Its BOS (or, where it has none and the prompt would be empty, EOS) begins the prompt.
-            head, item, tail (*optional*): Texts; `item` holds `{surface}`, and `head` may hold `{user}` once, in whose
-                place the user's semantic ID comes.
+            prompt_head (*optional*): Text before the history. It may hold `{user}` once, which becomes the user's
+                semantic ID.
+            prompt_item (*optional*): Text of an item in the history, with `{surface}` in it.
+            prompt_tail (*optional*): Text between the history and the completion.
             chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's
                 chat template.
             list_length (*optional*): Makes completions lists of so many distinct items, which end in EOS.
@@ -78,22 +81,24 @@ class PromptFormat:
         defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
         if list_length is not None:
             _check_list_length(list_length, catalog, tokenizer)
-            defaults = (*defaults[:2], TITLE_LIST_TAIL if catalog.surface == "title" else "")
-        head, item, tail = (
-            given if given is not None else text for given, text in zip((head, item, tail), defaults, strict=True)
-        )
-        if "{surface}" not in item:
-            raise ValueError(f"the prompt's item text {item!r} must hold {{surface}}")
-        if head.count("{user}") > 1 or "{user}" in item + tail:
+            defaults = {**defaults, "prompt_tail": TITLE_LIST_TAIL if catalog.surface == "title" else ""}
+        prompt_head = defaults["prompt_head"] if prompt_head is None else prompt_head
+        prompt_item = defaults["prompt_item"] if prompt_item is None else prompt_item
+        prompt_tail = defaults["prompt_tail"] if prompt_tail is None else prompt_tail
+
+        if "{surface}" not in prompt_item:
+            raise ValueError(f"the prompt's item text {prompt_item!r} must hold {{surface}}")
+        if prompt_head.count("{user}") > 1 or "{user}" in prompt_item + prompt_tail:
             raise ValueError("a prompt names its user once, in the head; take {user} out of the other texts")
+
         if chat_template:
-            head, tail = in_chat(tokenizer, head, tail)
+            prompt_head, prompt_tail = in_chat(tokenizer, prompt_head, prompt_tail)
         start = [] if chat_template else beginning(tokenizer, catalog.surface)
-        before, user, after = head.partition("{user}")
+        before, user, after = prompt_head.partition("{user}")
         return cls(
-            head=np.array(start + token_ids(tokenizer, before), np.int64),
-            pieces=item_pieces(catalog, tokenizer, item),
-            tail=np.array(token_ids(tokenizer, tail), np.int64),
+            prompt_head=np.array(start + token_ids(tokenizer, before), np.int64),
+            pieces=item_pieces(catalog, tokenizer, prompt_item),
+            prompt_tail=np.array(token_ids(tokenizer, prompt_tail), np.int64),
             paths=catalog.paths(tokenizer) if list_length is None else catalog.list_paths(tokenizer),
             list_length=list_length,
             end=np.array([] if list_length is None else [tokenizer.eos_token_id], np.int64),
@@ -105,7 +110,7 @@ class PromptFormat:
         """Whether a history is written as its items' completions in a row, so that every item in it can be a
         target."""
         same_values = np.array_equal(self.pieces.values, self.paths.values)
-        return not len(self.tail) and same_values and np.array_equal(self.pieces.offsets, self.paths.offsets)
+        return not len(self.prompt_tail) and same_values and np.array_equal(self.pieces.offsets, self.paths.offsets)
 
     def room(self, max_length: int | None) -> int | None:
         """Tokens left for the history when prompt and longest completion have to fit `max_length`."""
@@ -113,7 +118,7 @@ class PromptFormat:
             return None
         longest = np.sort(self.paths.lengths)[-(self.list_length or 1) :].sum() + len(self.end)
         users = 0 if self.users is None else int(self.users.lengths.max())
-        fixed = len(self.head) + users + len(self.tail) + int(longest)
+        fixed = len(self.prompt_head) + users + len(self.prompt_tail) + int(longest)
         if fixed + int(self.pieces.lengths.max()) > max_length:
             what = "item" if self.list_length is None else "list"
             raise ValueError(
@@ -129,12 +134,12 @@ class PromptFormat:
         room = self.room(max_length)
         if room is not None:
             histories = newest_that_fit(histories, self.pieces.lengths, room)
-        tail = Ragged.repeated(self.tail, len(histories))
+        tail = Ragged.repeated(self.prompt_tail, len(histories))
         return join(self.heads(len(histories), users), histories.flatten(self.pieces), tail)
 
     def heads(self, count: int, users: np.ndarray | None = None) -> Ragged:
         """Row `i`: what comes before the history in a prompt for user `users[i]`."""
-        head = Ragged.repeated(self.head, count)
+        head = Ragged.repeated(self.prompt_head, count)
         if self.users is None:
             return head
         if users is None:

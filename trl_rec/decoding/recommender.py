@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.beam import RankedItems, rank_items
 from trl_rec.decoding.list_beams import rank_list
-from trl_rec.decoding.run_folder import CATALOG, SETTINGS, local_folder
+from trl_rec.decoding.run_folder import CATALOG, SETTINGS, local_folder, read_settings
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ragged import Ragged
@@ -62,7 +61,7 @@ class Recommender:
             raise ValueError(
                 f"{folder} is no run folder ({SETTINGS} is missing); name the output of a trl-rec trainer"
             )
-        settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+        settings = read_settings(path / SETTINGS)
         catalog, tokenizer = ItemCatalog.load(path / CATALOG), load_tokenizer(path)
         prompt_format = PromptFormat.for_catalog(catalog, tokenizer, **settings.pop("prompt"))
         trie = TokenTrie.from_catalog(catalog, tokenizer, lists=prompt_format.list_length is not None)

@@ -11,12 +11,14 @@ from trl_rec.items import ItemCatalog
 
 SETTINGS = "recommender.json"
 CATALOG = "catalog"
+# The prompt's texts are `head`, `item`, ... in the JSON files, and `prompt_head`, `prompt_item`, ... everywhere else.
+TEXT_KEYS = ("head", "item", "candidates", "tail")
 
 
 def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
     """Writes what [`Recommender`] needs beside a saved model and tokenizer."""
     catalog.save(Path(folder) / CATALOG)
-    (Path(folder) / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_settings(Path(folder) / SETTINGS, settings)
 
 
 def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
@@ -29,10 +31,20 @@ def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
     path = Path(folder or "") / SETTINGS
     if folder is None or not path.is_file():
         return {}
-    return {
-        "surface": ItemCatalog.load(Path(folder) / CATALOG).surface,
-        **json.loads(path.read_text(encoding="utf-8")),
-    }
+    return {"surface": ItemCatalog.load(Path(folder) / CATALOG).surface, **read_settings(path)}
+
+
+def write_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of a run folder, with the file's keys for the texts in `settings["prompt"]`."""
+    prompt = {name.removeprefix("prompt_"): value for name, value in settings["prompt"].items()}
+    path.write_text(json.dumps({**settings, "prompt": prompt}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What [`write_settings`] wrote, with our names for the texts in `["prompt"]`."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    prompt = {f"prompt_{key}" if key in TEXT_KEYS else key: value for key, value in settings["prompt"].items()}
+    return {**settings, "prompt": prompt}
 
 
 def check_same_items(folder: str | Path, given: ItemCatalog, where: str | Path) -> None:
@@ -50,7 +62,7 @@ def check_same_items(folder: str | Path, given: ItemCatalog, where: str | Path) 
 
 
 def _names_users(folder: str | Path) -> bool:
-    return "{user}" in (settings_of_run(folder).get("prompt", {}).get("head") or "")
+    return "{user}" in (settings_of_run(folder).get("prompt", {}).get("prompt_head") or "")
 
 
 def local_folder(folder: str | Path) -> Path:

@@ -62,8 +62,9 @@ def check_same_prompts(who: str, prompt: Mapping[str, Any], renormalizes: bool, 
     for name, value in prompt.items():
         now = config.prompt_options.get(name)
         if value != now:
-            key = name if name in ("chat_template", "list_length") else f"prompt_{name}"
-            raise ValueError(f"{who} is prompted with {key}={value!r}, the stages with {now!r}; give the same to both")
+            raise ValueError(
+                f"{who} is prompted with {name}={value!r}, the stages with {now!r}; give the same to both"
+            )
     if renormalizes != (config.normalize == "catalogue"):
         over, wanted = ("legal tokens", "catalogue") if renormalizes else ("the vocabulary", "vocabulary")
         raise ValueError(

@@ -152,7 +152,7 @@ def _digest(settings: str, prompt_format: PromptFormat, trie: TokenTrie, users: 
     if prompt_format.users is not None:
         rows += [users, prompt_format.users.offsets, prompt_format.users.values]
     tree = [tensor.cpu().numpy() for tensor in (trie.row_offsets, trie.child_tokens, trie.items)]
-    return _hash(settings, prompt_format.head, prompt_format.tail, *rows, *tree)
+    return _hash(settings, prompt_format.prompt_head, prompt_format.prompt_tail, *rows, *tree)
 
 
 def _hash(text: str, *arrays: np.ndarray) -> str:

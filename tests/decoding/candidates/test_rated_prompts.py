@@ -53,7 +53,7 @@ def test_titles_stand_in_plain_text(catalog: ItemCatalog, tokenizer: PreTrainedT
 def test_a_letter_is_one_token_where_the_answer_begins(
     catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    written = RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, tail="Best first:")
+    written = RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, prompt_tail="Best first:")
     tail = tokenizer("Best first:", add_special_tokens=False)["input_ids"]
     assert len({*written.letters.tolist()}) == 26
     for name in written.letters.tolist():
@@ -127,9 +127,9 @@ def test_the_oldest_history_goes_first_and_each_row_has_its_room(catalog: ItemCa
 
 def test_what_cannot_be_written_is_refused(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="do not name users"):
-        RatedPromptFormat.for_catalog(catalog, tokenizer, [1.0], head="{user}")
+        RatedPromptFormat.for_catalog(catalog, tokenizer, [1.0], prompt_head="{user}")
     with pytest.raises(ValueError, match="must hold {surface} and, after it, {rating}"):
-        RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, item="{rating}: {surface}")
+        RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, prompt_item="{rating}: {surface}")
     with pytest.raises(ValueError, match="lacks 5 tokens of the prompts, '<candidates>' first"):
         RatedPromptFormat.for_catalog(
             catalog.with_surface("item_token"), make_tokenizer(catalog.with_surface("item_token")), RATINGS

@@ -174,7 +174,7 @@ def test_prompts_are_those_of_supervised_rows(folder: Path, dataset: RecDataset,
 def test_lists_are_learned_on_every_surface(dataset: RecDataset, surface: str, folder: Path, tmp_path: Path) -> None:
     catalog = dataset.catalog.with_surface(surface)
     if surface == "title":
-        tokenizer = make_bpe([*catalog.surfaces, TITLE_PROMPT[0], TITLE_LIST_TAIL] * 2)
+        tokenizer = make_bpe([*catalog.surfaces, TITLE_PROMPT["prompt_head"], TITLE_LIST_TAIL] * 2)
         model = make_family("llama", vocab_size=len(tokenizer))
     else:
         tokenizer = make_tokenizer(catalog)

@@ -41,9 +41,9 @@ def test_a_table_becomes_prompts_and_paths(rows: list, surface: str, max_length:
     for row, (history, chosen, rejected) in zip(made, rows, strict=True):
         prompts = [  # the whole history's, then those without its oldest items
             [
-                *prompt_format.head,
+                *prompt_format.prompt_head,
                 *(token for item in history[cut:] for token in prompt_format.pieces[item]),
-                *prompt_format.tail,
+                *prompt_format.prompt_tail,
             ]
             for cut in range(len(history) + 1)
         ]
@@ -60,7 +60,10 @@ def test_chosen_rows_of_a_table_are_respected() -> None:
 
 def test_a_table_whose_lists_are_all_empty_has_no_type() -> None:
     made = preference_rows(Dataset.from_dict({"history": [[]], "chosen": [1], "rejected": [[]]}), FORMATS["title"])
-    assert made[0]["rejected_ids"] == [] and made[0]["prompt_ids"] == [*FORMATS["title"].head, *FORMATS["title"].tail]
+    assert made[0]["rejected_ids"] == [] and made[0]["prompt_ids"] == [
+        *FORMATS["title"].prompt_head,
+        *FORMATS["title"].prompt_tail,
+    ]
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

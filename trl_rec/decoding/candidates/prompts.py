@@ -25,13 +25,18 @@ from trl_rec.ragged import Ragged, join, within
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TITLE_PROMPT = (
-    "A user has rated these items, oldest first:\n",
-    "{surface}: {rating}\n",
-    "Candidates:\n",
-    "The candidates in the order in which this user would rate them, best first:",
-)
-COMPACT_PROMPT = ("", "{surface}{rating}", "<candidates>", "<answer>")
+TITLE_PROMPT = {
+    "prompt_head": "A user has rated these items, oldest first:\n",
+    "prompt_item": "{surface}: {rating}\n",
+    "prompt_candidates": "Candidates:\n",
+    "prompt_tail": "The candidates in the order in which this user would rate them, best first:",
+}
+COMPACT_PROMPT = {
+    "prompt_head": "",
+    "prompt_item": "{surface}{rating}",
+    "prompt_candidates": "<candidates>",
+    "prompt_tail": "<answer>",
+}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ALPHABETS = [
     [f"{space}{letter}" for letter in letters] for space in (" ", "") for letters in (LETTERS, LETTERS.lower())
@@ -44,7 +49,8 @@ def rated_tokens(catalog: ItemCatalog, ratings: Sequence[float], *, letters: boo
     if catalog.surface == "title":
         return []
     names = [f"<{letter}>" for letter in LETTERS] if _has_letters(catalog, letters) else []
-    return [*COMPACT_PROMPT[2:], *(f"<rating_{rating:g}>" for rating in ratings), *names]
+    separators = [COMPACT_PROMPT["prompt_candidates"], COMPACT_PROMPT["prompt_tail"]]
+    return [*separators, *(f"<rating_{rating:g}>" for rating in ratings), *names]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,25 +58,25 @@ class RatedPromptFormat:
     """Token ids of the parts of a prompt and of its answer. Make it with `for_catalog`.
 
     Args:
-        head (`np.ndarray`): What comes first.
+        prompt_head (`np.ndarray`): What comes first.
         items (`Ragged`): Row `i`: item `i` as it stands in a history, before its rating.
         ratings (`Ragged`): Row `v`: the rating `values[v]`, after an item.
         values (`np.ndarray`): The ratings that can be written, ascending. Any other is written as the nearest.
         middle (`np.ndarray`): What comes between the history and the candidates.
         candidates (`Ragged`): Row `i`: item `i` as a candidate, after the letter where there is one.
         letters (`np.ndarray`): The names of the slots. Empty where an item's own token is its name.
-        tail (`np.ndarray`): What comes between the candidates and the answer.
+        prompt_tail (`np.ndarray`): What comes between the candidates and the answer.
         eos (`int`): What ends an answer.
     """
 
-    head: np.ndarray
+    prompt_head: np.ndarray
     items: Ragged
     ratings: Ragged
     values: np.ndarray
     middle: np.ndarray
     candidates: Ragged
     letters: np.ndarray
-    tail: np.ndarray
+    prompt_tail: np.ndarray
     eos: int
 
     @classmethod
@@ -80,10 +86,10 @@ class RatedPromptFormat:
         tokenizer: PreTrainedTokenizerBase,
         ratings: Sequence[float],
         *,
-        head: str | None = None,
-        item: str | None = None,
-        candidates: str | None = None,
-        tail: str | None = None,
+        prompt_head: str | None = None,
+        prompt_item: str | None = None,
+        prompt_candidates: str | None = None,
+        prompt_tail: str | None = None,
         chat_template: bool = False,
         letters: bool | None = None,
     ) -> RatedPromptFormat:
@@ -93,8 +99,10 @@ class RatedPromptFormat:
             catalog: The items, whose `surface` decides the defaults.
             tokenizer: It knows the surface's tokens and those of [`rated_tokens`].
             ratings: The ratings that can be written.
-            head, item, candidates, tail (*optional*): Texts before the history, of a rated item (`{surface}` and,
-                after it, `{rating}`), before the candidates, and before the answer.
+            prompt_head (*optional*): Text before the history.
+            prompt_item (*optional*): Text of a rated item: `{surface}` and, after it, `{rating}`.
+            prompt_candidates (*optional*): Text between the history and the candidates.
+            prompt_tail (*optional*): Text between the candidates and the answer.
             chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's
                 chat template.
             letters (*optional*): Whether letters name the candidates. By default they do unless each item is one
@@ -103,27 +111,27 @@ class RatedPromptFormat:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no EOS token to end an answer with; set tokenizer.eos_token")
         defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
-        head, item, candidates, tail = (
-            text if text is not None else default
-            for text, default in zip((head, item, candidates, tail), defaults, strict=True)
-        )
-        if "{user}" in head + item + candidates + tail:
+        prompt_head = defaults["prompt_head"] if prompt_head is None else prompt_head
+        prompt_item = defaults["prompt_item"] if prompt_item is None else prompt_item
+        prompt_candidates = defaults["prompt_candidates"] if prompt_candidates is None else prompt_candidates
+        prompt_tail = defaults["prompt_tail"] if prompt_tail is None else prompt_tail
+        if "{user}" in prompt_head + prompt_item + prompt_candidates + prompt_tail:
             raise ValueError("prompts of rated lists do not name users; take {user} out of them")
         _check_unknown(tokenizer, rated_tokens(catalog, ratings, letters=letters))
         if chat_template:
-            head, tail = in_chat(tokenizer, head, tail)
+            prompt_head, prompt_tail = in_chat(tokenizer, prompt_head, prompt_tail)
         start = [] if chat_template else beginning(tokenizer, catalog.surface)
-        before, texts = _split(item, catalog, ratings)
-        names = _names(tokenizer, tail, catalog.surface) if _has_letters(catalog, letters) else []
+        before, texts = _split(prompt_item, catalog, ratings)
+        names = _names(tokenizer, prompt_tail, catalog.surface) if _has_letters(catalog, letters) else []
         return cls(
-            head=np.array(start + token_ids(tokenizer, head), np.int64),
+            prompt_head=np.array(start + token_ids(tokenizer, prompt_head), np.int64),
             items=item_pieces(catalog, tokenizer, before),
             ratings=Ragged.from_lists([token_ids(tokenizer, text) for text in texts]),
             values=np.array(ratings, np.float64),
-            middle=np.array(token_ids(tokenizer, candidates), np.int64),
+            middle=np.array(token_ids(tokenizer, prompt_candidates), np.int64),
             candidates=item_pieces(catalog, tokenizer, ". {surface}\n" if catalog.surface == "title" else "{surface}"),
             letters=np.array(names, np.int64),
-            tail=np.array(token_ids(tokenizer, tail), np.int64),
+            prompt_tail=np.array(token_ids(tokenizer, prompt_tail), np.int64),
             eos=int(tokenizer.eos_token_id),
         )
 
@@ -134,10 +142,12 @@ class RatedPromptFormat:
         places = Ragged(np.arange(len(nearest)), histories.offsets)
         if room is not None:
             lengths = self.items.lengths[histories.values] + self.ratings.lengths[nearest]
-            left = np.repeat(room - len(self.head), histories.lengths)
+            left = np.repeat(room - len(self.prompt_head), histories.lengths)
             places = newest_that_fit(places, lengths, left)  # type: ignore[arg-type]  # a room for each item
         pieces = join(self.items.take(histories.values[places.values]), self.ratings.take(nearest[places.values]))
-        return join(Ragged.repeated(self.head, len(places)), Ragged(pieces.values, pieces.offsets[places.offsets]))
+        return join(
+            Ragged.repeated(self.prompt_head, len(places)), Ragged(pieces.values, pieces.offsets[places.offsets])
+        )
 
     def nearest(self, ratings: np.ndarray) -> np.ndarray:
         """Which of `values` stands for each rating."""
@@ -159,7 +169,7 @@ class RatedPromptFormat:
         if len(self.letters):
             pieces = join(Ragged.from_lengths(in_slots, np.ones_like(in_slots)), pieces)
         shown = Ragged(pieces.values, pieces.offsets[slots.offsets])
-        middle, tail = (Ragged.repeated(part, len(slots)) for part in (self.middle, self.tail))
+        middle, tail = (Ragged.repeated(part, len(slots)) for part in (self.middle, self.prompt_tail))
         return join(middle, shown, tail), Ragged(names, slots.offsets)
 
     def check_lengths(self, candidates: Ragged, max_length: int | None, where: str = "row {row}") -> None:
@@ -168,7 +178,7 @@ class RatedPromptFormat:
         if max_length is None:
             return
         item = int(self.items.lengths.max()) + int(self.ratings.lengths.max())
-        fixed = len(self.head) + item + len(self.middle) + len(self.tail) + 1
+        fixed = len(self.prompt_head) + item + len(self.middle) + len(self.prompt_tail) + 1
         each = 1 + bool(len(self.letters)) + self.candidates.lengths[candidates.values]
         lengths = fixed + np.bincount(candidates.row_ids, each, len(candidates)).astype(int)
         if len(lengths) and lengths.max() > max_length:

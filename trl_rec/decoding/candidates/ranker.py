@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.decoding.candidates.ranking import rank_candidates
 from trl_rec.decoding.recommender import Recommendation
-from trl_rec.decoding.run_folder import local_folder
+from trl_rec.decoding.run_folder import local_folder, read_settings, write_settings
 from trl_rec.items import ItemCatalog
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ragged import Ragged, join
@@ -54,7 +53,7 @@ class CandidateRanker:
         path = local_folder(folder)
         if not (path / SETTINGS).is_file():
             raise ValueError(f"{folder} is no run folder of AlroTrainer ({SETTINGS} is missing); name one")
-        settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+        settings = read_settings(path / SETTINGS)
         catalog, tokenizer = ItemCatalog.load(path / "catalog"), load_tokenizer(path)
         prompt_format = RatedPromptFormat.for_catalog(
             catalog, tokenizer, settings.pop("ratings"), **settings.pop("prompt")
@@ -95,7 +94,7 @@ class CandidateRanker:
         before = Ragged.from_lists([self.catalog.index_of(list(history)) if len(history) else []]).tail(most)
         room = None if max_length is None else max_length - shown.lengths - len(indices)
         told = self.prompt_format.encode_histories(before, Ragged.from_lists([ratings], float).tail(most), room)
-        left_out = len(history) > 0 and told.lengths[0] == len(self.prompt_format.head)
+        left_out = len(history) > 0 and told.lengths[0] == len(self.prompt_format.prompt_head)
         if room is not None and (left_out or told.lengths[0] > room[0]):
             raise ValueError(
                 f"{len(indices)} candidates and their order take {shown.lengths[0] + len(indices)} of the {max_length} tokens "
@@ -123,4 +122,4 @@ class CandidateRanker:
 def save_ranker(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
     """Writes what [`CandidateRanker`] needs beside a saved model and tokenizer."""
     catalog.save(Path(folder) / "catalog")
-    (Path(folder) / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_settings(Path(folder) / SETTINGS, settings)

@@ -99,13 +99,8 @@ class AlroConfig(RecConfig, SFTConfig):
     @property
     def prompt_options(self) -> dict[str, Any]:
         """The options of [`RatedPromptFormat.for_catalog`]."""
-        texts = {"head": self.prompt_head, "item": self.prompt_item, "tail": self.prompt_tail}
-        return {
-            **texts,
-            "candidates": self.prompt_candidates,
-            "chat_template": self.chat_template,
-            "letters": self.letters,
-        }
+        names = ("prompt_head", "prompt_item", "prompt_tail", "prompt_candidates", "chat_template", "letters")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def num_orders(self) -> int:

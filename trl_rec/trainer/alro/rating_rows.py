@@ -33,7 +33,7 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
         join(split_rows(split, before), split_rows(split, after))
         for before, after in (("history", "targets"), ("history_ratings", "target_ratings"))
     )
-    width = (max_length - len(prompt_format.head)) // int(
+    width = (max_length - len(prompt_format.prompt_head)) // int(
         prompt_format.items.lengths.max() + prompt_format.ratings.lengths.max()
     )
     if width < 2 or len(items.values) != len(ratings.values):
@@ -57,7 +57,7 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
         join(*parts),
         join(*(Ragged(kept, part.offsets) for kept, part in zip(labels, parts, strict=True))),
     )
-    head = Ragged.repeated(prompt_format.head, len(items))
+    head = Ragged.repeated(prompt_format.prompt_head, len(items))
     columns = {
         "input_ids": join(head, Ragged(pieces.values, pieces.offsets[items.offsets])).to_arrow(),
         "labels": join(

@@ -58,8 +58,8 @@ class RecConfig:
     @property
     def prompt_options(self) -> dict[str, Any]:
         """The options of [`PromptFormat.for_catalog`]."""
-        texts = {"head": self.prompt_head, "item": self.prompt_item, "tail": self.prompt_tail}
-        return {**texts, "chat_template": self.chat_template, "list_length": self.list_length}
+        names = ("prompt_head", "prompt_item", "prompt_tail", "chat_template", "list_length")
+        return {name: getattr(self, name) for name in names}
 
 
 def check_inert(config: Any, names: tuple[str, ...], why: str) -> None:

@@ -1,0 +1,85 @@
+"""The settings in `recommender.json` and `ranker.json` keep their keys, whatever the options are called in Python."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from trl_rec import AlroConfig, BearConfig, CandidateRanker, ItemCatalog, Recommender
+from trl_rec.decoding import rated_tokens
+from trl_rec.decoding.candidates import save_ranker
+from trl_rec.decoding.run_folder import save_recommender, settings_of_run
+from trl_rec.models import make_model, make_tokenizer
+
+
+RECOMMENDER = """{
+  "prompt": {
+    "head": "After ",
+    "item": null,
+    "tail": null,
+    "chat_template": false,
+    "list_length": 2
+  },
+  "max_length": 64,
+  "renormalize": true,
+  "length_penalty": 0.0,
+  "num_beams": 1
+}
+"""
+RANKER = """{
+  "prompt": {
+    "head": null,
+    "item": null,
+    "tail": null,
+    "candidates": "<answer>",
+    "chat_template": false,
+    "letters": false
+  },
+  "ratings": [
+    1.0,
+    5.0
+  ],
+  "max_length": 64,
+  "max_history": 20,
+  "single_pass": false
+}
+"""
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A model, its tokenizer and three items."""
+    ids = ["a", "b", "c"]
+    catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids}), surface="item_token")
+    tokenizer = make_tokenizer(catalog, texts=["After "])
+    tokenizer.add_tokens(rated_tokens(catalog, [1.0, 5.0], letters=False))
+    tokenizer.save_pretrained(tmp_path)
+    make_model(tokenizer, hidden_size=16).save_pretrained(tmp_path)
+    catalog.save(tmp_path / "catalog")
+    return tmp_path
+
+
+def test_recommender_settings(run_folder: Path) -> None:
+    (run_folder / "recommender.json").write_text(RECOMMENDER)
+    recommender = Recommender.from_pretrained(run_folder)
+    config = BearConfig(output_dir=str(run_folder), prompt_head="After ", list_length=2, eval_ks=[1], use_cpu=True)
+
+    assert recommender.tokenizer.decode(recommender.prompt_format.prompt_head).endswith("After")
+    assert recommender.prompt_format.list_length == 2
+    assert settings_of_run(run_folder)["prompt"] == config.prompt_options
+
+    save_recommender(run_folder, recommender.catalog, {"prompt": config.prompt_options, **recommender.settings})
+    assert (run_folder / "recommender.json").read_text() == RECOMMENDER
+
+
+def test_ranker_settings(run_folder: Path) -> None:
+    (run_folder / "ranker.json").write_text(RANKER)
+    ranker = CandidateRanker.from_pretrained(run_folder)
+    config = AlroConfig(output_dir=str(run_folder), prompt_candidates="<answer>", letters=False, use_cpu=True)
+
+    assert ranker.tokenizer.decode(ranker.prompt_format.middle) == "<answer>"
+    assert [item.item_id for item in ranker.rank(["a"], [5.0], ["c", "b"])]
+
+    settings = {"prompt": config.prompt_options, "ratings": [1.0, 5.0], **ranker.settings}
+    save_ranker(run_folder, ranker.catalog, settings)
+    assert (run_folder / "ranker.json").read_text() == RANKER
