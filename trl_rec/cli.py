@@ -3,7 +3,6 @@ known."""
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from functools import partial
@@ -50,9 +49,9 @@ def main(argv: list[str] | None = None) -> None:
 def launch(verb: str, argv: list[str]) -> None:
     """Runs a training verb under `accelerate launch`; `--accelerate_config` takes a file or the name of a shipped
     one."""
-    from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from trl_rec.compat import accelerate_launch
     from trl_rec.scripts.parsing import find_recipe
 
     own: list[str] = []
@@ -61,7 +60,6 @@ def launch(verb: str, argv: list[str]) -> None:
     for_accelerate: list[str] = []
     if "--config" in own[:-1]:
         find_recipe(own[own.index("--config") + 1])  # a mistyped name is told before anything is launched
-    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # defaults that nobody has to give
     for key in ("--accelerate_config", "--num_processes"):
         if key in own[:-1]:
             place = own.index(key)
@@ -73,9 +71,8 @@ def launch(verb: str, argv: list[str]) -> None:
                     str(find_recipe(value if value.endswith(".yaml") else f"accelerate/{value}")),
                 )
             for_accelerate += [key, value]
-    parser = launch_command_parser()
     try:
-        launch_command(parser.parse_args([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *own]))
+        accelerate_launch([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *own])
     except (subprocess.CalledProcessError, ChildFailedError):  # the verb has said why
         sys.exit(2)
 

@@ -6,8 +6,8 @@ import torch
 
 from tests.conftest import make_model as make_family
 from trl_rec import ItemCatalog
+from trl_rec.compat import keep_differentiable
 from trl_rec.models import add_item_tokens, load_model, load_tokenizer, lora_config, make_model, make_tokenizer
-from trl_rec.models.loading import keep_differentiable
 from trl_rec.ragged import Ragged
 
 

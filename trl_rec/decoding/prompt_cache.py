@@ -12,14 +12,16 @@ Legend: B prompts, P prompt tokens (left-padded), K beams, W pending tokens of a
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 
+from trl_rec.compat import cache_arguments
 from trl_rec.models.attention import check_suitable, keeps_state, mask_for, say_once, takes_positions
 from trl_rec.models.attention import why_separate as _why_separate
 
@@ -85,7 +87,8 @@ class SharedPrompt:
     def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> None:
         self.model, self.prompt_mask = model, attention_mask.bool()
         self.cache = DynamicCache()  # bare: with a config it would crop sliding layers
-        self.logits = _read_prompt(model, input_ids, attention_mask, self.cache)
+        self.caching = cache_arguments(model, self.cache)
+        self.logits = _read_prompt(model, input_ids, attention_mask, self.caching)
         self.seen = self.prompt_mask.new_zeros(len(input_ids), 1, 0)  # (B, K, G): the columns in each beam's past
 
     def reorder(self, parents: Tensor) -> None:
@@ -112,8 +115,7 @@ class SharedPrompt:
             input_ids=tokens,
             attention_mask=self._mask(owner, step, valid, beam),
             position_ids=positions.clamp(min=0),
-            past_key_values=self.cache,
-            use_cache=True,
+            **self.caching,
             logits_to_keep=pending.num_active,
         )
         own = (
@@ -155,7 +157,8 @@ class SeparateRows:
         self.model, self.prompt_length = model, attention_mask.sum(1)
         self.mask = attention_mask
         self.cache = DynamicCache(config=model.config)
-        self.logits = _read_prompt(model, input_ids, attention_mask, self.cache)
+        self.caching = cache_arguments(model, self.cache)
+        self.logits = _read_prompt(model, input_ids, attention_mask, self.caching)
 
     def reorder(self, parents: Tensor) -> None:
         """Beam `k` becomes a continuation of beam `parents[:, k]`."""
@@ -174,22 +177,22 @@ class SeparateRows:
             input_ids=pending.tokens[..., -1].reshape(-1, 1),
             attention_mask=self.mask,
             position_ids=(self.prompt_length.unsqueeze(1) + pending.depths - 1).reshape(-1, 1),
-            past_key_values=self.cache,
-            use_cache=True,
+            **self.caching,
         )
         slots = torch.arange(num_beams, device=self.mask.device).expand(num_prompts, -1)
         return output.logits[:, -1].view(num_prompts, num_beams, -1), slots, pending.active
 
 
-def _read_prompt(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, cache: DynamicCache) -> Tensor:
+def _read_prompt(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, caching: Mapping[str, Any]
+) -> Tensor:
     """Fills the cache, and returns `(B, 1, V)`: the logits after the prompt."""
     positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
     output = model(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
+        **caching,
         logits_to_keep=1,
     )
     return output.logits[:, -1:]

@@ -14,6 +14,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from trl_rec.compat import attention_kind, is_stateful
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +29,7 @@ def mask_for(model: PreTrainedModel, seen: Tensor) -> Tensor:
     """The mask `(B, 1, Q, T)` that lets query `q` of a row see its key `t` where `seen[:, q, t]` is True: boolean for
     sdpa, added to the scores, in the model's dtype, for eager attention."""
     seen = seen.unsqueeze(1)
-    if model.config.get_text_config()._attn_implementation == "sdpa":
+    if attention_kind(model) == "sdpa":
         return seen
     blocked = torch.finfo(model.dtype).min  # eager attention adds its mask: a boolean would be silently wrong
     return torch.zeros(seen.shape, dtype=model.dtype, device=seen.device).masked_fill(~seen, blocked)
@@ -40,8 +42,8 @@ def why_separate(model: PreTrainedModel, length: int) -> str | None:
         return f"{name} keeps a recurrent state, which texts cannot share"
     if not takes_positions(model):
         return f"{name} takes no position ids"
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return f"attention {config._attn_implementation!r} takes no mask of our own"
+    if attention_kind(model) not in ("sdpa", "eager"):
+        return f"attention {attention_kind(model)!r} takes no mask of our own"
     settings = config.to_dict()
     if "local" in (settings.get("attention_layers") or ()):
         return "local attention counts columns, not positions"
@@ -74,7 +76,7 @@ def check_suitable(model: PreTrainedModel) -> None:
 def keeps_state(model: PreTrainedModel) -> bool:
     """Does any layer keep a recurrent state rather than attend?"""
     kinds = model.config.get_text_config().to_dict().get("layer_types")
-    return bool(model._is_stateful or not set(kinds or ()) <= ATTENTION)
+    return bool(is_stateful(model) or not set(kinds or ()) <= ATTENTION)
 
 
 def takes_positions(model: PreTrainedModel) -> bool:

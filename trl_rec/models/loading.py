@@ -12,6 +12,8 @@ from typing import Any
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_rec.compat import keep_differentiable, mark_unquantized
+
 
 def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
     """The causal language model, in evaluation mode.
@@ -24,11 +26,8 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
     if (Path(source) / "adapter_config.json").is_file():
         return keep_differentiable(_with_adapter(source, **options).eval())
     model = AutoModelForCausalLM.from_pretrained(source, **found, **options).eval()
-    if (
-        found
-    ):  # transformers 5.23 has turned the weights into floats, but still marks the model as quantised and untrainable
-        model.is_quantized, model.hf_quantizer = False, None
-        del model.config.quantization_config
+    if found:  # of a GGUF file
+        mark_unquantized(model)
     return keep_differentiable(model)
 
 
@@ -51,18 +50,6 @@ def load_policy(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
     if (Path(name_or_path) / "adapter_config.json").is_file():
         options["is_trainable"] = True
     return load_model(name_or_path, **options)
-
-
-def keep_differentiable(model: Any) -> Any:
-    """The model, whose 4-bit layers will still pass gradients after they have been used in evaluation mode on a CPU.
-
-    bitsandbytes 0.50 repacks their weights then, on processors with AVX-512 for bfloat16, into a form without a
-    backward pass. This can go once it unpacks them for training.
-    """
-    for layer in model.modules():
-        if "support_avx512bf16_for_cpu" in vars(layer):
-            layer.support_avx512bf16_for_cpu = False
-    return model
 
 
 def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokenizerBase:

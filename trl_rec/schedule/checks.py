@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import parse_flag_from_env
-from transformers.integrations import is_deepspeed_zero3_enabled
-
+from trl_rec.compat import is_deepspeed_zero3_enabled, launched_with_fsdp
 from trl_rec.decoding.run_folder import check_same_items, settings_of_run
 from trl_rec.schedule.plan import Schedule
 from trl_rec.schedule.stage_candidates import stage_feedback
@@ -48,7 +46,7 @@ def check_before_running(stages: Sequence[PreferenceStage], start: str | Path, s
 def check_not_sharded(config: SoftmaxDPOConfig) -> None:
     """Raises under ZeRO-3 and FSDP: the policy decodes outside of a trainer, where a part of its weights is of no
     use."""
-    fsdp = bool(config.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    fsdp = bool(config.fsdp) or launched_with_fsdp()
     if fsdp or is_deepspeed_zero3_enabled():
         raise ValueError(
             f"preference training in stages does not work under {'FSDP' if fsdp else 'ZeRO-3'}, as self-play and evaluation "

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 
+from trl_rec.compat import reset_accelerator_state
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.schedule.checks import check_before_running
 from trl_rec.schedule.plan import Schedule, check_same_plan, write_entry
@@ -94,8 +94,7 @@ def _run_stage(
         logger.warning("stage %d (%s) has no negative for any prompt: it is passed over", number, stage.name)
         return {**report, "before": before or {}, "after": before or {}, "kept": False}
     adapter = None if has_adapter else deepcopy(schedule.adapter)  # PEFT fills it in
-    # DeepSpeed allows one Accelerator a process, and every stage's trainer makes its own
-    AcceleratorState._reset_state()
+    reset_accelerator_state()
     trainer = SoftmaxDPOTrainer(
         policy,
         None if has_adapter or adapter is not None else _on_device(load_model, start, schedule),

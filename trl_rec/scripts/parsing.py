@@ -18,6 +18,7 @@ from accelerate import PartialState
 from trl import TrlParser
 
 import trl_rec
+from trl_rec.compat import read_mappings
 
 
 def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
@@ -29,11 +30,7 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     several = kinds if isinstance(kinds, tuple) else (kinds,)
     # TRL types its parameter as a NewType that no class is an instance of
     parser = TrlParser(several, prog=f"trl-rec {verb}", allow_abbrev=False)  # type: ignore[arg-type]
-    for action in parser._actions:
-        if (
-            getattr(action.type, "__name__", None) == "dict"
-        ):  # TRL's parser makes a mapping of pairs, which nothing can write
-            action.type = json_mapping
+    read_mappings(parser, json_mapping)
     parsed = parser.parse_args_and_config(argv)
     for one in parsed:
         if getattr(one, "resume_from_checkpoint", None) in (

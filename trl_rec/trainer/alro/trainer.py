@@ -15,8 +15,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
-from trl.models import unwrap_model_for_generation
 
+from trl_rec.compat import name_or_path, unwrapped_for_generation
 from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.decoding.candidates.ranker import save_ranker
@@ -25,7 +25,7 @@ from trl_rec.evaluation.graded.results import evaluate_orders
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.alro import permutation_loss, soft_lambda_loss
 from trl_rec.models.completions import read_completions
-from trl_rec.models.loading import keep_differentiable, load_tokenizer
+from trl_rec.models.loading import load_tokenizer
 from trl_rec.trainer.alro.collator import RatedListCollator
 from trl_rec.trainer.alro.config import AlroConfig
 from trl_rec.trainer.alro.gradients import gradient_norms
@@ -33,7 +33,6 @@ from trl_rec.trainer.alro.lists import ranked_lists, training_lists
 from trl_rec.trainer.alro.rows import RATED, rating_values
 from trl_rec.trainer.alro.tables import AnswerTable, answer_table
 from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
-from trl_rec.trainer.base.gradient_checkpointing import checkpointing_kept
 from trl_rec.trainer.base.trainer import FSDP, RecTrainerMixin, is_split
 
 
@@ -98,7 +97,7 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         args = args or AlroConfig("alro")
         kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "AlroTrainer")
         processing_class = processing_class or load_tokenizer(
-            model if isinstance(model, str) else model.config._name_or_path,
+            model if isinstance(model, str) else name_or_path(model),
             trust_remote_code=args.trust_remote_code or None,
         )
         if train_dataset is None:
@@ -238,11 +237,7 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
         are those of [`AlroTrainer.rows_of`]."""
         if self.is_fsdp_enabled:
             raise ValueError(FSDP)
-        keep_differentiable(self.model)
-        with (
-            checkpointing_kept(self.model),
-            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
-        ):
+        with unwrapped_for_generation(self.model_wrapped, self.accelerator) as model:
             return rank_rated_rows(
                 model,
                 self.rows_of(split),

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trl_rec.compat import name_or_path
 from trl_rec.items import ItemCatalog
 
 
@@ -25,7 +26,7 @@ def write_model_card(trainer: Any, model_name: str) -> None:
     metrics: dict[str, Any] = next(
         (entry for entry in reversed(trainer.state.log_history) if any("@" in key for key in entry)), {}
     )
-    base = trainer.model.config._name_or_path or "trained from random weights"
+    base = name_or_path(trainer.model) or "trained from random weights"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("trl", "transformers", "torch"))
     lines = [
         "---",

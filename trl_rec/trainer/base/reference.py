@@ -19,7 +19,8 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
-from transformers.integrations import is_deepspeed_zero3_enabled
+
+from trl_rec.compat import REF_ADAPTER, held_weights, is_deepspeed_zero3_enabled, is_quantized_layer
 
 
 def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
@@ -40,12 +41,12 @@ def as_reference(model: Any) -> Iterator[None]:
     """Inside, a PEFT model answers as its reference. Any other model is left as it is: it is a reference already."""
     if not isinstance(model, PeftModel):
         yield
-    elif "ref" not in model.peft_config:
+    elif REF_ADAPTER not in model.peft_config:
         with model.disable_adapter():
             yield
     else:
         active = model.active_adapter
-        model.set_adapter("ref", inference_mode=True)
+        model.set_adapter(REF_ADAPTER, inference_mode=True)
         try:
             yield
         finally:
@@ -58,7 +59,7 @@ def not_training(model: Any) -> Iterator[None]:
     same: in evaluation on a CPU they repack their weights for good, and no gradient passes them any more (0.50)."""
     before = {module: module.training for module in model.modules()}
     for module in before:
-        module.training = type(module).__module__.startswith("bitsandbytes")
+        module.training = is_quantized_layer(module)
     try:
         yield
     finally:
@@ -66,32 +67,14 @@ def not_training(model: Any) -> Iterator[None]:
             module.training = training
 
 
-def drop_attention_dropout(model: Any) -> None:
-    """Turns off what TRL's `disable_dropout` leaves on: attention dropout that a model keeps as a number. With it a
-    policy differs from its reference before anything is learned."""
-    for module in model.modules():
-        if "attention_dropout" in vars(module):
-            module.attention_dropout = 0.0
-
-
-def complete_ref_adapter(model: Any) -> None:
-    """Copies the whole adapter into "ref". TRL 1.16 leaves out trained new tokens and embeddings
-    (huggingface/trl#6975), and on a quantised base the dtype; this can go once that is released."""
-    if isinstance(model, PeftModel) and "ref" in model.peft_config:
-        tensors = {f"{name}.": tensor for name, tensor in model.named_parameters()}
-        for name, tensor in tensors.items():
-            if ".default." in name:
-                tensors[name.replace(".default.", ".ref.")].data = tensor.detach().clone()
-
-
 def hash_weights(model: Any) -> str:
     """A hash of all processes' weights. Where ZeRO-3 has loaded a model, the parameters themselves are empty (as TRL
     1.16 hashes them, all models would be the same one), and each process holds its share."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        held = vars(parameter).get("ds_tensor", parameter)
+        held = held_weights(parameter)
         digest.update(name.encode())
-        digest.update(held.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(held.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return repr(sorted({*gather_object([digest.hexdigest()])}))
 
 

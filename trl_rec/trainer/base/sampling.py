@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from trl_rec.compat import LengthGroupedSampler
 
 
 class RepeatedBatches(Sampler[int]):

@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
-from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
-from trl.models import unwrap_model_for_generation
 
+from trl_rec.compat import (
+    BatchRebalanceSampler,
+    EvalLoopOutput,
+    LengthGroupedSampler,
+    checkpoint_folder,
+    rotate_checkpoints,
+    unwrapped_for_generation,
+)
 from trl_rec.data.dataset import at_most, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.evaluation import evaluate_rankings, rank_histories
 from trl_rec.items import ItemCatalog, TokenTrie
-from trl_rec.models.loading import keep_differentiable
 from trl_rec.trainer.base.checkpoints import MARK, newest_complete
-from trl_rec.trainer.base.gradient_checkpointing import checkpointing_kept
 from trl_rec.trainer.base.model_card import write_model_card
 from trl_rec.trainer.base.sampling import EpochOrder, LengthGroups
 from trl_rec.trainer.base.shutdown import end_processes
@@ -131,11 +134,7 @@ class RecTrainerMixin(Base):
         """The model's lists `(num_rows, max(eval_ks))` for a split's users."""
         if self.is_fsdp_enabled:
             raise ValueError(FSDP)
-        keep_differentiable(self.model)
-        with (
-            checkpointing_kept(self.model),
-            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
-        ):
+        with unwrapped_for_generation(self.model_wrapped, self.accelerator) as model:
             return rank_histories(
                 model,
                 split_rows(split, "history"),
@@ -209,7 +208,7 @@ class RecTrainerMixin(Base):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As the parent's, but into an empty folder, and older checkpoints go only when this one has its mark."""
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        folder = checkpoint_folder(self, trial)
         if self.args.should_save:
             shutil.rmtree(
                 folder, ignore_errors=True

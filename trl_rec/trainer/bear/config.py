@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from trl import SFTConfig
 
+from trl_rec.compat import dict_fields
 from trl_rec.data.task_templates import NAMES
 from trl_rec.trainer.base.config import RecConfig, check_inert
 
@@ -50,7 +51,7 @@ class BearConfig(RecConfig, SFTConfig):
         task_history (`int`, *optional*, defaults to `20`): Most items that a prompt of these other tasks tells of.
     """
 
-    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["tasks"]
+    _VALID_DICT_FIELDS = dict_fields(SFTConfig, "tasks")
 
     bear_weight: float = field(
         default=0.25 * 2.75, metadata={"help": "weight of the beam term; 0: cross-entropy alone"}

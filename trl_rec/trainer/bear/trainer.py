@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
+from trl_rec.compat import name_or_path
 from trl_rec.data.dataset import at_most
 from trl_rec.data.list_evaluation import evaluation_list_rows
 from trl_rec.data.list_rows import build_list_rows
@@ -86,7 +87,7 @@ class BearTrainer(RecTrainerMixin, SFTTrainer):
         args = args or BearConfig("bear")
         kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "BearTrainer")
         processing_class = processing_class or load_tokenizer(
-            model if isinstance(model, str) else model.config._name_or_path,
+            model if isinstance(model, str) else name_or_path(model),
             trust_remote_code=args.trust_remote_code or None,
         )
         self._set_catalog(catalog, processing_class, args, eval_dataset)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers.trainer_utils import SaveStrategy
 from trl import DPOConfig
 
+from trl_rec.compat import dict_fields
 from trl_rec.trainer.base.config import RecConfig, check_inert
 from trl_rec.trainer.softmax_dpo.config import INERT, INERT_ROWS
 
@@ -80,7 +81,7 @@ class BladeConfig(RecConfig, DPOConfig):
 
     learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate"})
 
-    _VALID_DICT_FIELDS = DPOConfig._VALID_DICT_FIELDS + ["rewards"]
+    _VALID_DICT_FIELDS = dict_fields(DPOConfig, "rewards")
 
     def __post_init__(self) -> None:
         padding = self.pad_to_multiple_of  # DPOConfig replaces "auto" by what suits the device

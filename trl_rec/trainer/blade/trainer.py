@@ -20,8 +20,14 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer
-from trl.models import prepare_deepspeed
 
+from trl_rec.compat import (
+    complete_ref_adapter,
+    drop_attention_dropout,
+    name_or_path,
+    prepare_deepspeed,
+    train_batch_size,
+)
 from trl_rec.data.dataset import at_most
 from trl_rec.data.list_rows import build_list_prompts, complete_list_prompts
 from trl_rec.decoding.list_constraint import list_logps, list_tokens
@@ -37,9 +43,7 @@ from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_traina
 from trl_rec.trainer.base.generation import whole_model
 from trl_rec.trainer.base.reference import (
     as_reference,
-    complete_ref_adapter,
     copy_of_policy,
-    drop_attention_dropout,
     hash_weights,
     not_training,
 )
@@ -113,7 +117,7 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         args = args or BladeConfig("blade")
         kwargs = check_arguments(kwargs, NOT_TAKEN, "BladeTrainer")
         processing_class = processing_class or load_tokenizer(
-            model if isinstance(model, str) else model.config._name_or_path,
+            model if isinstance(model, str) else name_or_path(model),
             trust_remote_code=args.trust_remote_code or None,
         )
         if processing_class.pad_token is None:
@@ -173,7 +177,7 @@ class BladeTrainer(RecTrainerMixin, DPOTrainer):
         if self.args.num_iterations == 1:
             return super()._get_train_sampler(train_dataset)
         rows = len(self.train_dataset if train_dataset is None else train_dataset)
-        batch_size = self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        batch_size = train_batch_size(self) * self.args.gradient_accumulation_steps * self.accelerator.num_processes
         return self._following_epochs(RepeatedBatches(rows, batch_size, self.args.num_iterations, self._data_seed))
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer
-from trl.models import prepare_deepspeed
 
+from trl_rec.compat import complete_ref_adapter, drop_attention_dropout, name_or_path, prepare_deepspeed
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.output import LossOutput
 from trl_rec.losses.softmax_dpo import softmax_dpo_loss
@@ -30,9 +30,7 @@ from trl_rec.models.loading import load_tokenizer
 from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
 from trl_rec.trainer.base.reference import (
     as_reference,
-    complete_ref_adapter,
     copy_of_policy,
-    drop_attention_dropout,
     hash_weights,
     not_training,
     reference_file,
@@ -283,7 +281,7 @@ class SoftmaxDPOTrainer(RecTrainerMixin, DPOTrainer):
 
 def _origin(model: Any) -> str:
     """Where the model came from, and its tokenizer may lie."""
-    name = model if isinstance(model, str) else model.config._name_or_path
+    name = model if isinstance(model, str) else name_or_path(model)
     if not name:
         raise ValueError("the model was made in memory, and no folder tells its tokenizer; pass processing_class")
     return name
