@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     from trl_rec.models.building import RecModelConfig, build_model
     from trl_rec.models.scratch import make_model, make_tokenizer
     from trl_rec.schedule.loop import run_stages
-    from trl_rec.schedule.plan import Schedule
+    from trl_rec.schedule.settings import Schedule
     from trl_rec.schedule.stages import PreferenceStage
     from trl_rec.semantic_ids.dual import DualIdsConfig, make_dual_ids
     from trl_rec.semantic_ids.kmeans_ids import make_semantic_ids
@@ -136,7 +136,7 @@ else:
             "models.building": ["RecModelConfig", "build_model"],
             "models.scratch": ["make_model", "make_tokenizer"],
             "schedule.loop": ["run_stages"],
-            "schedule.plan": ["Schedule"],
+            "schedule.settings": ["Schedule"],
             "schedule.stages": ["PreferenceStage"],
             "semantic_ids.dual": ["DualIdsConfig", "make_dual_ids"],
             "semantic_ids.kmeans_ids": ["make_semantic_ids"],

@@ -1,9 +1,9 @@
-"""The plan in a folder: what may change between calls, and what may not."""
+"""The plan in a folder: which settings may change between calls and which may not."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ import pytest
 import torch
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
+from trl import DPOConfig, SFTConfig
 
 from tests.schedule.loops import STAGES, make_schedule
 from tests.trainer.runs import make_folder
-from trl_rec import Schedule
+from trl_rec import BearConfig, Schedule, SoftmaxDPOConfig
 from trl_rec.models import load_model
 from trl_rec.ragged import Ragged
-from trl_rec.schedule.plan import check_same_plan
+from trl_rec.schedule.plan import INHERITED, _config_entries, check_same_plan
+from trl_rec.trainer.base.config import RecConfig
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +46,25 @@ def test_what_only_decides_speed_may_change(folder: Path) -> None:
         "per_device_eval_batch_size": 2,
         "resume_from_checkpoint": "x",
         "gradient_checkpointing": True,
+        "save_total_limit": 1,
+        "logging_steps": 7,
+        "dataloader_num_workers": 1,
+        "run_name": "again",
     }
-    free |= {"save_total_limit": 1, "logging_steps": 7, "dataloader_num_workers": 1, "run_name": "again"}
     check_same_plan(STAGES, folder / "model", now(folder, **free))
+
+
+@pytest.mark.parametrize("kind", [BearConfig, SoftmaxDPOConfig])
+def test_a_plan_contains_all_fields_of_ours_and_of_the_inherited_ones_the_list(kind: type, tmp_path: Path) -> None:
+    config = kind(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
+    ours = {name for base in (kind, RecConfig) for name in base.__annotations__}
+    listed = {field.name for field in fields(kind)} & set(INHERITED)
+    assert _config_entries(config).keys() == ours | listed
+
+
+def test_the_list_of_inherited_fields_names_existing_ones() -> None:
+    assert set(INHERITED) <= {field.name for base in (SFTConfig, DPOConfig) for field in fields(base)}
+    assert len(set(INHERITED)) == len(INHERITED)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +140,7 @@ def test_adapter_and_quantisation_are_written_down_alike_each_time(folder: Path,
         ({"save_strategy": "no"}, "save_strategy 'no' does not save when eval_strategy 'steps'"),
         ({"save_strategy": "epoch"}, "save_strategy 'epoch' does not save"),
         ({"save_steps": 3}, "save and evaluate at the same steps"),
-        ({"metric_for_best_model": "eval_recall@5"}, "keep='best' goes by eval_ndcg@10"),
+        ({"metric_for_best_model": "eval_recall@5"}, "keep='best' compares policies by eval_ndcg@10"),
     ],
 )
 def test_keeping_the_best_needs_a_checkpoint_of_it(options: dict[str, Any], message: str, folder: Path) -> None:

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from trl_rec.schedule.feedback import feedback_candidates
     from trl_rec.schedule.loop import run_stages
     from trl_rec.schedule.pipeline import align, check_early, give_ids, learn_supervised
-    from trl_rec.schedule.plan import Schedule
     from trl_rec.schedule.prefixes import training_prefixes
     from trl_rec.schedule.reporting import conclude_stages, stage_table
     from trl_rec.schedule.self_play import self_play_beams
+    from trl_rec.schedule.settings import Schedule
     from trl_rec.schedule.stages import PreferenceStage, align3gr_stages, read_stages
 else:
     __getattr__, __dir__ = lazy_names(
@@ -50,7 +50,7 @@ else:
             "feedback": ["feedback_candidates"],
             "loop": ["run_stages"],
             "pipeline": ["align", "give_ids", "learn_supervised", "check_early"],
-            "plan": ["Schedule"],
+            "settings": ["Schedule"],
             "prefixes": ["training_prefixes"],
             "reporting": ["conclude_stages", "stage_table"],
             "self_play": ["self_play_beams"],

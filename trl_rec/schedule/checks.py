@@ -8,7 +8,7 @@ from typing import Any
 
 from trl_rec.compat import is_deepspeed_zero3_enabled, launched_with_fsdp
 from trl_rec.decoding.run_folder import check_same_items, settings_of_run
-from trl_rec.schedule.plan import Schedule
+from trl_rec.schedule.settings import Schedule
 from trl_rec.schedule.stage_candidates import stage_feedback
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig

@@ -24,7 +24,8 @@ from accelerate import PartialState
 from trl_rec.compat import reset_accelerator_state
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.schedule.checks import check_before_running
-from trl_rec.schedule.plan import Schedule, check_same_plan, write_entry
+from trl_rec.schedule.plan import check_same_plan, write_entry
+from trl_rec.schedule.settings import Schedule
 from trl_rec.schedule.stage_candidates import stage_candidates
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.base.reporting import save_run

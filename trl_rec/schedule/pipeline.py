@@ -18,8 +18,9 @@ from trl_rec.evaluation import Evaluation
 from trl_rec.models import RecModelConfig
 from trl_rec.schedule.checks import check_not_sharded, check_same_prompts
 from trl_rec.schedule.loop import run_stages
-from trl_rec.schedule.plan import Schedule, check_same_policy, write_entry
+from trl_rec.schedule.plan import check_same_policy, write_entry
 from trl_rec.schedule.reporting import conclude_stages
+from trl_rec.schedule.settings import Schedule
 from trl_rec.schedule.stage_candidates import stage_feedback
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.semantic_ids import DualIdsConfig, has_dual_ids, make_dual_ids

@@ -1,7 +1,7 @@
-"""What all stages of a schedule share, and the plan: what decides weights and reports, written down in `output_dir`.
+"""What identifies the work in a folder, so that a later call resumes it or refuses to.
 
-A later call in the same folder is held to the plan. What only decides speed, memory or logging may change between
-calls.
+The plan is written to `plan.json` before any work. A later call in the same folder must have the same plan: whatever
+decides the trained weights or the reported figures. What only decides speed, memory or logging may change.
 """
 
 from __future__ import annotations
@@ -10,144 +10,133 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from trl import DPOConfig, SFTConfig
 
 from trl_rec.data.dataset import RecDataset, split_rows
 from trl_rec.data.task_rows import task_texts
+from trl_rec.schedule.settings import Schedule
 from trl_rec.schedule.stages import PreferenceStage
+from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
 
-if TYPE_CHECKING:
-    from peft import PeftConfig
-
-FREE_PREFIXES = (
-    "logging_",
-    "log_",
-    "hub_",
-    "trackio_",
-    "ddp_",
-    "fsdp",
-    "activation_",
-    "gradient_checkpointing",
-    "torch_compile",
+# Fields of TRL's and transformers' configurations that belong to a plan: they change the weights, or which checkpoint
+# is handed on. The fields that trl_rec adds all belong to it, since they define rows, loss, prompts and evaluation.
+# Any other inherited field only decides speed, memory, logging or where files go, and may change between calls.
+INHERITED = (
+    # the batches and their order
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "auto_find_batch_size",
+    "max_length",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+    "data_seed",
+    "shuffle_dataset",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "dataloader_in_order",
+    "accelerator_config",
+    "ignore_data_skip",
+    # the loss
+    "beta",
+    "disable_dropout",
+    "neftune_noise_alpha",
+    "router_aux_loss_coef",
+    "label_smoothing_factor",
+    "average_tokens_across_devices",
+    "sync_ref_model",
+    "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
+    # the optimizer
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    # the number format
+    "bf16",
+    "fp16",
+    "tf32",
+    "bf16_full_eval",
+    "fp16_full_eval",
+    # the checkpoint that is handed on
+    "eval_strategy",
+    "eval_steps",
+    "eval_delay",
+    "save_strategy",
+    "save_steps",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "greater_is_better",
+    # the tokenizer
+    "eos_token",
+    "chat_template_path",
 )
-FREE = (
-    "output_dir",
-    "resume_from_checkpoint",
-    "per_device_eval_batch_size",
-    "eval_accumulation_steps",
-    "precompute_ref_log_probs",
-    "precompute_ref_batch_size",
-    "torch_empty_cache_steps",
-    "save_total_limit",
-    "save_only_model",
-    "save_on_each_node",
-    "enable_jit_checkpoint",
-    "push_to_hub",
-    "disable_tqdm",
-    "report_to",
-    "run_name",
-    "project",
-    "use_cpu",
-    "use_cache",
-    "deepspeed",
-    "local_rank",
-    "debug",
-    "skip_memory_metrics",
-    "do_train",
-    "do_eval",
-    "do_predict",
-    "dataset_num_proc",
-    "dataloader_num_workers",
-    "dataloader_pin_memory",
-    "dataloader_persistent_workers",
-    "dataloader_prefetch_factor",
-    "dataloader_multiprocessing_context",
-)
-WEIGHTS = (".safetensors", ".bin", ".gguf")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What is the same for all stages.
-
-    Args:
-        dataset (`RecDataset`): The data; its catalogue's surface is that of the policy.
-        config (`SoftmaxDPOConfig`): Configuration of the trainer; `output_dir` holds a folder a stage.
-        keep (`str`, *optional*, defaults to `"best"`): `"best"`: a stage hands on its best checkpoint by validation
-            NDCG, or what it began with where none is better. `"last"`: it hands on what it ended with.
-        adapter (`PeftConfig`, *optional*): Adapter to train, where the policy has none yet.
-        model_options (`dict`, *optional*): How models are loaded (`dtype`, `quantization_config`, ...).
-    """
-
-    dataset: RecDataset
-    config: SoftmaxDPOConfig
-    keep: str = "best"
-    adapter: PeftConfig | None = None
-    model_options: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.keep not in ("best", "last"):
-            raise ValueError(f"keep must be 'best' or 'last', not {self.keep!r}")
-        if self.config.push_to_hub:
-            raise ValueError(
-                "push_to_hub would push every stage; leave it out, and push the end: "
-                f"hf upload NAME {self.config.output_dir} --exclude '[0-9]*-*/*' 'supervised/*'"
-            )
-        if self.picks_checkpoints:
-            _check_unpickable(self.config, self.metric)
-
-    @property
-    def metric(self) -> str:
-        """What policies are compared by."""
-        return f"eval_ndcg@{max(self.config.eval_ks)}"
-
-    @property
-    def picks_checkpoints(self) -> bool:
-        """Whether a stage ends with its best checkpoint; else with its last step."""
-        return self.keep == "best" and self.config.eval_strategy != "no"
-
-    @property
-    def output(self) -> Path:
-        """Where all of it is."""
-        return Path(str(self.config.output_dir))
-
-    def folder(self, number: int, stage: PreferenceStage) -> Path:
-        """Where a stage's work is."""
-        return self.output / f"{number}-{stage.name}"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
 def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
-    """Writes down what is about to run; a folder that holds the work of another plan is refused."""
-    _check_another(schedule.output / "plan.json", _plan(stages, start, schedule), work="[0-9]*-*")
+    """Writes the plan of a schedule to its folder; raises if the folder contains stages of another plan.
+
+    Args:
+        stages: The stages to train, in order.
+        start: Folder of the first policy, identified by its weights and not by its name.
+        schedule: What all stages share.
+    """
+    options = {name: value for name, value in (schedule.model_options or {}).items() if value is not None}
+    options.pop("device_map", None)  # differs between processes
+    plan = {
+        "weights of the policy": weights_digest(start),
+        **_data_entries(schedule.dataset),
+        "keep": schedule.keep,
+        "adapter": _adapter_entry(schedule),
+        **{f"model option {name}": value for name, value in options.items()},
+        **{f"stage {number}": asdict(stage) for number, stage in enumerate(stages, 1)},
+        **_config_entries(schedule.config),
+    }
+    _write_or_check(
+        schedule.output / "plan.json", plan, work="[0-9]*-*", parts="its plan.json and its stages' folders"
+    )
 
 
-def check_same_policy(folder: Path, dataset: RecDataset, config: Any, model: dict[str, Any]) -> None:
-    """Writes down what a supervised policy is about to be trained by; a folder that holds another one's is refused."""
+def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, model: dict[str, Any]) -> None:
+    """Writes the plan of a supervised policy to its folder; raises if the folder contains a policy of another plan.
+
+    Args:
+        folder: Where the policy is trained.
+        dataset: What it is trained on.
+        config: Configuration of its trainer.
+        model: The options that it is loaded or made with, `model_name_or_path` among them.
+    """
     pretrained = model.get("model_name_or_path")
+    is_local = pretrained is not None and Path(pretrained).is_dir()
     plan = {
         **{f"model option {name}": value for name, value in model.items()},
-        "weights of the model": weights_digest(pretrained)
-        if pretrained is not None and Path(pretrained).is_dir()
-        else None,
-        "items": dataset.catalog.fingerprint,
+        "weights of the model": weights_digest(pretrained) if is_local else None,
+        **_data_entries(dataset),
         "texts of the tasks": None if config.tasks is None else _digest(task_texts(dataset)),
-        "semantic_ids": _digest([*dataset.catalog.surfaces, *dataset.catalog.user_surfaces]),
-        "splits": _split_digest(dataset),
-        **{name: value for name, value in config.to_dict().items() if not _is_free(name)},
+        **_config_entries(config),
     }
-    _check_another(folder / "plan.json", json.loads(json.dumps(plan, default=_plain)))
+    _write_or_check(folder / "plan.json", plan, work="*", parts="it")
 
 
 def write_entry(path: Path, entry: dict[str, Any]) -> None:
-    """Writes JSON, whole or not at all, from one process."""
+    """Writes a JSON file atomically, from the main process alone; all processes wait for it."""
     if PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.tmp")
@@ -157,80 +146,62 @@ def write_entry(path: Path, entry: dict[str, Any]) -> None:
 
 
 def weights_digest(folder: str | Path) -> str:
-    """A hash of the weights in a policy's folder: after another training it is another policy, whatever the folder's
-    name."""
+    """A hash of the weights in a policy's folder. It changes when the policy is trained further, and not when the
+    folder is moved."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix in WEIGHTS and path.name != "training_args.bin":
+        if path.suffix in WEIGHT_SUFFIXES and path.name != "training_args.bin":
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
-def _check_another(path: Path, plan: dict[str, Any], work: str = "*") -> None:
-    """`work`: what the folder holds once the plan has come to something."""
+def _write_or_check(path: Path, plan: dict[str, Any], *, work: str, parts: str) -> None:
+    """Writes `plan` to `path`; raises if another plan is there and its folder contains files matching `work`.
+
+    A plan under which nothing was done yet may be replaced. `parts` says what the user would have to delete.
+    """
+    plan = json.loads(json.dumps(plan, default=_to_json))
     if path.is_file() and any(other != path for other in path.parent.glob(work)):
         old = json.loads(path.read_text(encoding="utf-8"))
         differing = [name for name in {**old, **plan} if plan.get(name) != old.get(name)]
         if differing:
             name = differing[0]
             raise ValueError(
-                f"{path.parent} holds the work of a plan that differs in {name} ({old.get(name)!r} there, "
-                f"{plan.get(name)!r} now); give another output_dir, or delete "
-                f"{'it' if work == '*' else 'its plan.json and the folders of its stages'}"
+                f"{path.parent} contains the work of a plan that differs in {name} ({old.get(name)!r} there, "
+                f"{plan.get(name)!r} now); choose another output_dir, or delete {parts}"
             )
+
+    # No process may replace the file while another still compares it.
     PartialState().wait_for_everyone()
     write_entry(path, plan)
 
 
-def _check_unpickable(config: SoftmaxDPOConfig, metric: str) -> None:
-    """Raises unless each evaluation that may be the best one has a checkpoint; the trainer itself would pass over
-    it."""
-    if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
-        raise ValueError(
-            f"keep='best' goes by {metric}, not by metric_for_best_model={config.metric_for_best_model!r}; leave that out"
-        )
-    matches = config.save_strategy in (config.eval_strategy, "best")
-    if matches and config.save_strategy == "steps":
-        ratio = config.save_steps / (config.eval_steps or config.logging_steps)
-        matches = round(ratio) >= 1 and abs(ratio - round(ratio)) < 1e-6
-    if not matches:
-        saves, measures = SaveStrategy(config.save_strategy).value, IntervalStrategy(config.eval_strategy).value
-        raise ValueError(
-            f"keep='best' hands on the best checkpoint, but save_strategy {saves!r} does not save when "
-            f"eval_strategy {measures!r} measures one; save and evaluate at the same steps, or leave out "
-            "eval_strategy to compare only a stage's end with its beginning"
-        )
-
-
-def _plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> dict[str, Any]:
-    """What decides weights and reports, as JSON."""
-    dataset, options = schedule.dataset, dict(schedule.model_options or {})
-    options.pop("device_map", None)  # another one on each process
-    adapter = schedule.adapter and {
-        name: value for name, value in schedule.adapter.to_dict().items() if name != "peft_version"
-    }
-    plan = {
-        "weights of the policy": weights_digest(start),
+def _data_entries(dataset: RecDataset) -> dict[str, Any]:
+    """What identifies the items, how they are written, and the rows."""
+    return {
         "items": dataset.catalog.fingerprint,
         "surface": dataset.catalog.surface,
         "semantic_ids": _digest([*dataset.catalog.surfaces, *dataset.catalog.user_surfaces]),
         "splits": _split_digest(dataset),
-        "keep": schedule.keep,
-        "adapter": adapter,
-        **{f"model option {name}": value for name, value in options.items() if value is not None},
-        **{f"stage {number}": asdict(stage) for number, stage in enumerate(stages, 1)},
-        **{name: value for name, value in schedule.config.to_dict().items() if not _is_free(name)},
     }
-    return json.loads(json.dumps(plan, default=_plain))
 
 
-def _is_free(name: str) -> bool:
-    return name in FREE or name.startswith(FREE_PREFIXES)
+def _adapter_entry(schedule: Schedule) -> dict[str, Any] | None:
+    """The adapter's settings, without the version of PEFT that made them."""
+    if schedule.adapter is None:
+        return None
+    return {name: value for name, value in schedule.adapter.to_dict().items() if name != "peft_version"}
 
 
-def _plain(value: Any) -> Any:
-    """What JSON does not know: sets (target modules), quantisation, number formats."""
+def _config_entries(config: BearConfig | SoftmaxDPOConfig) -> dict[str, Any]:
+    """The fields of a trainer's configuration that belong to a plan."""
+    inherited = {one.name for base in (SFTConfig, DPOConfig) for one in fields(base)}
+    return {name: value for name, value in config.to_dict().items() if name in INHERITED or name not in inherited}
+
+
+def _to_json(value: Any) -> Any:
+    """What JSON cannot write: sets (target modules), quantisation configurations, number formats."""
     if isinstance(value, set):
         return sorted(value)
     return value.to_dict() if callable(getattr(value, "to_dict", None)) else str(value)
@@ -241,7 +212,7 @@ def _digest(texts: Sequence[str]) -> str:
 
 
 def _split_digest(dataset: RecDataset) -> str:
-    """A hash of all rows: who chose what in which split, and the ratings that feedback is made of."""
+    """A hash of all rows: who chose what in which split, and the ratings that feedback comes from."""
     digest = hashlib.sha256()
     for split in (dataset.train, dataset.validation, dataset.test):
         for name in ("history", "targets", "history_ratings", "target_ratings"):

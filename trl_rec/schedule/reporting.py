@@ -15,7 +15,7 @@ from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, m
 from trl_rec.evaluation.tables import aligned
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.schedule.checks import check_not_sharded
-from trl_rec.schedule.plan import Schedule
+from trl_rec.schedule.settings import Schedule
 from trl_rec.trainer.base.reporting import write_run
 
 

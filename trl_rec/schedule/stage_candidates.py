@@ -13,9 +13,10 @@ from trl_rec.schedule.candidate_leaks import check_candidate_leaks
 from trl_rec.schedule.candidates import bucket_report, random_candidates, self_play_candidates
 from trl_rec.schedule.difficulty import self_play_buckets
 from trl_rec.schedule.feedback import feedback_candidates
-from trl_rec.schedule.plan import Schedule, weights_digest
+from trl_rec.schedule.plan import weights_digest
 from trl_rec.schedule.prefixes import training_prefixes
 from trl_rec.schedule.self_play import self_play_beams
+from trl_rec.schedule.settings import Schedule
 from trl_rec.schedule.stages import PreferenceStage
 
 

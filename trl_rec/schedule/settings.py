@@ -1,0 +1,96 @@
+"""The settings that all stages of a schedule share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from trl_rec.data.dataset import RecDataset
+from trl_rec.schedule.stages import PreferenceStage
+from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Data, trainer configuration and model options of a preference schedule.
+
+    Args:
+        dataset (`RecDataset`): The data. Its catalogue has the surface that the policy writes.
+        config (`SoftmaxDPOConfig`): Configuration of the trainer. Each stage gets a folder inside `output_dir`.
+        keep (`str`, *optional*, defaults to `"best"`): With `"best"` a stage hands on its best checkpoint by
+            validation NDCG, or the policy it started from if no checkpoint is better. With `"last"` it hands on the
+            policy of its last step.
+        adapter (`PeftConfig`, *optional*): Adapter to train if the first policy has none yet.
+        model_options (`dict`, *optional*): How models are loaded (`dtype`, `quantization_config`, ...).
+    """
+
+    dataset: RecDataset
+    config: SoftmaxDPOConfig
+    keep: str = "best"
+    adapter: PeftConfig | None = None
+    model_options: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"keep must be 'best' or 'last', not {self.keep!r}")
+        if self.config.push_to_hub:
+            raise ValueError(
+                "push_to_hub would push every stage; leave it out and push the final policy: "
+                f"hf upload NAME {self.config.output_dir} --exclude '[0-9]*-*/*' 'supervised/*'"
+            )
+        if self.picks_checkpoints:
+            _check_best_is_saved(self.config, self.metric)
+
+    @property
+    def metric(self) -> str:
+        """The validation metric by which policies are compared."""
+        return f"eval_ndcg@{max(self.config.eval_ks)}"
+
+    @property
+    def picks_checkpoints(self) -> bool:
+        """Whether a stage ends with its best checkpoint rather than with its last step."""
+        return self.keep == "best" and self.config.eval_strategy != "no"
+
+    @property
+    def output(self) -> Path:
+        """The folder of the whole schedule."""
+        return Path(str(self.config.output_dir))
+
+    def folder(self, number: int, stage: PreferenceStage) -> Path:
+        """The folder of the stage with this number, counted from 1."""
+        return self.output / f"{number}-{stage.name}"
+
+
+def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
+    """Raises unless every evaluation that may turn out the best has a checkpoint.
+
+    Without one, transformers' trainer silently loads the best of the checkpoints that exist.
+    """
+    if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
+        raise ValueError(
+            f"keep='best' compares policies by {metric}, not by "
+            f"metric_for_best_model={config.metric_for_best_model!r}; leave metric_for_best_model out"
+        )
+
+    saves_with_evaluations = config.save_strategy in (config.eval_strategy, "best")
+    if saves_with_evaluations and config.save_strategy == "steps":
+        # save_steps may be a fraction of all steps, and so may eval_steps; their ratio must be a whole number.
+        evaluations_per_save = config.save_steps / (config.eval_steps or config.logging_steps)
+        distance = abs(evaluations_per_save - round(evaluations_per_save))
+        saves_with_evaluations = round(evaluations_per_save) >= 1 and distance < 1e-6
+
+    if not saves_with_evaluations:
+        saves = SaveStrategy(config.save_strategy).value
+        evaluates = IntervalStrategy(config.eval_strategy).value
+        raise ValueError(
+            f"keep='best' hands on the best checkpoint, but save_strategy {saves!r} does not save when "
+            f"eval_strategy {evaluates!r} evaluates; save and evaluate at the same steps, or leave out "
+            "eval_strategy to compare only the end of a stage with its start"
+        )
