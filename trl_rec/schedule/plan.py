@@ -100,6 +100,7 @@ def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedu
     """
     options = {name: value for name, value in (schedule.model_options or {}).items() if value is not None}
     options.pop("device_map", None)  # differs between processes
+
     plan = {
         "weights of the policy": weights_digest(start),
         **_data_entries(schedule.dataset),
@@ -109,9 +110,9 @@ def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedu
         **{f"stage {number}": asdict(stage) for number, stage in enumerate(stages, 1)},
         **_config_entries(schedule.config),
     }
-    _write_or_check(
-        schedule.output / "plan.json", plan, work="[0-9]*-*", parts="its plan.json and its stages' folders"
-    )
+
+    path = schedule.output / "plan.json"
+    _write_or_check(path, plan, work="[0-9]*-*", parts="its plan.json and the folders of its stages")
 
 
 def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, model: dict[str, Any]) -> None:
@@ -123,16 +124,19 @@ def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, mod
         config: Configuration of its trainer.
         model: The options that it is loaded or made with, `model_name_or_path` among them.
     """
-    pretrained = model.get("model_name_or_path")
-    is_local = pretrained is not None and Path(pretrained).is_dir()
+    # A local model is identified by its weights too, a model of the hub by its name alone.
+    pretrained = model.get("model_name_or_path") or ""
+    weights = weights_digest(pretrained) if pretrained and Path(pretrained).is_dir() else None
+
     plan = {
         **{f"model option {name}": value for name, value in model.items()},
-        "weights of the model": weights_digest(pretrained) if is_local else None,
+        "weights of the model": weights,
         **_data_entries(dataset),
         "texts of the tasks": None if config.tasks is None else _digest(task_texts(dataset)),
         **_config_entries(config),
     }
-    _write_or_check(folder / "plan.json", plan, work="*", parts="it")
+
+    _write_or_check(folder / "plan.json", plan, work="*", parts="the folder")
 
 
 def write_entry(path: Path, entry: dict[str, Any]) -> None:
@@ -146,10 +150,10 @@ def write_entry(path: Path, entry: dict[str, Any]) -> None:
 
 
 def weights_digest(folder: str | Path) -> str:
-    """A hash of the weights in a policy's folder. It changes when the policy is trained further, and not when the
-    folder is moved."""
+    """A hash of the weights in a policy's folder: it survives a move of the folder, and changes with training."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
+        # Trainer's training_args.bin has a suffix of weights, but contains none.
         if path.suffix in WEIGHT_SUFFIXES and path.name != "training_args.bin":
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
@@ -157,11 +161,12 @@ def weights_digest(folder: str | Path) -> str:
 
 
 def _write_or_check(path: Path, plan: dict[str, Any], *, work: str, parts: str) -> None:
-    """Writes `plan` to `path`; raises if another plan is there and its folder contains files matching `work`.
+    """Writes `plan` to `path`; raises if another plan is there and its folder contains files that match `work`.
 
-    A plan under which nothing was done yet may be replaced. `parts` says what the user would have to delete.
+    A plan under which no work was done yet is replaced. `parts` names what a user may delete to begin again.
     """
-    plan = json.loads(json.dumps(plan, default=_to_json))
+    plan = json.loads(json.dumps(plan, default=_to_json))  # tuples become lists, as in the file
+
     if path.is_file() and any(other != path for other in path.parent.glob(work)):
         old = json.loads(path.read_text(encoding="utf-8"))
         differing = [name for name in {**old, **plan} if plan.get(name) != old.get(name)]
@@ -201,7 +206,7 @@ def _config_entries(config: BearConfig | SoftmaxDPOConfig) -> dict[str, Any]:
 
 
 def _to_json(value: Any) -> Any:
-    """What JSON cannot write: sets (target modules), quantisation configurations, number formats."""
+    """Turns what JSON cannot write into what it can: sets (target modules), quantisation, number formats."""
     if isinstance(value, set):
         return sorted(value)
     return value.to_dict() if callable(getattr(value, "to_dict", None)) else str(value)
