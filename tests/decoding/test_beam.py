@@ -87,7 +87,7 @@ def test_equals_generate_with_the_processor(
     excludes: bool,
 ) -> None:
     """With one cache row a prompt, and with one a beam."""
-    monkeypatch.setattr("trl_rec.decoding.prompt_cache._why_separate", lambda *_: None if shared else "for this test")
+    monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     trie = TokenTrie.from_sequences(sequences)
@@ -201,16 +201,16 @@ def test_bad_input_is_refused_with_one_sentence() -> None:
         with pytest.raises(ValueError, match="there is no prompt, or an empty one"):
             rank_items(model, {"input_ids": empty, "attention_mask": empty}, trie, num_beams=2)
     with pytest.raises(
-        ValueError, match="take 602 tokens, the model has 512 positions; encode prompts with max_length=512"
+        ValueError, match="take 602 tokens, but the model has 512 positions; encode prompts with max_length=512"
     ):
         rank_items(model, pad([[3] * 600]), trie, num_beams=2)
-    with pytest.raises(ValueError, match="exclude holds 1 lists for 2 prompts"):
+    with pytest.raises(ValueError, match="exclude has 1 lists for 2 prompts"):
         rank_items(model, pad([[3], [4]]), trie, num_beams=2, exclude=[[0]])
-    with pytest.raises(ValueError, match="the trie holds token 99, the model's vocabulary ends at 39"):
+    with pytest.raises(ValueError, match="the trie has token 99, but the model's vocabulary ends at 39"):
         rank_items(model, pad([[3]]), TokenTrie.from_sequences([[99, EOS]]), num_beams=2)
     broken = make_model("llama")
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
-    with pytest.raises(ValueError, match="logits hold NaN"):
+    with pytest.raises(ValueError, match="logits contain NaN"):
         rank_items(broken, pad([[3]]), trie, num_beams=2)
 
 

@@ -52,7 +52,7 @@ def test_equals_a_search_that_reads_every_token(
     """With forced chains, shared paths, exclusions, all prompts in one batch; with one cache row a prompt, and one a
     beam."""
     monkeypatch.setattr(
-        "trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test" if separate else None
+        "trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None
     )
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
@@ -128,5 +128,5 @@ def test_bad_input_and_nan_are_reported() -> None:
         beam_list(model, pad([[3], [4]]), trie, list_length=3, num_beams=2, exclude=[[0], [0, 1, 2]])
     torch.nn.init.constant_(model.lm_head.weight, torch.nan)
     for sequences in CATALOGUES.values():
-        with pytest.raises(ValueError, match="logits hold NaN"):
+        with pytest.raises(ValueError, match="logits contain NaN"):
             beam_list(model, pad(ROWS), TokenTrie.from_sequences(sequences), list_length=3, num_beams=3)

@@ -91,7 +91,7 @@ def test_lists_are_drawn_as_often_as_they_are_probable(
 ) -> None:
     """A chi-square test over all lists, those expected less than 5 times taken together."""
     monkeypatch.setattr(
-        "trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test" if separate else None
+        "trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None
     )
     sequences, prompt, copies = CATALOGUES[surface], [3, 14, 15], 256
     model, trie = MODELS["llama", "sdpa"], TokenTrie.from_sequences(sequences)
@@ -158,7 +158,7 @@ def test_lists_hold_distinct_items_of_the_catalogue_that_are_not_excluded(
 ) -> None:
     """Up to every item that is left, with forced chains, shared paths, and all prompts in one batch."""
     monkeypatch.setattr(
-        "trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test" if separate else None
+        "trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None
     )
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
@@ -216,7 +216,7 @@ def test_lists_of_a_row_and_rows_alike_have_noise_of_their_own() -> None:
 def test_a_cache_row_a_list_draws_the_same(surface: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing can be skipped, noise still belongs to the same choices."""
     shared = draw(ROWS, surface, seed=4)
-    monkeypatch.setattr("trl_rec.decoding.prompt_cache._why_separate", lambda *_: "for this test")
+    monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test")
     separate = draw(ROWS, surface, seed=4)
     assert torch.equal(shared.items, separate.items)
     torch.testing.assert_close(shared.logps, separate.logps, rtol=0, atol=1e-5)
@@ -293,7 +293,7 @@ def test_nan_is_reported_whatever_it_leads_to(is_greedy: bool) -> None:
     ]
     for sequences in catalogues:
         options = {"num_lists": 2, "list_length": 4, "greedy": is_greedy}
-        with pytest.raises(ValueError, match="logits hold NaN"):
+        with pytest.raises(ValueError, match="logits contain NaN"):
             sample_item_lists(broken, pad(ROWS), TokenTrie.from_sequences(sequences), **options)
 
 
@@ -308,7 +308,7 @@ def test_bad_input_is_refused_with_one_sentence() -> None:
     refused("prompt 1 has 2 items to choose from, too few for a list of 3", exclude=[[0], [0, 1, 2, 2, -1]])
     refused("prompt 0 has 5 items to choose from, too few for a list of 6", list_length=6)
     refused("rows holds 1 numbers for 2 prompts", rows=[4])
-    refused("exclude holds 1 lists for 2 prompts", exclude=[[0]])
+    refused("exclude has 1 lists for 2 prompts", exclude=[[0]])
     refused("must be at least 1 and temperature positive, not 0, 3 and 1.0", num_lists=0)
     refused("must be at least 1 and temperature positive, not 2, 0 and 1.0", list_length=0)
     refused("must be at least 1 and temperature positive, not 2, 3 and 0", temperature=0)

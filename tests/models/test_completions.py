@@ -29,6 +29,7 @@ from transformers import (
 from tests.conftest import make_model
 from trl_rec.items import TokenTrie
 from trl_rec.models import CompletionLogits, completion_logps, legal_completion_logps, read_completions
+from trl_rec.models.attention import warn_once
 from trl_rec.models.completions import _read
 
 
@@ -119,10 +120,10 @@ def assert_equals_one_by_one(
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is said from now on, as if nothing had been said before."""
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The warnings logged from now on, including those that were logged once before."""
     messages: list[str] = []
-    monkeypatch.setattr("trl_rec.models.attention._told", set())
+    warn_once.cache_clear()
     monkeypatch.setattr(logging.getLogger("trl_rec.models.attention"), "warning", messages.append)
     return messages
 
@@ -137,10 +138,10 @@ def test_shared_rows_equal_one_row_a_completion(
 
 
 @pytest.mark.parametrize("key", SHARED, ids="-".join)
-def test_these_families_do_share_rows(key: tuple[str, str], told: list[str]) -> None:
+def test_these_families_do_share_rows(key: tuple[str, str], warnings: list[str]) -> None:
     """A prompt's last position is scored once however many follow it; the last token of a completion never is."""
     logits, rows = read(MODELS[key], make_case(EXAMPLE))
-    assert told == []
+    assert warnings == []
     assert logits.shape == ((1 + 2 + 0 + 3) + (1 + 1), VOCABULARY)
     assert rows.tolist() == [0, 1, 2, 0, 0, 3, 4, 5, 6, 7]
 
@@ -165,16 +166,16 @@ def test_a_window_shorter_than_the_text_is_kept(kind: str, lengths: list[tuple[i
 
 @pytest.mark.parametrize(("longest", "reasons"), [(2, []), (3, ["do not fit the attention window of 4 tokens"])])
 def test_what_counts_for_a_window_is_the_prompt_and_its_longest_completion(
-    longest: int, reasons: list[str], told: list[str]
+    longest: int, reasons: list[str], warnings: list[str]
 ) -> None:
     model, case = tiny("mistral-window"), make_case([(2, [1, longest, 2, 2])])
     for _ in range(2):
         assert_equals_one_by_one(model, case)
-    assert len(told) == len(reasons)
-    assert all(reason in message for reason, message in zip(reasons, told, strict=True))
+    assert len(warnings) == len(reasons)
+    assert all(reason in message for reason, message in zip(reasons, warnings, strict=True))
 
 
-def test_models_without_positions_or_with_a_state_get_separate_rows(told: list[str]) -> None:
+def test_models_without_positions_or_with_a_state_get_separate_rows(warnings: list[str]) -> None:
     torch.manual_seed(0)
     lfm = Lfm2Config(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -195,7 +196,7 @@ def test_models_without_positions_or_with_a_state_get_separate_rows(told: list[s
     }
     for model in models.values():
         assert_equals_one_by_one(model.eval(), make_case(EXAMPLE))
-    assert all(message.startswith(reason) for message, reason in zip(told, models, strict=True))
+    assert all(message.startswith(reason) for message, reason in zip(warnings, models, strict=True))
 
 
 @pytest.mark.parametrize("shared", [True, False])

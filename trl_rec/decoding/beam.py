@@ -1,16 +1,22 @@
-"""Beam search over a catalogue: the items that a model would write next, best first.
+"""Beam search over a catalogue trie: the items that a model would write next, best first.
 
-The search is `generate`'s: all beams of a prompt advance one token at a time, the best `num_beams` candidates of each
-step survive, and a candidate that ends an item among them joins the finished ones. It differs in what it does not do.
-It gathers the children of the beams' trie nodes and never masks the vocabulary, never loops over beams in Python, and
-keeps one copy of the prompt. Over the legal tokens (`renormalize=True`) a token that is the only legal one costs
-nothing, so a beam in such a forced chain keeps slot and score, and the model reads the chain in one go when the beam
-next branches. Prompts do not wait for each other: each round handles every prompt's next branching. Where chains are
-skipped, a round reads four integers back from the device to size its forward pass, which saves many forward passes;
-elsewhere the loop reads nothing back.
+It is the beam search of `generate`: the beams of a prompt advance one token per step, the best `num_beams`
+continuations of each step survive, and those among them that complete an item join the finished ones. Three things
+make it faster:
 
-Legend: B prompts, K beams, A active beams (those that branch now), C children (padded), E excluded items, N
-candidates.
+- A step gathers the children of the beams' trie nodes. It never masks the vocabulary and never loops over beams in
+  Python.
+- The prompt is stored once in the key-value cache, however many beams continue it (see `prompt_cache.py`).
+- Forced tokens need no forward pass. With `renormalize=True` the only legal token of a node has log-probability 0, so
+  a beam in a chain of such tokens keeps its slot and its score. The model reads the whole chain at once when the beam
+  next branches.
+
+A round of the loop takes every prompt to the next depth at which it branches, so prompts do not wait for each other.
+Where chains are skipped, a round reads four integers back from the device to size its forward pass; this saves many
+forward passes. Elsewhere the loop reads nothing back.
+
+Legend: B prompts, K beams, A active beams (those that branch in this round), C children (padded), N continuations,
+E excluded items.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trl_rec.decoding.excluded import Excluded
 from trl_rec.decoding.prompt_cache import Pending, SeparateRows, SharedPrompt, open_cache
@@ -32,7 +39,12 @@ if TYPE_CHECKING:
 
 
 class RankedItems(NamedTuple):
-    """Items by descending score, `(B, top_k)` each. A rank that no item fills holds item -1 and score -inf."""
+    """Items by descending score. A rank that no item fills has item -1 and score -inf.
+
+    Args:
+        items (`torch.Tensor` of shape `(B, top_k)`): Item indices.
+        scores (`torch.Tensor` of shape `(B, top_k)`): Their scores.
+    """
 
     items: Tensor
     scores: Tensor
@@ -50,46 +62,52 @@ def rank_items(
     renormalize: bool = True,
     length_penalty: float = 0.0,
 ) -> RankedItems:
-    """The best items for each prompt, by beam search under the trie. The model's own `generation_config` plays no
-    part.
+    """Finds the best items for each prompt by beam search under the trie. The model's `generation_config` is ignored.
 
     Args:
-        model: A decoder-only causal language model with a key-value cache.
-        prompts: `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left.
-        trie: The catalogue, in the model's vocabulary.
-        num_beams: Width of the search. As wide as the catalogue, every item is scored.
-        top_k (*optional*, defaults to `num_beams`): Ranks to return; `num_beams` paths fill as many, and more where
-            items share a path and take a rank each.
-        exclude (*optional*): Items to leave out, one list a prompt, or `(B, E)` padded with -1. They, and subtrees
-            they leave empty, are taken out after the softmax, which is not renormalised, so that the other items keep
-            their order.
-        renormalize: Whether scores are log-probabilities over the legal tokens (what training under the trie fits), or
-            over the whole vocabulary.
-        length_penalty: Scores are divided by the number of generated tokens, EOS included, to this power.
+        model (`PreTrainedModel`): A decoder-only causal language model with a key-value cache.
+        prompts (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left.
+        trie (`TokenTrie`): The catalogue, in the model's vocabulary.
+        num_beams (`int`): Width of the search. If it is at least the number of items, every item is scored.
+        top_k (`int`, *optional*, defaults to `num_beams`): Number of ranks to return. The search finds at most
+            `num_beams` paths; they fill more ranks than that only where items share a path.
+        exclude (`torch.Tensor` or lists of `int`, *optional*): Items to leave out: one list per prompt, or a tensor of
+            shape `(B, E)` padded with -1. They are removed after the softmax, without renormalising, and so are
+            subtrees that they leave empty. The scores of the other items do not change.
+        renormalize (`bool`, *optional*, defaults to `True`): Whether scores are log-probabilities over the legal
+            tokens (what training under the trie fits), or over the whole vocabulary.
+        length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by the number of generated tokens,
+            EOS included, to this power.
+
+    Returns:
+        [`RankedItems`]: Items and scores of shape `(B, top_k)`. Among equal scores the lower item index comes first.
     """
     top_k = num_beams if top_k is None else top_k
     input_ids, attention_mask = checked_prompts(model, prompts, trie, num_beams, top_k)
     trie = trie.to(input_ids.device)
     excluded = Excluded(trie, exclude, len(input_ids))
+
     with evaluating(model):
         cache = open_cache(model, input_ids, attention_mask, trie.max_depth)
         finished = _search(cache, trie, excluded, num_beams, renormalize, length_penalty)
-    if bool(finished.scores.isnan().any()):
-        raise ValueError("the model's logits hold NaN; its weights are broken or its number format is too small")
+    check_no_nan(finished.scores)
+
     return _rank_leaves(finished, trie, excluded, top_k)
 
 
 class _Beams(NamedTuple):
-    """Hypotheses of shape `(B, K)`: trie node, log-probability (-inf: none), and how many tokens of it the model has
-    read.
+    """The beams that have not finished, `(B, K)` each.
 
-    A node is where the hypothesis can next branch, or its leaf: forced tokens are taken at once where chains are
-    skipped.
+    Args:
+        nodes: The trie node that each beam has reached. Where forced chains are skipped, this is already the end of
+            the chain: the node at which the beam next branches, or its leaf.
+        scores: Its log-probability; -inf marks an empty slot.
+        num_read: How many of its tokens the model has read.
     """
 
     nodes: Tensor
     scores: Tensor
-    read: Tensor
+    num_read: Tensor
 
     def gather(self, index: Tensor) -> _Beams:
         """The beams at `index` `(B, K')`."""
@@ -97,7 +115,7 @@ class _Beams(NamedTuple):
 
 
 class _Finished(NamedTuple):
-    """Leaves and their final scores, `(B, at most num_beams)`, best first."""
+    """The best leaves found so far and their final scores, `(B, at most num_beams)`, best first."""
 
     nodes: Tensor
     scores: Tensor
@@ -111,34 +129,61 @@ def _search(
     renormalize: bool,
     length_penalty: float,
 ) -> _Finished:
+    """The best `num_beams` leaves for each prompt whose tokens the cache has read."""
+    # Among the legal tokens a forced one has log-probability 0, so chains of them can be skipped. A cache with a row
+    # per beam cannot skip: it reads one token of every beam per step.
     skips = renormalize and cache.shared and 1 in trie.depth_widths
-    root = torch.zeros(len(cache.logits), 1, dtype=torch.int64, device=cache.logits.device)
+
+    # 1. Start with one beam per prompt, at the root or where the root's forced chain ends. There is no beam for a
+    # prompt that excludes every item.
+    root = torch.zeros(len(cache.logits), 1, dtype=torch.int64, device=cache.logits.device)  # (B, 1)
     start = trie.forced_ends[root].long() if skips else root
-    beams = _Beams(start, torch.where(excluded.emptied(root), -torch.inf, 0.0), root)
-    finished = _Finished(root[:, :0], beams.scores[:, :0])
-    for depth in range(trie.max_depth):
-        event, landed = _next_event(trie, beams)
-        finished = _keep_best(finished, trie, beams, landed, num_beams, length_penalty)
-        beams = _without_hopeless(beams, landed, finished, num_beams, length_penalty)
-        active = (beams.scores > -torch.inf) & (trie.depths(beams.nodes) == event)
-        pending, width = _pending(trie, beams, active, depth, skips)
+    scores = torch.where(excluded.emptied(root), -torch.inf, 0.0)
+    beams = _Beams(nodes=start, scores=scores, num_read=torch.zeros_like(root))
+    finished = _Finished(root[:, :0], scores[:, :0])
+
+    for step in range(trie.max_depth):
+        # 2. Find the depth at which each prompt branches next. Beams that end on the way there are finished.
+        branch_depth, ended = _next_branching(trie, beams)
+        finished = _keep_best(finished, trie, beams, ended, num_beams, length_penalty)
+
+        # 3. Drop the beams that have ended and those that cannot make it into the finished ones any more.
+        beams = _drop_hopeless(beams, ended, finished, num_beams, length_penalty)
+
+        # 4. Let every beam that branches at this depth read its pending tokens; the others wait in a forced chain. The
+        # first round needs no pass, unless the root is forced: the prompt's own logits predict the first token.
+        active = (beams.scores > -torch.inf) & (trie.depths(beams.nodes) == branch_depth)  # (B, K)
+        pending, max_children = _pending(trie, beams, active, step, skips)
         if not pending.num_active:
             break
-        if depth == 0 and not (skips and trie.depth_widths[0] == 1):
-            logits, slots, counts = cache.logits, root, active
+        if step == 0 and not (skips and trie.depth_widths[0] == 1):
+            logits = cache.logits  # (B, 1, V)
+            slots = torch.zeros_like(root)
+            valid = active
         else:
-            logits, slots, counts = cache.extend(pending)
-        logps, children = _child_logps(trie, logits, beams.nodes.gather(1, slots), width, renormalize)
-        candidates, parents = _candidates(trie, beams, active, slots, counts, logps, children, excluded, skips)
-        ending = _is_leaf(trie, candidates.nodes) & (trie.depths(candidates.nodes) == event + 1)
-        chosen = best_first(candidates.scores, trie.lowest_items[candidates.nodes], num_beams)
+            logits, slots, valid = cache.extend(pending)  # (B, A, V), (B, A), (B, A)
+
+        # 5. Score the children of these beams. Together with the waiting beams they are the continuations.
+        logps, children = _child_logps(trie, logits, beams.nodes.gather(1, slots), max_children, renormalize)
+        grown, parents = _children_as_beams(trie, beams, slots, valid, logps, children, excluded, skips)
+        continuations, parents = _with_waiting(grown, parents, beams, active)  # (B, N)
+
+        # 6. Of the best `num_beams` continuations, those that complete an item at the next depth are finished.
+        completes = _is_leaf(trie, continuations.nodes) & (trie.depths(continuations.nodes) == branch_depth + 1)
+        ties = trie.lowest_items[continuations.nodes]
+        best = best_first(continuations.scores, ties, num_beams)
         finished = _keep_best(
-            finished, trie, candidates.gather(chosen), ending.gather(1, chosen), num_beams, length_penalty
+            finished, trie, continuations.gather(best), completes.gather(1, best), num_beams, length_penalty
         )
-        running = candidates.scores.masked_fill(ending, -torch.inf)
-        chosen = best_first(running, trie.lowest_items[candidates.nodes], num_beams)
-        beams = candidates._replace(scores=running).gather(chosen)
-        cache.reorder(parents.gather(1, chosen))
+
+        # 7. The best `num_beams` of the others are the beams of the next round, and the cache follows them.
+        running = continuations._replace(scores=continuations.scores.masked_fill(completes, -torch.inf))
+        best = best_first(running.scores, ties, num_beams)
+        beams = running.gather(best)
+        cache.reorder(parents.gather(1, best))
+
+    # 8. Only a beam whose score is NaN can still be at a leaf, since no comparison above lets it finish. Keep it, so
+    # that the caller sees the NaN.
     return _keep_best(finished, trie, beams, _is_leaf(trie, beams.nodes), num_beams, length_penalty)
 
 
@@ -146,128 +191,160 @@ def _is_leaf(trie: TokenTrie, nodes: Tensor) -> Tensor:
     return trie.row_offsets[nodes] == trie.row_offsets[nodes + 1]
 
 
-def _next_event(trie: TokenTrie, beams: _Beams) -> tuple[Tensor, Tensor]:
-    """`(B, 1)`: the depth at which a beam of the prompt next branches; and which beams `(B, K)` have ended before that
-    step."""
-    alive, leaf, depths = beams.scores > -torch.inf, _is_leaf(trie, beams.nodes), trie.depths(beams.nodes)
-    never = trie.max_depth + 1
-    event = torch.where(alive & ~leaf, depths, never).amin(1, keepdim=True)
-    return event, alive & leaf & (depths <= event)
+def _next_branching(trie: TokenTrie, beams: _Beams) -> tuple[Tensor, Tensor]:
+    """The depth at which each prompt branches next, `(B, 1)`, and which beams end no deeper than that, `(B, K)`."""
+    alive = beams.scores > -torch.inf
+    leaf = _is_leaf(trie, beams.nodes)
+    depths = trie.depths(beams.nodes)
+
+    never = trie.max_depth + 1  # where no beam of the prompt branches any more
+    branch_depth = torch.where(alive & ~leaf, depths, never).amin(1, keepdim=True)
+    return branch_depth, alive & leaf & (depths <= branch_depth)
 
 
 def _keep_best(
     finished: _Finished, trie: TokenTrie, beams: _Beams, ended: Tensor, num_beams: int, length_penalty: float
 ) -> _Finished:
-    """The best `num_beams` of those finished before and the beams that have `ended` now."""
+    """The best `num_beams` among the finished leaves and the leaves of the beams that have `ended`."""
     scores = beams.scores.masked_fill(~ended, -torch.inf)
     if length_penalty:
         scores = scores / trie.depths(beams.nodes).clamp(min=1) ** length_penalty
-    nodes, scores = torch.cat([finished.nodes, beams.nodes], 1), torch.cat([finished.scores, scores], 1)
-    chosen = best_first(scores, trie.lowest_items[nodes], num_beams)
-    return _Finished(nodes.gather(1, chosen), scores.gather(1, chosen))
+
+    nodes = torch.cat([finished.nodes, beams.nodes], 1)
+    scores = torch.cat([finished.scores, scores], 1)
+    best = best_first(scores, trie.lowest_items[nodes], num_beams)
+    return _Finished(nodes.gather(1, best), scores.gather(1, best))
 
 
-def _without_hopeless(
-    beams: _Beams, landed: Tensor, finished: _Finished, num_beams: int, length_penalty: float
-) -> _Beams:
-    """Drops beams that have landed, and those that can only end below the worst of `num_beams` finished ones. With a
-    length penalty a longer hypothesis may still gain, so all stay."""
-    scores = beams.scores.masked_fill(landed, -torch.inf)
+def _drop_hopeless(beams: _Beams, ended: Tensor, finished: _Finished, num_beams: int, length_penalty: float) -> _Beams:
+    """Empties the slots of beams that have ended, and of beams that score below `num_beams` finished leaves.
+
+    A score only falls as a beam grows. With a length penalty it may rise again, so all beams stay.
+    """
+    scores = beams.scores.masked_fill(ended, -torch.inf)
     if finished.scores.shape[1] == num_beams and not length_penalty:
         scores = scores.masked_fill(scores < finished.scores[:, -1:], -torch.inf)
     return beams._replace(scores=scores)
 
 
-def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, depth: int, skips: bool) -> tuple[Pending, int]:
-    """What the model reads next, and the most children of the nodes it will be asked about."""
+def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, step: int, skips: bool) -> tuple[Pending, int]:
+    """The tokens that the active beams have to read before they branch, and C, the most children of their nodes."""
     depths = trie.depths(beams.nodes)
-    lengths = depths - beams.read
-    if skips:  # the one read from the device in a round
-        widths = trie.row_offsets[beams.nodes + 1] - trie.row_offsets[beams.nodes]
-        inner = torch.where(active, lengths - 1, 0).clamp(min=0).sum(1).amax()
-        sizes = [
-            active.sum(1).amax(),
-            inner,
-            torch.where(active, lengths, 0).amax(),
-            torch.where(active, widths, 0).amax(),
-        ]
-        num_active, num_inner, longest, width = torch.stack(sizes).tolist()
+    lengths = depths - beams.num_read  # (B, K)
+
+    # 1. Size the forward pass. Without skipping, every beam has one token to read and the depth is the step.
+    if skips:
+        num_active, num_inner, longest, max_children = _round_sizes(trie, beams.nodes, lengths, active)
     else:
-        num_active, num_inner, longest, width = active.shape[1], 0, 1, trie.depth_widths[depth]
-    tokens, nodes = [], beams.nodes
-    for _ in range(longest):  # from the last token of each chain upwards
-        tokens.append(trie.child_tokens[(nodes - 1).clamp(min=0)].long())
+        num_active = active.shape[1]
+        num_inner = 0
+        longest = 1
+        max_children = trie.depth_widths[step]
+
+    # 2. Collect the last `longest` tokens of each beam, walking up the trie.
+    tokens = []
+    nodes = beams.nodes
+    for _ in range(longest):
+        tokens.append(trie.child_tokens[(nodes - 1).clamp(min=0)].long())  # edge `n - 1` leads to node `n`
         nodes = trie.parents[nodes].long()
-    chain = torch.stack(tokens[::-1], -1) if tokens else active.new_empty(*active.shape, 0, dtype=torch.int64)
-    return Pending(chain, lengths, depths, active, num_active, num_inner), width
+    no_tokens = active.new_empty(*active.shape, 0, dtype=torch.int64)
+    chain = torch.stack(tokens[::-1], -1) if tokens else no_tokens  # (B, K, longest)
+
+    return Pending(chain, lengths, depths, active, num_active, num_inner), max_children
+
+
+def _round_sizes(trie: TokenTrie, nodes: Tensor, lengths: Tensor, active: Tensor) -> list[int]:
+    """Four maxima over prompts and their active beams, in one transfer from the device, the only one of a round.
+
+    They are: active beams of a prompt; pending tokens of a prompt, without the last one of each beam; pending tokens
+    of a beam; children of a node.
+    """
+    num_children = trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]
+    inner = torch.where(active, lengths - 1, 0).clamp(min=0)
+    sizes = [
+        active.sum(1).amax(),
+        inner.sum(1).amax(),
+        torch.where(active, lengths, 0).amax(),
+        torch.where(active, num_children, 0).amax(),
+    ]
+    return torch.stack(sizes).tolist()
 
 
 def _child_logps(
-    trie: TokenTrie, logits: Tensor, nodes: Tensor, width: int, renormalize: bool
+    trie: TokenTrie, logits: Tensor, nodes: Tensor, max_children: int, renormalize: bool
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each child `(B, A, C)`, -inf where there is none, and the child nodes."""
-    tokens, children, legal = trie.children(nodes, width)
+    """The log-probability of each child, -inf where there is none, and the child nodes; `(B, A, C)` each."""
+    tokens, children, legal = trie.children(nodes, max_children)
     scores = logits.gather(-1, tokens).float().masked_fill(~legal, -torch.inf)
     normalizer = scores.logsumexp(-1, keepdim=True) if renormalize else logits.float().logsumexp(-1, keepdim=True)
     return torch.where(legal, scores - normalizer, -torch.inf), children
 
 
-def _candidates(
+def _children_as_beams(
     trie: TokenTrie,
     beams: _Beams,
-    active: Tensor,
     slots: Tensor,
-    counts: Tensor,
+    valid: Tensor,
     logps: Tensor,
     children: Tensor,
     excluded: Excluded,
     skips: bool,
 ) -> tuple[_Beams, Tensor]:
-    """The children of the active beams and the beams that wait in a forced chain, `(B, A * C + K)`, and the slot each
-    comes from."""
-    branching = beams.gather(slots)
-    scores = torch.where(counts, branching.scores, -torch.inf).unsqueeze(-1) + logps
+    """The beams that the children `(B, A, C)` of the active beams become, and the slot each comes from, `(B, A * C)`.
+
+    Children whose items are all excluded get the score -inf, after the softmax, so the others keep theirs.
+    """
+    branching = beams.gather(slots)  # (B, A)
+    scores = torch.where(valid, branching.scores, -torch.inf).unsqueeze(-1) + logps
     scores = scores.flatten(1).masked_fill(excluded.emptied(children.flatten(1)), -torch.inf)
+
     nodes = trie.forced_ends[children].long() if skips else children
-    read = trie.depths(branching.nodes).unsqueeze(-1).expand_as(children)
+    num_read = trie.depths(branching.nodes).unsqueeze(-1).expand_as(children)
+    parents = slots.unsqueeze(-1).expand_as(children)
+    return _Beams(nodes.flatten(1), scores, num_read.flatten(1)), parents.flatten(1)
+
+
+def _with_waiting(grown: _Beams, parents: Tensor, beams: _Beams, active: Tensor) -> tuple[_Beams, Tensor]:
+    """Appends the beams that were not active, unchanged: `(B, A * C + K)`. They come from their own slots."""
     waiting = beams._replace(scores=beams.scores.masked_fill(active, -torch.inf))
-    grown = _Beams(nodes.flatten(1), scores, read.flatten(1))
-    own = torch.arange(active.shape[1], device=slots.device).expand_as(active)
-    parents = torch.cat([slots.unsqueeze(-1).expand_as(children).flatten(1), own], 1)
-    return _Beams(*(torch.cat(pair, 1) for pair in zip(grown, waiting, strict=True))), parents
+    own_slots = torch.arange(active.shape[1], device=active.device).expand_as(active)
+    continuations = _Beams(*(torch.cat(pair, 1) for pair in zip(grown, waiting, strict=True)))
+    return continuations, torch.cat([parents, own_slots], 1)
 
 
 def _rank_leaves(finished: _Finished, trie: TokenTrie, excluded: Excluded, top_k: int) -> RankedItems:
-    """Each leaf's items in catalogue order, a rank each, without the excluded ones."""
-    num_prompts, width = len(finished.nodes), min(trie.max_shared, top_k + excluded.places.shape[1])
-    starts, ends = trie.item_starts[finished.nodes].unsqueeze(-1), trie.item_ends[finished.nodes].unsqueeze(-1)
-    places = (starts + torch.arange(width, device=starts.device)).flatten(1)
-    kept = places < ends.expand(-1, -1, width).flatten(1)
-    places = torch.where(kept, places, 0)
-    kept &= excluded.count(places, places + 1) == 0
-    scores = finished.scores.unsqueeze(-1).expand(-1, -1, width).flatten(1).masked_fill(~kept, -torch.inf)
+    """Ranks the items of the finished leaves, without the excluded ones. Each item of a leaf has a rank of its own."""
+    # 1. Lay out each leaf's items side by side: `width` places per leaf, which is all that `top_k` ranks can need.
+    width = min(trie.max_shared, top_k + excluded.places.shape[1])
+    starts = trie.item_starts[finished.nodes].unsqueeze(-1)
+    ends = trie.item_ends[finished.nodes].unsqueeze(-1)
+    places = (starts + torch.arange(width, device=starts.device)).flatten(1)  # (B, K * width)
+
+    # 2. Places beyond the leaf's last item and excluded items get the score -inf.
+    counts = places < ends.expand(-1, -1, width).flatten(1)
+    places = torch.where(counts, places, 0)
+    counts &= excluded.count(places, places + 1) == 0
+    scores = finished.scores.unsqueeze(-1).expand(-1, -1, width).flatten(1).masked_fill(~counts, -torch.inf)
+
+    # 3. Sort, and fill up the ranks that are missing.
     items = trie.items[places].long()
-    chosen = best_first(scores, items, top_k)
-    ranked = (
-        torch.full((num_prompts, top_k), -1, device=items.device),
-        scores.new_full((num_prompts, top_k), -torch.inf),
-    )
-    scores = scores.gather(1, chosen)
-    ranked[0][:, : chosen.shape[1]] = torch.where(scores > -torch.inf, items.gather(1, chosen), -1)
-    ranked[1][:, : chosen.shape[1]] = scores
-    return RankedItems(*ranked)
+    best = best_first(scores, items, top_k)
+    scores = scores.gather(1, best)
+    items = torch.where(scores > -torch.inf, items.gather(1, best), -1)
+    missing = (0, top_k - best.shape[1])
+    return RankedItems(F.pad(items, missing, value=-1), F.pad(scores, missing, value=-torch.inf))
 
 
 def best_first(scores: Tensor, ties: Tensor, count: int) -> Tensor:
-    """Indices of the `count` best of `(B, N)` float32 scores in descending order, the lower of `ties` first among
-    equals.
+    """Indices of the `count` best of `(B, N)` float32 scores, in descending order. Equal scores are ordered by
+    ascending `ties`.
 
-    One integer key holds both: the bits of a float order like an integer once those of negative numbers are flipped. A
-    NaN comes first, so that it reaches the end and is reported.
+    A NaN comes first, so that it reaches the end of the search and is reported.
     """
-    bits = (scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0).view(
-        torch.int32
-    )  # + 0.0: no -0.0
+    # One integer key holds score and tie, so that a single top-k does. The bits of a float are ordered like an integer
+    # once those of negative numbers are flipped. Adding 0.0 turns -0.0 into 0.0, whose bits would differ.
+    scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0
+    bits = scores.view(torch.int32)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     key = (bits << 32) + (0x7FFFFFFF - ties)
     return key.topk(min(count, key.shape[1]), dim=1).indices
@@ -276,30 +353,43 @@ def best_first(scores: Tensor, ties: Tensor, count: int) -> Tensor:
 def checked_prompts(
     model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, num_beams: int, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """`input_ids` and `attention_mask` on the model's device, once everything fits together."""
-    input_ids, attention_mask = prompts["input_ids"].to(model.device), prompts["attention_mask"].to(model.device)
+    """`input_ids` and `attention_mask` on the model's device, once prompts, trie and model are known to fit."""
+    input_ids = prompts["input_ids"].to(model.device)
+    attention_mask = prompts["attention_mask"].to(model.device)
+
     if not input_ids.numel() or not bool(attention_mask.any(1).all()):
-        raise ValueError("there is no prompt, or an empty one; a prompt needs a token at least, such as BOS")
+        raise ValueError("there is no prompt, or an empty one; a prompt needs at least one token, such as BOS")
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("prompts must be padded on the left; set tokenizer.padding_side = 'left'")
     if num_beams < 1 or top_k < 1:
         raise ValueError(f"num_beams and top_k must be at least 1, not {num_beams} and {top_k}")
+
     config = model.config.get_text_config()
     if trie.max_token >= config.vocab_size:
         raise ValueError(
-            f"the trie holds token {trie.max_token}, the model's vocabulary ends at {config.vocab_size - 1}; build the trie "
-            "with the model's own tokenizer, and resize the model's embeddings after adding tokens"
+            f"the trie has token {trie.max_token}, but the model's vocabulary ends at {config.vocab_size - 1}; build "
+            "the trie with the model's own tokenizer, and resize the model's embeddings after adding tokens"
         )
-    longest, room = input_ids.shape[1] + trie.max_depth, config.to_dict().get("max_position_embeddings")
+
+    longest = input_ids.shape[1] + trie.max_depth
+    room = config.to_dict().get("max_position_embeddings")
     if room is not None and longest > room:
-        told = f"prompt and longest item take {longest} tokens, the model has {room} positions"
-        raise ValueError(f"{told}; encode prompts with max_length={room}")
+        raise ValueError(
+            f"prompt and longest item take {longest} tokens, but the model has {room} positions; encode prompts with "
+            f"max_length={room}"
+        )
     return input_ids, attention_mask
+
+
+def check_no_nan(scores: Tensor) -> None:
+    """Raises where the model's logits, and so the scores, contain NaN."""
+    if bool(scores.isnan().any()):
+        raise ValueError("the model's logits contain NaN; its weights are broken or its number format is too small")
 
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode inside, the mode found outside."""
+    """Puts the model into evaluation mode inside the block, and restores its mode afterwards."""
     was_training = model.training
     model.eval()
     try:

@@ -1,6 +1,6 @@
-"""Which subtrees of the trie a prompt's excluded items leave empty.
+"""Excluded items of each prompt, and the subtrees of the trie that they leave empty.
 
-Legend: B prompts, E excluded items, N nodes asked about.
+Legend: B prompts, E excluded items, N nodes.
 """
 
 from __future__ import annotations
@@ -14,41 +14,52 @@ from trl_rec.items.trie import TokenTrie
 
 
 class Excluded:
-    """Items left out, as sorted places in `trie.items`: whether a subtree is emptied by them is two bisections.
+    """The excluded items of each prompt, stored as sorted places in `trie.items`.
+
+    The items below a node are a slice of `trie.items`, so two binary searches count the excluded ones below it.
 
     Args:
-        trie: The trie.
-        items: One list a prompt, a tensor `(B, E)` padded with -1, or None.
-        num_prompts: B.
+        trie (`TokenTrie`): The trie.
+        items (`torch.Tensor` or lists of `int`, *optional*): One list of items per prompt, or a tensor of shape
+            `(B, E)` padded with -1. Unknown items are ignored, and so are repeats.
+        num_prompts (`int`): B.
+
+    Attributes:
+        places (`torch.Tensor` of shape `(B, E)`): Distinct places in ascending order; `trie.num_items` marks padding.
     """
 
     def __init__(self, trie: TokenTrie, items: Tensor | Sequence[Sequence[int]] | None, num_prompts: int) -> None:
-        self.trie, device = trie, trie.items.device
-        rows = items if isinstance(items, Tensor) else _padded(items, num_prompts)
+        self.trie = trie
+        rows = items if isinstance(items, Tensor) else _padded(items, num_prompts)  # (B, E)
         if len(rows) != num_prompts:
-            raise ValueError(f"exclude holds {len(rows)} lists for {num_prompts} prompts; give one a prompt")
-        rows = rows.to(device, torch.int64)
+            raise ValueError(f"exclude has {len(rows)} lists for {num_prompts} prompts; give one list per prompt")
+
+        # 1. Look up each item's place; unknown items and padding become `num_items`.
+        rows = rows.to(trie.items.device, torch.int64)
         known = (rows >= 0) & (rows < len(trie.item_positions))
         places = torch.where(known, trie.item_positions[torch.where(known, rows, 0)], -1)
         places = torch.where(places < 0, trie.num_items, places).sort(1).values
-        again = torch.zeros_like(known)
-        again[:, 1:] = places[:, 1:] == places[:, :-1]
-        self.places = (
-            places.masked_fill(again, trie.num_items).sort(1).values
-        )  # (B, E), ascending; num_items marks padding
+
+        # 2. Turn repeats into padding, or `count` would count them twice.
+        repeated = torch.zeros_like(known)
+        repeated[:, 1:] = places[:, 1:] == places[:, :-1]
+        self.places = places.masked_fill(repeated, trie.num_items).sort(1).values
 
     def count(self, starts: Tensor, ends: Tensor) -> Tensor:
-        """How many of the places `[start, end)` are excluded; all `(B, N)`."""
-        below = [torch.searchsorted(self.places, bound.to(self.places.dtype).contiguous()) for bound in (starts, ends)]
-        return below[1] - below[0]
+        """`(B, N)`: how many of the places `[start, end)` are excluded, for `starts` and `ends` of shape `(B, N)`."""
+        before_start = torch.searchsorted(self.places, starts.to(self.places.dtype).contiguous())
+        before_end = torch.searchsorted(self.places, ends.to(self.places.dtype).contiguous())
+        return before_end - before_start
 
     def emptied(self, nodes: Tensor) -> Tensor:
         """`(B, N)`: whether every item below the node is excluded."""
-        starts, ends = self.trie.item_starts[nodes], self.trie.item_ends[nodes]
+        starts = self.trie.item_starts[nodes]
+        ends = self.trie.item_ends[nodes]
         return self.count(starts, ends) == ends - starts
 
 
 def _padded(items: Sequence[Sequence[int]] | None, num_prompts: int) -> Tensor:
+    """`(B, E)`: the lists padded on the right with -1."""
     if items is None:
         return torch.empty(num_prompts, 0, dtype=torch.int64)
     rows = [torch.as_tensor(row, dtype=torch.int64) for row in items] or [torch.empty(0, dtype=torch.int64)]

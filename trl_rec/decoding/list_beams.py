@@ -73,7 +73,7 @@ def beam_list(
         beams = _search(steps)
     best = slice(None, None, num_beams)
     if bool(beams.scores[best].isnan().any()):
-        raise ValueError("the model's logits hold NaN; its weights are broken or its number format is too small")
+        raise ValueError("the model's logits contain NaN; its weights are broken or its number format is too small")
     return RankedItems(beams.lists.items[best, :-1], beams.ends[best, :-1])
 
 

@@ -92,7 +92,7 @@ def sample_item_lists(
         noise = _noise(seed, rows, shape).to(trie.items.device)
         items, logps = ListSampler(steps, temperature=temperature, noise=noise, greedy=greedy).draw()
     if bool(logps.isnan().any()):
-        raise ValueError("the model's logits hold NaN; its weights are broken or its number format is too small")
+        raise ValueError("the model's logits contain NaN; its weights are broken or its number format is too small")
     lists = list_tokens(trie, items)
     place = lists.ranks * trie.max_depth + trie.depths(lists.nodes.clamp(min=0))
     return SampledLists(items, lists.token_ids, lists.mask, logps.gather(-1, place).masked_fill(~lists.mask, 0.0))

@@ -1,12 +1,13 @@
-"""The forward passes of beam search: what the model says after each beam, the prompt computed once.
+"""The forward passes of a beam search: the logits after each beam, with the prompt computed once.
 
-`SharedPrompt` keeps one cache row a prompt, in which the tokens of all its beams stand side by side; a mask lets each
-token see the prompt and its own beam's past, so the prompt's keys and values are stored once and reordering beams
-moves no cache. Where a model cannot take such a mask (flash attention, a sliding window shorter than the text),
-`SeparateRows` gives every beam a cache row, as `generate` does. `open_cache` chooses before the first forward.
+`SharedPrompt` keeps one cache row per prompt. The tokens of all its beams lie in that row side by side, and a mask
+lets each token see the prompt and its own beam's earlier tokens. So the prompt's keys and values are stored once, and
+reordering the beams moves no cache. Some models cannot take such a mask (flash attention, or a sliding window shorter
+than the text). For them `SeparateRows` gives every beam its own cache row, as `generate` does. `open_cache` chooses
+between the two before the first forward pass.
 
 Legend: B prompts, P prompt tokens (left-padded), K beams, W pending tokens of a beam (right-aligned), A active beams
-(those that branch now), G columns generated so far, Q columns of this forward, V vocabulary.
+(those that the model reads now), G columns generated so far, Q columns of this forward pass, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from trl_rec.compat import cache_arguments
-from trl_rec.models.attention import check_suitable, keeps_state, mask_for, say_once, takes_positions
-from trl_rec.models.attention import why_separate as _why_separate
+from trl_rec.models.attention import check_suitable, keeps_state, mask_for, takes_positions, warn_once, why_separate
 
 
 if TYPE_CHECKING:
@@ -32,15 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Pending:
-    """Tokens that beams have chosen, or were forced into, and the model has not read yet.
+    """Tokens that belong to beams already and that the model has not read yet.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, K, W)`): The tokens, right-aligned.
-        lengths (`torch.Tensor` of shape `(B, K)`): How many of them count.
-        depths (`torch.Tensor` of shape `(B, K)`): Tokens since the prompt, these included.
+        lengths (`torch.Tensor` of shape `(B, K)`): How many of them are real.
+        depths (`torch.Tensor` of shape `(B, K)`): Number of tokens since the prompt, these included.
         active (`torch.Tensor` of shape `(B, K)`): The beams to read now.
-        num_active (`int`): The most active beams of a prompt.
-        num_inner (`int`): The most pending tokens of a prompt's active beams, each beam's last one left out.
+        num_active (`int`): A, the largest number of active beams of a prompt.
+        num_inner (`int`): The largest number of pending tokens of a prompt's active beams, not counting each beam's
+            last one.
     """
 
     tokens: Tensor
@@ -54,129 +55,155 @@ class Pending:
 def open_cache(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, longest: int
 ) -> SharedPrompt | SeparateRows:
-    """The cache that serves this model for prompts of this length and completions up to `longest` tokens."""
-    _check_unsuitable(model)
-    reason = _why_separate(model, input_ids.shape[1] + longest)
+    """The kind of cache that suits the model, filled with the prompts. Completions may have up to `longest` tokens."""
+    _check_decodable(model)
+    reason = why_separate(model, input_ids.shape[1] + longest)
     if reason is None:
         return SharedPrompt(model, input_ids, attention_mask)
-    say_once(reason, "every beam gets a cache row of its own, which is slower")
+    warn_once(reason, "every beam gets a cache row of its own, which is slower")
     return SeparateRows(model, input_ids, attention_mask)
 
 
-def _check_unsuitable(model: PreTrainedModel) -> None:
+def _check_decodable(model: PreTrainedModel) -> None:
+    """Raises where neither kind of cache works."""
     name = type(model).__name__
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+
     check_suitable(model)
     if keeps_state(model):
-        raise ValueError(
-            f"{name} keeps a recurrent state that beams cannot share; decoding needs attention layers alone"
-        )
+        raise ValueError(f"{name} keeps a recurrent state, which beams cannot share; choose an attention-only model")
     if not takes_positions(model):
         raise ValueError(
             f"{name} takes no position ids, so padded prompts and beams would be misplaced; choose another model"
         )
     if "logits_to_keep" not in inspect.signature(base.forward).parameters:
-        raise ValueError(f"{name} cannot be asked for the logits of its last positions alone; choose another model")
+        raise ValueError(f"{name} cannot return the logits of its last positions only; choose another model")
 
 
 class SharedPrompt:
-    """One cache row a prompt, its beams side by side. `logits` of shape `(B, 1, V)` follow the prompt."""
+    """A cache with one row per prompt, in which the beams lie side by side.
+
+    Attributes:
+        logits (`torch.Tensor` of shape `(B, 1, V)`): The logits after the prompt.
+    """
 
     shared = True
 
     def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> None:
-        self.model, self.prompt_mask = model, attention_mask.bool()
-        self.cache = DynamicCache()  # bare: with a config it would crop sliding layers
+        self.model = model
+        self.prompt_mask = attention_mask.bool()
+        self.cache = DynamicCache()  # without a config, which would crop sliding layers
         self.caching = cache_arguments(model, self.cache)
         self.logits = _read_prompt(model, input_ids, attention_mask, self.caching)
-        self.seen = self.prompt_mask.new_zeros(len(input_ids), 1, 0)  # (B, K, G): the columns in each beam's past
+        self.seen = self.prompt_mask.new_zeros(len(input_ids), 1, 0)  # (B, K, G): the columns that belong to each beam
 
     def reorder(self, parents: Tensor) -> None:
-        """Beam `k` becomes a continuation of beam `parents[:, k]`."""
+        """Makes beam `k` a continuation of beam `parents[:, k]`. Only the mask moves; the cache stays as it is."""
         self.seen = self.seen.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.seen.shape[-1]))
 
     def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads the active beams' pending tokens: `logits (B, A, V)` after each, its beam `slots (B, A)`, and whether
-        it `counts`.
+        """Reads the pending tokens of the active beams in one forward pass.
 
-        The columns are each beam's inner tokens, packed without gaps, then one column a beam for its last token: thus
-        the logits that matter are the last A.
+        Returns:
+            `logits (B, A, V)`, those after each active beam; its `slots (B, A)`, the beam that each belongs to; and
+            `valid (B, A)`, False where a prompt has fewer than A active beams.
         """
+        # 1. Lay out the columns: the inner tokens of all beams, packed without gaps, then the last token of each beam.
+        # So the logits that matter are the last A.
         slots = torch.argsort(~pending.active, dim=1, stable=True)[:, : pending.num_active]
-        counts = pending.active.gather(1, slots)
-        owner, step, valid = self._columns(pending, slots, counts)
-        beam = slots.gather(1, owner)
-        lengths, depths = pending.lengths.gather(1, beam), pending.depths.gather(1, beam)
+        valid = pending.active.gather(1, slots)
+        owner, step, real = self._columns(pending, slots, valid)
+        beam = slots.gather(1, owner)  # (B, Q)
+
+        # 2. Look up the token and the position of each column. A column that is not real may point anywhere.
         width = pending.tokens.shape[-1]
-        place = (width - lengths + step).clamp(min=0, max=width - 1)  # columns that are not real may point anywhere
+        lengths = pending.lengths.gather(1, beam)
+        depths = pending.depths.gather(1, beam)
+        place = (width - lengths + step).clamp(min=0, max=width - 1)
         tokens = pending.tokens.flatten(1).gather(1, beam * width + place)
         positions = self.prompt_mask.sum(1, keepdim=True) + depths - lengths + step
+
+        # 3. Run the model.
         output = self.model(
             input_ids=tokens,
-            attention_mask=self._mask(owner, step, valid, beam),
+            attention_mask=self._mask(owner, step, real, beam),
             position_ids=positions.clamp(min=0),
             **self.caching,
             logits_to_keep=pending.num_active,
         )
-        own = (
-            beam.unsqueeze(1) == torch.arange(self.seen.shape[1], device=beam.device).view(1, -1, 1)
-        ) & valid.unsqueeze(1)
-        self.seen = torch.cat([self.seen, own], -1)
-        return output.logits[:, -pending.num_active :], slots, counts
 
-    def _columns(self, pending: Pending, slots: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`owner, step, valid (B, Q)`: the active beam of each column, the token's place in its beam's pending tokens,
-        is it real."""
-        inner = torch.where(counts, pending.lengths.gather(1, slots) - 1, 0)
+        # 4. Note which of the new columns belong to each beam.
+        beams = torch.arange(self.seen.shape[1], device=beam.device).view(1, -1, 1)
+        belongs = (beam.unsqueeze(1) == beams) & real.unsqueeze(1)  # (B, K, Q)
+        self.seen = torch.cat([self.seen, belongs], -1)
+        return output.logits[:, -pending.num_active :], slots, valid
+
+    def _columns(self, pending: Pending, slots: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`owner, step, real`, each `(B, Q)`: the active beam of a column, the index of its token among that beam's
+        pending tokens, and whether there is such a token."""
+        # The inner tokens of beam `a` take the columns from `ends[a] - inner[a]` up to `ends[a]`.
+        inner = torch.where(valid, pending.lengths.gather(1, slots) - 1, 0)  # (B, A)
         ends = inner.cumsum(1)
         column = torch.arange(pending.num_inner, device=slots.device).expand(len(slots), -1).contiguous()
         owner = torch.searchsorted(ends, column, right=True).clamp(max=pending.num_active - 1)
-        last = torch.arange(pending.num_active, device=slots.device).expand(len(slots), -1)
+
+        # The last tokens follow in the order of the beams.
+        last_owner = torch.arange(pending.num_active, device=slots.device).expand(len(slots), -1)
         return (
-            torch.cat([owner, last], 1),
+            torch.cat([owner, last_owner], 1),
             torch.cat([column - (ends - inner).gather(1, owner), inner], 1),
-            torch.cat([column < ends[:, -1:], counts], 1),
+            torch.cat([column < ends[:, -1:], valid], 1),
         )
 
-    def _mask(self, owner: Tensor, step: Tensor, valid: Tensor, beam: Tensor) -> Tensor:
-        """`(B, 1, Q, P + G + Q)`. Columns that are not real see the prompt alone, so that no softmax is empty."""
+    def _mask(self, owner: Tensor, step: Tensor, real: Tensor, beam: Tensor) -> Tensor:
+        """`(B, 1, Q, P + G + Q)`: a column sees the prompt, its beam's past, and its beam's columns up to itself.
+
+        Columns that are not real see only the prompt, so that no softmax is empty.
+        """
         prompt = self.prompt_mask.unsqueeze(1).expand(-1, owner.shape[1], -1)
         past = self.seen.gather(1, beam.unsqueeze(-1).expand(-1, -1, self.seen.shape[-1]))
-        same = (
-            (owner.unsqueeze(2) == owner.unsqueeze(1)) & (step.unsqueeze(1) <= step.unsqueeze(2)) & valid.unsqueeze(1)
-        )
-        return mask_for(self.model, torch.cat([prompt, past & valid.unsqueeze(-1), same], -1))
+        past = past & real.unsqueeze(-1)
+        same_beam = owner.unsqueeze(2) == owner.unsqueeze(1)
+        not_later = step.unsqueeze(1) <= step.unsqueeze(2)
+        new = same_beam & not_later & real.unsqueeze(1)
+        return mask_for(self.model, torch.cat([prompt, past, new], -1))
 
 
 class SeparateRows:
-    """One cache row a beam, one token a step: as `generate` does, for models that `SharedPrompt` cannot serve."""
+    """A cache with one row per beam that reads one token of every beam per step, as `generate` does.
+
+    For models that `SharedPrompt` cannot serve. `logits` and the methods are the same.
+    """
 
     shared = False
 
     def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> None:
-        self.model, self.prompt_length = model, attention_mask.sum(1)
+        self.model = model
+        self.prompt_length = attention_mask.sum(1)
         self.mask = attention_mask
         self.cache = DynamicCache(config=model.config)
         self.caching = cache_arguments(model, self.cache)
         self.logits = _read_prompt(model, input_ids, attention_mask, self.caching)
 
     def reorder(self, parents: Tensor) -> None:
-        """Beam `k` becomes a continuation of beam `parents[:, k]`."""
+        """Makes beam `k` a continuation of beam `parents[:, k]`."""
         num_prompts = len(parents)
-        rows = (
-            torch.arange(num_prompts, device=parents.device).unsqueeze(1) * (len(self.mask) // num_prompts) + parents
-        )
-        self.cache.batch_select_indices(rows.flatten())
-        self.mask = self.mask[rows.flatten()]
+        rows_per_prompt = len(self.mask) // num_prompts
+        first_rows = torch.arange(num_prompts, device=parents.device).unsqueeze(1) * rows_per_prompt
+        rows = (first_rows + parents).flatten()
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
 
     def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads one token of every beam; see `SharedPrompt.extend`."""
+        """Reads one token of every beam; returns the same as `SharedPrompt.extend`."""
         num_prompts, num_beams = pending.active.shape
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        positions = self.prompt_length.unsqueeze(1) + pending.depths - 1  # (B, K)
+
         output = self.model(
             input_ids=pending.tokens[..., -1].reshape(-1, 1),
             attention_mask=self.mask,
-            position_ids=(self.prompt_length.unsqueeze(1) + pending.depths - 1).reshape(-1, 1),
+            position_ids=positions.reshape(-1, 1),
             **self.caching,
         )
         slots = torch.arange(num_beams, device=self.mask.device).expand(num_prompts, -1)
@@ -186,7 +213,7 @@ class SeparateRows:
 def _read_prompt(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, caching: Mapping[str, Any]
 ) -> Tensor:
-    """Fills the cache, and returns `(B, 1, V)`: the logits after the prompt."""
+    """Reads the prompts into the cache. Returns the logits after each, `(B, 1, V)`."""
     positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
     output = model(
         input_ids=input_ids,

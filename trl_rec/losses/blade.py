@@ -14,8 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from trl_rec.losses.output import LossOutput
-from trl_rec.losses.precision import at_least_float32
+from trl_rec.losses.output import LossOutput, at_least_float32
 
 
 LARGEST_LOG_RATIO = 20.0  # a ratio of 5e8; beyond 88 float32 overflows, and 0 * inf would make the gradient NaN

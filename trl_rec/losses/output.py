@@ -1,18 +1,26 @@
-"""What every loss returns. It neither reduces nor logs: its caller knows what to divide by, and which name to log
-under."""
+"""What all losses share: the type they return, and the number format they compute in."""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
 class LossOutput(NamedTuple):
-    """A loss and what to watch beside it.
+    """A loss and the metrics to log beside it.
+
+    Losses neither reduce nor log. Their callers know what to divide by, and under which name to log.
 
     Args:
-        loss: One value for each thing the loss scores (a token, a list, a row), not reduced.
-        metrics: From a name to a detached tensor of floats, not reduced either. A yes-or-no metric holds 1 or 0.
+        loss (`torch.Tensor`): One value per thing that the loss scores (a token, a list, a row), not reduced.
+        metrics (`dict[str, torch.Tensor]`): Detached floating-point tensors by name, not reduced either. A yes-or-no
+            metric is 1 or 0.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """bfloat16 and float16 as float32. float32 and float64 tensors are returned as they are, without a copy."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trl_rec.losses.output import LossOutput
-from trl_rec.losses.precision import at_least_float32
+from trl_rec.losses.output import LossOutput, at_least_float32
 
 
 def softmax_dpo_loss(

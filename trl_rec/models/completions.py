@@ -1,13 +1,13 @@
-"""K completions of one prompt scored in one row, the prompt read once.
+"""Scores K completions of one prompt in a single row, so that the prompt is read once.
 
-A shared row is a prompt, then the tokens of all its completions packed without gaps. Position ids restart after the
-prompt for each completion, and a completion sees the prompt and itself: exactly what it would see in a row of its own,
-so nothing differs but rounding. Where a model cannot take such a mask every completion gets a row of its own, told
-before the forward pass. Rows are always packed from the left, whatever the padding of what comes in; only the scored
-positions reach the output embedding.
+A shared row is a prompt followed by the tokens of all its completions, packed without gaps. Position ids restart after
+the prompt for each completion, and a completion sees the prompt and itself: exactly what it would see in a row of its
+own, so the results agree up to rounding. A model that cannot take such a mask gets one row per completion instead;
+this is decided, and logged once, before the forward pass. Rows are always packed from the left, whatever the padding
+of the input, and only the scored positions reach the output embedding.
 
-Legend: B prompts, P prompt tokens (padded), K completions a prompt, C tokens a completion (padded), W columns of the
-packed rows, M completion tokens in all, N positions that predict them, V vocabulary.
+Legend: B prompts, P prompt tokens (padded), K completions per prompt, C tokens per completion (padded), W columns of
+the packed rows, M scored completion tokens in total, N positions that predict them, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trl_rec.models.attention import check_suitable, mask_for, say_once, takes_positions, why_separate
+from trl_rec.losses.output import at_least_float32
+from trl_rec.models.attention import check_suitable, mask_for, takes_positions, warn_once, why_separate
 from trl_rec.models.selection import logits_at
 
 
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
 
 
 class CompletionLogits(NamedTuple):
-    """What a model says where it predicts completion tokens.
+    """The logits that predict the scored completion tokens.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, V)`): One row for each position that predicts. In shared rows a prompt's
-            last position appears once, however many completions follow it; in separate rows once for each of them.
-        rows (`torch.Tensor` of shape `(M,)`): The row of `logits` that predicts each token asked for, tokens in the
-            order of `scored.nonzero()`.
+        logits (`torch.Tensor` of shape `(N, V)`): One row per position that predicts a token. In shared rows a
+            prompt's last position appears once, however many completions follow it; in separate rows it appears once
+            per completion.
+        rows (`torch.Tensor` of shape `(M,)`): The row of `logits` that predicts each scored token, in the order of
+            `scored.nonzero()`.
     """
 
     logits: Tensor
@@ -51,24 +53,29 @@ def read_completions(
     scored: Tensor | None = None,
     wrapped: Any = None,
 ) -> CompletionLogits:
-    """One forward pass over prompts and their completions. What padding holds plays no part, if it is in the
-    vocabulary.
+    """Runs one forward pass over prompts and their completions.
+
+    Masked tokens have no influence, but their ids must lie in the vocabulary.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model itself, not the wrapper of a distributed engine.
-        prompt_ids (`torch.Tensor` of shape `(B, P)`): Prompts, each with at least one token.
+        prompt_ids (`torch.Tensor` of shape `(B, P)`): Prompts of at least one token each.
         prompt_mask (`torch.Tensor` of shape `(B, P)`): Boolean, or 0 and 1.
         completion_ids (`torch.Tensor` of shape `(B, K, C)`): Completions; they may differ in number and length.
-        completion_mask (`torch.Tensor` of shape `(B, K, C)`): Boolean. A completion without any True is absent;
-            without any completion there are no logits, and they still have a gradient.
-        scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): The completion tokens whose logits are wanted, where
-            not all: the output embedding is spared the others, such as those that a trie forces.
-        wrapped (*optional*): What is called, if not `model`: a DDP module, a DeepSpeed engine.
+        completion_mask (`torch.Tensor` of shape `(B, K, C)`): Boolean. A completion without any True is absent. If all
+            are absent there are no logits, but the empty result still has a gradient.
+        scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): The completion tokens whose logits are wanted; all by
+            default. The output embedding skips the others, such as tokens that a trie forces.
+        wrapped (*optional*): The wrapper to call instead of `model`: a DDP module, a DeepSpeed engine.
+
+    Returns:
+        [`CompletionLogits`]: The logits, and the row of them for each scored token.
     """
     check_suitable(model)
     reason = why_separate(model, prompt_ids.shape[1] + completion_ids.shape[2])
     if reason is not None:
-        say_once(reason, "every completion gets a row of its own, which is slower")
+        warn_once(reason, "every completion gets a row of its own, which is slower")
+
     mask = completion_mask.bool()
     texts = (prompt_ids, prompt_mask.bool(), completion_ids, mask, mask if scored is None else mask & scored)
     return _read(model, model if wrapped is None else wrapped, *texts, shared=reason is None)
@@ -77,11 +84,20 @@ def read_completions(
 def completion_logps(
     read: CompletionLogits, completion_ids: Tensor, completion_mask: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
-    """`(B, K, C)`: the log-probability of each completion token over the vocabulary, at least float32, 0 where
-    masked."""
+    """The log-probability of each completion token over the whole vocabulary.
+
+    Args:
+        read (`CompletionLogits`): The result of [`read_completions`].
+        completion_ids (`torch.Tensor` of shape `(B, K, C)`): The completions.
+        completion_mask (`torch.Tensor` of shape `(B, K, C)`): The tokens that were scored.
+        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits first.
+
+    Returns:
+        `torch.Tensor` of shape `(B, K, C)`: At least float32; 0 where masked.
+    """
     mask = completion_mask.bool()
-    log_probs = (_upcast(read.logits) / temperature).log_softmax(-1)
-    return _placed(log_probs[read.rows, completion_ids[mask]], mask)
+    log_probs = (at_least_float32(read.logits) / temperature).log_softmax(-1)
+    return _unpack(log_probs[read.rows, completion_ids[mask]], mask)
 
 
 def legal_completion_logps(
@@ -93,32 +109,37 @@ def legal_completion_logps(
     *,
     temperature: float = 1.0,
 ) -> Tensor:
-    """`(B, K, C)`: the log-probability of each completion token among the legal ones, at least float32, 0 where
-    masked.
+    """The log-probability of each completion token among the tokens that are legal at its node of the trie.
 
     Args:
-        read, completion_ids, completion_mask: As in `completion_logps`.
+        read, completion_ids, completion_mask: As in [`completion_logps`].
         trie (`TokenTrie`): The catalogue, on the same device.
         nodes (`torch.Tensor` of shape `(B, K, C)`): The node before each token, as in `TokenTrie.walk`. A token that
-            is not among its children has the log-probability minus infinity and no gradient.
-        temperature (*optional*, defaults to `1.0`): Divides the logits first.
+            is not among its children has log-probability -inf and no gradient.
+        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits first.
+
+    Returns:
+        `torch.Tensor` of shape `(B, K, C)`: At least float32; 0 where masked.
     """
     mask = completion_mask.bool()
-    targets, nodes = completion_ids[mask], nodes[mask]
-    tokens, _, legal = trie.children(nodes, width=None if len(nodes) else 1)
-    starts = read.rows.unsqueeze(1) * read.logits.shape[1]  # so that neither (M, V) is made nor its gradient
-    scores = _upcast(read.logits.flatten().gather(0, (starts + tokens).flatten()).view(tokens.shape)) / temperature
+    targets = completion_ids[mask]  # (M,)
+    nodes = nodes[mask]
+    tokens, _, legal = trie.children(nodes, width=None if len(nodes) else 1)  # (M, children)
+
+    # Gather from the flat logits: indexing `logits[rows]` first would make an (M, V) tensor, and another one as its
+    # gradient.
+    starts = read.rows.unsqueeze(1) * read.logits.shape[1]
+    scores = read.logits.flatten().gather(0, (starts + tokens).flatten()).view(tokens.shape)
+    scores = at_least_float32(scores) / temperature
     log_probs = torch.where(legal, scores, -torch.inf).log_softmax(-1)
-    hit = legal & (tokens == targets.unsqueeze(1))
-    chosen = torch.where(hit, log_probs, 0.0).sum(1)
-    return _placed(torch.where(hit.any(1), chosen, -torch.inf), mask)
+
+    is_target = legal & (tokens == targets.unsqueeze(1))
+    chosen = torch.where(is_target, log_probs, 0.0).sum(1)
+    return _unpack(torch.where(is_target.any(1), chosen, -torch.inf), mask)
 
 
-def _upcast(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _placed(values: Tensor, mask: Tensor) -> Tensor:
+def _unpack(values: Tensor, mask: Tensor) -> Tensor:
+    """The values at the True entries of the mask, 0 elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
@@ -133,27 +154,40 @@ def _read(
     *,
     shared: bool,
 ) -> CompletionLogits:
-    """Separate rows are shared rows with one completion each, for which the model's own mask will do."""
+    # 1. Separate rows are shared rows of one completion each, repeating the prompt. Absent completions get no row.
     if not shared:
         present = completion_mask.any(-1).flatten().nonzero().squeeze(1)
         present = present if len(present) else present.new_zeros(1)  # a forward pass needs a row
         prompts = present // completion_mask.shape[1]
-        prompt_ids, prompt_mask = prompt_ids[prompts], prompt_mask[prompts]
+        prompt_ids = prompt_ids[prompts]
+        prompt_mask = prompt_mask[prompts]
         completion_ids = completion_ids.flatten(0, 1)[present].unsqueeze(1)
-        completion_mask, scored = (part.flatten(0, 1)[present].unsqueeze(1) for part in (completion_mask, scored))
+        completion_mask = completion_mask.flatten(0, 1)[present].unsqueeze(1)
+        scored = scored.flatten(0, 1)[present].unsqueeze(1)
+
+    # 2. Pack the rows. For a single completion the model's own causal mask is the right one.
     packed = _pack(prompt_ids, prompt_mask, completion_ids, completion_mask, scored)
     inputs = {"attention_mask": mask_for(model, _seen(packed)) if shared else packed.real.long()}
     if takes_positions(model):
         inputs["position_ids"] = packed.positions
-    places, rows = _places(packed)
-    with logits_at(model, places):
+
+    # 3. Run the model, with logits only where a scored token is predicted.
+    positions, rows = _predicting_positions(packed)
+    with logits_at(model, positions):
         logits = wrapped(input_ids=packed.token_ids, use_cache=False, **inputs).logits[0]
     return CompletionLogits(logits, rows)
 
 
 class _Packed(NamedTuple):
-    """Rows `(B, W)`: tokens, their positions, the completion each belongs to (-1: the prompt), which are real, and
-    which of those are scored."""
+    """Packed rows, `(B, W)` each.
+
+    Args:
+        token_ids: The tokens.
+        positions: Their position ids.
+        owners: The completion that each belongs to; -1 for the prompt.
+        real: False for padding.
+        scored: The completion tokens whose logits are wanted.
+    """
 
     token_ids: Tensor
     positions: Tensor
@@ -165,36 +199,46 @@ class _Packed(NamedTuple):
 def _pack(
     prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor, scored: Tensor
 ) -> _Packed:
-    """The real tokens of each row, in order, on the left."""
-    lengths = prompt_mask.sum(1)
-    positions = lengths.view(-1, 1, 1) + completion_mask.cumsum(-1) - 1
+    """Moves the real tokens of each row to the left, in order."""
+    # 1. Positions count on from the prompt's end in every completion.
+    lengths = prompt_mask.sum(1)  # (B,)
+    positions = lengths.view(-1, 1, 1) + completion_mask.cumsum(-1) - 1  # (B, K, C)
     owners = torch.arange(completion_mask.shape[1], device=prompt_ids.device).view(1, -1, 1).expand_as(completion_ids)
+
+    # 2. A stable sort by `real` moves the padding to the right. The width is the only number the host waits for.
     real = torch.cat([prompt_mask, completion_mask.flatten(1)], 1)
-    width = int(real.sum(1).max())  # the one number that the host waits for
-    order = torch.argsort(~real, dim=1, stable=True)[:, :width]
+    width = int(real.sum(1).max())
+    order = torch.argsort(~real, dim=1, stable=True)[:, :width]  # (B, W)
+
     return _Packed(
-        torch.cat([prompt_ids, completion_ids.flatten(1)], 1).gather(1, order),
-        torch.cat([prompt_mask.cumsum(1) - 1, positions.flatten(1)], 1).clamp(min=0).gather(1, order),
-        torch.cat([torch.full_like(prompt_ids, -1), owners.flatten(1)], 1).gather(1, order),
-        real.gather(1, order),
-        torch.cat([torch.zeros_like(prompt_mask), scored.flatten(1)], 1).gather(1, order),
+        token_ids=torch.cat([prompt_ids, completion_ids.flatten(1)], 1).gather(1, order),
+        positions=torch.cat([prompt_mask.cumsum(1) - 1, positions.flatten(1)], 1).clamp(min=0).gather(1, order),
+        owners=torch.cat([torch.full_like(prompt_ids, -1), owners.flatten(1)], 1).gather(1, order),
+        real=real.gather(1, order),
+        scored=torch.cat([torch.zeros_like(prompt_mask), scored.flatten(1)], 1).gather(1, order),
     )
 
 
 def _seen(packed: _Packed) -> Tensor:
-    """`(B, W, W)`: a token sees its prompt's and its own completion's earlier tokens, and itself. Columns that are not
-    real see the prompt's first token at least, so that no softmax is empty."""
-    owner, position = packed.owners, packed.positions
-    same = (owner.unsqueeze(1) < 0) | (owner.unsqueeze(1) == owner.unsqueeze(2))
-    return same & (position.unsqueeze(1) <= position.unsqueeze(2)) & packed.real.unsqueeze(1)
+    """`(B, W, W)`: a token sees the earlier tokens of its prompt and of its own completion, and itself.
+
+    Columns that are not real see at least the prompt's first token, so that no softmax is empty.
+    """
+    owner = packed.owners
+    position = packed.positions
+    same_text = (owner.unsqueeze(1) < 0) | (owner.unsqueeze(1) == owner.unsqueeze(2))
+    not_later = position.unsqueeze(1) <= position.unsqueeze(2)
+    return same_text & not_later & packed.real.unsqueeze(1)
 
 
-def _places(packed: _Packed) -> tuple[Tensor, Tensor]:
-    """`(B, W)`, the positions that predict a scored token, and `(M,)`, which of those predicts each of them: the one
-    before, but for a completion's first token the prompt's last."""
-    ends = (packed.real & (packed.owners < 0)).sum(1, keepdim=True)
+def _predicting_positions(packed: _Packed) -> tuple[Tensor, Tensor]:
+    """The positions that predict a scored token, `(B, W)`, and the number among them of the one that predicts each
+    scored token, `(M,)`."""
+    # The column before predicts a token, except that the prompt's last column predicts a completion's first token.
+    prompt_ends = (packed.real & (packed.owners < 0)).sum(1, keepdim=True)
     column = torch.arange(packed.scored.shape[1], device=packed.scored.device)
-    before = (torch.where(packed.positions == ends, ends, column) - 1).clamp(min=0)
+    before = (torch.where(packed.positions == prompt_ends, prompt_ends, column) - 1).clamp(min=0)
+
     predicts = torch.zeros_like(packed.token_ids).scatter_add(1, before, packed.scored.long()) > 0
     numbers = predicts.flatten().cumsum(0).view_as(predicts) - 1
     return predicts, numbers.gather(1, before)[packed.scored]

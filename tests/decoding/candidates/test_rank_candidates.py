@@ -125,5 +125,5 @@ def test_what_does_not_belong_together_is_refused(model: PreTrainedModel) -> Non
         rank_candidates(model, right, names, mask)
     broken = make_model("llama", vocab_size=VOCAB)
     broken.model.norm.weight.data.fill_(torch.nan)
-    with pytest.raises(ValueError, match="the model's logits hold NaN"):
+    with pytest.raises(ValueError, match="the model's logits contain NaN"):
         rank_candidates(broken, prompts, names, mask)

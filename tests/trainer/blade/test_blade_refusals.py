@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     trainer = make_trainer(folder, tmp_path, model=model, ref_model="loaded")
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="the model's logits hold NaN"):
+    with pytest.raises(ValueError, match="the model's logits contain NaN"):
         trainer.train()
     trainer = make_trainer(folder, tmp_path, target="reward", standardize=False, beta=1e38)
     with torch.no_grad():

@@ -57,7 +57,7 @@ def rank_candidates(
         cache = open_cache(model, input_ids, attention_mask, names.shape[1])
         ranked = _sort(cache, names, mask) if single_pass else _write(cache, names, mask)
     if bool(ranked.scores.isnan().any()):
-        raise ValueError("the model's logits hold NaN; its weights are broken or its number format is too small")
+        raise ValueError("the model's logits contain NaN; its weights are broken or its number format is too small")
     return ranked
 
 
