@@ -4,8 +4,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from trl_rec.data.readers.fetching import cache_folder
-from trl_rec.data.readers.ml_100k import find
+from trl_rec.data.readers.fetching import cache_folder, find_ml_100k
 
 
 datasets.disable_progress_bars()
@@ -14,7 +13,7 @@ datasets.disable_progress_bars()
 @pytest.fixture
 def ml_100k_folder():
     folder = Path(os.environ.get("TRL_REC_ML100K") or cache_folder() / "ml-100k")
-    if not find(folder):
+    if not find_ml_100k(folder):
         pytest.skip("ml-100k is not here: name its folder in TRL_REC_ML100K, or fetch it once")
     return folder
 

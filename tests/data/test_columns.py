@@ -61,7 +61,7 @@ BAD_LOGS = {
         replaced(1, "rating", "good"),
         "interactions.csv, row 1: the rating 'good' is not a finite number",
     ),
-    "no rows": ([], "interactions.csv holds no rows"),
+    "no rows": ([], "interactions.csv contains no rows"),
     "ragged": ([*LOG, ("u", "a")], "interactions.csv cannot be read: .*Expected 4 columns, got 2"),
 }
 
@@ -78,7 +78,7 @@ def test_bad_interactions(tmp_path, name):
         ([*ITEMS, ("b", "Butter")], "items.csv, row 6: the item_id 'b' occurs more than once; keep one of its rows"),
         ([*ITEMS, ("", "Butter")], "items.csv, row 6: the item_id is empty"),
         ([*ITEMS, ("f", " \n ")], "items.csv, row 6: item 'f' has an empty title; give it one"),
-        ([], "items.csv holds no rows"),
+        ([], "items.csv contains no rows"),
     ],
 )
 def test_bad_items(tmp_path, items, message):

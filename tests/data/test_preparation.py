@@ -317,7 +317,7 @@ def test_a_folder_with_another_card_is_never_replaced(tmp_path, content):
     ("arguments", "message"),
     [
         ({"format": "parquet"}, "unknown format 'parquet'; choose one of ml-100k, recbole, bigrec, lcrec, table, toy"),
-        ({"format": "bigrec"}, "holds no files of the format bigrec"),
+        ({"format": "bigrec"}, "contains no files of the format bigrec"),
         ({"split": "random"}, "unknown split 'random'; choose leave_one_out, leave_last or time"),
         (
             {"split": "time", "num_held_out": 2},
@@ -356,7 +356,7 @@ def test_log_is_in_source_order_where_times_are_equal(tmp_path):
 def test_overwriting_a_dataset_deletes_nothing_of_the_users_own(tmp_path: Path) -> None:
     prepare("toy", tmp_path / "out", toy_users=20)
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"also holds thesis.tex, which overwriting would delete"):
+    with pytest.raises(ValueError, match=r"also contains thesis.tex, which overwriting would delete"):
         prepare("toy", tmp_path / "out", toy_users=21, overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
     (tmp_path / "out" / "thesis.tex").unlink()

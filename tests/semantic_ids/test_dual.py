@@ -364,7 +364,7 @@ def test_ids_are_exchanged(made, dataset, tmp_path):
     )
     del index[made.catalog.ids[7]]
     (tmp_path / "X.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="holds no tokens for item"):
+    with pytest.raises(ValueError, match="has no tokens for item"):
         import_index(dataset, tmp_path / "X.index.json", overwrite=True)
 
 

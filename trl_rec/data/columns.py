@@ -180,7 +180,7 @@ def _require(table: pa.Table, names: Sequence[str], where: str) -> None:
                 f"{where} has no column {name}, only {', '.join(table.column_names)}; map it with columns={{{name!r}: ...}}"
             )
     if table.num_rows == 0:
-        raise ValueError(f"{where} holds no rows; give a file with at least one")
+        raise ValueError(f"{where} contains no rows; give a file with at least one")
 
 
 def _check_where(bad: pa.ChunkedArray, column: pa.ChunkedArray, where: str, message: str) -> None:

@@ -1,11 +1,15 @@
-"""What a reader is asked for and what it gives back: one shape for every format."""
+"""What every reader has in common: the options it is given, the `Log` it returns, and the base class `Reader`.
+
+To support a new format, write a subclass of `Reader` in a file of its own and add it to `READERS` in
+`trl_rec/data/readers/__init__.py`. Nothing else asks for a format by name.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 
@@ -15,17 +19,16 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may tell a reader; each reader names those it takes in its `OPTIONS`.
+    """Options of a reader. Each reader lists the ones it uses in [`Reader.options`].
 
     Args:
         columns (`Mapping[str, str]`, *optional*): Our column names to the source's, for all of its tables.
-        title_column (`str`, *optional*): The item column that is the title.
-        group_column (`str`, *optional*): The item column that puts items in groups.
-        group_separator (`str`, *optional*, defaults to `"|"`): What stands between the groups of one item, where they
-            are text.
-        seed (`int`, *optional*, defaults to `0`): Seed of made data.
-        toy_users (`int`, *optional*, defaults to `300`): Users to make.
-        toy_items (`int`, *optional*, defaults to `200`): Items to make.
+        title_column (`str`, *optional*): The item column that contains the title.
+        group_column (`str`, *optional*): The item column that puts items into groups.
+        group_separator (`str`, *optional*, defaults to `"|"`): Separates the groups of one item where they are text.
+        seed (`int`, *optional*, defaults to `0`): Seed of generated data.
+        toy_users (`int`, *optional*, defaults to `300`): Number of users to generate.
+        toy_items (`int`, *optional*, defaults to `200`): Number of items to generate.
     """
 
     columns: Mapping[str, str] | None = None
@@ -39,20 +42,19 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Log:
-    """A source as it was read: checked row by row, not yet filtered, sorted or split.
+    """The tables of a source, checked row by row, but not yet filtered, sorted or split.
 
     Args:
         names (`Mapping[str, str]`): File name of each table, for messages.
         interactions (`pa.Table`, *optional*):
-            `user_id: string, item_id: string, timestamp: double` and perhaps `rating: float`.
-        windows (`dict[str, pa.Table]`, *optional*): Instead of interactions, the rows of the splits "train", "test"
-            and perhaps "validation", as the source made them: `user_id: string, item_ids: list<string>, timestamp:
-            double, row: int64` (the row's number in its file, from 1).
-        items (`pa.Table`, *optional*): `item_id: string, title: string`, further columns, perhaps `semantic_id:
-            list<string>`. Without it titles are ids.
-        users (`pa.Table`, *optional*): `user_id: string` and further columns.
-        group_column (`str`, *optional*): Column of `items` that puts items in groups.
-        timed (`bool`, *optional*, defaults to `True`): False where the timestamps are mere positions.
+            `user_id: string, item_id: string, timestamp: double`, and `rating: float` if there are ratings.
+        windows (`dict[str, pa.Table]`, *optional*): Given instead of interactions by readers that are `windowed`: the
+            rows of the splits "train", "validation" and "test", with `user_id: string, item_ids: list<string>,
+            timestamp: double, row: int64` (the row's number in its file, from 1).
+        items (`pa.Table`, *optional*): `item_id: string, title: string`, any further columns, and `semantic_id:
+            list<string>` if the source has semantic IDs. Without this table the ids serve as titles.
+        users (`pa.Table`, *optional*): `user_id: string` and any further columns.
+        group_column (`str`, *optional*): The column of `items` that puts items into groups.
         notes (`tuple[str, ...]`): Sentences for the dataset's card.
     """
 
@@ -62,17 +64,33 @@ class Log:
     items: pa.Table | None = None
     users: pa.Table | None = None
     group_column: str | None = None
-    timed: bool = True
     notes: tuple[str, ...] = ()
 
 
-class Reader(Protocol):
-    """A module of `trl_rec.data.readers`."""
+class Reader(ABC):
+    """Reads one format. The attributes describe the format; a subclass sets those that differ.
 
-    OPTIONS: frozenset[str]
+    Attributes:
+        options (`frozenset[str]`): The fields of [`Options`] that the reader uses. Setting any other is an error.
+        windowed (`bool`): Whether the source has already cut its log into windows and split them, so that it can be
+            neither filtered nor split again.
+        has_timestamps (`bool`): Whether a split by time makes sense.
+        needs_folder (`bool`): Whether the user has to name a folder. If not, the format's name is a source by itself.
+    """
 
+    options: frozenset[str] = frozenset()
+    windowed: bool = False
+    has_timestamps: bool = True
+    needs_folder: bool = True
+
+    @abstractmethod
     def find(self, folder: Path) -> dict[str, Path]:
-        """The format's files in the folder; empty where the folder holds something else."""
+        """The format's files in a folder, by table; empty if the folder is not in this format."""
 
+    @abstractmethod
     def read(self, files: dict[str, Path], options: Options) -> Log:
-        """The log in those files."""
+        """The log in the files that `find` or `fetch` returned."""
+
+    def fetch(self) -> dict[str, Path]:
+        """The files of a source that needs no folder, downloaded if necessary; empty if it needs no files either."""
+        return {}

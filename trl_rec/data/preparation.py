@@ -1,6 +1,6 @@
-"""`prepare`: a source is read, filtered, split and saved as one dataset folder, at once or not at all.
+"""`prepare`: reads a source, filters and splits it, and saves one dataset folder, completely or not at all.
 
-(The module is not called `prepare`, because it would hide the function of that name in `trl_rec.data`.)
+The module is not called `prepare` because that would hide the function of that name in `trl_rec.data`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,20 @@ from trl_rec.ragged import Ragged
 
 logger = logging.getLogger(__name__)
 
-# All that a dataset folder holds; the second line is what semantic IDs of these data leave in it.
-FILES = {"catalog", "users.parquet", "interactions.parquet", *SPLITS, "card.json"}
-FILES |= {"vectors", "id_encoder.json", "id_encoder.safetensors", "semantic_ids.svg"}
-LAYOUT = 1  # counts up when folders of an earlier version must be made anew
+# Everything that may be in a dataset folder; overwriting deletes nothing else.
+FILES = {
+    "catalog",
+    "users.parquet",
+    "interactions.parquet",
+    *SPLITS,
+    "card.json",
+    # Written by `trl-rec tokenize`.
+    "vectors",
+    "id_encoder.json",
+    "id_encoder.safetensors",
+    "semantic_ids.svg",
+}
+LAYOUT = 1  # to be raised when folders of an earlier version have to be made again
 
 
 def prepare(
@@ -60,57 +70,59 @@ def prepare(
     toy_items: int = 200,
     overwrite: bool = False,
 ) -> RecDataset:
-    """Makes a dataset folder from an interaction log, and loads it. A folder made before from the same files with the
-    same settings is loaded as it is.
+    """Makes a dataset folder from an interaction log, and loads it.
+
+    If the folder was made before from the same files with the same settings, it is only loaded.
 
     Args:
-        source (`str` or `Path`): Folder of the source's files, or `"toy"` (made from the seed), or `"ml-100k"`
-            (fetched once, then cached); a folder of such a name is given as `"./toy"`.
-        output_dir (`str` or `Path`):
-            The dataset folder. It appears when all is done; a failure leaves nothing behind.
-        format (`str`, *optional*):
-            `table`, `recbole`, `bigrec`, `lcrec`, `ml-100k` or `toy`; found out from the files by default.
-        split (`str`, *optional*):
-            `"leave_one_out"` (the default), `"leave_last"` or `"time"`; `bigrec` data is split already.
-        num_held_out (`int`, *optional*): With `"leave_last"`: items of each user that are the test, and as many before
-            them that are the validation; 10 by default. Users with fewer than `2 * num_held_out + 1` only train.
+        source (`str` or `Path`): Folder of the source's files; or `"toy"`, which is generated from the seed; or
+            `"ml-100k"`, which is downloaded once and cached. Write `"./toy"` for a folder of that name.
+        output_dir (`str` or `Path`): The dataset folder. It appears when everything is done; a failure leaves nothing
+            behind.
+        format (`str`, *optional*): `table`, `recbole`, `bigrec`, `lcrec`, `ml-100k` or `toy`; detected from the files
+            by default.
+        split (`str`, *optional*): `"leave_one_out"` (the default), `"leave_last"` or `"time"`. Sources of windows,
+            such as `bigrec`, are split already.
+        num_held_out (`int`, *optional*): With `"leave_last"`, the number of items per user in the test split, and as
+            many before them in the validation split; 10 by default. Users with fewer than `2 * num_held_out + 1`
+            items are only trained on.
         min_user_interactions (`int`, *optional*, defaults to `0`): k-core: users with fewer interactions are dropped,
-            again and again; users and items left without any go too.
-        min_item_interactions (`int`, *optional*, defaults to `0`):
-            The same for items.
-        columns (`Mapping[str, str]`, *optional*):
-            For `table`: our names (`user_id item_id timestamp rating title`) to the source's.
-        title_column (`str`, *optional*): For `recbole`: the item column that is the title, if it is not `title`,
+            repeatedly, until every user and item has enough.
+        min_item_interactions (`int`, *optional*, defaults to `0`): The same for items.
+        columns (`Mapping[str, str]`, *optional*): For `table`, our column names (`user_id item_id timestamp rating
+            title`) to the source's.
+        title_column (`str`, *optional*): For `recbole`, the item column that contains the title, if it is not `title`,
             `movie_title`, `name` or `item_name`.
-        group_column (`str`, *optional*):
-            Item column with the groups (genres, brands) that the measures of fairness and diversity go by.
-        group_separator (`str`, *optional*, defaults to `"|"`):
-            What stands between several groups of one item, where they are text.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the toy log.
-        toy_users (`int`, *optional*, defaults to `300`):
-            Users of the toy log.
-        toy_items (`int`, *optional*, defaults to `200`):
-            Items of the toy log.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace a dataset folder that was made otherwise.
+        group_column (`str`, *optional*): The item column with the groups (genres, brands) that measures of fairness
+            and diversity use.
+        group_separator (`str`, *optional*, defaults to `"|"`): Separates the groups of one item where they are text.
+        seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
+        toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
+        toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a dataset folder that was made
+            otherwise.
+
+    Returns:
+        [`RecDataset`], as [`load`] returns it.
     """
+    # 1. Find the files and collect all that decides what the dataset contains.
     output_dir = Path(output_dir).absolute()
     format, files = locate(source, format)
-    columns = {ours: theirs for ours, theirs in (columns or {}).items() if ours != theirs} or None
+    columns = {our_name: name for our_name, name in (columns or {}).items() if our_name != name} or None
     options = Options(columns, title_column, group_column, group_separator, seed, toy_users, toy_items)
-    settings = _settings(
-        format, _split(format, split, num_held_out), min_user_interactions, min_item_interactions, options
-    )
+    minima = {"min_user_interactions": min_user_interactions, "min_item_interactions": min_item_interactions}
+    settings = _settings(format, _split_settings(format, split, num_held_out), minima, options)
     sources = {path.name: _sha256(path) for path in files.values()}
     if _is_made(output_dir, settings, sources, overwrite):
-        logger.info("%s is there already, made from the same files with the same settings", output_dir)
+        logger.info("%s exists already, made from the same files with the same settings", output_dir)
         return load(output_dir)
+
+    # 2. Read, filter and split.
     logger.info("reading %s (%s)", source, format)
     log = READERS[format].read(files, options)
     made = _from_windows(log) if log.windows else _from_interactions(log, settings)
     splits = _checked_splits(made.splits, settings["split"])
-    catalog = _catalog(made.log.items, log.group_column)
+    catalog = _make_catalog(made.log.items, log.group_column)
     card = make_card(
         made.log,
         catalog,
@@ -121,6 +133,8 @@ def prepare(
         cold_users=made.cold_users,
         notes=log.notes,
     )
+
+    # 3. Write all files to a folder beside the final one, then swap.
     logger.info("writing %s", output_dir)
     with _replacing(output_dir) as folder:
         save(folder, catalog, made.log.users, made.log.to_table(), splits, card)
@@ -129,23 +143,27 @@ def prepare(
 
 @dataclass(frozen=True, eq=False)
 class _Made:
+    """A log after filtering, its splits, and counts for the card."""
+
     log: CodedLog
     splits: dict[str, pa.Table]
     cold_users: dict[str, int]
     dropped: dict[str, int]
 
 
-def _split(format: str, split: str | None, num_held_out: int | None) -> dict[str, Any]:
-    """The rule of the splits."""
-    if format == "bigrec":
+def _split_settings(format: str, split: str | None, num_held_out: int | None) -> dict[str, Any]:
+    """The rule of the splits, and `num_held_out` if it matters."""
+    reader = READERS[format]
+    if reader.windowed:
         if split not in (None, "windows"):
-            raise ValueError(
-                "bigrec data is filtered and split by its source; leave split and the k-core's minima out"
-            )
+            raise ValueError(_is_windowed(format))
         split = "windows"
     elif split not in (None, "leave_one_out", "leave_last", "time"):
         raise ValueError(f"unknown split {split!r}; choose leave_one_out, leave_last or time")
     split = split or "leave_one_out"
+    if split == "time" and not reader.has_timestamps:
+        raise ValueError("the source has no timestamps to split by; use split leave_one_out")
+
     if split == "leave_last":
         num_held_out = 10 if num_held_out is None else num_held_out
         if num_held_out < 1:
@@ -156,16 +174,22 @@ def _split(format: str, split: str | None, num_held_out: int | None) -> dict[str
     return {"split": split}
 
 
-def _settings(format: str, split: dict[str, Any], min_user: int, min_item: int, options: Options) -> dict[str, Any]:
-    """What decides the dataset besides its source; options that would have no effect are refused."""
-    taken, given = READERS[format].OPTIONS, asdict(options)
+def _settings(format: str, split: dict[str, Any], minima: dict[str, int], options: Options) -> dict[str, Any]:
+    """Everything that decides the dataset besides its source; raises for an option that would have no effect."""
+    reader = READERS[format]
+    values = asdict(options)
     for name, default in asdict(Options()).items():
-        if name not in taken | {"seed"} and given[name] != default:  # a seed may be given throughout a recipe
+        # A seed is allowed everywhere, since recipes give one to all verbs.
+        if name not in reader.options | {"seed"} and values[name] != default:
             raise ValueError(f"the format {format} takes no {name}; leave it out")
-    if format == "bigrec" and max(min_user, min_item) > 0:
-        raise ValueError("bigrec data is filtered and split by its source; leave split and the k-core's minima out")
-    minima = {"min_user_interactions": min_user, "min_item_interactions": min_item}
-    return {"layout": LAYOUT, "format": format, **split, **minima, **{name: given[name] for name in sorted(taken)}}
+    if reader.windowed and max(minima.values()) > 0:
+        raise ValueError(_is_windowed(format))
+    used = {name: values[name] for name in sorted(reader.options)}
+    return {"layout": LAYOUT, "format": format, **split, **minima, **used}
+
+
+def _is_windowed(format: str) -> str:
+    return f"{format} data is filtered and split by its source; leave out split and the k-core's minima"
 
 
 def _sha256(path: Path) -> str:
@@ -174,29 +198,31 @@ def _sha256(path: Path) -> str:
 
 
 def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str], overwrite: bool) -> bool:
-    """Whether the folder holds this very dataset; refuses a folder that may not be replaced."""
+    """Whether the folder is this very dataset; raises if it is something that may not be replaced."""
     if not (output_dir / "card.json").is_file():
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
             raise ValueError(f"{output_dir} exists and is not a dataset folder; choose another output_dir")
         return False
-    card = read_card(output_dir)  # refuses a card of something else, which is never to be replaced
+
+    card = read_card(output_dir)  # raises for the card of something else, even with overwrite
     if overwrite:
         foreign = sorted({path.name for path in output_dir.iterdir()} - FILES)
         if foreign:
             raise ValueError(
-                f"{output_dir} also holds {foreign[0]}, which overwriting would delete; move it elsewhere first"
+                f"{output_dir} also contains {foreign[0]}, which overwriting would delete; move it elsewhere first"
             )
         return False
-    if (card["settings"], card["sources"]) != (json.loads(json.dumps(settings)), sources):
+
+    written = json.loads(json.dumps(settings))  # as the card has them: JSON turns tuples into lists
+    if (card["settings"], card["sources"]) != (written, sources):
         raise ValueError(
-            f"{output_dir} holds a dataset made with other settings or from other files; replace it with overwrite=True"
+            f"{output_dir} is a dataset made with other settings or from other files; replace it with overwrite=True"
         )
     return True
 
 
 def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:
-    if settings["split"] == "time" and not log.timed:
-        raise ValueError("the source holds no timestamps to split by; use split leave_one_out")
+    """Filters and splits a log."""
     coded = code(log)
     kept = k_core(coded, settings["min_user_interactions"], settings["min_item_interactions"])
     dropped = {
@@ -204,21 +230,24 @@ def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:
         "items": coded.items.num_rows - kept.items.num_rows,
         "interactions": len(coded.user) - len(kept.user),
     }
-    logger.info(
-        "splitting %d interactions of %d users and %d items", len(kept.user), kept.users.num_rows, kept.items.num_rows
-    )
+    counts = (len(kept.user), kept.users.num_rows, kept.items.num_rows)
+    logger.info("splitting %d interactions of %d users and %d items", *counts)
     splits, cold_users = split_log(kept, settings["split"], settings.get("num_held_out", 1))
     return _Made(kept, splits, cold_users, dropped)
 
 
 def _from_windows(log: Log) -> _Made:
+    """Takes the source's windows and splits as they are."""
     coded, windows = code_windows(log)
-    logger.info("taking %s windows as they come", " + ".join(str(len(windows[split].user)) for split in SPLITS))
-    cold = {name: len(np.setdiff1d(windows[name].user, windows["train"].user)) for name in ("validation", "test")}
-    return _Made(coded, split_windows(windows), cold, dict.fromkeys(("users", "items", "interactions"), 0))
+    logger.info("using the source's %s windows", " + ".join(str(len(windows[split].user)) for split in SPLITS))
+    cold_users = {}
+    for split in ("validation", "test"):
+        cold_users[split] = len(np.setdiff1d(windows[split].user, windows["train"].user))
+    return _Made(coded, split_windows(windows), cold_users, {"users": 0, "items": 0, "interactions": 0})
 
 
 def _checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset]:
+    """The splits as datasets; raises if one is empty or leaks into another."""
     for name, table in tables.items():
         if table.num_rows == 0:
             raise ValueError(
@@ -229,8 +258,8 @@ def _checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset
     return splits
 
 
-def _catalog(items: pa.Table, group_column: str | None) -> ItemCatalog:
-    """The catalogue, its semantic IDs taken from their column where the source had some."""
+def _make_catalog(items: pa.Table, group_column: str | None) -> ItemCatalog:
+    """The catalogue, with the semantic IDs of the column `semantic_id` if the source has them."""
     if "semantic_id" not in items.column_names:
         return ItemCatalog(items, group_column=group_column)
     tokens = Ragged.from_arrow(items["semantic_id"])
@@ -239,9 +268,12 @@ def _catalog(items: pa.Table, group_column: str | None) -> ItemCatalog:
 
 @contextmanager
 def _replacing(output_dir: Path) -> Iterator[Path]:
-    """A new folder beside `output_dir` that takes its place at the end, or vanishes on failure with the parents made
-    for it."""
-    folder, made = _beside(output_dir), [parent for parent in output_dir.parents if not parent.exists()]
+    """A new folder beside `output_dir` that replaces it at the end.
+
+    On failure it is removed, and so are the parents that were made for it.
+    """
+    folder = _beside(output_dir)
+    new_parents = [parent for parent in output_dir.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True)
         yield folder
@@ -251,8 +283,8 @@ def _replacing(output_dir: Path) -> Iterator[Path]:
             folder.rename(output_dir)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:  # the innermost first
-            with suppress(OSError):  # it holds something
+        for parent in new_parents:  # the innermost first
+            with suppress(OSError):  # it is not empty
                 parent.rmdir()
 
 
@@ -261,8 +293,10 @@ def _beside(path: Path) -> Path:
 
 
 def _exchange(folder: Path, new: Path) -> None:
-    """All in `folder` replaced by all in `new`, or left as it was. The folder stays: it may be somebody's current
-    one."""
+    """Replaces everything in `folder` by everything in `new`; a failure leaves `folder` as it was.
+
+    The folder itself stays, since it may be the current directory of a process.
+    """
     old = _beside(folder)
     old.mkdir()
     try:
@@ -276,7 +310,10 @@ def _exchange(folder: Path, new: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """All in one folder moved to another, or nothing; the card last, as it vouches for the others."""
+    """Moves everything in one folder to another, or nothing if that fails.
+
+    The card goes last: a folder with a card is complete.
+    """
     moved = []
     try:
         for path in sorted(source.iterdir(), key=lambda path: path.name == "card.json"):

@@ -78,16 +78,16 @@ def test_rows_out_of_order_and_quoted_ids(tmp_path):
     ("files", "message"),
     [
         ({"train": [*TRAIN[:2], ("u", [7, 1], 0)]}, "train.csv, row 3: item '7' is not in id2name4Rec.json"),
-        ({"test": [("u", [2, 3], 7), ("u", [5], 7)]}, r"test.csv, row 2: '\[5\]' holds fewer than two ids"),
+        ({"test": [("u", [2, 3], 7), ("u", [5], 7)]}, r"test.csv, row 2: '\[5\]' has fewer than two ids"),
         ({"test": [("u", [2, 3], "x")]}, "test.csv, row 1: the timestamp 'x' is neither a number"),
         ({"test": [("", [2, 3], 7)]}, "test.csv, row 1: the user_id is empty"),
-        ({"test": []}, "test.csv holds no rows"),
+        ({"test": []}, "test.csv contains no rows"),
         (
             {"train": [(*row[:2], 1) for row in TRAIN]},
             "train.csv: the timestamps are too alike to hold out the last tenth",
         ),
         ({"names": NAMES | {"2": ""}}, "id2name4Rec.json, row 2: item '2' has an empty title"),
-        ({"names": ["a"]}, "id2name4Rec.json holds a JSON list where a dict is expected"),
+        ({"names": ["a"]}, "id2name4Rec.json contains a JSON list where a dict is expected"),
     ],
 )
 def test_bad_files(tmp_path, files, message):

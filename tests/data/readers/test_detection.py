@@ -1,3 +1,6 @@
+"""How a source's format is detected, named and extended."""
+
+import pyarrow as pa
 import pytest
 
 from tests.data.readers.test_bigrec import write as write_bigrec
@@ -5,7 +8,10 @@ from tests.data.readers.test_lcrec import write as write_lcrec
 from tests.data.readers.test_ml_100k import as_grouplens, as_recbole
 from tests.data.readers.test_recbole import INTER
 from tests.data.readers.test_recbole import write as write_recbole
-from tests.data.sources import write_table
+from tests.data.sources import rows_of, write_table
+from trl_rec.data import prepare
+from trl_rec.data.columns import interactions_table
+from trl_rec.data.log import Log, Reader
 from trl_rec.data.readers import READERS, detect, locate
 
 
@@ -19,7 +25,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_the_format_is_told_by_the_files(tmp_path, name):
+def test_the_format_is_detected_from_the_files(tmp_path, name):
     for position, write in enumerate(WRITERS[name]):
         folder = write(tmp_path / str(position))
         assert detect(folder) == name and locate(folder)[0] == name
@@ -34,9 +40,34 @@ def test_a_folder_of_something_else(tmp_path):
 
 def test_the_format_can_be_named(tmp_path):
     assert locate(as_recbole(tmp_path / "source"), "recbole")[0] == "recbole"
-    with pytest.raises(ValueError, match="holds no files of the format lcrec"):
+    with pytest.raises(ValueError, match="contains no files of the format lcrec"):
         locate(tmp_path / "source", "lcrec")
 
 
 def test_toy_needs_no_folder():
     assert locate("toy") == locate("toy", "toy") == ("toy", {})
+
+
+def test_a_new_format_costs_a_reader_and_its_entry(tmp_path, monkeypatch):
+    class Lines(Reader):
+        """One user and one item per line, in time order."""
+
+        has_timestamps = False
+
+        def find(self, folder):
+            return {"interactions": folder / "log.txt"} if (folder / "log.txt").is_file() else {}
+
+        def read(self, files, options):
+            users, items = zip(*(line.split() for line in files["interactions"].open()), strict=True)
+            columns = {"user_id": users, "item_id": items, "timestamp": list(range(len(users)))}
+            return Log(
+                interactions=interactions_table(pa.table(columns), "log.txt"), names={"interactions": "log.txt"}
+            )
+
+    monkeypatch.setitem(READERS, "lines", Lines())
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "log.txt").write_text("u a\nu b\nv a\nu c\n")
+    dataset = prepare(tmp_path / "source", tmp_path / "out")
+    assert dataset.card["format"] == "lines" and rows_of(dataset, "test") == {"u": (["a", "b"], ["c"])}
+    with pytest.raises(ValueError, match="the source has no timestamps"):
+        prepare(tmp_path / "source", tmp_path / "other", split="time")

@@ -60,7 +60,7 @@ def test_without_an_item_file_titles_are_ids(tmp_path):
         (
             {"item": ITEM.replace("price:float", "price")},
             {},
-            "X.item: the header 'price' tells no type; write price:token, :float",
+            "X.item: the header 'price' contains no type; write price:token, :float",
         ),
         ({"item": ITEM.replace("1.5", "cheap")}, {}, "X.item, row 1: the price 'cheap' is not a finite number"),
         ({"item": ITEM.replace("\t2\t", "\tdear\t")}, {}, "X.item, row 3: the price 'dear' is not a finite number"),
@@ -79,5 +79,5 @@ def test_bad_files(tmp_path, files, arguments, message):
 def test_two_datasets_in_a_folder_are_refused(tmp_path):
     source = write(tmp_path / "source", inter=INTER)
     (source / "Y.inter").write_text(INTER)
-    with pytest.raises(ValueError, match="holds X.inter and Y.inter; leave one dataset in it"):
+    with pytest.raises(ValueError, match="contains X.inter and Y.inter; keep only one of them"):
         prepare(source, tmp_path / "out")

@@ -91,7 +91,7 @@ def test_group_column_must_exist(tmp_path):
 def test_two_files_of_one_table_are_refused(tmp_path):
     source = write_table(tmp_path / "source")
     pq.write_table(columns_of(ITEMS, ["item_id", "title"]), source / "items.parquet")
-    with pytest.raises(ValueError, match="holds items.csv and items.parquet; leave one of them"):
+    with pytest.raises(ValueError, match="contains items.csv and items.parquet; keep only one"):
         prepare(source, tmp_path / "out")
 
 

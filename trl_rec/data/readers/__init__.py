@@ -1,4 +1,4 @@
-"""One reader a format: which files are its own, and how they become a `Log`."""
+"""The readers of all formats, and the detection of a source's format from its files."""
 
 from __future__ import annotations
 
@@ -6,42 +6,49 @@ from pathlib import Path
 
 from trl_rec.data.log import Reader
 from trl_rec.data.readers import bigrec, lcrec, ml_100k, recbole, table, toy
-from trl_rec.data.readers.fetching import ml_100k_folder
 
 
-READERS: dict[str, Reader] = {  # a folder is given to the first that finds its files there
-    "ml-100k": ml_100k,
-    "recbole": recbole,
-    "bigrec": bigrec,
-    "lcrec": lcrec,
-    "table": table,
-    "toy": toy,
+# Detection takes the first reader that finds its files, so special formats come before general ones: a folder with
+# RecBole's copy of MovieLens-100k is read as ml-100k.
+READERS: dict[str, Reader] = {
+    "ml-100k": ml_100k.MovieLensReader(),
+    "recbole": recbole.RecBoleReader(),
+    "bigrec": bigrec.BigRecReader(),
+    "lcrec": lcrec.LcRecReader(),
+    "table": table.TableReader(),
+    "toy": toy.ToyReader(),
 }
-NAMED = ("toy", "ml-100k")  # sources that need no folder
 
 
 def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str, Path]]:
-    """The source's format and its files. `"toy"` and `"ml-100k"` name sources that are made, or fetched once and
-    cached."""
+    """The format of a source, and its files by table.
+
+    Args:
+        source: A folder, or the name of a format that needs none (`"toy"`, `"ml-100k"`).
+        format (*optional*): The format's name; detected from the files by default.
+    """
     if format is not None and format not in READERS:
         raise ValueError(f"unknown format {format!r}; choose one of {', '.join(READERS)}")
-    if str(source) in NAMED and format in (None, str(source)):
-        return str(source), ml_100k.find(ml_100k_folder()) if str(source) == "ml-100k" else {}
+
+    names = [name for name, reader in READERS.items() if not reader.needs_folder]
+    if str(source) in names and format in (None, str(source)):
+        return str(source), READERS[str(source)].fetch()
+
     folder = Path(source)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give the source's folder, or one of the names {', '.join(NAMED)}")
+        raise ValueError(f"{folder} is not a folder; give the source's folder, or one of the names {', '.join(names)}")
     format = format or detect(folder)
     files = READERS[format].find(folder)
     if not files:
-        raise ValueError(f"{folder} holds no files of the format {format}; name another format, or another folder")
+        raise ValueError(f"{folder} contains no files of the format {format}; name another format or another folder")
     return format, files
 
 
 def detect(folder: Path) -> str:
-    """The format of the files in the folder."""
+    """The format of the files in a folder."""
     for name, reader in READERS.items():
         if reader.find(folder):
             return name
     raise ValueError(
-        f"{folder} holds files of none of the formats {', '.join(READERS)}; see the documentation of data formats"
+        f"{folder} contains files of none of the formats {', '.join(READERS)}; see the documentation of data formats"
     )

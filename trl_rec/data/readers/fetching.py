@@ -1,7 +1,7 @@
-"""MovieLens-100k brought from the network once and kept in the user's cache folder; never part of this package.
+"""Downloads MovieLens-100k once into the user's cache folder; the data is never part of this package.
 
-GroupLens is asked first, with one short attempt; where it cannot be reached, the wheel of recbole 1.2.1, which carries
-the same ratings, is downloaded by pip and read as the zip file it is. Either download is checked against its sha256.
+GroupLens is tried first, with one short attempt. If it cannot be reached, pip downloads the wheel of recbole 1.2.1,
+which contains the same ratings and is read as a zip file. Either download is checked against its SHA-256.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ import zipfile
 from http.client import HTTPException
 from pathlib import Path
 
-from trl_rec.data.readers.ml_100k import GROUPLENS, RECBOLE, find
-
 
 logger = logging.getLogger(__name__)
+
+GROUPLENS = {"interactions": "u.data", "items": "u.item", "users": "u.user"}
+RECBOLE = {"interactions": "ml-100k.inter", "items": "ml-100k.item", "users": "ml-100k.user"}
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ZIP_SHA256 = "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
-# of u.data, and of ml-100k.inter after its header
+# Of u.data, and of ml-100k.inter after its header.
 RATINGS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490"
 
 
 class FetchError(ValueError):
-    """The data could not be fetched from anywhere."""
+    """The data could not be downloaded from any origin."""
 
 
 def ml_100k_folder() -> Path:
-    """The cached folder with MovieLens-100k, fetched if it is not there yet; raises `FetchError` where that cannot be
-    done."""
+    """The cached folder with MovieLens-100k, downloaded if necessary; raises `FetchError` if that fails."""
     folder = cache_folder() / "ml-100k"
-    files = find(folder)
+    files = find_ml_100k(folder)
     if files and _ratings_sha256(files["interactions"].read_bytes()) == RATINGS_SHA256:
         return folder
+
     reasons = []
     for origin, fetch in (("GroupLens", _from_grouplens), ("the wheel of recbole", _from_wheel)):
         try:
@@ -56,12 +57,22 @@ def ml_100k_folder() -> Path:
     raise FetchError(f"ml-100k can be fetched neither from GroupLens nor as a wheel ({'; '.join(reasons)}); {remedy}")
 
 
+def find_ml_100k(folder: Path) -> dict[str, Path]:
+    """The three files of either origin in a folder; empty unless all three are there."""
+    for names in (GROUPLENS, RECBOLE):
+        files = {kind: folder / name for kind, name in names.items()}
+        if all(path.is_file() for path in files.values()):
+            return files
+    return {}
+
+
 def cache_folder() -> Path:
-    """`trl-rec` under the user's cache folder."""
+    """`trl-rec` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trl-rec"
 
 
 def _from_grouplens() -> dict[str, bytes]:
+    """Contents of GroupLens' three files, by name."""
     with urllib.request.urlopen(URL, timeout=5) as response:
         content = response.read()
     _verify(content, ZIP_SHA256, "ml-100k.zip")
@@ -70,42 +81,40 @@ def _from_grouplens() -> dict[str, bytes]:
 
 
 def _from_wheel() -> dict[str, bytes]:
+    """Contents of RecBole's three files, by name."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            *"-m pip download --quiet --retries 1 --no-deps --only-binary=:all: --dest".split(),
-            folder,
-            WHEEL,
-        ]
+        options = "--quiet --retries 1 --no-deps --only-binary=:all: --dest".split()
+        command = [sys.executable, "-m", "pip", "download", *options, folder, WHEEL]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
-            raise FetchError(
-                f"pip download ended with {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}"
-            )
+            last_line = (done.stderr.strip().splitlines() or [""])[-1]
+            raise FetchError(f"pip download ended with {done.returncode}: {last_line}")
         content = wheels[0].read_bytes()
+
     _verify(content, WHEEL_SHA256, wheels[0].name)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return {name: archive.read(f"recbole/dataset_example/ml-100k/{name}") for name in RECBOLE.values()}
 
 
 def _verify(content: bytes, expected: str, name: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise FetchError(f"{name} has the sha256 {found}, not {expected}")
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != expected:
+        raise FetchError(f"{name} has the sha256 {actual}, not {expected}")
 
 
 def _ratings_sha256(content: bytes) -> str:
-    if content.startswith(b"user_id:"):
+    if content.startswith(b"user_id:"):  # RecBole's header
         content = content.partition(b"\n")[2]
     return hashlib.sha256(content).hexdigest()
 
 
 def _keep(contents: dict[str, bytes], folder: Path) -> None:
-    """The files put into the folder all at once: written beside it, then renamed."""
+    """Puts the files into the folder all at once: writes them beside it, then renames."""
     ratings = contents.get(GROUPLENS["interactions"]) or contents[RECBOLE["interactions"]]
     if _ratings_sha256(ratings) != RATINGS_SHA256:
         raise FetchError("the ratings differ from those published")
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
@@ -115,7 +124,8 @@ def _keep(contents: dict[str, bytes], folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except OSError:
-        if not find(folder):  # else another process was quicker
+        # Another process may have been quicker; its files are as good as these.
+        if not find_ml_100k(folder):
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,8 +1,7 @@
-"""The LC-Rec line's files: `X.inter.json` (user to items in time order), `X.item.json` (texts), `X.index.json`
-(tokens).
+"""LC-Rec's files: `X.inter.json` (each user's items in time order), `X.item.json` (texts), `X.index.json` (tokens).
 
-There are no timestamps: an interaction's is its position in the user's list, so a split by time is refused. An item
-with an empty title, of which the published sets hold some, is called by its id.
+There are no timestamps, so an interaction's position in its user's list takes their place and a split by time is
+refused. The published sets contain a few items with an empty title; the title becomes "item" and the id.
 """
 
 from __future__ import annotations
@@ -16,89 +15,49 @@ import numpy as np
 import pyarrow as pa
 
 from trl_rec.data.columns import grouped, interactions_table, items_table
-from trl_rec.data.log import Log, Options
+from trl_rec.data.log import Log, Options, Reader
+from trl_rec.data.readers.files import check_single, load_json
 from trl_rec.ragged import within
 
 
-OPTIONS = frozenset({"group_column", "group_separator"})
 PARTS = {"interactions": "inter", "items": "item", "semantic_ids": "index"}
 
 
-def find(folder: Path) -> dict[str, Path]:
-    """The files of the folder's one dataset; none without interactions."""
-    found = sorted(folder.glob("*.inter.json"))
-    if len(found) > 1:
-        raise ValueError(f"{folder} holds {' and '.join(path.name for path in found)}; leave one dataset in it")
-    stems = [path.name.removesuffix(".inter.json") for path in found]
-    files = {kind: folder / f"{stem}.{part}.json" for stem in stems for kind, part in PARTS.items()}
-    return {kind: path for kind, path in files.items() if path.is_file()}
+class LcRecReader(Reader):
+    """Reads lists of items per user, with the items' semantic IDs if there are any."""
 
+    options = frozenset({"group_column", "group_separator"})
+    has_timestamps = False
 
-def read(files: dict[str, Path], options: Options) -> Log:
-    """The log in those files, with the items' semantic IDs where there are some. Without an item file titles are
-    ids."""
-    items, notes = _items(files) if "items" in files else (None, ())
-    if "semantic_ids" in files and items is None:
-        raise ValueError(f"{files['semantic_ids'].name} has no item file beside it; add the dataset's .item.json")
-    names = {kind: path.name for kind, path in files.items()}
-    return Log(
-        interactions=_interactions(files["interactions"]),
-        items=grouped(items, options, names.get("items")),
-        group_column=options.group_column,
-        timed=False,
-        names=names,
-        notes=("the source has no timestamps: they are positions in each user's list", *notes),
-    )
+    def find(self, folder: Path) -> dict[str, Path]:
+        """The files of the folder's dataset; empty without interactions."""
+        paths = sorted(folder.glob("*.inter.json"))
+        check_single(paths, folder)
+        if not paths:
+            return {}
+        stem = paths[0].name.removesuffix(".inter.json")
+        files = {kind: folder / f"{stem}.{part}.json" for kind, part in PARTS.items()}
+        return {kind: path for kind, path in files.items() if path.is_file()}
 
+    def read(self, files: dict[str, Path], options: Options) -> Log:
+        """The log; without an item file the ids serve as titles."""
+        if "semantic_ids" in files and "items" not in files:
+            raise ValueError(f"{files['semantic_ids'].name} has no item file beside it; add the dataset's .item.json")
+        names = {kind: path.name for kind, path in files.items()}
+        notes = ["the source has no timestamps: they are positions in each user's list"]
 
-def load_json(path: Path, kind: type) -> Any:
-    """The JSON value in a file, which must be of the given type."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not UTF-8 text; convert it") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name} is not JSON (line {error.lineno}: {error.msg}); correct the file") from error
-    if not isinstance(value, kind):
-        raise ValueError(
-            f"{path.name} holds a JSON {type(value).__name__} where a {kind.__name__} is expected; correct the file"
+        items = None
+        if "items" in files:
+            items, num_untitled = _read_items(files)
+            if num_untitled:
+                notes.append(f"items with an empty title, called by their id: {num_untitled}")
+        return Log(
+            interactions=_read_interactions(files["interactions"]),
+            items=grouped(items, options, names.get("items")),
+            group_column=options.group_column,
+            names=names,
+            notes=tuple(notes),
         )
-    return value
-
-
-def _interactions(path: Path) -> pa.Table:
-    lists = load_json(path, dict)
-    for user, row in lists.items():
-        if not isinstance(row, list):
-            raise ValueError(f"{path.name}: user {user!r} has no list of items but {row!r}; correct the file")
-    lengths = np.fromiter(map(len, lists.values()), np.int64, len(lists))
-    users = (
-        pa.array(lists).take(pa.array(np.repeat(np.arange(len(lists)), lengths)))
-        if lists
-        else pa.array([], pa.string())
-    )
-    item_ids = pa.array(map(_text, chain.from_iterable(lists.values())), pa.string())
-    return interactions_table(
-        pa.table({"user_id": users, "item_id": item_ids, "timestamp": within(lengths).astype(float)}), path.name
-    )
-
-
-def _items(files: dict[str, Path]) -> tuple[pa.Table, tuple[str, ...]]:
-    path = files["items"]
-    entries = load_json(path, dict)
-    titles = [_title(item, entry, path) for item, entry in entries.items()]
-    untitled = titles.count("")
-    columns: dict[str, Any] = {
-        "item_id": list(entries),
-        "title": [t or f"item {i}" for i, t in zip(entries, titles, strict=True)],
-    }
-    for name in dict.fromkeys(chain.from_iterable(entries.values())):
-        if name not in columns:
-            columns[name] = _column([entry.get(name) for entry in entries.values()])
-    if "semantic_ids" in files:
-        columns["semantic_id"] = pa.array(read_index(files["semantic_ids"], list(entries)), pa.list_(pa.string()))
-    notes = (f"items with an empty title, called by their id: {untitled}",) if untitled else ()
-    return items_table(pa.table(columns), path.name), notes
 
 
 def read_index(path: Path, items: list[str]) -> list[list[str]]:
@@ -106,31 +65,68 @@ def read_index(path: Path, items: list[str]) -> list[list[str]]:
     index = load_json(path, dict)
     missing = next((item for item in items if not index.get(item)), None)
     if missing is not None:
-        raise ValueError(f"{path.name} holds no tokens for item {missing!r}; add them, or remove the file")
+        raise ValueError(f"{path.name} has no tokens for item {missing!r}; add them, or remove the file")
     for item in items:
         tokens = index[item]
         if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
             raise ValueError(
-                f"{path.name}: item {item!r} has no list of texts as tokens but {tokens!r}; correct the file"
+                f"{path.name}: the tokens of item {item!r} must be a list of texts, not {tokens!r}; correct the file"
             )
     return [index[item] for item in items]
 
 
+def _read_interactions(path: Path) -> pa.Table:
+    lists = load_json(path, dict)
+    for user, items in lists.items():
+        if not isinstance(items, list):
+            raise ValueError(
+                f"{path.name}: the items of user {user!r} must be a list, not {items!r}; correct the file"
+            )
+
+    lengths = np.fromiter(map(len, lists.values()), np.int64, len(lists))
+    rows = np.repeat(np.arange(len(lists)), lengths)  # the list that each interaction comes from
+    columns = {
+        "user_id": pa.array(lists, pa.string()).take(pa.array(rows)),
+        "item_id": pa.array(map(_text, chain.from_iterable(lists.values())), pa.string()),
+        "timestamp": within(lengths).astype(float),
+    }
+    return interactions_table(pa.table(columns), path.name)
+
+
+def _read_items(files: dict[str, Path]) -> tuple[pa.Table, int]:
+    """The items' table, and the number of items that have no title of their own."""
+    path = files["items"]
+    entries = load_json(path, dict)
+    titles = [_title(item, entry, path) for item, entry in entries.items()]
+    columns: dict[str, Any] = {
+        "item_id": list(entries),
+        "title": [title or f"item {item}" for item, title in zip(entries, titles, strict=True)],
+    }
+
+    # The further columns, in the order in which the entries first mention them.
+    for name in dict.fromkeys(chain.from_iterable(entries.values())):
+        if name not in columns:
+            columns[name] = _column([entry.get(name) for entry in entries.values()])
+    if "semantic_ids" in files:
+        columns["semantic_id"] = pa.array(read_index(files["semantic_ids"], list(entries)), pa.list_(pa.string()))
+    return items_table(pa.table(columns), path.name), titles.count("")
+
+
+def _title(item: str, entry: Any, path: Path) -> str:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{path.name}: item {item!r} must have fields, not {entry!r}; correct the file")
+    if "title" not in entry:
+        raise ValueError(f"{path.name}: item {item!r} has no title; add one")
+    return " ".join((_text(entry["title"]) or "").split())
+
+
 def _column(values: list[Any]) -> pa.Array:
-    """Text, or lists of text where every value that there is is a list."""
-    given = [value for value in values if value is not None]
-    if given and all(isinstance(value, list) for value in given):
+    """Lists of text if every value that is not null is a list, else text."""
+    present = [value for value in values if value is not None]
+    if present and all(isinstance(value, list) for value in present):
         return pa.array([value and [_text(part) for part in value] for value in values], pa.list_(pa.string()))
     return pa.array(map(_text, values), pa.string())
 
 
 def _text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
-
-
-def _title(item: str, entry: Any, path: Path) -> str:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{path.name}: item {item!r} has no fields but {entry!r}; correct the file")
-    if "title" not in entry:
-        raise ValueError(f"{path.name}: item {item!r} has no title; add one")
-    return " ".join((_text(entry["title"]) or "").split())

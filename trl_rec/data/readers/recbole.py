@@ -1,6 +1,7 @@
-"""RecBole's atomic files: `X.inter`, `X.item`, `X.user`, tab separated, each column's type in its header.
+"""RecBole's atomic files `X.inter`, `X.item` and `X.user`: tab-separated, with each column's type in the header.
 
-`token_seq` and `float_seq` become lists, split at blanks, but for the title, which stays text.
+Columns of the types `token_seq` and `float_seq` become lists, split at spaces. The title is the exception: it stays
+text, although RecBole calls it a `token_seq`.
 """
 
 from __future__ import annotations
@@ -11,46 +12,51 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trl_rec.data.columns import cast, grouped, interactions_table, items_table, numbers, split_lists, users_table
-from trl_rec.data.delimited import read_delimited, read_header
-from trl_rec.data.log import Log, Options
+from trl_rec.data.log import Log, Options, Reader
+from trl_rec.data.readers.files import check_single, read_delimited, read_header
 
 
-OPTIONS = frozenset({"title_column", "group_column", "group_separator"})
 SUFFIXES = {"interactions": ".inter", "items": ".item", "users": ".user"}
-TITLES = ("title", "movie_title", "name", "item_name")
+TITLES = ("title", "movie_title", "name", "item_name")  # columns that are taken for the title unless one is named
 
 
-def find(folder: Path) -> dict[str, Path]:
-    """The atomic files of the folder's one dataset; none without interactions."""
-    found = sorted(folder.glob("*.inter"))
-    if len(found) > 1:
-        raise ValueError(f"{folder} holds {' and '.join(path.name for path in found)}; leave one dataset in it")
-    files = {kind: path.with_suffix(suffix) for path in found for kind, suffix in SUFFIXES.items()}
-    return {kind: path for kind, path in files.items() if path.is_file()}
+class RecBoleReader(Reader):
+    """Reads atomic files."""
 
+    options = frozenset({"title_column", "group_column", "group_separator"})
 
-def read(files: dict[str, Path], options: Options) -> Log:
-    """The log in those files. Without an item file the titles are the ids."""
-    names = {kind: path.name for kind, path in files.items()}
-    items = _items(files["items"], options) if "items" in files else None
-    return Log(
-        interactions=interactions_table(read_atomic(files["interactions"]), names["interactions"]),
-        items=grouped(items, options, names.get("items")),
-        users=users_table(read_atomic(files["users"]), names["users"]) if "users" in files else None,
-        group_column=options.group_column,
-        names=names,
-    )
+    def find(self, folder: Path) -> dict[str, Path]:
+        """The atomic files of the folder's dataset; empty without interactions."""
+        paths = sorted(folder.glob("*.inter"))
+        check_single(paths, folder)
+        if not paths:
+            return {}
+        files = {kind: paths[0].with_suffix(suffix) for kind, suffix in SUFFIXES.items()}
+        return {kind: path for kind, path in files.items() if path.is_file()}
+
+    def read(self, files: dict[str, Path], options: Options) -> Log:
+        """The log; without an item file the ids serve as titles."""
+        names = {kind: path.name for kind, path in files.items()}
+        items = _read_items(files["items"], options) if "items" in files else None
+        return Log(
+            interactions=interactions_table(read_atomic(files["interactions"]), names["interactions"]),
+            items=grouped(items, options, names.get("items")),
+            users=users_table(read_atomic(files["users"]), names["users"]) if "users" in files else None,
+            group_column=options.group_column,
+            names=names,
+        )
 
 
 def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
-    """The file's columns under their bare names and in their types; those of `texts` stay text."""
+    """The file's columns in their types, under names without a type; the columns named in `texts` stay text."""
     table = read_delimited(path, delimiter="\t", quoted=False)
     columns = {}
     for header, column in zip(table.column_names, table.columns, strict=True):
         name, _, kind = header.partition(":")
         if kind not in ("token", "float", "token_seq", "float_seq"):
             raise ValueError(
-                f"{path.name}: the header {header!r} tells no type; write {name}:token, :float, :token_seq or :float_seq"
+                f"{path.name}: the header {header!r} contains no type; write {name}:token, :float, :token_seq or "
+                ":float_seq"
             )
         columns[name] = column if name in texts else _typed(column, kind, name, path.name)
     return pa.table(columns)
@@ -68,20 +74,22 @@ def _typed(column: pa.ChunkedArray, kind: str, name: str, where: str) -> pa.Chun
 def _floats(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Numbers; an empty cell becomes null."""
     present = pc.not_equal(column, "")
-    numbers(pc.if_else(present, column, "0"), name, where)
+    numbers(pc.if_else(present, column, "0"), name, where)  # raises for a cell that is neither empty nor a number
     return pc.if_else(present, column, None).cast(pa.float64())
 
 
-def _items(path: Path, options: Options) -> pa.Table:
+def _read_items(path: Path, options: Options) -> pa.Table:
     names = [name.partition(":")[0] for name in read_header(path, "\t")]
     wanted = (options.title_column,) if options.title_column else TITLES
     title = next((name for name in wanted if name in names), None)
     if title is None:
         raise ValueError(
-            f"{path.name} has none of the title columns {', '.join(wanted)}; name one of {', '.join(names)} as title_column"
+            f"{path.name} has none of the title columns {', '.join(wanted)}; name one of {', '.join(names)} as "
+            "title_column"
         )
+
+    # Where another column is the title, a column that is called `title` makes way for it.
     items = read_atomic(path, texts=(title,))
-    keep = [name for name in items.column_names if name == title or name != "title"]
-    return items_table(
-        items.select(keep).rename_columns([{title: "title"}.get(name, name) for name in keep]), path.name
-    )
+    items = items.select([name for name in items.column_names if name == title or name != "title"])
+    items = items.rename_columns(["title" if name == title else name for name in items.column_names])
+    return items_table(items, path.name)

@@ -1,7 +1,6 @@
-"""Plain tables: `interactions`, `items` and perhaps `users` as CSV, Parquet or JSON Lines, with names of the user's
-own.
+"""Plain tables: `interactions`, `items` and `users` as CSV, Parquet or JSON Lines, with columns of any name.
 
-Interactions may lack a rating. Without an item table the titles are the ids.
+Only the interactions are required, and their ratings are optional. Without an item table the ids serve as titles.
 """
 
 from __future__ import annotations
@@ -15,59 +14,83 @@ import pyarrow.parquet as pq
 from pyarrow import json
 
 from trl_rec.data.columns import grouped, interactions_table, items_table, users_table
-from trl_rec.data.delimited import check_repeats, read_delimited, read_header
-from trl_rec.data.log import Log, Options
+from trl_rec.data.log import Log, Options, Reader
+from trl_rec.data.readers.files import check_repeats, check_single, read_delimited, read_header
 
 
-OPTIONS = frozenset({"columns", "group_column", "group_separator"})
 NAMES = ("user_id", "item_id", "timestamp", "rating")
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 
 
-def find(folder: Path) -> dict[str, Path]:
-    """The tables of the folder; none without interactions."""
-    files: dict[str, Path] = {}
-    for kind in ("interactions", "items", "users"):
-        found = [folder / f"{kind}{suffix}" for suffix in SUFFIXES if (folder / f"{kind}{suffix}").is_file()]
-        if len(found) > 1:
-            raise ValueError(f"{folder} holds {' and '.join(path.name for path in found)}; leave one of them")
-        if found:
-            files[kind] = found[0]
-    return files if "interactions" in files else {}
+class TableReader(Reader):
+    """Reads tables, and renames their columns as `Options.columns` says."""
+
+    options = frozenset({"columns", "group_column", "group_separator"})
+
+    def find(self, folder: Path) -> dict[str, Path]:
+        """The tables in the folder; empty without interactions."""
+        files: dict[str, Path] = {}
+        for kind in ("interactions", "items", "users"):
+            paths = [folder / f"{kind}{suffix}" for suffix in SUFFIXES if (folder / f"{kind}{suffix}").is_file()]
+            check_single(paths, folder)
+            if paths:
+                files[kind] = paths[0]
+        return files if "interactions" in files else {}
+
+    def read(self, files: dict[str, Path], options: Options) -> Log:
+        """The log in those tables."""
+        renames = dict(options.columns or {})
+        _check_renames(renames, files)
+        tables = {}
+        for kind, path in files.items():
+            # Extra columns of items and users are kept; those of interactions are never used, and may be large.
+            tables[kind] = _renamed(_read(path, renames, only_known=kind == "interactions"), renames)
+
+        names = {kind: path.name for kind, path in files.items()}
+        items = items_table(tables["items"], names["items"]) if "items" in tables else None
+        return Log(
+            interactions=interactions_table(tables["interactions"], names["interactions"]),
+            items=grouped(items, options, names.get("items")),
+            users=users_table(tables["users"], names["users"]) if "users" in tables else None,
+            group_column=options.group_column,
+            names=names,
+        )
 
 
-def read(files: dict[str, Path], options: Options) -> Log:
-    """The log in those tables, the columns renamed as `options.columns` says."""
-    theirs = dict(options.columns or {})
-    _check_unknown(theirs, files)
-    tables = {kind: _renamed(_read(path, theirs, kind == "interactions"), theirs) for kind, path in files.items()}
-    names = {kind: path.name for kind, path in files.items()}
-    items = items_table(tables["items"], names["items"]) if "items" in tables else None
-    return Log(
-        interactions=interactions_table(tables["interactions"], names["interactions"]),
-        items=grouped(items, options, names.get("items")),
-        users=users_table(tables["users"], names["users"]) if "users" in tables else None,
-        group_column=options.group_column,
-        names=names,
-    )
+def _check_renames(renames: Mapping[str, str], files: dict[str, Path]) -> None:
+    """Raises if a column to rename is in none of the files; `renames` maps our names to the source's."""
+    columns = {name for path in files.values() for name in _column_names(path)} if renames else set()
+    for our_name, name in renames.items():
+        if name not in columns:
+            file_names = ", ".join(path.name for path in files.values())
+            raise ValueError(f"columns maps {our_name} to {name!r}, which is in none of {file_names}")
 
 
-def _read(path: Path, theirs: Mapping[str, str], only_ours: bool) -> pa.Table:
-    ours = {*NAMES, "title", *theirs.values()}
+def _column_names(path: Path) -> list[str]:
     if path.suffix == ".csv":
-        columns = [name for name in read_header(path) if name in ours] if only_ours else None
-        return read_delimited(path, columns=columns, text=ours)
-    with _readable(path):
+        return read_header(path)
+    with _naming(path):
+        return (pq.read_schema(path) if path.suffix == ".parquet" else json.read_json(path).schema).names
+
+
+def _read(path: Path, renames: Mapping[str, str], only_known: bool) -> pa.Table:
+    """The file's table with its own column names, perhaps without the columns that nothing uses."""
+    known = {*NAMES, "title", *renames.values()}
+    if path.suffix == ".csv":
+        columns = [name for name in read_header(path) if name in known] if only_known else None
+        return read_delimited(path, columns=columns, text=known)
+    with _naming(path):
         if path.suffix == ".jsonl":
-            table = _read_json(path, theirs.get("timestamp", "timestamp"))
-            return table.select([name for name in table.column_names if name in ours]) if only_ours else table
-        names = check_repeats(_header(path), path)
-        columns = [name for name in names if name in ours] if only_ours else None
+            table = _read_json(path, renames.get("timestamp", "timestamp"))
+            return table.select([name for name in table.column_names if name in known]) if only_known else table
+        names = check_repeats(_column_names(path), path)
+        columns = [name for name in names if name in known] if only_known else None
         return pq.read_table(path, columns=columns)
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
+    """Names the file in errors of Arrow."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -75,42 +98,27 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _read_json(path: Path, timestamp: str) -> pa.Table:
-    """The file's columns, text as it is written: Arrow makes dates of text that looks like some, which only a
-    timestamp may."""
+    """A JSON Lines file in which only the column `timestamp` may contain dates.
+
+    Arrow parses any text that looks like a date, such as the title "2001-01-01"; such columns are read again as text.
+    """
     table = json.read_json(path)
-    texts = {field.name: _as_text(field.type) for field in table.schema if field.name != timestamp}
+    texts = {field.name: _without_dates(field.type) for field in table.schema if field.name != timestamp}
     changed = {name: kind for name, kind in texts.items() if kind != table.schema.field(name).type}
     if not changed:
         return table
-    return json.read_json(path, parse_options=json.ParseOptions(explicit_schema=pa.schema(changed))).select(
-        table.column_names
-    )
+    options = json.ParseOptions(explicit_schema=pa.schema(changed))
+    return json.read_json(path, parse_options=options).select(table.column_names)
 
 
-def _as_text(kind: pa.DataType) -> pa.DataType:
+def _without_dates(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_list(kind):
-        return pa.list_(_as_text(kind.value_type))
+        return pa.list_(_without_dates(kind.value_type))
     return pa.string() if pa.types.is_timestamp(kind) else kind
 
 
-def _header(path: Path) -> list[str]:
-    if path.suffix == ".csv":
-        return read_header(path)
-    with _readable(path):
-        return (pq.read_schema(path) if path.suffix == ".parquet" else json.read_json(path).schema).names
-
-
-def _check_unknown(theirs: Mapping[str, str], files: dict[str, Path]) -> None:
-    present = {name for path in files.values() for name in _header(path)} if theirs else set()
-    for ours, name in theirs.items():
-        if name not in present:
-            raise ValueError(
-                f"columns maps {ours} to {name!r}, which is in none of {', '.join(p.name for p in files.values())}"
-            )
-
-
-def _renamed(table: pa.Table, theirs: Mapping[str, str]) -> pa.Table:
-    """Their names replaced by ours; a column of theirs that had our name already gives way."""
-    ours = {name: our for our, name in theirs.items() if name in table.column_names}
+def _renamed(table: pa.Table, renames: Mapping[str, str]) -> pa.Table:
+    """The source's names replaced by ours. A column that has one of our names already is dropped for the renamed."""
+    ours = {name: our_name for our_name, name in renames.items() if name in table.column_names}
     table = table.select([name for name in table.column_names if name in ours or name not in ours.values()])
     return table.rename_columns([ours.get(name, name) for name in table.column_names])
