@@ -47,7 +47,7 @@ def test_the_difficulty_left_out_is_the_sources_last() -> None:
         ([{"source": "random"}, {"source": 3}], "stage 2: source must be a word, not 3"),
         ([{"source": "feedback", "liked": 5}], "stage 1: liked must be a lowest and a highest rating"),
         ([{"source": "feedback", "liked": [5, 4]}], "stage 1: liked must be a lowest and a highest rating"),
-        ([{"source": "feedback", "neutral": [3, "x"]}], "stage 1: neutral must be of finite numbers"),
+        ([{"source": "feedback", "neutral": [3, "x"]}], "stage 1: neutral must contain finite numbers"),
         ([{"source": "random", "learning_rate": "fast"}], "stage 1: learning_rate must be a number, not 'fast'"),
         ([{"source": "random", "learning_rate": 0}], "stage 1: learning_rate must be above 0"),
         ([{"source": "random", "beta": -1}], "stage 1: beta must be above 0"),

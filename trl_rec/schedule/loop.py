@@ -1,9 +1,10 @@
-"""Preference training stage by stage: each begins from what the stage before kept, against it as the reference.
+"""Preference training stage by stage: each stage starts from the policy that the stage before kept, which is also its
+reference.
 
-A stage has a folder of its own: the policy's beams, checkpoints, the trained model, and at the end `stage.json`. What
-has been written is never made again: a call that was killed goes on at the stage, and within it at the beam or the
-step, where it stopped, and ends with the same weights. Every stage loads its policy from disk, so that it makes no
-difference whether the stage before was trained by the same call.
+A stage has its own folder, with the policy's beams, checkpoints, the trained model and finally `stage.json`. Nothing
+that was written is made again: a call that was killed resumes at the stage, and within the stage at the beam search or
+training step, where it stopped, and ends with the same weights. Every stage loads its policy from disk, so it makes no
+difference whether the same call trained the stage before.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from trl_rec.compat import reset_accelerator_state
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
@@ -34,8 +37,9 @@ from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
 
 
 logger = logging.getLogger(__name__)
-# What a policy's folder holds besides the policy, as a run or an earlier schedule left it.
-NOT_THE_POLICY: tuple[str, ...] = (
+
+# Files in a policy's folder that are not part of the policy: they belong to the run or schedule that made it.
+NOT_THE_POLICY = (
     "checkpoint-*",
     "self-play",
     "ref",
@@ -45,26 +49,33 @@ NOT_THE_POLICY: tuple[str, ...] = (
     "stages.json",
     "plan.json",
     "supervised*",
+    "metrics.json",
+    "recipe.json",
+    "eval.jsonl",
 )
-NOT_THE_POLICY += ("metrics.json", "recipe.json", "eval.jsonl")
 
 
 def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> list[dict[str, Any]]:
-    """Trains stage after stage, and copies the last policy into `output_dir` itself.
+    """Trains the stages in order and copies the last policy that was kept into `output_dir`.
 
     Args:
-        stages: What to train, in this order.
+        stages: The stages, in the order of training.
         start: Folder of the supervised policy, with its tokenizer.
         schedule: What all stages share.
 
     Returns:
-        A report a stage: its name, `num_prompts`, `without_negatives` and the buckets, the validation metrics `before`
-        and `after`, and whether the stage's policy was `kept`.
+        One report per stage: its `stage` number and `name`, `num_prompts`, `without_negatives`, `mean_negatives` and
+        `buckets` (see [`bucket_report`]), the validation metrics `before` and `after`, and whether its policy was
+        `kept`.
     """
     check_before_running(stages, start, schedule)
     check_same_plan(stages, start, schedule)
-    folder, metrics, reports = Path(start), None, []
+
+    folder = Path(start)  # of the policy that the next stage starts from
+    metrics: dict[str, float] | None = None  # of that policy, once they are known
+    reports = []
     for number, stage in enumerate(stages, 1):
+        # 1. Train the stage, or read the report of a finished one.
         path = schedule.folder(number, stage) / "stage.json"
         if path.is_file():
             report = json.loads(path.read_text(encoding="utf-8"))
@@ -73,10 +84,13 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
             report = _run_stage(number, stage, folder, metrics, schedule)
             write_entry(path, report)
             _free_memory()
-            _drop_checkpoints(path.parent)
+            _delete_checkpoints(path.parent)
         reports.append(report)
+
+        # 2. Hand on the stage's policy, or the one it started from.
         metrics = report["after"] if report["kept"] else report["before"]
         folder = path.parent if report["kept"] else folder
+
     if PartialState().is_main_process:
         ignored = shutil.ignore_patterns(*NOT_THE_POLICY)
         shutil.copytree(folder, schedule.output, dirs_exist_ok=True, ignore=ignored)
@@ -87,69 +101,94 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
 def _run_stage(
     number: int, stage: PreferenceStage, start: Path, before: dict[str, float] | None, schedule: Schedule
 ) -> dict[str, Any]:
-    own, has_adapter = schedule.folder(number, stage), (start / "adapter_config.json").is_file()
-    policy, tokenizer = _on_device(load_policy, start, schedule), load_tokenizer(start)
-    table, report = stage_candidates(number, stage, policy, tokenizer, start, schedule)
-    report = {"stage": number, "name": stage.name, **report}
+    """Trains one stage from the policy in `start`, whose validation metrics are `before` if known; returns its
+    report."""
+    # 1. Collect the stage's preferences; a stage without any is skipped.
+    policy = _load_on_device(load_policy, start, schedule)
+    tokenizer = load_tokenizer(start)
+    table, figures = stage_candidates(number, stage, policy, tokenizer, start, schedule)
+    report = {"stage": number, "name": stage.name, **figures}
     if report["without_negatives"] == 1:
-        logger.warning("stage %d (%s) has no negative for any prompt: it is passed over", number, stage.name)
+        logger.warning("stage %d (%s) is skipped: it has no negatives for any prompt", number, stage.name)
         return {**report, "before": before or {}, "after": before or {}, "kept": False}
-    adapter = None if has_adapter else deepcopy(schedule.adapter)  # PEFT fills it in
-    reset_accelerator_state()
-    trainer = SoftmaxDPOTrainer(
-        policy,
-        None if has_adapter or adapter is not None else _on_device(load_model, start, schedule),
-        _stage_config(stage, own, schedule),
-        train_dataset=table,
-        eval_dataset=schedule.dataset.validation,
-        processing_class=tokenizer,
-        catalog=schedule.dataset.catalog,
-        peft_config=adapter,
-    )
+
+    # 2. Train, and measure the policy on both sides of it.
+    trainer = _build_trainer(number, stage, policy, tokenizer, table, start, schedule)
     before = before or _measure(trainer)
     trainer.train(resume_from_checkpoint=True)
     after = _measure(trainer)
+
+    # 3. Decide what the next stage starts from.
     kept = schedule.keep == "last" or after[schedule.metric] > before[schedule.metric]
     save_run(trainer, {"stage": number, "model_name_or_path": str(start), **asdict(stage)})
     trainer.accelerator.free_memory()
     return {**report, "before": before, "after": after, "kept": kept}
 
 
-def _free_memory() -> None:
-    """The next stage loads two models; those of the stage before hang in reference cycles until they are collected."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _build_trainer(
+    number: int,
+    stage: PreferenceStage,
+    policy: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    table: Dataset,
+    start: Path,
+    schedule: Schedule,
+) -> SoftmaxDPOTrainer:
+    """The stage's trainer; a policy with an adapter needs no second model as its reference."""
+    has_adapter = (start / "adapter_config.json").is_file()
+    new_adapter = None if has_adapter else deepcopy(schedule.adapter)  # PEFT fills in fields of the object it is given
+    if has_adapter or new_adapter is not None:
+        reference = None
+    else:
+        reference = _load_on_device(load_model, start, schedule)
+
+    reset_accelerator_state()  # each stage's trainer makes its own Accelerator
+    return SoftmaxDPOTrainer(
+        policy,
+        reference,
+        _stage_config(number, stage, schedule),
+        train_dataset=table,
+        eval_dataset=schedule.dataset.validation,
+        processing_class=tokenizer,
+        catalog=schedule.dataset.catalog,
+        peft_config=new_adapter,
+    )
 
 
-def _on_device(load: Callable[..., Any], folder: Path, schedule: Schedule) -> Any:
-    """The model on the device that this process computes with."""
+def _stage_config(number: int, stage: PreferenceStage, schedule: Schedule) -> SoftmaxDPOConfig:
+    """The shared configuration with the stage's folder and its own settings."""
+    config = deepcopy(schedule.config)
+    config.output_dir = str(schedule.folder(number, stage))
+    for name, value in stage.training.items():
+        setattr(config, name, value)
+    if schedule.picks_checkpoints:
+        config.load_best_model_at_end = True
+        config.metric_for_best_model = schedule.metric
+        config.greater_is_better = True
+    return config
+
+
+def _load_on_device(load: Callable[..., Any], folder: Path, schedule: Schedule) -> Any:
+    """The model on this process's device; a quantised model is placed by its loader."""
     options = schedule.model_options or {}
     model = load(folder, **options)
     return model if "quantization_config" in options else model.to(PartialState().device)
 
 
-def _stage_config(stage: PreferenceStage, own: Path, schedule: Schedule) -> SoftmaxDPOConfig:
-    config = deepcopy(schedule.config)
-    config.output_dir = str(own)
-    for name, value in stage.training.items():
-        setattr(config, name, value)
-    if schedule.picks_checkpoints:
-        config.load_best_model_at_end, config.metric_for_best_model, config.greater_is_better = (
-            True,
-            schedule.metric,
-            True,
-        )
-    return config
-
-
 def _measure(trainer: SoftmaxDPOTrainer) -> dict[str, float]:
-    """The validation metrics of the lists."""
+    """The ranking metrics on the validation split."""
     return {name: value for name, value in trainer.evaluate().items() if "@" in name}
 
 
-def _drop_checkpoints(folder: Path) -> None:
-    """A finished stage never resumes."""
+def _free_memory() -> None:
+    """Frees the models of the finished stage, which reference cycles keep alive: the next stage loads two more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _delete_checkpoints(folder: Path) -> None:
+    """Deletes the checkpoints of a finished stage, which never resumes."""
     if PartialState().is_main_process:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
