@@ -42,6 +42,7 @@ __all__ = [
     "best_of_n_reward",
     "build_model",
     "build_rows",
+    "dmpo_loss",
     "evaluate_best_of",
     "evaluate_baselines",
     "evaluate_orders",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from trl_rec.losses.alro import permutation_loss, soft_lambda_loss
     from trl_rec.losses.bear import bear_loss
     from trl_rec.losses.blade import best_of_n_reward, leave_one_out, list_policy_loss, posterior_cdf, standardized
+    from trl_rec.losses.dmpo import dmpo_loss
     from trl_rec.losses.output import LossOutput
     from trl_rec.losses.softmax_dpo import softmax_dpo_loss
     from trl_rec.models.building import RecModelConfig, build_model
@@ -131,6 +133,7 @@ else:
             "losses.alro": ["permutation_loss", "soft_lambda_loss"],
             "losses.bear": ["bear_loss"],
             "losses.blade": ["best_of_n_reward", "leave_one_out", "list_policy_loss", "posterior_cdf", "standardized"],
+            "losses.dmpo": ["dmpo_loss"],
             "losses.output": ["LossOutput"],
             "losses.softmax_dpo": ["softmax_dpo_loss"],
             "models.building": ["RecModelConfig", "build_model"],

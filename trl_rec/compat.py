@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, Trainer, TrainingArguments
     from transformers.integrations import is_deepspeed_zero3_enabled
     from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
-    from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+    from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
     from trl.models import prepare_deepspeed, unwrap_model_for_generation
 
 __all__ = [
     "BatchRebalanceSampler",
     "EvalLoopOutput",
     "LengthGroupedSampler",
+    "TrainOutput",
     "is_deepspeed_zero3_enabled",
     "prepare_deepspeed",
     "rotate_checkpoints",
@@ -52,6 +53,7 @@ UNDOCUMENTED = {
     "BatchRebalanceSampler": "transformers.trainer_pt_utils",  # to give it the run's seed
     "LengthGroupedSampler": "transformers.trainer_pt_utils",  # to give it the run's seed
     "EvalLoopOutput": "transformers.trainer_utils",  # what `evaluation_loop` returns
+    "TrainOutput": "transformers.trainer_utils",  # what `train` returns
     "rotate_checkpoints": "transformers.trainer_utils",  # deletes old checkpoints once the new one is complete
     "is_deepspeed_zero3_enabled": "transformers.integrations",  # documented for integrators alone
     "prepare_deepspeed": "trl.models",  # an engine for a reference pass before training

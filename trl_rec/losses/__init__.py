@@ -9,6 +9,7 @@ __all__ = [
     "LossOutput",
     "bear_loss",
     "best_of_n_reward",
+    "dmpo_loss",
     "leave_one_out",
     "list_policy_loss",
     "permutation_loss",
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from trl_rec.losses.alro import permutation_loss, soft_lambda_loss
     from trl_rec.losses.bear import bear_loss
     from trl_rec.losses.blade import best_of_n_reward, leave_one_out, list_policy_loss, posterior_cdf, standardized
+    from trl_rec.losses.dmpo import dmpo_loss
     from trl_rec.losses.output import LossOutput
     from trl_rec.losses.softmax_dpo import softmax_dpo_loss
 else:
@@ -31,6 +33,7 @@ else:
             "alro": ["permutation_loss", "soft_lambda_loss"],
             "bear": ["bear_loss"],
             "blade": ["best_of_n_reward", "leave_one_out", "list_policy_loss", "posterior_cdf", "standardized"],
+            "dmpo": ["dmpo_loss"],
             "output": ["LossOutput"],
             "softmax_dpo": ["softmax_dpo_loss"],
         },

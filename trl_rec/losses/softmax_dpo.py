@@ -47,10 +47,7 @@ def softmax_dpo_loss(
         (their difference), and `accuracies`: 1 where the chosen one is above every negative, so that a tie counts as
         0.
     """
-    if beta <= 0:
-        raise ValueError(
-            f"`beta` is {beta}, but at 0 or below nothing is preferred: give a positive number, such as 1."
-        )
+    check_beta(beta)
     if mask is None:
         mask = torch.ones_like(rejected_logratios, dtype=torch.bool)
     chosen = beta * at_least_float32(chosen_logratios)
@@ -58,15 +55,25 @@ def softmax_dpo_loss(
     # The subtraction comes before the mask, so that a row without a negative sends back zeros and not 0 * infinity.
     excess = torch.where(mask, rejected - chosen[:, None], -torch.inf)
     loss = -F.logsigmoid(-excess.logsumexp(-1))
-    return LossOutput(loss, _metrics(chosen.detach(), rejected.detach(), excess.detach(), mask))
+    return LossOutput(loss, preference_metrics(chosen.detach(), rejected.detach(), mask))
 
 
-def _metrics(chosen: Tensor, rejected: Tensor, excess: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    some = mask.any(-1)
+def preference_metrics(chosen: Tensor, rejected: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What preference losses report per row, from rewards `(B,)` and `(B, K)`; 0 in a row without a negative."""
+    has_negatives = mask.any(-1)
     mean_rejected = torch.where(mask, rejected, 0).sum(-1) / mask.sum(-1).clamp(min=1)
+    above_all = torch.where(mask, rejected < chosen[:, None], True).all(-1)
     return {
-        "rewards_chosen": torch.where(some, chosen, 0),
+        "rewards_chosen": torch.where(has_negatives, chosen, 0),
         "rewards_rejected": mean_rejected,
-        "margins": torch.where(some, chosen - mean_rejected, 0),
-        "accuracies": ((excess < 0).all(-1) & some).to(chosen.dtype),
+        "margins": torch.where(has_negatives, chosen - mean_rejected, 0),
+        "accuracies": (above_all & has_negatives).to(chosen.dtype),
     }
+
+
+def check_beta(beta: float) -> None:
+    """Refuses a beta at which nothing is preferred."""
+    if beta <= 0:
+        raise ValueError(
+            f"`beta` is {beta}, but at 0 or below nothing is preferred: give a positive number, such as 1."
+        )

@@ -8,12 +8,17 @@ from trl_rec._lazy import lazy_names
 __all__ = [
     "AlroConfig",
     "AlroTrainer",
+    "BatchLoss",
     "BearConfig",
     "BearTrainer",
     "BladeConfig",
     "BladeTrainer",
+    "CandidateOrderingMixin",
+    "CatalogRankingMixin",
     "ListPromptCollator",
+    "Mean",
     "NextItemCollator",
+    "Paper",
     "PreferenceCollator",
     "RatedListCollator",
     "RatingStageConfig",
@@ -27,13 +32,13 @@ __all__ = [
     "build_rated_rows",
     "build_rating_rows",
     "build_training_rows",
+    "check_rankable",
     "conclude",
     "conclude_ranking",
     "held_out_rows",
     "learn_ratings",
     "orders_table",
     "rating_values",
-    "check_rankable",
     "save_run",
     "write_run",
 ]
@@ -42,20 +47,21 @@ if TYPE_CHECKING:
     from trl_rec.trainer.alro.building import build_ranker
     from trl_rec.trainer.alro.collator import RatedListCollator
     from trl_rec.trainer.alro.config import AlroConfig
-    from trl_rec.trainer.alro.lists import check_rankable
+    from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
     from trl_rec.trainer.alro.rating import RatingStageConfig, learn_ratings
     from trl_rec.trainer.alro.rating_rows import build_rating_rows
     from trl_rec.trainer.alro.reporting import conclude_ranking, orders_table
-    from trl_rec.trainer.alro.rows import build_rated_rows, held_out_rows, rating_values
+    from trl_rec.trainer.alro.rows import build_rated_rows, check_rankable, held_out_rows, rating_values
     from trl_rec.trainer.alro.trainer import AlroTrainer
+    from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
     from trl_rec.trainer.base.config import RecConfig
+    from trl_rec.trainer.base.metrics import BatchLoss, Mean
     from trl_rec.trainer.base.reporting import conclude, save_run, write_run
-    from trl_rec.trainer.base.trainer import RecTrainerMixin
-    from trl_rec.trainer.bear.building import build_bear_trainer
+    from trl_rec.trainer.base.trainer import Paper, RecTrainerMixin
+    from trl_rec.trainer.bear.building import build_bear_trainer, build_training_rows
     from trl_rec.trainer.bear.collator import NextItemCollator
     from trl_rec.trainer.bear.config import BearConfig
-    from trl_rec.trainer.bear.task_building import build_training_rows
-    from trl_rec.trainer.bear.task_collator import TaskCollator
+    from trl_rec.trainer.bear.tasks import TaskCollator
     from trl_rec.trainer.bear.trainer import BearTrainer
     from trl_rec.trainer.blade.collator import ListPromptCollator
     from trl_rec.trainer.blade.config import BladeConfig
@@ -70,20 +76,21 @@ else:
             "alro.building": ["build_ranker"],
             "alro.collator": ["RatedListCollator"],
             "alro.config": ["AlroConfig"],
-            "alro.lists": ["check_rankable"],
+            "alro.ordering": ["CandidateOrderingMixin"],
             "alro.rating": ["RatingStageConfig", "learn_ratings"],
             "alro.rating_rows": ["build_rating_rows"],
             "alro.reporting": ["conclude_ranking", "orders_table"],
-            "alro.rows": ["build_rated_rows", "held_out_rows", "rating_values"],
+            "alro.rows": ["build_rated_rows", "check_rankable", "held_out_rows", "rating_values"],
             "alro.trainer": ["AlroTrainer"],
+            "base.catalog_ranking": ["CatalogRankingMixin"],
             "base.config": ["RecConfig"],
+            "base.metrics": ["BatchLoss", "Mean"],
             "base.reporting": ["conclude", "save_run", "write_run"],
-            "base.trainer": ["RecTrainerMixin"],
-            "bear.building": ["build_bear_trainer"],
+            "base.trainer": ["Paper", "RecTrainerMixin"],
+            "bear.building": ["build_bear_trainer", "build_training_rows"],
             "bear.collator": ["NextItemCollator"],
             "bear.config": ["BearConfig"],
-            "bear.task_building": ["build_training_rows"],
-            "bear.task_collator": ["TaskCollator"],
+            "bear.tasks": ["TaskCollator"],
             "bear.trainer": ["BearTrainer"],
             "blade.collator": ["ListPromptCollator"],
             "blade.config": ["BladeConfig"],

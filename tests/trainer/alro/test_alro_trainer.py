@@ -224,7 +224,7 @@ def test_gradient_norms_are_those_of_each_part_alone(folder: Path, tmp_path: Pat
     again.model.train()
     for name, norm in found.items():
         again.model.zero_grad()
-        again._parts(again._answers(again.model, batch), batch)[name].mean().backward()
+        again.loss_parts(again._answers(again.model, batch), batch)[name].mean().backward()
         gradients = [parameter.grad for parameter in again.model.parameters() if parameter.grad is not None]
         assert torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt().item() == pytest.approx(
             norm, rel=1e-4
@@ -339,7 +339,7 @@ def test_weights_name_the_run_and_one_order_will_do_without_a_comparison(
     folder: Path, tmp_path: Path, options, name
 ) -> None:
     trainer = make_trainer(folder, tmp_path, **options)
-    assert trainer._name == name
+    assert trainer.display_name == name
     assert first_batch(trainer)["names"].shape[1] == (2 if "permutation_weight" not in options else 1)
 
 
@@ -420,7 +420,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(
-        ValueError, match=r"the loss of 4 lists is not finite at step 0, among them lists \[0, 1, 2, 3\]"
+        ValueError, match=r"the loss of 4 rows is not finite at step 0, among them rows \[0, 1, 2, 3\]"
     ):
         make_trainer(folder, tmp_path, model=model).train()
 

@@ -283,7 +283,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     model = load_model(folder / "model")
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"the loss is nan at step 0: rows \[0, 1, 2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"the loss of 4 rows is not finite at step 0, among them rows \[0, 1, 2, 3\]"
+    ):
         make_trainer(folder, tmp_path, model=model).train()
 
 

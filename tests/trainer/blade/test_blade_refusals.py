@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     with torch.no_grad():
         trainer.ref_model.model.norm.weight.mul_(1e3)  # so far off that beta times the log-ratio is infinite
     with pytest.raises(
-        ValueError, match=r"the loss of \d prompts is not finite at step 0, among them the training rows \[\d+"
+        ValueError, match=r"the loss of \d rows is not finite at step 0, among them the training rows \[\d+"
     ):
         trainer.train()
 

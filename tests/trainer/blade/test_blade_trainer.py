@@ -107,7 +107,7 @@ def test_training_moves_every_tensor_but_the_references(folder: Path, tmp_path: 
     assert {"reward", "rewards/ndcg", "kl", "blade/kl_k3", "blade/logps", "blade/target_std", "num_tokens"} <= told
     assert {"blade/quantile", "blade/saturated", "blade/tied_pairs", "blade/dead_groups"} <= told
     assert {"blade/ratio", "blade/clipped", "blade/invalid", "blade/duplicates"} <= told
-    assert trainer._name == name
+    assert trainer.display_name == name
 
 
 @pytest.mark.slow

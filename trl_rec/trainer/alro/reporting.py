@@ -9,14 +9,16 @@ from typing import Any
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_baselines, metrics_table, write_metrics
-from trl_rec.trainer.alro.trainer import AlroTrainer
+from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
 from trl_rec.trainer.base.reporting import save_run
 
 
 logger = logging.getLogger(__name__)
 
 
-def conclude_ranking(trainer: AlroTrainer, dataset: RecDataset, settings: dict[str, Any]) -> dict[str, Evaluation]:
+def conclude_ranking(
+    trainer: CandidateOrderingMixin, dataset: RecDataset, settings: dict[str, Any]
+) -> dict[str, Evaluation]:
     """Saves the run folder, prints the table, and returns the baselines' results and the model's, by name.
 
     Args:
@@ -30,7 +32,7 @@ def conclude_ranking(trainer: AlroTrainer, dataset: RecDataset, settings: dict[s
         return {}
     rows, ks = trainer.rows_of(dataset.test), trainer.args.eval_ks
     results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=ks)
-    results[trainer._name] = evaluate_orders(trainer.rank(dataset.test), rows, ks=ks)
+    results[trainer.display_name] = evaluate_orders(trainer.rank(dataset.test), rows, ks=ks)
     if trainer.is_world_process_zero():
         path = Path(str(trainer.args.output_dir)) / "metrics.json"
         # no candidate is in its user's history

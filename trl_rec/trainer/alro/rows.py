@@ -7,14 +7,20 @@ whose ratings are all equal has nothing to rank and is left out.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from trl_rec.data.dataset import check_is_train, split_rows
+from trl_rec.data.dataset import RecDataset, at_most, check_is_train, split_rows
 from trl_rec.data.list_rows import new_targets
+from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.ragged import Ragged, join, within
 
+
+if TYPE_CHECKING:
+    from trl_rec.trainer.alro.config import AlroConfig
 
 MOST_CANDIDATES = 26  # as many letters as there are to name them with
 MOST_VALUES = 100
@@ -59,6 +65,27 @@ def rating_values(split: Dataset) -> list[float]:
     if len(values) > MOST_VALUES:
         raise ValueError(f"there are {len(values)} different ratings, too many to write; round them to a scale first")
     return values.astype(float).tolist()
+
+
+def training_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
+    """The lists of a training split."""
+    rows = build_rated_rows(
+        split, num_candidates=args.num_candidates, stride=args.stride, max_history=args.max_history
+    )
+    return _that_fit(rows, prompt_format, args)
+
+
+def ranked_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
+    """The lists of a validation or test split; a user whose candidates are all rated alike has none."""
+    rows = held_out_rows(split, num_candidates=args.num_candidates, max_history=args.max_history)
+    return _that_fit(rows, prompt_format, args)
+
+
+def check_rankable(dataset: RecDataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> None:
+    """Raises now what would end a run after hours: a split that cannot be learned from, or that cannot be ranked."""
+    training_lists(dataset.train, prompt_format, args)
+    ranked_lists(at_most(args.max_users, dataset.validation), prompt_format, args)
+    ranked_lists(dataset.test, prompt_format, args)
 
 
 def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: int | None) -> Dataset:
@@ -114,3 +141,10 @@ def _spread(ratings: Ragged) -> np.ndarray:
     """Largest rating less the smallest, of each row; no row is empty."""
     starts = ratings.offsets[:-1]
     return np.maximum.reduceat(ratings.values, starts) - np.minimum.reduceat(ratings.values, starts)
+
+
+def _that_fit(rows: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
+    prompt_format.check_lengths(
+        split_rows(rows, "candidates"), args.max_length, f"list {{row}} of the {rows.split} split"
+    )
+    return rows

@@ -1,9 +1,9 @@
-"""Fine-tuning that puts a list of rated candidates in order, the most preferred first.
+"""Fine-tuning that orders a list of rated candidates, the most preferred first.
 
 Each list is shown in two orders of its candidates, in one forward pass: both share the rated history, which is read
 once (see `models.completions`), and only the answers reach the output embedding.
 
-Legend: B lists, S orders of the same candidates, m candidates of the longest list, V vocabulary; k an answer position.
+Legend: B lists, S orders of the same candidates, m candidates of the longest list; k an answer position.
 """
 
 from __future__ import annotations
@@ -12,42 +12,36 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
-from trl_rec.compat import name_or_path, unwrapped_for_generation
-from trl_rec.data.dataset import at_most, split_rows
-from trl_rec.decoding.candidates.prompts import RatedPromptFormat
-from trl_rec.decoding.candidates.ranker import save_ranker
-from trl_rec.evaluation.graded.ranking import RankedLists, rank_rated_rows
-from trl_rec.evaluation.graded.results import evaluate_orders
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.alro import permutation_loss, soft_lambda_loss
 from trl_rec.models.completions import read_completions
-from trl_rec.models.loading import load_tokenizer
 from trl_rec.trainer.alro.collator import RatedListCollator
 from trl_rec.trainer.alro.config import AlroConfig
-from trl_rec.trainer.alro.gradients import gradient_norms
-from trl_rec.trainer.alro.lists import ranked_lists, training_lists
-from trl_rec.trainer.alro.rows import RATED, rating_values
+from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
 from trl_rec.trainer.alro.tables import AnswerTable, answer_table
 from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
-from trl_rec.trainer.base.trainer import FSDP, RecTrainerMixin, is_split
+from trl_rec.trainer.base.metrics import BatchLoss, Mean
+from trl_rec.trainer.base.trainer import Paper, find_tokenizer
 
 
-class AlroTrainer(RecTrainerMixin, SFTTrainer):
+class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
     """[`~trl.SFTTrainer`] on lists of rated candidates, with ALRO's soft lambda and permutation-sensitive losses.
+
+    Another list-wise loss overrides [`~AlroTrainer.loss_parts`], and [`~AlroTrainer.loss_weights`] beside it.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): As in `SFTTrainer`.
         args (`AlroConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): `RecDataset.train`, with ratings, or rows of [`build_rated_rows`].
-        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`; each user's targets are put in order at each
+        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`; each user's targets are ordered at each
             evaluation.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, which knows the tokens of the
-            catalogue and of [`rated_tokens`]; the model's own otherwise.
-        catalog (`ItemCatalog`): The items, whose surface says how they are written.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, which has the tokens of the catalogue
+            and of [`rated_tokens`]; the model's own otherwise.
+        catalog (`ItemCatalog`): The items, with the surface that prompts write.
         kwargs: Passed to `SFTTrainer`.
 
     Example:
@@ -68,20 +62,13 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
     ```
     """
 
+    method = "alro"
+    display_name = "ALRO"
+    paper = Paper("Make Large Language Model a Better Ranker", "2403.19181")
+    measures_loss_on_splits = False  # an evaluation orders the candidates, as decoding does
+    loss_is_scaled_for_ga: Any = False  # the loss is a mean over lists
+
     args: AlroConfig
-    model: Any
-    catalog: ItemCatalog
-    _tag_names = ["trl", "trl-rec", "alro"]
-    _name = "ALRO"
-    _paper = {"title": "Make Large Language Model a Better Ranker", "id": "2403.19181"}
-    _card_example = (
-        "from trl_rec import CandidateRanker",
-        "",
-        'ranker = CandidateRanker.from_pretrained("path/to/this/folder")',
-        "ranker.rank(history=[...], ratings=[...], candidates=[...])",
-    )
-    measures_loss_on_splits = False  # the order of the candidates is measured, as it is decoded
-    loss_is_scaled_for_ga: Any = False  # a mean over lists
 
     def __init__(
         self,
@@ -96,101 +83,55 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
     ) -> None:
         args = args or AlroConfig("alro")
         kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "AlroTrainer")
-        processing_class = processing_class or load_tokenizer(
-            model if isinstance(model, str) else name_or_path(model),
-            trust_remote_code=args.trust_remote_code or None,
-        )
         if train_dataset is None:
-            raise ValueError("AlroTrainer needs train_dataset, whose ratings are those that prompts can tell of")
-        self.catalog, self._eval_split, self._ranked_split = catalog, eval_dataset, None
-        self.ratings = rating_values(train_dataset)
-        self.rated_format = RatedPromptFormat.for_catalog(
-            catalog, processing_class, self.ratings, **args.prompt_options
-        )
-        if not args.lambda_weight or not args.permutation_weight:
-            parts = {"SLL": args.lambda_weight, "PSL": args.permutation_weight}
-            self._name = " + ".join(["SFT", *(name for name, weight in parts.items() if weight)])
+            raise ValueError("AlroTrainer needs train_dataset, whose ratings are the ones that prompts can contain")
+        tokenizer = find_tokenizer(model, processing_class, args.trust_remote_code)
+        self._set_candidates(catalog, tokenizer, args, train_dataset, eval_dataset)
+        self.display_name = _display_name(args)
         super().__init__(
-            model,
-            args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
+            model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer, **kwargs
         )
+
         check_trainable(self.model)
         if args.log_gradient_norms and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("log_gradient_norms needs whole gradients; leave it out with DeepSpeed or FSDP")
         self.data_collator = RatedListCollator(
             self.rated_format,
-            processing_class.pad_token_id,
+            tokenizer.pad_token_id,
             num_orders=args.num_orders,
             ends=args.softmax == "vocabulary",
             max_length=args.max_length,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
+            seed=self._data_seed,
         )
         self.add_callback(self.data_collator)
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *unused: Any) -> Dataset:
-        """The training split becomes rated lists; an evaluation split is left for ranking, if that can be done."""
-        *_, name = unused
-        if is_split(dataset) and name == "train":
-            return training_lists(dataset, self.rated_format, args)
-        if is_split(dataset):
-            ranked_lists(
-                at_most(args.max_users, dataset), self.rated_format, args
-            )  # or the first evaluation would fail
-            return dataset
-        if name != "train" or not set(dataset.column_names) >= RATED:
-            raise ValueError(
-                f"the {name} dataset has the columns {', '.join(dataset.column_names)}; pass a split of a RecDataset"
-                + (", or rows of build_rated_rows" if name == "train" else "")
-            )
-        self.rated_format.check_lengths(split_rows(dataset, "candidates"), args.max_length)
-        return dataset
+    def batch_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
+    ) -> BatchLoss:
+        """Mean over the lists of the weighted sum of [`~AlroTrainer.loss_parts`]."""
+        parts = self.loss_parts(self._answers(model, inputs), inputs)
+        weights = self.loss_weights()
+        losses = torch.stack([weights[name] * part for name, part in parts.items()]).sum(0)  # (B,)
 
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns: Any = sorted(RATED)
+        means = {f"alro/{name}": Mean.of(part) for name, part in parts.items()}
+        if "soft_lambda" in parts:
+            means["alro/lambda_weight"] = Mean(weights["soft_lambda"], 1)
+        if self.args.log_gradient_norms and self._is_logging_step(model):
+            norms = _gradient_norms(parts, model)
+            means.update({f"alro/grad_norm_{name}": Mean(norm, 1) for name, norm in norms.items()})
+        num_tokens = inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()
+        # A part can be broken where its weight is 0, as during the warm-up.
+        row_losses = torch.stack(list(parts.values())).detach().sum(0)
+        return BatchLoss(losses.mean(), row_losses, means, num_tokens)
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Mean over the lists of supervised loss + `lambda_weight` soft lambda loss + `permutation_weight` permutation
-        loss."""
-        table = self._answers(model, inputs)
-        parts = self._parts(table, inputs)
-        weights = {"sft": 1.0, "soft_lambda": self._lambda_weight(), "permutation": self.args.permutation_weight}
-        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum(0).mean()
-        self._append_metrics(parts, weights, inputs)
-        if (
-            self.args.log_gradient_norms
-            and model.training
-            and (self.state.global_step + 1) % self.state.logging_steps == 0
-        ):
-            for name, norm in gradient_norms(parts, model).items():
-                self._metrics["train"][f"alro/grad_norm_{name}"].append(norm)
-        return (loss, {"loss": loss}) if return_outputs else loss
-
-    def _answers(self, model: Any, inputs: dict[str, Any]) -> AnswerTable:
-        """What the model says at the answer positions, from one forward pass."""
-        read = read_completions(
-            self.accelerator.unwrap_model(model),
-            inputs["prompt_ids"],
-            inputs["prompt_mask"],
-            inputs["completion_ids"],
-            inputs["completion_mask"],
-            scored=inputs["answer_mask"],
-            wrapped=model,
-        )
-        return answer_table(read, inputs, vocabulary=self.args.softmax == "vocabulary")
-
-    def _parts(self, table: AnswerTable, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """The unweighted parts of the loss, `(B,)` each; the first two are means over the orders that a list is shown
-        in."""
-        mask, parts = inputs["candidate_mask"], {"sft": table.sft.mean(1)}
+    def loss_parts(self, table: AnswerTable, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The unweighted parts of the loss, `(B,)` each. The first two are means over the orders of a list."""
+        mask = inputs["candidate_mask"]  # (B, m)
+        parts = {"sft": table.sft.mean(1)}
         if self.args.lambda_weight:
+            num_orders = table.logps.shape[1]
             labels = (inputs["ratings"], inputs["gold_rank"], mask)
-            repeated = [label.repeat_interleave(table.logps.shape[1], 0) for label in labels]
+            repeated = [label.repeat_interleave(num_orders, 0) for label in labels]  # (B S, m) each
             soft_lambda = soft_lambda_loss(
                 table.logps.flatten(0, 1),
                 *repeated,
@@ -205,68 +146,48 @@ class AlroTrainer(RecTrainerMixin, SFTTrainer):
             parts["permutation"] = permutation_loss(first, second, mask, distance=self.args.distance).loss
         return parts
 
-    def _lambda_weight(self) -> float:
-        """Rises over the first share of the steps, as the lambda loss means little before the names are learned."""
-        steps = self.args.lambda_warmup * self.state.max_steps
-        return self.args.lambda_weight * min(1.0, (self.state.global_step + 1) / max(steps, 1))
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each part in the present step."""
+        # The lambda loss means little before the names are learned, so its weight rises over the first share of steps.
+        warmup_steps = self.args.lambda_warmup * self.state.max_steps
+        risen = min(1.0, (self.state.global_step + 1) / max(warmup_steps, 1))
+        return {
+            "sft": 1.0,
+            "soft_lambda": self.args.lambda_weight * risen,
+            "permutation": self.args.permutation_weight,
+        }
 
-    def _append_metrics(self, parts: dict[str, Tensor], weights: dict[str, float], inputs: dict[str, Any]) -> None:
-        """Means over the lists of all processes, under `alro/`."""
-        mode = "train" if self.model.training else "eval"
-        broken = torch.stack([~part.isfinite() for part in parts.values()]).any(0)
-        tokens = inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()
-        sums = [*(part.detach().sum() for part in parts.values()), broken.sum(), tokens, torch.tensor(len(broken))]
-        local = torch.stack([value.to(device=tokens.device, dtype=torch.float32) for value in sums]).unsqueeze(0)
-        *means, num_broken, seen, rows = self.accelerator.gather(local).sum(0).tolist()
-        if num_broken:
-            own = broken.nonzero().flatten().tolist()
-            raise ValueError(
-                f"the loss of {num_broken:.0f} lists is not finite at step {self.state.global_step}, among them lists {own} of "
-                "this process's batch; lower the learning rate, or look at the data"
-            )
-        for name, total in zip(parts, means, strict=True):
-            self._metrics[mode][f"alro/{name}"].append(total / rows)
-        if "soft_lambda" in parts:
-            self._metrics[mode]["alro/lambda_weight"].append(weights["soft_lambda"])
-        if mode == "train":
-            self._total_train_tokens += int(seen)
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+    def _answers(self, model: nn.Module, inputs: dict[str, Tensor]) -> AnswerTable:
+        """The model's log-probabilities at the answer positions, from one forward pass."""
+        read = read_completions(
+            self.accelerator.unwrap_model(model),
+            inputs["prompt_ids"],
+            inputs["prompt_mask"],
+            inputs["completion_ids"],
+            inputs["completion_mask"],
+            scored=inputs["answer_mask"],
+            wrapped=model,
+        )
+        return answer_table(read, inputs, vocabulary=self.args.softmax == "vocabulary")
 
-    def rank(self, split: Dataset) -> RankedLists:  # type: ignore[override]  # of candidates, not of the catalogue
-        """The places that the model gives to the candidates of a split, as [`rank_rated_rows`] returns them; the rows
-        are those of [`AlroTrainer.rows_of`]."""
-        if self.is_fsdp_enabled:
-            raise ValueError(FSDP)
-        with unwrapped_for_generation(self.model_wrapped, self.accelerator) as model:
-            return rank_rated_rows(
-                model,
-                self.rows_of(split),
-                self.rated_format,
-                pad_token_id=self.processing_class.pad_token_id,
-                num_orders=self.args.eval_num_orders,
-                single_pass=self.args.eval_single_pass,
-                batch_size=self.args.per_device_eval_batch_size,
-                max_length=self.args.max_length,
-            )
+    def _is_logging_step(self, model: nn.Module) -> bool:
+        return model.training and (self.state.global_step + 1) % self.state.logging_steps == 0
 
-    def rows_of(self, split: Dataset) -> Dataset:
-        """The rated lists of a validation or test split; a user whose candidates are all rated alike has none."""
-        return ranked_lists(split, self.rated_format, self.args)
 
-    def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Metrics of the model's orders for a split's users, at most `max_users` of them."""
-        split = at_most(self.args.max_users, split)
-        return evaluate_orders(self.rank(split), self.rows_of(split), ks=self.args.eval_ks).metrics
+def _display_name(args: AlroConfig) -> str:
+    """ALRO, or the names of the parts whose weight is not 0."""
+    if args.lambda_weight and args.permutation_weight:
+        return "ALRO"
+    weights = {"SLL": args.lambda_weight, "PSL": args.permutation_weight}
+    return " + ".join(["SFT", *(name for name, weight in weights.items() if weight)])
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model, and beside it what [`CandidateRanker`] needs."""
-        SFTTrainer.save_model(self, output_dir, _internal_call)
-        if self.args.should_save:
-            settings = {
-                "prompt": self.args.prompt_options,
-                "ratings": self.ratings,
-                "max_length": self.args.max_length,
-                "max_history": self.args.max_history,
-                "single_pass": self.args.eval_single_pass,
-            }
-            save_ranker(output_dir or str(self.args.output_dir), self.catalog, settings)
+
+def _gradient_norms(parts: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
+    """The gradient norm of each part's mean before any weight, to choose weights by. The graph is kept."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    norms = {}
+    for name, part in parts.items():
+        gradients = torch.autograd.grad(part.mean(), trained, retain_graph=True, allow_unused=True)
+        squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+        norms[name] = float(torch.stack(squares).sum().sqrt())
+    return norms

@@ -6,6 +6,10 @@ from trl_rec._lazy import lazy_names
 
 
 __all__ = [
+    "BatchLoss",
+    "CatalogRankingMixin",
+    "Mean",
+    "Paper",
     "RecConfig",
     "RecTrainerMixin",
     "conclude",
@@ -14,15 +18,19 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
     from trl_rec.trainer.base.config import RecConfig
+    from trl_rec.trainer.base.metrics import BatchLoss, Mean
     from trl_rec.trainer.base.reporting import conclude, save_run, write_run
-    from trl_rec.trainer.base.trainer import RecTrainerMixin
+    from trl_rec.trainer.base.trainer import Paper, RecTrainerMixin
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "catalog_ranking": ["CatalogRankingMixin"],
             "config": ["RecConfig"],
+            "metrics": ["BatchLoss", "Mean"],
             "reporting": ["conclude", "save_run", "write_run"],
-            "trainer": ["RecTrainerMixin"],
+            "trainer": ["Paper", "RecTrainerMixin"],
         },
     )

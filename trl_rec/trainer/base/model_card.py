@@ -1,4 +1,4 @@
-"""The model card of a run: what was trained, on what, how, and what came out."""
+"""The model card of a run: which method trained what, on which catalogue, with which settings and results."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import json
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl_rec.compat import name_or_path
 from trl_rec.items import ItemCatalog
 
 
-RECOMMENDER = (
-    "from trl_rec import Recommender",
-    "",
-    'recommender = Recommender.from_pretrained("path/to/this/folder")',
-    "recommender.recommend(history=[], k=10)",
-)
+if TYPE_CHECKING:
+    from trl_rec.trainer.base.trainer import RecTrainerMixin
+
+# Fields of TrainingArguments that tell two runs of one method apart.
+RUN_SETTINGS = ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "seed")
 
 
-def write_model_card(trainer: Any, model_name: str) -> None:
+def write_model_card(trainer: RecTrainerMixin, model_name: str) -> None:
     """Writes `README.md` into the trainer's output folder."""
-    own = {name: getattr(trainer.args, name) for name in sorted(_own_fields(trainer.args))}
-    metrics: dict[str, Any] = next(
-        (entry for entry in reversed(trainer.state.log_history) if any("@" in key for key in entry)), {}
-    )
+    # 1. What the card says: the settings of this package, and the newest metrics that were logged.
+    settings = {name: getattr(trainer.args, name) for name in _shown_fields(trainer.args)}
+    measured = [entry for entry in trainer.state.log_history if any("@" in name for name in entry)]
     base = name_or_path(trainer.model) or "trained from random weights"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("trl", "transformers", "torch"))
+    paper = trainer.paper
+
+    # 2. Front matter, what was trained, how to use it, settings, metrics.
     lines = [
         "---",
         "library_name: trl-rec",
@@ -36,17 +37,21 @@ def write_model_card(trainer: Any, model_name: str) -> None:
         "",
         f"# {model_name}",
         "",
-        f"Trained with {trainer._name}. Base model: {base}. Versions: {versions}.",
+        f"Trained with {trainer.display_name}. Base model: {base}. Versions: {versions}.",
         "",
-        *([] if trainer.catalog is None else _catalog_lines(trainer.catalog, _example(trainer))),
+        f"The method is from [{paper.title}](https://arxiv.org/abs/{paper.arxiv}).",
+        "",
+        *([] if trainer.catalog is None else _catalog_lines(trainer.catalog, trainer.card_example())),
         "| setting | value |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in own.items()),
+        *(f"| {name} | {value} |" for name, value in settings.items()),
         "",
-        *_metric_lines(metrics),
+        *(_metric_lines(measured[-1]) if measured else []),
     ]
-    Path(trainer.args.output_dir).mkdir(parents=True, exist_ok=True)
-    (Path(trainer.args.output_dir) / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    folder = Path(str(trainer.args.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _catalog_lines(catalog: ItemCatalog, example: Sequence[str]) -> list[str]:
@@ -60,24 +65,12 @@ def _catalog_lines(catalog: ItemCatalog, example: Sequence[str]) -> list[str]:
     ]
 
 
-def _example(trainer: Any) -> Sequence[str]:
-    """Code that asks the policy."""
-    names_users = "{user}" in (trainer.args.prompt_head or "")
-    asked = "recommender.recommend(history=[], k=10, user=0)  # a row of RecDataset.users"
-    return getattr(trainer, "_card_example", (*RECOMMENDER[:-1], asked) if names_users else RECOMMENDER)
-
-
-def _own_fields(args: Any) -> set[str]:
-    """The fields that this package's configs add to TRL's, and the few that tell a run apart."""
-    ours = {
-        name for kind in type(args).__mro__ if kind.__module__.startswith("trl_rec.") for name in kind.__annotations__
-    }
-    return ours | {"learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "seed"}
+def _shown_fields(args: object) -> list[str]:
+    """The fields that this package's configs add to TRL's, and `RUN_SETTINGS`."""
+    configs = [kind for kind in type(args).__mro__ if kind.__module__.startswith("trl_rec.")]
+    return sorted({name for config in configs for name in config.__annotations__}.union(RUN_SETTINGS))
 
 
 def _metric_lines(entry: dict[str, Any]) -> list[str]:
-    metrics = {name: value for name, value in entry.items() if "@" in name}
-    if not metrics:
-        return []
-    rows = (f"| {name} | {value:.4f} |" for name, value in metrics.items())
+    rows = [f"| {name} | {value:.4f} |" for name, value in entry.items() if "@" in name]
     return [f"Measured at step {entry.get('step')}:", "", "| metric | value |", "|---|---|", *rows]

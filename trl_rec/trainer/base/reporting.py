@@ -9,16 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, write_metrics
 from trl_rec.evaluation.rewards import ListReward
+from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
+from trl_rec.trainer.base.trainer import RecTrainerMixin
 
 
 logger = logging.getLogger(__name__)
 
 
 def conclude(
-    trainer: Any,
+    trainer: CatalogRankingMixin,
     dataset: RecDataset,
     settings: dict[str, Any],
     *,
@@ -41,7 +45,7 @@ def conclude(
     rewarded = {"rewards": rewards, "reward_functions": reward_functions}
     ranked = trainer.rank(dataset.test)
     results = evaluate_baselines(dataset, exclude_history=trainer.args.eval_exclude_history, **measured, **rewarded)
-    results[trainer._name] = evaluate_split(ranked, dataset, **measured, **rewarded)
+    results[trainer.display_name] = evaluate_split(ranked, dataset, **measured, **rewarded)
     if trainer.is_world_process_zero():
         write_metrics(
             Path(trainer.args.output_dir) / "metrics.json",
@@ -57,7 +61,7 @@ def conclude(
     return results
 
 
-def save_run(trainer: Any, settings: dict[str, Any]) -> None:
+def save_run(trainer: RecTrainerMixin, settings: dict[str, Any]) -> None:
     """Saves a trained model with what it was trained by and what was logged; no process goes on before all is
     written."""
     trainer.save_model()
@@ -66,7 +70,9 @@ def save_run(trainer: Any, settings: dict[str, Any]) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def write_run(folder: str | Path, args: Any, settings: dict[str, Any], log_history: Sequence[dict[str, Any]]) -> None:
+def write_run(
+    folder: str | Path, args: TrainingArguments, settings: dict[str, Any], log_history: Sequence[dict[str, Any]]
+) -> None:
     """Writes `recipe.json` and `eval.jsonl`; one process is to call it.
 
     Args:
@@ -83,5 +89,5 @@ def write_run(folder: str | Path, args: Any, settings: dict[str, Any], log_histo
     )
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool | list)

@@ -1,33 +1,41 @@
-"""What all trainers of this package share, as a mixin over a TRL trainer.
+"""The contract of this package's trainers, as a mixin that goes before a TRL trainer.
 
-Lists are ranked and measured at each evaluation, each checkpoint is a run folder that recommends by itself, and a run
-that was killed resumes from a checkpoint that was written to its end.
+A method says four things: what the loss of a batch is (`batch_loss`), how a split is ranked and measured
+(`rank_and_measure`), what a run folder needs beside the model (`save_settings`), and what it is called (`method`,
+`display_name`, `paper`). The mixin does the rest: it reduces and logs the metrics, measures splits at each evaluation,
+writes model cards, and resumes only from checkpoints that are complete.
+
+Two capabilities build on it: `CatalogRankingMixin` ranks the whole catalogue, `CandidateOrderingMixin` (ALRO) orders a
+few rated candidates.
 """
 
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
-import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, Trainer
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from trl_rec.compat import (
     BatchRebalanceSampler,
     EvalLoopOutput,
     LengthGroupedSampler,
+    TrainOutput,
     checkpoint_folder,
+    name_or_path,
     rotate_checkpoints,
-    unwrapped_for_generation,
 )
-from trl_rec.data.dataset import at_most, split_rows, split_users
-from trl_rec.data.prompts import PromptFormat
-from trl_rec.decoding.run_folder import save_recommender
-from trl_rec.evaluation import evaluate_rankings, rank_histories
-from trl_rec.items import ItemCatalog, TokenTrie
+from trl_rec.items import ItemCatalog
+from trl_rec.models.loading import load_tokenizer
 from trl_rec.trainer.base.checkpoints import MARK, newest_complete
+from trl_rec.trainer.base.metrics import BatchLoss, describe_broken, reduce_batch
 from trl_rec.trainer.base.model_card import write_model_card
 from trl_rec.trainer.base.sampling import EpochOrder, LengthGroups
 from trl_rec.trainer.base.shutdown import end_processes
@@ -38,142 +46,145 @@ if TYPE_CHECKING:
 else:
     Base = object
 
+EvalSets: TypeAlias = "Dataset | dict[str, Dataset]"
+NO_RANKING_UNDER_FSDP = "FSDP cannot rank lists during training: set eval_strategy to no, and evaluate the saved model with trl-rec evaluate"
 
-FSDP = "FSDP cannot rank lists during training: set eval_strategy to no, and evaluate the saved model with trl-rec evaluate"
 
+class Paper(NamedTuple):
+    """The paper that a method comes from.
 
-class RecTrainerMixin(Base):
-    """Goes before a TRL trainer among a class's bases. The class calls `_set_catalog` before its parent's `__init__`.
-
-    Attributes:
-        catalog (`ItemCatalog` or `None`): The items. Without them, which a trainer may allow, nothing is ranked.
-        renormalizes (`bool`): Whether ranking scores are over the legal tokens.
-        measures_loss_on_splits (`bool`): Whether the loss has a meaning on a split of a `RecDataset`; else it is only
-            ranked.
+    Args:
+        title (`str`): Its title.
+        arxiv (`str`): Its arXiv id.
     """
 
-    args: Any
+    title: str
+    arxiv: str
+
+
+class RecTrainerMixin(ABC, Base):
+    """Goes before a TRL trainer among a class's bases.
+
+    Attributes:
+        method (`str`): One stem for verb, recipes, tags and metric names, such as `"bear"`.
+        display_name (`str`): What tables and model cards call a run.
+        paper (`Paper`): What the model card cites.
+        catalog (`ItemCatalog` or `None`): The items.
+        measures_loss_on_splits (`bool`): Whether the loss is defined on a split of a `RecDataset`; if not, an
+            evaluation only ranks it.
+    """
+
+    method: ClassVar[str]
+    paper: Paper
+    display_name: str = ""
+    measures_loss_on_splits: ClassVar[bool] = True
+
+    args: Any  # a RecConfig that is a config of TRL too
     model: Any
     processing_class: Any
-    catalog: ItemCatalog | None
-    trie: Any = None
-    renormalizes = True
-    measures_loss_on_splits = True
+    catalog: ItemCatalog | None = None
+    _eval_sets: EvalSets | None = None
+    _ranked_split: Dataset | None = None
+    _metrics: Any  # TRL's, by mode and name: `log` averages the values appended since the last one
+    _total_train_tokens: int
+    _tag_names: list[str]  # TRL tags models with it
 
-    def _set_catalog(
-        self, catalog: ItemCatalog | None, processing_class: PreTrainedTokenizerBase, args: Any, eval_dataset: Any
-    ) -> None:
-        """What follows from a catalogue and a tokenizer, and the split whose users are ranked at each evaluation."""
-        self.catalog, self._eval_split = catalog, eval_dataset
-        self._ranked_split: Dataset | None = None
-        if catalog is not None:
-            self.prompt_format = PromptFormat.for_catalog(catalog, processing_class, **args.prompt_options)
-            self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "method"):
+            cls._tag_names = ["trl", "trl-rec", cls.method]
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """The parent's metrics and, for a split of a `RecDataset`, those of the ranked lists (`eval_ndcg@10`)."""
-        split = self._eval_split if eval_dataset is None else eval_dataset
-        if isinstance(split, dict):  # one by one, as any of them may be ranked; those of `__init__` go by name
-            return self._evaluate_each(
-                split if eval_dataset is not None else {name: name for name in split}, metric_key_prefix
-            )
-        split = self._eval_split[split] if isinstance(split, str) else split
-        self._ranked_split = split if self.catalog is not None and is_split(split) else None
-        if self._ranked_split is not None and not self.measures_loss_on_splits:
-            return Trainer.evaluate(
-                self, eval_dataset, ignore_keys, metric_key_prefix
-            )  # TRL's would prepare it for a loss
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+    # What a method says
 
-    def _evaluate_each(self, datasets: dict[str, Any], prefix: str) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        for name, one in datasets.items():
-            metrics |= self.evaluate(one, metric_key_prefix=f"{prefix}_{name}")
-        return metrics
+    @abstractmethod
+    def batch_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
+    ) -> BatchLoss:
+        """The loss of a batch and what is logged about it.
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Adds the ranking metrics where the loss is, so that logs, callbacks and `metric_for_best_model` all see
-        them."""
-        if self._ranked_split is None or self.measures_loss_on_splits:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        else:
-            self.model.eval()  # as the parent's loop does: log() tells by it whose metrics it has
-            output = EvalLoopOutput(None, None, {}, len(self._ranked_split))  # type: ignore[arg-type]
-        if self._ranked_split is not None:
-            ranking = self.rank_and_measure(self._ranked_split)
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in ranking.items()}
-            output = output._replace(metrics={**(output.metrics or {}), **metrics})
-        return output
+        Args:
+            model: The model as the engine wraps it (DDP, DeepSpeed); call this one.
+            inputs: What the collator made, on the model's device.
+            num_items_in_batch: Target tokens of the whole accumulated batch, where the trainer counts them.
+        """
 
-    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> Any:
-        """Refused: the logits that the parent returns are never built in one piece here."""
-        raise ValueError("this trainer keeps no logits to predict with; call rank for lists, or evaluate for metrics")
-
+    @abstractmethod
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Metrics of the model's lists for a split's users, at most `max_users` of them."""
-        split = at_most(self.args.max_users, split)
-        return self.measure(self.rank(split), split)
+        """Metrics of what the model recommends to a split's users, at most `max_users` of them."""
 
-    def measure(self, ranked: np.ndarray, split: Dataset) -> dict[str, float]:
-        """Metrics of lists `(num_rows, max(eval_ks))` for the users of a split."""
-        histories, targets = split_rows(split, "history"), split_rows(split, "targets")
-        return evaluate_rankings(ranked, targets, ks=self.args.eval_ks, catalog=self.catalog, histories=histories)
+    @abstractmethod
+    def save_settings(self, folder: Path) -> None:
+        """Writes what a saved model needs to recommend, beside the model. The main process calls it."""
 
-    def rank(self, split: Dataset) -> np.ndarray:
-        """The model's lists `(num_rows, max(eval_ks))` for a split's users."""
-        if self.is_fsdp_enabled:
-            raise ValueError(FSDP)
-        with unwrapped_for_generation(self.model_wrapped, self.accelerator) as model:
-            return rank_histories(
-                model,
-                split_rows(split, "history"),
-                self.prompt_format,
-                self.trie,
-                pad_token_id=self.processing_class.pad_token_id,
-                users=split_users(split) if self.prompt_format.users is not None else None,
-                top_k=max(self.args.eval_ks),
-                num_beams=self.args.eval_num_beams,
-                exclude_history=self.args.eval_exclude_history,
-                renormalize=self.renormalizes,
-                length_penalty=self.args.eval_length_penalty,
-                batch_size=self.args.per_device_eval_batch_size,
-                max_length=self.args.max_length,
+    def card_example(self) -> Sequence[str]:
+        """Lines of Python for the model card that use a saved run; none by default."""
+        return ()
+
+    @property
+    def ranks_splits(self) -> bool:
+        """Whether splits of a `RecDataset` can be ranked."""
+        return self.catalog is not None
+
+    # Training
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """The loss of [`batch_loss`], once its metrics are logged. A loss that is not finite ends the run."""
+        batch = self.batch_loss(model, inputs, num_items_in_batch)
+        self._record(batch)
+        outputs = {"loss": batch.loss} if batch.outputs is None else batch.outputs
+        return (batch.loss, outputs) if return_outputs else batch.loss
+
+    def _record(self, batch: BatchLoss) -> None:
+        """Appends a batch's means to TRL's metrics, which the next `log` averages."""
+        mode = "train" if self.model.training else "eval"
+        reduced = reduce_batch(batch, self.accelerator)
+        if reduced.num_broken:
+            raise ValueError(
+                f"the loss of {reduced.num_broken} rows is not finite at step {self.state.global_step}, "
+                f"{describe_broken(batch)}; lower the learning rate, or look at the data"
             )
+        for name, value in reduced.means.items():
+            self._metrics[mode][name].append(value)
+        if mode == "train":
+            self._total_train_tokens += reduced.num_tokens
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
-    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
-        """As the parent's; `resume_from_checkpoint=True` takes the newest checkpoint that was written to its end, if
-        any."""
-        sets = self._eval_split.values() if isinstance(self._eval_split, dict) else [self._eval_split]
-        ranks = self.args.eval_strategy != "no" and self.catalog is not None and any(map(is_split, sets))
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: dict[str, Any] | None = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """As the parent's. `resume_from_checkpoint=True` takes the newest complete checkpoint, if there is one."""
+        # Refused before the first step rather than at the first evaluation.
+        sets = self._eval_sets.values() if isinstance(self._eval_sets, dict) else [self._eval_sets]
+        ranks = self.args.eval_strategy != "no" and self.ranks_splits and any(map(is_split, sets))
         if self.is_fsdp_enabled and ranks:
-            raise ValueError(FSDP)  # before any step, rather than at the first evaluation
+            raise ValueError(NO_RANKING_UNDER_FSDP)
+
         if resume_from_checkpoint is True:
-            folder = newest_complete(self.args.output_dir)
+            folder = newest_complete(str(self.args.output_dir))
             resume_from_checkpoint = None if folder is None else str(folder)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        """As the parent's, but an order by lengths follows the seed, and is the same when a run is resumed."""
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        """As the parent's, but an order by length follows the seed, so that a resumed run has the same."""
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):
             sampler.seed = self._data_seed
-        return self._following_epochs(
-            LengthGroups(sampler, self._data_seed) if isinstance(sampler, LengthGroupedSampler) else sampler
-        )
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler = LengthGroups(sampler, self._data_seed)
+        return self._following_epochs(sampler)
 
-    def _following_epochs(self, sampler: Any) -> Any:
-        self.remove_callback(EpochOrder)  # of a dataloader before
+    def _following_epochs(self, sampler: Sampler[int] | None) -> Sampler[int] | None:
+        """The sampler, which a callback now tells when an epoch begins."""
+        self.remove_callback(EpochOrder)  # that of an earlier dataloader
         self.add_callback(EpochOrder(sampler))
         return sampler
 
@@ -185,46 +196,116 @@ class RecTrainerMixin(Base):
         """As the parent's; call it once, at the very end of a script."""
         end_processes(super().end)
 
+    # Evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: EvalSets | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """The parent's metrics and, for a split of a `RecDataset`, those of the ranked lists (`eval_ndcg@10`)."""
+        dataset = self._eval_sets if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            # One by one, as any of them may be a split. Those given to `__init__` are known to the parent by name.
+            named: dict[str, Any] = dataset if eval_dataset is not None else {name: name for name in dataset}
+            return self._evaluate_each(named, metric_key_prefix)
+
+        if isinstance(dataset, str):
+            dataset = self._eval_sets[dataset] if isinstance(self._eval_sets, dict) else None
+        self._ranked_split = dataset if self.ranks_splits and is_split(dataset) else None
+        if self._ranked_split is not None and not self.measures_loss_on_splits:
+            # TRL's own `evaluate` would prepare the split for a loss.
+            return Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
+
+    def _evaluate_each(self, datasets: dict[str, Any], prefix: str) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for name, dataset in datasets.items():
+            metrics.update(self.evaluate(dataset, metric_key_prefix=f"{prefix}_{name}"))
+        return metrics
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Adds the ranking metrics where the loss is, so that logs, callbacks and `metric_for_best_model` see them."""
+        split = self._ranked_split
+        if split is None or self.measures_loss_on_splits:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        else:
+            self.model.eval()  # as the parent's loop does: `log` decides by it whose metrics these are
+            output = EvalLoopOutput(None, None, {}, len(split))  # type: ignore[arg-type]  # no predictions are kept
+        if split is None:
+            return output
+
+        ranking = {f"{metric_key_prefix}_{name}": value for name, value in self.rank_and_measure(split).items()}
+        return output._replace(metrics={**(output.metrics or {}), **ranking})
+
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> Any:
+        """Refused: the logits that the parent returns are never built in one piece here."""
+        raise ValueError("this trainer keeps no logits to predict with; call rank for lists, or evaluate for metrics")
+
+    # Saving
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model, and beside it what [`Recommender`] needs."""
+        """The model, and beside it what it needs to recommend."""
         super().save_model(output_dir, _internal_call)
-        if self.args.should_save and self.catalog is not None:
-            settings = {
-                "prompt": self.args.prompt_options,
-                "max_length": self.args.max_length,
-                "renormalize": self.renormalizes,
-                "length_penalty": self.args.eval_length_penalty,
-                "num_beams": self.args.eval_num_beams
-                or (max(self.args.eval_ks) if self.args.list_length is None else 1),
-            }
-            save_recommender(output_dir or self.args.output_dir, self.catalog, settings)
+        if self.args.should_save:
+            self.save_settings(Path(output_dir or str(self.args.output_dir)))
 
-    def create_model_card(  # type: ignore[override]  # TRL's signature, not transformers'
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
+    def create_model_card(  # type: ignore[override]  # TRL's signature, not that of transformers
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """A card that tells method, catalogue, settings and metrics; TRL's own is a chat quick-start."""
+        """A card with method, paper, catalogue, settings and metrics; TRL's own is a chat quick start."""
         if self.is_world_process_zero():
-            write_model_card(self, model_name or Path(self.args.output_dir).name)
+            write_model_card(self, model_name or Path(str(self.args.output_dir)).name)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As the parent's, but into an empty folder, and older checkpoints go only when this one has its mark."""
+    def _save_checkpoint(self, model: nn.Module, trial: dict[str, Any] | None) -> None:
+        """As the parent's, but into an empty folder, and older checkpoints go only when this one is complete."""
+        # 1. Clear what an earlier run left under the same name: its mark would vouch for a half-written checkpoint.
         folder = checkpoint_folder(self, trial)
         if self.args.should_save:
-            shutil.rmtree(
-                folder, ignore_errors=True
-            )  # of an earlier run, whose mark would vouch for a half-written one
+            shutil.rmtree(folder, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # the parent would delete before the mark
+
+        # 2. Save. Without a limit, as the parent would delete older checkpoints before this one has its mark.
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = None
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+
+        # 3. Every process has written: mark the checkpoint as complete, then delete older ones.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (folder / MARK).touch()
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
 
 
-def is_split(dataset: Any) -> bool:
+def is_split(dataset: object) -> bool:
     """Whether this is a split of a `RecDataset`."""
     return isinstance(dataset, Dataset) and {"history", "targets"} <= set(dataset.column_names)
+
+
+def find_tokenizer(
+    model: str | PreTrainedModel | PeftModel, given: PreTrainedTokenizerBase | None, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that a trainer was given, or else the model's own. EOS pads where it has no padding token."""
+    if given is not None:
+        if given.pad_token is None and given.eos_token is not None:
+            given.pad_token = given.eos_token  # as TRL does, but before there is a collator
+        return given
+    name = model if isinstance(model, str) else name_or_path(model)
+    if not name:
+        raise ValueError("the model was made in memory, so its tokenizer is unknown; pass processing_class")
+    return load_tokenizer(name, trust_remote_code=trust_remote_code or None)

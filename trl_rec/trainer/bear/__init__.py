@@ -15,21 +15,19 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from trl_rec.trainer.bear.building import build_bear_trainer
+    from trl_rec.trainer.bear.building import build_bear_trainer, build_training_rows
     from trl_rec.trainer.bear.collator import NextItemCollator
     from trl_rec.trainer.bear.config import BearConfig
-    from trl_rec.trainer.bear.task_building import build_training_rows
-    from trl_rec.trainer.bear.task_collator import TaskCollator
+    from trl_rec.trainer.bear.tasks import TaskCollator
     from trl_rec.trainer.bear.trainer import BearTrainer
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "building": ["build_bear_trainer"],
+            "building": ["build_bear_trainer", "build_training_rows"],
             "collator": ["NextItemCollator"],
             "config": ["BearConfig"],
-            "task_building": ["build_training_rows"],
-            "task_collator": ["TaskCollator"],
+            "tasks": ["TaskCollator"],
             "trainer": ["BearTrainer"],
         },
     )

@@ -1,12 +1,15 @@
-"""From a recipe to a [`BearTrainer`]: model, tokenizer and rows of its tasks."""
+"""Builds a [`BearTrainer`] from a recipe: the model, its tokenizer, and the rows of its tasks."""
 
 from __future__ import annotations
 
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
 from trl_rec.data.dataset import RecDataset
-from trl_rec.data.task_rows import task_texts
+from trl_rec.data.prompts import PromptFormat
+from trl_rec.data.task_rows import build_task_rows, task_texts
 from trl_rec.models import RecModelConfig, build_model
 from trl_rec.trainer.bear.config import BearConfig
-from trl_rec.trainer.bear.task_building import build_training_rows
 from trl_rec.trainer.bear.trainer import BearTrainer
 
 
@@ -34,4 +37,30 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
         processing_class=tokenizer,
         catalog=dataset.catalog,
         peft_config=adapter,
+    )
+
+
+def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase, config: BearConfig) -> Dataset:
+    """What [`BearTrainer`] is given to train on: `dataset.train`, or with `config.tasks` the rows of these tasks,
+    which need the users and the catalogue as well.
+
+    Args:
+        dataset: The data, its catalogue with the surface to train on.
+        tokenizer: Knows the catalogue's tokens; one from scratch also the words of [`task_texts`].
+        config: Says which tasks, and how rows are built.
+    """
+    if not isinstance(config.tasks, dict):
+        return dataset.train
+    return build_task_rows(
+        dataset,
+        tokenizer,
+        PromptFormat.for_catalog(dataset.catalog, tokenizer, **config.prompt_options),
+        config.tasks,
+        cap=config.task_cap,
+        targets=config.targets,
+        max_length=config.max_length,
+        max_history=config.max_history,
+        longest_history=config.task_history,
+        chat_template=config.chat_template,
+        seed=config.seed,
     )

@@ -106,6 +106,16 @@ class BladeConfig(RecConfig, DPOConfig):
         """The dynamic coefficient that the target stands for."""
         return {"blade": self.dynamic_coefficient, "best_of_n": 0.0}.get(self.target, 1.0)
 
+    @property
+    def reward_weights(self) -> dict[str, float]:
+        """The weights of the rewards, by name, once they were checked."""
+        return self.rewards if isinstance(self.rewards, dict) else {}
+
+    @property
+    def num_list_items(self) -> int:
+        """`list_length`, which is never None here."""
+        return self.list_length or 1
+
     def _check_sampling(self) -> None:
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {self.target!r}")

@@ -10,16 +10,20 @@ from trl import DPOConfig
 from trl_rec.trainer.base.config import RecConfig, check_inert
 
 
-INERT: tuple[str, ...] = (
+# Options of DPOTrainer's own losses.
+INERT = (
     "loss_type",
     "loss_weights",
     "ld_alpha",
     "f_divergence_type",
     "f_alpha_divergence_coef",
     "label_smoothing",
+    "use_weighting",
+    "discopop_tau",
+    "router_aux_loss_coef",
 )
-INERT += ("use_weighting", "discopop_tau", "router_aux_loss_coef")
 INERT_ROWS = ("padding_free", "truncation_mode", "pad_token")
+LOSSES = ("softmax", "dmpo")
 
 
 @dataclass
@@ -27,6 +31,8 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
     """Arguments of [`SoftmaxDPOTrainer`], besides those of [`RecConfig`] and [`~trl.DPOConfig`].
 
     Args:
+        loss (`str`, *optional*, defaults to `"softmax"`): `"softmax"`, the log-sum-exp over all rejected completions, or
+            `"dmpo"`, their mean.
         beta (`float`, *optional*, defaults to `1.0`): Strength of the tie to the reference policy.
         sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the chosen completion's negative log-likelihood,
             a mean over its tokens. It keeps the next-item task from being forgotten.
@@ -36,6 +42,9 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         learning_rate (`float`, *optional*, defaults to `1e-5`): As in `DPOConfig`, where it is `1e-6`.
     """
 
+    loss: Literal["softmax", "dmpo"] = field(
+        default="softmax", metadata={"help": "over the rejected completions: softmax (log-sum-exp) or dmpo (mean)"}
+    )
     beta: float = field(default=1.0, metadata={"help": "strength of the tie to the reference policy"})
     sft_weight: float = field(
         default=0.0, metadata={"help": "weight of the chosen completion's negative log-likelihood"}
@@ -52,6 +61,8 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         super().__post_init__()
         if padding != "auto" and self.pad_to_multiple_of is not None:
             raise ValueError(f"SoftmaxDPOConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
         check_inert(self, INERT, "the loss is a softmax over the chosen and all rejected completions")
         check_inert(self, ("list_length",), "it prefers single items; BladeTrainer aligns lists")
         check_inert(

@@ -1,0 +1,109 @@
+"""The capability to rank a whole catalogue: a beam search or a list per user, measured at each evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from trl_rec.compat import unwrapped_for_generation
+from trl_rec.data.dataset import at_most, split_rows, split_users
+from trl_rec.data.prompts import PromptFormat
+from trl_rec.decoding.run_folder import save_recommender
+from trl_rec.evaluation import evaluate_rankings, rank_histories
+from trl_rec.items import ItemCatalog, TokenTrie
+from trl_rec.trainer.base.config import RecConfig
+from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTrainerMixin
+
+
+class CatalogRankingMixin(RecTrainerMixin):
+    """A trainer whose model recommends from the whole catalogue. The class calls `_set_catalog` before its parent's
+    `__init__`.
+
+    Attributes:
+        trie (`TokenTrie`): The token paths of the items. Not set without a catalogue, which a trainer may allow.
+        prompt_format (`PromptFormat`): How histories become prompts; likewise.
+        renormalizes (`bool`): Whether ranking scores are over the legal tokens.
+    """
+
+    trie: TokenTrie
+    prompt_format: PromptFormat
+    renormalizes: bool = True
+
+    def _set_catalog(
+        self,
+        catalog: ItemCatalog | None,
+        processing_class: PreTrainedTokenizerBase,
+        args: RecConfig,
+        eval_dataset: EvalSets | None,
+    ) -> None:
+        """Prompts and trie of a catalogue, and the splits that are ranked at each evaluation."""
+        self.catalog = catalog
+        self._eval_sets = eval_dataset
+        if catalog is not None:
+            self.prompt_format = PromptFormat.for_catalog(catalog, processing_class, **args.prompt_options)
+            self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
+
+    def rank(self, split: Dataset) -> np.ndarray:
+        """The model's lists `(num_rows, max(eval_ks))` for a split's users: item indices, -1 where there is none."""
+        if self.is_fsdp_enabled:
+            raise ValueError(NO_RANKING_UNDER_FSDP)
+        with unwrapped_for_generation(self.model_wrapped, self.accelerator) as model:
+            return rank_histories(
+                model,
+                split_rows(split, "history"),
+                self.prompt_format,
+                self.trie,
+                pad_token_id=self.processing_class.pad_token_id,
+                users=split_users(split) if self.prompt_format.users is not None else None,
+                top_k=max(self.args.eval_ks),
+                num_beams=self.args.eval_num_beams,
+                exclude_history=self.args.eval_exclude_history,
+                renormalize=self.renormalizes,
+                length_penalty=self.args.eval_length_penalty,
+                batch_size=self.args.per_device_eval_batch_size,
+                max_length=self.args.max_length,
+            )
+
+    def measure(self, ranked: np.ndarray, split: Dataset) -> dict[str, float]:
+        """Metrics of lists `(num_rows, max(eval_ks))` for the users of a split."""
+        return evaluate_rankings(
+            ranked,
+            split_rows(split, "targets"),
+            ks=self.args.eval_ks,
+            catalog=self.catalog,
+            histories=split_rows(split, "history"),
+        )
+
+    def rank_and_measure(self, split: Dataset) -> dict[str, float]:
+        """Metrics of the model's lists for a split's users, at most `max_users` of them."""
+        split = at_most(self.args.max_users, split)
+        return self.measure(self.rank(split), split)
+
+    def save_settings(self, folder: Path) -> None:
+        """Writes the catalogue and `recommender.json`, which [`Recommender`] reads."""
+        if self.catalog is None:
+            return
+        greedy_list = self.args.list_length is not None
+        settings = {
+            "prompt": self.args.prompt_options,
+            "max_length": self.args.max_length,
+            "renormalize": self.renormalizes,
+            "length_penalty": self.args.eval_length_penalty,
+            "num_beams": self.args.eval_num_beams or (1 if greedy_list else max(self.args.eval_ks)),
+        }
+        save_recommender(folder, self.catalog, settings)
+
+    def card_example(self) -> Sequence[str]:
+        """Code that loads the run folder and recommends."""
+        names_users = "{user}" in (self.args.prompt_head or "")
+        user = ", user=0)  # a row of RecDataset.users" if names_users else ")"
+        return (
+            "from trl_rec import Recommender",
+            "",
+            'recommender = Recommender.from_pretrained("path/to/this/folder")',
+            f"recommender.recommend(history=[], k=10{user}",
+        )
