@@ -59,7 +59,7 @@ def distance(trainer: AlroTrainer) -> float:
     """Between the answers to two orders of the same candidates, a mean over new users' lists."""
     batch = trainer.data_collator(build_rated_rows(world(300, 2, "train"), num_candidates=3).to_list())
     trainer.model.eval()
-    return float(trainer._parts(trainer._answers(trainer.model, batch), batch)["permutation"].mean())
+    return float(trainer.loss_parts(trainer._answers(trainer.model, batch), batch)["permutation"].mean())
 
 
 def train(folder: Path, seed: int, weights: tuple[float, float]) -> tuple[float, float]:

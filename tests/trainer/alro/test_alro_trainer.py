@@ -124,10 +124,10 @@ def test_lists_of_different_length_do_not_touch_each_other(folder: Path, dataset
     trainer.model.eval()
     together = trainer.data_collator([rows[row] for row in chosen])
     table = trainer._answers(trainer.model, together)
-    parts = trainer._parts(table, together)
+    parts = trainer.loss_parts(table, together)
     for place, row in enumerate(chosen):
         alone = trainer.data_collator([rows[row]])
-        for name, part in trainer._parts(trainer._answers(trainer.model, alone), alone).items():
+        for name, part in trainer.loss_parts(trainer._answers(trainer.model, alone), alone).items():
             torch.testing.assert_close(part[0], parts[name][place], atol=1e-5, rtol=1e-4)
 
 
@@ -184,9 +184,9 @@ def test_misaligned_names_are_no_agreement(folder: Path, tmp_path: Path) -> None
     """The permutation loss compares candidates: with the names of the other order it is another one."""
     trainer = make_trainer(folder, tmp_path, lambda_weight=0.0, **WHOLE)
     batch = first_batch(trainer)
-    right = trainer._parts(trainer._answers(trainer.model, batch), batch)["permutation"]
+    right = trainer.loss_parts(trainer._answers(trainer.model, batch), batch)["permutation"]
     swapped = {**batch, "names": batch["names"].flip(1)}
-    wrong = trainer._parts(trainer._answers(trainer.model, swapped), swapped)["permutation"]
+    wrong = trainer.loss_parts(trainer._answers(trainer.model, swapped), swapped)["permutation"]
     assert (wrong - right).abs().max() > 1e-3
 
 

@@ -50,15 +50,7 @@ class CandidateOrderingMixin(RecTrainerMixin):
             catalog, processing_class, self.ratings, **args.prompt_options
         )
 
-    def _prepare_dataset(
-        self,
-        dataset: Dataset,
-        processing_class: PreTrainedTokenizerBase,
-        args: AlroConfig,
-        packing: bool,
-        formatting_func: None,
-        dataset_name: str,
-    ) -> Dataset:
+    def _rated_rows(self, dataset: Dataset, args: AlroConfig, dataset_name: str) -> Dataset:
         """The training split becomes rated lists. An evaluation split is left for ordering, if that can be done."""
         if is_split(dataset) and dataset_name == "train":
             return training_lists(dataset, self.rated_format, args)

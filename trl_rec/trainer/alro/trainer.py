@@ -105,6 +105,17 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         )
         self.add_callback(self.data_collator)
 
+    def _prepare_dataset(  # type: ignore[override]  # narrower types than TRL's
+        self,
+        dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: AlroConfig,
+        packing: bool,
+        formatting_func: None,
+        dataset_name: str,
+    ) -> Dataset:
+        return self._rated_rows(dataset, args, dataset_name)
+
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:

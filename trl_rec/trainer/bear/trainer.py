@@ -122,7 +122,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
 
     # Rows
 
-    def _prepare_dataset(
+    def _prepare_dataset(  # type: ignore[override]  # narrower types than TRL's
         self,
         dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,

@@ -151,7 +151,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
 
     # Rows
 
-    def _prepare_dataset(
+    def _prepare_dataset(  # type: ignore[override]  # narrower types than TRL's
         self,
         dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
