@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trl_rec.losses.output import LossOutput
-from trl_rec.losses.precision import at_least_float32
+from trl_rec.losses.output import LossOutput, at_least_float32
 from trl_rec.losses.softmax_dpo import check_beta, preference_metrics
 
 
