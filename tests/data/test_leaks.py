@@ -13,7 +13,7 @@ from trl_rec.data import load, prepare
 from trl_rec.data import preparation as module
 from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.data.leaks import check_leaks, continued
-from trl_rec.evaluation.training_log import TrainingLog
+from trl_rec.evaluation.train_interactions import TrainInteractions
 
 
 def make(name, rows):
@@ -177,7 +177,7 @@ def test_rows_of_several_splits_without_a_name_are_told_apart(rule):
     for parts in ([train, test], [test, train], [train, validation, test]):
         mixed = concatenate_datasets(parts)
         assert mixed.split is None and found(mixed) == TOLD[rule]
-        for use in (partial(check_is_train, what="a model"), TrainingLog.read):
+        for use in (partial(check_is_train, what="a model"), TrainInteractions.from_split):
             with pytest.raises(
                 ValueError, match="cannot come from several splits: a row of user 0 goes on where another one ends"
             ):

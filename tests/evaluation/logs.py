@@ -1,4 +1,4 @@
-"""Small splits made from users' sequences, in the two shapes that training rows come in."""
+"""Builds small splits from users' sequences, in the two forms of training rows: whole and windowed."""
 
 import pyarrow as pa
 from datasets import Dataset, NamedSplit
@@ -8,7 +8,7 @@ ITEMS = pa.list_(pa.int32())
 
 
 def make_split(rows, name="train"):
-    """A split of `(user, history, targets)` rows."""
+    """A split with the given `(user, history, targets)` rows."""
     users, histories, targets = zip(*rows, strict=True) if rows else ((), (), ())
     columns = {
         "user": pa.array(users, pa.int32()),
@@ -19,12 +19,12 @@ def make_split(rows, name="train"):
 
 
 def whole_rows(sequences):
-    """One row a user: the first item, and all others as targets."""
+    """One row per user: the first item as history, all others as targets."""
     return [(user, items[:1], items[1:]) for user, items in enumerate(sequences) if items]
 
 
 def windowed_rows(sequences, width):
-    """One row a prediction, as in windowed data: at most `width` items before it, users taking turns."""
+    """One row per target, as in windowed data, with at most `width` items of history; rows of users alternate."""
     rows = [
         (step, user, items[max(0, step - width) : step], items[step : step + 1])
         for user, items in enumerate(sequences)

@@ -1,3 +1,5 @@
+"""Baselines against slow loops, their ties, and the input that they reject."""
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -41,7 +43,7 @@ def test_popularity_baseline_equals_loops(sequences, histories, top_k, exclude_h
 
 @settings(max_examples=40, deadline=None)
 @given(HISTORIES, st.integers(1, 10), st.booleans(), st.integers(0, 3))
-def test_random_baseline_fills_its_lists_with_what_is_allowed(histories, top_k, exclude_history, seed):
+def test_random_baseline_ranks_distinct_allowed_items(histories, top_k, exclude_history, seed):
     baseline = RandomBaseline(seed).fit(make_split([(0, [0], [1])]), NUM_ITEMS)
     for history, ranking in zip(histories, baseline.rank(histories, top_k, exclude_history), strict=True):
         allowed = set(range(NUM_ITEMS)) - (set(history) if exclude_history else set())
@@ -50,7 +52,7 @@ def test_random_baseline_fills_its_lists_with_what_is_allowed(histories, top_k, 
         assert ranking.tolist() == listed + [-1] * (top_k - len(listed))
 
 
-def test_transitions_by_hand():
+def test_transitions_worked_by_hand():
     # From 0: item 1 at distance 1, item 2 at distances 2 and 1, so 1/2.5 and 1.5/2.5; from 1: item 2 alone.
     train = make_split([(0, [0], [1, 2]), (1, [0], [2])])
     baseline = TransitionBaseline().fit(train, 5)
@@ -64,9 +66,9 @@ def test_ties_go_to_the_more_popular_then_to_the_lower_index():
     assert TransitionBaseline().fit(train, 5).rank([[0]], 4, True).tolist() == [[3, 1, 2, 4]]
 
 
-def test_scores_that_differ_by_rounding_alone_tie():
-    # From 0 to 3: 3/10; from 0 and 1 to 4: 1/10 + 2/5 / 2, which floats make 0.30000000000000004. Both were chosen
-    # three times.
+def test_scores_that_differ_only_by_rounding_tie():
+    # Item 3 follows 0 with weight 3/10. Item 4 follows 0 and 1: 1/10 + 2/5 / 2, which is 0.30000000000000004 in
+    # floats. Both were chosen three times.
     pairs = [(0, 3)] * 3 + [(0, 4)] + [(0, 2)] * 6 + [(1, 4)] * 2 + [(1, 2)] * 3
     train = make_split([(user, [first], [second]) for user, (first, second) in enumerate(pairs)])
     assert TransitionBaseline(window=1).fit(train, 5).rank([[1, 0]], 3, True).tolist() == [[2, 3, 4]]
@@ -79,7 +81,7 @@ def test_the_whole_history_is_excluded_not_only_the_items_that_score():
 
 
 @pytest.mark.parametrize("baseline", [RandomBaseline(3), PopularityBaseline(), TransitionBaseline()])
-def test_blocks_and_forms_of_histories_change_nothing(baseline, monkeypatch):
+def test_rankings_depend_neither_on_the_block_size_nor_on_the_form_of_histories(baseline, monkeypatch):
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, 30, length).tolist() for length in rng.integers(2, 20, 40)]
     histories = [rng.integers(0, 30, length).tolist() for length in rng.integers(0, 25, 50)]
@@ -105,22 +107,24 @@ def test_random_baseline_depends_on_seed_and_row():
 
 @pytest.mark.parametrize("baseline", [RandomBaseline(), PopularityBaseline(), TransitionBaseline()])
 @pytest.mark.parametrize("name", ["validation", "test"])
-def test_a_baseline_fitted_on_held_out_rows_is_refused(baseline, name):
+def test_fitting_on_held_out_rows_is_an_error(baseline, name):
     with pytest.raises(ValueError, match=f"learns from the training split alone, and this one is '{name}'"):
         baseline.fit(make_split([(0, [0], [1])], name))
 
 
 @pytest.mark.parametrize("baseline", [RandomBaseline(), PopularityBaseline(), TransitionBaseline()])
-def test_bad_input_is_refused(baseline):
+def test_bad_input_is_an_error(baseline):
     with pytest.raises(ValueError, match="call fit with a training split first"):
         baseline.rank([[0]], 1, True)
     baseline.fit(make_split([(0, [0], [1])]))
-    with pytest.raises(ValueError, match="histories, row 1: 2.* is no item index; give whole numbers from 0 below 2"):
+    with pytest.raises(
+        ValueError, match="histories, row 1: 2.* is not an item index; give whole numbers from 0 below 2"
+    ):
         baseline.rank([[0], [1, 2]], 1, True)
     with pytest.raises(ValueError, match="top_k=0"):
         baseline.rank([[0]], 0, True)
 
 
-def test_impossible_windows_are_refused():
+def test_a_window_below_one_is_an_error():
     with pytest.raises(ValueError, match="window=0"):
         TransitionBaseline(window=0)

@@ -1,4 +1,4 @@
-"""The expected best of N against all ways to choose them, and lists drawn for a split."""
+"""The expected best of N lists against an enumeration of all choices, and lists drawn for a split."""
 
 from itertools import combinations
 
@@ -20,14 +20,14 @@ from trl_rec.models import load_model, load_tokenizer
 def test_expected_best_is_the_mean_over_all_choices(rewards: list[int], data: st.DataObject) -> None:
     values = data.draw(st.lists(st.floats(-5, 5), min_size=len(rewards), max_size=len(rewards)))
     best_of = data.draw(st.integers(1, len(rewards)))
-    every = []
+    means = []
     for chosen in combinations(range(len(rewards)), best_of):
-        best = max(rewards[one] for one in chosen)
-        every.append(np.mean([value for value, reward in zip(values, rewards, strict=True) if reward == best]))
-    assert expected_best(np.array([values]), np.array([rewards], float), best_of) == pytest.approx([np.mean(every)])
+        best = max(rewards[number] for number in chosen)
+        means.append(np.mean([value for value, reward in zip(values, rewards, strict=True) if reward == best]))
+    assert expected_best(np.array([values]), np.array([rewards], float), best_of) == pytest.approx([np.mean(means)])
 
 
-def test_one_is_the_mean_and_all_is_the_maximum() -> None:
+def test_best_of_one_is_the_mean_and_best_of_all_is_the_maximum() -> None:
     rewards = np.array([[0.1, 0.7, 0.3], [0.0, 0.0, 1.0]])
     assert expected_best(rewards, rewards, 1) == pytest.approx(rewards.mean(1))
     assert expected_best(rewards, rewards, 3) == pytest.approx([0.7, 1.0])
@@ -45,17 +45,17 @@ def test_drawn_lists_of_a_split(tmp_path) -> None:
     lists = draw_lists(model, histories, prompt_format, trie, **options, batch_size=7)
     assert lists.shape == (len(dataset.validation), 8, 4)
     assert np.array_equal(lists, draw_lists(model, histories, prompt_format, trie, **options, batch_size=64))
-    for row, several in enumerate(lists):
-        for one in several:
-            assert len({*one}) == 4 and not {*one} & {*histories.take(np.array([row])).values} and one.min() >= 0
+    for row, drawn in enumerate(lists):
+        for items in drawn:
+            assert len({*items}) == 4 and not {*items} & {*histories.take(np.array([row])).values} and items.min() >= 0
     rewards = {"ndcg": 1.0, "mgu": 0.5}
     one, best = (evaluate_best_of(lists, dataset, rewards, best_of=count, split="validation") for count in (1, 8))
     assert best.metrics["reward"] > one.metrics["reward"]
     assert one.metrics["reward"] == pytest.approx(one.metrics["reward/ndcg"] + 0.5 * one.metrics["reward/mgu"])
     assert one.metrics["ndcg@4"] == one.metrics["reward/ndcg"]
-    apart = [
-        evaluate_split(lists[:, place], dataset, split="validation", ks=[4], rewards=rewards) for place in range(8)
+    single_lists = [
+        evaluate_split(lists[:, number], dataset, split="validation", ks=[4], rewards=rewards) for number in range(8)
     ]
     for name in ("reward", "ndcg@4", "recall@4"):
-        assert one.metrics[name] == pytest.approx(np.mean([single.metrics[name] for single in apart]))
+        assert one.metrics[name] == pytest.approx(np.mean([single.metrics[name] for single in single_lists]))
     assert torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""Charts are well-formed, show every point where it belongs, and escape what they are given."""
+"""Charts are well-formed SVG, show every point in its place, and escape names and titles."""
 
 from xml.etree import ElementTree
 
@@ -25,7 +25,7 @@ def test_lines_ticks_and_names() -> None:
     assert {"Reward & more", "KL", "a <b>", "other", "step"} <= set(texts) and {"0", "0.2", "1"} <= set(texts)
 
 
-def test_what_is_not_finite_is_left_out_and_nothing_is_refused() -> None:
+def test_points_that_are_not_finite_are_left_out_and_empty_charts_are_an_error() -> None:
     root = ElementTree.fromstring(line_charts({"x": {"a": [(0, float("nan")), (1, 2.0), (2, 2.0)]}}))
     assert len(next(root.iter(f"{SVG}polyline")).get("points").split()) == 2
     with pytest.raises(ValueError, match="nothing to draw"):

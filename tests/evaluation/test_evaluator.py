@@ -1,3 +1,5 @@
+"""Metrics of rankings against hand-worked values and slow loops, and the input that is rejected."""
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,7 +19,7 @@ def make_catalog(groups=("a", "a", "b", "b", "c")):
     return ItemCatalog(pa.table({"item_id": ids, "title": ids, "genre": list(groups)}), group_column="genre")
 
 
-def test_accuracy_alone_needs_nothing_else():
+def test_accuracy_needs_only_rankings_and_relevant_items():
     result = evaluate_rankings(RANKED, RELEVANT, ks=(1, 3))
     assert result["recall@3"] == 0.75
     assert result["hit@1"] == 0.5
@@ -27,7 +29,7 @@ def test_accuracy_alone_needs_nothing_else():
     assert (result["invalid"], result["duplicates"], result["num_users"]) == (0, 0, 2)
 
 
-def test_catalog_histories_and_popularity_add_the_rest():
+def test_catalog_histories_and_popularity_add_their_metrics():
     catalog, histories, popularity = make_catalog(), [[0, 4], [1, 4]], np.array([5, 4, 3, 2, 1])
     result = evaluate_rankings(
         RANKED, RELEVANT, ks=(1, 3), catalog=catalog, histories=histories, popularity=popularity
@@ -44,7 +46,7 @@ def test_catalog_histories_and_popularity_add_the_rest():
     assert result["dgu@3"] == pytest.approx(oracle.dgu(recommended, consumed))
 
 
-def test_every_form_of_rows_gives_the_same():
+def test_every_form_of_rows_gives_the_same_metrics():
     forms = [
         Ragged.from_lists(RELEVANT),
         pa.array(RELEVANT),
@@ -62,12 +64,11 @@ def test_invalid_and_repeated_items_are_counted_and_earn_nothing():
     assert result["coverage@4"] == 0.4
     assert result["div_ratio@4"] == 0.25
     assert result["ild@4"] == 0
-    assert (
-        evaluate_rankings(ranked, RELEVANT, ks=(4,))["invalid"] == 1
-    )  # without a catalogue size only -4 is known to be wrong
+    # Without the size of the catalogue, only -4 is known to be invalid.
+    assert evaluate_rankings(ranked, RELEVANT, ks=(4,))["invalid"] == 1
 
 
-def test_means_are_those_of_the_per_user_values():
+def test_metrics_are_the_means_of_the_per_user_values():
     result, per_user = evaluate_rankings(RANKED, RELEVANT, ks=(2,)), per_user_metrics(RANKED, RELEVANT, ks=(2,))
     assert set(per_user) == {"recall@2", "hit@2", "ndcg@2", "mrr@2"}
     for name, values in per_user.items():
@@ -79,14 +80,14 @@ def test_means_are_those_of_the_per_user_values():
     [
         ({"relevant": [[1], []]}, "relevant, row 1: the user has no relevant item"),
         ({"relevant": [[1]]}, "relevant has 1 rows and ranked has 2"),
-        ({"relevant": [[1], [5]], "num_items": 5}, "relevant, row 1: 5.* is no item index"),
-        ({"relevant": [[-1], [2]]}, "relevant, row 0: -1.* is no item index"),
-        ({"relevant": [[1], [float("nan")]]}, "relevant, row 1: nan is no item index"),
-        ({"relevant": [[1], [1.5]]}, "relevant, row 1: 1.5 is no item index"),
+        ({"relevant": [[1], [5]], "num_items": 5}, "relevant, row 1: 5.* is not an item index"),
+        ({"relevant": [[-1], [2]]}, "relevant, row 0: -1.* is not an item index"),
+        ({"relevant": [[1], [float("nan")]]}, "relevant, row 1: nan is not an item index"),
+        ({"relevant": [[1], [1.5]]}, "relevant, row 1: 1.5 is not an item index"),
         ({"ks": (1, 4)}, "does not fit lists of 3"),
         ({"ks": ()}, "does not fit lists of 3"),
         ({"ks": (0,)}, "does not fit lists of 3"),
-        ({"ranked": RANKED.astype(float)}, "ranked holds float64"),
+        ({"ranked": RANKED.astype(float)}, "ranked contains float64"),
         ({"ranked": RANKED[0]}, r"ranked has the shape \(3,\)"),
         ({"ranked": RANKED[:0]}, r"ranked has the shape \(0, 3\)"),
         ({"histories": [[1]], "catalog": make_catalog()}, "histories has 1 rows and ranked has 2"),
@@ -94,7 +95,7 @@ def test_means_are_those_of_the_per_user_values():
         ({"popularity": np.array([1, np.nan, 1, 1, 1])}, "popularity of item 1 is nan"),
     ],
 )
-def test_bad_input_is_refused(changed, message):
+def test_bad_input_is_an_error(changed, message):
     arguments = {"ranked": RANKED, "relevant": RELEVANT, "ks": (1, 3)} | changed
     with pytest.raises(ValueError, match=message):
         evaluate_rankings(**arguments)

@@ -1,3 +1,5 @@
+"""Bootstrap intervals and paired tests against direct resampling, enumeration, and their statistical properties."""
+
 import numpy as np
 import pytest
 
@@ -10,13 +12,13 @@ def resampled_by_index(values, num_resamples, seed):
     return np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(num_resamples)])
 
 
-def test_the_law_is_that_of_resampling_users():
+def test_the_interval_equals_that_of_resampling_users():
     values = np.random.default_rng(1).choice([0, 0.3, 0.6, 1.0], 300)
     expected = np.quantile(resampled_by_index(values, 4000, 2), [0.025, 0.975])
     np.testing.assert_allclose(bootstrap_interval(values, num_resamples=4000), expected, atol=0.004)
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
+def test_intervals_cover_the_truth_at_their_level():
     rng, covered = np.random.default_rng(3), 0
     for seed in range(200):
         low, high = bootstrap_interval(rng.random(80) < 0.3, num_resamples=300, level=0.8, seed=seed)
@@ -24,7 +26,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.7 <= covered / 200 <= 0.9
 
 
-def test_one_seed_one_interval_whatever_the_order_of_users(monkeypatch):
+def test_the_interval_depends_on_the_seed_but_not_on_the_order_of_users(monkeypatch):
     values = np.random.default_rng(4).random(50)
     interval = bootstrap_interval(values, seed=5)
     assert bootstrap_interval(values[::-1], seed=5) == interval
@@ -33,11 +35,11 @@ def test_one_seed_one_interval_whatever_the_order_of_users(monkeypatch):
     assert bootstrap_interval(values, seed=5) == pytest.approx(interval)
 
 
-def test_equal_values_leave_no_width():
+def test_equal_values_give_an_interval_of_no_width():
     assert bootstrap_interval(np.full(10, 0.25)) == (0.25, 0.25)
 
 
-def test_paired_comparison_sees_a_difference_and_none():
+def test_paired_comparison_with_and_without_a_difference():
     rng = np.random.default_rng(7)
     base, noise = rng.random(400), rng.normal(0, 0.1, 400)
     better = paired_comparison(base + 0.03 + noise, base)
@@ -55,7 +57,7 @@ def test_paired_comparison_is_symmetric():
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=0.01)
 
 
-def test_p_value_equals_that_of_all_sign_flips():
+def test_the_p_value_equals_that_of_all_sign_flips():
     differences = np.array([0.5, 0.25, 0.25, -0.25, 1.0, 0.5, 0.0, 0.5])
     signs = 1 - 2 * ((np.arange(256)[:, None] >> np.arange(8)) & 1)
     exact = (np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12).mean()
@@ -73,18 +75,18 @@ def test_p_values_are_uniform_under_no_difference():
 @pytest.mark.parametrize(
     ("values", "settings", "message"),
     [
-        ([0.1, np.nan], {}, "values, row 1: nan is no finite number"),
+        ([0.1, np.nan], {}, "values, row 1: nan is not a finite number"),
         ([], {}, r"values has the shape \(0,\)"),
         ([[0.1]], {}, r"values has the shape \(1, 1\)"),
         ([0.1], {"level": 1.0}, "level=1.0"),
         ([0.1], {"num_resamples": 0}, "num_resamples=0"),
     ],
 )
-def test_bad_input_is_refused(values, settings, message):
+def test_bad_input_is_an_error(values, settings, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(np.array(values), **settings)
 
 
-def test_runs_over_different_users_are_refused():
+def test_runs_over_different_users_are_an_error():
     with pytest.raises(ValueError, match="a has 2 users and b has 3"):
         paired_comparison(np.zeros(2), np.zeros(3))

@@ -1,3 +1,5 @@
+"""Metrics against hand-worked values and against the slow loops of `tests/oracles/metrics.py`."""
+
 import subprocess
 import sys
 from math import log2
@@ -38,13 +40,13 @@ def test_repeated_items_count_once():
     np.testing.assert_array_equal(num_relevant, [2])
 
 
-def test_an_index_past_the_relevant_ones_is_no_item_of_the_next_row():
-    # With a stride of 3 item 4 of row 0 would share its key with item 1 of row 1.
+def test_an_index_above_all_relevant_items_is_not_taken_for_an_item_of_the_next_row():
+    # The stride is 3, so the key of item 4 in row 0 is that of item 1 in row 1.
     hits, _ = metrics.find_hits(np.array([[4, 2**40], [0, -5]]), np.array([0, 1]), np.array([2, 1]))
     assert not hits.any()
 
 
-def test_a_list_shorter_than_k_misses_the_rest():
+def test_a_list_shorter_than_k_has_missing_ranks():
     hits = np.array([[True, True]])
     np.testing.assert_allclose(metrics.recall(hits, np.array([4]), 10), [0.5])
     np.testing.assert_allclose(metrics.ndcg(hits, np.array([2]), 10), [1.0])
@@ -114,7 +116,7 @@ def test_diversity_by_hand():
     assert metrics.dgu(np.array([0.5, 0.5]), np.array([0.75, 0.25])) == 0.5
 
 
-def test_leading_axes_are_free(monkeypatch):
+def test_metrics_accept_any_leading_axes(monkeypatch):
     monkeypatch.setattr(metrics, "GATHERED_VALUES", 20)  # several chunks in `ild`
     rng = np.random.default_rng(0)
     lists, vectors = rng.integers(-1, 9, (3, 4, 5)), rng.normal(size=(9, 2))
@@ -130,15 +132,16 @@ def test_leading_axes_are_free(monkeypatch):
     np.testing.assert_allclose(metrics.mrr(hits, 3)[2, 0], metrics.mrr(hits[2, 0], 3))
 
 
-def test_nothing_recommended_is_no_crash():
+def test_lists_without_any_item_give_zeros():
     ranked, shares = np.full((2, 3), -1), np.ones((4, 1))
     assert metrics.coverage(ranked, 4) == metrics.gini(ranked, 4) == metrics.or_ratio(ranked) == 0
     assert metrics.mean_popularity(ranked, np.ones(4)) == 0
     np.testing.assert_array_equal(metrics.group_share(ranked, shares), [0])
 
 
-def test_metrics_import_numpy_alone():
-    code = "import sys, trl_rec.evaluation.metrics; print(*{'torch', 'pyarrow', 'datasets', 'transformers'} & set(sys.modules))"
+def test_metrics_import_only_numpy():
+    heavy = "{'torch', 'pyarrow', 'datasets', 'transformers'}"
+    code = f"import sys, trl_rec.evaluation.metrics; print(*{heavy} & set(sys.modules))"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
     )

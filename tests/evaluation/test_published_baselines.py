@@ -1,4 +1,4 @@
-"""The baselines' figures on public data, where that is at hand; none of it is part of the project."""
+"""The baselines' metrics on public data, where a copy is available; the project contains none of it."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ ML_100K = Path(os.environ.get("TRL_REC_ML100K") or CACHE / "trl-rec" / "ml-100k"
 )
 def test_baselines_reproduce_the_known_figures(folder, format_name, popularity, transition, tmp_path):
     if not folder.is_dir():
-        pytest.skip(f"no data in {folder}; name its place with TRL_REC_DATA (Beauty) or TRL_REC_ML100K")
+        pytest.skip(f"no data in {folder}; set TRL_REC_DATA (Beauty) or TRL_REC_ML100K to its location")
     results = evaluate_baselines(prepare(folder, tmp_path / "dataset", format=format_name), ks=(10,))
     for name, expected in {"popularity": popularity, "transition": transition}.items():
         for metric, value in expected.items():

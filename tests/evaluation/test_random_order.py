@@ -1,3 +1,5 @@
+"""Each row is a permutation, and all items and pairs of items are equally likely."""
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ def test_each_row_is_a_permutation(num_items):
 
 
 @pytest.mark.parametrize("num_items", [3, 5, 12])
-def test_every_item_is_as_likely_at_every_position_and_beside_every_other(num_items):
+def test_every_pair_of_items_is_equally_likely_in_the_first_two_positions(num_items):
     num_rows = 20000
     rows, positions = np.divmod(np.arange(num_rows * 2), 2)
     first, second = permuted(positions, rows, 1, num_items).reshape(num_rows, 2).T

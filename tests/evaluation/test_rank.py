@@ -1,3 +1,5 @@
+"""A split ranked in batches and by two processes equals rows ranked one at a time."""
+
 import json
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 @pytest.fixture(scope="module")
 def saved(dataset: RecDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model and a tokenizer that know the item tokens, in a folder."""
+    """A folder with a model and a tokenizer whose vocabulary contains the item tokens."""
     folder = tmp_path_factory.mktemp("model")
     tokenizer = make_tokenizer(["a b"], vocab_size=300)
     tokenizer.add_tokens(dataset.catalog.new_tokens)
@@ -41,7 +43,7 @@ def load_saved(folder: Path):
     return load_model(folder), load_tokenizer(folder)
 
 
-def test_each_row_is_ranked_as_if_alone(dataset: RecDataset, saved: Path) -> None:
+def test_each_row_is_ranked_as_if_it_were_alone(dataset: RecDataset, saved: Path) -> None:
     model, tokenizer = load_saved(saved)
     ranked = rank_split(model, tokenizer, dataset, top_k=5, batch_size=5)
     prompts = PromptFormat.for_catalog(dataset.catalog, tokenizer).encode(split_rows(dataset.test, "history"))
@@ -54,7 +56,7 @@ def test_each_row_is_ranked_as_if_alone(dataset: RecDataset, saved: Path) -> Non
 
 
 @pytest.mark.parametrize("num_beams", [None, 1, 3])
-def test_a_policy_of_lists_is_ranked_by_the_lists_that_it_writes(
+def test_with_a_list_length_the_ranking_is_the_list_that_the_model_writes(
     dataset: RecDataset, saved: Path, num_beams: int | None
 ) -> None:
     model, tokenizer = load_saved(saved)
@@ -73,14 +75,14 @@ def test_a_policy_of_lists_is_ranked_by_the_lists_that_it_writes(
         rank_split(model, tokenizer, dataset, prompt_format=prompt_format, top_k=5)
 
 
-def test_histories_come_back_when_asked_for(dataset: RecDataset, saved: Path) -> None:
+def test_history_items_are_ranked_too_unless_excluded(dataset: RecDataset, saved: Path) -> None:
     model, tokenizer = load_saved(saved)
     ranked = rank_split(model, tokenizer, dataset, top_k=len(dataset.catalog), exclude_history=False)
     assert (np.sort(ranked, 1) == np.arange(len(dataset.catalog))).all()
 
 
 def rank_a_share(dataset: Path, saved: Path, output: Path) -> None:
-    """What each process is told of all users."""
+    """Writes the ranking of all users that each process returns."""
     state = PartialState(cpu=True)
     ranked = rank_split(*load_saved(saved), load(dataset).with_surface("item_token"), top_k=4)
     (output / f"{state.process_index}.json").write_text(json.dumps([state.num_processes, ranked.tolist()]))
@@ -101,7 +103,7 @@ def test_two_processes_rank_like_one(dataset: RecDataset, saved: Path, tmp_path:
 def test_rows_train_a_model_with_trl_that_then_recommends(
     dataset: RecDataset, saved: Path, tmp_path: Path, targets: str
 ) -> None:
-    """One user's sequence learned by heart: each next item of it comes first."""
+    """A model that overfits the sequence of one user ranks each next item of it first."""
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = load_saved(saved)

@@ -1,4 +1,4 @@
-"""Accuracy against ranx. Alone in its file: ranx compiles with numba, which takes seconds."""
+"""Accuracy metrics against ranx, in a file of its own because ranx compiles with numba, which takes seconds."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_accuracy_and_graded_ndcg_equal_ranx():
     )
     ideal = np.array([sorted(row.values()) + [0] * (12 - len(row)) for row in grades])
     ours |= {f"graded@{k}": metrics.graded_ndcg(gains, ideal, k) for k in KS}
-    # A binary ndcg is wanted: ranx takes the grades as gains, so its qrels are made binary for all but the graded one.
+    # ranx uses grades as gains, so every metric but the graded one is given binary qrels.
     binary = ranx.Qrels({user: dict.fromkeys(row, 1) for user, row in qrels.to_dict().items()})
     for name, theirs in {
         "recall": "recall",

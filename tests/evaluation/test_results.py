@@ -1,3 +1,5 @@
+"""Baselines evaluated on a split, and the splits that are rejected."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,7 +33,7 @@ def make_dataset(num_users=60, num_items=25, **changes):
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_baselines_are_those_of_their_classes_on_the_split(split):
+def test_baselines_are_fitted_on_train_and_evaluated_on_the_split(split):
     dataset = make_dataset()
     rows = vars(dataset)[split]
     results = evaluate_baselines(dataset, split=split, ks=(2, 5))
@@ -48,7 +50,7 @@ def test_baselines_are_those_of_their_classes_on_the_split(split):
     assert {"mgu@5", "ild@5", "popularity@5", "coverage@5"} <= set(expected)
 
 
-def test_excluding_the_history_matters():
+def test_excluding_the_history_changes_the_metrics():
     dataset = make_dataset()
     kept = evaluate_baselines(dataset, ks=(10,), exclude_history=False)["popularity"].metrics["recall@10"]
     assert evaluate_baselines(dataset, ks=(10,))["popularity"].metrics["recall@10"] > kept
@@ -60,13 +62,13 @@ def test_equal_seeds_give_equal_baselines():
     assert one == same != other
 
 
-def test_a_planted_leak_is_refused():
+def test_a_planted_leak_is_an_error():
     dataset = make_dataset()
     with pytest.raises(ValueError, match="training split alone"):
         evaluate_baselines(make_dataset(train=dataset.test))
 
 
-def test_unknown_and_empty_splits_are_refused():
+def test_unknown_and_empty_splits_are_errors():
     with pytest.raises(ValueError, match="split 'train'; choose validation or test"):
         evaluate_baselines(make_dataset(), split="train")
     with pytest.raises(ValueError, match="the test split has no rows"):

@@ -1,4 +1,4 @@
-"""Rewards of lists against loops, what ties to the last bit, and what is refused."""
+"""Rewards of lists against slow loops, exact ties between equally good lists, and the input that is rejected."""
 
 from math import log2
 
@@ -52,8 +52,8 @@ def random_batch(num_users=6, num_lists=5, num_ranks=4, num_items=30, num_groups
 
 
 def test_worked_by_hand():
-    """Items 0 and 1 are of one group, 2 of the other, 3 of both, 4 of none. User 0 chose 3 of the one and 1 of the
-    other."""
+    """Items 0 and 1 are in the first group, 2 in the second, 3 in both, 4 in none. User 0 chose three items of the
+    first group and one of the second."""
     shares = np.array([[1, 0], [1, 0], [0, 1], [0.5, 0.5], [0, 0]])
     lists = [[[2, 0], [0, 1]], [[4, 3], [2, -1]]]
     batch = batch_of(lists, [[0, 4], [2]], [[0, 0, 1, 2], []], shares)
@@ -94,7 +94,7 @@ def test_group_shares_in_several_blocks(monkeypatch):
     np.testing.assert_allclose(wanted, expected(batch)["mgu"], atol=2e-12)
 
 
-def test_fairness_is_measured_against_the_users_own_history():
+def test_mgu_compares_a_list_with_its_own_users_history():
     batch = random_batch()
     histories = [*map(batch.histories.__getitem__, range(5)), np.array([7])]
     other = ListBatch(batch.lists, batch.targets, Ragged.from_lists(histories), batch.shares)
@@ -102,7 +102,7 @@ def test_fairness_is_measured_against_the_users_own_history():
     assert changed.tolist() == [False] * 5 + [True]
 
 
-def test_weighted_sum_and_parts():
+def test_total_is_the_weighted_sum_of_the_parts():
     batch = random_batch()
     parts = parts_of(batch)
     total, found = score_lists(batch, {"ndcg": 1, "mgu": 4, "ild": 0})
@@ -114,7 +114,7 @@ def test_weighted_sum_and_parts():
     assert (found["ild"] > 0).any()
 
 
-def test_any_function_is_a_reward():
+def test_any_function_can_be_a_reward():
     batch = random_batch()
     popularity = np.arange(30.0)
     functions = {"novelty": lambda batch: -popularity[batch.lists].mean(-1), "one": lambda batch: [[1] * 5] * 6}
@@ -125,8 +125,8 @@ def test_any_function_is_a_reward():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_list_has_the_same_reward_to_the_last_bit_whatever_it_is_scored_with(seed):
-    """Reference lists are scored in other batches than rollouts, and ties between the two are counted."""
+def test_rewards_do_not_depend_on_the_batch_down_to_the_last_bit(seed):
+    """Reference lists and rollouts are scored in different batches, and ties between them are counted."""
     batch = random_batch(40, 8, 10, 60, 7, seed=seed)
     weights = {"ndcg": 1.0, "recall": 0.1, "ild": 0.3, "mgu": 0.7}
     whole = score_lists(batch, weights)
@@ -141,15 +141,15 @@ def test_a_list_has_the_same_reward_to_the_last_bit_whatever_it_is_scored_with(s
             np.testing.assert_array_equal(found.parts[name], whole.parts[name][rows, places])
 
 
-def test_the_order_of_items_is_nothing_to_diversity_and_fairness():
+def test_diversity_and_fairness_do_not_depend_on_the_order_of_items():
     batch = random_batch(40, 8, 10, 60, 7)
-    turned = ListBatch(batch.lists[..., ::-1], batch.targets, batch.histories, batch.shares)
+    reversed_lists = ListBatch(batch.lists[..., ::-1], batch.targets, batch.histories, batch.shares)
     for name in ("recall", "hit", "ild", "mgu"):
-        np.testing.assert_array_equal(parts_of(turned)[name], parts_of(batch)[name])
-    assert (parts_of(turned)["ndcg"] != parts_of(batch)["ndcg"]).any()
+        np.testing.assert_array_equal(parts_of(reversed_lists)[name], parts_of(batch)[name])
+    assert (parts_of(reversed_lists)["ndcg"] != parts_of(batch)["ndcg"]).any()
 
 
-def test_equal_sums_tie():
+def test_sums_that_differ_only_by_rounding_tie():
     """0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1 in float64."""
     batch = batch_of([[[0], [1]]], [[0]], [[]])
     functions = {
@@ -160,7 +160,7 @@ def test_equal_sums_tie():
     assert total[0, 0] == total[0, 1] == 0.6
 
 
-def test_order_of_users_and_lists():
+def test_rewards_move_with_their_users_and_lists():
     batch = random_batch()
     users, places = np.array([4, 0, 5, 2, 1, 3]), np.array([2, 4, 0, 1, 3])
     moved = ListBatch(
@@ -198,11 +198,11 @@ def test_accuracy_needs_no_groups_and_fairness_no_targets():
         ({"lists": [[[0, 1]], [[1, 5]]]}, "lists, row 1, list 0: item 5 is not in the catalogue of 5 items"),
         ({"targets": [[1]]}, "targets has 1 rows and lists has 2"),
         ({"histories": [[1], [2], [3]]}, "histories has 3 rows and lists has 2"),
-        ({"targets": [[1], [5]]}, "targets, row 1: 5 is no item index"),
-        ({"histories": [[1], [2, -1]]}, "histories, row 1: -1 is no item index"),
+        ({"targets": [[1], [5]]}, "targets, row 1: 5 is not an item index"),
+        ({"histories": [[1], [2, -1]]}, "histories, row 1: -1 is not an item index"),
     ],
 )
-def test_batches_that_do_not_fit_are_refused(changed, message):
+def test_inconsistent_batches_are_an_error(changed, message):
     fields = {"lists": [[[0, 1]], [[1, 2]]], "targets": [[1], [4]], "histories": [[1], []], "shares": np.ones((5, 1))}
     batch_of(**fields)
     with pytest.raises(ValueError, match=message):
@@ -210,7 +210,7 @@ def test_batches_that_do_not_fit_are_refused(changed, message):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_reward_that_is_not_finite_is_refused_with_its_row(value):
+def test_a_reward_that_is_not_finite_is_an_error_that_names_the_row(value):
     batch = random_batch()
     values = np.zeros((6, 5))
     values[3, 2] = value
@@ -219,7 +219,7 @@ def test_a_reward_that_is_not_finite_is_refused_with_its_row(value):
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 1), (5, 6), (6, 5, 4), ()])
-def test_a_reward_of_another_shape_is_refused(shape):
+def test_a_reward_of_another_shape_is_an_error(shape):
     with pytest.raises(
         ValueError, match=r"reward 'mine' has the shape .*; return one value for each of the \(6, 5\) lists"
     ):
@@ -234,6 +234,6 @@ def test_a_reward_of_another_shape_is_refused(shape):
         ({"hit": np.nan}, "the weight of reward 'hit' is nan; give a finite number"),
     ],
 )
-def test_weights_without_meaning_are_refused(weights, message):
+def test_missing_or_invalid_weights_are_an_error(weights, message):
     with pytest.raises(ValueError, match=message):
         score_lists(random_batch(), weights)

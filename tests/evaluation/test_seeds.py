@@ -1,4 +1,4 @@
-"""Several seeds in a table: means over seeds come first, then what is said of users."""
+"""The table of several seeds: values are averaged over seeds before intervals and p-values are computed."""
 
 import re
 
@@ -19,7 +19,7 @@ def cells(line: str) -> list[str]:
     return re.split(r"  +", line)
 
 
-def test_what_is_told_is_of_each_users_mean_over_the_seeds() -> None:
+def test_intervals_and_p_values_use_each_users_mean_over_the_seeds() -> None:
     table = seeds_table(
         RUNS, metrics=["recall@5", "ndcg@5"], against="baseline", notes={"validation": {"model a": 0.25}}
     )
@@ -38,8 +38,8 @@ def test_what_is_told_is_of_each_users_mean_over_the_seeds() -> None:
     assert cells(model) == [*wanted, by_seed, "0.2500"]
 
 
-def test_seeds_that_disagree_about_each_user_leave_a_narrow_interval() -> None:
-    """Two seeds that each hit the other half of the users: over both, all users are alike."""
+def test_users_with_the_same_mean_over_seeds_give_a_narrow_interval() -> None:
+    """Each of two seeds hits one half of the users, so that all users have the same mean."""
     half = np.repeat([0.0, 1.0], 25)
     table = seeds_table({"model": [{"hit@1": half}, {"hit@1": 1 - half}]}, metrics=["hit@1"], against="model")
     assert "0.5000 ±0.0000" in table
@@ -47,13 +47,13 @@ def test_seeds_that_disagree_about_each_user_leave_a_narrow_interval() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -0.25])
-def test_against_what_is_not_above_zero_the_difference_stands(value: float) -> None:
+def test_a_reference_not_above_zero_is_compared_by_difference(value: float) -> None:
     runs = {"baseline": [{"reward": np.full(50, value)}], "model": [{"reward": np.full(50, -0.125)}]}
     lines = seeds_table(runs, metrics=["reward"], against="baseline").splitlines()
     assert [cells(line)[2] for line in lines[2:4]] == ["+0.0000", f"{-0.125 - value:+.4f}"]
 
 
 @pytest.mark.parametrize(("runs", "against"), [(RUNS, "counter"), ({**RUNS, "b": []}, "baseline"), ({}, "baseline")])
-def test_without_the_one_to_compare_to_or_without_a_run_there_is_no_table(runs: dict, against: str) -> None:
-    with pytest.raises(ValueError, match=f"one of each at least, and '{against}' among them"):
+def test_a_missing_reference_or_run_is_an_error(runs: dict, against: str) -> None:
+    with pytest.raises(ValueError, match=f"one run of each recommender, and '{against}' among them"):
         seeds_table(runs, metrics=["ndcg@5"], against=against)

@@ -1,3 +1,5 @@
+"""The text and Markdown of result tables."""
+
 import pytest
 
 from trl_rec.evaluation.results import Evaluation
@@ -13,7 +15,7 @@ RESULTS = {
 }
 
 
-def test_columns_line_up_and_the_best_are_marked():
+def test_columns_are_aligned_and_the_best_values_marked():
     text = metrics_table(
         RESULTS, columns=["recall@10", "gini@10", "popularity@10", "ndcg@10"], caption="ml-100k, test"
     )
@@ -25,20 +27,18 @@ def test_columns_line_up_and_the_best_are_marked():
         "popularity          0.0859   0.9800           312.2        -",
         "bear|ml     0.1835* ±0.0240  0.8000*          170.0   0.1000",
     ]
-    assert (
-        "gini: how unequally often items are recommended, from 0 (all alike) to 1 (one takes all) (lower is better)"
-        in lines
-    )
+    gini = "gini: inequality of how often items are recommended, from 0 (all equal) to 1 (one item takes all)"
+    assert f"{gini} (lower is better)" in lines
     assert "±: half the width of the 95 % bootstrap interval over users" in lines
     assert lines[-1] == "*: best of its column"
 
 
-def test_decimal_points_stand_below_each_other():
+def test_decimal_points_are_aligned():
     lines = metrics_table(RESULTS, columns=["gini@10"]).splitlines()
     assert lines[2].index(".") == lines[3].index(".")
 
 
-def test_markdown_has_bold_best_and_escaped_names():
+def test_markdown_has_bold_best_values_and_escaped_names():
     lines = metrics_table(RESULTS, columns=["recall@10"], intervals="range", markdown=True).splitlines()
     assert lines[:4] == [
         "|  | recall@10 |",
@@ -49,13 +49,13 @@ def test_markdown_has_bold_best_and_escaped_names():
     assert lines[-1] == "- bold: best of its column"
 
 
-def test_default_columns_are_those_at_the_largest_k_and_any_fault():
+def test_default_columns_are_those_at_the_largest_k_and_any_errors():
     header = metrics_table(RESULTS | {"k1": Evaluation({"recall@1": 0.5})}).splitlines()[0]
     assert header.split() == ["recall@10", "ndcg@10", "gini@10", "popularity@10", "invalid"]
     assert "invalid" not in metrics_table({"popularity": RESULTS["popularity"]}).splitlines()[0]
 
 
-def test_a_lone_result_and_equal_results_have_no_best():
+def test_a_single_result_and_equal_results_have_no_best_value():
     one = Evaluation({"recall@1": 0.5})
     assert "0.5000*" not in metrics_table({"one": one}) + metrics_table({"one": one, "two": one})
 
@@ -64,7 +64,7 @@ def test_intervals_can_be_left_out():
     assert "±" not in metrics_table(RESULTS, intervals="none")
 
 
-def test_bad_input_is_refused():
+def test_bad_input_is_an_error():
     with pytest.raises(ValueError, match="no results to show"):
         metrics_table({})
     with pytest.raises(ValueError, match="unknown intervals 'both'; choose half_width, range or none"):

@@ -1,4 +1,4 @@
-"""What a recommender is worth: metrics, intervals and paired tests, and the baselines it is shown beside."""
+"""Evaluates recommenders: metrics, baselines, confidence intervals, paired tests and tables."""
 
 from typing import TYPE_CHECKING
 

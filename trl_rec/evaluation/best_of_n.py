@@ -1,9 +1,9 @@
-"""Best-of-N at inference: lists drawn from a policy, of which the best by a reward is kept.
+"""Best-of-N at inference: draws N lists from a policy and keeps the one with the highest reward.
 
-The reward looks at what the users chose, so nobody could recommend like this. It is the ceiling of a policy that was
-aligned to a static Best-of-N target, and costs N lists for each one shown.
+The reward uses what the users chose next, so nobody could recommend like this. It serves as an upper bound for a
+policy that was aligned to a static Best-of-N target, and costs N lists per list shown.
 
-Legend: U users, S lists drawn a user, K items a list, N the `best_of`.
+Legend: U users, S lists drawn per user, K items per list, N the `best_of`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.lists import sample_item_lists
 from trl_rec.evaluation.intervals import bootstrap_interval
-from trl_rec.evaluation.rank import over_histories
+from trl_rec.evaluation.rank import map_histories
 from trl_rec.evaluation.results import Evaluation, held_out
 from trl_rec.evaluation.rewards import ListReward, score_split
 from trl_rec.items.trie import TokenTrie
@@ -45,23 +45,33 @@ def best_of_split(
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Evaluation]:
-    """What a list that the policy draws is worth, `"drawn"`, and the best of N, `"best of N"`, for the rows of a
-    split.
+    """Draws N lists for each row of a split, and evaluates a single drawn list beside the best of the N.
 
     Args:
         model, tokenizer, dataset, prompt_format: As in [`rank_split`], for a policy that writes lists.
         rewards: As in [`evaluate_best_of`].
-        best_of: N; as many lists are drawn for each user.
-        split: `"validation"` or `"test"`.
-        seed: Of the lists and the bootstrap.
+        best_of: N, the number of lists that are drawn per user.
+        split (*optional*, defaults to `"test"`): `"validation"` or `"test"`.
+        seed (*optional*, defaults to `0`): Seed of the lists and of the bootstrap.
         options: As in [`draw_lists`].
+
+    Returns:
+        The evaluations `"drawn"` and `"best of N"` (with the number in place of N).
     """
     if prompt_format.list_length is None:
         raise ValueError("the best of several lists needs a policy that writes lists; give list_length")
-    trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=True)
+
     rows = held_out(dataset, split)
-    drawing: dict[str, Any] = {"num_lists": best_of, "seed": seed, "pad_token_id": tokenizer.pad_token_id, **options}
-    lists = draw_lists(model, split_rows(rows, "history"), prompt_format, trie, users=split_users(rows), **drawing)
+    lists = draw_lists(
+        model,
+        split_rows(rows, "history"),
+        prompt_format,
+        TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=True),
+        users=split_users(rows),
+        **{"num_lists": best_of, "seed": seed, "pad_token_id": tokenizer.pad_token_id, **options},
+    )
+
+    # The same lists serve both evaluations, so that they differ by the choice alone.
     counts = {"drawn": 1, f"best of {best_of}": best_of}
     return {
         name: evaluate_best_of(lists, dataset, rewards, best_of=count, split=split, seed=seed)
@@ -80,48 +90,63 @@ def draw_lists(
     seed: int = 0,
     **options: Any,
 ) -> np.ndarray:
-    """Lists `(U, S, K)` drawn from the policy after each history, S being `num_lists`.
+    """Draws `num_lists` lists from the policy after each history: `(U, S, K)`.
 
     Args:
         model: A causal language model that writes lists.
         histories: Item indices, oldest first.
-        prompt_format: How they are written, made with a `list_length`.
-        trie: The catalogue, made with `lists=True`.
-        num_lists: Lists a user.
-        temperature: Divides the logits.
-        seed: A user's lists depend on it and on the user's row.
+        prompt_format: How histories are written, with a `list_length`.
+        trie: The catalogue, built with `lists=True`.
+        num_lists: S, lists per user.
+        temperature (*optional*, defaults to `1.0`): Divides the logits.
+        seed (*optional*, defaults to `0`): A user's lists depend on it and on the user's row number.
         options: `pad_token_id`, `users`, `exclude_history`, `batch_size` and `max_length`, as in [`rank_histories`].
     """
-    length = prompt_format.list_length or 1
+    list_length = prompt_format.list_length or 1
+    trie = trie.to(model.device)
 
-    def draw(prompts: dict[str, Tensor], rows: np.ndarray, exclude: Tensor | None) -> Tensor:
-        settings: dict[str, Any] = {
-            "num_lists": num_lists,
-            "list_length": length,
-            "temperature": temperature,
-            "seed": seed,
-        }
-        drawn = sample_item_lists(model, prompts, on_device, rows=torch.from_numpy(rows), exclude=exclude, **settings)
-        return drawn.items.flatten(1)
+    def _draw(prompts: dict[str, Tensor], rows: np.ndarray, exclude: Tensor | None) -> Tensor:
+        drawn = sample_item_lists(
+            model,
+            prompts,
+            trie,
+            rows=torch.from_numpy(rows),
+            exclude=exclude,
+            num_lists=num_lists,
+            list_length=list_length,
+            temperature=temperature,
+            seed=seed,
+        )
+        return drawn.items.flatten(1)  # (B, S * K)
 
-    on_device = trie.to(model.device)
-    width = num_lists * length
-    flat = over_histories(draw, histories, prompt_format, width=width, desc="drawing lists", **options)
-    return flat.reshape(len(histories), num_lists, length)
+    width = num_lists * list_length
+    flat = map_histories(_draw, histories, prompt_format, width=width, desc="drawing lists", **options)
+    return flat.reshape(len(histories), num_lists, list_length)
 
 
 def expected_best(values: np.ndarray, rewards: np.ndarray, best_of: int) -> np.ndarray:
-    """`(U,)`: the mean of `values` `(U, S)` over the best of N lists by `rewards` `(U, S)`, for all ways to choose N
-    of the S; the winners of a tie share. N = 1 gives the mean."""
+    """The expected value of the best of N lists, `(U,)`, over all ways to choose N of the S lists.
+
+    The best list is the one with the highest reward; lists that tie for it share the win. N = 1 gives the mean.
+
+    Args:
+        values (`np.ndarray` of shape `(U, S)`): The values to average.
+        rewards (`np.ndarray` of shape `(U, S)`): The rewards that determine the best list.
+        best_of (`int`): N, at most S.
+    """
     num_lists = rewards.shape[1]
     if not 1 <= best_of <= num_lists:
         raise ValueError(f"the best of {best_of} cannot be chosen from {num_lists} lists; draw at least best_of lists")
-    below = (rewards[:, None] < rewards[..., None]).sum(-1)  # (U, S): lists with less, and with at most as much
+
+    # Number of lists with a lower reward, and with at most the same reward, (U, S) each.
+    below = (rewards[:, None] < rewards[..., None]).sum(-1)
     at_most = (rewards[:, None] <= rewards[..., None]).sum(-1)
-    ways = np.array([comb(count, best_of) for count in range(num_lists + 1)], np.float64) / comb(num_lists, best_of)
-    chance = (ways[at_most] - ways[below]) / (
-        at_most - below
-    )  # that the best is of this reward, shared among its lists
+
+    # `chosen_from[c]` is the probability that all N lists are among c given ones. The difference is the probability
+    # that the highest reward is this list's, which the lists with that reward share.
+    ways = np.array([comb(count, best_of) for count in range(num_lists + 1)], np.float64)
+    chosen_from = ways / comb(num_lists, best_of)
+    chance = (chosen_from[at_most] - chosen_from[below]) / (at_most - below)
     return (chance * values).sum(1)
 
 
@@ -135,23 +160,30 @@ def evaluate_best_of(
     reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """What the best of N of drawn lists is worth, in expectation: `reward`, `ndcg@K`, `recall@K` and the reward's
-    parts.
+    """Evaluates the best of N of the drawn lists, in expectation over all ways to choose the N.
 
     Args:
-        lists: `(U, S, K)` for the split's rows, as [`draw_lists`] gives them.
+        lists: `(U, S, K)` for the rows of the split, as returned by [`draw_lists`].
         dataset: The dataset.
-        rewards: Weights of rewards by name, by which the best is chosen, as in [`score_lists`].
-        best_of: N; 1 is what a drawn list is worth.
-        split: `"validation"` or `"test"`.
-        reward_functions: Rewards besides the named ones.
-        seed: Of the bootstrap.
+        rewards: Weights of the rewards that determine the best list, as in [`score_lists`].
+        best_of: N; 1 evaluates a single drawn list.
+        split (*optional*, defaults to `"test"`): `"validation"` or `"test"`.
+        reward_functions (*optional*): Further rewards by name.
+        seed (*optional*, defaults to `0`): Seed of the bootstrap.
+
+    Returns:
+        The metrics `reward`, `reward/NAME` for each single reward, `ndcg@K` and `recall@K`.
     """
-    rows, k = held_out(dataset, split), lists.shape[-1]
+    rows = held_out(dataset, split)
     scored = score_split(lists, rows, dataset.catalog, {"ndcg": 0.0, "recall": 0.0, **rewards}, reward_functions)
-    values = {"reward": scored.total, **{f"reward/{name}": part for name, part in scored.parts.items()}}
+
+    # The values of every list, (U, S) each.
+    k = lists.shape[-1]
+    values = {"reward": scored.total}
+    values |= {f"reward/{name}": part for name, part in scored.parts.items()}
     values |= {f"{name}@{k}": scored.parts[name] for name in ("ndcg", "recall")}
-    per_user = {name: expected_best(one, scored.total, best_of) for name, one in values.items()}
-    intervals = {name: bootstrap_interval(one, seed=seed) for name, one in per_user.items()}
-    metrics = {"num_users": len(lists), **{name: float(one.mean()) for name, one in per_user.items()}}
+
+    per_user = {name: expected_best(value, scored.total, best_of) for name, value in values.items()}
+    intervals = {name: bootstrap_interval(value, seed=seed) for name, value in per_user.items()}
+    metrics = {"num_users": len(lists), **{name: float(value.mean()) for name, value in per_user.items()}}
     return Evaluation(metrics, intervals, per_user)

@@ -1,9 +1,11 @@
-"""Curves as an SVG file, which any browser and README shows: one panel a quantity, one line a run, drawn without a
-library."""
+"""Line charts as SVG text, drawn without a plotting library: one panel per quantity, one line per run.
+
+Browsers and rendered READMEs show SVG files as they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, TypeAlias
 
@@ -12,45 +14,49 @@ import numpy as np
 
 Curves: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]  # from a run's name to its points (x, y)
 
-COLORS = (
-    "#4477aa",
-    "#ee6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-    "#777777",
-)  # Paul Tol's, told apart by all eyes
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 260, 56, 14, 34, 40
+# Paul Tol's bright scheme with a darker grey; colour-blind people can distinguish these too.
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")
+
+# Size of a panel, and the margins around its plot, in pixels.
+WIDTH = 380
+HEIGHT = 260
+LEFT = 56
+RIGHT = 14
+TOP = 34
+BOTTOM = 40
 
 
 def logged_curve(log_history: Sequence[Mapping[str, Any]], name: str, *, x: str = "step") -> list[tuple[float, float]]:
-    """The points of a logged quantity, over the step or another logged quantity.
+    """The points `(x, y)` of a logged quantity, over the step or over another logged quantity.
 
     Args:
         log_history: `trainer.state.log_history`, or the lines of a run's `eval.jsonl`.
-        name: What is shown, such as `"rewards/ndcg"`.
-        x: What it is shown over.
+        name: The quantity on the vertical axis, for example `"rewards/ndcg"`.
+        x (*optional*, defaults to `"step"`): The quantity on the horizontal axis.
     """
     return [(float(entry[x]), float(entry[name])) for entry in log_history if name in entry and x in entry]
 
 
 def line_charts(panels: Mapping[str, Curves], *, x_label: str = "step") -> str:
-    """The text of an SVG with the panels side by side, and one legend below.
+    """The text of an SVG file: the panels side by side, and one legend below.
 
     Args:
-        panels: From a panel's title to its lines. A run has the same colour in all panels; one without points is left
-            out.
-        x_label: What all horizontal axes show.
+        panels: For each panel's title, its lines. A run has the same colour in all panels. Points that are not finite
+            are left out.
+        x_label (*optional*, defaults to `"step"`): Label of all horizontal axes.
     """
     if not panels or not any(curve for curves in panels.values() for curve in curves.values()):
-        raise ValueError("there is nothing to draw: no run has a point; log what is to be shown")
+        raise ValueError("there is nothing to draw: no run has a point; log the quantity first")
+
+    # A run keeps its colour in every panel.
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    colors = {name: COLORS[place % len(COLORS)] for place, name in enumerate(names)}
+    colors = {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
     parts = [
-        f'<g transform="translate({place * WIDTH},0)">{_panel(title, curves, colors, x_label)}</g>'
-        for place, (title, curves) in enumerate(panels.items())
+        f'<g transform="translate({number * WIDTH},0)">{_panel(title, curves, colors, x_label)}</g>'
+        for number, (title, curves) in enumerate(panels.items())
     ]
+
+    # 30 pixels below the panels hold the legend.
     size = f'width="{WIDTH * len(panels)}" height="{HEIGHT + 30}"'
     style = 'font-family="sans-serif" font-size="12" fill="#222"'
     background = '<rect width="100%" height="100%" fill="white"/>'
@@ -62,28 +68,36 @@ def line_charts(panels: Mapping[str, Curves], *, x_label: str = "step") -> str:
 def _panel(title: str, curves: Curves, colors: Mapping[str, str], x_label: str) -> str:
     points = np.array([point for curve in curves.values() for point in curve], float).reshape(-1, 2)
     points = points[np.isfinite(points).all(1)]
+
+    # Title and axis label, which an empty panel shows too.
     parts = [_text(WIDTH / 2, 18, title, weight="bold"), _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label)]
     if not len(points):
         return "".join(parts)
-    (x_ticks, x_place), (y_ticks, y_place) = (
-        _axis(points[:, 0], LEFT, WIDTH - RIGHT),
-        _axis(points[:, 1], HEIGHT - BOTTOM, TOP),
-    )
+
+    # Both axes; SVG's y grows downwards, so that the vertical one starts at the bottom.
+    x_ticks, to_x = _axis(points[:, 0], LEFT, WIDTH - RIGHT)
+    y_ticks, to_y = _axis(points[:, 1], HEIGHT - BOTTOM, TOP)
     for tick in y_ticks:
-        parts.append(f'<path d="M{LEFT} {y_place(tick):.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
-        parts.append(_text(LEFT - 6, y_place(tick) + 4, f"{tick:.4g}", anchor="end"))
-    parts += [_text(x_place(tick), HEIGHT - BOTTOM + 18, f"{tick:.4g}") for tick in x_ticks]
+        parts.append(f'<path d="M{LEFT} {to_y(tick):.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
+        parts.append(_text(LEFT - 6, to_y(tick) + 4, f"{tick:.4g}", anchor="end"))
+    parts += [_text(to_x(tick), HEIGHT - BOTTOM + 18, f"{tick:.4g}") for tick in x_ticks]
+
+    # The lines, above the grid.
     for name, curve in curves.items():
-        drawn = " ".join(f"{x_place(x):.1f},{y_place(y):.1f}" for x, y in curve if np.isfinite([x, y]).all())
+        drawn = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in curve if np.isfinite([x, y]).all())
         parts.append(f'<polyline points="{drawn}" fill="none" stroke="{colors[name]}" stroke-width="1.8"/>')
     return "".join(parts)
 
 
-def _axis(values: np.ndarray, start: float, stop: float) -> tuple[np.ndarray, Any]:
-    """Round numbers within the values' range, and where on the paper a value lies."""
-    low, high = float(values.min()), float(values.max())
-    if high - low < 1e-12 * max(1.0, abs(high)):
-        low, high = low - 0.5, high + 0.5
+def _axis(values: np.ndarray, start: float, stop: float) -> tuple[np.ndarray, Callable[[float], float]]:
+    """Round tick values within the range of `values`, and a function from a value to its pixel position."""
+    low = float(values.min())
+    high = float(values.max())
+    if high - low < 1e-12 * max(1.0, abs(high)):  # one value alone has no range to divide by
+        low -= 0.5
+        high += 0.5
+
+    # The step is 1, 2, 5 or 10 times a power of ten: the one that divides the range into nearest to five parts.
     step = 10 ** np.floor(np.log10((high - low) / 4))
     step *= min((1, 2, 5, 10), key=lambda factor: abs((high - low) / (step * factor) - 5))
     ticks = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
@@ -91,11 +105,12 @@ def _axis(values: np.ndarray, start: float, stop: float) -> tuple[np.ndarray, An
 
 
 def _legend(colors: Mapping[str, str]) -> str:
-    parts, left = [], LEFT
+    parts = []
+    left = LEFT
     for name, color in colors.items():
         parts.append(f'<path d="M{left} {HEIGHT + 14}h22" stroke="{color}" stroke-width="3"/>')
         parts.append(_text(left + 28, HEIGHT + 18, name, anchor="start"))
-        left += 48 + 7 * len(name)
+        left += 48 + 7 * len(name)  # about 7 pixels per character
     return "".join(parts)
 
 

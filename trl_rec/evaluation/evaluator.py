@@ -1,7 +1,7 @@
-"""Rankings against what users went on to choose, over the whole catalogue and at the level of items.
+"""Evaluates rankings of the whole catalogue against the items that users went on to choose.
 
-An index off the catalogue, or an item twice in a list, takes up its rank, earns nothing, and is reported as `invalid`
-or `duplicates`: a decoder that errs is seen, not repaired.
+An index that is not in the catalogue, or an item that a list repeats, keeps its rank, earns nothing, and is counted as
+`invalid` or `duplicates`. So the errors of a decoder show in the metrics instead of being repaired.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trl_rec.evaluation import metrics
-from trl_rec.evaluation.inputs import Rows, item_rows
+from trl_rec.evaluation.rows import Rows, item_rows
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged
 
@@ -26,63 +26,79 @@ def evaluate_rankings(
     popularity: np.ndarray | None = None,
     num_items: int | None = None,
 ) -> dict[str, float]:
-    """Accuracy, diversity and fairness of one ranking a user.
+    """Accuracy, diversity and fairness of one ranking per user.
 
     Args:
         ranked (`np.ndarray` of shape `(N, K)`):
             Item indices, best first; -1 is a missing rank.
         relevant (`Ragged`, Arrow list column or list of lists):
-            What each of the N users went on to choose, at least one item each.
+            The items that each of the N users went on to choose, at least one per user.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`):
             Lengths to cut the lists at, none above K.
         catalog (`ItemCatalog`, *optional*):
-            Gives `num_items` and, when it has a `group_column`, the groups of `ild`, `mgu` and `dgu`.
+            Gives the number of items and, if it has a `group_column`, the groups for `ild`, `mgu` and `dgu`.
         histories (like `relevant`, *optional*):
-            What each user chose before, for `mgu` and `dgu`.
+            The items that each user chose before, for `mgu` and `dgu`.
         popularity (`np.ndarray` of shape `(num_items,)`, *optional*):
             How often each item was chosen in training, for `popularity`.
         num_items (`int`, *optional*):
-            Size of the catalogue, where no `catalog` is given.
+            Size of the catalogue, if no `catalog` is given.
 
     Returns:
-        `dict[str, float]`: for every k `recall@k hit@k ndcg@k mrr@k` (means over users) and `div_ratio@k or_ratio@k`;
-        given the number of items `coverage@k gini@k`; given popularities `popularity@k`; given groups `ild@k` (k > 1);
-        given groups and histories `mgu@k dgu@k`. Over all K ranks `invalid` (indices off the catalogue) and
-        `duplicates` (items that a list repeats). And `num_users`.
+        `dict[str, float]`, with these entries:
+
+        - for every k: `recall@k hit@k ndcg@k mrr@k` (means over users) and `div_ratio@k or_ratio@k`;
+        - for every k, given the number of items: `coverage@k gini@k`; given popularities: `popularity@k`; given
+          groups: `ild@k` (for k > 1); given groups and histories: `mgu@k dgu@k`;
+        - over all K ranks: `invalid` (indices outside the catalogue) and `duplicates` (items that a list repeats);
+        - `num_users`.
     """
     num_items = _catalog_size(catalog, popularity, num_items)
     ranked = _checked_ranking(ranked, ks)
+
+    # 1. Accuracy per user, averaged.
     result = {name: float(values.mean()) for name, values in _per_user(ranked, relevant, ks, num_items).items()}
-    invalid = (ranked < -1) | (ranked >= (np.inf if num_items is None else num_items))
+
+    # 2. Invalid indices become missing ranks for the metrics of all lists together.
+    upper = np.inf if num_items is None else num_items
+    invalid = (ranked < -1) | (ranked >= upper)
     valid = np.where(invalid, -1, ranked)
-    shares = catalog.group_shares()[1] if catalog is not None and catalog.group_column is not None else None
+
+    # 3. Groups of items, and their shares in the histories.
+    shares = None
     consumed = None
-    if shares is not None and histories is not None:
-        consumed = metrics.group_share(
-            _matched(item_rows(histories, "histories", num_items), ranked, "histories").values, shares
-        )
+    if catalog is not None and catalog.group_column is not None:
+        shares = catalog.group_shares()[1]  # (num_items, num_groups)
+        if histories is not None:
+            rows = item_rows(histories, "histories", num_items)
+            _check_same_users(rows, ranked, "histories")
+            consumed = metrics.group_share(rows.values, shares)  # (num_groups,)
+
+    # 4. Metrics of all lists together, and the counts of errors.
     for k in ks:
-        result |= _corpus_metrics(valid[:, :k], num_items, popularity, shares, consumed)
+        result |= _list_metrics(valid[:, :k], num_items, popularity, shares, consumed)
     repeated = (valid >= 0) & ~metrics.first_occurrences(valid)
     return result | {"invalid": int(invalid.sum()), "duplicates": int(repeated.sum()), "num_users": len(ranked)}
 
 
 def per_user_metrics(ranked: np.ndarray, relevant: Rows, *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, np.ndarray]:
-    """`recall@k hit@k ndcg@k mrr@k` before the mean over users, `(N,)` each: what intervals and paired tests take.
+    """`recall@k hit@k ndcg@k mrr@k` before the mean over users, `(N,)` each, for intervals and paired tests.
 
-    Arguments and refusals as in [`evaluate_rankings`].
+    The arguments are those of [`evaluate_rankings`] and are checked in the same way.
     """
     return _per_user(_checked_ranking(ranked, ks), relevant, ks, None)
 
 
 def _per_user(ranked: np.ndarray, relevant: Rows, ks: Sequence[int], num_items: int | None) -> dict[str, np.ndarray]:
-    rows = _matched(item_rows(relevant, "relevant", num_items), ranked, "relevant")
+    rows = item_rows(relevant, "relevant", num_items)
+    _check_same_users(rows, ranked, "relevant")
     if not rows.lengths.all():
         row = int(np.flatnonzero(rows.lengths == 0)[0])
         raise ValueError(
-            f"relevant, row {row}: the user has no relevant item; leave users without any out of ranking and measuring"
+            f"relevant, row {row}: the user has no relevant item; leave such users out of both ranked and relevant"
         )
-    hits, num_relevant = metrics.find_hits(ranked, rows.row_ids, rows.values)
+
+    hits, num_relevant = metrics.find_hits(ranked, rows.row_ids, rows.values)  # (N, K) and (N,)
     result = {}
     for k in ks:
         result[f"recall@{k}"] = metrics.recall(hits, num_relevant, k)
@@ -92,65 +108,77 @@ def _per_user(ranked: np.ndarray, relevant: Rows, ks: Sequence[int], num_items: 
     return result
 
 
-def _corpus_metrics(
+def _list_metrics(
     ranked: np.ndarray,
     num_items: int | None,
     popularity: np.ndarray | None,
     shares: np.ndarray | None,
     consumed: np.ndarray | None,
 ) -> dict[str, float]:
+    """Metrics of all lists `(N, k)` together, as far as their inputs are known."""
     k = ranked.shape[1]
     result: dict[str, float] = {}
+
     if num_items is not None:
-        result |= {f"coverage@{k}": metrics.coverage(ranked, num_items), f"gini@{k}": metrics.gini(ranked, num_items)}
+        result[f"coverage@{k}"] = metrics.coverage(ranked, num_items)
+        result[f"gini@{k}"] = metrics.gini(ranked, num_items)
     if popularity is not None:
         result[f"popularity@{k}"] = metrics.mean_popularity(ranked, popularity)
-    if shares is not None and k > 1:
+    if shares is not None and k > 1:  # one item has no pair to compare
         result[f"ild@{k}"] = float(metrics.ild(ranked, shares).mean())
-    result |= {f"div_ratio@{k}": metrics.div_ratio(ranked), f"or_ratio@{k}": metrics.or_ratio(ranked)}
+
+    result[f"div_ratio@{k}"] = metrics.div_ratio(ranked)
+    result[f"or_ratio@{k}"] = metrics.or_ratio(ranked)
+
     if shares is not None and consumed is not None:
         recommended = metrics.group_share(ranked, shares)
-        result |= {
-            f"mgu@{k}": float(metrics.mgu(recommended, consumed)),
-            f"dgu@{k}": float(metrics.dgu(recommended, consumed)),
-        }
+        result[f"mgu@{k}"] = float(metrics.mgu(recommended, consumed))
+        result[f"dgu@{k}"] = float(metrics.dgu(recommended, consumed))
     return result
 
 
 def _checked_ranking(ranked: np.ndarray, ks: Sequence[int]) -> np.ndarray:
+    """The ranking as int64, after checking its shape and type, and that every k fits it."""
     ranked = np.asarray(ranked)
     if ranked.ndim != 2 or len(ranked) == 0:
         raise ValueError(
-            f"ranked has the shape {ranked.shape}; give one row of item indices a user, (num_users, K), and a user at least"
+            f"ranked has the shape {ranked.shape}; give at least one user, with one row of item indices per user: "
+            "(num_users, K)"
         )
     if not np.issubdtype(ranked.dtype, np.integer):
         raise ValueError(
-            f"ranked holds {ranked.dtype} (NaN included, if any); give integer item indices, -1 for a missing rank"
+            f"ranked contains {ranked.dtype} (which may include NaN); give integer item indices, -1 for a missing rank"
         )
-    if not ks or min(ks) < 1 or max(ks) > ranked.shape[1]:
+
+    num_ranks = ranked.shape[1]
+    if not ks or min(ks) < 1 or max(ks) > num_ranks:
         raise ValueError(
-            f"ks={tuple(ks)} does not fit lists of {ranked.shape[1]}; choose k from 1 to {ranked.shape[1]}, or rank more"
+            f"ks={tuple(ks)} does not fit lists of {num_ranks}; choose k from 1 to {num_ranks}, or rank more items"
         )
     return ranked.astype(np.int64, copy=False)
 
 
-def _matched(rows: Ragged, ranked: np.ndarray, name: str) -> Ragged:
+def _check_same_users(rows: Ragged, ranked: np.ndarray, name: str) -> None:
     if len(rows) != len(ranked):
         raise ValueError(
             f"{name} has {len(rows)} rows and ranked has {len(ranked)}; give the same users, in the same order"
         )
-    return rows
 
 
 def _catalog_size(catalog: ItemCatalog | None, popularity: np.ndarray | None, num_items: int | None) -> int | None:
-    sizes = {"catalog": None if catalog is None else len(catalog), "num_items": num_items}
-    sizes["popularity"] = None if popularity is None else len(popularity)
-    known = {name: size for name, size in sizes.items() if size is not None}
-    if len(set(known.values())) > 1:
-        raise ValueError(
-            f"{' and '.join(f'{name} ({size})' for name, size in known.items())} disagree on the number of items"
-        )
+    """The number of items, from whatever gives it; raises where two arguments disagree."""
+    sizes: dict[str, int] = {}
+    if catalog is not None:
+        sizes["catalog"] = len(catalog)
+    if num_items is not None:
+        sizes["num_items"] = num_items
+    if popularity is not None:
+        sizes["popularity"] = len(popularity)
+
+    if len(set(sizes.values())) > 1:
+        listed = " and ".join(f"{name} ({size})" for name, size in sizes.items())
+        raise ValueError(f"{listed} disagree on the number of items")
     if popularity is not None and not np.isfinite(popularity).all():
         item = int(np.flatnonzero(~np.isfinite(popularity))[0])
-        raise ValueError(f"popularity of item {item} is {popularity[item]}; give a finite number an item")
-    return next(iter(known.values()), None)
+        raise ValueError(f"popularity of item {item} is {popularity[item]}; give a finite number per item")
+    return next(iter(sizes.values()), None)

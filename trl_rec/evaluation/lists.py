@@ -1,4 +1,4 @@
-"""Ranked lists as people read them: the end of a history, what is recommended, and where the next item stands."""
+"""Ranked lists as text for people: the end of each history, the recommended items, and what the user chose next."""
 
 from __future__ import annotations
 
@@ -14,25 +14,30 @@ from trl_rec.items.catalog import ItemCatalog
 def readable_lists(
     ranked: np.ndarray, split: Dataset, catalog: ItemCatalog, *, rows: Sequence[int] = range(10), num_recent: int = 3
 ) -> str:
-    """The lists of some rows of a split as text, the users' next items marked.
+    """The lists of some rows of a split as text; an arrow marks the items that the user chose next.
 
     Args:
         ranked (`np.ndarray` of shape `(len(split), K)`): Item indices, best first.
-        split (`Dataset`): Where histories and targets come from.
-        catalog (`ItemCatalog`): The titles.
-        rows (`Sequence[int]`, *optional*): Which rows to show.
-        num_recent (`int`, *optional*, defaults to `3`): Items of the history to show, newest first.
+        split (`Dataset`): Gives the histories and targets.
+        catalog (`ItemCatalog`): Gives the titles.
+        rows (`Sequence[int]`, *optional*, defaults to the first ten): The rows to show.
+        num_recent (`int`, *optional*, defaults to `3`): Number of history items to show, newest first.
     """
-    histories, targets = split_rows(split, "history"), split_rows(split, "targets")
+    histories = split_rows(split, "history")
+    targets = split_rows(split, "targets")
     blocks = []
     for row in rows:
-        recent = " | ".join(catalog.titles[item] for item in histories[row][::-1][:num_recent])
-        wanted = set(targets[row].tolist())
-        listed = [
-            f"{'->' if item in wanted else '  '} {rank:>2}. {catalog.titles[item]}"
-            for rank, item in enumerate(ranked[row], 1)
-        ]
-        missed = [catalog.titles[item] for item in sorted(wanted - set(ranked[row].tolist()))]
-        note = [f"   next was: {', '.join(missed)}"] if missed else []
-        blocks.append("\n".join([f"after {recent}", *listed, *note]))
+        newest_first = histories[row][::-1]
+        recent = " | ".join(catalog.titles[item] for item in newest_first[:num_recent])
+        chosen = set(targets[row].tolist())
+        lines = [f"after {recent}"]
+
+        # One line per rank, then one for the chosen items that are not in the list.
+        for rank, item in enumerate(ranked[row], 1):
+            mark = "->" if item in chosen else "  "
+            lines.append(f"{mark} {rank:>2}. {catalog.titles[item]}")
+        missed = sorted(chosen - set(ranked[row].tolist()))
+        if missed:
+            lines.append(f"   next was: {', '.join(catalog.titles[item] for item in missed)}")
+        blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

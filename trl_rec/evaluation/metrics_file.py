@@ -1,4 +1,4 @@
-"""`metrics.json`: what was measured, how, and with which versions, so that a figure can be believed later."""
+"""Writes `metrics.json`: the results of an evaluation, its settings, and the versions of the packages it ran with."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ def write_metrics(
     exclude_history: bool,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes results to a JSON file that is either whole or not there: a temporary name beside it is renamed at the
-    end.
+    """Writes results to a JSON file under a temporary name, which is renamed at the end: no partial file is left.
 
     Args:
-        path (`str` or `Path`): The file; its folder is made if need be, a file of that name is replaced.
-        results (`Mapping[str, Evaluation]`): Name of a recommender to what it reached, all over the same number of
+        path (`str` or `Path`): The file. Its folder is created if necessary; an existing file is replaced.
+        results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, all over the same number of
             users.
-        split (`str`): The split measured on.
-        ks (`Sequence[int]`): Lengths that lists were cut at.
+        split (`str`): The split that the recommenders were evaluated on.
+        ks (`Sequence[int]`): Lengths that the lists were cut at.
         exclude_history (`bool`): Whether items of a user's history were never recommended.
-        settings (`Mapping[str, Any]`, *optional*): What else a figure depends on: beams, length penalty, dataset,
-            seed.
+        settings (`Mapping[str, Any]`, *optional*): Anything else that the metrics depend on: beams, length penalty,
+            dataset, seed.
     """
     content = {
         "split": split,
@@ -47,7 +46,10 @@ def write_metrics(
         "versions": {package: _version(package) for package in PACKAGES},
         "results": {name: _entry(name, evaluation) for name, evaluation in results.items()},
     }
+
+    # NaN is not JSON; `_entry` has named it before `allow_nan=False` would.
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -58,15 +60,15 @@ def write_metrics(
 def _num_users(results: Mapping[str, Evaluation]) -> int:
     counts = {name: int(evaluation.metrics["num_users"]) for name, evaluation in results.items()}
     if len(set(counts.values())) != 1:
-        told = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none at all"
-        raise ValueError(f"results must be over the same users to stand in one file, and these are over: {told}")
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none at all"
+        raise ValueError(f"results in one file must be over the same users, but the numbers of users are: {listed}")
     return next(iter(counts.values()))
 
 
 def _entry(name: str, evaluation: Evaluation) -> dict[str, Any]:
     for metric, value in evaluation.metrics.items():
         if not math.isfinite(value):
-            raise ValueError(f"{metric} of {name} is {value}; check the run before its figures are written")
+            raise ValueError(f"{metric} of {name} is {value}; check the run that produced it; nothing was written")
     return {
         "metrics": dict(evaluation.metrics),
         "intervals": {metric: list(interval) for metric, interval in evaluation.intervals.items()},

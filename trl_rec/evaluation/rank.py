@@ -1,6 +1,6 @@
-"""A model ranks a split's users: prompts in batches of like length, the work divided evenly over the processes.
+"""Ranks the catalogue for many users with a model: prompts of similar length in batches, divided over the processes.
 
-Every process returns the whole ranking, in the split's order.
+Every process returns the complete ranking, in the order of the rows.
 """
 
 from __future__ import annotations
@@ -40,22 +40,29 @@ def rank_split(
     prompt_format: PromptFormat | None = None,
     **options: Any,
 ) -> np.ndarray:
-    """The model's ranking `(num_rows, top_k)` of the catalogue for every row of a split, -1 where a rank is missing.
+    """Ranks the catalogue for every row of a split: `(num_rows, top_k)`, -1 where a rank is missing.
 
     Args:
-        model: A causal language model that knows the tokens of the catalogue's surface.
+        model: A causal language model whose vocabulary contains the tokens of the catalogue's surface.
         tokenizer: Its tokenizer.
-        dataset: The dataset; its catalogue's surface says how items are written.
-        split: `"validation"` or `"test"`.
-        prompt_format (*optional*): How histories, and lists where it has a `list_length`, are written; single items in
-            the surface's default otherwise.
+        dataset: The dataset. The surface of its catalogue determines how items are written.
+        split (*optional*, defaults to `"test"`): `"validation"` or `"test"`.
+        prompt_format (*optional*, defaults to the default format of the surface, for single items): How histories are
+            written. With a `list_length`, the model writes lists.
         options: As in [`rank_histories`].
     """
     prompt_format = prompt_format or PromptFormat.for_catalog(dataset.catalog, tokenizer)
     trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=prompt_format.list_length is not None)
-    rows, padding = held_out(dataset, split), tokenizer.pad_token_id
-    histories, users = split_rows(rows, "history"), split_users(rows)
-    return rank_histories(model, histories, prompt_format, trie, users=users, pad_token_id=padding, **options)
+    rows = held_out(dataset, split)
+    return rank_histories(
+        model,
+        split_rows(rows, "history"),
+        prompt_format,
+        trie,
+        pad_token_id=tokenizer.pad_token_id,
+        users=split_users(rows),
+        **options,
+    )
 
 
 def rank_histories(
@@ -74,33 +81,37 @@ def rank_histories(
     batch_size: int = 16,
     max_length: int | None = None,
 ) -> np.ndarray:
-    """The model's ranking `(num_histories, top_k)` after each history, -1 where a rank is missing: single items by
-    their scores or, where the prompt format has a `list_length`, the first items of the list that the model writes.
+    """Ranks the catalogue after each history: `(num_histories, top_k)`, -1 where a rank is missing.
+
+    If the prompt format has a `list_length`, the ranking is the first `top_k` items of the list that the model writes;
+    otherwise it is that of single items by score.
 
     Args:
         model: A causal language model.
         histories: Item indices, oldest first.
-        prompt_format: How they are written.
-        trie: The catalogue, made with `lists=True` for lists.
-        pad_token_id: What prompts are padded with.
-        users (*optional*): Whose histories they are, rows of `RecDataset.users`; needed where prompts name users.
-        top_k: Ranks to return.
-        num_beams (*optional*, defaults to `top_k`): Width of the beam search; never below `top_k`. For lists the
-            default is 1, the likeliest token each time.
-        exclude_history: Whether items of the whole history are never recommended.
-        renormalize, length_penalty: As in [`rank_items`]; without effect on lists, which are among legal tokens
-            always.
-        batch_size: Prompts a forward pass.
-        max_length (*optional*): Most tokens of prompt and completion together; the oldest history goes first.
+        prompt_format: How histories are written.
+        trie: The catalogue, built with `lists=True` for lists.
+        pad_token_id: Token that pads the prompts.
+        users (*optional*): The user of each history, as a row of `RecDataset.users`; needed if prompts name users.
+        top_k (*optional*, defaults to `10`): Number of ranks to return.
+        num_beams (*optional*, defaults to `top_k`, and for lists to `1`): Width of the beam search. For single items
+            it is raised to `top_k`; for lists, 1 is greedy decoding.
+        exclude_history (*optional*, defaults to `True`): Whether items of the whole history are never recommended.
+        renormalize, length_penalty (*optional*): As in [`rank_items`]. They have no effect on lists, which always use
+            the softmax over legal tokens.
+        batch_size (*optional*, defaults to `16`): Prompts per forward pass.
+        max_length (*optional*): Limit on the tokens of prompt and completion together; the oldest history is dropped
+            first.
     """
     trie = trie.to(model.device)
     rank: Callable[..., RankedItems]
     if prompt_format.list_length is not None:
         rank = partial(rank_list, list_length=prompt_format.list_length, num_beams=num_beams or 1)
     else:
-        scoring: dict[str, Any] = {"renormalize": renormalize, "length_penalty": length_penalty}
-        rank = partial(rank_items, num_beams=max(num_beams or 0, top_k), **scoring)
-    return over_histories(
+        num_beams = max(num_beams or 0, top_k)
+        rank = partial(rank_items, num_beams=num_beams, renormalize=renormalize, length_penalty=length_penalty)
+
+    return map_histories(
         lambda prompts, _, exclude: rank(model, prompts, trie, top_k=top_k, exclude=exclude).items,
         histories,
         prompt_format,
@@ -114,8 +125,8 @@ def rank_histories(
     )
 
 
-def over_histories(
-    items: Callable[[dict[str, Tensor], np.ndarray, Tensor | None], Tensor],
+def map_histories(
+    compute: Callable[[dict[str, Tensor], np.ndarray, Tensor | None], Tensor],
     histories: Ragged,
     prompt_format: PromptFormat,
     *,
@@ -127,31 +138,62 @@ def over_histories(
     batch_size: int = 16,
     max_length: int | None = None,
 ) -> np.ndarray:
-    """What a function gives for all histories, `(num_histories, width)`, on every process.
+    """Applies a function to batches of prompted histories, and returns `(num_histories, width)` on every process.
 
     Args:
-        items: Gives items `(B, width)` from the prompts, the numbers of their rows, and the items to exclude `(B, E)`.
+        compute: Maps a batch to items `(B, width)`. It is called with the padded prompts, their row numbers `(B,)`,
+            and the items to exclude `(B, E)`, -1 where a row has fewer, or None.
         histories, prompt_format, pad_token_id, users, exclude_history, batch_size, max_length: As in
             [`rank_histories`].
-        width: Items a row.
-        desc: What the progress bar says.
+        width: Number of items per row.
+        desc: Label of the progress bar.
     """
-    prompts, state = prompt_format.encode(histories, users, max_length=max_length), PartialState()
-    mine = np.argsort(-prompts.lengths, kind="stable")[state.process_index :: state.num_processes]
-    found = np.full((len(mine), width), -1, np.int64)
-    starts = range(0, len(mine), batch_size)
-    for start in tqdm(starts, desc=desc, unit="batch", leave=False, disable=not state.is_local_main_process):
-        rows = mine[start : start + batch_size]
+    prompts = prompt_format.encode(histories, users, max_length=max_length)
+
+    def _compute_batch(rows: np.ndarray) -> Tensor:
         exclude = torch.from_numpy(histories.take(rows).padded()) if exclude_history else None
-        found[start : start + batch_size] = items(left_padded(prompts.take(rows), pad_token_id), rows, exclude).cpu()
-    whole = np.empty((len(histories), width), np.int64)
-    for rows, some in gather_object([(mine, found)]):
-        whole[rows] = some
-    return whole
+        return compute(left_padded(prompts.take(rows), pad_token_id), rows, exclude).cpu()
+
+    return map_rows(_compute_batch, prompts.lengths, width=width, desc=desc, batch_size=batch_size)
+
+
+def map_rows(
+    compute: Callable[[np.ndarray], np.ndarray | Tensor],
+    lengths: np.ndarray,
+    *,
+    width: int,
+    desc: str,
+    batch_size: int,
+) -> np.ndarray:
+    """Applies a function to batches of rows, and returns int64 `(num_rows, width)` on every process.
+
+    Args:
+        compute: Maps row numbers `(B,)` to values `(B, width)` on the CPU.
+        lengths: Number of tokens of each row, `(num_rows,)`.
+        width: Number of values per row.
+        desc: Label of the progress bar.
+        batch_size: Rows per batch.
+    """
+    # 1. Rows from longest to shortest, dealt to the processes in turn: batches of similar length, and equal work.
+    state = PartialState()
+    own_rows = np.argsort(-lengths, kind="stable")[state.process_index :: state.num_processes]
+
+    # 2. This process computes its rows.
+    own_values = np.full((len(own_rows), width), -1, np.int64)
+    starts = range(0, len(own_rows), batch_size)
+    for start in tqdm(starts, desc=desc, unit="batch", leave=False, disable=not state.is_local_main_process):
+        rows = own_rows[start : start + batch_size]
+        own_values[start : start + batch_size] = compute(rows)
+
+    # 3. Every process collects the rows of all.
+    everything = np.empty((len(lengths), width), np.int64)
+    for rows, values in gather_object([(own_rows, own_values)]):
+        everything[rows] = values
+    return everything
 
 
 def left_padded(prompts: Ragged, pad_token_id: int) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` of the prompts, padded on the left."""
+    """`input_ids` and `attention_mask` `(B, P)` of the prompts, padded on the left."""
     lengths = torch.from_numpy(prompts.lengths)
     input_ids = torch.from_numpy(prompts.padded(fill=pad_token_id, left=True))
     column = torch.arange(input_ids.shape[1])

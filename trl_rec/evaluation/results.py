@@ -1,10 +1,10 @@
-"""The evaluation of rankings over a dataset's split, and of the baselines over the same split in the same way."""
+"""Evaluates a ranking on a split of a dataset, and the baselines on the same split in the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
@@ -14,7 +14,7 @@ from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, Tra
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.rewards import ListReward, score_split
-from trl_rec.evaluation.training_log import TrainingLog
+from trl_rec.evaluation.train_interactions import TrainInteractions
 
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one recommender reached on one split.
+    """The metrics of one recommender on one split.
 
     Args:
-        metrics (`dict[str, float]`): What [`evaluate_rankings`] returns.
+        metrics (`dict[str, float]`): Every metric by name, as returned by [`evaluate_rankings`], and rewards if any.
         intervals (`dict[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals of the means over users.
-        per_user (`dict[str, np.ndarray]`, *optional*): The values `(num_users,)` behind those, for
+        per_user (`dict[str, np.ndarray]`, *optional*): The values `(num_users,)` behind the intervals, for
             [`paired_comparison`].
     """
 
@@ -47,34 +47,38 @@ def evaluate_split(
     reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """All metrics of a ranking of a split's rows, with intervals.
+    """All metrics of a ranking of a split's rows, with bootstrap intervals.
 
     Args:
-        ranked (`np.ndarray` of shape `(len(split), K)`): Item indices a row of the split, best first, -1 for a missing
-            rank.
-        dataset (`RecDataset`): Gives the split, the catalogue, and the training popularity.
+        ranked (`np.ndarray` of shape `(len(split), K)`): Item indices for each row of the split, best first, -1 for a
+            missing rank.
+        dataset (`RecDataset`): Gives the split, the catalogue and the training popularity.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
-        rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]; adds the metric
-            `reward`, their weighted sum over the lists as they are given, and each part as `reward/ndcg` and the like.
-        reward_functions (`Mapping[str, ListReward]`, *optional*): Rewards besides the named ones.
-        seed (`int`, *optional*, defaults to `0`): Of the bootstrap.
+        rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]. They add two kinds of
+            metrics: `reward`, the weighted sum for the whole lists, and each single reward, as in `reward/ndcg`.
+        reward_functions (`Mapping[str, ListReward]`, *optional*): Further rewards by name.
+        seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
     """
     rows = held_out(dataset, split)
     relevant = split_rows(rows, "targets")
-    popularity = TrainingLog.read(dataset.train, len(dataset.catalog)).popularity
+    histories = split_rows(rows, "history")
+    popularity = TrainInteractions.from_split(dataset.train, len(dataset.catalog)).popularity
+
     metrics = evaluate_rankings(
-        ranked, relevant, ks=ks, catalog=dataset.catalog, histories=split_rows(rows, "history"), popularity=popularity
+        ranked, relevant, ks=ks, catalog=dataset.catalog, histories=histories, popularity=popularity
     )
-    per_user = per_user_metrics(ranked, relevant, ks=ks)
+    per_user = per_user_metrics(ranked, relevant, ks=ks)  # (num_users,) each
+
     if rewards is not None:
+        # One list per user, as rewards score several lists per user.
         scored = score_split(ranked[:, None], rows, dataset.catalog, rewards, reward_functions)
         values = {"reward": scored.total, **{f"reward/{name}": part for name, part in scored.parts.items()}}
         per_user |= {name: value[:, 0] for name, value in values.items()}
         metrics |= {name: float(value.mean()) for name, value in values.items()}
-    return Evaluation(
-        metrics, {name: bootstrap_interval(values, seed=seed) for name, values in per_user.items()}, per_user
-    )
+
+    intervals = {name: bootstrap_interval(values, seed=seed) for name, values in per_user.items()}
+    return Evaluation(metrics, intervals, per_user)
 
 
 def evaluate_baselines(
@@ -87,7 +91,7 @@ def evaluate_baselines(
     reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
 ) -> dict[str, Evaluation]:
-    """The baselines `random`, `popularity` and `transition`, learned from `dataset.train` and evaluated on a split.
+    """Fits the baselines `random`, `popularity` and `transition` on `dataset.train` and evaluates them on a split.
 
     Args:
         dataset (`RecDataset`): The dataset.
@@ -96,27 +100,32 @@ def evaluate_baselines(
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of a user's history are never
             recommended.
         rewards, reward_functions (*optional*): As in [`evaluate_split`].
-        seed (`int`, *optional*, defaults to `0`): Of the random baseline and of the bootstrap.
+        seed (`int`, *optional*, defaults to `0`): Seed of the random baseline and of the bootstrap.
+
+    Returns:
+        `dict[str, Evaluation]`: each baseline by name.
     """
     histories = split_rows(held_out(dataset, split), "history")
-    rewarded: dict[str, Any] = {"rewards": rewards, "reward_functions": reward_functions}
     baselines: dict[str, RandomBaseline | PopularityBaseline | TransitionBaseline] = {
         "random": RandomBaseline(seed),
         "popularity": PopularityBaseline(),
         "transition": TransitionBaseline(),
     }
+
     results = {}
     for name, baseline in baselines.items():
         ranked = baseline.fit(dataset.train, len(dataset.catalog)).rank(histories, max(ks), exclude_history)
-        results[name] = evaluate_split(ranked, dataset, split=split, ks=ks, seed=seed, **rewarded)
+        results[name] = evaluate_split(
+            ranked, dataset, split=split, ks=ks, rewards=rewards, reward_functions=reward_functions, seed=seed
+        )
     return results
 
 
 def held_out(dataset: RecDataset, split: str) -> Dataset:
-    """The split of that name, `"validation"` or `"test"`."""
+    """The split of that name, `"validation"` or `"test"`; raises for any other name and for an empty split."""
     splits = {"validation": dataset.validation, "test": dataset.test}
     if split not in splits:
         raise ValueError(f"cannot evaluate on split {split!r}; choose validation or test")
     if len(splits[split]) == 0:
-        raise ValueError(f"the {split} split has no rows; prepare the data with more interactions a user")
+        raise ValueError(f"the {split} split has no rows; prepare the data with more interactions per user")
     return splits[split]

@@ -1,10 +1,12 @@
-"""What each of several lists a user is worth, as a reward to learn from: the metrics of `metrics.py`, or any function.
+"""Rewards of recommended lists, to learn from: the metrics of `metrics.py` for single lists, or any function.
 
-Rewards are of item indices, never of text, and are rounded to 12 decimals: the last bits of a sum depend on how many
-lists are scored at a time and on the order of their items, and would tell equal lists apart where only their ranking
-counts.
+To add a named reward, write its function below and add it to `REWARDS` at the end of this file; nothing else changes.
 
-Legend: B users, G lists a user, K ranks.
+Rewards are computed from item indices, never from text, and are rounded to 12 decimals. The last bits of a sum depend
+on the order of a list's items and on how many lists are scored at a time; without rounding, equally good lists would
+not tie, which matters where lists are ranked by their rewards.
+
+Legend: B users, G lists per user, K ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation import metrics
-from trl_rec.evaluation.inputs import item_rows
+from trl_rec.evaluation.rows import item_rows
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 
@@ -29,14 +31,14 @@ DECIMALS = 12
 
 @dataclass(frozen=True, eq=False)
 class ListBatch:
-    """Lists, and what their rewards may be made from.
+    """Lists to score, with the data that rewards may use.
 
     Args:
         lists (`np.ndarray` of shape `(B, G, K)`): Item indices, best first; a negative one is a missing rank.
         targets (`Ragged`): The items that each of the B users went on to choose.
         histories (`Ragged`): The items that each user chose before.
-        shares (`np.ndarray` of shape `(num_items, num_groups)`, *optional*): The groups of each item, as
-            [`ItemCatalog.group_shares`] gives them.
+        shares (`np.ndarray` of shape `(num_items, num_groups)`, *optional*): The groups of each item, as returned by
+            [`ItemCatalog.group_shares`].
     """
 
     lists: np.ndarray
@@ -47,15 +49,18 @@ class ListBatch:
     def __post_init__(self) -> None:
         if self.lists.ndim != 3 or not np.issubdtype(self.lists.dtype, np.integer):
             raise ValueError(
-                f"lists is {self.lists.dtype} of the shape {self.lists.shape}; give item indices of shape (users, lists, ranks)"
+                f"lists is {self.lists.dtype} of the shape {self.lists.shape}; "
+                "give item indices of shape (users, lists, ranks)"
             )
+
         num_items = None if self.shares is None else len(self.shares)
         if num_items is not None and self.lists.max(initial=-1) >= num_items:
-            row, place, rank = np.argwhere(self.lists >= num_items)[0]
-            item = self.lists[row, place, rank]
+            row, number, rank = np.argwhere(self.lists >= num_items)[0]
+            item = self.lists[row, number, rank]
             raise ValueError(
-                f"lists, row {row}, list {place}: item {item} is not in the catalogue of {num_items} items"
+                f"lists, row {row}, list {number}: item {item} is not in the catalogue of {num_items} items"
             )
+
         for name, rows in (("targets", self.targets), ("histories", self.histories)):
             if len(item_rows(rows, name, num_items)) != len(self.lists):
                 raise ValueError(
@@ -64,11 +69,15 @@ class ListBatch:
 
     @cached_property
     def hits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which ranks hold a target, `(B, G, K)`, and the user's number of targets, `(B, G)`; a user without any is
-        refused."""
+        """The ranks that contain a target, `(B, G, K)`, and the user's number of targets, `(B, G)`.
+
+        Raises if a user has no target.
+        """
         if not self.targets.lengths.all():
             row = int(np.flatnonzero(self.targets.lengths == 0)[0])
             raise ValueError(f"targets, row {row} is empty; leave users without a target out of training")
+
+        # Every list becomes a row of its own, with a copy of its user's targets.
         num_users, num_lists, num_ranks = self.lists.shape
         repeated = self.targets.take(np.repeat(np.arange(num_users), num_lists))
         hits, num_relevant = metrics.find_hits(self.lists.reshape(-1, num_ranks), repeated.row_ids, repeated.values)
@@ -76,7 +85,7 @@ class ListBatch:
 
     @property
     def groups(self) -> np.ndarray:
-        """`shares`, refused where there are none."""
+        """`shares`, for rewards that need them; raises if there are none."""
         if self.shares is None:
             raise ValueError(
                 "the rewards ild and mgu need groups of items; name a group_column when preparing the data"
@@ -88,11 +97,11 @@ ListReward: TypeAlias = Callable[[ListBatch], np.ndarray]
 
 
 class ListRewards(NamedTuple):
-    """The rewards of some lists, all float64 of shape `(B, G)`.
+    """The rewards of a batch of lists, all float64 of shape `(B, G)`.
 
     Args:
-        total: The weighted sum, which is learned from.
-        parts: Each reward by its name, not weighted, to be logged.
+        total: The weighted sum, which is optimised.
+        parts: Each reward by name, not weighted, for logging.
     """
 
     total: np.ndarray
@@ -102,20 +111,25 @@ class ListRewards(NamedTuple):
 def score_lists(
     batch: ListBatch, weights: Mapping[str, float], functions: Mapping[str, ListReward] | None = None
 ) -> ListRewards:
-    """The weighted sum of some rewards, one value a list, and the rewards themselves.
+    """Scores each list by a weighted sum of rewards. Every reward is higher for better lists.
 
     Args:
         batch (`ListBatch`): The lists.
-        weights (`Mapping[str, float]`): From the name of a reward, `"ndcg" "recall" "hit" "ild" "mgu"` or one of
-            `functions`, to its weight: `{"ndcg": 1, "mgu": 4}`. All are higher for better lists. One of weight 0 is
-            only logged.
-        functions (`Mapping[str, ListReward]`, *optional*): Further rewards. Each is given the batch and returns an
-            array `(B, G)` of finite numbers, as in `{"novelty": lambda batch: -popularity[batch.lists].mean(-1)}`.
+        weights (`Mapping[str, float]`): Weight of each reward, by the name of one of `REWARDS` (`"ndcg"`, `"recall"`,
+            `"hit"`, `"ild"`, `"mgu"`) or of `functions`: `{"ndcg": 1, "mgu": 4}`. A reward of weight 0 is computed for
+            logging only.
+        functions (`Mapping[str, ListReward]`, *optional*): Further rewards by name. Each maps the batch to an array
+            `(B, G)` of finite numbers, as in `{"novelty": lambda batch: -popularity[batch.lists].mean(-1)}`.
+
+    Returns:
+        The weighted sum and the single rewards.
     """
-    known = {**NAMED, **(functions or {})}
+    known = {**REWARDS, **(functions or {})}
     if not weights:
         raise ValueError(f"no reward is given; weigh at least one of {', '.join(sorted(known))}")
-    total, parts = np.zeros(batch.lists.shape[:2]), {}
+
+    total = np.zeros(batch.lists.shape[:2])  # (B, G)
+    parts = {}
     for name, weight in weights.items():
         if name not in known:
             raise ValueError(
@@ -135,21 +149,22 @@ def score_split(
     weights: Mapping[str, float],
     functions: Mapping[str, ListReward] | None = None,
 ) -> ListRewards:
-    """[`score_lists`] of lists `(B, G, K)` for the rows of a split, whose targets and histories the rewards go by."""
+    """Scores lists `(B, G, K)` for the B rows of a split, with their targets and histories, as in [`score_lists`]."""
     shares = None if catalog.group_column is None else catalog.group_shares()[1]
     batch = ListBatch(lists, split_rows(rows, "targets"), split_rows(rows, "history"), shares)
     return score_lists(batch, weights, functions)
 
 
 def _checked(values: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A reward's values, rounded, after checking that there is one finite number per list."""
     values = np.asarray(values, np.float64)
     if values.shape != shape:
         raise ValueError(
             f"reward {name!r} has the shape {values.shape}; return one value for each of the {shape} lists"
         )
     if not np.isfinite(values).all():
-        row, place = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(f"reward {name!r}, row {row}, list {place} is {values[row, place]}; return finite numbers")
+        row, number = np.argwhere(~np.isfinite(values))[0]
+        raise ValueError(f"reward {name!r}, row {row}, list {number} is {values[row, number]}; return finite numbers")
     return values.round(DECIMALS)
 
 
@@ -159,42 +174,45 @@ def ndcg(batch: ListBatch) -> np.ndarray:
 
 
 def recall(batch: ListBatch) -> np.ndarray:
-    """Share of the user's targets in each list, `(B, G)`."""
+    """Share of the user's targets that each list contains, `(B, G)`."""
     return metrics.recall(*batch.hits, batch.lists.shape[-1])
 
 
 def hit(batch: ListBatch) -> np.ndarray:
-    """1 where a list holds a target, else 0, `(B, G)`."""
+    """1 where a list contains a target, else 0, `(B, G)`."""
     return metrics.hit(batch.hits[0], batch.lists.shape[-1])
 
 
 def ild(batch: ListBatch) -> np.ndarray:
-    """Mean cosine distance of the groups of each two items of a list, `(B, G)`."""
+    """Intra-list diversity, `(B, G)`: mean cosine distance between the groups of two items of a list."""
     return metrics.ild(batch.lists, batch.groups)
 
 
 def mgu(batch: ListBatch) -> np.ndarray:
-    """Minus the mean over groups of |share in the list - share in this user's own history|, `(B, G)`, 0 where they
-    agree.
+    """Minus the mean over groups of |share in the list - share in this user's own history|, `(B, G)`; at most 0.
 
-    Reconstruction: the paper scores each list so, but gives no formula. The metric [`metrics.mgu`] compares whole
-    corpora.
+    Reconstruction: the paper scores each list by MGU, but gives no formula for single lists. The metric
+    [`metrics.mgu`] compares whole corpora.
     """
+    # A row per list with its present items, in the order of the flattened (B, G).
     present = batch.lists >= 0
     listed = Ragged.from_lengths(batch.lists[present], present.sum(-1).ravel())
     recommended = _group_shares(listed, batch.groups).reshape(*batch.lists.shape[:2], batch.groups.shape[1])
-    return -metrics.mgu(recommended, _group_shares(batch.histories, batch.groups)[:, None])
+    consumed = _group_shares(batch.histories, batch.groups)  # (B, num_groups)
+    return -metrics.mgu(recommended, consumed[:, None])
 
 
 def _group_shares(items: Ragged, shares: np.ndarray) -> np.ndarray:
     """Share of each group in each row of items, `(len(items), num_groups)`; zeros where no item is in any group."""
     mass = np.zeros((len(items), shares.shape[1]))
+
+    # Blocks of rows bound the memory that the gathered shares take.
     step = max(1, metrics.GATHERED_VALUES // max(1, shares.shape[1] * int(items.lengths.max(initial=0))))
     for start in range(0, len(items), step):
         part = items.take(np.arange(start, min(start + step, len(items))))
-        filled = np.flatnonzero(part.lengths)  # an empty row would be given the first item of the next
+        filled = np.flatnonzero(part.lengths)  # for an empty row, `reduceat` would return the first item of the next
         mass[start + filled] = np.add.reduceat(shares[part.values], part.offsets[filled], axis=0, dtype=np.float64)
     return mass / np.maximum(mass.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
-NAMED: dict[str, ListReward] = {"ndcg": ndcg, "recall": recall, "hit": hit, "ild": ild, "mgu": mgu}
+REWARDS: dict[str, ListReward] = {"ndcg": ndcg, "recall": recall, "hit": hit, "ild": ild, "mgu": mgu}

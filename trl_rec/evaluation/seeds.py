@@ -1,13 +1,13 @@
-"""Recommenders that were trained with several seeds each, beside each other and against one of them, as a table for
-people.
+"""A table that compares recommenders trained with several seeds each, with one of them as the reference.
 
-Each user's values are averaged over the seeds first, so that intervals and p-values are over users. What another seed
-would change they do not tell: that is what the values by seed are there for.
+Each user's values are first averaged over the seeds. So intervals and p-values describe the variation between users,
+not the variation between seeds; for the latter the table shows the value of every seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from trl_rec.evaluation.intervals import bootstrap_interval, paired_comparison
 from trl_rec.evaluation.tables import aligned
 
 
-Runs = Sequence[Mapping[str, np.ndarray]]
+Runs: TypeAlias = Sequence[Mapping[str, np.ndarray]]  # for each seed, the `Evaluation.per_user` of one recommender
 
 
 def seeds_table(
@@ -25,41 +25,55 @@ def seeds_table(
     against: str,
     notes: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """A line a recommender: its metrics with half the width of their intervals, its ratio to `against` in the last
-    metric (the difference, where that is not above 0) with the p-value of a paired test, and that metric of each seed.
+    """A table with one row per recommender, comparing each to the recommender `against` in the last metric.
+
+    The columns are: each metric with half the width of its interval; the ratio of the last metric to that of `against`
+    (the difference, if that is not above 0); the p-value of a paired test; and the last metric for each seed.
 
     Args:
-        runs (`Mapping[str, Sequence[Mapping[str, np.ndarray]]]`): Name of a recommender to the `Evaluation.per_user`
-            of each seed. All runs are over the same users in the same order; baselines have one.
+        runs (`Mapping[str, Sequence[Mapping[str, np.ndarray]]]`): For each recommender's name, the
+            `Evaluation.per_user` of each of its seeds; baselines have one. All are over the same users in the same
+            order.
         metrics (`Sequence[str]`): Metrics to show; the last one is compared.
-        against (`str`): The recommender that the others are compared to.
-        notes (`Mapping[str, Mapping[str, float]]`, *optional*): Further columns: heading to a number for each
-            recommender that has one.
+        against (`str`): Name of the recommender that the others are compared to.
+        notes (`Mapping[str, Mapping[str, float]]`, *optional*): Further columns: for each heading, a number for some
+            or all recommenders by name.
     """
     if against not in runs or not all(runs.values()):
-        raise ValueError(f"runs of {', '.join(runs)}: there must be one of each at least, and {against!r} among them")
-    notes, compared = notes or {}, metrics[-1]
-    base = _over_seeds(runs[against], compared)
+        raise ValueError(
+            f"runs of {', '.join(runs)}: give at least one run of each recommender, and {against!r} among them"
+        )
+    notes = notes or {}
+    compared = metrics[-1]
+    reference = _mean_over_seeds(runs[against], compared)
+    reference_mean = reference.mean()
+
+    # One row per recommender, below the headings.
     rows = [["", *metrics, f"over {against}", "p", f"{compared} by seed", *notes]]
-    for name, several in runs.items():
-        values = _over_seeds(several, compared)
-        p_value = "-" if name == against else f"{paired_comparison(values, base).p_value:.3f}"
-        by_seed = " ".join(f"{one[compared].mean():.4f}" for one in several)
-        cells = [_with_interval(_over_seeds(several, metric)) for metric in metrics]
-        known = [f"{column[name]:.4f}" if name in column else "-" for column in notes.values()]
-        mean = base.mean()  # a ratio to what is below 0 would turn better and worse around
-        ratio = f"{values.mean() / mean:.3f}" if mean > 0 else f"{values.mean() - mean:+.4f}"
-        rows.append([name, *cells, ratio, p_value, by_seed, *known])
+    for name, seeds in runs.items():
+        values = _mean_over_seeds(seeds, compared)
+        cells = [_with_interval(_mean_over_seeds(seeds, metric)) for metric in metrics]
+
+        # Below 0 a ratio would be higher for the worse recommender.
+        if reference_mean > 0:
+            ratio = f"{values.mean() / reference_mean:.3f}"
+        else:
+            ratio = f"{values.mean() - reference_mean:+.4f}"
+        p_value = "-" if name == against else f"{paired_comparison(values, reference).p_value:.3f}"
+        by_seed = " ".join(f"{seed[compared].mean():.4f}" for seed in seeds)
+        noted = [f"{column[name]:.4f}" if name in column else "-" for column in notes.values()]
+        rows.append([name, *cells, ratio, p_value, by_seed, *noted])
+
     legend = [
-        "±: half the width of the 95 % bootstrap interval over users of their mean over the seeds",
-        f"p: paired test of {compared} against {against} over the same users; neither tells what another seed would change",
+        "±: half the width of the 95 % bootstrap interval over users, of the mean over seeds",
+        f"p: paired test of {compared} against {against} over the same users; neither includes the seeds' variation",
     ]
     return "\n".join([*aligned(rows), "", *legend])
 
 
-def _over_seeds(several: Runs, metric: str) -> np.ndarray:
-    """Each user's mean, `(num_users,)`."""
-    return np.mean([one[metric] for one in several], 0)
+def _mean_over_seeds(seeds: Runs, metric: str) -> np.ndarray:
+    """Each user's mean over the seeds, `(num_users,)`."""
+    return np.mean([seed[metric] for seed in seeds], 0)
 
 
 def _with_interval(values: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Measures of orders of rated candidates against loops over pairs, and the baselines against their definitions."""
+"""Measures of orders against slow loops over pairs, and the baselines for rated lists against their definitions."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from trl_rec import RecDataset, prepare
 from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation import RankedLists, borda, evaluate_orders, evaluate_rated_baselines, slot_profile
 from trl_rec.evaluation.graded.baselines import bias_places, item_mean_places, popularity_places
-from trl_rec.evaluation.graded.measures import graded_ndcg_of, order_consistency, rank_correlation, slot_correlation
+from trl_rec.evaluation.graded.measures import order_consistency, order_ndcg, rank_correlation, slot_correlation
 from trl_rec.trainer import held_out_rows
 
 
@@ -22,7 +22,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 
 def orders(counts: list[int], num_orders: int, draw: np.random.Generator) -> np.ndarray:
-    """`(N, S, m)`: random places, -1 beyond a list's count."""
+    """Random places `(N, S, m)`, -1 beyond the length of a list."""
     places = np.full((len(counts), num_orders, max(counts)), -1)
     for row, count in enumerate(counts):
         for order in range(num_orders):
@@ -41,48 +41,48 @@ def ratings_of(counts: list[int], draw: np.random.Generator) -> np.ndarray:
 def test_measures_equal_loops(counts: list[int], k: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
     places, slots, ratings = orders(counts, 3, draw), orders(counts, 3, draw), ratings_of(counts, draw)
-    ndcg, tau = graded_ndcg_of(places[:, 0], ratings, k), rank_correlation(places[:, 0], -ratings)
+    ndcg, tau = order_ndcg(places[:, 0], ratings, k), rank_correlation(places[:, 0], -ratings)
     consistency, bias = order_consistency(places), slot_correlation(places, slots)
     for row, count in enumerate(counts):
-        several = [places[row, order, :count].tolist() for order in range(3)]
+        by_order = [places[row, order, :count].tolist() for order in range(3)]
         rated = ratings[row, :count].tolist()
-        assert ndcg[row] == pytest.approx(oracle.graded_ndcg(several[0], rated, k))
-        assert tau[row] == pytest.approx(oracle.kendall(several[0], [-rating for rating in rated]))
-        pairs = [oracle.kendall(several[a], several[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
-        assert consistency[row] == pytest.approx(np.mean(pairs))
-        stood = [oracle.kendall(several[order], slots[row, order, :count].tolist()) for order in range(3)]
-        assert bias[row] == pytest.approx(np.mean(stood))
-        totals = [sum(one[item] for one in several) for item in range(count)]
-        expected = sorted(range(count), key=lambda item: (totals[item], several[0][item]))
+        assert ndcg[row] == pytest.approx(oracle.graded_ndcg(by_order[0], rated, k))
+        assert tau[row] == pytest.approx(oracle.kendall(by_order[0], [-rating for rating in rated]))
+        pair_taus = [oracle.kendall(by_order[a], by_order[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
+        assert consistency[row] == pytest.approx(np.mean(pair_taus))
+        slot_taus = [oracle.kendall(by_order[order], slots[row, order, :count].tolist()) for order in range(3)]
+        assert bias[row] == pytest.approx(np.mean(slot_taus))
+        totals = [sum(order[item] for order in by_order) for item in range(count)]
+        expected = sorted(range(count), key=lambda item: (totals[item], by_order[0][item]))
         assert borda(places)[row, :count].argsort().tolist() == expected
     assert (borda(places)[places[:, 0] < 0] == -1).all()
 
 
-def test_the_best_order_is_worth_one_and_the_reverse_correlates_at_minus_one() -> None:
+def test_the_best_order_has_ndcg_one_and_the_reverse_has_tau_minus_one() -> None:
     ratings = np.array([[5.0, 1, 3, 3]])
     best, worst = np.array([[0, 3, 1, 2]]), np.array([[3, 0, 2, 1]])
-    assert graded_ndcg_of(best, ratings, 10) == 1 and rank_correlation(best, -ratings) == 1
-    assert graded_ndcg_of(worst, ratings, 10) < 0.7 and rank_correlation(worst, -ratings) == -1
+    assert order_ndcg(best, ratings, 10) == 1 and rank_correlation(best, -ratings) == 1
+    assert order_ndcg(worst, ratings, 10) < 0.7 and rank_correlation(worst, -ratings) == -1
     expected = (1 / 1 + 7 / np.log2(3)) / (31 / 1 + 7 / np.log2(3))
-    assert graded_ndcg_of(worst, ratings, 2) == pytest.approx(expected)
+    assert order_ndcg(worst, ratings, 2) == pytest.approx(expected)
 
 
-def test_a_profile_is_flat_for_an_order_that_ignores_the_slots() -> None:
+def test_the_slot_profile_is_flat_for_an_order_that_ignores_the_slots() -> None:
     draw = np.random.default_rng(0)
     counts = [3, 4] * 2000
     places = np.repeat(orders(counts, 1, draw), 2, 1)
     slots = orders(counts, 2, draw)
     assert slot_profile(places, slots) == pytest.approx(np.ones(4), abs=0.12)
     assert abs(slot_correlation(places, slots).mean()) < 0.02
-    assert slot_profile(slots, slots)[:2].tolist() == [pytest.approx(3.5), 0.0]  # what is read first always wins
+    assert slot_profile(slots, slots)[:2].tolist() == [pytest.approx(3.5), 0.0]  # the first slot always wins
     assert (slot_correlation(slots, slots) == 1).all()
 
 
-def test_one_order_agrees_with_itself() -> None:
+def test_a_single_order_is_consistent() -> None:
     assert order_consistency(orders([3, 4], 1, np.random.default_rng(0))).tolist() == [1, 1]
 
 
-def test_the_table_of_a_perfect_order(dataset: RecDataset) -> None:
+def test_metrics_of_a_perfect_order(dataset: RecDataset) -> None:
     rows = held_out_rows(dataset.test, num_candidates=5)
     ratings = split_rows(rows, "ratings").padded(fill=-1)
     best = np.argsort(np.argsort(-ratings, 1, kind="stable"), 1)[:, None]
@@ -93,7 +93,7 @@ def test_the_table_of_a_perfect_order(dataset: RecDataset) -> None:
     assert evaluate_orders(RankedLists(twice, twice), rows, ks=(1,)).metrics["consistency"] == 1
 
 
-def test_baselines_are_what_they_say(dataset: RecDataset) -> None:
+def test_baselines_order_by_popularity_and_by_mean_rating(dataset: RecDataset) -> None:
     rows, train = held_out_rows(dataset.test, num_candidates=5), dataset.train.to_list()
     pairs = [
         (item, rating)
@@ -103,9 +103,9 @@ def test_baselines_are_what_they_say(dataset: RecDataset) -> None:
         )
     ]
     overall = np.mean([rating for _, rating in pairs])
-    given = {item: [rating for other, rating in pairs if other == item] for item in range(50)}
-    counts = np.array([len(given[item]) for item in range(50)])
-    means = np.array([np.mean(given[item]) if given[item] else overall for item in range(50)])
+    ratings_of_item = {item: [rating for other, rating in pairs if other == item] for item in range(50)}
+    counts = np.array([len(ratings_of_item[item]) for item in range(50)])
+    means = np.array([np.mean(ratings_of_item[item]) if ratings_of_item[item] else overall for item in range(50)])
     for places, scores in ((popularity_places, counts), (item_mean_places, means)):
         found = places(dataset.train, rows, 50)
         for row, candidates in zip(found, rows["candidates"], strict=True):
@@ -113,8 +113,8 @@ def test_baselines_are_what_they_say(dataset: RecDataset) -> None:
             assert (np.diff(ordered) <= 1e-12).all()
 
 
-def test_the_bias_baseline_takes_a_users_habits_out(dataset: RecDataset) -> None:
-    """Item 1 has the higher mean only because those who rate everything high rated it."""
+def test_the_bias_baseline_removes_users_rating_habits(dataset: RecDataset) -> None:
+    """Item 1 has the higher mean only because generous users rated it."""
     rows = [([0, 2, 3], [2, 1, 1])] * 5 + [([1, 2, 3], [4, 5, 5])] * 5
     table = {
         "user": list(range(10)),
@@ -129,7 +129,7 @@ def test_the_bias_baseline_takes_a_users_habits_out(dataset: RecDataset) -> None
     assert bias_places(train, lists, 4, damping=0.1).tolist() == [[0, 1]]
 
 
-def test_baselines_stand_in_one_table_and_learn_from_training_alone(dataset: RecDataset) -> None:
+def test_baselines_are_evaluated_on_the_same_rows_and_fitted_on_train_only(dataset: RecDataset) -> None:
     rows = held_out_rows(dataset.test, num_candidates=5)
     baselines = evaluate_rated_baselines(dataset.train, rows, 50, ks=(5,))
     assert list(baselines) == ["random", "popularity", "item mean", "bias"]

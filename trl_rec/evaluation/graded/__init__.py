@@ -1,5 +1,4 @@
-"""Measures orders of rated candidates: graded NDCG, Kendall's tau, consistency between shuffles, and their
-baselines."""
+"""Evaluates orders of rated candidates: graded NDCG, Kendall's tau, position bias, and baselines."""
 
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,8 @@ __all__ = [
     "borda",
     "evaluate_orders",
     "evaluate_rated_baselines",
-    "graded_ndcg_of",
     "order_consistency",
+    "order_ndcg",
     "rank_correlation",
     "rank_rated_rows",
     "slot_correlation",
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.graded.baselines import RATED_BASELINES
     from trl_rec.evaluation.graded.measures import (
         borda,
-        graded_ndcg_of,
         order_consistency,
+        order_ndcg,
         rank_correlation,
         slot_correlation,
         slot_profile,
@@ -39,8 +38,8 @@ else:
             "baselines": ["RATED_BASELINES"],
             "measures": [
                 "borda",
-                "graded_ndcg_of",
                 "order_consistency",
+                "order_ndcg",
                 "rank_correlation",
                 "slot_correlation",
                 "slot_profile",

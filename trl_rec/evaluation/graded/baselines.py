@@ -1,8 +1,9 @@
-"""Orders of rated candidates without a model of language, that any model should be shown beside: by chance, by how
-often an item is chosen, by its mean rating, and by what is left of its ratings once their users' habits are taken out.
+"""Baselines that order rated candidates without a language model: random, popularity, mean rating, and rating bias.
 
-All learn from the training split alone. Each gives the place of every candidate, from 0; equal scores go by the items'
-index.
+They use the training split alone. Each returns the place of every candidate, from 0 for the best, -1 where a list has
+fewer candidates than the longest. Equal scores keep the order in which the list contains the candidates.
+
+Legend: N lists, m candidates of the longest list.
 """
 
 from __future__ import annotations
@@ -15,44 +16,54 @@ from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding.candidates.orders import draw_slots
-from trl_rec.evaluation.graded.measures import places_of
-from trl_rec.evaluation.training_log import TrainingLog
+from trl_rec.evaluation.graded.measures import places_by_score
+from trl_rec.evaluation.train_interactions import TrainInteractions
 from trl_rec.ragged import Ragged, join
 
 
-SWEEPS = 20  # of the bias model; its effects then move by less than a thousandth of a star
+SWEEPS = 20  # of the bias model; after these, its effects move by less than a thousandth of a star
 
 
 def random_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:
-    """`(N, m)`: a random order of each list, the same for equal (seed, row)."""
-    numbers, counts = rows.with_format("numpy")[:]["row"], split_rows(rows, "candidates").lengths
-    orders = [draw_slots(count, 1, (seed, row))[0] for count, row in zip(counts, numbers, strict=True)]
+    """A random order of each list, `(N, m)`. Equal (seed, row) give equal orders."""
+    row_numbers = rows.with_format("numpy")[:]["row"]
+    counts = split_rows(rows, "candidates").lengths
+    orders = [draw_slots(count, 1, (seed, row))[0] for count, row in zip(counts, row_numbers, strict=True)]
     return Ragged.from_lists(orders).padded()
 
 
 def popularity_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:
-    """`(N, m)`: the order of how often items occur in training."""
-    return _by_score(TrainingLog.read(train, num_items).popularity, rows)
+    """Candidates by how often the item was chosen in training, `(N, m)`."""
+    return _places(TrainInteractions.from_split(train, num_items).popularity, rows)
 
 
 def item_mean_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:
-    """`(N, m)`: the order of items' mean training rating, that of all ratings for an item without any."""
-    log = _ratings(train, num_items)
-    counts, total = (np.bincount(log.item, weights, num_items) for weights in (None, log.rating))
-    return _by_score(np.where(counts > 0, total / np.maximum(counts, 1), log.rating.mean()), rows)
+    """Candidates by the item's mean training rating, `(N, m)`; an item without ratings has the mean of all ratings."""
+    ratings = _train_ratings(train, num_items)
+    counts = np.bincount(ratings.item, minlength=num_items)
+    totals = np.bincount(ratings.item, ratings.rating, num_items)
+    return _places(np.where(counts > 0, totals / np.maximum(counts, 1), ratings.rating.mean()), rows)
 
 
 def bias_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0, damping: float = 5.0) -> np.ndarray:
-    """`(N, m)`: the order of item effects in the model rating = mean + user effect + item effect, each effect shrunk
-    as if it had `damping` more ratings at 0. The user's own effect moves all candidates alike."""
-    log = _ratings(train, num_items)
-    rating = log.rating - log.rating.mean()
-    counts = np.bincount(log.item, minlength=num_items) + damping, np.bincount(log.user) + damping
-    of_item, of_user = np.zeros(num_items), np.zeros(len(counts[1]))
+    """Candidates by the item effect in the model rating = mean + user effect + item effect, `(N, m)`.
+
+    Each effect is shrunk as if it had `damping` more ratings equal to 0. The user effect is the same for all
+    candidates of a list and does not change their order; it is fitted to take users' rating habits out of the item
+    effects.
+    """
+    ratings = _train_ratings(train, num_items)
+    residual = ratings.rating - ratings.rating.mean()
+    item_counts = np.bincount(ratings.item, minlength=num_items) + damping
+    user_counts = np.bincount(ratings.user) + damping
+
+    # Alternating least squares: each effect in turn is fitted to what the other does not explain.
+    item_effect = np.zeros(num_items)
+    user_effect = np.zeros(len(user_counts))
     for _ in range(SWEEPS):
-        of_item = np.bincount(log.item, rating - of_user[log.user], num_items) / counts[0]
-        of_user = np.bincount(log.user, rating - of_item[log.item]) / counts[1]
-    return _by_score(of_item, rows)
+        item_effect = np.bincount(ratings.item, residual - user_effect[ratings.user], num_items) / item_counts
+        user_effect = np.bincount(ratings.user, residual - item_effect[ratings.item]) / user_counts
+    return _places(item_effect, rows)
 
 
 RATED_BASELINES: dict[str, Callable[[Dataset, Dataset, int, int], np.ndarray]] = {
@@ -63,23 +74,25 @@ RATED_BASELINES: dict[str, Callable[[Dataset, Dataset, int, int], np.ndarray]] =
 }
 
 
-class _Ratings(NamedTuple):
-    """The training ratings, each once: user, item and rating of every one."""
+class _TrainRatings(NamedTuple):
+    """The training ratings, each once: three arrays of one length. Users are numbered from 0 without gaps."""
 
     user: np.ndarray
     item: np.ndarray
     rating: np.ndarray
 
 
-def _ratings(train: Dataset, num_items: int) -> _Ratings:
-    log = TrainingLog.read(train, num_items)
+def _train_ratings(train: Dataset, num_items: int) -> _TrainRatings:
+    interactions = TrainInteractions.from_split(train, num_items)
     ratings = join(split_rows(train, "history_ratings"), split_rows(train, "target_ratings"))
-    users = np.unique(train.with_format("numpy")[:]["user"], return_inverse=True)[1]
-    user = users[log.sequences.row_ids]
-    return _Ratings(user[log.new], log.sequences.values[log.new], ratings.values[log.new].astype(float))
+
+    # One user per row becomes one user per rating.
+    user_of_row = np.unique(train.with_format("numpy")[:]["user"], return_inverse=True)[1]
+    user = user_of_row[interactions.sequences.row_ids]
+    is_new = interactions.is_new
+    return _TrainRatings(user[is_new], interactions.sequences.values[is_new], ratings.values[is_new].astype(float))
 
 
-def _by_score(scores: np.ndarray, rows: Dataset) -> np.ndarray:
-    candidates = split_rows(rows, "candidates").padded()
-    # ties by the items' index: by their place in the list they would go by time
-    return places_of(scores[np.maximum(candidates, 0)] - 0.0, candidates >= 0)
+def _places(item_scores: np.ndarray, rows: Dataset) -> np.ndarray:
+    candidates = split_rows(rows, "candidates").padded()  # (N, m)
+    return places_by_score(item_scores[np.maximum(candidates, 0)], candidates >= 0)

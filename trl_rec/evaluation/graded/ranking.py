@@ -1,8 +1,7 @@
-"""A model puts the candidates of rated rows in order: prompts in batches of like length, divided evenly over the
-processes.
+"""Lets a model order the candidates of rated rows: prompts of similar length in batches, divided over the processes.
 
-Every process returns the places in all rows, in the rows' order. In which slots a list is shown depends on the seed
-and on its row alone.
+Every process returns the places for all rows, in the order of the rows. The slots in which a list's candidates are
+shown depend only on the seed and the row.
 """
 
 from __future__ import annotations
@@ -11,16 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding.candidates.orders import draw_slots
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.decoding.candidates.ranking import rank_candidates
-from trl_rec.evaluation.rank import left_padded
+from trl_rec.evaluation.rank import left_padded, map_rows
 from trl_rec.ragged import Ragged, join, within
 
 
@@ -29,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class RankedLists(NamedTuple):
-    """What came of N lists of up to m candidates, each shown in S orders; -1 where a list has no candidate.
+    """Orders of N lists of up to m candidates, each list shown in S orders; -1 where a list has fewer candidates.
 
     Args:
-        places (`np.ndarray` of shape `(N, S, m)`): The place of each candidate, from 0.
-        slots (`np.ndarray` of shape `(N, S, m)`): Where it stood in the prompt.
+        places (`np.ndarray` of shape `(N, S, m)`): The place that the model gives each candidate, from 0 for the best.
+        slots (`np.ndarray` of shape `(N, S, m)`): The position of each candidate in the prompt, from 0.
     """
 
     places: np.ndarray
@@ -52,49 +48,53 @@ def rank_rated_rows(
     max_length: int | None = None,
     seed: int = 0,
 ) -> RankedLists:
-    """The order that a model gives each list, once for every order that it is shown in.
+    """Lets a model order each list, once for every order in which the list is shown.
 
     Args:
         model: A causal language model.
         rows: Rows of [`held_out_rows`].
-        prompt_format: How they are written.
-        pad_token_id: What prompts are padded with.
-        num_orders: S. Several tell how far the model's order depends on the one it is shown, and [`borda`] makes one
-            of them.
-        single_pass: As in [`rank_candidates`].
-        batch_size: Prompts a forward pass.
-        max_length (*optional*): Most tokens of prompt and answer; the oldest history goes first.
-        seed: Chooses the slots.
+        prompt_format: How histories and candidates are written.
+        pad_token_id: Token that pads the prompts.
+        num_orders (*optional*, defaults to `1`): S, the number of orders in which each list is shown. Several orders
+            show how much the model depends on the order in the prompt, and [`borda`] combines their results into one.
+        single_pass (*optional*, defaults to `False`): As in [`rank_candidates`].
+        batch_size (*optional*, defaults to `16`): Prompts per forward pass.
+        max_length (*optional*): Limit on the tokens of prompt and answer; the oldest history is dropped first.
+        seed (*optional*, defaults to `0`): Seed of the slots.
     """
-    candidates, numbers = split_rows(rows, "candidates"), rows.with_format("numpy")[:]["row"]
-    shown_in = [
-        draw_slots(count, num_orders, (seed, row)) for count, row in zip(candidates.lengths, numbers, strict=True)
-    ]
-    slots = Ragged.from_lists([order for several in shown_in for order in several])
-    source = np.repeat(np.arange(len(candidates)), num_orders)
+    # 1. Draw the slots: a list shown in S orders becomes S prompts, one after the other.
+    candidates = split_rows(rows, "candidates")
+    row_numbers = rows.with_format("numpy")[:]["row"]
+    slots = Ragged.from_lists(
+        order
+        for count, row in zip(candidates.lengths, row_numbers, strict=True)
+        for order in draw_slots(count, num_orders, (seed, row))
+    )
+    source = np.repeat(np.arange(len(candidates)), num_orders)  # the list of each prompt
+
+    # 2. Build the prompts. The history gets the room that the candidates and the answer leave.
     shown, names = prompt_format.show(candidates.take(source), slots)
-    histories, ratings = (split_rows(rows, name).take(source) for name in ("history", "history_ratings"))
+    histories = split_rows(rows, "history").take(source)
+    ratings = split_rows(rows, "history_ratings").take(source)
     room = None if max_length is None else max_length - shown.lengths - slots.lengths
-    prompts, state = join(prompt_format.encode_histories(histories, ratings, room), shown), PartialState()
-    mine = np.argsort(-prompts.lengths, kind="stable")[state.process_index :: state.num_processes]
+    prompts = join(prompt_format.encode_histories(histories, ratings, room), shown)
     width = int(candidates.lengths.max())
-    places = np.full((len(mine), width), -1, np.int64)
-    starts = range(0, len(mine), batch_size)
-    for start in tqdm(starts, desc="ranking", unit="batch", leave=False, disable=not state.is_local_main_process):
-        batch = mine[start : start + batch_size]
-        tokens = torch.from_numpy(names.take(batch).padded(width=width))
+
+    # 3. Let the model order the candidates, and turn "candidate at each rank" into "place of each candidate".
+    def _places_of_batch(batch: np.ndarray) -> np.ndarray:
+        tokens = torch.from_numpy(names.take(batch).padded(width=width))  # (B, m), -1 where there is no candidate
         inputs = left_padded(prompts.take(batch), pad_token_id)
-        order = (
-            rank_candidates(model, inputs, tokens.clamp(min=0), tokens >= 0, single_pass=single_pass)
-            .order.cpu()
-            .numpy()
-        )
+        ranked = rank_candidates(model, inputs, tokens.clamp(min=0), tokens >= 0, single_pass=single_pass)
+        order = ranked.order.cpu().numpy()  # (B, m)
         row, rank = np.nonzero(order >= 0)
-        places[start + row, order[row, rank]] = rank
-    whole = np.empty((len(prompts), width), np.int64)
-    for rows_, found in gather_object([(mine, places)]):
-        whole[rows_] = found
-    stood = np.full_like(whole, -1)
-    stood[slots.row_ids, slots.values] = within(slots.lengths)
-    split = (len(candidates), num_orders, width)
-    return RankedLists(whole.reshape(split), stood.reshape(split))
+        places = np.full((len(batch), width), -1, np.int64)
+        places[row, order[row, rank]] = rank
+        return places
+
+    places = map_rows(_places_of_batch, prompts.lengths, width=width, desc="ranking", batch_size=batch_size)
+
+    # 4. The slot of each candidate, from the candidate in each slot.
+    slot_of = np.full_like(places, -1)
+    slot_of[slots.row_ids, slots.values] = within(slots.lengths)
+    shape = (len(candidates), num_orders, width)
+    return RankedLists(places.reshape(shape), slot_of.reshape(shape))

@@ -1,0 +1,38 @@
+"""Accepts rows of item indices in several forms: `Ragged`, an Arrow list column, a split's column, lists of lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from trl_rec.ragged import Ragged
+
+
+Rows: TypeAlias = Ragged | pa.Array | pa.ChunkedArray | Iterable[Sequence[int]]
+
+
+def item_rows(rows: Rows, name: str, num_items: int | None = None) -> Ragged:
+    """Converts rows of item indices to an int64 `Ragged`, and raises where a value is not a valid index.
+
+    Args:
+        rows (`Ragged`, Arrow list column or iterable of lists): One row of item indices per user, possibly empty.
+        name (`str`): What the rows contain, for the error message.
+        num_items (`int`, *optional*): Size of the catalogue. Without it, only the lower bound 0 is checked.
+    """
+    if isinstance(rows, pa.Array | pa.ChunkedArray):
+        rows = Ragged.from_arrow(rows)
+    elif not isinstance(rows, Ragged):
+        rows = Ragged.from_lists(rows, np.float64)  # float64, so that NaN and fractions reach the check below
+
+    values = rows.values
+    upper = np.inf if num_items is None else num_items
+    invalid = ~((values >= 0) & (values == np.floor(values)) & (values < upper))
+    if invalid.any():
+        first = int(np.flatnonzero(invalid)[0])
+        row = rows.row_ids[first]
+        bound = "" if num_items is None else f" below {num_items}"
+        raise ValueError(f"{name}, row {row}: {values[first]} is not an item index; give whole numbers from 0{bound}")
+    return Ragged(values.astype(np.int64), rows.offsets)
