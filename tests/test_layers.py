@@ -15,7 +15,7 @@ PACKAGE = Path(trl_rec.__file__).parent
 LAYERS = [
     ("compat",),
     ("losses",),
-    ("items.trie", "evaluation.metrics"),
+    ("items.trie", "items.trie_building", "evaluation.metrics"),
     ("items", "data"),
     ("models", "decoding", "semantic_ids"),
     ("trainer", "evaluation"),

@@ -119,7 +119,7 @@ def test_saved_and_loaded_is_the_same(tmp_path) -> None:
         ([[2], [3]], [2**31, 4], "whole numbers from 0 to 2147483647"),
         ([[2], [3]], [0.5, 1.0], "whole numbers from 0 to 2147483647"),
         ([[2**32 + 3], [4]], None, "token id 4294967299 is too large"),
-        ([[3, -1, 4], [5, 6, 7]], None, "sequence 0 holds a negative id before its end"),
+        ([[3, -1, 4], [5, 6, 7]], None, "sequence 0 has a negative id before its end"),
         (np.zeros(3, np.int64), None, "must be a 2-D array"),
         (np.zeros((3, 2)), None, "must be a 2-D array"),
     ],

@@ -1,0 +1,133 @@
+"""From token sequences to the arrays of a `TokenTrie`, vectorised over items. torch alone.
+
+Paths are sorted, then read column by column: in sorted order, a new node begins wherever a path's prefix differs from
+that of the path before.
+
+Legend: N paths, L tokens of the longest path, R paths that reach a new node of the level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LARGEST = torch.iinfo(torch.int32).max  # tokens, items and nodes are int32
+KEY_BITS = 62  # of an int64 sort key; the sign and one more bit stay free
+
+
+def as_matrix(sequences: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tensor:
+    """The paths as `(N, L)`, padded on the right with -1. Raises where they are not lists of token ids."""
+    # 1. Bring lists and arrays into one form.
+    if isinstance(sequences, Tensor) or hasattr(sequences, "shape"):
+        paths = torch.as_tensor(sequences)
+        if paths.ndim != 2 or paths.is_floating_point():
+            raise ValueError(
+                f"sequences must be a 2-D array of token ids, not {paths.dtype} of shape {tuple(paths.shape)}"
+            )
+        if paths.dtype not in (torch.int32, torch.int64):
+            paths = paths.long()
+    else:
+        rows = [torch.as_tensor(row, dtype=torch.int64) for row in sequences]
+        pad = torch.nn.utils.rnn.pad_sequence
+        paths = pad(rows, batch_first=True, padding_value=-1) if rows else torch.empty(0, 0)
+
+    # 2. Check it.
+    if not paths.numel():
+        raise ValueError("there is no sequence to build a trie from")
+    if bool((paths[:, 0] < 0).any()):
+        raise ValueError(f"sequence {int((paths[:, 0] < 0).nonzero()[0])} is empty")
+    if int(paths.max()) > LARGEST:
+        raise ValueError(f"token id {int(paths.max())} is too large; a trie takes ids up to {LARGEST}")
+    gaps = ((paths[:, :-1] < 0) & (paths[:, 1:] >= 0)).any(1)
+    if bool(gaps.any()):
+        raise ValueError(
+            f"sequence {int(gaps.nonzero()[0])} has a negative id before its end; pad with -1 on the right"
+        )
+    return paths
+
+
+def lexicographic_order(paths: Tensor, order: Tensor) -> Tensor:
+    """`(N,)`: the rows of `paths` sorted by path; rows with equal paths stay in the given `order`."""
+    # Stable sorts from the last columns to the first (a radix sort). One sort takes as many columns as fit into its
+    # key; for semantic IDs that is all of them.
+    lows = paths.amin(0).tolist()
+    bits = [(high - low).bit_length() for high, low in zip(paths.amax(0).tolist(), lows, strict=True)]
+    column = len(bits)
+    while column:
+        key = torch.zeros(len(paths), dtype=torch.int64)
+        used = 0
+        while column and used + bits[column - 1] <= KEY_BITS:
+            column -= 1
+            key |= (paths[:, column] - lows[column]).long() << used
+            used += bits[column]
+        order = order[torch.sort(key[order], stable=True).indices]
+    return order
+
+
+def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
+    """The arrays of a `TokenTrie` except `items`, for `paths` `(N, L)` whose rows are sorted by `order` `(N,)`."""
+    num_rows, depth = paths.shape
+
+    # Per row, in sorted order: whether its prefix differs from the row before, and the node that the prefix leads to.
+    differs = torch.zeros(num_rows, dtype=torch.bool)
+    differs[0] = True
+    node_of_row = torch.zeros(num_rows, dtype=torch.int32)
+
+    # Per level, the arrays of its nodes. Level 0 is the root.
+    starts = [torch.zeros(1, dtype=torch.int32)]
+    ends = [torch.full((1,), num_rows, dtype=torch.int32)]
+    tokens = []
+    widths = []
+    depth_offsets = [0, 1]
+    num_nodes = 1
+
+    for column in range(depth):
+        # 1. The rows at which a node of this level begins, leaving out rows whose path has ended.
+        token = paths[order, column]
+        differs[1:] |= token[1:] != token[:-1]
+        start = differs.nonzero().squeeze(1)
+        end = torch.cat([start[1:], torch.tensor([num_rows])])
+        alive = token >= 0
+        start, end = start[alive[start]], end[alive[start]]  # (R,)
+
+        # 2. Count the children of each node of the level above.
+        level = depth_offsets[-2]
+        widths.append(torch.bincount(node_of_row[start] - level, minlength=num_nodes - level).to(torch.int32))
+        _check_prefixes(alive, node_of_row, widths[-1], level, order)
+
+        # 3. Number the new nodes.
+        node_of_row = torch.where(alive, num_nodes - 1 + (differs & alive).cumsum(0), -1).to(torch.int32)
+        tokens.append(token[start].to(torch.int32))
+        starts.append(start.to(torch.int32))
+        ends.append(end.to(torch.int32))
+        num_nodes += len(start)
+        depth_offsets.append(num_nodes)
+
+    widths.append(torch.zeros(num_nodes - depth_offsets[-2], dtype=torch.int32))  # the last level has no children
+    return {
+        "row_offsets": torch.cat([torch.zeros(1, dtype=torch.int32), torch.cat(widths).cumsum(0, dtype=torch.int32)]),
+        "child_tokens": torch.cat(tokens),
+        "item_starts": torch.cat(starts),
+        "item_ends": torch.cat(ends),
+        "depth_offsets": torch.tensor(depth_offsets),
+    }
+
+
+def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: int, order: Tensor) -> None:
+    """Raises where a path ends at a node with children: the model could not write it without going on."""
+    ended = (~alive & (node_of_row >= 0)).nonzero().squeeze(1)
+    if not len(ended):
+        return
+    clash = widths[node_of_row[ended] - level] > 0
+    if bool(clash.any()):
+        row = int(order[ended[clash][0]])
+        raise ValueError(
+            f"sequence {row} is the beginning of another one; end every sequence with a terminator such as EOS"
+        )
