@@ -29,8 +29,14 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from trl_rec.scripts.parsing import find_recipe
 
 
-PRELOADED = [f"tests.trainer.{name}_runs" for name in ("alro", "blade", "preference", "task")]
-PRELOADED += ["tests.schedule.loops", "deepspeed"]
+PRELOADED = [
+    "tests.trainer.alro.alro_runs",
+    "tests.trainer.bear.task_runs",
+    "tests.trainer.blade.blade_runs",
+    "tests.trainer.softmax_dpo.preference_runs",
+    "tests.schedule.loops",
+    "deepspeed",
+]
 SECONDS = 300  # no work takes as long
 Work = Callable[[Path], object]
 
