@@ -126,7 +126,7 @@ def test_dropout_does_not_part_policy_and_reference(folder: Path, tmp_path: Path
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"normalize": "catalogue"}, {"sft_weight": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"normalize": "catalogue"}, {"sft_weight": 0.5}, {"loss": "dmpo", **ALL}])
 def test_training_moves_every_tensor_but_the_references(folder: Path, tmp_path: Path, options: dict) -> None:
     trainer = make_trainer(folder, tmp_path, **options)
     before, reference = weights(trainer.model), weights(trainer.ref_model)
@@ -141,9 +141,18 @@ def test_training_moves_every_tensor_but_the_references(folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("normalize", ["vocabulary", "catalogue"])
 @pytest.mark.parametrize("sft_weight", [0.0, 0.7])
-def test_the_loss_worked_out_by_hand(folder: Path, tmp_path: Path, normalize: str, sft_weight: float) -> None:
+@pytest.mark.parametrize("loss", ["softmax", "dmpo"])
+def test_the_loss_worked_out_by_hand(
+    folder: Path, tmp_path: Path, normalize: str, sft_weight: float, loss: str
+) -> None:
     """From the logits of one completion at a time, nothing padded."""
-    options = {"ref_model": other_model(folder), "beta": 0.3, "normalize": normalize, "sft_weight": sft_weight}
+    options = {
+        "ref_model": other_model(folder),
+        "beta": 0.3,
+        "normalize": normalize,
+        "sft_weight": sft_weight,
+        "loss": loss,
+    }
     trainer = make_trainer(folder, tmp_path, **options, **ALL)
     paths = [path.tolist() for path in (trainer.prompt_format.paths[item] for item in range(len(trainer.catalog)))]
 
@@ -163,7 +172,11 @@ def test_the_loss_worked_out_by_hand(folder: Path, tmp_path: Path, normalize: st
             [logp(model, row["prompt_ids"], text) for text in texts] for model in (trainer.model, options["ref_model"])
         )
         rewards = [0.3 * (ours - theirs) for ours, theirs in zip(policy, reference, strict=True)]
-        expected += math.log(math.fsum(map(math.exp, rewards))) - rewards[0] - sft_weight * policy[0] / len(texts[0])
+        if loss == "softmax":
+            preference = math.log(math.fsum(map(math.exp, rewards))) - rewards[0]
+        else:
+            preference = math.log1p(math.exp(math.fsum(rewards[1:]) / len(rewards[1:]) - rewards[0]))
+        expected += preference - sft_weight * policy[0] / len(texts[0])
     assert first_loss(trainer) == pytest.approx(expected / len(trainer.train_dataset), abs=1e-5)
     assert abs(expected / len(trainer.train_dataset) - loss_of_equals(trainer)) > 0.01
 
@@ -437,6 +450,7 @@ def test_without_a_catalogue_it_is_a_trainer_like_any_other(tmp_path: Path) -> N
         ({"pad_to_multiple_of": "8"}, "pad_to_multiple_of='8' has no effect here"),
         ({"pad_token": "<eos>"}, "pad_token='<eos>' has no effect here"),
         ({"normalize": "items"}, "normalize must be 'vocabulary' or 'catalogue', not 'items'"),
+        ({"loss": "ipo"}, "loss must be one of softmax, dmpo, not 'ipo'"),
         ({"beta": 0.0}, "beta must be positive, not 0.0"),
         ({"beta": math.nan}, "beta must be positive, not nan"),
         ({"eval_ks": []}, r"eval_ks=\[\] must hold a length to cut lists at"),
