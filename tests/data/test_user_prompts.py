@@ -11,7 +11,7 @@ from tests.conftest import make_tokenizer
 from tests.data.test_rows import NUM_ITEMS, make_split, rows_of_items
 from tests.stand_ins import CHAT
 from trl_rec.data import PromptFormat, build_list_rows, build_rows
-from trl_rec.data.list_evaluation import evaluation_list_rows
+from trl_rec.data.list_rows import evaluation_list_rows
 from trl_rec.data.rows import evaluation_rows
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trl_rec.data.prompts import PromptFormat
     from trl_rec.data.readers.fetching import FetchError
     from trl_rec.data.rows import build_rows
-    from trl_rec.data.task_rows import build_task_rows, task_texts
+    from trl_rec.data.tasks.rows import build_task_rows, task_texts
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -40,6 +40,6 @@ else:
             "prompts": ["PromptFormat"],
             "readers.fetching": ["FetchError"],
             "rows": ["build_rows"],
-            "task_rows": ["build_task_rows", "task_texts"],
+            "tasks.rows": ["build_task_rows", "task_texts"],
         },
     )

@@ -72,6 +72,30 @@ def complete_list_prompts(prompts: Dataset, items: Ragged, prompt_format: Prompt
     return Dataset(pa.table(columns), split=prompts.split)
 
 
+def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None) -> Dataset:
+    """One row a user: the list of the first new items that the user goes on to choose, at most
+    `prompt_format.list_length`.
+
+    Args:
+        split: A split of a `RecDataset`. Users who only come back to known items have no row.
+        prompt_format: How histories and lists are written, made with a `list_length`.
+        max_length (*optional*): As in [`build_list_rows`], and so are the columns of the rows.
+    """
+    items = list_targets(split, prompt_format.list_length or 1)
+    rows = np.flatnonzero(items.lengths > 0)
+    if not len(rows):
+        raise ValueError(
+            f"no user of the {split.split} split goes on to choose a new item; there is no list to measure"
+        )
+    histories, users = split_rows(split, "history").take(rows), split_users(split)[rows]
+    columns = {
+        "prompt_ids": prompt_format.encode(histories, users, max_length=max_length).to_arrow(),
+        "user": pa.array(users),
+        "history": histories.to_arrow(),
+    }
+    return complete_list_prompts(Dataset(pa.table(columns), split=split.split), items.take(rows), prompt_format)
+
+
 def list_targets(split: Dataset, list_length: int) -> Ragged:
     """Row `i`: what the user of the split's row `i` goes on to choose: the first new items, at most `list_length`, in
     order. A row is empty where the user only comes back to known items."""

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from trl import DPOConfig, SFTConfig
 
 from trl_rec.data.dataset import RecDataset, split_rows
-from trl_rec.data.task_rows import task_texts
+from trl_rec.data.tasks.rows import task_texts
 from trl_rec.schedule.settings import Schedule
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.bear.config import BearConfig

@@ -11,8 +11,8 @@ from tests.trainer.bear import task_runs
 from tests.trainer.bear.task_runs import TASKS, make_folder, make_trainer
 from tests.trainer.runs import losses
 from trl_rec import BearConfig, BearTrainer, RecDataset, Recommender, bear_loss, load
-from trl_rec.data.task_templates import NAMES, template_ids
-from trl_rec.data.task_templates import TASKS as ALL
+from trl_rec.data.tasks.templates import TASK_NAMES, template_ids
+from trl_rec.data.tasks.templates import TASKS as ALL
 from trl_rec.models import load_tokenizer
 from trl_rec.trainer import TaskCollator
 
@@ -105,7 +105,7 @@ def test_a_row_is_a_template_of_its_task_and_the_answer(folder: Path, tmp_path: 
     rows, tokenizer = rows_of_each_task(trainer), trainer.processing_class
     batch = trainer.data_collator(rows)
     templates = template_ids(tokenizer, "semantic_id")
-    assert batch["tasks"].tolist() == [NAMES.index(row["task"]) for row in rows]
+    assert batch["tasks"].tolist() == [TASK_NAMES.index(row["task"]) for row in rows]
     for row, ids, mask, labels in zip(rows, batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
         tokens = ids[mask.bool()].tolist()
         written = [[*template.fill(row["slots"]), *row["input_ids"]] for template in templates[row["task"]]]

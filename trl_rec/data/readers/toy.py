@@ -81,7 +81,7 @@ def _make_membership(rng: np.random.Generator, num_items: int) -> np.ndarray:
 
 
 def _make_walks(rng: np.random.Generator, tastes: np.ndarray, membership: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The items that each user gets, and how well each suits the user's taste by then; both `(num_users, num_steps)`."""
+    """The items each user gets, and how well each suits the user's taste by then; both `(num_users, num_steps)`."""
     num_users = len(tastes)
     num_items = len(membership)
     users = np.arange(num_users)

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.data.task_rows import build_task_rows, task_texts
+from trl_rec.data.tasks.rows import build_task_rows, task_texts
 from trl_rec.models import RecModelConfig, build_model
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.bear.trainer import BearTrainer

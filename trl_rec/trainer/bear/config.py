@@ -8,7 +8,7 @@ from typing import Any, Literal
 from trl import SFTConfig
 
 from trl_rec.compat import dict_fields
-from trl_rec.data.task_templates import NAMES
+from trl_rec.data.tasks.templates import TASK_NAMES
 from trl_rec.trainer.base.config import RecConfig, check_inert
 
 
@@ -101,8 +101,8 @@ class BearConfig(RecConfig, SFTConfig):
                 f"tasks must map names to numbers, as in {{'next_item': 1.0, 'item_to_id': 0.5}}, not {self.tasks!r}"
             )
         for name, weight in self.tasks.items():
-            if name not in NAMES:
-                raise ValueError(f"there is no task {name!r}; the tasks are {', '.join(NAMES)}")
+            if name not in TASK_NAMES:
+                raise ValueError(f"there is no task {name!r}; the tasks are {', '.join(TASK_NAMES)}")
             if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
                 raise ValueError(
                     f"tasks: {name} has the weight {weight!r}; give a positive number, or leave the task out"

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_rec.data.rows import IGNORED
-from trl_rec.data.task_templates import NAMES, TASKS, TemplateIds
+from trl_rec.data.tasks.templates import TASK_NAMES, TASKS, TemplateIds
 from trl_rec.losses.bear import bear_loss
 from trl_rec.losses.output import LossOutput
 from trl_rec.trainer.base.metrics import Mean
@@ -55,7 +55,7 @@ class TaskCollator(NextItemCollator, TrainerCallback):
         if "task" not in rows[0]:
             return super().__call__(rows)
         batch = super().__call__([self._written(row) for row in rows])
-        return {**batch, "tasks": torch.tensor([NAMES.index(row["task"]) for row in rows])}
+        return {**batch, "tasks": torch.tensor([TASK_NAMES.index(row["task"]) for row in rows])}
 
     def _written(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with its prompt."""
@@ -101,6 +101,8 @@ def with_texts(
 
 def task_means(ce: Tensor, tasks: Tensor) -> dict[str, Mean]:
     """`task/<name>/ce`: the mean cross-entropy `ce (N,)` of the target tokens of each task, given in `tasks (N,)`."""
-    totals = torch.zeros(len(NAMES), device=ce.device).index_add(0, tasks, ce.float())
-    counts = torch.zeros(len(NAMES), device=ce.device).index_add(0, tasks, torch.ones_like(ce, dtype=torch.float32))
-    return {f"task/{name}/ce": Mean(totals[number], counts[number]) for number, name in enumerate(NAMES)}
+    totals = torch.zeros(len(TASK_NAMES), device=ce.device).index_add(0, tasks, ce.float())
+    counts = torch.zeros(len(TASK_NAMES), device=ce.device).index_add(
+        0, tasks, torch.ones_like(ce, dtype=torch.float32)
+    )
+    return {f"task/{name}/ce": Mean(totals[number], counts[number]) for number, name in enumerate(TASK_NAMES)}

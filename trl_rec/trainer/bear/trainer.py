@@ -11,10 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from trl_rec.data.dataset import at_most
-from trl_rec.data.list_evaluation import evaluation_list_rows
-from trl_rec.data.list_rows import build_list_rows
+from trl_rec.data.list_rows import build_list_rows, evaluation_list_rows
 from trl_rec.data.rows import IGNORED, build_rows, evaluation_rows
-from trl_rec.data.task_templates import template_ids
+from trl_rec.data.tasks.templates import template_ids
 from trl_rec.decoding.list_constraint import legal_children, taken_places
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.bear import bear_loss

@@ -18,11 +18,11 @@ from trl_rec.data import (
     build_task_rows,
     item_texts,
     profiles,
-    task_material,
     task_texts,
     user_profiles,
 )
-from trl_rec.data.task_templates import TASKS, template_ids
+from trl_rec.data.tasks import material
+from trl_rec.data.tasks.templates import TASKS, template_ids
 from trl_rec.models import make_tokenizer
 from trl_rec.ragged import Ragged
 
@@ -311,9 +311,9 @@ def test_a_guard_taken_away_is_seen(dataset: RecDataset, monkeypatch: pytest.Mon
         usual = profiles._chosen
         monkeypatch.setattr(profiles, "_chosen", lambda given: usual(with_train(given, given.validation)))
     elif leak == "preference":
-        monkeypatch.setattr(task_material, "preference_texts", beyond(dataset, task_material.preference_texts))
+        monkeypatch.setattr(material, "preference_texts", beyond(dataset, material.preference_texts))
     else:
-        monkeypatch.setattr(task_material, "_prefixes", later(dataset, task_material._prefixes))
+        monkeypatch.setattr(material, "_prefixes", later(dataset, material._prefixes))
     tasks = {
         "profile": {"profile_to_user", "user_to_profile"},
         "preference": {"query_to_item", "history_to_preference"},
@@ -355,7 +355,7 @@ def test_a_title_that_looks_like_a_token_is_words(dataset: RecDataset) -> None:
     items = dataset.catalog.items.set_column(1, "title", pa.array(titles))
     named = replace(dataset, catalog=replace(dataset.catalog, items=items))
     tokenizer = make_tokenizer(named.catalog, task_texts(named))
-    words = task_material.Words(named, tokenizer, PromptFormat.for_catalog(named.catalog, tokenizer), 5)
+    words = material.Words(named, tokenizer, PromptFormat.for_catalog(named.catalog, tokenizer), 5)
     for item, (mark, before) in enumerate([("<eos>", "Bad"), ("<a_1>", "Odd")]):
         tokens = tokenizer.convert_ids_to_tokens(words.titles[item].tolist())
         assert mark not in tokens and before in tokens

@@ -22,10 +22,10 @@ from trl_rec.data.dataset import RecDataset
 from trl_rec.data.profiles import item_labels, item_texts, user_profiles
 from trl_rec.data.prompts import PromptFormat, newest_that_fit
 from trl_rec.data.rows import build_rows
-from trl_rec.data.task_material import Material, Words, drawn, make_material
-from trl_rec.data.task_templates import (
-    NAMES,
+from trl_rec.data.tasks.material import Material, Words, drawn, make_material
+from trl_rec.data.tasks.templates import (
     NEXT_ITEM,
+    TASK_NAMES,
     TASKS,
     TemplateIds,
     longest_template,
@@ -102,7 +102,7 @@ def build_task_rows(
     for name, weight in tasks.items():
         count = max(1, round(weight * len(next_item)))
         count = count if cap is None or name == NEXT_ITEM else min(count, cap)
-        key = [seed, NAMES.index(name)]
+        key = [seed, TASK_NAMES.index(name)]
         if name == NEXT_ITEM:
             rows = next_item.select(drawn(len(next_item), count, key)).with_format("arrow")[:]
             tokens, labels = (Ragged.from_arrow(rows[part]) for part in ("input_ids", "labels"))
@@ -189,9 +189,9 @@ def _table(
 
 
 def _check_senseless(tasks: Mapping[str, float], surface: str) -> None:
-    unknown = sorted(set(tasks) - set(NAMES))
+    unknown = sorted(set(tasks) - set(TASK_NAMES))
     if unknown:
-        raise ValueError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(NAMES)}")
+        raise ValueError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(TASK_NAMES)}")
     pointless = [name for name in WRITTEN_AS_TITLES if name in tasks and surface == "title"]
     if pointless:
         raise ValueError(f"the task {pointless[0]} needs items that are not written as titles; choose another surface")

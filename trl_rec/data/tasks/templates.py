@@ -121,7 +121,7 @@ TASKS = {
         ),
     ),
 }
-NAMES = tuple(TASKS)
+TASK_NAMES = tuple(TASKS)
 
 
 @dataclass(frozen=True, eq=False)
