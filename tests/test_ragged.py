@@ -41,9 +41,9 @@ def test_large_lists_come_back() -> None:
 def test_more_values_than_32_bits_count_become_large_lists(monkeypatch) -> None:
     rows = [[1], [2, 3], [], [4]]
     ragged = Ragged.from_lists(rows)
-    monkeypatch.setattr("trl_rec.ragged.MOST_IN_A_LIST", 4)
+    monkeypatch.setattr("trl_rec.ragged.LIST_ARRAY_LIMIT", 4)
     assert ragged.to_arrow().type == pa.list_(pa.int64())
-    monkeypatch.setattr("trl_rec.ragged.MOST_IN_A_LIST", 3)
+    monkeypatch.setattr("trl_rec.ragged.LIST_ARRAY_LIMIT", 3)
     assert ragged.to_arrow().type == pa.large_list(pa.int64()) and ragged.to_arrow().to_pylist() == rows
     assert listed(Ragged.from_arrow(ragged.to_arrow())) == rows
 

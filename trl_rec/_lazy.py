@@ -1,4 +1,4 @@
-"""Public names that load their module when first asked for (PEP 562), so that `import trl_rec` costs milliseconds."""
+"""Imports public names on first use (PEP 562), so that `import trl_rec` takes milliseconds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -8,9 +8,9 @@ from typing import Any
 def lazy_names(
     package: str, modules: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` for a package, given the public names of each of its modules.
+    """`__getattr__` and `__dir__` for the package, whose `modules` are given with their public names.
 
-    A type checker sees none of this: every package imports the same names under `TYPE_CHECKING`.
+    Type checkers do not see these names; each package imports them again under `TYPE_CHECKING`.
     """
     homes = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
 

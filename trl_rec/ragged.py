@@ -1,7 +1,7 @@
-"""Rows of unequal length held flat: one array of values and the offsets where each row starts.
+"""Rows of unequal length, stored flat: one array of values, and the offset at which each row starts.
 
-Histories, targets and token paths all have this shape, and every operation here is a handful of array calls, so that a
-log of ten million interactions passes through without a Python loop. numpy and pyarrow only.
+Histories, targets and token paths are all stored like this. Every operation is a handful of array calls, so a log of
+ten million interactions needs no Python loop. numpy and pyarrow only.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import numpy as np
 import pyarrow as pa
 
 
-MOST_IN_A_LIST = 2**31 - 1  # values of an Arrow list array
+LIST_ARRAY_LIMIT = 2**31 - 1  # values that the 32-bit offsets of an Arrow list array can address
 
 
 def within(lengths: np.ndarray) -> np.ndarray:
-    """Position of every value inside its row: `[2, 3]` gives `[0, 1, 0, 1, 2]`."""
+    """The position of each value in its row: lengths `[2, 3]` give `[0, 1, 0, 1, 2]`."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """`values[offsets[i] : offsets[i + 1]]` is row `i`.
+    """Rows of unequal length. Row `i` is `values[offsets[i] : offsets[i + 1]]`.
 
     Args:
-        values (`np.ndarray` of shape `(total,)`): The rows' values, one row after the other.
+        values (`np.ndarray` of shape `(total,)`): The values of all rows, one row after the other.
         offsets (`np.ndarray` of shape `(num_rows + 1,)`): Where each row starts, and the total at the end.
     """
 
@@ -37,36 +37,39 @@ class Ragged:
 
     @classmethod
     def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> Ragged:
-        """Rows of the given lengths over `values`."""
+        """Cuts `values` into rows of the given lengths."""
         return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
     @classmethod
     def from_lists(cls, rows: Iterable[Sequence[Any]], dtype: Any = np.int64) -> Ragged:
-        """Rows copied from Python sequences."""
+        """Copies rows from Python sequences."""
         arrays = [np.asarray(row, dtype=dtype) for row in rows]
         values = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
         return cls.from_lengths(values, np.array([len(array) for array in arrays], dtype=np.int64))
 
     @classmethod
     def repeated(cls, row: np.ndarray, count: int) -> Ragged:
-        """The same row, `count` times."""
+        """`count` copies of the same row."""
         return cls.from_lengths(np.tile(row, count), np.full(count, len(row)))
 
     @classmethod
     def from_arrow(cls, column: pa.ChunkedArray | pa.Array) -> Ragged:
-        """Rows of an Arrow list column, without a Python object a row. Null rows are not allowed."""
+        """Rows of an Arrow list column, without a Python object per row. Null rows are not allowed."""
+        # 1. Join the chunks.
         if isinstance(column, pa.ChunkedArray):
-            if pa.types.is_list(column.type) and column.num_chunks > 1:  # joined, the offsets may outgrow 32 bits
+            if pa.types.is_list(column.type) and column.num_chunks > 1:  # the joined offsets may exceed 32 bits
                 column = column.cast(pa.large_list(column.type.value_type))
             column = column.combine_chunks()
-            if isinstance(column, pa.ChunkedArray):  # pyarrow gives a chunked array back where there is no chunk
+            if isinstance(column, pa.ChunkedArray):  # pyarrow returns a chunked array if there is no chunk
                 column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+        # 2. A slice of a longer array keeps its offsets, which then start above 0.
         offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
         return cls(column.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0])
 
     def to_arrow(self) -> pa.ListArray | pa.LargeListArray:
-        """The rows as an Arrow list array, a large one where a list's offsets of 32 bits do not reach."""
-        if len(self.values) > MOST_IN_A_LIST:
+        """The rows as an Arrow list array; a large one if 32-bit offsets cannot address all values."""
+        if len(self.values) > LIST_ARRAY_LIMIT:
             return pa.LargeListArray.from_arrays(pa.array(self.offsets, pa.int64()), pa.array(self.values))
         return pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.values))
 
@@ -78,37 +81,37 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Length of each row."""
+        """`(num_rows,)`: the length of each row."""
         return np.diff(self.offsets)
 
     @property
     def row_ids(self) -> np.ndarray:
-        """The row that each value belongs to."""
+        """`(total,)`: the row that each value belongs to."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
     def take(self, rows: np.ndarray) -> Ragged:
-        """The chosen rows, in the order given; a row may be chosen several times."""
+        """The given rows, in the given order; a row may occur several times."""
         lengths = self.lengths[rows]
-        return Ragged.from_lengths(self.values[np.repeat(self.offsets[:-1][rows], lengths) + within(lengths)], lengths)
+        index = np.repeat(self.offsets[:-1][rows], lengths) + within(lengths)
+        return Ragged.from_lengths(self.values[index], lengths)
 
     def slice(self, start: np.ndarray, stop: np.ndarray) -> Ragged:
-        """Row `i` cut to `[start[i] : stop[i]]`, both counted from the row's beginning."""
+        """Row `i` cut to `[start[i] : stop[i]]`, both counted from the start of the row."""
         lengths = stop - start
-        return Ragged.from_lengths(
-            self.values[np.repeat(self.offsets[:-1] + start, lengths) + within(lengths)], lengths
-        )
+        index = np.repeat(self.offsets[:-1] + start, lengths) + within(lengths)
+        return Ragged.from_lengths(self.values[index], lengths)
 
     def tail(self, length: int) -> Ragged:
         """The last `length` values of each row."""
         return self.slice(np.maximum(self.lengths - length, 0), self.lengths)
 
     def flatten(self, inner: Ragged) -> Ragged:
-        """Each value `v` replaced by `inner[v]`, joined within the row."""
+        """Replaces each value `v` by the row `inner[v]`, and joins these within each row."""
         chosen = inner.take(self.values)
         return Ragged(chosen.values, chosen.offsets[self.offsets])
 
     def padded(self, *, fill: Any = -1, width: int | None = None, left: bool = False) -> np.ndarray:
-        """A rectangle `(num_rows, width)`, filled up on the right, or on the left."""
+        """The rows as an array `(num_rows, width)`, padded on the right, or on the left with `left`."""
         lengths = self.lengths
         width = int(lengths.max(initial=0)) if width is None else width
         out = np.full((len(self), width), fill, dtype=self.values.dtype)
@@ -118,9 +121,11 @@ class Ragged:
 
 
 def join(*parts: Ragged) -> Ragged:
-    """Row-wise concatenation: row `i` of the result is row `i` of every part, one after the other."""
-    lengths = np.stack([part.lengths for part in parts])
+    """Joins the parts row by row: row `i` of the result is row `i` of each part, one after the other."""
+    # Where each part of a row starts in the flat result: where the row starts, plus the parts before it.
+    lengths = np.stack([part.lengths for part in parts])  # (parts, rows)
     starts = np.cumsum(lengths.sum(0)) - lengths.sum(0) + np.cumsum(lengths, 0) - lengths
+
     values = np.empty(int(lengths.sum()), dtype=np.result_type(*(part.values for part in parts)))
     for part, start, length in zip(parts, starts, lengths, strict=True):
         values[np.repeat(start, length) + within(length)] = part.values

@@ -115,6 +115,6 @@ def test_users_who_cannot_be_named_are_refused() -> None:
     for texts in ({"prompt_head": "{user}{user}"}, {"prompt_tail": "{user}"}, {"prompt_item": "{user}{surface}"}):
         with pytest.raises(ValueError, match="a prompt names its user once, in the head"):
             make_format("item_token", **texts)
-    with pytest.raises(ValueError, match="the catalogue holds no semantic IDs of users"):
+    with pytest.raises(ValueError, match="the catalogue has no semantic IDs of users"):
         make_format("item_token", with_users=False, prompt_head="{user}")
     assert PLAIN["item_token"][0].encode(histories, np.array([1, 99])).lengths.tolist() == [2, 2]  # names nobody

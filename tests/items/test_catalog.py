@@ -67,13 +67,13 @@ def test_bad_input_is_refused_with_one_sentence(catalog: ItemCatalog, tokenizer,
         ItemCatalog(pa.table({"item_id": ["a", "b", "a"], "title": ["1", "2", "3"]}))
     with pytest.raises(ValueError, match="unknown surface 'emoji'"):
         catalog.with_surface("emoji")
-    with pytest.raises(ValueError, match="holds no semantic IDs"):
+    with pytest.raises(ValueError, match="has no semantic IDs"):
         ItemCatalog(catalog.items, surface="semantic_id")
     with pytest.raises(ValueError, match="no column 'year' to group items by"):
         ItemCatalog(catalog.items, group_column="year")
     with pytest.raises(ValueError, match="the tokenizer lacks 3 of the catalogue's 3 tokens, '<item_0>' first"):
         catalog.with_surface("item_token").paths(tokenizer)
-    with pytest.raises(ValueError, match="holds no catalogue"):
+    with pytest.raises(ValueError, match="has no catalogue"):
         ItemCatalog.load(tmp_path)
 
 
@@ -87,5 +87,5 @@ def test_a_changed_table_is_noticed(catalog: ItemCatalog, tmp_path) -> None:
     catalog.save(tmp_path)
     ItemCatalog(catalog.items.set_column(1, "title", pa.array(["1", "2", "3"]))).save(tmp_path / "other")
     (tmp_path / "other" / "items.parquet").replace(tmp_path / "items.parquet")
-    with pytest.raises(ValueError, match="tell of different items"):
+    with pytest.raises(ValueError, match="describe different items"):
         ItemCatalog.load(tmp_path)

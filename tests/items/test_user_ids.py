@@ -42,7 +42,7 @@ def test_a_tokenizer_made_before_there_were_user_ids_still_writes_items(catalog:
     assert both.paths(tokenizer).values.tolist() == catalog.paths(tokenizer).values.tolist()
     with pytest.raises(ValueError, match="the tokenizer lacks 3 of the catalogue's 3 tokens, '<ua_0>' first"):
         both.user_token_ids(tokenizer)
-    with pytest.raises(ValueError, match="holds no semantic IDs of users; make them first"):
+    with pytest.raises(ValueError, match="has no semantic IDs of users; make them first"):
         catalog.user_token_ids(tokenizer)
     with pytest.raises(ValueError, match="titles need a pretrained tokenizer"):
         make_tokenizer(both.with_surface("title"))
@@ -67,8 +67,8 @@ def test_a_damaged_file_is_named(catalog: ItemCatalog, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([["<ua_1>"], ["<b_2>"]], "the token '<b_2>' stands for users and for items"),
-        ([["<ua_1>"], ["<item_2>"]], "the token '<item_2>' stands for users and for items"),
+        ([["<ua_1>"], ["<b_2>"]], "the token '<b_2>' belongs to users and to items"),
+        ([["<ua_1>"], ["<item_2>"]], "the token '<item_2>' belongs to users and to items"),
         ([["<ua_1>"], []], "user 1 has a semantic ID without a token"),
     ],
 )

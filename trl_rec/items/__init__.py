@@ -1,4 +1,4 @@
-"""What can be recommended: `ItemCatalog`, and `TokenTrie` over the token paths of its items."""
+"""What can be recommended: the catalogue of items, and the trie of the token sequences that name them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,8 @@
 """The items that can be recommended, and the exact text the model reads and writes for each.
 
-An item is known by its index, its row in the catalogue, everywhere inside the package; ids and titles are for people.
-A surface is the item's text, a path is the surface's token ids as the trie holds them. Users may have semantic IDs
-too, by which prompts name them; no user is on a path. No model, no tokenizer is loaded here.
+Inside the package an item is an index, its row in the catalogue; ids and titles are for people. A surface is the
+item's text. A path is the surface's token ids, as the trie stores them. Users may have semantic IDs too, so that
+prompts can name them; they are on no path. Neither a model nor a tokenizer is loaded here.
 """
 
 from __future__ import annotations
@@ -27,26 +27,25 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LARGEST_SHARES = 2**28  # entries of the table of group shares: 1 GiB
+LARGEST_SHARES = 2**28  # entries of the table of group shares, which then takes 1 GiB
 SURFACES = ("title", "item_token", "semantic_id")
 
 
 @dataclass(frozen=True, eq=False)
 class ItemCatalog:
-    """A table of items and the surface they are written with.
+    """A table of items, and the surface with which they are written.
 
     Args:
-        items (`pa.Table`):
-            One row an item with the string columns `item_id` (distinct) and `title`, and any further columns.
-        surface (`str`, *optional*, defaults to `"title"`):
-            `"title"`: the title in double quotes. `"item_token"`: one token an item, `<item_17>`, 17 being the index.
-            `"semantic_id"`: the item's `semantic_ids` joined, `<a_12><b_7><c_201>`.
-        group_column (`str`, *optional*): Column of strings, or of lists of strings, that puts items in groups (genres,
-            brands) for the measures of fairness and diversity.
-        semantic_ids (`Ragged`, *optional*):
-            Row `i`: the tokens of item `i`, as strings.
-        user_ids (`Ragged`, *optional*):
-            Row `u`: the tokens of user `u`'s semantic ID, as strings: `<ua_3><ub_17>`. None of them is an item's.
+        items (`pa.Table`): One row per item, with the string columns `item_id` (distinct) and `title` and any further
+            columns.
+        surface (`str`, *optional*, defaults to `"title"`): `"title"`: the title in double quotes. `"item_token"`: one
+            token per item, such as `<item_17>` for index 17. `"semantic_id"`: the tokens of the item's semantic ID,
+            joined, such as `<a_12><b_7><c_201>`.
+        group_column (`str`, *optional*): Column of strings, or of lists of strings, with the groups (genres, brands)
+            that fairness and diversity are measured over.
+        semantic_ids (`Ragged`, *optional*): Row `i`: the tokens of item `i`'s semantic ID, as strings.
+        user_ids (`Ragged`, *optional*): Row `u`: the tokens of user `u`'s semantic ID, as strings, such as
+            `<ua_3><ub_17>`. Items must not use these tokens.
     """
 
     items: pa.Table
@@ -60,7 +59,7 @@ class ItemCatalog:
             raise ValueError(f"unknown surface {self.surface!r}; choose one of {', '.join(SURFACES)}")
         if self.surface == "semantic_id" and self.semantic_ids is None:
             raise ValueError(
-                "the catalogue holds no semantic IDs; make them first, or choose the surface title or item_token"
+                "the catalogue has no semantic IDs; make them first, or choose the surface title or item_token"
             )
         if self.group_column is not None and self.group_column not in self.items.column_names:
             raise ValueError(
@@ -75,16 +74,16 @@ class ItemCatalog:
 
     @cached_property
     def ids(self) -> list[str]:
-        """The items' ids, by index."""
+        """Item ids, by index."""
         return self.items["item_id"].to_pylist()
 
     @cached_property
     def titles(self) -> list[str]:
-        """The items' titles, by index."""
+        """Titles, by index."""
         return self.items["title"].to_pylist()
 
     def index_of(self, item_ids: Sequence[str] | pa.Array) -> np.ndarray:
-        """Indices of the given ids; an id that is not in the catalogue is refused."""
+        """`(len(item_ids),)`: the indices of the ids. Raises where an id is not in the catalogue."""
         wanted = pa.array(item_ids, pa.string())
         found = pc.index_in(wanted, self.items["item_id"].combine_chunks())
         if found.null_count:
@@ -93,31 +92,41 @@ class ItemCatalog:
         return found.to_numpy(zero_copy_only=False).astype(np.int64)
 
     def ids_of(self, titles: Sequence[str]) -> list[str]:
-        """Ids of the items with exactly these titles, the first where several share one; an unknown title is
-        refused."""
-        places = pc.index_in(pa.array(titles, pa.string()), self.items["title"].combine_chunks()).to_pylist()
-        for title, place in zip(titles, places, strict=True):
-            if place is None:
+        """Ids of the items with exactly these titles, the first item where several share one. Raises where a title is
+        unknown."""
+        indices = pc.index_in(pa.array(titles, pa.string()), self.items["title"].combine_chunks()).to_pylist()
+        for title, index in zip(titles, indices, strict=True):
+            if index is None:
                 raise ValueError(f"no item is called {title!r}; the catalogue has titles like {self.titles[0]!r}")
-        return [self.ids[place] for place in places]
+        return [self.ids[index] for index in indices]
 
     def group_shares(self) -> tuple[list[str], np.ndarray]:
-        """Names of the groups, and `(num_items, num_groups)` shares: an item in several groups splits its unit of mass
-        among them, an item in none has a row of zeros."""
+        """The groups of items.
+
+        Returns:
+            The names of the groups, and the share of each item that belongs to each group, `(num_items, num_groups)`.
+            An item in several groups belongs to them in equal parts; an item in none has a row of zeros.
+        """
         if self.group_column is None:
             raise ValueError("the catalogue has no group_column; name one when preparing the data")
+
+        # 1. Read the groups of each item from a column of strings or of lists.
         column = self.items[self.group_column].combine_chunks()
         if not pa.types.is_list(column.type):
             present = column.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
             members = Ragged.from_lengths(column.drop_null().to_numpy(zero_copy_only=False), present)
         else:
             members = Ragged.from_arrow(column.fill_null([]))
+
+        # 2. Number the groups.
         names, groups = np.unique(members.values.astype(str), return_inverse=True)
         if len(self) * len(names) > LARGEST_SHARES:
             raise ValueError(
-                f"{len(names)} groups of {self.group_column!r} over {len(self)} items are too many for fairness and diversity "
-                "to mean anything; group by a coarser column, or by none"
+                f"{len(names)} groups of {self.group_column!r} over {len(self)} items are too many for fairness and "
+                "diversity to mean anything; group by a coarser column, or by none"
             )
+
+        # 3. Split each item evenly among its groups.
         shares = np.zeros((len(self), len(names)), np.float32)
         np.add.at(shares, (members.row_ids, groups), 1 / np.maximum(members.lengths, 1)[members.row_ids])
         return names.tolist(), shares
@@ -125,14 +134,14 @@ class ItemCatalog:
     def with_surface(
         self, surface: str, semantic_ids: Ragged | None = None, user_ids: Ragged | None = None
     ) -> ItemCatalog:
-        """The same items, written another way; IDs that are not given stay."""
+        """The same items with another surface. Semantic IDs that are not given stay as they are."""
         semantic_ids = self.semantic_ids if semantic_ids is None else semantic_ids
         user_ids = self.user_ids if user_ids is None else user_ids
         return replace(self, surface=surface, semantic_ids=semantic_ids, user_ids=user_ids)
 
     @cached_property
     def surfaces(self) -> list[str]:
-        """The items' texts, by index."""
+        """The text of each item, by index."""
         if self.surface == "title":
             return [f'"{title}"' for title in self.titles]
         if self.surface == "item_token":
@@ -142,19 +151,19 @@ class ItemCatalog:
 
     @cached_property
     def user_surfaces(self) -> list[str]:
-        """The texts of the users' semantic IDs, by number; none where there are no IDs."""
+        """The text of each user's semantic ID, by user number; empty without user IDs."""
         return [] if self.user_ids is None else ["".join(self.user_ids[user]) for user in range(len(self.user_ids))]
 
     @cached_property
     def item_tokens(self) -> list[str]:
-        """The tokens a tokenizer must learn before it can write these surfaces; none for titles."""
+        """The tokens that a tokenizer needs to write these surfaces; none for titles."""
         if self.surface == "title":
             return []
         return self.surfaces if self.surface == "item_token" else tokens_of(self.semantic_ids)
 
     @cached_property
     def new_tokens(self) -> list[str]:
-        """All that a tokenizer must learn: the items' tokens, and those of the users' IDs where there are any."""
+        """All tokens that a tokenizer needs: those of the items, then those of the users' IDs."""
         return [*self.item_tokens, *tokens_of(self.user_ids)]
 
     def surface_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
@@ -163,24 +172,28 @@ class ItemCatalog:
             return Ragged.from_lists(
                 tokenizer(self.surfaces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             )
-        vocabulary = _known(tokenizer, self.item_tokens)
+
+        vocabulary = _checked_vocabulary(tokenizer, self.item_tokens)
         if self.surface == "item_token":
             tokens = np.array([vocabulary[token] for token in self.surfaces], dtype=np.int64)
             return Ragged.from_lengths(tokens, np.ones(len(self), np.int64))
         assert self.semantic_ids is not None
-        return _numbered(self.semantic_ids, vocabulary)
+        return _token_ids(self.semantic_ids, vocabulary)
 
     def user_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Row `u`: the token ids of user `u`'s semantic ID."""
         if self.user_ids is None:
             raise ValueError(
-                "the catalogue holds no semantic IDs of users; make them first, or leave users out of prompts"
+                "the catalogue has no semantic IDs of users; make them first, or leave users out of prompts"
             )
-        return _numbered(self.user_ids, _known(tokenizer, tokens_of(self.user_ids)))
+        return _token_ids(self.user_ids, _checked_vocabulary(tokenizer, tokens_of(self.user_ids)))
 
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Row `i`: what the model must write to recommend item `i`. Titles end in EOS, so that none begins another;
-        item tokens and semantic IDs are prefix-free already and carry none."""
+        """Row `i`: the token ids that the model must write to recommend item `i`.
+
+        Titles end in EOS, so that no title is the beginning of another. Item tokens and semantic IDs need no EOS for
+        that.
+        """
         surfaces = self.surface_ids(tokenizer)
         if self.surface != "title":
             return surfaces
@@ -190,8 +203,10 @@ class ItemCatalog:
         return join(surfaces, Ragged.from_lengths(eos, np.ones(len(self), np.int64)))
 
     def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Row `i`: what the model must write for item `i` of a list: titles end in a line break, the other surfaces in
-        nothing. What ends the list is not part of it."""
+        """Row `i`: the token ids that the model must write for item `i` in a list.
+
+        Titles end in a line break. The EOS that ends a list is not included.
+        """
         surfaces = self.surface_ids(tokenizer)
         if self.surface != "title":
             return surfaces
@@ -205,7 +220,7 @@ class ItemCatalog:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of ids and titles: tells whether two folders speak of the same items in the same order."""
+        """A hash of ids and titles, the same for two folders with the same items in the same order."""
         digest = hashlib.sha256()
         for name in ("item_id", "title"):
             for text in self.items[name].to_pylist():
@@ -213,15 +228,19 @@ class ItemCatalog:
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
-        """Writes `items.parquet` and `catalog.json`, and `user_ids.parquet` where there are any."""
+        """Writes `items.parquet`, `catalog.json` and, if there are user IDs, `user_ids.parquet`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+
+        # 1. The tables.
         items = self.items
         if self.semantic_ids is not None:
             column = Ragged(self.semantic_ids.values.astype(object), self.semantic_ids.offsets).to_arrow()
             items = items.append_column("semantic_id", column)
         pq.write_table(items, folder / "items.parquet")
         write_user_ids(self.user_ids, folder)
+
+        # 2. The settings, and the fingerprint by which `load` notices a changed table.
         card = {
             "surface": self.surface,
             "group_column": self.group_column,
@@ -232,33 +251,40 @@ class ItemCatalog:
 
     @classmethod
     def load(cls, folder: str | Path) -> ItemCatalog:
-        """The catalogue that `save` wrote."""
+        """Reads the catalogue that `save` wrote."""
         folder = Path(folder)
         if not (folder / "catalog.json").is_file():
-            raise ValueError(f"{folder} holds no catalogue (catalog.json is missing); make one with trl-rec prepare")
+            raise ValueError(f"{folder} has no catalogue (catalog.json is missing); make one with trl-rec prepare")
+
+        # 1. Read the files.
         try:
             card: dict[str, Any] = json.loads((folder / "catalog.json").read_text(encoding="utf-8"))
             surface, group_column, fingerprint = (card[name] for name in ("surface", "group_column", "fingerprint"))
-            items, semantic_ids = pq.read_table(folder / "items.parquet"), None
+            items = pq.read_table(folder / "items.parquet")
         except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
             name = "items.parquet" if isinstance(error, OSError | pa.ArrowException) else "catalog.json"
             raise ValueError(
-                f"{folder} is damaged ({name} cannot be read: {error!r}); run trl-rec prepare again with --overwrite, or take "
-                "the catalogue from its dataset again"
+                f"{folder} is damaged ({name} cannot be read: {error!r}); run trl-rec prepare again with --overwrite, "
+                "or copy the catalogue from its dataset again"
             ) from error
+
+        # 2. Take the semantic IDs out of the table.
+        semantic_ids = None
         if "semantic_id" in items.column_names:
             semantic_ids = Ragged.from_arrow(items["semantic_id"])
             items = items.drop_columns(["semantic_id"])
+
+        # 3. Check that the files belong together.
         catalog = cls(items, surface, group_column, semantic_ids, read_user_ids(folder))
         if catalog.fingerprint != fingerprint:
             raise ValueError(
-                f"{folder}: items.parquet and catalog.json tell of different items; prepare the data again"
+                f"{folder}: items.parquet and catalog.json describe different items; prepare the data again"
             )
         return catalog
 
 
-def _known(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> dict[str, int]:
-    """The tokenizer's vocabulary, once all tokens are in it."""
+def _checked_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> dict[str, int]:
+    """The tokenizer's vocabulary. Raises where it lacks any of the tokens."""
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in tokens if token not in vocabulary]
     if missing:
@@ -269,14 +295,15 @@ def _known(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> dict[str, i
     return vocabulary
 
 
-def _numbered(ids: Ragged, vocabulary: dict[str, int]) -> Ragged:
-    """Token ids for tokens."""
+def _token_ids(ids: Ragged, vocabulary: dict[str, int]) -> Ragged:
+    """Tokens as token ids. Each distinct token is looked up once."""
     names, position = np.unique(ids.values.astype(str), return_inverse=True)
     return Ragged(np.array([vocabulary[name] for name in names.tolist()], np.int64)[position], ids.offsets)
 
 
 def _check_repeats(ids: pa.ChunkedArray) -> None:
+    """Raises where an item id occurs more than once."""
     counts = pc.value_counts(ids)
     if len(counts) < len(ids):
-        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
-        raise ValueError(f"item id {twice!r} occurs more than once in the catalogue; item ids must be distinct")
+        repeated = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
+        raise ValueError(f"item id {repeated!r} occurs more than once in the catalogue; item ids must be distinct")

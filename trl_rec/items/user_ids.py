@@ -1,4 +1,4 @@
-"""Users' semantic IDs beside a catalogue: `user_ids.parquet`, one list of tokens a user."""
+"""The users' semantic IDs stored beside a catalogue: `user_ids.parquet`, one list of tokens per user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILE = "user_ids.parquet"
 
 
 def write_user_ids(user_ids: Ragged | None, folder: Path) -> None:
-    """Writes the file, or takes away one that is there where there are no IDs."""
+    """Writes the file, or deletes an old one if there are no IDs."""
     if user_ids is None:
         (folder / FILE).unlink(missing_ok=True)
         return
@@ -25,7 +25,7 @@ def write_user_ids(user_ids: Ragged | None, folder: Path) -> None:
 
 
 def read_user_ids(folder: Path) -> Ragged | None:
-    """What `write_user_ids` wrote; None where there is no file."""
+    """Reads what `write_user_ids` wrote; None if there is no file."""
     if not (folder / FILE).is_file():
         return None
     try:
@@ -37,18 +37,20 @@ def read_user_ids(folder: Path) -> Ragged | None:
 
 
 def tokens_of(ids: Ragged | None) -> list[str]:
-    """The distinct tokens, sorted; none where there are no IDs."""
+    """The distinct tokens of the IDs, sorted; empty without IDs."""
     return [] if ids is None else np.unique(ids.values.astype(str)).tolist()
 
 
 def check_shared_tokens(user_ids: Ragged, semantic_ids: Ragged | None) -> None:
-    """Raises where a user's token is an item's too, or a user has none."""
+    """Raises where users and items share a token, or where a user has no token."""
     items = set(tokens_of(semantic_ids))
     shared = [token for token in tokens_of(user_ids) if token in items or re.fullmatch(r"<item_\d+>", token)]
     if shared:
         raise ValueError(
-            f"the token {shared[0]!r} stands for users and for items; give the users tokens of their own, such as <ua_3>"
+            f"the token {shared[0]!r} belongs to users and to items; give the users tokens of their own, such as "
+            "<ua_3>"
         )
+
     empty = np.flatnonzero(user_ids.lengths == 0)
     if len(empty):
         raise ValueError(f"user {empty[0]} has a semantic ID without a token; give every user at least one")

@@ -218,7 +218,7 @@ def test_without_users_in_the_prompt_of_next_items_there_are_none_in_the_others(
     assert all(read.slots(row)["user"] == [] for row in rows)
     nobody = replace(dataset, catalog=replace(dataset.catalog, user_ids=None))
     assert len(build(nobody, dict.fromkeys(OF_USERS, 1.0), prompt_head="")[0]) == len(rows)
-    with pytest.raises(ValueError, match="the catalogue holds no semantic IDs of users"):
+    with pytest.raises(ValueError, match="the catalogue has no semantic IDs of users"):
         build(nobody, {"profile_to_user": 1.0}, prompt_head="")
 
 
