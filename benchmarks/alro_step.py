@@ -28,7 +28,7 @@ from trl_rec.trainer import rating_values
 from trl_rec.trainer.alro.tables import AnswerTable
 
 
-QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "gradient_checkpointing": False}
+QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "activation_checkpointing": False}
 
 
 class SeparateForwards(AlroTrainer):

@@ -85,7 +85,7 @@ def main() -> None:
         "use_cpu": True,
         "bf16": False,
     }
-    common |= {"report_to": "none", "gradient_checkpointing": False, "shuffle_dataset": False, "max_steps": 100}
+    common |= {"report_to": "none", "activation_checkpointing": False, "shuffle_dataset": False, "max_steps": 100}
     peft_config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear") if arguments.lora else None
     trainers: dict[str, SFTTrainer] = {}
     with tempfile.TemporaryDirectory() as folder:

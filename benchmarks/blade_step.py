@@ -33,7 +33,7 @@ from trl_rec import BladeConfig, BladeTrainer, RecDataset, TokenTrie, prepare
 from trl_rec.models import make_model, make_tokenizer
 
 
-COMMON: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
+COMMON: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "activation_checkpointing": False}
 COMMON |= {
     "learning_rate": 1e-5,
     "disable_tqdm": True,

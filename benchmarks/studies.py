@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {
     "eval_ks": [10],
     "report_to": "none",
     "disable_tqdm": True,
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
     "use_cpu": True,
     "bf16": False,
 }

@@ -30,7 +30,7 @@ SHARED: dict[str, Any] = {
     "per_device_eval_batch_size": 64,
     "save_strategy": "no",
     "logging_steps": 100,
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
     "disable_tqdm": False,
     "report_to": "none",
     "use_cpu": True,

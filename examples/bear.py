@@ -46,7 +46,7 @@ def train(name: str, dataset: RecDataset, max_steps: int) -> BearTrainer:
         per_device_eval_batch_size=128,
         save_strategy="no",
         logging_steps=100,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         report_to="none",
         use_cpu=True,
         bf16=False,

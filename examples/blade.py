@@ -48,7 +48,7 @@ SHARED: dict[str, Any] = {
     "save_strategy": "no",
     "per_device_eval_batch_size": 128,
 }
-SHARED |= {"gradient_checkpointing": False, "report_to": "none", "use_cpu": True, "bf16": False}
+SHARED |= {"activation_checkpointing": False, "report_to": "none", "use_cpu": True, "bf16": False}
 
 
 def load_data(source: str) -> RecDataset:

@@ -51,9 +51,7 @@ def test_equals_a_search_that_reads_every_token(
 ) -> None:
     """With forced chains, shared paths, exclusions, all prompts in one batch; with one cache row a prompt, and one a
     beam."""
-    monkeypatch.setattr(
-        "trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None
-    )
+    monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None)
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     prompts, rows = random_prompts(rng, rng.randint(1, 2))

@@ -90,9 +90,7 @@ def test_lists_are_drawn_as_often_as_they_are_probable(
     surface: str, separate: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chi-square test over all lists, those expected less than 5 times taken together."""
-    monkeypatch.setattr(
-        "trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None
-    )
+    monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None)
     sequences, prompt, copies = CATALOGUES[surface], [3, 14, 15], 256
     model, trie = MODELS["llama", "sdpa"], TokenTrie.from_sequences(sequences)
     options = {"temperature": 2.0}
@@ -157,9 +155,7 @@ def test_lists_hold_distinct_items_of_the_catalogue_that_are_not_excluded(
     monkeypatch: pytest.MonkeyPatch, seed: int, has_eos: bool, separate: bool, is_greedy: bool
 ) -> None:
     """Up to every item that is left, with forced chains, shared paths, and all prompts in one batch."""
-    monkeypatch.setattr(
-        "trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None
-    )
+    monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None)
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     prompts, rows = random_prompts(rng, rng.randint(1, 3))

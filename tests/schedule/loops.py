@@ -39,7 +39,12 @@ def make_schedule(folder: Path, output: Path, *, keep: str = "last", lora: bool 
         "optim": "sgd",
         "max_length": 96,
     }
-    defaults |= {"save_strategy": "steps", "save_steps": 2, "gradient_checkpointing": False, "normalize": "catalogue"}
+    defaults |= {
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "activation_checkpointing": False,
+        "normalize": "catalogue",
+    }
     defaults["dataloader_drop_last"] = True  # of an uneven last batch, processes repeat a row
     config = SoftmaxDPOConfig(str(output), **{**QUIET, **defaults, "num_train_epochs": 2, **options})
     adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if lora else None

@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {
     "max_epochs": 2,
 }
 IDS = DualIdsConfig(**SMALL, collisions="extend")
-SHARED: dict[str, Any] = {**QUIET, "prompt_head": "{user}", "max_length": 96, "gradient_checkpointing": False}
+SHARED: dict[str, Any] = {**QUIET, "prompt_head": "{user}", "max_length": 96, "activation_checkpointing": False}
 SHARED |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "per_device_train_batch_size": 8, "eval_ks": [5]}
 STAGES = [
     PreferenceStage("self_play", num_beams=8, max_prompts=24),

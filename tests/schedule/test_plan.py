@@ -45,7 +45,7 @@ def test_what_only_decides_speed_may_change(folder: Path) -> None:
     free: dict[str, Any] = {
         "per_device_eval_batch_size": 2,
         "resume_from_checkpoint": "x",
-        "gradient_checkpointing": True,
+        "activation_checkpointing": True,
         "save_total_limit": 1,
         "logging_steps": 7,
         "dataloader_num_workers": 1,

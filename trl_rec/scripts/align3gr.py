@@ -28,7 +28,7 @@ COMMON += (
     "use_cpu",
     "bf16",
     "fp16",
-    "gradient_checkpointing",
+    "activation_checkpointing",
     "trust_remote_code",
 )
 COMMON += ("report_to", "disable_tqdm")

@@ -43,7 +43,7 @@ def make_trainer(folder: Path, seed: int, lambda_weight: float, permutation_weig
     options |= {
         "save_strategy": "no",
         "per_device_eval_batch_size": 300,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "seed": seed,
     }
     config = AlroConfig(

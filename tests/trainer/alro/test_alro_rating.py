@@ -20,7 +20,9 @@ from trl_rec.scripts.parsing import find_recipe
 from trl_rec.trainer import build_ranker, learn_ratings, rating_values
 
 
-OPTIONS = {name: DEFAULTS[name] for name in ("use_cpu", "bf16", "report_to", "disable_tqdm", "gradient_checkpointing")}
+OPTIONS = {
+    name: DEFAULTS[name] for name in ("use_cpu", "bf16", "report_to", "disable_tqdm", "activation_checkpointing")
+}
 RECIPE = {
     **OPTIONS,
     "hidden_size": 16,

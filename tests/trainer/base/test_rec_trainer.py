@@ -109,7 +109,7 @@ def test_fsdp_refuses_to_rank_any_of_several_sets(folder: Path, tmp_path: Path, 
 @pytest.mark.parametrize("told", [{"use_reentrant": True}, {"use_reentrant": False, "every_n_layers": 2}])
 def test_a_ranking_leaves_checkpointing_as_it_was(folder: Path, tmp_path: Path, told: dict) -> None:
     trainer = make_trainer(
-        folder, tmp_path, max_steps=1, gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(told)
+        folder, tmp_path, max_steps=1, activation_checkpointing=True, activation_checkpointing_kwargs=dict(told)
     )
     trainer.train()
 

@@ -24,7 +24,7 @@ TASKS = {"next_item": 1.0, "item_to_id": 0.5, "id_to_item": 0.5, "history_to_tit
 TASKS |= {"profile_to_user": 0.5, "user_to_profile": 0.5, "query_to_item": 0.5, "history_to_preference": 0.5}
 DEFAULTS: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.1, "targets": "all"}
 DEFAULTS |= {"lr_scheduler_type": "constant", "optim": "sgd", "max_length": 128, "save_strategy": "no"}
-DEFAULTS |= {"gradient_checkpointing": False, "prompt_head": "{user}", "tasks": TASKS, "task_history": 5, **QUIET}
+DEFAULTS |= {"activation_checkpointing": False, "prompt_head": "{user}", "tasks": TASKS, "task_history": 5, **QUIET}
 PASSED_ON = ("peft_config", "callbacks", "eval_dataset")
 
 

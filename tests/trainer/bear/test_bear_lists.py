@@ -44,7 +44,7 @@ def title_trainer(output: Path, tokenizer: Any, titles: list[str], **options: An
         "targets": [[1, 2, 4, 5, 3], [4, 6, 3, 0]],
     }
     config = BearConfig(
-        str(output), max_length=256, save_strategy="no", gradient_checkpointing=False, **QUIET, **options
+        str(output), max_length=256, save_strategy="no", activation_checkpointing=False, **QUIET, **options
     )
     rows, catalog = Dataset(pa.table(split), split="train"), ItemCatalog(pa.table(columns))
     model = make_family("llama", vocab_size=len(tokenizer))

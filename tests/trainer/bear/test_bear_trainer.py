@@ -52,7 +52,7 @@ def test_weight_zero_over_the_vocabulary_is_trls_sft(folder: Path, dataset: RecD
         "max_length": 96,
         "save_strategy": "no",
     }
-    common |= {"gradient_accumulation_steps": 2, "gradient_checkpointing": False, **QUIET}
+    common |= {"gradient_accumulation_steps": 2, "activation_checkpointing": False, **QUIET}
     theirs = SFTTrainer(
         load_model(folder / "model"),
         SFTConfig(str(tmp_path), **common),
@@ -123,7 +123,7 @@ def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"padding_side": "right"}, {"gradient_checkpointing": True}, {"pad_to_multiple_of": 64}]
+    "options", [{"padding_side": "right"}, {"activation_checkpointing": True}, {"pad_to_multiple_of": 64}]
 )
 def test_padding_and_checkpointing_change_nothing(folder: Path, tmp_path: Path, options: dict) -> None:
     plain, other = make_trainer(folder, tmp_path), make_trainer(folder, tmp_path, **options)
@@ -227,7 +227,7 @@ def test_titles_train_on_a_pretrained_tokenizer(tokenizer_copy, titles, tmp_path
     )
     model = make_family("llama", vocab_size=len(tokenizer_copy))
     config = BearConfig(
-        str(tmp_path), max_steps=2, max_length=256, save_strategy="no", gradient_checkpointing=False, **QUIET
+        str(tmp_path), max_steps=2, max_length=256, save_strategy="no", activation_checkpointing=False, **QUIET
     )
     trainer = BearTrainer(model, config, train_dataset=split, processing_class=tokenizer_copy, catalog=catalog)
     labels = one_batch(trainer)["labels"]

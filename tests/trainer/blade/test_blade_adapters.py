@@ -150,7 +150,7 @@ def test_a_reference_of_its_own_stays_what_it_is(bases: Any, catalog: ItemCatalo
 @pytest.mark.slow
 def test_checkpointing_changes_nothing(bases: Any, catalog: ItemCatalog, tmp_path: Path) -> None:
     plain, other = (
-        make(adapted(bases["tied"]), bases["tied"], catalog, tmp_path, optim="sgd", gradient_checkpointing=on)
+        make(adapted(bases["tied"]), bases["tied"], catalog, tmp_path, optim="sgd", activation_checkpointing=on)
         for on in (False, True)
     )
     plain.train(), other.train()

@@ -143,7 +143,7 @@ def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_checkpointing_changes_nothing(folder: Path, tmp_path: Path) -> None:
-    plain, other = (make_trainer(folder, tmp_path, max_steps=2, gradient_checkpointing=on) for on in (False, True))
+    plain, other = (make_trainer(folder, tmp_path, max_steps=2, activation_checkpointing=on) for on in (False, True))
     plain.train(), other.train()
     assert any(vars(module).get("gradient_checkpointing") for module in other.model.modules())
     assert_same_steps(other, plain)

@@ -191,7 +191,7 @@ def test_a_reference_with_an_adapter_of_its_own_keeps_it(
 
 def test_checkpointing_changes_nothing(bases: Any, catalog: ItemCatalog, table: Dataset, tmp_path: Path) -> None:
     plain, other = (
-        make(adapted(bases["tied"]), bases["tied"], catalog, table, tmp_path, optim="sgd", gradient_checkpointing=on)
+        make(adapted(bases["tied"]), bases["tied"], catalog, table, tmp_path, optim="sgd", activation_checkpointing=on)
         for on in (False, True)
     )
     plain.train(), other.train()

@@ -208,7 +208,7 @@ def test_accumulating_changes_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_checkpointing_changes_nothing(folder: Path, tmp_path: Path) -> None:
-    plain, other = make_trainer(folder, tmp_path), make_trainer(folder, tmp_path, gradient_checkpointing=True)
+    plain, other = make_trainer(folder, tmp_path), make_trainer(folder, tmp_path, activation_checkpointing=True)
     plain.train(), other.train()
     assert losses(other) == pytest.approx(losses(plain), abs=1e-5)
     assert_close(other.model, weights(plain.model))

@@ -37,7 +37,7 @@ SHARED: tuple[str, ...] = (
     "data_seed",
 )
 SHARED += ("optim", "weight_decay", "max_grad_norm", "warmup_steps", "logging_steps", "disable_tqdm", "report_to")
-SHARED += ("use_cpu", "bf16", "fp16", "gradient_checkpointing", "torch_compile")
+SHARED += ("use_cpu", "bf16", "fp16", "activation_checkpointing", "torch_compile")
 logger = logging.getLogger(__name__)
 
 

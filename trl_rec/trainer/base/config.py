@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from trl_rec.compat import settle_checkpointing
+
 
 @dataclass
 class RecConfig:
@@ -28,6 +30,9 @@ class RecConfig:
         eval_length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by length to this power.
         max_users (`int`, *optional*): Users of a split that an evaluation measures, in loss and lists, spread evenly;
             all otherwise.
+        activation_checkpointing (`bool`, *optional*): As in `TrainingArguments`, which has it from transformers 5.23
+            on; `True` otherwise, as in TRL.
+        activation_checkpointing_kwargs (`dict`, *optional*): As in `TrainingArguments`.
     """
 
     prompt_head: str | None = field(default=None, metadata={"help": "text before the history, perhaps with {user}"})
@@ -42,8 +47,15 @@ class RecConfig:
     eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend the user's own history"})
     eval_length_penalty: float = field(default=0.0, metadata={"help": "divide scores by length to this power"})
     max_users: int | None = field(default=None, metadata={"help": "users of a split that an evaluation measures"})
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "recompute activations in the backward pass rather than keep them"}
+    )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "what recomputation is told, such as every_n_layers"}
+    )
 
     def __post_init__(self) -> None:
+        settle_checkpointing(self)
         super().__post_init__()  # type: ignore[misc]  # of the TRL config that comes after
         if min(self.eval_ks, default=0) < 1:
             raise ValueError(f"eval_ks={self.eval_ks} must hold a length to cut lists at, and none below 1")

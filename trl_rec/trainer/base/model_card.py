@@ -68,7 +68,10 @@ def _catalog_lines(catalog: ItemCatalog, example: Sequence[str]) -> list[str]:
 def _shown_fields(args: object) -> list[str]:
     """The fields that this package's configs add to TRL's, and `RUN_SETTINGS`."""
     configs = [kind for kind in type(args).__mro__ if kind.__module__.startswith("trl_rec.")]
-    return sorted({name for config in configs for name in config.__annotations__}.union(RUN_SETTINGS))
+    ours = {name for config in configs for name in config.__annotations__}
+    # transformers' own, which RecConfig declares for its older versions
+    ours -= {"activation_checkpointing", "activation_checkpointing_kwargs"}
+    return sorted(ours.union(RUN_SETTINGS))
 
 
 def _metric_lines(entry: dict[str, Any]) -> list[str]:
