@@ -1,17 +1,42 @@
 # Each target makes the virtual environment it needs, once, and again when the requirements change; then it does its job.
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= auto
 BIN = $(VENV)/bin
 REQUIREMENTS = setup.cfg pyproject.toml constraints.txt
+TESTED = .[test,quantization,deepspeed,semantic-ids]
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint bench clean
+INSTALL_LIMITED = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
+define LIMITED_TESTS
+$(BIN)/pip freeze --exclude-editable
+OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/test_readme.py
+endef
+
+.PHONY: demo test test-newest test-oldest lint bench clean
 
 demo: $(VENV)/.package
 	$(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml examples/blade.py
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# The fast tests and all of the README's with the newest, and with the oldest releases that setup.cfg allows, each in an
+# environment of its own. torch is that of constraints.txt in both.
+test-newest: VENV = .venv-newest
+test-newest:
+	$(PYTHON) -m venv $(VENV)
+	grep '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(INSTALL_LIMITED) --upgrade --upgrade-strategy eager --editable "$(TESTED)"
+	$(LIMITED_TESTS)
+
+test-oldest: VENV = .venv-oldest
+test-oldest:
+	$(PYTHON) -m venv $(VENV)
+	{ grep '^torch==' constraints.txt; $(PYTHON) tests/oldest.py; } > $(VENV)/constraints.txt
+	$(INSTALL_LIMITED) --editable "$(TESTED)"
+	$(LIMITED_TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -45,7 +70,7 @@ $(VENV)/.package: $(REQUIREMENTS) | $(BIN)/python
 	touch $@
 
 $(VENV)/.test: $(REQUIREMENTS) | $(BIN)/python
-	$(INSTALL) ".[test,quantization,deepspeed,semantic-ids]"
+	$(INSTALL) "$(TESTED)"
 	touch $@
 
 $(VENV)/.dev: $(REQUIREMENTS) | $(BIN)/python

@@ -1,0 +1,21 @@
+"""Prints the oldest versions that setup.cfg allows, as constraints for pip.
+
+torch is left out: `make test-oldest` takes it from constraints.txt, where a build without CUDA is known to work.
+"""
+
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+
+def oldest(text: str) -> list[str]:
+    """`name==version` for each requirement in a setup.cfg that has a lower bound."""
+    parser = ConfigParser(interpolation=None)
+    parser.read_string(text)
+    requirements = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]
+    bounds = re.findall(r"^([\w-]+)>=([\w.]+)", "\n".join(requirements), flags=re.MULTILINE)
+    return [f"{name}=={version}" for name, version in bounds if name != "torch"]
+
+
+if __name__ == "__main__":
+    print("\n".join(oldest((Path(__file__).parents[1] / "setup.cfg").read_text(encoding="utf-8"))))
