@@ -54,13 +54,13 @@ def test_sharded_weights(kind: str, folder: Path, tmp_path: Path, monkeypatch: p
     else:
         plugin = DeepSpeedPlugin(zero_stage=3)
         plugin.set_deepspeed_weakref()  # as the trainer's configuration does when launched so
-    refused("does not work under .*DDP and ZeRO-2 work", schedule, folder / "model")
-    with pytest.raises(ValueError, match="DDP and ZeRO-2 work"):
+    refused("does not work under .*use DDP or ZeRO-2", schedule, folder / "model")
+    with pytest.raises(ValueError, match="use DDP or ZeRO-2"):
         conclude_stages([], folder / "model", schedule)
 
 
 def test_a_policy_that_is_no_folder_of_its_own(folder: Path, tmp_path: Path) -> None:
-    refused("some/policy is no folder", make_schedule(folder, tmp_path / "out"), "some/policy")
+    refused("some/policy is not a folder", make_schedule(folder, tmp_path / "out"), "some/policy")
     for output in (folder / "model", folder / "model" / "stages" / "here"):
         with pytest.raises(ValueError, match="output_dir is, or lies in, the folder of the policy"):
             run_stages(STAGES, folder / "model", make_schedule(folder, output))

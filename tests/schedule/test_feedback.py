@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.oracles import candidates as oracle
+from tests.oracles import preferences as oracle
 from tests.schedule.tables import make_catalog, make_split, rows_of, training_rows
 from trl_rec.ragged import Ragged
-from trl_rec.schedule import feedback_candidates
+from trl_rec.schedule import feedback_preferences
 
 
 CUTS = {"easy": (1, 2), "hard": (3, 4)}
@@ -28,15 +28,15 @@ def test_feedback_equals_a_loop(data, rows, difficulty, count, max_prompts) -> N
     given_at_all = sum(scores, [])
     if not told or not any(CUTS[difficulty][0] <= score <= CUTS[difficulty][1] for score in given_at_all):
         with pytest.raises(ValueError, match="liked=|disliked=|neutral="):
-            feedback_candidates(make_split(rows, scores), difficulty=difficulty)
+            feedback_preferences(make_split(rows, scores), difficulty=difficulty)
         return
     options = {"difficulty": difficulty, "num_negatives": count, "seed": 3}
-    table = feedback_candidates(make_split(rows, scores), **options)
+    table = feedback_preferences(make_split(rows, scores), **options)
     assert rows_of(table, "user", "history", "chosen") == [row[:3] for row in told]
     for rejected, (_, _, chosen, possible) in zip(table[:]["rejected"], told, strict=True):
         assert set(rejected) <= possible and len(set(rejected)) == len(rejected) == min(count, len(possible))
         assert chosen not in rejected
-    sample = feedback_candidates(make_split(rows, scores), max_prompts=max_prompts, **options)
+    sample = feedback_preferences(make_split(rows, scores), max_prompts=max_prompts, **options)
     whole = rows_of(table, "user", "history", "chosen", "rejected")
     assert len(sample) == min(max_prompts or len(whole), len(whole))
     assert all(row in whole for row in rows_of(sample, "user", "history", "chosen", "rejected"))
@@ -52,7 +52,7 @@ def test_feedback_tells_items_apart_by_how_they_are_written(data, rows, surface,
     merged = [(user, *([surfaces.index(surfaces[item]) for item in part] for part in parts)) for user, *parts in rows]
     told = oracle.feedback(merged, scores, (5, 5), CUTS["easy"])
     options = {"difficulty": "easy", "num_negatives": count, "catalog": make_catalog(surface)}
-    table = feedback_candidates(make_split(rows, scores), **options)
+    table = feedback_preferences(make_split(rows, scores), **options)
     own = [possible for *_, possible in oracle.feedback(rows, scores, (5, 5), CUTS["easy"])]
     for rejected, (*_, possible), whole in zip(table[:]["rejected"], told, own, strict=True):
         written = [surfaces.index(surfaces[item]) for item in rejected]
@@ -63,7 +63,7 @@ def test_feedback_tells_items_apart_by_how_they_are_written(data, rows, surface,
 def test_which_negatives_depends_on_seed_and_target() -> None:
     train = make_split([(0, [0], list(range(1, 9)))], [[5.0, 5, 5, 1, 1, 1, 1, 1, 1]])
     drawn = {
-        seed: feedback_candidates(train, difficulty="easy", num_negatives=2, seed=seed)[:]["rejected"]
+        seed: feedback_preferences(train, difficulty="easy", num_negatives=2, seed=seed)[:]["rejected"]
         for seed in range(20)
     }
     assert len({str(rejected) for rejected in drawn.values()}) > 5
@@ -73,7 +73,7 @@ def test_which_negatives_depends_on_seed_and_target() -> None:
 
 @pytest.mark.parametrize("kind", ["column", "ragged", "callable"])
 def test_scores_from_elsewhere_replace_ratings(kind) -> None:
-    expected = feedback_candidates(make_split(ROWS, SCORES), difficulty="easy")[:]["rejected"]
+    expected = feedback_preferences(make_split(ROWS, SCORES), difficulty="easy")[:]["rejected"]
     assert expected == [[0, 3], [4]]
     train = make_split(ROWS)
     scores = {"column": "sentiment", "ragged": Ragged.from_lists(SCORES, float)}
@@ -81,23 +81,23 @@ def test_scores_from_elsewhere_replace_ratings(kind) -> None:
     if kind == "column":
         train = train.add_column("sentiment", SCORES)
         train.info.splits = None
-    assert feedback_candidates(train, difficulty="easy", scores=scores[kind])[:]["rejected"] == expected
+    assert feedback_preferences(train, difficulty="easy", scores=scores[kind])[:]["rejected"] == expected
 
 
 def test_missing_and_unfit_scores_are_refused() -> None:
     train = make_split(ROWS)
     with pytest.raises(ValueError, match="no ratings to tell liked from disliked"):
-        feedback_candidates(train, difficulty="easy")
+        feedback_preferences(train, difficulty="easy")
     with pytest.raises(ValueError, match="no column 'mood' of scores; it has user, history"):
-        feedback_candidates(train, difficulty="easy", scores="mood")
+        feedback_preferences(train, difficulty="easy", scores="mood")
     with pytest.raises(ValueError, match="scores hold 1 rows, the training split 2"):
-        feedback_candidates(train, difficulty="easy", scores=Ragged.from_lists(SCORES[:1]))
+        feedback_preferences(train, difficulty="easy", scores=Ragged.from_lists(SCORES[:1]))
     with pytest.raises(ValueError, match="scores, row 1: 2 for 3 items"):
-        feedback_candidates(train, difficulty="easy", scores=Ragged.from_lists([SCORES[0], SCORES[1][:2]]))
+        feedback_preferences(train, difficulty="easy", scores=Ragged.from_lists([SCORES[0], SCORES[1][:2]]))
     with pytest.raises(ValueError, match="difficulty must be easy or hard"):
-        feedback_candidates(train, difficulty="medium")
+        feedback_preferences(train, difficulty="medium")
     with pytest.raises(ValueError, match="learns from the training split alone"):
-        feedback_candidates(make_split(ROWS, SCORES, split="validation"), difficulty="easy")
+        feedback_preferences(make_split(ROWS, SCORES, split="validation"), difficulty="easy")
 
 
 @pytest.mark.parametrize(
@@ -114,19 +114,19 @@ def test_missing_and_unfit_scores_are_refused() -> None:
 )
 def test_unfit_cuts_are_refused(cuts, message) -> None:
     with pytest.raises(ValueError, match=message):
-        feedback_candidates(make_split(ROWS, SCORES), difficulty="easy", **cuts)
+        feedback_preferences(make_split(ROWS, SCORES), difficulty="easy", **cuts)
 
 
 def test_scores_without_a_number_are_refused() -> None:
     unknown = Ragged.from_lists([[float("nan")] * 4, [float("nan")] * 3], float)
     with pytest.raises(ValueError, match="there are none at all"):
-        feedback_candidates(make_split(ROWS), difficulty="easy", scores=unknown)
+        feedback_preferences(make_split(ROWS), difficulty="easy", scores=unknown)
 
 
 def test_cuts_for_another_scale_are_refused() -> None:
     """From 1 to 10, the usual cuts would take 5 for the best, and leave out what was liked."""
     split = make_split(ROWS, [[1.0, 5.0, 3.0, 10.0], [2.0, 5.0, float("nan")]])
     with pytest.raises(ValueError, match=r"scores up to 10, above liked=\(5, 5\)"):
-        feedback_candidates(split, difficulty="easy")
-    table = feedback_candidates(split, difficulty="easy", liked=(9, 10), neutral=(5, 8), disliked=(1, 4))
+        feedback_preferences(split, difficulty="easy")
+    table = feedback_preferences(split, difficulty="easy", liked=(9, 10), neutral=(5, 8), disliked=(1, 4))
     assert rows_of(table, "user", "chosen", "rejected") == [(0, 3, [0, 2])]

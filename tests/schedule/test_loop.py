@@ -162,8 +162,8 @@ def test_models_are_freed_before_the_next_stage(folder: Path, tmp_path: Path, mo
         loaded.append(weakref.ref(model := on_device(load, *arguments)))
         return model
 
-    on_device = loop._load_on_device
-    monkeypatch.setattr(loop, "_load_on_device", load_and_count)
+    on_device = loop.load_on_device
+    monkeypatch.setattr(loop, "load_on_device", load_and_count)
     short = PreferenceStage("random", num_negatives=3, max_prompts=8, max_steps=1)
     run_stages([short] * 2, folder / "sft", make_schedule(folder, tmp_path))
     assert alive == [0, 1, 0, 1]  # a policy, then its reference

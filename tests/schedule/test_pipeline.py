@@ -26,7 +26,7 @@ from trl_rec import (
     prepare,
 )
 from trl_rec.models import RecModelConfig
-from trl_rec.schedule import align, check_early, give_ids, learn_supervised
+from trl_rec.schedule import align, check_pipeline, give_ids, learn_supervised
 from trl_rec.semantic_ids import DualIdsConfig
 
 
@@ -207,8 +207,8 @@ def test_stages_that_ask_the_policy_otherwise_than_its_training_are_refused(sour
             load(source), SoftmaxDPOConfig(str(tmp_path / "run"), **{**SHARED, **options}), keep="last"
         )
         with pytest.raises(ValueError, match=message):
-            check_early(STAGES, schedule, supervised)
-    check_early(
+            check_pipeline(STAGES, schedule, supervised)
+    check_pipeline(
         STAGES, replace(schedule, config=SoftmaxDPOConfig(str(tmp_path), normalize="catalogue", **SHARED)), supervised
     )
 
@@ -219,4 +219,4 @@ def test_stages_without_ratings_are_refused_before_any_part_runs(source: Path, t
     unrated = dataset.train.remove_columns("target_ratings").add_column("target_ratings", empty)
     schedule = Schedule(replace(dataset, train=unrated), SoftmaxDPOConfig(str(tmp_path), **SHARED), keep="last")
     with pytest.raises(ValueError, match="rating"):
-        check_early(STAGES, schedule)
+        check_pipeline(STAGES, schedule)

@@ -12,7 +12,7 @@ from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation import rank_histories
 from trl_rec.items import TokenTrie
 from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
-from trl_rec.schedule import self_play, self_play_beams, self_play_candidates, training_prefixes
+from trl_rec.schedule import self_play, self_play_beams, self_play_preferences, training_prefixes
 
 
 OPTIONS = {"num_beams": 6, "part_size": 10, "max_length": 20}
@@ -69,7 +69,7 @@ def test_parts_are_ranked_as_the_whole(setting) -> None:
     whole = rank_histories(setting.model, histories, setting.prompt_format, setting.trie, **options)
     beams = setting.beams()
     assert beams.tolist() == whole.tolist()
-    table = self_play_candidates(setting.prefixes, beams, setting.dataset.catalog, train=setting.dataset.train)
+    table = self_play_preferences(setting.prefixes, beams, setting.dataset.catalog, train=setting.dataset.train)
     assert 0 < len(table["rejected"][0]) <= 6
 
 

@@ -1,5 +1,5 @@
-"""Preference training in stages: where its negatives come from, and what must not be among them; and the parts of
-Align3GR before it."""
+"""Preference training in stages: where negatives come from, what must not be among them, and the loop over stages; and
+the parts of Align³GR before it."""
 
 from typing import TYPE_CHECKING
 
@@ -12,29 +12,30 @@ __all__ = [
     "align",
     "align3gr_stages",
     "bucket_report",
+    "check_pipeline",
+    "check_preference_leaks",
     "conclude_stages",
-    "feedback_candidates",
+    "feedback_preferences",
     "give_ids",
     "learn_supervised",
-    "random_candidates",
+    "random_preferences",
     "read_stages",
-    "check_early",
-    "check_candidate_leaks",
     "run_stages",
     "self_play_beams",
     "self_play_buckets",
-    "self_play_candidates",
+    "self_play_preferences",
     "stage_table",
     "training_prefixes",
 ]
 
 if TYPE_CHECKING:
-    from trl_rec.schedule.candidate_leaks import check_candidate_leaks
-    from trl_rec.schedule.candidates import bucket_report, random_candidates, self_play_candidates
+    from trl_rec.schedule.checks import check_pipeline
     from trl_rec.schedule.difficulty import self_play_buckets
-    from trl_rec.schedule.feedback import feedback_candidates
+    from trl_rec.schedule.feedback import feedback_preferences
     from trl_rec.schedule.loop import run_stages
-    from trl_rec.schedule.pipeline import align, check_early, give_ids, learn_supervised
+    from trl_rec.schedule.pipeline import align, give_ids, learn_supervised
+    from trl_rec.schedule.preference_leaks import check_preference_leaks
+    from trl_rec.schedule.preferences import bucket_report, random_preferences, self_play_preferences
     from trl_rec.schedule.prefixes import training_prefixes
     from trl_rec.schedule.reporting import conclude_stages, stage_table
     from trl_rec.schedule.self_play import self_play_beams
@@ -44,16 +45,17 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "candidate_leaks": ["check_candidate_leaks"],
-            "candidates": ["bucket_report", "random_candidates", "self_play_candidates"],
+            "checks": ["check_pipeline"],
             "difficulty": ["self_play_buckets"],
-            "feedback": ["feedback_candidates"],
+            "feedback": ["feedback_preferences"],
             "loop": ["run_stages"],
-            "pipeline": ["align", "give_ids", "learn_supervised", "check_early"],
-            "settings": ["Schedule"],
+            "pipeline": ["align", "give_ids", "learn_supervised"],
+            "preference_leaks": ["check_preference_leaks"],
+            "preferences": ["bucket_report", "random_preferences", "self_play_preferences"],
             "prefixes": ["training_prefixes"],
             "reporting": ["conclude_stages", "stage_table"],
             "self_play": ["self_play_beams"],
+            "settings": ["Schedule"],
             "stages": ["PreferenceStage", "align3gr_stages", "read_stages"],
         },
     )

@@ -1,4 +1,4 @@
-"""What is refused before the first stage runs, so that bad input does not wait for hours of training."""
+"""Checks before any training: bad input must not surface after hours."""
 
 from __future__ import annotations
 
@@ -9,62 +9,104 @@ from typing import Any
 from trl_rec.compat import is_deepspeed_zero3_enabled, launched_with_fsdp
 from trl_rec.decoding.run_folder import check_same_items, settings_of_run
 from trl_rec.schedule.settings import Schedule
-from trl_rec.schedule.stage_candidates import stage_feedback
+from trl_rec.schedule.stage_preferences import feedback_table
 from trl_rec.schedule.stages import PreferenceStage
+from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
 
-def check_before_running(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
-    """Raises where a stage could not begin: by the launcher, the policy's folder, its items, or the log's rows and
-    ratings."""
+def check_pipeline(
+    stages: Sequence[PreferenceStage], schedule: Schedule, supervised: BearConfig | None = None
+) -> None:
+    """Raises if the stages could not run, whatever policy and semantic IDs the parts before them make.
+
+    Args:
+        stages: The stages, in the order of training.
+        schedule: What all stages share.
+        supervised (`BearConfig`, *optional*): Configuration of the supervised part. The stages must prompt and rank
+            the policy as it does.
+    """
     check_not_sharded(schedule.config)
-    if not Path(start).is_dir():
-        raise ValueError(
-            f"{start} is no folder; stages begin from a policy on disk, the output folder of trl-rec bear"
+    if supervised is not None:
+        _check_same_prompts(
+            "the supervised policy", supervised.prompt_options, supervised.softmax == "legal", schedule.config
         )
-    output = schedule.output.resolve()
-    if Path(start).resolve() in (output, *output.parents):
-        raise ValueError(
-            f"output_dir is, or lies in, the folder of the policy to begin with, {start}; give another output_dir"
-        )
+    for number, stage in enumerate(stages, 1):
+        if stage.source == "feedback":
+            feedback_table(number, stage, schedule)
+
+
+def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
+    """Raises if a stage could not start: because of the launcher, the first policy's folder, its items or prompts, or
+    the log's rows and ratings.
+
+    Args:
+        stages: The stages, in the order of training.
+        start: Folder of the first policy.
+        schedule: What all stages share.
+    """
+    check_not_sharded(schedule.config)
+    _check_folders(start, schedule)
     if not len(schedule.dataset.validation):
         raise ValueError(
-            "the validation split has no rows to compare stages on; prepare the data with more interactions a user"
+            "the validation split has no rows to compare stages on; prepare the data with more interactions per user"
         )
+
+    # The policy and the stages must mean the same by an item and by a prompt.
     check_same_items(start, schedule.dataset.catalog, schedule.dataset.path)
-    own = settings_of_run(start)
-    if own:
-        check_same_prompts(f"the policy in {start}", own["prompt"], own["renormalize"], schedule.config)
+    trained_with = settings_of_run(start)
+    if trained_with:
+        _check_same_prompts(
+            f"the policy in {start}", trained_with["prompt"], trained_with["renormalize"], schedule.config
+        )
+
+    # Feedback needs no policy, so its errors can show now.
     for number, stage in enumerate(stages, 1):
-        if stage.source == "feedback" and not (schedule.folder(number, stage) / "stage.json").is_file():
+        is_finished = (schedule.folder(number, stage) / "stage.json").is_file()
+        if stage.source == "feedback" and not is_finished:
             try:
-                stage_feedback(number, stage, schedule)
+                feedback_table(number, stage, schedule)
             except ValueError as error:
                 raise ValueError(f"stage {number} ({stage.name}): {error}") from error
 
 
 def check_not_sharded(config: SoftmaxDPOConfig) -> None:
-    """Raises under ZeRO-3 and FSDP: the policy decodes outside of a trainer, where a part of its weights is of no
-    use."""
+    """Raises under ZeRO-3 and FSDP: the policy decodes outside of a trainer, which needs all of its weights."""
     fsdp = bool(config.fsdp) or launched_with_fsdp()
     if fsdp or is_deepspeed_zero3_enabled():
         raise ValueError(
-            f"preference training in stages does not work under {'FSDP' if fsdp else 'ZeRO-3'}, as self-play and evaluation "
-            "need the whole model on each process; DDP and ZeRO-2 work"
+            f"preference training in stages does not work under {'FSDP' if fsdp else 'ZeRO-3'}, because self-play "
+            "and evaluation need the whole model on each process; use DDP or ZeRO-2"
         )
 
 
-def check_same_prompts(who: str, prompt: Mapping[str, Any], renormalizes: bool, config: SoftmaxDPOConfig) -> None:
-    """Raises where a policy is prompted otherwise than in the stages, or its lists are ranked by another softmax: it
-    would fall behind itself before any stage, with no word."""
-    for name, value in prompt.items():
-        now = config.prompt_options.get(name)
-        if value != now:
-            raise ValueError(
-                f"{who} is prompted with {name}={value!r}, the stages with {now!r}; give the same to both"
-            )
-    if renormalizes != (config.normalize == "catalogue"):
-        over, wanted = ("legal tokens", "catalogue") if renormalizes else ("the vocabulary", "vocabulary")
+def _check_folders(start: str | Path, schedule: Schedule) -> None:
+    """Raises if the first policy is not a folder, or would be overwritten."""
+    if not Path(start).is_dir():
         raise ValueError(
-            f"the lists of {who} are ranked by its softmax over {over}; give the stages normalize: {wanted}"
+            f"{start} is not a folder; stages start from a policy on disk, such as the output folder of trl-rec bear"
+        )
+    output = schedule.output.resolve()
+    if Path(start).resolve() in (output, *output.parents):
+        raise ValueError(
+            f"output_dir is, or lies in, the folder of the policy to start from, {start}; choose another output_dir"
+        )
+
+
+def _check_same_prompts(who: str, prompt: Mapping[str, Any], renormalize: bool, config: SoftmaxDPOConfig) -> None:
+    """Raises if the stages would prompt a policy, or rank its lists, in another way than its training did.
+
+    The policy would score worse from the first stage on, and nothing would say why.
+    """
+    for name, value in prompt.items():
+        in_stages = config.prompt_options.get(name)
+        if value != in_stages:
+            raise ValueError(
+                f"{who} is prompted with {name}={value!r}, the stages with {in_stages!r}; give the same to both"
+            )
+
+    if renormalize != (config.normalize == "catalogue"):
+        over, needed = ("legal tokens", "catalogue") if renormalize else ("the vocabulary", "vocabulary")
+        raise ValueError(
+            f"the lists of {who} are ranked by its softmax over {over}; give the stages normalize: {needed}"
         )

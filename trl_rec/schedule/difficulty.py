@@ -26,7 +26,7 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
     a better beam of the prompt, since all that the model sees is how an item is written.
 
     Args:
-        prefixes, beams, catalog, train: As in [`self_play_candidates`].
+        prefixes, beams, catalog, train: As in [`self_play_preferences`].
 
     Returns:
         `np.ndarray` of int8 and shape `(N, W)`.

@@ -16,8 +16,8 @@ from datasets import Dataset
 from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join
-from trl_rec.schedule.candidates import check_negatives, preference_table
 from trl_rec.schedule.draws import draw_below
+from trl_rec.schedule.preferences import check_negatives, preference_table
 from trl_rec.schedule.prefixes import check_aligned, column, prefixes_at, ratings_of, sampled
 from trl_rec.schedule.training_pairs import pair_keys, surface_codes
 
@@ -26,7 +26,7 @@ Cut: TypeAlias = tuple[float, float]
 Scores: TypeAlias = str | Ragged | Callable[[Dataset], Ragged]
 
 
-def feedback_candidates(
+def feedback_preferences(
     train: Dataset,
     *,
     difficulty: str,

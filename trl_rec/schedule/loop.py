@@ -13,7 +13,7 @@ import gc
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -26,10 +26,10 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_rec.compat import reset_accelerator_state
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
-from trl_rec.schedule.checks import check_before_running
+from trl_rec.schedule.checks import check_stages
 from trl_rec.schedule.plan import check_same_plan, write_entry
-from trl_rec.schedule.settings import Schedule
-from trl_rec.schedule.stage_candidates import stage_candidates
+from trl_rec.schedule.settings import Schedule, load_on_device
+from trl_rec.schedule.stage_preferences import stage_preferences
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.base.reporting import save_run
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
@@ -68,7 +68,7 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
         `buckets` (see [`bucket_report`]), the validation metrics `before` and `after`, and whether its policy was
         `kept`.
     """
-    check_before_running(stages, start, schedule)
+    check_stages(stages, start, schedule)
     check_same_plan(stages, start, schedule)
 
     folder = Path(start)  # of the policy that the next stage starts from
@@ -104,9 +104,9 @@ def _run_stage(
     """Trains one stage from the policy in `start`, whose validation metrics are `before` if known; returns its
     report."""
     # 1. Collect the stage's preferences; a stage without any is skipped.
-    policy = _load_on_device(load_policy, start, schedule)
+    policy = load_on_device(load_policy, start, schedule)
     tokenizer = load_tokenizer(start)
-    table, figures = stage_candidates(number, stage, policy, tokenizer, start, schedule)
+    table, figures = stage_preferences(number, stage, policy, tokenizer, start, schedule)
     report = {"stage": number, "name": stage.name, **figures}
     if report["without_negatives"] == 1:
         logger.warning("stage %d (%s) is skipped: it has no negatives for any prompt", number, stage.name)
@@ -140,7 +140,7 @@ def _build_trainer(
     if has_adapter or new_adapter is not None:
         reference = None
     else:
-        reference = _load_on_device(load_model, start, schedule)
+        reference = load_on_device(load_model, start, schedule)
 
     reset_accelerator_state()  # each stage's trainer makes its own Accelerator
     return SoftmaxDPOTrainer(
@@ -166,13 +166,6 @@ def _stage_config(number: int, stage: PreferenceStage, schedule: Schedule) -> So
         config.metric_for_best_model = schedule.metric
         config.greater_is_better = True
     return config
-
-
-def _load_on_device(load: Callable[..., Any], folder: Path, schedule: Schedule) -> Any:
-    """The model on this process's device; a quantised model is placed by its loader."""
-    options = schedule.model_options or {}
-    model = load(folder, **options)
-    return model if "quantization_config" in options else model.to(PartialState().device)
 
 
 def _measure(trainer: SoftmaxDPOTrainer) -> dict[str, float]:

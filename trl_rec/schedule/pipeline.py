@@ -1,7 +1,7 @@
-"""The whole of Align3GR: semantic IDs of items and users, supervised fine-tuning on several tasks, preference stages.
+"""All of Align³GR: semantic IDs of items and users, supervised fine-tuning on several tasks, and preference stages.
 
-Each part has a folder of its own and is taken as it is once it has ended: a call that was killed goes on within the
-part, and ends with the same IDs and weights.
+Each part has its own folder, and a finished part is not run again. A call that was killed resumes inside the part
+where it stopped, and ends with the same IDs and weights.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from accelerate import PartialState
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation
 from trl_rec.models import RecModelConfig
-from trl_rec.schedule.checks import check_not_sharded, check_same_prompts
 from trl_rec.schedule.loop import run_stages
 from trl_rec.schedule.plan import check_same_policy, write_entry
 from trl_rec.schedule.reporting import conclude_stages
 from trl_rec.schedule.settings import Schedule
-from trl_rec.schedule.stage_candidates import stage_feedback
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.semantic_ids import DualIdsConfig, has_dual_ids, make_dual_ids
 from trl_rec.trainer.base.reporting import save_run
@@ -30,12 +28,25 @@ from trl_rec.trainer.bear.config import BearConfig
 
 
 logger = logging.getLogger(__name__)
+
+# Written to a supervised policy's folder, with its validation metrics, once the policy is complete.
 DONE = "supervised.json"
 
 
 def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = False) -> RecDataset:
-    """The dataset with semantic IDs of items and users, which are made by one process alone. IDs that were made
-    otherwise are replaced with `overwrite` alone; policies that write those can no longer be used with the folder."""
+    """Part 1: makes semantic IDs of items and users, or loads those that were made with the same settings before.
+
+    Only one process can make them; several can load them.
+
+    Args:
+        dataset: The data, in whose folder the IDs are stored.
+        config: How the IDs are made.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that were made with other settings.
+            Policies that write those cannot be used with the folder any more.
+
+    Returns:
+        The dataset with surface `semantic_id`.
+    """
     logger.info("part 1 of 3: semantic IDs")
     if PartialState().num_processes > 1 and not has_dual_ids(dataset, config):
         raise ValueError(
@@ -44,46 +55,50 @@ def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = Fa
     return make_dual_ids(dataset, config, overwrite=overwrite).with_surface("semantic_id")
 
 
-def check_early(stages: Sequence[PreferenceStage], schedule: Schedule, supervised: BearConfig | None = None) -> None:
-    """Raises where the stages could not run whatever the parts before them give: by the launcher, the log's ratings,
-    or how the supervised part asks the policy."""
-    check_not_sharded(schedule.config)
-    if supervised is not None:
-        renormalizes = supervised.softmax == "legal"
-        check_same_prompts("the supervised policy", supervised.prompt_options, renormalizes, schedule.config)
-    for number, stage in enumerate(stages, 1):
-        if stage.source == "feedback":
-            stage_feedback(number, stage, schedule)
-
-
 def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecModelConfig) -> Path:
-    """The folder of a policy that has learned the tasks of `config.tasks`, or the next item alone.
+    """Part 2: fine-tunes a policy on the tasks of `config.tasks`, or on the next item alone.
 
     Args:
-        dataset: With semantic IDs; its surface is what the policy writes.
-        config: Its `output_dir` is the folder. A checkpoint that is there is gone on from.
-        model_config: What to load or make.
+        dataset: The data, with the surface that the policy is to write.
+        config: How the policy is trained. `output_dir` is its folder; training resumes from a checkpoint in it.
+        model_config: Which model to load, or how to make one from scratch.
+
+    Returns:
+        The folder of the policy.
     """
+    # 1. A finished policy is taken from its folder if it was trained with the same settings.
     folder = Path(str(config.output_dir))
     check_same_policy(folder, dataset, config, vars(model_config))
     if (folder / DONE).is_file():
-        logger.info("part 2 of 3: the supervised policy in %s is there already", folder)
+        logger.info("part 2 of 3: the supervised policy in %s is complete", folder)
         return folder
+
+    # 2. Train it.
     logger.info("part 2 of 3: supervised fine-tuning on %s", ", ".join(config.tasks or ["next_item"]))
     trainer = build_bear_trainer(dataset, config, model_config)
     trainer.train(resume_from_checkpoint=True)
     save_run(trainer, {"dataset": str(dataset.path), "surface": dataset.catalog.surface, **vars(model_config)})
-    told = {name: value for name, value in trainer.evaluate().items() if "@" in name}
+
+    # 3. Measure it, and mark it as complete.
+    metrics = {name: value for name, value in trainer.evaluate().items() if "@" in name}
     trainer.accelerator.free_memory()
-    write_entry(folder / DONE, told)
+    write_entry(folder / DONE, metrics)
     return folder
 
 
 def align(
     stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule
 ) -> tuple[list[dict[str, Any]], dict[str, Evaluation]]:
-    """Runs the preference stages from a supervised policy, and measures them; see [`run_stages`] and
-    [`conclude_stages`]."""
+    """Part 3: runs the preference stages from a supervised policy and measures the result on the test split.
+
+    Args:
+        stages: The stages, in the order of training.
+        start: Folder of the supervised policy.
+        schedule: What all stages share.
+
+    Returns:
+        The stages' reports (see [`run_stages`]) and the results by name (see [`conclude_stages`]).
+    """
     logger.info("part 3 of 3: %d preference stages", len(stages))
     reports = run_stages(stages, start, schedule)
     return reports, conclude_stages(reports, start, schedule)

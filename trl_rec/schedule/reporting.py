@@ -1,5 +1,5 @@
-"""How a schedule ends: the last policy, and the one it began with, are measured on the test split beside the
-baselines, and what each stage did is told."""
+"""How a schedule ends: the first and the last policy are measured on the test split beside the baselines, and what
+each stage did is printed and written down."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 
 from trl_rec.data.prompts import PromptFormat
@@ -15,48 +16,53 @@ from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, m
 from trl_rec.evaluation.tables import aligned
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.schedule.checks import check_not_sharded
-from trl_rec.schedule.settings import Schedule
+from trl_rec.schedule.settings import Schedule, load_on_device
 from trl_rec.trainer.base.reporting import write_run
 
 
 def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedule: Schedule) -> dict[str, Evaluation]:
-    """Prints two tables, makes `output_dir` a run folder, and returns results on the test split by name.
+    """Measures the first and the last policy on the test split, prints two tables, and completes the run folder in
+    `output_dir`.
 
     Args:
         reports: What `run_stages` returned.
-        start: The policy that the first stage began with.
+        start: Folder of the policy that the first stage started from.
         schedule: What all stages shared.
+
+    Returns:
+        The results of the baselines, and of the policies `before` and `after` the stages.
     """
-    config, dataset = schedule.config, schedule.dataset
+    config = schedule.config
+    dataset = schedule.dataset
     check_not_sharded(config)
+
+    # 1. Measure, on every process.
     measured: dict[str, Any] = {"split": "test", "ks": config.eval_ks}
     results = evaluate_baselines(dataset, exclude_history=config.eval_exclude_history, **measured)
     for name, folder in (("before", start), ("after", schedule.output)):
         results[name] = evaluate_split(_rank(folder, schedule), dataset, **measured)
+
+    # 2. Write and print, on one. The others wait: a process that exits takes down the one that still writes.
     if PartialState().is_main_process:
-        settings = {"start": str(start), "keep": schedule.keep, "stages": [report["name"] for report in reports]}
-        write_metrics(
-            schedule.output / "metrics.json",
-            results,
-            exclude_history=config.eval_exclude_history,
-            settings=settings,
-            **measured,
-        )
-        write_run(schedule.output, config, _recipe(start, schedule), _logged(reports, schedule))
-        (schedule.output / "stages.json").write_text(json.dumps(list(reports), indent=2) + "\n", encoding="utf-8")
+        _write_run_folder(reports, results, start, schedule)
         history = "excluded" if config.eval_exclude_history else "not excluded"
         print(stage_table(reports, schedule.metric), end="\n\n")  # noqa: T201
         print(metrics_table(results, caption=f"{dataset.path}, test split, history {history}"))  # noqa: T201
-        print(f"\nthe model, metrics.json and what was logged are in {schedule.output}")  # noqa: T201
-    PartialState().wait_for_everyone()  # a process that ends while another writes takes it along
+        print(f"\nthe model, metrics.json and the training log are in {schedule.output}")  # noqa: T201
+    PartialState().wait_for_everyone()
     return results
 
 
 def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
-    """A line a stage: its prompts, their negatives, and the validation metric before and after."""
+    """A text table with one line per stage: its prompts, their negatives, and the validation metric before and after.
+
+    Args:
+        reports: What `run_stages` returned.
+        metric: Name of the metric in the reports, such as `eval_ndcg@10`.
+    """
     rows = [["stage", "prompts", "none", "negatives", "easy / medium / hard", "before", "after", "kept"]]
     for report in reports:
-        sizes = [f"{bucket['mean']:.1f}" for bucket in report.get("buckets", {}).values()]
+        bucket_means = [f"{bucket['mean']:.1f}" for bucket in report.get("buckets", {}).values()]
         values = [f"{report[when][metric]:.4f}" if metric in report[when] else "-" for when in ("before", "after")]
         rows.append(
             [
@@ -64,45 +70,30 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
                 f"{report['num_prompts']:,}",
                 f"{report['without_negatives']:.0%}",
                 f"{report['mean_negatives']:.1f}",
-                " / ".join(sizes) or "-",
+                " / ".join(bucket_means) or "-",
                 *values,
                 "yes" if report["kept"] else "no",
             ]
         )
+
     legend = [
-        "none: prompts without a negative, which are left out; negatives: mean number of a prompt",
-        "easy / medium / hard: how many of the policy's beams were such, mean of a prompt",
+        "none: prompts without negatives, which are left out; negatives: mean number per prompt",
+        "easy / medium / hard: mean number of the policy's beams per prompt, by difficulty",
         f"before, after: {metric.removeprefix('eval_')} on the validation split; kept: handed on to the next stage",
     ]
     return "\n".join([*aligned(rows), "", *legend])
 
 
-def _recipe(start: str | Path, schedule: Schedule) -> dict[str, Any]:
-    """What a recipe says besides the trainer's configuration."""
-    dataset, plan = schedule.dataset, json.loads((schedule.output / "plan.json").read_text(encoding="utf-8"))
-    stages = [stage for name, stage in plan.items() if name.startswith("stage ")]
-    told = {"dataset": str(dataset.path), "surface": dataset.catalog.surface, "model_name_or_path": str(start)}
-    return {**told, "keep": schedule.keep, "stages": stages}
-
-
-def _logged(reports: Sequence[dict[str, Any]], schedule: Schedule) -> list[dict[str, Any]]:
-    """What the stages logged, one after the other; a stage that was passed over logged nothing."""
-    entries: list[dict[str, Any]] = []
-    for report in reports:
-        path = schedule.output / f"{report['stage']}-{report['name']}" / "eval.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        entries += [{"stage": report["stage"], **json.loads(line)} for line in lines]
-    return entries
-
-
-def _rank(folder: str | Path, schedule: Schedule) -> Any:
-    config, tokenizer = schedule.config, load_tokenizer(folder)
-    model = load_model(folder, **(schedule.model_options or {}))
+def _rank(folder: str | Path, schedule: Schedule) -> np.ndarray:
+    """The items that the policy in `folder` recommends to each test user, `(num_users, top_k)`."""
+    config = schedule.config
+    dataset = schedule.dataset
+    tokenizer = load_tokenizer(folder)
     return rank_split(
-        model if "quantization_config" in (schedule.model_options or {}) else model.to(PartialState().device),
+        load_on_device(load_model, folder, schedule),
         tokenizer,
-        schedule.dataset,
-        prompt_format=PromptFormat.for_catalog(schedule.dataset.catalog, tokenizer, **config.prompt_options),
+        dataset,
+        prompt_format=PromptFormat.for_catalog(dataset.catalog, tokenizer, **config.prompt_options),
         top_k=max(config.eval_ks),
         num_beams=config.eval_num_beams,
         exclude_history=config.eval_exclude_history,
@@ -111,3 +102,42 @@ def _rank(folder: str | Path, schedule: Schedule) -> Any:
         batch_size=config.per_device_eval_batch_size,
         max_length=config.max_length,
     )
+
+
+def _write_run_folder(
+    reports: Sequence[dict[str, Any]], results: dict[str, Evaluation], start: str | Path, schedule: Schedule
+) -> None:
+    """Writes `metrics.json`, `recipe.json`, `eval.jsonl` and `stages.json`."""
+    config = schedule.config
+    write_metrics(
+        schedule.output / "metrics.json",
+        results,
+        split="test",
+        ks=config.eval_ks,
+        exclude_history=config.eval_exclude_history,
+        settings={"start": str(start), "keep": schedule.keep, "stages": [report["name"] for report in reports]},
+    )
+    write_run(schedule.output, config, _recipe(start, schedule), _training_log(reports, schedule))
+    (schedule.output / "stages.json").write_text(json.dumps(list(reports), indent=2) + "\n", encoding="utf-8")
+
+
+def _recipe(start: str | Path, schedule: Schedule) -> dict[str, Any]:
+    """The keys of a recipe besides the trainer's configuration."""
+    plan = json.loads((schedule.output / "plan.json").read_text(encoding="utf-8"))
+    return {
+        "dataset": str(schedule.dataset.path),
+        "surface": schedule.dataset.catalog.surface,
+        "model_name_or_path": str(start),
+        "keep": schedule.keep,
+        "stages": [stage for name, stage in plan.items() if name.startswith("stage ")],
+    }
+
+
+def _training_log(reports: Sequence[dict[str, Any]], schedule: Schedule) -> list[dict[str, Any]]:
+    """The log entries of all stages in order, each with its stage's number."""
+    entries: list[dict[str, Any]] = []
+    for report in reports:
+        path = schedule.output / f"{report['stage']}-{report['name']}" / "eval.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []  # a skipped stage has no log
+        entries += [{"stage": report["stage"], **json.loads(line)} for line in lines]
+    return entries

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_rec.data.dataset import RecDataset
@@ -66,6 +68,19 @@ class Schedule:
     def folder(self, number: int, stage: PreferenceStage) -> Path:
         """The folder of the stage with this number, counted from 1."""
         return self.output / f"{number}-{stage.name}"
+
+
+def load_on_device(load: Callable[..., Any], folder: str | Path, schedule: Schedule) -> Any:
+    """The model that `load` reads from `folder`, on this process's device.
+
+    Args:
+        load: `load_model` or `load_policy`. A quantised model is already on the device when it returns.
+        folder: Folder of the model.
+        schedule: Its `model_options` go to `load`.
+    """
+    options = schedule.model_options or {}
+    model = load(folder, **options)
+    return model if "quantization_config" in options else model.to(PartialState().device)
 
 
 def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:

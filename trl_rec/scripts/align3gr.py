@@ -12,7 +12,7 @@ from trl import get_peft_config
 
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig, loading_options
-from trl_rec.schedule import Schedule, align, align3gr_stages, check_early, give_ids, learn_supervised, read_stages
+from trl_rec.schedule import Schedule, align, align3gr_stages, check_pipeline, give_ids, learn_supervised, read_stages
 from trl_rec.scripts.parsing import parse, parse_section, run, tell_progress
 from trl_rec.semantic_ids import DualIdsConfig
 from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         adapter=get_peft_config(model_config),
         model_options=loading_options(model_config, config.trust_remote_code),
     )
-    check_early(stages, schedule, supervised)
+    check_pipeline(stages, schedule, supervised)
     if ids is not None:
         dataset = give_ids(dataset, ids, overwrite=data.overwrite_ids)
     dataset = dataset.with_surface(data.surface)

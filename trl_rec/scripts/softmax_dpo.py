@@ -10,7 +10,7 @@ from trl import ModelConfig, get_peft_config
 
 from trl_rec.data import load
 from trl_rec.models import load_model, load_policy, load_tokenizer, loading_options
-from trl_rec.schedule import check_candidate_leaks
+from trl_rec.schedule import check_preference_leaks
 from trl_rec.scripts.parsing import parse, run
 from trl_rec.trainer import SoftmaxDPOConfig, SoftmaxDPOTrainer, conclude, save_run
 from trl_rec.trainer.softmax_dpo.rows import read_preferences
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     held_out = None if dataset is None else dataset.validation
     preferences = read_preferences(data.preferences, catalog)
     if dataset is not None and {"user", "history"} <= set(preferences.column_names):
-        check_candidate_leaks(preferences, dataset, feedback=False)
+        check_preference_leaks(preferences, dataset, feedback=False)
     policy = load_policy(name, **options)
     own_reference = isinstance(policy, PeftModel) or adapter is not None or config.precompute_ref_log_probs
     trainer = SoftmaxDPOTrainer(

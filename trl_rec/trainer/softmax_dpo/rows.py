@@ -32,7 +32,7 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
 
     The rows count as training rows, as nothing in a file tells whether they hold items of the validation or test
     split: that check is the caller's. A table of items may have a column `user` (places in `RecDataset.users`), which
-    is kept; `trl_rec.schedule.check_candidate_leaks` then holds the table against the training split.
+    is kept; `trl_rec.schedule.check_preference_leaks` then holds the table against the training split.
 
     Args:
         source: The file, or the hub id. A CSV file has no lists, so it can hold texts with one rejected, but no

@@ -24,7 +24,7 @@ from trl_rec.schedule.prefixes import check_prefixes, column
 from trl_rec.schedule.training_pairs import TrainingPairs, surface_codes
 
 
-def self_play_candidates(
+def self_play_preferences(
     prefixes: Dataset,
     beams: np.ndarray,
     catalog: ItemCatalog,
@@ -57,7 +57,7 @@ def self_play_candidates(
     return preference_table(prefixes, Ragged.from_lengths(beams[keep], keep.sum(1)))
 
 
-def random_candidates(
+def random_preferences(
     prefixes: Dataset,
     num_items: int,
     *,

@@ -15,7 +15,7 @@ from trl_rec.schedule.prefixes import column
 from trl_rec.schedule.training_pairs import TrainingPairs, pair_keys
 
 
-def check_candidate_leaks(table: Dataset, dataset: RecDataset, *, feedback: bool) -> None:
+def check_preference_leaks(table: Dataset, dataset: RecDataset, *, feedback: bool) -> None:
     """Raises unless every row asks a user for a training target after (the newest part of) what came before it in
     training.
 
@@ -23,7 +23,7 @@ def check_candidate_leaks(table: Dataset, dataset: RecDataset, *, feedback: bool
         table: The preference table.
         dataset: Where its items and users come from.
         feedback: Whether the rejected items, too, must be the user's own training items, as those of
-            `feedback_candidates` are.
+            `feedback_preferences` are.
     """
     users, chosen, history = column(table, "user"), column(table, "chosen"), split_rows(table, "history")
     unknown = np.flatnonzero(~_is_prefix(users, chosen, history, dataset.train))

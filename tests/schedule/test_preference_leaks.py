@@ -8,10 +8,10 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.oracles import candidates as oracle
+from tests.oracles import preferences as oracle
 from tests.schedule.tables import items, make_split, training_rows
 from trl_rec.data import RecDataset, prepare
-from trl_rec.schedule import check_candidate_leaks, feedback_candidates, random_candidates, training_prefixes
+from trl_rec.schedule import check_preference_leaks, feedback_preferences, random_preferences, training_prefixes
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 @pytest.fixture(scope="module")
 def feedback(dataset: RecDataset) -> Dataset:
-    return feedback_candidates(dataset.train, difficulty="easy", max_history=5)
+    return feedback_preferences(dataset.train, difficulty="easy", max_history=5)
 
 
 def planted(table: Dataset, row: int, **changed) -> Dataset:
@@ -38,10 +38,10 @@ def held_out(dataset: RecDataset, user: int, split: str) -> int:
 
 
 def test_clean_tables_pass(dataset, feedback) -> None:
-    check_candidate_leaks(feedback, dataset, feedback=True)
+    check_preference_leaks(feedback, dataset, feedback=True)
     for max_history in (None, 1, 3):
         prefixes = training_prefixes(dataset.train, max_history=max_history)
-        check_candidate_leaks(random_candidates(prefixes, 60, train=dataset.train), dataset, feedback=False)
+        check_preference_leaks(random_preferences(prefixes, 60, train=dataset.train), dataset, feedback=False)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -53,7 +53,7 @@ def test_a_held_out_target_as_chosen_is_refused(dataset, feedback, split, of_fee
     with pytest.raises(
         ValueError, match=rf"leak: row {row} asks user {user} for item {item} .*the {split} split asks for it"
     ):
-        check_candidate_leaks(planted(feedback, row, chosen=item), dataset, feedback=of_feedback)
+        check_preference_leaks(planted(feedback, row, chosen=item), dataset, feedback=of_feedback)
 
 
 def test_a_whole_held_out_row_is_refused(dataset, feedback) -> None:
@@ -62,7 +62,7 @@ def test_a_whole_held_out_row_is_refused(dataset, feedback) -> None:
     history = dataset.validation["history"][dataset.validation["user"].index(user)]
     row = {"history": history, "chosen": held_out(dataset, user, "validation")}
     with pytest.raises(ValueError, match="leak: row 7 asks"):
-        check_candidate_leaks(planted(feedback, 7, **row), dataset, feedback=False)
+        check_preference_leaks(planted(feedback, 7, **row), dataset, feedback=False)
 
 
 def test_a_held_out_item_in_a_history_is_refused(dataset, feedback) -> None:
@@ -70,7 +70,7 @@ def test_a_held_out_item_in_a_history_is_refused(dataset, feedback) -> None:
     for place in range(len(history)):
         changed = [*history[:place], held_out(dataset, feedback["user"][7], "validation"), *history[place + 1 :]]
         with pytest.raises(ValueError, match="leak: row 7 asks"):
-            check_candidate_leaks(planted(feedback, 7, history=changed), dataset, feedback=False)
+            check_preference_leaks(planted(feedback, 7, history=changed), dataset, feedback=False)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -82,14 +82,14 @@ def test_held_out_feedback_is_refused(dataset, feedback, split) -> None:
     with pytest.raises(
         ValueError, match=rf"leak: row {row} rejects item {item}.*user {user} .*the {split} split asks for it"
     ):
-        check_candidate_leaks(table, dataset, feedback=True)
-    check_candidate_leaks(table, dataset, feedback=False)  # a policy may well recommend the item itself
+        check_preference_leaks(table, dataset, feedback=True)
+    check_preference_leaks(table, dataset, feedback=False)  # a policy may well recommend the item itself
 
 
 def test_another_users_row_is_refused(dataset, feedback) -> None:
     other = next(user for user in feedback["user"] if user != feedback["user"][0])
     with pytest.raises(ValueError, match="leak: row 0 asks"):
-        check_candidate_leaks(planted(feedback, 0, user=other), dataset, feedback=False)
+        check_preference_leaks(planted(feedback, 0, user=other), dataset, feedback=False)
 
 
 def one_row(user: int, history: list[int], chosen: int) -> Dataset:
@@ -121,8 +121,8 @@ def trained_on(rows) -> SimpleNamespace:
 def test_what_is_no_prefix_is_refused(row) -> None:
     dataset = trained_on([(1, [5], [6]), (0, [3], [4])])
     with pytest.raises(ValueError, match="leak: row 0 asks"):
-        check_candidate_leaks(one_row(*row), dataset, feedback=False)
-    check_candidate_leaks(one_row(0, [3], 4), dataset, feedback=False)
+        check_preference_leaks(one_row(*row), dataset, feedback=False)
+    check_preference_leaks(one_row(0, [3], 4), dataset, feedback=False)
 
 
 @given(st.data(), training_rows)
@@ -137,7 +137,7 @@ def test_the_guard_equals_a_loop(data, rows) -> None:
     user, history, chosen = data.draw(row | true)
     table = one_row(user, history, chosen)
     if oracle.is_prefix(rows, user, history, chosen):
-        check_candidate_leaks(table, dataset, feedback=True)
+        check_preference_leaks(table, dataset, feedback=True)
     else:
         with pytest.raises(ValueError, match="leak: row 0 asks"):
-            check_candidate_leaks(table, dataset, feedback=True)
+            check_preference_leaks(table, dataset, feedback=True)

@@ -3,13 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.oracles import candidates as oracle
+from tests.oracles import preferences as oracle
 from tests.schedule.tables import NUM_ITEMS, items, make_catalog, make_split, rows_of, training_rows
 from trl_rec.schedule import (
     bucket_report,
-    random_candidates,
+    random_preferences,
     self_play_buckets,
-    self_play_candidates,
+    self_play_preferences,
     training_prefixes,
 )
 from trl_rec.schedule.draws import draw_below
@@ -68,13 +68,13 @@ def test_held_out_rows_are_refused(split) -> None:
     with pytest.raises(ValueError, match="learns from the training split alone"):
         training_prefixes(rows)
     with pytest.raises(ValueError, match="learns from the training split alone"):
-        self_play_candidates(prefixes, beams, catalog, train=rows)
+        self_play_preferences(prefixes, beams, catalog, train=rows)
     with pytest.raises(ValueError, match="learns from the training split alone"):
-        random_candidates(prefixes, NUM_ITEMS, train=rows)
+        random_preferences(prefixes, NUM_ITEMS, train=rows)
     with pytest.raises(ValueError, match="no training prefixes"):
-        self_play_candidates(rows, beams, catalog, train=train)
+        self_play_preferences(rows, beams, catalog, train=train)
     with pytest.raises(ValueError, match="'target' is missing"):
-        random_candidates(train, NUM_ITEMS, train=train)
+        random_preferences(train, NUM_ITEMS, train=train)
 
 
 @st.composite
@@ -98,7 +98,7 @@ def test_self_play_equals_a_loop(data, rows, surface, most) -> None:
     assert buckets.tolist() == expected
     for number, difficulty in enumerate(["easy", "medium", "hard", "any"]):
         options = {"train": train, "difficulty": difficulty, "num_negatives": most}
-        table = self_play_candidates(prefixes, np.array(beams), catalog, **options)
+        table = self_play_preferences(prefixes, np.array(beams), catalog, **options)
         kept = [
             [item for item, level in zip(*row, strict=True) if level == number or (number == 3 and level >= 0)][:most]
             for row in zip(beams, expected, strict=True)
@@ -118,7 +118,7 @@ def test_a_users_later_training_items_are_no_negatives_and_held_out_ones_are() -
     """User 0 goes on to 2 in training; 5 may be the test item for all that anyone here knows."""
     train = make_split([(0, [0], [1, 2])])
     prefixes = training_prefixes(train).select([0])
-    table = self_play_candidates(prefixes, np.array([[2, 1, 5, 0]]), make_catalog("item_token"), train=train)
+    table = self_play_preferences(prefixes, np.array([[2, 1, 5, 0]]), make_catalog("item_token"), train=train)
     assert table[:]["rejected"] == [[5]]
 
 
@@ -146,13 +146,13 @@ def test_beams_that_do_not_fit_are_refused() -> None:
     train = make_split(ROWS)
     prefixes, catalog = training_prefixes(train), make_catalog("item_token")
     with pytest.raises(ValueError, match=r"shape \(2, 4\), but there are 3 prefixes"):
-        self_play_candidates(prefixes, np.zeros((2, 4), int), catalog, train=train)
+        self_play_preferences(prefixes, np.zeros((2, 4), int), catalog, train=train)
     with pytest.raises(ValueError, match="beams of row 1 hold item 9, the catalogue 9 items"):
-        self_play_candidates(prefixes, np.array([[0], [9], [0]]), catalog, train=train)
+        self_play_preferences(prefixes, np.array([[0], [9], [0]]), catalog, train=train)
     with pytest.raises(ValueError, match="difficulty must be"):
-        self_play_candidates(prefixes, np.zeros((3, 1), int), catalog, train=train, difficulty="harder")
+        self_play_preferences(prefixes, np.zeros((3, 1), int), catalog, train=train, difficulty="harder")
     with pytest.raises(ValueError, match="num_negatives=0"):
-        self_play_candidates(prefixes, np.zeros((3, 1), int), catalog, train=train, num_negatives=0)
+        self_play_preferences(prefixes, np.zeros((3, 1), int), catalog, train=train, num_negatives=0)
 
 
 @settings(max_examples=15)
@@ -160,12 +160,12 @@ def test_beams_that_do_not_fit_are_refused() -> None:
 def test_random_negatives_are_distinct_and_never_the_users_own(rows, count, seed) -> None:
     train = make_split(rows)
     prefixes = training_prefixes(train)
-    table = random_candidates(prefixes, NUM_ITEMS, train=train, num_negatives=count, seed=seed)
+    table = random_preferences(prefixes, NUM_ITEMS, train=train, num_negatives=count, seed=seed)
     assert rows_of(table, "user", "history", "chosen") == oracle.prefixes(rows)
     for user, rejected in rows_of(table, "user", "rejected"):
         free = set(range(NUM_ITEMS)) - oracle.chosen_by(rows, user)
         assert set(rejected) <= free and len(set(rejected)) == len(rejected) == min(count, len(free))
-    again = random_candidates(prefixes, NUM_ITEMS, train=train, num_negatives=count, seed=seed)
+    again = random_preferences(prefixes, NUM_ITEMS, train=train, num_negatives=count, seed=seed)
     assert table[:]["rejected"] == again[:]["rejected"]
 
 
@@ -174,24 +174,24 @@ def test_random_negatives_are_distinct_and_never_the_users_own(rows, count, seed
 def test_random_negatives_are_told_apart_by_how_they_are_written(rows, surface, count) -> None:
     catalog, train = make_catalog(surface), make_split(rows)
     prefixes = training_prefixes(train)
-    table = random_candidates(prefixes, NUM_ITEMS, train=train, num_negatives=count, catalog=catalog)
+    table = random_preferences(prefixes, NUM_ITEMS, train=train, num_negatives=count, catalog=catalog)
     for user, rejected in rows_of(table, "user", "rejected"):
         free = set(catalog.surfaces) - {catalog.surfaces[item] for item in oracle.chosen_by(rows, user)}
         written = [catalog.surfaces[item] for item in rejected]
         assert set(written) <= free and len(set(written)) == len(written) == min(count, len(free))
     if surface == "item_token":
-        assert table[:] == random_candidates(prefixes, NUM_ITEMS, train=train, num_negatives=count)[:]
+        assert table[:] == random_preferences(prefixes, NUM_ITEMS, train=train, num_negatives=count)[:]
 
 
 def test_a_catalogue_of_another_size_is_refused() -> None:
     train = make_split(ROWS)
     with pytest.raises(ValueError, match="num_items=9, but the catalogue has 6 items"):
-        random_candidates(training_prefixes(train), NUM_ITEMS, train=train, catalog=make_catalog("title", 6))
+        random_preferences(training_prefixes(train), NUM_ITEMS, train=train, catalog=make_catalog("title", 6))
 
 
 def test_random_negatives_are_even() -> None:
     train = make_split([(user, [0], [1]) for user in range(3000)])
-    table = random_candidates(training_prefixes(train), NUM_ITEMS, train=train, num_negatives=3)
+    table = random_preferences(training_prefixes(train), NUM_ITEMS, train=train, num_negatives=3)
     counts = np.bincount(np.concatenate(table[:]["rejected"]), minlength=NUM_ITEMS)
     assert counts[:2].tolist() == [0, 0]
     assert (np.abs(counts[2:] - 3000 * 3 / 7) < 130).all()  # 4.8 standard deviations
@@ -215,7 +215,7 @@ def test_numbers_below_a_size_are_even() -> None:
 def test_a_report_counts() -> None:
     train, catalog = make_split(ROWS), make_catalog("item_token")
     prefixes, beams = training_prefixes(train), np.array([[3, 4, 5, 6], [1, 2, 3, -1], [3, 4, -1, -1]])
-    table = self_play_candidates(prefixes, beams, catalog, train=train, difficulty="hard")
+    table = self_play_preferences(prefixes, beams, catalog, train=train, difficulty="hard")
     report = bucket_report(table, self_play_buckets(prefixes, beams, catalog, train=train))
     assert report == {
         "num_prompts": 3,

@@ -1,0 +1,116 @@
+"""The preference table of a stage: one chosen item and several rejected ones per prompt, from the stage's source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from trl_rec.data.prompts import PromptFormat
+from trl_rec.items.trie import TokenTrie
+from trl_rec.schedule.difficulty import self_play_buckets
+from trl_rec.schedule.feedback import feedback_preferences
+from trl_rec.schedule.plan import weights_digest
+from trl_rec.schedule.preference_leaks import check_preference_leaks
+from trl_rec.schedule.preferences import bucket_report, random_preferences, self_play_preferences
+from trl_rec.schedule.prefixes import training_prefixes
+from trl_rec.schedule.self_play import self_play_beams
+from trl_rec.schedule.settings import Schedule
+from trl_rec.schedule.stages import PreferenceStage
+
+
+def stage_preferences(
+    number: int,
+    stage: PreferenceStage,
+    policy: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    start: Path,
+    schedule: Schedule,
+) -> tuple[Dataset, dict[str, Any]]:
+    """The preference table of a stage, and figures about it (see [`bucket_report`]).
+
+    Args:
+        number: The stage's number, from 1. With the seed it decides which prompts are drawn.
+        stage: The stage.
+        policy, tokenizer: What self-play decodes with.
+        start: The policy's folder.
+        schedule: What all stages share.
+    """
+    if stage.source == "feedback":
+        table = feedback_table(number, stage, schedule)
+        return table, bucket_report(table)
+
+    dataset = schedule.dataset
+    seed = schedule.config.seed + number
+    prefixes = training_prefixes(dataset.train, max_prompts=stage.max_prompts, seed=seed)
+    if stage.source == "random":
+        buckets = None
+        table = random_preferences(
+            prefixes,
+            len(dataset.catalog),
+            train=dataset.train,
+            num_negatives=stage.num_negatives,
+            seed=seed,
+            catalog=dataset.catalog,
+        )
+    else:
+        beams = _self_play(number, stage, prefixes, policy, tokenizer, start, schedule)
+        buckets = self_play_buckets(prefixes, beams, dataset.catalog, train=dataset.train)
+        table = self_play_preferences(
+            prefixes,
+            beams,
+            dataset.catalog,
+            train=dataset.train,
+            difficulty=stage.difficulty,
+            num_negatives=stage.num_negatives,
+        )
+    check_preference_leaks(table, dataset, feedback=False)
+    return table, bucket_report(table, buckets)
+
+
+def feedback_table(number: int, stage: PreferenceStage, schedule: Schedule) -> Dataset:
+    """The preference table of a stage that learns from ratings; it needs no policy."""
+    table = feedback_preferences(
+        schedule.dataset.train,
+        catalog=schedule.dataset.catalog,
+        difficulty=stage.difficulty,
+        liked=stage.liked,
+        neutral=stage.neutral,
+        disliked=stage.disliked,
+        num_negatives=stage.num_negatives,
+        max_prompts=stage.max_prompts,
+        seed=schedule.config.seed + number,
+    )
+    check_preference_leaks(table, schedule.dataset, feedback=True)
+    return table
+
+
+def _self_play(
+    number: int,
+    stage: PreferenceStage,
+    prefixes: Dataset,
+    policy: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    start: Path,
+    schedule: Schedule,
+) -> np.ndarray:
+    """The policy's beams for each prefix, `(N, W)` item indices, kept in the stage's folder."""
+    config = schedule.config
+    catalog = schedule.dataset.catalog
+    return self_play_beams(
+        policy,
+        prefixes,
+        PromptFormat.for_catalog(catalog, tokenizer, **config.prompt_options),
+        TokenTrie.from_catalog(catalog, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        num_beams=stage.num_beams,
+        folder=schedule.folder(number, stage) / "self-play",
+        key=weights_digest(start),  # beams of other weights are not reused
+        exclude_history=config.eval_exclude_history,
+        renormalize=config.normalize == "catalogue",
+        batch_size=config.per_device_eval_batch_size,
+        max_length=config.max_length,
+    )
