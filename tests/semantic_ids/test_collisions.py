@@ -63,7 +63,7 @@ def test_many_items_without_a_vector_are_a_few(case, count, code):
     rows, residuals = rows + [[0, code]] * count, residuals + [[0, 0]] * count
     assert repaired(rows, residuals, codebook)[:, -1].tolist() == oracle.repair(rows, residuals, codebook)
     distance = (torch.tensor(residuals) - torch.tensor(codebook)[torch.tensor(rows)[:, -1]]).square().sum(1)
-    waiting = collisions._without_code(torch.tensor(rows), distance, torch.tensor(residuals), CODES)
+    waiting = collisions._waiting_items(torch.tensor(rows), distance, torch.tensor(residuals), CODES)
     assert (waiting >= len(case[0])).sum() < CODES + (code in [last for first, last in case[0] if first == 0])
 
 

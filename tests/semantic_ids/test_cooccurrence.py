@@ -55,5 +55,5 @@ def test_held_out_rows_are_refused():
 
 
 def test_a_log_without_pairs_is_refused():
-    with pytest.raises(ValueError, match="holds no two items of one user near each other"):
+    with pytest.raises(ValueError, match="no user of the training split has two different items near each other"):
         associations(make_split([(0, [0], []), (1, [1], [1])]), 3)

@@ -92,7 +92,7 @@ def test_a_tower_rebuilds_its_input(generator):
     with torch.no_grad():
         tower.quantize.start(tower.encode(tower.fuse(inputs)), generator=generator)
     errors = []
-    for _ in range(60):
+    for _ in range(100):
         rebuilt = tower.rebuild(tower.fuse(inputs), inputs)
         errors.append(float(rebuilt.error.mean().detach()))
         optimizer.zero_grad()

@@ -58,13 +58,13 @@ def test_chunks_and_samples_change_nothing(monkeypatch):
 
 def test_an_emptied_centroid_is_seeded_again(monkeypatch):
     """All seeds in one place: without new ones most codes would stay empty."""
-    real, points, calls = module._seeded, blobs(), []
+    real, points, calls = module._seed_centroids, blobs(), []
 
-    def seeded(vectors, given, count, generator):
+    def seed_centroids(vectors, centroids, count, generator):
         calls.append(count)
-        return real(vectors, given, count, generator) if len(calls) > 1 else vectors[:1].expand(count, -1).clone()
+        return real(vectors, centroids, count, generator) if len(calls) > 1 else vectors[:1].expand(count, -1).clone()
 
-    monkeypatch.setattr(module, "_seeded", seeded)
+    monkeypatch.setattr(module, "_seed_centroids", seed_centroids)
     centroids, nearest = kmeans(points, 6, generator=generator())
     assert calls[0] == 6 and calls[1] > 0
     assert len(nearest.unique()) == 6 and (points - centroids[nearest]).square().sum(1).mean() < 10

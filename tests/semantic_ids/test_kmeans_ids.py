@@ -206,17 +206,17 @@ def test_a_held_out_split_in_place_of_training_is_refused(dataset, split):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": 0}, "levels=0: give a number from 1 to 25"),
-        ({"levels": 26}, "levels=26: give a number from 1 to 25"),
-        ({"codes": 1}, "codes=1: give a number from 2 to 50 for a catalogue of 50 items"),
-        ({"codes": 51}, "codes=51: give a number from 2 to 50"),
-        ({"width": 0}, "width=0: give a number from 1"),
-        ({"window": 0}, "window=0: give a number from 1"),
-        ({"iterations": 0}, "iterations=0: give a number from 1"),
+        ({"levels": 0}, "levels=0: choose a number from 1 to 25"),
+        ({"levels": 26}, "levels=26: choose a number from 1 to 25"),
+        ({"codes": 1}, "codes=1: choose a number from 2 to 50 for a catalogue of 50 items"),
+        ({"codes": 51}, "codes=51: choose a number from 2 to 50"),
+        ({"width": 0}, "width=0: choose a number of at least 1"),
+        ({"window": 0}, "window=0: choose a number of at least 1"),
+        ({"iterations": 0}, "iterations=0: choose a number of at least 1"),
         ({"collisions": "drop"}, "unknown collisions 'drop'; choose share or extend"),
         (
             {"levels": 2, "codes": 7},
-            r"2 levels of 7 codes make fewer IDs than there are items \(50\); give more levels or more",
+            r"2 levels of 7 codes make fewer IDs than there are items \(50\); use more levels or more",
         ),
     ],
 )

@@ -1,7 +1,7 @@
-"""An item's vector: what it goes together with, by truncated singular value decomposition of the associations.
+"""Item vectors from co-occurrence, by a truncated singular value decomposition of the items' associations.
 
-The randomised method of Halko, Martinsson and Tropp: a random subspace is multiplied by the matrix a few times, which
-turns it towards the largest singular vectors. The matrix is only ever multiplied, never held densely.
+It uses the randomised method of Halko, Martinsson and Tropp: a random subspace is multiplied by the matrix several
+times, which turns it towards the largest singular vectors. The matrix stays sparse throughout.
 """
 
 from __future__ import annotations
@@ -13,44 +13,58 @@ from torch import Tensor
 from trl_rec.semantic_ids.cooccurrence import SparseRows, associations
 
 
-OVERSAMPLING = 16  # columns beyond those asked for, which make these exact
+OVERSAMPLING = 16  # columns beyond the requested ones, which make these accurate
 POWER_STEPS = 6
-NEGLIGIBLE = 1e-5  # of the largest singular value: what is below is rounding, and would differ from machine to machine
+NEGLIGIBLE = 1e-5  # relative to the largest singular value; smaller ones are rounding and differ between machines
 
 
 def cooccurrence_vectors(train: Dataset, num_items: int, *, width: int = 64, window: int = 5, seed: int = 0) -> Tensor:
-    """Vectors of length 1, `(num_items, width)` float32, of items that are near when they stand near the same items.
+    """Vectors of items that are close to each other if they occur near the same items in training.
 
     Args:
-        train (`Dataset`):
-            The training split; any other is refused.
-        num_items (`int`): Size of the catalogue. An item that never occurs in training, or only with items that it is
-            not associated with, has a vector of zeros.
-        width (`int`, *optional*, defaults to `64`):
-            Number of singular vectors; there are no more than items.
-        window (`int`, *optional*, defaults to `5`):
-            Largest distance of two items that count as near each other.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the random subspace; the same seed gives the same vectors, signs included.
+        train (`Dataset`): The training split; any other raises.
+        num_items (`int`): Size of the catalogue.
+        width (`int`, *optional*, defaults to `64`): Number of singular vectors; at most the number of items.
+        window (`int`, *optional*, defaults to `5`): Largest distance at which two items count as near each other.
+        seed (`int`, *optional*, defaults to `0`): Seed of the random subspace. The same seed gives the same vectors,
+            including their signs.
+
+    Returns:
+        `torch.Tensor` of shape `(num_items, width)`, float32: Vectors of length 1; zeros for an item without any
+        association, such as one that never occurs in training.
     """
     left, values = truncated_svd(associations(train, num_items, window=window), width, seed=seed)
     return torch.nn.functional.normalize(left * values.sqrt())
 
 
 def truncated_svd(matrix: SparseRows, width: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Left singular vectors `(size, width)` and singular values `(width,)`, largest first, of a symmetric matrix.
+    """The largest singular values of a symmetric matrix and their left singular vectors.
 
-    A vector's sign is chosen so that its largest entry is positive. Vectors beyond the matrix's rank are zero.
+    Args:
+        matrix (`SparseRows`): The matrix, `(size, size)`.
+        width (`int`): Number of singular values; at most `size`.
+        seed (`int`, *optional*, defaults to `0`): Seed of the random subspace.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Vectors `(size, width)` and values `(width,)`, largest value first. The
+        largest entry of a vector is positive. Vectors beyond the rank of the matrix are zero.
     """
+    # 1. Turn a random subspace towards the largest singular vectors.
     generator = torch.Generator().manual_seed(seed)
     basis = torch.randn(len(matrix), min(width + OVERSAMPLING, len(matrix)), generator=generator)
     for _ in range(POWER_STEPS):
         basis = matrix.times(torch.linalg.qr(basis).Q)
-    basis = torch.linalg.qr(basis).Q
+    basis = torch.linalg.qr(basis).Q  # (size, width + OVERSAMPLING)
+
+    # 2. Decompose the matrix within the subspace. It is symmetric, so its singular values are the absolute values of
+    # its eigenvalues.
     small = (basis.T @ matrix.times(basis)).double()
-    values, vectors = torch.linalg.eigh((small + small.T) / 2)
-    order = values.abs().argsort(descending=True)[:width]
-    values, left = values[order].abs().float(), basis @ vectors[:, order].float()
+    eigenvalues, eigenvectors = torch.linalg.eigh((small + small.T) / 2)
+    order = eigenvalues.abs().argsort(descending=True)[:width]
+    values = eigenvalues[order].abs().float()
+    left = basis @ eigenvectors[:, order].float()
+
+    # 3. Drop what is rounding, and fix the signs, which the decomposition leaves open.
     values[values < NEGLIGIBLE * values[0]] = 0
     largest = left.gather(0, left.abs().argmax(0, keepdim=True))
     return left * torch.where(largest < 0, -1.0, 1.0) * (values > 0), values

@@ -1,7 +1,7 @@
-"""`make_semantic_ids`: items that stand near the same items in training get IDs that begin alike.
+"""`make_semantic_ids`: items that occur near the same items in training get IDs that begin with the same codes.
 
-The fast way, without a text encoder or any training: vectors from co-occurrence, residual k-means, repair of
-collisions.
+This is the fast method, without a text encoder and without training: vectors from co-occurrence, residual k-means, and
+a repair of collisions.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ def make_semantic_ids(
     seed: int = 0,
     overwrite: bool = False,
 ) -> RecDataset:
-    """Makes the items' semantic IDs from the training split, writes them into the dataset's folder, and gives back the
-    dataset with them. IDs made before with the same settings are taken as they are.
+    """Makes semantic IDs of the items from the training split and writes them into the dataset folder.
+
+    If the folder already contains IDs made with the same settings, they are reused.
 
     Args:
-        dataset (`RecDataset`):
-            A dataset that `prepare` made or `load` loaded.
-        levels (`int`, *optional*, defaults to `3`):
-            Codes of an ID.
-        codes (`int`, *optional*, defaults to `256`): Different codes of a level. Fewer, such as 32 for a small
-            catalogue, let more items share their first codes.
-        width (`int`, *optional*, defaults to `64`):
-            Width of the item vectors; never more than the number of items.
-        window (`int`, *optional*, defaults to `5`):
-            Largest distance of two items of a user that count as near each other.
-        iterations (`int`, *optional*, defaults to `25`):
-            Most rounds of k-means a level.
-        collisions (`str`, *optional*, defaults to `"share"`): What happens to items that the repair of the last level
-            could not tell apart: `"share"` an ID, or `"extend"` each such ID by one more token.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of vectors and centroids. The same seed gives the same IDs on the same machine.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace IDs that were made otherwise, or came with the data.
+        dataset (`RecDataset`): A dataset returned by `prepare` or `load`.
+        levels (`int`, *optional*, defaults to `3`): Number of codes per ID.
+        codes (`int`, *optional*, defaults to `256`): Number of different codes per level. With fewer codes, such as 32
+            for a small catalogue, more items share their first codes.
+        width (`int`, *optional*, defaults to `64`): Width of the item vectors; never more than the number of items.
+        window (`int`, *optional*, defaults to `5`): Largest distance at which two items of a user count as near each
+            other.
+        iterations (`int`, *optional*, defaults to `25`): Maximum rounds of k-means per level.
+        collisions (`str`, *optional*, defaults to `"share"`): What to do with items that still have the same codes
+            after the repair of the last level: they `"share"` an ID, or one more token is appended to `"extend"` each.
+        seed (`int`, *optional*, defaults to `0`): Seed of vectors and centroids. The same seed gives the same IDs on
+            the same machine.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that were made with other settings
+            or came with the data. Otherwise they raise.
+
+    Returns:
+        [`RecDataset`]: The dataset with the IDs in its catalogue. Its surface does not change.
     """
     num_items = len(dataset.catalog)
     settings: dict[str, Any] = {
@@ -66,27 +66,40 @@ def make_semantic_ids(
         "codes": codes,
         "width": width,
         "window": window,
+        "iterations": iterations,
+        "collisions": collisions,
+        "seed": seed,
     }
-    settings |= {"iterations": iterations, "collisions": collisions, "seed": seed}
-    _check_senseless(settings, num_items)
+    _check_settings(settings, num_items)
     if is_written(dataset, settings, overwrite):
-        logger.info("%s has these semantic IDs already", dataset.path)
+        logger.info("%s already contains these semantic IDs", dataset.path)
         return with_stored_ids(dataset)
+
+    # 1. From the training log to codes.
     logger.info("making vectors of %d items", num_items)
     vectors = cooccurrence_vectors(dataset.train, num_items, width=width, window=window, seed=seed)
-    found = residual_kmeans(vectors, levels=levels, codes=codes, iterations=iterations, seed=seed)
-    repaired = repair_last_level(found.codes, found.last_residuals, found.codebooks[-1])
+    quantized = residual_kmeans(vectors, levels=levels, codes=codes, iterations=iterations, seed=seed)
+
+    # 2. Tell items with equal codes apart.
+    repaired = repair_last_level(quantized.codes, quantized.last_residuals, quantized.codebooks[-1])
     extra = number_within_group(repaired) if collisions == "extend" else torch.full((num_items,), -1)
-    made = IdCodes(found.codes, repaired, extra, found.errors, codes)
-    chosen, unseen = popularity(dataset.train, num_items), int((vectors == 0).all(1).sum())
+
+    # 3. Write the tokens and their card.
     semantic_ids = id_tokens(repaired, extra)
-    card = make_card(made, semantic_ids, dataset.catalog, chosen, settings=settings, without_vector=unseen)
+    card = make_card(
+        IdCodes(quantized.codes, repaired, extra, quantized.errors, codes),
+        semantic_ids,
+        dataset.catalog,
+        popularity(dataset.train, num_items),
+        settings=settings,
+        without_vector=int((vectors == 0).all(1).sum()),
+    )
     write_ids(dataset, semantic_ids, card)
     return with_stored_ids(dataset)
 
 
-def _check_senseless(settings: dict[str, Any], num_items: int) -> None:
+def _check_settings(settings: dict[str, Any], num_items: int) -> None:
     check_codes(settings, num_items)
     for name in ("width", "window", "iterations"):
         if settings[name] < 1:
-            raise ValueError(f"{name}={settings[name]}: give a number from 1")
+            raise ValueError(f"{name}={settings[name]}: choose a number of at least 1")

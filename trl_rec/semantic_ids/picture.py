@@ -1,5 +1,4 @@
-"""How often each code is used, as an SVG file that any browser shows: a band a level, a bar a code, the most frequent
-first."""
+"""How often each code is used, drawn as an SVG file: one band per level, one bar per code, the most frequent first."""
 
 from __future__ import annotations
 
@@ -7,32 +6,54 @@ from collections.abc import Mapping
 from typing import Any
 
 
-WIDTH, HEIGHT, GAP, LEFT = 768, 110, 34, 10
-COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")  # Paul Tol's, told apart by all eyes
+# In pixels
+WIDTH = 768
+HEIGHT = 110  # of a band
+GAP = 34  # above a band, for its title
+LEFT = 10
+
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")  # Paul Tol's, which colour-blind readers can tell apart
 
 
 def code_use_picture(card: Mapping[str, Any]) -> str:
-    """The text of the SVG, from what [`read_ids_card`] returned. The line is where bars would end if codes were used
-    alike."""
+    """The text of an SVG picture of how often each code is used.
+
+    The dashed line in a band marks the height that all bars would have if every code were used equally often.
+
+    Args:
+        card (`Mapping`): What [`read_ids_card`] returned.
+    """
     bands = [_band(number, level, card["num_items"]) for number, level in enumerate(card["levels"])]
     height = len(bands) * (HEIGHT + GAP) + GAP // 2
-    size, style = (
-        f'width="{WIDTH + 2 * LEFT}" height="{height}"',
-        'font-family="sans-serif" font-size="12" fill="#222"',
-    )
+    size = f'width="{WIDTH + 2 * LEFT}" height="{height}"'
+    style = 'font-family="sans-serif" font-size="12" fill="#222"'
     background = '<rect width="100%" height="100%" fill="white"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{background}{"".join(bands)}</svg>\n'
 
 
 def _band(number: int, level: Mapping[str, Any], num_items: int) -> str:
     counts = sorted(level["counts"], reverse=True)
-    top, most, wide = number * (HEIGHT + GAP) + GAP, max(counts[0], 1), WIDTH / len(counts)
-    told = f"level {number + 1}: {level['used']} of {len(counts)} codes, perplexity {level['perplexity']:.1f}, at most {most:,}"
-    parts = [f'<text x="{LEFT}" y="{top - 8}">{told}</text>']
+    most = max(counts[0], 1)
+    top = number * (HEIGHT + GAP) + GAP
+
+    # 1. The title.
+    title = (
+        f"level {number + 1}: {level['used']} of {len(counts)} codes, perplexity {level['perplexity']:.1f}, "
+        f"at most {most:,}"
+    )
+    parts = [f'<text x="{LEFT}" y="{top - 8}">{title}</text>']
+
+    # 2. One bar per code; the highest fills the band.
+    bar_width = WIDTH / len(counts)
+    color = COLORS[number % len(COLORS)]
     for place, count in enumerate(counts):
-        high = HEIGHT * count / most
-        box = f'x="{LEFT + place * wide:.2f}" y="{top + HEIGHT - high:.2f}" width="{wide:.2f}" height="{high:.2f}"'
-        parts.append(f'<rect {box} fill="{COLORS[number % len(COLORS)]}"/>')
+        bar_height = HEIGHT * count / most
+        x = LEFT + place * bar_width
+        y = top + HEIGHT - bar_height
+        box = f'x="{x:.2f}" y="{y:.2f}" width="{bar_width:.2f}" height="{bar_height:.2f}"'
+        parts.append(f'<rect {box} fill="{color}"/>')
+
+    # 3. The line at equal use.
     even = top + HEIGHT * (1 - min(num_items / len(counts) / most, 1))
     parts.append(f'<path d="M{LEFT} {even:.2f}H{LEFT + WIDTH}" stroke="#222" stroke-dasharray="4 3"/>')
     return "".join(parts)

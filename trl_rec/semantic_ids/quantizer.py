@@ -1,11 +1,10 @@
-"""A residual quantiser that is trained: a codebook over latent vectors, a second over what the first leaves of them,
-and so on.
+"""A trainable residual quantiser: one codebook per level, each for what the levels before leave of a latent vector.
 
-Written here rather than taken from `vector-quantize-pytorch`: the codebooks start from this package's k-means over all
-vectors and not over a first batch, they are trained by gradients as the paper's are and not by moving averages, and
-the repair of collisions needs the last level's residuals.
+It is written here instead of taken from `vector-quantize-pytorch` for three reasons. The codebooks start from this
+package's k-means over all vectors, not over the first batch. They are trained by gradients, as in the paper, not by
+moving averages. And the repair of collisions needs the residuals of the last level.
 
-Legend: N vectors, L levels, C codes of a level, D width of a latent vector.
+Legend: N vectors, L levels, C codes per level, D width of a latent vector.
 """
 
 from __future__ import annotations
@@ -19,16 +18,17 @@ from trl_rec.semantic_ids.kmeans import find_nearest, kmeans
 from trl_rec.semantic_ids.residual import ResidualCodes
 
 
-COMMITMENT = 0.25
+COMMITMENT = 0.25  # weight of the term that pulls latent vectors towards their centroids
 
 
 class Quantized(NamedTuple):
-    """What becomes of latent vectors.
+    """Latent vectors after quantisation.
 
     Args:
-        vectors (`torch.Tensor` of shape `(N, D)`): Sums of centroids; their gradient is handed on to the latent
-            vectors.
-        loss (`torch.Tensor` of shape `(N,)`): The mean over the levels of |sg[r] - e|^2 + `COMMITMENT` |r - sg[e]|^2.
+        vectors (`torch.Tensor` of shape `(N, D)`): The sum of each vector's centroids. The gradient passes straight
+            through to the latent vectors.
+        loss (`torch.Tensor` of shape `(N,)`): The mean over the levels of |sg[r] - e|^2 + `COMMITMENT` |r - sg[e]|^2,
+            where r is the residual, e its centroid and sg stops the gradient.
     """
 
     vectors: Tensor
@@ -36,7 +36,9 @@ class Quantized(NamedTuple):
 
 
 class ResidualQuantizer(nn.Module):
-    """L codebooks.
+    """L codebooks of C centroids.
+
+    They are zero until [`ResidualQuantizer.start`] is called or weights are loaded.
 
     Args:
         levels (`int`): L.
@@ -49,19 +51,23 @@ class ResidualQuantizer(nn.Module):
         self.codebooks = nn.Parameter(torch.zeros(levels, codes, width))
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Of `latents (N, D)`."""
-        residual, loss = latents, latents.new_zeros(len(latents))
+        """Quantises `latents` `(N, D)` and returns the vectors and the loss that trains codebooks and encoder."""
+        residual = latents
+        loss = latents.new_zeros(len(latents))
         for codebook in self.codebooks:
-            centroid = codebook[find_nearest(residual.detach(), codebook.detach())]
+            centroid = codebook[find_nearest(residual.detach(), codebook.detach())]  # (N, D)
+            # The first term moves the centroids, the second one the encoder.
             loss = loss + (residual.detach() - centroid).square().sum(1)
             loss = loss + COMMITMENT * (residual - centroid.detach()).square().sum(1)
             residual = residual - centroid.detach()
+
         total = latents.detach() - residual.detach()
-        return Quantized(latents + (total - latents).detach(), loss / len(self.codebooks))
+        straight_through = latents + (total - latents).detach()
+        return Quantized(straight_through, loss / len(self.codebooks))
 
     @torch.no_grad()
     def start(self, latents: Tensor, *, iterations: int = 25, generator: torch.Generator) -> None:
-        """Codebooks by k-means, level after level."""
+        """Initialises the codebooks by residual k-means over `latents` `(N, D)`."""
         residual = latents
         for codebook in self.codebooks:
             centroids, nearest = kmeans(residual, len(codebook), iterations=iterations, generator=generator)
@@ -70,26 +76,32 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, latents: Tensor, *, generator: torch.Generator) -> int:
-        """Puts codes that none of the vectors has where a vector drawn at random is, and returns their number."""
-        residual, revived = latents, 0
+        """Moves every unused centroid onto the residual of a vector drawn at random, and returns their number."""
+        residual = latents
+        revived = 0
         for codebook in self.codebooks:
             nearest = find_nearest(residual, codebook)
             unused = (torch.bincount(nearest, minlength=len(codebook)) == 0).nonzero().squeeze(1)
             drawn = torch.randperm(len(residual), generator=generator)[: len(unused)]
             codebook[unused[: len(drawn)]] = residual[drawn]
             revived += len(unused)
+            # The moved centroids may have become the nearest ones.
             residual = residual - codebook[find_nearest(residual, codebook)]
         return revived
 
     @torch.no_grad()
     def assign(self, latents: Tensor) -> ResidualCodes:
-        """The codes of `latents (N, D)`, and what the last level had to tell apart."""
-        whole = float(latents.double().square().sum()) or 1.0
-        residual, codes, errors, last = latents, [], [], latents
+        """The codes of `latents` `(N, D)`, with the residuals that the repair of collisions needs."""
+        total = float(latents.double().square().sum()) or 1.0
+        codes: list[Tensor] = []
+        errors: list[float] = []
+
+        residual = latents
+        last_residuals = latents
         for codebook in self.codebooks:
-            last = residual
+            last_residuals = residual
             nearest = find_nearest(residual, codebook)
             residual = residual - codebook[nearest]
             codes.append(nearest)
-            errors.append(float(residual.double().square().sum()) / whole)
-        return ResidualCodes(torch.stack(codes, 1), self.codebooks.detach().clone(), last, errors)
+            errors.append(float(residual.double().square().sum()) / total)
+        return ResidualCodes(torch.stack(codes, 1), self.codebooks.detach().clone(), last_residuals, errors)

@@ -1,6 +1,7 @@
-"""Residual quantisation: a first k-means over the vectors, a second over what the first leaves of them, and so on.
+"""Residual quantisation by k-means: each level clusters what the levels before leave of the vectors.
 
-Vectors that share their first codes are near each other, and the nearer the more codes they share.
+The codes of a vector are the numbers of its centroids, one per level. Vectors that share their first codes are near
+each other, and the more codes they share, the nearer they are.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class ResidualCodes:
-    """What `residual_kmeans` finds.
+    """The result of residual quantisation.
 
     Args:
-        codes (`Tensor` of shape `(num_vectors, levels)`): The code of each vector on each level.
-        codebooks (`Tensor` of shape `(levels, num_codes, width)`): The centroids; a vector is about the sum of its
-            codes'.
-        last_residuals (`Tensor` of shape `(num_vectors, width)`): What the last level had to tell apart.
+        codes (`torch.Tensor` of shape `(num_vectors, levels)`): The code of each vector on each level.
+        codebooks (`torch.Tensor` of shape `(levels, num_codes, width)`): The centroids. The sum of a vector's
+            centroids approximates the vector.
+        last_residuals (`torch.Tensor` of shape `(num_vectors, width)`): The input of the last level: the vectors less
+            the centroids of all levels before it.
         errors (`list[float]`): After each level, the share of the vectors' squared length that is left.
     """
 
@@ -38,23 +40,42 @@ class ResidualCodes:
 def residual_kmeans(
     vectors: Tensor, *, levels: int = 3, codes: int = 256, iterations: int = 25, seed: int = 0
 ) -> ResidualCodes:
-    """Codes of float32 `vectors` `(num_vectors, width)`; the same seed gives the same ones.
+    """Quantises vectors level by level with k-means.
 
-    Memory: the vectors three times over and `CHUNK x codes` distances.
+    Memory: three times the vectors, and `CHUNK * codes` distances.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(num_vectors, width)`): The vectors, float32.
+        levels (`int`, *optional*, defaults to `3`): Number of codes per vector.
+        codes (`int`, *optional*, defaults to `256`): Number of centroids per level.
+        iterations (`int`, *optional*, defaults to `25`): Maximum rounds of k-means per level.
+        seed (`int`, *optional*, defaults to `0`): The same seed gives the same codes.
+
+    Returns:
+        [`ResidualCodes`]: Codes, codebooks and what they leave of the vectors.
     """
     generator = torch.Generator().manual_seed(seed)
-    whole = squared_length(vectors) or 1.0
-    residuals, rest = vectors, vectors
-    assigned, codebooks, errors = [], [], []
+    total = squared_length(vectors) or 1.0
+    assigned: list[Tensor] = []
+    codebooks: list[Tensor] = []
+    errors: list[float] = []
+
+    residuals = vectors
+    rest = vectors
     for level in range(levels):
+        # 1. Cluster what is left of the vectors.
         residuals = rest
         centroids, nearest = kmeans(residuals, codes, iterations=iterations, generator=generator)
-        rest = residuals.clone()
-        for part, codes_of_part in zip(rest.split(CHUNK), nearest.split(CHUNK), strict=True):
-            part -= centroids[codes_of_part]
         assigned.append(nearest)
         codebooks.append(centroids)
-        errors.append(squared_length(rest) / whole)
+
+        # 2. Subtract each vector's centroid, in chunks: gathering all centroids at once would need one more copy of
+        # the vectors.
+        rest = residuals.clone()
+        for chunk, chunk_codes in zip(rest.split(CHUNK), nearest.split(CHUNK), strict=True):
+            chunk -= centroids[chunk_codes]
+
+        errors.append(squared_length(rest) / total)
         logger.info(
             "level %d of %d: %.1f %% of the vectors' squared length is left", level + 1, levels, 100 * errors[-1]
         )

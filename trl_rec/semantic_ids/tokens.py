@@ -1,5 +1,8 @@
-"""Codes written as tokens: `<a_12><b_7><c_201>`, a letter a level, and one letter more where items with equal codes
-are told apart; those of users are `<ua_3><ub_40><uc_7>`."""
+"""Codes written as tokens: `<a_12><b_7><c_201>`, with one letter per level.
+
+Where items with equal codes are told apart, their IDs get one more token, with the next letter. The tokens of users
+are `<ua_3><ub_40><uc_7>`.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +17,46 @@ from torch import Tensor
 from trl_rec.ragged import Ragged, join
 
 
-MOST_LEVELS = len(ascii_lowercase) - 1  # the last letter is left for telling items apart
+MOST_LEVELS = len(ascii_lowercase) - 1  # the last letter is kept for the token that tells items apart
 
 
 def id_tokens(codes: Tensor, extra: Tensor) -> Ragged:
-    """Row `i`: the tokens of item `i`, as strings.
+    """The tokens of each item's ID, as strings.
 
-    `codes` `(num_items, levels)`; `extra` `(num_items,)`: a further code, -1 for an item that needs none. As all items
-    with equal codes have one or none has, no ID is the beginning of another.
+    No ID is the beginning of another if `extra` is given either to all items with equal codes or to none of them.
+
+    Args:
+        codes (`torch.Tensor` of shape `(num_items, levels)`): The codes.
+        extra (`torch.Tensor` of shape `(num_items,)`): A further code; -1 for an item without one.
+
+    Returns:
+        [`Ragged`]: Row `i` contains the tokens of item `i`.
     """
-    levels = [_named(letter, column.numpy()) for letter, column in zip(ascii_lowercase, codes.unbind(1), strict=False)]
-    regular = np.stack(levels, 1)
-    needs = (extra >= 0).numpy()
-    further = _named(ascii_lowercase[len(levels)], extra.numpy()[needs])
-    rows = Ragged.from_lengths(regular.ravel(), np.full(len(regular), len(levels)))
-    return join(rows, Ragged.from_lengths(further, needs.astype(np.int64)))
+    # 1. One token per level.
+    columns = [
+        _token_names(letter, column.numpy()) for letter, column in zip(ascii_lowercase, codes.unbind(1), strict=False)
+    ]
+    levels = len(columns)
+    tokens = np.stack(columns, 1)  # (num_items, levels)
+    rows = Ragged.from_lengths(tokens.ravel(), np.full(len(tokens), levels))
+
+    # 2. One more for the items with a further code.
+    has_extra = (extra >= 0).numpy()
+    extra_tokens = _token_names(ascii_lowercase[levels], extra.numpy()[has_extra])
+    return join(rows, Ragged.from_lengths(extra_tokens, has_extra.astype(np.int64)))
 
 
 def user_tokens(codes: Tensor) -> Ragged:
-    """Row `u`: the tokens of user `u`, as strings; users may share them. `codes` `(num_users, levels)`."""
-    levels = [
-        _named(f"u{letter}", column.numpy()) for letter, column in zip(ascii_lowercase, codes.unbind(1), strict=False)
+    """The tokens of each user, as strings, from codes `(num_users, levels)`. Users may share them."""
+    columns = [
+        _token_names(f"u{letter}", column.numpy())
+        for letter, column in zip(ascii_lowercase, codes.unbind(1), strict=False)
     ]
-    return Ragged.from_lengths(np.stack(levels, 1).ravel(), np.full(len(codes), len(levels)))
+    return Ragged.from_lengths(np.stack(columns, 1).ravel(), np.full(len(codes), len(columns)))
 
 
 def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str:
-    """A hash of all items' tokens, and of all users'."""
+    """A hash of the tokens of all items, and of all users if there are any."""
     digest = hashlib.sha256()
     for ids in [semantic_ids] if user_ids is None else [semantic_ids, user_ids]:
         digest.update("\0".join(ids.values.tolist()).encode())
@@ -49,21 +65,23 @@ def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str
 
 
 def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
-    """Raises unless `levels` and `codes` give a catalogue of that size enough IDs, and `collisions` is known."""
+    """Raises unless `levels` and `codes` give enough IDs for `num_items` items and `collisions` is a known value."""
     for name, low, high in (("levels", 1, MOST_LEVELS), ("codes", 2, num_items)):
         if not low <= settings[name] <= high:
             raise ValueError(
-                f"{name}={settings[name]}: give a number from {low} to {high} for a catalogue of {num_items} items"
+                f"{name}={settings[name]}: choose a number from {low} to {high} for a catalogue of {num_items} items"
             )
     if settings["collisions"] not in ("share", "extend"):
         raise ValueError(f"unknown collisions {settings['collisions']!r}; choose share or extend")
     if settings["codes"] ** settings["levels"] < num_items:
         raise ValueError(
-            f"{settings['levels']} levels of {settings['codes']} codes make fewer IDs than there are items ({num_items}); give "
-            "more levels or more codes"
+            f"{settings['levels']} levels of {settings['codes']} codes make fewer IDs than there are items "
+            f"({num_items}); use more levels or more codes"
         )
 
 
-def _named(letter: str, codes: np.ndarray) -> np.ndarray:
+def _token_names(letter: str, codes: np.ndarray) -> np.ndarray:
+    """`<a_12>` for the letter `a` and the code 12."""
+    # Each distinct name is built once.
     names = np.array([f"<{letter}_{code}>" for code in range(codes.max(initial=-1) + 1)], dtype=object)
     return names[codes]
