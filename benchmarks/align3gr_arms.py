@@ -29,6 +29,7 @@ from studies import SMALL, kept
 from trl_rec import BearConfig, RecDataset, Schedule, SoftmaxDPOConfig, load
 from trl_rec.data import PromptFormat
 from trl_rec.evaluation import evaluate_baselines, evaluate_split, rank_split, seeds_table
+from trl_rec.files import atomic_file, atomic_folder
 from trl_rec.models import RecModelConfig, load_model, load_tokenizer
 from trl_rec.schedule import align3gr_stages, learn_supervised, run_stages
 from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids, make_semantic_ids, read_ids_card
@@ -92,17 +93,15 @@ class Study:
         folder = self.output / f"data-{'-'.join(f'{name}={value}' for name, value in arm.ids.items()) or 'kmeans'}"
         vectors = self.output / "vectors"  # made once for all
         if not folder.is_dir():
-            parts = folder.with_name(f"{folder.name}.tmp")
-            shutil.copytree(self.source, parts, dirs_exist_ok=True)
-            if vectors.is_dir():
-                shutil.copytree(vectors, parts / "vectors", dirs_exist_ok=True)
-            parts.rename(folder)
+            with atomic_folder(folder) as copy:
+                shutil.copytree(self.source, copy, dirs_exist_ok=True)
+                if vectors.is_dir():
+                    shutil.copytree(vectors, copy / "vectors", dirs_exist_ok=True)
         dataset = self._with_ids(load(folder), arm.ids)
         for file in (folder / "vectors").glob("*.safetensors"):
             if not (vectors / file.name).is_file():
-                vectors.mkdir(exist_ok=True)
-                shutil.copyfile(file, vectors / "copying")
-                (vectors / "copying").rename(vectors / file.name)
+                with atomic_file(vectors / file.name) as copy:
+                    shutil.copyfile(file, copy)
         return dataset.with_surface("semantic_id")
 
     def _with_ids(self, dataset: RecDataset, options: dict[str, Any]) -> RecDataset:

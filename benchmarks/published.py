@@ -29,6 +29,7 @@ from trl_rec import BearConfig, RecDataset, load
 from trl_rec.data import PromptFormat
 from trl_rec.evaluation import evaluate_baselines, evaluate_split, metrics_table, rank_split
 from trl_rec.evaluation.charts import line_charts, logged_curve
+from trl_rec.files import atomic_folder
 from trl_rec.models import RecModelConfig, load_model, load_tokenizer
 from trl_rec.schedule import learn_supervised
 from trl_rec.scripts.bear import DataArguments
@@ -77,12 +78,10 @@ def rank(folder: Path, dataset: RecDataset, config: BearConfig) -> dict[str, Any
 def with_ids(source: str, folder: Path, config: DualIdsConfig) -> RecDataset:
     """A copy of the data with these IDs in it."""
     if not folder.is_dir():
-        parts = folder.with_name(f"{folder.name}.tmp")
-        shutil.copytree(source, parts, dirs_exist_ok=True)
-        parts.rename(folder)
-    return make_dual_ids(
-        load(folder), config, overwrite=read_ids_card(folder) is None
-    )  # those that came with the data
+        with atomic_folder(folder) as copy:
+            shutil.copytree(source, copy, dirs_exist_ok=True)
+    came_with_data = read_ids_card(folder) is None
+    return make_dual_ids(load(folder), config, overwrite=came_with_data)
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trl_rec.files import write_text
+
 
 # Of a trainer's configuration.
 SMALL: dict[str, Any] = {
@@ -30,8 +32,5 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     """What the file holds; where there is none, what `make` returns, as JSON takes it, which is then written, whole or
     not at all."""
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(make()))
-        temporary.replace(path)
+        write_text(path, json.dumps(make()))
     return json.loads(path.read_text())

@@ -21,6 +21,7 @@ from datasets import Dataset
 
 from trl_rec.data.leaks import check_leaks, continued
 from trl_rec.data.log import SPLITS
+from trl_rec.files import write_json
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 
@@ -178,7 +179,7 @@ def save(
     pq.write_table(interactions, path / "interactions.parquet")
     for name, rows in splits.items():
         rows.save_to_disk(str(path / name))
-    (path / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path / "card.json", card, ensure_ascii=False)
 
 
 def _read(path: Path, name: str, read: Callable[[Path], T]) -> T:

@@ -8,10 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from trl_rec.data.log import SPLITS, Log, Options
 from trl_rec.data.readers import READERS, locate
 from trl_rec.data.splits import split_log, split_windows
 from trl_rec.data.windows import code_windows
+from trl_rec.files import atomic_folder
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 
@@ -136,7 +134,7 @@ def prepare(
 
     # 3. Write all files to a folder beside the final one, then swap.
     logger.info("writing %s", output_dir)
-    with _replacing(output_dir) as folder:
+    with atomic_folder(output_dir, mark="card.json") as folder:
         save(folder, catalog, made.log.users, made.log.to_table(), splits, card)
     return load(output_dir)
 
@@ -264,61 +262,3 @@ def _make_catalog(items: pa.Table, group_column: str | None) -> ItemCatalog:
         return ItemCatalog(items, group_column=group_column)
     tokens = Ragged.from_arrow(items["semantic_id"])
     return ItemCatalog(items.drop_columns(["semantic_id"]), group_column=group_column, semantic_ids=tokens)
-
-
-@contextmanager
-def _replacing(output_dir: Path) -> Iterator[Path]:
-    """A new folder beside `output_dir` that replaces it at the end.
-
-    On failure it is removed, and so are the parents that were made for it.
-    """
-    folder = _beside(output_dir)
-    new_parents = [parent for parent in output_dir.parents if not parent.exists()]
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        if output_dir.exists():
-            _exchange(output_dir, folder)
-        else:
-            folder.rename(output_dir)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in new_parents:  # the innermost first
-            with suppress(OSError):  # it is not empty
-                parent.rmdir()
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-
-
-def _exchange(folder: Path, new: Path) -> None:
-    """Replaces everything in `folder` by everything in `new`; a failure leaves `folder` as it was.
-
-    The folder itself stays, since it may be the current directory of a process.
-    """
-    old = _beside(folder)
-    old.mkdir()
-    try:
-        _move(folder, old)
-        _move(new, folder)
-    except BaseException:
-        _move(old, folder)
-        old.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Moves everything in one folder to another, or nothing if that fails.
-
-    The card goes last: a folder with a card is complete.
-    """
-    moved = []
-    try:
-        for path in sorted(source.iterdir(), key=lambda path: path.name == "card.json"):
-            moved.append(path.rename(target / path.name))
-    except BaseException:
-        for path in moved:
-            path.rename(source / path.name)
-        raise

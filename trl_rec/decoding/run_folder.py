@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trl_rec.files import write_json
 from trl_rec.items import ItemCatalog
 
 
@@ -37,7 +38,7 @@ def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
     """Writes the settings of a run folder, with the file's keys for the texts in `settings["prompt"]`."""
     prompt = {name.removeprefix("prompt_"): value for name, value in settings["prompt"].items()}
-    path.write_text(json.dumps({**settings, "prompt": prompt}, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {**settings, "prompt": prompt})
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from trl_rec.evaluation.results import Evaluation
+from trl_rec.files import write_json
 
 
 PACKAGES = ("trl-rec", "trl", "transformers", "torch", "numpy")
@@ -25,7 +24,7 @@ def write_metrics(
     exclude_history: bool,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes results to a JSON file under a temporary name, which is renamed at the end: no partial file is left.
+    """Writes results to a JSON file, atomically.
 
     Args:
         path (`str` or `Path`): The file. Its folder is created if necessary; an existing file is replaced.
@@ -48,13 +47,7 @@ def write_metrics(
     }
 
     # NaN is not JSON; `_entry` has named it before `allow_nan=False` would.
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, content, ensure_ascii=False, allow_nan=False)
 
 
 def _num_users(results: Mapping[str, Evaluation]) -> int:

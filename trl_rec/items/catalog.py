@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from trl_rec.files import atomic_file, write_json
 from trl_rec.items.user_ids import check_shared_tokens, read_user_ids, tokens_of, write_user_ids
 from trl_rec.ragged import Ragged, join
 
@@ -230,14 +231,14 @@ class ItemCatalog:
     def save(self, folder: str | Path) -> None:
         """Writes `items.parquet`, `catalog.json` and, if there are user IDs, `user_ids.parquet`."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
 
         # 1. The tables.
         items = self.items
         if self.semantic_ids is not None:
             column = Ragged(self.semantic_ids.values.astype(object), self.semantic_ids.offsets).to_arrow()
             items = items.append_column("semantic_id", column)
-        pq.write_table(items, folder / "items.parquet")
+        with atomic_file(folder / "items.parquet") as temporary:
+            pq.write_table(items, temporary)
         write_user_ids(self.user_ids, folder)
 
         # 2. The settings, and the fingerprint by which `load` notices a changed table.
@@ -247,7 +248,7 @@ class ItemCatalog:
             "num_items": len(self),
             "fingerprint": self.fingerprint,
         }
-        (folder / "catalog.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "catalog.json", card)
 
     @classmethod
     def load(cls, folder: str | Path) -> ItemCatalog:

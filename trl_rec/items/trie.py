@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trl_rec.files import atomic_file
 from trl_rec.items.trie_building import LARGEST, as_matrix, lexicographic_order, number_nodes
 
 
@@ -296,7 +297,8 @@ class TokenTrie:
 
     def save(self, path: str | Path) -> None:
         """Writes the tensors to one safetensors file."""
-        save_file({name: tensor.contiguous() for name, tensor in self._tensors().items()}, path)
+        with atomic_file(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in self._tensors().items()}, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> TokenTrie:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trl_rec.files import atomic_file
 from trl_rec.ragged import Ragged
 
 
@@ -21,7 +22,8 @@ def write_user_ids(user_ids: Ragged | None, folder: Path) -> None:
         (folder / FILE).unlink(missing_ok=True)
         return
     column = Ragged(user_ids.values.astype(object), user_ids.offsets).to_arrow()
-    pq.write_table(pa.table({"semantic_id": column}), folder / FILE)
+    with atomic_file(folder / FILE) as temporary:
+        pq.write_table(pa.table({"semantic_id": column}), temporary)
 
 
 def read_user_ids(folder: Path) -> Ragged | None:

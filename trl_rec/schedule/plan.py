@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from trl import DPOConfig, SFTConfig
 
 from trl_rec.data.dataset import RecDataset, split_rows
 from trl_rec.data.tasks.rows import task_texts
+from trl_rec.files import write_json
 from trl_rec.schedule.settings import Schedule
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.bear.config import BearConfig
@@ -142,10 +142,7 @@ def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, mod
 def write_entry(path: Path, entry: dict[str, Any]) -> None:
     """Writes a JSON file atomically, from the main process alone; all processes wait for it."""
     if PartialState().is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(path, entry)
     PartialState().wait_for_everyone()
 
 

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, rank_split, write_metrics
 from trl_rec.evaluation.tables import aligned
+from trl_rec.files import write_json
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.schedule.checks import check_not_sharded
 from trl_rec.schedule.settings import Schedule, load_on_device
@@ -118,7 +119,7 @@ def _write_run_folder(
         settings={"start": str(start), "keep": schedule.keep, "stages": [report["name"] for report in reports]},
     )
     write_run(schedule.output, config, _recipe(start, schedule), _training_log(reports, schedule))
-    (schedule.output / "stages.json").write_text(json.dumps(list(reports), indent=2) + "\n", encoding="utf-8")
+    write_json(schedule.output / "stages.json", list(reports))
 
 
 def _recipe(start: str | Path, schedule: Schedule) -> dict[str, Any]:

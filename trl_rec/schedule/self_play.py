@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.evaluation.rank import rank_histories
+from trl_rec.files import atomic_file
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
 from trl_rec.schedule.prefixes import check_prefixes
@@ -118,13 +119,10 @@ class _Parts:
         """Writes a part, whole or not at all."""
         if not PartialState().is_main_process:
             return
-        path = self._path(number)
-        path.parent.mkdir(parents=True, exist_ok=True)
         column = pa.FixedSizeListArray.from_arrays(pa.array(beams.ravel(), pa.int32()), beams.shape[1])
         table = pa.table({"beams": column}).replace_schema_metadata({"fingerprint": self._fingerprint(histories)})
-        temporary = path.with_name(f"{path.name}.tmp")
-        pq.write_table(table, temporary)
-        temporary.replace(path)
+        with atomic_file(self._path(number)) as temporary:
+            pq.write_table(table, temporary)
 
     def _read(self, number: int, histories: Ragged) -> np.ndarray | None:
         path = self._path(number)

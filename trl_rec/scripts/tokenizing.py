@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from trl_rec.data import RecDataset, load
+from trl_rec.files import write_text
 from trl_rec.scripts.parsing import parse
 from trl_rec.semantic_ids import (
     DualIdsConfig,
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
     print(describe_ids(card))
     if all("counts" in level for level in card["levels"]):  # cards of earlier versions have none
         picture = dataset.path / "semantic_ids.svg"
-        picture.write_text(code_use_picture(card), encoding="utf-8")
+        write_text(picture, code_use_picture(card))
         print(f"\nhow often each code is used: {picture}")
 
 

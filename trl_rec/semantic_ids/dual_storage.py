@@ -4,7 +4,6 @@ items."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trl_rec.files import atomic_file, write_json
 from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.dual_inputs import Block
 from trl_rec.semantic_ids.dual_model import Tower
@@ -91,8 +91,6 @@ def save_item_tower(
     (folder / f"{NAME}.json").unlink(missing_ok=True)
     weights = tower.state_dict() | ({} if text is None else {"text_mean": text.mean, "text_scale": text.scale})
     told = {"tower": shape, "text_encoder": text_encoder if text is not None else None, **hashes}
-    temporary = folder / f".{NAME}.{os.getpid()}"
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
-    temporary.replace(folder / f"{NAME}.safetensors")
-    temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / f"{NAME}.json")
+    with atomic_file(folder / f"{NAME}.safetensors") as temporary:
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
+    write_json(folder / f"{NAME}.json", told)

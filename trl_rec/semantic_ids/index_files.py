@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from trl_rec.data import RecDataset
 from trl_rec.data.readers.lcrec import read_index
+from trl_rec.files import write_json
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.card import IdCodes, make_card
@@ -25,10 +25,7 @@ def export_index(catalog: ItemCatalog, path: str | Path) -> None:
         raise ValueError("the catalogue holds no semantic IDs to export; run trl-rec tokenize first")
     ids = zip(catalog.ids, range(len(catalog)), strict=True)
     index = {item: [str(token) for token in catalog.semantic_ids[row]] for item, row in ids}
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, index, indent=1, ensure_ascii=False)
 
 
 def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = False) -> RecDataset:

@@ -8,8 +8,6 @@ that was killed in between is known by what it was about to write, and the same 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trl_rec.data import RecDataset
+from trl_rec.files import atomic_file, temporary_folder, write_json
 from trl_rec.items import ItemCatalog
 from trl_rec.items.user_ids import FILE as USER_IDS
 from trl_rec.ragged import Ragged
@@ -35,16 +34,18 @@ def write_ids(
     """Puts the IDs, row `i` the tokens of item `i`, and their card into the dataset's folder, in place of what was
     there; with `user_ids`, row `u` the tokens of user `u`."""
     folder = dataset.path / "catalog"
-    stored, new = ItemCatalog.load(folder), folder / ".semantic_ids"
+    stored = ItemCatalog.load(folder)
     if stored.fingerprint != dataset.catalog.fingerprint:
         raise ValueError(f"{dataset.path} now holds other items than the dataset that was loaded; load it again")
-    try:
+
+    card = {**card, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}
+    with temporary_folder(folder / "semantic_ids") as new:
+        # 1. Write everything that may fail to a folder of its own.
         replace(stored, semantic_ids=semantic_ids, user_ids=user_ids).save(new)
-        text = json.dumps(
-            {**card, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}, indent=2, ensure_ascii=False
-        )
-        (new / CARD).write_text(text + "\n", encoding="utf-8")
-        (new / UNFINISHED).write_text(json.dumps(card["settings"]), encoding="utf-8")
+        write_json(new / CARD, card, ensure_ascii=False)
+        write_json(new / UNFINISHED, card["settings"])
+
+        # 2. Replace the files one by one. As long as the card is missing, the mark says which IDs are being written.
         (new / UNFINISHED).replace(folder / UNFINISHED)
         (folder / CARD).unlink(missing_ok=True)
         if user_ids is None:
@@ -54,8 +55,6 @@ def write_ids(
         (new / "items.parquet").replace(folder / "items.parquet")
         (new / CARD).replace(folder / CARD)
         (folder / UNFINISHED).unlink()
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def with_stored_ids(dataset: RecDataset) -> RecDataset:
@@ -110,8 +109,7 @@ def kept_tensor(folder: Path | None, name: str, key: str, make: Callable[[], Ten
         return make()
     path = folder / f"{name}-{key}.safetensors"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        save_file({name: make().contiguous()}, temporary)
-        temporary.replace(path)
+        tensor = make().contiguous()
+        with atomic_file(path) as temporary:
+            save_file({name: tensor}, temporary)
     return load_file(path)[name]

@@ -10,15 +10,15 @@ import hashlib
 import io
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import urllib.request
-import uuid
 import zipfile
 from http.client import HTTPException
 from pathlib import Path
+
+from trl_rec.files import atomic_folder
 
 
 logger = logging.getLogger(__name__)
@@ -110,22 +110,16 @@ def _ratings_sha256(content: bytes) -> str:
 
 
 def _keep(contents: dict[str, bytes], folder: Path) -> None:
-    """Puts the files into the folder all at once: writes them beside it, then renames."""
+    """Puts the files into the folder, all at once."""
     ratings = contents.get(GROUPLENS["interactions"]) or contents[RECBOLE["interactions"]]
     if _ratings_sha256(ratings) != RATINGS_SHA256:
         raise FetchError("the ratings differ from those published")
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
-        temporary.mkdir()
-        for name, content in contents.items():
-            (temporary / name).write_bytes(content)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with atomic_folder(folder) as temporary:
+            for name, content in contents.items():
+                (temporary / name).write_bytes(content)
     except OSError:
         # Another process may have been quicker; its files are as good as these.
         if not find_ml_100k(folder):
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_rec.compat import name_or_path
+from trl_rec.files import write_text
 from trl_rec.items import ItemCatalog
 
 
@@ -49,9 +50,7 @@ def write_model_card(trainer: RecTrainerMixin, model_name: str) -> None:
         *(_metric_lines(measured[-1]) if measured else []),
     ]
 
-    folder = Path(str(trainer.args.output_dir))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(Path(str(trainer.args.output_dir)) / "README.md", "\n".join(lines) + "\n")
 
 
 def _catalog_lines(catalog: ItemCatalog, example: Sequence[str]) -> list[str]:

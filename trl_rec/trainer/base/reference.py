@@ -6,7 +6,6 @@ An adapter's model is its own reference: without the adapter, or with a frozen c
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -21,6 +20,7 @@ from datasets import Dataset
 from peft import PeftModel
 
 from trl_rec.compat import REF_ADAPTER, held_weights, is_deepspeed_zero3_enabled, is_quantized_layer
+from trl_rec.files import atomic_file
 
 
 def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
@@ -89,11 +89,10 @@ def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
 
 
 def write_reference(path: Path, ref_logps: list[list[float]]) -> None:
-    """Writes one list a row, under another name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    pq.write_table(pa.table({"ref_logps": pa.array(ref_logps, pa.list_(pa.float32()))}), unfinished)
-    os.replace(unfinished, path)
+    """Writes one list per row, atomically."""
+    table = pa.table({"ref_logps": pa.array(ref_logps, pa.list_(pa.float32()))})
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def with_reference(rows: Dataset, path: Path) -> Dataset:

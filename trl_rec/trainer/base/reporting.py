@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, write_metrics
 from trl_rec.evaluation.rewards import ListReward
+from trl_rec.files import write_json, write_text
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.trainer import RecTrainerMixin
 
@@ -82,11 +83,8 @@ def write_run(
         log_history: What was logged, a line each.
     """
     recipe = {name: value for name, value in {**settings, **args.to_dict()}.items() if _is_plain(value)}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-    (Path(folder) / "eval.jsonl").write_text(
-        "".join(f"{json.dumps(entry)}\n" for entry in log_history), encoding="utf-8"
-    )
+    write_json(Path(folder) / "recipe.json", recipe)
+    write_text(Path(folder) / "eval.jsonl", "".join(f"{json.dumps(entry)}\n" for entry in log_history))
 
 
 def _is_plain(value: object) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from trl_rec.files import atomic_file
 
 
 ROWS_A_PART = 256
@@ -112,11 +113,10 @@ def _read(folder: Path, part: range) -> pa.ChunkedArray | None:
 
 
 def _write(path: Path, lists: np.ndarray) -> None:
-    """Lists `(rows, M, K)`, under another name first."""
+    """Lists `(rows, M, K)`."""
     items = pa.array(lists.astype(np.int32).ravel())
     column = pa.FixedSizeListArray.from_arrays(
         pa.FixedSizeListArray.from_arrays(items, lists.shape[2]), lists.shape[1]
     )
-    unfinished = path.with_suffix(".unfinished")
-    pq.write_table(pa.table({"references": column}), unfinished, write_page_checksum=True)
-    os.replace(unfinished, path)
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table({"references": column}), temporary, write_page_checksum=True)

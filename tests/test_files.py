@@ -1,0 +1,133 @@
+"""Files and folders are complete or as they were, whatever fails while they are written."""
+
+from pathlib import Path
+
+import pytest
+
+from trl_rec.files import atomic_file, atomic_folder, temporary_folder, write_json, write_text
+
+
+def entries(folder: Path) -> list[str]:
+    """All files and folders below a folder, hidden ones included."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def fill(folder: Path, **files: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_texts_and_json_are_written_in_utf_8_and_replace_what_was_there(tmp_path: Path) -> None:
+    for text in ("old", "café\n"):
+        write_text(tmp_path / "new" / "folder" / "text", text)
+        assert (tmp_path / "new" / "folder" / "text").read_bytes() == text.encode()
+    write_json(tmp_path / "a.json", {"name": "café", "ks": [5]})
+    assert (tmp_path / "a.json").read_text() == '{\n  "name": "caf\\u00e9",\n  "ks": [\n    5\n  ]\n}\n'
+    write_json(tmp_path / "a.json", {"name": "café"}, indent=None, ensure_ascii=False)
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{"name": "café"}\n'
+    assert entries(tmp_path) == ["a.json", "new", "new/folder", "new/folder/text"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path, old: str | None, error: type) -> None:
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_text(old)
+    with pytest.raises(error), atomic_file(path) as temporary:
+        temporary.write_text("half of the n")
+        assert (path.read_text() if path.exists() else None) == old
+        assert temporary.parent == tmp_path and temporary.name.startswith(".file.")
+        raise error
+    assert contents(tmp_path) == ({} if old is None else {"file": old})
+
+
+def test_a_block_that_writes_nothing_is_an_error_and_leaves_the_old_file(tmp_path: Path) -> None:
+    fill(tmp_path, file="old")
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "file"):
+        pass
+    assert contents(tmp_path) == {"file": "old"}
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "file") as one, atomic_file(tmp_path / "file") as two:
+        one.write_text("one")
+        two.write_text("two")
+    assert contents(tmp_path) == {"file": "one"}  # the outer block ends last
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_gets_all_of_its_new_contents_and_keeps_none_of_the_old(tmp_path: Path, there: bool) -> None:
+    path = tmp_path / "there" / "folder"
+    if there:
+        path.parent.mkdir()
+        fill(path, old="1", both="1")
+        (path / "inner").mkdir()
+        inode = path.stat().st_ino
+    with atomic_folder(path) as folder:
+        fill(folder, both="2", new="2")
+        (folder / "inner").mkdir()
+        fill(folder / "inner", deep="2")
+        assert path.exists() == there
+    assert entries(path) == ["both", "inner", "inner/deep", "new"] and (path / "both").read_text() == "2"
+    assert entries(path.parent)[0] == "folder"
+    assert not there or path.stat().st_ino == inode  # the folder itself stays
+
+
+def test_a_failure_while_filling_leaves_the_old_folder_and_no_new_parents(tmp_path: Path) -> None:
+    fill(tmp_path / "folder", old="1")
+    for path in (tmp_path / "folder", tmp_path / "made" / "for" / "it"):
+        with pytest.raises(OSError, match="no space left"), atomic_folder(path) as folder:
+            fill(folder, new="2")
+            raise OSError("no space left")
+    assert entries(tmp_path) == ["folder", "folder/old"]
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_a_failure_while_exchanging_brings_the_old_folder_back(tmp_path: Path, renames: int, monkeypatch) -> None:
+    fill(tmp_path / "folder", a="1", mark="1")
+    rename, count = Path.rename, iter(range(99))
+
+    def fail(path: Path, target: Path) -> Path:
+        if next(count) == renames:
+            raise OSError("no luck")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no luck"), atomic_folder(tmp_path / "folder") as folder:
+        fill(folder, a="2", mark="2")
+    assert contents(tmp_path / "folder") == {"a": "1", "mark": "1"} and entries(tmp_path)[0] == "folder"
+
+
+def test_the_mark_leaves_first_and_arrives_last(tmp_path: Path, monkeypatch) -> None:
+    fill(tmp_path / "folder", a="1", mark="1", z="1")
+    rename, moved = Path.rename, []
+
+    def record(path: Path, target: Path) -> Path:
+        moved.append(path.name)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", record)
+    with atomic_folder(tmp_path / "folder", mark="mark") as folder:
+        fill(folder, a="2", mark="2", z="2")
+    assert moved[0] == moved[-1] == "mark" and len(moved) == 6
+    assert contents(tmp_path / "folder") == {"a": "2", "mark": "2", "z": "2"}
+
+
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_a_temporary_folder_goes_with_what_is_still_in_it(tmp_path: Path, error: type | None) -> None:
+    try:
+        with temporary_folder(tmp_path / "work") as folder:
+            fill(folder, taken="1", left="1")
+            (folder / "taken").replace(tmp_path / "taken")
+            if error:
+                raise error
+    except KeyError:
+        pass
+    assert entries(tmp_path) == ["taken"]
