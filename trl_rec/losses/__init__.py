@@ -1,4 +1,4 @@
-"""What is learned: pure functions of tensors, one file a method, that return a `LossOutput`."""
+"""The losses: pure functions of tensors, one file per method, that return a `LossOutput`."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,8 @@
-"""BEAR: cross-entropy, and a term on the margin between the target token and the last token that a beam search would
-keep.
+"""BEAR: cross-entropy plus a term on the margin between the target token and the last token that a beam search keeps.
 
-The margin is taken between log-probabilities, although the normaliser cancels from its value: only so does the
-gradient vanish at a token that is the only legal one. The threshold is a constant to the gradient, as in the authors'
-code. All that is kept for the backward pass is one tensor of log-probabilities.
+The margin is a difference of log-probabilities. Logits would give the same value, since the normaliser cancels, but
+only with log-probabilities does the gradient vanish where the target is the only legal token. The threshold is
+constant to the gradient, as in the authors' code. The backward pass needs a single tensor of log-probabilities.
 
 Legend: N positions, C tokens to choose from: the legal ones (padded), or the vocabulary.
 """
@@ -33,53 +32,57 @@ def bear_loss(
     temperature: float = 1.0,
     variant: Variant = "paper",
 ) -> LossOutput:
-    r"""Beam-search-aware regularisation (BEAR, arXiv 2601.22925), one value a position.
+    r"""Beam-search-aware regularisation (BEAR, arXiv 2601.22925), one value per position.
 
-    With $b$ the smaller of `num_beams` and the number of legal tokens, $p$ the softmax over the legal tokens,
+    Let $b$ be the smaller of `num_beams` and the number of legal tokens, $p$ the softmax over the legal tokens,
     $p_{(b)}$ its $b$-th largest value, held constant, and $\Delta = \log p_y - \log p_{(b)}$:
 
-    $$ L_{paper} = -\log p_y + w \log \sigma(-\Delta / \xi) \qquad L_{survival} = -\log p_y - w \log \sigma(\Delta / \xi) $$
+    $$ L_{paper} = -\log p_y + w \log \sigma(-\Delta / \xi) $$
+    $$ L_{survival} = -\log p_y - w \log \sigma(\Delta / \xi) $$
 
-    Either multiplies the gradient of the cross-entropy by a factor between 1 and $1 + w / \xi$. `paper` gives the
-    larger factor to targets already inside the beam, and its value is unbounded below: choose no checkpoint by it.
-    `survival` gives the larger factor to those outside. Weight 0 is cross-entropy: MSL with `legal`, plain SFT
-    without. A position with one legal token has zero gradient, and the constant value $\mp w \log 2$.
+    Both multiply the gradient of the cross-entropy by a factor between 1 and $1 + w / \xi$. `paper` gives the larger
+    factor to targets already inside the beam; its value is unbounded below, so do not choose checkpoints by it.
+    `survival` gives the larger factor to targets outside the beam. Weight 0 reduces to cross-entropy: MSL with
+    `legal`, plain SFT without. A position with one legal token has zero gradient and the constant value
+    $-w \log 2$ (`paper`) or $w \log 2$ (`survival`).
 
-    Reconstruction: the paper's body was not at hand; `paper` follows two independent notes on it. The authors' code,
-    which holds the factor itself constant and weighs the cross-entropy by it, has the same gradient with `weight =
+    Reconstruction: the paper's body was not available; `paper` follows two independent notes on it. The authors' code
+    holds the factor constant and weighs the cross-entropy by it. It has the same gradient as `paper` with `weight =
     topk_weight * topk_tau` and `sharpness = topk_tau`. Deviation: that code then divides by the sum of the factors
     over a micro-batch; nothing is reduced here.
 
     Args:
-        logits: `(N, C)`. bfloat16 and float16 are computed in float32.
-        target: `(N,)`, `int64`, the column of the token to be learned. It must be legal.
-        legal: `(N, C)`, True where a token may follow, or `None` when all may. What logits hold elsewhere plays no
-            part, be it infinite or NaN.
-        num_beams: Width of the beam search to survive, the paper's B.
-        weight: The paper's lambda.
-        sharpness: The paper's xi: the margin is measured in this unit.
-        temperature (*optional*, defaults to `1.0`): Divides the logits first.
-        variant (*optional*, defaults to `"paper"`): `"paper"` or `"survival"`.
+        logits (`torch.Tensor` of shape `(N, C)`): bfloat16 and float16 are computed in float32.
+        target (`torch.Tensor` of shape `(N,)`): `int64`, the column of the target token. It must be legal.
+        legal (`torch.Tensor` of shape `(N, C)` or `None`): True where a token may follow; `None` if all may. The
+            logits of other tokens have no effect, even if infinite or NaN.
+        num_beams (`int`): The paper's B, the width of the beam search in which the target is to survive.
+        weight (`float`): The paper's lambda.
+        sharpness (`float`): The paper's xi, the unit in which the margin is measured.
+        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits first.
+        variant (`str`, *optional*, defaults to `"paper"`): `"paper"` or `"survival"`.
 
     Returns:
-        The loss, `(N,)`, and the metrics `ce`, `margin`, and `pruned`: 1 where the target is below the b-th largest,
-        so that a target that ties with it counts as kept.
+        [`LossOutput`]: The loss, `(N,)`, and the metrics `ce`, `margin`, and `pruned`: 1 where the target is below the
+        b-th largest. A target that ties with it counts as kept.
     """
     _check(num_beams, sharpness, temperature, variant)
-    log_probs = _log_softmax(logits, legal, temperature)
-    chosen = log_probs.gather(-1, target[:, None]).squeeze(-1)
+
+    log_probs = _log_softmax(logits, legal, temperature)  # (N, C)
+    chosen = log_probs.gather(-1, target[:, None]).squeeze(-1)  # (N,)
     margin = chosen - _threshold(log_probs.detach(), num_beams)
     if variant == "paper":
         loss = weight * F.logsigmoid(-margin / sharpness) - chosen
     else:
         loss = -weight * F.logsigmoid(margin / sharpness) - chosen
+
     margin = margin.detach()
     return LossOutput(loss, {"ce": -chosen.detach(), "margin": margin, "pruned": (margin < 0).to(margin.dtype)})
 
 
 def _log_softmax(logits: Tensor, legal: Tensor | None, temperature: float) -> Tensor:
-    """`(N, C)`, at least float32, minus infinity where a token is not legal. Each step that is not needed is a pass
-    saved."""
+    """`(N, C)`, at least float32, -inf where a token is not legal."""
+    # Each step that can be skipped saves a pass over the vocabulary.
     if legal is not None:
         logits = torch.where(legal, logits, -torch.inf)
     logits = at_least_float32(logits)
@@ -89,8 +92,8 @@ def _log_softmax(logits: Tensor, legal: Tensor | None, temperature: float) -> Te
 
 
 def _threshold(log_probs: Tensor, num_beams: int) -> Tensor:
-    """The b-th largest value of each row, `(N,)`: the least finite one of the first `num_beams`, so that nothing is
-    counted."""
+    """`(N,)`: the b-th largest value of each row."""
+    # It is the least finite one of the `num_beams` largest, so the legal tokens need not be counted.
     best = log_probs.topk(min(num_beams, log_probs.shape[-1]), sorted=False).values
     return best.where(best.isfinite(), torch.inf).amin(-1)
 

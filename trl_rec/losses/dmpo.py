@@ -1,6 +1,6 @@
-"""DMPO: a preference of one completion over the mean of several, whose number differs from row to row.
+"""DMPO: prefers one completion over the mean of several negatives, whose number may differ from row to row.
 
-The signature, the mask and the metrics are those of `softmax_dpo_loss`, so that a trainer can use either.
+Signature, mask and metrics are the same as in `softmax_dpo_loss`, so that a trainer can use either loss.
 
 Legend: B rows, K negatives (padded).
 """
@@ -22,29 +22,32 @@ def dmpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor
 
     $$ L = -\log \sigma\left(h_w - \frac{1}{K} \sum_l h_l\right) $$
 
-    All negatives of a row are pushed down equally, where Softmax-DPO pushes the likeliest hardest. One negative gives
-    DPO with TRL's `"sigmoid"` loss. Where the policy is the reference, the loss is log 2 however many negatives there
-    are. A row without a negative has loss 0 and zero gradient.
+    All negatives of a row are pushed down equally, whereas Softmax-DPO pushes the likeliest hardest. One negative
+    gives DPO with TRL's `"sigmoid"` loss. If the policy equals the reference, the loss is log 2 for any number of
+    negatives. A row without a negative has loss 0 and gradient 0.
 
-    Reconstruction: the mean runs over the negatives that a row has, as the paper has the same number in every row.
+    Reconstruction: in the paper every row has the same number of negatives; here the mean runs over those of the row.
 
     Args:
-        chosen_logratios: `(B,)`, the log-probability of the chosen completion under the policy minus that under the
-            reference, each a sum over its tokens. bfloat16 and float16 are computed in float32.
-        rejected_logratios: `(B, K)`, the same for the negatives. K may be 0.
-        mask: `(B, K)`, True where there is a negative, or `None` when all are. Masked entries may hold anything.
-        beta: Weight of the divergence from the reference.
+        chosen_logratios (`torch.Tensor` of shape `(B,)`): The log-probability of the chosen completion under the
+            policy minus that under the reference, each summed over its tokens. bfloat16 and float16 are computed in
+            float32.
+        rejected_logratios (`torch.Tensor` of shape `(B, K)`): The same for the negatives. K may be 0.
+        mask (`torch.Tensor` of shape `(B, K)` or `None`): True where there is a negative; `None` if all entries are
+            negatives. Masked entries have no effect, even if infinite or NaN.
+        beta (`float`): Weight of the divergence from the reference.
 
     Returns:
-        The loss, `(B,)`, and the metrics of [`softmax_dpo_loss`].
+        [`LossOutput`]: The loss, `(B,)`, and the metrics of [`softmax_dpo_loss`].
     """
     check_beta(beta)
     if mask is None:
         mask = torch.ones_like(rejected_logratios, dtype=torch.bool)
+
     chosen = beta * at_least_float32(chosen_logratios)  # (B,)
     rejected = beta * at_least_float32(rejected_logratios)  # (B, K)
 
-    # Masked before the mean and after it, so that neither an infinite entry nor an empty row reaches the gradient.
+    # Masked both before and after the mean, so that neither an infinite entry nor an empty row reaches the gradient.
     excess = torch.where(mask, rejected - chosen[:, None], 0)
     mean_excess = excess.sum(-1) / mask.sum(-1).clamp(min=1)
     loss = torch.where(mask.any(-1), -F.logsigmoid(-mean_excess), 0)

@@ -1,7 +1,7 @@
-"""Softmax-DPO: a preference of one completion over many, whose number differs from row to row.
+"""Softmax-DPO: prefers one completion over several negatives, whose number may differ from row to row.
 
-Negatives that are missing are masked, never filled up by repeating one: m copies of a negative add log m to its
-exponent. What is given are log-ratios of policy and reference, so that no model and no token appears here.
+Missing negatives are masked. Repeating a negative to fill a row would change the loss: m copies add log m to its
+exponent. The inputs are log-ratios of policy and reference, so no model and no tokens appear here.
 
 Legend: B rows, K negatives (padded).
 """
@@ -16,50 +16,49 @@ from trl_rec.losses.output import LossOutput, at_least_float32
 
 
 def softmax_dpo_loss(
-    chosen_logratios: Tensor,
-    rejected_logratios: Tensor,
-    mask: Tensor | None,
-    *,
-    beta: float,
+    chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor | None, *, beta: float
 ) -> LossOutput:
-    r"""Softmax-DPO (S-DPO, arXiv 2406.09215, and Align³GR, arXiv 2511.11255, its equation 3), one value a row.
+    r"""Softmax-DPO (S-DPO, arXiv 2406.09215; equation 3 of Align³GR, arXiv 2511.11255), one value per row.
 
     With $h = \beta \log(\pi_\theta / \pi_{ref})$ of the chosen completion $w$ and of the negatives $l$:
 
     $$ L = -\log \sigma\left(-\log \sum_l \exp(h_l - h_w)\right) $$
 
-    This is cross-entropy at the chosen one, over it and its negatives. One negative gives DPO with TRL's `"sigmoid"`
-    loss. Where the policy is the reference, the loss is log(1 + negatives).
+    This is the cross-entropy of the chosen completion among itself and its negatives. One negative gives DPO with
+    TRL's `"sigmoid"` loss. If the policy equals the reference, the loss is log(1 + number of negatives).
 
-    A row without a negative has loss 0, zero gradient, and 0 in every metric. Nothing here leaves it out of a mean:
-    that is for the caller, who has the mask.
+    A row without a negative has loss 0, gradient 0, and 0 in every metric. The caller, who has the mask, leaves it out
+    of means.
 
     Args:
-        chosen_logratios: `(B,)`, the log-probability of the chosen completion under the policy minus that under the
-            reference, each a sum over its tokens. bfloat16 and float16 are computed in float32.
-        rejected_logratios: `(B, K)`, the same of the negatives. K may be 0.
-        mask: `(B, K)`, True where there is a negative, or `None` when all are. What is held elsewhere plays no part,
-            be it infinite or NaN.
-        beta: Weight of the divergence from the reference.
+        chosen_logratios (`torch.Tensor` of shape `(B,)`): The log-probability of the chosen completion under the
+            policy minus that under the reference, each summed over its tokens. bfloat16 and float16 are computed in
+            float32.
+        rejected_logratios (`torch.Tensor` of shape `(B, K)`): The same for the negatives. K may be 0.
+        mask (`torch.Tensor` of shape `(B, K)` or `None`): True where there is a negative; `None` if all entries are
+            negatives. Masked entries have no effect, even if infinite or NaN.
+        beta (`float`): Weight of the divergence from the reference.
 
     Returns:
-        The loss, `(B,)`, and the metrics `rewards_chosen`, `rewards_rejected` (the mean over the negatives), `margins`
-        (their difference), and `accuracies`: 1 where the chosen one is above every negative, so that a tie counts as
-        0.
+        [`LossOutput`]: The loss, `(B,)`, and the metrics `rewards_chosen`, `rewards_rejected` (the mean over the
+        negatives), `margins` (their difference), and `accuracies`: 1 where the chosen completion is above every
+        negative; a tie counts as 0.
     """
     check_beta(beta)
     if mask is None:
         mask = torch.ones_like(rejected_logratios, dtype=torch.bool)
-    chosen = beta * at_least_float32(chosen_logratios)
-    rejected = beta * at_least_float32(rejected_logratios)
-    # The subtraction comes before the mask, so that a row without a negative sends back zeros and not 0 * infinity.
+
+    chosen = beta * at_least_float32(chosen_logratios)  # (B,)
+    rejected = beta * at_least_float32(rejected_logratios)  # (B, K)
+    # Subtract before masking: then a row without a negative has the gradient 0, not 0 * infinity.
     excess = torch.where(mask, rejected - chosen[:, None], -torch.inf)
     loss = -F.logsigmoid(-excess.logsumexp(-1))
     return LossOutput(loss, preference_metrics(chosen.detach(), rejected.detach(), mask))
 
 
 def preference_metrics(chosen: Tensor, rejected: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What preference losses report per row, from rewards `(B,)` and `(B, K)`; 0 in a row without a negative."""
+    """The metrics of preference losses, `(B,)` each, from rewards `(B,)` and `(B, K)`; 0 in rows without a
+    negative."""
     has_negatives = mask.any(-1)
     mean_rejected = torch.where(mask, rejected, 0).sum(-1) / mask.sum(-1).clamp(min=1)
     above_all = torch.where(mask, rejected < chosen[:, None], True).all(-1)
@@ -72,7 +71,7 @@ def preference_metrics(chosen: Tensor, rejected: Tensor, mask: Tensor) -> dict[s
 
 
 def check_beta(beta: float) -> None:
-    """Refuses a beta at which nothing is preferred."""
+    """Raises where `beta` is so small that nothing is preferred."""
     if beta <= 0:
         raise ValueError(
             f"`beta` is {beta}, but at 0 or below nothing is preferred: give a positive number, such as 1."
