@@ -492,7 +492,7 @@ def test_at_the_tilt_every_advantage_vanishes() -> None:
         ({"dynamic_coefficient": math.nan}, "`dynamic_coefficient` is nan"),
         ({"prior": 0.0}, "`prior` is 0.0, but an estimate of 0 has no logarithm"),
         ({"reference_rewards": torch.zeros(3, 5)}, r"torch.float32 \(2, 4\) and .* torch.float32 \(3, 5\)"),
-        ({"rewards": torch.zeros(4), "reference_rewards": torch.zeros(4)}, "a row each, and in one dtype"),
+        ({"rewards": torch.zeros(4), "reference_rewards": torch.zeros(4)}, "one row per prompt, and in one dtype"),
         ({"reference_rewards": doubles([[0.0], [0.0]])}, "torch.float32 .* torch.float64 .* in one dtype"),
         ({"reference_rewards": torch.tensor([[0.0, 0], [1, math.nan]])}, "`reference_rewards`, row 1, list 1 is nan"),
         ({"rewards": torch.tensor([[0.0, 0], [math.inf, 0]])}, "`rewards`, row 1, list 0 is inf: give finite rewards"),
@@ -510,10 +510,10 @@ def test_settings_without_meaning_are_refused() -> None:
     with pytest.raises(ValueError, match="`best_of` is 0.5, but the best is chosen from at least 1 list"):
         best_of_n_reward(values + 1, values, best_of=0.5)
     for advantages in (leave_one_out, standardized):
-        with pytest.raises(ValueError, match="`rewards` has 1 rollout a prompt, but one is compared with others"):
+        with pytest.raises(ValueError, match="`rewards` has 1 rollout per prompt, but rollouts are compared"):
             advantages(values[:, :1])
     with pytest.raises(ValueError, match="`clip` is 0, but it is how far the ratio may leave 1"):
         list_policy_loss(values, None, values, clip=0)
     for old_logps, advantages in ((None, values[:, :1]), (values[:, 0], values)):
-        with pytest.raises(ValueError, match="have the shapes .* give one value a list in each"):
+        with pytest.raises(ValueError, match="have the shapes .* give one value per list in each"):
             list_policy_loss(values, old_logps, advantages)
