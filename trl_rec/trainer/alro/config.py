@@ -8,18 +8,9 @@ from typing import Any, Literal, get_args
 from trl import SFTConfig
 
 from trl_rec.losses.alro import Delta, Distance, Score
-from trl_rec.trainer.base.config import RecConfig, check_inert
+from trl_rec.trainer.base.config import INERT_SFT, RecConfig, check_inert, check_padding
 
 
-INERT: tuple[str, ...] = (
-    "loss_type",
-    "packing",
-    "eval_packing",
-    "padding_free",
-    "assistant_only_loss",
-    "completion_only_loss",
-)
-INERT += ("label_smoothing_factor",)
 CHOICES = {"score": Score, "delta": Delta, "distance": Distance, "softmax": Literal["legal", "vocabulary"]}
 INERT_LISTS = ("list_length", "eval_num_beams", "eval_exclude_history", "eval_length_penalty")
 
@@ -109,11 +100,12 @@ class AlroConfig(RecConfig, SFTConfig):
 
     def __post_init__(self) -> None:
         check_inert(self, INERT_LISTS, "it is candidates that are ranked, and not the catalogue")
-        padding = self.pad_to_multiple_of  # SFTConfig replaces "auto" by what suits the device
+        padding = self.pad_to_multiple_of
         super().__post_init__()
-        if padding != "auto" and self.pad_to_multiple_of is not None:
-            raise ValueError(f"AlroConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
-        check_inert(self, INERT, "rows are built from rated items and the loss is ALRO's")
+        check_padding(self, padding)
+        check_inert(
+            self, (*INERT_SFT, "label_smoothing_factor"), "rows are built from rated items and the loss is ALRO's"
+        )
         for name, kind in CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")

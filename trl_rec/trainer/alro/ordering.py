@@ -55,13 +55,14 @@ class CandidateOrderingMixin(RecTrainerMixin):
         if is_split(dataset) and dataset_name == "train":
             return training_lists(dataset, self.rated_format, args)
         if is_split(dataset):
-            ranked_lists(at_most(args.max_users, dataset), self.rated_format, args)  # raises now, not at an evaluation
+            # Raises now what would otherwise end the run at its first evaluation.
+            ranked_lists(at_most(args.max_users, dataset), self.rated_format, args)
             return dataset
 
         if dataset_name != "train" or not set(dataset.column_names) >= RATED:
             raise ValueError(
-                f"the {dataset_name} dataset has the columns {', '.join(dataset.column_names)}; pass a split of a RecDataset"
-                + (", or rows of build_rated_rows" if dataset_name == "train" else "")
+                f"the {dataset_name} dataset has the columns {', '.join(dataset.column_names)}; pass a split of a "
+                "RecDataset" + (", or rows of build_rated_rows" if dataset_name == "train" else "")
             )
         self.rated_format.check_lengths(split_rows(dataset, "candidates"), args.max_length)
         return dataset

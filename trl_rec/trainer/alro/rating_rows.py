@@ -38,7 +38,8 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     )
     if width < 2 or len(items.values) != len(ratings.values):
         raise ValueError(
-            f"max_length {max_length} leaves room for {width} rated items and there are {len(ratings.values)} ratings of "
+            f"max_length {max_length} leaves room for {width} rated items and there are {len(ratings.values)} "
+            "ratings of "
             f"{len(items.values)} items; give room for two, and data with ratings"
         )
     step = width - width // 2

@@ -109,7 +109,8 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
     kept = np.flatnonzero(_spread(columns["ratings"]) > 0)
     if not len(kept):
         raise ValueError(
-            f"the {split.split} split has no list with two different ratings; its rows need several rated targets: prepare "
+            f"the {split.split} split has no list with two different ratings; its rows need several rated targets: "
+            "prepare "
             "the data with split leave_last or time, from sequences rather than windows"
         )
     users = split.with_format("numpy")[:]["user"][source[kept]]

@@ -1,15 +1,19 @@
-"""What the trainers refuse when they are made, since it would do nothing without a word."""
+"""Arguments and models that a trainer refuses when it is made, because they would silently have no effect."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 
+
+# Arguments of TRL's trainers that ours do not take, and why.
 NOT_TAKEN = {
     "data_collator": "its own collator makes the batches that its loss needs",
     "compute_metrics": "no logits are kept for it; lists are measured as the fields eval_* say, and rank returns them",
 }
-NOT_TAKEN_BY_SFT = {  # nor by a trainer on SFTTrainer
+# The same for trainers on SFTTrainer.
+NOT_TAKEN_BY_SFT = {
     **NOT_TAKEN,
     "preprocess_logits_for_metrics": NOT_TAKEN["compute_metrics"],
     "compute_loss_func": "the loss is the method's own",
@@ -18,17 +22,23 @@ NOT_TAKEN_BY_SFT = {  # nor by a trainer on SFTTrainer
 
 
 def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) -> dict[str, Any]:
-    """What was given without the arguments named, which must be None: `names` says of each why the trainer cannot use
-    it."""
+    """The given arguments without those in `names`, which have to be None.
+
+    Args:
+        given: Keyword arguments.
+        names: Arguments that the trainer cannot use, and why.
+        trainer: The class, for the message.
+    """
     for name, why in names.items():
         if given.get(name) is not None:
             raise ValueError(f"{trainer} cannot use {name}, since {why}; leave it out")
     return {name: value for name, value in given.items() if name not in names}
 
 
-def check_trainable(model: Any) -> None:
-    """Refuses a model of which nothing would be trained."""
+def check_trainable(model: nn.Module) -> None:
+    """Refuses a model without a trainable parameter."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
-            "no parameter of the model is trainable; load an adapter with trl_rec.models.load_policy, or pass peft_config"
+            "no parameter of the model is trainable; load an adapter with trl_rec.models.load_policy, or pass "
+            "peft_config"
         )

@@ -1,6 +1,7 @@
-"""The reference policy of preference training, as PEFT keeps it, and its log-probabilities on disk.
+"""The reference policy of preference training, and its log-probabilities on disk.
 
-An adapter's model is its own reference: without the adapter, or with a frozen copy of it called "ref".
+A model with an adapter is its own reference: with the adapter switched off, or with a frozen copy of the adapter,
+which TRL calls "ref".
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from trl_rec.files import atomic_file
 
 
 def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
-    """A copy of the policy to be its reference; None where an adapter makes the policy its own, or where `DPOTrainer`
-    loads both by name. Of a loaded policy it would load the folder that it once came from, which is another model by
-    now."""
+    """A copy of the policy to serve as its reference.
+
+    None where the policy has an adapter, which makes it its own reference, or where `DPOTrainer` loads both by name.
+    For a policy that is loaded already `DPOTrainer` would load the folder it came from, which may hold another model
+    by now.
+    """
     if isinstance(model, str | PeftModel) or peft_config is not None:
         return None
     if is_deepspeed_zero3_enabled():
@@ -38,7 +42,7 @@ def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
 
 @contextmanager
 def as_reference(model: Any) -> Iterator[None]:
-    """Inside, a PEFT model answers as its reference. Any other model is left as it is: it is a reference already."""
+    """Inside, a PEFT model computes what its reference would. Any other model is left alone."""
     if not isinstance(model, PeftModel):
         yield
     elif REF_ADAPTER not in model.peft_config:
@@ -55,8 +59,11 @@ def as_reference(model: Any) -> Iterator[None]:
 
 @contextmanager
 def not_training(model: Any) -> Iterator[None]:
-    """Inside, nothing is dropped at random and nothing checkpointed. Layers of bitsandbytes count as training all the
-    same: in evaluation on a CPU they repack their weights for good, and no gradient passes them any more (0.50)."""
+    """Inside, the model is in evaluation mode: no dropout, no checkpointing.
+
+    Layers of bitsandbytes stay in training mode. In evaluation mode on a CPU they repack their weights for good, and
+    no gradient passes them afterwards (0.50).
+    """
     before = {module: module.training for module in model.modules()}
     for module in before:
         module.training = is_quantized_layer(module)
@@ -68,8 +75,11 @@ def not_training(model: Any) -> Iterator[None]:
 
 
 def hash_weights(model: Any) -> str:
-    """A hash of all processes' weights. Where ZeRO-3 has loaded a model, the parameters themselves are empty (as TRL
-    1.16 hashes them, all models would be the same one), and each process holds its share."""
+    """A hash of the weights of all processes.
+
+    Under ZeRO-3 the parameters themselves are empty, so each process hashes the share it holds. (TRL 1.16 hashes the
+    empty parameters, which makes all models equal.)
+    """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         held = held_weights(parameter)
@@ -79,8 +89,7 @@ def hash_weights(model: Any) -> str:
 
 
 def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
-    """Where these rows' reference log-probabilities are kept: the name tells rows and settings, the weights among
-    them."""
+    """Where the reference log-probabilities of these rows are kept. The name is a hash of rows and settings."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
         for batch in table.combine_chunks().to_batches():
@@ -96,5 +105,5 @@ def write_reference(path: Path, ref_logps: list[list[float]]) -> None:
 
 
 def with_reference(rows: Dataset, path: Path) -> Dataset:
-    """The rows, and the column `ref_logps` that `write_reference` wrote."""
+    """The rows with the column `ref_logps` that `write_reference` wrote."""
     return rows.add_column("ref_logps", pq.read_table(path)["ref_logps"].combine_chunks())

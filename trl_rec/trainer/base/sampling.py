@@ -1,13 +1,18 @@
-"""The order of training rows, which a seed and the epoch decide: a run that is resumed goes on in it."""
+"""The order of training rows and the epoch count that collators draw by.
+
+Both follow from the seed and the epoch alone, so that a resumed run continues in the same order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_rec.compat import LengthGroupedSampler
 
@@ -18,10 +23,10 @@ class RepeatedBatches(Sampler[int]):
     A last batch that is not full is left out.
 
     Args:
-        num_rows (`int`): Rows.
-        batch_size (`int`): Rows of one step of all processes, accumulation included.
+        num_rows (`int`): Number of rows.
+        batch_size (`int`): Rows per step of all processes, accumulation included.
         num_repeats (`int`): Steps on each batch.
-        seed (`int`): With the epoch it decides the order.
+        seed (`int`): Seed of the order, to which the epoch is added.
     """
 
     def __init__(self, num_rows: int, batch_size: int, num_repeats: int, seed: int) -> None:
@@ -29,13 +34,11 @@ class RepeatedBatches(Sampler[int]):
             raise ValueError(
                 f"{num_rows} rows do not fill a batch of {batch_size}; make the batch smaller, or add data"
             )
-        self.num_rows, self.batch_size, self.num_repeats, self.seed, self.epoch = (
-            num_rows,
-            batch_size,
-            num_repeats,
-            seed,
-            0,
-        )
+        self.num_rows = num_rows
+        self.batch_size = batch_size
+        self.num_repeats = num_repeats
+        self.seed = seed
+        self.epoch = 0
 
     def __len__(self) -> int:
         return self.num_rows // self.batch_size * self.batch_size * self.num_repeats
@@ -52,16 +55,17 @@ class RepeatedBatches(Sampler[int]):
 
 
 class LengthGroups(LengthGroupedSampler):
-    """Batches of rows of about the same length, otherwise at random. The parent draws from whatever state there is.
+    """Batches of rows of about the same length, in an order of its own. The parent draws from the global random state.
 
     Args:
-        grouped (`LengthGroupedSampler`): What knows the lengths.
-        seed (`int`): With the epoch it decides the order.
+        grouped (`LengthGroupedSampler`): The sampler to replace, which has the lengths.
+        seed (`int`): Seed of the order, to which the epoch is added.
     """
 
     def __init__(self, grouped: LengthGroupedSampler, seed: int) -> None:
         super().__init__(grouped.batch_size, lengths=grouped.lengths, generator=torch.Generator())
-        self.seed, self.epoch = seed, 0
+        self.seed = seed
+        self.epoch = 0
 
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch)
@@ -73,17 +77,36 @@ class LengthGroups(LengthGroupedSampler):
 
 
 class EpochOrder(TrainerCallback):
-    """Tells a sampler which epoch begins. After a resume within an epoch neither Accelerate 1.15 nor transformers 5.23
-    reaches it through the wrappers of several processes, and all epochs would have the order of the first.
+    """Tells a sampler which epoch begins.
+
+    After a resume within an epoch neither Accelerate 1.15 nor transformers 5.23 reaches the sampler through the
+    wrappers of several processes, and every epoch would have the order of the first.
 
     Args:
-        sampler (`Sampler`): One with `set_epoch`, or any other.
+        sampler (`Sampler`, *optional*): A sampler with `set_epoch`, or any other.
     """
 
-    def __init__(self, sampler: Any) -> None:
+    def __init__(self, sampler: Sampler[int] | None) -> None:
         self.sampler = sampler
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Comes before the epoch's first batch is made."""
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(int(state.epoch))
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Called before the first batch of an epoch is made."""
+        set_epoch = getattr(self.sampler, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(int(state.epoch or 0))
+
+
+@dataclass
+class EpochCounter(TrainerCallback):
+    """The base of collators that draw anew in each epoch. Added to a trainer as a callback, it counts the epochs."""
+
+    # Shared memory, as the worker processes of a data loader may outlive an epoch.
+    epoch: Tensor = field(init=False, default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_())
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Called before the first batch of an epoch is made. A resumed run begins within an epoch."""
+        self.epoch.fill_(int(state.epoch or 0))

@@ -1,4 +1,4 @@
-"""How several processes part on a CPU."""
+"""Works around a crash of gloo under DeepSpeed when the interpreter exits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ SECONDS = 1.0
 
 
 def end_processes(end: Callable[[], object]) -> None:
-    """Calls `end`, which destroys the process group, and gives gloo's threads a moment where DeepSpeed keeps the group
-    alive.
+    """Calls `end`, which destroys the process group, and then gives gloo's threads a moment if DeepSpeed is loaded.
 
-    Destroying the group would join its threads, but DeepSpeed still holds it. A thread that lets go of the last
-    collective's tensors only when Python is shutting down asks for a lock that nobody will give it, and aborts the
-    process after all of its work is done (torch 2.13: "terminate called without an active exception"). It can go once
-    torch or DeepSpeed joins them.
+    Destroying the group should join its threads, but DeepSpeed keeps a reference to it. A thread that releases the
+    tensors of the last collective only while Python shuts down waits for a lock that nobody will give it, and aborts
+    the process after all its work is done (torch 2.13: "terminate called without an active exception"). This can go
+    once torch or DeepSpeed joins those threads.
     """
-    gloo = torch.distributed.is_initialized() and "gloo" in torch.distributed.get_backend()
+    uses_gloo = torch.distributed.is_initialized() and "gloo" in torch.distributed.get_backend()
     end()
-    if gloo and "deepspeed" in sys.modules:
+    if uses_gloo and "deepspeed" in sys.modules:
         time.sleep(SECONDS)

@@ -47,7 +47,10 @@ else:
     Base = object
 
 EvalSets: TypeAlias = "Dataset | dict[str, Dataset]"
-NO_RANKING_UNDER_FSDP = "FSDP cannot rank lists during training: set eval_strategy to no, and evaluate the saved model with trl-rec evaluate"
+NO_RANKING_UNDER_FSDP = (
+    "FSDP cannot rank lists during training: set eval_strategy to no, and evaluate the saved model with "
+    "trl-rec evaluate"
+)
 
 
 class Paper(NamedTuple):

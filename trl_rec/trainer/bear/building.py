@@ -19,15 +19,16 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
     Args:
         dataset: The data, its catalogue with the surface to train on; the validation split is measured.
         config: How it is trained.
-        model_config: What to load or make. A model from scratch also learns the words that its tasks need.
+        model_config: What to load or make. A model from scratch also gets the words that its tasks need.
     """
+    is_from_scratch = model_config.model_name_or_path is None
     model, tokenizer, adapter = build_model(
         dataset.catalog,
         model_config,
         max_length=config.max_length,
         seed=config.seed,
         trust_remote_code=config.trust_remote_code,
-        texts=task_texts(dataset) if config.tasks is not None and model_config.model_name_or_path is None else (),
+        texts=task_texts(dataset) if config.tasks is not None and is_from_scratch else (),
     )
     return BearTrainer(
         model,
@@ -41,13 +42,14 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
 
 
 def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase, config: BearConfig) -> Dataset:
-    """What [`BearTrainer`] is given to train on: `dataset.train`, or with `config.tasks` the rows of these tasks,
-    which need the users and the catalogue as well.
+    """The training data of a [`BearTrainer`]: `dataset.train`, or with `config.tasks` the rows of these tasks, which
+    need the users and the catalogue as well.
 
     Args:
         dataset: The data, its catalogue with the surface to train on.
-        tokenizer: Knows the catalogue's tokens; one from scratch also the words of [`task_texts`].
-        config: Says which tasks, and how rows are built.
+        tokenizer: The tokenizer, with the tokens of the catalogue and, if made from scratch, the words of
+            [`task_texts`].
+        config: Which tasks, and how rows are built.
     """
     if not isinstance(config.tasks, dict):
         return dataset.train

@@ -1,8 +1,8 @@
 """Batches of next-item rows and of list rows, with the trie node at which each target token is chosen.
 
-Labels that are no item's, such as those of a text, have the node `FREE`: they are chosen from the whole vocabulary.
+Labels that belong to no item, such as those of a text, have the node `FREE`: the whole vocabulary is legal there.
 
-Legend: B rows, T tokens of the longest.
+Legend: B rows, T tokens of the longest row.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ FREE = -2
 
 @dataclass
 class NextItemCollator:
-    """Pads rows and, given a trie, takes out of the labels what is forced: a target token that is the only legal one
-    has no loss, and neither the output embedding nor the count of target tokens should see it.
+    """Pads rows and, given a trie, removes forced tokens from the labels.
+
+    A target token that is the only legal one has no loss. Neither the output embedding nor the count of target tokens
+    should include it.
 
     Args:
         pad_token_id (`int`): Fills `input_ids`.
-        trie (`TokenTrie`, *optional*): The catalogue; without it nothing is forced.
-        exclude_history (`bool`, *optional*, defaults to `True`): Whether lists cannot hold items of their history.
+        trie (`TokenTrie`, *optional*): The catalogue. Without it no token is forced.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history are illegal in lists.
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple.
     """
@@ -45,8 +47,8 @@ class NextItemCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids attention_mask position_ids labels` and, given a trie, `trie_nodes`, each `(B, T)`; for list rows
-        also what else [`list_choices`] gives."""
+        """`input_ids attention_mask position_ids labels` and, given a trie, `trie_nodes`, each `(B, T)`. List rows
+        also get the other entries of [`list_choices`]."""
         tokens = Ragged.from_lists([row["input_ids"] for row in rows])
         mask = self._pad(Ragged(tokens.values * 0 + 1, tokens.offsets), 0)
         batch = {
@@ -55,12 +57,16 @@ class NextItemCollator:
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
             "labels": self._pad(Ragged.from_lists([row["labels"] for row in rows]), IGNORED),
         }
-        if self.trie is not None and "items" in rows[0]:
-            batch |= list_choices(rows, batch["labels"], self.trie, self.exclude_history)
+        if self.trie is None:
+            return batch
+
+        if "items" in rows[0]:
+            batch.update(list_choices(rows, batch["labels"], self.trie, self.exclude_history))
             batch["labels"] = batch["labels"].masked_fill(batch["trie_nodes"] < 0, IGNORED)
-        elif self.trie is not None:
+        else:
             nodes = self._pad(Ragged.from_lists([row["trie_nodes"] for row in rows]), -1)
             widths = self.trie.row_offsets[nodes + 1] - self.trie.row_offsets[nodes]
+            # A node with one child leaves no choice; -1 is no label at all.
             forced = ((nodes < 0) | (widths == 1)) & (nodes != FREE)
             batch["labels"] = batch["labels"].masked_fill(forced, IGNORED)
             batch["trie_nodes"] = nodes.masked_fill(forced, -1)
@@ -74,35 +80,47 @@ class NextItemCollator:
 
 
 def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = None) -> Dataset:
-    """The rows with a column `trie_nodes`: for each label the node at which it is chosen, -1 where nothing is learned.
+    """The rows with a column `trie_nodes`: the node at which each label is chosen, -1 where there is no label.
 
     The labels of a row are the paths of one item after another. A label that continues no item is refused, with its
-    row. Rows where `free` `(num_rows,)` is true learn something else, and their labels have the node `FREE`.
+    row.
+
+    Args:
+        rows: Rows with `labels`.
+        trie: The catalogue.
+        free: `(num_rows,)`, rows whose labels are not items; these have the node `FREE`.
     """
-    labels, trie = split_rows(rows, "labels"), trie.to("cpu")
+    labels = split_rows(rows, "labels")
+    trie = trie.to("cpu")
     nodes = np.full(len(labels.values), -1, np.int32)
     learned = labels.values != IGNORED
     if free is not None:
-        nodes[learned & free[labels.row_ids]] = FREE
-        learned &= ~free[labels.row_ids]
+        is_free = free[labels.row_ids]
+        nodes[learned & is_free] = FREE
+        learned &= ~is_free
+
     counts = np.bincount(labels.row_ids[learned], minlength=len(labels))
     nodes[learned] = _nodes(Ragged.from_lengths(labels.values[learned], counts), trie)
     return rows.add_column("trie_nodes", Ragged(nodes, labels.offsets).to_arrow())
 
 
 def _nodes(targets: Ragged, trie: TokenTrie) -> np.ndarray:
-    """The node of each target token, rows walked side by side: at a leaf the next token begins an item at the root."""
-    tokens = torch.from_numpy(targets.padded(width=max(1, int(targets.lengths.max(initial=0)))))
-    node, passed = torch.zeros(len(tokens), dtype=torch.int64), []
+    """The node of each target token. All rows are walked at once; after a leaf the next token starts at the root."""
+    tokens = torch.from_numpy(targets.padded(width=max(1, int(targets.lengths.max(initial=0)))))  # (B, T)
+    node = torch.zeros(len(tokens), dtype=torch.int64)  # (B,)
+    passed: list[Tensor] = []
     for column in tokens.unbind(1):
         passed.append(node)
         reached = trie.advance(node, column)
+
+        # -1 is padding, which leads nowhere; a token that leads nowhere is wrong.
         strayed = (reached < 0) & (column >= 0)
         if bool(strayed.any()):
             row = int(strayed.nonzero()[0])
             raise ValueError(
                 f"row {row}: label {int(column[row])} continues no item; was the row built with this catalogue?"
             )
+
         leaf = trie.row_offsets[reached] == trie.row_offsets[reached + 1]
         node = torch.where(leaf | (reached < 0), 0, reached)
     return torch.stack(passed, 1)[tokens >= 0].numpy()

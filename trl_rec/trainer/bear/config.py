@@ -1,4 +1,4 @@
-"""Configuration of [`BearTrainer`]: `SFTConfig` and what BEAR adds."""
+"""Configuration of [`BearTrainer`]: `SFTConfig` with the options of BEAR."""
 
 from __future__ import annotations
 
@@ -9,46 +9,43 @@ from trl import SFTConfig
 
 from trl_rec.compat import dict_fields
 from trl_rec.data.tasks.templates import TASK_NAMES
-from trl_rec.trainer.base.config import RecConfig, check_inert
-
-
-INERT = ("loss_type", "packing", "eval_packing", "padding_free", "assistant_only_loss", "completion_only_loss")
+from trl_rec.trainer.base.config import INERT_SFT, RecConfig, check_inert
 
 
 @dataclass
 class BearConfig(RecConfig, SFTConfig):
     """Arguments of [`BearTrainer`], besides those of [`RecConfig`] and [`~trl.SFTConfig`].
 
-    `bear_weight=0` is MSL, cross-entropy over the legal tokens; with `softmax="vocabulary"` as well it is plain SFT.
+    `bear_weight=0` is MSL, cross-entropy over the legal tokens. With `softmax="vocabulary"` as well it is plain SFT.
 
-    With a `list_length` the model learns to write lists of distinct items: the user's next ones, in order. What a list
-    holds already is then not among the legal tokens, nor, unless `eval_exclude_history` is off, what the history
-    holds: the tokens that are legal when lists are drawn. The EOS after a whole list is learned with
-    `softmax="vocabulary"` alone.
+    With a `list_length` the model learns to write lists of distinct items: the user's next items, in order. Legal
+    tokens are then those that are legal when lists are drawn: items already in the list are left out and, unless
+    `eval_exclude_history` is off, items of the history. The EOS after a whole list is learned only with
+    `softmax="vocabulary"`.
 
     Args:
-        bear_weight (`float`, *optional*, defaults to `0.6875`): Weight of the beam term, the paper's lambda. The
-            authors' code calls 0.25 what is 0.25 x `sharpness` here.
+        bear_weight (`float`, *optional*, defaults to `0.6875`): Weight of the beam term, the paper's lambda. A
+            weight of 0.25 in the authors' code is 0.25 x `sharpness` here.
         sharpness (`float`, *optional*, defaults to `2.75`): The paper's xi, the unit of the margin.
-        variant (`str`, *optional*, defaults to `"paper"`): `"paper"`, which leans on targets inside the beam, or
-            `"survival"`, which leans on those outside.
+        variant (`str`, *optional*, defaults to `"paper"`): `"paper"`, which pushes targets inside the beam, or
+            `"survival"`, which pushes those outside.
         num_beams (`int`, *optional*, defaults to `10`): Beam width to survive, the paper's B.
         temperature (`float`, *optional*, defaults to `1.0`): Divides the logits in the loss.
         softmax (`str`, *optional*, defaults to `"legal"`): Softmax over the tokens that continue an item, or over the
             `"vocabulary"`. Decoding follows it.
-        targets (`str`, *optional*, defaults to `"last"`): One row a target, or with a `list_length` one row a list; or
-            `"all"`: one row a sequence with every item a target, for item tokens and semantic IDs. Such a row is one
-            long list, but its legal softmax does not leave out what comes before in it.
-        every_position (`bool`, *optional*, defaults to `False`): Whether a list begins at every target of a sequence,
-            rather than where the list before it ends; with a `list_length`.
+        targets (`str`, *optional*, defaults to `"last"`): `"last"`: one row per target, or with a `list_length` one
+            row per list. `"all"`: one row per sequence with every item a target, for item tokens and semantic IDs.
+            Such a row is one long list, but its legal softmax does not leave out the items before.
+        every_position (`bool`, *optional*, defaults to `False`): With a `list_length`: whether a list begins at every
+            target of a sequence, rather than where the list before it ends.
         max_history (`int`, *optional*): Most items before a target, with `targets="last"` and no `list_length`.
-        tasks (`dict[str, float]`, *optional*): What else is learned than the next item, as [`build_training_rows`]
-            makes rows of it: for each task its number of rows, as a multiple of those that the next item has.
-            `next_item` is a task too, so 1.0 takes all of its rows. The others: `item_to_id`, `id_to_item`,
+        tasks (`dict[str, float]`, *optional*): Tasks to learn besides the next item, for [`build_training_rows`]. Each
+            value is a number of rows, as a multiple of the rows of the next item. `next_item` is a task too, so 1.0
+            takes all of its rows. The others are `item_to_id`, `id_to_item`,
             `history_to_title`, `titles_to_id`, `profile_to_user`, `user_to_profile`, `query_to_item`,
             `history_to_preference`.
         task_cap (`int`, *optional*): Most rows of any task but the next item.
-        task_history (`int`, *optional*, defaults to `20`): Most items that a prompt of these other tasks tells of.
+        task_history (`int`, *optional*, defaults to `20`): Most items in a prompt of these other tasks.
     """
 
     _VALID_DICT_FIELDS = dict_fields(SFTConfig, "tasks")
@@ -64,36 +61,37 @@ class BearConfig(RecConfig, SFTConfig):
         default="legal", metadata={"help": "softmax over legal tokens or over the vocabulary"}
     )
     targets: Literal["last", "all"] = field(
-        default="last", metadata={"help": "last: one row a target; all: every item of a row a target"}
+        default="last", metadata={"help": "last: one row per target; all: every item of a row is a target"}
     )
     every_position: bool = field(default=False, metadata={"help": "with list_length: a list begins at every target"})
     max_history: int | None = field(default=None, metadata={"help": "most items before a target"})
     tasks: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "rows of each task, as a multiple of those that the next item has"}
+        default=None, metadata={"help": "rows of each task, as a multiple of the rows of the next item"}
     )
     task_cap: int | None = field(default=None, metadata={"help": "most rows of any task but the next item"})
-    task_history: int = field(default=20, metadata={"help": "most items that a prompt of the other tasks tells of"})
+    task_history: int = field(default=20, metadata={"help": "most items in a prompt of the other tasks"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_inert(self, INERT, "rows are built from whole items and the loss is BEAR's")
+
+        # Options of SFTTrainer, and of other forms of rows, that would silently do nothing.
+        check_inert(self, INERT_SFT, "rows are built from whole items and the loss is BEAR's")
         if self.softmax not in ("legal", "vocabulary"):
             raise ValueError(f"softmax must be 'legal' or 'vocabulary', not {self.softmax!r}")
         if self.list_length is not None and self.targets == "last":
             check_inert(self, ("max_history",), "prompts of lists are bounded by max_length")
         else:
-            check_inert(
-                self, ("every_position",), "rows of lists alone have it, made with list_length and targets='last'"
-            )
-        self._check_tasks()
+            check_inert(self, ("every_position",), "it is for rows of lists, made with list_length and targets='last'")
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor has no effect with BEAR's loss; leave it out")
+        self._check_tasks()
 
     def _check_tasks(self) -> None:
         if self.tasks is None:
             return check_inert(
                 self, ("task_cap", "task_history"), "there are no tasks but the next item; name them in tasks"
             )
+
         if self.list_length is not None:
             raise ValueError("tasks are about single items, so they have no list_length; leave one of the two out")
         if not isinstance(self.tasks, dict) or not self.tasks:

@@ -1,7 +1,7 @@
-"""What stands behind the labels of rows of lists: where each token is chosen, and what is not legal there any more.
+"""Labels of list rows: where in the trie each is chosen, and which items are no longer legal there.
 
 Legend: B rows, T tokens of the longest (padded), K items of the longest list, E items of the longest history, M tokens
-where the trie branches.
+at which the trie branches.
 """
 
 from __future__ import annotations
@@ -21,26 +21,41 @@ from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
 
 
+CHECKED_TOGETHER = 10_000  # rows, so that memory stays bounded
+
+
 def list_choices(
     rows: list[dict[str, Any]], labels: Tensor, trie: TokenTrie, exclude_history: bool
 ) -> dict[str, Tensor]:
-    """Where the labels `(B, T)` of rows with `items` and `history` are chosen.
+    """Where the labels of rows with `items` and `history` are chosen.
+
+    Args:
+        rows: The rows, each with one list.
+        labels: `(B, T)`, padded.
+        trie: The catalogue.
+        exclude_history: Whether items of the history are illegal.
 
     Returns:
-        `trie_nodes (B, T)`, the node of each label, -1 where it is forced, the EOS after a list among them; `ranks (B,
-        T)`, the item's place in the list; `items (B, K)`, padded with -1; and `excluded (B, E)`, as `Excluded.places`
-        holds it.
+        `trie_nodes (B, T)`, the node of each label, or -1 where it is forced, as is the EOS after a list; `ranks (B,
+        T)`, the item's place in the list; `items (B, K)`, padded with -1; and `excluded (B, E)`, in the form of
+        `Excluded.places`.
     """
-    items = torch.from_numpy(Ragged.from_lists([row["items"] for row in rows]).padded())
+    # 1. The tokens of each list, and which of them have an alternative once the items before are taken.
+    items = torch.from_numpy(Ragged.from_lists([row["items"] for row in rows]).padded())  # (B, K)
     histories = [row["history"] for row in rows] if exclude_history else None
-    excluded = Excluded(trie, histories, len(rows)).places.long()
+    excluded = Excluded(trie, histories, len(rows)).places.long()  # (B, E)
     lists = list_tokens(trie, items)
     owner = lists.branches.nonzero()[:, 0]  # (M,)
     taken = taken_places(trie, items[owner], lists.ranks[lists.branches], excluded[owner])
-    free = lists.branches.masked_scatter(lists.branches, num_legal(trie, lists.nodes[lists.branches], taken) > 1)
-    order = (labels != IGNORED).cumsum(1) - 1  # a row's labels are its list's tokens, and perhaps EOS
+    has_choice = num_legal(trie, lists.nodes[lists.branches], taken) > 1  # (M,)
+    free = lists.branches.masked_scatter(lists.branches, has_choice)
+
+    # 2. Which token of the list each label is: a row's labels are the tokens of its list, perhaps followed by EOS.
+    is_label = labels != IGNORED  # (B, T)
+    order = is_label.cumsum(1) - 1
     place = order.clamp(min=0, max=free.shape[1] - 1)
-    chosen = (labels != IGNORED) & (order < lists.mask.sum(1, keepdim=True)) & free.gather(1, place)
+    in_list = order < lists.mask.sum(1, keepdim=True)
+    chosen = is_label & in_list & free.gather(1, place)
     return {
         "trie_nodes": torch.where(chosen, lists.nodes.gather(1, place), -1),
         "ranks": lists.ranks.gather(1, place),
@@ -51,40 +66,49 @@ def list_choices(
 
 def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool) -> None:
     """Refuses rows whose labels are not the paths of their `items`, and lists that could not be drawn."""
-    items, histories = split_rows(rows, "items"), split_rows(rows, "history")
-    _refuse(_repeats(items), "its list holds an item twice")
+    items = split_rows(rows, "items")
+    _check_none(_rows_with_repeats(items), "its list holds an item twice")
     if exclude_history:
-        known = _known(items, histories)
-        _refuse(known, "its list holds an item of the history; to allow it set eval_exclude_history to false")
-    labels, trie = split_rows(rows, "labels"), trie.to("cpu")
-    learned = labels.values != IGNORED
-    tokens = Ragged.from_lengths(labels.values[learned], np.bincount(labels.row_ids[learned], minlength=len(labels)))
-    for first in range(0, len(items), 10_000):
-        part = np.arange(first, min(first + 10_000, len(items)))
+        known = _rows_with_known_items(items, split_rows(rows, "history"))
+        _check_none(known, "its list holds an item of the history; to allow it set eval_exclude_history to false")
+
+    # Each row's labels, without what is ignored, have to be its list's tokens and at most one more (EOS).
+    labels = split_rows(rows, "labels")
+    is_label = labels.values != IGNORED
+    counts = np.bincount(labels.row_ids[is_label], minlength=len(labels))
+    tokens = Ragged.from_lengths(labels.values[is_label], counts)
+    trie = trie.to("cpu")
+    for first in range(0, len(items), CHECKED_TOGETHER):
+        part = np.arange(first, min(first + CHECKED_TOGETHER, len(items)))
         lists = list_tokens(trie, torch.from_numpy(items.take(part).padded()))
-        width, lengths = lists.mask.shape[1], tokens.lengths[part]
+        width = lists.mask.shape[1]
+        lengths = tokens.lengths[part]
         given = tokens.take(part).slice(0 * lengths, np.minimum(lengths, width)).padded(width=width)
-        more = torch.from_numpy(lengths) - lists.mask.sum(1)
+
+        surplus = torch.from_numpy(lengths) - lists.mask.sum(1)
         same = (torch.from_numpy(given) == lists.token_ids) | ~lists.mask
-        strange = (more < 0) | (more > 1) | ~same.all(1)
-        _refuse(
-            part[strange.numpy()], "its labels are not the list of its items; was the row built with this catalogue?"
+        wrong = (surplus < 0) | (surplus > 1) | ~same.all(1)
+        _check_none(
+            part[wrong.numpy()], "its labels are not the list of its items; was the row built with this catalogue?"
         )
 
 
-def _refuse(found: np.ndarray, why: str) -> None:
-    if len(found):
-        raise ValueError(f"row {found[0]}: {why}")
+def _check_none(rows: np.ndarray, problem: str) -> None:
+    if len(rows):
+        raise ValueError(f"row {rows[0]}: {problem}")
 
 
-def _repeats(items: Ragged) -> np.ndarray:
+def _rows_with_repeats(items: Ragged) -> np.ndarray:
     """The rows that hold an item twice."""
     order = np.lexsort((items.values, items.row_ids))
-    row, item = items.row_ids[order], items.values[order]
-    return row[1:][(row[1:] == row[:-1]) & (item[1:] == item[:-1])]
+    row = items.row_ids[order]
+    item = items.values[order]
+    repeated = (row[1:] == row[:-1]) & (item[1:] == item[:-1])
+    return row[1:][repeated]
 
 
-def _known(items: Ragged, histories: Ragged) -> np.ndarray:
+def _rows_with_known_items(items: Ragged, histories: Ragged) -> np.ndarray:
     """The rows that hold an item of their history."""
+    # One number per pair of row and item, so that both sides can be compared at once.
     keys = [rows.row_ids.astype(np.int64) * (1 << 32) + rows.values for rows in (items, histories)]
     return items.row_ids[np.isin(*keys)]

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_rec.data.rows import IGNORED
 from trl_rec.data.tasks.templates import TASK_NAMES, TASKS, TemplateIds
 from trl_rec.losses.bear import bear_loss
 from trl_rec.losses.output import LossOutput
 from trl_rec.trainer.base.metrics import Mean
+from trl_rec.trainer.base.sampling import EpochCounter
 from trl_rec.trainer.bear.collator import NextItemCollator
 
 
@@ -30,35 +30,28 @@ ANSWERS_ITEM = torch.tensor([task.answer == "item" for task in TASKS.values()]) 
 
 
 @dataclass
-class TaskCollator(NextItemCollator, TrainerCallback):
-    """Puts prompts before the answers of [`build_task_rows`]' rows, and then does as its parent. Rows that name no
-    task, as those of an evaluation, pass as they are. As a callback it learns which epoch begins.
+class TaskCollator(EpochCounter, NextItemCollator):
+    """A [`NextItemCollator`] that first writes a prompt before the answer of each row of [`build_task_rows`].
+
+    Rows that name no task, such as those of an evaluation, already have their prompts.
 
     Args:
-        templates (`Mapping[str, list[TemplateIds]]`): Of each task, as [`template_ids`] makes them.
-        seed (`int`, *optional*, defaults to `0`): Chooses the templates.
+        templates (`Mapping[str, list[TemplateIds]]`): The prompts of each task, as [`template_ids`] makes them.
+        seed (`int`, *optional*, defaults to `0`): Seed of the choice among templates.
     """
 
     templates: Mapping[str, list[TemplateIds]] = field(default_factory=dict)
     seed: int = 0
-    # Shared with the workers of a data loader, which may outlive an epoch.
-    epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_())
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
-        """Comes before the epoch's first batch is made; a run that is resumed begins within an epoch."""
-        self.epoch.fill_(int(state.epoch or 0))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """What the parent gives, and `tasks (B,)`: the number of each row's task."""
+        """The parent's batch, and `tasks (B,)`: the number of each row's task."""
         if "task" not in rows[0]:
             return super().__call__(rows)
-        batch = super().__call__([self._written(row) for row in rows])
+        batch = super().__call__([self._with_prompt(row) for row in rows])
         return {**batch, "tasks": torch.tensor([TASK_NAMES.index(row["task"]) for row in rows])}
 
-    def _written(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with its prompt."""
+    def _with_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with one of its task's prompts, whose tokens are no labels."""
         templates = self.templates[row["task"]]
         if not templates:
             return row
@@ -69,34 +62,44 @@ class TaskCollator(NextItemCollator, TrainerCallback):
 
 
 def free_rows(rows: Dataset) -> np.ndarray | None:
-    """`(num_rows,)`: whether each row learns something else than items; None where rows name no task."""
+    """`(num_rows,)`: whether each row answers with something other than items; None if rows name no task."""
     if "task" not in rows.column_names:
         return None
     return np.array([TASKS[name].answer != "item" for name in rows["task"]], bool)
 
 
 def item_places(learned: Tensor, tasks: Tensor | None) -> Tensor:
-    """`(B, T)`: those of the `learned` places whose target is an item's token; `tasks (B,)` as [`TaskCollator`] gives
-    them."""
+    """The places among `learned (B, T)` whose target is an item's token; `tasks (B,)` as [`TaskCollator`] gives
+    them, or None where all are."""
     return learned if tasks is None else learned & ANSWERS_ITEM.to(tasks.device)[tasks].unsqueeze(1)
 
 
 def with_texts(
-    logits: Tensor, targets: Tensor, is_item: Tensor, of_items: Callable[[Tensor, Tensor], LossOutput]
+    logits: Tensor, targets: Tensor, is_item: Tensor, item_loss: Callable[[Tensor, Tensor], LossOutput]
 ) -> LossOutput:
-    """The loss `(N,)` of target tokens from their logits `(N, V)`: `of_items` of items', cross-entropy over the
-    vocabulary of the others, which have margin and pruned 0."""
+    """The loss `(N,)` of target tokens of items and of texts. Text tokens have cross-entropy over the vocabulary, and
+    margin and pruned 0.
+
+    Args:
+        logits: `(N, V)`.
+        targets: `(N,)`.
+        is_item: `(N,)`, boolean.
+        item_loss: Computes the loss of item tokens from their logits and targets.
+    """
+    items = item_loss(logits[is_item], targets[is_item])
     texts = bear_loss(logits[~is_item], targets[~is_item], None, num_beams=1, weight=0.0, sharpness=1.0)
-    items = of_items(logits[is_item], targets[is_item])
 
-    def placed(own: Tensor, other: Tensor) -> Tensor:
-        whole = own.new_zeros(is_item.shape).masked_scatter(is_item, own)
-        return whole.masked_scatter(~is_item, other.to(own.dtype))
+    def merged(of_items: Tensor, of_texts: Tensor) -> Tensor:
+        whole = of_items.new_zeros(is_item.shape).masked_scatter(is_item, of_items)
+        return whole.masked_scatter(~is_item, of_texts.to(of_items.dtype))
 
-    metrics = {name: placed(items.metrics[name], 0 * texts.metrics[name]) for name in ("margin", "pruned")}
-    return LossOutput(
-        placed(items.loss, texts.loss), {"ce": placed(items.metrics["ce"], texts.metrics["ce"]), **metrics}
-    )
+    no_value = torch.zeros_like(texts.loss)
+    metrics = {
+        "ce": merged(items.metrics["ce"], texts.metrics["ce"]),
+        "margin": merged(items.metrics["margin"], no_value),
+        "pruned": merged(items.metrics["pruned"], no_value),
+    }
+    return LossOutput(merged(items.loss, texts.loss), metrics)
 
 
 def task_means(ce: Tensor, tasks: Tensor) -> dict[str, Mean]:

@@ -136,7 +136,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         columns = set(dataset.column_names)
         if not {"input_ids", "labels"} <= columns:
             raise ValueError(
-                f"the {dataset_name} dataset has the columns {', '.join(dataset.column_names)}; pass a split of a RecDataset, "
+                f"the {dataset_name} dataset has the columns {', '.join(dataset.column_names)}; pass a split of a "
+                "RecDataset, "
                 "or rows with input_ids and labels"
             )
 

@@ -1,7 +1,7 @@
-"""Batches of prompts after which a policy draws lists of its own, with what their rewards are made from.
+"""Batches of prompts for which a policy draws lists, with the histories and targets that rewards compare them to.
 
-Legend: B prompts, P tokens of the longest, H items of the longest history, T targets of the row with most, M reference
-lists, K items a list.
+Legend: B prompts, P tokens of the longest prompt, H items of the longest history, T targets of the row with most, M
+reference lists, K items per list.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class ListPromptCollator:
     pad_token_id: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`prompt_ids prompt_mask (B, P)`, `history (B, H)`, `targets (B, T)`, `row (B,)`: the number of each row in
-        the data, and `references (B, M, K)` where the rows have them."""
-        prompts, history, targets = (
-            Ragged.from_lists([row[name] for row in rows]) for name in ("prompt_ids", "history", "targets")
-        )
+        """`prompt_ids prompt_mask (B, P)`; `history (B, H)`; `targets (B, T)`; `row (B,)`, the number of each row in
+        the data; and `references (B, M, K)` if the rows have them."""
+        prompts = Ragged.from_lists([row["prompt_ids"] for row in rows])
+        history = Ragged.from_lists([row["history"] for row in rows])
+        targets = Ragged.from_lists([row["targets"] for row in rows])
         prompt_mask = Ragged(prompts.values * 0 + 1, prompts.offsets).padded(fill=0, left=True)
         batch = {
             "prompt_ids": torch.from_numpy(prompts.padded(fill=self.pad_token_id, left=True)),
@@ -55,11 +55,12 @@ def as_rows(padded: Tensor) -> Ragged:
 
 def check_enough_items(prompts: Dataset, num_items: int, list_length: int) -> None:
     """Refuses a prompt whose history leaves fewer items than a list holds."""
-    histories, most = split_rows(prompts, "history"), num_items - list_length
-    for row in np.flatnonzero(histories.lengths > most).tolist():
+    histories = split_rows(prompts, "history")
+    for row in np.flatnonzero(histories.lengths > num_items - list_length).tolist():
+        # A history may hold an item several times.
         left = num_items - len(np.unique(histories[row]))
         if left < list_length:
             raise ValueError(
-                f"the history of training row {row} leaves {left} items to choose from, too few for a list of {list_length}; "
-                "shorten the lists, leave such users out, or set eval_exclude_history to false"
+                f"the history of training row {row} leaves {left} items to choose from, too few for a list of "
+                f"{list_length}; shorten the lists, leave such users out, or set eval_exclude_history to false"
             )

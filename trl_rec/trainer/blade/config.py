@@ -1,4 +1,4 @@
-"""Configuration of [`BladeTrainer`]: `DPOConfig` and what lists, their rewards and the moving target add."""
+"""Configuration of [`BladeTrainer`]: `DPOConfig` with the options of lists, rewards and the moving target."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from transformers.trainer_utils import SaveStrategy
 from trl import DPOConfig
 
 from trl_rec.compat import dict_fields
-from trl_rec.trainer.base.config import RecConfig, check_inert
-from trl_rec.trainer.softmax_dpo.config import INERT, INERT_ROWS
+from trl_rec.trainer.base.config import INERT_DPO, INERT_DPO_ROWS, RecConfig, check_inert, check_padding
 
 
 INERT_REFERENCE = ("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model")
 TARGETS = {"blade": "BLADE", "best_of_n": "static Best-of-N", "rank": "rank in the group", "reward": "GRPO"}
+# Options that are checked for their range.
 AT_LEAST_ONE = ("num_iterations", "best_of", "reference_batch_size", "max_prompts")
 POSITIVE = ("temperature", "prior", "clip")
 
@@ -23,38 +23,37 @@ POSITIVE = ("temperature", "prior", "clip")
 class BladeConfig(RecConfig, DPOConfig):
     """Arguments of [`BladeTrainer`], besides those of [`RecConfig`] and [`~trl.DPOConfig`].
 
-    A batch is of prompts; each is given `num_generations` lists. What is excluded from lists when they are ranked
-    (`eval_exclude_history`) is excluded from those that are learned from as well.
+    A batch contains prompts, and the policy draws `num_generations` lists for each. Items that are excluded when lists
+    are ranked (`eval_exclude_history`) are excluded from the drawn lists as well.
 
     Args:
-        list_length (`int`, *optional*, defaults to `10`): Items of a list, the paper's K.
-        rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Weights of rewards, by their names:
-            `ndcg`, `recall`, `hit`, `ild`, `mgu`, or functions that the trainer was given. All are higher for better
-            lists.
-        target (`str`, *optional*, defaults to `"blade"`): What is learned from: `"blade"`; `"best_of_n"`, its static
-            limit; `"rank"`, the rank among the rollouts alone; or the `"reward"` itself, as GRPO does.
+        list_length (`int`, *optional*, defaults to `10`): Items per list, the paper's K.
+        rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Weights of rewards by name: `ndcg`,
+            `recall`, `hit`, `ild`, `mgu`, or functions passed to the trainer. All are higher for better lists.
+        target (`str`, *optional*, defaults to `"blade"`): What the policy learns from: `"blade"`; `"best_of_n"`,
+            its static limit; `"rank"`, the rank among the rollouts alone; or the `"reward"` itself, as GRPO does.
         dynamic_coefficient (`float`, *optional*, defaults to `0.3`): The rollouts' share of the evidence, the paper's
             tau, with `target="blade"`.
         best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
-        num_references (`int`, *optional*, defaults to `16`): Lists of the reference policy a prompt, drawn once.
+        num_references (`int`, *optional*, defaults to `16`): Lists of the reference policy per prompt, drawn once.
         prior (`float`, *optional*, defaults to `0.5`): Parameter of the Beta prior.
-        num_generations (`int`, *optional*, defaults to `8`): Rollouts a prompt and step, at least 2.
-        temperature (`float`, *optional*, defaults to `1.0`): Of rollouts and references.
-        beta (`float`, *optional*): Weight of the KL to the reference policy. By default 1, as N is in the target
-            already; 0.001 with `target="reward"`.
+        num_generations (`int`, *optional*, defaults to `8`): Rollouts per prompt and step, at least 2.
+        temperature (`float`, *optional*, defaults to `1.0`): Temperature of rollouts and references.
+        beta (`float`, *optional*): Weight of the KL to the reference policy. By default 1, as the target
+            already contains N; 0.001 with `target="reward"`.
         standardize (`bool`, *optional*): Whether advantages are divided by their group's standard deviation. By
             default only with `target="reward"`.
         num_iterations (`int`, *optional*, defaults to `1`): Steps on the same rollouts.
         clip (`float`, *optional*, defaults to `0.2`): How far from 1 a list's probability ratio counts.
         every_position (`bool`, *optional*, defaults to `False`): Whether a list begins at every item of a sequence,
-            rather than where the list before it ends.
-        max_prompts (`int`, *optional*): Prompts to learn from, spread evenly; all otherwise. Each
-            costs `num_references` lists before training begins, so a short run should name what it visits.
+            instead of where the list before it ends.
+        max_prompts (`int`, *optional*): Most prompts to learn from, spread evenly over the users; by default all. Each
+            costs `num_references` lists before training begins, so a short run should not have more than it visits.
         reference_batch_size (`int`, *optional*, defaults to `64`): Prompts whose reference lists are drawn together.
         learning_rate (`float`, *optional*, defaults to `1e-5`): As in `DPOConfig`, where it is `1e-6`.
     """
 
-    list_length: int | None = field(default=10, metadata={"help": "items of a list"})
+    list_length: int | None = field(default=10, metadata={"help": "items per list"})
     rewards: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "weights of rewards by name; ndcg by default"}
     )
@@ -63,9 +62,9 @@ class BladeConfig(RecConfig, DPOConfig):
     )
     dynamic_coefficient: float = field(default=0.3, metadata={"help": "the rollouts' share of the evidence"})
     best_of: float = field(default=8, metadata={"help": "N of Best-of-N"})
-    num_references: int = field(default=16, metadata={"help": "lists of the reference policy a prompt"})
+    num_references: int = field(default=16, metadata={"help": "lists of the reference policy per prompt"})
     prior: float = field(default=0.5, metadata={"help": "parameter of the Beta prior"})
-    num_generations: int = field(default=8, metadata={"help": "rollouts a prompt and step"})
+    num_generations: int = field(default=8, metadata={"help": "rollouts per prompt and step"})
     temperature: float = field(default=1.0, metadata={"help": "of rollouts and references"})
     beta: float | None = field(  # type: ignore[assignment]  # a float once the target is known
         default=None, metadata={"help": "weight of the KL; 1 by default, 0.001 with target reward"}
@@ -84,26 +83,31 @@ class BladeConfig(RecConfig, DPOConfig):
     _VALID_DICT_FIELDS = dict_fields(DPOConfig, "rewards")
 
     def __post_init__(self) -> None:
-        padding = self.pad_to_multiple_of  # DPOConfig replaces "auto" by what suits the device
+        padding = self.pad_to_multiple_of
         super().__post_init__()
-        if padding != "auto" and self.pad_to_multiple_of is not None:
-            raise ValueError(f"BladeConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
-        check_inert(self, INERT, "the loss is a policy gradient of whole lists")
+        check_padding(self, padding)
+
+        # 1. Options of DPOTrainer that would silently do nothing.
+        check_inert(self, INERT_DPO, "the loss is a policy gradient of whole lists")
         check_inert(
-            self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
+            self, INERT_DPO_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
         )
         check_inert(self, INERT_REFERENCE, "rollouts are drawn anew, and the reference policy stays what it is")
         check_inert(self, ("disable_dropout",), "rollouts are drawn without dropout, and so is the gradient")
+
+        # 2. Defaults that depend on the target.
         self.rewards = {"ndcg": 1.0} if self.rewards is None else self.rewards
         self.beta = (1e-3 if self.target == "reward" else 1.0) if self.beta is None else self.beta
         self.standardize = self.target == "reward" if self.standardize is None else self.standardize
+
+        # 3. Values that would otherwise be refused in the first step only, after the reference lists were drawn.
         self._check_sampling()
         self._check_numbers()
         self._check_iterations()
 
     @property
     def rollout_share(self) -> float:
-        """The dynamic coefficient that the target stands for."""
+        """The dynamic coefficient of the target: 0 for the static one, 1 for rank and reward."""
         return {"blade": self.dynamic_coefficient, "best_of_n": 0.0}.get(self.target, 1.0)
 
     @property
@@ -119,10 +123,8 @@ class BladeConfig(RecConfig, DPOConfig):
     def _check_sampling(self) -> None:
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {self.target!r}")
-        numbers = isinstance(self.rewards, dict) and all(
-            isinstance(weight, int | float) for weight in self.rewards.values()
-        )
-        if not numbers or not self.rewards:
+        weights = self.rewards.values() if isinstance(self.rewards, dict) else ()
+        if not weights or not all(isinstance(weight, int | float) for weight in weights):
             raise ValueError(
                 f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {self.rewards!r}"
             )
@@ -137,7 +139,6 @@ class BladeConfig(RecConfig, DPOConfig):
             )
 
     def _check_numbers(self) -> None:
-        """What would else be refused in the first step only, after the reference lists have been drawn."""
         for name in AT_LEAST_ONE:
             if (value := getattr(self, name)) is not None and not value >= 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -150,16 +151,18 @@ class BladeConfig(RecConfig, DPOConfig):
             raise ValueError(f"beta must be 0 or more, not {self.beta}")
 
     def _check_iterations(self) -> None:
-        """With several steps on the same rollouts a checkpoint between them could not be resumed to the same
-        weights."""
+        """Refuses checkpoints between the steps on the same rollouts: they could not be resumed to equal weights."""
         if self.num_iterations == 1:
             return
         check_inert(self, ("train_sampling_strategy",), "batches come num_iterations times in a row")
-        every = {"steps": self.save_steps, "best": self.eval_steps}.get(SaveStrategy(self.save_strategy).value, 0)
-        written = [every or 0, self.max_steps if every and self.max_steps > 0 else 0]  # the last one at the last step
-        between = next((step for step in written if step % self.num_iterations), None)
+
+        # Checkpoints are written every so many steps, and at the last one.
+        every = {"steps": self.save_steps, "best": self.eval_steps}.get(SaveStrategy(self.save_strategy).value) or 0
+        last = self.max_steps if every and self.max_steps > 0 else 0
+        between = next((step for step in (every, last) if step % self.num_iterations), None)
         if between is not None:
             raise ValueError(
-                f"num_iterations is {self.num_iterations}, and a checkpoint would be written at step {between:g}; save between "
-                "rollouts: save_steps and max_steps have to be multiples of num_iterations"
+                f"num_iterations is {self.num_iterations}, and a checkpoint would be written at step {between:g}; "
+                "save "
+                "between rollouts: save_steps and max_steps have to be multiples of num_iterations"
             )

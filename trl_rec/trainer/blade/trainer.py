@@ -28,6 +28,8 @@ from trl_rec.compat import (
     drop_attention_dropout,
     prepare_deepspeed,
     train_batch_size,
+    unwrapped_for_generation,
+    without_step_hook,
 )
 from trl_rec.data.dataset import at_most
 from trl_rec.data.list_rows import build_list_prompts, complete_list_prompts
@@ -40,7 +42,6 @@ from trl_rec.models.completions import read_completions
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
-from trl_rec.trainer.base.generation import whole_model
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
 from trl_rec.trainer.base.reference import (
     as_reference,
@@ -335,7 +336,12 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
     @contextmanager
     def _generating(self, wrapped: nn.Module) -> Iterator[PreTrainedModel]:
         """Inside, the model itself, with all its weights and without dropout."""
-        with whole_model(wrapped, self.accelerator) as model, not_training(model), self.accelerator.autocast():
+        with (
+            unwrapped_for_generation(wrapped, self.accelerator) as model,
+            without_step_hook(wrapped),  # processes may decode unequally often
+            not_training(model),
+            self.accelerator.autocast(),
+        ):
             yield model
 
     def _draw(

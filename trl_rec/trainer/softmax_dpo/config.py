@@ -1,4 +1,4 @@
-"""Configuration of [`SoftmaxDPOTrainer`]: `DPOConfig` and what several rejected completions add."""
+"""Configuration of [`SoftmaxDPOTrainer`]: `DPOConfig` with the options of several rejected completions."""
 
 from __future__ import annotations
 
@@ -7,22 +7,9 @@ from typing import Literal
 
 from trl import DPOConfig
 
-from trl_rec.trainer.base.config import RecConfig, check_inert
+from trl_rec.trainer.base.config import INERT_DPO, INERT_DPO_ROWS, RecConfig, check_inert, check_padding
 
 
-# Options of DPOTrainer's own losses.
-INERT = (
-    "loss_type",
-    "loss_weights",
-    "ld_alpha",
-    "f_divergence_type",
-    "f_alpha_divergence_coef",
-    "label_smoothing",
-    "use_weighting",
-    "discopop_tau",
-    "router_aux_loss_coef",
-)
-INERT_ROWS = ("padding_free", "truncation_mode", "pad_token")
 LOSSES = ("softmax", "dmpo")
 
 
@@ -31,8 +18,8 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
     """Arguments of [`SoftmaxDPOTrainer`], besides those of [`RecConfig`] and [`~trl.DPOConfig`].
 
     Args:
-        loss (`str`, *optional*, defaults to `"softmax"`): `"softmax"`, the log-sum-exp over all rejected completions, or
-            `"dmpo"`, their mean.
+        loss (`str`, *optional*, defaults to `"softmax"`): `"softmax"`, the log-sum-exp over all rejected completions,
+            or `"dmpo"`, their mean.
         beta (`float`, *optional*, defaults to `1.0`): Strength of the tie to the reference policy.
         sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the chosen completion's negative log-likelihood,
             a mean over its tokens. It keeps the next-item task from being forgotten.
@@ -57,16 +44,15 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
     learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate"})
 
     def __post_init__(self) -> None:
-        padding = self.pad_to_multiple_of  # DPOConfig replaces "auto" by what suits the device
+        padding = self.pad_to_multiple_of
         super().__post_init__()
-        if padding != "auto" and self.pad_to_multiple_of is not None:
-            raise ValueError(f"SoftmaxDPOConfig: pad_to_multiple_of={padding!r} has no effect here; leave it out")
+        check_padding(self, padding)
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
-        check_inert(self, INERT, "the loss is a softmax over the chosen and all rejected completions")
+        check_inert(self, INERT_DPO, "the loss is a softmax over the chosen and all rejected completions")
         check_inert(self, ("list_length",), "it prefers single items; BladeTrainer aligns lists")
         check_inert(
-            self, INERT_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
+            self, INERT_DPO_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
         )
         if self.normalize not in ("vocabulary", "catalogue"):
             raise ValueError(f"normalize must be 'vocabulary' or 'catalogue', not {self.normalize!r}")

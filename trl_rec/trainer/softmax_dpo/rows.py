@@ -48,7 +48,8 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
         raise ValueError(f"{source} has a column history, but CSV holds no lists of items; give JSONL or Parquet")
     if not set(rows.column_names) >= TABLE:
         raise ValueError(
-            f"{source} has the columns {', '.join(rows.column_names)}; a table of items needs history, chosen and rejected"
+            f"{source} has the columns {', '.join(rows.column_names)}; a table of items needs history, chosen and "
+            "rejected"
         )
     table = rows.with_format("arrow")[:]
     columns = {name: _indices(table[name].combine_chunks(), catalog) for name in ("history", "chosen", "rejected")}
@@ -129,7 +130,8 @@ def _items(table: Dataset, name: str, num_items: int) -> Ragged:
     if len(outside):
         item = "null" if np.isnan(found[outside[0]]) else rows.values[outside[0]]
         raise ValueError(
-            f"row {rows.row_ids[outside[0]]}: {name} has the item {item}, but the catalogue's are 0 to {num_items - 1}; give "
+            f"row {rows.row_ids[outside[0]]}: {name} has the item {item}, but the catalogue's are 0 to "
+            f"{num_items - 1}; give "
             "the indices of its items"
         )
     return Ragged(rows.values.astype(np.int64), rows.offsets)

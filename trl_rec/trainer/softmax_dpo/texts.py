@@ -61,7 +61,8 @@ def tokenize_preferences(
     repeated = sum(rows[REPEATED][:])
     if repeated:
         logger.warning(
-            "left out %d rejected completions: they have the tokens of the chosen one, or of an earlier one of their row",
+            "left out %d rejected completions: they have the tokens of the chosen one, or of an earlier one of their "
+            "row",
             repeated,
         )
     return fit_preferences(leave_out_empty_prompts(rows.remove_columns(REPEATED)), max_length)

@@ -84,8 +84,10 @@ def check_known_tokens(rows: Dataset, vocab_size: int) -> None:
         outside = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
         if len(outside):
             raise ValueError(
-                f"row {numbers[_list_of(outside[0], texts)]}: {name} has the token {tokens[outside[0]]}, but the model's are 0 "
-                f"to {vocab_size - 1}; use the model's own tokenizer, and resize the model's embeddings where tokens were added"
+                f"row {numbers[_list_of(outside[0], texts)]}: {name} has the token {tokens[outside[0]]}, but the "
+                "model's are 0 "
+                f"to {vocab_size - 1}; use the model's own tokenizer, and resize the model's embeddings where tokens "
+                "were added"
             )
 
 

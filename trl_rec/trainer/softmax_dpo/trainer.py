@@ -173,7 +173,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
         kept = rows.filter(any, input_columns="rejected_ids", desc="leaving out rows with nothing rejected")
         if not len(kept):
             raise ValueError(
-                f"no row of the {dataset_name} dataset has a rejected completion that fits; there is nothing to learn from"
+                f"no row of the {dataset_name} dataset has a rejected completion that fits; there is nothing to "
+                "learn from"
             )
         return kept
 
@@ -206,7 +207,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
-        """Mean over the rows of the preference loss, and `sft_weight` times the chosen completion's mean token loss."""
+        """Mean over the rows of the preference loss plus `sft_weight` times the chosen completion's mean token loss."""
         # 1. Log-ratios of policy and reference, one per completion.
         mask = inputs["completion_mask"]  # (B, K, C)
         logps = self._logps(model, inputs).sum(-1)  # (B, K)
