@@ -124,7 +124,7 @@ def test_templates_are_drawn_by_seed_epoch_and_row(folder: Path, tmp_path: Path)
         collator.epoch.fill_(epoch)
         drawn.append([collator([row])["input_ids"][0].tolist() for row in rows])
     assert drawn[0] == drawn[3] and drawn[0] != drawn[1] and drawn[0] != drawn[2] and drawn[1] != drawn[2]
-    heads = [collator._written(row)["input_ids"][:3] for row in rows]
+    heads = [collator._with_prompt(row)["input_ids"][:3] for row in rows]
     assert len({tuple(head) for head in heads}) == 4  # all templates of the task occur
 
 
