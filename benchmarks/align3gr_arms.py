@@ -1,13 +1,14 @@
-"""Align3GR's parts one by one: what IDs are made from, whether prompts name users, several tasks, and the preference
-stages.
+"""Compares Align3GR's parts: inputs of the IDs, users in prompts, several tasks, and the preference stages.
 
     python benchmarks/align3gr_arms.py DATASET_FOLDER OUTPUT_FOLDER [--text_encoder words] [--codes 32] [--seeds 0 1 2]
         [--arms ...] [--against "item tokens"] [--epochs 16]
 
-Every arm trains the same small model from scratch for the same passes over the next items, keeps its best checkpoint
-by validation NDCG@10, and is measured on the test split beside the baselines and a model with one token an item. The
-arms that the paper's claims are about (`SEEDED`) run with all seeds, the others with the first. IDs are made once,
-with seed 0. Work is kept in OUTPUT_FOLDER, and a call that was interrupted goes on.
+Every arm trains the same small model from scratch, for the same number of passes over the next items. It keeps its
+best checkpoint by validation NDCG@10. The test split compares the arms with the baselines and with a model that has
+one token per item.
+
+The arms that test the paper's claims (`SEEDED`) run with all seeds, the others with the first. IDs are made once, with
+seed 0. Results are saved in OUTPUT_FOLDER, and the same call resumes an interrupted study.
 """
 
 from __future__ import annotations
@@ -36,22 +37,35 @@ from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids, make_semantic_ids
 
 
 MAX_LENGTH = 256
-TASKS = {"next_item": 1.0, "item_to_id": 0.25, "id_to_item": 0.25, "history_to_title": 0.25, "titles_to_id": 0.25}
-TASKS |= {"profile_to_user": 0.125, "user_to_profile": 0.125, "query_to_item": 0.25, "history_to_preference": 0.25}
-# Rows of several tasks differ in length: a step's sixteen are sorted by it and go through the model in four parts.
-OF_TASKS: dict[str, Any] = {"task_history": 10, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
-OF_TASKS["train_sampling_strategy"] = "batch_rebalance"
+TASKS = {
+    "next_item": 1.0,
+    "item_to_id": 0.25,
+    "id_to_item": 0.25,
+    "history_to_title": 0.25,
+    "titles_to_id": 0.25,
+    "profile_to_user": 0.125,
+    "user_to_profile": 0.125,
+    "query_to_item": 0.25,
+    "history_to_preference": 0.25,
+}
+# Rows of different tasks differ in length, so a step sorts its sixteen rows by length and splits them in four.
+TASK_OPTIONS: dict[str, Any] = {
+    "task_history": 10,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 4,
+    "train_sampling_strategy": "batch_rebalance",
+}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What an arm does otherwise.
+    """How one arm differs from the others.
 
     Args:
-        ids (`dict`, *optional*): Fields of `DualIdsConfig`; None for one token an item, empty fields for
-            co-occurrence.
+        ids (`dict`, *optional*): Fields of `DualIdsConfig`. None means one token per item; an empty dict means k-means
+            of co-occurrence.
         users (`bool`): Whether prompts name users.
-        tasks (`bool`): Whether more is learned than the next item.
+        tasks (`bool`): Whether the model learns other tasks besides the next item.
     """
 
     ids: dict[str, Any] | None = field(default_factory=dict)
@@ -75,28 +89,30 @@ SEEDED = ("item tokens", "text and behaviour", "dual, not aligned", "dual", "dua
 
 
 class Study:
-    """Makes IDs, trains arms, or finds what was left of them."""
+    """Makes IDs and trains arms, or loads those that an earlier call saved."""
 
     def __init__(self, source: str, output: Path, text_encoder: str, codes: int, epochs: int) -> None:
-        self.source, self.output, self.text_encoder, self.codes, self.epochs = (
-            source,
-            output,
-            text_encoder,
-            codes,
-            epochs,
-        )
+        self.source = source
+        self.output = output
+        self.text_encoder = text_encoder
+        self.codes = codes
+        self.epochs = epochs
 
     def dataset(self, arm: Arm) -> RecDataset:
         """A copy of the data with the arm's IDs."""
         if arm.ids is None:
             return load(self.source).with_surface("item_token")
+
+        # Copy the data, and the vectors that other arms have already made.
         folder = self.output / f"data-{'-'.join(f'{name}={value}' for name, value in arm.ids.items()) or 'kmeans'}"
-        vectors = self.output / "vectors"  # made once for all
+        vectors = self.output / "vectors"  # shared by all arms
         if not folder.is_dir():
             with atomic_folder(folder) as copy:
                 shutil.copytree(self.source, copy, dirs_exist_ok=True)
                 if vectors.is_dir():
                     shutil.copytree(vectors, copy / "vectors", dirs_exist_ok=True)
+
+        # Make the IDs, and share the vectors that this took.
         dataset = self._with_ids(load(folder), arm.ids)
         for file in (folder / "vectors").glob("*.safetensors"):
             if not (vectors / file.name).is_file():
@@ -115,7 +131,7 @@ class Study:
         arm = ARMS[name]
         config = BearConfig(
             str(self.output / f"{name.replace(' ', '').replace(',', '-')}-{seed}"),
-            **{**SMALL, **(OF_TASKS if arm.tasks else {})},
+            **{**SMALL, **(TASK_OPTIONS if arm.tasks else {})},
             bear_weight=0,
             targets="all",
             prompt_head="{user}" if arm.users else None,
@@ -137,7 +153,7 @@ class Study:
         return learn_supervised(self.dataset(arm), config, RecModelConfig(dropout=0.3))
 
     def measure(self, name: str, folder: Path) -> dict[str, Any]:
-        """Lists of both splits."""
+        """Test values per user, and validation NDCG@10, of the policy in `folder`."""
         dataset = self.dataset(ARMS[name])
 
         def rank() -> dict[str, Any]:
@@ -153,12 +169,14 @@ class Study:
             print(f"{folder.name}: validation NDCG@10 {measured.metrics['ndcg@10']:.4f}", flush=True)
             return {"test": lists["test"].tolist(), "validation": measured.metrics["ndcg@10"]}
 
-        told = kept(folder / "lists.json", rank)
-        return {**evaluate_split(np.array(told["test"]), dataset, ks=[10]).per_user, "validation": told["validation"]}
+        ranked = kept(folder / "lists.json", rank)
+        test = evaluate_split(np.array(ranked["test"]), dataset, ks=[10])
+        return {**test.per_user, "validation": ranked["validation"]}
 
     def stages(self, name: str, start: Path, seed: int) -> Path:
         """The folder of the policy after the five preference stages."""
-        arm, output = ARMS[name], self.output / f"stages-{start.name}"
+        arm = ARMS[name]
+        output = self.output / f"stages-{start.name}"
         config = SoftmaxDPOConfig(
             str(output),
             **SMALL,
@@ -185,15 +203,17 @@ class Study:
         return output
 
 
-def tell_ids(study: Study, names: list[str]) -> None:
-    """How good the IDs of these arms are."""
+def print_ids(study: Study, names: list[str]) -> None:
+    """Prints how good the IDs of these arms are."""
     for name in names:
         arm = ARMS[name]
         card = read_ids_card(study.dataset(arm).path) if arm.ids is not None else None
         if card is not None:
             levels = ", ".join(f"{level['perplexity']:.1f}" for level in card["levels"])
-            told = card.get("training", {})
-            u2i = f", U2I {told['u2i_accuracy']:.1%} of {told['u2i_pairs']}" if told.get("u2i_pairs") else ""
+            training = card.get("training", {})
+            u2i = ""
+            if training.get("u2i_pairs"):
+                u2i = f", U2I {training['u2i_accuracy']:.1%} of {training['u2i_pairs']}"
             distinct = {part: f"{share:.2%}" for part, share in card["distinct"].items()}
             print(f"{name}: distinct {distinct}, perplexity {levels}{u2i}")
 
@@ -207,17 +227,21 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--stages", action="store_true", help="the preference stages too, from the last of the arms")
     parser.add_argument(
-        "--against", choices=list(ARMS), help="what the others are compared to; else dual, or the first arm"
+        "--stages", action="store_true", help="also run the preference stages, starting from the last arm"
+    )
+    parser.add_argument(
+        "--against", choices=list(ARMS), help="the arm to compare with; by default dual, or the first arm"
     )
     arguments = parser.parse_args()
     if arguments.against is not None and arguments.against not in arguments.arms:
-        parser.error(f"--against {arguments.against!r} is none of --arms")
+        parser.error(f"--against {arguments.against!r} is not one of --arms")
     disable_progress_bars()
+
+    # Train and measure the arms: the first seed of every arm before any second seed.
     study = Study(arguments.dataset, arguments.output, arguments.text_encoder, arguments.codes, arguments.epochs)
     runs: dict[str, list[Any]] = {}
-    for round_, seed in enumerate(arguments.seeds):  # the first seed of all arms first
+    for round_, seed in enumerate(arguments.seeds):
         for name in arguments.arms:
             if round_ == 0 or name in SEEDED:
                 runs.setdefault(name, []).append(study.measure(name, study.policy(name, seed)))
@@ -228,10 +252,12 @@ def main() -> None:
             study.measure(name, study.stages(name, start, seed))
             for start, seed in zip(starts, arguments.seeds, strict=True)
         ]
-    validation = {name: float(np.mean([one.pop("validation") for one in several])) for name, several in runs.items()}
+
+    # Print the IDs, then the table.
+    validation = {name: float(np.mean([run.pop("validation") for run in by_seed])) for name, by_seed in runs.items()}
     baselines = evaluate_baselines(load(arguments.dataset), ks=[10])
     runs = {**{name: [baselines[name].per_user] for name in ("popularity", "transition")}, **runs}
-    tell_ids(study, arguments.arms)
+    print_ids(study, arguments.arms)
     against = arguments.against or ("dual" if "dual" in runs else arguments.arms[0])
     print(
         "\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against=against, notes={"validation": validation})

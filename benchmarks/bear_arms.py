@@ -1,11 +1,13 @@
-"""SFT, MSL and BEAR beside the baselines on MovieLens-100k, over several seeds.
+"""Compares SFT, MSL and BEAR with the transition baseline on MovieLens-100k, over several seeds.
 
     python benchmarks/bear_arms.py DATASET_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--weights 0.6875 2.75] [--epochs 30]
 
-Same small model from scratch, one token an item, the checkpoint chosen on validation among ten. Every weight of both
-variants is run with the first seed; SFT, MSL and the best weight of each variant, by validation, with all seeds. Every
-run leaves its lists in OUTPUT_FOLDER, and a call that was interrupted goes on where it stopped. Intervals are over
-users, of their mean over the seeds.
+All arms train the same small model from scratch, with one token per item, and keep the best of ten checkpoints by
+validation. Every weight of both variants runs with the first seed. SFT, MSL and the best weight of each variant by
+validation run with all seeds.
+
+Each run saves its lists in OUTPUT_FOLDER, and the same call resumes an interrupted study. Intervals are over users, of
+each user's mean over the seeds.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from trl_rec.models import make_model, make_tokenizer
 
 
 def train(options: dict[str, Any], dataset: RecDataset, seed: int, epochs: float) -> dict[str, Any]:
-    """Validation and pruning rate of a run, and its lists for the test split."""
+    """Best validation NDCG@10, last pruning rate, and test lists of one run."""
     tokenizer = make_tokenizer(dataset.catalog)
     with tempfile.TemporaryDirectory() as folder:
         config = BearConfig(
@@ -77,26 +79,29 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="+", default=[0.6875, 2.75])
     parser.add_argument("--epochs", type=float, default=30)
     arguments = parser.parse_args()
-    dataset, seeds = load(arguments.dataset).with_surface("item_token"), arguments.seeds
+    dataset = load(arguments.dataset).with_surface("item_token")
+    seeds = arguments.seeds
 
     def run(name: str, options: dict[str, Any], seed: int) -> dict[str, Any]:
         path = arguments.output / f"{name}-{seed}-{arguments.epochs:g}.json"
-        found = kept(path, partial(train, options, dataset, seed, arguments.epochs))
-        print(f"{name}, seed {seed}: validation NDCG@10 {found['validation']:.4f}", flush=True)
-        return found
+        result = kept(path, partial(train, options, dataset, seed, arguments.epochs))
+        print(f"{name}, seed {seed}: validation NDCG@10 {result['validation']:.4f}", flush=True)
+        return result
 
+    # 1. Choose the weight of each variant by validation, with the first seed.
     arms: dict[str, dict[str, Any]] = {"SFT": {"bear_weight": 0, "softmax": "vocabulary"}, "MSL": {"bear_weight": 0}}
     for variant in ("paper", "survival"):
         grid = {f"{variant} {weight:g}": {"variant": variant, "bear_weight": weight} for weight in arguments.weights}
         best = max(grid, key=lambda name: run(name, grid[name], seeds[0])["validation"])
         arms[best] = grid[best]
 
-    told = {name: [run(name, options, seed) for seed in seeds] for name, options in arms.items()}
+    # 2. Run all arms with all seeds, and compare their test lists.
+    results = {name: [run(name, options, seed) for seed in seeds] for name, options in arms.items()}
     runs = {"transition": [evaluate_baselines(dataset, ks=[10])["transition"].per_user]}
-    for name, several in told.items():
-        runs[name] = [evaluate_split(np.array(one["ranked"]), dataset, ks=[10]).per_user for one in several]
+    for name, by_seed in results.items():
+        runs[name] = [evaluate_split(np.array(result["ranked"]), dataset, ks=[10]).per_user for result in by_seed]
     notes = {
-        key: {name: float(np.mean([one[key] for one in several])) for name, several in told.items()}
+        key: {name: float(np.mean([result[key] for result in by_seed])) for name, by_seed in results.items()}
         for key in ("validation", "pruned")
     }
     print("\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against="transition", notes=notes))

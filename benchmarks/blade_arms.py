@@ -1,20 +1,22 @@
-"""BLADE beside its limits and controls, from one policy that writes lists, over several seeds.
+"""Compares BLADE with its special cases and controls, starting from one policy that writes lists, over several seeds.
 
     python benchmarks/blade_arms.py DATASET_FOLDER POLICY_FOLDER OUTPUT_FOLDER [--rewards ndcg=1 mgu=4] [--seeds 0 1 2]
         [--steps 300] [--rates 1e-4 3e-4 1e-3] [--beta 1]
 
 The policy writes item tokens (`trl-rec bear --config bear/ml-100k-lists`). Every arm has the same steps, prompts and
 rollouts. Its learning rate is the best of `--rates` by validation reward, after half the steps with the first seed.
-`reward` (GRPO), `best_of_n` and `blade` run with all seeds, the other arms with the first. Besides:
+`reward` (GRPO), `best_of_n` and `blade` run with all seeds, the other arms with the first.
 
-- `best_of_n, N 15.6`: the static target at the N whose optimum is as good as that of BLADE at tau .3 and N 8 (see
-  `docs/methods.md`), so that a gain is not only a larger N;
-- `offline`: supervised training on the best of each prompt's reference lists;
-- the supervised policy's own best of 8 drawn lists, chosen by those who know the answer.
+Controls:
 
-Greedy lists are compared, and what a list drawn at temperature 1 is worth, which is what is optimised. Work is kept in
-OUTPUT_FOLDER, one folder for each choice of rewards and beta, and a call that was interrupted goes on. Two SVG files
-show the training signal over the steps and over the KL.
+- `best_of_n, N 15.6`: the static target at the N whose optimum is as good as BLADE's at tau .3 and N 8 (see
+  `docs/methods.md`). It shows whether a gain comes only from a larger N.
+- `offline`: supervised training on the best reference list of each prompt.
+- The best of 8 lists that the supervised policy samples, chosen with knowledge of the answer.
+
+The table compares greedy lists, and the reward of lists sampled at temperature 1, which training optimises. Use one
+OUTPUT_FOLDER for each choice of rewards and beta. Results are saved there, and the same call resumes an interrupted
+study. Two SVG files show the training signal over the steps and over the KL.
 """
 
 from __future__ import annotations
@@ -59,23 +61,30 @@ ARMS: dict[str, dict[str, Any]] = {
     "offline": {},
 }
 SHARED = {**SMALL, "eval_strategy": "no", "save_strategy": "no", "list_length": 10, "max_length": 128}
-DRAWN = 8  # lists a user, for what a list is worth at temperature 1
-PANELS = {"reward": "reward of rollouts", "blade/target_std": "deviation of the target in a group"}
-PANELS |= {"blade/tied_pairs": "share of pairs that tie", "blade/quantile": "quantile among references"}
+NUM_SAMPLED = 8  # lists per user, sampled at temperature 1
+PANELS = {
+    "reward": "reward of rollouts",
+    "blade/target_std": "deviation of the target in a group",
+    "blade/tied_pairs": "share of pairs that tie",
+    "blade/quantile": "quantile among references",
+}
 
 
 class Study:
-    """Runs arms, or finds what they have left."""
+    """Runs the arms, or loads the results that an earlier call saved."""
 
     def __init__(
         self, dataset: RecDataset, policy: Path, output: Path, rewards: dict[str, float], beta: float | None
     ) -> None:
-        self.dataset, self.policy, self.output, self.rewards = dataset, policy, output, rewards
+        self.dataset = dataset
+        self.policy = policy
+        self.output = output
+        self.rewards = rewards
         self.beta = {} if beta is None else {"beta": beta}
         self.tokenizer = load_tokenizer(policy)
 
     def run(self, name: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
-        """Lists, what drawn lists are worth, and the log."""
+        """The measures of one run (see `measure`) and its log."""
         file = self.output / f"{name.replace(' ', '').replace(',', '-')}-{rate:g}-{seed}-{steps}.json"
 
         def work() -> dict[str, Any]:
@@ -83,16 +92,16 @@ class Study:
             if name == "offline":
                 trainer = self._offline(trainer, rate, seed, steps)
             trainer.train()
-            told = {**self.measure(trainer), "log": trainer.state.log_history}
-            print(f"{file.stem}: validation reward {np.mean(told['validation']):.4f}", flush=True)
-            return told
+            result = {**self.measure(trainer), "log": trainer.state.log_history}
+            print(f"{file.stem}: validation reward {np.mean(result['validation']):.4f}", flush=True)
+            return result
 
         return kept(file, work)
 
     def _blade(self, name: str, rate: float, seed: int, steps: int) -> BladeTrainer:
         options = {**SHARED, "per_device_train_batch_size": 8, **({} if name == "reward" else self.beta), **ARMS[name]}
         config = BladeConfig(
-            str(self.output / "references"),  # one folder: all arms of a seed share the lists
+            str(self.output / "references"),  # shared, so that all arms of a seed use the same lists
             **options,
             rewards=self.rewards,
             learning_rate=rate,
@@ -105,8 +114,8 @@ class Study:
         return BladeTrainer(load_model(self.policy), args=config, train_dataset=self.dataset.train, **self._common())
 
     def _offline(self, blade: BladeTrainer, rate: float, seed: int, steps: int) -> BearTrainer:
-        """The same number of prompts and steps."""
-        rows = blade.best_reference_rows()  # before the next config, which takes the accelerator's state away
+        """A trainer on the best reference lists, for the same number of prompts and steps."""
+        rows = blade.best_reference_rows()  # must precede the next config, which resets the accelerator's state
         options = {
             **SHARED,
             "per_device_train_batch_size": 8,
@@ -121,44 +130,45 @@ class Study:
         return {"processing_class": self.tokenizer, "catalog": self.dataset.catalog}
 
     def measure(self, trainer: Any) -> dict[str, Any]:
-        """Greedy lists of both splits, the validation reward of each user, and that of drawn lists."""
-        told: dict[str, Any] = {"test": trainer.rank(self.dataset.test).tolist()}
+        """Greedy test lists, the validation reward per user, and the test rewards of sampled lists."""
+        result: dict[str, Any] = {"test": trainer.rank(self.dataset.test).tolist()}
         ranked = trainer.rank(self.dataset.validation)
-        told["validation"] = self.reward(ranked[:, None], self.dataset.validation)[:, 0].tolist()
+        result["validation"] = self.reward(ranked[:, None], self.dataset.validation)[:, 0].tolist()
+
         start = time.perf_counter()
-        drawn = draw_lists(
+        sampled = draw_lists(
             trainer.model,
             split_rows(self.dataset.test, "history"),
             trainer.prompt_format,
             trainer.trie,
-            num_lists=DRAWN,
+            num_lists=NUM_SAMPLED,
             pad_token_id=self.tokenizer.pad_token_id,
             batch_size=64,
             max_length=SHARED["max_length"],
         )
-        told["seconds_to_draw"] = time.perf_counter() - start
-        told["drawn"] = self.reward(drawn, self.dataset.test).mean(1).tolist()
-        best = evaluate_best_of(drawn, self.dataset, self.rewards, best_of=DRAWN)
-        told["best_of_drawn"] = {name: values.tolist() for name, values in best.per_user.items()}
-        return told
+        result["seconds_to_draw"] = time.perf_counter() - start
+        result["drawn"] = self.reward(sampled, self.dataset.test).mean(1).tolist()
+        best = evaluate_best_of(sampled, self.dataset, self.rewards, best_of=NUM_SAMPLED)
+        result["best_of_drawn"] = {name: values.tolist() for name, values in best.per_user.items()}
+        return result
 
     def reward(self, lists: np.ndarray, rows: Any) -> np.ndarray:
-        """`(B, G)`."""
+        """The reward of each list, `(B, G)`."""
         return score_split(lists, rows, self.dataset.catalog, self.rewards).total
 
     def best_rate(self, name: str, rates: list[float], steps: int) -> float:
-        """By the validation reward of greedy lists, with the first seed and half the steps."""
-        found = {rate: float(np.mean(self.run(name, rate, 0, steps // 2)["validation"])) for rate in rates}
-        print(f"{name}: {found}", flush=True)
-        return max(found, key=lambda rate: found[rate])
+        """The best learning rate by the validation reward of greedy lists, with the first seed and half the steps."""
+        scores = {rate: float(np.mean(self.run(name, rate, 0, steps // 2)["validation"])) for rate in rates}
+        print(f"{name}: {scores}", flush=True)
+        return max(scores, key=lambda rate: scores[rate])
 
-    def per_user(self, told: dict[str, Any]) -> dict[str, np.ndarray]:
-        """What the table shows of a run."""
-        evaluation = evaluate_split(np.array(told["test"]), self.dataset, ks=[10], rewards=self.rewards)
-        parts = score_split(
-            np.array(told["test"])[:, None], self.dataset.test, self.dataset.catalog, {"ild": 1.0, "mgu": 1.0}
-        ).parts
-        extra = {"ild": parts["ild"][:, 0], "mgu": -parts["mgu"][:, 0], "drawn reward": np.array(told["drawn"])}
+    def per_user(self, result: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The values per user that the table shows of a run."""
+        lists = np.array(result["test"])
+        evaluation = evaluate_split(lists, self.dataset, ks=[10], rewards=self.rewards)
+        weights = {"ild": 1.0, "mgu": 1.0}
+        parts = score_split(lists[:, None], self.dataset.test, self.dataset.catalog, weights).parts
+        extra = {"ild": parts["ild"][:, 0], "mgu": -parts["mgu"][:, 0], "sampled reward": np.array(result["drawn"])}
         return {**evaluation.per_user, **extra}
 
 
@@ -172,21 +182,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
-    parser.add_argument("--beta", type=float, help="weight of the KL of all arms but GRPO, 1 by default")
+    parser.add_argument("--beta", type=float, help="weight of the KL in all arms except GRPO; 1 by default")
     arguments = parser.parse_args()
     disable_progress_bars()
+
+    # 1. Measure the supervised policy.
     rewards = {name: float(weight) for name, weight in (one.split("=") for one in arguments.rewards)}
     dataset = load(arguments.dataset).with_surface("item_token")
     study = Study(dataset, arguments.policy, arguments.output, rewards, arguments.beta)
     before = kept(arguments.output / "SFT.json", lambda: study.measure(study._blade("best_of_n", 0.0, 0, 1)))
 
-    told: dict[str, list[dict[str, Any]]] = {"SFT": [before]}
+    # 2. Choose each arm's learning rate, and run it.
+    results: dict[str, list[dict[str, Any]]] = {"SFT": [before]}
     for name in arguments.arms:
         rate = study.best_rate(name, arguments.rates, arguments.steps)
         seeds = arguments.seeds if name in SEEDED else arguments.seeds[:1]
-        told[name] = [study.run(name, rate, seed, arguments.steps) for seed in seeds]
-    runs = {name: [study.per_user(one) for one in several] for name, several in told.items()}
-    metrics = ["recall@10", "ndcg@10", "ild", "mgu", "drawn reward", "reward"]
+        results[name] = [study.run(name, rate, seed, arguments.steps) for seed in seeds]
+
+    # 3. Print the table, the baselines, and Best-of-N at inference.
+    runs = {name: [study.per_user(result) for result in by_seed] for name, by_seed in results.items()}
+    metrics = ["recall@10", "ndcg@10", "ild", "mgu", "sampled reward", "reward"]
     print("\n" + seeds_table(runs, metrics=metrics, against="SFT"))
     for name, baseline in evaluate_baselines(dataset, ks=[10], rewards=rewards).items():
         print(
@@ -195,10 +210,13 @@ def main() -> None:
         )
     best = {name: float(np.mean(values)) for name, values in before["best_of_drawn"].items()}
     print(
-        f"SFT, the best of {DRAWN} drawn lists: {best}; {before['seconds_to_draw']:.0f} s for {dataset.test.num_rows} users"
+        f"SFT, the best of {NUM_SAMPLED} sampled lists: {best}; "
+        f"{before['seconds_to_draw']:.0f} s for {dataset.test.num_rows} users"
     )
+
+    # 4. Draw the training signal.
     for x in ("step", "kl"):
-        logs = {name: several[0]["log"] for name, several in told.items() if name not in ("SFT", "offline")}
+        logs = {name: by_seed[0]["log"] for name, by_seed in results.items() if name not in ("SFT", "offline")}
         panels = {
             title: {name: logged_curve(log, key, x=x) for name, log in logs.items()} for key, title in PANELS.items()
         }

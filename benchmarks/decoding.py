@@ -1,12 +1,12 @@
-"""Constrained beam search over a catalogue of titles: `rank_items` against `generate` with `prefix_allowed_tokens_fn`.
+"""Times `rank_items` against `generate` with `prefix_allowed_tokens_fn`: beam search over a catalogue of titles.
 
-The other side is the obvious way in transformers: a Python trie asked for every beam at every token, log-probabilities
-renormalised over the legal tokens. Both get the same prompts and must return the same items.
+The latter is the obvious way in transformers: a Python trie, looked up for every beam at every token, with
+log-probabilities renormalised over the legal tokens. Both get the same prompts and must return the same items.
 
     python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--beams 10] [--runs 3]
 
-`DATASET_FOLDER` is one that `trl-rec prepare` wrote. `--tiny` takes the model's tokenizer with a 2-layer model of
-random weights.
+`DATASET_FOLDER` is the output of `trl-rec prepare`. `--tiny` uses the model's tokenizer with a 2-layer model of random
+weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trl_rec.ragged import Ragged
 
 
 def python_trie(paths: Ragged) -> dict:
-    """Nested dicts, one level a token."""
+    """Nested dicts, one level per token."""
     root: dict = {}
     for row in range(len(paths)):
         node = root
@@ -79,7 +79,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
 
-    dataset, tokenizer = load(arguments.dataset), load_tokenizer(arguments.model)
+    # Load the model, and build both tries.
+    dataset = load(arguments.dataset)
+    tokenizer = load_tokenizer(arguments.model)
     if arguments.tiny:
         torch.manual_seed(0)
         size = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -91,20 +93,26 @@ def main() -> None:
     trie = TokenTrie.from_catalog(dataset.catalog.with_surface("title"), tokenizer)
     prompt_format = PromptFormat.for_catalog(dataset.catalog.with_surface("title"), tokenizer)
     root = python_trie(prompt_format.paths)
+
+    # The same prompts for both: histories of the last ten items.
     histories = split_rows(dataset.test.select(range(arguments.prompts)), "history").tail(10)
     prompts = left_padded(prompt_format.encode(histories), tokenizer.pad_token_id)
     width = prompts["input_ids"].shape[1]
     print(f"{trie.num_items} titles of at most {trie.max_depth} tokens; {arguments.prompts} prompts of {width} tokens")
 
-    ours_seconds, theirs_seconds = [], []
+    # Take turns.
+    ours_seconds: list[float] = []
+    theirs_seconds: list[float] = []
     for run in range(arguments.runs):
         start = time.perf_counter()
         ranked = rank_items(model, prompts, trie, num_beams=arguments.beams)
         ours_seconds.append(time.perf_counter() - start)
+
         start = time.perf_counter()
         theirs = generate(model, tokenizer, prompts, root, arguments.beams, trie.max_depth)
         theirs_seconds.append(time.perf_counter() - start)
         print(f"run {run + 1}: rank_items {ours_seconds[-1]:.2f} s, generate {theirs_seconds[-1]:.2f} s", flush=True)
+
     same = sum(listed(trie, row) == items.tolist() for row, items in zip(theirs, ranked.items, strict=True))
     ratio = median(theirs_seconds) / median(ours_seconds)
     print(f"rank_items is {ratio:.1f} times faster (medians of {arguments.runs} runs)")
@@ -112,9 +120,9 @@ def main() -> None:
 
 
 def listed(trie: TokenTrie, sequences: Tensor) -> list[int]:
-    """The items of the generated `(beams, T)` sequences, those that share a title each with a rank, as many as
-    beams."""
-    leaves = trie.walk(sequences).amax(-1)  # nodes deepen along a path, and after its end all are -1
+    """The items of the generated sequences `(beams, T)`, at most one per beam. Items that share a title get one rank
+    each."""
+    leaves = trie.walk(sequences).amax(-1)  # node numbers grow along a path, and are -1 after its end
     return [item for leaf in leaves for item in trie.items_at(leaf).tolist()][: len(sequences)]
 
 

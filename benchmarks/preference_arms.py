@@ -1,14 +1,15 @@
-"""Random negatives, self-play and the progressive stages beside SFT and the baseline, from one policy, over several
-seeds.
+"""Compares random negatives, self-play and the progressive stages with SFT and the transition baseline.
 
     python benchmarks/preference_arms.py DATASET_FOLDER POLICY_FOLDER OUTPUT_FOLDER [--seeds 0 1 2] [--prompts 3000]
 
-The dataset has semantic IDs and the policy writes them (`trl-rec tokenize`, `trl-rec bear --config
-bear/ml-100k-semantic`). All arms see the same number of prompts: three stages of `--prompts` each, or one of three
-times as many; feedback goes on from the progressive self-play for two stages more. Learning rate and `sft_weight` are
-each arm's best of `--settings`, by validation with the first seed. Every stage keeps its best checkpoint by
-validation, or is undone. Work is kept in OUTPUT_FOLDER, and a call that was interrupted goes on. Intervals are over
-users, of their mean over the seeds.
+All arms start from one policy that writes semantic IDs (`trl-rec tokenize`, `trl-rec bear --config
+bear/ml-100k-semantic`), and run with several seeds. All arms see the same number of prompts: three stages of
+`--prompts` each, or one stage of three times as many. Feedback continues from the progressive self-play for two more
+stages.
+
+Learning rate and `sft_weight` are each arm's best of `--settings`, by validation with the first seed. Every stage
+keeps its best checkpoint by validation, or is undone. Results are saved in OUTPUT_FOLDER, and the same call resumes an
+interrupted study. Intervals are over users, of each user's mean over the seeds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MAX_LENGTH = 256
 
 
 def arms(prompts: int) -> dict[str, tuple[str | None, list[PreferenceStage]]]:
-    """Name: the arm it goes on from (None: the supervised policy), and its stages."""
+    """For each arm: the arm that it continues from (None for the supervised policy), and its stages."""
     beams = {"max_prompts": prompts, "num_beams": 20}
     progressive = [PreferenceStage("self_play", difficulty, **beams) for difficulty in ("easy", "medium", "hard")]
     return {
@@ -67,18 +68,18 @@ def run(
         seed=seed,
     )
     reports = run_stages(stages, start, Schedule(dataset, config))
-    told = ", ".join(f"{one['name']} {one['after'].get('eval_ndcg@10', float('nan')):.4f}" for one in reports)
-    print(
-        f"{name}, seed {seed}, {options}: validation {reports[0]['before']['eval_ndcg@10']:.4f} -> {told}", flush=True
-    )
+    before = reports[0]["before"]["eval_ndcg@10"]
+    after = ", ".join(f"{stage['name']} {stage['after'].get('eval_ndcg@10', float('nan')):.4f}" for stage in reports)
+    print(f"{name}, seed {seed}, {options}: validation {before:.4f} -> {after}", flush=True)
     return reports
 
 
 def measure(folder: Path, dataset: RecDataset, output: Path) -> Any:
-    """Per-user values on the test split; the lists are kept in `output`."""
+    """Test values per user of the policy in `folder`. Its lists are saved in `output`."""
 
     def rank() -> list[list[int]]:
-        model, tokenizer = load_model(folder), load_tokenizer(folder)
+        model = load_model(folder)
+        tokenizer = load_tokenizer(folder)
         prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer)
         options = {"prompt_format": prompt_format, "batch_size": 128, "max_length": MAX_LENGTH}
         return rank_split(model, tokenizer, dataset, **options).tolist()
@@ -97,39 +98,40 @@ def main() -> None:
         "--settings", nargs="+", default=["1e-5:0", "3e-5:0", "3e-5:1", "1e-4:1"], help="learning rate:sft weight"
     )
     arguments = parser.parse_args()
-    dataset, seeds, every = (
-        load(arguments.dataset).with_surface("semantic_id"),
-        arguments.seeds,
-        arms(arguments.prompts),
-    )
+    dataset = load(arguments.dataset).with_surface("semantic_id")
+    seeds = arguments.seeds
+    all_arms = arms(arguments.prompts)
 
     def folder(name: str, setting: tuple[float, float], seed: int) -> Path:
         return arguments.output / f"{name.replace(' ', '')}-{setting[0]:g}-{setting[1]:g}-{seed}"
 
-    settings = [tuple(map(float, one.split(":"))) for one in arguments.settings]
+    settings = [tuple(map(float, setting.split(":"))) for setting in arguments.settings]
     chosen: dict[str, tuple[float, float]] = {}
 
     def result(name: str, setting: tuple[float, float], seed: int) -> float:
-        """Validation NDCG@10 of what an arm hands on; run if it has not been yet."""
-        before, stages = every[name]
+        """Validation NDCG@10 of the policy that an arm ends with. Runs the arm if needed."""
+        before, stages = all_arms[name]
         start = arguments.policy if before is None else folder(before, chosen[before], seed)
         options = {"learning_rate": setting[0], "sft_weight": setting[1]}
         last = run(name, stages, start, dataset, folder(name, setting, seed), seed, **options)[-1]
         return last["after" if last["kept"] else "before"]["eval_ndcg@10"]
 
+    # 1. Choose each arm's setting by validation, then run it with all seeds.
     validation = {}
-    for name in every:
-        found = {setting: result(name, setting, seeds[0]) for setting in settings}
-        chosen[name] = max(found, key=lambda one: found[one])
-        print(f"{name}: learning rate and sft_weight by validation: {found}; {chosen[name]} it is", flush=True)
+    for name in all_arms:
+        scores = {setting: result(name, setting, seeds[0]) for setting in settings}
+        chosen[name] = max(scores, key=lambda setting: scores[setting])
+        print(f"{name}: validation by learning rate and sft_weight: {scores}; chosen: {chosen[name]}", flush=True)
         validation[name] = float(np.mean([result(name, chosen[name], seed) for seed in seeds]))
+
+    # 2. Measure the policies on the test split.
     runs = {
         "transition": [evaluate_baselines(dataset, ks=[10])["transition"].per_user],
         "SFT": [measure(arguments.policy, dataset, arguments.output / "SFT")],
     }
-    for name in every:
+    for name in all_arms:
         folders = [folder(name, chosen[name], seed) for seed in seeds]
-        runs[name] = [measure(one, dataset, one) for one in folders]
+        runs[name] = [measure(path, dataset, path) for path in folders]
     print("\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against="SFT", notes={"validation": validation}))
 
 

@@ -1,7 +1,8 @@
-"""Seconds and peak memory of preparing a large log on one core: `python benchmarks/prepare_scale.py --interactions
-10000000`.
+"""Measures seconds and peak memory of preparing a large log on one core.
 
-The log is made by another process, so that the peak is that of preparing alone.
+    python benchmarks/prepare_scale.py [--interactions 10000000] [--suffix parquet] [--split leave_one_out]
+
+Another process generates the log, so that the peak belongs to the preparation alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from trl_rec.data import prepare
 
 
 def make_log(folder: Path, num_interactions: int, suffix: str) -> None:
-    """A log of a twentieth as many users and a fiftieth as many items as interactions, both drawn by a power law."""
+    """Writes a log with one user per 20 and one item per 50 interactions, both drawn from a power law."""
     rng = np.random.default_rng(0)
     num_users, num_items = max(num_interactions // 20, 10), max(num_interactions // 50, 10)
     user, item = (
@@ -45,13 +46,15 @@ def make_log(folder: Path, num_interactions: int, suffix: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interactions", type=int, default=10_000_000)
     parser.add_argument("--suffix", choices=["csv", "parquet"], default="parquet")
     parser.add_argument("--split", choices=["leave_one_out", "time"], default="leave_one_out")
-    parser.add_argument("--min-interactions", type=int, default=5, help="k-core, of users and of items")
+    parser.add_argument("--min-interactions", type=int, default=5, help="k of the k-core filter, for users and items")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+    # One core for everything.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +65,9 @@ def main() -> None:
         )
         maker.start()
         maker.join()
-        start, minimum = time.perf_counter(), arguments.min_interactions
+
+        minimum = arguments.min_interactions
+        start = time.perf_counter()
         dataset = prepare(
             source,
             Path(folder, "out"),
@@ -71,6 +76,7 @@ def main() -> None:
             min_item_interactions=minimum,
         )
         seconds = time.perf_counter() - start
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     counts = {name: dataset.card[name] for name in ("num_users", "num_items", "num_interactions", "rows")}
     print(f"{arguments.interactions} interactions, {arguments.suffix}: {seconds:.1f} s, peak {peak:.2f} GiB; {counts}")

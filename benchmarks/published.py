@@ -1,12 +1,12 @@
-"""A decoder from scratch on Amazon Beauty's semantic IDs, beside the baselines and what others print for this data.
+"""Compares a decoder from scratch on Amazon Beauty's semantic IDs with the baselines and with published figures.
 
     trl-rec prepare --format lcrec --source FOLDER --output_dir data/beauty
     python benchmarks/published.py data/beauty runs/published [--text_encoder words] [--num_train_epochs 40]
 
-The recipe `bear/beauty-semantic`, whose keys can be overridden; IDs are those of the dual method with its defaults, in
-a copy of the data. The best checkpoint by validation NDCG@10 is measured on the test split with items of the history
-left out and not. The curve over the training is drawn in OUTPUT_FOLDER/curve.svg. Work is kept, and a call that was
-interrupted goes on.
+It runs the recipe `bear/beauty-semantic`, whose keys can be overridden. A copy of the data gets IDs of the dual method
+with its defaults. The best checkpoint by validation NDCG@10 is measured on the test split, with and without excluding
+the history. OUTPUT_FOLDER/curve.svg shows the validation curve. Results are saved, and the same call resumes an
+interrupted run.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ from trl_rec.scripts.parsing import parse
 from trl_rec.semantic_ids import DualIdsConfig, make_dual_ids, read_ids_card
 
 
-# Leave-one-out on 5-core Beauty as well. Protocols differ in details: an order of magnitude.
+# Also leave-one-out on 5-core Beauty. Protocols differ in details, so these give an order of magnitude.
 PUBLISHED = {"TIGER, as its authors print": (0.0648, 0.0384), "LC-Rec, as reproduced by others": (0.0791, 0.0438)}
-ARMS: dict[str, dict[str, str]] = {  # keys of the recipe
-    "one token an item": {
+# Keys of the recipe that an arm overrides.
+ARMS: dict[str, dict[str, str]] = {
+    "one token per item": {
         "surface": "item_token",
         "max_length": "22",
     },  # about as many items as with three tokens each
@@ -50,7 +51,7 @@ ARMS: dict[str, dict[str, str]] = {  # keys of the recipe
 
 
 def settings(name: str, output: Path, overrides: list[str]) -> tuple[DataArguments, RecModelConfig, BearConfig]:
-    """The recipe as the arm has it."""
+    """The recipe with the arm's keys and the given overrides."""
     folder = output / name.replace(",", "").replace(" ", "-")
     keys = {**ARMS[name], "dataset": str(output / "data"), "output_dir": str(folder)}
     given = [part for key, value in keys.items() for part in (f"--{key}", value)]
@@ -59,8 +60,9 @@ def settings(name: str, output: Path, overrides: list[str]) -> tuple[DataArgumen
 
 
 def rank(folder: Path, dataset: RecDataset, config: BearConfig) -> dict[str, Any]:
-    """The policy's lists for the test split, with items of the history left out and not."""
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    """The policy's lists for the test split, with and without excluding the history."""
+    model = load_model(folder)
+    tokenizer = load_tokenizer(folder)
     options: dict[str, Any] = {
         "prompt_format": PromptFormat.for_catalog(dataset.catalog, tokenizer, **config.prompt_options),
         "max_length": config.max_length,
@@ -76,16 +78,16 @@ def rank(folder: Path, dataset: RecDataset, config: BearConfig) -> dict[str, Any
 
 
 def with_ids(source: str, folder: Path, config: DualIdsConfig) -> RecDataset:
-    """A copy of the data with these IDs in it."""
+    """A copy of the data with these IDs."""
     if not folder.is_dir():
         with atomic_folder(folder) as copy:
             shutil.copytree(source, copy, dirs_exist_ok=True)
-    came_with_data = read_ids_card(folder) is None
+    came_with_data = read_ids_card(folder) is None  # our IDs have a card
     return make_dual_ids(load(folder), config, overwrite=came_with_data)
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
-    """What was logged while the policy trained."""
+    """The log of the policy's training."""
     return [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
 
 
@@ -97,20 +99,27 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=256)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     arguments, overrides = parser.parse_known_args()
-    recipes = {
-        name: settings(name, arguments.output, overrides) for name in arguments.arms
-    }  # a wrong key ends it here
+
+    # 1. Parse all recipes first, so that a wrong key fails at once. Then make the IDs.
+    recipes = {name: settings(name, arguments.output, overrides) for name in arguments.arms}
     ids = DualIdsConfig(text_encoder=arguments.text_encoder, codes=arguments.codes)
     dataset = with_ids(arguments.dataset, arguments.output / "data", ids)
-    lists, curves = {}, {}
+
+    # 2. Train and rank.
+    lists = {}
+    curves = {}
     for name, (data, model_config, config) in recipes.items():
-        written = dataset.with_surface(data.surface)
-        folder = learn_supervised(written, config, model_config)
-        lists[name] = kept(folder / "lists.json", partial(rank, folder, written, config))
+        surfaced = dataset.with_surface(data.surface)
+        folder = learn_supervised(surfaced, config, model_config)
+        lists[name] = kept(folder / "lists.json", partial(rank, folder, surfaced, config))
         curves[name] = logged_curve(logged(folder), "eval_ndcg@10", x="epoch")
+
+    # 3. Print the tables and the published figures, and draw the curves.
     for history in ("excluded", "not excluded"):
         results = evaluate_baselines(dataset, ks=[10], exclude_history=history == "excluded")
-        results |= {name: evaluate_split(np.array(told[history]), dataset, ks=[10]) for name, told in lists.items()}
+        results |= {
+            name: evaluate_split(np.array(ranked[history]), dataset, ks=[10]) for name, ranked in lists.items()
+        }
         print(metrics_table(results, columns=["recall@10", "ndcg@10"], caption=f"test split, history {history}"), "\n")
     for name, (recall, ndcg) in PUBLISHED.items():
         print(f"{name}: recall@10 {recall}, ndcg@10 {ndcg}")

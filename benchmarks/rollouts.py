@@ -1,12 +1,11 @@
-"""Lists of distinct items drawn by `sample_item_lists`, and by `model.generate` with a logits processor doing the
-same.
+"""Times `sample_item_lists` against `model.generate` with an equivalent logits processor: lists of distinct items.
 
     python benchmarks/rollouts.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--history 50] [--runs 5]
 
-A Llama of random weights; items as one token each, as semantic IDs of three tokens, and as titles of 4 to 16. The
-processor takes what a list holds out of the logits, for all rows at a time. `generate` is called once a prompt, as a
-rollout loop does (histories differ in length), and once for all prompts. The ways take turns; prints lists a second
-(medians). Threads are those of OMP_NUM_THREADS.
+The model is a Llama with random weights. Items are one token each, semantic IDs of three tokens, or titles of 4 to 16
+tokens. The processor removes the items that a list already contains from the logits, for all rows at once. `generate`
+is called once per prompt, as in a rollout loop (histories differ in length), and once for all prompts. The methods
+take turns. Prints lists per second (medians). OMP_NUM_THREADS sets the number of threads.
 """
 
 from __future__ import annotations
@@ -30,23 +29,31 @@ from trl_rec.decoding.excluded import Excluded
 from trl_rec.items import TokenTrie
 
 
-EOS, FIRST = 1, 3  # padding is token 0
+EOS = 1  # padding is token 0, and 2 begins a prompt
+FIRST = 3  # the first token of the items
 
 
 class ListProcessor(LogitsProcessor):
-    """Leaves what continues a list of distinct items, then EOS."""
+    """Allows only tokens that continue a list of distinct items, then EOS."""
 
     def __init__(self, trie: TokenTrie, prompt_length: int, list_length: int) -> None:
-        self.trie, self.prompt_length, self.list_length = trie, prompt_length, list_length
-        self.nodes, self.items = torch.empty(0), torch.empty(0)
+        self.trie = trie
+        self.prompt_length = prompt_length
+        self.list_length = list_length
+        self.nodes = torch.empty(0)  # (rows,): where in the trie each row is
+        self.items = torch.empty(0)  # (rows, list_length): the items of each list, then -1
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `(rows, V)` with everything illegal at minus infinity."""
+        """Scores `(rows, V)`, minus infinity at illegal tokens."""
         self._advance(input_ids)
+
+        # Keep the children that lead to an item which is not in the list.
         tokens, children, legal = self.trie.children(self.nodes)
         legal &= ~Excluded(self.trie, self.items, len(scores)).emptied(children)
         masked = torch.full_like(scores, -torch.inf)
         masked.scatter_reduce_(1, tokens, scores.gather(1, tokens).masked_fill(~legal, -torch.inf), "amax")
+
+        # A complete list continues with EOS.
         done = (self.items >= 0).sum(1) == self.list_length
         masked[done] = -torch.inf
         masked[:, EOS] = torch.where(done, 0.0, masked[:, EOS])
@@ -57,6 +64,8 @@ class ListProcessor(LogitsProcessor):
             self.nodes = torch.zeros(len(input_ids), dtype=torch.int64)
             self.items = torch.full((len(input_ids), self.list_length), -1)
             return
+
+        # Where a path ends, add its item to the list and return to the root.
         self.nodes = self.trie.advance(self.nodes, input_ids[:, -1])
         ended = (self.nodes >= 0) & (self.trie.row_offsets[self.nodes] == self.trie.row_offsets[self.nodes + 1])
         item = self.trie.items[self.trie.item_starts[self.nodes]].long()
@@ -68,7 +77,7 @@ class ListProcessor(LogitsProcessor):
 def generate(
     model: LlamaForCausalLM, prompts: dict[str, Tensor], trie: TokenTrie, num_lists: int, length: int
 ) -> Tensor:
-    """Tokens `(B, num_lists, T)` of one call."""
+    """The sampled tokens of one call, `(B, num_lists, T)`."""
     width = prompts["input_ids"].shape[1]
     config = GenerationConfig(
         do_sample=True,
@@ -95,37 +104,42 @@ def main() -> None:
     parser.add_argument("--surfaces", nargs="+", default=["item_token", "semantic_id", "title"])
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
-    print(
-        f"{torch.get_num_threads()} threads; {arguments.prompts} prompts, {arguments.lists} lists of {arguments.length} each"
-    )
+    counts = f"{arguments.prompts} prompts, {arguments.lists} lists of {arguments.length} each"
+    print(f"{torch.get_num_threads()} threads; {counts}")
     for surface in arguments.surfaces:
         measure(surface, arguments)
 
 
 def measure(surface: str, arguments: argparse.Namespace) -> None:
     """Prints the figures of one surface."""
+    # 1. A catalogue, a model, and prompts of random histories.
     paths, vocab_size = make_paths(surface, arguments.items)
-    trie, model = TokenTrie.from_sequences(paths), small(vocab_size, arguments.hidden, arguments.layers)
+    trie = TokenTrie.from_sequences(paths)
+    model = small(vocab_size, arguments.hidden, arguments.layers)
     histories = torch.randint(arguments.items, (arguments.prompts, arguments.history)).tolist()
     rows = [[2] + [token for item in history for token in paths[item]] for history in histories]
-    batch, alone = padded(rows), [padded([row]) for row in rows]
+    batch = padded(rows)
+    alone = [padded([row]) for row in rows]
+
+    # 2. The methods take turns; the first run warms up.
     counts = (arguments.lists, arguments.length)
-    ways: dict[str, Callable[[], object]] = {
+    methods: dict[str, Callable[[], object]] = {
         "sample_item_lists": lambda: sample_item_lists(model, batch, trie, num_lists=counts[0], list_length=counts[1]),
-        "generate, a call a prompt": lambda: [generate(model, prompt, trie, *counts) for prompt in alone],
+        "generate, one call per prompt": lambda: [generate(model, prompt, trie, *counts) for prompt in alone],
         "generate, one call": lambda: generate(model, batch, trie, *counts),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(arguments.runs + 1):
-        for name, way in ways.items():
+        for name, method in methods.items():
             start = time.perf_counter()
-            way()
+            method()
             seconds[name].append(time.perf_counter() - start)
+
     print(f"{surface}: paths of up to {trie.max_depth} tokens, prompts of {batch['input_ids'].shape[1]}")
     for name, taken in seconds.items():
         ratio = median(other / ours for other, ours in zip(taken[1:], seconds["sample_item_lists"][1:], strict=True))
         rate = arguments.prompts * arguments.lists / median(taken[1:])
-        print(f"  {name}: {rate:.0f} lists a second, {ratio:.1f} times our time", flush=True)
+        print(f"  {name}: {rate:.0f} lists per second, {ratio:.1f} times the time of sample_item_lists", flush=True)
 
 
 def make_paths(surface: str, num_items: int) -> tuple[list[list[int]], int]:
@@ -133,7 +147,7 @@ def make_paths(surface: str, num_items: int) -> tuple[list[list[int]], int]:
     rng = np.random.default_rng(0)
     if surface == "item_token":
         return [[FIRST + item] for item in range(num_items)], FIRST + num_items
-    if surface == "semantic_id":  # 64 codes a level, the last one counting the items that share the first two
+    if surface == "semantic_id":  # 64 codes per level; the third numbers the items that share the first two
         codes = rng.integers(0, 64, (num_items, 2)).tolist()
         seen: dict[tuple[int, ...], int] = {}
         paths = []

@@ -1,10 +1,11 @@
-"""K completions of one prompt in one row against one row each: forward and backward of their summed log-probabilities.
+"""Times K completions of one prompt in one shared row against K separate rows.
 
     python benchmarks/shared_prompt.py [--prompt 200] [--tokens 5] [--completions 16 4 3] [--batch 1] [--runs 7]
 
-A small Llama of random weights, the output embedding at completions only on both sides, both taking turns. Prints
-seconds (medians), their ratio beside that of the tokens read, and the most bytes of tensors alive beyond the weights
-and gradients. Threads are those of OMP_NUM_THREADS.
+Each run is forward and backward of the summed log-probabilities, with a small Llama of random weights. On both sides
+the output embedding runs at the completions only. The two take turns. Prints seconds (medians), their ratio next to
+the ratio of tokens read, and the peak bytes of tensors beyond weights and gradients. OMP_NUM_THREADS sets the number
+of threads.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = small(arguments.vocabulary)
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # so that making them counts on neither side
+        parameter.grad = torch.zeros_like(parameter)  # allocated now, so that neither side is charged for it
     print(f"{torch.get_num_threads()} threads, {sum(map(torch.numel, model.parameters())) / 1e6:.1f} M parameters")
     for count in arguments.completions:
         measure(model, arguments.batch, arguments.prompt, count, arguments.tokens, arguments.runs)
@@ -51,43 +52,45 @@ def small(vocab_size: int) -> LlamaForCausalLM:
 
 
 def measure(model: LlamaForCausalLM, batch: int, prompt: int, count: int, tokens: int, runs: int) -> None:
-    """Prints the figures of both ways on the same texts."""
+    """Prints the figures of separate and shared rows on the same texts."""
     texts = make_texts(model.config.vocab_size, batch, prompt, count, tokens)
-    ways = {"separate": False, "shared": True}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks, logps = {}, {}
+    methods = {"separate": False, "shared": True}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    peaks = {}
+    logps = {}
+
+    # Time first, as counting bytes slows a step down. The first run warms up.
     for _ in range(runs + 1):
-        for name, shared in ways.items():
+        for name, shared in methods.items():
             start = time.perf_counter()
             logps[name] = step(model, texts, shared)
             seconds[name].append(time.perf_counter() - start)
-    for name, shared in ways.items():
+    for name, shared in methods.items():
         with PeakBytes() as alive:
             step(model, texts, shared)
         peaks[name] = alive.peak
         print(f"K={count} {name}: {median(seconds[name][1:]):.3f} s, {alive.peak / 2**20:.0f} MiB at the peak")
+
     faster = median(a / b for a, b in zip(seconds["separate"][1:], seconds["shared"][1:], strict=True))
     fewer = count * (prompt + tokens) / (prompt + count * tokens)
-    print(
-        f"K={count}: {faster:.1f} times faster (median of {runs} pairs), {fewer:.1f} times fewer tokens: {faster / fewer:.2f}"
-    )
-    apart = (logps["shared"] - logps["separate"]).abs().max()
-    print(
-        f"K={count}: {peaks['shared'] / peaks['separate']:.2f} of the bytes; log-probabilities differ by {apart:.0e} at most"
-    )
+    speed = f"{faster:.1f} times faster (median of {runs} pairs)"
+    print(f"K={count}: {speed}, {fewer:.1f} times fewer tokens: {faster / fewer:.2f}")
+    difference = (logps["shared"] - logps["separate"]).abs().max()
+    memory = f"{peaks['shared'] / peaks['separate']:.2f} times the bytes"
+    print(f"K={count}: {memory}; log-probabilities differ by {difference:.0e} at most")
 
 
 def make_texts(
     vocab_size: int, batch: int, prompt: int, count: int, tokens: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    prompt_ids, completion_ids = (
-        torch.randint(vocab_size, (batch, prompt)),
-        torch.randint(vocab_size, (batch, count, tokens)),
-    )
+    """Prompts `(B, P)` and completions `(B, K, T)` of random ids, each with its mask."""
+    prompt_ids = torch.randint(vocab_size, (batch, prompt))
+    completion_ids = torch.randint(vocab_size, (batch, count, tokens))
     return prompt_ids, torch.ones_like(prompt_ids).bool(), completion_ids, torch.ones_like(completion_ids).bool()
 
 
 def step(model: LlamaForCausalLM, texts: tuple[Tensor, Tensor, Tensor, Tensor], shared: bool) -> Tensor:
+    """Forward and backward. Returns the log-probabilities of the completions' tokens."""
     logps = completion_logps(_read(model, model, *texts, texts[-1], shared=shared), *texts[2:])
     logps.sum().backward()
     return logps.detach()

@@ -1,9 +1,10 @@
-"""Every position a target, or one row a prefix: training time to the same validation NDCG@10.
+"""Compares `targets="all"` with `targets="last"`: training time to the same validation NDCG@10.
 
     python benchmarks/targets.py DATASET_FOLDER [--seconds 240] [--seed 0]
 
-`targets="last"` trains for the given time; `targets="all"` then trains until it reaches the best value that `last` has
-seen. Same model from scratch, one token an item, same batch of rows and learning rate; evaluation is not counted.
+`targets="last"` (one row per prefix) trains for the given time. `targets="all"` (every position a target) then trains
+until it reaches the best value of `last`. Both use the same model from scratch, one token per item, and the same batch
+size and learning rate. The time of evaluations does not count.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from trl_rec.models import make_model, make_tokenizer
 
 
 class Clock(TrainerCallback):
-    """Training seconds at each evaluation; stops at a time, or at a value of NDCG@10."""
+    """Prints the training seconds at each evaluation. Stops training after `seconds`, or at an NDCG@10 of `goal`."""
 
     def __init__(self, seconds: float, goal: float) -> None:
-        self.seconds, self.goal, self.spent, self.best, self.reached = seconds, goal, 0.0, 0.0, 0.0
+        self.seconds = seconds
+        self.goal = goal
+        self.spent = 0.0  # training seconds so far
+        self.best = 0.0  # best NDCG@10 so far
+        self.reached = 0.0  # training seconds when it was reached
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.start = time.perf_counter()
@@ -80,7 +85,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     dataset = load(arguments.dataset).with_surface("item_token")
-    print("one row a prefix")
+    print("one row per prefix")
     last = Clock(arguments.seconds, float("inf"))
     run(dataset, "last", last, arguments.seed, eval_steps=200)
     print(f"every position a target, until {last.best:.4f}")

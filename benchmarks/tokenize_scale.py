@@ -1,9 +1,10 @@
-"""Seconds and peak memory of semantic IDs for a large catalogue: `python benchmarks/tokenize_scale.py --items
-1000000`.
+"""Measures seconds and peak memory of semantic IDs for a large catalogue.
 
-Two parts: item vectors from a made-up log of twenty interactions an item, whose users stay within a part of the
-catalogue; and residual k-means with repair over vectors of the given width, made from a mixture, as a text encoder's
-would be.
+    python benchmarks/tokenize_scale.py [--items 1000000] [--width 384] [--levels 3] [--codes 256]
+
+There are two parts. The first makes item vectors from a generated log with twenty interactions per item, whose users
+each stay within a part of the catalogue. The second runs residual k-means and the repair on vectors of the given
+width, drawn from a mixture to resemble those of a text encoder.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from trl_rec.semantic_ids.residual import residual_kmeans
 
 
 PER_USER = 20
-PART = 500  # items that one user chooses from, by a power law
+PART = 500  # items that one user chooses from, following a power law
 
 
 def make_train(num_items: int) -> Dataset:
-    """As many users as items, each with `PER_USER` interactions."""
+    """A training split with as many users as items and `PER_USER` interactions per user."""
     rng = np.random.default_rng(0)
     start = rng.integers(0, num_items, (num_items, 1))
     items = ((start + PART * rng.random((num_items, PER_USER)) ** 3) % num_items).astype(np.int32)
@@ -45,6 +46,7 @@ def make_train(num_items: int) -> Dataset:
 
 
 def make_vectors(num_items: int, width: int) -> torch.Tensor:
+    """Vectors around 2,000 centres, `(num_items, width)`."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(2000, width, generator=generator)
     vectors = centres[torch.randint(len(centres), (num_items,), generator=generator)]
@@ -52,9 +54,12 @@ def make_vectors(num_items: int, width: int) -> torch.Tensor:
 
 
 def timed(what: str, work: Callable[[], Any]) -> Any:
-    start, cpu = time.perf_counter(), time.process_time()
+    """The result of `work`. Prints its time and the peak memory so far."""
+    start = time.perf_counter()
+    cpu_start = time.process_time()
     result = work()
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    seconds = time.perf_counter() - start
+    cpu = time.process_time() - cpu_start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{what}: {seconds:.1f} s, {cpu:.1f} s of CPU, peak {peak:.2f} GiB so far", flush=True)
     return result
@@ -73,7 +78,7 @@ def measure_codes(num_items: int, width: int, levels: int, codes: int) -> None:
     repaired = timed("repair", lambda: repair_last_level(found.codes, found.last_residuals, found.codebooks[-1]))
     before, after = ((int(group_of(rows).max()) + 1) / num_items for rows in (found.codes, repaired))
     left = ", ".join(f"{error:.1%}" for error in found.errors)
-    print(f"distinct: {before:.2%} before, {after:.2%} after; left of the vectors: {left}")
+    print(f"distinct: {before:.2%} before, {after:.2%} after; squared length left per level: {left}")
 
 
 def main() -> None:

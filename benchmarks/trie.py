@@ -1,9 +1,10 @@
-"""How `TokenTrie` scales: building from random 4-level semantic IDs, and looking up children, on one core.
+"""Measures how `TokenTrie` scales: building it from random 4-level semantic IDs, and looking up children, on one core.
 
     python benchmarks/trie.py [--items 10000000] [--small 10000]
 
-Prints seconds and peak resident memory (input included), then the time of one `children` call over 320 random nodes of
-equal width (32 prompts x 10 beams) in the large trie over that in the small one. The last line is the same as JSON.
+Prints seconds and peak resident memory, input included. Then it prints the time of one `children` call over 320 random
+nodes of equal width (32 prompts x 10 beams) in the large trie, relative to the small one. The last line repeats the
+figures as JSON.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from trl_rec.items import TokenTrie
 
 
 def semantic_ids(num_items: int) -> torch.Tensor:
-    """Uniform IDs of 4 levels of 256 codes, each level with tokens of its own."""
+    """Random IDs `(num_items, 4)` of 256 codes per level. Each level has its own tokens."""
     codes = torch.randint(0, 256, (num_items, 4), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
     return codes + 256 * torch.arange(4, dtype=torch.int32)
 
 
 def lookup_seconds(tries: list[TokenTrie], width: int, calls: int = 200) -> list[float]:
-    """Median seconds of a `children` call over 320 nodes of `width` children, the tries taking turns, new nodes each
-    time."""
+    """Median seconds of a `children` call over 320 nodes of `width` children, per trie. The tries take turns, with new
+    nodes each time."""
     pools = [(trie.row_offsets.diff() == width).nonzero().squeeze(1) for trie in tries]
     generator = torch.Generator().manual_seed(0)
     seconds: list[list[float]] = [[] for _ in tries]
@@ -47,6 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
+    # 1. Build.
     paths = semantic_ids(arguments.items)
     start = time.perf_counter()
     large = TokenTrie.from_sequences(paths)
@@ -61,14 +63,14 @@ def main() -> None:
         f"peak resident memory {peak:.2f} GiB, of which input {paths.nbytes / 2**30:.2f} and trie {size / 2**30:.2f}"
     )
 
+    # 2. Look up children, in the large trie and in a small one.
     small = TokenTrie.from_sequences(paths[: arguments.small])
     ratios = {}
     for width in (1, 2, 256):
         few, many = lookup_seconds([small, large], width)
         ratios[width] = many / few
-        print(
-            f"children of 320 nodes, {width} each: {many * 1e6:.0f} us, {many / few:.2f} of that at {small.num_items:,} items"
-        )
+        relative = f"{many / few:.2f} times the time with {small.num_items:,} items"
+        print(f"children of 320 nodes, {width} each: {many * 1e6:.0f} us, {relative}")
     print(json.dumps({"seconds": built, "peak_gib": peak, "ratios": ratios}))
 
 
