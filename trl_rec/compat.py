@@ -159,6 +159,10 @@ def mark_unquantized(model: PreTrainedModel) -> None:
     del model.config.quantization_config
 
 
+# Fields of newer transformers that our configs declare for older ones; they are inherited all the same.
+BACKPORTED_FIELDS = ("activation_checkpointing", "activation_checkpointing_kwargs")
+
+
 def settle_checkpointing(args: TrainingArguments) -> None:
     """Gives `activation_checkpointing` its meaning; call it before `TrainingArguments.__post_init__`.
 

@@ -17,6 +17,7 @@ import numpy as np
 from accelerate import PartialState
 from trl import DPOConfig, SFTConfig
 
+from trl_rec.compat import BACKPORTED_FIELDS
 from trl_rec.data.dataset import RecDataset, split_rows
 from trl_rec.data.tasks.rows import task_texts
 from trl_rec.files import write_json
@@ -198,7 +199,7 @@ def _adapter_entry(schedule: Schedule) -> dict[str, Any] | None:
 
 def _config_entries(config: BearConfig | SoftmaxDPOConfig) -> dict[str, Any]:
     """The fields of a trainer's configuration that belong to a plan."""
-    inherited = {one.name for base in (SFTConfig, DPOConfig) for one in fields(base)}
+    inherited = {one.name for base in (SFTConfig, DPOConfig) for one in fields(base)}.union(BACKPORTED_FIELDS)
     return {name: value for name, value in config.to_dict().items() if name in INHERITED or name not in inherited}
 
 

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_rec.compat import name_or_path
+from trl_rec.compat import BACKPORTED_FIELDS, name_or_path
 from trl_rec.files import write_text
 from trl_rec.items import ItemCatalog
 
@@ -68,9 +68,7 @@ def _shown_fields(args: object) -> list[str]:
     """The fields that this package's configs add to TRL's, and `RUN_SETTINGS`."""
     configs = [kind for kind in type(args).__mro__ if kind.__module__.startswith("trl_rec.")]
     ours = {name for config in configs for name in config.__annotations__}
-    # transformers' own, which RecConfig declares for its older versions
-    ours -= {"activation_checkpointing", "activation_checkpointing_kwargs"}
-    return sorted(ours.union(RUN_SETTINGS))
+    return sorted(ours.difference(BACKPORTED_FIELDS).union(RUN_SETTINGS))
 
 
 def _metric_lines(entry: dict[str, Any]) -> list[str]:
