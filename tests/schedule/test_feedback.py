@@ -90,9 +90,9 @@ def test_missing_and_unfit_scores_are_refused() -> None:
         feedback_preferences(train, difficulty="easy")
     with pytest.raises(ValueError, match="no column 'mood' of scores; it has user, history"):
         feedback_preferences(train, difficulty="easy", scores="mood")
-    with pytest.raises(ValueError, match="scores hold 1 rows, the training split 2"):
+    with pytest.raises(ValueError, match="scores has 1 rows and the training split 2"):
         feedback_preferences(train, difficulty="easy", scores=Ragged.from_lists(SCORES[:1]))
-    with pytest.raises(ValueError, match="scores, row 1: 2 for 3 items"):
+    with pytest.raises(ValueError, match="scores, row 1: 2 values for 3 items"):
         feedback_preferences(train, difficulty="easy", scores=Ragged.from_lists([SCORES[0], SCORES[1][:2]]))
     with pytest.raises(ValueError, match="difficulty must be easy or hard"):
         feedback_preferences(train, difficulty="medium")
@@ -119,7 +119,7 @@ def test_unfit_cuts_are_refused(cuts, message) -> None:
 
 def test_scores_without_a_number_are_refused() -> None:
     unknown = Ragged.from_lists([[float("nan")] * 4, [float("nan")] * 3], float)
-    with pytest.raises(ValueError, match="there are none at all"):
+    with pytest.raises(ValueError, match="there are no scores at all"):
         feedback_preferences(make_split(ROWS), difficulty="easy", scores=unknown)
 
 

@@ -13,7 +13,7 @@ from trl_rec.schedule import (
     training_prefixes,
 )
 from trl_rec.schedule.draws import draw_below
-from trl_rec.schedule.prefixes import sampled
+from trl_rec.schedule.prefixes import even_sample
 
 
 ROWS = [(0, [0], [1, 2]), (1, [3], [4])]
@@ -50,7 +50,7 @@ def test_a_sample_is_part_of_the_whole_and_follows_from_the_seed(rows, most, see
 def test_all_prefixes_are_equally_likely() -> None:
     counts = np.zeros(8)
     for seed in range(2000):
-        counts[sampled(8, 2, seed)] += 1
+        counts[even_sample(8, 2, seed)] += 1
     assert (np.abs(counts - 500) < 95).all()  # 4.9 standard deviations
 
 
@@ -71,7 +71,7 @@ def test_held_out_rows_are_refused(split) -> None:
         self_play_preferences(prefixes, beams, catalog, train=rows)
     with pytest.raises(ValueError, match="learns from the training split alone"):
         random_preferences(prefixes, NUM_ITEMS, train=rows)
-    with pytest.raises(ValueError, match="no training prefixes"):
+    with pytest.raises(ValueError, match="not training prefixes"):
         self_play_preferences(rows, beams, catalog, train=train)
     with pytest.raises(ValueError, match="'target' is missing"):
         random_preferences(train, NUM_ITEMS, train=train)
@@ -147,7 +147,7 @@ def test_beams_that_do_not_fit_are_refused() -> None:
     prefixes, catalog = training_prefixes(train), make_catalog("item_token")
     with pytest.raises(ValueError, match=r"shape \(2, 4\), but there are 3 prefixes"):
         self_play_preferences(prefixes, np.zeros((2, 4), int), catalog, train=train)
-    with pytest.raises(ValueError, match="beams of row 1 hold item 9, the catalogue 9 items"):
+    with pytest.raises(ValueError, match="beams of row 1 contain item 9, but the catalogue has 9 items"):
         self_play_preferences(prefixes, np.array([[0], [9], [0]]), catalog, train=train)
     with pytest.raises(ValueError, match="difficulty must be"):
         self_play_preferences(prefixes, np.zeros((3, 1), int), catalog, train=train, difficulty="harder")

@@ -160,7 +160,7 @@ def test_unfit_calls_are_refused(setting, tmp_path) -> None:
         setting.beams(folder=tmp_path)
     with pytest.raises(ValueError, match="part_size=0"):
         setting.beams(part_size=0)
-    with pytest.raises(ValueError, match="no training prefixes"):
+    with pytest.raises(ValueError, match="not training prefixes"):
         setting.beams(prefixes=setting.dataset.test)
 
 

@@ -1,8 +1,9 @@
-"""A few distinct numbers for each row, drawn by (seed, row): processes, blocks and the other rows play no part."""
+"""Draws distinct random numbers for each row, as a function of (seed, row): batches and processes do not matter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -15,49 +16,53 @@ def draw(
     """The first `count` allowed numbers of each row's permutation of `range(size)`.
 
     Args:
-        rows (`np.ndarray` of shape `(N,)`): What each row is known by.
-        count: Numbers a row.
-        size: All numbers are below it.
-        seed: Chooses the permutations, together with `rows`.
-        allowed: Given places in `rows` `(M, 1)` and numbers `(M, W)`, tells which numbers these rows may have, `(M,
-            W)`.
+        rows (`np.ndarray` of shape `(N,)`): The number that identifies each row, together with the seed.
+        count: Numbers to draw per row.
+        size: The numbers are below it.
+        seed: Chooses the permutations.
+        allowed: Called with indices into `rows` `(M, 1)` and numbers `(M, W)`; returns a boolean `(M, W)`, which of
+            the numbers the row may have.
 
     Returns:
-        `(N, count)`, in the order drawn; -1 where a row has no more.
+        `(N, count)`, in the order drawn, -1 where a row has fewer.
     """
     out = np.full((len(rows), count), -1, np.int64)
-    found = np.zeros(len(rows), np.int64)
+    num_drawn = np.zeros(len(rows), np.int64)
     for start in range(0, size, count):
-        wanting = np.flatnonzero(found < count)
+        # 1. The next W positions of the permutation, for the rows that need more numbers.
+        unfinished = np.flatnonzero(num_drawn < count)  # (M,)
         positions = np.arange(start, min(start + count, size))
-        places = np.tile(positions, len(wanting)), np.repeat(rows[wanting], len(positions))
-        numbers = permuted(*places, seed, size).reshape(len(wanting), len(positions))
-        good = allowed(wanting[:, None], numbers)
-        rank = found[wanting, None] + np.cumsum(good, 1) - 1
-        row, place = np.nonzero(good & (rank < count))
-        out[wanting[row], rank[row, place]] = numbers[row, place]
-        found[wanting] += good.sum(1)
-        if (found >= count).all():
+        numbers = permuted(
+            np.tile(positions, len(unfinished)), np.repeat(rows[unfinished], len(positions)), seed, size
+        ).reshape(len(unfinished), len(positions))
+
+        # 2. Append those that are allowed, as far as there is room.
+        good = allowed(unfinished[:, None], numbers)  # (M, W)
+        rank = num_drawn[unfinished, None] + np.cumsum(good, 1) - 1
+        row, position = np.nonzero(good & (rank < count))
+        out[unfinished[row], rank[row, position]] = numbers[row, position]
+
+        # 3. Stop when no row needs more.
+        num_drawn[unfinished] += good.sum(1)
+        if (num_drawn >= count).all():
             break
     return out
 
 
 def draw_below(rows: np.ndarray, count: int, sizes: np.ndarray, seed: int) -> np.ndarray:
-    """Up to `count` distinct numbers below each row's own size, `(N, count)`: all of them where they are not more than
-    `count`, -1 filling up."""
+    """Up to `count` distinct numbers below each row's own size, `(N, count)`, -1 where a row has fewer.
+
+    A row whose size is at most `count` gets all of its numbers.
+    """
     out = np.where(np.arange(count) < sizes[:, None], np.arange(count), -1)
-    bits = np.frexp(np.maximum(sizes - 1, 0))[1]  # of the largest number below each size
+
+    # Rows with the same power of two above their size share a draw; numbers at or above a row's own size are skipped.
+    bits = np.frexp(np.maximum(sizes - 1, 0))[1]  # bits of the largest number below each size
     for power in np.unique(bits[sizes > count]).tolist():
-        mine = np.flatnonzero((bits == power) & (sizes > count))
-        out[mine] = draw(rows[mine], count, 1 << power, seed, _Below(sizes[mine]))
+        group = np.flatnonzero((bits == power) & (sizes > count))
+        out[group] = draw(rows[group], count, 1 << power, seed, partial(_is_below, sizes[group]))
     return out
 
 
-class _Below:
-    """Allows each row the numbers below its size."""
-
-    def __init__(self, sizes: np.ndarray) -> None:
-        self.sizes = sizes
-
-    def __call__(self, at: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        return numbers < self.sizes[at]
+def _is_below(sizes: np.ndarray, indices: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    return numbers < sizes[indices]

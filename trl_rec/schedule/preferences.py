@@ -1,10 +1,10 @@
-"""Where the negatives of preference training come from: the policy's own beams, sorted by difficulty, or chance.
+"""Preference tables with negatives from two sources: the policy's own beams, by difficulty, and random items.
 
-All makers of candidates give a *preference table*: `user, history, chosen, rejected`, item indices, one row a prompt.
-The rejected items of a row are distinct, never the chosen one, and there may be none. So are their texts where the
-maker is given the catalogue: items that are written the same are one to the model.
+A *preference table* has one row per prompt, with the columns `user, history, chosen, rejected` of item indices. The
+rejected items of a row are distinct and never the chosen item; there may be none. If the catalogue is given, their
+texts are distinct too, because a model cannot tell items apart that are written in the same way.
 
-Legend: N prompts, W beams of each, best first, -1 where there is none.
+Legend: N prompts, W beams per prompt, best first, -1 where a prompt has fewer.
 """
 
 from __future__ import annotations
@@ -33,27 +33,30 @@ def self_play_preferences(
     difficulty: str = "any",
     num_negatives: int = 20,
 ) -> Dataset:
-    """Preference table with the policy's own recommendations as negatives, those it scores best first.
+    """Preference table whose negatives are the policy's own recommendations, the best ones first.
 
-    Left out are the target and whatever the user chose anywhere in training: the same training run teaches these as
-    right answers to the same user, and would be told both. The user's validation and test items stay in if the policy
-    recommends them. Taking them out would need the held-out data, and a model whose negatives never hold them has been
-    told about them; as it is, they are treated like any item of which training says nothing.
+    The target and all items that the user chose anywhere in training are left out: other rows teach them as right
+    answers for the same user.
+
+    The user's validation and test items stay in if the policy recommends them. To leave them out, the held-out data
+    would have to be read, and a model whose negatives never contain the held-out items could learn which they are. So
+    they are treated like every other item that the user did not choose in training.
 
     Args:
-        prefixes: What `training_prefixes` made.
-        beams (`np.ndarray` of shape `(N, W)`): What `self_play_beams` made of them.
-        catalog: The items; its surface decides what difficulty means, see [`self_play_buckets`].
+        prefixes: Prompts from `training_prefixes`.
+        beams (`np.ndarray` of shape `(N, W)`): Recommendations for the prefixes, from `self_play_beams`.
+        catalog: The items; its surface determines what difficulty means, see [`self_play_buckets`].
         train: The training split that the prefixes come from.
-        difficulty: `"easy"`, `"medium"`, `"hard"` or `"any"`.
-        num_negatives: Most negatives of a prompt.
+        difficulty (*optional*, defaults to `"any"`): `"easy"`, `"medium"`, `"hard"` or `"any"`.
+        num_negatives (*optional*, defaults to `20`): Largest number of negatives per prompt.
     """
     if difficulty not in (*DIFFICULTIES, "any"):
         raise ValueError(f"difficulty must be easy, medium, hard or any, not {difficulty!r}")
     check_negatives(num_negatives)
-    buckets = self_play_buckets(prefixes, beams, catalog, train=train)
+
+    buckets = self_play_buckets(prefixes, beams, catalog, train=train)  # (N, W)
     keep = buckets >= 0 if difficulty == "any" else buckets == DIFFICULTIES.index(difficulty)
-    keep &= np.cumsum(keep, 1) <= num_negatives
+    keep &= np.cumsum(keep, 1) <= num_negatives  # the best ones first
     return preference_table(prefixes, Ragged.from_lengths(beams[keep], keep.sum(1)))
 
 
@@ -66,17 +69,19 @@ def random_preferences(
     seed: int = 0,
     catalog: ItemCatalog | None = None,
 ) -> Dataset:
-    """Preference table with negatives drawn evenly from the items that the user did not choose in training, the
-    baseline of Softmax-DPO. Which ones is a function of the seed and the row.
+    """Preference table whose negatives are random items that the user did not choose in training.
+
+    This is the baseline of Softmax-DPO. The negatives depend only on the seed and the row.
 
     Args:
-        prefixes: What `training_prefixes` made.
+        prefixes: Prompts from `training_prefixes`.
         num_items: Size of the catalogue.
         train: The training split that the prefixes come from.
-        num_negatives: Negatives of a prompt; fewer where the catalogue has no more.
-        seed: Chooses them.
-        catalog (*optional*): Needed where items may be written the same. Those then count as one item, the first of
-            them.
+        num_negatives (*optional*, defaults to `20`): Number of negatives per prompt; fewer if the catalogue has no
+            more.
+        seed (*optional*, defaults to `0`): Chooses the negatives.
+        catalog (*optional*): Needed if several items may be written in the same way. These then count as one item, and
+            the first of them is used.
     """
     check_prefixes(prefixes)
     check_negatives(num_negatives)
@@ -84,20 +89,24 @@ def random_preferences(
         raise ValueError(
             f"num_items={num_items}, but the catalogue has {len(catalog)} items; give the catalogue of the data"
         )
+
+    # Codes stand for distinct texts; without a catalogue every item is its own code.
     codes = np.arange(num_items) if catalog is None else surface_codes(catalog)
-    users, known = column(prefixes, "user"), TrainingPairs.read(train, codes)
-    targets = codes[column(prefixes, "target")]
-    first = np.unique(codes, return_index=True)[1]
+    first_item = np.unique(codes, return_index=True)[1]  # (num_codes,)
+    users = column(prefixes, "user")
+    target_codes = codes[column(prefixes, "target")]
+    known = TrainingPairs.from_split(train, codes)
 
-    def allowed(at: np.ndarray, written: np.ndarray) -> np.ndarray:
-        return (written != targets[at]) & ~known.hold(users[at], written)
+    def _is_allowed(rows: np.ndarray, drawn_codes: np.ndarray) -> np.ndarray:
+        return (drawn_codes != target_codes[rows]) & ~known.contain(users[rows], drawn_codes)
 
-    drawn = draw(np.arange(len(prefixes)), num_negatives, len(first), seed, allowed)
-    return preference_table(prefixes, Ragged.from_lengths(first[drawn[drawn >= 0]], (drawn >= 0).sum(1)))
+    drawn = draw(np.arange(len(prefixes)), num_negatives, len(first_item), seed, _is_allowed)  # (N, num_negatives)
+    is_drawn = drawn >= 0
+    return preference_table(prefixes, Ragged.from_lengths(first_item[drawn[is_drawn]], is_drawn.sum(1)))
 
 
 def preference_table(prefixes: Dataset, rejected: Ragged) -> Dataset:
-    """Row `i`: prefix `i`, its target as the chosen item, and the rejected ones."""
+    """The table of prefixes, their targets as chosen items, and the rejected items of each."""
     history = split_rows(prefixes, "history")
     columns = {
         "user": pa.array(column(prefixes, "user"), pa.int32()),
@@ -109,33 +118,37 @@ def preference_table(prefixes: Dataset, rejected: Ragged) -> Dataset:
 
 
 def bucket_report(table: Dataset, buckets: np.ndarray | None = None) -> dict[str, Any]:
-    """Figures on a preference table for a stage's report, as JSON takes them.
+    """Statistics of a preference table for the report of a stage, ready for JSON.
 
     Args:
         table: The preference table.
-        buckets (*optional*): What `self_play_buckets` gave: the report then also holds the sizes of the three buckets.
+        buckets (*optional*): The result of `self_play_buckets`, whose three buckets are then described too.
 
     Returns:
-        `num_prompts`, `without_negatives` (a share), `mean_negatives` and perhaps `buckets`, which holds for `easy`,
-        `medium` and `hard` the number of `items`, their `mean` number a prompt and the share of prompts `without` any.
+        `num_prompts`, `without_negatives` (a share of the prompts), `mean_negatives` and, given buckets, `buckets`,
+        which has for `easy`, `medium` and `hard` the number of `items`, their `mean` number per prompt, and the share
+        of prompts `without` any.
     """
     counts = split_rows(table, "rejected").lengths
-    report: dict[str, Any] = {"num_prompts": len(counts), **_told(counts, "without_negatives", "mean_negatives")}
+    without, mean = _statistics(counts)
+    report: dict[str, Any] = {"num_prompts": len(counts), "without_negatives": without, "mean_negatives": mean}
+
     if buckets is not None:
-        sizes = [(buckets == level).sum(1) for level in range(len(DIFFICULTIES))]
-        report["buckets"] = {
-            name: {"items": int(size.sum()), **_told(size, "without", "mean")}
-            for name, size in zip(DIFFICULTIES, sizes, strict=True)
-        }
+        report["buckets"] = {}
+        for level, name in enumerate(DIFFICULTIES):
+            sizes = (buckets == level).sum(1)  # (N,)
+            without, mean = _statistics(sizes)
+            report["buckets"][name] = {"items": int(sizes.sum()), "without": without, "mean": mean}
     return report
 
 
 def check_negatives(num_negatives: int) -> None:
-    """Raises where not even one negative is asked for."""
+    """Raises if `num_negatives` is below 1."""
     if num_negatives < 1:
-        raise ValueError(f"num_negatives={num_negatives}: a preference needs a negative at least")
+        raise ValueError(f"num_negatives={num_negatives}: a preference needs at least one negative")
 
 
-def _told(counts: np.ndarray, none: str, mean: str) -> dict[str, float]:
+def _statistics(counts: np.ndarray) -> tuple[float, float]:
+    """The share of counts that are 0, and the mean; 0 and 0 if there are none."""
     number = max(len(counts), 1)
-    return {none: float((counts == 0).sum() / number), mean: float(counts.sum() / number)}
+    return float((counts == 0).sum() / number), float(counts.sum() / number)

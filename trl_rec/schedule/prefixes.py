@@ -1,6 +1,7 @@
-"""Prompts for preference training: each training target after what came before it, all of them or an even sample.
+"""Prompts for preference training: each training target with the history before it, all of them or an even sample.
 
-A sample is drawn before any prefix is made, as the prefixes of long histories add up to far more than the log itself.
+The sample is drawn before any prefix is built, because all prefixes of long histories together are far larger than the
+log itself.
 """
 
 from __future__ import annotations
@@ -17,37 +18,50 @@ from trl_rec.ragged import Ragged, join, within
 def training_prefixes(
     train: Dataset, *, max_prompts: int | None = None, max_history: int | None = None, seed: int = 0
 ) -> Dataset:
-    """Every `history + targets[:t]` of a training split, with `targets[t]` as target.
+    """Every `history + targets[:t]` of a training split, with `targets[t]` as its target.
 
     Args:
-        train: `RecDataset.train`. The validation and test splits are refused.
-        max_prompts (*optional*): Most prefixes, drawn evenly over all of them by the seed and kept in the split's
-            order.
-        max_history (*optional*): Most items of a prefix, the newest ones.
-        seed: Chooses the sample.
+        train: `RecDataset.train`. Raises for the validation and test splits.
+        max_prompts (*optional*, defaults to all): Number of prefixes, drawn evenly from all of them by the seed; they
+            stay in the order of the split.
+        max_history (*optional*, defaults to all): Number of items of a prefix; the newest ones are kept.
+        seed (*optional*, defaults to `0`): Chooses the sample.
 
     Returns:
-        `datasets.Dataset` with `user`, `history`, `target` and, where the log has ratings, `rating` (the target's).
+        `datasets.Dataset` with `user`, `history`, `target` and, if the log has ratings, `rating` (of the target).
     """
     check_is_train(train, "a preference")
     total = len(split_rows(train, "targets").values)
     if not total:
-        raise ValueError("the train split holds no target: every user has a single interaction; add data")
-    return prefixes_at(train, sampled(total, max_prompts, seed), max_history=max_history)
+        raise ValueError("the train split has no targets: every user has a single interaction; add data")
+    return prefixes_at(train, even_sample(total, max_prompts, seed), max_history=max_history)
 
 
 def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None = None) -> Dataset:
-    """The prefixes of the chosen targets, which are numbered through all rows of the split."""
+    """The prefixes of some targets, as in [`training_prefixes`].
+
+    Args:
+        train: The training split.
+        targets (`np.ndarray` of shape `(N,)`): Numbers of targets, counted from 0 through all rows of the split.
+        max_history (*optional*, defaults to all): Number of items of a prefix; the newest ones are kept.
+    """
     if max_history is not None and max_history < 1:
-        raise ValueError(f"max_history={max_history}: a prefix needs room for an item at least")
-    history, target = split_rows(train, "history"), split_rows(train, "targets")
-    sequences, ratings = join(history, target), ratings_of(train)
-    source = np.searchsorted(target.offsets, targets, side="right") - 1
+        raise ValueError(f"max_history={max_history}: a prefix needs room for at least one item")
+    history = split_rows(train, "history")
+    target = split_rows(train, "targets")
+    sequences = join(history, target)
+    ratings = ratings_of(train)
+
+    # Each prefix is a slice of its row's sequence and ends just before its target, (N,) each.
+    source = np.searchsorted(target.offsets, targets, side="right") - 1  # the row of each target
     first = sequences.offsets[source]
     stop = first + history.lengths[source] + targets - target.offsets[source]
     start = first if max_history is None else np.maximum(first, stop - max_history)
+
+    # Prefixes of a row overlap, so their values are copied.
     lengths = stop - start
     before = Ragged.from_lengths(sequences.values[np.repeat(start, lengths) + within(lengths)], lengths)
+
     columns = {
         "user": pa.array(column(train, "user")[source], pa.int32()),
         "history": before.to_arrow(),
@@ -58,17 +72,17 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
     return Dataset(pa.table(columns), split="train")
 
 
-def sampled(total: int, most: int | None, seed: int) -> np.ndarray:
-    """At most `most` of the numbers below `total`, ascending, all equally likely."""
-    if most is not None and most < 1:
-        raise ValueError(f"max_prompts={most}: at least one prompt is needed")
-    if most is None or most >= total:
+def even_sample(total: int, max_prompts: int | None, seed: int) -> np.ndarray:
+    """At most `max_prompts` of the numbers below `total`, in ascending order; all samples are equally likely."""
+    if max_prompts is not None and max_prompts < 1:
+        raise ValueError(f"max_prompts={max_prompts}: at least one prompt is needed")
+    if max_prompts is None or max_prompts >= total:
         return np.arange(total)
-    return np.sort(permuted(np.arange(most), np.zeros(most, np.int64), seed, total))
+    return np.sort(permuted(np.arange(max_prompts), np.zeros(max_prompts, np.int64), seed, total))
 
 
 def ratings_of(train: Dataset) -> Ragged | None:
-    """One rating for each item of a row, history and targets joined; None where the log has none."""
+    """The ratings of each row, those of its history and then of its targets; None if the log has no ratings."""
     if not {"history_ratings", "target_ratings"} <= set(train.column_names):
         return None
     ratings = join(split_rows(train, "history_ratings"), split_rows(train, "target_ratings"))
@@ -79,32 +93,33 @@ def ratings_of(train: Dataset) -> Ragged | None:
 
 
 def check_aligned(scores: Ragged, train: Dataset, what: str) -> None:
-    """Raises unless there is one score for each item of each row."""
+    """Raises unless `scores` has one value for each item of each row, history and targets joined."""
     lengths = split_rows(train, "history").lengths + split_rows(train, "targets").lengths
     if len(scores) != len(lengths):
         raise ValueError(
-            f"{what} hold {len(scores)} rows, the training split {len(lengths)}; give one row of scores for each"
+            f"{what} has {len(scores)} rows and the training split {len(lengths)}; give one row of scores per row"
         )
     wrong = np.flatnonzero(scores.lengths != lengths)
     if len(wrong):
         row = wrong[0]
         raise ValueError(
-            f"{what}, row {row}: {scores.lengths[row]} for {lengths[row]} items; give one for each item of history and targets"
+            f"{what}, row {row}: {scores.lengths[row]} values for {lengths[row]} items; "
+            "give one per item of history and targets"
         )
 
 
 def check_prefixes(prefixes: Dataset) -> None:
-    """Raises unless the rows come from `training_prefixes`, or a selection of them."""
+    """Raises unless the rows come from `training_prefixes`, or are a selection of such rows."""
     missing = {"user", "history", "target"} - set(prefixes.column_names)
-    if missing or prefixes.split != "train":
-        told = (
-            f"the column {min(missing)!r} is missing"
-            if missing
-            else f"their split is {str(prefixes.split)!r}, not 'train'"
-        )
-        raise ValueError(f"these are no training prefixes ({told}); make them with training_prefixes(dataset.train)")
+    if missing:
+        reason = f"the column {min(missing)!r} is missing"
+    elif prefixes.split != "train":
+        reason = f"their split is {str(prefixes.split)!r}, not 'train'"
+    else:
+        return
+    raise ValueError(f"these are not training prefixes ({reason}); build them with training_prefixes(dataset.train)")
 
 
 def column(rows: Dataset, name: str) -> np.ndarray:
-    """A column of numbers, rows chosen or reordered respected."""
+    """A column of numbers. It respects rows that were selected or reordered."""
     return rows.select_columns([name]).with_format("numpy")[:][name]

@@ -1,6 +1,7 @@
-"""Which items each user chose in training: a sorted array of numbers, one for each pair, that is searched by halving.
+"""The set of (user, item) pairs in training, as a sorted array of integers that is searched by binary search.
 
-Items that are written the same are one to the model; codes take their place.
+A model cannot tell items apart that are written in the same way. Where that matters, a code for each distinct text
+takes the place of the item.
 """
 
 from __future__ import annotations
@@ -20,35 +21,38 @@ from trl_rec.schedule.prefixes import column
 
 @dataclass(frozen=True, eq=False)
 class TrainingPairs:
-    """The distinct pairs of a user and an item, or a code that stands for it.
+    """The distinct pairs of a user and an item (or the code of an item's text) in training.
 
     Args:
-        keys (`np.ndarray`): What [`pair_keys`] makes of each pair, ascending.
+        keys (`np.ndarray`): The key of each pair, see [`pair_keys`], in ascending order.
     """
 
     keys: np.ndarray
 
     @classmethod
-    def read(cls, train: Dataset, codes: np.ndarray | None = None) -> TrainingPairs:
-        """The pairs of a training split's histories and targets; `codes` `(num_items,)` replace the items."""
+    def from_split(cls, train: Dataset, codes: np.ndarray | None = None) -> TrainingPairs:
+        """The pairs in the histories and targets of a training split; `codes` `(num_items,)` replace the items."""
         check_is_train(train, "a preference")
         sequences = join(split_rows(train, "history"), split_rows(train, "targets"))
         items = sequences.values if codes is None else codes[sequences.values]
         return cls(np.unique(pair_keys(column(train, "user")[sequences.row_ids], items)))
 
-    def hold(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Whether each user chose each item, by numpy's rules of broadcasting."""
+    def contain(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Whether each user chose each item. The two arrays are broadcast against each other."""
         if not len(self.keys):
             return np.zeros(np.broadcast_shapes(users.shape, items.shape), bool)
         keys = pair_keys(users, items)
-        return self.keys[np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)] == keys
+
+        # A key above all of them has no place; it is compared with the last one.
+        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return self.keys[place] == keys
 
 
 def pair_keys(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """One int64 for each pair, in the order of users and then items, both of which are int32 in a dataset."""
+    """One int64 per pair, which sorts by user and then by item. Both are int32 in a dataset."""
     return users.astype(np.int64) * (1 << 32) + items
 
 
 def surface_codes(catalog: ItemCatalog) -> np.ndarray:
-    """`(num_items,)`: the same number for items that are written the same, counted up from 0 by first appearance."""
+    """`(num_items,)`: equal codes for items that are written in the same way, counted from 0 by first appearance."""
     return encode(pa.chunked_array([pa.array(catalog.surfaces, pa.string())]))[0]
