@@ -198,11 +198,11 @@ def test_large_whole_floats_keep_their_digits():
 @pytest.mark.parametrize(
     ("bad", "kind", "message"),
     [
-        (1.5, pa.float64(), "the user_id 1.5 is not a whole number that double holds exactly; write it as text"),
+        (1.5, pa.float64(), "the user_id 1.5 is not a whole number that double represents exactly; write it as text"),
         (float("nan"), pa.float64(), "the user_id nan is not a whole number"),
         (float("inf"), pa.float64(), "the user_id inf is not a whole number"),
         (2.0**54, pa.float64(), "the user_id 1.8014398509481984e.16 is not a whole number"),
-        (2.0**25, pa.float32(), "the user_id 33554432.0 is not a whole number that float holds"),
+        (2.0**25, pa.float32(), "the user_id 33554432.0 is not a whole number that float represents"),
         (None, pa.float64(), "the user_id is empty"),
         ([1], pa.list_(pa.int64()), r"the user_id \[1\] cannot be read as string"),
     ],
@@ -249,7 +249,7 @@ def test_titles_are_one_line():
 
 
 def test_a_semantic_id_must_be_a_list():
-    with pytest.raises(ValueError, match="items: the column semantic_id must hold lists of tokens; rename it"):
+    with pytest.raises(ValueError, match="items: the column semantic_id must contain lists of tokens; rename it"):
         items_table(pa.table({"item_id": ["1"], "title": ["A"], "semantic_id": ["<a_1>"]}), "items")
 
 

@@ -329,7 +329,7 @@ def test_a_folder_with_another_card_is_never_replaced(tmp_path, content):
         ({"title_column": "name"}, "the format table takes no title_column; leave it out"),
         (
             {"min_user_interactions": 9},
-            "no interaction is left with at least 9 a user and 0 an item; lower min_user_interactions",
+            "no interaction is left with at least 9 per user and 0 per item; lower min_user_interactions",
         ),
         ({"min_item_interactions": 3}, "the validation split is empty under leave_one_out"),
     ],

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from trl_rec.data.indexed_log import CodedLog
+from trl_rec.data.indexed_log import IndexedLog
 from trl_rec.data.splits import describe_rule
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
@@ -21,7 +21,7 @@ from trl_rec.version import __version__
 
 
 def make_card(
-    log: CodedLog,
+    log: IndexedLog,
     catalog: ItemCatalog,
     splits: Mapping[str, pa.Table],
     *,
@@ -87,7 +87,7 @@ def _items(rows: pa.Table, column: str) -> np.ndarray:
     return Ragged.from_arrow(rows[column]).values
 
 
-def _tied(log: CodedLog, splits: Mapping[str, pa.Table], split: str) -> float:
+def _tied(log: IndexedLog, splits: Mapping[str, pa.Table], split: str) -> float:
     """For windows the rows are looked at, as only they have times of their own."""
     user, timestamp = log.user, log.timestamp
     if split == "windows":

@@ -1,4 +1,4 @@
-"""A log with indices for ids, sorted by user and time."""
+"""A log whose users and items are row numbers instead of ids, sorted by user and time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trl_rec.data.log import Log
 
 
 @dataclass(frozen=True, eq=False)
-class CodedLog:
-    """Interactions in arrays of one length, ordered by user, then by time, equal times in the source's order.
+class IndexedLog:
+    """Interactions as arrays of one length, sorted by user, then time; equal times keep the source's order.
 
     Args:
-        users (`pa.Table`): One row a user, `user_id` first; `user` holds its row numbers.
-        items (`pa.Table`): One row an item with `item_id` and `title`; `item` holds its row numbers.
-        user (`np.ndarray`): int32.
-        item (`np.ndarray`): int32.
+        users (`pa.Table`): One row per user, `user_id` first.
+        items (`pa.Table`): One row per item, with `item_id` and `title`.
+        user (`np.ndarray`): Row in `users` of each interaction, int32.
+        item (`np.ndarray`): Row in `items` of each interaction, int32.
         timestamp (`np.ndarray`): float64.
         rating (`np.ndarray`, *optional*): float32.
     """
@@ -32,7 +32,7 @@ class CodedLog:
     timestamp: np.ndarray
     rating: np.ndarray | None
 
-    def take(self, rows: np.ndarray) -> CodedLog:
+    def take(self, rows: np.ndarray) -> IndexedLog:
         """The chosen interactions, in the order given."""
         rating = None if self.rating is None else self.rating[rows]
         return replace(self, user=self.user[rows], item=self.item[rows], timestamp=self.timestamp[rows], rating=rating)
@@ -43,43 +43,60 @@ class CodedLog:
         return pa.table(columns if self.rating is None else columns | {"rating": self.rating})
 
 
-def code(log: Log) -> CodedLog:
-    """The log's interactions with indices into its users and items; ids without a table are numbered by first
-    appearance."""
+def index_log(log: Log) -> IndexedLog:
+    """Replaces ids by row numbers, and sorts.
+
+    Without a table of users or items, one is made from the ids, in the order in which they first occur.
+    """
     assert log.interactions is not None
-    table, where = log.interactions, log.names["interactions"]
-    user, users = _indices(table["user_id"], log.users, "user_id", where, log.names.get("users"))
-    item, items = _indices(table["item_id"], log.items, "item_id", where, log.names.get("items"))
+    table = log.interactions
+    where = log.names["interactions"]
+    user, users = _index(table["user_id"], log.users, "user_id", where, log.names.get("users"))
+    item, items = _index(table["item_id"], log.items, "item_id", where, log.names.get("items"))
     timestamp = table["timestamp"].to_numpy()
     rating = table["rating"].to_numpy() if "rating" in table.column_names else None
-    coded = CodedLog(users, items, user, item, timestamp, rating)
-    return coded.take(np.lexsort((timestamp, user)))  # lexsort is stable
+
+    indexed = IndexedLog(users, items, user, item, timestamp, rating)
+    return indexed.take(np.lexsort((timestamp, user)))  # lexsort is stable: equal times keep their order
 
 
-def rows_of_ids(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
-    """The row of each id, -1 where there is none."""
-    return pc.fill_null(pc.index_in(ids, pa.concat_arrays(among.chunks)), -1).to_numpy().astype(np.int32)
+def rows_of_ids(ids: pa.ChunkedArray, table_ids: pa.ChunkedArray) -> np.ndarray:
+    """Each id's row among `table_ids`, int32; -1 if it is not there."""
+    return pc.fill_null(pc.index_in(ids, pa.concat_arrays(table_ids.chunks)), -1).to_numpy().astype(np.int32)
 
 
-def check_missing(
-    found: np.ndarray, ids: pa.ChunkedArray, what: str, where: str, other: str, rows: np.ndarray
+def check_known(
+    rows: np.ndarray, ids: pa.ChunkedArray, kind: str, where: str, table_name: str, numbers: np.ndarray
 ) -> None:
-    """Raises where an id was not found; `rows` are the numbers to name the ids' rows by."""
-    missing = np.flatnonzero(found < 0)
+    """Raises if an id has no row in its table.
+
+    Args:
+        rows: What [`rows_of_ids`] returned for the ids.
+        ids: The ids.
+        kind: `"user"` or `"item"`, for the message.
+        where: Name of the file that contains the ids.
+        table_name: Name of the file that lacks one.
+        numbers: Each id's row number in its own file, from 1.
+    """
+    missing = np.flatnonzero(rows < 0)
     if len(missing):
         first = int(missing[0])
         raise ValueError(
-            f"{where}, row {rows[first]}: {what} {ids[first].as_py()!r} is not in {other}; add it there, or leave the row out"
+            f"{where}, row {numbers[first]}: {kind} {ids[first].as_py()!r} is not in {table_name}; add it there, or "
+            "leave the row out"
         )
 
 
-def _indices(
-    ids: pa.ChunkedArray, table: pa.Table | None, name: str, where: str, other: str | None
+def _index(
+    ids: pa.ChunkedArray, table: pa.Table | None, name: str, where: str, table_name: str | None
 ) -> tuple[np.ndarray, pa.Table]:
+    """Each id's row in the table, and the table, which is made from the ids if there is none."""
     codes, values = encode(ids)
     if table is None:
-        columns = {name: values}
-        return codes, pa.table(columns if name == "user_id" else columns | {"title": values})
+        columns = {"user_id": values} if name == "user_id" else {"item_id": values, "title": values}
+        return codes, pa.table(columns)
+
+    # Each distinct id is looked up once; the codes then spread the rows over all interactions.
     rows = rows_of_ids(pa.chunked_array([values]), table[name])[codes]
-    check_missing(rows, ids, name.removesuffix("_id"), where, other or "", np.arange(1, len(rows) + 1))
+    check_known(rows, ids, name.removesuffix("_id"), where, table_name or "", np.arange(1, len(rows) + 1))
     return rows, table

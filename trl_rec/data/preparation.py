@@ -21,12 +21,12 @@ from datasets.table import InMemoryTable
 from trl_rec.data.card import make_card
 from trl_rec.data.dataset import RecDataset, load, read_card, save
 from trl_rec.data.filtering import k_core
-from trl_rec.data.indexed_log import CodedLog, code
+from trl_rec.data.indexed_log import IndexedLog, index_log
 from trl_rec.data.leaks import check_leaks
 from trl_rec.data.log import SPLITS, Log, Options
 from trl_rec.data.readers import READERS, locate
 from trl_rec.data.splits import split_log, split_windows
-from trl_rec.data.windows import code_windows
+from trl_rec.data.windows import index_windows
 from trl_rec.files import atomic_folder
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
@@ -143,7 +143,7 @@ def prepare(
 class _Made:
     """A log after filtering, its splits, and counts for the card."""
 
-    log: CodedLog
+    log: IndexedLog
     splits: dict[str, pa.Table]
     cold_users: dict[str, int]
     dropped: dict[str, int]
@@ -221,12 +221,12 @@ def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str]
 
 def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:
     """Filters and splits a log."""
-    coded = code(log)
-    kept = k_core(coded, settings["min_user_interactions"], settings["min_item_interactions"])
+    indexed = index_log(log)
+    kept = k_core(indexed, settings["min_user_interactions"], settings["min_item_interactions"])
     dropped = {
-        "users": coded.users.num_rows - kept.users.num_rows,
-        "items": coded.items.num_rows - kept.items.num_rows,
-        "interactions": len(coded.user) - len(kept.user),
+        "users": indexed.users.num_rows - kept.users.num_rows,
+        "items": indexed.items.num_rows - kept.items.num_rows,
+        "interactions": len(indexed.user) - len(kept.user),
     }
     counts = (len(kept.user), kept.users.num_rows, kept.items.num_rows)
     logger.info("splitting %d interactions of %d users and %d items", *counts)
@@ -236,12 +236,12 @@ def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:
 
 def _from_windows(log: Log) -> _Made:
     """Takes the source's windows and splits as they are."""
-    coded, windows = code_windows(log)
+    indexed, windows = index_windows(log)
     logger.info("using the source's %s windows", " + ".join(str(len(windows[split].user)) for split in SPLITS))
     cold_users = {}
     for split in ("validation", "test"):
         cold_users[split] = len(np.setdiff1d(windows[split].user, windows["train"].user))
-    return _Made(coded, split_windows(windows), cold_users, {"users": 0, "items": 0, "interactions": 0})
+    return _Made(indexed, split_windows(windows), cold_users, {"users": 0, "items": 0, "interactions": 0})
 
 
 def _checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset]:

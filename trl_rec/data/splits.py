@@ -1,9 +1,8 @@
-"""Training, validation and test rows of a log: leave-one-out, leave-last-m, by time, or the windows that the source
-has cut itself.
+"""Splits a log into training, validation and test rows: leave-one-out, leave-last-m, by time, or as the source did.
 
-A row is `user, history, history_ratings, targets, target_ratings, timestamp`; what each split's history and targets
-are is told by three numbers a user: how many of the user's interactions are training, come before the test, and exist
-at all.
+A row is `user, history, history_ratings, targets, target_ratings, timestamp`. A rule says where in each user's
+sequence training, validation and test end. The training row has the first item as history and the others, up to the
+end of training, as targets. A later row has everything before its split as history, and the split's items as targets.
 """
 
 from __future__ import annotations
@@ -13,17 +12,19 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from trl_rec.data.indexed_log import CodedLog
+from trl_rec.data.indexed_log import IndexedLog
 from trl_rec.data.log import SPLITS
 from trl_rec.data.windows import Windows
 from trl_rec.ragged import Ragged
 
 
 RULES = {  # {num_held_out} and {fewest} are filled in by `describe_rule`
-    "leave_one_out": "each user's last item is the test, the one before it the validation; users with fewer than 3 only train",
-    "leave_last": "each user's last {num_held_out} items are the test, the {num_held_out} before them the validation; "
-    "users with fewer than {fewest} only train",
-    "time": "the last tenth of the interactions by time is the test, the tenth before it the validation; ties stay together",
+    "leave_one_out": "each user's last item is the test, the one before it the validation; users with fewer than 3 "
+    "only train",
+    "leave_last": "each user's last {num_held_out} items are the test, the {num_held_out} before them the "
+    "validation; users with fewer than {fewest} only train",
+    "time": "the last tenth of the interactions by time is the test, the tenth before it the validation; ties stay "
+    "together",
     "windows": "as the source has split its windows",
 }
 
@@ -33,69 +34,91 @@ def describe_rule(rule: str, num_held_out: int = 1) -> str:
     return RULES[rule].format(num_held_out=num_held_out, fewest=2 * num_held_out + 1)
 
 
-def split_log(log: CodedLog, rule: str, num_held_out: int = 1) -> tuple[dict[str, pa.Table], dict[str, int]]:
-    """The three splits of a log, and how many users have something in a split but, for want of a history, no row.
+def split_log(log: IndexedLog, rule: str, num_held_out: int = 1) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    """Splits a log.
 
-    `num_held_out` is for the rule `"leave_last"`; with 1 it is `"leave_one_out"`.
+    Args:
+        log: The interactions, sorted by user and time.
+        rule: `"leave_one_out"`, `"leave_last"` or `"time"`.
+        num_held_out (*optional*, defaults to `1`): For `"leave_last"`; 1 gives `"leave_one_out"`.
+
+    Returns:
+        The rows of each split, and per later split the number of users that have items in it but no row, since they
+        have no history.
     """
-    lengths = np.bincount(log.user, minlength=log.users.num_rows)
-    ends = _by_time(log, lengths) if rule == "time" else _leave_last(lengths, num_held_out)
+    lengths = np.bincount(log.user, minlength=log.users.num_rows)  # (num_users,)
+    ends = _ends_by_time(log, lengths) if rule == "time" else _ends_of_last(lengths, num_held_out)
     starts = [np.minimum(1, ends[0]), ends[0], ends[1]]
-    tables, cold = {}, {}
+    tables = {}
+    cold_users = {}
     for split, start, end in zip(SPLITS, starts, ends, strict=True):
+        # A training row may have no target: the user of one interaction still has a history.
         wanted = (end > start) | (split == "train")
+        has_history = start > 0
         if split != "train":
-            cold[split] = int((wanted & (start == 0)).sum())
-        tables[split] = _rows(log, np.flatnonzero(wanted & (start > 0)), lengths, start, end)
-    return tables, cold
+            cold_users[split] = int((wanted & ~has_history).sum())
+        tables[split] = _cut_rows(log, np.flatnonzero(wanted & has_history), lengths, start, end)
+    return tables, cold_users
 
 
 def split_windows(windows: Mapping[str, Windows]) -> dict[str, pa.Table]:
-    """The three splits of ready windows: the last item of each is its target."""
+    """The rows of each split, from windows that are already split: the last item of each is its target."""
     tables = {}
     for split in SPLITS:
         rows = windows[split]
-        nothing, last = _nothing(len(rows.user)), rows.items.lengths - 1
-        cut = rows.items.slice(0 * last, last), rows.items.slice(last, last + 1)
-        tables[split] = _table(rows.user, cut, (nothing, nothing), rows.timestamp)
+        last = rows.items.lengths - 1
+        items = (rows.items.slice(0 * last, last), rows.items.slice(last, last + 1))
+        no_ratings = _empty_rows(len(rows.user))
+        tables[split] = _table(rows.user, items, (no_ratings, no_ratings), rows.timestamp)
     return tables
 
 
-def _leave_last(lengths: np.ndarray, num_held_out: int) -> list[np.ndarray]:
+def _ends_of_last(lengths: np.ndarray, num_held_out: int) -> list[np.ndarray]:
+    """Where training, validation and test end in each user's sequence, with `num_held_out` items in each of the last
+    two; users with too short a sequence only have training."""
     held_out = np.where(lengths < 2 * num_held_out + 1, 0, num_held_out)
     return [lengths - 2 * held_out, lengths - held_out, lengths]
 
 
-def _by_time(log: CodedLog, lengths: np.ndarray) -> list[np.ndarray]:
+def _ends_by_time(log: IndexedLog, lengths: np.ndarray) -> list[np.ndarray]:
+    """Where training, validation and test end in each user's sequence, cut for all at the same two moments."""
     timestamps = np.sort(log.timestamp)
-    cuts = [timestamps[len(timestamps) * tenths // 10] for tenths in (8, 9)]
-    return [np.bincount(log.user[log.timestamp < cut], minlength=len(lengths)) for cut in cuts] + [lengths]
+    moments = [timestamps[len(timestamps) * tenths // 10] for tenths in (8, 9)]
+    ends = [np.bincount(log.user[log.timestamp < moment], minlength=len(lengths)) for moment in moments]
+    return [*ends, lengths]
 
 
-def _rows(log: CodedLog, users: np.ndarray, lengths: np.ndarray, start: np.ndarray, end: np.ndarray) -> pa.Table:
-    """For each of `users` the row with `history = [:start]` and `targets = [start:end]`."""
-    start, end = start[users], end[users]
-    items, ratings = (_cut(values, lengths, users, start, end) for values in (log.item, log.rating))
+def _cut_rows(log: IndexedLog, users: np.ndarray, lengths: np.ndarray, start: np.ndarray, end: np.ndarray) -> pa.Table:
+    """One row for each of `users`: the history ends at `start`, the targets at `end`."""
+    start = start[users]
+    end = end[users]
+    items = _cut(log.item, lengths, users, start, end)
+    ratings = _cut(log.rating, lengths, users, start, end)
+
+    # The time of a row is its first target's, or its last history item's if it has no target.
     first_target = (np.cumsum(lengths) - lengths)[users] + start
-    return _table(users.astype(np.int32), items, ratings, log.timestamp[first_target - (end == start)])
+    timestamp = log.timestamp[first_target - (end == start)]
+    return _table(users.astype(np.int32), items, ratings, timestamp)
 
 
 def _cut(
     values: np.ndarray | None, lengths: np.ndarray, users: np.ndarray, start: np.ndarray, end: np.ndarray
 ) -> tuple[Ragged, Ragged]:
+    """The values of each user up to `start`, and from there to `end`; empty rows if there are no values."""
     if values is None:
-        return _nothing(len(users)), _nothing(len(users))
+        return _empty_rows(len(users)), _empty_rows(len(users))
     sequences = Ragged.from_lengths(values, lengths).take(users)
     return sequences.slice(0 * start, start), sequences.slice(start, end)
 
 
-def _nothing(num_rows: int) -> Ragged:
-    return Ragged(np.empty(0, np.float32), np.zeros(num_rows + 1, np.int64))
+def _empty_rows(count: int) -> Ragged:
+    return Ragged(np.empty(0, np.float32), np.zeros(count + 1, np.int64))
 
 
 def _table(
     user: np.ndarray, items: tuple[Ragged, Ragged], ratings: tuple[Ragged, Ragged], timestamp: np.ndarray
 ) -> pa.Table:
+    """Rows as an Arrow table; `items` and `ratings` are pairs of history and targets."""
     columns = {
         "user": user,
         "history": items[0].to_arrow(),
