@@ -83,7 +83,7 @@ def main() -> None:
     for user in dataset.users["user_id"].to_pylist()[:3]:
         history = dataset.history_of(user)
         print(f"\nuser {user}, after {' | '.join(titles[item] for item in history[:-4:-1])}")
-        for rank, item in enumerate(recommender.recommend(history, user=dataset.number_of(user)), 1):
+        for rank, item in enumerate(recommender.recommend(history, user=dataset.user_index(user)), 1):
             print(f"{rank:>5}. {item.title}")
 
 

@@ -106,20 +106,20 @@ def test_a_damaged_card_says_what_to_do(prepared, damage):
 def test_fewer_rows_than_the_card_tells_of_are_refused(prepared):
     table = prepared.interactions
     pq.write_table(table[:-1], prepared.path / "interactions.parquet")
-    with pytest.raises(ValueError, match="out is damaged .the card tells of other numbers of rows than there are"):
+    with pytest.raises(ValueError, match="out is damaged .card.json lists other numbers of rows than there are"):
         load(prepared.path)
     pq.write_table(table, prepared.path / "interactions.parquet")
     (prepared.path / "card.json").write_text(
         json.dumps(prepared.card | {"rows": prepared.card["rows"] | {"train": 4}})
     )
-    with pytest.raises(ValueError, match="out is damaged .the card tells of other numbers"):
+    with pytest.raises(ValueError, match="out is damaged .card.json lists other numbers"):
         load(prepared.path)
 
 
 def test_another_catalogue_is_refused(prepared):
     items = prepared.catalog.items
     ItemCatalog(items.take(pa.array([1, 0, 2, 3, 4]))).save(prepared.path / "catalog")
-    with pytest.raises(ValueError, match="the catalogue is not the one that the card tells of"):
+    with pytest.raises(ValueError, match="the catalogue is not the one that card.json describes"):
         load(prepared.path)
 
 

@@ -12,7 +12,7 @@ from tests.data.sources import write_table
 from trl_rec.data import load, prepare
 from trl_rec.data import preparation as module
 from trl_rec.data.dataset import check_is_train, split_rows
-from trl_rec.data.leaks import check_leaks, continued
+from trl_rec.data.leaks import check_leaks, find_mixed_users
 from trl_rec.evaluation.train_interactions import TrainInteractions
 
 
@@ -90,7 +90,7 @@ def test_a_training_row_that_is_not_the_beginning(rule, row):
 def test_a_held_out_row_copied_into_train(rule):
     for name in ("validation", "test"):
         row = CLEAN[rule][name][0]
-        refused(rule, "the train split holds more than one row of user 0", train=[*CLEAN[rule]["train"], row])
+        refused(rule, "the train split has more than one row of user 0", train=[*CLEAN[rule]["train"], row])
 
 
 def test_the_user_of_the_leak_is_named():
@@ -151,12 +151,12 @@ def test_time_split_rows_in_another_period():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ((0, [3, 4], [5], 5.0), "what validation row 0 asks for stands in an earlier"),  # a validation row copied
-        ((0, [3, 4], [5], 1.0), "what validation row 0 asks for stands in an earlier"),  # and given an early time
+        ((0, [3, 4], [5], 5.0), "the target of validation row 0 is in an earlier"),  # a validation row copied
+        ((0, [3, 4], [5], 1.0), "the target of validation row 0 is in an earlier"),  # and given an early time
         ((7, [3, 4], [5], 5.5), "train row 0 .time 5.5. is not before the first validation row .time 5."),
-        ((0, [4, 5], [6], 2.0), "what validation row 0 asks for"),  # a test row copied
-        ((0, [1, 2], [6], 1.0), "what test row 0 asks for stands in an earlier"),  # a test target instead of another
-        ((1, [2, 6], [1], 5.0), "what test row 1 asks for stands in an earlier"),  # a test target in a history
+        ((0, [4, 5], [6], 2.0), "the target of validation row 0"),  # a test row copied
+        ((0, [1, 2], [6], 1.0), "the target of test row 0 is in an earlier"),  # a test target instead of another
+        ((1, [2, 6], [1], 5.0), "the target of test row 1 is in an earlier"),  # a test target in a history
     ],
 )
 def test_windows_that_know_too_much(row, message):
@@ -164,7 +164,7 @@ def test_windows_that_know_too_much(row, message):
 
 
 def test_a_test_row_copied_into_validation():
-    refused("windows", "what test row 0 asks for", validation=[(0, [4, 5], [6], 6.0), *CLEAN["windows"]["validation"]])
+    refused("windows", "the target of test row 0", validation=[(0, [4, 5], [6], 6.0), *CLEAN["windows"]["validation"]])
     refused("windows", "validation row 0 .time 6.5. is not before", validation=[(8, [4, 5], [6], 6.5)])
 
 
@@ -179,7 +179,7 @@ def test_rows_of_several_splits_without_a_name_are_told_apart(rule):
         assert mixed.split is None and found(mixed) == TOLD[rule]
         for use in (partial(check_is_train, what="a model"), TrainInteractions.from_split):
             with pytest.raises(
-                ValueError, match="cannot come from several splits: a row of user 0 goes on where another one ends"
+                ValueError, match="cannot come from several splits: a row of user 0 continues where another one ends"
             ):
                 use(mixed)
     assert found(concatenate_datasets([train])) == found(train) == []
@@ -213,7 +213,7 @@ def test_splits_of_another_name_are_refused(name):
 
 
 def found(rows):
-    return continued(np.array(rows["user"]), split_rows(rows, "history"), split_rows(rows, "targets")).tolist()
+    return find_mixed_users(np.array(rows["user"]), split_rows(rows, "history"), split_rows(rows, "targets")).tolist()
 
 
 def plant(rows, **changes):
@@ -255,7 +255,7 @@ def test_prepare_refuses_a_leak_before_writing(tmp_path, monkeypatch):
 def test_a_source_with_windows_that_overlap_is_refused(tmp_path):
     source = write_bigrec(tmp_path / "source", test=[("u", [2, 3], 7)])  # the training rows of u hold item 3 already
     with pytest.raises(
-        ValueError, match="leak: what test row 0 asks for .* give the interactions themselves as a table"
+        ValueError, match="leak: the target of test row 0 .* give the interactions themselves as a table"
     ):
         prepare(source, tmp_path / "out")
     source = write_bigrec(tmp_path / "late", test=[("u", [2, 5], 4)])

@@ -176,7 +176,7 @@ def test_bad_input_is_refused_with_one_sentence(titles, tokenizer_copy) -> None:
 def test_rows_of_several_splits_without_a_name_are_refused() -> None:
     train, test = make_split([([0], [1, 2])]), make_split([([0, 1, 2, 3], [4])], "test")
     with pytest.raises(
-        ValueError, match="cannot come from several splits: a row of user 0 goes on where another one ends"
+        ValueError, match="cannot come from several splits: a row of user 0 continues where another one ends"
     ):
         build_rows(concatenate_datasets([train, test]), FORMATS["item_token"])
     with pytest.raises(ValueError, match="cannot come from the test"):

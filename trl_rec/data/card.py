@@ -1,6 +1,6 @@
-"""The card of a dataset: what is in it, where it comes from and how it was made.
+"""The card of a dataset: what it contains, where it comes from and how it was made.
 
-It tells no time of day: the same source and settings give the same card.
+The card contains no time of day, so the same source and settings give the same card.
 """
 
 from __future__ import annotations
@@ -33,13 +33,28 @@ def make_card(
 ) -> dict[str, Any]:
     """The card's fields, in the order in which they are written.
 
-    `rows` and `targets` are counted a split; `sparsity` is 1 - interactions / (users x items); `tied_timestamps` is
-    the share of interactions that share their timestamp with another of the same user. `cold_users` counts, of a log,
-    the users with something in a split but nothing before it, who have no row there; of windows, the users without a
-    training row. `cold_targets` counts targets that occur nowhere in the training rows. `sources` holds the sha256 of
-    each file.
+    Fields that their names do not explain:
+
+    - `rows`, `targets`: counts per split.
+    - `sparsity`: 1 - interactions / (users x items).
+    - `tied_timestamps`: share of the interactions that have the timestamp of another one of the same user.
+    - `cold_users`: per split, the users with items in it but no history, who therefore have no row there. If the
+      source is windowed, the users without a training row.
+    - `cold_targets`: per split, the number of targets that occur in no training row.
+
+    Args:
+        log: The interactions after filtering.
+        catalog: The items.
+        splits: The rows of each split.
+        settings: Everything that decides the dataset besides its source.
+        sources: SHA-256 of each file of the source.
+        dropped: Numbers of users, items and interactions that filtering dropped.
+        cold_users: As above.
+        notes: Sentences of the reader about the source.
     """
-    num_users, num_items, num_interactions = log.users.num_rows, len(catalog), len(log.user)
+    num_users = log.users.num_rows
+    num_items = len(catalog)
+    num_interactions = len(log.user)
     return {
         "format": settings["format"],
         "num_users": num_users,
@@ -51,10 +66,10 @@ def make_card(
         "has_ratings": log.rating is not None,
         "split": settings["split"],
         "split_rule": describe_rule(settings["split"], settings.get("num_held_out", 1)),
-        "tied_timestamps": _tied(log, splits, settings["split"]),
+        "tied_timestamps": _share_of_ties(log, splits, settings["split"]),
         "dropped": dict(dropped),
         "cold_users": dict(cold_users),
-        "cold_targets": _cold_targets(splits, num_items),
+        "cold_targets": _count_cold_targets(splits, num_items),
         "notes": list(notes),
         "sources": dict(sources),
         "settings": dict(settings),
@@ -72,6 +87,7 @@ def make_card(
 def describe(card: Mapping[str, Any]) -> str:
     """The card in a few lines for people."""
     rows = ", ".join(f"{name} {count:,}" for name, count in card["rows"].items())
+    dropped = ", ".join(f"{count:,} {name}" for name, count in card["dropped"].items() if count)
     lines = [
         f"{card['num_users']:,} users, {card['num_items']:,} items, {card['num_interactions']:,} interactions",
         f"split {card['split']}: {card['split_rule']}",
@@ -79,29 +95,34 @@ def describe(card: Mapping[str, Any]) -> str:
         f"{card['tied_timestamps']:.0%} of the interactions share their timestamp with another of the same user",
         *card["notes"],
     ]
-    dropped = ", ".join(f"{count:,} {name}" for name, count in card["dropped"].items() if count)
-    return "\n".join([*lines, f"dropped: {dropped}"] if dropped else lines)
+    if dropped:
+        lines.append(f"dropped: {dropped}")
+    return "\n".join(lines)
 
 
 def _items(rows: pa.Table, column: str) -> np.ndarray:
     return Ragged.from_arrow(rows[column]).values
 
 
-def _tied(log: IndexedLog, splits: Mapping[str, pa.Table], split: str) -> float:
-    """For windows the rows are looked at, as only they have times of their own."""
-    user, timestamp = log.user, log.timestamp
+def _share_of_ties(log: IndexedLog, splits: Mapping[str, pa.Table], split: str) -> float:
+    """Share of the interactions, or of the windows, that have the timestamp of another one of the same user."""
+    user = log.user
+    timestamp = log.timestamp
     if split == "windows":
-        user, timestamp = (
-            np.concatenate([rows[name].to_numpy() for rows in splits.values()]) for name in ("user", "timestamp")
-        )
+        # The log of windows is derived from them; only the rows have timestamps of their own.
+        user = np.concatenate([rows["user"].to_numpy() for rows in splits.values()])
+        timestamp = np.concatenate([rows["timestamp"].to_numpy() for rows in splits.values()])
         order = np.lexsort((timestamp, user))
-        user, timestamp = user[order], timestamp[order]
-    same = (np.diff(user) == 0) & (np.diff(timestamp) == 0)
-    tied = np.concatenate([[False], same]) | np.concatenate([same, [False]])
+        user = user[order]
+        timestamp = timestamp[order]
+
+    # Sorted by user and time, ties are neighbours: a row is tied with the one before it or the one after it.
+    same_as_next = (np.diff(user) == 0) & (np.diff(timestamp) == 0)
+    tied = np.concatenate([[False], same_as_next]) | np.concatenate([same_as_next, [False]])
     return round(float(tied.mean()), 4)
 
 
-def _cold_targets(splits: Mapping[str, pa.Table], num_items: int) -> dict[str, int]:
+def _count_cold_targets(splits: Mapping[str, pa.Table], num_items: int) -> dict[str, int]:
     seen = np.zeros(num_items, bool)
     for column in ("history", "targets"):
         seen[_items(splits["train"], column)] = True

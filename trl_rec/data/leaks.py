@@ -1,11 +1,15 @@
-"""Nothing of validation or test may stand in a training row: the splits of a dataset are held against each other.
+"""Checks that nothing of validation or test is in a training row, by comparing the splits of a dataset.
 
-Under leave-one-out, leave-last-m and a split by time each user's rows must continue each other exactly, which leaves
-no place for a leak. Windows do not (they are cut short, and the source may have left some out), so for them two weaker
-rules hold: no row of an earlier split is later than any of a later split (equal times pass, as published sets are cut
-by rows, not by days), and no row of an earlier split holds an item that a later split asks the same user for, unless
-the asking row's own history tells of it. A log in which users come back to an item after longer than a window is
-thereby refused too: it has to be prepared as a log.
+Under leave-one-out, leave-last-m and a split by time, a user's later row must continue the earlier one exactly, which
+leaves no room for a leak. Windows need not: they are cut short, and the source may have left some out. Two weaker
+rules apply to them:
+
+1. No row is later than any row of a later split. Equal times pass, as published sets are cut by rows, not by days.
+2. No row contains an item that is the target of the same user in a later split, unless that row's own history also
+   contains the item.
+
+Rule 2 also refuses a log in which users come back to an item after longer than a window. Such a log has to be prepared
+as a log.
 """
 
 from __future__ import annotations
@@ -20,42 +24,57 @@ REMEDY = "prepare the data again from its source"
 
 
 def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
-    """Raises where the splits overlap or do not fit; `split` is the rule that they were made by, one of
-    `splits.RULES`."""
+    """Raises if the splits overlap or do not fit together; `split` is their rule, one of `splits.RULES`."""
     if split == "windows":
         _check_later(train, validation, test, strictly=False)
-        _check_known_targets([train], validation)
-        _check_known_targets([train, validation], test)
+        _check_new_targets([train], validation)
+        _check_new_targets([train, validation], test)
         return
+
     for rows in (train, validation, test):
-        _check_two_rows(rows)
+        _check_one_row_per_user(rows)
     if split == "time":
         _check_later(train, validation, test, strictly=True)
     else:
-        _check_unpaired(train, validation, test, split)
-    _check_breaks(train, validation)
-    _check_breaks(validation, test)
-    _check_breaks(train, _without(test, validation))
+        _check_same_users(train, validation, test)
+        _check_same_lengths(validation, test, split)
+
+    # A test row continues the validation row, or the training row of a user who has no validation row.
+    _check_continued(train, validation)
+    _check_continued(validation, test)
+    _check_continued(train, _without_users_of(test, validation))
 
 
-def continued(users: np.ndarray, history: Ragged, targets: Ragged) -> np.ndarray:
-    """Users, ascending, of whom one row's history begins with all that their shortest row holds: rows of several
-    splits.
+def find_mixed_users(users: np.ndarray, history: Ragged, targets: Ragged) -> np.ndarray:
+    """Users, ascending, with a row whose history begins with all items of their shortest row: rows of several splits.
 
-    Nobody where each row has one target, as windows may grow in that way within one split.
+    Empty if each row has one target, since windows may continue each other like that within one split.
+
+    Args:
+        users: The user of each row.
+        history: The items before the targets.
+        targets: The targets.
     """
-    sequences = join(history, targets)
     if not len(users) or (targets.lengths == 1).all():
         return users[:0]
+    sequences = join(history, targets)
+
+    # 1. Find the shortest row of each row's user.
     order = np.lexsort((sequences.lengths, users))
     _, first, group = np.unique(users[order], return_index=True, return_inverse=True)
     shortest = np.empty(len(users), np.int64)
-    shortest[order] = order[first][group]
+    shortest[order] = order[first][group]  # (num_rows,)
+
+    # 2. Of the other rows, keep those whose history is long enough to contain the whole shortest row.
     width = sequences.lengths[shortest]
-    later = np.flatnonzero((shortest != np.arange(len(users))) & (width > 0) & (width <= history.lengths))
-    whole, beginning = sequences.take(shortest[later]), history.take(later).slice(0 * later, width[later])
-    differs = np.bincount(whole.row_ids, whole.values != beginning.values, minlength=len(later)) > 0
-    return np.unique(users[later[~differs]])
+    is_other = shortest != np.arange(len(users))
+    longer = np.flatnonzero(is_other & (width > 0) & (width <= history.lengths))
+
+    # 3. Compare the beginning of their history with that row, item by item.
+    whole = sequences.take(shortest[longer])
+    beginning = history.take(longer).slice(0 * longer, width[longer])
+    num_different = np.bincount(whole.row_ids, whole.values != beginning.values, minlength=len(longer))
+    return np.unique(users[longer[num_different == 0]])
 
 
 def _column(rows: Dataset, name: str) -> np.ndarray:
@@ -66,41 +85,47 @@ def _ragged(rows: Dataset, name: str) -> Ragged:
     return Ragged.from_arrow(rows.data.column(name))
 
 
-def _check_two_rows(rows: Dataset) -> None:
+def _check_one_row_per_user(rows: Dataset) -> None:
     users, counts = np.unique(_column(rows, "user"), return_counts=True)
     if (counts > 1).any():
         raise ValueError(
-            f"leak: the {rows.split} split holds more than one row of user {users[counts > 1][0]}; {REMEDY}"
+            f"leak: the {rows.split} split has more than one row of user {users[counts > 1][0]}; {REMEDY}"
         )
 
 
-def _check_unpaired(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
-    """Every user with a validation row has a test row, both of one target, or of as many as the other users', and a
-    training row."""
+def _check_same_users(train: Dataset, validation: Dataset, test: Dataset) -> None:
+    """Validation and test have the same users, and all of them have a training row."""
     for rows, others in ((validation, test), (test, validation), (validation, train)):
-        alone = np.setdiff1d(_column(rows, "user"), _column(others, "user"))
-        if len(alone):
+        missing = np.setdiff1d(_column(rows, "user"), _column(others, "user"))
+        if len(missing):
             raise ValueError(
-                f"leak: user {alone[0]} has a {rows.split} row but none in the {others.split} split; {REMEDY}"
+                f"leak: user {missing[0]} has a {rows.split} row but none in the {others.split} split; {REMEDY}"
             )
-    counts = {str(rows.split): _ragged(rows, "targets").lengths for rows in (validation, test)}
-    most = 1 if split == "leave_one_out" else max(int(lengths.max(initial=0)) for lengths in counts.values())
-    for name, lengths in counts.items():
-        other = np.flatnonzero(lengths != most)
-        if len(other):
-            told = (
-                "one target, as leave-one-out wants"
-                if split == "leave_one_out"
-                else f"{most} targets, as other rows do"
-            )
-            raise ValueError(f"leak: {name} row {other[0]} does not have exactly {told}; {REMEDY}")
+
+
+def _check_same_lengths(validation: Dataset, test: Dataset, split: str) -> None:
+    """All rows of validation and test have the same number of targets: one under leave-one-out."""
+    lengths = {str(rows.split): _ragged(rows, "targets").lengths for rows in (validation, test)}
+    if split == "leave_one_out":
+        num_targets = 1
+        expected = "one target, as leave-one-out requires"
+    else:
+        num_targets = max(int(counts.max(initial=0)) for counts in lengths.values())
+        expected = f"{num_targets} targets, as other rows do"
+
+    for name, counts in lengths.items():
+        wrong = np.flatnonzero(counts != num_targets)
+        if len(wrong):
+            raise ValueError(f"leak: {name} row {wrong[0]} does not have exactly {expected}; {REMEDY}")
 
 
 def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly: bool) -> None:
+    """No row of a split is later than a row of a later split; with `strictly`, none has the same time either."""
     for earlier, later in ((train, validation), (validation, test), (train, test)):
         if not len(earlier) or not len(later):
             continue
-        times, first = _column(earlier, "timestamp"), _column(later, "timestamp").min()
+        times = _column(earlier, "timestamp")
+        first = _column(later, "timestamp").min()
         row = int(times.argmax())
         if times[row] > first or (strictly and times[row] == first):
             raise ValueError(
@@ -109,46 +134,55 @@ def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly
             )
 
 
-def _check_breaks(earlier: Dataset, later: Dataset) -> None:
-    """The history of a user's later row must be what the user's earlier row ends up with, and come after it."""
-    users, mine, theirs = np.intersect1d(_column(earlier, "user"), _column(later, "user"), return_indices=True)
-    before = join(_ragged(earlier, "history"), _ragged(earlier, "targets")).take(mine)
-    history = _ragged(later, "history").take(theirs)
-    broken = before.lengths != history.lengths
-    same = np.flatnonzero(~broken)
-    unequal = before.take(same).values != history.take(same).values
-    broken[same[np.repeat(np.arange(len(same)), before.lengths[same])[unequal]]] = True
-    broken |= _column(earlier, "timestamp")[mine] > _column(later, "timestamp")[theirs]
+def _check_continued(earlier: Dataset, later: Dataset) -> None:
+    """For each user with rows in both: the later history is exactly the earlier history and targets, and not before
+    them in time."""
+    users, earlier_rows, later_rows = np.intersect1d(
+        _column(earlier, "user"), _column(later, "user"), return_indices=True
+    )
+    sequence = join(_ragged(earlier, "history"), _ragged(earlier, "targets")).take(earlier_rows)
+    history = _ragged(later, "history").take(later_rows)
+
+    # Rows of different lengths are broken; rows of equal length are compared item by item.
+    broken = sequence.lengths != history.lengths  # (num_users,)
+    comparable = np.flatnonzero(~broken)
+    sequence = sequence.take(comparable)
+    differs = sequence.values != history.take(comparable).values
+    broken[comparable[sequence.row_ids[differs]]] = True
+    broken |= _column(earlier, "timestamp")[earlier_rows] > _column(later, "timestamp")[later_rows]
+
     if broken.any():
         user = users[broken][0]
         raise ValueError(
-            f"leak: the {earlier.split} row of user {user} is not exactly what the {later.split} row's history tells; {REMEDY}"
+            f"leak: the {earlier.split} row of user {user} is not exactly what the {later.split} row's history "
+            f"contains; {REMEDY}"
         )
 
 
-def _without(rows: Dataset, others: Dataset) -> Dataset:
-    """The rows of users that have no row in `others`."""
-    alone = ~np.isin(_column(rows, "user"), _column(others, "user"))
-    return Dataset(rows.data.table.filter(alone), split=rows.split)
+def _without_users_of(rows: Dataset, others: Dataset) -> Dataset:
+    """The rows of users who have no row in `others`."""
+    kept = ~np.isin(_column(rows, "user"), _column(others, "user"))
+    return Dataset(rows.data.table.filter(kept), split=rows.split)
 
 
-def _check_known_targets(earlier: list[Dataset], later: Dataset) -> None:
+def _check_new_targets(earlier: list[Dataset], later: Dataset) -> None:
+    """No target of a window is in an earlier split's row of the same user, unless its own history contains it."""
     known = np.concatenate(
         [_keys(rows, column, _column(rows, "user")) for rows in earlier for column in ("history", "targets")]
     )
-    suspect = np.isin(_keys(later, "targets", _column(later, "user")), known)
+    was_known = np.isin(_keys(later, "targets", _column(later, "user")), known)
     row = np.arange(len(later))
-    told = np.isin(_keys(later, "targets", row), _keys(later, "history", row))
-    leaked = np.flatnonzero(suspect & ~told)
+    in_history = np.isin(_keys(later, "targets", row), _keys(later, "history", row))
+    leaked = np.flatnonzero(was_known & ~in_history)
     if len(leaked):
         position = _ragged(later, "targets").row_ids[leaked[0]]
         raise ValueError(
-            f"leak: what {later.split} row {position} asks for stands in an earlier split's row of the same user; {REMEDY}, "
-            "or, if users do come back to items, give the interactions themselves as a table"
+            f"leak: the target of {later.split} row {position} is in an earlier split's row of the same user; "
+            f"{REMEDY}, or, if users do come back to items, give the interactions themselves as a table"
         )
 
 
 def _keys(rows: Dataset, column: str, owner: np.ndarray) -> np.ndarray:
-    """One number for each pair of the row's owner and an item of the column."""
+    """One number per pair of a row's owner and an item in the row's column, so that pairs can be compared."""
     values = _ragged(rows, column)
     return owner[values.row_ids].astype(np.int64) * (1 << 32) + values.values  # item indices are int32

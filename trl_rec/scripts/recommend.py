@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         dataset = load(arguments.dataset)
         folder = local_folder(arguments.model)  # of a hub repository: it is fetched by now
         check_same_items(folder, dataset.with_surface(recommender.catalog.surface).catalog, arguments.dataset)
-        history, user = dataset.history_of(arguments.user), dataset.number_of(arguments.user)
+        history, user = dataset.history_of(arguments.user), dataset.user_index(arguments.user)
     elif recommender.prompt_format.users is not None:
         raise ValueError(
             f"prompts of {arguments.model} name the user, and titles name none; give --user with --dataset"
