@@ -33,15 +33,19 @@ from trl_rec import BladeConfig, BladeTrainer, RecDataset, TokenTrie, prepare
 from trl_rec.models import make_model, make_tokenizer
 
 
-COMMON: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "activation_checkpointing": False}
-COMMON |= {
+COMMON: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "activation_checkpointing": False,
     "learning_rate": 1e-5,
     "disable_tqdm": True,
     "logging_steps": 1000,
     "save_strategy": "no",
     "num_iterations": 1,
+    "beta": 0.1,
+    "temperature": 1.0,
 }
-COMMON |= {"beta": 0.1, "temperature": 1.0}
 
 
 class Clock(TrainerCallback):

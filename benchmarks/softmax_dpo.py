@@ -38,8 +38,15 @@ from trl_rec.trainer import SoftmaxDPOConfig, SoftmaxDPOTrainer
 
 
 COMPLETION_TOKENS = 5
-COMMON: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "activation_checkpointing": False}
-COMMON |= {"max_length": None, "max_steps": 100, "disable_tqdm": True}
+COMMON: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "activation_checkpointing": False,
+    "max_length": None,
+    "max_steps": 100,
+    "disable_tqdm": True,
+}
 
 
 def main() -> None:

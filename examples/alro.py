@@ -28,9 +28,18 @@ ARMS = {
     "ALRO": {"lambda_weight": 30.0, "permutation_weight": 3.0},
 }
 RANKING = {"max_history": 60, "max_length": 160, "num_train_epochs": 1, "learning_rate": 5e-4, "eval_num_orders": 5}
-SHARED: dict[str, Any] = {"per_device_train_batch_size": 32, "per_device_eval_batch_size": 128, "save_strategy": "no"}
-SHARED |= {"weight_decay": 0.1, "warmup_steps": 50, "logging_steps": 100}
-SHARED |= {"activation_checkpointing": False, "report_to": "none", "use_cpu": True, "bf16": False}
+SHARED: dict[str, Any] = {
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 128,
+    "save_strategy": "no",
+    "weight_decay": 0.1,
+    "warmup_steps": 50,
+    "logging_steps": 100,
+    "activation_checkpointing": False,
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+}
 
 
 def load_data(source: str) -> RecDataset:

@@ -47,8 +47,11 @@ SHARED: dict[str, Any] = {
     "max_length": 128,
     "save_strategy": "no",
     "per_device_eval_batch_size": 128,
+    "activation_checkpointing": False,
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
 }
-SHARED |= {"activation_checkpointing": False, "report_to": "none", "use_cpu": True, "bf16": False}
 
 
 def load_data(source: str) -> RecDataset:

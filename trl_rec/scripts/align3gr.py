@@ -19,10 +19,20 @@ from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
 from trl_rec.trainer.base.shutdown import end_processes
 
 
-# What the supervised part has from the stages' configuration, where it does not say otherwise.
-COMMON: tuple[str, ...] = ("max_steps", "prompt_head", "prompt_item", "prompt_tail", "chat_template", "list_length")
-COMMON += ("max_length", "eval_ks", "eval_exclude_history", "eval_num_beams", "eval_length_penalty", "max_users")
-COMMON += (
+# Fields that the supervised part takes from the configuration of the stages unless its own section sets them.
+COMMON = (
+    "max_steps",
+    "prompt_head",
+    "prompt_item",
+    "prompt_tail",
+    "chat_template",
+    "list_length",
+    "max_length",
+    "eval_ks",
+    "eval_exclude_history",
+    "eval_num_beams",
+    "eval_length_penalty",
+    "max_users",
     "per_device_eval_batch_size",
     "seed",
     "use_cpu",
@@ -30,8 +40,9 @@ COMMON += (
     "fp16",
     "activation_checkpointing",
     "trust_remote_code",
+    "report_to",
+    "disable_tqdm",
 )
-COMMON += ("report_to", "disable_tqdm")
 
 
 @dataclass

@@ -30,9 +30,15 @@ from trl_rec.evaluation.results import held_out
 from trl_rec.scripts.parsing import parse, run
 
 
-# Where neither the command nor the model's run folder tells.
-DEFAULTS = {"surface": "title", "list_length": None, "num_beams": None, "length_penalty": 0.0, "renormalize": True}
-DEFAULTS |= {"max_length": None}
+# Used where neither the command nor the model's run folder says otherwise.
+DEFAULTS = {
+    "surface": "title",
+    "list_length": None,
+    "num_beams": None,
+    "length_penalty": 0.0,
+    "renormalize": True,
+    "max_length": None,
+}
 
 
 @dataclass

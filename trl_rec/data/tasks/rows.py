@@ -46,13 +46,15 @@ WRITTEN_AS_TITLES = (
 )  # they would ask a title for itself
 HISTORIES = ("history", "titles")
 NAMED = ("user", "item")  # slots that are never cut
-# What a task is made of, where that may be missing.
-WANTS = dict.fromkeys(
-    ("profile_to_user", "user_to_profile"), "users have no columns, and chose nothing with groups or a title"
-)
-WANTS |= dict.fromkeys(
-    ("query_to_item", "history_to_preference"), "items have no groups, and no words in their titles"
-)
+# Why a task may have no rows, for the error message.
+NO_PROFILES = "users have no columns, and chose nothing with groups or a title"
+NO_WORDS = "items have no groups, and no words in their titles"
+WANTS = {
+    "profile_to_user": NO_PROFILES,
+    "user_to_profile": NO_PROFILES,
+    "query_to_item": NO_WORDS,
+    "history_to_preference": NO_WORDS,
+}
 
 
 def build_task_rows(

@@ -28,16 +28,26 @@ if TYPE_CHECKING:
     from trl_rec.trainer.alro.config import AlroConfig
 
 
-# of the ranking's configuration
-SHARED: tuple[str, ...] = (
+# Fields that the rating stage takes from the configuration of the ranking.
+SHARED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "max_steps",
     "seed",
     "data_seed",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "warmup_steps",
+    "logging_steps",
+    "disable_tqdm",
+    "report_to",
+    "use_cpu",
+    "bf16",
+    "fp16",
+    "activation_checkpointing",
+    "torch_compile",
 )
-SHARED += ("optim", "weight_decay", "max_grad_norm", "warmup_steps", "logging_steps", "disable_tqdm", "report_to")
-SHARED += ("use_cpu", "bf16", "fp16", "activation_checkpointing", "torch_compile")
 logger = logging.getLogger(__name__)
 
 
