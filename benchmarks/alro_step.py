@@ -1,9 +1,9 @@
-"""A training step of ALRO against one of SFT on the same lists, and against two forward passes, one for each order.
+"""Times a training step of ALRO against one of SFT, and against one that runs a forward pass per order.
 
     python benchmarks/alro_step.py [DATASET_FOLDER --model FOLDER_OR_HUB_ID [--lora]] [--candidates 10 20] [--batch 4]
 
-Without arguments a small model reads item tokens of the toy world; given both, a language model reads titles. The
-three take turns on the same lists; seconds are those of forward, backward and update, medians over the runs.
+Without arguments, a small model reads item tokens of the toy world. With a dataset and a model, a language model reads
+titles. The three take turns on the same lists. Prints seconds of forward, backward and update (medians).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": Tr
 
 
 class SeparateForwards(AlroTrainer):
-    """The obvious way: a forward pass for each order, the history read each time."""
+    """The obvious way: a forward pass per order, which reads the history each time."""
 
     def _answers(self, model: Any, inputs: dict[str, Any]) -> AnswerTable:
+        names = ("completion_ids", "completion_mask", "answer_mask", "names")  # each (B, orders, ...)
         orders = []
         for order in range(inputs["names"].shape[1]):
-            names = ("completion_ids", "completion_mask", "answer_mask", "names")
             orders.append(
                 super()._answers(model, {**inputs, **{name: inputs[name][:, order : order + 1] for name in names}})
             )
@@ -78,15 +78,19 @@ def make_trainers(dataset: RecDataset, arguments: Any, count: int, folder: str) 
 
 
 def measure(trainers: dict[str, AlroTrainer], runs: int) -> dict[str, list[float]]:
-    """Seconds a step, the first left out."""
+    """Seconds per step, without the first step."""
+    # 1. The same batches for all, and an optimizer for each.
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     batches = {}
     for name, trainer in trainers.items():
         trainer.model.train()
         trainer.create_optimizer()
-        trainer.state.max_steps, trainer.current_gradient_accumulation_steps = trainer.args.max_steps, 1
-        torch.manual_seed(0)  # the sampler's order
+        trainer.state.max_steps = trainer.args.max_steps
+        trainer.current_gradient_accumulation_steps = 1  # as `train` would set it
+        torch.manual_seed(0)  # for the sampler's order
         batches[name] = [batch for _, batch in zip(range(runs + 1), trainer.get_train_dataloader(), strict=False)]
+
+    # 2. The trainers take turns.
     for run in range(runs + 1):
         for name, trainer in trainers.items():
             start = time.perf_counter()
@@ -118,7 +122,8 @@ def main() -> None:
             for other in ("SFT", "ALRO, two forward passes"):
                 ratio = median(b / a for a, b in zip(seconds[other], seconds["ALRO"], strict=True))
                 print(
-                    f"  ALRO takes {ratio:.2f} of the time of {other} (median of {arguments.runs} pairs)", flush=True
+                    f"  ALRO takes {ratio:.2f} times the time of {other} (median of {arguments.runs} pairs)",
+                    flush=True,
                 )
 
 

@@ -1,10 +1,10 @@
-"""A training step of BEAR against one of TRL's `SFTTrainer`: the same rows, model and optimiser, taking turns.
+"""Times a training step of BEAR against one of TRL's `SFTTrainer`, with the same rows, model and optimizer.
 
     python benchmarks/bear_step.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--lora] [--batch 4] [--runs 5]
 
-Titles of a dataset folder with a language model's tokenizer; `--tiny` takes 2 layers of random weights at the same
-vocabulary. Prints seconds a step (forward, backward, update; medians) and the most bytes of tensors alive beyond model
-and optimiser.
+Items are titles, read with a language model's tokenizer. `--tiny` uses 2 layers of random weights with the same
+vocabulary. The trainers take turns. Prints seconds per step (forward, backward, update; medians) and the peak bytes of
+tensors beyond model and optimizer.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ from trl_rec.models import load_model, load_tokenizer
 
 
 class PeakBytes(TorchDispatchMode):
-    """The most bytes of tensor storage alive at once among those made inside."""
+    """The peak bytes of tensor storage that is allocated inside this context."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive, self.peak, self.known = 0, 0, weakref.WeakSet()
+        self.alive = 0
+        self.peak = 0
+        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = func(*args, **(kwargs or {}))
@@ -75,18 +77,24 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
 
-    dataset, tokenizer = load(arguments.dataset), load_tokenizer(arguments.model)
-    rows = build_rows(
-        dataset.train.select(range(200)), PromptFormat.for_catalog(dataset.catalog, tokenizer), max_length=512
-    )
+    # 1. Rows and options for both trainers.
+    dataset = load(arguments.dataset)
+    tokenizer = load_tokenizer(arguments.model)
+    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer)
+    rows = build_rows(dataset.train.select(range(200)), prompt_format, max_length=512)
     common: dict[str, Any] = {
         "per_device_train_batch_size": arguments.batch,
         "max_length": 512,
         "use_cpu": True,
         "bf16": False,
+        "report_to": "none",
+        "activation_checkpointing": False,
+        "shuffle_dataset": False,
+        "max_steps": 100,
     }
-    common |= {"report_to": "none", "activation_checkpointing": False, "shuffle_dataset": False, "max_steps": 100}
     peft_config = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear") if arguments.lora else None
+
+    # 2. The trainers, each with its own copy of the model.
     trainers: dict[str, SFTTrainer] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("SFTTrainer", "BearTrainer"):
@@ -100,14 +108,18 @@ def main() -> None:
 
 
 def measure(trainers: dict[str, SFTTrainer], runs: int) -> None:
-    """Prints the figures of steps on the same rows, one trainer after the other."""
+    """Prints time and memory of steps on the same rows."""
+    # 1. The same batches for both, and an optimizer for each.
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    peaks, batches = {}, {}
+    peaks = {}
+    batches = {}
     for name, trainer in trainers.items():
         trainer.model.train()
         trainer.create_optimizer()
-        torch.manual_seed(0)  # the sampler's order
+        torch.manual_seed(0)  # for the sampler's order
         batches[name] = [batch for _, batch in zip(range(runs + 1), trainer.get_train_dataloader(), strict=False)]
+
+    # 2. Time: the trainers take turns.
     for run in range(runs + 1):
         for name, trainer in trainers.items():
             batch = batches[name][run]
@@ -117,18 +129,21 @@ def measure(trainers: dict[str, SFTTrainer], runs: int) -> None:
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()
             seconds[name].append(time.perf_counter() - start)
+
+    # 3. Memory, in a step of its own, as counting slows it down.
     for name, trainer in trainers.items():
         with PeakBytes() as bytes_:
             trainer.training_step(trainer.model, dict(batches[name][0]), num_items_in_batch=torch.tensor(10))
         trainer.optimizer.zero_grad()
         peaks[name] = bytes_.peak
-        print(
-            f"{name}: {median(seconds[name][1:]):.3f} s a step, {peaks[name] / 2**20:.0f} MiB of tensors at the peak"
-        )
-    ours, theirs = "BearTrainer", "SFTTrainer"
-    ratio = median(b / a for a, b in zip(seconds[theirs][1:], seconds[ours][1:], strict=True))
+        mebibytes = peaks[name] / 2**20
+        print(f"{name}: {median(seconds[name][1:]):.3f} s per step, {mebibytes:.0f} MiB of tensors at the peak")
+
+    pairs = zip(seconds["SFTTrainer"][1:], seconds["BearTrainer"][1:], strict=True)
+    time_ratio = median(bear / sft for sft, bear in pairs)
+    byte_ratio = peaks["BearTrainer"] / peaks["SFTTrainer"]
     print(
-        f"BEAR takes {ratio:.2f} of SFT's time (median of {runs} pairs) and {peaks[ours] / peaks[theirs]:.2f} of its bytes"
+        f"BEAR takes {time_ratio:.2f} times SFT's time (median of {runs} pairs) and {byte_ratio:.2f} times its bytes"
     )
 
 

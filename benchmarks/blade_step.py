@@ -1,12 +1,13 @@
-"""A training step of BLADE against one of TRL's `GRPOTrainer`: same model, prompts, group size and completion length.
+"""Times a training step of BLADE against one of TRL's `GRPOTrainer`.
 
     python benchmarks/blade_step.py [--items 1682] [--prompts 8] [--lists 8] [--length 10] [--steps 6] [--runs 3]
 
-Rollouts, rewards, the reference's forward, backward and update all count, of a small model of random weights that
-writes one token an item. `GRPOTrainer` runs twice: as it is, which draws from the whole vocabulary, so that lists
-repeat items and hold what is none; and with `generate` given a logits processor that leaves distinct items of the
-catalogue. What it does not do either way: leave out the history, and score all lists of a prompt in one row. The
-trainers take turns; prints medians.
+Both use the same small model of random weights, with one token per item, and the same prompts, group size and
+completion length. The time covers rollouts, rewards, the reference's forward pass, backward and update.
+
+`GRPOTrainer` runs twice: unchanged, so that it samples from the whole vocabulary and its lists may contain duplicates
+and tokens that are not items; and with a logits processor that allows only distinct items of the catalogue. In neither
+case does it exclude the history, or score all lists of a prompt in one row. The trainers take turns. Prints medians.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ COMMON: dict[str, Any] = {
 
 
 class Clock(TrainerCallback):
-    """The seconds of each step."""
+    """Records the seconds of each step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -74,27 +75,28 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     disable_progress_bars()
+
     with tempfile.TemporaryDirectory() as folder:
         dataset = prepare("toy", folder + "/data", toy_users=500, toy_items=arguments.items).with_surface("item_token")
-        ways = {
+        trainers = {
             "BladeTrainer": partial(blade, dataset, arguments, folder),
             "GRPOTrainer": partial(grpo, dataset, arguments, folder, constrained=False),
             "GRPOTrainer, constrained": partial(grpo, dataset, arguments, folder, constrained=True),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        seconds: dict[str, list[float]] = {name: [] for name in trainers}
         for _ in range(arguments.runs):
-            for name, make in ways.items():
+            for name, make in trainers.items():
                 seconds[name].append(median(timed(make())))
-    print(
-        f"{torch.get_num_threads()} threads, {arguments.prompts} prompts, {arguments.lists} lists of {arguments.length} items"
-    )
+
+    sizes = f"{arguments.prompts} prompts, {arguments.lists} lists of {arguments.length} items"
+    print(f"{torch.get_num_threads()} threads, {sizes}")
     for name, taken in seconds.items():
         ratio = median(other / ours for other, ours in zip(taken, seconds["BladeTrainer"], strict=True))
-        print(f"  {name}: {median(taken):.3f} s a step, {ratio:.1f} times ours", flush=True)
+        print(f"  {name}: {median(taken):.3f} s per step, {ratio:.1f} times the time of BladeTrainer", flush=True)
 
 
 def timed(trainer: Any) -> list[float]:
-    """Seconds of the steps after the first."""
+    """Seconds of each step after the first."""
     clock = Clock()
     trainer.add_callback(clock)
     trainer.train()
@@ -102,6 +104,7 @@ def timed(trainer: Any) -> list[float]:
 
 
 def policy(dataset: RecDataset, arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """A small model with random weights, and its tokenizer."""
     tokenizer = make_tokenizer(dataset.catalog)
     size = {"hidden_size": arguments.hidden, "num_layers": arguments.layers, "dropout": 0.0}
     return make_model(tokenizer, max_length=256, **size), tokenizer
@@ -128,15 +131,16 @@ def blade(dataset: RecDataset, arguments: argparse.Namespace, folder: str) -> Bl
 
 
 def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, constrained: bool) -> GRPOTrainer:
-    """The same prompts as text; the reward is NDCG of the tokens."""
+    """A trainer on the same prompts, as text. Its reward is the NDCG of the tokens."""
     ours = blade(dataset, arguments, folder)
     model, tokenizer = policy(dataset, arguments)
-    prompts = [
-        tokenizer.decode(row[1:]) for row in ours.train_dataset["prompt_ids"]
-    ]  # GRPO's tokenizer begins them itself
+
+    # GRPO tokenizes the text again, which adds the first token.
+    prompts = [tokenizer.decode(row[1:]) for row in ours.train_dataset["prompt_ids"]]
     first = tokenizer.convert_tokens_to_ids("<item_0>")
     rows = {"prompt": prompts, "wanted": [[first + item for item in row] for row in ours.train_dataset["targets"]]}
-    model.save_pretrained(folder + "/policy")  # by whose name the trainer loads the reference
+    model.save_pretrained(folder + "/policy")  # the trainer loads its reference from here
+
     config = GRPOConfig(
         folder + "/grpo",
         **COMMON,
@@ -155,7 +159,7 @@ def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, con
 
 
 def constrained_generate(model: Any, trie: TokenTrie, length: int) -> Any:
-    """`generate` with the processor, made anew for each call's prompts."""
+    """`generate` with the processor. Each call gets a new one, as prompts differ in length."""
     generate = model.generate
 
     def constrained(*args: Any, input_ids: torch.Tensor, **kwargs: Any) -> Any:

@@ -1,16 +1,16 @@
-"""A training step of Softmax-DPO against one of TRL's `DPOTrainer` that is fed the same comparisons as pairs.
+"""Times a training step of Softmax-DPO against one of TRL's `DPOTrainer` on the same comparisons as pairs.
 
     python benchmarks/softmax_dpo.py [--completions 16 3] [--prompts 2] [--prompt-tokens 200] [--vocabulary 8192]
     [--runs 5]
 
-A prompt with one chosen and K - 1 rejected completions is one row here and K - 1 rows there, the chosen one in each of
-them. The whole step counts (forward, the reference's forward, backward, update), of a small Llama; both trainers take
-turns on the same prompts. Prints the seconds (medians), and the most bytes of tensors alive beyond model and
-optimizer.
+A prompt with one chosen and K - 1 rejected completions is one row for `SoftmaxDPOTrainer`, and K - 1 rows for
+`DPOTrainer`, each with the chosen completion. The time covers the whole step of a small Llama: forward, the
+reference's forward, backward, update. The trainers take turns on the same prompts. Prints seconds (medians), and the
+peak bytes of tensors beyond model and optimizer.
 
-What flatters this package: on a CPU, TRL's output layer scores the prompt's positions too (on a GPU it leaves them
-out), and TRL also measures entropy, mean logits and token accuracy; with `--vocabulary 512` that layer hardly counts.
-And nobody has to make pairs of all the rejected ones.
+The comparison favours trl-rec in three ways. On a CPU, TRL's output layer also scores the prompt's positions (on a GPU
+it does not); with `--vocabulary 512` that layer hardly counts. TRL also measures entropy, mean logits and token
+accuracy. And in practice one would not make pairs of all rejected completions.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def main() -> None:
                 "DPOTrainer": make(DPOTrainer, DPOConfig(folder, **COMMON), pairs, tokenizer),
                 "SoftmaxDPOTrainer": make(SoftmaxDPOTrainer, SoftmaxDPOConfig(folder, **COMMON), rows, tokenizer),
             }
-            print(f"{completions} completions a prompt, {arguments.prompts} prompts a step:")
+            print(f"{completions} completions per prompt, {arguments.prompts} prompts per step:")
             measure(trainers, arguments.runs)
 
 
 def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """One token a word."""
+    """A tokenizer with one token per word."""
     special = {"<pad>": 0, "<eos>": 1}
     words = {f"w{index}": index for index in range(len(special), size)}
     tokenizer = Tokenizer(models.WordLevel({**special, **words}, unk_token="<pad>"))
@@ -81,7 +81,7 @@ def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
 
 
 def make_rows(count: int, prompt_tokens: int, completions: int, vocabulary: int) -> list[dict[str, Any]]:
-    """Random texts; an end is added to each completion."""
+    """Random texts. The trainers append EOS, so completions have one word less than `COMPLETION_TOKENS`."""
     draw = random.Random(0)
 
     def text(length: int) -> str:
@@ -103,29 +103,35 @@ def make_model(vocabulary: int) -> PreTrainedModel:
 
 
 def measure(trainers: dict[str, DPOTrainer], runs: int) -> None:
-    """Prints the figures of steps on all rows of each, one trainer after the other."""
+    """Prints time and memory of steps, each on all rows of its trainer."""
+    # 1. One batch of all rows, and an optimizer, for each trainer.
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    batches, peaks = {}, {}
+    batches = {}
+    peaks = {}
     for name, trainer in trainers.items():
         trainer.model.train()
         trainer.create_optimizer()
         trainer.current_gradient_accumulation_steps = 1  # as `train` would set it
         batches[name] = trainer.data_collator(list(trainer.train_dataset))
+
+    # 2. Time: the trainers take turns.
     for _ in range(runs + 1):
         for name, trainer in trainers.items():
             start = time.perf_counter()
             step(trainer, batches[name])
             seconds[name].append(time.perf_counter() - start)
+
+    # 3. Memory, in a step of its own, as counting slows it down.
     for name, trainer in trainers.items():
         with PeakBytes() as bytes_:
             step(trainer, batches[name])
         peaks[name] = bytes_.peak
-        print(
-            f"  {name}: {median(seconds[name][1:]):.3f} s a step, {peaks[name] / 2**20:.0f} MiB of tensors at the peak"
-        )
+        mebibytes = peaks[name] / 2**20
+        print(f"  {name}: {median(seconds[name][1:]):.3f} s per step, {mebibytes:.0f} MiB of tensors at the peak")
+
     theirs, ours = trainers
     ratio = median(a / b for a, b in zip(seconds[theirs][1:], seconds[ours][1:], strict=True))
-    print(f"  {ratio:.1f} times faster (median of {runs} turns), {peaks[ours] / peaks[theirs]:.3f} of the bytes")
+    print(f"  {ratio:.1f} times faster (median of {runs} turns), {peaks[ours] / peaks[theirs]:.3f} times the bytes")
 
 
 def step(trainer: DPOTrainer, batch: dict[str, torch.Tensor]) -> None:

@@ -1,7 +1,7 @@
-"""What the studies share (`*_arms.py`, `targets`): how small models train on a CPU, and work that is kept.
+"""What the studies share: options for small models on a CPU, and saved results.
 
-A study compares arms over several seeds in hours; a call that was interrupted goes on with what the calls before it
-kept.
+The studies are `*_arms.py`, `published.py` and `targets.py`. A study compares arms over several seeds and takes hours.
+Each result is saved, so the same call resumes an interrupted study.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from trl_rec.files import write_text
 
 
-# Of a trainer's configuration.
+# Trainer options.
 SMALL: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 128,
@@ -29,8 +29,7 @@ SMALL: dict[str, Any] = {
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What the file holds; where there is none, what `make` returns, as JSON takes it, which is then written, whole or
-    not at all."""
+    """The JSON in `path`. If there is no such file, calls `make` and saves its result first."""
     if not path.is_file():
         write_text(path, json.dumps(make()))
     return json.loads(path.read_text())
