@@ -1,4 +1,4 @@
-"""Training splits and prefixes for tests, from plain lists."""
+"""Builds training splits and catalogues for tests from plain lists."""
 
 import pyarrow as pa
 from datasets import Dataset
@@ -10,14 +10,14 @@ from trl_rec.ragged import Ragged
 
 NUM_ITEMS = 9
 items = st.integers(0, NUM_ITEMS - 1)
-# Users may have several rows, as in windowed data, and choose an item again.
+# A user may have several rows, as in windowed data, and may choose an item again.
 training_rows = st.lists(
     st.tuples(st.integers(0, 3), st.lists(items, max_size=3), st.lists(items, max_size=6)), min_size=1, max_size=5
 ).filter(lambda rows: any(targets for _, _, targets in rows))
 
 
 def make_split(rows, scores=None, split="train"):
-    """A split of `(user, history, targets)` rows; `scores` hold one rating for each item of a row."""
+    """A split of `(user, history, targets)` rows; `scores` has one rating per item of each row."""
     lists, numbers = pa.list_(pa.int32()), pa.list_(pa.float32())
     ratings = [[]] * len(rows), [[]] * len(rows)
     if scores is not None:
@@ -34,7 +34,7 @@ def make_split(rows, scores=None, split="train"):
 
 
 def make_catalog(surface, num_items=NUM_ITEMS):
-    """Items of which some are written alike: titles by threes, semantic IDs by twos."""
+    """A catalogue in which three items at a time share a title, and some share a semantic ID."""
     titles = [f"title {index % max(num_items // 3, 1)}" for index in range(num_items)]
     table = pa.table({"item_id": [str(index) for index in range(num_items)], "title": titles})
     ids = [
@@ -45,5 +45,5 @@ def make_catalog(surface, num_items=NUM_ITEMS):
 
 
 def rows_of(table, *names):
-    """The named columns, a tuple a row."""
+    """The named columns, one tuple per row."""
     return list(zip(*(table[:][name] for name in names), strict=True))

@@ -1,3 +1,5 @@
+"""Preference tables from ratings against slow loops, and the scores and ranges that are rejected."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,13 +11,13 @@ from trl_rec.ragged import Ragged
 from trl_rec.schedule import feedback_preferences
 
 
-CUTS = {"easy": (1, 2), "hard": (3, 4)}
+RANGES = {"easy": (1, 2), "hard": (3, 4)}
 ROWS = [(0, [0], [1, 2, 3]), (1, [4], [5, 6])]
 SCORES = [[1.0, 5.0, 3.0, 2.0], [2.0, 5.0, 4.0]]
 
 
 def scores_of(rows):
-    """A rating for each item, some unknown."""
+    """One rating per item of each row; some are NaN."""
     ratings = st.sampled_from([1.0, 2.0, 2.5, 3.0, 4.0, 5.0, float("nan")])
     lengths = [len(history) + len(targets) for _, history, targets in rows]
     return st.tuples(*(st.lists(ratings, min_size=length, max_size=length) for length in lengths)).map(list)
@@ -24,16 +26,16 @@ def scores_of(rows):
 @given(st.data(), training_rows, st.sampled_from(["easy", "hard"]), st.integers(1, 3), st.sampled_from([None, 1, 2]))
 def test_feedback_equals_a_loop(data, rows, difficulty, count, max_prompts) -> None:
     scores = data.draw(scores_of(rows))
-    told = oracle.feedback(rows, scores, (5, 5), CUTS[difficulty])
-    given_at_all = sum(scores, [])
-    if not told or not any(CUTS[difficulty][0] <= score <= CUTS[difficulty][1] for score in given_at_all):
+    expected_rows = oracle.feedback(rows, scores, (5, 5), RANGES[difficulty])
+    all_scores = sum(scores, [])
+    if not expected_rows or not any(RANGES[difficulty][0] <= score <= RANGES[difficulty][1] for score in all_scores):
         with pytest.raises(ValueError, match="liked=|disliked=|neutral="):
             feedback_preferences(make_split(rows, scores), difficulty=difficulty)
         return
     options = {"difficulty": difficulty, "num_negatives": count, "seed": 3}
     table = feedback_preferences(make_split(rows, scores), **options)
-    assert rows_of(table, "user", "history", "chosen") == [row[:3] for row in told]
-    for rejected, (_, _, chosen, possible) in zip(table[:]["rejected"], told, strict=True):
+    assert rows_of(table, "user", "history", "chosen") == [row[:3] for row in expected_rows]
+    for rejected, (_, _, chosen, possible) in zip(table[:]["rejected"], expected_rows, strict=True):
         assert set(rejected) <= possible and len(set(rejected)) == len(rejected) == min(count, len(possible))
         assert chosen not in rejected
     sample = feedback_preferences(make_split(rows, scores), max_prompts=max_prompts, **options)
@@ -44,20 +46,20 @@ def test_feedback_equals_a_loop(data, rows, difficulty, count, max_prompts) -> N
 
 @settings(max_examples=20)
 @given(st.data(), training_rows, st.sampled_from(["title", "semantic_id"]), st.integers(1, 3))
-def test_feedback_tells_items_apart_by_how_they_are_written(data, rows, surface, count) -> None:
-    """As a loop does over rows in which the first of the items that are written the same stands for all of them."""
+def test_items_with_the_same_text_count_as_one(data, rows, surface, count) -> None:
+    """The result equals that of a loop over rows in which the first item with a text replaces all items with it."""
     surfaces = make_catalog(surface).surfaces
     rows = [*rows, (0, [0], [1])]
     scores = [*data.draw(scores_of(rows[:-1])), [1.0, 5.0]]
     merged = [(user, *([surfaces.index(surfaces[item]) for item in part] for part in parts)) for user, *parts in rows]
-    told = oracle.feedback(merged, scores, (5, 5), CUTS["easy"])
+    expected_rows = oracle.feedback(merged, scores, (5, 5), RANGES["easy"])
     options = {"difficulty": "easy", "num_negatives": count, "catalog": make_catalog(surface)}
     table = feedback_preferences(make_split(rows, scores), **options)
-    own = [possible for *_, possible in oracle.feedback(rows, scores, (5, 5), CUTS["easy"])]
-    for rejected, (*_, possible), whole in zip(table[:]["rejected"], told, own, strict=True):
+    scored = [possible for *_, possible in oracle.feedback(rows, scores, (5, 5), RANGES["easy"])]
+    for rejected, (*_, possible), whole in zip(table[:]["rejected"], expected_rows, scored, strict=True):
         written = [surfaces.index(surfaces[item]) for item in rejected]
         assert set(written) <= possible and len(set(written)) == len(written) == min(count, len(possible))
-        assert set(rejected) <= whole  # not any item that is written so, but one that the user scored
+        assert set(rejected) <= whole  # an item that the user scored, not another one with the same text
 
 
 def test_which_negatives_depends_on_seed_and_target() -> None:
@@ -84,7 +86,7 @@ def test_scores_from_elsewhere_replace_ratings(kind) -> None:
     assert feedback_preferences(train, difficulty="easy", scores=scores[kind])[:]["rejected"] == expected
 
 
-def test_missing_and_unfit_scores_are_refused() -> None:
+def test_missing_and_misaligned_scores_are_an_error() -> None:
     train = make_split(ROWS)
     with pytest.raises(ValueError, match="no ratings to tell liked from disliked"):
         feedback_preferences(train, difficulty="easy")
@@ -101,7 +103,7 @@ def test_missing_and_unfit_scores_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cuts", "message"),
+    ("ranges", "message"),
     [
         ({"neutral": (2, 4)}, "must not overlap"),
         ({"liked": (4, 5)}, "must not overlap"),
@@ -112,19 +114,19 @@ def test_missing_and_unfit_scores_are_refused() -> None:
         ({"disliked": (-9, -8)}, r"in disliked=\(-9, -8\): they run from 1 to 5"),
     ],
 )
-def test_unfit_cuts_are_refused(cuts, message) -> None:
+def test_invalid_ranges_are_an_error(ranges, message) -> None:
     with pytest.raises(ValueError, match=message):
-        feedback_preferences(make_split(ROWS, SCORES), difficulty="easy", **cuts)
+        feedback_preferences(make_split(ROWS, SCORES), difficulty="easy", **ranges)
 
 
-def test_scores_without_a_number_are_refused() -> None:
+def test_scores_that_are_all_nan_are_an_error() -> None:
     unknown = Ragged.from_lists([[float("nan")] * 4, [float("nan")] * 3], float)
     with pytest.raises(ValueError, match="there are no scores at all"):
         feedback_preferences(make_split(ROWS), difficulty="easy", scores=unknown)
 
 
-def test_cuts_for_another_scale_are_refused() -> None:
-    """From 1 to 10, the usual cuts would take 5 for the best, and leave out what was liked."""
+def test_scores_above_the_liked_range_are_an_error() -> None:
+    """With ratings from 1 to 10, the default ranges would take 5 for the best."""
     split = make_split(ROWS, [[1.0, 5.0, 3.0, 10.0], [2.0, 5.0, float("nan")]])
     with pytest.raises(ValueError, match=r"scores up to 10, above liked=\(5, 5\)"):
         feedback_preferences(split, difficulty="easy")

@@ -1,4 +1,4 @@
-"""Leaks are planted in preference tables that are clean, and refused."""
+"""Leaks planted in clean preference tables raise errors."""
 
 from types import SimpleNamespace
 
@@ -32,7 +32,7 @@ def planted(table: Dataset, row: int, **changed) -> Dataset:
 
 
 def held_out(dataset: RecDataset, user: int, split: str) -> int:
-    """The item that a split asks the user for."""
+    """The target of the user in a split."""
     rows = getattr(dataset, split)
     return rows["targets"][rows["user"].index(user)][0]
 
@@ -46,7 +46,7 @@ def test_clean_tables_pass(dataset, feedback) -> None:
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize("of_feedback", [False, True])
-def test_a_held_out_target_as_chosen_is_refused(dataset, feedback, split, of_feedback) -> None:
+def test_a_held_out_target_as_the_chosen_item_is_an_error(dataset, feedback, split, of_feedback) -> None:
     row = 7
     user = feedback["user"][row]
     item = held_out(dataset, user, split)
@@ -56,8 +56,8 @@ def test_a_held_out_target_as_chosen_is_refused(dataset, feedback, split, of_fee
         check_preference_leaks(planted(feedback, row, chosen=item), dataset, feedback=of_feedback)
 
 
-def test_a_whole_held_out_row_is_refused(dataset, feedback) -> None:
-    """The validation row as it stands: its history is training's, the item that it asks for is not."""
+def test_a_whole_held_out_row_is_an_error(dataset, feedback) -> None:
+    """The history of a validation row is all from training, but its target is not."""
     user = feedback["user"][7]
     history = dataset.validation["history"][dataset.validation["user"].index(user)]
     row = {"history": history, "chosen": held_out(dataset, user, "validation")}
@@ -65,7 +65,7 @@ def test_a_whole_held_out_row_is_refused(dataset, feedback) -> None:
         check_preference_leaks(planted(feedback, 7, **row), dataset, feedback=False)
 
 
-def test_a_held_out_item_in_a_history_is_refused(dataset, feedback) -> None:
+def test_a_held_out_item_in_a_history_is_an_error(dataset, feedback) -> None:
     history = feedback["history"][7]
     for place in range(len(history)):
         changed = [*history[:place], held_out(dataset, feedback["user"][7], "validation"), *history[place + 1 :]]
@@ -74,7 +74,7 @@ def test_a_held_out_item_in_a_history_is_refused(dataset, feedback) -> None:
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_held_out_feedback_is_refused(dataset, feedback, split) -> None:
+def test_held_out_feedback_is_an_error(dataset, feedback, split) -> None:
     row = max(range(len(feedback)), key=lambda row: len(feedback["rejected"][row]))
     user, rejected = feedback["user"][row], feedback["rejected"][row]
     item = held_out(dataset, user, split)
@@ -83,10 +83,10 @@ def test_held_out_feedback_is_refused(dataset, feedback, split) -> None:
         ValueError, match=rf"leak: row {row} rejects item {item}.*user {user} .*a target of the {split} split"
     ):
         check_preference_leaks(table, dataset, feedback=True)
-    check_preference_leaks(table, dataset, feedback=False)  # a policy may well recommend the item itself
+    check_preference_leaks(table, dataset, feedback=False)  # a policy may recommend the held-out item
 
 
-def test_another_users_row_is_refused(dataset, feedback) -> None:
+def test_a_row_of_another_user_is_an_error(dataset, feedback) -> None:
     other = next(user for user in feedback["user"] if user != feedback["user"][0])
     with pytest.raises(ValueError, match="leak: row 0: item"):
         check_preference_leaks(planted(feedback, 0, user=other), dataset, feedback=False)
@@ -110,15 +110,15 @@ def trained_on(rows) -> SimpleNamespace:
 @pytest.mark.parametrize(
     "row",
     [
-        (0, [6, 3], 4),  # what stands before the row is another user's
-        (0, [9, 6, 3], 4),  # nothing stands before that
-        (0, [], 3),  # no target
+        (0, [6, 3], 4),  # the item before the history is another user's
+        (0, [9, 6, 3], 4),  # nothing comes before the history
+        (0, [], 3),  # an item that is no target
         (0, [3], 6),  # another user's target
         (2, [], 4),  # a user without training rows
         (0, [4], 3),  # backwards
     ],
 )
-def test_what_is_no_prefix_is_refused(row) -> None:
+def test_a_row_that_is_no_training_prefix_is_an_error(row) -> None:
     dataset = trained_on([(1, [5], [6]), (0, [3], [4])])
     with pytest.raises(ValueError, match="leak: row 0: item"):
         check_preference_leaks(one_row(*row), dataset, feedback=False)
@@ -126,7 +126,7 @@ def test_what_is_no_prefix_is_refused(row) -> None:
 
 
 @given(st.data(), training_rows)
-def test_the_guard_equals_a_loop(data, rows) -> None:
+def test_the_check_equals_a_loop(data, rows) -> None:
     dataset = trained_on(rows)
     row = st.tuples(st.integers(0, 3), st.lists(items, max_size=4), items)
     true = st.builds(

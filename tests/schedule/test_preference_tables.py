@@ -1,3 +1,5 @@
+"""Prefixes, self-play and random negatives against slow loops, their sampling, and the input that is rejected."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,7 +29,7 @@ def test_every_target_has_its_prefix(rows, max_history) -> None:
 
 
 @given(training_rows)
-def test_ratings_go_with_their_target(rows) -> None:
+def test_each_prefix_has_the_rating_of_its_target(rows) -> None:
     scores = [[float(10 * row + place) for place in range(len(h) + len(t))] for row, (_, h, t) in enumerate(rows)]
     built = training_prefixes(make_split(rows, scores))
     expected = [scores[row][len(h) + place] for row, (_, h, t) in enumerate(rows) for place in range(len(t))]
@@ -36,7 +38,7 @@ def test_ratings_go_with_their_target(rows) -> None:
 
 @settings(max_examples=15)
 @given(training_rows, st.integers(1, 8), st.integers(0, 5))
-def test_a_sample_is_part_of_the_whole_and_follows_from_the_seed(rows, most, seed) -> None:
+def test_a_sample_is_a_subsequence_of_all_prefixes_and_depends_on_the_seed(rows, most, seed) -> None:
     train = make_split(rows)
     whole = rows_of(training_prefixes(train), "user", "history", "target")
     sample = rows_of(training_prefixes(train, max_prompts=most, seed=seed), "user", "history", "target")
@@ -55,13 +57,13 @@ def test_all_prefixes_are_equally_likely() -> None:
 
 
 @pytest.mark.parametrize("options", [{"max_prompts": 0}, {"max_history": 0}])
-def test_useless_limits_are_refused(options) -> None:
+def test_limits_below_one_are_an_error(options) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))}=0"):
         training_prefixes(make_split(ROWS), **options)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_held_out_rows_are_refused(split) -> None:
+def test_held_out_rows_are_an_error(split) -> None:
     rows = make_split(ROWS, split=split)
     train = make_split(ROWS)
     prefixes, beams, catalog = training_prefixes(train), np.zeros((3, 2), int), make_catalog("item_token")
@@ -79,7 +81,7 @@ def test_held_out_rows_are_refused(split) -> None:
 
 @st.composite
 def beams_of(draw, rows):
-    """Rankings without repeats, some ranks empty."""
+    """Rankings without repeated items; some have missing ranks."""
     count = len(oracle.prefixes(rows))
     width = draw(st.integers(1, NUM_ITEMS))
     ranked = st.lists(items, max_size=width, unique=True).map(lambda row: row + [-1] * (width - len(row)))
@@ -103,8 +105,8 @@ def test_self_play_equals_a_loop(data, rows, surface, most) -> None:
             [item for item, level in zip(*row, strict=True) if level == number or (number == 3 and level >= 0)][:most]
             for row in zip(beams, expected, strict=True)
         ]
-        told = [(*prompt, negatives) for prompt, negatives in zip(prompts, kept, strict=True)]
-        assert rows_of(table, "user", "history", "chosen", "rejected") == told
+        expected_rows = [(*prompt, negatives) for prompt, negatives in zip(prompts, kept, strict=True)]
+        assert rows_of(table, "user", "history", "chosen", "rejected") == expected_rows
     assert table.column_names == ["user", "history", "chosen", "rejected"]
     assert {name: str(kind.type) for name, kind in zip(table.column_names, table.data.schema, strict=True)} == {
         "user": "int32",
@@ -114,16 +116,16 @@ def test_self_play_equals_a_loop(data, rows, surface, most) -> None:
     }
 
 
-def test_a_users_later_training_items_are_no_negatives_and_held_out_ones_are() -> None:
-    """User 0 goes on to 2 in training; 5 may be the test item for all that anyone here knows."""
+def test_a_users_later_training_items_are_not_negatives_but_held_out_items_may_be() -> None:
+    """User 0 chooses 2 later in training. Item 5 may be the user's test item, which nothing here knows."""
     train = make_split([(0, [0], [1, 2])])
     prefixes = training_prefixes(train).select([0])
     table = self_play_preferences(prefixes, np.array([[2, 1, 5, 0]]), make_catalog("item_token"), train=train)
     assert table[:]["rejected"] == [[5]]
 
 
-def test_a_negative_is_told_apart_by_how_it_is_written() -> None:
-    """Titles 0, 3 and 6 are the same, and so are 1, 4, 7: the target's and the second beam's."""
+def test_items_with_the_text_of_the_target_or_of_a_better_beam_are_not_negatives() -> None:
+    """Items 0 (the target), 3 and 6 have the same title, and so have items 1 (the second beam), 4 and 7."""
     train = make_split([(0, [2], [0])])
     prefixes, beams = training_prefixes(train), np.array([[3, 1, 4, 6, 7, -1, 8]])
     assert self_play_buckets(prefixes, beams, make_catalog("title"), train=train).tolist() == [
@@ -133,7 +135,7 @@ def test_a_negative_is_told_apart_by_how_it_is_written() -> None:
     assert buckets.tolist() == [[2, 2, 1, 1, 0, -1, 0]]
 
 
-def test_a_shared_token_counts_only_after_shared_ones() -> None:
+def test_a_shared_token_counts_only_if_all_tokens_before_it_are_shared() -> None:
     """The target is a_0 b_0; item 1 is a_1 b_0 c_0, item 2 a_0 b_1, item 3 a_1 b_1 c_1, and 5 a_1 b_0 c_2."""
     train = make_split([(0, [8], [0])])
     buckets = self_play_buckets(
@@ -142,7 +144,7 @@ def test_a_shared_token_counts_only_after_shared_ones() -> None:
     assert buckets.tolist() == [[0, 1, 0, 0]]
 
 
-def test_beams_that_do_not_fit_are_refused() -> None:
+def test_invalid_beams_and_options_are_an_error() -> None:
     train = make_split(ROWS)
     prefixes, catalog = training_prefixes(train), make_catalog("item_token")
     with pytest.raises(ValueError, match=r"shape \(2, 4\), but there are 3 prefixes"):
@@ -171,7 +173,7 @@ def test_random_negatives_are_distinct_and_never_the_users_own(rows, count, seed
 
 @settings(max_examples=15)
 @given(training_rows, st.sampled_from(["title", "item_token", "semantic_id"]), st.integers(1, NUM_ITEMS))
-def test_random_negatives_are_told_apart_by_how_they_are_written(rows, surface, count) -> None:
+def test_random_negatives_have_distinct_texts(rows, surface, count) -> None:
     catalog, train = make_catalog(surface), make_split(rows)
     prefixes = training_prefixes(train)
     table = random_preferences(prefixes, NUM_ITEMS, train=train, num_negatives=count, catalog=catalog)
@@ -183,13 +185,13 @@ def test_random_negatives_are_told_apart_by_how_they_are_written(rows, surface, 
         assert table[:] == random_preferences(prefixes, NUM_ITEMS, train=train, num_negatives=count)[:]
 
 
-def test_a_catalogue_of_another_size_is_refused() -> None:
+def test_a_catalogue_of_another_size_is_an_error() -> None:
     train = make_split(ROWS)
     with pytest.raises(ValueError, match="num_items=9, but the catalogue has 6 items"):
         random_preferences(training_prefixes(train), NUM_ITEMS, train=train, catalog=make_catalog("title", 6))
 
 
-def test_random_negatives_are_even() -> None:
+def test_random_negatives_are_equally_likely() -> None:
     train = make_split([(user, [0], [1]) for user in range(3000)])
     table = random_preferences(training_prefixes(train), NUM_ITEMS, train=train, num_negatives=3)
     counts = np.bincount(np.concatenate(table[:]["rejected"]), minlength=NUM_ITEMS)
@@ -198,7 +200,7 @@ def test_random_negatives_are_even() -> None:
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 8), st.integers(0, 3))
-def test_numbers_below_a_size_are_distinct_and_stay_when_rows_go(sizes, count, seed) -> None:
+def test_numbers_below_a_size_are_distinct_and_do_not_depend_on_other_rows(sizes, count, seed) -> None:
     drawn = draw_below(np.arange(len(sizes)), count, np.array(sizes), seed)
     for row, size in zip(drawn.tolist(), sizes, strict=True):
         numbers = [number for number in row if number >= 0]
@@ -207,12 +209,12 @@ def test_numbers_below_a_size_are_distinct_and_stay_when_rows_go(sizes, count, s
     assert alone[0].tolist() == drawn[-1].tolist()
 
 
-def test_numbers_below_a_size_are_even() -> None:
+def test_numbers_below_a_size_are_equally_likely() -> None:
     drawn = draw_below(np.arange(4000), 2, np.full(4000, 5), seed=1)
     assert (np.abs(np.bincount(drawn.ravel(), minlength=5) - 1600) < 150).all()  # 4.8 standard deviations
 
 
-def test_a_report_counts() -> None:
+def test_the_report_of_a_table() -> None:
     train, catalog = make_split(ROWS), make_catalog("item_token")
     prefixes, beams = training_prefixes(train), np.array([[3, 4, 5, 6], [1, 2, 3, -1], [3, 4, -1, -1]])
     table = self_play_preferences(prefixes, beams, catalog, train=train, difficulty="hard")

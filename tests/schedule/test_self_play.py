@@ -1,3 +1,5 @@
+"""Beams of self-play: parts equal the whole, finished parts are reused, and foreign or damaged ones recomputed."""
+
 import time
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Setting:
-    """All that the beams of a folder's model need."""
+    """The model of a folder, with everything that self-play needs."""
 
     def __init__(self, folder: Path) -> None:
         self.dataset = load(folder / "data").with_surface("item_token")
@@ -52,7 +54,7 @@ def setting(folder: Path) -> Setting:
 
 @pytest.fixture
 def ranked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Prefixes of each part that is ranked."""
+    """The number of prefixes of each part that is ranked, as the parts are ranked."""
     counts: list[int] = []
 
     def rank(model, histories, *arguments, **options):
@@ -63,7 +65,7 @@ def ranked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_parts_are_ranked_as_the_whole(setting) -> None:
+def test_parts_are_ranked_like_the_whole(setting) -> None:
     histories = split_rows(setting.prefixes, "history")
     options = {"pad_token_id": setting.pad_token_id, "top_k": 6, "max_length": 20}
     whole = rank_histories(setting.model, histories, setting.prompt_format, setting.trie, **options)
@@ -73,7 +75,7 @@ def test_parts_are_ranked_as_the_whole(setting) -> None:
     assert 0 < len(table["rejected"][0]) <= 6
 
 
-def test_a_second_call_ranks_nothing(setting, ranked, tmp_path) -> None:
+def test_a_second_call_reuses_all_parts(setting, ranked, tmp_path) -> None:
     first = setting.beams(folder=tmp_path, key="a")
     assert ranked == [10, 10, 10, 10, 5]
     assert setting.beams(folder=tmp_path, key="a", batch_size=3).tolist() == first.tolist()
@@ -82,7 +84,7 @@ def test_a_second_call_ranks_nothing(setting, ranked, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["ranking", "writing"])
-def test_an_interrupted_call_goes_on(setting, ranked, tmp_path, monkeypatch, moment) -> None:
+def test_an_interrupted_call_is_resumed(setting, ranked, tmp_path, monkeypatch, moment) -> None:
     whole = setting.beams()
     ranked.clear()
     module, name = (self_play, "rank_histories") if moment == "ranking" else (self_play.pq, "write_table")
@@ -118,7 +120,7 @@ def test_an_interrupted_call_goes_on(setting, ranked, tmp_path, monkeypatch, mom
         ({"prefixes": "fewer"}, 0),
     ],
 )
-def test_foreign_parts_are_made_again(setting, ranked, tmp_path, change, again) -> None:
+def test_parts_of_other_settings_are_computed_again(setting, ranked, tmp_path, change, again) -> None:
     setting.beams(folder=tmp_path, key="a")
     ranked.clear()
     prefixes = {"other": setting.prefixes.select(range(44, -1, -1)), "fewer": setting.prefixes.select(range(30))}
@@ -132,7 +134,7 @@ def test_foreign_parts_are_made_again(setting, ranked, tmp_path, change, again) 
     )
 
 
-def test_other_prompts_or_items_are_made_again(setting, ranked, tmp_path, folder) -> None:
+def test_parts_of_other_prompts_or_items_are_computed_again(setting, ranked, tmp_path, folder) -> None:
     setting.beams(folder=tmp_path, key="a")
     other = Setting(folder)
     other.prompt_format = PromptFormat.for_catalog(
@@ -147,7 +149,7 @@ def test_other_prompts_or_items_are_made_again(setting, ranked, tmp_path, folder
     assert len(ranked) == 5
 
 
-def test_a_damaged_part_is_made_again(setting, ranked, tmp_path, caplog) -> None:
+def test_a_damaged_part_is_computed_again(setting, ranked, tmp_path, caplog) -> None:
     first = setting.beams(folder=tmp_path, key="a")
     (tmp_path / "part-00002.parquet").write_bytes(b"PAR1")
     ranked.clear()
@@ -155,8 +157,8 @@ def test_a_damaged_part_is_made_again(setting, ranked, tmp_path, caplog) -> None
     assert len(ranked) == 1 and "part-00002.parquet cannot be read" in caplog.text
 
 
-def test_unfit_calls_are_refused(setting, tmp_path) -> None:
-    with pytest.raises(ValueError, match="need a key that stands for the model's weights"):
+def test_invalid_arguments_are_an_error(setting, tmp_path) -> None:
+    with pytest.raises(ValueError, match="need a key that identifies the model's weights"):
         setting.beams(folder=tmp_path)
     with pytest.raises(ValueError, match="part_size=0"):
         setting.beams(part_size=0)
@@ -165,7 +167,7 @@ def test_unfit_calls_are_refused(setting, tmp_path) -> None:
 
 
 def rank_slowly(folder: Path, pause: float, output: Path) -> None:
-    """Each part takes `pause` seconds more."""
+    """Writes the beams of this process; each part takes `pause` seconds longer than usual."""
     state, usual = PartialState(cpu=True), self_play.rank_histories
 
     def slow(*arguments, **options):
@@ -179,8 +181,8 @@ def rank_slowly(folder: Path, pause: float, output: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_taken_up_by_two(setting, folder, tmp_path) -> None:
-    """Killed with the first parts written; then two processes go on, and both return what one gives alone."""
+def test_two_processes_resume_a_killed_one(setting, folder, tmp_path) -> None:
+    """A process is killed after its first parts; two others resume, and each returns the beams of a single run."""
     process = start(partial(rank_slowly, folder, 0.5), tmp_path)
     deadline = time.monotonic() + 120
     while not (tmp_path / "parts" / "part-00001.parquet").is_file():

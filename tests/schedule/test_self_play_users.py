@@ -1,3 +1,5 @@
+"""Self-play with prompts that name users: each prefix is ranked for its own user."""
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     return Setting(prepare("toy", tmp_path_factory.mktemp("self_play") / "data", toy_users=24, toy_items=60))
 
 
-def test_each_prefix_is_asked_as_its_user(setting: Setting) -> None:
+def test_each_prefix_is_ranked_for_its_user(setting: Setting) -> None:
     histories, users = split_rows(setting.prefixes, "history"), split_users(setting.prefixes)
     options: dict[str, Any] = {"pad_token_id": setting.padding, "top_k": 6, "max_length": 24}
     whole = rank_histories(setting.policy, histories, setting.prompt_format, setting.trie, users=users, **options)
@@ -51,7 +53,7 @@ def test_each_prefix_is_asked_as_its_user(setting: Setting) -> None:
     assert others.tolist() != whole.tolist()
 
 
-def test_kept_beams_belong_to_the_users_they_were_made_for(
+def test_parts_of_other_users_are_computed_again(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, calls = setting.beams(folder=tmp_path, key="a"), []

@@ -39,6 +39,7 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
     targets = column(prefixes, "target")
     possible = _can_be_negative(column(prefixes, "user"), targets, beams, surface_codes(catalog), train)
 
+    # 0 easy, 1 medium, 2 hard, (N, W); values at impossible beams are not used.
     if catalog.surface == "semantic_id":
         level = np.minimum(_num_shared_tokens(catalog, beams, targets), 2)
     else:
@@ -77,6 +78,7 @@ def _num_shared_tokens(catalog: ItemCatalog, beams: np.ndarray, targets: np.ndar
     It may be too large for a beam whose whole ID is the target's, which cannot be a negative anyway.
     """
     assert catalog.semantic_ids is not None
+    # Tokens as integers, so that whole levels are compared at once.
     tokens = np.unique(catalog.semantic_ids.values.astype(str), return_inverse=True)[1]
     ids = Ragged(tokens, catalog.semantic_ids.offsets).padded()  # (num_items, longest ID)
 

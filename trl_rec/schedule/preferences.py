@@ -54,9 +54,10 @@ def self_play_preferences(
         raise ValueError(f"difficulty must be easy, medium, hard or any, not {difficulty!r}")
     check_negatives(num_negatives)
 
+    # Beams are sorted by score, so the first `num_negatives` that fit are the best ones.
     buckets = self_play_buckets(prefixes, beams, catalog, train=train)  # (N, W)
     keep = buckets >= 0 if difficulty == "any" else buckets == DIFFICULTIES.index(difficulty)
-    keep &= np.cumsum(keep, 1) <= num_negatives  # the best ones first
+    keep &= np.cumsum(keep, 1) <= num_negatives
     return preference_table(prefixes, Ragged.from_lengths(beams[keep], keep.sum(1)))
 
 

@@ -62,6 +62,7 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
     lengths = stop - start
     before = Ragged.from_lengths(sequences.values[np.repeat(start, lengths) + within(lengths)], lengths)
 
+    # int32, as in the splits; `stop` is the position of the target itself.
     columns = {
         "user": pa.array(column(train, "user")[source], pa.int32()),
         "history": before.to_arrow(),
@@ -85,6 +86,7 @@ def ratings_of(train: Dataset) -> Ragged | None:
     """The ratings of each row, those of its history and then of its targets; None if the log has no ratings."""
     if not {"history_ratings", "target_ratings"} <= set(train.column_names):
         return None
+    # A log without ratings has the columns too, with empty lists.
     ratings = join(split_rows(train, "history_ratings"), split_rows(train, "target_ratings"))
     if not len(ratings.values):
         return None

@@ -50,6 +50,7 @@ class TrainingPairs:
 
 def pair_keys(users: np.ndarray, items: np.ndarray) -> np.ndarray:
     """One int64 per pair, which sorts by user and then by item. Both are int32 in a dataset."""
+    # The user in the upper 32 bits, the item in the lower.
     return users.astype(np.int64) * (1 << 32) + items
 
 
