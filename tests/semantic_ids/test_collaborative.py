@@ -82,5 +82,5 @@ def test_later_splits_are_refused(circles):
 
 
 def test_users_with_one_item_teach_nothing():
-    with pytest.raises(ValueError, match="no user with two items"):
+    with pytest.raises(ValueError, match="no user of the training split has two items"):
         collaborative_vectors(train_split([[1], [2]]), 5)

@@ -101,9 +101,9 @@ def test_the_same_settings_again_change_nothing(made):
     again = make_dual_ids(load(made.path), DualIdsConfig(**SMALL))
     assert texts(again.catalog.user_ids) == texts(made.catalog.user_ids)
     assert (made.path / "catalog" / "semantic_ids.json").read_bytes() == before
-    with pytest.raises(ValueError, match="made otherwise"):
+    with pytest.raises(ValueError, match="not made with these settings"):
         make_dual_ids(load(made.path), DualIdsConfig(**{**SMALL, "seed": 1}))
-    with pytest.raises(ValueError, match="made otherwise"):
+    with pytest.raises(ValueError, match="not made with these settings"):
         make_semantic_ids(load(made.path), codes=6)
 
 
@@ -145,7 +145,7 @@ def test_a_call_that_was_killed_while_it_wrote_begins_anew(made, dataset, monkey
         with pytest.raises(KeyboardInterrupt):
             make_dual_ids(dataset, DualIdsConfig(**SMALL))
     if last == "semantic_ids.json":  # IDs without a card
-        with pytest.raises(ValueError, match="made otherwise"):
+        with pytest.raises(ValueError, match="not made with these settings"):
             make_dual_ids(dataset, DualIdsConfig(**{**SMALL, "seed": 1}))
     again = make_dual_ids(dataset, DualIdsConfig(**SMALL))
     assert texts(again.catalog.semantic_ids) == texts(made.catalog.semantic_ids)
@@ -312,7 +312,7 @@ def test_alignment_leaves_each_pairs_item_out_of_its_users_pool(dataset, monkeyp
 def test_held_out_items_are_measured_among_others_that_their_users_did_not_choose(dataset):
     inputs = inputs_of(dataset)
     training = towers_of(inputs)
-    users, items, chosen = training._asked
+    users, items, chosen = training._evaluation_set
     assert torch.equal(torch.stack([users, items[:, 0]]), inputs.held_out)
     firsts, shares = [], []
     for user, row, is_chosen in zip(users, items, chosen, strict=True):
@@ -396,7 +396,7 @@ def test_senseless_settings_are_refused(dataset, options, message):
 
 
 def test_an_encoder_of_other_ids_is_refused(dataset):
-    """IDs that were made otherwise since then do not go with the tower that is left in the folder."""
+    """IDs that were not made with these settings since then do not go with the tower that is left in the folder."""
     make_dual_ids(dataset, DualIdsConfig(**SMALL))
     make_semantic_ids(load(dataset.path), codes=6, overwrite=True)
     with pytest.raises(ValueError, match="belongs to other semantic IDs"):

@@ -82,7 +82,7 @@ def test_a_share_of_the_items_is_shown_without_behaviour(inputs):
 
 def test_chance_counts_each_other_item_once(inputs):
     training = towers_of(inputs)
-    users, items, chosen = training._asked
+    users, items, chosen = training._evaluation_set
     shares = []
     for row, left_out in zip(items.tolist(), chosen.tolist(), strict=True):
         rivals = {item for item, is_chosen in zip(row[1:], left_out[1:], strict=True) if not is_chosen}

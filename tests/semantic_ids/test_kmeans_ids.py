@@ -110,7 +110,8 @@ def test_the_seed_decides(dataset):
 def test_what_is_there_is_taken_as_it_is_or_refused(dataset, monkeypatch):
     first = make_semantic_ids(dataset, **SMALL)
     with pytest.raises(
-        ValueError, match="toy holds semantic IDs that were made otherwise; replace them with overwrite=True"
+        ValueError,
+        match="toy already contains semantic IDs that were not made with these settings; replace them with overwrite=",
     ):
         make_semantic_ids(dataset, **SMALL | {"codes": 5})
     monkeypatch.setattr(kmeans_ids, "residual_kmeans", None)
@@ -122,7 +123,7 @@ def test_ids_of_another_origin_are_not_taken_for_ours(dataset):
     folder = dataset.path / "catalog"
     foreign = Ragged.from_lists([[f"<x_{item}>"] for item in range(50)], object)
     ItemCatalog.load(folder).with_surface("title", foreign).save(folder)
-    with pytest.raises(ValueError, match="made otherwise"):
+    with pytest.raises(ValueError, match="not made with these settings"):
         make_semantic_ids(dataset, **SMALL)
     (folder / "semantic_ids.json").write_text("[]")
     with pytest.raises(
@@ -149,7 +150,7 @@ def test_a_failure_leaves_a_folder_that_loads(dataset, monkeypatch, broken):
     left = {path.name for path in (dataset.path / "catalog").iterdir()}
     assert left == {"catalog.json", "items.parquet", "semantic_ids.unfinished"}
     assert load(dataset.path).catalog.semantic_ids is not None
-    with pytest.raises(ValueError, match="made otherwise"):  # without a card nobody knows how
+    with pytest.raises(ValueError, match="not made with these settings"):  # without a card nobody knows how
         make_semantic_ids(dataset, **SMALL, seed=2)
     make_semantic_ids(dataset, **SMALL, seed=1)  # what was about to be written
     assert read_ids_card(dataset.path)["settings"]["seed"] == 1
@@ -159,7 +160,7 @@ def test_another_catalogue_in_the_folder_is_refused(dataset):
     folder = dataset.path / "catalog"
     ItemCatalog.load(folder)
     ItemCatalog(dataset.catalog.items.slice(0, 49)).save(folder)
-    with pytest.raises(ValueError, match="now holds other items than the dataset that was loaded"):
+    with pytest.raises(ValueError, match="now contains other items than the dataset that was loaded"):
         make_semantic_ids(dataset, **SMALL)
 
 

@@ -1,4 +1,4 @@
-"""Semantic IDs: a few tokens an item, so that items which belong together begin alike."""
+"""Semantic IDs: a few tokens per item, chosen so that related items start with the same tokens."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,9 @@
-"""What the two towers read: text and behaviour of items and of users, and the pairs of both that training tells of.
+"""What the two towers read: text and behaviour of items and users, and the pairs of a user and a chosen item.
 
-All of it comes from the training split. The last training item of every fifth user is left out of everything (vectors,
-pooling, profiles, pairs), so that it can tell how well users find what they choose.
+All of it comes from the training split. The last training item of every fifth user is held out of all of it (vectors,
+pools, profiles and pairs) to measure how well users find what they chose.
 
-Legend: I items, U users, T items of the longest history.
+Legend: I items, U users, T items of the longest history, P pairs, W width of a tower's input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from trl_rec.data.dataset import RecDataset, check_is_train, split_rows
+from trl_rec.data.dataset import RecDataset, check_is_train, split_rows, split_users
 from trl_rec.data.profiles import item_texts, user_profiles
 from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.collaborative import collaborative_vectors, pooled
@@ -26,26 +26,26 @@ from trl_rec.semantic_ids.item_vectors import cooccurrence_vectors
 from trl_rec.semantic_ids.text_encoders import TextEncoder, text_vectors
 
 
-NEWEST = 50  # training items of a user that are pooled
-EVERY = 5
-MOST_SCALED = 100_000  # users that mean and scale are taken from
+NEWEST = 50  # training items per user that are pooled
+EVERY = 5  # one user in this many has an item held out
+MOST_SCALED = 100_000  # users from whom mean and scale are computed
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
-    """Vectors brought to mean 0 and mean squared length 1.
+class Scaling:
+    """Brings vectors to mean 0 and mean squared length 1.
 
     Args:
-        mean (`Tensor` of shape `(width,)`): What was taken off.
-        scale (`Tensor`, a scalar): What the rest was divided by.
+        mean (`torch.Tensor` of shape `(width,)`): Subtracted first.
+        scale (`torch.Tensor`, a scalar): Divided by second.
     """
 
     mean: Tensor
     scale: Tensor
 
     @classmethod
-    def of(cls, vectors: Tensor) -> Block:
-        """The scale of these."""
+    def of(cls, vectors: Tensor) -> Scaling:
+        """The scaling that brings these vectors `(N, width)` to mean 0 and mean squared length 1."""
         mean = vectors.mean(0)
         return cls(mean, (vectors - mean).square().sum(1).mean().sqrt().clamp(min=1e-6))
 
@@ -55,26 +55,26 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class DualInputs:
-    """The signals, which a side without one holds with a width of 0.
+    """Everything that the towers learn from. A signal that is switched off has width 0.
 
     Args:
-        item_text (`Tensor` of shape `(I, ...)`), user_text (`Tensor` of shape `(U, ...)`): Scaled vectors of the
-            texts.
-        behaviour (`Tensor` of shape `(I, ...)`): Collaborative vectors as they were trained.
-        known (`Tensor` of shape `(I,)`): The items that training tells of.
-        scales (`dict`): The `Block` of `item_text`, of items' and of users' behaviour.
-        histories (`Tensor` of shape `(U, T)`), mask (`Tensor` of shape `(U, T)`): The newest training items of each
-            user.
-        pairs (`Tensor` of shape `(2, number of pairs)`): Users and items they chose, each pair once.
-        held_out (`Tensor` of shape `(2, number of pairs)`): Those that nothing above tells of.
-        popularity (`Tensor` of shape `(I,)`): How often each item was chosen in training.
+        item_text (`torch.Tensor` of shape `(I, ...)`): Scaled vectors of the items' texts.
+        user_text (`torch.Tensor` of shape `(U, ...)`): Scaled vectors of the users' texts.
+        behaviour (`torch.Tensor` of shape `(I, ...)`): Collaborative vectors of the items, unscaled.
+        known (`torch.Tensor` of shape `(I,)`): Whether an item occurs in training.
+        scales (`dict`): The scaling of `"item_text"`, `"item_behaviour"` and `"user_behaviour"`.
+        histories (`torch.Tensor` of shape `(U, T)`): The newest training items of each user, padded with 0.
+        mask (`torch.Tensor` of shape `(U, T)`): Which entries of `histories` are not padding.
+        pairs (`torch.Tensor` of shape `(2, P)`): Users and items that they chose, each pair once.
+        held_out (`torch.Tensor` of shape `(2, ...)`): Pairs that none of the above contains.
+        popularity (`torch.Tensor` of shape `(I,)`): How often each item was chosen in training.
     """
 
     item_text: Tensor
     user_text: Tensor
     behaviour: Tensor
     known: Tensor
-    scales: dict[str, Block]
+    scales: dict[str, Scaling]
     histories: Tensor
     mask: Tensor
     pairs: Tensor
@@ -82,14 +82,30 @@ class DualInputs:
     popularity: Tensor
 
     def items(self, rows: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`(len(rows), W)`; an item that training does not tell of, or that `keep` leaves out, has zeros for
-        behaviour."""
-        told = self.known[rows] if keep is None else self.known[rows] & keep
-        behaviour = self.scales["item_behaviour"](self.behaviour[rows]) * told.unsqueeze(1)
+        """The inputs of the item tower.
+
+        Args:
+            rows (`torch.Tensor` of shape `(N,)`): Item indices.
+            keep (`torch.Tensor` of shape `(N,)`, *optional*): Whose behaviour is shown; by default everyone's.
+
+        Returns:
+            `torch.Tensor` of shape `(N, W)`: Text and behaviour. Behaviour that is not shown, or not known from
+            training, is zeros.
+        """
+        is_shown = self.known[rows] if keep is None else self.known[rows] & keep
+        behaviour = self.scales["item_behaviour"](self.behaviour[rows]) * is_shown.unsqueeze(1)
         return torch.cat([self.item_text[rows], behaviour], 1)
 
     def users(self, rows: Tensor, without: Tensor | None = None) -> Tensor:
-        """`(len(rows), W)`; `without` is an item that is left out of each user's pool."""
+        """The inputs of the user tower.
+
+        Args:
+            rows (`torch.Tensor` of shape `(N,)`): User numbers.
+            without (`torch.Tensor` of shape `(N,)`, *optional*): An item to leave out of each user's pool.
+
+        Returns:
+            `torch.Tensor` of shape `(N, W)`: Text and pooled behaviour; zeros for behaviour if the pool is empty.
+        """
         mask = self.mask[rows]
         if without is not None:
             mask = mask & (self.histories[rows] != without.unsqueeze(1))
@@ -97,21 +113,29 @@ class DualInputs:
         return torch.cat([self.user_text[rows], behaviour * mask.any(1, keepdim=True)], 1)
 
     def chose(self, users: Tensor, items: Tensor) -> Tensor:
-        """`(len(users), len(items))`: which of the items each user chose in training, the held-out pairs included."""
+        """Which of the items each user chose in training, held-out pairs included, `(len(users), len(items))`."""
+        num_items = len(self.known)
+
+        # 1. Number the distinct items that are asked for; -1 for all others.
         distinct, place = items.unique(return_inverse=True)
-        column = torch.full((len(self.known),), -1)
+        column = torch.full((num_items,), -1)
         column[distinct] = torch.arange(len(distinct))
-        starts = torch.searchsorted(self._keys, torch.stack([users, users + 1]) * len(self.known))
-        counts = starts[1] - starts[0]
+
+        # 2. Look up all items that the users chose: those of a user are next to each other among the sorted pairs.
+        starts, ends = torch.searchsorted(self._sorted_pairs, torch.stack([users, users + 1]) * num_items)
+        counts = ends - starts
         row = torch.arange(len(users)).repeat_interleave(counts)
-        within = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-        chosen = column[self._keys[starts[0][row] + within] % len(self.known)]
-        found = torch.zeros(len(users), len(distinct), dtype=torch.bool)
-        found[row[chosen >= 0], chosen[chosen >= 0]] = True
-        return found[:, place]
+        position = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+        chosen = column[self._sorted_pairs[starts[row] + position] % num_items]
+
+        # 3. Mark those that are asked for.
+        is_chosen = torch.zeros(len(users), len(distinct), dtype=torch.bool)
+        is_chosen[row[chosen >= 0], chosen[chosen >= 0]] = True
+        return is_chosen[:, place]
 
     @cached_property
-    def _keys(self) -> Tensor:
+    def _sorted_pairs(self) -> Tensor:
+        """All pairs, held-out ones included, as the sorted numbers user * I + item."""
         pairs = torch.cat([self.pairs, self.held_out], 1)
         return (pairs[0] * len(self.known) + pairs[1]).sort().values
 
@@ -126,78 +150,106 @@ def dual_inputs(
     item_template: str | None,
     seed: int,
 ) -> DualInputs:
-    """The towers' inputs for a dataset; vectors are kept in its folder `vectors`.
+    """Computes the inputs of the towers. Vectors are cached in the dataset folder, under `vectors`.
 
     Args:
-        dataset: Where everything comes from.
-        encoder: For the texts.
-        signals: `"both"`, `"text"` or `"behaviour"`.
-        behaviour: `"cooccurrence"` or `"sequence"`.
-        width: Of the collaborative vectors.
-        item_template: As in [`item_texts`].
-        seed: Of the collaborative vectors.
+        dataset (`RecDataset`): The dataset.
+        encoder (`TextEncoder`): Makes vectors of texts.
+        signals (`str`): `"both"`, `"text"` or `"behaviour"`.
+        behaviour (`str`): `"cooccurrence"` or `"sequence"`.
+        width (`int`): Width of the collaborative vectors.
+        item_template (`str`, *optional*): Text of an item, as in [`item_texts`].
+        seed (`int`): Seed of the collaborative vectors.
     """
-    num_items, cache = len(dataset.catalog), dataset.path / "vectors"
+    num_items = len(dataset.catalog)
+    num_users = dataset.users.num_rows
+    cache = dataset.path / "vectors"
+    scales: dict[str, Scaling] = {}
+
+    # 1. Hold out pairs before anything is computed.
     train, held_out = hold_out(dataset.train)
-    told = replace(dataset, train=train)
-    empty = torch.zeros(num_items, 0), torch.zeros(dataset.users.num_rows, 0)
-    texts, profiles, vectors, scales = *empty, empty[0], {}
+
+    # 2. Texts. Profiles are made from training interactions too, so they must not contain held-out ones.
+    item_text = torch.zeros(num_items, 0)
+    user_text = torch.zeros(num_users, 0)
     if signals != "behaviour":
-        texts = text_vectors(item_texts(dataset.catalog, item_template), encoder, cache=cache)
-        profiles = text_vectors(user_profiles(told), encoder, cache=cache)
-        scales["item_text"] = Block.of(texts)
-        texts, profiles = scales["item_text"](texts), Block.of(profiles)(profiles)
+        item_text = text_vectors(item_texts(dataset.catalog, item_template), encoder, cache=cache)
+        user_text = text_vectors(user_profiles(replace(dataset, train=train)), encoder, cache=cache)
+        scales["item_text"] = Scaling.of(item_text)
+        item_text = scales["item_text"](item_text)
+        user_text = Scaling.of(user_text)(user_text)
+
+    # 3. Behaviour of items.
+    vectors = torch.zeros(num_items, 0)
     if signals != "text" and behaviour == "sequence":
         vectors = collaborative_vectors(train, num_items, width=width, seed=seed, cache=cache)
     elif signals != "text":
         vectors = cooccurrence_vectors(train, num_items, width=width, seed=seed)
-    chosen = _chosen(train, dataset.users.num_rows)
-    newest = chosen.tail(NEWEST)
-    histories, mask = torch.from_numpy(newest.padded(fill=0)), torch.from_numpy(newest.padded() >= 0)
     counts = torch.from_numpy(popularity(train, num_items))
-    scales["item_behaviour"] = Block.of(vectors[counts > 0])
-    asked = mask.any(1).nonzero().squeeze(1)
-    asked = asked[torch.linspace(0, len(asked) - 1, min(len(asked), MOST_SCALED)).round().long()]
-    scales["user_behaviour"] = Block.of(pooled(vectors, histories[asked], mask[asked]))
+    scales["item_behaviour"] = Scaling.of(vectors[counts > 0])
+
+    # 4. Behaviour of users: pools over their newest items. The scaling is computed from users spread evenly.
+    chosen = _chosen_items(train, num_users)
+    newest = chosen.tail(NEWEST)
+    histories = torch.from_numpy(newest.padded(fill=0))
+    mask = torch.from_numpy(newest.padded() >= 0)
+    sample = mask.any(1).nonzero().squeeze(1)
+    sample = sample[torch.linspace(0, len(sample) - 1, min(len(sample), MOST_SCALED)).round().long()]
+    scales["user_behaviour"] = Scaling.of(pooled(vectors, histories[sample], mask[sample]))
+
+    # 5. Pairs. A held-out item that the user had also chosen before would be no test.
     pairs = np.unique(chosen.row_ids * num_items + chosen.values)
-    again = torch.isin(held_out[0] * num_items + held_out[1], torch.from_numpy(pairs))  # chosen before as well
+    is_repeated = torch.isin(held_out[0] * num_items + held_out[1], torch.from_numpy(pairs))
+
     return DualInputs(
-        item_text=texts,
-        user_text=profiles,
+        item_text=item_text,
+        user_text=user_text,
         behaviour=vectors,
         known=counts > 0,
         scales=scales,
         histories=histories,
         mask=mask,
         pairs=torch.from_numpy(np.stack(np.divmod(pairs, num_items))),
-        held_out=held_out[:, ~again],
+        held_out=held_out[:, ~is_repeated],
         popularity=counts,
     )
 
 
 def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
-    """The training split without the last target of every so manieth user, and `(2, ...)`, the users and items taken
-    out. A user's only target is left."""
+    """Removes the last target of one user in `every` from the training split. A user's only target stays.
+
+    Args:
+        train (`Dataset`): The training split; any other raises.
+        every (`int`, *optional*, defaults to `5`): One user in this many loses a target.
+
+    Returns:
+        `tuple[Dataset, torch.Tensor]`: The shorter training split, and the users and items removed, `(2, ...)`.
+    """
     check_is_train(train, "a semantic ID")
-    targets, users = split_rows(train, "targets"), train.with_format("numpy")[:]["user"].astype(np.int64)
-    last = np.full(len(users), False)
-    last[len(users) - 1 - np.unique(users[::-1], return_index=True)[1]] = True
-    others = np.bincount(users, targets.lengths)[users] > 1
-    taken = np.flatnonzero(last & (users % every == every - 1) & others & (targets.lengths > 0))
-    items = targets.values[targets.offsets[1:][taken] - 1].astype(np.int64)
-    kept = targets.lengths.copy()
-    kept[taken] -= 1
-    shorter = targets.slice(0 * kept, kept).to_arrow()
-    place = train.column_names.index("targets")
+    targets = split_rows(train, "targets")
+    users = split_users(train).astype(np.int64)
+
+    # 1. Choose the last rows of some users, if the user has another target and the row has any.
+    is_last_row = np.full(len(users), False)
+    is_last_row[len(users) - 1 - np.unique(users[::-1], return_index=True)[1]] = True
+    has_another = np.bincount(users, targets.lengths)[users] > 1
+    is_chosen = is_last_row & (users % every == every - 1) & has_another & (targets.lengths > 0)
+    rows = np.flatnonzero(is_chosen)
+    items = targets.values[targets.offsets[1:][rows] - 1].astype(np.int64)
+
+    # 2. Cut the last target off these rows.
+    lengths = targets.lengths.copy()
+    lengths[rows] -= 1
+    shorter = targets.slice(0 * lengths, lengths).to_arrow()
     table = train.with_format("arrow")[:]
-    table = table.set_column(place, "targets", pa.chunked_array([shorter]))
-    return Dataset(table, split=train.split), torch.from_numpy(np.stack([users[taken], items]))
+    table = table.set_column(train.column_names.index("targets"), "targets", pa.chunked_array([shorter]))
+    return Dataset(table, split=train.split), torch.from_numpy(np.stack([users[rows], items]))
 
 
-def _chosen(train: Dataset, num_users: int) -> Ragged:
-    """Row `u`: the training items of user `u`, oldest first."""
-    sequences, new = training_sequences(train)
-    users = train.with_format("numpy")[:]["user"].astype(np.int64)[sequences.row_ids[new]]
+def _chosen_items(train: Dataset, num_users: int) -> Ragged:
+    """Row `u` contains the training items of user `u`, oldest first."""
+    sequences, is_new = training_sequences(train)
+    users = split_users(train).astype(np.int64)[sequences.row_ids[is_new]]
     order = np.argsort(users, kind="stable")
-    items = sequences.values[new].astype(np.int64)[order]
+    items = sequences.values[is_new].astype(np.int64)[order]
     return Ragged.from_lengths(items, np.bincount(users, minlength=num_users))

@@ -1,5 +1,8 @@
-"""The items' trained tower in a dataset folder, `id_encoder.safetensors` and `id_encoder.json`, which encodes new
-items."""
+"""The trained item tower in a dataset folder, with which new items get semantic IDs.
+
+`id_encoder.safetensors` contains the weights of the tower and the scaling of the text vectors; `id_encoder.json`
+describes them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from trl_rec.files import atomic_file, write_json
 from trl_rec.ragged import Ragged
-from trl_rec.semantic_ids.dual_inputs import Block
+from trl_rec.semantic_ids.dual_inputs import Scaling
 from trl_rec.semantic_ids.dual_model import Tower
 from trl_rec.semantic_ids.storage import read_ids_card
 from trl_rec.semantic_ids.text_encoders import TextEncoder, load_text_encoder
@@ -26,71 +29,103 @@ NAME = "id_encoder"
 
 @dataclass(frozen=True, eq=False)
 class ItemIdEncoder:
-    """Gives an item that training did not know the semantic ID that its text asks for; nothing is trained.
+    """Gives new items semantic IDs based on their text. Nothing is trained.
 
     Args:
-        tower (`Tower`): The items' tower.
-        encoder (`TextEncoder`): What the texts were encoded by.
-        text (`Block`): The scale of the texts' vectors.
-        behaviour_width (`int`): Width of what stays zero.
+        tower (`Tower`): The item tower.
+        encoder (`TextEncoder`): Makes vectors of texts; the one that the tower was trained with.
+        scaling (`Scaling`): The scaling of the text vectors.
+        behaviour_width (`int`): Width of the behaviour part of the tower's input, which is zeros for a new item.
     """
 
     tower: Tower
     encoder: TextEncoder
-    text: Block
+    scaling: Scaling
     behaviour_width: int
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ItemIdEncoder:
-        """The encoder that [`make_dual_ids`] left in a dataset folder."""
+        """Loads the encoder that [`make_dual_ids`] wrote into a dataset folder."""
+        # 1. Check that the folder contains an encoder, and that its IDs are the encoder's.
         file = Path(folder) / f"{NAME}.json"
         if not file.is_file():
             raise ValueError(
-                f"{folder} holds no trained semantic IDs ({NAME}.json is missing); make them with make_dual_ids"
+                f"{folder} contains no trained semantic IDs ({NAME}.json is missing); make them with make_dual_ids"
             )
-        told = json.loads(file.read_text(encoding="utf-8"))
+        description = json.loads(file.read_text(encoding="utf-8"))
         card = read_ids_card(folder)
-        if card is None or card["fingerprint"] != told["fingerprint"]:
+        if card is None or card["fingerprint"] != description["fingerprint"]:
             raise ValueError(
-                f"{file} belongs to other semantic IDs than the folder holds now; make them again with make_dual_ids"
+                f"{file} belongs to other semantic IDs than the folder contains now; make them again with "
+                "make_dual_ids"
             )
-        if told["text_encoder"] is None:
+
+        # 2. Load the text encoder, and check that it is the same one.
+        if description["text_encoder"] is None:
             raise ValueError(
-                f"the semantic IDs of {folder} are made from behaviour alone, which a new item has none of"
+                f"the semantic IDs of {folder} are made from behaviour alone, which a new item does not have; make "
+                "them with signals: both or text"
             )
-        encoder = load_text_encoder(told["text_encoder"])
-        if encoder.fingerprint != told["text_encoder_hash"]:
+        encoder = load_text_encoder(description["text_encoder"])
+        if encoder.fingerprint != description["text_encoder_hash"]:
             raise ValueError(
-                f"{told['text_encoder']} is not the text encoder that the IDs were made with; its weights differ"
+                f"{description['text_encoder']} is not the text encoder that the IDs were made with: its weights "
+                "differ; restore it, or make the IDs again with make_dual_ids"
             )
+
+        # 3. Load the tower.
         weights = load_file(file.with_suffix(".safetensors"))
-        text = Block(weights.pop("text_mean"), weights.pop("text_scale"))
-        tower = Tower(**told["tower"])
+        scaling = Scaling(weights.pop("text_mean"), weights.pop("text_scale"))
+        tower = Tower(**description["tower"])
         tower.load_state_dict(weights)
-        return cls(tower.eval(), encoder, text, told["tower"]["inputs"] - len(text.mean))
+        behaviour_width = description["tower"]["inputs"] - len(scaling.mean)
+        return cls(tower.eval(), encoder, scaling, behaviour_width)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """The codes `(len(texts), levels)` of items described as [`item_texts`] does it."""
-        words = self.text(self.encoder(texts))
-        inputs = torch.cat([words, words.new_zeros(len(words), self.behaviour_width)], 1)
-        return self.tower.quantize.assign(self.tower.encode(self.tower.fuse(inputs))).codes
+        """The codes `(len(texts), levels)` of items with these texts, which are written as by [`item_texts`]."""
+        text_vectors = self.scaling(self.encoder(texts))
+        no_behaviour = text_vectors.new_zeros(len(text_vectors), self.behaviour_width)
+        fused = self.tower.fuse(torch.cat([text_vectors, no_behaviour], 1))
+        return self.tower.quantize.assign(self.tower.encode(fused)).codes
 
     def tokens(self, texts: Sequence[str]) -> Ragged:
-        """The same as tokens. Several items may get one ID, also one that a known item has; with `collisions: extend`
-        such a known item's ID goes on, so that the new one is its beginning."""
+        """The tokens of the codes that [`ItemIdEncoder.encode`] returns, one row per text.
+
+        Several new items may get the same ID, and a new item may get the ID of a known one. With `collisions: extend`
+        a known item's ID may have one more token, so that the new ID is its beginning.
+        """
         codes = self.encode(texts)
         return id_tokens(codes, torch.full((len(codes),), -1))
 
 
 def save_item_tower(
-    folder: Path, tower: Tower, shape: dict[str, int], text: Block | None, *, text_encoder: str, hashes: dict[str, str]
+    folder: Path,
+    tower: Tower,
+    shape: dict[str, int],
+    scaling: Scaling | None,
+    *,
+    text_encoder: str,
+    hashes: dict[str, str],
 ) -> None:
-    """Writes both files, the description last. `text` is None where the IDs are made from behaviour alone; `hashes`
-    are those of the text encoder (`text_encoder_hash`) and of the IDs (`fingerprint`)."""
+    """Writes both files, the description last.
+
+    Args:
+        folder (`Path`): The dataset folder.
+        tower (`Tower`): The item tower.
+        shape (`dict`): The arguments of [`Tower`].
+        scaling (`Scaling`, *optional*): The scaling of the text vectors; None if the IDs are made from behaviour
+            alone.
+        text_encoder (`str`): The argument of [`load_text_encoder`].
+        hashes (`dict`): `text_encoder_hash`, and the `fingerprint` of the IDs.
+    """
+    weights = tower.state_dict()
+    if scaling is not None:
+        weights |= {"text_mean": scaling.mean, "text_scale": scaling.scale}
+    description = {"tower": shape, "text_encoder": None if scaling is None else text_encoder, **hashes}
+
+    # Without the description, a call that is killed in between leaves no encoder.
     (folder / f"{NAME}.json").unlink(missing_ok=True)
-    weights = tower.state_dict() | ({} if text is None else {"text_mean": text.mean, "text_scale": text.scale})
-    told = {"tower": shape, "text_encoder": text_encoder if text is not None else None, **hashes}
     with atomic_file(folder / f"{NAME}.safetensors") as temporary:
         save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
-    write_json(folder / f"{NAME}.json", told)
+    write_json(folder / f"{NAME}.json", description)

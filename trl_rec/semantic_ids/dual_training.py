@@ -1,11 +1,15 @@
-"""How the two towers are trained: first to find each other, then to be written in codes.
+"""How the two towers are trained: first to align users with what they choose, then to compress both into codes.
 
     L = alpha U2I + gamma (RQ of users + RQ of items)
 
-Stage 1, (alpha, gamma) = (1, 0): the SC vectors are aligned until held-out items beat no more of the others. Then
-k-means over all aligned vectors starts the codebooks. Stage 2, (.1, 1): all is trained until the inputs are no longer
-rebuilt better. Reconstruction: between the two, encoder and decoder learn to rebuild without codes, as k-means over
-the output of an encoder that nothing has trained would start from its noise.
+Stage 1, (alpha, gamma) = (1, 0): the SC vectors are aligned until held-out items no longer gain rank. Then k-means
+over all aligned vectors initialises the codebooks. Stage 2, (0.1, 1): everything is trained until the reconstruction
+of the inputs no longer improves.
+
+Reconstruction: between the two stages, encoder and decoder learn to reconstruct without codes, because k-means over
+the outputs of an untrained encoder would start from noise.
+
+Legend: M held-out pairs, S width of SC.
 """
 
 from __future__ import annotations
@@ -27,22 +31,24 @@ from trl_rec.semantic_ids.dual_model import Tower, u2i_loss
 
 
 logger = logging.getLogger(__name__)
-CHANCES = 60  # other items among which a held-out one has to be found
-MOST_ASKED = 10_000  # held-out pairs that are looked at
-LEAST_GAIN = 0.001  # of a quantity that is to improve, relative to it
-PARTS = 8192  # rows that are computed at a time where nothing is trained
+
+NUM_OTHERS = 60  # items among which a held-out one has to be found
+MOST_HELD_OUT = 10_000  # held-out pairs that are measured
+LEAST_GAIN = 0.001  # relative improvement below which an epoch counts as stalled
+CHUNK = 8192  # rows that are computed at a time outside training
 
 
 class HeldOut(NamedTuple):
-    """How well users find what they chose among `CHANCES` other items, drawn by popularity, that they did not choose.
+    """How well users find the item they chose among `NUM_OTHERS` others, drawn by popularity, that they did not
+    choose.
 
     Args:
-        accuracy (`float`): The share of pairs whose item comes first.
-        chance (`float`): The same for towers that know nothing: others that were drawn twice, or chosen as well, count
-            less.
-        won (`float`): The mean share of the others that the item comes before; half would by chance. It jumps about
-            less than `accuracy` where few pairs are held out, and unlike a loss does not ask how sure the towers are.
-        pairs (`int`): How many there are.
+        accuracy (`float`): The share of pairs whose item ranks first.
+        chance (`float`): The accuracy of a random ranking. Others that were drawn twice, or that the user chose as
+            well, count less, so it may be above 1 / (1 + `NUM_OTHERS`).
+        won (`float`): The mean share of the others that rank below the item; 0.5 by chance. With few pairs it
+            fluctuates less than `accuracy`, and unlike a loss it does not depend on how confident the towers are.
+        pairs (`int`): M.
     """
 
     accuracy: float
@@ -56,15 +62,18 @@ class DualTraining:
     """One training of the towers.
 
     Args:
-        inputs (`DualInputs`): What they read.
-        item_tower (`Tower`): The items'.
-        user_tower (`Tower`, *optional*): The users'; without it there is nothing to align.
-        align (`bool`): Whether the U2I loss counts.
+        inputs (`DualInputs`): What the towers read.
+        item_tower (`Tower`): The tower of the items.
+        user_tower (`Tower`, *optional*): The tower of the users. Without it there is nothing to align.
+        align (`bool`): Whether to use the U2I loss.
         alpha (`float`): Its weight in stage 2.
-        learning_rate, batch_size, max_epochs, patience: Of both stages.
-        without_behaviour (`float`): Share of items whose behaviour is left out in training, so that a new item can do
-            without.
-        generator (`torch.Generator`): Of all draws.
+        learning_rate (`float`): Learning rate of AdamW.
+        batch_size (`int`): Pairs per batch.
+        max_epochs (`int`): Maximum number of epochs of each part of the training.
+        patience (`int`): Epochs without improvement after which a part ends.
+        without_behaviour (`float`): Share of the items that are shown without their behaviour during training, so that
+            new items can do without.
+        generator (`torch.Generator`): For all random draws.
         curve (`list`): What was measured after each epoch.
     """
 
@@ -82,106 +91,156 @@ class DualTraining:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> None:
-        """Trains the towers, which end as they were at their best."""
+        """Trains the towers in up to three parts; each part ends with the weights of its best epoch."""
         if self.align:
-            self._train("aligning", self._alignment, lambda told: told.get("u2i_won", -told["loss"]))
-        self._train("rebuilding", self._autoencoding, lambda told: -told["loss"])
+            # Without held-out pairs, the loss decides.
+            self._train("aligning", self._alignment, lambda measured: measured.get("u2i_won", -measured["loss"]))
+        self._train("rebuilding", self._autoencoding, lambda measured: -measured["loss"])
         self._start_codebooks()
-        self._train("quantising", self._quantisation, lambda told: -told["error"], after=self._revive)
+        self._train("quantising", self._quantisation, lambda measured: -measured["error"], after=self._revive)
 
     def held_out(self) -> HeldOut | None:
-        """How well users find what they chose; None where nothing is held out, or users have no tower."""
+        """How well users find what they chose. None without held-out pairs or without a user tower."""
         if self.user_tower is None or not self.inputs.held_out.shape[1]:
             return None
-        users, items, chosen = self._asked
-        ours, theirs = self.fused_users(users), self.fused_items(items.flatten()).view(*items.shape, -1)
-        scores = torch.einsum("bs,bks->bk", ours, theirs).masked_fill(chosen, -torch.inf)
-        is_before, is_other = scores[:, :1] > scores[:, 1:], ~chosen[:, 1:]
-        won = (is_before & is_other).sum(1) / is_other.sum(1).clamp(min=1)
-        others = items[:, 1:].masked_fill(chosen[:, 1:], -1).sort(1).values
-        rivals = (others[:, :1] >= 0).sum(1) + ((others.diff(dim=1) > 0) & (others[:, 1:] >= 0)).sum(1)
+        users, items, is_chosen = self._evaluation_set
+
+        # 1. Score the chosen item (first column) and the others.
+        user_vectors = self.fused_users(users)  # (M, S)
+        item_vectors = self.fused_items(items.flatten()).view(*items.shape, -1)  # (M, 1 + NUM_OTHERS, S)
+        scores = torch.einsum("bs,bks->bk", user_vectors, item_vectors).masked_fill(is_chosen, -torch.inf)
+
+        # 2. The share of others that rank below it.
+        ranks_below = scores[:, :1] > scores[:, 1:]
+        counts = ~is_chosen[:, 1:]
+        won = (ranks_below & counts).sum(1) / counts.sum(1).clamp(min=1)
+
+        # 3. The accuracy of a random ranking: only distinct others compete. Sorted, with -1 for those that do not
+        # count, a distinct one differs from its predecessor.
+        others = items[:, 1:].masked_fill(is_chosen[:, 1:], -1).sort(1).values
+        is_distinct = (others.diff(dim=1) > 0) & (others[:, 1:] >= 0)
+        rivals = (others[:, :1] >= 0).sum(1) + is_distinct.sum(1)
         chance = (1 / (1 + rivals)).mean()
-        return HeldOut(float(is_before.all(1).float().mean()), float(chance), float(won.mean()), len(users))
+
+        return HeldOut(
+            accuracy=float(ranks_below.all(1).float().mean()),
+            chance=float(chance),
+            won=float(won.mean()),
+            pairs=len(users),
+        )
 
     @cached_property
-    def _asked(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Users `(M,)`, at most `MOST_ASKED`; items `(M, 1 + CHANCES)`, the own one first; which others were chosen as
-        well."""
+    def _evaluation_set(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What `held_out` measures, the same at every call.
+
+        Returns:
+            Users `(M,)`, at most `MOST_HELD_OUT`, spread evenly; items `(M, 1 + NUM_OTHERS)`, the chosen one first;
+            and a mask of the others that the user also chose.
+        """
         pairs = self.inputs.held_out
-        users, own = pairs[:, torch.linspace(0, pairs.shape[1] - 1, min(pairs.shape[1], MOST_ASKED)).round().long()]
-        drawing = torch.Generator().manual_seed(0)  # the same others each time
+        sample = torch.linspace(0, pairs.shape[1] - 1, min(pairs.shape[1], MOST_HELD_OUT)).round().long()
+        users, own = pairs[:, sample]
+
+        # Drawing one of all interactions uniformly draws its item by popularity.
+        generator = torch.Generator().manual_seed(0)
         ends = self.inputs.popularity.cumsum(0)
-        drawn = torch.randint(int(ends[-1]), (len(users), CHANCES), generator=drawing)
-        items = torch.cat([own.unsqueeze(1), torch.searchsorted(ends, drawn, right=True)], 1)
-        chosen = torch.cat([self.inputs.chose(one, row) for one, row in zip(users.split(1), items, strict=True)])
-        chosen[:, 0] = False
-        return users, items, chosen
+        interactions = torch.randint(int(ends[-1]), (len(users), NUM_OTHERS), generator=generator)
+        items = torch.cat([own.unsqueeze(1), torch.searchsorted(ends, interactions, right=True)], 1)
+
+        # Row by row: all users against all items would be a matrix of M x M * NUM_OTHERS.
+        rows = [self.inputs.chose(user, row) for user, row in zip(users.split(1), items, strict=True)]
+        is_chosen = torch.cat(rows)
+        is_chosen[:, 0] = False
+        return users, items, is_chosen
 
     @torch.no_grad()
     def fused_items(self, rows: Tensor) -> Tensor:
-        """SC vectors of items."""
-        return torch.cat([self.item_tower.fuse(self.inputs.items(part)) for part in rows.split(PARTS)])
+        """SC vectors of items, `(len(rows), S)`."""
+        return torch.cat([self.item_tower.fuse(self.inputs.items(part)) for part in rows.split(CHUNK)])
 
     @torch.no_grad()
     def fused_users(self, rows: Tensor) -> Tensor:
-        """SC vectors of users."""
+        """SC vectors of users, `(len(rows), S)`."""
         assert self.user_tower is not None
-        return torch.cat([self.user_tower.fuse(self.inputs.users(part)) for part in rows.split(PARTS)])
+        return torch.cat([self.user_tower.fuse(self.inputs.users(part)) for part in rows.split(CHUNK)])
 
     @torch.no_grad()
     def latents(self, tower: Tower, fused: Tensor) -> Tensor:
-        """What is quantised, of SC vectors."""
-        return torch.cat([tower.encode(part) for part in fused.split(PARTS)])
+        """The vectors that a tower quantises, `(N, code_width)`, from SC vectors `(N, S)`."""
+        return torch.cat([tower.encode(part) for part in fused.split(CHUNK)])
 
     @torch.no_grad()
-    def lost(self) -> float:
-        """The share of the squared length of the items' inputs that is lost between input and codes."""
-        error, whole = 0.0, 0.0
-        for part in self.inputs.known.nonzero().squeeze(1).split(PARTS):
-            wanted = self.inputs.items(part)
-            error += float(self.item_tower.rebuild(self.item_tower.fuse(wanted), wanted).error.sum())
-            whole += float(wanted.square().sum())
-        return error / (whole or 1.0)
+    def rebuilding_error(self) -> float:
+        """The share of the squared length of the items' inputs that the codes lose."""
+        error = 0.0
+        total = 0.0
+        for part in self.inputs.known.nonzero().squeeze(1).split(CHUNK):
+            inputs = self.inputs.items(part)
+            error += float(self.item_tower.rebuild(self.item_tower.fuse(inputs), inputs).error.sum())
+            total += float(inputs.square().sum())
+        return error / (total or 1.0)
 
     def _train(
         self,
         name: str,
         losses: Callable[[Tensor], dict[str, Tensor]],
-        worth: Callable[[dict[str, float]], float],
+        score: Callable[[dict[str, float]], float],
         after: Callable[[], None] | None = None,
     ) -> None:
-        """Epochs until `worth` no longer grows; the weights of the best are kept."""
+        """Trains epoch after epoch until the score stops improving, then restores the weights of the best epoch.
+
+        Args:
+            name: Name of this part in the curve and the log.
+            losses: From a batch, as indices into the pairs, to the parts of its loss; `"loss"` is minimised.
+            score: From what was measured after an epoch to a number that should grow.
+            after: Called after each epoch but the last.
+        """
         towers = self._towers()
         optimizer = torch.optim.AdamW(towers.parameters(), lr=self.learning_rate, weight_decay=1e-4)
-        best, best_worth, stalled = deepcopy(towers.state_dict()), -math.inf, 0
+
+        best_weights = deepcopy(towers.state_dict())
+        best_score = -math.inf
+        stalled = 0
         progress = tqdm(range(1, self.max_epochs + 1), desc=name, unit="epoch")
         for epoch in progress:
-            told = self._epoch(losses, optimizer) | self._measured()
-            self.curve.append(
-                {"stage": name, "epoch": epoch, **{part: round(value, 5) for part, value in told.items()}}
-            )
-            if not all(map(math.isfinite, told.values())):
+            # 1. Train and measure.
+            measured = self._epoch(losses, optimizer) | self._alignment_measures()
+            rounded = {measure: round(value, 5) for measure, value in measured.items()}
+            self.curve.append({"stage": name, "epoch": epoch, **rounded})
+            if not all(map(math.isfinite, measured.values())):
                 raise ValueError(
-                    f"{name}: not all of {told} is finite in epoch {epoch}; lower learning_rate, or look at the texts"
+                    f"{name}: not all of {measured} is finite in epoch {epoch}; lower learning_rate, or check the "
+                    "texts"
                 )
-            progress.set_postfix({part: f"{value:.3f}" for part, value in told.items()})
-            if worth(told) > best_worth + (LEAST_GAIN * abs(best_worth) if epoch > 1 else 0):
-                best, best_worth, stalled = deepcopy(towers.state_dict()), worth(told), 0
+            progress.set_postfix({measure: f"{value:.3f}" for measure, value in measured.items()})
+
+            # 2. Keep the best weights.
+            least = best_score + (LEAST_GAIN * abs(best_score) if epoch > 1 else 0)
+            if score(measured) > least:
+                best_weights = deepcopy(towers.state_dict())
+                best_score = score(measured)
+                stalled = 0
             else:
                 stalled += 1
+
+            # 3. Stop, or go on.
             if stalled == self.patience:
                 break
             if after is not None:
                 after()
-        towers.load_state_dict(best)
-        logger.info("%s: %d epochs, %s", name, epoch, ", ".join(f"{part} {value:.3f}" for part, value in told.items()))
+
+        towers.load_state_dict(best_weights)
+        summary = ", ".join(f"{measure} {value:.3f}" for measure, value in measured.items())
+        logger.info("%s: %d epochs, %s", name, epoch, summary)
 
     def _epoch(
         self, losses: Callable[[Tensor], dict[str, Tensor]], optimizer: torch.optim.Optimizer
     ) -> dict[str, float]:
-        """One pass over the pairs; the mean of each part of the loss over its batches."""
+        """One pass over the pairs. Returns the mean of each part of the loss over the batches."""
         order = torch.randperm(self.inputs.pairs.shape[1], generator=self.generator)
-        batches, sums = order.split(self.batch_size), dict[str, float]()
+        batches = order.split(self.batch_size)
+
+        sums: dict[str, float] = {}
         for batch in batches:
             parts = losses(batch)
             optimizer.zero_grad()
@@ -192,34 +251,41 @@ class DualTraining:
         return {name: total / len(batches) for name, total in sums.items()}
 
     def _alignment(self, batch: Tensor) -> dict[str, Tensor]:
+        """The loss of stage 1."""
         loss = self._u2i(*self.inputs.pairs[:, batch]).mean()
         return {"loss": loss}
 
     def _autoencoding(self, batch: Tensor) -> dict[str, Tensor]:
-        """Encoder and decoder alone: SC stays aligned."""
+        """The loss between the stages. It trains encoder and decoder; aligned SC vectors do not change."""
         loss = torch.zeros(())
-        for tower, fused, wanted in self._unique(batch):
-            loss = loss + tower.autoencode(fused.detach() if self.align else fused, wanted).mean()
+        for tower, fused, inputs in self._distinct(batch):
+            loss = loss + tower.autoencode(fused.detach() if self.align else fused, inputs).mean()
         return {"loss": loss}
 
     def _quantisation(self, batch: Tensor) -> dict[str, Tensor]:
-        loss, error = torch.zeros(()), torch.zeros(())
-        for tower, fused, wanted in self._unique(batch):
-            rebuilt = tower.rebuild(fused, wanted)
-            loss, error = loss + rebuilt.loss.mean(), error + rebuilt.error.mean()
+        """The loss of stage 2."""
+        loss = torch.zeros(())
+        error = torch.zeros(())
+        for tower, fused, inputs in self._distinct(batch):
+            rebuilt = tower.rebuild(fused, inputs)
+            loss = loss + rebuilt.loss.mean()
+            error = error + rebuilt.error.mean()
         if self.align:
             loss = loss + self.alpha * self._u2i(*self.inputs.pairs[:, batch]).mean()
         return {"loss": loss, "error": error}
 
     def _u2i(self, users: Tensor, items: Tensor) -> Tensor:
-        """The item chosen is left out of its user's pool: held-out ones are not in it either."""
+        """The alignment loss of pairs."""
         assert self.user_tower is not None
-        ours = self.user_tower.fuse(self.inputs.users(users, without=items))
-        return u2i_loss(ours, self.item_tower.fuse(self._item_inputs(items)), self.inputs.chose(users, items))
+        # The user's pool must not contain the item that the user has to find: the pools of held-out pairs do not
+        # contain theirs either.
+        user_vectors = self.user_tower.fuse(self.inputs.users(users, without=items))
+        item_vectors = self.item_tower.fuse(self._item_inputs(items))
+        return u2i_loss(user_vectors, item_vectors, self.inputs.chose(users, items))
 
-    def _unique(self, batch: Tensor) -> Iterator[tuple[Tower, Tensor, Tensor]]:
-        """Each tower, SC vectors of the batch's different items or users, and what they should tell of. Whoever is
-        popular counts once."""
+    def _distinct(self, batch: Tensor) -> Iterator[tuple[Tower, Tensor, Tensor]]:
+        """For each tower: the tower, the SC vectors of the batch's distinct items or users, and the inputs to
+        reconstruct. Distinct, so that popular items do not count more than others."""
         users, items = (side.unique() for side in self.inputs.pairs[:, batch])
         yield self.item_tower, self.item_tower.fuse(self._item_inputs(items)), self.inputs.items(items)
         if self.user_tower is not None:
@@ -227,21 +293,22 @@ class DualTraining:
             yield self.user_tower, self.user_tower.fuse(inputs), inputs
 
     def _item_inputs(self, items: Tensor) -> Tensor:
+        """The inputs of items in training, some of them without behaviour."""
         keep = torch.rand(len(items), generator=self.generator) >= self.without_behaviour
         return self.inputs.items(items, keep)
 
-    def _measured(self) -> dict[str, float]:
-        told = self.held_out() if self.align else None
-        return {} if told is None else {"u2i_accuracy": told.accuracy, "u2i_won": told.won}
+    def _alignment_measures(self) -> dict[str, float]:
+        held_out = self.held_out() if self.align else None
+        return {} if held_out is None else {"u2i_accuracy": held_out.accuracy, "u2i_won": held_out.won}
 
     def _towers(self) -> nn.ModuleList:
         return nn.ModuleList([self.item_tower, *([] if self.user_tower is None else [self.user_tower])])
 
     def _latents(self) -> Iterator[tuple[Tower, Tensor]]:
-        """Of all that training tells of."""
+        """Each tower with the latent vectors of all items or users that occur in training."""
         with torch.no_grad():
-            known = self.inputs.known.nonzero().squeeze(1)
-            yield self.item_tower, self.latents(self.item_tower, self.fused_items(known))
+            items = self.inputs.known.nonzero().squeeze(1)
+            yield self.item_tower, self.latents(self.item_tower, self.fused_items(items))
             if self.user_tower is not None:
                 users = self.inputs.mask.any(1).nonzero().squeeze(1)
                 yield self.user_tower, self.latents(self.user_tower, self.fused_users(users))

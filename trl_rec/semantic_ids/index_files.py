@@ -1,4 +1,4 @@
-"""Semantic IDs exchanged with other projects as `X.index.json`, from an item's id to its tokens."""
+"""Exchange of semantic IDs with other projects through `X.index.json`, which maps an item's id to its tokens."""
 
 from __future__ import annotations
 
@@ -20,37 +20,52 @@ from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
 def export_index(catalog: ItemCatalog, path: str | Path) -> None:
-    """Writes the items' IDs."""
+    """Writes the semantic IDs of a catalogue to a file."""
     if catalog.semantic_ids is None:
-        raise ValueError("the catalogue holds no semantic IDs to export; run trl-rec tokenize first")
-    ids = zip(catalog.ids, range(len(catalog)), strict=True)
-    index = {item: [str(token) for token in catalog.semantic_ids[row]] for item, row in ids}
+        raise ValueError("the catalogue has no semantic IDs to export; run trl-rec tokenize first")
+    tokens = [catalog.semantic_ids[row] for row in range(len(catalog))]
+    index = {item: [str(token) for token in row] for item, row in zip(catalog.ids, tokens, strict=True)}
     write_json(path, index, indent=1, ensure_ascii=False)
 
 
 def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = False) -> RecDataset:
-    """Puts the IDs of a file into the dataset's folder, and gives back the dataset with them.
+    """Writes the IDs of a file into the dataset folder.
 
     Args:
-        dataset (`RecDataset`): Its items have to be in the file; other items may be there too.
-        path: The file. Tokens may be any text; no ID may be the beginning of another, which the trie refuses.
-        overwrite (*optional*, defaults to `False`): Replace IDs that are there.
+        dataset (`RecDataset`): A dataset returned by `prepare` or `load`. All its items have to be in the file, which
+            may contain further items.
+        path (`str` or `Path`): The file. Tokens may be any text. No ID may be the beginning of another; the trie
+            checks this.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that the folder contains. Otherwise
+            they raise.
+
+    Returns:
+        [`RecDataset`]: The dataset with the IDs in its catalogue. Users have none.
     """
     tokens = read_index(Path(path), dataset.catalog.ids)
     semantic_ids = Ragged.from_lists(tokens, object)
-    settings = {"method": "import", "tokens": ids_fingerprint(semantic_ids)}
-    card = _card(dataset, semantic_ids, settings)
+    card = _card_of_tokens(dataset, semantic_ids)
     if not is_written(dataset, card["settings"], overwrite):
         write_ids(dataset, semantic_ids, card)
     return with_stored_ids(dataset)
 
 
-def _card(dataset: RecDataset, semantic_ids: Ragged, settings: dict[str, Any]) -> dict[str, Any]:
-    """Of IDs that nothing but their tokens is known of; a shorter ID has a code of its own at the places that it
-    lacks."""
-    columns = [np.unique(column, return_inverse=True)[1] for column in semantic_ids.padded(fill="").astype(str).T]
-    codes, alone = torch.from_numpy(np.stack(columns, 1)), torch.full((len(semantic_ids),), -1)
-    made = IdCodes(codes, codes, alone, errors=None, num_codes=int(codes.max()) + 1)
-    settings = {**settings, "levels": codes.shape[1], "codes": made.num_codes}
-    chosen = popularity(dataset.train, len(dataset.catalog))
-    return make_card(made, semantic_ids, dataset.catalog, chosen, settings=settings, without_vector=0)
+def _card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]:
+    """The card of IDs of which only the tokens are known."""
+    # 1. Number the distinct tokens of each position. Shorter IDs are padded with an empty token, which counts as one
+    # more code.
+    padded = semantic_ids.padded(fill="").astype(str)  # (num_items, levels)
+    columns = [np.unique(column, return_inverse=True)[1] for column in padded.T]
+    codes = torch.from_numpy(np.stack(columns, 1))
+
+    # 2. There was neither a quantisation nor a repair that could be reported.
+    no_extra = torch.full((len(semantic_ids),), -1)
+    id_codes = IdCodes(codes, codes, no_extra, errors=None, num_codes=int(codes.max()) + 1)
+    settings = {
+        "method": "import",
+        "tokens": ids_fingerprint(semantic_ids),
+        "levels": codes.shape[1],
+        "codes": id_codes.num_codes,
+    }
+    counts = popularity(dataset.train, len(dataset.catalog))
+    return make_card(id_codes, semantic_ids, dataset.catalog, counts, settings=settings, without_vector=0)

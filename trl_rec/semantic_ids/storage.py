@@ -1,8 +1,13 @@
-"""Semantic IDs in a dataset folder: a column of `catalog/items.parquet`, those of users in
-`catalog/user_ids.parquet`, and `catalog/semantic_ids.json`, the card.
+"""Semantic IDs in a dataset folder.
 
-Each file is replaced at once, and the card is written last, so that a card always tells of the IDs beside it. A call
-that was killed in between is known by what it was about to write, and the same call begins anew.
+- a column of `catalog/items.parquet`: the IDs of the items;
+- `catalog/user_ids.parquet`: the IDs of the users, if they have any;
+- `catalog/semantic_ids.json`: the card;
+- `vectors/`: vectors that were slow to compute (see [`cached_tensor`]).
+
+Each file is replaced atomically and the card is written last, so a card always describes the IDs beside it. While the
+files are being replaced, `semantic_ids.unfinished` contains the settings of the new IDs. If a call is killed then, the
+same call starts over.
 """
 
 from __future__ import annotations
@@ -25,18 +30,24 @@ from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
 CARD = "semantic_ids.json"
-UNFINISHED = "semantic_ids.unfinished"  # the settings of IDs that are being written
+UNFINISHED = "semantic_ids.unfinished"
 
 
 def write_ids(
     dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any], *, user_ids: Ragged | None = None
 ) -> None:
-    """Puts the IDs, row `i` the tokens of item `i`, and their card into the dataset's folder, in place of what was
-    there; with `user_ids`, row `u` the tokens of user `u`."""
+    """Writes IDs and their card into the dataset folder and replaces those that it contains.
+
+    Args:
+        dataset (`RecDataset`): The dataset.
+        semantic_ids (`Ragged`): Row `i` contains the tokens of item `i`.
+        card (`Mapping`): What [`make_card`] returned.
+        user_ids (`Ragged`, *optional*): Row `u` contains the tokens of user `u`.
+    """
     folder = dataset.path / "catalog"
     stored = ItemCatalog.load(folder)
     if stored.fingerprint != dataset.catalog.fingerprint:
-        raise ValueError(f"{dataset.path} now holds other items than the dataset that was loaded; load it again")
+        raise ValueError(f"{dataset.path} now contains other items than the dataset that was loaded; load it again")
 
     card = {**card, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}
     with temporary_folder(folder / "semantic_ids") as new:
@@ -58,14 +69,14 @@ def write_ids(
 
 
 def with_stored_ids(dataset: RecDataset) -> RecDataset:
-    """The dataset with the IDs that its folder holds."""
+    """The dataset with the IDs from its folder."""
     stored = ItemCatalog.load(dataset.path / "catalog")
     catalog = replace(dataset.catalog, semantic_ids=stored.semantic_ids, user_ids=stored.user_ids)
     return replace(dataset, catalog=catalog)
 
 
 def read_ids_card(path: str | Path) -> dict[str, Any] | None:
-    """The card of the semantic IDs in a dataset folder; None where there is none."""
+    """The card of the semantic IDs in a dataset folder, or None if there is none. [`make_card`] lists its keys."""
     file = Path(path) / "catalog" / CARD
     if not file.is_file():
         return None
@@ -79,10 +90,15 @@ def read_ids_card(path: str | Path) -> dict[str, Any] | None:
 
 
 def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether the folder holds IDs made with these very settings; refuses other ones unless they may be replaced."""
+    """Whether the dataset folder contains IDs made with exactly these settings.
+
+    Other IDs raise, unless `overwrite` is set or they are the remains of a killed call with the same settings.
+    """
     stored = ItemCatalog.load(dataset.path / "catalog")
     if stored.semantic_ids is None:
         return False
+
+    # 1. The IDs that we would make: same settings, and the tokens that the card describes.
     try:
         card = read_ids_card(dataset.path)
     except ValueError:
@@ -92,19 +108,30 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
     fingerprint = ids_fingerprint(stored.semantic_ids, stored.user_ids)
     if card is not None and (card["settings"], card["fingerprint"]) == (dict(settings), fingerprint):
         return True
+
+    # 2. A call with the same settings that was killed while it replaced the files.
     unfinished = dataset.path / "catalog" / UNFINISHED
     if card is None and unfinished.is_file() and json.loads(unfinished.read_text(encoding="utf-8")) == dict(settings):
-        return False  # killed while they were written
+        return False
+
+    # 3. Other IDs.
     if not overwrite:
         raise ValueError(
-            f"{dataset.path} holds semantic IDs that were made otherwise; replace them with overwrite=True (--overwrite true "
-            "of trl-rec tokenize, overwrite_ids of align3gr)"
+            f"{dataset.path} already contains semantic IDs that were not made with these settings; replace them with "
+            "overwrite=True (--overwrite true of trl-rec tokenize, overwrite_ids of align3gr)"
         )
     return False
 
 
-def kept_tensor(folder: Path | None, name: str, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` returns, or what it once returned for the same key: kept in the folder, whole or not at all."""
+def cached_tensor(folder: Path | None, name: str, key: str, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` returns, or what it returned earlier for the same key if the folder contains that.
+
+    Args:
+        folder (`Path`, *optional*): The cache. Without one, `make` is called every time.
+        name (`str`): Beginning of the file name.
+        key (`str`): A hash of everything that the tensor depends on.
+        make (`Callable`): Computes the tensor.
+    """
     if folder is None:
         return make()
     path = folder / f"{name}-{key}.safetensors"
