@@ -143,7 +143,7 @@ def test_a_completion_is_rejected_once_and_never_the_chosen_one(caplog: pytest.L
     assert made["rejected_ids"][:] == [[[*ids(text), EOS] for text in row] for row in kept]
     assert made.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
     assert caplog.messages == [
-        "left out 3 rejected completions: they have the tokens of the chosen one, or of an earlier one of their row"
+        "left out 3 rejected completions: they have the tokens of the chosen one, or of an earlier one of the row"
     ]
     tokenizer, rows = chat(CHAT)
     said = [rows[0]["chosen"], *rows[0]["rejected"], rows[0]["rejected"][0]]

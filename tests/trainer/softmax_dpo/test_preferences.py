@@ -118,7 +118,7 @@ def test_rejected_items_are_told_apart_by_their_paths(caplog: pytest.LogCaptureF
         made = preference_rows(table, prompt_format)
     assert made["rejected_ids"][:] == [[[7, 2], [7, 2, 1]], [[7, 1], [7, 2, 1]], [[7, 2]], []]
     assert caplog.messages == [
-        "left out 5 of 10 rejected items: they are written like the chosen one, or an earlier one of their row"
+        "left out 5 of 10 rejected items: they are written like the chosen one, or like an earlier one of their row"
     ]
 
 

@@ -1,10 +1,9 @@
-"""From a recipe to a model that reads rated prompts: as [`build_model`] makes it, and it knows the tokens of the
-prompts."""
+"""Builds a model for rated prompts from a recipe: as [`build_model`] does, with the tokens that these prompts add."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import get_peft_config
@@ -32,22 +31,33 @@ def build_ranker(
     """Model, tokenizer and adapter configuration, ready for [`AlroTrainer`].
 
     Args:
-        catalog: The items, whose surface decides which tokens are new.
-        ratings: What [`rating_values`] returned for the training split.
+        catalog: The items. Their surface decides which tokens are new.
+        ratings: The ratings of the training split, from [`rating_values`].
         config: What to load or make.
         letters: As in [`RatedPromptFormat.for_catalog`].
         max_length, trust_remote_code: As in [`build_model`].
-        seed: Of a model from scratch, and of the embeddings of new tokens.
+        seed: Seed of a model from scratch, and of the embeddings of new tokens.
+
+    Returns:
+        The adapter configuration is None without an adapter.
     """
     tokens = rated_tokens(catalog, ratings, letters=letters)
-    if config.model_name_or_path is None:  # its embeddings are all drawn alike, hence after the tokens are known
+    if config.model_name_or_path is None:
+        # From scratch: the model is made after its tokens are known, as all embeddings are drawn alike.
         item_tokenizer = make_tokenizer(catalog)
         item_tokenizer.add_tokens(tokens)
-        size: dict[str, Any] = {
-            name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")
-        }
-        model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
+        model = make_model(
+            item_tokenizer,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            dropout=config.dropout,
+            max_length=max_length or 1024,
+            seed=seed,
+        )
         return model, item_tokenizer, get_peft_config(config)
+
+    # Pretrained: rows for the new tokens are added, and trained also where an adapter freezes the rest.
     model, tokenizer, adapter = build_model(catalog, config, seed=seed, trust_remote_code=trust_remote_code)
     tokenizer.add_tokens(tokens)
     if len(tokenizer) > model.config.get_text_config().vocab_size:

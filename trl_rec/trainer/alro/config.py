@@ -1,4 +1,4 @@
-"""Configuration of [`AlroTrainer`]: `SFTConfig` and what a ranking of rated candidates adds."""
+"""Configuration of [`AlroTrainer`]: `SFTConfig` with the options of ordering rated candidates."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from trl_rec.losses.alro import Delta, Distance, Score
 from trl_rec.trainer.base.config import INERT_SFT, RecConfig, check_inert, check_padding
 
 
+# The values of options that are one of a few words.
 CHOICES = {"score": Score, "delta": Delta, "distance": Distance, "softmax": Literal["legal", "vocabulary"]}
 INERT_LISTS = ("list_length", "eval_num_beams", "eval_exclude_history", "eval_length_penalty")
 
@@ -19,12 +20,12 @@ INERT_LISTS = ("list_length", "eval_num_beams", "eval_exclude_history", "eval_le
 class AlroConfig(RecConfig, SFTConfig):
     """Arguments of [`AlroTrainer`], besides those of [`RecConfig`] and [`~trl.SFTConfig`].
 
-    `lambda_weight=0` and `permutation_weight=0` is supervised fine-tuning on the order of the candidates. A list is
-    shown in two orders where `permutation_weight` is not 0, else in one.
+    With `lambda_weight=0` and `permutation_weight=0` it is supervised fine-tuning on the order of the candidates. A
+    list is shown in two orders, or in one if `permutation_weight` is 0.
 
     Args:
         lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss, the alpha of the
-            papers' summaries. That loss is a mean over pairs, hence small: weights of 10 to 100 make themselves felt.
+            papers' summaries. That loss is a mean over pairs and therefore small: weights of 10 to 100 have an effect.
         lambda_warmup (`float`, *optional*, defaults to `0.1`): Share of the steps over which that weight rises from 0.
         permutation_weight (`float`, *optional*, defaults to `1.0`): Weight of the permutation-sensitive loss, the
             beta.
@@ -33,27 +34,27 @@ class AlroConfig(RecConfig, SFTConfig):
             with `score="prob"`.
         pair_sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the comparison of two positions, the
             sigma.
-        delta (`str`, *optional*, defaults to `"target"`): Whether a pair's weight follows the distance in the
+        delta (`str`, *optional*, defaults to `"target"`): Whether a pair is weighted by its distance in the
             `"target"` order or in the `"model"`'s.
-        distance (`str`, *optional*, defaults to `"jsd"`): Of the permutation-sensitive loss: `"jsd"`, `"symkl"` or
-            `"ce"`.
-        softmax (`str`, *optional*, defaults to `"legal"`): Whether the supervised term is over the names left, as
-            decoding is, or over the `"vocabulary"`, which also teaches to end with EOS.
-        num_candidates (`int`, *optional*, defaults to `10`): Most candidates of a list, from 2 to 26.
-        stride (`int`, *optional*): New items of a user from the beginning of a training list to that of the next;
-            `num_candidates` by default.
+        distance (`str`, *optional*, defaults to `"jsd"`): Distance in the permutation-sensitive loss: `"jsd"`,
+            `"symkl"` or `"ce"`.
+        softmax (`str`, *optional*, defaults to `"legal"`): Whether the supervised term is over the names that are
+            left, as in decoding, or over the `"vocabulary"`, which also teaches the model to end with EOS.
+        num_candidates (`int`, *optional*, defaults to `10`): Most candidates per list, from 2 to 26.
+        stride (`int`, *optional*): New items between the starts of two training lists of a user. By default
+            `num_candidates`.
         max_history (`int`, *optional*, defaults to `20`): Most rated items before a list.
-        letters (`bool`, *optional*): Whether letters name the candidates; by default unless each item is one token,
-            which then is its name.
-        prompt_candidates (`str`, *optional*): Text between the history and the candidates. In `prompt_item` stand
+        letters (`bool`, *optional*): Whether letters name the candidates. By default they do unless each item is one
+            token, which then is its name.
+        prompt_candidates (`str`, *optional*): Text between the history and the candidates. `prompt_item` contains
             `{surface}` and, after it, `{rating}`.
         log_gradient_norms (`bool`, *optional*, defaults to `False`): Whether the gradient norm of each part is logged,
             which costs up to three backward passes at every `logging_steps`-th step.
         eval_num_orders (`int`, *optional*, defaults to `2`): Orders in which each list is shown in an evaluation.
-            Metrics are means over them; two or more also tell how far they agree.
+            Metrics are means over them; two or more also show how far they agree.
         eval_single_pass (`bool`, *optional*, defaults to `False`): Whether lists are sorted by the scores of one
             forward pass.
-        eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Lengths that lists are cut at.
+        eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Lengths at which lists are cut.
     """
 
     lambda_weight: float = field(default=1.0, metadata={"help": "weight of the soft lambda loss"})
@@ -73,8 +74,8 @@ class AlroConfig(RecConfig, SFTConfig):
     softmax: Literal["legal", "vocabulary"] = field(
         default="legal", metadata={"help": "supervised term over the names left or over the vocabulary"}
     )
-    num_candidates: int = field(default=10, metadata={"help": "most candidates of a list"})
-    stride: int | None = field(default=None, metadata={"help": "new items from one training list to the next"})
+    num_candidates: int = field(default=10, metadata={"help": "most candidates per list"})
+    stride: int | None = field(default=None, metadata={"help": "new items between the starts of two training lists"})
     max_history: int | None = field(default=20, metadata={"help": "most rated items before a list"})
     letters: bool | None = field(default=None, metadata={"help": "letters name the candidates"})
     prompt_candidates: str | None = field(
@@ -84,7 +85,7 @@ class AlroConfig(RecConfig, SFTConfig):
     eval_num_orders: int = field(default=2, metadata={"help": "orders in which each list is shown in an evaluation"})
     eval_single_pass: bool = field(default=False, metadata={"help": "sort by the scores of one forward pass"})
     eval_ks: list[int] = field(
-        default_factory=lambda: [1, 3, 5, 10], metadata={"help": "lengths that lists are cut at"}
+        default_factory=lambda: [1, 3, 5, 10], metadata={"help": "lengths at which lists are cut"}
     )
 
     @property
@@ -99,6 +100,7 @@ class AlroConfig(RecConfig, SFTConfig):
         return 2 if self.permutation_weight else 1
 
     def __post_init__(self) -> None:
+        # Options of catalogue ranking and of SFTTrainer's rows that would silently do nothing.
         check_inert(self, INERT_LISTS, "it is candidates that are ranked, and not the catalogue")
         padding = self.pad_to_multiple_of
         super().__post_init__()
@@ -106,15 +108,13 @@ class AlroConfig(RecConfig, SFTConfig):
         check_inert(
             self, (*INERT_SFT, "label_smoothing_factor"), "rows are built from rated items and the loss is ALRO's"
         )
+
+        # Values out of range.
         for name, kind in CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
-        for name, least in {
-            "lambda_weight": 0,
-            "permutation_weight": 0,
-            "lambda_warmup": 0,
-            "eval_num_orders": 1,
-        }.items():
+        lowest = {"lambda_weight": 0, "permutation_weight": 0, "lambda_warmup": 0, "eval_num_orders": 1}
+        for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.lambda_warmup > 1:

@@ -1,7 +1,7 @@
-"""What a model from scratch learns before it ranks: which ratings to expect (see `data.rating_rows`).
+"""The rating stage: a model from scratch first learns which rating follows an item (see `rating_rows`).
 
-The stage is a run of its own in a folder of its own. A checkpoint is left after each epoch and a mark at the end, so
-that a run that was killed goes on where it was.
+The stage is a run of its own, in a folder of its own. It leaves a checkpoint after each epoch and a mark at its end,
+so that it resumes after a kill.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trl_rec.trainer.alro.config import AlroConfig
 
 
-# Fields that the rating stage takes from the configuration of the ranking.
+# Fields of the ranking's configuration that the stage takes over.
 SHARED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -53,34 +53,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RatingStageConfig:
-    """The stage in a recipe; the fields that `SHARED` names are those of [`AlroConfig`].
+    """The options of the stage in a recipe. It takes the fields named in `SHARED` from [`AlroConfig`].
 
     Args:
-        rating_epochs (`float`, *optional*, defaults to `0.0`): Epochs. 0 leaves the stage out, as a pretrained model
-            has to.
+        rating_epochs (`float`, *optional*, defaults to `0.0`): Epochs. 0 leaves the stage out, as is right for
+            a pretrained model.
         rating_learning_rate (`float`, *optional*, defaults to `3e-3`): Learning rate.
-        rating_max_length (`int`, *optional*, defaults to `128`): Most tokens of a row.
+        rating_max_length (`int`, *optional*, defaults to `128`): Most tokens per row.
     """
 
     rating_epochs: float = field(
         default=0.0, metadata={"help": "epochs in which a model from scratch first learns to rate"}
     )
     rating_learning_rate: float = field(default=3e-3, metadata={"help": "learning rate of these epochs"})
-    rating_max_length: int = field(default=128, metadata={"help": "most tokens of a row in these epochs"})
+    rating_max_length: int = field(default=128, metadata={"help": "most tokens per row in these epochs"})
 
     def __post_init__(self) -> None:
         if self.rating_epochs < 0:
             raise ValueError(f"rating_epochs must be at least 0, not {self.rating_epochs}")
 
     def options(self, args: AlroConfig) -> dict[str, Any]:
-        """What [`learn_ratings`] takes, beside what is learned and by whom."""
-        own = {"num_train_epochs": self.rating_epochs, "learning_rate": self.rating_learning_rate}
-        resume = bool(args.resume_from_checkpoint)
+        """The keyword arguments of [`learn_ratings`] for a ranking with the configuration `args`."""
         return {
             **{name: getattr(args, name) for name in SHARED},
-            **own,
+            "num_train_epochs": self.rating_epochs,
+            "learning_rate": self.rating_learning_rate,
             "max_length": self.rating_max_length,
-            "resume": resume,
+            "resume": bool(args.resume_from_checkpoint),
         }
 
 
@@ -95,25 +94,27 @@ def learn_ratings(
     resume: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
-    """The model once it has learned which rating comes after an item, as it also lies in `output_dir`.
+    """Trains the model to predict the rating of an item, and returns it. It is also saved in `output_dir`.
 
     Args:
-        model: A model from scratch, all of whose parameters are trained.
+        model: A model from scratch. All its parameters are trained.
         processing_class: Its tokenizer.
         prompt_format: How rated histories are written.
-        dataset: Its training split is learned from.
-        output_dir: A folder of the stage's own.
-        max_length (*optional*, defaults to `128`): Most tokens of a row.
-        resume (*optional*, defaults to `False`): Whether a stage that ended here is taken as it is, and one that was
-            killed goes on; else it begins anew.
-        options: Fields of [`BearConfig`]. By default 8 epochs, a learning rate of 3e-3, and a checkpoint an epoch.
+        dataset: The data, of which the training split is used.
+        output_dir: A folder for this stage alone.
+        max_length (*optional*, defaults to `128`): Most tokens per row.
+        resume (*optional*, defaults to `False`): Whether to use the model of a finished stage in this folder, or to
+            continue from its newest checkpoint. Otherwise the stage begins anew.
+        options: Fields of [`BearConfig`]. By default 8 epochs, a learning rate of 3e-3, and one checkpoint per epoch.
     """
     folder = Path(output_dir)
     if resume and (folder / MARK).is_file():
         logger.info("the model in %s has learned to rate already", folder)
         return load_model(folder)
-    logger.info("the model first learns to rate, and is kept in %s", folder)
-    trained = {
+
+    # Plain supervised fine-tuning.
+    logger.info("the model first learns to rate; it is saved in %s", folder)
+    settings = {
         "num_train_epochs": 8,
         "learning_rate": 3e-3,
         "save_strategy": "epoch",
@@ -122,20 +123,22 @@ def learn_ratings(
     }
     trainer = BearTrainer(
         model,
-        BearConfig(str(folder), bear_weight=0, softmax="vocabulary", **trained),  # plain supervised fine-tuning
+        BearConfig(str(folder), bear_weight=0, softmax="vocabulary", **settings),
         train_dataset=build_rating_rows(dataset.train, prompt_format, max_length=max_length),
         processing_class=processing_class,
         catalog=dataset.catalog,
     )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise ValueError("a model from scratch learns to rate on whole processes; launch it with cpu or ddp")
+
+    # The mark of an earlier stage goes first; that of this one comes once everything is saved.
     if trainer.is_world_process_zero():
         (folder / MARK).unlink(missing_ok=True)
     trainer.train(resume_from_checkpoint=resume)
     save_run(trainer, {"dataset": str(dataset.path)})
     if trainer.is_world_process_zero():
         (folder / MARK).touch()
-        for checkpoint in folder.glob("checkpoint-*"):  # a stage that ended never resumes
+        for checkpoint in folder.glob("checkpoint-*"):  # a finished stage never resumes
             shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()
     return load_model(folder)

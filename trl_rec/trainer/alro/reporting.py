@@ -1,5 +1,4 @@
-"""How a run on rated lists ends: the model is saved, its orders of the test split's candidates are measured beside the
-baselines, and all of it is written down."""
+"""The end of a run on rated lists: saves the model and measures its orders of test candidates beside baselines."""
 
 from __future__ import annotations
 
@@ -43,8 +42,8 @@ def conclude_ranking(
 
 
 def orders_table(results: dict[str, Evaluation], *, caption: str) -> str:
-    """The results as text: NDCG at the largest k, and what tells of position bias where lists were shown in several
-    orders."""
+    """The results as text: NDCG at the smallest and largest k and, for several orders per list, measures of position
+    bias."""
     known = [name for name in next(reversed(results.values())).metrics if name != "num_users"]
     ndcg = [name for name in known if name.startswith("graded_ndcg")]
     return metrics_table(results, columns=[ndcg[0], *ndcg[-1:], *known[len(ndcg) :]], caption=caption)

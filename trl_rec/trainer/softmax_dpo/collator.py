@@ -1,4 +1,4 @@
-"""Batches of preference rows: the chosen completion first, then the rejected ones, as many as each row has.
+"""Batches of preference rows: in each row the chosen completion comes first, then its rejected ones.
 
 Legend: B rows, P tokens of the longest prompt, K completions of the row with most, C tokens of the longest completion.
 """
@@ -17,13 +17,16 @@ from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
 
 
+CHECKED_TOGETHER = 10_000  # rows, so that memory stays bounded
+
+
 @dataclass
 class PreferenceCollator:
-    """Pads prompts on the left and completions on the right. A row with fewer completions has some without any token.
+    """Pads prompts on the left and completions on the right. A row with fewer completions gets empty ones.
 
     Args:
-        pad_token_id (`int`): Fills what is padded.
-        trie (`TokenTrie`, *optional*): The catalogue; given it, each completion token learns the node at which it is
+        pad_token_id (`int`): Fills padded places.
+        trie (`TokenTrie`, *optional*): The catalogue. With it, each completion token gets the node at which it is
             chosen.
     """
 
@@ -31,48 +34,53 @@ class PreferenceCollator:
     trie: TokenTrie | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`prompt_ids prompt_mask (B, P)`, `completion_ids completion_mask (B, K, C)`, and `trie_nodes (B, K, C)` with
-        a trie, `ref_logps (B, K)` where the rows have them."""
-        prompts = Ragged.from_lists([row["prompt_ids"] for row in rows])
+        """`prompt_ids prompt_mask (B, P)`, `completion_ids completion_mask (B, K, C)`, `trie_nodes (B, K, C)` given a
+        trie, and `ref_logps (B, K)` if the rows have them."""
+        # 1. All completions of the batch, padded to one length with -1.
         completions = [[row["chosen_ids"], *row["rejected_ids"]] for row in rows]
-        tokens = Ragged.from_lists([one for several in completions for one in several])
-        padded = torch.from_numpy(tokens.padded(fill=-1))
-        numbers = Ragged.from_lengths(np.arange(len(tokens)), np.array([len(several) for several in completions]))
-        place = torch.from_numpy(
-            numbers.padded(fill=len(tokens))
-        )  # an absent completion is the row of -1 after the last
-        ids = torch.cat([padded, padded.new_full((1, padded.shape[1]), -1)])[place]
+        counts = np.array([len(of_row) for of_row in completions])
+        tokens = Ragged.from_lists([completion for of_row in completions for completion in of_row])
+        padded = torch.from_numpy(tokens.padded(fill=-1))  # (sum of counts, C)
+
+        # 2. Arranged by row. A missing completion takes the empty one that is added at the end.
+        empty = padded.new_full((1, padded.shape[1]), -1)
+        numbers = Ragged.from_lengths(np.arange(len(tokens)), counts)
+        place = torch.from_numpy(numbers.padded(fill=len(tokens)))  # (B, K)
+        ids = torch.cat([padded, empty])[place]  # (B, K, C)
+
+        prompts = Ragged.from_lists([row["prompt_ids"] for row in rows])
+        prompt_mask = Ragged(np.ones_like(prompts.values), prompts.offsets)
         batch = {
             "prompt_ids": torch.from_numpy(prompts.padded(fill=self.pad_token_id, left=True)),
-            "prompt_mask": torch.from_numpy(
-                Ragged(prompts.values * 0 + 1, prompts.offsets).padded(fill=0, left=True)
-            ).bool(),
+            "prompt_mask": torch.from_numpy(prompt_mask.padded(fill=0, left=True)).bool(),
             "completion_ids": ids.masked_fill(ids < 0, self.pad_token_id),
             "completion_mask": ids >= 0,
         }
         if self.trie is not None:
             batch["trie_nodes"] = self.trie.walk(ids)[..., :-1].masked_fill(ids < 0, -1)
         if "ref_logps" in rows[0]:
-            batch["ref_logps"] = torch.from_numpy(
-                Ragged.from_lists([row["ref_logps"] for row in rows], np.float32).padded(fill=0)
-            )
+            ref_logps = Ragged.from_lists([row["ref_logps"] for row in rows], np.float32)
+            batch["ref_logps"] = torch.from_numpy(ref_logps.padded(fill=0))
         return batch
 
 
 def check_on_catalogue(rows: Dataset, trie: TokenTrie) -> None:
-    """Refuses token rows of which a completion is no item, or is only the beginning of one."""
-    trie, first = trie.to("cpu"), 0
-    for batch in rows.select_columns(["chosen_ids", "rejected_ids"]).iter(10_000):
-        several = [
-            [chosen, *rejected] for chosen, rejected in zip(batch["chosen_ids"], batch["rejected_ids"], strict=True)
-        ]
-        tokens = Ragged.from_lists([one for some in several for one in some])
-        ends = trie.walk(torch.from_numpy(tokens.padded(fill=-1)))
-        ends = ends.gather(1, torch.from_numpy(tokens.lengths).unsqueeze(1)).squeeze(1)
-        strayed = (ends < 0) | (trie.row_offsets[ends] != trie.row_offsets[ends + 1])
-        if bool(strayed.any()):
-            row = first + int(np.repeat(np.arange(len(several)), [len(some) for some in several])[strayed.numpy()][0])
+    """Refuses token rows in which a completion is not exactly one item."""
+    trie = trie.to("cpu")
+    first = 0
+    for batch in rows.select_columns(["chosen_ids", "rejected_ids"]).iter(CHECKED_TOGETHER):
+        pairs = zip(batch["chosen_ids"], batch["rejected_ids"], strict=True)
+        completions = [[chosen, *rejected] for chosen, rejected in pairs]
+        tokens = Ragged.from_lists([completion for of_row in completions for completion in of_row])
+
+        # A completion has to end at a leaf: a node without children.
+        nodes = trie.walk(torch.from_numpy(tokens.padded(fill=-1)))
+        ends = nodes.gather(1, torch.from_numpy(tokens.lengths).unsqueeze(1)).squeeze(1)
+        wrong = (ends < 0) | (trie.row_offsets[ends] != trie.row_offsets[ends + 1])
+        if bool(wrong.any()):
+            row_ids = np.repeat(np.arange(len(completions)), [len(of_row) for of_row in completions])
+            row = first + int(row_ids[wrong.numpy()][0])
             raise ValueError(
                 f"row {row}: a completion is no item of the catalogue; with normalize='catalogue' all have to be"
             )
-        first += len(several)
+        first += len(completions)

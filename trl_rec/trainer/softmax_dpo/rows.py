@@ -1,9 +1,8 @@
-"""Preferences among items: a history, one chosen and any number of rejected items a row, read and written as token
-ids.
+"""Preferences among items, read from files and turned into token ids: a history, one chosen item and rejected items.
 
-The model sees how items are written and nothing else, so of the rejected items of a row that are written alike one is
-kept, and none that is written like the chosen one. A prompt that is too long loses its oldest items; a completion is
-never cut. Preferences given as texts are tokenised in `preference_texts`.
+The model sees only how items are written. So among rejected items of a row that are written alike one is kept, and
+none that is written like the chosen one. A prompt that is too long loses its oldest items; a completion is never cut.
+Preferences given as texts are tokenized in `texts`.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ logger = logging.getLogger(__name__)
 def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset:
     """Preferences from a JSONL, JSON, Parquet or CSV file, or the training split of a dataset on the hub.
 
-    The rows count as training rows, as nothing in a file tells whether they hold items of the validation or test
-    split: that check is the caller's. A table of items may have a column `user` (places in `RecDataset.users`), which
-    is kept; `trl_rec.schedule.check_preference_leaks` then holds the table against the training split.
+    The rows count as training rows. Nothing in a file shows whether they contain items of the validation or test
+    split, so the caller has to check that. If a table of items has a column `user` (rows of `RecDataset.users`),
+    `trl_rec.schedule.check_preference_leaks` compares it with the training split.
 
     Args:
-        source: The file, or the hub id. A CSV file has no lists, so it can hold texts with one rejected, but no
-            histories.
-        catalog (*optional*): With it, and with a column `history`, the rows are a preference table whose items are
-            given by their ids.
+        source: The file, or the hub id. CSV has no lists: such a file can contain texts with one rejected completion,
+            but no histories.
+        catalog (*optional*): The catalogue. With it and with a column `history`, the rows are a preference table
+            whose items are given by their ids.
     """
     kind = FILES.get(Path(source).suffix)
     rows = load_dataset(source, split="train") if kind is None else _read_file(source, kind)
@@ -63,7 +62,7 @@ def _read_file(source: str, kind: str) -> Dataset:
         raise ValueError(f"there is no file {source}; name a file of preferences, or a dataset on the hub")
     try:
         return load_dataset(kind, data_files=source, split="train")
-    except (DatasetsError, StopIteration, ValueError) as error:  # the last two of a file without a row
+    except (DatasetsError, StopIteration, ValueError) as error:  # the last two are raised for a file without rows
         reason = str(error.__cause__ or error).strip() or "it is empty"
         raise ValueError(
             f"{source} holds no preferences that can be read as {kind} ({reason}); correct the file"
@@ -71,7 +70,7 @@ def _read_file(source: str, kind: str) -> Dataset:
 
 
 def _indices(ids: pa.Array, catalog: ItemCatalog) -> pa.Array:
-    """Indices in place of ids, in lists of them too."""
+    """Item indices in place of ids, or lists of indices in place of lists of ids."""
     if not pa.types.is_list(ids.type):
         return pa.array(catalog.index_of(ids.cast(pa.string())), pa.int32())
     rows = Ragged.from_arrow(ids)
@@ -81,15 +80,18 @@ def _indices(ids: pa.Array, catalog: ItemCatalog) -> pa.Array:
 def preference_rows(
     table: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None, training: bool = True
 ) -> Dataset:
-    """Token rows of a preference table. Rejected items that are written like the chosen one, or like an earlier one of
-    the row, are left out, and their number is logged; the chosen item itself among the rejected is refused.
+    """Token rows of a preference table.
+
+    Rejected items that are written like the chosen one, or like an earlier one of the row, are left out, and their
+    number is logged. A row that rejects its chosen item is refused.
 
     Args:
-        table: `history` and `rejected` are lists of item indices, `chosen` is one. Where prompts name users, it has a
-            column `user`, places in `RecDataset.users`.
+        table: `history` and `rejected` are lists of item indices, `chosen` is one index. If prompts name users, the
+            column `user` has rows of `RecDataset.users`.
         prompt_format: How histories and items are written.
-        max_length (*optional*): Most tokens of a prompt and its longest completion; the oldest history goes first.
-        training (*optional*, defaults to `True`): Whether something learns from the rows; a table of a validation or
+        max_length (*optional*): Most tokens of a prompt with its longest completion. The oldest history is dropped
+            first.
+        training (*optional*, defaults to `True`): Whether the rows are for training. A table from a validation or
             test split is then refused.
 
     Returns:
@@ -97,15 +99,20 @@ def preference_rows(
     """
     if training and table.split is not None:
         check_is_train(table, "a preference")
+
+    # 1. Item indices, checked.
     num_items = len(prompt_format.paths)
-    history, chosen = _items(table, "history", num_items), _items(table, "chosen", num_items).values
+    history = _items(table, "history", num_items)
+    chosen = _items(table, "chosen", num_items).values  # (num_rows,)
     rejected = _items(table, "rejected", num_items)
     clash = rejected.row_ids[rejected.values == chosen[rejected.row_ids]]
     if len(clash):
         raise ValueError(
             f"row {clash[0]}: item {chosen[clash[0]]} is both chosen and rejected; take it out of one of the two"
         )
-    rejected = _told_apart(chosen, rejected, prompt_format.paths)
+
+    # 2. Their tokens.
+    rejected = _distinct(chosen, rejected, prompt_format.paths)
     users = split_users(table) if "user" in table.column_names else None
     columns = {
         "prompt_ids": prompt_format.encode(history, users, max_length=max_length).to_arrow(),
@@ -118,45 +125,49 @@ def preference_rows(
 
 
 def _items(table: Dataset, name: str, num_items: int) -> Ragged:
-    """The column's rows, of one item each for `chosen`; what is no index of the catalogue is refused. A null is NaN
-    here, and where all rows are empty, Arrow does not know that they would hold numbers."""
+    """The rows of a column, each with one item for `chosen`. A value that is no index of the catalogue is refused."""
     if name == "chosen":
         values = table.select_columns([name]).with_format("arrow")[:][name].to_numpy()
         rows = Ragged.from_lengths(values, np.ones(len(values), np.int64))
     else:
         rows = split_rows(table, name)
+
+    # Compared as floats: a null is NaN here, and rows that are all empty have no number type in Arrow.
     found = rows.values.astype(np.float64)
     outside = np.flatnonzero(~((found >= 0) & (found < num_items) & (found == np.floor(found))))
     if len(outside):
         item = "null" if np.isnan(found[outside[0]]) else rows.values[outside[0]]
         raise ValueError(
             f"row {rows.row_ids[outside[0]]}: {name} has the item {item}, but the catalogue's are 0 to "
-            f"{num_items - 1}; give "
-            "the indices of its items"
+            f"{num_items - 1}; give the indices of its items"
         )
     return Ragged(rows.values.astype(np.int64), rows.offsets)
 
 
-def _told_apart(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
-    """The rejected items without those whose path is the chosen's, or that of an earlier one of the row."""
-    codes, rows = _path_codes(paths), rejected.row_ids
+def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
+    """The rejected items without those whose path is that of the chosen item or of an earlier one of the row."""
+    codes = _path_codes(paths)  # (num_items,)
+    row_ids = rejected.row_ids
     written = codes[rejected.values]
-    first = np.zeros(len(rows), bool)
-    first[np.unique(rows * len(paths) + written, return_index=True)[1]] = True
-    kept = first & (written != codes[chosen][rows])
+
+    # The first of each pair of row and path is kept.
+    is_first = np.zeros(len(row_ids), bool)
+    is_first[np.unique(row_ids * len(paths) + written, return_index=True)[1]] = True
+    kept = is_first & (written != codes[chosen][row_ids])
     if kept.all():
         return rejected
     logger.warning(
-        "left out %d of %d rejected items: they are written like the chosen one, or an earlier one of their row",
+        "left out %d of %d rejected items: they are written like the chosen one, or like an earlier one of their row",
         (~kept).sum(),
         len(kept),
     )
-    return Ragged.from_lengths(rejected.values[kept], np.bincount(rows[kept], minlength=len(rejected)))
+    return Ragged.from_lengths(rejected.values[kept], np.bincount(row_ids[kept], minlength=len(rejected)))
 
 
 def _path_codes(paths: Ragged) -> np.ndarray:
-    """`(num_items,)`: the same number below `num_items` for items that are written the same."""
-    codes, tokens = np.zeros(len(paths), np.int64), paths.padded() + 1
-    for level in tokens.T:
+    """`(num_items,)`: a number below `num_items` per item, equal for items that are written alike."""
+    codes = np.zeros(len(paths), np.int64)
+    tokens = paths.padded() + 1  # padding becomes 0
+    for level in tokens.T:  # renumbered at each level, so that the products stay small
         codes = np.unique(codes * (tokens.max() + 1) + level, return_inverse=True)[1]
     return codes

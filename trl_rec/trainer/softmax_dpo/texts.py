@@ -1,7 +1,7 @@
-"""Preferences given as texts or conversations become token ids.
+"""Tokenizes preferences given as texts or conversations.
 
-Prompt and completions are tokenised apart, so that the boundary between them never depends on a merge. Unlike TRL's, a
-row may reject several completions.
+Prompt and completions are tokenized separately, so that the boundary between them never depends on a merge. Unlike in
+TRL, a row may reject several completions.
 """
 
 from __future__ import annotations
@@ -22,32 +22,35 @@ if TYPE_CHECKING:
 TEXT = {"prompt", "chosen", "rejected"}
 IDS = List(Value("int64"))
 FEATURES = {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": List(IDS)}
-REPEATED = "num_repeated"  # a column that is summed up and taken away
-A_TEXT, MESSAGES = "a text", "a list of messages"
+REPEATED = "num_repeated"  # a temporary column: how many completions of the row were left out
+A_TEXT = "a text"
+MESSAGES = "a list of messages"
 logger = logging.getLogger(__name__)
 
 
 def tokenize_preferences(
     texts: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, num_proc: int | None = None
 ) -> Dataset:
-    """Token rows of texts or conversations. Rejected ones that have the chosen one's tokens, or those of an earlier
-    one of the row, are left out, and their number is logged.
+    """Token rows of texts or conversations.
+
+    Rejected completions with the tokens of the chosen one, or of an earlier one of the row, are left out, and their
+    number is logged.
 
     Args:
-        texts: `prompt` and `chosen` are texts, or both lists of messages, `rejected` is one or a list of such.
-            Conversations may come with `tools` (a list, or JSON) and `chat_template_kwargs`, which their chat template
-            is given. Where the prompt stands only as the beginning of `chosen` and `rejected`,
-            `texts.map(trl.extract_prompt)` takes it out of one chosen and one rejected.
-        tokenizer: Ends every text with its EOS; conversations end as its chat template says.
-        max_length (*optional*): Most tokens of a prompt and its longest completion: longer prompts lose their
-            beginning, and rows without room for any of the prompt are left out, as are those without a prompt; both
+        texts: `prompt` and `chosen` are both texts or both lists of messages; `rejected` is one of these or a list of
+            them. Conversations may have `tools` (a list, or JSON) and `chat_template_kwargs`, which are passed to the
+            chat template. If `chosen` and `rejected` contain the prompt, `texts.map(trl.extract_prompt)` separates
+            it first, for one rejected completion per row.
+        tokenizer: Its EOS ends every text. Conversations end as its chat template says.
+        max_length (*optional*): Most tokens of a prompt with its longest completion. Longer prompts lose their
+            beginning. Rows without room for any of the prompt are left out, as are rows without a prompt; their
             numbers are logged.
-        num_proc (*optional*): Processes to tokenise with.
+        num_proc (*optional*): Number of processes.
 
     Returns:
         `datasets.Dataset` with `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).
     """
-    if not len(texts):  # which `map` would leave as it is
+    if not len(texts):  # `map` would not change the columns
         return Dataset.from_dict({name: [] for name in FEATURES}, Features(FEATURES))
     rows = texts.map(
         _tokenize,
@@ -61,7 +64,7 @@ def tokenize_preferences(
     repeated = sum(rows[REPEATED][:])
     if repeated:
         logger.warning(
-            "left out %d rejected completions: they have the tokens of the chosen one, or of an earlier one of their "
+            "left out %d rejected completions: they have the tokens of the chosen one, or of an earlier one of the "
             "row",
             repeated,
         )
@@ -69,33 +72,37 @@ def tokenize_preferences(
 
 
 def _tokenize(row: dict[str, Any], number: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    several = row["rejected"]
-    if not isinstance(several, list) or (several and isinstance(several[0], dict)):  # one text, or the messages of one
-        several = [several]
-    _check_mixed(
-        [("prompt", row["prompt"]), ("chosen", row["chosen"]), *(("rejected", one) for one in several)], number
-    )
+    # 1. Rejected completions as a list, also where the row has one text, or the messages of one conversation.
+    rejected = row["rejected"]
+    if not isinstance(rejected, list) or (rejected and isinstance(rejected[0], dict)):
+        rejected = [rejected]
+    named = [("prompt", row["prompt"]), ("chosen", row["chosen"])]
+    _check_alike([*named, *(("rejected", completion) for completion in rejected)], number)
+
+    # 2. Tokens, prompt and completions apart.
     if isinstance(row["prompt"], str):
         prompt = tokenizer(row["prompt"])["input_ids"]
-        chosen, *rejected = (_ended(text, tokenizer) for text in (row["chosen"], *several))
+        chosen_ids, *rejected_ids = (_ended(text, tokenizer) for text in (row["chosen"], *rejected))
     else:
         tools = row.get("tools")
         options = {
             "tools": json.loads(tools) if isinstance(tools, str) else tools,
             **(row.get("chat_template_kwargs") or {}),
         }
-        prompt, chosen, *rejected = _chat(row["prompt"], [row["chosen"], *several], tokenizer, options)
-    distinct = [list(ids) for ids in dict.fromkeys(map(tuple, rejected)) if list(ids) != chosen]
+        prompt, chosen_ids, *rejected_ids = _chat(row["prompt"], [row["chosen"], *rejected], tokenizer, options)
+
+    # 3. Each rejected completion once.
+    distinct = [list(ids) for ids in dict.fromkeys(map(tuple, rejected_ids)) if list(ids) != chosen_ids]
     return {
         "prompt_ids": prompt,
-        "chosen_ids": chosen,
+        "chosen_ids": chosen_ids,
         "rejected_ids": distinct,
-        REPEATED: len(rejected) - len(distinct),
+        REPEATED: len(rejected_ids) - len(distinct),
     }
 
 
-def _check_mixed(values: list[tuple[str, Any]], number: int) -> None:
-    """Refuses a row whose values, each with the name of its column, are not all texts or all lists of messages."""
+def _check_alike(values: list[tuple[str, Any]], number: int) -> None:
+    """Refuses a row whose values (given with their columns) are not all texts or all lists of messages."""
     kinds = [(name, _kind(value)) for name, value in values]
     for name, kind in kinds:
         if kind not in (A_TEXT, MESSAGES):
@@ -106,14 +113,18 @@ def _check_mixed(values: list[tuple[str, Any]], number: int) -> None:
             raise ValueError(f"row {number}: prompt holds {kinds[0][1]}, {name} {kind}; write both in the same way")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
+    """What a value is, in words."""
     if isinstance(value, str):
         return A_TEXT
     messages = isinstance(value, list) and all(isinstance(message, dict) for message in value)
-    return MESSAGES if messages else "a null" if value is None else f"{value!r:.40}"
+    if messages:
+        return MESSAGES
+    return "a null" if value is None else f"{value!r:.40}"
 
 
 def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of a text, with EOS at the end."""
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token to end a text with; set tokenizer.eos_token")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -126,12 +137,15 @@ def _chat(
     tokenizer: PreTrainedTokenizerBase,
     options: dict[str, Any],
 ) -> list[list[int]]:
-    """The prompt's ids and each completion's. A template may write a prompt that is to be answered otherwise than one
-    that has been answered: the prompt ends where they part."""
-    asked: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **options)
+    """The ids of the prompt, and of each completion.
+
+    A template may write a prompt that awaits an answer in another way than one that has been answered. The prompt ends
+    where the texts begin to differ.
+    """
+    awaiting: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **options)
     answered: list[Any] = [
         tokenizer.apply_chat_template(prompt + completion, tokenize=False, **options) for completion in completions
     ]
-    shared = commonprefix([asked, *answered])
+    shared = commonprefix([awaiting, *answered])
     texts = [shared, *(text[len(shared) :] for text in answered)]
     return tokenizer(texts, add_special_tokens=False)["input_ids"]

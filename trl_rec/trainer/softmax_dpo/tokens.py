@@ -1,7 +1,7 @@
-"""Preferences as token ids: rows of `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).
+"""Preferences as token ids: checks of `prompt_ids`, `chosen_ids` and `rejected_ids`, and how they are cut to length.
 
-Here they are held to what can be learned. A prompt that is too long loses its beginning; a completion is never cut, so
-a row whose completions leave the prompt no room is left out.
+A prompt that is too long loses its beginning. A completion is never cut, so a row whose completions leave no room for
+the prompt is left out.
 """
 
 from __future__ import annotations
@@ -22,21 +22,24 @@ logger = logging.getLogger(__name__)
 
 
 def fit_preferences(rows: Dataset, max_length: int | None) -> Dataset:
-    """The token rows in which the prompt and the longest completion have at most `max_length` tokens together.
+    """Token rows in which the prompt and the longest completion have at most `max_length` tokens together.
 
     Longer prompts lose their beginning. Rows without room for any of the prompt are left out, and their number is
     logged.
     """
     if max_length is None or not len(rows):
         return rows
+
+    # Rows whose completions fill the whole length.
     prompts, longest = _lengths(rows.select_columns(sorted(TOKENS)).with_format("arrow")[:])
     fits = longest < max_length
     if not fits.all():
-        number = (~fits).sum()
         logger.warning(
-            "left out %d of %d preferences: a completion fills max_length=%d", number, len(rows), max_length
+            "left out %d of %d preferences: a completion fills max_length=%d", (~fits).sum(), len(rows), max_length
         )
         rows = rows.select(np.flatnonzero(fits))
+
+    # Prompts that are too long.
     if (prompts + longest <= max_length)[fits].all():
         return rows
     options = {"fn_kwargs": {"max_length": max_length}, "features": rows.features, "desc": "shortening prompts"}
@@ -44,7 +47,7 @@ def fit_preferences(rows: Dataset, max_length: int | None) -> Dataset:
 
 
 def leave_out_empty_prompts(rows: Dataset) -> Dataset:
-    """The token rows whose prompt has a token; the number of the others is logged."""
+    """The token rows whose prompt has a token. The number of the others is logged."""
     if not len(rows):
         return rows
     full = _count(rows.select_columns(["prompt_ids"]).with_format("arrow")[:]["prompt_ids"]) > 0
@@ -55,16 +58,13 @@ def leave_out_empty_prompts(rows: Dataset) -> Dataset:
 
 
 def check_well_formed(rows: Dataset) -> None:
-    """Refuses columns that are no lists of token ids, for `rejected_ids` no lists of such lists, and what is null in
-    them."""
+    """Refuses columns that are not lists of token ids (for `rejected_ids`, lists of such lists), and nulls in them."""
     table = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:]
     for name, depth in {"prompt_ids": 1, "chosen_ids": 1, "rejected_ids": 2}.items():
         if not _holds_ids(table[name].type, depth):
-            wanted = (
-                "a list of token ids"
-                if depth == 1
-                else "a list of lists of token ids, one for each rejected completion"
-            )
+            one = "a list of token ids"
+            several = "a list of lists of token ids, one for each rejected completion"
+            wanted = one if depth == 1 else several
             raise ValueError(f"the column {name} is of the type {table[name].type}; give each row {wanted}")
         if (row := _null_row(table[name])) is not None:
             raise ValueError(f"row {row}: {name} holds a null; give token ids, or leave the row out")
@@ -78,32 +78,32 @@ def check_not_empty(rows: Dataset) -> None:
 
 
 def check_known_tokens(rows: Dataset, vocab_size: int) -> None:
-    """Refuses token rows with an id that a model with so many tokens does not have."""
+    """Refuses token rows with an id outside a model's vocabulary."""
     for name, texts, numbers in _texts(rows):
         tokens = pc.list_flatten(texts).to_numpy()
         outside = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
         if len(outside):
             raise ValueError(
                 f"row {numbers[_list_of(outside[0], texts)]}: {name} has the token {tokens[outside[0]]}, but the "
-                "model's are 0 "
-                f"to {vocab_size - 1}; use the model's own tokenizer, and resize the model's embeddings where tokens "
-                "were added"
+                f"model's are 0 to {vocab_size - 1}; use the model's own tokenizer, and resize the model's embeddings "
+                "where tokens were added"
             )
 
 
 def _texts(rows: Dataset) -> Iterator[tuple[str, pa.ChunkedArray, np.ndarray]]:
-    """Each column with its texts and the row that each text is in, if it has any."""
-    table, numbers = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:], np.arange(len(rows))
+    """Each column that has any texts, its texts as lists of ids, and the row of each text."""
+    table = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:]
+    numbers = np.arange(len(rows))
+    rejected = table["rejected_ids"]
     columns = {name: (table[name], numbers) for name in ("prompt_ids", "chosen_ids")}
-    columns["rejected_ids"] = pc.list_flatten(table["rejected_ids"]), np.repeat(numbers, _count(table["rejected_ids"]))
+    columns["rejected_ids"] = (pc.list_flatten(rejected), np.repeat(numbers, _count(rejected)))
     for name, (texts, places) in columns.items():
         if len(texts):
             yield name, texts, places
 
 
 def _holds_ids(kind: pa.DataType, depth: int) -> bool:
-    """Whether these are token ids, in as many lists inside each other; of what is empty or null Arrow knows no
-    type."""
+    """Whether a type is of token ids in lists nested to this depth. Arrow has no type for what is empty or null."""
     if pa.types.is_null(kind) or depth == 0:
         return pa.types.is_null(kind) or pa.types.is_integer(kind)
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -121,27 +121,28 @@ def _null_row(values: pa.ChunkedArray) -> int | None:
 
 
 def _list_of(place: int, lists: pa.ChunkedArray) -> int:
-    """The list that holds the value at that place of them all."""
+    """The list that contains the value at this place of the flattened lists."""
     return int(np.searchsorted(np.cumsum(_count(lists)), place, side="right"))
 
 
 def _lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each row's prompt, and of its longest completion."""
+    """Number of tokens of each row's prompt, and of its longest completion."""
     longest = _count(table["chosen_ids"])
-    several = Ragged.from_lengths(_count(pc.list_flatten(table["rejected_ids"])), _count(table["rejected_ids"]))
-    np.maximum.at(longest, several.row_ids, several.values)
+    rejected = table["rejected_ids"]
+    lengths = Ragged.from_lengths(_count(pc.list_flatten(rejected)), _count(rejected))
+    np.maximum.at(longest, lengths.row_ids, lengths.values)
     return _count(table["prompt_ids"]), longest
 
 
 def _count(lists: pa.ChunkedArray) -> np.ndarray:
-    """Length of each list; where all rows reject nothing, Arrow does not know that they would hold lists."""
+    """Length of each list. If no row rejects anything, Arrow has no type for the lists, which are all empty."""
     if pa.types.is_null(lists.type):
         return np.zeros(len(lists), np.int64)
     return pc.list_value_length(lists).to_numpy().astype(np.int64)
 
 
 def _shortened(table: pa.Table, max_length: int) -> pa.Table:
-    """A batch whose prompts have lost what does not fit."""
+    """A batch whose prompts have lost the beginning that does not fit."""
     prompts = Ragged.from_arrow(table["prompt_ids"])
     start = np.maximum(prompts.lengths + _lengths(table)[1] - max_length, 0)
     kept = prompts.slice(start, prompts.lengths).to_arrow()

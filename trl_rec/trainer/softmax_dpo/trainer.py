@@ -207,7 +207,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
-        """Mean over the rows of the preference loss, plus `sft_weight` times the mean token loss of the chosen ones."""
+        """Mean over rows of the preference loss plus `sft_weight` times the chosen completion's mean token loss."""
         # 1. Log-ratios of policy and reference, one per completion.
         mask = inputs["completion_mask"]  # (B, K, C)
         logps = self._logps(model, inputs).sum(-1)  # (B, K)
