@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import yaml
 from trl_rec.cli import VERBS, main
 from trl_rec.data import load
 from trl_rec.decoding.run_folder import save_recommender
+from trl_rec.evaluation import EvaluationConfig
 from trl_rec.models import make_model, make_tokenizer
 from trl_rec.scripts.align3gr import ScheduleArguments
 from trl_rec.scripts.bear import DataArguments
@@ -29,10 +31,9 @@ def test_help_answers_in_half_a_second() -> None:
 
 
 def test_the_command_line_goes_before_the_recipe() -> None:
-    arguments = parse(
-        EvaluateArguments, ["--config=evaluate/toy", "--ks", "3", "7", "--exclude_history", "false"], "evaluate"
-    )
-    assert (arguments.ks, arguments.exclude_history, arguments.dataset) == ([3, 7], False, "data/toy")
+    given = ["--config=evaluate/toy", "--ks", "3", "7", "--exclude_history", "false"]
+    arguments, config = parse((EvaluateArguments, EvaluationConfig), given, "evaluate")
+    assert (config.ks, config.exclude_history, arguments.dataset) == ([3, 7], False, "data/toy")
 
 
 def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -139,12 +140,12 @@ def test_a_run_is_measured_as_it_was_trained(tmp_path: Path, monkeypatch, capsys
         ["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "60", "--output_dir", "data/other"]
     )
     for options, message in (
-        (["--dataset", "data/other"], "was trained on other items than data/other holds"),
+        (["--dataset", "data/other"], "was trained on other items than .*data/other holds"),
         (["--dataset", "data/toy", "--surface", "title"], "was trained on the surface item_token, not title"),
     ):
         with pytest.raises(SystemExit):
             main(["evaluate", "--model", "run", *options, "--output_dir", "out"])
-        assert message in capsys.readouterr().err
+        assert re.search(message, capsys.readouterr().err)
     with pytest.raises(SystemExit):
         main(["recommend", "--model", "run", "--dataset", "data/other", "--user", "3"])
     assert "was trained on other items" in capsys.readouterr().err
@@ -155,7 +156,8 @@ def test_a_run_is_measured_as_it_was_trained(tmp_path: Path, monkeypatch, capsys
 
 def test_keys_are_written_out() -> None:
     with pytest.raises(ValueError, match="--max_user"):
-        parse(EvaluateArguments, ["--dataset", "d", "--output_dir", "o", "--max_user", "5"], "evaluate")
+        given = ["--dataset", "d", "--output_dir", "o", "--max_user", "5"]
+        parse((EvaluateArguments, EvaluationConfig), given, "evaluate")
 
 
 def test_what_a_recipe_writes_as_a_mapping_is_json_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

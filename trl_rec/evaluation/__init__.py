@@ -7,6 +7,7 @@ from trl_rec._lazy import lazy_names
 
 __all__ = [
     "Evaluation",
+    "EvaluationConfig",
     "ListBatch",
     "PairedComparison",
     "PopularityBaseline",
@@ -23,6 +24,8 @@ __all__ = [
     "evaluate_rankings",
     "evaluate_rated_baselines",
     "evaluate_split",
+    "evaluate_with_baselines",
+    "evaluation_settings",
     "line_charts",
     "logged_curve",
     "metrics_table",
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.rank import rank_histories, rank_split
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.evaluation.rewards import ListBatch, score_lists, score_split
+    from trl_rec.evaluation.saved_model import EvaluationConfig, evaluate_with_baselines, evaluation_settings
     from trl_rec.evaluation.seeds import seeds_table
     from trl_rec.evaluation.tables import metrics_table
 else:
@@ -72,6 +76,7 @@ else:
             "rank": ["rank_histories", "rank_split"],
             "results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
             "rewards": ["ListBatch", "score_lists", "score_split"],
+            "saved_model": ["EvaluationConfig", "evaluate_with_baselines", "evaluation_settings"],
             "seeds": ["seeds_table"],
             "tables": ["metrics_table"],
         },

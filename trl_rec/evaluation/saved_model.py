@@ -1,0 +1,192 @@
+"""A saved model beside the baselines: ranked as it was trained, and measured on the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from trl_rec.data.dataset import RecDataset, at_most
+from trl_rec.data.prompts import PromptFormat
+from trl_rec.decoding.run_folder import check_same_items, settings_of_run
+from trl_rec.evaluation.best_of_n import best_of_split
+from trl_rec.evaluation.rank import rank_split
+from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split, held_out
+from trl_rec.models.loading import load_model, load_tokenizer
+
+
+# What a field of EvaluationConfig becomes if neither the user nor the model's run folder sets it.
+DEFAULTS: dict[str, Any] = {
+    "surface": "title",
+    "list_length": None,
+    "num_beams": None,
+    "length_penalty": 0.0,
+    "renormalize": True,
+    "max_length": None,
+}
+
+
+@dataclass
+class EvaluationConfig:
+    """What is evaluated, and how its lists are made.
+
+    The fields in `DEFAULTS` are `None` until [`evaluation_settings`] fills them in from the model's run folder. The
+    files of a hub id are not searched for them: set them yourself.
+
+    Args:
+        model (`str`, *optional*): A hub id, a folder or a GGUF file. Only the baselines are evaluated without one.
+        surface (`str`, *optional*): How the model writes items: `"title"`, `"item_token"` or `"semantic_id"`.
+        list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
+        rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
+        best_of (`int`, *optional*): Also draws this many lists per user and keeps the best by its rewards: how good
+            the model's lists could be. Needs `rewards` and a `list_length`.
+        split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
+        max_users (`int`, *optional*): Number of rows of the split to evaluate, spread evenly. Defaults to all.
+        ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): Lengths to cut the lists at.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether items of a user's history are never
+            recommended.
+        num_beams (`int`, *optional*): Width of the beam search. Defaults to the largest of `ks`, and to 1 for lists.
+        length_penalty (`float`, *optional*): Scores are divided by the generated length to this power.
+        renormalize (`bool`, *optional*): Whether the softmax is over legal tokens rather than over the vocabulary.
+        batch_size (`int`, *optional*, defaults to `16`): Prompts per forward pass.
+        max_length (`int`, *optional*): Limit on the tokens of a prompt and its completion together.
+        dtype (`str`, *optional*, defaults to `"auto"`): Number format of the model's weights.
+        seed (`int`, *optional*, defaults to `0`): Seed of the random baseline, of drawn lists and of the bootstrap.
+    """
+
+    model: str | None = field(
+        default=None, metadata={"help": "hub id, folder or GGUF file of the model; without one, only baselines"}
+    )
+    surface: str | None = field(
+        default=None,
+        metadata={"help": "how the model writes items: title, item_token, semantic_id; from its run folder if unset"},
+    )
+    list_length: int | None = field(
+        default=None,
+        metadata={"help": "number of items in a list, for a model that writes lists; from its run folder if unset"},
+    )
+    rewards: dict | None = field(
+        default=None,
+        metadata={"help": 'weights of rewards that score whole lists, as JSON: \'{"ndcg": 1, "mgu": 4}\''},
+    )
+    best_of: int | None = field(
+        default=None,
+        metadata={"help": "also draw this many lists per user and keep the best by its rewards, as an upper bound"},
+    )
+    split: str = field(default="test", metadata={"help": "split to evaluate: validation or test"})
+    max_users: int | None = field(
+        default=None, metadata={"help": "number of users to evaluate, spread evenly over the split; all if unset"}
+    )
+    ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "lengths to cut the lists at"})
+    exclude_history: bool = field(
+        default=True, metadata={"help": "never recommend items that are in the user's history"}
+    )
+    num_beams: int | None = field(
+        default=None,
+        metadata={"help": "width of the beam search; from the run folder if unset, else the largest k (for lists, 1)"},
+    )
+    length_penalty: float | None = field(
+        default=None,
+        metadata={"help": "divide scores by the generated length to this power; from the run folder if unset, else 0"},
+    )
+    renormalize: bool | None = field(
+        default=None,
+        metadata={"help": "softmax over legal tokens, not the vocabulary; from the run folder if unset, else true"},
+    )
+    batch_size: int = field(default=16, metadata={"help": "prompts per forward pass"})
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "limit on the tokens of prompt and completion together; from the run folder if unset"},
+    )
+    dtype: str = field(default="auto", metadata={"help": "number format of the model's weights"})
+    seed: int = field(default=0, metadata={"help": "seed of the random baseline, of drawn lists and of the bootstrap"})
+
+
+def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
+    """`config` with its open fields filled in: from the model's run folder, otherwise from `DEFAULTS`.
+
+    Raises `ValueError` for settings that contradict each other.
+    """
+    of_run = settings_of_run(config.model)
+    of_run["list_length"] = of_run.get("prompt", {}).get("list_length")
+    unset = [name for name in DEFAULTS if getattr(config, name) is None]
+    values: dict[str, Any] = {name: of_run.get(name, DEFAULTS[name]) for name in unset}
+    filled = replace(config, **values)
+
+    if filled.list_length is not None and max(filled.ks) > filled.list_length:
+        raise ValueError(f"ks={filled.ks} goes beyond list_length={filled.list_length}; lower ks")
+    if filled.best_of is not None and (filled.rewards is None or filled.list_length is None):
+        raise ValueError("best_of chooses among whole lists by their rewards; give rewards and list_length")
+    return filled
+
+
+def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> dict[str, Evaluation]:
+    """Evaluates the baselines and the model of `config`, by name.
+
+    Args:
+        dataset: The data. Its catalogue gets the model's surface.
+        config: What [`evaluation_settings`] returned. With several processes, the users are divided among them.
+    """
+    # 1. Check that the model knows these items.
+    if config.model is not None:
+        dataset = dataset.with_surface(config.surface or DEFAULTS["surface"])
+        check_same_items(config.model, dataset.catalog, dataset.path)
+
+    # 2. Take the rows to evaluate.
+    rows = at_most(config.max_users, held_out(dataset, config.split))
+    dataset = replace(dataset, **{config.split: rows})  # the split's name is also the field's
+
+    # 3. Evaluate the baselines, then the model.
+    results = evaluate_baselines(dataset, exclude_history=config.exclude_history, **_measuring(config))
+    if config.model is not None:
+        results |= _evaluate_model(config.model, dataset, config)
+    return results
+
+
+def _evaluate_model(model_name: str, dataset: RecDataset, config: EvaluationConfig) -> dict[str, Evaluation]:
+    """Evaluates the model, and if `best_of` is set also drawn lists and the best of them."""
+    tokenizer = load_tokenizer(model_name)
+    model = load_model(model_name, dtype=config.dtype).to(PartialState().device)
+    prompt = {**settings_of_run(model_name).get("prompt", {}), "list_length": config.list_length}
+    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, **prompt)
+    decoding: dict[str, Any] = {
+        "split": config.split,
+        "exclude_history": config.exclude_history,
+        "batch_size": config.batch_size,
+        "max_length": config.max_length,
+    }
+
+    ranked = rank_split(
+        model,
+        tokenizer,
+        dataset,
+        prompt_format=prompt_format,
+        top_k=max(config.ks),
+        num_beams=config.num_beams,
+        renormalize=config.renormalize,
+        length_penalty=config.length_penalty,
+        **decoding,
+    )
+    name = f"model {Path(model_name).name}"
+    results = {name: evaluate_split(ranked, dataset, **_measuring(config))}
+
+    if config.best_of is not None:
+        drawn = best_of_split(
+            model,
+            tokenizer,
+            dataset,
+            prompt_format,
+            config.rewards or {},
+            best_of=config.best_of,
+            seed=config.seed,
+            **decoding,
+        )
+        results |= {f"{name}, {kind}": evaluation for kind, evaluation in drawn.items()}
+    return results
+
+
+def _measuring(config: EvaluationConfig) -> dict[str, Any]:
+    """The options that [`evaluate_baselines`] and [`evaluate_split`] share."""
+    return {"split": config.split, "ks": config.ks, "rewards": config.rewards, "seed": config.seed}
