@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from tests.oracles import metrics as oracle
 from trl_rec.evaluation import metrics
-from trl_rec.evaluation.rewards import ListBatch, score_lists
+from trl_rec.evaluation.rewards import REWARDS, ListBatch, score_lists
 from trl_rec.ragged import Ragged
 
 
 NAMES = ("ndcg", "recall", "hit", "ild", "mgu")
+NAMED_REWARDS = ", ".join(sorted(REWARDS))
 NUM_ITEMS = 7
 
 
@@ -229,8 +230,8 @@ def test_a_reward_of_another_shape_is_an_error(shape):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({}, "no reward is given; weigh at least one of hit, ild, mgu, ndcg, recall"),
-        ({"ndgc": 1.0}, "no reward is called 'ndgc'; choose from hit, ild, mgu, ndcg, recall, or give its function"),
+        ({}, f"no reward is given; weigh at least one of {NAMED_REWARDS}"),
+        ({"ndgc": 1.0}, f"no reward is called 'ndgc'; choose from {NAMED_REWARDS}, or give its function"),
         ({"hit": np.nan}, "the weight of reward 'hit' is nan; give a finite number"),
     ],
 )

@@ -13,6 +13,7 @@ from tests.data.test_rows import make_split
 from tests.trainer.blade.blade_runs import make_trainer
 from tests.trainer.runs import QUIET, make_folder
 from trl_rec import RecDataset, load
+from trl_rec.evaluation.rewards import REWARDS
 from trl_rec.items import ItemCatalog
 from trl_rec.models import load_model
 from trl_rec.trainer import BladeConfig
@@ -124,7 +125,7 @@ def returns(value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rewards": {"novelty": 1.0}}, "no reward is called 'novelty'; choose from hit, ild, mgu, ndcg, recall"),
+        ({"rewards": {"novelty": 1.0}}, f"no reward is called 'novelty'; choose from {', '.join(sorted(REWARDS))}"),
         ({"rewards": {"ndcg": float("nan")}}, "the weight of reward 'ndcg' is nan; give a finite number"),
         (returns(lambda lists: lists.mean(-1) * np.nan), "reward 'own', row 0, list 0 is nan; return finite numbers"),
         (returns(lambda lists: lists.mean(-1) - np.inf), "reward 'own', row 0, list 0 is -inf"),

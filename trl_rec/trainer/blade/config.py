@@ -28,8 +28,9 @@ class BladeConfig(RecConfig, DPOConfig):
 
     Args:
         list_length (`int`, *optional*, defaults to `10`): Items per list, the paper's K.
-        rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Weights of rewards by name: `ndcg`,
-            `recall`, `hit`, `ild`, `mgu`, or functions passed to the trainer. All are higher for better lists.
+        rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Weights of rewards by name: those
+            of [`~trl_rec.evaluation.rewards.REWARDS`], such as `ndcg` and `mgu`, or functions passed to the trainer.
+            All are higher for better lists.
         target (`str`, *optional*, defaults to `"blade"`): What the policy learns from: `"blade"`; `"best_of_n"`,
             its static limit; `"rank"`, the rank among the rollouts alone; or the `"reward"` itself, as GRPO does.
         dynamic_coefficient (`float`, *optional*, defaults to `0.3`): The rollouts' share of the evidence, the paper's
