@@ -11,7 +11,7 @@ from tests.conftest import make_model
 from tests.decoding.test_beam import pad, random_catalogue, random_prompts
 from tests.oracles.lists import all_lists, drawable, greedy, token_logps
 from trl_rec.decoding import SampledLists, greedy_list, list_logps, list_tokens, sample_item_lists
-from trl_rec.decoding.list_sampler import _drawn
+from trl_rec.decoding.list_sampler import _sampled_columns
 from trl_rec.items import TokenTrie
 from trl_rec.models import read_completions
 
@@ -145,7 +145,7 @@ def test_given_lists_may_be_shorter_and_an_illegal_token_is_impossible() -> None
     assert not logps[0, 3].any()
     finite = torch.where(logps.isneginf(), 0.0, logps).sum() + logps[0, 1].sum() + logps[0, 2].sum()
     assert all(bool(one.isfinite().all()) for one in gradient(model, finite) if one is not None)
-    with pytest.raises(ValueError, match="a list holds item 5, which is not in the trie of 5 items"):
+    with pytest.raises(ValueError, match="a list has item 5, which is not in the trie of 5 items"):
         list_tokens(trie, torch.tensor([[5]]))
 
 
@@ -262,7 +262,7 @@ def test_no_token_is_read_twice_and_none_after_the_last_choice() -> None:
 def test_a_token_without_probability_is_never_drawn() -> None:
     logps = torch.tensor([[-torch.inf, 0.0, -torch.inf], [math.log(0.5), -torch.inf, math.log(0.5)]])
     for noise, columns in ((0, [1, 0]), (2**31 - 1, [1, 2]), (2**30 - 1, [1, 0]), (2**30, [1, 2])):
-        assert _drawn(logps, torch.full((2, 1), noise)).flatten().tolist() == columns
+        assert _sampled_columns(logps, torch.full((2, 1), noise)).flatten().tolist() == columns
 
 
 def test_only_a_model_in_training_mode_is_put_into_evaluation_mode() -> None:
@@ -303,14 +303,14 @@ def test_bad_input_is_refused_with_one_sentence() -> None:
 
     refused("prompt 1 has 2 items to choose from, too few for a list of 3", exclude=[[0], [0, 1, 2, 2, -1]])
     refused("prompt 0 has 5 items to choose from, too few for a list of 6", list_length=6)
-    refused("rows holds 1 numbers for 2 prompts", rows=[4])
+    refused("rows has 1 numbers for 2 prompts", rows=[4])
     refused("exclude has 1 lists for 2 prompts", exclude=[[0]])
     refused("must be at least 1 and temperature positive, not 0, 3 and 1.0", num_lists=0)
     refused("must be at least 1 and temperature positive, not 2, 0 and 1.0", list_length=0)
     refused("must be at least 1 and temperature positive, not 2, 3 and 0", temperature=0)
-    refused("take 513 tokens, the model has 512 positions", pad([[3] * 510]))
+    refused("take 513 tokens, but the model has 512 positions", pad([[3] * 510]))
     right = {"input_ids": torch.tensor([[3, 0]]), "attention_mask": torch.tensor([[1, 0]])}
     refused("padded on the left", right)
     trie = TokenTrie.from_sequences(CATALOGUES["title"])  # the three longest have 7, 6 and 6 tokens
-    refused("take 513 tokens, the model has 512 positions", pad([[3] * 494]))
+    refused("take 513 tokens, but the model has 512 positions", pad([[3] * 494]))
     sample_item_lists(model, pad([[3] * 493]), trie, num_lists=1, list_length=3)

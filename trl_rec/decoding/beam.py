@@ -241,16 +241,9 @@ def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, step: int, skips: b
         longest = 1
         max_children = trie.depth_widths[step]
 
-    # 2. Collect the last `longest` tokens of each beam, walking up the trie.
-    tokens = []
-    nodes = beams.nodes
-    for _ in range(longest):
-        tokens.append(trie.child_tokens[(nodes - 1).clamp(min=0)].long())  # edge `n - 1` leads to node `n`
-        nodes = trie.parents[nodes].long()
-    no_tokens = active.new_empty(*active.shape, 0, dtype=torch.int64)
-    chain = torch.stack(tokens[::-1], -1) if tokens else no_tokens  # (B, K, longest)
-
-    return Pending(chain, lengths, depths, active, num_active, num_inner), max_children
+    # 2. Look up the tokens.
+    tokens = trie.last_tokens(beams.nodes, longest)  # (B, K, longest)
+    return Pending(tokens, lengths, depths, active, num_active, num_inner), max_children
 
 
 def _round_sizes(trie: TokenTrie, nodes: Tensor, lengths: Tensor, active: Tensor) -> list[int]:

@@ -1,14 +1,13 @@
-"""Lists of distinct items as tokens: what they are written with, what is legal where, and how probable given lists
-are.
+"""Lists of distinct items as tokens: their token ids, which tokens are legal where, and how probable given lists are.
 
-A list is its items' paths, one after the other. At each token the items that come before it in the list are no choice
-any more, nor are subtrees that hold nothing else: they leave before the softmax, as excluded items do. Items that
-share a path are told apart by counting: the path may be written as often as it has items left. All is a function of
-the trie and the items, so that sampling, policy, reference and supervised training agree. The EOS that ends a list of
-known length is forced, and left out here.
+A list is the paths of its items, one after the other. Items that are already in the list are no longer legal, nor are
+subtrees that contain no other items; like excluded items, they are removed before the softmax. Items that share a path
+are counted: the path stays legal as long as one of its items is left. Everything here depends only on the trie and the
+items, so that sampling, policy, reference and supervised training agree. The EOS at the end of a list of known length
+is forced, and left out here.
 
-Legend: K items, T tokens (padded), E excluded items, S = E + K, M tokens where the trie branches, C children (padded),
-B prompts, G lists a prompt, N rows of logits, V vocabulary.
+Legend: K items per list, T tokens (padded), D tokens of the longest path, E excluded items, S = E + K, M tokens at
+which the trie branches, C children (padded), B prompts, G lists per prompt.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from torch import Tensor
 
 from trl_rec.decoding.excluded import Excluded
 from trl_rec.items.trie import TokenTrie
-from trl_rec.models.completions import CompletionLogits
+from trl_rec.models.completions import CompletionLogits, chosen_legal_logps
 
 
 class ListTokens(NamedTuple):
-    """Lists as tokens, `(..., T)` each, filled up on the right.
+    """Lists as tokens, `(..., T)` each, padded on the right.
 
     Args:
-        token_ids: The tokens; 0 where there is none.
-        mask: Which of them count.
-        nodes: The node before each token, as in `TokenTrie.walk`; -1 where there is none.
-        ranks: The place in the list of the item that each token belongs to.
-        branches: Which tokens are chosen among several of the trie; the others are forced.
+        token_ids (`torch.Tensor`): The tokens; 0 is padding.
+        mask (`torch.Tensor`): True for real tokens.
+        nodes (`torch.Tensor`): The node before each token, as in `TokenTrie.walk`; -1 is padding.
+        ranks (`torch.Tensor`): The rank in the list of the item that each token belongs to.
+        branches (`torch.Tensor`): True for tokens that the trie does not force.
     """
 
     token_ids: Tensor
@@ -43,33 +42,47 @@ class ListTokens(NamedTuple):
 
 
 def list_tokens(trie: TokenTrie, items: Tensor) -> ListTokens:
-    """The tokens of lists `(..., K)` of item indices; -1 fills up lists that are shorter."""
+    """The tokens of lists.
+
+    Args:
+        trie (`TokenTrie`): The catalogue's list paths.
+        items (`torch.Tensor` of shape `(..., K)`): Item indices; -1 pads shorter lists.
+
+    Returns:
+        [`ListTokens`]: `(..., T)`.
+    """
+    # 1. Find the leaf of each item.
     positions = trie.item_positions
     known = (items >= 0) & (items < len(positions))
     places = torch.where(known, positions[torch.where(known, items, 0)], -1)
-    if bool(((places < 0) & (items >= 0)).any()):
-        strange = int(items[(places < 0) & (items >= 0)][0])
+    unknown = (places < 0) & (items >= 0)
+    if bool(unknown.any()):
         raise ValueError(
-            f"a list holds item {strange}, which is not in the trie of {trie.num_items} items; give its indices"
+            f"a list has item {int(items[unknown][0])}, which is not in the trie of {trie.num_items} items; give item "
+            "indices"
         )
-    node, tokens, nodes = torch.where(places < 0, 0, trie.leaves[places.clamp(min=0)]), [], []
+    node = torch.where(places < 0, 0, trie.leaves[places.clamp(min=0)])
     lengths = trie.depths(node)
-    for _ in range(trie.max_depth):  # from the leaf upwards
-        tokens.append(trie.child_tokens[(node - 1).clamp(min=0)].long())
+
+    # 2. Walk from the leaves up to the root, collecting tokens and the nodes before them.
+    tokens = []
+    nodes = []
+    for _ in range(trie.max_depth):
+        tokens.append(trie.child_tokens[(node - 1).clamp(min=0)].long())  # edge `n - 1` leads to node `n`
         node = trie.parents[node].long()
         nodes.append(node)
-    upwards = torch.arange(trie.max_depth - 1, -1, -1, device=items.device)
-    ranks = torch.arange(items.shape[-1], device=items.device).unsqueeze(-1).expand(*items.shape, trie.max_depth)
-    mask, token_ids, before, ranks = _packed(
-        upwards < lengths.unsqueeze(-1), torch.stack(tokens[::-1], -1), torch.stack(nodes[::-1], -1), ranks
-    )
+    real = torch.arange(trie.max_depth - 1, -1, -1, device=items.device) < lengths.unsqueeze(-1)  # (..., K, D)
+    ranks = torch.arange(items.shape[-1], device=items.device).unsqueeze(-1).expand_as(real)
+
+    # 3. Close the gaps between the paths.
+    mask, token_ids, before, ranks = _packed(real, torch.stack(tokens[::-1], -1), torch.stack(nodes[::-1], -1), ranks)
     before = before.masked_fill(~mask, -1)
     branches = mask & (trie.row_offsets[before + 1] - trie.row_offsets[before.clamp(min=0)] > 1)
     return ListTokens(token_ids.masked_fill(~mask, 0), mask, before, ranks, branches)
 
 
 def _packed(mask: Tensor, *parts: Tensor) -> list[Tensor]:
-    """Tokens `(..., K, D)`, each item's on the right, without the gaps between them."""
+    """Mask and parts as `(..., T)`, from `(..., K, D)` with the tokens of each item on the right."""
     mask = mask.flatten(-2)
     width = int(mask.sum(-1).amax()) if mask.numel() else 0
     order = torch.argsort(~mask, dim=-1, stable=True)[..., :width]
@@ -79,44 +92,63 @@ def _packed(mask: Tensor, *parts: Tensor) -> list[Tensor]:
 def legal_children(
     trie: TokenTrie, nodes: Tensor, taken: Tensor, width: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`tokens, next_nodes, legal` of shape `(M, C)`, as `TokenTrie.children` gives them, where a child all of whose
-    items are taken is not legal.
+    """The children of the nodes, like `TokenTrie.children`. A child whose items are all taken is not legal.
 
     Args:
-        trie: The trie.
-        nodes: `(M,)`; or `(1,)` for one that all are at, and then so are `tokens` and `next_nodes`.
-        taken: `(M, S)`: places in `trie.items`, distinct and ascending; `num_items` fills up. See `taken_places`.
-        width (*optional*): A bound of C; with it nothing is read back from the device.
+        trie (`TokenTrie`): The trie.
+        nodes (`torch.Tensor` of shape `(M,)`): One node per row of `taken`; or `(1,)`, one node for all rows.
+        taken (`torch.Tensor` of shape `(M, S)`): Distinct places in `trie.items`, ascending; `num_items` is padding.
+            See `taken_places`.
+        width (`int`, *optional*): An upper bound of C; with it, nothing is read back from the device.
+
+    Returns:
+        `tokens, next_nodes, legal` of shape `(M, C)`. With a single node, tokens and nodes have the shape `(1, C)`.
     """
     tokens, children, legal = trie.children(nodes, width)
+    num_columns = legal.shape[1]
+
+    # Write True into the column of each emptied child. Places elsewhere in the trie write into a spare column.
     above, emptied = _emptied(trie, nodes, taken)
-    column = torch.where(emptied, above - 1 - trie.row_offsets[nodes].unsqueeze(1), legal.shape[1]).clamp(
-        max=legal.shape[1]
-    )
-    gone = torch.zeros(len(taken), legal.shape[1] + 1, dtype=torch.bool, device=legal.device).scatter_(1, column, True)
-    return tokens, children, legal & ~gone[:, :-1]
+    column = torch.where(emptied, above - 1 - trie.row_offsets[nodes].unsqueeze(1), num_columns)
+    is_empty = torch.zeros(len(taken), num_columns + 1, dtype=torch.bool, device=legal.device)
+    is_empty.scatter_(1, column.clamp(max=num_columns), True)
+    return tokens, children, legal & ~is_empty[:, :-1]
 
 
 def num_legal(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> Tensor:
-    """`(M,)`: how many children of the nodes `(M,)` are legal, as `legal_children` has it, without a look at each of
-    them."""
+    """`(M,)`: the number of legal children of the nodes `(M,)`, without looking at each child; see
+    `legal_children`."""
     above, emptied = _emptied(trie, nodes, taken)
-    emptied[:, 1:] &= above[:, 1:] != above[:, :-1]  # ascending, as the places are
+    # Count each emptied child once; equal ones are neighbours, since the places ascend.
+    emptied[:, 1:] &= above[:, 1:] != above[:, :-1]
     return trie.row_offsets[nodes + 1] - trie.row_offsets[nodes] - emptied.sum(1)
 
 
 def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-    """`(M, S)`: the child above each taken place, and whether it has no other items left. Only such children can be
-    empty, which are far fewer than all."""
+    """`(M, S)` each: the node above each taken place at the children's depth, and whether it is a child of the row's
+    node that has no item left.
+
+    Only children above a taken place can be empty, and there are far fewer of these than children.
+    """
     above = trie.above(taken, (trie.depths(nodes) + 1).unsqueeze(1))
-    starts, ends = (bound[above].to(taken.dtype) for bound in (trie.item_starts, trie.item_ends))
-    below = torch.searchsorted(taken, ends) - torch.searchsorted(taken, starts)
-    return above, (trie.parents[above] == nodes.unsqueeze(1)) & (below == ends - starts)
+    starts = trie.item_starts[above].to(taken.dtype)
+    ends = trie.item_ends[above].to(taken.dtype)
+    num_taken = torch.searchsorted(taken, ends) - torch.searchsorted(taken, starts)
+    return above, (trie.parents[above] == nodes.unsqueeze(1)) & (num_taken == ends - starts)
 
 
 def taken_places(trie: TokenTrie, items: Tensor, ranks: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """`(M, S)`, as `legal_children` takes it: the places of the first `ranks` `(M,)` items of the lists `(M, K)`, and
-    those of excluded items `(M, E)`, which `Excluded.places` holds for each prompt."""
+    """The places that are no longer legal when a list has been written up to a rank, as `legal_children` takes them.
+
+    Args:
+        trie (`TokenTrie`): The trie.
+        items (`torch.Tensor` of shape `(M, K)`): The lists; -1 is padding.
+        ranks (`torch.Tensor` of shape `(M,)`): How many items of each list are taken.
+        excluded (`torch.Tensor` of shape `(M, E)`, *optional*): Excluded items, as `Excluded.places` stores them.
+
+    Returns:
+        `torch.Tensor` of shape `(M, S)`: Places, ascending; `num_items` is padding.
+    """
     before = (torch.arange(items.shape[1], device=items.device) < ranks.unsqueeze(1)) & (items >= 0)
     places = torch.where(before, trie.item_positions[torch.where(before, items, 0)], trie.num_items).long()
     return (places if excluded is None else torch.cat([places, excluded], 1)).sort(1).values
@@ -130,31 +162,31 @@ def list_logps(
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """`(B, G, T)`: the log-probability of each token of the given lists among the legal ones, at least float32, 0
-    where a token is the only legal one or masked. It has a gradient; a token that is not legal has minus infinity and
-    none.
+    """The log-probability of each token of the given lists among the tokens that are legal there.
 
-    Only tokens at which the trie branches are looked at, `(M, C)` numbers at a time: a caller bounds M by giving fewer
-    prompts.
+    Only tokens at which the trie branches are computed, as `(M, C)` numbers; pass fewer prompts to bound M.
 
     Args:
-        read: What [`read_completions`] read for `list_tokens(trie, items)`: its `token_ids` and `mask`, and
-            `scored=branches`.
-        items: `(B, G, K)` item indices; -1 fills up lists that are shorter.
-        trie: The catalogue's list paths, on the same device.
-        exclude (*optional*): Items that no list may hold, one list a prompt, or `(B, E)` padded with -1.
-        temperature: Divides the logits first.
+        read (`CompletionLogits`): The result of [`read_completions`] for the tokens of the lists: `token_ids` and
+            `mask` of `list_tokens(trie, items)`, with `scored=branches`.
+        items (`torch.Tensor` of shape `(B, G, K)`): Item indices; -1 pads shorter lists.
+        trie (`TokenTrie`): The catalogue's list paths, on the same device.
+        exclude (`torch.Tensor` or lists of `int`, *optional*): Items that no list may contain: one list per prompt, or
+            a tensor of shape `(B, E)` padded with -1.
+        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits first.
+
+    Returns:
+        `torch.Tensor` of shape `(B, G, T)`: At least float32; 0 for tokens that are forced or masked. It has a
+        gradient, except for tokens that are not legal, whose log-probability is -inf.
     """
+    # 1. Find what is legal at each branching token, given the items before it.
     lists = list_tokens(trie, items)
     branches = lists.branches
-    owner = branches.flatten(0, 1).nonzero()[:, 0]  # (M,), the list
+    owner = branches.flatten(0, 1).nonzero()[:, 0]  # (M,): the list that each branching token belongs to
     excluded = Excluded(trie, exclude, len(items)).places[owner // max(1, items.shape[1])]
     taken = taken_places(trie, items.flatten(0, 1)[owner], lists.ranks[branches], excluded)
     tokens, _, legal = legal_children(trie, lists.nodes[branches], taken, width=None if len(owner) else 1)
-    starts = read.rows.unsqueeze(1) * read.logits.shape[1]  # so that (M, V) is never made
-    scores = read.logits.flatten().gather(0, (starts + tokens).flatten()).view(tokens.shape)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature
-    log_probs = torch.where(legal, scores, -torch.inf).log_softmax(-1)
-    hit = legal & (tokens == lists.token_ids[branches].unsqueeze(1))
-    chosen = torch.where(hit.any(1), torch.where(hit, log_probs, 0.0).sum(1), -torch.inf)
+
+    # 2. Take the softmax over those tokens.
+    chosen = chosen_legal_logps(read, lists.token_ids[branches], tokens, legal, temperature)
     return chosen.new_zeros(branches.shape).masked_scatter(branches, chosen)

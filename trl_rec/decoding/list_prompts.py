@@ -1,4 +1,4 @@
-"""Prompts are read for lists to be written after them, once everything fits together."""
+"""Checks prompts, reads them, and opens the decoder that writes lists after them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trl_rec.decoding.beam import checked_prompts, evaluating
 from trl_rec.decoding.excluded import Excluded
-from trl_rec.decoding.list_steps import ListSteps
+from trl_rec.decoding.list_decoder import ListDecoder
 from trl_rec.decoding.prompt_cache import open_cache
 from trl_rec.items.trie import TokenTrie
 
@@ -28,35 +28,38 @@ def open_lists(
     num_lists: int,
     list_length: int,
     exclude: Tensor | Sequence[Sequence[int]] | None,
-) -> Iterator[ListSteps]:
-    """The steps in which `num_lists` lists of `list_length` items are written for each prompt, on the model's
-    device."""
+) -> Iterator[ListDecoder]:
+    """Opens a decoder that writes `num_lists` lists of `list_length` items for each prompt, on the model's device."""
+    # 1. Check the arguments.
     input_ids, attention_mask = checked_prompts(model, prompts, trie, 1, 1)
     trie = trie.to(input_ids.device)
     excluded = Excluded(trie, exclude, len(input_ids)).places.long()
-    longest = _longest_list(trie, excluded, list_length)
-    _check_long(model, input_ids.shape[1], longest)
+    _check_enough_items(trie, excluded, list_length)
+    longest = int(trie.depths(trie.leaves).topk(list_length).values.sum())  # tokens of the longest possible list
+    _check_length(model, input_ids.shape[1], longest)
+
+    # 2. Read the prompts.
     with evaluating(model) if model.training else nullcontext():
         cache = open_cache(model, input_ids, attention_mask, longest)
-        yield ListSteps(cache, trie, excluded, list_length=list_length, num_lists=num_lists)
+        yield ListDecoder(cache, trie, excluded, list_length=list_length, num_lists=num_lists)
 
 
-def _longest_list(trie: TokenTrie, excluded: Tensor, list_length: int) -> int:
-    """The most tokens of a list, once every prompt has items enough for one."""
+def _check_enough_items(trie: TokenTrie, excluded: Tensor, list_length: int) -> None:
+    """Raises where a prompt has fewer items left than a list needs."""
     left = trie.num_items - (excluded < trie.num_items).sum(1)
     if bool((left < list_length).any()):
         row = int((left < list_length).nonzero()[0])
         raise ValueError(
-            f"prompt {row} has {int(left[row])} items to choose from, too few for a list of {list_length}; exclude fewer "
-            "items, or shorten the lists"
+            f"prompt {row} has {int(left[row])} items to choose from, too few for a list of {list_length}; exclude "
+            "fewer items, or shorten the lists"
         )
-    return int(trie.depths(trie.leaves).topk(list_length).values.sum())
 
 
-def _check_long(model: PreTrainedModel, prompt: int, longest: int) -> None:
+def _check_length(model: PreTrainedModel, prompt: int, longest: int) -> None:
+    """Raises where prompt and longest list do not fit the model's positions."""
     room = model.config.get_text_config().to_dict().get("max_position_embeddings")
     if room is not None and prompt + longest > room:
         raise ValueError(
-            f"prompt and longest list take {prompt + longest} tokens, the model has {room} positions; encode prompts with a "
-            f"PromptFormat made with list_length, and max_length={room}"
+            f"prompt and longest list take {prompt + longest} tokens, but the model has {room} positions; encode "
+            f"prompts with a PromptFormat made with list_length, and max_length={room}"
         )

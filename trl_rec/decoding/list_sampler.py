@@ -1,7 +1,8 @@
-"""The loop that draws lists: one choice a list and round, until every list is complete. Lists that end early wait for
-the others.
+"""The loop that samples lists: one choice per list and round, until every list is complete.
 
-Legend: B prompts, G lists a prompt, R = B * G, K items a list, D tokens of the longest path, C children (padded).
+Lists that are complete early wait for the others.
+
+Legend: B prompts, G lists per prompt, R = B * G, K items per list, D tokens of the longest path, C children (padded).
 """
 
 from __future__ import annotations
@@ -10,63 +11,73 @@ import torch
 from torch import Tensor
 
 from trl_rec.decoding.beam import best_first
-from trl_rec.decoding.list_steps import ListLogits, Lists, ListSteps
+from trl_rec.decoding.list_decoder import ListDecoder, ListLogits, Lists
 
 
-NOISE_BITS = 31  # noise times the sum of all probabilities, in as many bits each, fits an integer
+NOISE_BITS = 31  # noise times the sum of all probabilities, at as many bits each, fits into an int64
 
 
 class ListSampler:
-    """Draws the lists of a batch of prompts.
+    """Samples the lists of a batch of prompts.
 
     Args:
-        steps (`ListSteps`): What they are written with.
+        decoder (`ListDecoder`): Where the lists are written.
         temperature (`float`): Divides the logits.
         noise (`torch.Tensor` of shape `(B, G, K * D)`): Integers of `NOISE_BITS` bits, one for each depth of each
             item.
-        greedy (`bool`): Takes the likeliest token, whatever the noise.
+        greedy (`bool`): Whether to take the likeliest token instead, ignoring the noise.
     """
 
-    def __init__(self, steps: ListSteps, *, temperature: float, noise: Tensor, greedy: bool) -> None:
-        self.steps, self.trie, self.temperature, self.greedy = steps, steps.trie, temperature, greedy
+    def __init__(self, decoder: ListDecoder, *, temperature: float, noise: Tensor, greedy: bool) -> None:
+        self.decoder = decoder
+        self.trie = decoder.trie
+        self.temperature = temperature
         self.noise = noise.flatten(0, 1)
+        self.greedy = greedy
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """The items `(B, G, K)`, and `(B, G, K * D)`: the log-probability of the choice at each depth of each item,
-        else 0."""
-        steps, most = self.steps, self.steps.most
-        heard: ListLogits | None
-        lists, heard = steps.begin()
-        dtype = torch.promote_types(heard.logits.dtype, torch.float32)
-        logps = heard.logits.new_zeros(
-            len(lists.nodes), most + 1, dtype=dtype
-        )  # the last column is for what is not kept
-        for step in range(1, most + 1):
-            active = lists.ranks < steps.list_length
-            place = lists.ranks * self.trie.max_depth + self.trie.depths(lists.nodes)
-            chosen, logp = self._choose(lists, heard, place)
-            logps.scatter_(1, torch.where(active, place, most).unsqueeze(1), logp.unsqueeze(1))
-            lists = steps.move(lists, chosen, active)
-            heard = steps.hear(lists, lists.ranks < steps.list_length, step)
-            if heard is None:
-                break
-        return lists.items[:, :-1].view(*steps.shape, -1), logps[:, :-1].view(*steps.shape, -1)
+        """The items `(B, G, K)`, and the log-probability of the choice at each depth of each item, `(B, G, K * D)`; 0
+        where there was none."""
+        decoder = self.decoder
+        max_steps = decoder.max_steps
+        output: ListLogits | None
+        lists, output = decoder.begin()
+        dtype = torch.promote_types(output.logits.dtype, torch.float32)
+        # Complete lists write into the last column, which is dropped.
+        logps = output.logits.new_zeros(len(lists.nodes), max_steps + 1, dtype=dtype)
 
-    def _choose(self, lists: Lists, heard: ListLogits, place: Tensor) -> tuple[Tensor, Tensor]:
-        """The child that each list goes to, and its log-probability, `(R,)` each."""
-        logps, children = self.steps.logps(lists, heard, self.temperature)
+        for step in range(1, max_steps + 1):
+            # 1. Choose a child for each list that is not complete, and note its log-probability.
+            active = lists.ranks < decoder.list_length
+            place = lists.ranks * self.trie.max_depth + self.trie.depths(lists.nodes)
+            chosen, logp = self._choose(lists, output, place)
+            logps.scatter_(1, torch.where(active, place, max_steps).unsqueeze(1), logp.unsqueeze(1))
+
+            # 2. Move there, and let the model read it.
+            lists = decoder.move(lists, chosen, active)
+            output = decoder.read(lists, lists.ranks < decoder.list_length, step)
+            if output is None:
+                break
+        return lists.items[:, :-1].view(*decoder.shape, -1), logps[:, :-1].view(*decoder.shape, -1)
+
+    def _choose(self, lists: Lists, output: ListLogits, place: Tensor) -> tuple[Tensor, Tensor]:
+        """The child that each list moves to, and its log-probability, `(R,)` each."""
+        logps, children = self.decoder.logps(lists, output, self.temperature)
         if self.greedy:
             column = best_first(logps.float(), self.trie.lowest_items[children].expand_as(logps), 1)
         else:
-            column = _drawn(logps, self.noise.gather(1, place.clamp(max=self.noise.shape[1] - 1).unsqueeze(1)))
+            noise = self.noise.gather(1, place.clamp(max=self.noise.shape[1] - 1).unsqueeze(1))
+            column = _sampled_columns(logps, noise)
+
+        # A NaN may choose padding, node 0. Any child does then, since the NaN is reported at the end.
         chosen = children.expand_as(logps).gather(1, column).squeeze(1)
-        first = self.trie.row_offsets[lists.nodes] + 1  # where a NaN, which is reported at the end, has chosen nothing
-        return torch.where(chosen > 0, chosen, first), logps.gather(1, column).squeeze(1)
+        first_child = self.trie.row_offsets[lists.nodes] + 1
+        return torch.where(chosen > 0, chosen, first_child), logps.gather(1, column).squeeze(1)
 
 
-def _drawn(logps: Tensor, noise: Tensor) -> Tensor:
-    """`(R, 1)`: the column that each row's noise falls on. In whole numbers, so that the sums are exact and a column
-    without probability is never drawn, whatever the device."""
+def _sampled_columns(logps: Tensor, noise: Tensor) -> Tensor:
+    """`(R, 1)`: the column that each row's noise `(R, 1)` falls on, by inversion of the cumulative distribution."""
+    # In integers, so that sums are exact and a column without probability is never drawn, whatever the device.
     mass = logps.exp().mul_(2**NOISE_BITS).long().cumsum(1)
     column = torch.searchsorted(mass, (noise * mass[:, -1:]) >> NOISE_BITS, right=True)
-    return column.clamp(max=logps.shape[1] - 1)  # only a NaN leads beyond
+    return column.clamp(max=logps.shape[1] - 1)  # only a NaN leads beyond the last column

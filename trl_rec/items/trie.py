@@ -282,6 +282,15 @@ class TokenTrie:
             nodes.append(self.advance(nodes[-1], tokens))
         return torch.stack(nodes, -1)
 
+    def last_tokens(self, nodes: Tensor, count: int) -> Tensor:
+        """The last `count` tokens on the way from the root to each node, `(*nodes.shape, count)`; where there are
+        fewer, the first entries are arbitrary."""
+        tokens = []
+        for _ in range(count):
+            tokens.append(self.child_tokens[(nodes - 1).clamp(min=0)].long())  # edge `n - 1` leads to node `n`
+            nodes = self.parents[nodes].long()
+        return torch.stack(tokens[::-1], -1) if tokens else nodes.new_empty(*nodes.shape, 0)
+
     def items_at(self, node: int | Tensor) -> Tensor:
         """The items whose path ends at this node, in catalogue order; none at an inner node."""
         node = int(node)

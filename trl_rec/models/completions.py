@@ -7,7 +7,8 @@ this is decided, and logged once, before the forward pass. Rows are always packe
 of the input, and only the scored positions reach the output embedding.
 
 Legend: B prompts, P prompt tokens (padded), K completions per prompt, C tokens per completion (padded), W columns of
-the packed rows, M scored completion tokens in total, N positions that predict them, V vocabulary.
+the packed rows, M scored completion tokens in total, N positions that predict them, V vocabulary. With a trie, the
+tokens that are legal at a position are padded to a common number.
 """
 
 from __future__ import annotations
@@ -122,10 +123,16 @@ def legal_completion_logps(
         `torch.Tensor` of shape `(B, K, C)`: At least float32; 0 where masked.
     """
     mask = completion_mask.bool()
-    targets = completion_ids[mask]  # (M,)
-    nodes = nodes[mask]
-    tokens, _, legal = trie.children(nodes, width=None if len(nodes) else 1)  # (M, children)
+    nodes = nodes[mask]  # (M,)
+    tokens, _, legal = trie.children(nodes, width=None if len(nodes) else 1)
+    return _unpack(chosen_legal_logps(read, completion_ids[mask], tokens, legal, temperature), mask)
 
+
+def chosen_legal_logps(
+    read: CompletionLogits, targets: Tensor, tokens: Tensor, legal: Tensor, temperature: float
+) -> Tensor:
+    """`(M,)`: the log-probabilities of the targets `(M,)` among the `legal` ones of the tokens `(M, C)`; -inf, without
+    a gradient, where the target is not among them."""
     # Gather from the flat logits: indexing `logits[rows]` first would make an (M, V) tensor, and another one as its
     # gradient.
     starts = read.rows.unsqueeze(1) * read.logits.shape[1]
@@ -135,7 +142,7 @@ def legal_completion_logps(
 
     is_target = legal & (tokens == targets.unsqueeze(1))
     chosen = torch.where(is_target, log_probs, 0.0).sum(1)
-    return _unpack(torch.where(is_target.any(1), chosen, -torch.inf), mask)
+    return torch.where(is_target.any(1), chosen, -torch.inf)
 
 
 def _unpack(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,263 @@
+"""The state of lists that a model is writing: which node each list has reached, what is legal there, and its logits.
+
+Both ways to write lists, sampling and beam search, are loops over a `ListDecoder`: choose a child for each list
+(`logps`), move there (`move`), and let the model read what was written (`read`).
+
+Tokens that the trie forces are skipped. They wait, together with the last chosen token, until the model reads them on
+the way to the next choice, even across the end of an item. A round then reads four integers back from the device to
+size its forward pass. Where all paths have the same length and branch at every depth, as with item tokens and most
+semantic IDs, nothing is skipped and nothing is read back.
+
+Legend: B prompts, G lists per prompt, R = B * G, A lists read now, K items per list, S taken items, C children
+(padded), W tokens to read (right-aligned), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trl_rec.decoding.list_constraint import legal_children
+from trl_rec.decoding.prompt_cache import Pending, SeparateRows, SharedPrompt
+from trl_rec.items.trie import TokenTrie
+from trl_rec.losses.output import at_least_float32
+
+
+class Lists(NamedTuple):
+    """The state of the lists. Of shape `(R,)` unless stated otherwise.
+
+    Args:
+        nodes (`torch.Tensor`): The node at which each list chooses next.
+        reached (`torch.Tensor`): The node that its last choice led to. It differs from `nodes` only where it is a
+            leaf, which ended an item: the next choice is then at the beginning of another item.
+        ranks (`torch.Tensor`): How many items it has; K if it is complete.
+        num_written (`torch.Tensor`): How many tokens it has, up to `nodes`.
+        num_read (`torch.Tensor`): How many of these the model has read.
+        items (`torch.Tensor` of shape `(R, K + 1)`): Its items; -1 is padding. The last column is scratch space.
+        taken (`torch.Tensor` of shape `(R, S)`): The places in `trie.items` that it cannot choose, ascending;
+            `num_items` is padding.
+    """
+
+    nodes: Tensor
+    reached: Tensor
+    ranks: Tensor
+    num_written: Tensor
+    num_read: Tensor
+    items: Tensor
+    taken: Tensor
+
+    def take(self, rows: Tensor) -> Lists:
+        """The lists numbered `rows`."""
+        return Lists(*(part[rows] for part in self))
+
+
+class ListLogits(NamedTuple):
+    """The model's logits where the lists choose next.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, A, V)`): The logits.
+        rows (`torch.Tensor` of shape `(R,)`): Which of its prompt's A rows belongs to each list (arbitrary where the
+            list was not read).
+        max_children (`int` or `None`): The largest number of children of a node that was read for, if known.
+        at_root (`bool`): Whether all lists choose at the root.
+    """
+
+    logits: Tensor
+    rows: Tensor
+    max_children: int | None
+    at_root: bool
+
+
+class ListDecoder:
+    """Writes the lists of a batch of prompts, one choice per list and round.
+
+    Args:
+        cache (`SharedPrompt` or `SeparateRows`): The cache, which has read the prompts.
+        trie (`TokenTrie`): The catalogue's list paths.
+        excluded (`torch.Tensor` of shape `(B, E)`): `Excluded.places`.
+        list_length (`int`): K. Every prompt must have at least as many items left.
+        num_lists (`int`): G.
+
+    Attributes:
+        shape (`tuple[int, int]`): `(B, G)`.
+        max_steps (`int`): The most choices that a list can take.
+    """
+
+    def __init__(
+        self,
+        cache: SharedPrompt | SeparateRows,
+        trie: TokenTrie,
+        excluded: Tensor,
+        *,
+        list_length: int,
+        num_lists: int,
+    ) -> None:
+        self.cache = cache
+        self.trie = trie
+        self.excluded = excluded
+        self.list_length = list_length
+        self.shape = (len(excluded), num_lists)
+        self.max_steps = list_length * trie.max_depth
+
+        # Skip forced tokens, unless there are none or the whole catalogue is a single forced path. If nothing is
+        # skipped and all leaves are equally deep, the depth of each round is known in advance.
+        equally_deep = trie.num_leaves == int(trie.depth_offsets.diff()[-1])
+        first_branching = int(trie.forced_ends[0])
+        branches = int(trie.row_offsets[first_branching + 1] - trie.row_offsets[first_branching]) > 0
+        self.skips = cache.shared and branches and not (equally_deep and 1 not in trie.depth_widths)
+        self.depth_is_known = equally_deep and not self.skips
+
+        # Every item's first choice is at `start`; the tokens before it open every item.
+        self.start = first_branching if self.skips else 0
+        start = excluded.new_full((1,), self.start)
+        self.opening = trie.last_tokens(start, int(trie.depths(start)))  # (1, its length)
+
+    def begin(self) -> tuple[Lists, ListLogits]:
+        """The lists before their first choice, and the logits for it. From here on the cache has a beam per list."""
+        logits = self.cache.logits  # (B, 1, V)
+        num_prompts, num_lists = self.shape
+
+        # 1. Let the model read the opening once per prompt, then give each list a copy.
+        length = self.opening.shape[1]
+        if length:
+            lengths = torch.full((num_prompts, 1), length, device=logits.device)
+            tokens = self.opening.expand(num_prompts, 1, -1)
+            logits = self.cache.extend(Pending(tokens, lengths, lengths, lengths > 0, 1, length - 1))[0]
+        self.cache.reorder(torch.zeros(self.shape, dtype=torch.int64, device=logits.device))
+
+        # 2. Make empty lists. `taken` has room for K places beside the excluded ones.
+        room = self.excluded.new_full((num_prompts, self.list_length), self.trie.num_items)
+        taken = torch.cat([self.excluded, room], 1).repeat_interleave(num_lists, 0)  # (R, S)
+        nodes = taken.new_full((len(taken),), self.start)
+        zeros = torch.zeros_like(nodes)
+        num_tokens = torch.full_like(nodes, length)
+        lists = Lists(
+            nodes=nodes,
+            reached=nodes,
+            ranks=zeros,
+            num_written=num_tokens,
+            num_read=num_tokens,
+            items=taken.new_full((len(taken), self.list_length + 1), -1),
+            taken=taken,
+        )
+        max_children = self.trie.depth_widths[0] if self.depth_is_known else None
+        return lists, ListLogits(logits, zeros, max_children, at_root=self.depth_is_known)
+
+    def logps(self, lists: Lists, output: ListLogits, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The log-probability of each child among the legal ones, `(R, C)`, -inf where not legal, and the child nodes,
+        of the same shape or `(1, C)`."""
+        # 1. Find the children, and the row of logits of each list.
+        nodes = lists.nodes[:1] if output.at_root else lists.nodes
+        tokens, children, legal = legal_children(self.trie, nodes, lists.taken, output.max_children)
+        num_rows = output.logits.shape[1]
+        prompt = torch.arange(self.shape[0], device=output.rows.device).repeat_interleave(self.shape[1])
+        row = prompt * num_rows + output.rows  # (R,)
+
+        # 2. Gather the children's logits. At a single node, whole rows are cheaper than single numbers.
+        if output.at_root:
+            scores = output.logits.flatten(0, 1).index_select(1, tokens[0])[row]
+        else:
+            index = row.unsqueeze(1) * output.logits.shape[-1] + tokens
+            scores = output.logits.flatten().gather(0, index.flatten()).view(tokens.shape)
+        scores = at_least_float32(scores) / temperature
+        return torch.where(legal, scores, -torch.inf).log_softmax(-1), children
+
+    def move(self, lists: Lists, chosen: Tensor, moves: Tensor) -> Lists:
+        """The lists after those for which `moves` `(R,)` is True have gone to the child `chosen` `(R,)`."""
+        # 1. Follow the forced chain below the child. At a leaf the item ends; it is the leaf's first free one.
+        trie = self.trie
+        reached = trie.forced_ends[chosen].long() if self.skips else chosen
+        ended = moves & (trie.row_offsets[reached] == trie.row_offsets[reached + 1])
+        place = _first_free(trie, reached, lists.taken)
+        item = torch.where(ended, trie.items[place].long(), -1)
+        ranks = lists.ranks + ended
+
+        # 2. Count the new tokens: those down to the node, and the opening of the next item, if there is one.
+        num_written = lists.num_written + torch.where(moves, trie.depths(reached) - trie.depths(lists.nodes), 0)
+        num_written = num_written + torch.where(ended & (ranks < self.list_length), self.opening.shape[1], 0)
+
+        # 3. The item is taken now. The last entry of `taken` is padding as long as the list is incomplete.
+        last = torch.where(ended, place, lists.taken[:, -1])
+        return Lists(
+            nodes=torch.where(moves, torch.where(ended, self.start, reached), lists.nodes),
+            reached=torch.where(moves, reached, lists.reached),
+            ranks=ranks,
+            num_written=num_written,
+            num_read=torch.where(moves, lists.num_written, lists.num_read),  # it has read all before it chose
+            items=lists.items.scatter(1, lists.ranks.unsqueeze(1), item.unsqueeze(1)),
+            taken=torch.cat([lists.taken[:, :-1], last.unsqueeze(1)], 1).sort(1).values,
+        )
+
+    def read(self, lists: Lists, active: Tensor, step: int) -> ListLogits | None:
+        """Lets the model read all tokens of the `active` lists `(R,)`, after `step` choices. None if there is nothing
+        left to do."""
+        if step == self.max_steps:
+            return None
+        pending, max_children = self._pending(lists, active, step)
+        if not pending.num_active:
+            return None
+
+        logits, slots, _ = self.cache.extend(pending)
+        order = torch.arange(slots.shape[1], device=slots.device).expand_as(slots)
+        rows = torch.zeros(self.shape, dtype=torch.int64, device=slots.device).scatter_(1, slots, order).flatten()
+        at_root = self.depth_is_known and step % self.trie.max_depth == 0
+        return ListLogits(logits, rows, max_children, at_root)
+
+    def _pending(self, lists: Lists, active: Tensor, step: int) -> tuple[Pending, int]:
+        """The tokens that the model reads next, and the largest number of children of the nodes they lead to."""
+        lengths = torch.where(active, lists.num_written - lists.num_read, 0)
+        if self.depth_is_known:
+            num_active = self.shape[1]
+            num_inner = 0
+            longest = 1
+            max_children = self.trie.depth_widths[step % self.trie.max_depth]
+        else:
+            num_active, num_inner, longest, max_children = self._round_sizes(lists.nodes, lengths, active)
+
+        tokens = self._tokens(lists, longest).view(*self.shape, -1)
+        lengths, depths, active = (part.view(self.shape) for part in (lengths, lists.num_written, active))
+        return Pending(tokens, lengths, depths, active, num_active, num_inner), max_children
+
+    def _round_sizes(self, nodes: Tensor, lengths: Tensor, active: Tensor) -> list[int]:
+        """Four maxima over prompts and their active lists, in one transfer from the device, the only one of a round.
+
+        They are: active lists of a prompt; pending tokens of a prompt, without the last one of each list; pending
+        tokens of a list; children of a node.
+        """
+        num_children = self.trie.row_offsets[nodes + 1] - self.trie.row_offsets[nodes]
+        inner = (lengths - 1).clamp(min=0)
+        sizes = [
+            active.view(self.shape).sum(1).amax(),
+            inner.view(self.shape).sum(1).amax(),
+            lengths.amax(),
+            torch.where(active, num_children, 0).amax(),
+        ]
+        return torch.stack(sizes).tolist()
+
+    def _tokens(self, lists: Lists, width: int) -> Tensor:
+        """`(R, W)`: the last tokens of each list: the path to the node it reached and, if that ended an item, the
+        opening of the next item."""
+        path = self.trie.last_tokens(lists.reached, width)
+        length = self.opening.shape[1]
+        if not length:
+            return path
+
+        # Where an item ended, move its path to the left, so that the opening fits in on the right.
+        ended = lists.reached != lists.nodes
+        source = torch.arange(width, device=path.device) + torch.where(ended, length, 0).unsqueeze(1)  # (R, W)
+        opening = F.pad(self.opening, (width - length, 0))  # (1, W); a negative pad cuts
+        return torch.where(source < width, path.gather(1, source.clamp(max=width - 1)), opening)
+
+
+def _first_free(trie: TokenTrie, leaves: Tensor, taken: Tensor) -> Tensor:
+    """`(R,)`: the first place of each leaf that is not taken."""
+    # `taken` is ascending and distinct. So the leaf's places that are taken without a gap from its first one on are
+    # those whose distance from that place equals their distance in `taken`. The first free place follows them.
+    starts = trie.item_starts[leaves].long().unsqueeze(1)
+    ends = trie.item_ends[leaves].unsqueeze(1)
+    distance = torch.arange(taken.shape[1], device=taken.device) - torch.searchsorted(taken, starts)
+    in_run = (taken - starts == distance) & (taken >= starts) & (taken < ends)
+    return (starts.squeeze(1) + in_run.sum(1)).clamp(max=trie.num_items - 1)
