@@ -33,7 +33,7 @@ def test_items_of_one_circle_are_near_each_other(circles):
     assert likeness[same & ~torch.eye(20, dtype=torch.bool)].mean() > likeness[~same].mean() + 0.2
 
 
-def test_the_same_seed_gives_the_same_vectors_and_leaves_the_state_of_draws_alone(circles):
+def test_the_seed_decides_and_the_global_random_state_stays(circles):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_vectors_and_leaves_the_state_of_draws_alon
     assert not torch.equal(one, collaborative_vectors(train_split(circles), 21, width=8, max_epochs=2, seed=1))
 
 
-def test_vectors_are_kept_by_what_they_were_made_from(circles, tmp_path, monkeypatch):
+def test_vectors_are_cached_by_their_inputs(circles, tmp_path, monkeypatch):
     made = collaborative_vectors(train_split(circles), 21, width=8, max_epochs=2, cache=tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(collaborative, "_train", lambda *given: 1 / 0)
@@ -54,8 +54,8 @@ def test_vectors_are_kept_by_what_they_were_made_from(circles, tmp_path, monkeyp
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
-def test_sampled_negatives_stand_for_all(monkeypatch):
-    """Fewer draws than items give about the loss over all items, where scores and popularity differ."""
+def test_sampled_negatives_approximate_the_full_softmax(monkeypatch):
+    """Fewer draws than items give about the loss over all items, even if scores and popularity differ."""
     torch.manual_seed(0)
     encoder = collaborative._Encoder(torch.randn(300), 8).eval()
     torch.nn.init.normal_(encoder.items.weight, std=0.5)
@@ -64,11 +64,11 @@ def test_sampled_negatives_stand_for_all(monkeypatch):
     exact = float(collaborative._next_item_loss(encoder, items, mask))
     monkeypatch.setattr(collaborative, "NEGATIVES", 100)
     sampled = torch.stack([collaborative._next_item_loss(encoder, items, mask) for _ in range(60)])
-    assert abs(float(sampled.mean()) - exact) < 0.1 < math.log(299 / 100)  # what would be missing without the factor
+    assert abs(float(sampled.mean()) - exact) < 0.1 < math.log(299 / 100)  # the error without the factor
 
 
-def test_long_sequences_are_learned_whole():
-    """Every item but a user's first is predicted once, whatever the windows."""
+def test_every_item_of_a_long_sequence_is_predicted_once():
+    """However the sequence is cut into windows, every item but a user's first is predicted once."""
     sequences = [list(range(120)), [3, 4], [5], list(range(50)), list(range(51))]
     windows, learned = collaborative._windows(train_split(sequences))
     assert windows.lengths.max() <= collaborative.LENGTH
@@ -81,6 +81,6 @@ def test_later_splits_are_refused(circles):
         collaborative_vectors(train_split(circles, "test"), 21)
 
 
-def test_users_with_one_item_teach_nothing():
+def test_a_log_of_users_with_one_item_is_refused():
     with pytest.raises(ValueError, match="no user of the training split has two items"):
         collaborative_vectors(train_split([[1], [2]]), 5)

@@ -13,7 +13,7 @@ CODES = 4
 
 @st.composite
 def quantised(draw, levels=2):
-    """Codes in few cells, residuals and a codebook of whole numbers with many ties."""
+    """Codes in few cells; residuals and a codebook of small whole numbers, so that there are many ties."""
     count = draw(st.integers(1, 25))
     prefixes = st.lists(st.integers(0, 1), min_size=levels - 1, max_size=levels - 1)
     rows = [draw(prefixes) + [draw(st.integers(0, CODES - 1))] for _ in range(count)]
@@ -32,7 +32,7 @@ def test_repair_equals_a_loop_over_pairs(case):
 
 
 @given(quantised(levels=3))
-def test_what_repair_promises(case):
+def test_the_repair_keeps_prefixes_and_unique_codes_and_uses_all_codes_of_a_cell(case):
     before = torch.tensor(case[0])
     after = repaired(*case)
     assert torch.equal(before[:, :-1], after[:, :-1])
@@ -57,8 +57,8 @@ def test_chunks_of_cells_change_nothing(case):
 
 
 @given(quantised(), st.integers(0, 30), st.integers(0, 2))
-def test_many_items_without_a_vector_are_a_few(case, count, code):
-    """What is left out beforehand, as no code can be left for it, would have got none."""
+def test_few_of_many_identical_items_are_considered(case, count, code):
+    """The items that are left out beforehand would have got no code."""
     rows, residuals, codebook = case
     rows, residuals = rows + [[0, code]] * count, residuals + [[0, 0]] * count
     assert repaired(rows, residuals, codebook)[:, -1].tolist() == oracle.repair(rows, residuals, codebook)
@@ -67,7 +67,7 @@ def test_many_items_without_a_vector_are_a_few(case, count, code):
     assert (waiting >= len(case[0])).sum() < CODES + (code in [last for first, last in case[0] if first == 0])
 
 
-def test_items_that_are_as_far_are_not_the_same():
+def test_equal_distances_do_not_make_items_identical():
     """All are 1 from their centroid. The last two are nearest to the others, and must not be left out as copies."""
     residuals = [[-1, 0], [-1, 0], [0, -1], [-1, 0], [0, -1], [0, 1], [1, 0]]
     codes = repaired([[0, 0]] * 7, residuals, [[0, 0], [9, 0], [0, 9], [-9, 0]])
@@ -80,7 +80,7 @@ def test_one_level_is_one_cell():
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=20))
-def test_further_tokens_make_ids_distinct_and_none_the_beginning_of_another(rows):
+def test_further_tokens_make_ids_distinct_and_free_of_prefixes(rows):
     codes = torch.tensor(rows)
     group, extra = group_of(codes), number_within_group(codes)
     assert (group.unsqueeze(1) == group).tolist() == [[a == b for b in rows] for a in rows]

@@ -78,19 +78,21 @@ def test_items_and_users_get_ids(made):
     assert loaded.catalog.fingerprint == made.card["fingerprint"]
 
 
-def test_the_card_tells_of_the_training(made):
+def test_the_card_describes_the_training(made):
     card = read_ids_card(made.path)
-    told, held_out = card["training"], hold_out(made.train)[1]
+    training, held_out = card["training"], hold_out(made.train)[1]
     assert (
-        told["u2i_pairs"] == held_out.shape[1] and 0 <= told["u2i_accuracy"] <= 1 and 0 < told["rebuilding_error"] < 1
+        training["u2i_pairs"] == held_out.shape[1]
+        and 0 <= training["u2i_accuracy"] <= 1
+        and 0 < training["rebuilding_error"] < 1
     )
-    assert {entry["stage"] for entry in told["curve"]} == {"aligning", "rebuilding", "quantising"}
+    assert {entry["stage"] for entry in training["curve"]} == {"aligning", "rebuilding", "quantising"}
     assert card["distinct"]["found"] <= card["distinct"]["repaired"] == card["distinct"]["written"]
     assert sum(card["levels"][0]["counts"]) == 50
     text = describe_ids(card)
     assert (
         "held-out users find what they chose" in text
-        and f"{told['u2i_chance']:.1%} would by chance" in text
+        and f"{training['u2i_chance']:.1%} would by chance" in text
         and "words-" in text
     )
     assert code_use_picture(card).count("<rect") == 1 + 3 * 6
@@ -114,7 +116,7 @@ def test_the_same_seed_gives_the_same_ids(made, dataset):
 
 
 def test_a_killed_run_ends_with_the_same_ids(dataset, tmp_path, monkeypatch):
-    """What was finished (vectors) is found again; what was not is made again."""
+    """Finished vectors are read from the cache; the rest is made again."""
     config = DualIdsConfig(**SMALL, behaviour="sequence")
     whole = make_dual_ids(load(shutil.copytree(dataset.path, tmp_path / "whole")), config)
     with monkeypatch.context() as patched:
@@ -132,7 +134,7 @@ def test_a_killed_run_ends_with_the_same_ids(dataset, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("last", ["items.parquet", "semantic_ids.json"])
-def test_a_call_that_was_killed_while_it_wrote_begins_anew(made, dataset, monkeypatch, last):
+def test_a_call_killed_while_writing_starts_over(made, dataset, monkeypatch, last):
     replacing = Path.replace
 
     def killed(self, target):
@@ -144,7 +146,7 @@ def test_a_call_that_was_killed_while_it_wrote_begins_anew(made, dataset, monkey
         patched.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             make_dual_ids(dataset, DualIdsConfig(**SMALL))
-    if last == "semantic_ids.json":  # IDs without a card
+    if last == "semantic_ids.json":  # there are IDs, but no card
         with pytest.raises(ValueError, match="not made with these settings"):
             make_dual_ids(dataset, DualIdsConfig(**{**SMALL, "seed": 1}))
     again = make_dual_ids(dataset, DualIdsConfig(**SMALL))
@@ -167,9 +169,9 @@ def test_ablations(dataset, options):
         name: value for name, value in SMALL.items() if name != "behaviour_width" or options.get("signals") != "text"
     }
     made = make_dual_ids(dataset, DualIdsConfig(**small, **options))
-    told = read_ids_card(dataset.path)["training"]
+    training = read_ids_card(dataset.path)["training"]
     assert (made.catalog.user_ids is None) == (not options.get("users", True))
-    assert any(entry["stage"] == "aligning" for entry in told["curve"]) == (not {"users", "align"} & {*options})
+    assert any(entry["stage"] == "aligning" for entry in training["curve"]) == (not {"users", "align"} & {*options})
     assert describe_ids(read_ids_card(dataset.path))
 
 
@@ -178,9 +180,8 @@ def test_collisions_are_extended(dataset):
     assert len(set(texts(made.catalog.semantic_ids))) == 50
 
 
-def test_a_new_item_stands_among_those_it_is_like(made):
-    """Known by its words alone, each shares a group with those under its first code more often than two items by
-    chance do."""
+def test_a_new_item_gets_the_code_of_similar_items(made):
+    """From its text alone, an item gets a first code whose items share a group with it more often than by chance."""
     encoder, groups = ItemIdEncoder.from_pretrained(made.path), made.catalog.group_shares()[1] > 0
     names = np.array(made.catalog.group_shares()[0])
     codes = encoder.encode([f"Unheard of; genres: {', '.join(names[row])}" for row in groups])[:, 0]
@@ -198,18 +199,18 @@ def test_new_items_need_a_text_encoder(dataset):
         ItemIdEncoder.from_pretrained(dataset.path)
 
 
-def test_known_items_get_their_codes_without_behaviour_too(made):
+def test_known_items_often_get_the_same_code_without_behaviour(made):
     encoder = ItemIdEncoder.from_pretrained(made.path)
     codes = encoder.encode(item_texts(made.catalog))
     same = [f"<a_{code}>" == made.catalog.semantic_ids[item][0] for item, code in enumerate(codes[:, 0].tolist())]
     assert np.mean(same) > 2 / 6
 
 
-# leaks
+# Leaks
 
 
 def changed(dataset, split: str, places=slice(None)):
-    """The dataset with other items as some of a split's targets, all of them by default."""
+    """The dataset with some targets of a split replaced by other items; by default all of them."""
     rows = getattr(dataset, split)
     table = rows.with_format("arrow")[:]
     targets = Ragged.from_arrow(table["targets"])
@@ -220,8 +221,8 @@ def changed(dataset, split: str, places=slice(None)):
     return replace(dataset, **{split: Dataset(table, split=rows.split)})
 
 
-def refuse_different(ours: DualInputs, theirs: DualInputs) -> None:
-    """Raises unless the two are learned from alike."""
+def check_same(ours: DualInputs, theirs: DualInputs) -> None:
+    """Raises unless everything that is learned from is the same in both."""
     for name in ("item_text", "user_text", "behaviour", "known", "histories", "mask", "pairs", "popularity"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     for name, block in ours.scales.items():
@@ -233,17 +234,17 @@ def refuse_different(ours: DualInputs, theirs: DualInputs) -> None:
 @pytest.mark.parametrize("behaviour", ["cooccurrence", "sequence"])
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_no_held_out_interaction_reaches_the_inputs(dataset, split, behaviour):
-    """Whatever validation and test hold, pairs, pools, profiles and vectors are the same."""
+    """Other interactions in validation and test leave pairs, pools, profiles and vectors unchanged."""
     plain = inputs_of(dataset, behaviour=behaviour)
     shutil.rmtree(dataset.path / "vectors")
     other = inputs_of(changed(dataset, split), behaviour=behaviour)
     assert torch.equal(plain.held_out, other.held_out)
-    refuse_different(plain, other)
+    check_same(plain, other)
 
 
 @pytest.mark.parametrize("behaviour", ["cooccurrence", "sequence"])
-def test_held_out_pairs_reach_the_inputs_in_no_way(dataset, behaviour):
-    """Whatever the users that are asked at the end chose last, all that is learned from is the same."""
+def test_held_out_pairs_do_not_reach_the_inputs(dataset, behaviour):
+    """Other held-out items leave everything that is learned from unchanged."""
     users, targets = (
         dataset.train.with_format("numpy")[:]["user"],
         Ragged.from_arrow(dataset.train.with_format("arrow")[:]["targets"]),
@@ -251,7 +252,7 @@ def test_held_out_pairs_reach_the_inputs_in_no_way(dataset, behaviour):
     other = changed(dataset, "train", targets.offsets[1:][users % EVERY == EVERY - 1] - 1)
     ours, theirs = inputs_of(dataset, behaviour=behaviour), inputs_of(other, behaviour=behaviour)
     assert ours.held_out.shape[1] and not torch.equal(ours.held_out, theirs.held_out)
-    refuse_different(ours, theirs)
+    check_same(ours, theirs)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -287,7 +288,7 @@ def test_what_users_chose(dataset):
 
 
 def towers_of(inputs: DualInputs) -> DualTraining:
-    """Towers that nothing has trained."""
+    """Untrained towers."""
     shape = {"hidden": 8, "width": 4, "code_width": 4, "levels": 1, "codes": 2}
     sides = [side(inputs, torch.arange(1)).shape[1] for side in (DualInputs.items, DualInputs.users)]
     options = {"align": True, "alpha": 0.1, "learning_rate": 0.1, "batch_size": 8, "max_epochs": 1, "patience": 1}
@@ -295,21 +296,21 @@ def towers_of(inputs: DualInputs) -> DualTraining:
     return DualTraining(inputs, *towers, **options, without_behaviour=0.0, generator=torch.Generator())
 
 
-def test_alignment_leaves_each_pairs_item_out_of_its_users_pool(dataset, monkeypatch):
-    inputs, told = inputs_of(dataset), []
+def test_alignment_leaves_the_chosen_item_out_of_the_users_pool(dataset, monkeypatch):
+    inputs, calls = inputs_of(dataset), []
     training, users = towers_of(inputs), DualInputs.users
 
     def watched(self, rows, without=None):
-        told.append((rows, without))
+        calls.append((rows, without))
         return users(self, rows, without)
 
     monkeypatch.setattr(DualInputs, "users", watched)
     training._alignment(torch.arange(8))
-    ((rows, without),) = told
+    ((rows, without),) = calls
     assert torch.equal(torch.stack([rows, without]), inputs.pairs[:, :8])
 
 
-def test_held_out_items_are_measured_among_others_that_their_users_did_not_choose(dataset):
+def test_held_out_items_are_ranked_among_items_that_the_user_did_not_choose(dataset):
     inputs = inputs_of(dataset)
     training = towers_of(inputs)
     users, items, chosen = training._evaluation_set
@@ -327,7 +328,7 @@ def test_held_out_items_are_measured_among_others_that_their_users_did_not_choos
     assert measured.won == pytest.approx(np.mean(shares))
 
 
-def test_a_target_is_left_out_of_its_users_pool(dataset):
+def test_an_item_can_be_left_out_of_a_users_pool(dataset):
     inputs = inputs_of(dataset)
     user = torch.tensor([0])
     own = inputs.histories[0][inputs.mask[0]]
@@ -338,7 +339,7 @@ def test_a_target_is_left_out_of_its_users_pool(dataset):
     assert torch.equal(without, shorter.users(user)) and not torch.equal(without, inputs.users(user))
 
 
-def test_items_without_behaviour_have_zeros_for_it(dataset):
+def test_behaviour_that_is_not_shown_is_zeros(dataset):
     inputs = inputs_of(dataset)
     rows = torch.arange(4)
     kept = inputs.items(rows, torch.tensor([True, False, True, False]))
@@ -346,19 +347,19 @@ def test_items_without_behaviour_have_zeros_for_it(dataset):
     assert (kept[[1, 3], width:] == 0).all() and torch.equal(kept[[0, 2]], inputs.items(rows)[[0, 2]])
 
 
-# files
+# Files
 
 
-def test_ids_are_exchanged(made, dataset, tmp_path):
+def test_ids_are_exported_and_imported(made, dataset, tmp_path):
     export_index(made.catalog, tmp_path / "X.index.json")
     index = json.loads((tmp_path / "X.index.json").read_text())
     assert index[made.catalog.ids[7]] == made.catalog.semantic_ids[7].tolist()
     taken = import_index(dataset, tmp_path / "X.index.json")
     assert texts(taken.catalog.semantic_ids) == texts(made.catalog.semantic_ids) and taken.catalog.user_ids is None
-    told, own = read_ids_card(dataset.path), read_ids_card(made.path)
-    assert told["distinct"]["written"] == own["distinct"]["written"]
-    assert [level["perplexity"] for level in told["levels"]] == [level["perplexity"] for level in own["levels"]]
-    assert describe_ids(told)
+    imported, own = read_ids_card(dataset.path), read_ids_card(made.path)
+    assert imported["distinct"]["written"] == own["distinct"]["written"]
+    assert [level["perplexity"] for level in imported["levels"]] == [level["perplexity"] for level in own["levels"]]
+    assert describe_ids(imported)
     assert texts(import_index(dataset, tmp_path / "X.index.json").catalog.semantic_ids) == texts(
         made.catalog.semantic_ids
     )
@@ -396,21 +397,21 @@ def test_senseless_settings_are_refused(dataset, options, message):
 
 
 def test_an_encoder_of_other_ids_is_refused(dataset):
-    """IDs that were not made with these settings since then do not go with the tower that is left in the folder."""
+    """The tower of earlier IDs does not fit the IDs that replaced them."""
     make_dual_ids(dataset, DualIdsConfig(**SMALL))
     make_semantic_ids(load(dataset.path), codes=6, overwrite=True)
     with pytest.raises(ValueError, match="belongs to other semantic IDs"):
         ItemIdEncoder.from_pretrained(dataset.path)
 
 
-def test_a_training_that_breaks_writes_nothing(dataset):
+def test_a_training_that_diverges_writes_nothing(dataset):
     with pytest.raises(ValueError, match="finite in epoch"):
         make_dual_ids(dataset, DualIdsConfig(**{**SMALL, "learning_rate": 1e30}))
     assert load(dataset.path).catalog.semantic_ids is None
 
 
-def test_windows_of_a_user_lose_the_last_one():
-    """Rows with one target each: the last row of every second user; a user's only row is left."""
+def test_holding_out_takes_the_last_target_of_a_users_rows():
+    """Rows with one target each: every second user loses the target of the last row, unless it is the only row."""
     rows = {
         "user": [0, 1, 1, 1, 3],
         "history": [[5], [5], [5, 6], [5, 6, 7], [9]],

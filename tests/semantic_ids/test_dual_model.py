@@ -20,25 +20,25 @@ def quantizer(generator, levels=3, codes=5, width=4):
 
 
 def test_u2i_worked_by_hand():
-    """Scores 0 and log 3 of two items: the second user finds the second item with 3/4; the first may not count it as
-    wrong."""
+    """The items score 0 and log 3. The second user finds the second item with probability 3/4. For the first user it is
+    no negative."""
     users, items = torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [1.0986123]])
-    others = torch.tensor([[False, True], [False, True]])
-    assert u2i_loss(users, items, others).tolist() == pytest.approx([0.0, 0.2876821], abs=1e-6)
+    also_chosen = torch.tensor([[False, True], [False, True]])
+    assert u2i_loss(users, items, also_chosen).tolist() == pytest.approx([0.0, 0.2876821], abs=1e-6)
 
 
 def test_u2i_equals_a_loop(generator):
     users, items = torch.randn(6, 3, generator=generator), torch.randn(6, 3, generator=generator)
-    others = torch.rand(6, 6, generator=generator) < 0.4
-    expected = oracle.u2i(users.tolist(), items.tolist(), others.tolist())
-    assert u2i_loss(users, items, others).tolist() == pytest.approx(expected, abs=1e-5)
+    also_chosen = torch.rand(6, 6, generator=generator) < 0.4
+    expected = oracle.u2i(users.tolist(), items.tolist(), also_chosen.tolist())
+    assert u2i_loss(users, items, also_chosen).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_what_a_user_chose_is_no_negative(generator):
+def test_other_items_that_a_user_chose_are_no_negatives(generator):
     users, items = torch.randn(4, 3, generator=generator), torch.randn(4, 3, generator=generator).requires_grad_()
-    others = torch.zeros(4, 4, dtype=torch.bool)
-    others[0, 2] = True
-    u2i_loss(users, items, others)[0].backward()
+    also_chosen = torch.zeros(4, 4, dtype=torch.bool)
+    also_chosen[0, 2] = True
+    u2i_loss(users, items, also_chosen)[0].backward()
     assert (items.grad[2] == 0).all() and (items.grad[[0, 1, 3]] != 0).any(1).all()
 
 
@@ -55,8 +55,8 @@ def test_quantiser_equals_a_loop(generator):
 
 
 def test_gradients_of_the_quantiser(generator):
-    """What is rebuilt is handed on to the latents; codebooks learn from the loss alone, latents from it by
-    commitment."""
+    """The gradient of the vectors passes straight through to the latents. Codebooks learn only from the loss; latents
+    learn from its commitment term."""
     latents, made = torch.randn(7, 4, generator=generator).requires_grad_(), quantizer(generator, levels=1)
     weights = torch.randn(7, 4, generator=generator)
     (made(latents).vectors * weights).sum().backward()
@@ -69,14 +69,14 @@ def test_gradients_of_the_quantiser(generator):
     assert torch.allclose(made.codebooks.grad[0], total, atol=1e-5)
 
 
-def test_codebooks_start_as_residual_kmeans_would_have_them(generator):
+def test_codebooks_start_as_those_of_residual_kmeans(generator):
     latents, made = torch.randn(200, 4, generator=generator), ResidualQuantizer(2, 8, 4)
     made.start(latents, generator=torch.Generator().manual_seed(3))
     found = residual_kmeans(latents, levels=2, codes=8, seed=3)
     assert torch.equal(made.codebooks.data, found.codebooks) and torch.equal(made.assign(latents).codes, found.codes)
 
 
-def test_codes_without_vectors_are_put_among_them(generator):
+def test_unused_codes_are_revived(generator):
     latents, made = torch.randn(50, 4, generator=generator), quantizer(generator)
     made.codebooks.data[1, 2:] = 100.0
     used = [len(column.unique()) for column in made.assign(latents).codes.unbind(1)]

@@ -21,8 +21,8 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
     return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
-def test_the_alignment_stays_in_the_loss_at_its_weight_while_codes_are_learned(inputs):
-    training, batch = towers_of(inputs), torch.arange(0, inputs.pairs.shape[1], 20)  # of many users
+def test_the_alignment_loss_keeps_its_weight_while_codes_are_learned(inputs):
+    training, batch = towers_of(inputs), torch.arange(0, inputs.pairs.shape[1], 20)  # pairs of many users
     training.alpha = 0.0
     codes, aligned = training._quantisation(batch)["loss"], training._alignment(batch)["loss"]
     assert aligned > 1
@@ -33,36 +33,36 @@ def test_the_alignment_stays_in_the_loss_at_its_weight_while_codes_are_learned(i
 
 
 @pytest.mark.parametrize("align", [True, False])
-def test_what_was_aligned_stays_so_while_encoder_and_decoder_learn(inputs, align):
+def test_aligned_vectors_stay_while_encoder_and_decoder_learn(inputs, align):
     training = towers_of(inputs)
     training.align = align
     tower = training.item_tower
     fuse, encode = weights(tower.fuse), weights(tower.encode)
-    training._train("rebuilding", training._autoencoding, lambda told: -told["loss"])
+    training._train("rebuilding", training._autoencoding, lambda measured: -measured["loss"])
     assert same(fuse, tower.fuse.state_dict()) == align and not same(encode, tower.encode.state_dict())
 
 
 def test_a_part_ends_with_the_weights_of_its_best_epoch(inputs):
-    training, after = towers_of(inputs), {}
+    training, weights_after = towers_of(inputs), {}
     training.max_epochs, training.patience = 4, 4
 
-    def worth(told):
+    def score(measured):
         epoch = training.curve[-1]["epoch"]
-        after[epoch] = weights(training._towers())
+        weights_after[epoch] = weights(training._towers())
         return (1.0, 3.0, 2.0, 0.0)[epoch - 1]
 
-    training._train("aligning", training._alignment, worth)
-    assert same(after[2], training._towers().state_dict()) and not same(after[2], after[4])
+    training._train("aligning", training._alignment, score)
+    assert same(weights_after[2], training._towers().state_dict()) and not same(weights_after[2], weights_after[4])
 
 
 def test_a_part_ends_when_it_has_stalled(inputs):
     training = towers_of(inputs)
     training.max_epochs, training.patience = 9, 2
-    training._train("aligning", training._alignment, lambda told: 1.0)
+    training._train("aligning", training._alignment, lambda measured: 1.0)
     assert [entry["epoch"] for entry in training.curve] == [1, 2, 3]
 
 
-def test_codes_that_fell_out_of_use_are_revived(inputs, monkeypatch):
+def test_unused_codes_are_revived_only_while_codes_are_learned(inputs, monkeypatch):
     revived = []
     monkeypatch.setattr(DualTraining, "_revive", lambda self: revived.append(self.curve[-1]["stage"]))
     training = towers_of(inputs)

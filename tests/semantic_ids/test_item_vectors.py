@@ -11,7 +11,7 @@ from trl_rec.semantic_ids.item_vectors import truncated_svd
 
 @pytest.fixture(scope="module")
 def matrix():
-    """Two halves of the catalogue whose items stand among each other; the last two items occur nowhere."""
+    """Users choose from one of two halves of the catalogue; the last two items never occur."""
     rng = np.random.default_rng(0)
     sequences = [(rng.integers(0, 29, 12) + 29 * (user % 2)).tolist() for user in range(60)]
     return associations(make_split(whole_rows(sequences)), 60)
@@ -26,7 +26,7 @@ def test_the_largest_singular_vectors(matrix):
     np.testing.assert_allclose(left.T @ left, np.eye(8), atol=1e-4)
 
 
-def test_signs_and_runs_agree(matrix):
+def test_signs_are_fixed_and_seeds_agree(matrix):
     first, *others = (truncated_svd(matrix, 8, seed=seed)[0] for seed in (0, 0, 1, 2, 3, 4))
     assert torch.equal(first, others[0])
     for left in others:
@@ -34,12 +34,12 @@ def test_signs_and_runs_agree(matrix):
         torch.testing.assert_close(left[:, :2], first[:, :2], atol=1e-3, rtol=0)
 
 
-def test_beyond_the_rank_all_is_zero():
+def test_vectors_beyond_the_rank_are_zero():
     left, values = truncated_svd(associations(make_split(whole_rows([[0, 1], [2, 3]])), 6), 6)
     assert (values > 0).tolist() == [True] * 4 + [False] * 2 and (left[:, 4:] == 0).all()
 
 
-def test_items_of_one_half_are_near_each_other_and_unseen_ones_zero():
+def test_items_of_one_half_are_near_each_other_and_unseen_items_are_zero():
     rng = np.random.default_rng(1)
     sequences = [(rng.integers(0, 14, 12) + 14 * (user % 2)).tolist() for user in range(60)]
     vectors = cooccurrence_vectors(make_split(whole_rows(sequences)), 30, width=6)

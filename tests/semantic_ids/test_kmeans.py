@@ -9,7 +9,7 @@ from trl_rec.semantic_ids.kmeans import find_nearest, kmeans
 from trl_rec.semantic_ids.residual import residual_kmeans
 
 
-# Whole numbers, in which float32 is exact, so that a tie is a tie.
+# Small whole numbers, with which float32 is exact, so ties are exact too.
 POINTS = st.lists(st.tuples(*[st.integers(-9, 9)] * 3), min_size=3, max_size=40)
 
 
@@ -29,7 +29,7 @@ def test_nearest_equals_a_loop(points, centroids):
 
 
 @given(POINTS, st.integers(2, 6), st.integers(0, 5))
-def test_when_nothing_moves_centroids_are_means_and_vectors_are_with_the_nearest(points, codes, seed):
+def test_at_convergence_centroids_are_means_and_vectors_have_the_nearest_centroid(points, codes, seed):
     points = torch.tensor(points).float()
     centroids, nearest = kmeans(points, codes, iterations=200, generator=generator(seed))
     assert centroids.shape == (codes, 3)
@@ -40,7 +40,7 @@ def test_when_nothing_moves_centroids_are_means_and_vectors_are_with_the_nearest
 
 
 @given(POINTS, st.integers(2, 6), st.integers(0, 5))
-def test_no_code_stays_empty_while_there_are_distinct_vectors(points, codes, seed):
+def test_no_code_stays_empty_if_there_are_enough_distinct_vectors(points, codes, seed):
     nearest = kmeans(torch.tensor(points).float(), codes, iterations=200, generator=generator(seed))[1]
     assert len(nearest.unique()) >= min(codes, len(set(points)))
 
@@ -57,7 +57,7 @@ def test_chunks_and_samples_change_nothing(monkeypatch):
 
 
 def test_an_emptied_centroid_is_seeded_again(monkeypatch):
-    """All seeds in one place: without new ones most codes would stay empty."""
+    """All seeds are in one place; without new ones most codes would stay empty."""
     real, points, calls = module._seed_centroids, blobs(), []
 
     def seed_centroids(vectors, centroids, count, generator):
@@ -70,7 +70,7 @@ def test_an_emptied_centroid_is_seeded_again(monkeypatch):
     assert len(nearest.unique()) == 6 and (points - centroids[nearest]).square().sum(1).mean() < 10
 
 
-def test_residuals_shrink_level_by_level_and_the_codebooks_add_up():
+def test_residuals_shrink_with_every_level_and_the_centroids_sum_to_the_vectors():
     points = torch.randn(300, 8, generator=generator())
     found = residual_kmeans(points, levels=4, codes=8)
     assert found.codes.shape == (300, 4) and found.codebooks.shape == (4, 8, 8)

@@ -39,7 +39,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in (folder / "catalog").iterdir()}
 
 
-def test_ids_are_written_into_the_folder_and_the_rest_is_left_alone(dataset):
+def test_ids_are_written_into_the_folder_and_nothing_else_changes(dataset):
     before = files(dataset.path)
     made = make_semantic_ids(dataset, **SMALL)
     assert made.catalog.surface == "title" and made.train is dataset.train
@@ -58,7 +58,7 @@ def test_ids_are_written_into_the_folder_and_the_rest_is_left_alone(dataset):
     assert again.catalog.semantic_ids is None and files(dataset.path) == before
 
 
-def test_rows_and_the_trie_take_the_surface(dataset):
+def test_rows_and_the_trie_use_the_ids(dataset):
     made = make_semantic_ids(dataset, **SMALL, collisions="extend").with_surface("semantic_id")
     tokenizer = make_tokenizer(made.catalog)
     assert TokenTrie.from_sequences(made.catalog.paths(tokenizer).padded()).num_items == 50
@@ -67,7 +67,7 @@ def test_rows_and_the_trie_take_the_surface(dataset):
     assert [label for label in rows[0]["labels"] if label >= 0] == made.catalog.paths(tokenizer)[target].tolist()
 
 
-def test_the_card_tells_what_the_ids_are(dataset):
+def test_the_card_describes_the_ids(dataset):
     made = make_semantic_ids(dataset, **SMALL)
     card = read_ids_card(dataset.path)
     codes = [tuple(ids) for ids in made.catalog.semantic_ids.padded(fill="").tolist()]
@@ -107,7 +107,7 @@ def test_the_seed_decides(dataset):
     assert texts(make_semantic_ids(dataset, **SMALL, seed=1, overwrite=True).catalog) != first
 
 
-def test_what_is_there_is_taken_as_it_is_or_refused(dataset, monkeypatch):
+def test_existing_ids_are_reused_or_refused(dataset, monkeypatch):
     first = make_semantic_ids(dataset, **SMALL)
     with pytest.raises(
         ValueError,
@@ -118,7 +118,7 @@ def test_what_is_there_is_taken_as_it_is_or_refused(dataset, monkeypatch):
     assert texts(make_semantic_ids(dataset, **SMALL).catalog) == texts(first.catalog)
 
 
-def test_ids_of_another_origin_are_not_taken_for_ours(dataset):
+def test_foreign_ids_are_not_reused(dataset):
     make_semantic_ids(dataset, **SMALL)
     folder = dataset.path / "catalog"
     foreign = Ragged.from_lists([[f"<x_{item}>"] for item in range(50)], object)
@@ -150,9 +150,9 @@ def test_a_failure_leaves_a_folder_that_loads(dataset, monkeypatch, broken):
     left = {path.name for path in (dataset.path / "catalog").iterdir()}
     assert left == {"catalog.json", "items.parquet", "semantic_ids.unfinished"}
     assert load(dataset.path).catalog.semantic_ids is not None
-    with pytest.raises(ValueError, match="not made with these settings"):  # without a card nobody knows how
+    with pytest.raises(ValueError, match="not made with these settings"):  # without a card their settings are unknown
         make_semantic_ids(dataset, **SMALL, seed=2)
-    make_semantic_ids(dataset, **SMALL, seed=1)  # what was about to be written
+    make_semantic_ids(dataset, **SMALL, seed=1)  # the settings of the call that failed
     assert read_ids_card(dataset.path)["settings"]["seed"] == 1
 
 
@@ -164,7 +164,7 @@ def test_another_catalogue_in_the_folder_is_refused(dataset):
         make_semantic_ids(dataset, **SMALL)
 
 
-def test_what_cannot_be_told_apart_shares_an_id_or_takes_one_more_token(dataset, monkeypatch):
+def test_items_that_cannot_be_told_apart_share_an_id_or_get_one_more_token(dataset, monkeypatch):
     monkeypatch.setattr(kmeans_ids, "cooccurrence_vectors", lambda *_, **__: torch.ones(50, 8))
     shared = texts(make_semantic_ids(dataset, **SMALL).catalog)
     card = read_ids_card(dataset.path)
@@ -221,13 +221,13 @@ def test_a_held_out_split_in_place_of_training_is_refused(dataset, split):
         ),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(dataset, options, message):
+def test_invalid_settings_are_refused(dataset, options, message):
     with pytest.raises(ValueError, match=message):
         make_semantic_ids(dataset, **SMALL | options)
 
 
-def test_vectors_and_ids_agree(dataset):
-    """Items that share their first code are nearer than others, by the loop's distance."""
+def test_items_with_the_same_first_code_have_near_vectors(dataset):
+    """By the oracle's distance, they are nearer to each other than to other items."""
     ids = texts(make_semantic_ids(dataset, **SMALL).catalog)
     vectors = cooccurrence_vectors(dataset.train, 50, width=8).tolist()
     same, other = [], []

@@ -23,7 +23,7 @@ def test_shares_equal_a_loop(case):
     assert torch.allclose(shares, torch.tensor(oracle.sinkhorn(distances.tolist(), 0.2, 10)).double(), atol=1e-4)
 
 
-def test_columns_get_as_much():
+def test_all_codes_receive_the_same_share():
     distances = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).square()
     shares = balanced(distances.unsqueeze(0), epsilon=0.1, iterations=500)[0]
     assert torch.allclose(shares.sum(1), torch.ones(12).double())
@@ -31,7 +31,7 @@ def test_columns_get_as_much():
 
 
 @given(quantised())
-def test_what_the_repair_promises(case):
+def test_the_repair_moves_colliding_groups_as_each_alone(case):
     codes, residuals, codebook = case
     repaired = sinkhorn_repair(codes, residuals, codebook)
     assert torch.equal(repaired[:, 0], codes[:, 0])
@@ -40,13 +40,13 @@ def test_what_the_repair_promises(case):
     assert torch.equal(once[sizes == 1], codes[sizes == 1]) and torch.equal(once[sizes > 6], codes[sizes > 6])
     for group in group_of(codes).unique():
         items = group_of(codes) == group
-        if 1 < items.sum() <= 6:  # as each of them would be repaired alone
+        if 1 < items.sum() <= 6:  # the result is that of the group alone
             alone = balanced(torch.cdist(residuals[items], codebook).square().unsqueeze(0))[0].argmax(-1)
             assert torch.equal(once[items, 1], alone)
 
 
 def test_fewer_items_collide():
-    """Half of 400 items do at first, of 16 codes in 40 cells."""
+    """At first, half of 400 items collide (16 codes, 40 cells)."""
     generator = torch.Generator().manual_seed(0)
     codes = torch.stack(
         [torch.randint(40, (400,), generator=generator), torch.randint(4, (400,), generator=generator)], 1
@@ -63,7 +63,7 @@ def test_distinct_codes_stay():
 
 
 def test_a_group_is_spread_over_the_codes_nearest_to_it():
-    """Each of three items with one code goes to the code that it leans to."""
+    """Three items share a code; each moves to the code nearest to it."""
     codebook = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
     residuals = codebook[:3] * 0.4
     assert sinkhorn_repair(torch.zeros(3, 2, dtype=torch.int64), residuals, codebook)[:, 1].tolist() == [0, 1, 2]

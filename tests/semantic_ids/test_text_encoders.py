@@ -14,8 +14,8 @@ def test_texts_that_share_words_are_near_each_other():
     assert encoder(["a"]).norm() == pytest.approx(1.0)
 
 
-def test_vectors_are_kept_in_parts(tmp_path, monkeypatch):
-    """A call that was killed goes on with the next part, and other texts are other parts."""
+def test_vectors_are_cached_in_chunks(tmp_path, monkeypatch):
+    """A call that was killed continues with the chunk at which it stopped."""
     monkeypatch.setattr(text_encoders, "CHUNK", 2)
     encoder, read = load_text_encoder("words"), []
 
@@ -63,7 +63,7 @@ def test_a_sentence_encoder_is_read_from_its_folder(sentence_encoder):
     )
 
 
-def test_what_is_no_encoder_is_refused(tmp_path):
+def test_a_missing_encoder_is_refused(tmp_path):
     pytest.importorskip("sentence_transformers")
     with pytest.raises(ValueError, match="is neither a folder nor the hub id of a sentence encoder"):
         load_text_encoder(str(tmp_path / "nowhere" / "at" / "all"))

@@ -65,6 +65,7 @@ def collaborative_vectors(
         digest.update(np.ascontiguousarray(part).tobytes())
 
     def train_vectors() -> Tensor:
+        """Trains without changing the caller's random state."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _train(windows, is_new, num_items, width, max_epochs) * occurs.unsqueeze(1)

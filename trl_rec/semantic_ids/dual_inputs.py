@@ -188,14 +188,12 @@ def dual_inputs(
     counts = torch.from_numpy(popularity(train, num_items))
     scales["item_behaviour"] = Scaling.of(vectors[counts > 0])
 
-    # 4. Behaviour of users: pools over their newest items. The scaling is computed from users spread evenly.
+    # 4. Behaviour of users: pools over their newest items.
     chosen = _chosen_items(train, num_users)
     newest = chosen.tail(NEWEST)
-    histories = torch.from_numpy(newest.padded(fill=0))
+    histories = torch.from_numpy(newest.padded(fill=0))  # (U, T)
     mask = torch.from_numpy(newest.padded() >= 0)
-    sample = mask.any(1).nonzero().squeeze(1)
-    sample = sample[torch.linspace(0, len(sample) - 1, min(len(sample), MOST_SCALED)).round().long()]
-    scales["user_behaviour"] = Scaling.of(pooled(vectors, histories[sample], mask[sample]))
+    scales["user_behaviour"] = _user_scaling(vectors, histories, mask)
 
     # 5. Pairs. A held-out item that the user had also chosen before would be no test.
     pairs = np.unique(chosen.row_ids * num_items + chosen.values)
@@ -213,6 +211,13 @@ def dual_inputs(
         held_out=held_out[:, ~is_repeated],
         popularity=counts,
     )
+
+
+def _user_scaling(vectors: Tensor, histories: Tensor, mask: Tensor) -> Scaling:
+    """The scaling of pooled vectors, computed from at most `MOST_SCALED` users, spread evenly over those with items."""
+    users = mask.any(1).nonzero().squeeze(1)
+    users = users[torch.linspace(0, len(users) - 1, min(len(users), MOST_SCALED)).round().long()]
+    return Scaling.of(pooled(vectors, histories[users], mask[users]))
 
 
 def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
