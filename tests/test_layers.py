@@ -1,6 +1,7 @@
 """Imports run one way, and the light parts stay light: each in a fresh interpreter."""
 
 import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ LAYERS = [
     ("files",),
     ("compat",),
     ("losses",),
-    ("items.trie", "items.trie_building", "evaluation.metrics"),
+    ("items.trie", "evaluation.metrics"),
     ("items", "data"),
     ("models", "decoding", "semantic_ids"),
     ("trainer", "evaluation"),
@@ -76,6 +77,28 @@ def test_no_module_imports_from_above() -> None:
         for name in imports(path):
             theirs = layer(name)
             assert mine is None or theirs is None or theirs <= mine, f"{module} imports {name}, which stands above it"
+
+
+def test_trainers_share_a_base_and_leave_each_other_alone() -> None:
+    """Methods import `trainer.base` only. The rating stage of ALRO is a run of plain fine-tuning, by BEAR's trainer."""
+    methods = {"bear", "alro", "blade", "softmax_dpo"}
+    found = set()
+    for path in (PACKAGE / "trainer").rglob("*.py"):
+        folder = path.parent.name
+        for name in imports(path):
+            parts = name.split(".")
+            if folder != "trainer" and parts[0] == "trainer" and parts[1] in methods - {folder}:
+                found.add((folder, path.stem, parts[1]))
+    assert found == {("alro", "rating", "bear")}
+
+
+def test_each_package_is_in_setup_cfg() -> None:
+    """A folder that `setup.cfg` does not name would be missing from the wheel."""
+    setup = configparser.ConfigParser()
+    setup.read(PACKAGE.parent / "setup.cfg")
+    packages = set(setup["options"]["packages"].split())
+    folders = {path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py")}
+    assert packages - {"trl_rec.recipes"} == {".".join(folder.parts) for folder in folders}
 
 
 def test_every_public_name_resolves() -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trl_rec.files import atomic_file
-from trl_rec.items.trie_building import LARGEST, as_matrix, lexicographic_order, number_nodes
+from trl_rec.items.trie.building import LARGEST, as_matrix, lexicographic_order, number_nodes
 
 
 if TYPE_CHECKING:
