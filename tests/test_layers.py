@@ -15,6 +15,7 @@ PACKAGE = Path(trl_rec.__file__).parent
 # From the bottom up; a module may import from its own layer and from those above it in this list.
 LAYERS = [
     ("files",),
+    ("parts",),
     ("compat",),
     ("losses",),
     ("items.trie", "evaluation.metrics"),
@@ -60,6 +61,7 @@ def test_importing_the_package_loads_nothing_heavy(names: str) -> None:
 @pytest.mark.parametrize(
     ("module", "refused"),
     [
+        ("trl_rec.files", ("numpy", "torch", "transformers", "trl", "datasets", "pyarrow")),
         ("trl_rec.items.trie", ("transformers", "trl", "datasets", "pyarrow")),
         ("trl_rec.evaluation.metrics", ("torch", "transformers", "trl", "datasets", "pyarrow")),
         ("trl_rec.items.catalog", ("torch", "transformers", "trl", "datasets")),

@@ -9,6 +9,7 @@ import pytest
 from accelerate import PartialState
 
 from tests.processes import log_of, run_in_two, start
+from trl_rec import parts
 from trl_rec.data import PromptFormat, load, prepare
 from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation import rank_histories
@@ -87,7 +88,7 @@ def test_a_second_call_reuses_all_parts(setting, ranked, tmp_path) -> None:
 def test_an_interrupted_call_is_resumed(setting, ranked, tmp_path, monkeypatch, moment) -> None:
     whole = setting.beams()
     ranked.clear()
-    module, name = (self_play, "rank_histories") if moment == "ranking" else (self_play.pq, "write_table")
+    module, name = (self_play, "rank_histories") if moment == "ranking" else (parts.pq, "write_table")
     usual, calls = getattr(module, name), iter(range(9))
 
     def interrupted(*arguments, **options):

@@ -1,21 +1,16 @@
 """The items that the current policy recommends after each training prefix, from which self-play takes its negatives.
 
 The prefixes are ranked in parts of a few thousand. With a folder, each finished part becomes a file, so that a call
-that was killed resumes where it stopped. A file records a fingerprint of the prompts, settings and weights that its
-beams depend on; a part whose file does not match, or cannot be read, is computed again.
+that was killed resumes where it stopped (see `parts.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
@@ -24,16 +19,13 @@ from tqdm.auto import tqdm
 from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.evaluation.rank import rank_histories
-from trl_rec.files import atomic_file
 from trl_rec.items.trie import TokenTrie
-from trl_rec.ragged import Ragged
+from trl_rec.parts import PartStore
 from trl_rec.schedule.prefixes import check_prefixes
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
 
 
 def self_play_beams(
@@ -75,83 +67,36 @@ def self_play_beams(
     histories = split_rows(prefixes, "history")
     users = split_users(prefixes)
     trie = trie.to(model.device)
+    ranking = {"pad_token_id": pad_token_id, "top_k": num_beams, **options}
 
-    # The files of finished parts. The batch size does not change beams, so it is not in the fingerprint.
-    files = None
+    # 1. What the beams depend on: the histories of a part, and the digest of everything else. The batch size does not
+    # change beams.
+    digest = ""
     if folder is not None:
         settings = {name: value for name, value in options.items() if name != "batch_size"} | {"num_beams": num_beams}
-        files = _PartFiles(Path(folder), _digest(repr((key, sorted(settings.items()))), prompt_format, trie, users))
+        digest = _digest(repr((key, sorted(settings.items()))), prompt_format, trie, users)
 
-    # A part comes from its file, or is ranked and then written.
-    def _rank_part(number: int, part: Ragged, part_users: np.ndarray) -> np.ndarray:
-        beams = None if files is None else files.read(number, part)
-        if beams is None:
-            settings = {"pad_token_id": pad_token_id, "top_k": num_beams, **options}
-            beams = rank_histories(model, part, prompt_format, trie, users=part_users, **settings)
-            if files is not None:
-                files.write(number, part, beams)
-        return beams
+    def fingerprint(part: range) -> str:
+        some = histories.take(np.asarray(part))
+        return _hash(digest, some.offsets, some.values)
 
-    # Parts follow the order of the prefixes, as their numbers are the names of their files.
+    # 2. Rank the parts that are missing. All processes share the work of a part; the main process reads and writes.
+    state = PartialState()
+    store = PartStore(None if folder is None else Path(folder), len(histories), part_size, fingerprint)
     beams = np.empty((len(histories), num_beams), np.int32)
-    is_quiet = not PartialState().is_local_main_process
-    with tqdm(total=len(beams), desc="self-play", unit="prompt", disable=is_quiet) as progress:
-        for number, start in enumerate(range(0, len(beams), part_size)):
-            rows = np.arange(start, min(start + part_size, len(beams)))
-            beams[rows] = _rank_part(number, histories.take(rows), users[rows])
-            progress.update(len(rows))
+    hidden = not state.is_local_main_process
+    with tqdm(total=len(beams), desc="self-play", unit="prompt", disable=hidden) as progress:
+        for part in store.parts:
+            stored = store.read(part) if state.is_main_process else None
+            ranked: np.ndarray | None = broadcast_object_list([stored])[0]
+            if ranked is None:
+                rows = np.asarray(part)
+                ranked = rank_histories(model, histories.take(rows), prompt_format, trie, users=users[rows], **ranking)
+                if state.is_main_process:
+                    store.write(part, ranked)
+            beams[part.start : part.stop] = ranked
+            progress.update(len(part))
     return beams
-
-
-@dataclass(frozen=True)
-class _PartFiles:
-    """Reads and writes the parts of one call. Only the main process uses the files; the others receive its results.
-
-    Args:
-        folder (`Path`): Folder of the files.
-        digest (`str`): Hash of everything that the beams depend on, except the histories.
-    """
-
-    folder: Path
-    digest: str
-
-    def read(self, number: int, histories: Ragged) -> np.ndarray | None:
-        """The beams of a part, or None if they have to be computed. Every process returns the same."""
-        beams = self._read_file(number, histories) if PartialState().is_main_process else None
-        return broadcast_object_list([beams])[0]
-
-    def write(self, number: int, histories: Ragged, beams: np.ndarray) -> None:
-        """Writes a part atomically."""
-        if not PartialState().is_main_process:
-            return
-
-        # One fixed-size list per prefix. The fingerprint is in the file's metadata, so that one write saves both.
-        column = pa.FixedSizeListArray.from_arrays(pa.array(beams.ravel(), pa.int32()), beams.shape[1])
-        table = pa.table({"beams": column}).replace_schema_metadata({"fingerprint": self._fingerprint(histories)})
-        with atomic_file(self._path(number)) as temporary:
-            pq.write_table(table, temporary)
-
-    def _read_file(self, number: int, histories: Ragged) -> np.ndarray | None:
-        path = self._path(number)
-        if not path.is_file():
-            return None
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            logger.warning("%s cannot be read (%s); its part is computed again", path, error)
-            return None
-
-        fingerprint = (table.schema.metadata or {}).get(b"fingerprint")
-        if fingerprint != self._fingerprint(histories).encode():
-            logger.warning("%s belongs to other prompts, settings or weights; its part is computed again", path)
-            return None
-        return table["beams"].combine_chunks().flatten().to_numpy().reshape(len(histories), -1)
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"part-{number:05d}.parquet"
-
-    def _fingerprint(self, histories: Ragged) -> str:
-        return _hash(self.digest, histories.offsets, histories.values)
 
 
 def _digest(settings: str, prompt_format: PromptFormat, trie: TokenTrie, users: np.ndarray) -> str:

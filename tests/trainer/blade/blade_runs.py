@@ -84,7 +84,7 @@ def run(folder: Path, options: dict[str, Any], output: Path) -> None:
     """The whole run, in each of its processes: the weights end up in OUTPUT, and what was measured in
     OUTPUT/run.pt."""
     options = dict(options)
-    reference_lists.ROWS_A_PART = options.pop("rows_a_part", reference_lists.ROWS_A_PART)
+    reference_lists.PART_SIZE = options.pop("part_size", reference_lists.PART_SIZE)
     trainer = make_trainer(folder, output, **options)
     trainer.train()
     metrics = trainer.evaluate(load(folder / "data").validation)

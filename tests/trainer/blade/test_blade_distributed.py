@@ -40,7 +40,7 @@ def test_two_processes_equal_one(names: list[str], options: dict, folder: Path, 
     options |= {
         "max_prompts": 16,
         "gradient_accumulation_steps": 2,
-        "rows_a_part": 5 if "num_iterations" not in options else 4,
+        "part_size": 5 if "num_iterations" not in options else 4,
     }
     one = trained("alone", partial(run, folder, {**options, "per_device_train_batch_size": 2}), tmp_path / "alone")
     assert max(map(abs, one[0]["kl"])) > 1e-3 and len(references(tmp_path / "alone")) == 4

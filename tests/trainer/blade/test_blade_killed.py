@@ -25,7 +25,7 @@ OPTIONS |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
 
 
 def train(folder: Path, num_iterations: int, output: Path) -> None:
-    reference_lists.ROWS_A_PART = 5
+    reference_lists.PART_SIZE = 5
     options = {**OPTIONS, "num_iterations": num_iterations, "eval_dataset": load(folder / "data").validation}
     trainer = make_trainer(folder, output, **options)
     trainer.train(resume_from_checkpoint=True)

@@ -10,6 +10,7 @@ import pytest
 from tests.trainer.blade import blade_runs
 from tests.trainer.blade.blade_runs import logged, other_model
 from tests.trainer.runs import make_folder
+from trl_rec.parts import PartStore
 from trl_rec.trainer import BladeTrainer
 from trl_rec.trainer.blade import reference_lists
 from trl_rec.trainer.blade import trainer as blade_trainer
@@ -29,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn_rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The rows of each batch that reference lists or rollouts are drawn for; parts are of five rows."""
     rows, draw = [], blade_trainer.sample_item_lists
-    monkeypatch.setattr(reference_lists, "ROWS_A_PART", 5)
+    monkeypatch.setattr(reference_lists, "PART_SIZE", 5)
 
     def watch(*given: Any, **options: Any) -> Any:
         rows.append(options["rows"].tolist())
@@ -51,7 +52,7 @@ def parts(output: Path) -> list[Path]:
 def test_lists_are_drawn_once_in_parts(folder: Path, tmp_path: Path, drawn_rows: list) -> None:
     told = references(make_trainer(folder, tmp_path, reference_batch_size=3))
     assert drawn_rows == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9], [10, 11, 12], [13, 14], [15]]
-    assert [path.name for path in parts(tmp_path)] == [f"{start:09d}.parquet" for start in (0, 5, 10, 15)]
+    assert [path.name for path in parts(tmp_path)] == [f"part-0000{number}.parquet" for number in range(4)]
     assert np.array(told).shape == (16, 8, 3) and len({tuple(map(tuple, row)) for row in told}) == 16
     drawn_rows.clear()
     again = make_trainer(folder, tmp_path, reference_batch_size=3)
@@ -96,21 +97,21 @@ def test_they_are_found_by_weights_rows_and_sampling_alone(folder: Path, tmp_pat
 
 def test_a_killed_run_goes_on_with_the_rest(folder: Path, tmp_path: Path, drawn_rows: list, monkeypatch) -> None:
     whole = references(make_trainer(folder, tmp_path / "whole"))
-    write, written = reference_lists._write, []
+    write, written = PartStore.write, []
 
-    def die(path: Path, lists: np.ndarray) -> None:
-        written.append(path.name)
+    def die(store: PartStore, part: range, lists: np.ndarray) -> None:
+        written.append(part)
         if len(written) == 3:
             raise KeyboardInterrupt
-        write(path, lists)
+        write(store, part, lists)
 
     drawn_rows.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(reference_lists, "_write", die)
+        patch.setattr(PartStore, "write", die)
         with pytest.raises(KeyboardInterrupt):
             references(make_trainer(folder, tmp_path / "cut"))
     assert drawn_rows == [[*range(5)], [*range(5, 10)], [*range(10, 15)]] and len(parts(tmp_path / "cut")) == 2
-    parts(tmp_path / "cut")[0].with_name("000000010.unfinished").write_bytes(b"PAR1")  # as a kill may leave it
+    parts(tmp_path / "cut")[0].with_name(".part-00002.parquet.0.tmp").write_bytes(b"PAR1")  # as a kill may leave it
     drawn_rows.clear()
     assert references(make_trainer(folder, tmp_path / "cut")) == whole
     assert drawn_rows == [[*range(10, 15)], [15]]
@@ -134,14 +135,14 @@ def test_a_damaged_part_is_drawn_again(
         path.write_text("not Parquet")
     drawn_rows.clear()
     assert references(make_trainer(folder, tmp_path)) == told
-    assert drawn_rows == [[*range(5, 10)]] and "000000005.parquet" in caplog.text and "drawn again" in caplog.text
+    assert drawn_rows == [[*range(5, 10)]] and "part-00001.parquet" in caplog.text and "computed again" in caplog.text
 
 
 def test_what_one_process_has_written_every_process_has_to_see(folder: Path, tmp_path: Path, monkeypatch) -> None:
     trainer = make_trainer(folder, tmp_path)
-    monkeypatch.setattr(reference_lists, "_write", lambda path, lists: None)
+    monkeypatch.setattr(PartStore, "write", lambda store, part, lists: None)
     with pytest.raises(
-        ValueError, match="000000000.parquet is not there; all processes have to see the same output_dir"
+        ValueError, match="part-00000.parquet is missing; all processes need to see the same output_dir"
     ):
         trainer.train()
 

@@ -298,7 +298,7 @@ def test_the_precomputed_reference_is_kept_for_these_rows_and_weights(
     assert make(model=other_model(folder))[0] == 1
     assert make(normalize="catalogue")[0] == 1
     assert make(normalize="catalogue", beta=0.1)[0] == 0
-    assert len(list(tmp_path.glob("reference-*.parquet"))) == 6 and not list(tmp_path.glob("*.unfinished"))
+    assert len(list(tmp_path.glob("reference-*.parquet"))) == 6 and not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_run_that_finds_its_reference_draws_the_same(folder: Path, tmp_path: Path) -> None:

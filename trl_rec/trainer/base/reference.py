@@ -88,13 +88,18 @@ def hash_weights(model: Any) -> str:
     return repr(sorted({*gather_object([digest.hexdigest()])}))
 
 
-def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
-    """Where the reference log-probabilities of these rows are kept. The name is a hash of rows and settings."""
+def hash_rows(rows: Dataset, *settings: Any) -> str:
+    """A hash of rows and settings. It names the file or folder of what is computed from them."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
         for batch in table.combine_chunks().to_batches():
             digest.update(batch.serialize())
-    return Path(folder) / f"reference-{digest.hexdigest()[:16]}.parquet"
+    return digest.hexdigest()[:16]
+
+
+def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
+    """Where the reference log-probabilities of these rows are kept. The name is a hash of rows and settings."""
+    return Path(folder) / f"reference-{hash_rows(rows, *settings)}.parquet"
 
 
 def write_reference(path: Path, ref_logps: list[list[float]]) -> None:

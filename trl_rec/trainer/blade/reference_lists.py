@@ -1,43 +1,42 @@
 """Lists that the reference policy draws for each training prompt, once, and keeps on disk.
 
-They are drawn in parts, each by one process and each written when it is whole: a run that was killed goes on with the
-next, and a part that has been damaged since is drawn again. A list depends on the seed and on the number of its row,
-not on parts, batches or processes. Items are kept, not rewards, so that other rewards need no other lists.
+They are drawn in parts, each by one process (see `parts.py`). A list depends on the seed and on the number of its row,
+not on parts, batches or processes. The lists are stored and not their rewards, so that a run with other rewards uses
+the same lists.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from trl_rec.files import atomic_file
+from trl_rec.parts import PartStore, to_column
+from trl_rec.trainer.base.reference import hash_rows
 
 
-ROWS_A_PART = 256
-logger = logging.getLogger(__name__)
+PART_SIZE = 256  # rows per part
 
 
-def reference_folder(output_dir: str | Path, rows: Dataset, *settings: Any) -> Path:
-    """Where these rows' reference lists are kept: the name tells rows and settings, the weights among them."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for batch in rows.select_columns(["prompt_ids", "history"]).with_format("arrow").iter(10_000):
-        for part in batch.combine_chunks().to_batches():
-            digest.update(part.serialize())
-    return Path(output_dir) / f"references-{digest.hexdigest()[:16]}"
+def reference_store(output_dir: str | Path, rows: Dataset, *settings: Any) -> PartStore:
+    """The store of these rows' reference lists, in a folder of its own that a hash of rows and settings names.
+
+    Args:
+        output_dir: The run folder.
+        rows: The training rows.
+        settings: Everything else that the lists depend on, the weights of the reference included.
+    """
+    digest = hash_rows(rows.select_columns(["prompt_ids", "history"]), *settings)
+    return PartStore(Path(output_dir) / f"references-{digest}", len(rows), PART_SIZE, lambda part: digest)
 
 
 def draw_reference_lists(
-    folder: Path,
+    store: PartStore,
     rows: Dataset,
     draw: Callable[[dict[str, Tensor]], Tensor],
     collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
@@ -45,78 +44,39 @@ def draw_reference_lists(
     *,
     batch_size: int,
 ) -> None:
-    """Draws and writes the parts that are not there yet, divided over the processes.
+    """Draws the lists that are missing, divided over the processes, and writes them.
 
     Args:
-        folder: Where they go.
+        store: Where they are written.
         rows: The training rows.
-        draw: Gives items `(B, M, K)` for a batch.
+        draw: Returns items `(B, M, K)` for a batch.
         collate: Makes a batch of some rows.
-        accelerator: Knows processes and device.
+        accelerator: The trainer's, for its processes and its device.
         batch_size: Rows drawn together, within a part.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [part for part in _parts(rows) if _read(folder, part) is None]
-    accelerator.wait_for_everyone()  # before any process writes a part, so that all see the same ones missing
+    # 1. No process may write a part before all have seen which are missing.
+    missing = store.missing()
+    accelerator.wait_for_everyone()
     mine = missing[accelerator.process_index :: accelerator.num_processes]
+
+    # 2. Draw each part in batches.
     total = sum(map(len, mine))
-    with tqdm(
-        total=total, desc="reference lists", unit="prompt", disable=not total or not accelerator.is_main_process
-    ) as bar:
+    hidden = not total or not accelerator.is_main_process
+    with tqdm(total=total, desc="reference lists", unit="prompt", disable=hidden) as progress:
         for part in mine:
-            drawn = []
-            for first in range(0, len(part), batch_size):
-                some = part[first : first + batch_size]
-                batch = collate([rows[row] for row in some])
-                drawn.append(
-                    draw({name: values.to(accelerator.device) for name, values in batch.items()}).cpu().numpy()
-                )
-                bar.update(len(some))
-            _write(_path(folder, part), np.concatenate(drawn))
+            lists: list[np.ndarray] = []
+            for start in range(0, len(part), batch_size):
+                numbers = part[start : start + batch_size]
+                batch = collate([rows[row] for row in numbers])
+                batch = {name: values.to(accelerator.device) for name, values in batch.items()}
+                lists.append(draw(batch).cpu().numpy())  # (B, M, K)
+                progress.update(len(numbers))
+            store.write(part, np.concatenate(lists))
+
+    # 3. All parts have to be there before any process reads them.
     accelerator.wait_for_everyone()
 
 
-def with_reference_lists(rows: Dataset, folder: Path) -> Dataset:
-    """The rows, and a column `references`: M lists of K items each."""
-    chunks: list[pa.Array] = []
-    for part in _parts(rows):
-        lists = _read(folder, part)
-        if lists is None:
-            raise ValueError(f"{_path(folder, part)} is not there; all processes have to see the same output_dir")
-        chunks += lists.chunks
-    return rows.add_column("references", pa.chunked_array(chunks).combine_chunks())
-
-
-def _parts(rows: Dataset) -> list[range]:
-    """The numbers of the rows in each part."""
-    return [range(len(rows))[start : start + ROWS_A_PART] for start in range(0, len(rows), ROWS_A_PART)]
-
-
-def _path(folder: Path, part: range) -> Path:
-    return folder / f"{part.start:09d}.parquet"
-
-
-def _read(folder: Path, part: range) -> pa.ChunkedArray | None:
-    """A part's lists; None where they are not there, or not as they were written."""
-    path = _path(folder, part)
-    if not path.is_file():
-        return None
-    try:
-        lists = pq.read_table(path, page_checksum_verification=True)["references"]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        logger.warning("%s is damaged (%s); its lists are drawn again", path, error)
-        return None
-    if len(lists) != len(part):
-        logger.warning("%s holds %d rows instead of %d; its lists are drawn again", path, len(lists), len(part))
-        return None
-    return lists
-
-
-def _write(path: Path, lists: np.ndarray) -> None:
-    """Lists `(rows, M, K)`."""
-    items = pa.array(lists.astype(np.int32).ravel())
-    column = pa.FixedSizeListArray.from_arrays(
-        pa.FixedSizeListArray.from_arrays(items, lists.shape[2]), lists.shape[1]
-    )
-    with atomic_file(path) as temporary:
-        pq.write_table(pa.table({"references": column}), temporary, write_page_checksum=True)
+def with_reference_lists(rows: Dataset, store: PartStore) -> Dataset:
+    """The rows with a column `references`: M lists of K items each."""
+    return rows.add_column("references", to_column(store.read_all()))

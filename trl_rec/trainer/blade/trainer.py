@@ -53,7 +53,7 @@ from trl_rec.trainer.base.sampling import RepeatedBatches
 from trl_rec.trainer.base.trainer import EvalSets, Paper, find_tokenizer, is_split
 from trl_rec.trainer.blade.collator import ListPromptCollator, as_rows, check_enough_items
 from trl_rec.trainer.blade.config import TARGETS, BladeConfig
-from trl_rec.trainer.blade.reference_lists import draw_reference_lists, reference_folder, with_reference_lists
+from trl_rec.trainer.blade.reference_lists import draw_reference_lists, reference_store, with_reference_lists
 from trl_rec.trainer.blade.rollouts import Rollouts, rollout_metrics
 
 
@@ -209,10 +209,10 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         if "references" in rows.column_names:
             return
 
-        # 1. The folder is named by everything the lists depend on.
+        # 1. The store is named by everything the lists depend on.
         settings = (args.num_references, args.list_length, args.temperature, args.eval_exclude_history, args.seed)
         weights = hash_weights(self.ref_model or self.model)
-        folder = reference_folder(str(args.output_dir), rows, weights, settings, self.catalog.fingerprint)
+        store = reference_store(str(args.output_dir), rows, weights, settings, self.catalog.fingerprint)
 
         # 2. The reference is a model of its own, or the policy with its adapter switched off.
         model = self.ref_model or self.model
@@ -228,11 +228,11 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
                 return self._draw(drawing, batch, args.num_references, (args.seed, REFERENCE_SEED))
 
             draw_reference_lists(
-                folder, rows, draw, self.data_collator, self.accelerator, batch_size=args.reference_batch_size
+                store, rows, draw, self.data_collator, self.accelerator, batch_size=args.reference_batch_size
             )
         if engine is not None:
             engine.destroy()  # or its hooks would stay beside those of training's engine
-        self.train_dataset = with_reference_lists(rows, folder)
+        self.train_dataset = with_reference_lists(rows, store)
 
     def best_reference_rows(self) -> Dataset:
         """Rows for [`BearTrainer`] that complete each prompt with the best of its reference lists: Best-of-N learned

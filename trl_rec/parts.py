@@ -1,0 +1,114 @@
+"""Long computations kept in parts, so that a call that was killed resumes with the parts that are left.
+
+Each part is a Parquet file that is written atomically. It contains a fingerprint of everything its rows depend on. A
+part that is damaged, or that belongs to other rows, settings or weights, counts as missing and is computed again.
+
+The callers decide who computes what: each process its own parts (`trainer/blade/reference_lists.py`), or all processes
+one part after the other (`schedule/self_play.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trl_rec.files import atomic_file
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PartStore:
+    """The files of one computation, whose result is one array of integers with a row per input row.
+
+    Args:
+        folder (`Path`, *optional*): Where the files are. `None` stores nothing, so that every part is missing.
+        num_rows (`int`): Number of rows of all parts together.
+        part_size (`int`): Rows per part. The last part may have fewer.
+        fingerprint (`Callable[[range], str]`): Returns a hash of everything that the rows of a part depend on.
+    """
+
+    folder: Path | None
+    num_rows: int
+    part_size: int
+    fingerprint: Callable[[range], str]
+
+    @property
+    def parts(self) -> list[range]:
+        """The row numbers of each part."""
+        rows = range(self.num_rows)
+        return [rows[start : start + self.part_size] for start in range(0, self.num_rows, self.part_size)]
+
+    def missing(self) -> list[range]:
+        """The parts that have to be computed."""
+        return [part for part in self.parts if self.read(part) is None]
+
+    def read(self, part: range) -> np.ndarray | None:
+        """The rows of a part, `(len(part), ...)`; None, with a warning if there is a file, if they are missing."""
+        path = self._path(part)
+        if path is None or not path.is_file():
+            return None
+
+        try:
+            table = pq.read_table(path, page_checksum_verification=True)
+            rows = _to_array(table["rows"].combine_chunks())
+        except (OSError, KeyError, pa.ArrowException) as error:
+            logger.warning("%s cannot be read (%s); it is computed again", path, error)
+            return None
+
+        if (table.schema.metadata or {}).get(b"fingerprint") != self._stamp(part) or len(rows) != len(part):
+            logger.warning("%s belongs to other rows, settings or weights; it is computed again", path)
+            return None
+        return rows
+
+    def write(self, part: range, rows: np.ndarray) -> None:
+        """Stores the rows of a part, `(len(part), ...)`, as 32-bit integers."""
+        path = self._path(part)
+        if path is None:
+            return
+        table = pa.table({"rows": to_column(rows)}).replace_schema_metadata({b"fingerprint": self._stamp(part)})
+        with atomic_file(path) as temporary:
+            pq.write_table(table, temporary, write_page_checksum=True)
+
+    def read_all(self) -> np.ndarray:
+        """The rows of all parts, `(num_rows, ...)`, once all parts are written."""
+        arrays: list[np.ndarray] = []
+        for part in self.parts:
+            rows = self.read(part)
+            if rows is None:
+                raise ValueError(f"{self._path(part)} is missing; all processes need to see the same output_dir")
+            arrays.append(rows)
+        return np.concatenate(arrays)
+
+    def _path(self, part: range) -> Path | None:
+        if self.folder is None:
+            return None
+        return self.folder / f"part-{part.start // self.part_size:05d}.parquet"
+
+    def _stamp(self, part: range) -> bytes:
+        """The fingerprint with the row numbers, since parts of another size have the same file names."""
+        return f"{self.fingerprint(part)} {part.start}:{part.stop}".encode()
+
+
+def to_column(rows: np.ndarray) -> pa.Array:
+    """An array `(N, ...)` as N nested lists of fixed sizes, of 32-bit integers."""
+    column = pa.array(rows.ravel(), pa.int32())
+    for size in reversed(rows.shape[1:]):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    return column
+
+
+def _to_array(column: pa.Array) -> np.ndarray:
+    """The array that `to_column` was given."""
+    shape = [len(column)]
+    while pa.types.is_fixed_size_list(column.type):
+        shape.append(column.type.list_size)
+        column = column.flatten()
+    return column.to_numpy().reshape(shape)
