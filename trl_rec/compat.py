@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers.integrations import is_deepspeed_zero3_enabled
     from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
     from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
-    from trl.models import prepare_deepspeed, unwrap_model_for_generation
+    from trl.models import prepare_deepspeed
 
 __all__ = [
     "BatchRebalanceSampler",
@@ -42,7 +42,6 @@ __all__ = [
     "is_deepspeed_zero3_enabled",
     "prepare_deepspeed",
     "rotate_checkpoints",
-    "unwrap_model_for_generation",
 ]
 
 REF_ADAPTER = "ref"  # what DPOTrainer calls the frozen copy of an adapter
@@ -57,7 +56,6 @@ UNDOCUMENTED = {
     "rotate_checkpoints": "transformers.trainer_utils",  # deletes old checkpoints once the new one is complete
     "is_deepspeed_zero3_enabled": "transformers.integrations",  # documented for integrators alone
     "prepare_deepspeed": "trl.models",  # an engine for a reference pass before training
-    "unwrap_model_for_generation": "trl.models",  # gathers ZeRO-3's weights
 }
 
 
@@ -83,39 +81,28 @@ class Member(NamedTuple):
     without: str
 
 
-TRAINERS = "trl.SFTTrainer trl.DPOTrainer"
+SFT, DPO = "trl.SFTTrainer", "trl.DPOTrainer"
+TRAINERS = f"{SFT} {DPO}"
 MEMBERS = (
     Member(
-        "trl.SFTTrainer",
+        SFT,
         "_prepare_dataset",
         "self dataset processing_class args packing formatting_func dataset_name",
         "TRL tokenizes the splits as texts, and finds no text column",
     ),
     Member(
-        "trl.DPOTrainer",
+        DPO,
         "_prepare_dataset",
         "self dataset processing_class args dataset_name",
         "TRL tokenizes the rows as one chosen and one rejected text",
     ),
-    Member(
-        TRAINERS, "_set_signature_columns_if_needed", "self", "the columns that our collators read are dropped unread"
-    ),
-    Member(TRAINERS, "_signature_columns", "", "as above: it is what the method sets"),
-    Member(
-        TRAINERS,
-        "_get_train_sampler",
-        "self train_dataset",
-        "a resumed run has another order of rows, and BLADE's num_iterations repeats no batch",
-    ),
+    Member(TRAINERS, "_set_signature_columns_if_needed", "self", "the columns that our collators read are dropped"),
+    Member(TRAINERS, "_signature_columns", "", "the same: that method sets it"),
+    Member(TRAINERS, "_get_train_sampler", "self train_dataset", "a resumed run orders its rows otherwise"),
     Member(TRAINERS, "_save_checkpoint", "self model trial", "no checkpoint is marked as complete, so no run resumes"),
     Member(TRAINERS, "save_model", "self output_dir _internal_call", "a saved model cannot recommend by itself"),
-    Member(
-        "trl.DPOTrainer",
-        "_precompute_ref_logps",
-        "self dataset name batch_size",
-        "precompute_ref_log_probs computes TRL's pairs, for which our rows have no columns",
-    ),
-    Member("trl.DPOTrainer", "_precompute_engine", "", "DeepSpeed's engine of the reference pass outlives the pass"),
+    Member(DPO, "_precompute_ref_logps", "self dataset name batch_size", "TRL computes those of pairs of texts"),
+    Member(DPO, "_precompute_engine", "", "DeepSpeed's engine of the reference outlives the pass that needs it"),
     Member(TRAINERS, "_metrics", "", "what a loss reports is not logged"),
     Member(TRAINERS, "_total_train_tokens", "", "num_tokens is not logged"),
     Member(TRAINERS, "_tag_names", "", "a pushed model has none of our tags"),
