@@ -101,6 +101,11 @@ class Ragged:
         index = np.repeat(self.offsets[:-1] + start, lengths) + within(lengths)
         return Ragged.from_lengths(self.values[index], lengths)
 
+    def head(self, length: int | np.ndarray) -> Ragged:
+        """The first `length` values of each row; `length` is one number for all rows, or an array with one per row."""
+        stop = np.minimum(self.lengths, length)
+        return self.slice(np.zeros_like(stop), stop)
+
     def tail(self, length: int) -> Ragged:
         """The last `length` values of each row."""
         return self.slice(np.maximum(self.lengths - length, 0), self.lengths)

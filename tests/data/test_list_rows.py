@@ -147,7 +147,7 @@ def test_only_a_training_split_and_a_format_of_lists_make_rows(tokenizer_copy) -
         build_list_rows(make_split([([0], [1, 2, 3])], split="validation"), prompt_format)
     with pytest.raises(ValueError, match="training rows cannot come from the test split"):
         build_list_prompts(make_split([([0], [1, 2, 3])], split="test"), prompt_format)
-    with pytest.raises(ValueError, match="no user of the train split goes on to choose 3 new items in one row"):
+    with pytest.raises(ValueError, match="no user of the train split chooses 3 new items in one row"):
         build_list_rows(make_split([([0], [1, 0, 2])]), prompt_format)
     table = pa.table({"item_id": ["a", "b"], "title": ["Pen", "Cup"]})
     single = PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy)

@@ -160,10 +160,10 @@ def test_bad_input_is_refused_with_one_sentence(titles, tokenizer_copy) -> None:
         build_rows(split, FORMATS["item_token"], targets="all", max_history=3)
     with pytest.raises(ValueError, match="max_length 5 is too small"):
         build_rows(split, FORMATS["title"], max_length=5)
-    with pytest.raises(ValueError, match="holds no target"):
+    with pytest.raises(ValueError, match="has no target"):
         build_rows(make_split([([0], [])]), FORMATS["title"])
     table = pa.table({"item_id": ["0"], "title": ["Pen"]})
-    with pytest.raises(ValueError, match="must hold {surface}"):
+    with pytest.raises(ValueError, match="must contain {surface}"):
         PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, prompt_item="{title}")
     with pytest.raises(ValueError, match="has no chat template"):
         PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, chat_template=True)

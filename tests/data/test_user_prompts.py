@@ -93,7 +93,7 @@ def test_rows_of_lists_and_of_preferences_name_their_users() -> None:
     for prompt, user in zip(rows["prompt_ids"], (2, 1), strict=True):
         named = NAMED["semantic_id"][1].convert_tokens_to_ids(USERS[user])
         assert prompt[1 : 1 + len(named)] == named
-    with pytest.raises(ValueError, match="the prompt names the user, and nobody was named"):
+    with pytest.raises(ValueError, match="the prompt names the user, but no user was given"):
         preference_rows(table.remove_columns("user"), NAMED["semantic_id"][0])
 
 
@@ -107,13 +107,13 @@ def test_a_chat_template_goes_around_the_user() -> None:
 
 def test_users_who_cannot_be_named_are_refused() -> None:
     prompt_format, histories = NAMED["item_token"][0], Ragged.from_lists([[0], [1]])
-    with pytest.raises(ValueError, match="the prompt names the user, and nobody was named; give the user's number"):
+    with pytest.raises(ValueError, match="the prompt names the user, but no user was given; give the user.s row"):
         prompt_format.encode(histories)
     for user in (-1, 4):
         with pytest.raises(ValueError, match=f"user {user} is unknown: there are semantic IDs of the users 0 to 3"):
             prompt_format.encode(histories, np.array([1, user]))
     for texts in ({"prompt_head": "{user}{user}"}, {"prompt_tail": "{user}"}, {"prompt_item": "{user}{surface}"}):
-        with pytest.raises(ValueError, match="a prompt names its user once, in the head"):
+        with pytest.raises(ValueError, match="a prompt names its user once, in prompt_head"):
             make_format("item_token", **texts)
     with pytest.raises(ValueError, match="the catalogue has no semantic IDs of users"):
         make_format("item_token", with_users=False, prompt_head="{user}")

@@ -140,7 +140,7 @@ def test_the_run_folder_recommends_by_user(whole: Path) -> None:
     history = dataset.history_of("u3") if "u3" in dataset.users["user_id"].to_pylist() else dataset.catalog.ids[:3]
     known = recommender.recommend(history, k=5, user=3)
     assert len(known) == 5 and {one.item_id for one in known}.isdisjoint(history)
-    with pytest.raises(ValueError, match="nobody was named"):
+    with pytest.raises(ValueError, match="no user was given"):
         recommender.recommend(history, k=5)
 
 

@@ -72,7 +72,7 @@ def find_mixed_users(users: np.ndarray, history: Ragged, targets: Ragged) -> np.
 
     # 3. Compare the beginning of their history with that row, item by item.
     whole = sequences.take(shortest[longer])
-    beginning = history.take(longer).slice(0 * longer, width[longer])
+    beginning = history.take(longer).head(width[longer])
     num_different = np.bincount(whole.row_ids, whole.values != beginning.values, minlength=len(longer))
     return np.unique(users[longer[num_different == 0]])
 

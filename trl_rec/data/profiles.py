@@ -1,8 +1,8 @@
-"""What is said of items and users in words, made from their columns and from what was chosen in training.
+"""Describes items and users in words, from their columns and from what users chose in training.
 
-No language model writes these texts: the same data gives the same ones. What a user likes is told by labels of the
-items chosen: their groups, or the words of their titles where the catalogue has no group column. Validation and test
-play no part.
+No language model writes these texts, so the same data gives the same texts. A user's taste is described by labels of
+the chosen items: their groups, or the words of their titles if the catalogue has no group column. Validation and test
+are not used.
 """
 
 from __future__ import annotations
@@ -13,32 +13,34 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trl_rec.data.dataset import RecDataset, check_is_train, split_rows
+from trl_rec.data.dataset import RecDataset, check_is_train, split_rows, split_users
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join
 
 
-WORD = r"[^\W\d_]{4,}"  # of a title: shorter ones say little
-CHUNK = 100_000  # histories whose items' labels are held at a time
+WORD = r"[^\W\d_]{4,}"  # a word of a title; shorter ones mean little
+CHUNK = 100_000  # histories per chunk, which bounds the memory for the labels of their items
 
 
 def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
-    """A text for each item, by index: `Silver Mirror; genres: Comedy, Romance; year: 1995`.
+    """One text per item, by index: `Silver Mirror; genres: Comedy, Romance; year: 1995`.
 
     Args:
         catalog: The items.
-        template (*optional*): Text with the names of columns in it, such as `{title}, of {year}`; what an item lacks
-            is written as nothing. By default the title, then all other columns that the item has something in.
+        template (*optional*): Text with column names in braces, such as `{title}, of {year}`; a missing value becomes
+            empty text. By default the title, then all other columns in which the item has a value.
     """
-    columns = _columns(catalog.items, leave_out=("item_id",))
+    columns = _text_columns(catalog.items, leave_out=("item_id",))
     if template is None:
         titles = columns.pop("title")
         facts = _facts(columns, "{}: {}", len(catalog))
-        return ["; ".join([title, *told]) for title, told in zip(titles, facts, strict=True)]
+        return ["; ".join([title, *fact]) for title, fact in zip(titles, facts, strict=True)]
+
     try:
-        return [
-            template.format_map({name: texts[item] for name, texts in columns.items()}) for item in range(len(catalog))
-        ]
+        texts = []
+        for item in range(len(catalog)):
+            texts.append(template.format_map({name: values[item] for name, values in columns.items()}))
+        return texts
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
             f"the item template {template!r} cannot be filled ({error!r}); the columns are {', '.join(columns)}"
@@ -46,91 +48,99 @@ def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
 
 
 def user_profiles(dataset: RecDataset, *, most: int = 3) -> list[str]:
-    """A text for each user, by number: `age 24, occupation technician; often Comedy, Drama, Action`. A user without
-    columns who chose nothing in training has an empty one.
+    """One text per user, by number: `age 24, occupation technician; often Comedy, Drama, Action`.
+
+    The text of a user without columns who chose nothing in training is empty.
 
     Args:
-        dataset: The users' columns and the training split are read.
-        most (*optional*, defaults to `3`): Labels of what the user chose in training.
+        dataset: The users' columns and the training split are used.
+        most (*optional*, defaults to `3`): Most labels of what the user chose in training.
     """
-    liked = preference_texts(_chosen(dataset), dataset.catalog, most=most)
-    facts = _facts(_columns(dataset.users, leave_out=("user_id",)), "{} {}", dataset.users.num_rows)
-    often = [f"often {text}" if text else "" for text in liked]
-    return ["; ".join(filter(None, (", ".join(told), text))) for told, text in zip(facts, often, strict=True)]
+    facts = _facts(_text_columns(dataset.users, leave_out=("user_id",)), "{} {}", dataset.users.num_rows)
+    preferences = preference_texts(_chosen_items(dataset), dataset.catalog, most=most)
+    profiles = []
+    for fact, preference in zip(facts, preferences, strict=True):
+        parts = [", ".join(fact), f"often {preference}" if preference else ""]
+        profiles.append("; ".join(filter(None, parts)))
+    return profiles
 
 
 def preference_texts(histories: Ragged, catalog: ItemCatalog, *, most: int = 3) -> list[str]:
-    """The labels that a history's items have most often, `Comedy, Drama`; the first by name where as many have them.
+    """The most frequent labels of each history's items: `Comedy, Drama`. Ties go to the first label by name.
 
     Args:
         histories: Item indices.
         catalog: The items.
-        most (*optional*, defaults to `3`): Labels of a text.
+        most (*optional*, defaults to `3`): Most labels of a text.
     """
     names, labels = item_labels(catalog)
     texts: list[str] = []
     for start in range(0, len(histories), CHUNK):
-        found = histories.take(np.arange(start, min(start + CHUNK, len(histories)))).flatten(labels)
-        best = _commonest(found, len(names), most)
-        texts += [", ".join(names[one] for one in best[row]) for row in range(len(best))]
+        rows = np.arange(start, min(start + CHUNK, len(histories)))
+        top = _most_frequent(histories.take(rows).flatten(labels), len(names), most)
+        texts += [", ".join(names[label] for label in top[row]) for row in range(len(top))]
     return texts
 
 
 def item_labels(catalog: ItemCatalog) -> tuple[list[str], Ragged]:
-    """The labels' names in alphabetical order, and row `i`: those of item `i`, each once."""
+    """The names of all labels in alphabetical order; and row `i`: the labels of item `i`, each once."""
+    values: list[Any]
     if catalog.group_column is None:
-        values: list[Any] = [re.findall(WORD, title) for title in catalog.titles]
+        values = [re.findall(WORD, title) for title in catalog.titles]
     else:
         values = catalog.items[catalog.group_column].to_pylist()
-    lists = [sorted({str(one) for one in _several(value) if one}) for value in values]
+    lists = [sorted({str(label) for label in _as_list(value) if label}) for value in values]
     members = Ragged.from_lists(lists, object)
     names, labels = np.unique(members.values.astype(str), return_inverse=True)
     return names.tolist(), Ragged(labels.astype(np.int64), members.offsets)
 
 
-def _commonest(labels: Ragged, num_labels: int, most: int) -> Ragged:
-    """The labels that each row has most often, the first where as many have them."""
-    keys, counts = np.unique(labels.row_ids * max(num_labels, 1) + labels.values, return_counts=True)
-    rows, label = np.divmod(keys, max(num_labels, 1))
+def _most_frequent(labels: Ragged, num_labels: int, most: int) -> Ragged:
+    """The labels that occur most often in each row; ties go to the lower index."""
+    # 1. Count each pair of row and label, as one number.
+    base = max(num_labels, 1)
+    pairs, counts = np.unique(labels.row_ids * base + labels.values, return_counts=True)
+    rows, label = np.divmod(pairs, base)
+
+    # 2. Sort by row, then by falling count, then by label.
     order = np.lexsort((label, -counts, rows))
-    ranked = Ragged.from_lengths(label[order], np.bincount(rows, minlength=len(labels)))
-    return ranked.slice(0 * ranked.lengths, np.minimum(ranked.lengths, most))
+    return Ragged.from_lengths(label[order], np.bincount(rows, minlength=len(labels))).head(most)
 
 
-def _chosen(dataset: RecDataset) -> Ragged:
-    """Row `u`: the items that user `u` chose in training, each once however many rows tell of it."""
+def _chosen_items(dataset: RecDataset) -> Ragged:
+    """Row `u`: the items that user `u` chose in training, each once, however many rows contain it."""
     check_is_train(dataset.train, "a profile")
     items = join(split_rows(dataset.train, "history"), split_rows(dataset.train, "targets"))
-    users = dataset.train.with_format("numpy")[:]["user"][items.row_ids].astype(np.int64)
+    users = split_users(dataset.train)[items.row_ids].astype(np.int64)
     pairs = np.unique(users * len(dataset.catalog) + items.values)
     users, chosen = np.divmod(pairs, len(dataset.catalog))
     return Ragged.from_lengths(chosen, np.bincount(users, minlength=dataset.users.num_rows))
 
 
-def _columns(table: pa.Table, leave_out: tuple[str, ...]) -> dict[str, list[str]]:
-    """Each column's values in words."""
-    return {
-        name: [_written(value) for value in table[name].to_pylist()]
-        for name in table.column_names
-        if name not in leave_out
-    }
+def _text_columns(table: pa.Table, leave_out: tuple[str, ...]) -> dict[str, list[str]]:
+    """Each column's values as texts."""
+    names = [name for name in table.column_names if name not in leave_out]
+    return {name: [_as_text(value) for value in table[name].to_pylist()] for name in names}
 
 
 def _facts(columns: dict[str, list[str]], form: str, num_rows: int) -> list[list[str]]:
-    """For each row, name and value of the columns that it has something in."""
-    told = [(name.replace("_", " "), values) for name, values in columns.items()]
-    return [[form.format(name, values[row]) for name, values in told if values[row]] for row in range(num_rows)]
+    """Per row, name and value of each column in which the row has a value."""
+    named = [(name.replace("_", " "), values) for name, values in columns.items()]
+    return [[form.format(name, values[row]) for name, values in named if values[row]] for row in range(num_rows)]
 
 
-def _written(value: Any) -> str:
-    """A value on one line; nothing for a missing one."""
+def _as_text(value: Any) -> str:
+    """A value on one line; empty for null and NaN."""
     if isinstance(value, list):
-        return ", ".join(filter(None, map(_written, value)))
+        return ", ".join(filter(None, map(_as_text, value)))
     if value is None or value != value:
         return ""
-    whole = isinstance(value, float) and value.is_integer()
-    return " ".join(str(int(value) if whole else value).split())
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return " ".join(str(value).split())
 
 
-def _several(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [value]

@@ -1,8 +1,10 @@
-"""Rows for next-item training: `input_ids` and `labels`, ready for `SFTTrainer` as for the trainers of this package.
+"""Rows for next-item training: `input_ids` and `labels`, ready for `SFTTrainer` and for the trainers of this package.
 
-`targets="last"` gives one row a prediction: a prompt with the history, and one item as completion. `targets="all"`
-gives one row a sequence with every target trained in a single forward, which needs a compact format (item tokens,
-semantic IDs). No row mixes users, none is cut inside an item, and no loop runs over interactions.
+`targets="last"` makes one row per prediction: a prompt with the history, and one item as completion. `targets="all"`
+makes one row per sequence, in which a single forward pass trains every target; that needs a compact format (item
+tokens, semantic IDs). No row mixes users, and none is cut inside an item.
+
+Rows are built with whole-array operations on [`Ragged`], so that there is no Python loop over interactions.
 """
 
 from __future__ import annotations
@@ -20,10 +22,9 @@ from trl_rec.data.prompts import PromptFormat
 from trl_rec.ragged import Ragged, join, within
 
 
-IGNORED = -100
-Parts: TypeAlias = tuple[
-    Ragged, np.ndarray, np.ndarray
-]  # token rows, which tokens are targets, the split's row of each
+IGNORED = -100  # label of a token that is not trained
+# Token rows, a flag per token whether it belongs to a target, and per row the row of the split that it comes from.
+Parts: TypeAlias = tuple[Ragged, np.ndarray, np.ndarray]
 
 
 def build_rows(
@@ -37,45 +38,47 @@ def build_rows(
     """Training rows of a training split.
 
     Args:
-        split: `RecDataset.train`. The validation and test splits are refused.
+        split: `RecDataset.train`; the validation and test splits are refused.
         prompt_format: How histories are written.
-        targets: `"last"`: one row for every target, after all that came before it. `"all"`: one row for every
+        targets: `"last"`: one row for every target, after everything that came before it. `"all"`: one row for every
             sequence.
-        max_length (*optional*): Most tokens of a row. With `"last"` the oldest history goes first; with `"all"` a long
-            sequence becomes several rows that overlap by half, and each target is trained once.
-        max_history (*optional*): Most items before a target, with `"last"`.
+        max_length (*optional*): Most tokens of a row. With `"last"` the oldest items of the history are left out; with
+            `"all"` a long sequence becomes several rows that overlap by half, and each target is trained once.
+        max_history (*optional*): With `"last"`, most items before a target.
 
     Returns:
-        `datasets.Dataset` with `input_ids`, `labels` (-100 where nothing is learned) and `user`.
+        `datasets.Dataset` with `input_ids`, `labels` (-100 where nothing is trained) and `user`.
     """
     check_is_train(split, "a model")
     if targets == "all" and max_history is not None:
-        raise ValueError("max_history has no effect with targets='all'; bound the rows by max_length")
+        raise ValueError("max_history has no effect with targets='all'; limit the rows by max_length")
     if targets == "last":
-        return _rows(split, partial(_last, max_history=max_history), prompt_format, max_length)
+        return _build(split, partial(_last_targets, max_history=max_history), prompt_format, max_length)
     if targets == "all":
-        return _rows(split, _all, prompt_format, max_length)
+        return _build(split, _all_targets, prompt_format, max_length)
     raise ValueError(f"targets must be 'last' or 'all', not {targets!r}")
 
 
 def evaluation_rows(
     split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None, max_history: int | None = None
 ) -> Dataset:
-    """Rows that measure the loss on a validation or test split, one a target; nothing may be trained on them."""
-    return _rows(split, partial(_last, max_history=max_history), prompt_format, max_length)
+    """Rows that measure the loss on a validation or test split, one per target. Never train on them."""
+    return _build(split, partial(_last_targets, max_history=max_history), prompt_format, max_length)
 
 
-def _rows(split: Dataset, build: Callable[..., Parts], prompt_format: PromptFormat, max_length: int | None) -> Dataset:
-    history, target, users = split_rows(split, "history"), split_rows(split, "targets"), split_users(split)
-    tokens, is_target, source = build(history, target, users, prompt_format, max_length)
+def _build(split: Dataset, make: Callable[..., Parts], prompt_format: PromptFormat, max_length: int | None) -> Dataset:
+    history = split_rows(split, "history")
+    target = split_rows(split, "targets")
+    users = split_users(split)
+    tokens, is_target, source = make(history, target, users, prompt_format, max_length)
     if not len(tokens):
-        raise ValueError(f"the {split.split} split holds no target: every user has a single interaction; add data")
+        raise ValueError(f"the {split.split} split has no target: every user has a single interaction; add data")
     labels = Ragged(np.where(is_target, tokens.values, IGNORED), tokens.offsets)
     columns = {"input_ids": tokens.to_arrow(), "labels": labels.to_arrow(), "user": pa.array(users[source])}
     return Dataset(pa.table(columns), split=split.split)
 
 
-def _last(
+def _last_targets(
     history: Ragged,
     target: Ragged,
     users: np.ndarray,
@@ -83,46 +86,65 @@ def _last(
     max_length: int | None,
     max_history: int | None,
 ) -> Parts:
-    """One row a target."""
-    source = target.row_ids
-    stop = history.lengths[source] + within(target.lengths)
+    """One row per target."""
+    # 1. Limit the items before a target. Prefixes of long histories add up, so do not gather more than could fit.
     room = prompt_format.room(max_length)
-    if room is not None:  # no more items than could fit are gathered: prefixes of long histories add up
+    if room is not None:
         most = room // int(prompt_format.pieces.lengths.min())
         max_history = most if max_history is None else min(max_history, most)
+
+    # 2. Cut the user's sequence before each target.
+    source = target.row_ids
+    stop = history.lengths[source] + within(target.lengths)
     start = np.zeros_like(stop) if max_history is None else np.maximum(stop - max_history, 0)
     before = join(history, target).take(source).slice(start, stop)
+
+    # 3. Write prompts and completions.
     prompts = prompt_format.encode(before, users[source], max_length=max_length)
     completions = prompt_format.paths.take(target.values)
     tokens = join(prompts, completions)
-    return tokens, within(tokens.lengths) >= np.repeat(prompts.lengths, tokens.lengths), source
+    is_target = within(tokens.lengths) >= np.repeat(prompts.lengths, tokens.lengths)
+    return tokens, is_target, source
 
 
-def _all(
+def _all_targets(
     history: Ragged, target: Ragged, users: np.ndarray, prompt_format: PromptFormat, max_length: int | None
 ) -> Parts:
-    """One row a window of a sequence."""
+    """One row per sequence, or per window of a sequence that is too long."""
     if not prompt_format.is_compact:
         raise ValueError(
             "targets='all' needs items written without text between them: the surface item_token or semantic_id"
         )
+
+    # 1. Choose the width of a window in items, and how far apart windows begin: they overlap by half.
     items = join(history, target)
-    known = history.lengths  # items before the first target
-    source = np.flatnonzero(target.lengths > 0)
     room = prompt_format.room(max_length)
-    width = int(items.lengths.max(initial=1)) if room is None else room // int(prompt_format.paths.lengths.max()) + 1
+    if room is None:
+        width = int(items.lengths.max(initial=1))
+    else:
+        # `room` is what the longest completion leaves; here the last item of the window is that completion.
+        width = room // int(prompt_format.paths.lengths.max()) + 1
     step = width - width // 2
-    windows = 1 + np.maximum(-(-(items.lengths[source] - width) // step), 0)
-    source, number = np.repeat(source, windows), within(windows)
+
+    # 2. Cut each sequence that has a target into windows.
+    source = np.flatnonzero(target.lengths > 0)
+    num_windows = 1 + np.maximum(-(-(items.lengths[source] - width) // step), 0)  # rounded up
+    source = np.repeat(source, num_windows)
+    number = within(num_windows)
     start = number * step
     stop = np.minimum(start + width, items.lengths[source])
-    learned = np.where(number > 0, start + width - step, 0)  # earlier windows have learned what is before
-    first = np.maximum(learned, known[source])
     window = items.take(source).slice(start, stop)
-    item_is_target = within(window.lengths) + np.repeat(start, window.lengths) >= np.repeat(first, window.lengths)
+
+    # 3. In each window, find the items that are targets and were not targets of the window before.
+    trained_before = np.where(number > 0, start + width - step, 0)
+    first_target = np.maximum(trained_before, history.lengths[source])
+    position = within(window.lengths) + np.repeat(start, window.lengths)
+    item_is_target = position >= np.repeat(first_target, window.lengths)
+
+    # 4. Write the items as tokens, behind a head.
     pieces = window.flatten(prompt_format.paths)
-    head = prompt_format.heads(len(window), users[source])
-    lengths = prompt_format.paths.lengths[window.values]
-    piece_is_target = Ragged(np.repeat(item_is_target, lengths), pieces.offsets)
-    none = Ragged(np.zeros(len(head.values), bool), head.offsets)
-    return join(head, pieces), join(none, piece_is_target).values, source
+    heads = prompt_format.encode_heads(len(window), users[source])
+    token_is_target = np.repeat(item_is_target, prompt_format.paths.lengths[window.values])
+    never = Ragged(np.zeros(len(heads.values), bool), heads.offsets)
+    is_target = join(never, Ragged(token_is_target, pieces.offsets)).values
+    return join(heads, pieces), is_target, source

@@ -67,7 +67,7 @@ def split_windows(windows: Mapping[str, Windows]) -> dict[str, pa.Table]:
     for split in SPLITS:
         rows = windows[split]
         last = rows.items.lengths - 1
-        items = (rows.items.slice(0 * last, last), rows.items.slice(last, last + 1))
+        items = (rows.items.head(last), rows.items.slice(last, last + 1))
         no_ratings = _empty_rows(len(rows.user))
         tables[split] = _table(rows.user, items, (no_ratings, no_ratings), rows.timestamp)
     return tables
@@ -108,7 +108,7 @@ def _cut(
     if values is None:
         return _empty_rows(len(users)), _empty_rows(len(users))
     sequences = Ragged.from_lengths(values, lengths).take(users)
-    return sequences.slice(0 * start, start), sequences.slice(start, end)
+    return sequences.head(start), sequences.slice(start, end)
 
 
 def _empty_rows(count: int) -> Ragged:

@@ -308,8 +308,8 @@ def test_a_guard_taken_away_is_seen(dataset: RecDataset, monkeypatch: pytest.Mon
     """What reads one item too many, or another split, is told by the tests above."""
     dataset = held_out(dataset)
     if leak == "profile":
-        usual = profiles._chosen
-        monkeypatch.setattr(profiles, "_chosen", lambda given: usual(with_train(given, given.validation)))
+        usual = profiles._chosen_items
+        monkeypatch.setattr(profiles, "_chosen_items", lambda given: usual(with_train(given, given.validation)))
     elif leak == "preference":
         monkeypatch.setattr(material, "preference_texts", beyond(dataset, material.preference_texts))
     else:
@@ -355,7 +355,7 @@ def test_a_title_that_looks_like_a_token_is_words(dataset: RecDataset) -> None:
     items = dataset.catalog.items.set_column(1, "title", pa.array(titles))
     named = replace(dataset, catalog=replace(dataset.catalog, items=items))
     tokenizer = make_tokenizer(named.catalog, task_texts(named))
-    words = material.Words(named, tokenizer, PromptFormat.for_catalog(named.catalog, tokenizer), 5)
+    words = material.TokenTables(named, tokenizer, PromptFormat.for_catalog(named.catalog, tokenizer), 5)
     for item, (mark, before) in enumerate([("<eos>", "Bad"), ("<a_1>", "Odd")]):
         tokens = tokenizer.convert_ids_to_tokens(words.titles[item].tolist())
         assert mark not in tokens and before in tokens

@@ -53,7 +53,7 @@ def test_a_run_whose_prompts_name_users_recommends_what_it_ranks(
         listed = recommended(recommender, history, user)
         assert [item for item, _ in listed] == [dataset.catalog.ids[item] for item in ranked[row]]
         assert listed != recommended(recommender, history, user + 1)  # somebody else, after the same history
-    with pytest.raises(ValueError, match="the prompt names the user, and nobody was named"):
+    with pytest.raises(ValueError, match="the prompt names the user, but no user was given"):
         recommended(recommender, [0], None)
     with pytest.raises(ValueError, match="user 24 is unknown: there are semantic IDs of the users 0 to 23"):
         recommended(recommender, [0], 24)

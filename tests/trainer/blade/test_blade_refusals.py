@@ -199,7 +199,7 @@ def test_wrong_data_are_refused_before_anything_is_drawn(folder: Path, dataset: 
         ("the eval dataset is no split of a RecDataset", {"eval_dataset": rows}),
         ("training rows cannot come from the validation split", {"train_dataset": dataset.validation}),
         (
-            "no user of the train split goes on to choose 3 new items",
+            "no user of the train split chooses 3 new items",
             {"train_dataset": make_split([([0], [1, 0, 2])])},
         ),
         (

@@ -1,6 +1,6 @@
-"""What the tasks' rows are made of: whom they are about, what fills the slots of their prompts, and what they answer.
+"""Makes the contents of task rows: the user of each row, what fills the slots of its prompt, and its answer.
 
-Everything is a row of token ids in a table that is tokenised once: titles, texts, users' IDs.
+All of these are rows of token ids, gathered from tables that are tokenised once: titles, texts, users' semantic IDs.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from trl_rec.ragged import Ragged, join, within
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OF_ITEMS, OF_USERS = ("item_to_id", "id_to_item"), ("profile_to_user", "user_to_profile")
+ITEM_TASKS = ("item_to_id", "id_to_item")
+USER_TASKS = ("profile_to_user", "user_to_profile")
 NOBODY = -1  # the user of a row about an item
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
-    """What slots and answers are made of, each made when first asked for.
+class TokenTables:
+    """Token ids that fill slots and answers, each table made on first use.
 
     Args:
         dataset (`RecDataset`): Items, users and training split.
-        tokenizer (`PreTrainedTokenizerBase`): Writes texts.
-        prompt_format (`PromptFormat`): Writes items, and tells whether users are named.
-        longest_history (`int`): Most items that are told of.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenises texts.
+        prompt_format (`PromptFormat`): Decides how items are written, and whether prompts name users.
+        longest_history (`int`): Most items of a history.
     """
 
     dataset: RecDataset
@@ -45,125 +46,161 @@ class Words:
     @cached_property
     def titles(self) -> Ragged:
         """Row `i`: item `i`'s title."""
-        return self.written(self.dataset.catalog.titles)
+        return self.tokenize(self.dataset.catalog.titles)
 
     @cached_property
     def listed_titles(self) -> Ragged:
-        """Row `i`: item `i` as it stands in a history of titles."""
-        return self.written([f'"{title}"\n' for title in self.dataset.catalog.titles])
+        """Row `i`: item `i` in a history of titles."""
+        return self.tokenize([f'"{title}"\n' for title in self.dataset.catalog.titles])
 
     @cached_property
     def user_ids(self) -> Ragged:
         """Row `u`: user `u`'s semantic ID."""
         return self.dataset.catalog.user_token_ids(self.tokenizer)
 
-    def named(self, users: np.ndarray) -> Ragged:
-        """Each user as a prompt about items names them."""
+    def user_slots(self, users: np.ndarray) -> Ragged:
+        """The semantic ID of each user; empty if prompts do not name users."""
         if self.prompt_format.users is None:
             return Ragged.from_lengths(np.empty(0, np.int64), np.zeros(len(users), np.int64))
         return self.user_ids.take(users)
 
-    def written(self, texts: list[str]) -> Ragged:
-        """Token ids of texts, in which no control token and no item's token is read."""
+    def tokenize(self, texts: list[str]) -> Ragged:
+        """Token ids of texts, in which nothing is read as a control token or as an item's token."""
         if not texts:
             return Ragged.from_lists([])
-        texts = [re.sub(r"<(?=[^<>\s]+>)", "< ", text) for text in texts]  # a title may hold what a token looks like
-        return Ragged.from_lists(
-            self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        )
+        # A title may contain "<a_1>". A space after the bracket keeps added tokens from matching.
+        texts = [re.sub(r"<(?=[^<>\s]+>)", "< ", text) for text in texts]
+        tokens = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        return Ragged.from_lists(tokens["input_ids"])
 
-    def ended(self, texts: Ragged) -> Ragged:
-        """Texts as answers: EOS ends them."""
-        if self.tokenizer.eos_token_id is None:
+    def with_eos(self, texts: Ragged) -> Ragged:
+        """Texts as answers, which end in EOS."""
+        eos = self.tokenizer.eos_token_id
+        if eos is None:
             raise ValueError("the tokenizer has no EOS token to end a text with; set tokenizer.eos_token")
-        return join(texts, Ragged.repeated(np.array([self.tokenizer.eos_token_id]), len(texts)))
+        return join(texts, Ragged.repeated(np.array([eos]), len(texts)))
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """Rows of a task before they are fitted.
+    """The contents of a task's rows, not yet cut to a length.
 
     Args:
-        users (`np.ndarray`): Whom each row is about.
-        slots (`dict[str, Ragged]`): What fills the slots, histories aside.
-        answers (`Ragged`): What is to be learned.
-        before (`Ragged`, *optional*): The items of the history.
+        users (`np.ndarray`): The user of each row, or `NOBODY`.
+        slots (`dict[str, Ragged]`): What fills each slot of the prompt, except the history.
+        answers (`Ragged`): What is trained.
+        histories (`Ragged`, *optional*): Item indices of the history, if the task has one.
     """
 
     users: np.ndarray
     slots: dict[str, Ragged]
     answers: Ragged
-    before: Ragged | None = None
+    histories: Ragged | None = None
 
 
-def make_material(name: str, count: int, key: list[int], words: Words) -> Material:
-    """So many rows of a task, in which the key chooses what is drawn."""
-    make = _about_items if name in OF_ITEMS else _about_users if name in OF_USERS else _after_histories
-    return make(name, count, key, words)
+def make_material(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
+    """About `count` rows of a task; rows for which the data has no text are left out.
+
+    Args:
+        name: The task.
+        count: Number of rows.
+        key: Seed of the sample.
+        tables: The token ids to choose from.
+    """
+    if name in ITEM_TASKS:
+        return _about_items(name, count, key, tables)
+    if name in USER_TASKS:
+        return _about_users(name, count, key, tables)
+    return _after_histories(name, count, key, tables)
 
 
-def _about_items(name: str, count: int, key: list[int], words: Words) -> Material:
-    catalog, paths = words.dataset.catalog, words.prompt_format.paths
-    items = drawn(len(catalog), count, key)
-    nobody, titles = np.full(len(items), NOBODY), words.titles.take(items)
-    if name == "id_to_item":
-        return Material(nobody, {"item": paths.take(items)}, words.ended(titles))
-    texts = words.written(item_texts(catalog)).take(items)
-    return Material(nobody, {"title": titles, "text": texts}, paths.take(items))
-
-
-def _about_users(name: str, count: int, key: list[int], words: Words) -> Material:
-    profiles = user_profiles(words.dataset)
-    described = np.flatnonzero([bool(profile) for profile in profiles])
-    users = described[drawn(len(described), count, key)]
-    texts, ids = words.written(profiles).take(users), words.user_ids.take(users)
-    if name == "profile_to_user":
-        return Material(users, {"profile": texts}, ids)
-    return Material(users, {"user": ids}, words.ended(texts))
-
-
-def _after_histories(name: str, count: int, key: list[int], words: Words) -> Material:
-    train, catalog = words.dataset.train, words.dataset.catalog
-    chosen = drawn(len(split_rows(train, "targets").values), count, key)
-    users, before, target = _prefixes(train, chosen, words.longest_history)
-    slots, kept = {"user": words.named(users)}, np.ones(len(users), bool)
-    if name == "history_to_title":
-        answers = words.ended(words.titles.take(target))
-    elif name == "history_to_preference":
-        told = preference_texts(before, catalog)
-        answers, kept = words.ended(words.written(told)), np.array([bool(text) for text in told], bool)
-    else:
-        answers = words.prompt_format.paths.take(target)
-    if name == "query_to_item":
-        asked = {"preference": preference_texts(before, catalog), "query": _queries(words.dataset, target)}
-        slots |= {slot: words.written(texts) for slot, texts in asked.items()}
-        kept = np.array([bool(preference and query) for preference, query in zip(*asked.values(), strict=True)], bool)
-    rows = np.flatnonzero(kept)
-    return Material(
-        users[rows], {slot: ids.take(rows) for slot, ids in slots.items()}, answers.take(rows), before.take(rows)
-    )
-
-
-def _queries(dataset: RecDataset, items: np.ndarray) -> list[str]:
-    """What somebody would search for who wants the item: its groups, or words of its title where the catalogue has
-    none."""
-    return preference_texts(Ragged.from_lengths(items, np.ones(len(items), np.int64)), dataset.catalog, most=2)
-
-
-def _prefixes(train: Dataset, numbers: np.ndarray, most: int) -> tuple[np.ndarray, Ragged, np.ndarray]:
-    """User, the newest items before, and the item, of the training targets with these numbers."""
-    history, targets = split_rows(train, "history"), split_rows(train, "targets")
-    sequences = join(history, targets)
-    source = np.searchsorted(targets.offsets, numbers, side="right") - 1
-    stop = sequences.offsets[source] + history.lengths[source] + numbers - targets.offsets[source]
-    lengths = np.minimum(stop - sequences.offsets[source], most)
-    before = sequences.values[np.repeat(stop - lengths, lengths) + within(lengths)]
-    return split_users(train)[source], Ragged.from_lengths(before, lengths), sequences.values[stop]
-
-
-def drawn(total: int, count: int, key: list[int]) -> np.ndarray:
-    """So many of the numbers below `total`, ascending: all of them as often as they fit, and a sample."""
+def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
+    """`count` of the numbers below `total`, ascending: each as often as all of them fit, and the rest at random."""
     if not total:
         return np.empty(0, np.int64)
     rest = np.random.default_rng(key).choice(total, count % total, replace=False)
     return np.sort(np.concatenate([np.tile(np.arange(total), count // total), rest]))
+
+
+def _about_items(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
+    """Rows that translate between an item's semantic ID or token and its title and text."""
+    catalog = tables.dataset.catalog
+    items = sample_evenly(len(catalog), count, key)
+    users = np.full(len(items), NOBODY)
+    item_ids = tables.prompt_format.paths.take(items)
+    titles = tables.titles.take(items)
+    if name == "id_to_item":
+        return Material(users, {"item": item_ids}, tables.with_eos(titles))
+    texts = tables.tokenize(item_texts(catalog)).take(items)
+    return Material(users, {"title": titles, "text": texts}, item_ids)
+
+
+def _about_users(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
+    """Rows that translate between a user's semantic ID and profile; users without a profile are left out."""
+    profiles = user_profiles(tables.dataset)
+    described = np.flatnonzero([bool(profile) for profile in profiles])
+    users = described[sample_evenly(len(described), count, key)]
+    texts = tables.tokenize(profiles).take(users)
+    user_ids = tables.user_ids.take(users)
+    if name == "profile_to_user":
+        return Material(users, {"profile": texts}, user_ids)
+    return Material(users, {"user": user_ids}, tables.with_eos(texts))
+
+
+def _after_histories(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
+    """Rows about a training target and the history before it."""
+    # 1. Sample training targets.
+    train = tables.dataset.train
+    catalog = tables.dataset.catalog
+    numbers = sample_evenly(len(split_rows(train, "targets").values), count, key)
+    users, histories, targets = _prefixes(train, numbers, tables.longest_history)
+    slots = {"user": tables.user_slots(users)}
+    has_text = np.ones(len(users), bool)
+
+    # 2. Write the answers, and the slots that only some tasks have.
+    if name == "history_to_title":
+        answers = tables.with_eos(tables.titles.take(targets))
+    elif name == "history_to_preference":
+        preferences = preference_texts(histories, catalog)
+        answers = tables.with_eos(tables.tokenize(preferences))
+        has_text = np.array([bool(text) for text in preferences], bool)
+    else:
+        answers = tables.prompt_format.paths.take(targets)
+    if name == "query_to_item":
+        preferences = preference_texts(histories, catalog)
+        queries = _query_texts(tables.dataset, targets)
+        slots["preference"] = tables.tokenize(preferences)
+        slots["query"] = tables.tokenize(queries)
+        has_text = np.array([bool(text and query) for text, query in zip(preferences, queries, strict=True)], bool)
+
+    # 3. Leave out rows in which a text would be empty.
+    rows = np.flatnonzero(has_text)
+    slots = {slot: ids.take(rows) for slot, ids in slots.items()}
+    return Material(users[rows], slots, answers.take(rows), histories.take(rows))
+
+
+def _query_texts(dataset: RecDataset, items: np.ndarray) -> list[str]:
+    """What somebody who wants the item would search for: its groups, or words of its title if there are no groups."""
+    single_items = Ragged.from_lengths(items, np.ones(len(items), np.int64))
+    return preference_texts(single_items, dataset.catalog, most=2)
+
+
+def _prefixes(train: Dataset, numbers: np.ndarray, most: int) -> tuple[np.ndarray, Ragged, np.ndarray]:
+    """For the training targets with these numbers: the user, the newest items before the target, and the target.
+
+    Args:
+        train: The training split.
+        numbers: Which of all targets of the split, counted row by row.
+        most: Most items before a target.
+    """
+    history = split_rows(train, "history")
+    targets = split_rows(train, "targets")
+    sequences = join(history, targets)
+
+    # The row of each target, and its place in the flat values of all sequences.
+    source = np.searchsorted(targets.offsets, numbers, side="right") - 1
+    stop = sequences.offsets[source] + history.lengths[source] + numbers - targets.offsets[source]
+
+    lengths = np.minimum(stop - sequences.offsets[source], most)
+    before = sequences.values[np.repeat(stop - lengths, lengths) + within(lengths)]
+    return split_users(train)[source], Ragged.from_lengths(before, lengths), sequences.values[stop]

@@ -1,11 +1,11 @@
-"""The prompts of the tasks beside the next item: a few templates each, of which one is drawn for every row and epoch.
+"""Prompt templates of the tasks other than the next item; one is chosen per row and epoch.
 
-A template is text with slots in braces. Its text is tokenised once, as the segments between the slots, and a prompt is
-segments and slots joined as ids. The wording is ours, and plain. Deviation: Align3GR takes LC-Rec's templates, 5 to 19
-a task.
+A template is text with slots in braces. The segments between the slots are tokenised once, and a prompt is segments
+and slots joined as token ids. The wording is ours, and plain. Deviation: Align3GR takes LC-Rec's templates, 5 to 19
+per task.
 
-The task `next_item` has none: its prompt is the one that decoding uses, as a model that is asked in several ways is
-not asked in the one that counts.
+The task `next_item` has no template: its prompt is the one that decoding uses, so that training does not spread over
+wordings that decoding never asks in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trl_rec.data.prompts import beginning, in_chat, token_ids
+from trl_rec.data.prompts import beginning_ids, token_ids, with_chat_template
 
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ SLOT = r"{(\w+)}"
 
 @dataclass(frozen=True)
 class Task:
-    """What a task asks.
+    """A task's templates, and what they ask for.
 
     Args:
-        slots (`tuple[str, ...]`): What a row fills in, in the order in which it keeps it.
-        answer (`str`): `"item"`, which is chosen among the catalogue's; `"user"`, a user's semantic ID; or `"text"`.
-        templates (`tuple[str, ...]`): Each holds some of the slots, at most once.
+        slots (`tuple[str, ...]`): Names of the slots that a row fills, in the order in which the row lists them.
+        answer (`str`): `"item"`, one of the catalogue; `"user"`, a user's semantic ID; or `"text"`.
+        templates (`tuple[str, ...]`): Each contains some of the slots, none of them twice.
     """
 
     slots: tuple[str, ...]
@@ -132,7 +132,7 @@ class TemplateIds:
     places: list[int]
 
     def fill(self, slots: Sequence[Sequence[int]]) -> np.ndarray:
-        """The prompt, of what a row keeps for the task's slots."""
+        """The prompt, given the token ids that a row has for each of the task's slots."""
         parts = [self.segments[0]]
         for place, segment in zip(self.places, self.segments[1:], strict=True):
             parts += [np.asarray(slots[place], np.int64), segment]
@@ -142,27 +142,37 @@ class TemplateIds:
 def template_ids(
     tokenizer: PreTrainedTokenizerBase, surface: str, *, chat_template: bool = False
 ) -> dict[str, list[TemplateIds]]:
-    """Each task's templates, beginning as a prompt of the surface does; with `chat_template`, as a user's turn."""
-    before, after = in_chat(tokenizer, "", "") if chat_template else ("", "")
-    start = [] if chat_template else beginning(tokenizer, surface)
-    return {
-        name: [_ids_of(tokenizer, start, f"{before}{text}{after}", task.slots) for text in task.templates]
-        for name, task in TASKS.items()
-    }
+    """The templates of each task, by its name.
+
+    Args:
+        tokenizer: Tokenises the segments.
+        surface: The catalogue's surface; templates begin with the same tokens as its prompts.
+        chat_template (*optional*, defaults to `False`): Whether templates are a user's turn in the tokenizer's chat
+            template.
+    """
+    before, after = with_chat_template(tokenizer, "", "") if chat_template else ("", "")
+    start = [] if chat_template else beginning_ids(tokenizer, surface)
+    templates = {}
+    for name, task in TASKS.items():
+        texts = [f"{before}{text}{after}" for text in task.templates]
+        templates[name] = [_make_template(tokenizer, start, text, task.slots) for text in texts]
+    return templates
 
 
 def longest_template(templates: Sequence[TemplateIds]) -> int:
-    """Tokens of the longest one, its slots left empty."""
+    """Number of tokens of the longest template with empty slots."""
     return max(sum(map(len, template.segments)) for template in templates)
 
 
 def template_texts() -> list[str]:
-    """The templates' words, for a vocabulary."""
+    """All templates without their slots, for a vocabulary."""
     return [re.sub(SLOT, " ", text) for task in TASKS.values() for text in task.templates]
 
 
-def _ids_of(tokenizer: PreTrainedTokenizerBase, start: list[int], text: str, slots: tuple[str, ...]) -> TemplateIds:
-    pieces = re.split(SLOT, text)
+def _make_template(
+    tokenizer: PreTrainedTokenizerBase, start: list[int], text: str, slots: tuple[str, ...]
+) -> TemplateIds:
+    pieces = re.split(SLOT, text)  # segments and names of slots, in turn
     segments = [np.array(token_ids(tokenizer, piece), np.int64) for piece in pieces[::2]]
     segments[0] = np.concatenate([np.array(start, np.int64), segments[0]])
     return TemplateIds(segments, [slots.index(name) for name in pieces[1::2]])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trl_rec.data.prompts import beginning, in_chat, item_pieces, newest_that_fit, token_ids
+from trl_rec.data.prompts import beginning_ids, item_pieces, newest_that_fit, token_ids, with_chat_template
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join, within
 
@@ -119,8 +119,8 @@ class RatedPromptFormat:
             raise ValueError("prompts of rated lists do not name users; take {user} out of them")
         _check_unknown(tokenizer, rated_tokens(catalog, ratings, letters=letters))
         if chat_template:
-            prompt_head, prompt_tail = in_chat(tokenizer, prompt_head, prompt_tail)
-        start = [] if chat_template else beginning(tokenizer, catalog.surface)
+            prompt_head, prompt_tail = with_chat_template(tokenizer, prompt_head, prompt_tail)
+        start = [] if chat_template else beginning_ids(tokenizer, catalog.surface)
         before, texts = _split(prompt_item, catalog, ratings)
         names = _names(tokenizer, prompt_tail, catalog.surface) if _has_letters(catalog, letters) else []
         return cls(
@@ -143,7 +143,7 @@ class RatedPromptFormat:
         if room is not None:
             lengths = self.items.lengths[histories.values] + self.ratings.lengths[nearest]
             left = np.repeat(room - len(self.prompt_head), histories.lengths)
-            places = newest_that_fit(places, lengths, left)  # type: ignore[arg-type]  # a room for each item
+            places = newest_that_fit(places, lengths, left)
         pieces = join(self.items.take(histories.values[places.values]), self.ratings.take(nearest[places.values]))
         return join(
             Ragged.repeated(self.prompt_head, len(places)), Ragged(pieces.values, pieces.offsets[places.offsets])
