@@ -1,8 +1,11 @@
-"""`trl-rec VERB`: forwards a verb to its script. Help answers at once, since nothing heavy is loaded before a verb is
-known."""
+"""`trl-rec VERB`: forwards each verb to its script.
+
+Nothing heavy is imported before the verb is known, so `trl-rec --help` answers at once.
+"""
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from functools import partial
@@ -13,22 +16,26 @@ from trl_rec.version import __version__
 
 VERBS = {
     "prepare": "make a dataset folder from an interaction log and a catalogue",
-    "tokenize": "give the items of a dataset folder semantic IDs",
-    "bear": "fine-tune so that each target stays inside the beam (weight 0: MSL; over the vocabulary: SFT)",
-    "blade": "align whole lists to accuracy, diversity and fairness, with a Best-of-N target that moves with the policy",
-    "alro": "fine-tune so that a user's rated candidates are put in order, whatever order they are shown in",
-    "softmax_dpo": "train on one chosen and several rejected completions a prompt",
-    "align3gr": "semantic IDs, fine-tuning on several tasks, then preference training in stages; or the stages alone",
-    "evaluate": "rank a split with baselines and, if given, a model; print a table, write metrics.json",
-    "recommend": "list what a trained model recommends to a user, or after some titles",
-    "recipe": "print a shipped recipe to copy and change, or the names of all",
+    "tokenize": "give semantic IDs to the items of a dataset folder",
+    "bear": "fine-tune a recommender: BEAR, MSL (--bear_weight 0) or plain SFT (also --softmax vocabulary)",
+    "blade": "align a model that writes lists to rewards of whole lists: accuracy, diversity, fairness",
+    "alro": "fine-tune a model to order a user's rated candidates, whatever order they are shown in",
+    "softmax_dpo": "train on preferences: one chosen and several rejected completions per prompt",
+    "align3gr": "make semantic IDs, fine-tune on several tasks, train on preferences in stages; or the stages alone",
+    "evaluate": "measure the baselines and a model on a split, print a table and write metrics.json",
+    "recommend": "print what a trained model recommends to a user, or after some titles",
+    "recipe": "print a shipped recipe to copy and change, or the names of all recipes",
 }
-SCRIPTS = {"tokenize": "tokenizing"}  # a tokenize.py would hide Python's own from every script that is run by its path
-TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")  # these go through accelerate launch
+TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")  # these run under accelerate launch
+SCRIPTS = {"tokenize": "tokenizing"}  # names of scripts that differ from their verb's
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the verb."""
+    """Runs a verb.
+
+    Args:
+        argv: The words of the command line, the verb first. Defaults to those of this process.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -36,55 +43,76 @@ def main(argv: list[str] | None = None) -> None:
     if argv[0] == "--version":
         print(__version__)
         return
-    if argv[0] not in VERBS:
-        sys.exit(f"trl-rec: there is no verb {argv[0]!r}; choose one of {', '.join(VERBS)}")
+
+    verb, *words = argv
+    if verb not in VERBS:
+        sys.exit(f"trl-rec: there is no verb {verb!r}; choose one of {', '.join(VERBS)}")
+
     from trl_rec.scripts.parsing import run
 
-    if argv[0] in TRAINING:
-        run(argv[0], partial(launch, argv[0]), argv[1:])
+    if verb in TRAINING:
+        run(verb, partial(launch, verb), words)
     else:
-        run(argv[0], import_module(f"trl_rec.scripts.{SCRIPTS.get(argv[0], argv[0])}").main, argv[1:])
+        script = import_module(f"trl_rec.scripts.{SCRIPTS.get(verb, verb)}")
+        run(verb, script.main, words)
 
 
 def launch(verb: str, argv: list[str]) -> None:
-    """Runs a training verb under `accelerate launch`; `--accelerate_config` takes a file or the name of a shipped
-    one."""
+    """Runs a training verb under `accelerate launch`.
+
+    Args:
+        verb: The verb.
+        argv: The words of the command line after it. `--accelerate_config`, a file or the name of a shipped one, and
+            `--num_processes` are for `accelerate launch`; all others are for the verb's script.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from trl_rec.compat import accelerate_launch
-    from trl_rec.scripts.parsing import find_recipe
-
-    own: list[str] = []
-    for word in argv:
-        own += word.split("=", 1) if word.startswith("--config=") else [word]
-    for_accelerate: list[str] = []
-    if "--config" in own[:-1]:
-        find_recipe(own[own.index("--config") + 1])  # a mistyped name is told before anything is launched
-    for key in ("--accelerate_config", "--num_processes"):
-        if key in own[:-1]:
-            place = own.index(key)
-            value = own[place + 1]
-            del own[place : place + 2]
-            if key == "--accelerate_config":
-                key, value = (
-                    "--config_file",
-                    str(find_recipe(value if value.endswith(".yaml") else f"accelerate/{value}")),
-                )
-            for_accelerate += [key, value]
+    for_accelerate, for_script = _split_words(argv)
+    # Accelerate warns about each of its options that was not given.
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
+    words = [*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *for_script]
     try:
-        accelerate_launch([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *own])
-    except (subprocess.CalledProcessError, ChildFailedError):  # the verb has said why
-        sys.exit(2)
+        launch_command(launch_command_parser().parse_args(words))
+    except (subprocess.CalledProcessError, ChildFailedError):
+        sys.exit(2)  # the script has printed what was wrong
 
 
 def usage() -> str:
-    """What `trl-rec --help` prints."""
+    """The text of `trl-rec --help`."""
     verbs = "\n".join(f"  {verb:<11} {text}" for verb, text in VERBS.items())
     return (
         f"usage: trl-rec VERB [--config RECIPE] [--KEY VALUE ...]\n\n{verbs}\n\n"
-        "RECIPE is a YAML file, or a shipped one's name such as bear/ml-100k; any key can be given on the command line.\n"
-        "trl-rec VERB --help lists a verb's keys."
+        "RECIPE is a YAML file, or the name of a shipped recipe such as bear/ml-100k. Keys on the command line\n"
+        "override those of the recipe. trl-rec VERB --help lists the keys of a verb.\n\n"
+        f"{', '.join(TRAINING)} run under accelerate launch: --num_processes N starts\n"
+        "N processes; --accelerate_config takes a file, or the name of a shipped one: cpu, ddp, zero2, zero3, fsdp2."
     )
+
+
+def _split_words(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The words for `accelerate launch`, and those for the script."""
+    from trl_rec.scripts.parsing import find_recipe
+
+    for_script: list[str] = []
+    for word in argv:
+        for_script += word.split("=", 1) if word.startswith("--config=") else [word]
+    if "--config" in for_script[:-1]:
+        find_recipe(for_script[for_script.index("--config") + 1])  # a mistyped name is an error before the launch
+
+    for_accelerate: list[str] = []
+    for key in ("--accelerate_config", "--num_processes"):
+        if key not in for_script[:-1]:
+            continue
+        place = for_script.index(key)
+        value = for_script[place + 1]
+        del for_script[place : place + 2]
+        if key == "--accelerate_config":
+            file = find_recipe(value if value.endswith(".yaml") else f"accelerate/{value}")
+            for_accelerate += ["--config_file", str(file)]
+        else:
+            for_accelerate += [key, value]
+    return for_accelerate, for_script
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def test_what_a_recipe_writes_as_a_mapping_is_json_on_the_command_line(capsys: p
     assert parse(ScheduleArguments, ["--dataset", "d", "--tokenize", "none"], "align3gr").tokenize is None
     with pytest.raises(SystemExit):
         parse(ScheduleArguments, ["--dataset", "d", "--tokenize", "3"], "align3gr")
-    assert "3 is no mapping" in capsys.readouterr().err
+    assert "3 is not a mapping" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

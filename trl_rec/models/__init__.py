@@ -10,6 +10,7 @@ __all__ = [
     "RecModelConfig",
     "add_item_tokens",
     "build_model",
+    "build_policy",
     "completion_logps",
     "legal_completion_logps",
     "load_model",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from trl_rec.models.building import RecModelConfig, build_model, loading_options
+    from trl_rec.models.building import RecModelConfig, build_model, build_policy, loading_options
     from trl_rec.models.completions import CompletionLogits, completion_logps, legal_completion_logps, read_completions
     from trl_rec.models.loading import load_model, load_policy, load_tokenizer
     from trl_rec.models.scratch import make_model, make_tokenizer
@@ -34,7 +35,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "building": ["RecModelConfig", "build_model", "loading_options"],
+            "building": ["RecModelConfig", "build_model", "build_policy", "loading_options"],
             "completions": ["CompletionLogits", "completion_logps", "legal_completion_logps", "read_completions"],
             "loading": ["load_model", "load_policy", "load_tokenizer"],
             "scratch": ["make_model", "make_tokenizer"],

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_rec.items.catalog import ItemCatalog
-from trl_rec.models.loading import load_policy, load_tokenizer
+from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.models.scratch import make_model, make_tokenizer
 from trl_rec.models.tokens import add_item_tokens, new_token_modules
 
@@ -71,6 +72,34 @@ def build_model(
     if adapter is not None and new:
         adapter.trainable_token_indices = new_token_modules(model, new)
     return model, tokenizer, adapter
+
+
+def build_policy(
+    config: ModelConfig, *, trust_remote_code: bool = False, with_reference: bool = True
+) -> tuple[PreTrainedModel, PreTrainedModel | None, PreTrainedTokenizerBase, PeftConfig | None]:
+    """Policy, reference, tokenizer and adapter configuration for preference training.
+
+    The reference is the same model loaded again. It is None if the policy has or gets an adapter: without it, the
+    policy's own base is the reference.
+
+    Args:
+        config: Which model to load; it must have a `model_name_or_path`.
+        trust_remote_code: Whether code that comes with a model is run.
+        with_reference (*optional*, defaults to `True`): `False` leaves out the reference in any case.
+    """
+    name = config.model_name_or_path
+    if name is None:
+        raise ValueError(
+            "there is no policy to start from; give model_name_or_path, such as the output folder of trl-rec bear"
+        )
+    options = loading_options(config, trust_remote_code)
+    policy = load_policy(name, **options)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code or None)
+
+    adapter = get_peft_config(config)
+    has_own_reference = isinstance(policy, PeftModel) or adapter is not None
+    reference = load_model(name, **options) if with_reference and not has_own_reference else None
+    return policy, reference, tokenizer, adapter
 
 
 def loading_options(config: ModelConfig, trust_remote_code: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`trl-rec align3gr`: semantic IDs, supervised fine-tuning on several tasks, and preference stages, or the stages
+"""`trl-rec align3gr`: semantic IDs, fine-tuning on several tasks, and preference training in stages; or the stages
 alone."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from trl import get_peft_config
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig, loading_options
 from trl_rec.schedule import Schedule, align, align3gr_stages, check_pipeline, give_ids, learn_supervised, read_stages
-from trl_rec.scripts.parsing import parse, parse_section, run, tell_progress
+from trl_rec.scripts.parsing import parse, parse_section, run, show_progress
 from trl_rec.semantic_ids import DualIdsConfig
 from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
 from trl_rec.trainer.base.shutdown import end_processes
@@ -47,36 +47,49 @@ COMMON = (
 
 @dataclass
 class ScheduleArguments:
-    """Which data, and which parts. Without `supervised`, `model_name_or_path` is the policy to begin with; with it,
-    what is fine-tuned, or nothing for a small model from scratch."""
+    """The data, and which parts to run.
 
-    dataset: str = field(metadata={"help": "dataset folder"})
-    surface: str = field(default="semantic_id", metadata={"help": "title, item_token or semantic_id"})
-    tokenize: dict | None = field(
-        default=None, metadata={"help": "in a recipe: keys of DualIdsConfig; IDs are made first"}
+    Without `supervised`, the stages start from the policy in `model_name_or_path`. With it, that model is fine-tuned
+    first, or a small one from scratch if there is none.
+    """
+
+    dataset: str = field(metadata={"help": "dataset folder, made by trl-rec prepare"})
+    surface: str = field(
+        default="semantic_id", metadata={"help": "how items are written: title, item_token or semantic_id"}
     )
-    overwrite_ids: bool = field(default=False, metadata={"help": "replace IDs that were made otherwise"})
+    tokenize: dict | None = field(
+        default=None, metadata={"help": "keys of trl-rec tokenize --method dual: makes semantic IDs first"}
+    )
+    overwrite_ids: bool = field(default=False, metadata={"help": "replace IDs that were made with other settings"})
     supervised: dict | None = field(
-        default=None, metadata={"help": "in a recipe: keys of trl-rec bear; max_steps holds here too"}
+        default=None,
+        metadata={
+            "help": "keys of trl-rec bear: fine-tunes a policy first; max_steps, prompts and the like are shared"
+        },
     )
     stages: list[dict] | None = field(
-        default=None, metadata={"help": "in a recipe: a list of stages; else Align3GR's five"}
+        default=None, metadata={"help": "the stages, each a mapping such as {source: self_play}; Align3GR's if unset"}
     )
-    keep: str = field(default="best", metadata={"help": "best: a stage that does not help is undone; last: it is not"})
+    keep: str = field(
+        default="best", metadata={"help": "best: a stage that does not improve the policy is undone; last: it is kept"}
+    )
 
 
 def main(argv: list[str]) -> None:
-    """Runs the parts that are left, and measures the last policy on the test split."""
+    """Runs the parts that are not finished, and measures the last policy on the test split."""
     data, model_config, config = parse((ScheduleArguments, RecModelConfig, SoftmaxDPOConfig), argv, "align3gr")
-    tell_progress()
+    show_progress()
     start = model_config.model_name_or_path
     if start is None and data.supervised is None:
         raise ValueError(
-            "no policy to begin with; give model_name_or_path, the output folder of trl-rec bear, or supervised"
+            "there is no policy to start from; give model_name_or_path, such as the output folder of trl-rec bear, or "
+            "supervised"
         )
+
+    # 1. Read all sections of the recipe, and check them before any work.
     stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
     ids = None if data.tokenize is None else parse_section(DualIdsConfig, data.tokenize, "align3gr: tokenize")
-    supervised = None if data.supervised is None else _supervised(data.supervised, config)
+    supervised = None if data.supervised is None else _supervised_config(data.supervised, config)
     dataset = load(data.dataset)
     schedule = Schedule(
         dataset,
@@ -86,19 +99,20 @@ def main(argv: list[str]) -> None:
         model_options=loading_options(model_config, config.trust_remote_code),
     )
     check_pipeline(stages, schedule, supervised)
+
+    # 2. Run the parts.
     if ids is not None:
         dataset = give_ids(dataset, ids, overwrite=data.overwrite_ids)
     dataset = dataset.with_surface(data.surface)
     if supervised is not None:
         start = learn_supervised(dataset, supervised, model_config)
-    schedule = replace(schedule, dataset=dataset)
-    align(stages, start, schedule)
+    align(stages, start, replace(schedule, dataset=dataset))
     end_processes(PartialState().destroy_process_group)
 
 
-def _supervised(section: dict[str, Any], config: SoftmaxDPOConfig) -> BearConfig:
-    """The supervised part's configuration: its section, and what it has from the stages'."""
-    common = {"output_dir": f"{config.output_dir}/supervised"} | {name: getattr(config, name) for name in COMMON}
+def _supervised_config(section: dict[str, Any], config: SoftmaxDPOConfig) -> BearConfig:
+    """The configuration of the supervised part: its section, and from the stages what the section leaves out."""
+    common = {"output_dir": f"{config.output_dir}/supervised", **{name: getattr(config, name) for name in COMMON}}
     return parse_section(BearConfig, common | section, "align3gr: supervised")
 
 

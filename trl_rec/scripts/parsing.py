@@ -1,7 +1,6 @@
-"""Arguments of a verb: a dataclass filled from `--config`, a YAML file or a shipped recipe's name, and from the
-command line.
+"""The arguments of a verb: dataclasses filled from a recipe (`--config`) and from the command line.
 
-This is TRL's own parser, so unknown keys are errors and any key of a recipe can be overridden.
+TRL's own parser does it, so the command line overrides any key of a recipe, and an unknown key is an error.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import logging
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,78 @@ from accelerate import PartialState
 from trl import TrlParser
 
 import trl_rec
+from trl_rec.cli import VERBS
 from trl_rec.compat import read_mappings
 
 
+@dataclass
+class DataArguments:
+    """The data, and how items are written."""
+
+    dataset: str = field(metadata={"help": "dataset folder, made by trl-rec prepare"})
+    surface: str = field(
+        default="item_token", metadata={"help": "how items are written: title, item_token or semantic_id"}
+    )
+
+
 def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
-    """The verb's arguments: an instance of the dataclass, or of each of several."""
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    if "--config" in argv[:-1]:
-        place = argv.index("--config") + 1
-        argv[place] = str(find_recipe(argv[place]))
-    several = kinds if isinstance(kinds, tuple) else (kinds,)
-    # TRL types its parameter as a NewType that no class is an instance of
-    parser = TrlParser(several, prog=f"trl-rec {verb}", allow_abbrev=False)  # type: ignore[arg-type]
+    """The arguments of a verb.
+
+    Args:
+        kinds: The dataclass to fill, or several that share the command line.
+        argv: The words of the command line after the verb.
+        verb: The verb, for messages.
+
+    Returns:
+        An instance of the dataclass, or a tuple with one of each.
+    """
+    # 1. Replace the name of a shipped recipe by its file; "--config=NAME" counts too.
+    words = []
+    for word in argv:
+        words += word.split("=", 1) if word.startswith("--config=") else [word]
+    if "--config" in words[:-1]:
+        place = words.index("--config") + 1
+        words[place] = str(find_recipe(words[place]))
+
+    # 2. Parse. TRL types its parameter as a NewType that no class is an instance of.
+    all_kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    parser = TrlParser(
+        all_kinds,  # type: ignore[arg-type]
+        prog=f"trl-rec {verb}",
+        description=VERBS.get(verb),
+        allow_abbrev=False,
+    )
     read_mappings(parser, json_mapping)
-    parsed = parser.parse_args_and_config(argv)
-    for one in parsed:
-        if getattr(one, "resume_from_checkpoint", None) in (
-            "true",
-            "True",
-        ):  # text to the parser, a folder to the trainer
-            one.resume_from_checkpoint = True
+    parsed = parser.parse_args_and_config(words)
+
+    # 3. "true" means the newest checkpoint. The parser reads it as text, and the trainer would look for such a folder.
+    for arguments in parsed:
+        if getattr(arguments, "resume_from_checkpoint", None) in ("true", "True"):
+            arguments.resume_from_checkpoint = True
     return parsed if isinstance(kinds, tuple) else parsed[0]
 
 
+def parse_section(kind: type, section: dict[str, Any], name: str) -> Any:
+    """A dataclass from a section of a recipe, with the rules of [`parse`].
+
+    Unknown keys are errors, and numbers that YAML reads as text (`1e-3`) become numbers. A key without a value has its
+    default, except `max_length`, which is then unlimited.
+    """
+    argv = []
+    for key, value in section.items():
+        if isinstance(value, list):
+            argv += [f"--{key}", *map(str, value)] if value else []
+        elif value is not None:
+            argv += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
+
+    arguments = parse(kind, argv, name)
+    if "max_length" in section and section["max_length"] is None:
+        arguments.max_length = None
+    return arguments
+
+
 def json_mapping(text: str) -> dict[str, Any] | None:
-    """What a recipe writes as a mapping, as JSON on the command line."""
+    """The mapping that `text` writes as JSON: on the command line, in place of a recipe's nested keys."""
     if text.lower() in ("none", "null"):
         return None
     try:
@@ -50,28 +97,12 @@ def json_mapping(text: str) -> dict[str, Any] | None:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise ArgumentTypeError(f"{text} is no mapping; write it as JSON, such as '{{\"codes\": 32}}'")
+        raise ArgumentTypeError(f"{text} is not a mapping; write it as JSON, such as '{{\"codes\": 32}}'")
     return value
 
 
-def parse_section(kind: type, section: dict[str, Any], name: str) -> Any:
-    """A dataclass from a section of a recipe, as `parse` makes one of the whole: unknown keys are errors, and numbers
-    that YAML took for text (`1e-3`) are numbers. A key without a value has its default, but for `max_length`, which is
-    then unbounded."""
-    argv = []
-    for key, value in section.items():
-        if isinstance(value, list):
-            argv += [f"--{key}", *map(str, value)] if value else []
-        elif value is not None:
-            argv += [f"--{key}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    made = parse(kind, argv, name)
-    if section.get("max_length", 0) is None:
-        made.max_length = None
-    return made
-
-
 def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs a verb's `main`; what the user got wrong becomes one sentence and exit status 2."""
+    """Runs the `main` of a verb; an error of the user's becomes one sentence and exit status 2."""
     try:
         main(argv)
     except (ValueError, OSError) as error:
@@ -79,21 +110,17 @@ def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
         sys.exit(2)
 
 
-def recipes_folder() -> Path:
-    """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
-    package = Path(trl_rec.__file__).parent
-    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+def show_progress() -> None:
+    """Lets the main process print which part of a verb runs.
 
-
-def tell_progress() -> None:
-    """From here on one process says which part of a verb runs. Comes after `parse`, which decides what processes
-    compute on."""
+    Call it after [`parse`], which decides the device of the processes: `PartialState` is made only once.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trl_rec").setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
 
 def find_recipe(name: str) -> Path:
-    """The file itself where `name` is one, else the shipped recipe of that name (`prepare/ml-100k`)."""
+    """The file of a recipe: `name` itself if it is one, else the shipped recipe of that name (`prepare/ml-100k`)."""
     if Path(name).is_file():
         return Path(name)
     shipped = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"
@@ -103,8 +130,14 @@ def find_recipe(name: str) -> Path:
 
 
 def recipe_names() -> list[str]:
-    """The names that `--config` takes; those under `accelerate/` are for `--accelerate_config`."""
-    names = (
-        path.relative_to(recipes_folder()).with_suffix("").as_posix() for path in recipes_folder().rglob("*.yaml")
-    )
+    """The names that `--config` accepts. Those under `accelerate/` are for `--accelerate_config` instead."""
+    folder = recipes_folder()
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
     return sorted(name for name in names if not name.startswith("accelerate/"))
+
+
+def recipes_folder() -> Path:
+    """The folder of the shipped recipes: inside the installed package, or beside it in a checkout."""
+    package = Path(trl_rec.__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"

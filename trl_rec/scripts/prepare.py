@@ -1,4 +1,4 @@
-"""`trl-rec prepare`: a log and a catalogue become a dataset folder."""
+"""`trl-rec prepare`: makes a dataset folder from an interaction log and a catalogue."""
 
 from __future__ import annotations
 
@@ -14,36 +14,51 @@ from trl_rec.scripts.parsing import parse
 
 @dataclass
 class PrepareArguments:
-    """Keys of a `prepare` recipe; see [`prepare`] for what each does."""
+    """Keys of a `prepare` recipe; [`prepare`] explains them."""
 
-    source: str = field(metadata={"help": "folder of the source's files, or toy, or ml-100k"})
+    source: str = field(metadata={"help": "folder of the source's files; or toy, or ml-100k"})
     output_dir: str = field(metadata={"help": "dataset folder to make"})
     format: str | None = field(
-        default=None, metadata={"help": "table, recbole, bigrec, lcrec, ml-100k or toy; else found out"}
+        default=None,
+        metadata={"help": "table, recbole, bigrec, lcrec, ml-100k or toy; detected from the files if unset"},
     )
-    split: str | None = field(default=None, metadata={"help": "leave_one_out (default), leave_last or time"})
+    split: str | None = field(
+        default=None, metadata={"help": "leave_one_out, leave_last or time; leave_one_out if unset"}
+    )
     num_held_out: int | None = field(
         default=None,
-        metadata={"help": "split leave_last: items held out as test, and as many as validation; 10 by default"},
+        metadata={"help": "with split leave_last: items per user in the test split, and in validation; 10 if unset"},
     )
-    min_user_interactions: int = field(default=0, metadata={"help": "k-core: fewest interactions of a user"})
-    min_item_interactions: int = field(default=0, metadata={"help": "k-core: fewest interactions of an item"})
+    min_user_interactions: int = field(
+        default=0,
+        metadata={"help": "k-core: drop users with fewer interactions, repeatedly, until all have enough"},
+    )
+    min_item_interactions: int = field(
+        default=0,
+        metadata={"help": "k-core: drop items with fewer interactions, repeatedly, until all have enough"},
+    )
     columns: dict | None = field(
-        default=None, metadata={"help": "format table, in a recipe: our column names to yours"}
+        default=None,
+        metadata={"help": 'format table: our column names to yours, as JSON: \'{"user_id": "customer"}\''},
     )
-    title_column: str | None = field(default=None, metadata={"help": "format recbole: the item column with titles"})
-    group_column: str | None = field(default=None, metadata={"help": "item column with groups, such as genres"})
-    group_separator: str = field(default="|", metadata={"help": "format table: what separates the groups of an item"})
+    title_column: str | None = field(
+        default=None, metadata={"help": "format recbole: item column with the title, unless it has a usual name"}
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "item column with groups, such as genres, for fairness and diversity"}
+    )
+    group_separator: str = field(default="|", metadata={"help": "text between the groups of one item"})
     seed: int = field(default=0, metadata={"help": "seed of the toy log"})
-    toy_users: int = field(default=300, metadata={"help": "users of the toy log"})
-    toy_items: int = field(default=200, metadata={"help": "items of the toy log"})
-    overwrite: bool = field(default=False, metadata={"help": "replace a dataset folder made otherwise"})
+    toy_users: int = field(default=300, metadata={"help": "number of users in the toy log"})
+    toy_items: int = field(default=200, metadata={"help": "number of items in the toy log"})
+    overwrite: bool = field(default=False, metadata={"help": "replace a dataset folder made with other settings"})
 
 
 def main(argv: list[str]) -> None:
-    """Prepares, and prints what the folder holds."""
+    """Prepares the dataset, and prints what its folder contains."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    datasets.disable_progress_bars()  # one a split and an instant long; the log tells the phases
+    datasets.disable_progress_bars()  # there would be one per split, each gone in an instant
+
     arguments = parse(PrepareArguments, argv, "prepare")
     dataset = prepare(**asdict(arguments))
     print(describe(dataset.card))

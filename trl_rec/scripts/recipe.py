@@ -1,15 +1,20 @@
-"""`trl-rec recipe`: the shipped recipes by name, or one of them as it is written, to be copied and changed."""
+"""`trl-rec recipe`: prints a shipped recipe, to be copied and changed, or the names of all."""
 
 from __future__ import annotations
 
 import argparse
 
+from trl_rec.cli import VERBS
 from trl_rec.scripts.parsing import find_recipe, recipe_names
 
 
 def main(argv: list[str]) -> None:
-    """Prints a recipe, or the names of all."""
-    parser = argparse.ArgumentParser(prog="trl-rec recipe", description="Prints a recipe, or the names of all.")
-    parser.add_argument("name", nargs="?", help="such as bear/toy")
+    """Prints a recipe, or the names of all recipes."""
+    parser = argparse.ArgumentParser(prog="trl-rec recipe", description=VERBS["recipe"])
+    parser.add_argument("name", nargs="?", help="name of a recipe, such as bear/toy; lists all names if unset")
+
     name = parser.parse_args(argv).name
-    print("\n".join(recipe_names()) if name is None else find_recipe(name).read_text(encoding="utf-8").rstrip("\n"))
+    if name is None:
+        print("\n".join(recipe_names()))
+    else:
+        print(find_recipe(name).read_text(encoding="utf-8").rstrip("\n"))

@@ -1,4 +1,4 @@
-"""`trl-rec recommend`: a user or some titles in, a readable list out, the history beside it."""
+"""`trl-rec recommend`: prints what a trained model recommends to a user or after some titles, beside the history."""
 
 from __future__ import annotations
 
@@ -10,44 +10,51 @@ from trl_rec.decoding.run_folder import check_same_items, local_folder
 from trl_rec.scripts.parsing import parse
 
 
+SHOWN = 10  # items of the history
+
+
 @dataclass
 class RecommendArguments:
-    """Whose list, and from which run."""
+    """Whom to recommend to, and with which model."""
 
     model: str = field(metadata={"help": "run folder of a trainer, or hub id"})
-    user: str | None = field(default=None, metadata={"help": "a user's id, with --dataset"})
-    dataset: str | None = field(default=None, metadata={"help": "dataset folder that knows the user"})
+    user: str | None = field(default=None, metadata={"help": "id of a user in --dataset"})
+    dataset: str | None = field(default=None, metadata={"help": "dataset folder with the user's history"})
     titles: list[str] | None = field(
-        default=None, metadata={"help": "titles of a history, oldest first, instead of a user"}
+        default=None, metadata={"help": "titles of a history, oldest first, instead of --user"}
     )
-    k: int = field(default=10, metadata={"help": "length of the list"})
-    exclude_history: bool = field(default=True, metadata={"help": "never recommend what the history holds"})
+    k: int = field(default=10, metadata={"help": "number of items to recommend"})
+    exclude_history: bool = field(default=True, metadata={"help": "never recommend items of the history"})
 
 
 def main(argv: list[str]) -> None:
-    """Prints the history and the list."""
+    """Prints the history and the recommended items."""
     arguments = parse(RecommendArguments, argv, "recommend")
-    if (arguments.user is None) == (arguments.titles is None) or (
-        arguments.user is not None and arguments.dataset is None
-    ):
-        raise ValueError("give --user with --dataset, or --titles")
-    recommender, user = Recommender.from_pretrained(arguments.model), None
-    if arguments.user is not None:
-        dataset = load(arguments.dataset)
-        folder = local_folder(arguments.model)  # of a hub repository: it is fetched by now
-        check_same_items(folder, dataset.with_surface(recommender.catalog.surface).catalog, arguments.dataset)
-        history, user = dataset.history_of(arguments.user), dataset.user_index(arguments.user)
-    elif recommender.prompt_format.users is not None:
-        raise ValueError(
-            f"prompts of {arguments.model} name the user, and titles name none; give --user with --dataset"
-        )
-    else:
-        history = recommender.catalog.ids_of(arguments.titles)
-    listed = recommender.recommend(history, arguments.k, user=user, exclude_history=arguments.exclude_history)
+    has_user = arguments.user is not None
+    if has_user == (arguments.titles is not None) or (has_user and arguments.dataset is None):
+        raise ValueError("give either --user with --dataset, or --titles")
+
+    recommender = Recommender.from_pretrained(arguments.model)
+    history, user = _history(arguments, recommender)
+    recommended = recommender.recommend(history, arguments.k, user=user, exclude_history=arguments.exclude_history)
+
     titles = dict(zip(recommender.catalog.ids, recommender.catalog.titles, strict=True))
-    print(f"history, newest first ({len(history)} items, at most 10 shown)")
-    print("\n".join(f"      {titles[item]}" for item in reversed(history[-10:])))
+    print(f"history, newest first ({len(history)} items, at most {SHOWN} shown)")
+    print("\n".join(f"      {titles[item_id]}" for item_id in reversed(history[-SHOWN:])))
     print(
-        "recommended" if listed else "nothing is left to recommend: the history holds it all (see --exclude_history)"
+        "recommended" if recommended else "nothing to recommend: all items are in the history (see --exclude_history)"
     )
-    print("\n".join(f"  {rank:>2}. {one.title}  ({one.score:.2f})" for rank, one in enumerate(listed, 1)))
+    print("\n".join(f"  {rank:>2}. {item.title}  ({item.score:.2f})" for rank, item in enumerate(recommended, 1)))
+
+
+def _history(arguments: RecommendArguments, recommender: Recommender) -> tuple[list[str], int | None]:
+    """Ids of the items in the history, oldest first, and the user's row in `RecDataset.users` if there is a user."""
+    if arguments.user is not None and arguments.dataset is not None:
+        dataset = load(arguments.dataset)
+        folder = local_folder(arguments.model)  # a hub repository is in the cache by now
+        check_same_items(folder, dataset.with_surface(recommender.catalog.surface).catalog, arguments.dataset)
+        return dataset.history_of(arguments.user), dataset.user_index(arguments.user)
+
+    if recommender.prompt_format.users is not None:
+        raise ValueError(f"the prompts of {arguments.model} name the user; give --user with --dataset, not --titles")
+    return recommender.catalog.ids_of(arguments.titles or []), None

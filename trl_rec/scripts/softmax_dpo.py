@@ -1,59 +1,52 @@
-"""`trl-rec softmax_dpo`: DPO with any number of rejected completions a prompt, on texts, conversations or items."""
+"""`trl-rec softmax_dpo`: DPO with any number of rejected completions per prompt, on texts, conversations or items."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
 
-from peft import PeftModel
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from trl_rec.data import load
-from trl_rec.models import load_model, load_policy, load_tokenizer, loading_options
 from trl_rec.schedule import check_preference_leaks
 from trl_rec.scripts.parsing import parse, run
-from trl_rec.trainer import SoftmaxDPOConfig, SoftmaxDPOTrainer, conclude, save_run
-from trl_rec.trainer.softmax_dpo.rows import read_preferences
+from trl_rec.trainer import SoftmaxDPOConfig, build_softmax_dpo_trainer, conclude, read_preferences, save_run
 
 
 @dataclass
 class PreferenceArguments:
-    """Which preferences. With a dataset folder their items are its catalogue's, and its users are ranked."""
+    """The preferences. With a dataset folder, their items are those of its catalogue, and its users are ranked."""
 
     preferences: str = field(
-        metadata={"help": "file or hub id: prompt, chosen, rejected; or history, chosen, rejected (ids)"}
+        metadata={"help": "file or hub id with prompt, chosen, rejected; or with history, chosen, rejected (item ids)"}
     )
-    eval_preferences: str | None = field(default=None, metadata={"help": "the same, to measure the loss on"})
-    dataset: str | None = field(default=None, metadata={"help": "dataset folder, where completions are items"})
-    surface: str = field(default="title", metadata={"help": "title, item_token or semantic_id"})
+    eval_preferences: str | None = field(
+        default=None, metadata={"help": "the same, for preferences whose loss is evaluated during training"}
+    )
+    dataset: str | None = field(default=None, metadata={"help": "dataset folder, if the completions are items"})
+    surface: str = field(default="title", metadata={"help": "how items are written: title, item_token or semantic_id"})
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves; with a dataset it also writes `metrics.json` for the test split."""
+    """Trains and saves. With a dataset it also writes `metrics.json` for the test split."""
     data, model_config, config = parse((PreferenceArguments, ModelConfig, SoftmaxDPOConfig), argv, "softmax_dpo")
-    name, adapter = model_config.model_name_or_path, get_peft_config(model_config)
-    options = loading_options(model_config, config.trust_remote_code)
-    if name is None:
-        raise ValueError("no policy to begin with; give model_name_or_path")
+
+    # 1. Read the preferences. Items of the validation or test split must not be among them.
     dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
     catalog = None if dataset is None else dataset.catalog
-    held_out = None if dataset is None else dataset.validation
     preferences = read_preferences(data.preferences, catalog)
     if dataset is not None and {"user", "history"} <= set(preferences.column_names):
         check_preference_leaks(preferences, dataset, feedback=False)
-    policy = load_policy(name, **options)
-    own_reference = isinstance(policy, PeftModel) or adapter is not None or config.precompute_ref_log_probs
-    trainer = SoftmaxDPOTrainer(
-        policy,
-        None if own_reference else load_model(name, **options),
-        config,
-        train_dataset=preferences,
-        eval_dataset=held_out if data.eval_preferences is None else read_preferences(data.eval_preferences, catalog),
-        processing_class=load_tokenizer(name, trust_remote_code=config.trust_remote_code or None),
-        catalog=catalog,
-        peft_config=adapter,
-    )
+
+    # 2. Train.
+    if data.eval_preferences is not None:
+        eval_dataset = read_preferences(data.eval_preferences, catalog)
+    else:
+        eval_dataset = None if dataset is None else dataset.validation
+    trainer = build_softmax_dpo_trainer(preferences, config, model_config, eval_dataset=eval_dataset, catalog=catalog)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+
+    # 3. Save, and rank the test users if there are any.
     settings = {**vars(data), **vars(model_config)}
     if dataset is None:
         save_run(trainer, settings)

@@ -1,4 +1,7 @@
-"""`trl-rec tokenize`: the items of a dataset folder get semantic IDs, and its users where a method gives them some."""
+"""`trl-rec tokenize`: gives semantic IDs to the items of a dataset folder, and with the method `dual` to its users.
+
+A file called tokenize.py would hide Python's own module from every script of this folder that is run by its path.
+"""
 
 from __future__ import annotations
 
@@ -21,36 +24,41 @@ from trl_rec.semantic_ids import (
 )
 
 
-SHARED = ("levels", "codes", "collisions", "seed")  # keys of both methods
+KMEANS = ("width", "window", "iterations")  # keys of TokenizeArguments that only the method kmeans uses
+SHARED = ("levels", "codes", "collisions", "seed")  # keys of DualIdsConfig that kmeans uses too
 
 
 @dataclass
 class TokenizeArguments:
-    """Keys of a `tokenize` recipe, besides those of [`DualIdsConfig`]; see [`make_semantic_ids`] for what each
-    does."""
+    """Keys of a `tokenize` recipe, besides those of [`DualIdsConfig`]; [`make_semantic_ids`] explains them."""
 
-    dataset: str = field(metadata={"help": "dataset folder; the IDs go into its catalogue"})
-    method: str = field(default="kmeans", metadata={"help": "kmeans: from co-occurrence; dual: from texts and users"})
+    dataset: str = field(metadata={"help": "dataset folder; the IDs are written into its catalogue"})
+    method: str = field(
+        default="kmeans", metadata={"help": "kmeans: from co-occurrence; dual: from texts and users' choices"}
+    )
     width: int = field(default=64, metadata={"help": "kmeans: width of the item vectors"})
     window: int = field(
-        default=5, metadata={"help": "kmeans: largest distance of two items that count as near each other"}
+        default=5, metadata={"help": "kmeans: largest distance at which two items of a user count as near each other"}
     )
-    iterations: int = field(default=25, metadata={"help": "kmeans: most rounds a level"})
-    import_index: str | None = field(default=None, metadata={"help": "an X.index.json to take the IDs from instead"})
-    export_index: str | None = field(
-        default=None, metadata={"help": "where to write the IDs as an X.index.json as well"}
+    iterations: int = field(default=25, metadata={"help": "kmeans: maximum rounds per level"})
+    import_index: str | None = field(
+        default=None, metadata={"help": "an X.index.json to take the IDs from, instead of making them"}
     )
-    overwrite: bool = field(default=False, metadata={"help": "replace IDs that were made otherwise"})
+    export_index: str | None = field(default=None, metadata={"help": "file to also write the IDs to, as X.index.json"})
+    overwrite: bool = field(default=False, metadata={"help": "replace IDs that were made with other settings"})
 
 
 def main(argv: list[str]) -> None:
-    """Makes the IDs, prints their card, and draws how often codes are used."""
+    """Makes the IDs, prints their card, and draws how often each code is used."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments, dual = parse((TokenizeArguments, DualIdsConfig), argv, "tokenize")
-    dataset = _made(load(arguments.dataset), arguments, dual)
-    card = read_ids_card(dataset.path)
+
+    dataset = _with_ids(load(arguments.dataset), arguments, dual)
     if arguments.export_index is not None:
         export_index(dataset.catalog, arguments.export_index)
+
+    card = read_ids_card(dataset.path)
+    assert card is not None, "IDs are never written without their card"
     print(describe_ids(card))
     if all("counts" in level for level in card["levels"]):  # cards of earlier versions have none
         picture = dataset.path / "semantic_ids.svg"
@@ -58,24 +66,30 @@ def main(argv: list[str]) -> None:
         print(f"\nhow often each code is used: {picture}")
 
 
-def _made(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsConfig) -> RecDataset:
+def _with_ids(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsConfig) -> RecDataset:
+    """The dataset with imported IDs, or with those of the chosen method; raises on keys that have no effect on it."""
+    dual_keys = tuple(one.name for one in fields(dual))
+
     if arguments.import_index is not None:
-        _check_other(arguments, ("method", "width", "window", "iterations"), "import_index")
-        _check_other(dual, tuple(one.name for one in fields(dual)), "import_index")
+        _check_unset(arguments, ("method", *KMEANS), "import_index")
+        _check_unset(dual, dual_keys, "import_index")
         return import_index(dataset, Path(arguments.import_index), overwrite=arguments.overwrite)
-    own = {name: getattr(arguments, name) for name in ("width", "window", "iterations")}
+
     if arguments.method == "dual":
-        _check_other(arguments, tuple(own), "method='dual'")
+        _check_unset(arguments, KMEANS, "method='dual'")
         return make_dual_ids(dataset, dual, overwrite=arguments.overwrite)
-    if arguments.method != "kmeans":
-        raise ValueError(f"unknown method {arguments.method!r}; choose kmeans or dual")
-    _check_other(dual, tuple(one.name for one in fields(dual) if one.name not in SHARED), "method='kmeans'")
-    shared = {name: getattr(dual, name) for name in SHARED}
-    return make_semantic_ids(dataset, **own, **shared, overwrite=arguments.overwrite)
+
+    if arguments.method == "kmeans":
+        _check_unset(dual, tuple(name for name in dual_keys if name not in SHARED), "method='kmeans'")
+        own = {name: getattr(arguments, name) for name in KMEANS}
+        shared = {name: getattr(dual, name) for name in SHARED}
+        return make_semantic_ids(dataset, **own, **shared, overwrite=arguments.overwrite)
+
+    raise ValueError(f"unknown method {arguments.method!r}; choose kmeans or dual")
 
 
-def _check_other(given: TokenizeArguments | DualIdsConfig, names: tuple[str, ...], why: str) -> None:
-    """Raises where a key is set that the way chosen does not look at."""
+def _check_unset(given: TokenizeArguments | DualIdsConfig, names: tuple[str, ...], why: str) -> None:
+    """Raises if one of these keys is not at its default."""
     for one in fields(given):
         if one.name in names and getattr(given, one.name) != one.default:
             raise ValueError(f"{one.name} has no effect with {why}; leave it out")

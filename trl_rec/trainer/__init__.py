@@ -27,10 +27,13 @@ __all__ = [
     "SoftmaxDPOConfig",
     "SoftmaxDPOTrainer",
     "TaskCollator",
+    "build_alro_trainer",
     "build_bear_trainer",
+    "build_blade_trainer",
     "build_ranker",
     "build_rated_rows",
     "build_rating_rows",
+    "build_softmax_dpo_trainer",
     "build_training_rows",
     "check_rankable",
     "conclude",
@@ -39,12 +42,13 @@ __all__ = [
     "learn_ratings",
     "orders_table",
     "rating_values",
+    "read_preferences",
     "save_run",
     "write_run",
 ]
 
 if TYPE_CHECKING:
-    from trl_rec.trainer.alro.building import build_ranker
+    from trl_rec.trainer.alro.building import build_alro_trainer, build_ranker
     from trl_rec.trainer.alro.collator import RatedListCollator
     from trl_rec.trainer.alro.config import AlroConfig
     from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
@@ -63,17 +67,20 @@ if TYPE_CHECKING:
     from trl_rec.trainer.bear.config import BearConfig
     from trl_rec.trainer.bear.tasks import TaskCollator
     from trl_rec.trainer.bear.trainer import BearTrainer
+    from trl_rec.trainer.blade.building import build_blade_trainer
     from trl_rec.trainer.blade.collator import ListPromptCollator
     from trl_rec.trainer.blade.config import BladeConfig
     from trl_rec.trainer.blade.trainer import BladeTrainer
+    from trl_rec.trainer.softmax_dpo.building import build_softmax_dpo_trainer
     from trl_rec.trainer.softmax_dpo.collator import PreferenceCollator
     from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
+    from trl_rec.trainer.softmax_dpo.rows import read_preferences
     from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "alro.building": ["build_ranker"],
+            "alro.building": ["build_alro_trainer", "build_ranker"],
             "alro.collator": ["RatedListCollator"],
             "alro.config": ["AlroConfig"],
             "alro.ordering": ["CandidateOrderingMixin"],
@@ -92,11 +99,14 @@ else:
             "bear.config": ["BearConfig"],
             "bear.tasks": ["TaskCollator"],
             "bear.trainer": ["BearTrainer"],
+            "blade.building": ["build_blade_trainer"],
             "blade.collator": ["ListPromptCollator"],
             "blade.config": ["BladeConfig"],
             "blade.trainer": ["BladeTrainer"],
+            "softmax_dpo.building": ["build_softmax_dpo_trainer"],
             "softmax_dpo.collator": ["PreferenceCollator"],
             "softmax_dpo.config": ["SoftmaxDPOConfig"],
+            "softmax_dpo.rows": ["read_preferences"],
             "softmax_dpo.trainer": ["SoftmaxDPOTrainer"],
         },
     )

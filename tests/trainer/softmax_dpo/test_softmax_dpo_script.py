@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import make_model as make_family
 from tests.trainer.softmax_dpo.preference_runs import TEXT_TOKENIZER, text_rows
-from trl_rec.models import load_model
-from trl_rec.scripts import softmax_dpo
+from trl_rec.models import building, load_model
 from trl_rec.scripts.softmax_dpo import main
 
 
@@ -64,7 +63,7 @@ def test_code_of_a_model_is_trusted_only_where_asked_for(
         told.append(options.get("trust_remote_code"))
         raise Stop
 
-    monkeypatch.setattr(softmax_dpo, "load_policy", watch)
+    monkeypatch.setattr(building, "load_policy", watch)
     with pytest.raises(Stop):
         main([*arguments(inputs, "model"), "--trust_remote_code", str(trust)])
     assert told == [True if trust else None]

@@ -11,6 +11,7 @@ __all__ = [
     "CandidateOrderingMixin",
     "RatedListCollator",
     "RatingStageConfig",
+    "build_alro_trainer",
     "build_ranker",
     "build_rated_rows",
     "build_rating_rows",
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from trl_rec.trainer.alro.building import build_ranker
+    from trl_rec.trainer.alro.building import build_alro_trainer, build_ranker
     from trl_rec.trainer.alro.collator import RatedListCollator
     from trl_rec.trainer.alro.config import AlroConfig
     from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
@@ -36,7 +37,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "building": ["build_ranker"],
+            "building": ["build_alro_trainer", "build_ranker"],
             "collator": ["RatedListCollator"],
             "config": ["AlroConfig"],
             "ordering": ["CandidateOrderingMixin"],

@@ -1,21 +1,77 @@
-"""Builds a model for rated prompts from a recipe: as [`build_model`] does, with the tokens that these prompts add."""
+"""Builds an [`AlroTrainer`] from a recipe: a model with the tokens of rated prompts, and perhaps its rating stage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import get_peft_config
 
-from trl_rec.decoding.candidates.prompts import rated_tokens
+from trl_rec.data.dataset import RecDataset
+from trl_rec.decoding.candidates.prompts import RatedPromptFormat, rated_tokens
 from trl_rec.items import ItemCatalog
 from trl_rec.models import RecModelConfig, build_model, make_model, make_tokenizer
 from trl_rec.models.tokens import new_token_modules
+from trl_rec.trainer.alro.config import AlroConfig
+from trl_rec.trainer.alro.rating import RatingStageConfig, learn_ratings
+from trl_rec.trainer.alro.rows import check_rankable, rating_values
+from trl_rec.trainer.alro.trainer import AlroTrainer
 
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+
+def build_alro_trainer(
+    dataset: RecDataset,
+    config: AlroConfig,
+    model_config: RecModelConfig,
+    rating: RatingStageConfig | None = None,
+) -> AlroTrainer:
+    """The trainer, ready to train. A model from scratch goes through its rating stage first.
+
+    Args:
+        dataset: The data, with ratings, and with the surface to train on. The validation split is evaluated during
+            training.
+        config: How the model is trained. The model of the rating stage is saved in `output_dir/rating`.
+        model_config: What to load or make.
+        rating (*optional*): The rating stage. It is skipped without `rating_epochs`.
+    """
+    if rating is not None and rating.rating_epochs == 0:
+        rating = None
+    if rating is not None and model_config.model_name_or_path is not None:
+        raise ValueError("rating_epochs are for a model from scratch; leave them out, or model_name_or_path")
+
+    # 1. Build the model, and check that it can read the lists.
+    ratings = rating_values(dataset.train)
+    model, tokenizer, adapter = build_ranker(
+        dataset.catalog,
+        ratings,
+        model_config,
+        letters=config.letters,
+        max_length=config.max_length,
+        seed=config.seed,
+        trust_remote_code=config.trust_remote_code,
+    )
+    prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings, **config.prompt_options)
+    check_rankable(dataset, prompt_format, config)
+
+    # 2. Let a model from scratch learn to rate.
+    if rating is not None:
+        folder = Path(str(config.output_dir)) / "rating"
+        model = learn_ratings(model, tokenizer, prompt_format, dataset, folder, **rating.options(config))
+
+    return AlroTrainer(
+        model,
+        config,
+        train_dataset=dataset.train,
+        eval_dataset=dataset.validation,
+        processing_class=tokenizer,
+        catalog=dataset.catalog,
+        peft_config=adapter,
+    )
 
 
 def build_ranker(

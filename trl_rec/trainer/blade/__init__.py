@@ -9,9 +9,11 @@ __all__ = [
     "BladeConfig",
     "BladeTrainer",
     "ListPromptCollator",
+    "build_blade_trainer",
 ]
 
 if TYPE_CHECKING:
+    from trl_rec.trainer.blade.building import build_blade_trainer
     from trl_rec.trainer.blade.collator import ListPromptCollator
     from trl_rec.trainer.blade.config import BladeConfig
     from trl_rec.trainer.blade.trainer import BladeTrainer
@@ -19,6 +21,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "building": ["build_blade_trainer"],
             "collator": ["ListPromptCollator"],
             "config": ["BladeConfig"],
             "trainer": ["BladeTrainer"],

@@ -1,0 +1,46 @@
+"""Builds a [`SoftmaxDPOTrainer`] from a recipe: the policy and its reference, for preferences that were read."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from trl import ModelConfig
+
+from trl_rec.items import ItemCatalog
+from trl_rec.models import build_policy
+from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
+from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
+
+
+def build_softmax_dpo_trainer(
+    preferences: Dataset,
+    config: SoftmaxDPOConfig,
+    model_config: ModelConfig,
+    *,
+    eval_dataset: Dataset | None = None,
+    catalog: ItemCatalog | None = None,
+) -> SoftmaxDPOTrainer:
+    """The trainer, ready to train.
+
+    Args:
+        preferences: What to train on, from [`read_preferences`].
+        config: How the policy is trained.
+        model_config: The policy, and perhaps an adapter to train.
+        eval_dataset (*optional*): Preferences whose loss is evaluated during training, or a split of a dataset to
+            rank.
+        catalog (*optional*): The items, if the completions are items.
+    """
+    policy, reference, tokenizer, adapter = build_policy(
+        model_config,
+        trust_remote_code=config.trust_remote_code,
+        with_reference=not config.precompute_ref_log_probs,
+    )
+    return SoftmaxDPOTrainer(
+        policy,
+        reference,
+        config,
+        train_dataset=preferences,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        catalog=catalog,
+        peft_config=adapter,
+    )
