@@ -20,8 +20,8 @@ def quantizer(generator, levels=3, codes=5, width=4):
 
 
 def test_u2i_worked_by_hand():
-    """The items score 0 and log 3. The second user finds the second item with probability 3/4. For the first user it is
-    no negative."""
+    """The items score 0 and log 3. The second user finds the second item with probability 3/4. For the first user the
+    second item is no negative."""
     users, items = torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [1.0986123]])
     also_chosen = torch.tensor([[False, True], [False, True]])
     assert u2i_loss(users, items, also_chosen).tolist() == pytest.approx([0.0, 0.2876821], abs=1e-6)

@@ -214,7 +214,7 @@ def dual_inputs(
 
 
 def _user_scaling(vectors: Tensor, histories: Tensor, mask: Tensor) -> Scaling:
-    """The scaling of pooled vectors, computed from at most `MOST_SCALED` users, spread evenly over those with items."""
+    """The scaling of pooled vectors, from at most `MOST_SCALED` users, spread evenly over those with items."""
     users = mask.any(1).nonzero().squeeze(1)
     users = users[torch.linspace(0, len(users) - 1, min(len(users), MOST_SCALED)).round().long()]
     return Scaling.of(pooled(vectors, histories[users], mask[users]))
