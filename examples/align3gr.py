@@ -1,11 +1,11 @@
-"""Align3GR on MovieLens-100k, whole: semantic IDs, several tasks, preference stages. `trl-rec align3gr` in Python.
+"""All of Align3GR on MovieLens-100k: semantic IDs, several tasks, preference stages (`trl-rec align3gr` in Python).
 
     python examples/align3gr.py [--source ml-100k] [--max_steps -1]
 
-Items and users get three codes each, from what is said of them and from who chose what. A small model learns to read
-and write these codes. Then it is trained against its own mistakes, from easy to hard, and against what the users
-disliked. Without a network and without a copy in the cache it falls back to a toy world, and says so. Killed or run
-again, it goes on where it stopped.
+Items and users get three codes each, made from their texts and from who chose what. A small model learns to read and
+write these codes. Then it is trained against its own mistakes, from easy to hard, and against items that users
+disliked. Without a network and a cached copy of the data, it falls back to a toy world and says so. If it was killed,
+the same command resumes it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from trl_rec.semantic_ids import DualIdsConfig, describe_ids, read_ids_card
 IDS = DualIdsConfig(text_encoder="words", codes=32, max_epochs=4)
 TASKS = {"next_item": 1.0, "item_to_id": 0.1, "id_to_item": 0.1, "profile_to_user": 0.1, "history_to_preference": 0.1}
 SHARED: dict[str, Any] = {
-    "prompt_head": "{user}",  # every prompt names its user
+    "prompt_head": "{user}",  # every prompt names the user
     "max_length": 192,  # 62 items of three codes, and the user
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 64,
@@ -42,7 +42,7 @@ def load_data(source: str) -> RecDataset:
     try:
         return prepare(source, f"data/example-{Path(source).name}")
     except FetchError as error:
-        print(f"{error}\nGoing on with the toy world: its figures say nothing about real users.\n")
+        print(f"{error}\nContinuing with the toy world. Its figures say nothing about real users.\n")
         return prepare("toy", "data/example-toy")
 
 
@@ -59,27 +59,34 @@ def main() -> None:
     runs = f"runs/example-align3gr-{dataset.path.name.removeprefix('example-')}-{arguments.max_steps}"
 
     print("part 2 of 3: supervised fine-tuning on several tasks")
-    options = {
-        **SHARED,
-        "max_steps": arguments.max_steps,
-        "learning_rate": 3e-3,
-        "warmup_steps": 30,
-        "weight_decay": 0.1,
-    }
     supervised = BearConfig(
-        f"{runs}/supervised", bear_weight=0, targets="all", tasks=TASKS, num_train_epochs=3, **options
+        f"{runs}/supervised",
+        bear_weight=0,
+        targets="all",
+        tasks=TASKS,
+        num_train_epochs=3,
+        max_steps=arguments.max_steps,
+        learning_rate=3e-3,
+        warmup_steps=30,
+        weight_decay=0.1,
+        **SHARED,
     )
     start = learn_supervised(dataset, supervised, RecModelConfig())
 
     print("part 3 of 3: preference stages")
-    options = {**SHARED, "max_steps": arguments.max_steps, "learning_rate": 1e-4, "sft_weight": 1.0}
-    config = SoftmaxDPOConfig(runs, normalize="catalogue", num_train_epochs=1, **options)
+    config = SoftmaxDPOConfig(
+        runs,
+        normalize="catalogue",
+        num_train_epochs=1,
+        max_steps=arguments.max_steps,
+        learning_rate=1e-4,
+        sft_weight=1.0,
+        **SHARED,
+    )
     align(align3gr_stages(max_prompts=1000, num_beams=20), start, Schedule(dataset, config))
 
-    recommender, titles = (
-        Recommender.from_pretrained(runs),
-        dict(zip(dataset.catalog.ids, dataset.catalog.titles, strict=True)),
-    )
+    recommender = Recommender.from_pretrained(runs)
+    titles = dict(zip(dataset.catalog.ids, dataset.catalog.titles, strict=True))
     for user in dataset.users["user_id"].to_pylist()[:3]:
         history = dataset.history_of(user)
         print(f"\nuser {user}, after {' | '.join(titles[item] for item in history[:-4:-1])}")

@@ -1,11 +1,10 @@
-"""ALRO on MovieLens-100k: each user's last ten rated films put in order, beside SFT and the baselines: `trl-rec alro`
-in Python.
+"""ALRO on MovieLens-100k: orders each user's last ten rated films, compared with SFT and the baselines.
 
     accelerate launch examples/alro.py [--source ml-100k] [--max_steps -1]
 
-A small model first learns from scratch which ratings to expect. Then it learns to put ten films in order, once by
-supervised fine-tuning alone and once with ALRO's two losses. Without a network and without a copy in the cache it
-falls back to a toy world, and says so.
+This is `trl-rec alro` in Python. A small model from scratch first learns which ratings to expect. Then it learns to
+order ten films, once by supervised fine-tuning alone and once with ALRO's two losses. Without a network and a cached
+copy of the data, it falls back to a toy world and says so.
 """
 
 import argparse
@@ -43,16 +42,16 @@ SHARED: dict[str, Any] = {
 
 
 def load_data(source: str) -> RecDataset:
-    """Each user's last ten items are the test, the ten before them the validation."""
+    """The data. Each user's last ten items are the test items, the ten before them the validation items."""
     try:
         return prepare(source, f"data/next-ten-{Path(source).name}", split="leave_last", num_held_out=10)
     except FetchError as error:
-        print(f"{error}\nGoing on with the toy world: its figures say nothing about real users.\n")
+        print(f"{error}\nContinuing with the toy world. Its figures say nothing about real users.\n")
         return prepare("toy", "data/next-ten-toy", split="leave_last", num_held_out=10)
 
 
 def learn_to_rate(dataset: RecDataset, folder: str, max_steps: int) -> None:
-    """Writes a model that has learned which rating comes after an item."""
+    """Trains a model to predict the rating after an item, and saves it in `folder`."""
     ratings = rating_values(dataset.train)
     model, tokenizer, _ = build_ranker(dataset.catalog, ratings, RecModelConfig(dropout=0.3), max_length=160)
     prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings)
@@ -62,7 +61,7 @@ def learn_to_rate(dataset: RecDataset, folder: str, max_steps: int) -> None:
 def learn_to_rank(
     weights: dict[str, float], start: str, dataset: RecDataset, folder: str, max_steps: int
 ) -> AlroTrainer:
-    """A trainer whose model began as the one in the folder `start` and has learned to put candidates in order."""
+    """A trainer whose model, loaded from the folder `start`, has learned to order candidates."""
     trainer = AlroTrainer(
         load_model(start),
         AlroConfig(folder, **SHARED, **RANKING, **weights, max_steps=max_steps),
@@ -87,15 +86,17 @@ def main() -> None:
     start = "runs/example-alro-rating"
     print("training a model to rate")
     learn_to_rate(dataset, start, arguments.max_steps)
+
     for name, weights in ARMS.items():
         print(f"training {name}")
         trainer = learn_to_rank(weights, start, dataset, f"runs/example-alro-{name.lower()}", arguments.max_steps)
         results[name] = evaluate_orders(trainer.rank(dataset.test), rows)
+
     if PartialState().is_main_process:
         print("\n" + orders_table(results, caption=f"{dataset.path}: the last ten ratings of {len(rows)} users"))
         gain = paired_comparison(*(results[name].per_user["graded_ndcg@10"] for name in ("ALRO", "item mean")))
-        told = f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {gain.p_value:.3f}"
-        print(f"\nALRO over the item mean, NDCG@10: {told}")
+        figures = f"{gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {gain.p_value:.3f}"
+        print(f"\nALRO over the item mean, NDCG@10: {figures}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""SFT, MSL and BEAR beside the baselines, on MovieLens-100k with one token an item: `trl-rec bear` in Python.
+"""BEAR on MovieLens-100k, compared with SFT, MSL and the baselines (`trl-rec bear` in Python).
 
     python examples/bear.py [--source ml-100k] [--max_steps -1]
 
-Three small models are trained from scratch, a minute each on two cores; all share data, decoder and evaluator. Without
-a network and without a copy in the cache it falls back to a toy world, and says so.
+It trains three small models from scratch with one token per item, a minute each on two cores. All share data, decoder
+and evaluator. Without a network and a cached copy of the data, it falls back to a toy world and says so.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from trl_rec.models import make_model, make_tokenizer
 ARMS = {
     "SFT": {"bear_weight": 0, "softmax": "vocabulary"},  # softmax over every token
     "MSL": {"bear_weight": 0},  # softmax over the tokens that continue an item
-    "BEAR": {},  # MSL, and a term on the margin to the last beam
+    "BEAR": {},  # MSL and a term on the margin to the last beam
 }
 
 
@@ -27,7 +27,7 @@ def load_data(source: str) -> RecDataset:
     try:
         return prepare(source, f"data/{source}")
     except FetchError as error:
-        print(f"{error}\nGoing on with the toy world: its figures say nothing about real users.\n")
+        print(f"{error}\nContinuing with the toy world. Its figures say nothing about real users.\n")
         return prepare("toy", "data/toy")
 
 

@@ -1,12 +1,11 @@
-"""BLADE on MovieLens-100k: lists closer to each user's taste in genres, and what that costs: `trl-rec blade` in
-Python.
+"""BLADE on MovieLens-100k: lists that match each user's genres, and what that costs (`trl-rec blade` in Python).
 
     accelerate launch examples/blade.py [--source ml-100k] [--max_steps -1]
 
-A small model learns from scratch to write the next ten items. Then its own lists are rewarded as a whole, for the
-items that users went on to choose (NDCG) and for genres as in their history (MGU), once with the static Best-of-N
-target and once with BLADE's. Without a network and without a copy in the cache it falls back to a toy world, and says
-so.
+A small model from scratch learns to write the next ten items. Then its own lists are rewarded as a whole: for the
+items that users went on to choose (NDCG), and for genres that match their history (MGU). This runs once with the
+static Best-of-N target and once with BLADE's. Without a network and a cached copy of the data, it falls back to a toy
+world and says so.
 """
 
 import argparse
@@ -33,11 +32,11 @@ from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenize
 
 REWARDS = {"ndcg": 1.0, "mgu": 4.0}
 ARMS = {
-    "Best-of-8": {"target": "best_of_n"},  # the rank among lists of the supervised model, which does not change
-    "BLADE": {"target": "blade"},  # the same, and the rank among the lists of each step
+    "Best-of-8": {"target": "best_of_n"},  # the rank among fixed lists of the supervised model
+    "BLADE": {"target": "blade"},  # that rank, combined with the rank among the lists of the step
 }
 COLUMNS = ["recall@10", "ndcg@10", "ild@10", "coverage@10", "reward/mgu", "reward"]
-DRAWN = {
+CHARTS = {
     "rewards/ndcg": "NDCG",
     "rewards/mgu": "-MGU",
     "blade/tied_pairs": "pairs of lists that the target cannot tell apart",
@@ -55,21 +54,21 @@ SHARED: dict[str, Any] = {
 
 
 def load_data(source: str) -> RecDataset:
-    """Each user's last ten items are the test, the ten before them the validation."""
+    """The data. Each user's last ten items are the test items, the ten before them the validation items."""
     try:
         return prepare(source, f"data/next-ten-{Path(source).name}", split="leave_last", num_held_out=10)
     except FetchError as error:
-        print(f"{error}\nGoing on with the toy world: its figures say nothing about real users.\n")
+        print(f"{error}\nContinuing with the toy world. Its figures say nothing about real users.\n")
         return prepare("toy", "data/next-ten-toy", split="leave_last", num_held_out=10)
 
 
 def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
-    """A trainer whose model has learned to go on with any sequence."""
+    """A trainer whose model has learned to continue any sequence."""
     tokenizer = make_tokenizer(dataset.catalog)
     config = BearConfig(
         folder,
         bear_weight=0,
-        targets="all",  # with item tokens a list is a sequence that goes on, so every item is a target
+        targets="all",  # with item tokens a list continues the history, so every item is a target
         num_train_epochs=14,
         max_steps=max_steps,
         learning_rate=3e-3,
@@ -88,12 +87,12 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
 
 
 def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str, max_steps: int) -> BladeTrainer:
-    """A trainer whose model began as the one in the folder `start` and has learned from its own lists."""
+    """A trainer whose model, loaded from the folder `start`, has learned from its own lists."""
     config = BladeConfig(
         folder,
         rewards=REWARDS,
         max_steps=300 if max_steps < 0 else max_steps,
-        max_prompts=2400,  # as many as 300 steps visit
+        max_prompts=2400,  # the number that 300 steps visit
         learning_rate=1e-3,
         warmup_steps=10,
         per_device_train_batch_size=8,
@@ -125,27 +124,31 @@ def main() -> None:
     start = "runs/example-blade-sft"
     before = supervised(dataset, start, arguments.max_steps).rank(dataset.test)
     results["SFT"] = evaluate_split(before, dataset, rewards=REWARDS)
+
     logs = {}
     for name, target in ARMS.items():
         print(f"training {name}")
         trainer = aligned(target, start, dataset, f"runs/example-{name.lower()}", arguments.max_steps)
         after = trainer.rank(dataset.test)
-        results[name], logs[name] = evaluate_split(after, dataset, rewards=REWARDS), trainer.state.log_history
+        results[name] = evaluate_split(after, dataset, rewards=REWARDS)
+        logs[name] = trainer.state.log_history
+
     if PartialState().is_main_process:
-        tell(dataset, results, logs, before, after)
+        report(dataset, results, logs, before, after)
 
 
-def tell(dataset: RecDataset, results: dict[str, Evaluation], logs: dict[str, Any], before: Any, after: Any) -> None:
-    """Prints what came out, and draws what was learned from."""
+def report(dataset: RecDataset, results: dict[str, Evaluation], logs: dict[str, Any], before: Any, after: Any) -> None:
+    """Prints lists and the table, and draws the training signal."""
     for name, ranked in (("before", before), ("after", after)):
         print(f"\nTen lists {name} BLADE; an arrow marks what the user chose next.\n")
         print(readable_lists(ranked, dataset.test, dataset.catalog))
     caption = f"{dataset.path}: {dataset.test.num_rows} users, the next ten items, history excluded"
     print("\n" + metrics_table(results, columns=COLUMNS, caption=caption))
+
     chart = Path("runs/example-blade.svg")
     chart.write_text(
         line_charts(
-            {title: {run: logged_curve(log, name) for run, log in logs.items()} for name, title in DRAWN.items()}
+            {title: {run: logged_curve(log, name) for run, log in logs.items()} for name, title in CHARTS.items()}
         )
     )
     gain = paired_comparison(results["BLADE"].per_user["reward"], results["SFT"].per_user["reward"])
