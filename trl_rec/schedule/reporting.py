@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import PartialState
 
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, rank_split, write_metrics
+from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, rank_split
 from trl_rec.evaluation.tables import aligned
 from trl_rec.files import write_json
 from trl_rec.models.loading import load_model, load_tokenizer
@@ -108,17 +108,16 @@ def _rank(folder: str | Path, schedule: Schedule) -> np.ndarray:
 def _write_run_folder(
     reports: Sequence[dict[str, Any]], results: dict[str, Evaluation], start: str | Path, schedule: Schedule
 ) -> None:
-    """Writes `metrics.json`, `recipe.json`, `eval.jsonl` and `stages.json`."""
-    config = schedule.config
-    write_metrics(
-        schedule.output / "metrics.json",
+    """Writes the files of every run folder, and `stages.json`."""
+    write_run(
+        schedule.output,
+        schedule.config,
+        _recipe(start, schedule),
+        _training_log(reports, schedule),
         results,
-        split="test",
-        ks=config.eval_ks,
-        exclude_history=config.eval_exclude_history,
-        settings={"start": str(start), "keep": schedule.keep, "stages": [report["name"] for report in reports]},
+        exclude_history=schedule.config.eval_exclude_history,
+        measured={"start": str(start), "keep": schedule.keep, "stages": [report["name"] for report in reports]},
     )
-    write_run(schedule.output, config, _recipe(start, schedule), _training_log(reports, schedule))
     write_json(schedule.output / "stages.json", list(reports))
 
 

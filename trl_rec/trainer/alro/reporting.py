@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from trl_rec.data.dataset import RecDataset
-from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_baselines, metrics_table, write_metrics
+from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_baselines, metrics_table
 from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
-from trl_rec.trainer.base.reporting import save_run
-
-
-logger = logging.getLogger(__name__)
+from trl_rec.trainer.base.reporting import conclude_run
 
 
 def conclude_ranking(
-    trainer: CandidateOrderingMixin, dataset: RecDataset, settings: dict[str, Any]
+    trainer: CandidateOrderingMixin, dataset: RecDataset, settings: Mapping[str, Any]
 ) -> dict[str, Evaluation]:
-    """Saves the run folder, prints the table, and returns the baselines' results and the model's, by name.
+    """Saves a trained model, orders the candidates of the test split, and writes and prints the results.
 
     Args:
-        trainer: The trainer, trained.
-        dataset: The data it was trained on; the test split is measured.
-        settings: What else the run depends on, for `metrics.json` and `recipe.json`.
+        trainer: A trainer that has been trained.
+        dataset: The data that it was trained on.
+        settings: What the run depends on besides the trainer's configuration, for `recipe.json` and `metrics.json`.
+
+    Returns:
+        The results of the baselines and of the model by name, on every process; empty under FSDP.
     """
-    save_run(trainer, settings)
-    if trainer.is_fsdp_enabled:
-        logger.warning("%s is saved; under FSDP its candidates are not ranked here", trainer.args.output_dir)
-        return {}
-    rows, ks = trainer.rows_of(dataset.test), trainer.args.eval_ks
-    results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=ks)
-    results[trainer.display_name] = evaluate_orders(trainer.rank(dataset.test), rows, ks=ks)
-    if trainer.is_world_process_zero():
-        path = Path(str(trainer.args.output_dir)) / "metrics.json"
-        # no candidate is in its user's history
-        write_metrics(path, results, split="test", ks=ks, exclude_history=True, settings=settings)
-        print(orders_table(results, caption=f"{dataset.path}: {len(rows)} users' last rated items"))  # noqa: T201
-    trainer.accelerator.wait_for_everyone()  # a process that ends while another writes takes it along
-    return results
+    ks = trainer.args.eval_ks
+
+    def measure() -> tuple[dict[str, Evaluation], str]:
+        rows = trainer.rows_of(dataset.test)
+        results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=ks)
+        results[trainer.display_name] = evaluate_orders(trainer.rank(dataset.test), rows, ks=ks)
+        return results, orders_table(results, caption=f"{dataset.path}: {len(rows)} users' last rated items")
+
+    return conclude_run(
+        trainer,
+        settings,
+        measure,
+        exclude_history=True,  # no candidate is in its user's history
+        instead="use CandidateRanker in one process",
+    )
 
 
 def orders_table(results: dict[str, Evaluation], *, caption: str) -> str:

@@ -1,15 +1,12 @@
-"""How a run ends: the model is saved, its lists for the test split are measured beside the baselines, and all of it is
-written down."""
+"""The end of a run: saves the model, measures it on the test split beside the baselines, and writes the run folder."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from transformers import TrainingArguments
+from typing import Any, Protocol
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, write_metrics
@@ -22,49 +19,94 @@ from trl_rec.trainer.base.trainer import RecTrainerMixin
 logger = logging.getLogger(__name__)
 
 
+class RunConfig(Protocol):
+    """The configuration of a trainer: a [`RecConfig`] that is a config of TRL too."""
+
+    eval_ks: list[int]
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 def conclude(
     trainer: CatalogRankingMixin,
     dataset: RecDataset,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     *,
     rewards: Mapping[str, float] | None = None,
     reward_functions: Mapping[str, ListReward] | None = None,
 ) -> dict[str, Evaluation]:
-    """Saves the run folder, prints the table, and returns the baselines' results and the model's, by name.
+    """Saves a trained model, ranks the test split, and writes and prints the results.
 
     Args:
-        trainer: A trainer of this package, trained.
-        dataset: The data it was trained on; the test split is measured.
-        settings: What else the run depends on, for `metrics.json` and `recipe.json`.
+        trainer: A trainer that has been trained.
+        dataset: The data that it was trained on.
+        settings: What the run depends on besides the trainer's configuration, for `recipe.json` and `metrics.json`.
         rewards, reward_functions (*optional*): As in [`evaluate_split`].
+
+    Returns:
+        The results of the baselines and of the model by name, on every process; empty under FSDP.
     """
+    exclude_history = trainer.args.eval_exclude_history
+    options: dict[str, Any] = {
+        "split": "test",
+        "ks": trainer.args.eval_ks,
+        "rewards": rewards,
+        "reward_functions": reward_functions,
+    }
+
+    def measure() -> tuple[dict[str, Evaluation], str]:
+        ranked = trainer.rank(dataset.test)
+        results = evaluate_baselines(dataset, exclude_history=exclude_history, **options)
+        results[trainer.display_name] = evaluate_split(ranked, dataset, **options)
+        caption = f"{dataset.path}, test split, history {'excluded' if exclude_history else 'not excluded'}"
+        return results, metrics_table(results, caption=caption)
+
+    return conclude_run(trainer, settings, measure, exclude_history=exclude_history, instead="run trl-rec evaluate")
+
+
+def conclude_run(
+    trainer: RecTrainerMixin,
+    settings: Mapping[str, Any],
+    measure: Callable[[], tuple[dict[str, Evaluation], str]],
+    *,
+    exclude_history: bool,
+    instead: str,
+) -> dict[str, Evaluation]:
+    """Saves a trained model, measures it, and writes and prints the results, which every process returns.
+
+    Args:
+        trainer: A trainer that has been trained.
+        settings: What the run depends on besides the trainer's configuration.
+        measure: Returns the results on the test split by name, and a table to print. Every process calls it.
+        exclude_history: Whether items of a user's history were never recommended.
+        instead: What a user can do under FSDP, where nothing can be measured.
+    """
+    # 1. Save before measuring, so that a failure while measuring loses nothing.
+    folder = trainer.args.output_dir
     save_run(trainer, settings)
     if trainer.is_fsdp_enabled:
-        logger.warning("%s is saved; under FSDP it is not ranked here: run trl-rec evaluate", trainer.args.output_dir)
+        logger.warning("%s is saved; under FSDP it is not measured here: %s", folder, instead)
         return {}
-    measured: dict[str, Any] = {"split": "test", "ks": trainer.args.eval_ks}
-    rewarded = {"rewards": rewards, "reward_functions": reward_functions}
-    ranked = trainer.rank(dataset.test)
-    results = evaluate_baselines(dataset, exclude_history=trainer.args.eval_exclude_history, **measured, **rewarded)
-    results[trainer.display_name] = evaluate_split(ranked, dataset, **measured, **rewarded)
+
+    # 2. Measure on all processes; one of them writes and prints. The others wait: a process that exits takes down the
+    # one that still writes.
+    results, table = measure()
     if trainer.is_world_process_zero():
-        write_metrics(
-            Path(trainer.args.output_dir) / "metrics.json",
-            results,
-            exclude_history=trainer.args.eval_exclude_history,
-            settings=settings,
-            **measured,
-        )
-        history = "excluded" if trainer.args.eval_exclude_history else "not excluded"
-        print(metrics_table(results, caption=f"{dataset.path}, test split, history {history}"))  # noqa: T201
-        print(f"\nthe model, metrics.json and what was logged are in {trainer.args.output_dir}")  # noqa: T201
-    trainer.accelerator.wait_for_everyone()  # a process that ends while another writes takes it along
+        log_history = trainer.state.log_history
+        write_run(folder, trainer.args, settings, log_history, results, exclude_history=exclude_history)
+        print(table)  # noqa: T201
+        print(f"\nthe model, metrics.json and the training log are in {folder}")  # noqa: T201
+    trainer.accelerator.wait_for_everyone()
     return results
 
 
-def save_run(trainer: RecTrainerMixin, settings: dict[str, Any]) -> None:
-    """Saves a trained model with what it was trained by and what was logged; no process goes on before all is
-    written."""
+def save_run(trainer: RecTrainerMixin, settings: Mapping[str, Any]) -> None:
+    """Saves a trained model, its recipe and its training log. Returns when all of it is written.
+
+    Args:
+        trainer: A trainer that has been trained.
+        settings: What the run depends on besides the trainer's configuration.
+    """
     trainer.save_model()
     if trainer.is_world_process_zero():
         write_run(trainer.args.output_dir, trainer.args, settings, trainer.state.log_history)
@@ -72,19 +114,43 @@ def save_run(trainer: RecTrainerMixin, settings: dict[str, Any]) -> None:
 
 
 def write_run(
-    folder: str | Path, args: TrainingArguments, settings: dict[str, Any], log_history: Sequence[dict[str, Any]]
+    folder: str | Path,
+    args: RunConfig,
+    settings: Mapping[str, Any],
+    log_history: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Evaluation] | None = None,
+    *,
+    exclude_history: bool = True,
+    measured: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `recipe.json` and `eval.jsonl`; one process is to call it.
+    """Writes what a run folder contains besides the model. Only one process may call it.
+
+    The files are `recipe.json` (the resolved recipe), `eval.jsonl` (one line per entry of the log) and, once there
+    are results, `metrics.json`.
 
     Args:
         folder: The run folder.
-        args: A trainer's configuration.
-        settings: What else the run depends on. A value that is no text, number, list or None is left out.
-        log_history: What was logged, a line each.
+        args: The trainer's configuration.
+        settings: What the run depends on besides `args`. The recipe contains the texts, numbers, lists and `None`s of
+            both.
+        log_history: What the trainer logged.
+        results (*optional*): Results on the test split by name.
+        exclude_history (*optional*, defaults to `True`): Whether items of a user's history were never recommended.
+        measured (*optional*): Settings that are reported with the results; `settings` by default.
     """
+    folder = Path(folder)
     recipe = {name: value for name, value in {**settings, **args.to_dict()}.items() if _is_plain(value)}
-    write_json(Path(folder) / "recipe.json", recipe)
-    write_text(Path(folder) / "eval.jsonl", "".join(f"{json.dumps(entry)}\n" for entry in log_history))
+    write_json(folder / "recipe.json", recipe)
+    write_text(folder / "eval.jsonl", "".join(f"{json.dumps(entry)}\n" for entry in log_history))
+    if results is not None:
+        write_metrics(
+            folder / "metrics.json",
+            results,
+            split="test",
+            ks=args.eval_ks,
+            exclude_history=exclude_history,
+            settings=settings if measured is None else measured,
+        )
 
 
 def _is_plain(value: object) -> bool:
