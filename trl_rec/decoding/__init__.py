@@ -1,5 +1,5 @@
-"""A model recommends: beam search under a `TokenTrie`, whole lists drawn under one, and the constraint as a processor
-for `model.generate`."""
+"""Recommending with a model: beam search over the catalogue, sampling of whole lists, ordering of rated candidates,
+and a logits processor for `model.generate`."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""A run folder recommends: model, tokenizer, catalogue and settings are all in it."""
+"""Recommends items from a run folder alone, which contains model, tokenizer, catalogue and settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trl_rec.ragged import Ragged
 
 
 class Recommendation(NamedTuple):
-    """One rank of a list."""
+    """One rank of a recommended list: an item and its score."""
 
     item_id: str
     title: str
@@ -30,11 +30,11 @@ class Recommendation(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Recommender:
-    """Recommends items after a history.
+    """Recommends items to follow a user's history. Make it with `from_pretrained`.
 
     Args:
         model (`PreTrainedModel`): The model.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
         catalog (`ItemCatalog`): The items.
         prompt_format (`PromptFormat`): How histories are written.
         trie (`TokenTrie`): The catalogue's paths.
@@ -50,19 +50,21 @@ class Recommender:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Recommender:
-        """The recommender in a run folder, or in a hub repository that was pushed from one.
+        """Loads the recommender from a run folder, or from a hub repository that was pushed from one.
 
         Args:
-            folder: The folder or hub id.
+            folder (`str` or `Path`): The folder or hub id.
             options: Passed to the model's `from_pretrained` (`dtype`, `device_map`, ...).
         """
         path = local_folder(folder)
         if not (path / SETTINGS).is_file():
             raise ValueError(
-                f"{folder} is no run folder ({SETTINGS} is missing); name the output of a trl-rec trainer"
+                f"{folder} is not a run folder ({SETTINGS} is missing); name the output of a trl-rec trainer"
             )
+
         settings = read_settings(path / SETTINGS)
-        catalog, tokenizer = ItemCatalog.load(path / CATALOG), load_tokenizer(path)
+        catalog = ItemCatalog.load(path / CATALOG)
+        tokenizer = load_tokenizer(path)
         prompt_format = PromptFormat.for_catalog(catalog, tokenizer, **settings.pop("prompt"))
         trie = TokenTrie.from_catalog(catalog, tokenizer, lists=prompt_format.list_length is not None)
         return cls(load_model(path, **options), tokenizer, catalog, prompt_format, trie, settings)
@@ -70,26 +72,42 @@ class Recommender:
     def recommend(
         self, history: Sequence[str], k: int = 10, *, user: int | None = None, exclude_history: bool = True
     ) -> list[Recommendation]:
-        """The best `k` items after a history of item ids, oldest first; of a model that writes lists, the first `k`
-        items of its list, each with the log-probability of the list up to there. A model whose prompts name the user
-        has to be told `user`, the row in `RecDataset.users`."""
-        indices = self.catalog.index_of(list(history)) if len(history) else []
-        histories = Ragged.from_lists([indices])
+        """The best `k` items after a history.
+
+        Args:
+            history (list of `str`): Item ids, oldest first.
+            k (`int`, *optional*, defaults to `10`): How many items to recommend.
+            user (`int`, *optional*): The user's row in `RecDataset.users`; required if the prompts name the user.
+            exclude_history (`bool`, *optional*, defaults to `True`): Whether to leave out the items of the history.
+
+        Returns:
+            At most `k` [`Recommendation`]s, best first. A model that writes lists returns the first `k` items of its
+            list; the score of each is the log-probability of the list up to that item.
+        """
+        # 1. Write the prompt.
+        indices = self.catalog.index_of(list(history)).tolist() if len(history) else []
         users = None if user is None else np.array([user])
-        prompt = torch.from_numpy(
-            self.prompt_format.encode(histories, users, max_length=self.settings["max_length"]).padded()
+        encoded = self.prompt_format.encode(
+            Ragged.from_lists([indices]), users, max_length=self.settings["max_length"]
         )
+        prompt = torch.from_numpy(encoded.padded())  # (1, P)
+
+        # 2. Rank the catalogue.
         batch = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
-        ranked = self._rank(batch, k, [list(indices)] if exclude_history else None)
-        found = zip(ranked.items[0].tolist(), ranked.scores[0].tolist(), strict=True)
+        ranked = self._rank(batch, k, [indices] if exclude_history else None)
+
+        # 3. Look up the items; rank -1 is empty.
+        ranks = zip(ranked.items[0].tolist(), ranked.scores[0].tolist(), strict=True)
         return [
             Recommendation(self.catalog.ids[item], self.catalog.titles[item], score)
-            for item, score in found
+            for item, score in ranks
             if item >= 0
         ]
 
     def _rank(self, prompts: dict[str, torch.Tensor], k: int, exclude: list[list[int]] | None) -> RankedItems:
-        num_beams, length = self.settings["num_beams"], self.prompt_format.list_length
+        """Ranks the catalogue as the model was trained to: by its list, or item by item."""
+        num_beams = self.settings["num_beams"]
+        length = self.prompt_format.list_length
         if length is not None:
             return rank_list(
                 self.model, prompts, self.trie, list_length=length, top_k=k, num_beams=num_beams, exclude=exclude

@@ -1,4 +1,4 @@
-"""What lies beside a trained model: its items, and how it is asked. `Recommender` and `trl-rec evaluate` read it."""
+"""The catalogue and the settings in a run folder, which `Recommender` and `trl-rec evaluate` read."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[st
 
 
 def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
-    """How the model in a run folder is asked: the `surface` of items, its `prompt` as [`PromptFormat.for_catalog`]
-    takes it, and how its lists are ranked. Empty for any other model."""
+    """The settings of the model in a run folder: the `surface` of items, the `prompt` as arguments of
+    [`PromptFormat.for_catalog`], and how items are ranked. Empty for any other model."""
     if folder is not None and (Path(folder) / "ranker.json").is_file():
         raise ValueError(
-            f"{folder} puts rated candidates in order, and ranks no catalogue; ask it with CandidateRanker"
+            f"the model in {folder} orders rated candidates and cannot rank a catalogue; use CandidateRanker"
         )
     path = Path(folder or "") / SETTINGS
     if folder is None or not path.is_file():
@@ -42,40 +42,44 @@ def write_settings(path: Path, settings: dict[str, Any]) -> None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What [`write_settings`] wrote, with our names for the texts in `["prompt"]`."""
+    """Reads what [`write_settings`] wrote, with our names for the texts in `["prompt"]`."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     prompt = {f"prompt_{key}" if key in TEXT_KEYS else key: value for key, value in settings["prompt"].items()}
     return {**settings, "prompt": prompt}
 
 
-def check_same_items(folder: str | Path, given: ItemCatalog, where: str | Path) -> None:
-    """Raises where the policy in a run folder learned other items, or wrote them otherwise, than those in the dataset
-    folder `where`. Any other model may write whatever its tokenizer knows."""
+def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path) -> None:
+    """Raises where the policy in a run folder was trained on other items, or on another surface of them, than those in
+    the dataset folder `where`, whose catalogue is given. A model that is not a run folder is not checked."""
     if not (Path(folder) / CATALOG / "catalog.json").is_file():
         return
-    own, told = ItemCatalog.load(Path(folder) / CATALOG), f"the policy in {folder} was trained on"
-    if own.fingerprint != given.fingerprint:
-        raise ValueError(f"{told} other items than {where} holds; train it again, or name its own dataset")
-    if own.surface != given.surface:
-        raise ValueError(f"{told} the surface {own.surface}, not {given.surface}; choose that surface")
-    if own.surfaces != given.surfaces or (_names_users(folder) and own.user_surfaces != given.user_surfaces):
-        raise ValueError(f"{told} other semantic IDs than {where} holds now; train it again on these")
+
+    trained = ItemCatalog.load(Path(folder) / CATALOG)
+    subject = f"the policy in {folder} was trained on"
+    if trained.fingerprint != catalog.fingerprint:
+        raise ValueError(f"{subject} other items than those in {where}; train it again, or name its own dataset")
+    if trained.surface != catalog.surface:
+        raise ValueError(f"{subject} the surface {trained.surface}, not {catalog.surface}; choose that surface")
+    same_users = not _names_users(folder) or trained.user_surfaces == catalog.user_surfaces
+    if trained.surfaces != catalog.surfaces or not same_users:
+        raise ValueError(f"{subject} other semantic IDs than those now in {where}; train it again on these")
 
 
 def _names_users(folder: str | Path) -> bool:
+    """Whether the prompts of the policy in a run folder name the user."""
     return "{user}" in (settings_of_run(folder).get("prompt", {}).get("prompt_head") or "")
 
 
 def local_folder(folder: str | Path) -> Path:
-    """The folder itself, or that of a hub repository once it is fetched."""
+    """The folder itself, or the local copy of a hub repository, which is downloaded if necessary."""
     if Path(folder).is_dir():
         return Path(folder)
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(str(folder)))
-    except (OSError, ValueError) as error:  # no such repository, no connection, no name of one
-        told = str(error).split("\n", 1)[0]
+    except (OSError, ValueError) as error:  # no such repository, no connection, or not a valid name
+        reason = str(error).split("\n", 1)[0]
         raise ValueError(
-            f"there is no folder {folder}, and no repository of that name could be fetched: {told}"
+            f"there is no folder {folder}, and no repository of that name could be fetched: {reason}"
         ) from error

@@ -182,7 +182,7 @@ def test_a_run_folder_recommends_what_the_trainer_ranks(folder: Path, dataset: R
         assert [one.title for one in listed] == [dataset.catalog.titles[item] for item in ranked[row]]
     with pytest.raises(ValueError, match="'nothing' .* is not in the catalogue"):
         recommender.recommend(["nothing"])
-    with pytest.raises(ValueError, match="is no run folder"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         Recommender.from_pretrained(folder / "model")
 
 
