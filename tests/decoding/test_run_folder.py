@@ -77,7 +77,7 @@ def test_ranker_settings(run_folder: Path) -> None:
     ranker = CandidateRanker.from_pretrained(run_folder)
     config = AlroConfig(output_dir=str(run_folder), prompt_candidates="<answer>", letters=False, use_cpu=True)
 
-    assert ranker.tokenizer.decode(ranker.prompt_format.middle) == "<answer>"
+    assert ranker.tokenizer.decode(ranker.prompt_format.prompt_candidates) == "<answer>"
     assert [item.item_id for item in ranker.rank(["a"], [5.0], ["c", "b"])]
 
     settings = {"prompt": config.prompt_options, "ratings": [1.0, 5.0], **ranker.settings}

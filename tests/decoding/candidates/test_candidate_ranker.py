@@ -50,7 +50,7 @@ def test_candidates_leave_room_for_a_rated_item() -> None:
 
 @pytest.mark.parametrize("rating", [float("nan"), float("inf"), None])
 def test_what_is_no_rating_is_refused(rating: float | None) -> None:
-    with pytest.raises(ValueError, match=f"the rating of 'item-1' is {rating}; leave out what is not rated"):
+    with pytest.raises(ValueError, match=f"the rating of 'item-1' is {rating}; leave out items without a rating"):
         make_ranker(letters=False).rank(IDS[:2], [3, rating], IDS[10:12])
 
 

@@ -42,7 +42,7 @@ def test_titles_stand_in_plain_text(catalog: ItemCatalog, tokenizer: PreTrainedT
     history = tokenizer.decode(written.encode_histories(*HISTORY)[0])
     expected = 'A user has rated these items, oldest first:\n"Blue Pencil": 5\n"Blue Pen, 12 Pack": 1\n"Blue Pen, 24 Pack": 3.5\n'
     assert history == expected  # 3.4 is written as the nearest
-    shown, names = written.show(lists([7, 3]), lists([1, 0]))
+    shown, names = written.encode_candidates(lists([7, 3]), lists([1, 0]))
     letters = tokenizer.convert_ids_to_tokens(written.letters[:2].tolist())
     told = tokenizer.decode(shown[0])
     assert told.startswith("Candidates:\n") and told.endswith("best first:")
@@ -84,11 +84,11 @@ def test_item_tokens_name_themselves_or_take_letters(catalog: ItemCatalog) -> No
     assert tokenizer.decode(written.encode_histories(*HISTORY)[0]) == (
         "<bos> <item_2> <rating_5> <item_0> <rating_1> <item_1> <rating_3.5>"
     )
-    shown, names = written.show(lists([7, 3]), lists([1, 0]))
+    shown, names = written.encode_candidates(lists([7, 3]), lists([1, 0]))
     assert tokenizer.decode(shown[0]) == "<candidates> <item_3> <item_7> <answer>"
     assert tokenizer.decode(names[0]) == "<item_7> <item_3>"
     written, tokenizer = compact(catalog, letters=True)
-    shown, names = written.show(lists([7, 3]), lists([1, 0]))
+    shown, names = written.encode_candidates(lists([7, 3]), lists([1, 0]))
     assert tokenizer.decode(shown[0]) == "<candidates> <A> <item_3> <B> <item_7> <answer>"
     assert tokenizer.decode(names[0]) == "<B> <A>"
 
@@ -100,7 +100,7 @@ def test_an_order_of_the_slots_and_back_is_the_identity(orders: list[list[int]])
     catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids}))
     written, _ = compact(catalog, letters=True)
     candidates = [7, 3, 0, 5, 2]
-    shown, names = written.show(lists(*[candidates] * len(orders)), lists(*orders))
+    shown, names = written.encode_candidates(lists(*[candidates] * len(orders)), lists(*orders))
     for row, order in enumerate(orders):
         letters = written.letters[:5]
         assert names[row][order].tolist() == letters.tolist()  # the slots' names, in the slots' order
@@ -110,7 +110,7 @@ def test_an_order_of_the_slots_and_back_is_the_identity(orders: list[list[int]])
         by_name = [stood[name] for name in names[row].tolist()]
         assert by_name == [int(written.candidates[item][0]) for item in candidates]
         assert in_slots[np.argsort(order)].tolist() == candidates
-    identity = written.show(lists(candidates), lists(list(range(5))))[1]
+    identity = written.encode_candidates(lists(candidates), lists(list(range(5))))[1]
     assert identity[0].tolist() == letters.tolist()
 
 
@@ -128,7 +128,7 @@ def test_the_oldest_history_goes_first_and_each_row_has_its_room(catalog: ItemCa
 def test_what_cannot_be_written_is_refused(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="do not name users"):
         RatedPromptFormat.for_catalog(catalog, tokenizer, [1.0], prompt_head="{user}")
-    with pytest.raises(ValueError, match="must hold {surface} and, after it, {rating}"):
+    with pytest.raises(ValueError, match="must contain {surface} and, after it, {rating}"):
         RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, prompt_item="{rating}: {surface}")
     with pytest.raises(ValueError, match="lacks 5 tokens of the prompts, '<candidates>' first"):
         RatedPromptFormat.for_catalog(

@@ -311,7 +311,7 @@ def test_a_run_folder_orders_what_the_trainer_orders(folder: Path, dataset: RecD
         ranker.rank([], [], [ids[0], ids[0]])
     with pytest.raises(ValueError, match="1 items in the history and 0 ratings"):
         ranker.rank([ids[0]], [], ids[1:3])
-    with pytest.raises(ValueError, match="is no run folder of AlroTrainer"):
+    with pytest.raises(ValueError, match="is not a run folder of AlroTrainer"):
         CandidateRanker.from_pretrained(folder / "model")
 
 

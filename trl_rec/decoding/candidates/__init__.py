@@ -1,5 +1,5 @@
-"""Orders a short list of rated candidates: how they are shown, how they are ranked, and a run folder that does
-both."""
+"""Ordering a short list of rated candidates: the prompts that show them, the ranking, and a ranker from a run
+folder."""
 
 from typing import TYPE_CHECKING
 

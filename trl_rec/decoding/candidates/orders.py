@@ -1,8 +1,6 @@
-"""The orders that chance gives a list of candidates: what stands in which slot, and which of equal ratings comes
-first.
+"""Random orders of a list of candidates: which candidate is in which slot, and which of equal ratings comes first.
 
-They are a function of a key, such as (seed, epoch, row), and of nothing else: neither of a process nor of what was
-drawn before.
+They depend only on a key, such as (seed, epoch, row), never on the process or on earlier draws.
 """
 
 from __future__ import annotations
@@ -13,8 +11,10 @@ import numpy as np
 
 
 def draw_slots(count: int, num_orders: int, key: Sequence[int]) -> np.ndarray:
-    """`(num_orders, count)`: the candidate in each slot. Each order is uniform, and never the same as the one before
-    it where there are two candidates or more."""
+    """`(num_orders, count)`: the candidate in each slot, in uniformly random orders.
+
+    With two candidates or more, no order is the same as the one before it.
+    """
     draw = np.random.default_rng([*key, 0])
     orders: list[np.ndarray] = []
     for _ in range(num_orders):
@@ -26,7 +26,7 @@ def draw_slots(count: int, num_orders: int, key: Sequence[int]) -> np.ndarray:
 
 
 def draw_gold_rank(ratings: np.ndarray, key: Sequence[int]) -> np.ndarray:
-    """`(count,)`: the place of each candidate in the answer, from 0, the best rating first, equal ones in random
+    """`(count,)`: the rank of each candidate in the answer, from 0: by descending rating, equal ratings in random
     order."""
     ties = np.random.default_rng([*key, 1]).random(len(ratings))
     return np.argsort(np.lexsort((ties, -np.asarray(ratings))))

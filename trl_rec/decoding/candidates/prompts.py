@@ -1,12 +1,12 @@
-"""How a rated history and a list of candidates become a prompt, and an order of the candidates its answer, as token
-ids.
+"""Turns a rated history and a list of candidates into the token ids of a prompt and its answer.
 
-The prompt falls in two: a head and the rated history, which any order of the candidates shares, and the candidates in
-slots, each with a name of one token. The answer is those names, the most preferred first. Letters name the slots,
-whatever stands there. Where an item is one token, that token is its name by default: a small model from scratch learns
-to rank by it, and does not learn to look up letters; but then little is left for the order of the slots to change.
+The prompt has two parts: a head with the rated history, which is the same for every order of the candidates, and the
+candidates in slots, each with a name of one token. The answer is the names, most preferred first. Names are letters by
+default, one per slot, whatever candidate the slot contains. Where items are single tokens, the item's token is its
+name instead: small models from scratch learn to rank by it, but do not learn to look up letters. The order of the
+slots then has little influence.
 
-As in `prompts.py`, all is put together from pieces that were tokenised once.
+As in `trl_rec/data/prompts.py`, everything is assembled from pieces that are tokenised once.
 """
 
 from __future__ import annotations
@@ -38,14 +38,20 @@ COMPACT_PROMPT = {
     "prompt_tail": "<answer>",
 }
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Alphabets to try for titles, in this order: some tokenizers know letters only after a space, others only without.
 ALPHABETS = [
     [f"{space}{letter}" for letter in letters] for space in (" ", "") for letters in (LETTERS, LETTERS.lower())
 ]
 
 
 def rated_tokens(catalog: ItemCatalog, ratings: Sequence[float], *, letters: bool | None = None) -> list[str]:
-    """The tokens beside the surface's own that a tokenizer must learn before it can write compact prompts; none for
-    titles."""
+    """The tokens that a tokenizer needs for compact prompts in addition to those of the surface; none for titles.
+
+    Args:
+        catalog (`ItemCatalog`): The items.
+        ratings (list of `float`): The ratings that can be written.
+        letters (`bool`, *optional*): Whether letters name the candidates, as in [`RatedPromptFormat.for_catalog`].
+    """
     if catalog.surface == "title":
         return []
     names = [f"<{letter}>" for letter in LETTERS] if _has_letters(catalog, letters) else []
@@ -55,25 +61,25 @@ def rated_tokens(catalog: ItemCatalog, ratings: Sequence[float], *, letters: boo
 
 @dataclass(frozen=True, eq=False)
 class RatedPromptFormat:
-    """Token ids of the parts of a prompt and of its answer. Make it with `for_catalog`.
+    """The token ids of the parts of a prompt and its answer. Make it with `for_catalog`.
 
     Args:
-        prompt_head (`np.ndarray`): What comes first.
-        items (`Ragged`): Row `i`: item `i` as it stands in a history, before its rating.
-        ratings (`Ragged`): Row `v`: the rating `values[v]`, after an item.
-        values (`np.ndarray`): The ratings that can be written, ascending. Any other is written as the nearest.
-        middle (`np.ndarray`): What comes between the history and the candidates.
-        candidates (`Ragged`): Row `i`: item `i` as a candidate, after the letter where there is one.
-        letters (`np.ndarray`): The names of the slots. Empty where an item's own token is its name.
-        prompt_tail (`np.ndarray`): What comes between the candidates and the answer.
-        eos (`int`): What ends an answer.
+        prompt_head (`np.ndarray`): The text before the history.
+        items (`Ragged`): Row `i`: item `i` in a history, up to its rating.
+        ratings (`Ragged`): Row `v`: the rating `values[v]`, as it follows an item.
+        values (`np.ndarray`): The ratings that can be written, ascending. Others are written as the nearest of them.
+        prompt_candidates (`np.ndarray`): The text between the history and the candidates.
+        candidates (`Ragged`): Row `i`: item `i` as a candidate, after its letter if there is one.
+        letters (`np.ndarray`): The names of the slots; empty if items are named by their own tokens.
+        prompt_tail (`np.ndarray`): The text between the candidates and the answer.
+        eos (`int`): The token that ends an answer.
     """
 
     prompt_head: np.ndarray
     items: Ragged
     ratings: Ragged
     values: np.ndarray
-    middle: np.ndarray
+    prompt_candidates: np.ndarray
     candidates: Ragged
     letters: np.ndarray
     prompt_tail: np.ndarray
@@ -96,18 +102,19 @@ class RatedPromptFormat:
         """The format for a catalogue's surface.
 
         Args:
-            catalog: The items, whose `surface` decides the defaults.
-            tokenizer: It knows the surface's tokens and those of [`rated_tokens`].
-            ratings: The ratings that can be written.
-            prompt_head (*optional*): Text before the history.
-            prompt_item (*optional*): Text of a rated item: `{surface}` and, after it, `{rating}`.
-            prompt_candidates (*optional*): Text between the history and the candidates.
-            prompt_tail (*optional*): Text between the candidates and the answer.
-            chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's
-                chat template.
-            letters (*optional*): Whether letters name the candidates. By default they do unless each item is one
-                token.
+            catalog (`ItemCatalog`): The items; their `surface` decides the default texts.
+            tokenizer (`PreTrainedTokenizerBase`): A tokenizer with the tokens of the surface and of [`rated_tokens`].
+            ratings (list of `float`): The ratings that can be written.
+            prompt_head (`str`, *optional*): Text before the history.
+            prompt_item (`str`, *optional*): Text of a rated item: `{surface}` and, after it, `{rating}`.
+            prompt_candidates (`str`, *optional*): Text between the history and the candidates.
+            prompt_tail (`str`, *optional*): Text between the candidates and the answer.
+            chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a user's turn in the
+                tokenizer's chat template.
+            letters (`bool`, *optional*): Whether letters name the candidates. By default they do, unless each item is
+                a single token.
         """
+        # 1. Choose the texts.
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no EOS token to end an answer with; set tokenizer.eos_token")
         defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
@@ -117,123 +124,158 @@ class RatedPromptFormat:
         prompt_tail = defaults["prompt_tail"] if prompt_tail is None else prompt_tail
         if "{user}" in prompt_head + prompt_item + prompt_candidates + prompt_tail:
             raise ValueError("prompts of rated lists do not name users; take {user} out of them")
-        _check_unknown(tokenizer, rated_tokens(catalog, ratings, letters=letters))
+
+        # 2. Tokenise each piece once.
+        _check_known_tokens(tokenizer, rated_tokens(catalog, ratings, letters=letters))
         if chat_template:
             prompt_head, prompt_tail = with_chat_template(tokenizer, prompt_head, prompt_tail)
         start = [] if chat_template else beginning_ids(tokenizer, catalog.surface)
-        before, texts = _split(prompt_item, catalog, ratings)
-        names = _names(tokenizer, prompt_tail, catalog.surface) if _has_letters(catalog, letters) else []
+        item_text, rating_texts = _split(prompt_item, catalog, ratings)
+        has_letters = _has_letters(catalog, letters)
+        letter_ids = _letter_ids(tokenizer, prompt_tail, catalog.surface) if has_letters else []
         return cls(
             prompt_head=np.array(start + token_ids(tokenizer, prompt_head), np.int64),
-            items=item_pieces(catalog, tokenizer, before),
-            ratings=Ragged.from_lists([token_ids(tokenizer, text) for text in texts]),
+            items=item_pieces(catalog, tokenizer, item_text),
+            ratings=Ragged.from_lists([token_ids(tokenizer, text) for text in rating_texts]),
             values=np.array(ratings, np.float64),
-            middle=np.array(token_ids(tokenizer, prompt_candidates), np.int64),
+            prompt_candidates=np.array(token_ids(tokenizer, prompt_candidates), np.int64),
             candidates=item_pieces(catalog, tokenizer, ". {surface}\n" if catalog.surface == "title" else "{surface}"),
-            letters=np.array(names, np.int64),
+            letters=np.array(letter_ids, np.int64),
             prompt_tail=np.array(token_ids(tokenizer, prompt_tail), np.int64),
             eos=int(tokenizer.eos_token_id),
         )
 
     def encode_histories(self, histories: Ragged, ratings: Ragged, room: np.ndarray | None = None) -> Ragged:
-        """Row `i`: the head, and `histories[i]` (item indices, oldest first) with its ratings. What does not fit
-        `room[i]` tokens is the oldest part of the history."""
+        """The first part of each prompt: the head and the rated history.
+
+        Args:
+            histories (`Ragged`): Row `i`: item indices, oldest first.
+            ratings (`Ragged`): Their ratings.
+            room (`np.ndarray` of shape `(num_rows,)`, *optional*): The most tokens of each row. The oldest items are
+                left out until the rest fits.
+        """
+        # 1. Drop what does not fit. `places` index the flat histories, so that items and ratings stay together.
         nearest = self.nearest(ratings.values)
         places = Ragged(np.arange(len(nearest)), histories.offsets)
         if room is not None:
             lengths = self.items.lengths[histories.values] + self.ratings.lengths[nearest]
             left = np.repeat(room - len(self.prompt_head), histories.lengths)
             places = newest_that_fit(places, lengths, left)
+
+        # 2. Join the pieces: each item with its rating, then these per row, then the head before them.
         pieces = join(self.items.take(histories.values[places.values]), self.ratings.take(nearest[places.values]))
-        return join(
-            Ragged.repeated(self.prompt_head, len(places)), Ragged(pieces.values, pieces.offsets[places.offsets])
-        )
+        written = Ragged(pieces.values, pieces.offsets[places.offsets])
+        return join(Ragged.repeated(self.prompt_head, len(places)), written)
 
     def nearest(self, ratings: np.ndarray) -> np.ndarray:
-        """Which of `values` stands for each rating."""
+        """The index in `values` of the value nearest to each rating."""
         return np.searchsorted((self.values[1:] + self.values[:-1]) / 2, ratings)
 
-    def show(self, candidates: Ragged, slots: Ragged) -> tuple[Ragged, Ragged]:
-        """What stands between history and answer, and the name of each candidate there.
+    def encode_candidates(self, candidates: Ragged, slots: Ragged) -> tuple[Ragged, Ragged]:
+        """The second part of each prompt: the candidates in their slots, up to the answer.
 
         Args:
-            candidates: Item indices.
-            slots: Row `i`: which of `candidates[i]` is in each slot.
+            candidates (`Ragged`): Row `i`: item indices.
+            slots (`Ragged`): Row `i`: which of `candidates[i]` is in each slot.
+
+        Returns:
+            The token ids, and the name of each candidate (not of each slot), one token per candidate.
         """
+        # 1. Put the items into their slots, find the slots' names, and map these back to the candidates.
         place = slots.values + np.repeat(slots.offsets[:-1], slots.lengths)
         items = Ragged(candidates.values[place], slots.offsets)
-        in_slots = self._names(items)
-        names = np.empty_like(in_slots)
-        names[place] = in_slots
+        slot_names = self._slot_names(items)
+        names = np.empty_like(slot_names)
+        names[place] = slot_names
+
+        # 2. Write each slot, with its letter if there is one.
         pieces = self.candidates.take(items.values)
         if len(self.letters):
-            pieces = join(Ragged.from_lengths(in_slots, np.ones_like(in_slots)), pieces)
-        shown = Ragged(pieces.values, pieces.offsets[slots.offsets])
-        middle, tail = (Ragged.repeated(part, len(slots)) for part in (self.middle, self.prompt_tail))
-        return join(middle, shown, tail), Ragged(names, slots.offsets)
+            pieces = join(Ragged.from_lengths(slot_names, np.ones_like(slot_names)), pieces)
+        written = Ragged(pieces.values, pieces.offsets[slots.offsets])
+
+        before = Ragged.repeated(self.prompt_candidates, len(slots))
+        after = Ragged.repeated(self.prompt_tail, len(slots))
+        return join(before, written, after), Ragged(names, slots.offsets)
 
     def check_lengths(self, candidates: Ragged, max_length: int | None, where: str = "row {row}") -> None:
-        """Refuses a list that does not fit `max_length` together with its answer and one rated item; `where` names
-        it."""
+        """Raises where a list does not fit `max_length` together with its answer and one rated item.
+
+        Args:
+            candidates (`Ragged`): Row `i`: the item indices of a list.
+            max_length (`int` or `None`): The most tokens of prompt and answer.
+            where (`str`, *optional*, defaults to `"row {row}"`): How the message names the list.
+        """
         if max_length is None:
             return
+
+        # The longest rated item, the fixed texts and EOS; then per candidate its text, its letter, and its name in
+        # the answer.
         item = int(self.items.lengths.max()) + int(self.ratings.lengths.max())
-        fixed = len(self.prompt_head) + item + len(self.middle) + len(self.prompt_tail) + 1
+        fixed = len(self.prompt_head) + item + len(self.prompt_candidates) + len(self.prompt_tail) + 1
         each = 1 + bool(len(self.letters)) + self.candidates.lengths[candidates.values]
         lengths = fixed + np.bincount(candidates.row_ids, each, len(candidates)).astype(int)
+
         if len(lengths) and lengths.max() > max_length:
             row = int(lengths.argmax())
             raise ValueError(
-                f"max_length {max_length} is too small: {where.format(row=row)} takes up to {lengths[row]} tokens with "
-                f"its {candidates.lengths[row]} candidates, their order and one rated item; raise max_length"
+                f"max_length {max_length} is too small: {where.format(row=row)} takes up to {lengths[row]} tokens "
+                f"with its {candidates.lengths[row]} candidates, their order and one rated item; raise max_length"
             )
 
-    def _names(self, items: Ragged) -> np.ndarray:
-        """The token that names the item in each slot."""
+    def _slot_names(self, items: Ragged) -> np.ndarray:
+        """The token that names each slot, given the items in the slots."""
         if len(self.letters):
             return self.letters[within(items.lengths)]
         return self.candidates.values[self.candidates.offsets[items.values]]
 
 
 def _has_letters(catalog: ItemCatalog, letters: bool | None) -> bool:
+    """Whether letters name the candidates."""
     if letters is False and catalog.surface != "item_token":
         raise ValueError(f"letters=False needs items of one token, and the surface is {catalog.surface}; leave it out")
     return catalog.surface != "item_token" if letters is None else letters
 
 
 def _split(item: str, catalog: ItemCatalog, ratings: Sequence[float]) -> tuple[str, list[str]]:
-    """The text of an item up to its rating, and from there for each rating. A space before the rating goes with it, as
-    most tokenizers would have it."""
-    before, found, after = item.partition("{rating}")
-    if not found or "{surface}" not in before:
-        raise ValueError(f"the prompt's item text {item!r} must hold {{surface}} and, after it, {{rating}}")
+    """The text of an item up to its rating, and the rest of the text for each rating."""
+    before, placeholder, after = item.partition("{rating}")
+    if not placeholder or "{surface}" not in before:
+        raise ValueError(f"the prompt's item text {item!r} must contain {{surface}} and, after it, {{rating}}")
+
+    # A space before the rating belongs to the rating, since most tokenizers merge a space with the text after it.
     space = before[len(before.rstrip(" ")) :]
     write = "{:g}" if catalog.surface == "title" else "<rating_{:g}>"
     return before.rstrip(" "), [f"{space}{write.format(rating)}{after}" for rating in ratings]
 
 
-def _names(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> list[int]:
-    """The tokens of the first alphabet each letter of which is one token where the answer begins, all of them
-    different."""
+def _letter_ids(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> list[int]:
+    """The token ids of the letters that name slots.
+
+    With titles, they are taken from the first alphabet whose letters are distinct single tokens after the prompt's
+    tail, where the answer begins.
+    """
     if surface != "title":
         return [tokenizer.get_vocab()[f"<{letter}>"] for letter in LETTERS]
+
     before = token_ids(tokenizer, tail)
     for alphabet in ALPHABETS:
-        found = [token_ids(tokenizer, tail + letter) for letter in alphabet]
-        names = {ids[-1] for ids in found if ids[:-1] == before}
+        texts = [token_ids(tokenizer, tail + letter) for letter in alphabet]
+        names = {ids[-1] for ids in texts if ids[:-1] == before}
         if len(names) == len(alphabet):
-            return [ids[-1] for ids in found]
+            return [ids[-1] for ids in texts]
     raise ValueError(
-        f"no alphabet has letters of one token each after {tail[-20:]!r} in this tokenizer; change prompt_tail, or choose "
-        "another model"
+        f"no alphabet has letters of one token each after {tail[-20:]!r} in this tokenizer; change prompt_tail, or "
+        "choose another model"
     )
 
 
-def _check_unknown(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+def _check_known_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Raises where the tokenizer lacks any of the tokens."""
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in tokens if token not in vocabulary]
     if missing:
         raise ValueError(
             f"the tokenizer lacks {len(missing)} tokens of the prompts, {missing[0]!r} first; add them with "
-            "tokenizer.add_tokens(rated_tokens(catalog, ratings)) before the model is made or widened"
+            "tokenizer.add_tokens(rated_tokens(catalog, ratings)) before the model is made or resized"
         )

@@ -1,4 +1,4 @@
-"""A run folder of [`AlroTrainer`] puts candidates in order: model, tokenizer, catalogue and settings are all in it."""
+"""Orders candidates from a run folder of [`AlroTrainer`], which contains model, tokenizer, catalogue and settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.decoding.candidates.ranking import rank_candidates
 from trl_rec.decoding.recommender import Recommendation
-from trl_rec.decoding.run_folder import local_folder, read_settings, write_settings
+from trl_rec.decoding.run_folder import CATALOG, local_folder, read_settings, write_settings
 from trl_rec.items import ItemCatalog
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ragged import Ragged, join
@@ -26,11 +26,11 @@ SETTINGS = "ranker.json"
 
 @dataclass(frozen=True, eq=False)
 class CandidateRanker:
-    """Puts candidates in the order in which a user with a rated history would like them.
+    """Orders candidates by how much a user with a rated history would like them. Make it with `from_pretrained`.
 
     Args:
         model (`PreTrainedModel`): The model.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
         catalog (`ItemCatalog`): The items.
         prompt_format (`RatedPromptFormat`): How histories and candidates are written.
         settings (`dict`): `max_length`, `max_history`, `single_pass`.
@@ -44,17 +44,19 @@ class CandidateRanker:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> CandidateRanker:
-        """The ranker in a run folder, or in a hub repository that was pushed from one.
+        """Loads the ranker from a run folder, or from a hub repository that was pushed from one.
 
         Args:
-            folder: The folder or hub id.
+            folder (`str` or `Path`): The folder or hub id.
             options: Passed to the model's `from_pretrained` (`dtype`, `device_map`, ...).
         """
         path = local_folder(folder)
         if not (path / SETTINGS).is_file():
-            raise ValueError(f"{folder} is no run folder of AlroTrainer ({SETTINGS} is missing); name one")
+            raise ValueError(f"{folder} is not a run folder of AlroTrainer ({SETTINGS} is missing); name one")
+
         settings = read_settings(path / SETTINGS)
-        catalog, tokenizer = ItemCatalog.load(path / "catalog"), load_tokenizer(path)
+        catalog = ItemCatalog.load(path / CATALOG)
+        tokenizer = load_tokenizer(path)
         prompt_format = RatedPromptFormat.for_catalog(
             catalog, tokenizer, settings.pop("ratings"), **settings.pop("prompt")
         )
@@ -63,55 +65,68 @@ class CandidateRanker:
     def rank(
         self, history: Sequence[str], ratings: Sequence[float], candidates: Sequence[str]
     ) -> list[Recommendation]:
-        """The candidates, the most preferred first; they are shown in the order in which they are given.
+        """Orders the candidates. The prompt shows them in the order in which they are given.
 
         Args:
-            history: Ids of rated items, oldest first. What the prompt has no room for is the oldest of them, but one
-                at least has to fit.
-            ratings: Their ratings. One that training did not see is written as the nearest that it saw.
-            candidates: Ids of different items, two or more; as many as there are letters, where letters name them.
+            history (list of `str`): Ids of rated items, oldest first. The oldest are left out until the prompt fits,
+                but at least one has to fit.
+            ratings (list of `float`): Their ratings. A rating that training did not see is written as the nearest one
+                that it saw.
+            candidates (list of `str`): Ids of at least two items, all different; at most as many as there are letters,
+                if letters name them.
+
+        Returns:
+            A [`Recommendation`] per candidate, the most preferred first.
         """
-        self._refuse(history, ratings, candidates)
+        self._check(history, ratings, candidates)
         indices = self.catalog.index_of(list(candidates))
         prompt, names = self._prompt(history, ratings, indices)
-        inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+
         ranked = rank_candidates(
             self.model,
-            inputs,
+            {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)},
             names,
             torch.ones_like(names, dtype=torch.bool),
             single_pass=self.settings["single_pass"],
         )
-        found = zip(indices[ranked.order[0].cpu().numpy()].tolist(), ranked.scores[0].tolist(), strict=True)
-        return [Recommendation(self.catalog.ids[item], self.catalog.titles[item], score) for item, score in found]
+        ranks = zip(indices[ranked.order[0].cpu().numpy()].tolist(), ranked.scores[0].tolist(), strict=True)
+        return [Recommendation(self.catalog.ids[item], self.catalog.titles[item], score) for item, score in ranks]
 
     def _prompt(self, history: Sequence[str], ratings: Sequence[float], indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """The prompt `(1, P)`, and the candidates' names `(1, m)`."""
-        shown, names = self.prompt_format.show(
-            Ragged.from_lists([indices.tolist()]), Ragged.from_lists([range(len(indices))])
+        # 1. Write the candidates, which leave the rest of `max_length` to the history.
+        count = len(indices)
+        shown, names = self.prompt_format.encode_candidates(
+            Ragged.from_lists([indices.tolist()]), Ragged.from_lists([range(count)])
         )
-        max_length, most = self.settings["max_length"], self.settings["max_history"] or len(history)
-        before = Ragged.from_lists([self.catalog.index_of(list(history)) if len(history) else []]).tail(most)
-        room = None if max_length is None else max_length - shown.lengths - len(indices)
-        told = self.prompt_format.encode_histories(before, Ragged.from_lists([ratings], float).tail(most), room)
-        left_out = len(history) > 0 and told.lengths[0] == len(self.prompt_format.prompt_head)
-        if room is not None and (left_out or told.lengths[0] > room[0]):
-            raise ValueError(
-                f"{len(indices)} candidates and their order take {shown.lengths[0] + len(indices)} of the {max_length} tokens "
-                "of max_length, and what is left has no room for a rated item; give fewer candidates"
-            )
-        prompt, tokens = (torch.from_numpy(part.padded()) for part in (join(told, shown), names))
-        return prompt, tokens
+        max_length = self.settings["max_length"]
+        room = None if max_length is None else max_length - shown.lengths - count
 
-    def _refuse(self, history: Sequence[str], ratings: Sequence[float], candidates: Sequence[str]) -> None:
+        # 2. Write as much of the history as fits.
+        most = self.settings["max_history"] or len(history)
+        items = self.catalog.index_of(list(history)).tolist() if len(history) else []
+        written = self.prompt_format.encode_histories(
+            Ragged.from_lists([items]).tail(most), Ragged.from_lists([ratings], float).tail(most), room
+        )
+        nothing_fits = len(history) > 0 and written.lengths[0] == len(self.prompt_format.prompt_head)
+        if room is not None and (nothing_fits or written.lengths[0] > room[0]):
+            raise ValueError(
+                f"{count} candidates and their order take {shown.lengths[0] + count} of the {max_length} tokens of "
+                "max_length, and what is left has no room for a rated item; give fewer candidates"
+            )
+        return torch.from_numpy(join(written, shown).padded()), torch.from_numpy(names.padded())
+
+    def _check(self, history: Sequence[str], ratings: Sequence[float], candidates: Sequence[str]) -> None:
+        """Raises where the arguments of `rank` cannot be used."""
         if len(history) != len(ratings):
             raise ValueError(
-                f"there are {len(history)} items in the history and {len(ratings)} ratings; give one for each"
+                f"there are {len(history)} items in the history and {len(ratings)} ratings; give one rating per item"
             )
         finite = np.isfinite(np.array(ratings, float))
         if not finite.all():
             place = int(np.flatnonzero(~finite)[0])
-            raise ValueError(f"the rating of {history[place]!r} is {ratings[place]}; leave out what is not rated")
+            raise ValueError(f"the rating of {history[place]!r} is {ratings[place]}; leave out items without a rating")
+
         if len({*candidates}) < max(2, len(candidates)):
             raise ValueError("give two candidates or more, all different")
         letters = len(self.prompt_format.letters)
@@ -120,6 +135,6 @@ class CandidateRanker:
 
 
 def save_ranker(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
-    """Writes what [`CandidateRanker`] needs beside a saved model and tokenizer."""
-    catalog.save(Path(folder) / "catalog")
+    """Writes what [`CandidateRanker`] needs, beside a saved model and tokenizer."""
+    catalog.save(Path(folder) / CATALOG)
     write_settings(Path(folder) / SETTINGS, settings)

@@ -1,8 +1,7 @@
-"""A model puts a list of candidates in order: it writes their names, the best first, and can only write those that are
-left.
+"""Orders a list of candidates with a model that writes their names, best first.
 
-So the answer is a permutation, whatever the model says. The prompt is read once; each name but the last two costs one
-forward pass of one token more, and the last is forced.
+Only the names that are left are legal, so the answer is always a permutation. The prompt is read once. Each name but
+the last two takes one more forward pass of one token, and the last name is forced.
 
 Legend: B lists, m candidates of the longest list, P prompt tokens, V vocabulary.
 """
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from trl_rec.decoding.beam import evaluating
+from trl_rec.decoding.beam import check_no_nan, evaluating
 from trl_rec.decoding.prompt_cache import Pending, SeparateRows, SharedPrompt, open_cache
+from trl_rec.losses.output import at_least_float32
 
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class RankedCandidates(NamedTuple):
-    """Candidates by descending preference, `(B, m)` each. After the last of a list stand -1 and -inf.
+    """Candidates by descending preference, `(B, m)` each. Shorter lists are padded with -1 and -inf.
 
     Args:
         order (`torch.Tensor`): The candidate at each rank.
-        scores (`torch.Tensor`): The log-probability of the answer up to that rank among the names left; or, in a
-            single pass, that of the candidate's name among all of the list.
+        scores (`torch.Tensor`): The log-probability of the answer up to that rank, each name among those left. With a
+            single pass, the log-probability of the candidate's name among all names of the list.
     """
 
     order: Tensor
@@ -40,58 +40,76 @@ class RankedCandidates(NamedTuple):
 def rank_candidates(
     model: PreTrainedModel, prompts: Mapping[str, Tensor], names: Tensor, mask: Tensor, *, single_pass: bool = False
 ) -> RankedCandidates:
-    """The order that a model gives each list, by greedy decoding. The model's own `generation_config` plays no part.
+    """Orders each list by greedy decoding. The model's `generation_config` is ignored.
 
     Args:
-        model: A decoder-only causal language model with a key-value cache. It is put into evaluation mode and back.
-        prompts: `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left: history and candidates.
-        names: `(B, m)`, the token that names each candidate, different ones within a list.
-        mask: `(B, m)`, True where there is a candidate; every list has one at least.
-        single_pass: Sorts by the names' scores in the first place of the answer: one forward pass instead of m - 1,
-            for a model that was not trained for it.
+        model (`PreTrainedModel`): A decoder-only causal language model with a key-value cache. It is switched to
+            evaluation mode and back.
+        prompts (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left,
+            with history and candidates.
+        names (`torch.Tensor` of shape `(B, m)`): The token that names each candidate, distinct within a list.
+        mask (`torch.Tensor` of shape `(B, m)`): True where there is a candidate; every list has at least one.
+        single_pass (`bool`, *optional*, defaults to `False`): Whether to sort by the scores of the names at the first
+            position of the answer: one forward pass instead of m - 1, but the model was not trained for it.
+
+    Returns:
+        [`RankedCandidates`]: Candidates and scores, `(B, m)` each.
     """
     _check(prompts, names, mask)
-    input_ids, attention_mask = prompts["input_ids"].to(model.device), prompts["attention_mask"].to(model.device)
-    names, mask = names.to(model.device), mask.to(model.device)
+    input_ids = prompts["input_ids"].to(model.device)
+    attention_mask = prompts["attention_mask"].to(model.device)
+    names = names.to(model.device)
+    mask = mask.to(model.device)
+
     with evaluating(model):
         cache = open_cache(model, input_ids, attention_mask, names.shape[1])
         ranked = _sort(cache, names, mask) if single_pass else _write(cache, names, mask)
-    if bool(ranked.scores.isnan().any()):
-        raise ValueError("the model's logits contain NaN; its weights are broken or its number format is too small")
+    check_no_nan(ranked.scores)
     return ranked
 
 
 def _sort(cache: SharedPrompt | SeparateRows, names: Tensor, mask: Tensor) -> RankedCandidates:
+    """Sorts the names by their log-probabilities after the prompt."""
     logps = _logps(cache.logits, names, mask)
     scores, order = logps.sort(dim=-1, descending=True, stable=True)
     return RankedCandidates(order.masked_fill(scores == -torch.inf, -1), scores)
 
 
 def _write(cache: SharedPrompt | SeparateRows, names: Tensor, mask: Tensor) -> RankedCandidates:
-    left, total = mask.clone(), torch.zeros(len(names), device=names.device)
-    order, scores, logits = [], [], cache.logits
-    cache.reorder(torch.zeros(len(names), 1, dtype=torch.int64, device=names.device))
-    for step in range(names.shape[1]):
-        forced = step > 0 and step == names.shape[1] - 1  # of every list, one is left or none
+    """Writes one name after the other, the likeliest of those left."""
+    num_lists, num_names = names.shape
+    left = mask.clone()  # (B, m)
+    total = torch.zeros(num_lists, device=names.device)
+    logits = cache.logits  # (B, 1, V)
+    order = []
+    scores = []
+    cache.reorder(torch.zeros(num_lists, 1, dtype=torch.int64, device=names.device))  # one beam per list
+
+    for step in range(num_names):
+        # 1. Choose the likeliest name. In the last step each list has at most one name left, which is forced.
+        forced = step > 0 and step == num_names - 1
         logps = torch.where(left, 0.0, -torch.inf) if forced else _logps(logits, names, left)
         logp, chosen = logps.max(-1)
         total = total + logp
         order.append(torch.where(left.any(-1), chosen, -1))
         scores.append(total)
         left = left.scatter(1, chosen.unsqueeze(1), False)
-        if step < names.shape[1] - 2:
+
+        # 2. Let the model read it, if there is another choice to make.
+        if step < num_names - 2:
             logits = cache.extend(_pending(names.gather(1, chosen.unsqueeze(1)), step + 1))[0]
     return RankedCandidates(torch.stack(order, 1), torch.stack(scores, 1))
 
 
 def _logps(logits: Tensor, names: Tensor, left: Tensor) -> Tensor:
-    """`(B, m)`: log-probabilities of the names left, from logits `(B, 1, V)`; -inf where nothing is left."""
-    scores = logits.squeeze(1).gather(1, names)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~left, -torch.inf)
+    """`(B, m)`: the log-probabilities of the names that are left, from logits `(B, 1, V)`; -inf for all others."""
+    scores = at_least_float32(logits.squeeze(1).gather(1, names)).masked_fill(~left, -torch.inf)
+    # The outer mask also covers lists with no name left, whose softmax is NaN.
     return torch.where(left, scores.log_softmax(-1), -torch.inf)
 
 
 def _pending(tokens: Tensor, depth: int) -> Pending:
+    """One token `(B, 1)` for the single beam of each list."""
     lengths = torch.ones_like(tokens)
     return Pending(tokens.unsqueeze(-1), lengths, lengths * depth, lengths > 0, 1, 0)
 
@@ -99,10 +117,10 @@ def _pending(tokens: Tensor, depth: int) -> Pending:
 def _check(prompts: Mapping[str, Tensor], names: Tensor, mask: Tensor) -> None:
     if names.shape != mask.shape or len(names) != len(prompts["input_ids"]):
         raise ValueError(
-            f"names {tuple(names.shape)}, mask {tuple(mask.shape)} and {len(prompts['input_ids'])} prompts do not belong "
-            "together; give one row of names and of mask a prompt"
+            f"names {tuple(names.shape)}, mask {tuple(mask.shape)} and {len(prompts['input_ids'])} prompts do not "
+            "belong together; give one row of names and of mask per prompt"
         )
     if not bool(mask.any(1).all()):
         raise ValueError(f"list {int((~mask.any(1)).nonzero()[0])} has no candidate; leave it out")
     if not bool(prompts["attention_mask"][:, -1].all()):
-        raise ValueError("prompts must be padded on the left; set the tokenizer's padding_side to left")
+        raise ValueError("prompts must be padded on the left; set tokenizer.padding_side = 'left'")

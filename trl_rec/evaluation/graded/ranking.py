@@ -73,7 +73,7 @@ def rank_rated_rows(
     source = np.repeat(np.arange(len(candidates)), num_orders)  # the list of each prompt
 
     # 2. Build the prompts. The history gets the room that the candidates and the answer leave.
-    shown, names = prompt_format.show(candidates.take(source), slots)
+    shown, names = prompt_format.encode_candidates(candidates.take(source), slots)
     histories = split_rows(rows, "history").take(source)
     ratings = split_rows(rows, "history_ratings").take(source)
     room = None if max_length is None else max_length - shown.lengths - slots.lengths

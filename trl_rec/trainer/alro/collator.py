@@ -62,7 +62,7 @@ class RatedListCollator(EpochCounter):
 
         # 2. Write each list in each order, followed by its answer; the history before them is shared.
         repeated = np.repeat(np.arange(len(rows)), self.num_orders)
-        shown, names = self.prompt_format.show(candidates.take(repeated), Ragged.from_lists(slots))
+        shown, names = self.prompt_format.encode_candidates(candidates.take(repeated), Ragged.from_lists(slots))
         answers = self._answers(names, gold_rank)
         prompts = self._histories(rows, shown.lengths + answers.lengths)
         completions = join(shown, answers)
