@@ -74,6 +74,7 @@ def make_card(
         "sources": dict(sources),
         "settings": dict(settings),
         "fingerprint": catalog.fingerprint,
+        # Only for people: `prepare` ignores them, so an upgrade does not make a dataset outdated.
         "versions": {
             "python": platform.python_version(),
             "trl-rec": __version__,
@@ -118,12 +119,12 @@ def _share_of_ties(log: IndexedLog, splits: Mapping[str, pa.Table], split: str) 
 
     # Sorted by user and time, ties are neighbours: a row is tied with the one before it or the one after it.
     same_as_next = (np.diff(user) == 0) & (np.diff(timestamp) == 0)
-    tied = np.concatenate([[False], same_as_next]) | np.concatenate([same_as_next, [False]])
+    tied = np.concatenate([[False], same_as_next]) | np.concatenate([same_as_next, [False]])  # (num_rows,)
     return round(float(tied.mean()), 4)
 
 
 def _count_cold_targets(splits: Mapping[str, pa.Table], num_items: int) -> dict[str, int]:
-    seen = np.zeros(num_items, bool)
+    seen = np.zeros(num_items, bool)  # items that occur in a training row
     for column in ("history", "targets"):
         seen[_items(splits["train"], column)] = True
     return {name: int((~seen[_items(splits[name], "targets")]).sum()) for name in ("validation", "test")}

@@ -48,7 +48,7 @@ def items_table(table: pa.Table, where: str) -> pa.Table:
     _require(table, ("item_id", "title"), where)
     item_ids = distinct_ids(table, "item_id", where)
     titles = single_line(cast(table["title"], pa.string(), "title", where))
-    empty = pc.fill_null(pc.equal(titles, ""), True)
+    empty = pc.fill_null(pc.equal(titles, ""), True)  # null counts as empty
     _check_none(empty, item_ids, where, "item {} has an empty title; give it one, or leave the item out")
 
     rest = table.drop_columns(["item_id", "title"])
@@ -105,6 +105,7 @@ def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     chunks = column.dictionary_encode().unify_dictionaries().chunks
     if not chunks:
         return np.empty(0, np.int32), pa.array([], column.type)
+    # Unified chunks share one dictionary, so the first chunk's is that of all.
     return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]), chunks[0].dictionary
 
 
@@ -183,6 +184,7 @@ def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """
     last = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)  # the last before integers are skipped
     values = column.cast(pa.float64())
+    # NaN and infinity are not whole; null passes, since `ids` reports it as empty.
     whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), last))
     message = f"the {name} {{}} is not a whole number that {column.type} represents exactly; write it as text"
     _check_none(pc.invert(pc.fill_null(whole, True)), column, where, message)
@@ -212,6 +214,7 @@ def _parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, mess
     """The column as float64, by the first parser that can read its first value."""
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         parsers = [_from_time]
+    # If no parser can read it, the first one is as good as any: the check below then names the first row.
     parse = next((parse for parse in parsers if _can_parse(parse, column[:1])), parsers[0])
     if not _can_parse(parse, column):
         row = _first_failing(partial(_can_parse, parse), column)
@@ -222,6 +225,7 @@ def _parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, mess
 
 def _can_parse(parse: Parser, column: pa.ChunkedArray) -> bool:
     try:
+        # With min_count=0 an empty column can be parsed.
         return column.null_count == 0 and bool(pc.all(pc.is_finite(parse(column)), min_count=0).as_py())
     except pa.ArrowException:
         return False
@@ -241,6 +245,7 @@ def _first_failing(fits: Callable[[pa.ChunkedArray], bool], column: pa.ChunkedAr
 
 
 def _to_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    # Not a safe cast: large integers and decimals may be rounded.
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     return (pc.utf8_trim_whitespace(column) if is_text else column).cast(pa.float64(), safe=False)
 

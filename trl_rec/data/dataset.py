@@ -91,14 +91,14 @@ class RecDataset:
 
 def load(path: str | Path) -> RecDataset:
     """Loads a dataset folder that [`prepare`] wrote; raises if it is incomplete, was changed or leaks."""
-    # 1. The card and all files are there.
+    # 1. Check that the card and all files are there.
     path = Path(path).absolute()
     card = read_card(path)
     missing = next((name for name in FILES if not (path / name).is_file()), None)
     if missing is not None:
         raise ValueError(f"{path} is damaged ({missing} is missing); {REMEDY}")
 
-    # 2. Catalogue and users are those that the card describes.
+    # 2. Load catalogue and users, and compare them with the card.
     catalog = ItemCatalog.load(path / "catalog")
     users = _read(path, "users.parquet", pq.read_table)
     if catalog.fingerprint != card["fingerprint"]:
@@ -108,7 +108,7 @@ def load(path: str | Path) -> RecDataset:
             f"{path} has semantic IDs of {len(catalog.user_ids)} users, but {users.num_rows} users; make the IDs again"
         )
 
-    # 3. The splits have the right numbers of rows, valid indices and no leak.
+    # 3. Load the splits, and check their numbers of rows, their indices, and that they do not leak.
     splits = {name: _read(path, name, _load_split) for name in SPLITS}
     num_rows = {name: len(rows) for name, rows in splits.items()}
     num_interactions = _read(path, "interactions.parquet", pq.read_metadata).num_rows
@@ -122,6 +122,7 @@ def load(path: str | Path) -> RecDataset:
 
 def split_rows(split: Dataset, column: str) -> Ragged:
     """A list column of a split, in the order that `select`, `shuffle` or `sort` left the rows in."""
+    # Only this column is read; the Arrow format goes through the row indices that `select` leaves.
     return Ragged.from_arrow(split.select_columns([column]).with_format("arrow")[:][column])
 
 
@@ -155,6 +156,8 @@ def check_is_train(split: Dataset, what: str) -> None:
             f"training rows cannot come from the {split.split} split: {what} learns from the training split alone, "
             f"and this one is {str(split.split)!r}; pass dataset.train"
         )
+
+    # Joined datasets have no name, so their rows are the only evidence of where they come from.
     if split.split is None:
         mixed = find_mixed_users(split_users(split), split_rows(split, "history"), split_rows(split, "targets"))
         if len(mixed):

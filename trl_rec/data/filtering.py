@@ -20,7 +20,7 @@ def k_core(log: IndexedLog, min_user_interactions: int, min_item_interactions: i
         return log
 
     # Dropping a user takes interactions from items, and the other way round, so one pass is not enough.
-    rows = np.arange(len(log.user))
+    rows = np.arange(len(log.user))  # interactions that are left
     while True:
         user = log.user[rows]
         item = log.item[rows]

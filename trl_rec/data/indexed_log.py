@@ -91,7 +91,7 @@ def _index(
     ids: pa.ChunkedArray, table: pa.Table | None, name: str, where: str, table_name: str | None
 ) -> tuple[np.ndarray, pa.Table]:
     """Each id's row in the table, and the table, which is made from the ids if there is none."""
-    codes, values = encode(ids)
+    codes, values = encode(ids)  # (num_interactions,), and the distinct ids in order of appearance
     if table is None:
         columns = {"user_id": values} if name == "user_id" else {"item_id": values, "title": values}
         return codes, pa.table(columns)

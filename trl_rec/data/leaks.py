@@ -1,15 +1,14 @@
 """Checks that nothing of validation or test is in a training row, by comparing the splits of a dataset.
 
 Under leave-one-out, leave-last-m and a split by time, a user's later row must continue the earlier one exactly, which
-leaves no room for a leak. Windows need not: they are cut short, and the source may have left some out. Two weaker
+leaves no room for a leak. Windows do not: they are cut short, and the source may have left some out. So two weaker
 rules apply to them:
 
 1. No row is later than any row of a later split. Equal times pass, as published sets are cut by rows, not by days.
-2. No row contains an item that is the target of the same user in a later split, unless that row's own history also
-   contains the item.
+2. No target occurs in an earlier split's row of the same user, unless it also occurs in the history before the target.
 
-Rule 2 also refuses a log in which users come back to an item after longer than a window. Such a log has to be prepared
-as a log.
+Rule 2 also refuses a source whose users return to an item after more than a window's length. It has to be prepared
+from its interactions instead.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ REMEDY = "prepare the data again from its source"
 
 def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
     """Raises if the splits overlap or do not fit together; `split` is their rule, one of `splits.RULES`."""
+    # Windows of a user may overlap and have gaps, so only times and targets can be compared.
     if split == "windows":
         _check_later(train, validation, test, strictly=False)
-        _check_new_targets([train], validation)
-        _check_new_targets([train, validation], test)
+        _check_unseen_targets([train], validation)
+        _check_unseen_targets([train, validation], test)
         return
 
     for rows in (train, validation, test):
@@ -46,9 +46,9 @@ def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) 
 
 
 def find_mixed_users(users: np.ndarray, history: Ragged, targets: Ragged) -> np.ndarray:
-    """Users, ascending, with a row whose history begins with all items of their shortest row: rows of several splits.
+    """Users, ascending, whose rows come from several splits: one history begins with all items of the shortest row.
 
-    Empty if each row has one target, since windows may continue each other like that within one split.
+    Nobody is found if each row has one target, since windows continue each other like that within one split.
 
     Args:
         users: The user of each row.
@@ -135,8 +135,10 @@ def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly
 
 
 def _check_continued(earlier: Dataset, later: Dataset) -> None:
-    """For each user with rows in both: the later history is exactly the earlier history and targets, and not before
-    them in time."""
+    """For each user with rows in both, the later history is exactly the earlier history and targets.
+
+    The later row must not be before the earlier one in time either.
+    """
     users, earlier_rows, later_rows = np.intersect1d(
         _column(earlier, "user"), _column(later, "user"), return_indices=True
     )
@@ -165,12 +167,15 @@ def _without_users_of(rows: Dataset, others: Dataset) -> Dataset:
     return Dataset(rows.data.table.filter(kept), split=rows.split)
 
 
-def _check_new_targets(earlier: list[Dataset], later: Dataset) -> None:
+def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
     """No target of a window is in an earlier split's row of the same user, unless its own history contains it."""
+    # 1. Which targets are in an earlier row of the same user?
     known = np.concatenate(
         [_keys(rows, column, _column(rows, "user")) for rows in earlier for column in ("history", "targets")]
     )
     was_known = np.isin(_keys(later, "targets", _column(later, "user")), known)
+
+    # 2. Which are in the history of their own row?
     row = np.arange(len(later))
     in_history = np.isin(_keys(later, "targets", row), _keys(later, "history", row))
     leaked = np.flatnonzero(was_known & ~in_history)

@@ -137,7 +137,7 @@ def new_targets(history: Ragged, targets: Ragged) -> np.ndarray:
     is_new = np.empty(len(order), bool)
     is_new[order] = first
 
-    is_target = within(sequences.lengths) >= history.lengths[sequences.row_ids]
+    is_target = within(sequences.lengths) >= history.lengths[sequences.row_ids]  # a flag per item of `sequences`
     return is_new[is_target]
 
 
@@ -181,7 +181,7 @@ def _cut_lists(split: Dataset, length: int, stride: int) -> tuple[Ragged, Ragged
     lists = items.take(source).slice(start, np.minimum(start + length, num_new[source]))
 
     # 3. Take everything before a list's first item, repeated choices included.
-    first = position[items.offsets[:-1][source] + start]
+    first = position[items.offsets[:-1][source] + start]  # of each list, among its row's targets
     stop = history.lengths[source] + first
     before = join(history, targets).take(source).head(stop)
     return before, lists, source

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")  # in time order
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def item_labels(catalog: ItemCatalog) -> tuple[list[str], Ragged]:
         values = [re.findall(WORD, title) for title in catalog.titles]
     else:
         values = catalog.items[catalog.group_column].to_pylist()
+    # A group column contains lists, or single values; an empty or missing label is none.
     lists = [sorted({str(label) for label in _as_list(value) if label}) for value in values]
     members = Ragged.from_lists(lists, object)
     names, labels = np.unique(members.values.astype(str), return_inverse=True)
@@ -112,6 +113,7 @@ def _chosen_items(dataset: RecDataset) -> Ragged:
     check_is_train(dataset.train, "a profile")
     items = join(split_rows(dataset.train, "history"), split_rows(dataset.train, "targets"))
     users = split_users(dataset.train)[items.row_ids].astype(np.int64)
+    # Each pair of user and item as one number, so that `unique` removes repetitions and sorts by user.
     pairs = np.unique(users * len(dataset.catalog) + items.values)
     users, chosen = np.divmod(pairs, len(dataset.catalog))
     return Ragged.from_lengths(chosen, np.bincount(users, minlength=dataset.users.num_rows))
@@ -133,7 +135,7 @@ def _as_text(value: Any) -> str:
     """A value on one line; empty for null and NaN."""
     if isinstance(value, list):
         return ", ".join(filter(None, map(_as_text, value)))
-    if value is None or value != value:
+    if value is None or value != value:  # NaN differs from itself
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -117,6 +117,7 @@ class PromptFormat:
     @property
     def is_compact(self) -> bool:
         """Whether a history is just its items' completions in a row, so that each of them can be a target."""
+        # Equal tables mean that items are written alike in histories and completions.
         same_values = np.array_equal(self.pieces.values, self.paths.values)
         return not len(self.prompt_tail) and same_values and np.array_equal(self.pieces.offsets, self.paths.offsets)
 
@@ -127,6 +128,7 @@ class PromptFormat:
         """
         if max_length is None:
             return None
+        # A list has distinct items, so the longest list consists of the longest paths.
         longest_completion = int(np.sort(self.paths.lengths)[-(self.list_length or 1) :].sum()) + len(self.end)
         longest_user = 0 if self.users is None else int(self.users.lengths.max())
         longest_piece = int(self.pieces.lengths.max())
@@ -157,7 +159,7 @@ class PromptFormat:
         return join(heads, histories.flatten(self.pieces), tails)
 
     def encode_heads(self, count: int, users: np.ndarray | None = None) -> Ragged:
-        """The first `count` prompts up to the history; row `i` names `users[i]` if prompts name users."""
+        """`count` prompts, up to where the history begins; row `i` names `users[i]` if prompts name users."""
         heads = Ragged.repeated(self.prompt_head, count)
         if self.users is None:
             return heads
@@ -180,6 +182,7 @@ def newest_that_fit(histories: Ragged, piece_lengths: np.ndarray, room: int | np
         piece_lengths: Number of tokens of each piece.
         room: Tokens that are left: a number, or an array with one for each value of `histories`.
     """
+    # Tokens before each item, counted over all histories; their differences are lengths of stretches.
     ends = np.concatenate([[0], np.cumsum(piece_lengths[histories.values])])
     to_the_end = np.repeat(ends[histories.offsets[1:]], histories.lengths) - ends[:-1]  # tokens from an item on
     num_dropped = np.bincount(histories.row_ids[to_the_end > room], minlength=len(histories))

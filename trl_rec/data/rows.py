@@ -94,8 +94,8 @@ def _last_targets(
         max_history = most if max_history is None else min(max_history, most)
 
     # 2. Cut the user's sequence before each target.
-    source = target.row_ids
-    stop = history.lengths[source] + within(target.lengths)
+    source = target.row_ids  # (num_targets,)
+    stop = history.lengths[source] + within(target.lengths)  # the target's place in the user's sequence
     start = np.zeros_like(stop) if max_history is None else np.maximum(stop - max_history, 0)
     before = join(history, target).take(source).slice(start, stop)
 
@@ -130,7 +130,7 @@ def _all_targets(
     source = np.flatnonzero(target.lengths > 0)
     num_windows = 1 + np.maximum(-(-(items.lengths[source] - width) // step), 0)  # rounded up
     source = np.repeat(source, num_windows)
-    number = within(num_windows)
+    number = within(num_windows)  # of a window in its sequence, from 0
     start = number * step
     stop = np.minimum(start + width, items.lengths[source])
     window = items.take(source).slice(start, stop)

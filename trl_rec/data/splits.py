@@ -48,6 +48,7 @@ def split_log(log: IndexedLog, rule: str, num_held_out: int = 1) -> tuple[dict[s
     """
     lengths = np.bincount(log.user, minlength=log.users.num_rows)  # (num_users,)
     ends = _ends_by_time(log, lengths) if rule == "time" else _ends_of_last(lengths, num_held_out)
+    # A split's targets begin where the split before it ends. In training, the first item is the history.
     starts = [np.minimum(1, ends[0]), ends[0], ends[1]]
     tables = {}
     cold_users = {}
@@ -66,7 +67,7 @@ def split_windows(windows: Mapping[str, Windows]) -> dict[str, pa.Table]:
     tables = {}
     for split in SPLITS:
         rows = windows[split]
-        last = rows.items.lengths - 1
+        last = rows.items.lengths - 1  # position of the target in each window
         items = (rows.items.head(last), rows.items.slice(last, last + 1))
         no_ratings = _empty_rows(len(rows.user))
         tables[split] = _table(rows.user, items, (no_ratings, no_ratings), rows.timestamp)
@@ -74,8 +75,7 @@ def split_windows(windows: Mapping[str, Windows]) -> dict[str, pa.Table]:
 
 
 def _ends_of_last(lengths: np.ndarray, num_held_out: int) -> list[np.ndarray]:
-    """Where training, validation and test end in each user's sequence, with `num_held_out` items in each of the last
-    two; users with too short a sequence only have training."""
+    """Where training, validation and test end in each user's sequence; a short one is training only."""
     held_out = np.where(lengths < 2 * num_held_out + 1, 0, num_held_out)
     return [lengths - 2 * held_out, lengths - held_out, lengths]
 
@@ -83,6 +83,7 @@ def _ends_of_last(lengths: np.ndarray, num_held_out: int) -> list[np.ndarray]:
 def _ends_by_time(log: IndexedLog, lengths: np.ndarray) -> list[np.ndarray]:
     """Where training, validation and test end in each user's sequence, cut for all at the same two moments."""
     timestamps = np.sort(log.timestamp)
+    # Everything at a moment goes to the later side, so that equal times stay together.
     moments = [timestamps[len(timestamps) * tenths // 10] for tenths in (8, 9)]
     ends = [np.bincount(log.user[log.timestamp < moment], minlength=len(lengths)) for moment in moments]
     return [*ends, lengths]
@@ -107,7 +108,7 @@ def _cut(
     """The values of each user up to `start`, and from there to `end`; empty rows if there are no values."""
     if values is None:
         return _empty_rows(len(users)), _empty_rows(len(users))
-    sequences = Ragged.from_lengths(values, lengths).take(users)
+    sequences = Ragged.from_lengths(values, lengths).take(users)  # the log is sorted by user
     return sequences.head(start), sequences.slice(start, end)
 
 

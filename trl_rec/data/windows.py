@@ -33,6 +33,7 @@ def index_windows(log: Log) -> tuple[IndexedLog, dict[str, Windows]]:
     """The windows of each split, and the interactions that they imply."""
     assert log.windows is not None and log.items is not None
     tables = [log.windows[split] for split in SPLITS]
+    # Users are numbered in the order in which they first occur, training first.
     user_ids = encode(pa.concat_tables(tables)["user_id"])[1]
     users = pa.table({"user_id": user_ids})
     windows = {split: _index(log, split, users) for split in SPLITS}

@@ -87,7 +87,7 @@ def _read_windows(path: Path) -> pa.Table:
         "timestamp": times,
         "row": np.arange(1, table.num_rows + 1),
     }
-    order = np.argsort(times.to_numpy(), kind="stable")
+    order = np.argsort(times.to_numpy(), kind="stable")  # `_hold_out` cuts the rows by time
     return pa.table(columns).take(pa.array(order))
 
 

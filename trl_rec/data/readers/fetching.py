@@ -42,6 +42,7 @@ def ml_100k_folder() -> Path:
     """The cached folder with MovieLens-100k, downloaded if necessary; raises `FetchError` if that fails."""
     folder = cache_folder() / "ml-100k"
     files = find_ml_100k(folder)
+    # A damaged copy is downloaded again.
     if files and _ratings_sha256(files["interactions"].read_bytes()) == RATINGS_SHA256:
         return folder
 

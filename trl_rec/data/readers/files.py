@@ -33,6 +33,7 @@ def read_delimited(
         names (*optional*): The column names of a file without a header.
         encoding (*optional*, defaults to `"utf8"`): The file's encoding.
     """
+    # The header is read here rather than by Arrow, so that its names are stripped and repeated ones refused.
     header = names or read_header(path, delimiter)
     wanted = [name for name in header if columns is None or name in columns]
     text = wanted if text is None else text
@@ -57,6 +58,7 @@ def read_delimited(
 def read_header(path: Path, delimiter: str = ",") -> list[str]:
     """The names in the file's first row."""
     try:
+        # utf-8-sig: files from Windows may begin with a byte order mark, which is no part of the first name.
         with path.open(encoding="utf-8-sig", newline="") as file:
             names = next(csv.reader(file, delimiter=delimiter), None)
     except UnicodeDecodeError as error:

@@ -83,6 +83,7 @@ def _read_interactions(path: Path) -> pa.Table:
                 f"{path.name}: the items of user {user!r} must be a list, not {items!r}; correct the file"
             )
 
+    # All lists joined, with the user repeated for each item of a list.
     lengths = np.fromiter(map(len, lists.values()), np.int64, len(lists))
     rows = np.repeat(np.arange(len(lists)), lengths)  # the list that each interaction comes from
     columns = {
@@ -129,4 +130,5 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _text(value: Any) -> str | None:
+    """Text as it is; numbers and other values as JSON writes them, so that the id 7 becomes "7"."""
     return value if value is None or isinstance(value, str) else json.dumps(value)

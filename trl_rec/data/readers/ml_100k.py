@@ -83,6 +83,7 @@ class MovieLensReader(Reader):
 
 
 def _read_plain(path: Path, delimiter: str, names: list[str]) -> pa.Table:
+    # GroupLens' files are in Latin-1; a quotation mark is part of the text.
     return read_delimited(path, delimiter=delimiter, quoted=False, names=names, encoding="latin-1")
 
 
@@ -108,4 +109,6 @@ def _recbole_items(path: Path) -> tuple[pa.Table, pa.ChunkedArray]:
 
 
 def _years(titles: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The last year in brackets of each title, int32; null without one."""
+    # The greedy `.*` finds the last one: "2001: A Space Odyssey (1968)" has two numbers of four digits.
     return pc.struct_field(pc.extract_regex(titles, r".*\((?P<year>\d{4})\)"), "year").cast(pa.int32())

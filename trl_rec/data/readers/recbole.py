@@ -49,7 +49,7 @@ class RecBoleReader(Reader):
 
 def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
     """The file's columns in their types, under names without a type; the columns named in `texts` stay text."""
-    table = read_delimited(path, delimiter="\t", quoted=False)
+    table = read_delimited(path, delimiter="\t", quoted=False)  # a quotation mark is part of the text
     columns = {}
     for header, column in zip(table.column_names, table.columns, strict=True):
         name, _, kind = header.partition(":")
@@ -81,6 +81,7 @@ def _floats(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
 def _read_items(path: Path, options: Options) -> pa.Table:
     names = [name.partition(":")[0] for name in read_header(path, "\t")]
     wanted = (options.title_column,) if options.title_column else TITLES
+    # The first of the wanted names that is there.
     title = next((name for name in wanted if name in names), None)
     if title is None:
         raise ValueError(

@@ -77,6 +77,7 @@ def _read(path: Path, renames: Mapping[str, str], only_known: bool) -> pa.Table:
     """The file's table with its own column names, perhaps without the columns that nothing uses."""
     known = {*NAMES, "title", *renames.values()}
     if path.suffix == ".csv":
+        # Known columns are read as text, or Arrow would turn the id "007" into 7.
         columns = [name for name in read_header(path) if name in known] if only_known else None
         return read_delimited(path, columns=columns, text=known)
     with _naming(path):

@@ -131,14 +131,14 @@ def _about_items(name: str, count: int, key: list[int], tables: TokenTables) -> 
     titles = tables.titles.take(items)
     if name == "id_to_item":
         return Material(users, {"item": item_ids}, tables.with_eos(titles))
-    texts = tables.tokenize(item_texts(catalog)).take(items)
+    texts = tables.tokenize(item_texts(catalog)).take(items)  # each text once, however often an item is drawn
     return Material(users, {"title": titles, "text": texts}, item_ids)
 
 
 def _about_users(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
     """Rows that translate between a user's semantic ID and profile; users without a profile are left out."""
     profiles = user_profiles(tables.dataset)
-    described = np.flatnonzero([bool(profile) for profile in profiles])
+    described = np.flatnonzero([bool(profile) for profile in profiles])  # users with a profile
     users = described[sample_evenly(len(described), count, key)]
     texts = tables.tokenize(profiles).take(users)
     user_ids = tables.user_ids.take(users)
@@ -155,7 +155,7 @@ def _after_histories(name: str, count: int, key: list[int], tables: TokenTables)
     numbers = sample_evenly(len(split_rows(train, "targets").values), count, key)
     users, histories, targets = _prefixes(train, numbers, tables.longest_history)
     slots = {"user": tables.user_slots(users)}
-    has_text = np.ones(len(users), bool)
+    has_text = np.ones(len(users), bool)  # (count,)
 
     # 2. Write the answers, and the slots that only some tasks have.
     if name == "history_to_title":
@@ -201,6 +201,7 @@ def _prefixes(train: Dataset, numbers: np.ndarray, most: int) -> tuple[np.ndarra
     source = np.searchsorted(targets.offsets, numbers, side="right") - 1
     stop = sequences.offsets[source] + history.lengths[source] + numbers - targets.offsets[source]
 
+    # The newest items before it, gathered from the same flat values.
     lengths = np.minimum(stop - sequences.offsets[source], most)
     before = sequences.values[np.repeat(stop - lengths, lengths) + within(lengths)]
     return split_users(train)[source], Ragged.from_lengths(before, lengths), sequences.values[stop]

@@ -4,8 +4,8 @@ A template is text with slots in braces. The segments between the slots are toke
 and slots joined as token ids. The wording is ours, and plain. Deviation: Align3GR takes LC-Rec's templates, 5 to 19
 per task.
 
-The task `next_item` has no template: its prompt is the one that decoding uses, so that training does not spread over
-wordings that decoding never asks in.
+The task `next_item` has no template: its prompt is the one that decoding uses. A model trained in several wordings
+would be trained less in the one that counts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NEXT_ITEM = "next_item"
-SLOT = r"{(\w+)}"
+SLOT = r"{(\w+)}"  # the group makes `re.split` return the slots' names between the segments
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Task:
     templates: tuple[str, ...]
 
 
+# The position of a task is part of the seed of its sample, so a new task goes to the end.
 TASKS = {
     NEXT_ITEM: Task((), "item", ()),
     "item_to_id": Task(
@@ -174,5 +175,6 @@ def _make_template(
 ) -> TemplateIds:
     pieces = re.split(SLOT, text)  # segments and names of slots, in turn
     segments = [np.array(token_ids(tokenizer, piece), np.int64) for piece in pieces[::2]]
+    # The prompt's first tokens belong to the first segment.
     segments[0] = np.concatenate([np.array(start, np.int64), segments[0]])
     return TemplateIds(segments, [slots.index(name) for name in pieces[1::2]])
