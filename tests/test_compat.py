@@ -20,7 +20,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import DynamicCache, MambaConfig, MambaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    DynamicCache,
+    MambaConfig,
+    MambaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 from trl import TrlParser
 
 import trl_rec
@@ -268,7 +276,7 @@ def test_attention_dropout_is_turned_off() -> None:
         layer.self_attn.attention_dropout = 0.5
     tokens = torch.arange(3, 12).unsqueeze(0)
     assert not torch.equal(*(model(input_ids=tokens).logits for _ in range(2)))
-    compat.drop_attention_dropout(model)
+    compat.drop_plain_dropout(model)
     torch.testing.assert_close(*(model(input_ids=tokens).logits for _ in range(2)))
 
 
@@ -425,3 +433,23 @@ def test_every_requirement_has_a_lower_bound_and_a_major_version_that_ends_it() 
     for requirement in requirements:
         assert re.fullmatch(r"[\w-]+>=\d[\d.]*,<\d+", requirement), requirement
     assert len(oldest(text)) == len(requirements) - 1 and "trl==1.16" in oldest(text)
+
+
+def test_dropout_that_a_layer_keeps_as_a_number_is_off() -> None:
+    """OPT keeps all of its dropout so, and TRL's `disable_dropout` finds none of it."""
+    config = OPTConfig(
+        vocab_size=20,
+        hidden_size=16,
+        word_embed_proj_dim=16,
+        ffn_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        dropout=0.5,
+        attention_dropout=0.5,
+    )
+    model = OPTForCausalLM(config).train()
+    ids = torch.arange(8)[None] + 2
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    compat.drop_plain_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)

@@ -209,12 +209,13 @@ def train_batch_size(trainer: Trainer) -> int:
     return trainer._train_batch_size
 
 
-def drop_attention_dropout(model: nn.Module) -> None:
-    """Turns off what TRL's `disable_dropout` leaves on: attention dropout that a layer keeps as a number. With it, a
-    policy differs from its reference before anything is learned."""
+def drop_plain_dropout(model: nn.Module) -> None:
+    """Turns off what TRL's `disable_dropout` leaves on: dropout that a layer keeps as a number, as Llama's attention
+    and all of OPT do. With it, a policy differs from its reference before anything is learned."""
     for module in model.modules():
-        if "attention_dropout" in vars(module):
-            vars(module)["attention_dropout"] = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                vars(module)[name] = 0.0
 
 
 # TRL, PEFT and argparse

@@ -370,6 +370,8 @@ def test_other_surfaces_train_and_rank(surface: str, tokenizer_copy, tmp_path: P
         ({"list_length": 5}, "list_length=5 has no effect here, since it is candidates"),
         ({"eval_exclude_history": False}, "eval_exclude_history=False has no effect here"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect here"),
+        ({"shuffle_dataset": True}, "shuffle_dataset=True has no effect here"),
+        ({"eos_token": "<bos>"}, "eos_token='<bos>' would change the tokenizer"),
         ({"pad_to_multiple_of": 8}, "pad_to_multiple_of=8 has no effect here"),
         ({"distance": "wasserstein"}, "distance must be one of jsd, symkl, ce"),
         ({"softmax": "both"}, "softmax must be one of legal, vocabulary"),

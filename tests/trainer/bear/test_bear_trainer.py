@@ -236,13 +236,25 @@ def test_titles_train_on_a_pretrained_tokenizer(tokenizer_copy, titles, tmp_path
     trainer.train()
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own, on what it deprecates
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"packing": True}, "packing=True has no effect here"),
         ({"loss_type": "dft"}, "loss_type='dft' has no effect here"),
         ({"softmax": "both"}, "softmax must be 'legal' or 'vocabulary'"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect here"),
+        ({"shuffle_dataset": True}, "shuffle_dataset=True has no effect here"),
+        ({"dataset_text_field": "body"}, "dataset_text_field='body' has no effect here"),
+        ({"packing_strategy": "wrapped"}, "packing_strategy='wrapped' has no effect here"),
+        ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' has no effect here"),
+        ({"pad_token": "<eos>"}, "pad_token='<eos>' has no effect here"),
+        ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "dataset_kwargs=.* has no effect here"),
+        (
+            {"eos_token": "<bos>"},
+            "eos_token='<bos>' would change the tokenizer after the catalogue has been tokenized",
+        ),
+        ({"chat_template_path": "chat"}, "chat_template_path='chat' would change the tokenizer after"),
     ],
 )
 def test_options_without_effect_are_refused(options: dict, message: str, tmp_path: Path) -> None:

@@ -441,6 +441,8 @@ def test_without_a_catalogue_it_is_a_trainer_like_any_other(tmp_path: Path) -> N
         ({"loss_weights": [0.5]}, r"loss_weights=\[0.5\] has no effect here"),
         ({"ld_alpha": 0.5}, "ld_alpha=0.5 has no effect here"),
         ({"label_smoothing": 0.1}, "label_smoothing=0.1 has no effect here"),
+        ({"ref_model_mixup_alpha": 0.9}, "ref_model_mixup_alpha=0.9 has no effect here, since sync_ref_model is off"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect here"),
         ({"f_divergence_type": "js_divergence"}, "f_divergence_type='js_divergence' has no effect here"),
         ({"use_weighting": True}, "use_weighting=True has no effect here"),
         ({"list_length": 10}, "list_length=10 has no effect here"),

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from trl import SFTConfig
 
 from trl_rec.losses.alro import Delta, Distance, Score
-from trl_rec.trainer.base.config import INERT_SFT, RecConfig, check_inert, check_padding
+from trl_rec.trainer.base.config import RecConfig, check_inert, check_padding, check_sft_options
 
 
 # The values of options that are one of a few words.
@@ -105,9 +105,7 @@ class AlroConfig(RecConfig, SFTConfig):
         padding = self.pad_to_multiple_of
         super().__post_init__()
         check_padding(self, padding)
-        check_inert(
-            self, (*INERT_SFT, "label_smoothing_factor"), "rows are built from rated items and the loss is ALRO's"
-        )
+        check_sft_options(self, "rows are built from rated items and the loss is ALRO's")
 
         # Values out of range.
         for name, kind in CHOICES.items():

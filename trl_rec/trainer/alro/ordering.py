@@ -18,6 +18,7 @@ from trl_rec.evaluation.graded.results import evaluate_orders
 from trl_rec.items import ItemCatalog
 from trl_rec.trainer.alro.config import AlroConfig
 from trl_rec.trainer.alro.rows import RATED, ranked_lists, rating_values, training_lists
+from trl_rec.trainer.base.checks import check_processes
 from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTrainerMixin, is_split
 
 
@@ -43,6 +44,7 @@ class CandidateOrderingMixin(RecTrainerMixin):
         eval_dataset: EvalSets | None,
     ) -> None:
         """Prompts of a catalogue and the ratings that occur, and the splits that are ordered at each evaluation."""
+        check_processes(args)
         self.catalog = catalog
         self._eval_sets = eval_dataset
         self.ratings = rating_values(train_dataset)

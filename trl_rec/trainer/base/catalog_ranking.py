@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -15,7 +16,7 @@ from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.evaluation import evaluate_rankings, rank_histories
 from trl_rec.items import ItemCatalog, TokenTrie
-from trl_rec.trainer.base.config import RecConfig
+from trl_rec.trainer.base.checks import check_processes
 from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTrainerMixin
 
 
@@ -37,10 +38,11 @@ class CatalogRankingMixin(RecTrainerMixin):
         self,
         catalog: ItemCatalog | None,
         processing_class: PreTrainedTokenizerBase,
-        args: RecConfig,
+        args: Any,  # a RecConfig that is a config of TRL too
         eval_dataset: EvalSets | None,
     ) -> None:
         """Prompts and trie of a catalogue, and the splits that are ranked at each evaluation."""
+        check_processes(args)
         self.catalog = catalog
         self._eval_sets = eval_dataset
         if catalog is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
+from transformers import TrainingArguments
 
 
 # Arguments of TRL's trainers that ours do not take, and why.
@@ -33,6 +35,22 @@ def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) 
         if given.get(name) is not None:
             raise ValueError(f"{trainer} cannot use {name}, since {why}; leave it out")
     return {name: value for name, value in given.items() if name not in names}
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """Refuses several GPUs in one process: torch's DataParallel splits batches that our losses need whole."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process; start the run with accelerate launch, which gives each its "
+            "own process, or set CUDA_VISIBLE_DEVICES to one of them"
+        )
+
+
+def check_parallelism(accelerator: Accelerator) -> None:
+    """Refuses tensor parallelism: the losses count their target tokens over processes that see different rows."""
+    config = accelerator.parallelism_config
+    if config is not None and config.tp_size > 1:
+        raise ValueError("tensor parallelism is not supported; use DDP, ZeRO or FSDP (see recipes/accelerate)")
 
 
 def check_trainable(model: nn.Module) -> None:

@@ -10,7 +10,23 @@ from trl_rec.compat import settle_checkpointing
 
 # Options of TRL's trainers that have no effect in ours: of SFTTrainer's rows and losses, of DPOTrainer's losses, and
 # of its rows.
-INERT_SFT = ("loss_type", "packing", "eval_packing", "padding_free", "assistant_only_loss", "completion_only_loss")
+INERT_SFT = (
+    "loss_type",
+    "packing",
+    "packing_strategy",
+    "eval_packing",
+    "padding_free",
+    "assistant_only_loss",
+    "completion_only_loss",
+    "label_smoothing_factor",
+    "dataset_text_field",
+    "dataset_kwargs",
+    "shuffle_dataset",
+    "truncation_mode",
+    "pad_token",
+)
+# Options by which SFTTrainer changes the tokenizer, after the catalogue has been tokenized.
+TOKENIZER_OPTIONS = ("eos_token", "chat_template_path")
 INERT_DPO = (
     "loss_type",
     "loss_weights",
@@ -18,6 +34,7 @@ INERT_DPO = (
     "f_divergence_type",
     "f_alpha_divergence_coef",
     "label_smoothing",
+    "label_smoothing_factor",
     "use_weighting",
     "discopop_tau",
     "router_aux_loss_coef",
@@ -100,6 +117,17 @@ def check_inert(config: RecConfig, names: tuple[str, ...], why: str) -> None:
         if getattr(config, name) != default:
             given = f"{type(config).__name__}: {name}={getattr(config, name)!r}"
             raise ValueError(f"{given} has no effect here, since {why}; leave it out")
+
+
+def check_sft_options(config: RecConfig, why: str) -> None:
+    """Refuses options of SFTTrainer that have no effect here, or that would take effect too late."""
+    check_inert(config, INERT_SFT, why)
+    for name in TOKENIZER_OPTIONS:
+        if getattr(config, name) is not None:
+            raise ValueError(
+                f"{type(config).__name__}: {name}={getattr(config, name)!r} would change the tokenizer after the "
+                "catalogue has been tokenized; change the tokenizer yourself, and pass it as processing_class"
+            )
 
 
 def check_padding(config: RecConfig, given: int | str | None) -> None:

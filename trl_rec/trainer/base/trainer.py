@@ -35,6 +35,7 @@ from trl_rec.compat import (
 from trl_rec.items import ItemCatalog
 from trl_rec.models.loading import load_tokenizer
 from trl_rec.trainer.base.checkpoints import MARK, newest_complete
+from trl_rec.trainer.base.checks import check_parallelism
 from trl_rec.trainer.base.metrics import BatchLoss, describe_broken, reduce_batch
 from trl_rec.trainer.base.model_card import write_model_card
 from trl_rec.trainer.base.sampling import EpochOrder, LengthGroups
@@ -165,6 +166,8 @@ class RecTrainerMixin(ABC, Base):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """As the parent's. `resume_from_checkpoint=True` takes the newest complete checkpoint, if there is one."""
+        check_parallelism(self.accelerator)
+
         # Refused before the first step rather than at the first evaluation.
         sets = self._eval_sets.values() if isinstance(self._eval_sets, dict) else [self._eval_sets]
         ranks = self.args.eval_strategy != "no" and self.ranks_splits and any(map(is_split, sets))

@@ -9,7 +9,7 @@ from trl import SFTConfig
 
 from trl_rec.compat import dict_fields
 from trl_rec.data.tasks.templates import TASK_NAMES
-from trl_rec.trainer.base.config import INERT_SFT, RecConfig, check_inert
+from trl_rec.trainer.base.config import RecConfig, check_inert, check_sft_options
 
 
 @dataclass
@@ -75,15 +75,13 @@ class BearConfig(RecConfig, SFTConfig):
         super().__post_init__()
 
         # Options of SFTTrainer, and of other forms of rows, that would silently do nothing.
-        check_inert(self, INERT_SFT, "rows are built from whole items and the loss is BEAR's")
+        check_sft_options(self, "rows are built from whole items and the loss is BEAR's")
         if self.softmax not in ("legal", "vocabulary"):
             raise ValueError(f"softmax must be 'legal' or 'vocabulary', not {self.softmax!r}")
         if self.list_length is not None and self.targets == "last":
             check_inert(self, ("max_history",), "prompts of lists are bounded by max_length")
         else:
             check_inert(self, ("every_position",), "it is for rows of lists, made with list_length and targets='last'")
-        if self.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor has no effect with BEAR's loss; leave it out")
         self._check_tasks()
 
     def _check_tasks(self) -> None:

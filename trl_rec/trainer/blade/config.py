@@ -12,7 +12,13 @@ from trl_rec.compat import dict_fields
 from trl_rec.trainer.base.config import INERT_DPO, INERT_DPO_ROWS, RecConfig, check_inert, check_padding
 
 
-INERT_REFERENCE = ("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model")
+INERT_REFERENCE = (
+    "precompute_ref_log_probs",
+    "precompute_ref_batch_size",
+    "sync_ref_model",
+    "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
+)
 TARGETS = {"blade": "BLADE", "best_of_n": "static Best-of-N", "rank": "rank in the group", "reward": "GRPO"}
 # Options that are checked for their range.
 AT_LEAST_ONE = ("num_iterations", "best_of", "reference_batch_size", "max_prompts")

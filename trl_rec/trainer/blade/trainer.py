@@ -25,7 +25,7 @@ from trl import DPOTrainer
 from trl_rec.compat import (
     TrainOutput,
     complete_ref_adapter,
-    drop_attention_dropout,
+    drop_plain_dropout,
     prepare_deepspeed,
     train_batch_size,
     unwrapped_for_generation,
@@ -139,7 +139,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
 
         complete_ref_adapter(self.model)
         check_trainable(self.model)
-        drop_attention_dropout(self.model)
+        drop_plain_dropout(self.model)
         self._try_rewards()
 
     def _try_rewards(self) -> None:

@@ -54,6 +54,8 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         check_inert(
             self, INERT_DPO_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
         )
+        if not self.sync_ref_model:
+            check_inert(self, ("ref_model_mixup_alpha", "ref_model_sync_steps"), "sync_ref_model is off")
         if self.normalize not in ("vocabulary", "catalogue"):
             raise ValueError(f"normalize must be 'vocabulary' or 'catalogue', not {self.normalize!r}")
         if not self.sft_weight >= 0:  # as NaN is not

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer
 
-from trl_rec.compat import complete_ref_adapter, drop_attention_dropout, prepare_deepspeed
+from trl_rec.compat import complete_ref_adapter, drop_plain_dropout, prepare_deepspeed
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.dmpo import dmpo_loss
 from trl_rec.losses.output import LossOutput
@@ -141,7 +141,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
         complete_ref_adapter(self.model)
         check_trainable(self.model)
         if self.args.disable_dropout:
-            drop_attention_dropout(self.model)
+            drop_plain_dropout(self.model)
 
     # Rows
 
