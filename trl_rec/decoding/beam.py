@@ -21,14 +21,14 @@ E excluded items.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trl_rec.decoding.checks import check_no_nan, checked_prompts, evaluating
 from trl_rec.decoding.excluded import Excluded
 from trl_rec.decoding.prompt_cache import Pending, SeparateRows, SharedPrompt, open_cache
 from trl_rec.items.trie import TokenTrie
@@ -134,15 +134,11 @@ def _search(
     # per beam cannot skip: it reads one token of every beam per step.
     skips = renormalize and cache.shared and 1 in trie.depth_widths
 
-    # 1. Start with one beam per prompt, at the root or where the root's forced chain ends. There is no beam for a
-    # prompt that excludes every item.
-    root = torch.zeros(len(cache.logits), 1, dtype=torch.int64, device=cache.logits.device)  # (B, 1)
-    start = trie.forced_ends[root].long() if skips else root
-    scores = torch.where(excluded.emptied(root), -torch.inf, 0.0)
-    beams = _Beams(nodes=start, scores=scores, num_read=torch.zeros_like(root))
-    finished = _Finished(root[:, :0], scores[:, :0])
+    # 1. Start with one beam per prompt, at the root or where the root's forced chain ends.
+    beams = _first_beams(trie, excluded, len(cache.logits), skips)
+    finished = _Finished(beams.nodes[:, :0], beams.scores[:, :0])
 
-    for step in range(trie.max_depth):
+    for step in range(trie.max_depth):  # a prompt branches at most once per depth
         # 2. Find the depth at which each prompt branches next. Beams that end on the way there are finished.
         branch_depth, ended = _next_branching(trie, beams)
         finished = _keep_best(finished, trie, beams, ended, num_beams, length_penalty)
@@ -158,7 +154,7 @@ def _search(
             break
         if step == 0 and not (skips and trie.depth_widths[0] == 1):
             logits = cache.logits  # (B, 1, V)
-            slots = torch.zeros_like(root)
+            slots = torch.zeros_like(active, dtype=torch.int64)
             valid = active
         else:
             logits, slots, valid = cache.extend(pending)  # (B, A, V), (B, A), (B, A)
@@ -185,6 +181,14 @@ def _search(
     # 8. Only a beam whose score is NaN can still be at a leaf, since no comparison above lets it finish. Keep it, so
     # that the caller sees the NaN.
     return _keep_best(finished, trie, beams, _is_leaf(trie, beams.nodes), num_beams, length_penalty)
+
+
+def _first_beams(trie: TokenTrie, excluded: Excluded, num_prompts: int, skips: bool) -> _Beams:
+    """`(B, 1)`: one beam per prompt; an empty slot where the prompt excludes every item."""
+    root = torch.zeros(num_prompts, 1, dtype=torch.int64, device=trie.items.device)
+    nodes = trie.forced_ends[root].long() if skips else root
+    scores = torch.where(excluded.emptied(root), -torch.inf, 0.0)
+    return _Beams(nodes, scores, num_read=torch.zeros_like(root))
 
 
 def _is_leaf(trie: TokenTrie, nodes: Tensor) -> Tensor:
@@ -341,51 +345,3 @@ def best_first(scores: Tensor, ties: Tensor, count: int) -> Tensor:
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     key = (bits << 32) + (0x7FFFFFFF - ties)
     return key.topk(min(count, key.shape[1]), dim=1).indices
-
-
-def checked_prompts(
-    model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, num_beams: int, top_k: int
-) -> tuple[Tensor, Tensor]:
-    """`input_ids` and `attention_mask` on the model's device, once prompts, trie and model are known to fit."""
-    input_ids = prompts["input_ids"].to(model.device)
-    attention_mask = prompts["attention_mask"].to(model.device)
-
-    if not input_ids.numel() or not bool(attention_mask.any(1).all()):
-        raise ValueError("there is no prompt, or an empty one; a prompt needs at least one token, such as BOS")
-    if not bool(attention_mask[:, -1].all()):
-        raise ValueError("prompts must be padded on the left; set tokenizer.padding_side = 'left'")
-    if num_beams < 1 or top_k < 1:
-        raise ValueError(f"num_beams and top_k must be at least 1, not {num_beams} and {top_k}")
-
-    config = model.config.get_text_config()
-    if trie.max_token >= config.vocab_size:
-        raise ValueError(
-            f"the trie has token {trie.max_token}, but the model's vocabulary ends at {config.vocab_size - 1}; build "
-            "the trie with the model's own tokenizer, and resize the model's embeddings after adding tokens"
-        )
-
-    longest = input_ids.shape[1] + trie.max_depth
-    room = config.to_dict().get("max_position_embeddings")
-    if room is not None and longest > room:
-        raise ValueError(
-            f"prompt and longest item take {longest} tokens, but the model has {room} positions; encode prompts with "
-            f"max_length={room}"
-        )
-    return input_ids, attention_mask
-
-
-def check_no_nan(scores: Tensor) -> None:
-    """Raises where the model's logits, and so the scores, contain NaN."""
-    if bool(scores.isnan().any()):
-        raise ValueError("the model's logits contain NaN; its weights are broken or its number format is too small")
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Puts the model into evaluation mode inside the block, and restores its mode afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

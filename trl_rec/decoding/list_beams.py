@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from trl_rec.decoding.beam import RankedItems, best_first, check_no_nan
+from trl_rec.decoding.beam import RankedItems, best_first
+from trl_rec.decoding.checks import check_no_nan
 from trl_rec.decoding.list_decoder import ListDecoder, ListLogits, Lists
 from trl_rec.decoding.list_prompts import open_lists
 from trl_rec.decoding.lists import greedy_list

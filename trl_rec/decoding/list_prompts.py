@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from trl_rec.decoding.beam import checked_prompts, evaluating
+from trl_rec.decoding.checks import checked_prompts, evaluating
 from trl_rec.decoding.excluded import Excluded
 from trl_rec.decoding.list_decoder import ListDecoder
 from trl_rec.decoding.prompt_cache import open_cache

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trl_rec.decoding.beam import RankedItems, check_no_nan
+from trl_rec.decoding.beam import RankedItems
+from trl_rec.decoding.checks import check_no_nan
 from trl_rec.decoding.list_constraint import list_tokens
 from trl_rec.decoding.list_prompts import open_lists
 from trl_rec.decoding.list_sampler import NOISE_BITS, ListSampler

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from trl_rec.decoding.beam import check_no_nan, evaluating
+from trl_rec.decoding.checks import check_no_nan, evaluating
 from trl_rec.decoding.prompt_cache import Pending, SeparateRows, SharedPrompt, open_cache
 from trl_rec.losses.output import at_least_float32
 

@@ -1,0 +1,63 @@
+"""What every way to decode checks: the prompts before it runs the model, and the scores afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from trl_rec.items.trie import TokenTrie
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def checked_prompts(
+    model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, num_beams: int, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """`input_ids` and `attention_mask` on the model's device, once prompts, trie and model are known to fit."""
+    input_ids = prompts["input_ids"].to(model.device)
+    attention_mask = prompts["attention_mask"].to(model.device)
+
+    if not input_ids.numel() or not bool(attention_mask.any(1).all()):
+        raise ValueError("there is no prompt, or an empty one; a prompt needs at least one token, such as BOS")
+    if not bool(attention_mask[:, -1].all()):
+        raise ValueError("prompts must be padded on the left; set tokenizer.padding_side = 'left'")
+    if num_beams < 1 or top_k < 1:
+        raise ValueError(f"num_beams and top_k must be at least 1, not {num_beams} and {top_k}")
+
+    config = model.config.get_text_config()
+    if trie.max_token >= config.vocab_size:
+        raise ValueError(
+            f"the trie has token {trie.max_token}, but the model's vocabulary ends at {config.vocab_size - 1}; build "
+            "the trie with the model's own tokenizer, and resize the model's embeddings after adding tokens"
+        )
+
+    longest = input_ids.shape[1] + trie.max_depth
+    room = config.to_dict().get("max_position_embeddings")
+    if room is not None and longest > room:
+        raise ValueError(
+            f"prompt and longest item take {longest} tokens, but the model has {room} positions; encode prompts with "
+            f"max_length={room}"
+        )
+    return input_ids, attention_mask
+
+
+def check_no_nan(scores: Tensor) -> None:
+    """Raises where the model's logits, and so the scores, contain NaN."""
+    if bool(scores.isnan().any()):
+        raise ValueError("the model's logits contain NaN; its weights are broken or its number format is too small")
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Puts the model into evaluation mode inside the block, and restores its mode afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
