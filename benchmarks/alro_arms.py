@@ -217,13 +217,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--letters", action="store_true", help="name the candidates by letters")
     parser.add_argument("--epochs", type=int, default=1, help="epochs of training on lists")
-    parser.add_argument("--steps", type=int, default=-1, help="steps of each training; all by default")
+    parser.add_argument("--max_steps", type=int, default=-1, help="steps of each training; all by default")
     parser.add_argument("--lambda_weights", type=float, nargs="+", default=[10.0, 30.0, 100.0])
     parser.add_argument("--permutation_weights", type=float, nargs="+", default=[1.0, 10.0])
     arguments = parser.parse_args()
     disable_progress_bars()
     for count in arguments.candidates:
-        study = Study(arguments.source, count, arguments.output, arguments.steps, arguments.letters, arguments.epochs)
+        study = Study(
+            arguments.source, count, arguments.output, arguments.max_steps, arguments.letters, arguments.epochs
+        )
         compare(study, arguments)
 
 

@@ -1,6 +1,7 @@
 """Times a training step of ALRO against one of SFT, and against one that runs a forward pass per order.
 
-    python benchmarks/alro_step.py [DATASET_FOLDER --model FOLDER_OR_HUB_ID [--lora]] [--candidates 10 20] [--batch 4]
+    python benchmarks/alro_step.py [DATASET_FOLDER --model FOLDER_OR_HUB_ID [--lora]] [--candidates 10 20]
+        [--batch_size 4] [--runs 7]
 
 Without arguments, a small model reads item tokens of the toy world. With a dataset and a model, a language model reads
 titles. The three take turns on the same lists. Prints seconds of forward, backward and update (medians).
@@ -68,7 +69,7 @@ def make_trainers(dataset: RecDataset, arguments: Any, count: int, folder: str) 
             **{**QUIET, **options},
             num_candidates=count,
             max_length=1024,
-            per_device_train_batch_size=arguments.batch,
+            per_device_train_batch_size=arguments.batch_size,
             max_steps=100,
         )
         adapter = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear") if arguments.lora else None
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--candidates", type=int, nargs="+", default=[10, 20])
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--runs", type=int, default=7)
     arguments = parser.parse_args()
 

@@ -1,6 +1,6 @@
 """Times a training step of BEAR against one of TRL's `SFTTrainer`, with the same rows, model and optimizer.
 
-    python benchmarks/bear_step.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--lora] [--batch 4] [--runs 5]
+    python benchmarks/bear_step.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--lora] [--batch_size 4] [--runs 5]
 
 Items are titles, read with a language model's tokenizer. `--tiny` uses 2 layers of random weights with the same
 vocabulary. The trainers take turns. Prints seconds per step (forward, backward, update; medians) and the peak bytes of
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
 
@@ -83,7 +83,7 @@ def main() -> None:
     prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer)
     rows = build_rows(dataset.train.select(range(200)), prompt_format, max_length=512)
     common: dict[str, Any] = {
-        "per_device_train_batch_size": arguments.batch,
+        "per_device_train_batch_size": arguments.batch_size,
         "max_length": 512,
         "use_cpu": True,
         "bf16": False,

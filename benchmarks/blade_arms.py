@@ -1,7 +1,7 @@
 """Compares BLADE with its special cases and controls, starting from one policy that writes lists, over several seeds.
 
     python benchmarks/blade_arms.py DATASET_FOLDER POLICY_FOLDER OUTPUT_FOLDER [--rewards ndcg=1 mgu=4] [--seeds 0 1 2]
-        [--steps 300] [--rates 1e-4 3e-4 1e-3] [--beta 1]
+        [--max_steps 300] [--rates 1e-4 3e-4 1e-3] [--beta 1]
 
 The policy writes item tokens (`trl-rec bear --config bear/ml-100k-lists`). Every arm has the same steps, prompts and
 rollouts. Its learning rate is the best of `--rates` by validation reward, after half the steps with the first seed.
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--rewards", nargs="+", default=["ndcg=1", "mgu=4"])
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--max_steps", type=int, default=300)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
     parser.add_argument("--beta", type=float, help="weight of the KL in all arms except GRPO; 1 by default")
     arguments = parser.parse_args()
@@ -195,9 +195,9 @@ def main() -> None:
     # 2. Choose each arm's learning rate, and run it.
     results: dict[str, list[dict[str, Any]]] = {"SFT": [before]}
     for name in arguments.arms:
-        rate = study.best_rate(name, arguments.rates, arguments.steps)
+        rate = study.best_rate(name, arguments.rates, arguments.max_steps)
         seeds = arguments.seeds if name in SEEDED else arguments.seeds[:1]
-        results[name] = [study.run(name, rate, seed, arguments.steps) for seed in seeds]
+        results[name] = [study.run(name, rate, seed, arguments.max_steps) for seed in seeds]
 
     # 3. Print the table, the baselines, and Best-of-N at inference.
     runs = {name: [study.per_user(result) for result in by_seed] for name, by_seed in results.items()}

@@ -3,7 +3,8 @@
 The latter is the obvious way in transformers: a Python trie, looked up for every beam at every token, with
 log-probabilities renormalised over the legal tokens. Both get the same prompts and must return the same items.
 
-    python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--beams 10] [--runs 3]
+    python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--num_beams 10]
+        [--runs 3]
 
 `DATASET_FOLDER` is the output of `trl-rec prepare`. `--tiny` uses the model's tokenizer with a 2-layer model of random
 weights.
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--beams", type=int, default=10)
+    parser.add_argument("--num_beams", type=int, default=10)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
 
@@ -105,11 +106,11 @@ def main() -> None:
     theirs_seconds: list[float] = []
     for run in range(arguments.runs):
         start = time.perf_counter()
-        ranked = rank_items(model, prompts, trie, num_beams=arguments.beams)
+        ranked = rank_items(model, prompts, trie, num_beams=arguments.num_beams)
         ours_seconds.append(time.perf_counter() - start)
 
         start = time.perf_counter()
-        theirs = generate(model, tokenizer, prompts, root, arguments.beams, trie.max_depth)
+        theirs = generate(model, tokenizer, prompts, root, arguments.num_beams, trie.max_depth)
         theirs_seconds.append(time.perf_counter() - start)
         print(f"run {run + 1}: rank_items {ours_seconds[-1]:.2f} s, generate {theirs_seconds[-1]:.2f} s", flush=True)
 

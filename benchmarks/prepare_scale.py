@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--interactions", type=int, default=10_000_000)
     parser.add_argument("--suffix", choices=["csv", "parquet"], default="parquet")
     parser.add_argument("--split", choices=["leave_one_out", "time"], default="leave_one_out")
-    parser.add_argument("--min-interactions", type=int, default=5, help="k of the k-core filter, for users and items")
+    parser.add_argument("--min_interactions", type=int, default=5, help="k of the k-core filter, for users and items")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 

@@ -1,6 +1,6 @@
 """Times K completions of one prompt in one shared row against K separate rows.
 
-    python benchmarks/shared_prompt.py [--prompt 200] [--tokens 5] [--completions 16 4 3] [--batch 1] [--runs 7]
+    python benchmarks/shared_prompt.py [--prompt 200] [--tokens 5] [--completions 16 4 3] [--batch_size 1] [--runs 7]
 
 Each run is forward and backward of the summed log-probabilities, with a small Llama of random weights. On both sides
 the output embedding runs at the completions only. The two take turns. Prints seconds (medians), their ratio next to
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=5)
     parser.add_argument("--completions", type=int, nargs="+", default=[16, 4, 3])
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--vocabulary", type=int, default=8000)
     parser.add_argument("--runs", type=int, default=7)
     arguments = parser.parse_args()
@@ -41,7 +41,7 @@ def main() -> None:
         parameter.grad = torch.zeros_like(parameter)  # allocated now, so that neither side is charged for it
     print(f"{torch.get_num_threads()} threads, {sum(map(torch.numel, model.parameters())) / 1e6:.1f} M parameters")
     for count in arguments.completions:
-        measure(model, arguments.batch, arguments.prompt, count, arguments.tokens, arguments.runs)
+        measure(model, arguments.batch_size, arguments.prompt, count, arguments.tokens, arguments.runs)
 
 
 def small(vocab_size: int) -> LlamaForCausalLM:

@@ -1,6 +1,6 @@
 """Times a training step of Softmax-DPO against one of TRL's `DPOTrainer` on the same comparisons as pairs.
 
-    python benchmarks/softmax_dpo.py [--completions 16 3] [--prompts 2] [--prompt-tokens 200] [--vocabulary 8192]
+    python benchmarks/softmax_dpo.py [--completions 16 3] [--prompts 2] [--prompt_tokens 200] [--vocabulary 8192]
     [--runs 5]
 
 A prompt with one chosen and K - 1 rejected completions is one row for `SoftmaxDPOTrainer`, and K - 1 rows for
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--completions", type=int, nargs="+", default=[16, 3])
     parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--prompt-tokens", type=int, default=200)
+    parser.add_argument("--prompt_tokens", type=int, default=200)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
