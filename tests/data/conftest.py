@@ -1,3 +1,5 @@
+"""Real data sets for tests, where a machine has them."""
+
 import os
 from pathlib import Path
 

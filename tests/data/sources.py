@@ -1,4 +1,4 @@
-"""Small sources written to disk, and what a prepared dataset holds, in ids again."""
+"""Small sources on disk, and the rows of a prepared dataset as ids."""
 
 import csv
 
@@ -17,13 +17,13 @@ ITEMS = [("a", "Apple"), ("b", "Bread"), ("c", "Cheese"), ("d", "Dates"), ("e", 
 
 
 def write_csv(path, header, rows):
-    """A CSV file; text is quoted where it must be."""
+    """Writes a CSV file; text is quoted where necessary."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
 
 
 def write_table(folder, log=LOG, items=ITEMS, users=None, header=("user_id", "item_id", "timestamp", "rating")):
-    """A source of the format `table`."""
+    """Writes a source of the format `table`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "interactions.csv", header, log)
     if items is not None:
@@ -34,7 +34,7 @@ def write_table(folder, log=LOG, items=ITEMS, users=None, header=("user_id", "it
 
 
 def rows_of(dataset, split):
-    """`user -> (history, targets)` of a split with one row a user, as ids."""
+    """`user -> (history, targets)` as ids, for a split with one row per user."""
     users, items = dataset.users["user_id"].to_pylist(), dataset.catalog.ids
     return {
         users[row["user"]]: ([items[item] for item in row["history"]], [items[item] for item in row["targets"]])

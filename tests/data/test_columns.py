@@ -1,4 +1,4 @@
-"""Bad input: each is one sentence that names file and row, and nothing is written."""
+"""Bad input gives one sentence that names file and row, and writes nothing."""
 
 import datetime
 import decimal
@@ -122,7 +122,7 @@ def test_empty_file(tmp_path):
     refuse(source, "interactions.csv is empty; give a file with a header")
 
 
-def test_text_that_is_not_utf_8(tmp_path):
+def test_text_that_is_not_utf_8_is_refused(tmp_path):
     source = write_table(tmp_path / "source")
     (source / "items.csv").write_bytes("item_id,title\na,Café\n".encode("latin-1"))
     refuse(source, "items.csv is not UTF-8 text; convert it")
@@ -207,7 +207,7 @@ def test_large_whole_floats_keep_their_digits():
         ([1], pa.list_(pa.int64()), r"the user_id \[1\] cannot be read as string"),
     ],
 )
-def test_ids_that_are_no_text_are_refused(bad, kind, message):
+def test_ids_that_cannot_become_text_are_refused(bad, kind, message):
     good = [1] if pa.types.is_list(kind) else 1.0
     column = pa.chunked_array([pa.array([], kind), pa.array([bad], kind)])
     with pytest.raises(ValueError, match=f"log, row 1: {message}") as error:
@@ -236,7 +236,7 @@ def test_times_of_other_types_are_refused(values, kind, shown):
         seconds(pa.chunked_array([pa.array(values, kind)]), "log")
 
 
-def test_titles_that_are_no_text_are_refused():
+def test_titles_that_are_not_text_are_refused():
     with pytest.raises(ValueError, match=r"items, row 1: the title \['A'\] cannot be read as string; correct it"):
         items_table(pa.table({"item_id": ["1"], "title": [["A"]]}), "items")
 
@@ -265,14 +265,14 @@ def test_split_lists():
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.string(), 3)])
-def test_lists_are_trimmed_and_rid_of_what_is_empty(kind):
+def test_lists_are_trimmed_and_lose_empty_texts(kind):
     rows = [[" a ", None, "b"], None, ["", "  ", None], ["c", "a|b", "a "]]
     column = pa.chunked_array([pa.array(rows[:2], kind), pa.array(rows[2:], kind)])
     assert split_lists(column, "|").to_pylist() == [["a", "b"], [], [], ["c", "a|b", "a"]]  # lists are not split again
     assert split_lists(column[1:], "|").to_pylist() == [[], [], ["c", "a|b", "a"]]
 
 
-def test_null_lists_that_still_cover_values_are_empty():
+def test_null_lists_with_values_behind_them_become_empty():
     rows = pa.ListArray.from_arrays(pa.array([0, 1, 3]), pa.array(["a", "b", "c"]), mask=pa.array([True, False]))
     assert split_lists(pa.chunked_array([rows]), "|").to_pylist() == [[], ["b", "c"]]
 

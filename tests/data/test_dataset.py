@@ -1,3 +1,5 @@
+"""Loading a dataset folder: what comes back, and what is refused."""
+
 import itertools
 import json
 import subprocess
@@ -20,7 +22,7 @@ def prepared(tmp_path):
     return prepare(write_table(tmp_path / "source"), tmp_path / "out")
 
 
-def test_load_gives_what_prepare_gave(prepared):
+def test_load_returns_what_prepare_returned(prepared):
     loaded = load(str(prepared.path))
     assert isinstance(loaded, RecDataset) and loaded.path == prepared.path and loaded.card == prepared.card
     assert loaded.catalog.fingerprint == prepared.catalog.fingerprint and loaded.users.equals(prepared.users)
@@ -31,7 +33,7 @@ def test_load_gives_what_prepare_gave(prepared):
         )
 
 
-def test_interactions_are_read_when_asked_for(prepared):
+def test_interactions_are_read_on_first_use(prepared):
     loaded = load(prepared.path)
     (prepared.path / "interactions.parquet").rename(prepared.path / "elsewhere")
     with pytest.raises(ValueError, match="out is damaged .interactions.parquet cannot be read: FileNotFoundError"):
@@ -48,24 +50,29 @@ def test_a_folder_without_a_card_is_refused(prepared):
         load(prepared.path)
 
 
-def test_a_card_of_something_else_is_refused(prepared):
+def test_another_kind_of_card_is_refused(prepared):
     (prepared.path / "card.json").write_text(json.dumps({"model": "a card too"}))
     with pytest.raises(ValueError, match="card.json is not the card of a dataset"):
         load(prepared.path)
 
 
-def test_a_relative_path_survives_a_change_of_folder(prepared, tmp_path, monkeypatch):
+def test_a_relative_path_survives_a_change_of_directory(prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(prepared.path.parent)
     loaded = load("out")
     monkeypatch.chdir("/")
     assert loaded.path == prepared.path and loaded.interactions.num_rows == 8
 
 
-FILES = ["users.parquet", "interactions.parquet", "catalog/items.parquet", "catalog/catalog.json"]
-FILES += [
-    f"{split}/{name}"
-    for split in ("train", "validation", "test")
-    for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json")
+FILES = [
+    "users.parquet",
+    "interactions.parquet",
+    "catalog/items.parquet",
+    "catalog/catalog.json",
+    *(
+        f"{split}/{name}"
+        for split in ("train", "validation", "test")
+        for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json")
+    ),
 ]
 
 
@@ -73,8 +80,14 @@ def truncate(part):
     return lambda path: path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
 
 
-DAMAGES = {"deleted": Path.unlink, "emptied": truncate(0), "halved": truncate(0.5), "cut short": truncate(0.98)}
-DAMAGES |= {"an empty object": lambda path: path.write_text("{}"), "an empty list": lambda path: path.write_text("[]")}
+DAMAGES = {
+    "deleted": Path.unlink,
+    "emptied": truncate(0),
+    "halved": truncate(0.5),
+    "cut short": truncate(0.98),
+    "an empty object": lambda path: path.write_text("{}"),
+    "an empty list": lambda path: path.write_text("[]"),
+}
 
 
 HARMLESS = {(f"{split}/dataset_info.json", "an empty object") for split in ("train", "validation", "test")}
@@ -83,7 +96,7 @@ HARMLESS = {(f"{split}/dataset_info.json", "an empty object") for split in ("tra
 @pytest.mark.parametrize(
     ("name", "damage"), [pair for pair in itertools.product(FILES, DAMAGES) if pair not in HARMLESS]
 )
-def test_a_damaged_file_is_named_and_prepared_again(prepared, tmp_path, name, damage):
+def test_a_damaged_file_is_named_and_can_be_prepared_again(prepared, tmp_path, name, damage):
     DAMAGES[damage](prepared.path / name)
     part = name.split("/")[-1] if name.startswith("catalog") else name.split("/")[0]
     with pytest.raises(
@@ -103,7 +116,7 @@ def test_a_damaged_card_says_what_to_do(prepared, damage):
         load(prepared.path)
 
 
-def test_fewer_rows_than_the_card_tells_of_are_refused(prepared):
+def test_other_numbers_of_rows_than_in_the_card_are_refused(prepared):
     table = prepared.interactions
     pq.write_table(table[:-1], prepared.path / "interactions.parquet")
     with pytest.raises(ValueError, match="out is damaged .card.json lists other numbers of rows than there are"):
@@ -131,7 +144,7 @@ def test_another_catalogue_is_refused(prepared):
         ("user", 3, "user of the test split runs from 1 to 3, but there are 3"),
     ],
 )
-def test_indices_outside_are_refused(prepared, tmp_path, column, value, message):
+def test_indices_out_of_range_are_refused(prepared, tmp_path, column, value, message):
     rows = prepared.test.to_list()
     rows[0][column] = value
     table = pa.Table.from_pylist(rows, prepared.test.data.table.schema)
@@ -142,7 +155,7 @@ def test_indices_outside_are_refused(prepared, tmp_path, column, value, message)
         load(prepared.path)
 
 
-def test_what_the_folder_holds(prepared):
+def test_files_of_the_folder(prepared):
     assert sorted(path.name for path in prepared.path.iterdir()) == [
         *("card.json", "catalog", "interactions.parquet", "test", "train", "users.parquet", "validation")
     ]
@@ -156,6 +169,9 @@ def test_the_card_is_written_last(prepared, tmp_path):
 
 
 def test_names_resolve_lazily():
-    code = "import sys, trl_rec.data as d; assert callable(d.prepare) and callable(d.load); assert 'torch' not in sys.modules"
-    code += "; from trl_rec.data.preparation import prepare; assert d.prepare is prepare; assert 'prepare' in dir(d)"
+    code = (
+        "import sys, trl_rec.data as d; assert callable(d.prepare) and callable(d.load); "
+        "assert 'torch' not in sys.modules; from trl_rec.data.preparation import prepare; "
+        "assert d.prepare is prepare; assert 'prepare' in dir(d)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Leaks are planted in splits that are clean, and refused."""
+"""Leaks that are planted in clean splits are refused."""
 
 from functools import partial
 
@@ -53,7 +53,7 @@ CLEAN = {
         "test": [(0, [4, 5], [6], 6.0), (1, [1, 7], [2], 8.0), (1, [7, 2], [1, 7], 9.0), (3, [1], [2], 7.0)],
     },
 }
-CLEAN["windows"]["test"][2] = (1, [7, 2, 1], [1], 9.0)  # an item that the history tells of may be asked for again
+CLEAN["windows"]["test"][2] = (1, [7, 2, 1], [1], 9.0)  # a target may be in the history
 
 
 def refused(rule, message, **splits):
@@ -73,15 +73,15 @@ def test_clean_splits_pass(rule):
     [
         (0, [1], [2, 3, 5], 2.0),  # the test target appended
         (0, [1], [2, 3, 4], 2.0),  # the validation target appended
-        (0, [5, 1], [2, 3], 2.0),  # the test target before the others
+        (0, [5, 1], [2, 3], 2.0),  # the test target in the history
         (0, [1], [2, 5], 2.0),  # the test target instead of another
         (0, [1, 2, 3], [4], 4.0),  # the validation row instead
-        (0, [1], [2], 2.0),  # something lost
-        (0, [1], [3, 2], 2.0),  # order lost
+        (0, [1], [2], 2.0),  # an item missing
+        (0, [1], [3, 2], 2.0),  # another order
         (0, [1], [2, 3], 5.5),  # a time after validation
     ],
 )
-def test_a_training_row_that_is_not_the_beginning(rule, row):
+def test_a_training_row_that_the_validation_row_does_not_continue(rule, row):
     message = "the train row of user 0 is not exactly what|train row 0 .time 5.5. is not before"
     refused(rule, message, train=[row, *CLEAN[rule]["train"][1:]])
 
@@ -100,7 +100,7 @@ def test_the_user_of_the_leak_is_named():
     )
 
 
-def test_a_validation_row_that_knows_the_test():
+def test_a_validation_row_with_the_test_target():
     rows = [(0, [1, 2, 3], [5], 4.0), *CLEAN["leave_one_out"]["validation"][1:]]
     refused("leave_one_out", "the validation row of user 0 is not exactly", validation=rows)
     refused("time", "the validation row of user 0 is not exactly", validation=[(0, [1, 2, 3], [4, 6, 5], 5.0)])
@@ -112,7 +112,7 @@ def test_a_test_history_without_the_validation_row():
     refused("leave_one_out", "the validation row of user 0 is not exactly", test=rows)
 
 
-def test_leave_one_out_rows_come_in_pairs_of_one_target():
+def test_leave_one_out_rows_are_paired_and_have_one_target():
     clean = CLEAN["leave_one_out"]
     refused("leave_one_out", "user 3 has a validation row but none in the test split", test=clean["test"][:2])
     refused(
@@ -126,7 +126,7 @@ def test_leave_one_out_rows_come_in_pairs_of_one_target():
     )
 
 
-def test_leave_last_rows_come_in_pairs_of_as_many_targets():
+def test_leave_last_rows_are_paired_and_have_the_same_number_of_targets():
     clean = CLEAN["leave_last"]
     refused("leave_last", "user 2 has a validation row but none in the test split", test=clean["test"][:1])
     refused("leave_last", "user 2 has a validation row but none in the train split", train=clean["train"][:2])
@@ -159,7 +159,7 @@ def test_time_split_rows_in_another_period():
         ((1, [2, 6], [1], 5.0), "the target of test row 1 is in an earlier"),  # a test target in a history
     ],
 )
-def test_windows_that_know_too_much(row, message):
+def test_windows_with_later_targets(row, message):
     refused("windows", message, train=[row, *CLEAN["windows"]["train"]])
 
 
@@ -168,15 +168,19 @@ def test_a_test_row_copied_into_validation():
     refused("windows", "validation row 0 .time 6.5. is not before", validation=[(8, [4, 5], [6], 6.5)])
 
 
-TOLD = {"leave_one_out": [0, 2, 3], "leave_last": [0, 2], "time": [0, 2]}  # users with a training row and another
+MIXED_USERS = {
+    "leave_one_out": [0, 2, 3],
+    "leave_last": [0, 2],
+    "time": [0, 2],
+}  # users with a training row and another
 
 
-@pytest.mark.parametrize("rule", TOLD)
-def test_rows_of_several_splits_without_a_name_are_told_apart(rule):
+@pytest.mark.parametrize("rule", MIXED_USERS)
+def test_nameless_rows_of_several_splits_are_detected(rule):
     train, validation, test = (make(name, rows) for name, rows in CLEAN[rule].items())
     for parts in ([train, test], [test, train], [train, validation, test]):
         mixed = concatenate_datasets(parts)
-        assert mixed.split is None and found(mixed) == TOLD[rule]
+        assert mixed.split is None and found(mixed) == MIXED_USERS[rule]
         for use in (partial(check_is_train, what="a model"), TrainInteractions.from_split):
             with pytest.raises(
                 ValueError, match="cannot come from several splits: a row of user 0 continues where another one ends"
@@ -186,7 +190,7 @@ def test_rows_of_several_splits_without_a_name_are_told_apart(rule):
     check_is_train(concatenate_datasets([train.select([2, 0]), train.select([1])]), "a model")
 
 
-def test_rows_without_a_name_that_belong_together_pass():
+def test_nameless_rows_of_one_split_pass():
     clean = make("train", CLEAN["windows"]["train"])
     for rows in (clean, clean.select([0]), clean.select([])):
         check_is_train(concatenate_datasets([rows, rows]), "a model")
@@ -203,7 +207,7 @@ def test_rows_without_a_name_that_belong_together_pass():
 
 
 @pytest.mark.parametrize("name", ["validation", "test", "test[:50%]", "train[:50%]"])
-def test_splits_of_another_name_are_refused(name):
+def test_splits_with_another_name_are_refused(name):
     rows = make("train", CLEAN["time"]["train"])
     check_is_train(rows, "a model")
     with pytest.raises(
@@ -252,8 +256,8 @@ def test_prepare_refuses_a_leak_before_writing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_source_with_windows_that_overlap_is_refused(tmp_path):
-    source = write_bigrec(tmp_path / "source", test=[("u", [2, 3], 7)])  # the training rows of u hold item 3 already
+def test_a_source_with_overlapping_windows_is_refused(tmp_path):
+    source = write_bigrec(tmp_path / "source", test=[("u", [2, 3], 7)])  # item 3 is in training rows of u
     with pytest.raises(
         ValueError, match="leak: the target of test row 0 .* give the interactions themselves as a table"
     ):

@@ -1,3 +1,5 @@
+"""Rows of lists against a slow loop."""
+
 from typing import Any
 
 import pyarrow as pa
@@ -39,7 +41,7 @@ rows_of_items = st.lists(
 
 
 @given(rows_of_items, st.sampled_from(SURFACES), st.booleans(), st.sampled_from([None, 150]))
-def test_each_list_holds_the_next_new_items_after_all_that_came_before(
+def test_each_list_contains_the_next_new_items(
     rows: list, surface: str, every_position: bool, max_length: int | None
 ) -> None:
     prompt_format, trie, tokenizer = FORMATS[surface]
@@ -64,7 +66,7 @@ def test_each_list_holds_the_next_new_items_after_all_that_came_before(
 
 
 @given(rows_of_items, st.sampled_from(SURFACES), st.booleans(), st.sampled_from([None, 150]))
-def test_prompts_are_those_of_the_rows_and_completed_they_are_the_rows(
+def test_prompts_equal_those_of_the_rows_and_can_be_completed(
     rows: list, surface: str, every_position: bool, max_length: int | None
 ) -> None:
     prompt_format, _, tokenizer = FORMATS[surface]
@@ -94,7 +96,7 @@ def test_prompts_are_those_of_the_rows_and_completed_they_are_the_rows(
         assert (row["user"], row["history"]) == (prompt["user"], prompt["history"])
 
 
-def test_chosen_prompts_are_completed_in_their_order() -> None:
+def test_selected_prompts_keep_their_order_when_completed() -> None:
     prompts = build_list_prompts(
         make_split([([0], [1, 2, 3]), ([4], [5, 6, 7]), ([1], [2, 3, 4])]), FORMATS["item_token"][0]
     )
@@ -104,13 +106,13 @@ def test_chosen_prompts_are_completed_in_their_order() -> None:
     assert (some["user"], some["history"], some["items"]) == ([2, 0], [[1], [0]], [[7, 6, 5], [4, 5, 6]])
 
 
-def test_the_longest_list_and_its_eos_have_room() -> None:
+def test_room_is_kept_for_the_longest_list_and_eos() -> None:
     prompt_format = FORMATS["item_token"][0]
-    assert prompt_format.room(20) == 20 - 1 - LENGTH - 1  # what begins the prompt, one token an item, EOS
+    assert prompt_format.room(20) == 20 - 1 - LENGTH - 1  # BOS, one token per item, EOS
 
 
 @given(rows_of_items)
-def test_what_a_user_chooses_next_is_the_first_list(rows: list) -> None:
+def test_list_targets_are_the_first_list(rows: list) -> None:
     split = make_split(rows, split="test")
     expected = [list_windows(history, targets, LENGTH, False)[:1] for history, targets in rows]
     found = list_targets(split, LENGTH)
@@ -131,8 +133,8 @@ def test_titles_end_in_a_line_break_and_the_list_in_eos() -> None:
     assert trie.num_items == trie.num_leaves == NUM_ITEMS
 
 
-def test_a_title_that_goes_on_after_a_line_break_is_refused() -> None:
-    tokenizer = make_tokenizer(["plain"], vocab_size=259)  # bytes alone: the line break is a token of its own
+def test_a_title_with_a_line_break_that_extends_another_is_refused() -> None:
+    tokenizer = make_tokenizer(["plain"], vocab_size=259)  # only bytes: the line break is a token of its own
     catalog = ItemCatalog(pa.table({"item_id": ["a", "b", "c"], "title": ["Pen", 'Pen"\nInk', "Cup"]}))
     TokenTrie.from_catalog(catalog, tokenizer)
     with pytest.raises(
@@ -141,7 +143,7 @@ def test_a_title_that_goes_on_after_a_line_break_is_refused() -> None:
         TokenTrie.from_catalog(catalog, tokenizer, lists=True)
 
 
-def test_only_a_training_split_and_a_format_of_lists_make_rows(tokenizer_copy) -> None:
+def test_list_rows_need_a_training_split_and_a_list_format(tokenizer_copy) -> None:
     prompt_format = FORMATS["item_token"][0]
     with pytest.raises(ValueError, match="training rows cannot come from the validation split"):
         build_list_rows(make_split([([0], [1, 2, 3])], split="validation"), prompt_format)

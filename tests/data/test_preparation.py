@@ -1,3 +1,5 @@
+"""`prepare`: splits against a slow oracle, the card, and a folder that is complete or absent."""
+
 import json
 import tempfile
 from pathlib import Path
@@ -27,7 +29,7 @@ def test_leave_one_out_by_hand(tmp_path):
         "timestamp": [1, 3, 3, 5, 2, 4, 6, 7],
         "rating": [5, 3, 2, 5, 4, 1, 4, 3],
     }
-    assert dataset.catalog.titles == ["Apple", "Bread", "Cheese", "Dates", "Eggs"]  # Eggs nobody met, and it stays
+    assert dataset.catalog.titles == ["Apple", "Bread", "Cheese", "Dates", "Eggs"]  # nobody chose Eggs, which stay
     assert dataset.train.column_names == [
         "user",
         "history",
@@ -60,7 +62,7 @@ def test_card(tmp_path):
     assert card["cold_targets"] == {
         "validation": 1,
         "test": 1,
-    }  # c, which u1 and u2 meet late, stands in no training row
+    }  # c is in no training row
     assert card["format"] == "table" and card["split"] == "leave_one_out" and card["has_ratings"]
     assert set(card["sources"]) == {"interactions.csv", "items.csv"} and all(
         len(sha) == 64 for sha in card["sources"].values()
@@ -110,8 +112,8 @@ def test_time_split_keeps_ties_together_and_counts_cold_users(tmp_path):
     )
 
 
-def test_k_core_goes_on_until_nothing_changes(tmp_path):
-    chain = ["pe", "pf", "qf", "qg", "rg", "rh", "sh"]  # each falls only when the one after it has fallen
+def test_k_core_repeats_until_nothing_changes(tmp_path):
+    chain = ["pe", "pf", "qf", "qg", "rg", "rh", "sh"]  # each is dropped after the one behind it
     log = [(user, item, 0, 1) for user, item in ["ua", "ub", "ue", "va", "vb", "ve", *chain]]
     source = write_table(tmp_path / "source", log, [(item, item) for item in "abefgh"])
     dataset = prepare(source, tmp_path / "out", min_user_interactions=2, min_item_interactions=2)
@@ -155,7 +157,7 @@ def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items):
 
 @given(st.integers(1, 4), st.lists(st.integers(1, 12), max_size=5), st.randoms(use_true_random=False))
 def test_leave_last_equals_the_slow_oracle(num_held_out, lengths, rng):
-    """Users just long enough, and of any length; with equal times and items that come back."""
+    """Users just long enough and of any length, with equal times and repeated items."""
     sizes = [2 * num_held_out + 1, 2 * num_held_out, *lengths]
     log = [
         (f"u{user}", rng.choice("abcdefg"), rng.randint(0, 9), 1)
@@ -186,10 +188,10 @@ def _compare(dataset, kept, expected):
     assert dataset.card["tied_timestamps"] == round(sum(tied) / len(kept), 4)
 
 
-def test_same_settings_and_files_load_what_is_there(tmp_path, monkeypatch):
+def test_the_same_settings_and_files_only_load(tmp_path, monkeypatch):
     source = write_table(tmp_path / "source")
     first = prepare(source, tmp_path / "out")
-    monkeypatch.setattr(module, "save", None)  # nothing may be written now
+    monkeypatch.setattr(module, "save", None)  # writing would raise
     assert prepare(source, tmp_path / "out").card == first.card == load(tmp_path / "out").card
 
 
@@ -205,7 +207,7 @@ def test_other_settings_or_files_are_refused_until_overwritten(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
-def test_what_semantic_ids_left_goes_with_the_data_they_were_made_of(tmp_path):
+def test_overwriting_removes_files_of_semantic_ids(tmp_path):
     made = prepare("toy", tmp_path / "out", toy_users=21)
     (made.path / "vectors").mkdir()
     for name in ("vectors/text-1.safetensors", "id_encoder.json", "id_encoder.safetensors", "semantic_ids.svg"):
@@ -214,13 +216,13 @@ def test_what_semantic_ids_left_goes_with_the_data_they_were_made_of(tmp_path):
     assert not {"vectors", "id_encoder.json", "semantic_ids.svg"} & {path.name for path in made.path.iterdir()}
 
 
-def test_columns_that_are_called_like_ours_need_no_line(tmp_path):
+def test_a_column_mapped_to_itself_changes_nothing(tmp_path):
     source = write_table(tmp_path / "source")
     first = prepare(source, tmp_path / "out", columns={"user_id": "user_id", "title": "title"})
     assert prepare(source, tmp_path / "out").card == first.card
 
 
-def test_a_folder_that_is_no_dataset_is_never_touched(tmp_path):
+def test_a_folder_that_is_not_a_dataset_is_never_touched(tmp_path):
     source = write_table(tmp_path / "source")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
@@ -236,7 +238,7 @@ def test_an_empty_folder_is_filled(tmp_path):
 
 
 @pytest.mark.parametrize("overwritten", [False, True])
-def test_a_failure_while_writing_leaves_all_as_it_was(tmp_path, monkeypatch, overwritten):
+def test_a_failure_while_writing_changes_nothing(tmp_path, monkeypatch, overwritten):
     source = write_table(tmp_path / "source")
     before = prepare(source, tmp_path / "out").card if overwritten else None
     save = module.save
@@ -254,8 +256,8 @@ def test_a_failure_while_writing_leaves_all_as_it_was(tmp_path, monkeypatch, ove
 
 
 @pytest.mark.parametrize("name", ["card.json", "users.parquet"])
-@pytest.mark.parametrize("place", [1, 2])  # as the old files leave, as the new ones come
-def test_a_failure_at_the_last_moment_brings_the_old_files_back(tmp_path, monkeypatch, name, place):
+@pytest.mark.parametrize("place", [1, 2])  # while old files leave, while new ones arrive
+def test_a_failure_while_swapping_brings_the_old_files_back(tmp_path, monkeypatch, name, place):
     source = write_table(tmp_path / "source")
     before = prepare(source, tmp_path / "out").card
     rename = Path.rename
@@ -279,7 +281,7 @@ def test_a_failure_at_the_last_moment_brings_the_old_files_back(tmp_path, monkey
     assert len(list((tmp_path / "out").iterdir())) == 7
 
 
-def test_parents_made_for_the_folder_go_when_it_fails(tmp_path, monkeypatch):
+def test_new_parent_folders_are_removed_on_failure(tmp_path, monkeypatch):
     source = write_table(tmp_path / "source")
     (tmp_path / "there").mkdir()
     monkeypatch.setattr(module, "save", None)
@@ -288,11 +290,11 @@ def test_parents_made_for_the_folder_go_when_it_fails(tmp_path, monkeypatch):
     assert list((tmp_path / "there").iterdir()) == []
 
 
-def test_the_current_folder_is_filled_and_stays_the_same(tmp_path, monkeypatch):
+def test_the_current_directory_can_be_the_output_folder(tmp_path, monkeypatch):
     source = write_table(tmp_path / "source")
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
-    for minimum in (0, 2):  # made, and made again in its place
+    for minimum in (0, 2):  # made, then replaced
         dataset = prepare(source, ".", min_item_interactions=minimum, overwrite=minimum > 0)
         assert dataset.path == tmp_path / "out" and Path("card.json").is_file()
     monkeypatch.chdir(tmp_path)
@@ -334,26 +336,26 @@ def test_a_folder_with_another_card_is_never_replaced(tmp_path, content):
         ({"min_item_interactions": 3}, "the validation split is empty under leave_one_out"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(tmp_path, arguments, message):
+def test_impossible_settings_are_refused(tmp_path, arguments, message):
     source = write_table(tmp_path / "source")
     with pytest.raises(ValueError, match=message):
         prepare(source, tmp_path / "out", **arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_seed_is_taken_by_every_format_and_matters_to_none_but_toy(tmp_path):
+def test_every_format_accepts_a_seed_and_only_toy_uses_it(tmp_path):
     source = write_table(tmp_path / "source")
     assert prepare(source, tmp_path / "out", seed=1).card == prepare(source, tmp_path / "out", seed=2).card
 
 
-def test_log_is_in_source_order_where_times_are_equal(tmp_path):
+def test_equal_times_keep_the_order_of_the_source(tmp_path):
     log = [("u", item, 0, 1) for item in "dbca"]
     assert rows_of(prepare(write_table(tmp_path / "source", log), tmp_path / "out"), "test") == {
         "u": (["d", "b", "c"], ["a"])
     }
 
 
-def test_overwriting_a_dataset_deletes_nothing_of_the_users_own(tmp_path: Path) -> None:
+def test_overwriting_deletes_no_files_of_the_user(tmp_path: Path) -> None:
     prepare("toy", tmp_path / "out", toy_users=20)
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"also contains thesis.tex, which overwriting would delete"):

@@ -1,4 +1,4 @@
-"""The benchmark of preparing, at a tenth of the size that it measures."""
+"""The benchmark of `prepare`, at a tenth of its size."""
 
 import os
 import re

@@ -1,3 +1,5 @@
+"""Texts about items and users."""
+
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +40,7 @@ def make_dataset(
     return RecDataset(Path("nowhere"), CATALOG, users, train, train, train, {})
 
 
-def test_an_item_is_told_by_what_it_has() -> None:
+def test_item_texts_contain_the_columns_that_have_a_value() -> None:
     assert item_texts(CATALOG) == [
         "Blue Pen; genres: Ink, Art; year: 1995; brand: x y",
         "Lamp; genres: Light",
@@ -67,7 +69,7 @@ def test_labels_are_groups_or_the_words_of_titles() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=5), st.integers(1, 3))
-def test_a_preference_is_what_a_history_has_most_often(histories: list[list[int]], most: int) -> None:
+def test_preference_texts_list_the_most_frequent_labels(histories: list[list[int]], most: int) -> None:
     groups = ITEMS["genres"].to_pylist()
     expected = []
     for history in histories:
@@ -79,7 +81,7 @@ def test_a_preference_is_what_a_history_has_most_often(histories: list[list[int]
         assert preference_texts(Ragged.from_lists(histories), CATALOG, most=most) == expected
 
 
-def test_a_profile_tells_columns_and_what_was_chosen_in_training() -> None:
+def test_profiles_contain_columns_and_training_preferences() -> None:
     users = pa.table({"user_id": ["u", "v", "w"], "age": pa.array([24, None, 30]), "job_title": ["cook", None, ""]})
     dataset = make_dataset([(2, [0], [1, 2]), (0, [1], [1, 1, 0])], users)
     assert user_profiles(dataset) == [
@@ -92,11 +94,11 @@ def test_a_profile_tells_columns_and_what_was_chosen_in_training() -> None:
     assert user_profiles(plain) == ["", "often Art, Light", ""]
 
 
-def test_windows_that_overlap_count_an_item_once() -> None:
+def test_overlapping_windows_count_an_item_once() -> None:
     dataset = make_dataset([(0, [0], [1]), (0, [0, 1], [1]), (0, [1], [2])])
     assert user_profiles(dataset)[0] == "often Art, Light, Ink"
 
 
-def test_other_splits_have_no_profile() -> None:
+def test_profiles_of_other_splits_are_refused() -> None:
     with pytest.raises(ValueError, match="a profile learns from the training split alone"):
         user_profiles(make_dataset([(0, [0], [1])], split="validation"))

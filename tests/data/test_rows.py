@@ -1,3 +1,5 @@
+"""Rows for next-item training, and the prompts in them, against a slow loop."""
+
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +20,7 @@ NUM_ITEMS = 12
 
 def make_format(surface: str, **options: Any) -> PromptFormat:
     titles = [f"Pen {'xyz' * (index % 5)} {index}" for index in range(NUM_ITEMS)]
-    tokenizer = make_tokenizer(titles, vocab_size=290)  # too few merges for one token a word: titles of unequal length
+    tokenizer = make_tokenizer(titles, vocab_size=290)  # too few merges for one token per word, so lengths differ
     table = pa.table({"item_id": [str(index) for index in range(NUM_ITEMS)], "title": titles})
     ids = Ragged.from_lists([[f"<a_{index % 4}>", f"<b_{index}>"] for index in range(NUM_ITEMS)], object)
     catalog = ItemCatalog(table, surface=surface, semantic_ids=ids)
@@ -51,7 +53,7 @@ def piece(prompt_format: PromptFormat, item: int) -> list[int]:
 
 
 @given(rows_of_items, st.sampled_from(sorted(FORMATS)), st.sampled_from([None, 60, 90]), st.sampled_from([None, 1, 3]))
-def test_one_row_a_target(rows: list, surface: str, max_length: int | None, max_history: int | None) -> None:
+def test_one_row_per_target(rows: list, surface: str, max_length: int | None, max_history: int | None) -> None:
     prompt_format, expected = FORMATS[surface], []
     longest = int(prompt_format.paths.lengths.max())
     for user, (history, targets) in enumerate(rows):
@@ -71,7 +73,9 @@ def test_one_row_a_target(rows: list, surface: str, max_length: int | None, max_
 
 
 @given(rows_of_items, st.sampled_from(["item_token", "semantic_id"]), st.sampled_from([None, 5, 8, 60]))
-def test_every_target_is_learned_once_after_what_came_before(rows: list, surface: str, max_length: int | None) -> None:
+def test_each_target_is_trained_once_after_everything_before_it(
+    rows: list, surface: str, max_length: int | None
+) -> None:
     prompt_format = FORMATS[surface]
     built = build_rows(make_split(rows), prompt_format, targets="all", max_length=max_length)
     learned: dict[int, list[int]] = {user: [] for user in range(len(rows))}
@@ -105,12 +109,13 @@ def test_long_sequences_overlap_by_half() -> None:
     ]
 
 
-def test_an_instruction_prompt_reads_as_text(titles, tokenizer) -> None:
+def test_the_default_prompt_for_titles(titles, tokenizer) -> None:
     table = pa.table({"item_id": [str(index) for index in range(len(titles))], "title": titles})
     prompt_format = PromptFormat.for_catalog(ItemCatalog(table), tokenizer)
     prompt = prompt_format.encode(Ragged.from_lists([[3, 0]]))[0]
     assert tokenizer.decode(prompt) == (
-        'A user has chosen these items, oldest first:\n"Red Pen"\n"Blue Pen, 12 Pack"\nThe item that the user chooses next:\n'
+        'A user has chosen these items, oldest first:\n"Red Pen"\n"Blue Pen, 12 Pack"\n'
+        "The item that the user chooses next:\n"
     )
 
 
@@ -123,7 +128,7 @@ def test_a_tokenizer_that_begins_with_bos_begins_the_prompt_with_it(titles, toke
     assert tokenizer_copy.bos_token_id not in prompt_format.pieces.values
 
 
-def test_a_title_cannot_smuggle_a_control_token_in(tokenizer) -> None:
+def test_a_title_cannot_contain_a_control_token(tokenizer) -> None:
     catalog = ItemCatalog(pa.table({"item_id": ["0", "1"], "title": ["A", 'A"<eos>x']}))
     prompt_format = PromptFormat.for_catalog(catalog, tokenizer)
     assert tokenizer.eos_token_id not in prompt_format.pieces.values
@@ -147,7 +152,7 @@ def test_compact_prompts_begin_with_a_token_even_without_history() -> None:
     assert len(prompt_format.encode(Ragged.from_lists([[]]))[0]) == 1
 
 
-def test_bad_input_is_refused_with_one_sentence(titles, tokenizer_copy) -> None:
+def test_bad_input_is_refused(titles, tokenizer_copy) -> None:
     split = make_split([([0], [1, 2])])
     for name in ("validation", "test"):
         with pytest.raises(ValueError, match=f"training rows cannot come from the {name} split"):
@@ -173,7 +178,7 @@ def test_bad_input_is_refused_with_one_sentence(titles, tokenizer_copy) -> None:
         PromptFormat.for_catalog(ItemCatalog(table, surface="item_token"), tokenizer_copy)
 
 
-def test_rows_of_several_splits_without_a_name_are_refused() -> None:
+def test_nameless_rows_of_several_splits_are_refused() -> None:
     train, test = make_split([([0], [1, 2])]), make_split([([0, 1, 2, 3], [4])], "test")
     with pytest.raises(
         ValueError, match="cannot come from several splits: a row of user 0 continues where another one ends"

@@ -1,3 +1,5 @@
+"""Prompts that name the user."""
+
 from typing import Any
 
 import numpy as np
@@ -44,15 +46,15 @@ PLAIN = {
 
 
 @given(rows_of_items, st.sampled_from(sorted(HEADS)), st.sampled_from([None, 75, 90]))
-def test_a_prompt_names_its_user_and_is_otherwise_the_same(rows: list, surface: str, max_length: int | None) -> None:
+def test_naming_the_user_changes_nothing_else_in_the_prompt(rows: list, surface: str, max_length: int | None) -> None:
     (named, tokenizer), (plain, _) = NAMED[surface], PLAIN[surface]
     split = make_split(rows)
     shorter = None if max_length is None else max_length - max(map(len, USERS))
     for build in (build_rows, evaluation_rows):
-        told, untold = build(split, named, max_length=max_length), build(split, plain, max_length=shorter)
-        assert told["user"] == untold["user"]
-        assert max_length is None or max(map(len, told["input_ids"])) <= max_length
-        for row, other in zip(told, untold, strict=True):
+        named_rows, other_rows = build(split, named, max_length=max_length), build(split, plain, max_length=shorter)
+        assert named_rows["user"] == other_rows["user"]
+        assert max_length is None or max(map(len, named_rows["input_ids"])) <= max_length
+        for row, other in zip(named_rows, other_rows, strict=True):
             user = tokenizer.convert_tokens_to_ids(USERS[row["user"]])
             start, stop = len(named.prompt_head), len(named.prompt_head) + len(user)
             assert row["input_ids"][start:stop] == user
@@ -61,7 +63,7 @@ def test_a_prompt_names_its_user_and_is_otherwise_the_same(rows: list, surface: 
 
 
 @pytest.mark.parametrize("max_length", [None, 8, 12])
-def test_every_window_of_a_sequence_begins_with_its_user(max_length: int | None) -> None:
+def test_each_window_of_a_sequence_names_its_user(max_length: int | None) -> None:
     prompt_format, tokenizer = NAMED["semantic_id"]
     assert prompt_format.is_compact
     split = make_split([([0], [1, 2]), ([3], []), ([3], [4, 5, 6, 7, 8, 9])])
@@ -79,7 +81,7 @@ def test_every_window_of_a_sequence_begins_with_its_user(max_length: int | None)
         assert learned[user] == [token for item in items for token in prompt_format.paths[item].tolist()]
 
 
-def test_rows_of_lists_and_of_preferences_name_their_users() -> None:
+def test_list_rows_and_preference_rows_name_their_users() -> None:
     prompt_format, tokenizer = make_format("item_token", prompt_head="{user}", list_length=2)
     split = make_split([([0], [1, 2]), ([3], [4, 5]), ([3], [4, 5, 6, 7])]).select([2, 0])
     built, measured = build_list_rows(split, prompt_format), evaluation_list_rows(split, prompt_format)
@@ -105,7 +107,7 @@ def test_a_chat_template_goes_around_the_user() -> None:
     assert tokenizer.decode(prompt) == "<bos>user\nFor <ua_0>: <item_3>?<eos>\n<bos>assistant\n"
 
 
-def test_users_who_cannot_be_named_are_refused() -> None:
+def test_unknown_users_are_refused() -> None:
     prompt_format, histories = NAMED["item_token"][0], Ragged.from_lists([[0], [1]])
     with pytest.raises(ValueError, match="the prompt names the user, but no user was given; give the user.s row"):
         prompt_format.encode(histories)
@@ -117,4 +119,7 @@ def test_users_who_cannot_be_named_are_refused() -> None:
             make_format("item_token", **texts)
     with pytest.raises(ValueError, match="the catalogue has no semantic IDs of users"):
         make_format("item_token", with_users=False, prompt_head="{user}")
-    assert PLAIN["item_token"][0].encode(histories, np.array([1, 99])).lengths.tolist() == [2, 2]  # names nobody
+    assert PLAIN["item_token"][0].encode(histories, np.array([1, 99])).lengths.tolist() == [
+        2,
+        2,
+    ]  # prompts without users accept any

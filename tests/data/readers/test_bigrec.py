@@ -1,3 +1,5 @@
+"""BIGRec's files."""
+
 import csv
 import json
 
@@ -35,7 +37,7 @@ def rows_of(dataset, split):
 def test_windows(tmp_path):
     dataset = prepare(write(tmp_path / "source"), tmp_path / "out")
     assert rows_of(dataset, "train") == TRAIN[:3]
-    assert rows_of(dataset, "validation") == TRAIN[3:]  # the last tenth would part the two rows of time 5
+    assert rows_of(dataset, "validation") == TRAIN[3:]  # two rows have time 5, and stay together
     assert rows_of(dataset, "test") == TEST
     assert dataset.test[0]["history_ratings"] == dataset.test[0]["target_ratings"] == []
     assert all(len(row["targets"]) == 1 for row in dataset.train)
@@ -47,7 +49,7 @@ def test_windows(tmp_path):
     assert card["cold_users"] == {"validation": 1, "test": 1} and card["cold_targets"] == {"validation": 2, "test": 2}
 
 
-def test_interactions_are_each_users_first_window_and_then_every_target(tmp_path):
+def test_interactions_are_first_windows_and_then_targets(tmp_path):
     dataset = prepare(write(tmp_path / "source"), tmp_path / "out")
     ids, users = np.array(dataset.catalog.ids), dataset.users["user_id"].to_pylist()
     table = dataset.interactions.to_pydict()
@@ -59,7 +61,7 @@ def test_interactions_are_each_users_first_window_and_then_every_target(tmp_path
     assert dataset.card["num_interactions"] == 11
 
 
-def test_a_validation_file_is_taken_and_may_share_a_time_with_training(tmp_path):
+def test_a_validation_file_may_share_a_time_with_training(tmp_path):
     dataset = prepare(write(tmp_path / "source", valid=[("w", [2, 4, 1], 5), ("v", [1, 4, 2], 7)]), tmp_path / "out")
     assert rows_of(dataset, "train") == TRAIN and rows_of(dataset, "validation") == [
         ("v", [1, 4, 2], 7),
@@ -121,4 +123,4 @@ def test_office(tmp_path, shared_data):
             (row["user_id"], json.loads(row["item_ids"]), float(row["timestamp"])) for row in csv.DictReader(file)
         ]
     same = sorted(rows_of(dataset, "test"), key=str) == sorted(source, key=str)
-    assert same  # apart, so that pytest does not explain a difference of thousands of rows
+    assert same  # on its own line, or pytest would print thousands of rows on failure

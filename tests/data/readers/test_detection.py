@@ -48,7 +48,7 @@ def test_toy_needs_no_folder():
     assert locate("toy") == locate("toy", "toy") == ("toy", {})
 
 
-def test_a_new_format_costs_a_reader_and_its_entry(tmp_path, monkeypatch):
+def test_a_new_format_needs_a_reader_and_its_entry(tmp_path, monkeypatch):
     class Lines(Reader):
         """One user and one item per line, in time order."""
 

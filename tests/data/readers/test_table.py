@@ -1,3 +1,5 @@
+"""Plain tables as CSV, Parquet and JSON Lines."""
+
 import datetime
 import json
 
@@ -30,7 +32,7 @@ def test_parquet_and_json_lines_equal_csv(tmp_path, suffix):
     assert found.test.to_list() == expected.test.to_list()
 
 
-def test_columns_of_other_names(tmp_path):
+def test_columns_are_renamed(tmp_path):
     log = [("ignored", *row, "a long review\nof two lines") for row in LOG]
     source = write_table(
         tmp_path / "source", log, None, header=("user_id", "customer", "product", "time", "stars", "review")
@@ -52,7 +54,7 @@ def test_line_breaks_in_a_file_of_several_blocks(tmp_path):
     assert prepare(source, tmp_path / "out").card["num_interactions"] == 10_000
 
 
-def test_a_column_that_is_nowhere_is_refused(tmp_path):
+def test_an_unknown_column_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="columns maps rating to 'stars', which is in none of interactions.csv, items.csv"
     ):
@@ -155,7 +157,7 @@ def test_ids_that_are_numbers_keep_their_digits(tmp_path):
         assert dataset.catalog.ids == ["1000000000000", "1000000000001", "1000000000002"]
 
 
-def test_ids_that_lost_their_digits_are_refused(tmp_path):
+def test_ids_that_lost_digits_are_refused(tmp_path):
     (tmp_path / "source").mkdir()
     write_json(
         tmp_path / "source" / "interactions.jsonl", [{"user_id": 12345678901234567890, "item_id": "a", "timestamp": 1}]
@@ -184,7 +186,7 @@ def test_columns_of_another_type_are_refused(tmp_path, column, value, message):
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
-def test_a_broken_file_is_refused_with_columns_named_too(tmp_path, suffix):
+def test_a_broken_file_is_refused_if_columns_are_renamed_too(tmp_path, suffix):
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / f"interactions.{suffix}").write_text('{"a": oops')
     with pytest.raises(ValueError, match=f"interactions.{suffix} cannot be read: ") as error:

@@ -1,3 +1,5 @@
+"""The generated log."""
+
 import time
 
 import numpy as np
@@ -33,7 +35,7 @@ def test_transitions_beat_popularity_and_popularity_beats_chance(tmp_path, seed)
     assert by_transitions > 1.5 * by_popularity and by_popularity > 1.5 * by_chance
 
 
-def test_what_it_looks_like(tmp_path):
+def test_shape_of_the_log(tmp_path):
     dataset = prepare("toy", tmp_path / "out")
     card, interactions = dataset.card, dataset.interactions
     assert (card["num_users"], card["num_items"], card["format"]) == (300, 200, "toy") and card["sources"] == {}
@@ -45,10 +47,10 @@ def test_what_it_looks_like(tmp_path):
     assert groups.min() == 1 and groups.max() == 3 and dataset.catalog.group_shares()[1].shape == (200, 8)
     assert dataset.users.column_names == ["user_id", "age", "likes"]
     pairs = set(zip(interactions["user"].to_pylist(), interactions["item"].to_pylist(), strict=True))
-    assert len(pairs) == interactions.num_rows  # nobody meets an item twice
+    assert len(pairs) == interactions.num_rows  # no user has an item twice
 
 
-def test_a_seed_tells_it_all(tmp_path):
+def test_the_seed_decides_the_log(tmp_path):
     first, same, other = (
         prepare("toy", tmp_path / str(i), seed=seed, toy_users=20, toy_items=60) for i, seed in enumerate((3, 3, 4))
     )
@@ -65,7 +67,7 @@ def test_it_is_made_in_under_a_second(tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [{"toy_users": 0}, {"toy_items": 40}, {"toy_items": 100_000}])
-def test_sizes_that_cannot_be(tmp_path, sizes):
+def test_impossible_sizes_are_refused(tmp_path, sizes):
     with pytest.raises(ValueError, match="toy_users must be positive, and toy_items between 41 and"):
         prepare("toy", tmp_path / "out", **sizes)
     assert list(tmp_path.iterdir()) == []

@@ -1,3 +1,5 @@
+"""Rows of several tasks: their contents, lengths and shares, and that they leak nothing."""
+
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -42,7 +44,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RecDataset:
 
 
 class Read:
-    """Rows put back into words: what the model is shown, by the names of the slots, and what it has to answer."""
+    """Decodes rows: the slots by name, and the answer."""
 
     def __init__(self, dataset: RecDataset, tokenizer: Any) -> None:
         self.catalog, self.tokenizer = dataset.catalog, tokenizer
@@ -75,16 +77,16 @@ def build(dataset: RecDataset, tasks: dict[str, float] | None = None, **options:
 
 
 def worded(text: str) -> str:
-    """A text as a tokenizer of words gives it back."""
+    """A text as a word-level tokenizer decodes it."""
     return " ".join(re.findall(r"\w+|[^\w\s]", text))
 
 
 def known(dataset: RecDataset) -> dict[int, list[int]]:
-    """What each user chose in training, in order."""
+    """The items of each user in training, in order."""
     return {row["user"]: row["history"] + row["targets"] for row in dataset.train.to_list()}
 
 
-def test_items_and_their_texts_ask_for_each_other(dataset: RecDataset) -> None:
+def test_item_to_id_and_id_to_item(dataset: RecDataset) -> None:
     rows, read = build(dataset, {"item_to_id": 1.0, "id_to_item": 1.0})
     catalog, described = dataset.catalog, item_texts(dataset.catalog)
     for row in rows:
@@ -98,20 +100,21 @@ def test_items_and_their_texts_ask_for_each_other(dataset: RecDataset) -> None:
             assert read.text(answer) == f"{title} <eos>"
 
 
-def test_users_and_their_profiles_ask_for_each_other(dataset: RecDataset) -> None:
+def test_profile_to_user_and_user_to_profile(dataset: RecDataset) -> None:
     rows, read = build(dataset, {"profile_to_user": 1.0, "user_to_profile": 1.0})
     profile = user_profiles(dataset)
     for row in rows:
         slots, answer = read.slots(row), read.answer(row)
-        named, told = " ".join(dataset.catalog.user_ids[row["user"]]), worded(profile[row["user"]])
+        user_id = " ".join(dataset.catalog.user_ids[row["user"]])
+        description = worded(profile[row["user"]])
         if row["task"] == "profile_to_user":
-            assert (read.text(slots["profile"]), read.text(answer)) == (told, named)
+            assert (read.text(slots["profile"]), read.text(answer)) == (description, user_id)
         else:
-            assert (read.text(slots["user"]), read.text(answer)) == (named, f"{told} <eos>")
+            assert (read.text(slots["user"]), read.text(answer)) == (user_id, f"{description} <eos>")
 
 
 @pytest.mark.parametrize("task", OF_USERS)
-def test_a_history_is_what_came_before_its_target(dataset: RecDataset, task: str) -> None:
+def test_histories_end_before_their_targets(dataset: RecDataset, task: str) -> None:
     rows, read = build(dataset, {task: 1.0})
     sequences, titles = known(dataset), [worded(title) for title in dataset.catalog.titles]
     genres = dataset.catalog.items["genres"].to_pylist()
@@ -137,7 +140,7 @@ def test_a_history_is_what_came_before_its_target(dataset: RecDataset, task: str
             assert [read.text(slots["preference"]), read.text(slots["query"])] == [likes, asked]
 
 
-def test_next_items_are_asked_for_as_decoding_does(dataset: RecDataset) -> None:
+def test_next_item_rows_have_the_prompts_of_decoding(dataset: RecDataset) -> None:
     rows, read = build(dataset, targets="all", max_length=60)
     prompt_format = PromptFormat.for_catalog(dataset.catalog, read.tokenizer, prompt_head="{user}")
     plain = build_rows(dataset.train, prompt_format, targets="all", max_length=60)
@@ -147,7 +150,7 @@ def test_next_items_are_asked_for_as_decoding_does(dataset: RecDataset) -> None:
     assert all(slots == [] for slots in mine["slots"])
 
 
-def test_a_task_has_the_share_of_rows_that_is_asked_for(dataset: RecDataset) -> None:
+def test_each_task_has_its_share_of_rows(dataset: RecDataset) -> None:
     tasks = {"next_item": 0.5, "item_to_id": 2.0, "history_to_title": 0.25, "user_to_profile": 0.1}
     rows, read = build(dataset, tasks)
     of_next = len(split_targets(dataset))
@@ -155,7 +158,7 @@ def test_a_task_has_the_share_of_rows_that_is_asked_for(dataset: RecDataset) -> 
     assert [counts[name] for name in tasks] == [round(weight * of_next) for weight in tasks.values()]
     assert rows["row"] == list(range(len(rows)))
     items = Counter(read.history(read.answer(row))[0] for row in rows if row["task"] == "item_to_id")
-    assert len(items) == NUM_ITEMS and max(items.values()) - min(items.values()) == 1  # as even as can be
+    assert len(items) == NUM_ITEMS and max(items.values()) - min(items.values()) == 1  # as even as possible
     capped = Counter(build(dataset, tasks, cap=7)[0]["task"])
     assert [capped[name] for name in tasks] == [counts["next_item"], 7, 7, 7]
     assert Counter(build(dataset, dict.fromkeys(TASKS, 1e-6))[0]["task"]) == dict.fromkeys(TASKS, 1)
@@ -169,9 +172,8 @@ def split_targets(dataset: RecDataset) -> list[int]:
 
 @pytest.mark.parametrize("surface", ["semantic_id", "item_token"])
 @pytest.mark.parametrize("chat_template", [False, True])
-def test_whatever_template_is_drawn_fits(dataset: RecDataset, surface: str, chat_template: bool) -> None:
-    """With a tokenizer of bytes, whose texts are long: histories lose their oldest items, texts their ends, answers
-    nothing."""
+def test_rows_fit_max_length_with_every_template(dataset: RecDataset, surface: str, chat_template: bool) -> None:
+    """With a byte tokenizer texts are long: histories lose their oldest items, texts their ends, answers nothing."""
     plots = dataset.catalog.items.append_column("plot", pa.array(["and then " * 30] * NUM_ITEMS))
     dataset = replace(dataset, catalog=replace(dataset.catalog.with_surface(surface), items=plots))
     tokenizer = make_bpe(["plain"], vocab_size=270)
@@ -202,7 +204,7 @@ def test_whatever_template_is_drawn_fits(dataset: RecDataset, surface: str, chat
         build_task_rows(dataset, tokenizer, prompt_format, {"titles_to_id": 1.0}, max_length=80, **options)
 
 
-def test_templates_hold_what_their_task_has_and_a_task_has_several() -> None:
+def test_templates_use_the_slots_of_their_task() -> None:
     for name, task in TASKS.items():
         assert name == "next_item" or 3 <= len(task.templates) <= 5
         for template in task.templates:
@@ -210,10 +212,10 @@ def test_templates_hold_what_their_task_has_and_a_task_has_several() -> None:
                 assert template.count(f"{{{slot}}}") == (slot in task.slots), (name, template)
             assert (
                 name != "item_to_id" or template.count("{title}") + template.count("{text}") == 1
-            )  # as _fitted takes it
+            )  # as `_cut_texts` assumes
 
 
-def test_without_users_in_the_prompt_of_next_items_there_are_none_in_the_others(dataset: RecDataset) -> None:
+def test_tasks_name_users_only_if_the_next_item_does(dataset: RecDataset) -> None:
     rows, read = build(dataset, dict.fromkeys(OF_USERS, 1.0), prompt_head="")
     assert all(read.slots(row)["user"] == [] for row in rows)
     nobody = replace(dataset, catalog=replace(dataset.catalog, user_ids=None))
@@ -222,7 +224,7 @@ def test_without_users_in_the_prompt_of_next_items_there_are_none_in_the_others(
         build(nobody, {"profile_to_user": 1.0}, prompt_head="")
 
 
-def test_what_makes_no_sense_is_refused(dataset: RecDataset) -> None:
+def test_senseless_tasks_are_refused(dataset: RecDataset) -> None:
     with pytest.raises(ValueError, match="there is no task 'colour'; the tasks are next_item, item_to_id"):
         build(dataset, {"colour": 1.0})
     titles, tokenizer = (
@@ -242,12 +244,15 @@ def test_what_makes_no_sense_is_refused(dataset: RecDataset) -> None:
     assert rows["labels"][0][-1] == tokenizer.eos_token_id
 
 
-# No row knows of validation and test
+# Nothing of validation and test may be in a row.
 
 
 def held_out(dataset: RecDataset) -> RecDataset:
-    """In the place of what validation and test ask for, items that nobody has chosen in training. Every item has a
-    genre of its own, and theirs come first by name: none of them could be told of without being seen."""
+    """The dataset with targets of validation and test that nobody chose in training.
+
+    Every item has a genre of its own, and those of the new items come first by name, so that no row could contain one
+    of them unnoticed.
+    """
     catalog, count = dataset.catalog, len(dataset.catalog)
     names = [f"Secret{split}{user}" for split in ("validation", "test") for user in range(NUM_USERS)]
     columns = {
@@ -268,9 +273,8 @@ def held_out(dataset: RecDataset) -> RecDataset:
     return replace(dataset, catalog=changed, **made)
 
 
-def secrets_told(dataset: RecDataset, rows: Dataset, read: Read) -> set[str]:
-    """The tasks in which something of the held-out items is told; the two that are about all items of the catalogue
-    aside."""
+def tasks_with_secrets(dataset: RecDataset, rows: Dataset, read: Read) -> set[str]:
+    """The tasks with rows that contain a held-out item, except the two tasks about all items of the catalogue."""
     found = set()
     for row in rows:
         everything = " ".join(read.text(tokens) for tokens in [*row["slots"], row["input_ids"]])
@@ -280,20 +284,20 @@ def secrets_told(dataset: RecDataset, rows: Dataset, read: Read) -> set[str]:
     return found
 
 
-def test_no_task_tells_of_validation_and_test(dataset: RecDataset) -> None:
+def test_no_task_contains_validation_or_test_items(dataset: RecDataset) -> None:
     dataset = held_out(dataset)
-    assert secrets_told(dataset, *build(dataset)) == set()
+    assert tasks_with_secrets(dataset, *build(dataset)) == set()
     planted = []
     for row, later in zip(dataset.train.to_list(), dataset.validation.to_list(), strict=True):
         assert row["user"] == later["user"]
         planted.append({**row, "targets": [*row["targets"], *later["targets"], row["targets"][0]]})
     train = Dataset.from_list(planted, features=dataset.train.features, split="train")
-    told = secrets_told(dataset, *build(replace(dataset, train=train)))
-    assert told == set(TASKS) - {"item_to_id", "id_to_item"}  # so that the test above could see each of them
+    leaking = tasks_with_secrets(dataset, *build(replace(dataset, train=train)))
+    assert leaking == set(TASKS) - {"item_to_id", "id_to_item"}  # so the assertion above would notice each of them
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_each_task_learns_from_the_training_split_alone(dataset: RecDataset, name: str) -> None:
+def test_each_task_refuses_other_splits(dataset: RecDataset, name: str) -> None:
     for rows in (dataset.validation, dataset.test, concatenate_datasets([dataset.train, dataset.test])):
         with pytest.raises(ValueError, match="training rows cannot come from"):
             tokenizer = make_tokenizer(dataset.catalog)
@@ -304,8 +308,8 @@ def test_each_task_learns_from_the_training_split_alone(dataset: RecDataset, nam
 
 
 @pytest.mark.parametrize("leak", ["preference", "profile", "history"])
-def test_a_guard_taken_away_is_seen(dataset: RecDataset, monkeypatch: pytest.MonkeyPatch, leak: str) -> None:
-    """What reads one item too many, or another split, is told by the tests above."""
+def test_the_leak_tests_notice_a_leak(dataset: RecDataset, monkeypatch: pytest.MonkeyPatch, leak: str) -> None:
+    """The tests above would notice code that reads one item too many, or another split."""
     dataset = held_out(dataset)
     if leak == "profile":
         usual = profiles._chosen_items
@@ -319,7 +323,7 @@ def test_a_guard_taken_away_is_seen(dataset: RecDataset, monkeypatch: pytest.Mon
         "preference": {"query_to_item", "history_to_preference"},
         "history": set(OF_USERS),
     }
-    assert secrets_told(dataset, *build(dataset)) >= tasks[leak]
+    assert tasks_with_secrets(dataset, *build(dataset)) >= tasks[leak]
 
 
 def with_train(dataset: RecDataset, rows: Dataset) -> RecDataset:
@@ -327,7 +331,7 @@ def with_train(dataset: RecDataset, rows: Dataset) -> RecDataset:
 
 
 def beyond(dataset: RecDataset, usual: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """Texts of histories that go on with what user 0's test asks for."""
+    """Texts of the test target of user 0, in place of those of the histories."""
     secret = dataset.test["targets"][0]
 
     def texts(histories: Ragged, *arguments: Any, **options: Any) -> list[str]:
@@ -337,7 +341,7 @@ def beyond(dataset: RecDataset, usual: Callable[..., list[str]]) -> Callable[...
 
 
 def later(dataset: RecDataset, usual: Callable[..., Any]) -> Callable[..., Any]:
-    """Prefixes of the test split in the place of the training split's."""
+    """Prefixes of the test split, in place of those of the training split."""
 
     def prefixes(train: Dataset, numbers: np.ndarray, most: int) -> Any:
         return usual(dataset.test, numbers % len(split_targets_of(dataset.test)), most)
@@ -349,8 +353,8 @@ def split_targets_of(split: Dataset) -> list[int]:
     return [item for row in split["targets"] for item in row]
 
 
-def test_a_title_that_looks_like_a_token_is_words(dataset: RecDataset) -> None:
-    """Neither EOS nor an item is read from it, and its other words are."""
+def test_a_title_that_looks_like_a_token_is_text(dataset: RecDataset) -> None:
+    """Neither EOS nor an item's token is read from it; its other words are kept."""
     titles = ["Bad <eos> title", "Odd <a_1> one", *dataset.catalog.titles[2:]]
     items = dataset.catalog.items.set_column(1, "title", pa.array(titles))
     named = replace(dataset, catalog=replace(dataset.catalog, items=items))
