@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.compat import reset_accelerator_state
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
@@ -128,7 +128,7 @@ def _run_stage(
 def _build_trainer(
     number: int,
     stage: PreferenceStage,
-    policy: Any,
+    policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     table: Dataset,
     start: Path,

@@ -204,10 +204,12 @@ def _config_entries(config: BearConfig | SoftmaxDPOConfig) -> dict[str, Any]:
 
 
 def _to_json(value: Any) -> Any:
-    """Turns what JSON cannot write into what it can: sets (target modules), quantisation, number formats."""
-    if isinstance(value, set):
+    """A plain form of a value that JSON cannot write."""
+    if isinstance(value, set):  # target modules, in no fixed order
         return sorted(value)
-    return value.to_dict() if callable(getattr(value, "to_dict", None)) else str(value)
+    if callable(getattr(value, "to_dict", None)):  # a quantisation configuration
+        return value.to_dict()
+    return str(value)  # a number format
 
 
 def _digest(texts: Sequence[str]) -> str:

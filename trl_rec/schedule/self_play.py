@@ -7,6 +7,7 @@ that was killed resumes where it stopped (see `parts.py`).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ def self_play_beams(
         raise ValueError(f"part_size={part_size}, num_beams={num_beams}: both must be at least 1")
     if folder is not None and not key:
         raise ValueError("beams that are kept in a folder need a key that identifies the model's weights; give one")
+
     histories = split_rows(prefixes, "history")
     users = split_users(prefixes)
     trie = trie.to(model.device)
@@ -76,27 +78,35 @@ def self_play_beams(
         settings = {name: value for name, value in options.items() if name != "batch_size"} | {"num_beams": num_beams}
         digest = _digest(repr((key, sorted(settings.items()))), prompt_format, trie, users)
 
-    def fingerprint(part: range) -> str:
-        some = histories.take(np.asarray(part))
-        return _hash(digest, some.offsets, some.values)
+    def _fingerprint(part: range) -> str:
+        part_histories = histories.take(np.asarray(part))
+        return _hash(digest, part_histories.offsets, part_histories.values)
 
-    # 2. Rank the parts that are missing. All processes share the work of a part; the main process reads and writes.
-    state = PartialState()
-    store = PartStore(None if folder is None else Path(folder), len(histories), part_size, fingerprint)
+    def _rank(part: range) -> np.ndarray:
+        rows = np.asarray(part)
+        return rank_histories(model, histories.take(rows), prompt_format, trie, users=users[rows], **ranking)
+
+    # 2. Read the parts that are stored, and rank the others.
+    store = PartStore(None if folder is None else Path(folder), len(histories), part_size, _fingerprint)
     beams = np.empty((len(histories), num_beams), np.int32)
-    hidden = not state.is_local_main_process
+    hidden = not PartialState().is_local_main_process
     with tqdm(total=len(beams), desc="self-play", unit="prompt", disable=hidden) as progress:
         for part in store.parts:
-            stored = store.read(part) if state.is_main_process else None
-            ranked: np.ndarray | None = broadcast_object_list([stored])[0]
-            if ranked is None:
-                rows = np.asarray(part)
-                ranked = rank_histories(model, histories.take(rows), prompt_format, trie, users=users[rows], **ranking)
-                if state.is_main_process:
-                    store.write(part, ranked)
-            beams[part.start : part.stop] = ranked
+            beams[part.start : part.stop] = _read_or_rank(store, part, _rank)
             progress.update(len(part))
     return beams
+
+
+def _read_or_rank(store: PartStore, part: range, rank: Callable[[range], np.ndarray]) -> np.ndarray:
+    """The beams of a part, `(len(part), num_beams)`. All processes rank; the main process alone reads and writes."""
+    is_main = PartialState().is_main_process
+    stored = broadcast_object_list([store.read(part) if is_main else None])[0]
+    if stored is not None:
+        return stored
+    ranked = rank(part)
+    if is_main:
+        store.write(part, ranked)
+    return ranked
 
 
 def _digest(settings: str, prompt_format: PromptFormat, trie: TokenTrie, users: np.ndarray) -> str:

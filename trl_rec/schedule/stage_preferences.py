@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.items.trie import TokenTrie
@@ -25,7 +25,7 @@ from trl_rec.schedule.stages import PreferenceStage
 def stage_preferences(
     number: int,
     stage: PreferenceStage,
-    policy: Any,
+    policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     start: Path,
     schedule: Schedule,
@@ -92,7 +92,7 @@ def _self_play(
     number: int,
     stage: PreferenceStage,
     prefixes: Dataset,
-    policy: Any,
+    policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     start: Path,
     schedule: Schedule,
