@@ -72,6 +72,8 @@ def atomic_folder(path: str | Path, *, mark: str | None = None) -> Iterator[Path
     try:
         with temporary_folder(path) as temporary:
             yield temporary
+
+            # The contents are on the disk before any rename.
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
@@ -103,7 +105,7 @@ def _temporary_name(path: Path) -> Path:
 
 def _sync(file: Path) -> None:
     """Waits until a file's content is on the disk."""
-    with file.open("rb+") as opened:
+    with file.open("rb+") as opened:  # writable, as fsync requires on Windows
         os.fsync(opened.fileno())
 
 
@@ -118,6 +120,7 @@ def _exchange(folder: Path, new: Path, mark: str | None) -> None:
     arriving = sorted(new.iterdir(), key=lambda path: path.name == mark)
     moves = [(path, old / path.name) for path in leaving] + [(path, folder / path.name) for path in arriving]
 
+    # Move the entries one by one, and all of them back should one of them fail.
     done: list[tuple[Path, Path]] = []
     try:
         for source, target in moves:

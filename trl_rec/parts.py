@@ -51,11 +51,12 @@ class PartStore:
         return [part for part in self.parts if self.read(part) is None]
 
     def read(self, part: range) -> np.ndarray | None:
-        """The rows of a part, `(len(part), ...)`; None, with a warning if there is a file, if they are missing."""
+        """The rows of a part, `(len(part), ...)`, or None if they are missing. Warns of a file that it cannot use."""
         path = self._path(part)
         if path is None or not path.is_file():
             return None
 
+        # The checksums of Parquet's pages also reveal a file that can be read, but has changed since it was written.
         try:
             table = pq.read_table(path, page_checksum_verification=True)
             rows = _to_array(table["rows"].combine_chunks())
@@ -73,6 +74,8 @@ class PartStore:
         path = self._path(part)
         if path is None:
             return
+
+        # The fingerprint is in the file's metadata, so that one rename publishes both.
         table = pa.table({"rows": to_column(rows)}).replace_schema_metadata({b"fingerprint": self._stamp(part)})
         with atomic_file(path) as temporary:
             pq.write_table(table, temporary, write_page_checksum=True)

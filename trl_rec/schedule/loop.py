@@ -52,6 +52,7 @@ NOT_THE_POLICY = (
     "metrics.json",
     "recipe.json",
     "eval.jsonl",
+    ".*.tmp",  # of a file that was being written when a process was killed
 )
 
 
