@@ -16,7 +16,7 @@ def catalog() -> ItemCatalog:
     return ItemCatalog(pa.table({"item_id": ["a", "b", "c"], "title": ["A", "B", "C"]}), surface="item_token")
 
 
-def test_a_model_from_nothing_knows_its_items(catalog: ItemCatalog) -> None:
+def test_a_model_from_scratch_knows_its_items(catalog: ItemCatalog) -> None:
     tokenizer = make_tokenizer(catalog)
     assert tokenizer("<item_2><item_0>")["input_ids"] == [5, 3] and len(tokenizer) == 6
     model = make_model(tokenizer, hidden_size=16, num_layers=1, max_length=32)
@@ -51,7 +51,7 @@ def test_padding_is_on_the_left_and_eos_pads_where_nothing_else_does(tokenizer_c
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds neither config.json nor a single GGUF file"):
+    with pytest.raises(ValueError, match="has neither config.json nor a single GGUF file"):
         load_model(tmp_path)
 
 
@@ -66,7 +66,7 @@ def test_four_bit_layers_pass_gradients_after_an_evaluation_on_a_cpu() -> None:
     assert inputs.grad is not None and inputs.grad.abs().sum() > 0
 
 
-def test_a_tokenizer_from_nothing_knows_the_words_that_it_is_given(catalog: ItemCatalog) -> None:
+def test_a_tokenizer_from_scratch_knows_the_words_of_given_texts(catalog: ItemCatalog) -> None:
     plain, worded = make_tokenizer(catalog), make_tokenizer(catalog, ["Jean's  book,\n<item_1> <b_1>", "Café (1995)"])
     assert plain.convert_ids_to_tokens(range(6)) == worded.convert_ids_to_tokens(range(6))
     tokens = worded.tokenize("Café,<item_0>Jean's <item_2>\nbook nowhere (1995)")

@@ -1,4 +1,4 @@
-"""What a model computes for us: loading or making it, its item tokens, and logits at chosen positions."""
+"""Models: loading or making one, adding item tokens, and computing logits at chosen positions or of completions."""
 
 from typing import TYPE_CHECKING
 

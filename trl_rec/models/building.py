@@ -1,4 +1,4 @@
-"""From a recipe to a model: pretrained and perhaps quantised, with the catalogue's tokens and an adapter, or small and
+"""Builds the model that a recipe describes: a pretrained one, perhaps quantised or with an adapter, or a small one
 from scratch."""
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class RecModelConfig(ModelConfig):
-    """[`~trl.ModelConfig`], and the size of a model from scratch, which is made when there is no `model_name_or_path`.
+    """[`~trl.ModelConfig`] plus the size of a model from scratch, which is made if there is no `model_name_or_path`.
 
     Args:
         hidden_size (`int`, *optional*, defaults to `64`): Width.
-        num_layers (`int`, *optional*, defaults to `2`): Layers.
-        num_heads (`int`, *optional*, defaults to `2`): Attention heads a layer.
-        dropout (`float`, *optional*, defaults to `0.2`): Dropout on the attention weights and on what each layer adds.
+        num_layers (`int`, *optional*, defaults to `2`): Number of layers.
+        num_heads (`int`, *optional*, defaults to `2`): Number of attention heads per layer.
+        dropout (`float`, *optional*, defaults to `0.2`): Dropout on the attention weights and on the output of each
+            sublayer.
     """
 
     hidden_size: int = field(default=64, metadata={"help": "width of a model from scratch"})
@@ -48,50 +49,58 @@ def build_model(
     trust_remote_code: bool = False,
     texts: Iterable[str] = (),
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PeftConfig | None]:
-    """Model, tokenizer and adapter configuration, ready for a trainer.
+    """Builds model, tokenizer and adapter configuration, ready for a trainer.
 
     Args:
-        catalog: The items, whose surface decides which tokens are new.
-        config: What to load or make.
-        max_length: Most tokens of a text, for a model from scratch.
-        seed: Of a model from scratch, and of the embeddings of new tokens.
-        trust_remote_code: Whether code that comes with a model is run.
-        texts: What a model from scratch has to be able to say besides items.
+        catalog (`ItemCatalog`): The items; their surface decides which tokens are new.
+        config (`RecModelConfig`): The model to load or make.
+        max_length (`int`, *optional*): The most tokens of a text, for a model from scratch; 1024 by default.
+        seed (`int`, *optional*, defaults to `0`): Seed of a model from scratch and of the embeddings of new tokens.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code that comes with a model.
+        texts (iterable of `str`, *optional*): Texts whose words a model from scratch needs besides items.
+
+    Returns:
+        The model, its tokenizer, and the adapter configuration, which is None without an adapter.
     """
+    # From scratch.
     if config.model_name_or_path is None:
         item_tokenizer = make_tokenizer(catalog, texts)
         size = {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
         return model, item_tokenizer, get_peft_config(config)
+
+    # Pretrained: load it, and add the catalogue's tokens. An adapter has to train their embeddings.
     options = loading_options(config, trust_remote_code)
     model = load_policy(config.model_name_or_path, **options)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=trust_remote_code or None)
     set_seed(seed)
-    new = add_item_tokens(model, tokenizer, catalog)
+    new_token_ids = add_item_tokens(model, tokenizer, catalog)
     adapter: Any = get_peft_config(config)
-    if adapter is not None and new:
-        adapter.trainable_token_indices = new_token_modules(model, new)
+    if adapter is not None and new_token_ids:
+        adapter.trainable_token_indices = new_token_modules(model, new_token_ids)
     return model, tokenizer, adapter
 
 
 def build_policy(
     config: ModelConfig, *, trust_remote_code: bool = False, with_reference: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedModel | None, PreTrainedTokenizerBase, PeftConfig | None]:
-    """Policy, reference, tokenizer and adapter configuration for preference training.
-
-    The reference is the same model loaded again. It is None if the policy has or gets an adapter: without it, the
-    policy's own base is the reference.
+    """Builds policy, reference, tokenizer and adapter configuration for preference training.
 
     Args:
-        config: Which model to load; it must have a `model_name_or_path`.
-        trust_remote_code: Whether code that comes with a model is run.
-        with_reference (*optional*, defaults to `True`): `False` leaves out the reference in any case.
+        config (`ModelConfig`): The model to load; it must have a `model_name_or_path`.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code that comes with a model.
+        with_reference (`bool`, *optional*, defaults to `True`): Whether to load a reference at all.
+
+    Returns:
+        The policy, the reference, the tokenizer and the adapter configuration. The reference is the same model, loaded
+        again. It is None if the policy has or gets an adapter: its base without the adapter is then the reference.
     """
     name = config.model_name_or_path
     if name is None:
         raise ValueError(
             "there is no policy to start from; give model_name_or_path, such as the output folder of trl-rec bear"
         )
+
     options = loading_options(config, trust_remote_code)
     policy = load_policy(name, **options)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code or None)
@@ -103,9 +112,12 @@ def build_policy(
 
 
 def loading_options(config: ModelConfig, trust_remote_code: bool = False) -> dict[str, Any]:
-    """What [`load_model`] is given for a recipe's model: number format, attention, and quantisation if asked for.
+    """The options with which [`load_model`] loads a recipe's model: number format, attention and quantisation.
 
-    `trust_remote_code` is the trainer configuration's: TRL has it there, and not in its `ModelConfig`.
+    Args:
+        config (`ModelConfig`): The recipe's model.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): The trainer configuration's setting of this name;
+            TRL's `ModelConfig` has none.
     """
     options: dict[str, Any] = {
         "dtype": config.dtype,
@@ -114,9 +126,10 @@ def loading_options(config: ModelConfig, trust_remote_code: bool = False) -> dic
     }
     if trust_remote_code:
         options["trust_remote_code"] = True
+
     quantization = get_quantization_config(config)
     if quantization is not None:
         options["quantization_config"] = quantization
-        # every process keeps its own copy, on its own device
+        # Every process keeps a copy of its own, on its own device.
         options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     return options

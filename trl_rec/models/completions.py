@@ -13,10 +13,10 @@ tokens that are legal at a position are padded to a common number.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trl_rec.losses.output import at_least_float32
 from trl_rec.models.attention import check_suitable, mask_for, takes_positions, warn_once, why_separate
@@ -52,7 +52,7 @@ def read_completions(
     completion_mask: Tensor,
     *,
     scored: Tensor | None = None,
-    wrapped: Any = None,
+    wrapped: nn.Module | None = None,
 ) -> CompletionLogits:
     """Runs one forward pass over prompts and their completions.
 
@@ -67,7 +67,7 @@ def read_completions(
             are absent there are no logits, but the empty result still has a gradient.
         scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): The completion tokens whose logits are wanted; all by
             default. The output embedding skips the others, such as tokens that a trie forces.
-        wrapped (*optional*): The wrapper to call instead of `model`: a DDP module, a DeepSpeed engine.
+        wrapped (`nn.Module`, *optional*): The wrapper to call instead of `model`: a DDP module, a DeepSpeed engine.
 
     Returns:
         [`CompletionLogits`]: The logits, and the row of them for each scored token.
@@ -152,7 +152,7 @@ def _unpack(values: Tensor, mask: Tensor) -> Tensor:
 
 def _read(
     model: PreTrainedModel,
-    wrapped: Any,
+    wrapped: nn.Module,
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     completion_ids: Tensor,

@@ -1,7 +1,7 @@
-"""A model and its tokenizer, by hub id, folder, or GGUF file.
+"""Loads a model and its tokenizer from a hub id, a folder, or a GGUF file.
 
-A folder with an adapter gives base model and adapter. A GGUF file, or a folder with one and no configuration, is read
-through transformers' own conversion (it needs the package `gguf`).
+From a folder with an adapter, base model and adapter are loaded. A GGUF file, or a folder that contains one and no
+configuration, is converted by transformers, which needs the package `gguf`.
 """
 
 from __future__ import annotations
@@ -16,27 +16,30 @@ from trl_rec.compat import keep_differentiable, mark_unquantized
 
 
 def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
-    """The causal language model, in evaluation mode.
+    """Loads a causal language model, in evaluation mode.
 
     Args:
-        name_or_path: A hub id, a folder, or a GGUF file.
+        name_or_path (`str` or `Path`): A hub id, a folder, or a GGUF file.
         options: Passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
     """
-    source, found = _source(name_or_path)
+    source, gguf_options = _source(name_or_path)
     if (Path(source) / "adapter_config.json").is_file():
         return keep_differentiable(_with_adapter(source, **options).eval())
-    model = AutoModelForCausalLM.from_pretrained(source, **found, **options).eval()
-    if found:  # of a GGUF file
+
+    model = AutoModelForCausalLM.from_pretrained(source, **gguf_options, **options).eval()
+    if gguf_options:
         mark_unquantized(model)
     return keep_differentiable(model)
 
 
 def _with_adapter(folder: str, **options: Any) -> Any:
-    """Base model and adapter. PEFT widens the base's embeddings to the folder's tokenizer, but does not know GGUF
-    files."""
+    """Loads a base model and its adapter, with embeddings for all tokens of the folder's tokenizer."""
     base = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
-    if not _source(base)[1]:
+    _, gguf_options = _source(base)
+    if not gguf_options:
         return AutoPeftModelForCausalLM.from_pretrained(folder, **options)
+
+    # PEFT cannot load a GGUF file as the base, so repeat what it does.
     is_trainable = options.pop("is_trainable", False)
     model: Any = load_model(base, **options)
     size = len(AutoTokenizer.from_pretrained(folder))
@@ -46,18 +49,19 @@ def _with_adapter(folder: str, **options: Any) -> Any:
 
 
 def load_policy(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
-    """As [`load_model`], but a folder's adapter can go on training; `load_model` freezes it, and its base with it."""
+    """Loads a model like [`load_model`], but leaves a folder's adapter trainable, so that training can continue."""
     if (Path(name_or_path) / "adapter_config.json").is_file():
         options["is_trainable"] = True
     return load_model(name_or_path, **options)
 
 
 def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the left as decoding needs it. EOS pads where the tokenizer has no padding
+    """Loads the model's tokenizer. It pads on the left, as decoding needs it, and with EOS if it has no padding
     token."""
-    source, found = _source(name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(source, **found, **options)
+    source, gguf_options = _source(name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(source, **gguf_options, **options)
     tokenizer.padding_side = "left"
+
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
@@ -68,15 +72,17 @@ def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokeni
 
 
 def _source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
-    """Folder or hub id, and the options that point at a GGUF file in it."""
+    """The folder or hub id, and the options that name a GGUF file in it; no options for other models."""
     path = Path(name_or_path)
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), {"gguf_file": path.name}
+
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1:
             raise ValueError(
-                f"{path} holds neither config.json nor a single GGUF file; name a model's folder, file or hub id"
+                f"{path} has neither config.json nor a single GGUF file; name a model's folder, file or hub id"
             )
         return str(path), {"gguf_file": files[0].name}
+
     return str(name_or_path), {}

@@ -1,8 +1,8 @@
-"""A small decoder and its tokenizer from scratch, one token an item (or a few, for semantic IDs).
+"""Makes a small decoder and its tokenizer from scratch, with one token per item, or a few for semantic IDs.
 
-The architecture is Phi-3's with tied embeddings, which is Llama's with dropout on what each layer adds: rotary
-positions suit rows that begin anywhere in a history, and small data needs the dropout. It trains in minutes on a CPU,
-so it also stands in wherever a method is to be seen end to end.
+The architecture is Phi-3's with tied embeddings, which is Llama's plus dropout on the output of each sublayer. Its
+rotary positions suit rows that begin anywhere in a history, and small data needs the dropout. It trains in minutes on
+a CPU, so examples and tests use it to show a method from end to end.
 """
 
 from __future__ import annotations
@@ -23,20 +23,29 @@ from transformers import (
 from trl_rec.items.catalog import ItemCatalog
 
 
-WORDS = r"<[^<>\s]+>|\w+|[^\w\s]"
+WORDS = r"<[^<>\s]+>|\w+|[^\w\s]"  # a token in angle brackets, a word, or a punctuation mark
 
 
 def make_tokenizer(catalog: ItemCatalog, texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
-    """A tokenizer that knows the catalogue's new tokens and `<pad> <bos> <eos>`, nothing else. Given `texts`, it also
-    knows their words and signs, each a token, and `<unk>` for others; it writes no white space."""
+    """Makes a tokenizer for the catalogue's tokens and `<pad> <bos> <eos>`.
+
+    Args:
+        catalog (`ItemCatalog`): The items. Their surface must not be the title.
+        texts (iterable of `str`, *optional*): Texts whose words and punctuation marks become tokens as well; all
+            others are then read as `<unk>`, and white space is dropped.
+    """
     if catalog.surface == "title":
         raise ValueError("titles need a pretrained tokenizer; choose the surface item_token or semantic_id")
+
+    # 1. Collect the tokens. Special and catalogue tokens come first, so their ids do not depend on the texts.
     words = sorted({word for text in texts for word in re.findall(WORDS, text)} - set(catalog.new_tokens))
-    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"} | (
-        {"unk_token": "<unk>"} if words else {}
-    )
+    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    if words:
+        special["unk_token"] = "<unk>"
     tokens = dict.fromkeys(["<pad>", "<bos>", "<eos>", *catalog.new_tokens, *special.values(), *words])
     vocabulary = {token: index for index, token in enumerate(tokens)}
+
+    # 2. Split texts into these tokens.
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special.get("unk_token", "<pad>")))
     if words:
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
@@ -55,22 +64,31 @@ def make_model(
     max_length: int = 512,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """A decoder with random weights over the tokenizer's vocabulary, for texts of up to `max_length` tokens. `dropout`
-    is on the attention weights and on what each layer adds."""
-    set_seed(seed)
-    return Phi3ForCausalLM(
-        Phi3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden_size,
-            intermediate_size=4 * hidden_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=num_heads,
-            max_position_embeddings=max_length,
-            attention_dropout=dropout,
-            resid_pdrop=dropout,
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+    """Makes a decoder with random weights over the tokenizer's vocabulary.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer, such as that of [`make_tokenizer`].
+        hidden_size (`int`, *optional*, defaults to `64`): Width.
+        num_layers (`int`, *optional*, defaults to `2`): Number of layers.
+        num_heads (`int`, *optional*, defaults to `2`): Number of attention heads per layer.
+        dropout (`float`, *optional*, defaults to `0.2`): Dropout on the attention weights and on the output of each
+            sublayer.
+        max_length (`int`, *optional*, defaults to `512`): The most tokens of a text.
+        seed (`int`, *optional*, defaults to `0`): Seed of the weights.
+    """
+    config = Phi3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        max_position_embeddings=max_length,
+        attention_dropout=dropout,
+        resid_pdrop=dropout,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
+    set_seed(seed)
+    return Phi3ForCausalLM(config)

@@ -1,8 +1,8 @@
-"""Logits at chosen positions only: the output embedding is by far the widest layer, and most of its rows nobody reads.
+"""Computes logits at chosen positions only, since the output embedding is by far the widest layer.
 
-The place is a forward pre-hook on the output embedding, inside the wrapped forward: so it holds under adapters,
-activation checkpointing, DDP, ZeRO-3 and FSDP2 alike, and what a model does to its logits afterwards (soft-capping,
-scaling) still happens.
+A forward pre-hook on the output embedding selects the positions, inside the wrapped forward pass. So this works under
+adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2 alike, and a model that transforms its logits afterwards
+(soft-capping, scaling) still does.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from transformers import PreTrainedModel
 
 @contextmanager
 def logits_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
-    """Inside, a forward pass of `model` returns logits of shape `(1, N, V)`, one row for each True in `positions`.
+    """Inside the block, a forward pass of `model` returns logits of shape `(1, N, V)`, one row per chosen position.
 
     Args:
-        model: The model itself, not the wrapper of a distributed engine.
-        positions (`torch.Tensor` of shape `(B, T)`): Boolean; N True entries, read row by row. N may be 0.
+        model (`PreTrainedModel`): The model itself, not the wrapper of a distributed engine.
+        positions (`torch.Tensor` of shape `(B, T)`): Boolean, with N True entries, which are read row by row. N may be
+            0.
     """
 
     def select(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The chosen hidden states `(1, N, hidden)`, and the layer's other inputs."""
         return (inputs[0][positions].unsqueeze(0), *inputs[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(select)

@@ -1,7 +1,7 @@
-"""New tokens for a pretrained model: item tokens or semantic IDs join its vocabulary, and an adapter can train them.
+"""Adds item tokens or semantic IDs to a pretrained model's vocabulary, and lets an adapter train them.
 
-Under PEFT only the new rows are trained. Where input and output embeddings are tied that is one module; where they are
-not, both have to be named, or the model never learns to write what it learns to read.
+Under PEFT only the new rows of the embeddings are trained. If input and output embeddings are tied, they are one
+module. If not, both have to be named, or the model learns to read the new tokens but not to write them.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 from peft import LoraConfig
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.items.catalog import ItemCatalog
 
 
 def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalog: ItemCatalog) -> list[int]:
-    """Adds the catalogue's new tokens to tokenizer and model, and returns their ids; nothing happens where there are
-    none.
+    """Adds the catalogue's new tokens to tokenizer and model. Tokens that are already there stay as they are.
 
-    The new embeddings are drawn around the mean of the old ones, as transformers does.
+    transformers draws the new embeddings around the mean of the old ones.
+
+    Returns:
+        The ids of the catalogue's tokens; empty for titles.
     """
     tokenizer.add_tokens(catalog.new_tokens)
     if len(tokenizer) > model.config.get_text_config().vocab_size:
@@ -28,12 +31,12 @@ def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def lora_config(model: PreTrainedModel, new_token_ids: list[int], **options: Any) -> LoraConfig:
-    """A LoRA configuration that also trains the rows of the new tokens.
+    """Makes a LoRA configuration that also trains the embeddings of the new tokens.
 
     Args:
-        model: The base model, whose embeddings may be tied.
-        new_token_ids: What [`add_item_tokens`] returned.
-        options: Fields of `LoraConfig`; all linear layers by default.
+        model (`PreTrainedModel`): The base model.
+        new_token_ids (list of `int`): The result of [`add_item_tokens`].
+        options: Fields of `LoraConfig`. By default, all linear layers are adapted.
     """
     options = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", **options}
     if new_token_ids:
@@ -42,14 +45,14 @@ def lora_config(model: PreTrainedModel, new_token_ids: list[int], **options: Any
 
 
 def new_token_modules(model: PreTrainedModel, new_token_ids: list[int]) -> dict[str, list[int]]:
-    """`trainable_token_indices` for the new tokens: the input embedding, and the output embedding where it is another
-    module."""
+    """`trainable_token_indices` of a `LoraConfig` for the new tokens: rows of the input embedding and, if it is another
+    module, of the output embedding."""
     modules = {_name_of(model, model.get_input_embeddings()): new_token_ids}
     if not model.config.get_text_config().tie_word_embeddings:
         modules[_name_of(model, model.get_output_embeddings())] = new_token_ids
     return modules
 
 
-def _name_of(model: PreTrainedModel, wanted: Any) -> str:
-    """The last part of the module's name: `embed_tokens`, `wte`, `lm_head`."""
+def _name_of(model: PreTrainedModel, wanted: nn.Module) -> str:
+    """The last part of the module's name, such as `embed_tokens`, `wte` or `lm_head`."""
     return next(name for name, module in model.named_modules() if module is wanted).split(".")[-1]
