@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers, made here from scratch: no test reaches a hub."""
+"""Settings of all tests, and tiny models and tokenizers made from scratch: no test uses the network."""
 
 import os
 from copy import deepcopy
@@ -28,8 +28,10 @@ from transformers import (
 )
 
 
-torch.set_num_threads(1)  # as in the processes that tests start: sums of other numbers of threads round differently
-# Without the phase that explains a failure, which can take minutes.
+# As in the processes that tests start: the rounding of sums depends on the number of threads.
+torch.set_num_threads(1)
+
+# All phases of Hypothesis except the one that explains a failure, which can take minutes.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 settings.register_profile("default", deadline=None, max_examples=30, print_blob=True, phases=PHASES)
 settings.load_profile("default")
@@ -47,7 +49,7 @@ FAMILIES = {
 def make_model(
     family: str = "llama", *, vocab_size: int = 40, attention: str = "sdpa", seed: int = 0
 ) -> PreTrainedModel:
-    """A 2-layer model with weights wild enough that its distributions are far from flat."""
+    """A 2-layer model with weights so large that its distributions are far from uniform."""
     torch.manual_seed(seed)
     common = {"vocab_size": vocab_size, "attn_implementation": attention, "initializer_range": 0.4}
     special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
@@ -60,7 +62,7 @@ def make_model(
 
 
 def make_tokenizer(texts: list[str], vocab_size: int = 400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on the texts, with a padding, an EOS and a BOS token."""
+    """A byte-level BPE tokenizer trained on the texts, with a padding, an EOS and a BOS token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -77,7 +79,7 @@ def make_tokenizer(texts: list[str], vocab_size: int = 400) -> PreTrainedTokeniz
 
 @pytest.fixture(scope="session")
 def titles() -> list[str]:
-    """Titles that share beginnings, hold odd characters, and occur twice."""
+    """Titles with common beginnings, unusual characters and a duplicate."""
     return [
         "Blue Pen, 12 Pack",
         "Blue Pen, 24 Pack",
@@ -97,5 +99,5 @@ def tokenizer(titles: list[str]) -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def tokenizer_copy(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """One that a test may change."""
+    """A tokenizer that a test may change."""
     return deepcopy(tokenizer)

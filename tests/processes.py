@@ -1,8 +1,10 @@
-"""Work in processes of its own: in one, in one that is killed, in two that train together.
+"""Runs work in other processes: in one, in one that is killed, or in two that train together.
 
-Each is forked from a server that has imported the trainers once, so that it costs no import, and ends as a script
-does: Python shuts down. They share a hash seed, as processes that are launched do not. The work is a function of a
-module, or a `partial` of one, and gets the folder that it writes to. What its processes say is in `OUTPUT.log`.
+The processes are forked from a server that has imported the trainers once, so they need no imports. They end like a
+script: Python shuts down. Unlike processes that are launched, they share a hash seed.
+
+The work is a function of a module, or a `partial` of one, and is called with its output folder. What its processes
+print goes to `OUTPUT.log`.
 """
 
 from __future__ import annotations
@@ -37,14 +39,14 @@ PRELOADED = [
     "tests.schedule.loops",
     "deepspeed",
 ]
-SECONDS = 300  # no work takes as long
+SECONDS = 300  # work that takes longer has failed
 Work = Callable[[Path], object]
 
 
 def start(work: Work, output: Path, environment: Mapping[str, str] | None = None) -> BaseProcess:
-    """The running process, with this process's environment if none is given."""
+    """Starts the work in a process, by default with this process's environment."""
     forkserver.set_forkserver_preload(PRELOADED)
-    with chdir(Path(__file__).parents[1]):  # where the server finds these tests
+    with chdir(Path(__file__).parents[1]):  # the server imports the tests from there
         forkserver.ensure_running()
     output.with_suffix(".log").touch()
     arguments = (work, output, dict(os.environ if environment is None else environment))
@@ -54,7 +56,7 @@ def start(work: Work, output: Path, environment: Mapping[str, str] | None = None
 
 
 def _work(work: Work, output: Path, environment: dict[str, str]) -> None:
-    assert PRELOADED[0] in sys.modules, "the server has imported nothing"
+    assert PRELOADED[0] in sys.modules, "the server has not imported the trainers"
     log = os.open(output.with_suffix(".log"), os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
     os.environ.clear()
@@ -62,24 +64,24 @@ def _work(work: Work, output: Path, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
     random.seed(), np.random.seed()
     work(output)
-    ctypes.pythonapi.Py_Exit(0)  # a forked process would leave without `atexit` and without joining threads
+    ctypes.pythonapi.Py_Exit(0)  # a forked process would exit without `atexit` and without joining threads
 
 
 def run_alone(work: Work, output: Path) -> None:
-    """The work in one process, to its end."""
+    """Runs the work in one process and waits for it."""
     _run(work, output, [dict(os.environ)])
 
 
 def run_in_two(recipe: str, work: Work, output: Path) -> None:
-    """The work in two processes that are told what `accelerate launch` tells them with a shipped recipe.
+    """Runs the work in two processes with the environment that `accelerate launch` sets for a shipped recipe.
 
-    Where one fails the other is killed, and what they said is in the `AssertionError`.
+    If one fails, the other is killed, and the `AssertionError` contains the end of their log.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {
-        **_told(recipe),
+        **_launch_environment(recipe),
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
@@ -88,21 +90,21 @@ def run_in_two(recipe: str, work: Work, output: Path) -> None:
     _run(work, output, [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")])
 
 
-def _told(name: str) -> dict[str, str]:
-    """The environment of a process under `accelerate launch`, in full precision; the work itself has to ask for the
+def _launch_environment(name: str) -> dict[str, str]:
+    """The environment of a process under `accelerate launch`, in full precision. The work itself must choose the
     CPU."""
     recipe = {
         **yaml.safe_load(find_recipe(f"accelerate/{name}").read_text()),
         "use_cpu": True,
         "mixed_precision": "no",
     }
-    told: dict[str, str] = {}
+    environment: dict[str, str] = {}
     with NamedTemporaryFile("w", suffix=".yaml") as file, patch("torch.distributed.run.run") as elastic:
         yaml.safe_dump(recipe, file)
-        elastic.side_effect = lambda _: told.update(os.environ)
+        elastic.side_effect = lambda _: environment.update(os.environ)
         options = ["--config_file", file.name, "--num_cpu_threads_per_process", "1", "script.py"]
         launch_command(launch_command_parser().parse_args(options))
-    return told
+    return environment
 
 
 def _run(work: Work, output: Path, environments: list[dict[str, str]]) -> None:
@@ -123,5 +125,5 @@ def _run(work: Work, output: Path, environments: list[dict[str, str]]) -> None:
 
 
 def log_of(output: Path) -> str:
-    """The end of what the processes said."""
+    """The end of what the processes printed."""
     return output.with_suffix(".log").read_text()[-3000:]

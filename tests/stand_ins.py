@@ -1,5 +1,4 @@
-"""Tiny models, in folders, of the families that recipes name: the same architecture, the same habits of the
-tokenizer."""
+"""Tiny models in place of the pretrained ones in recipes, with the same architecture and the same special tokens."""
 
 from pathlib import Path
 
@@ -16,17 +15,24 @@ from transformers import (
 from tests.conftest import make_tokenizer
 
 
-CHAT = "{% for message in messages %}<bos>{{ message.role }}\n{{ message.content }}<eos>\n{% endfor %}"
-CHAT += "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
-# Rows in multiples of 32 and columns in multiples of 64, as bitsandbytes packs nf4 weights for a CPU that has AVX-512.
+CHAT = (
+    "{% for message in messages %}<bos>{{ message.role }}\n{{ message.content }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
+)
+# Weights have multiples of 32 rows and of 64 columns: bitsandbytes packs nf4 weights so for a CPU with AVX-512.
 SIZE = {"intermediate_size": 192, "num_hidden_layers": 2, "tie_word_embeddings": True}
-LLAMA_3_ROPE = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0}
-LLAMA_3_ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def save_stand_in(name: str, texts: list[str], folder: Path) -> Path:
-    """A model and a tokenizer for the hub id `name`, as `from_pretrained` finds them; the tokenizer is trained on the
-    texts."""
+    """Saves a model and a tokenizer in place of the hub id `name`; the tokenizer is trained on the texts."""
     family = next((known for known in FAMILIES if known in name), None)
     if family is None:
         raise ValueError(f"{name} has no stand-in; add its family to tests/stand_ins.py")
@@ -35,13 +41,16 @@ def save_stand_in(name: str, texts: list[str], folder: Path) -> Path:
         tokenizer.chat_template = CHAT
     set_seed(0)
     model = FAMILIES[family](tokenizer)
-    model.save_pretrained(folder), tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
 def llama_3(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Four heads to a key, long-context rotary positions; the tokenizer begins every text with BOS and cannot pad."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    """Four heads per key and long-context rotary positions. The tokenizer puts BOS before every text and cannot
+    pad."""
+    bos = tokenizer.bos_token_id
+    eos = tokenizer.eos_token_id
     begin = TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", bos)])
     tokenizer.backend_tokenizer.post_processor = begin
     tokenizer.pad_token = None
@@ -53,7 +62,7 @@ def llama_3(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def qwen_2(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """Biases in attention, and rows of the embedding that no token has; the tokenizer has no BOS."""
+    """Biases in attention, and more embedding rows than tokens. The tokenizer has no BOS."""
     tokenizer.bos_token = None
     heads = {"hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 1}
     rest = {
@@ -66,7 +75,7 @@ def qwen_2(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 
 def smollm_2(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Llama's architecture with an odd number of heads; EOS also pads."""
+    """Llama's architecture with an odd number of heads. EOS also pads."""
     tokenizer.pad_token = tokenizer.eos_token
     heads = {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 1}
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}

@@ -1,4 +1,4 @@
-"""Each example runs as it stands, at three steps, on the toy world."""
+"""Each example runs unchanged on the toy world, for three training steps."""
 
 import os
 import runpy
@@ -11,7 +11,7 @@ import pytest
 from tests.processes import run_alone
 
 
-TELLS = {
+PRINTS = {
     "alro": ("item mean", "SFT", "ALRO over the item mean"),
     "align3gr": ("transition", "1 self_play-easy", "5 feedback-hard", "before", "after", "user 1, after ", "10. "),
     "blade": ("transition", "SFT", "Best-of-8", "BLADE", "before BLADE", "over SFT"),
@@ -30,5 +30,5 @@ def run(path: Path, output: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(path: Path, tmp_path: Path) -> None:
     run_alone(partial(run, path), tmp_path)
-    told = tmp_path.with_suffix(".log").read_text()
-    assert all(word in told for word in TELLS[path.stem])
+    printed = tmp_path.with_suffix(".log").read_text()
+    assert all(word in printed for word in PRINTS[path.stem])

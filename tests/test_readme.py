@@ -1,5 +1,7 @@
-"""The README's blocks run: Python as it stands, `trl-rec` lines in order in one folder, but for those that need a
-hub."""
+"""The README's code blocks run: each Python block alone, and the `trl-rec` commands in order in one folder.
+
+Commands that need a model from the hub are left out.
+"""
 
 import os
 import re
@@ -33,7 +35,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def train(verb: str, argv: list[str], output: Path) -> None:
-    """What a launched process does, four steps long."""
+    """Runs a training verb as its launched process would, for four steps."""
     os.chdir(output)
     sys.argv = [verb, *argv, "--max_steps", "4"]
     runpy.run_module(f"trl_rec.scripts.{verb}", run_name="__main__")

@@ -1,7 +1,7 @@
-"""Every recipe parses, and every training recipe takes two real steps where its data and models are small stand-ins.
+"""Every recipe parses, and every training recipe takes two real steps with small data and models in place of its own.
 
-The recipes are found by looking, so that a new one is covered by being there. They run in a folder that holds the
-datasets they name; a recipe that begins with another one's output has that one run first.
+All recipes in the folder are tested, so a new one is covered without an entry here. They run in a folder with the
+datasets that they name. If a recipe starts from another one's output, that one runs first.
 """
 
 import csv
@@ -29,7 +29,7 @@ from trl_rec.ragged import Ragged
 from trl_rec.scripts.parsing import find_recipe, recipe_names, recipes_folder
 
 
-# All that a CPU asks for; nf4 stays.
+# Replaces the recipe's settings for GPUs, except nf4.
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"]
 TWO_STEPS = ["--max_steps", "2", "--disable_tqdm", "true"]
 TRAINING_RECIPES = [name for name in recipe_names() if name.split("/")[0] in TRAINING]
@@ -46,12 +46,15 @@ def recipe(name: str) -> dict[str, Any]:
 
 
 class Parsed(Exception):
-    """Ends a script when its arguments are known."""
+    """Ends a script once its arguments are parsed."""
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_parses_and_a_key_more_does_not(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script, on_cpu = script_of(name), ON_CPU if name in TRAINING_RECIPES else []
+def test_a_recipe_parses_and_an_unknown_key_does_not(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = script_of(name)
+    on_cpu = ON_CPU if name in TRAINING_RECIPES else []
     parse = script.parse
 
     def stop(*arguments: Any) -> None:
@@ -67,7 +70,7 @@ def test_a_recipe_parses_and_a_key_more_does_not(name: str, tmp_path: Path, monk
 
 @pytest.mark.parametrize("path", sorted((recipes_folder() / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_reads_its_configurations(path: Path) -> None:
-    """It refuses unknown keys by itself; inside a plugin's section every key has to be an option of `accelerate
+    """Accelerate refuses unknown keys, except in the sections of plugins, whose keys must be options of `accelerate
     launch`."""
     config = load_config_from_file(str(path))
     assert config.num_processes == (1 if path.stem == "cpu" else 2)
@@ -77,10 +80,12 @@ def test_accelerate_reads_its_configurations(path: Path) -> None:
 
 
 class Watch(TrainerCallback):
-    """What the optimizer's steps of one trainer did."""
+    """Records what the training steps of one trainer did."""
 
     def __init__(self) -> None:
-        self.steps, self.losses, self.quantized = 0, [], False
+        self.steps = 0
+        self.losses = []
+        self.quantized = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: PreTrainedModel, **others: Any) -> None:
         args.logging_steps = state.logging_steps = 1
@@ -107,7 +112,7 @@ class Watch(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the recipes run, with small datasets of the kinds that they name."""
+    """The folder in which the recipes run, with small datasets under the names that they use."""
     folder = tmp_path_factory.mktemp("world")
     for seed, name in enumerate(("toy", "ml-100k", "beauty", "my-log")):
         prepare("toy", folder / "data" / name, seed=seed, **TOY)
@@ -127,7 +132,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_windows(folder: Path, titles: list[str], num_users: int = 10, num_windows: int = 10) -> Path:
-    """Files like Amazon Office's in BIGRec: windows that slide over a user's items, ten before a target."""
+    """Writes files like BIGRec's Amazon Office: sliding windows over a user's items, ten before each target."""
     folder.mkdir()
     draw = random.Random(0)
     walks = [draw.sample(range(len(titles)), num_windows + 2) for _ in range(num_users)]
@@ -143,7 +148,7 @@ def write_windows(folder: Path, titles: list[str], num_users: int = 10, num_wind
 
 @pytest.fixture
 def take_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Watch]]:
-    """A function that runs a recipe in the world, and returns what its trainers did."""
+    """A function that runs a recipe in the world and returns a record of each of its trainers."""
     watches: list[Watch] = []
     train = Trainer.train
 
@@ -167,8 +172,8 @@ def take_two_steps(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> list[str]:
-    """Makes what a recipe begins with, and returns the options that point at it."""
-    if "tokenize" in settings:  # it makes its own IDs, in place of what another recipe's run left
+    """Makes the model and IDs that a recipe starts from, and returns the options that name them."""
+    if "tokenize" in settings:  # it replaces the IDs that another recipe made
         return ["--overwrite_ids", "true"]
     if settings.get("surface") == "semantic_id" and load(settings["dataset"]).catalog.semantic_ids is None:
         script_of("tokenize/toy").main(["--config", "tokenize/toy", "--dataset", settings["dataset"]])
@@ -183,7 +188,7 @@ def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> l
     makers = [name for name in TRAINING_RECIPES if recipe(name)["output_dir"] == model]
     if makers:
         run(makers[0])
-    else:  # a recipe of the same data with these options, as the comments in the recipe tell
+    else:  # a recipe for the same data with these options, as the comments in the recipe say
         maker = next(
             name
             for name in TRAINING_RECIPES
@@ -196,7 +201,7 @@ def provide(settings: dict[str, Any], world: Path, run: Callable[..., Any]) -> l
 
 
 def name_users(folder: Path) -> None:
-    """Gives the users of a dataset folder semantic IDs, where they have none."""
+    """Gives the users of a dataset folder semantic IDs if they have none."""
     dataset = load(folder)
     if dataset.catalog.user_ids is None:
         ids = Ragged.from_lists(
@@ -210,15 +215,12 @@ def name_users(folder: Path) -> None:
 def test_a_training_recipe_takes_two_steps(name: str, take_two_steps: Callable[..., list[Watch]]) -> None:
     settings = recipe(name)
     watches = take_two_steps(name)
-    told = Path(settings["output_dir"], "stages.json")
-    passed_over = (
-        [stage for stage in json.loads(told.read_text()) if stage["without_negatives"] == 1] if told.is_file() else []
-    )
+    stage_reports = Path(settings["output_dir"], "stages.json")
+    skipped = []
+    if stage_reports.is_file():
+        skipped = [stage for stage in json.loads(stage_reports.read_text()) if stage["without_negatives"] == 1]
     parts = (
-        len(settings.get("stages", [{}]))
-        - len(passed_over)
-        + ("rating_epochs" in settings)
-        + ("supervised" in settings)
+        len(settings.get("stages", [{}])) - len(skipped) + ("rating_epochs" in settings) + ("supervised" in settings)
     )
     assert len(watches) == parts
     for watch in watches:
@@ -229,7 +231,7 @@ def test_a_training_recipe_takes_two_steps(name: str, take_two_steps: Callable[.
 
 
 @pytest.mark.slow
-def test_several_tasks_train_an_adapter_and_new_tokens_on_nf4(take_two_steps: Callable[..., list[Watch]]) -> None:
+def test_an_adapter_and_new_tokens_learn_several_tasks_on_nf4(take_two_steps: Callable[..., list[Watch]]) -> None:
     adapter = ["--use_peft", "true", "--load_in_4bit", "true", "--lora_target_modules", "all-linear"]
     (watch,) = take_two_steps("bear/ml-100k-multitask", "--model_name_or_path", "Qwen/Qwen2.5-1.5B", *adapter)
     assert watch.quantized and watch.steps == 2 and all(map(math.isfinite, watch.losses))

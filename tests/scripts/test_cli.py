@@ -1,3 +1,5 @@
+"""The command line: verbs, recipes, keys and errors, and the wheel that carries the recipes."""
+
 import json
 import re
 import shutil
@@ -30,13 +32,13 @@ def test_help_answers_in_half_a_second() -> None:
     assert all(verb in output for verb in VERBS)
 
 
-def test_the_command_line_goes_before_the_recipe() -> None:
+def test_the_command_line_overrides_the_recipe() -> None:
     given = ["--config=evaluate/toy", "--ks", "3", "7", "--exclude_history", "false"]
     arguments, config = parse((EvaluateArguments, EvaluationConfig), given, "evaluate")
     assert (config.ks, config.exclude_history, arguments.dataset) == ([3, 7], False, "data/toy")
 
 
-def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("dataset: d\noutput_dir: o\n")
     assert find_recipe(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
 
@@ -68,18 +70,19 @@ def test_tokenize_prints_the_card(tmp_path: Path, monkeypatch, capsys: pytest.Ca
 
 
 def test_no_script_hides_a_module_of_python() -> None:
-    """Run by its path, a script finds its folder's files first."""
+    """A script that is run by its path imports the files in its folder first."""
     names = {path.stem for path in (Path(__file__).parents[2] / "trl_rec/scripts").glob("*.py")}
     assert names & sys.stdlib_module_names == set()
 
 
-def test_a_saved_model_stands_beside_the_baselines(
+def test_a_saved_model_is_evaluated_beside_the_baselines(
     tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     main(["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "50"])
     tokenizer = make_tokenizer(load("data/toy").with_surface("item_token").catalog)
-    tokenizer.save_pretrained("random"), make_model(tokenizer, hidden_size=16).save_pretrained("random")
+    tokenizer.save_pretrained("random")
+    make_model(tokenizer, hidden_size=16).save_pretrained("random")
     options = [
         "--dataset",
         "data/toy",
@@ -111,7 +114,7 @@ def test_a_saved_model_stands_beside_the_baselines(
     catalog = load("data/toy").with_surface("item_token").catalog
     save_recommender(
         "random", catalog, {"prompt": {"list_length": 5}, "num_beams": 1}
-    )  # a run folder tells it by itself
+    )  # the run folder now contains the list length
     main(["evaluate", "--model", "random", *best[2:], *options])
     again = json.loads(Path("out/metrics.json").read_text())["results"]
     assert again["model random"]["metrics"]["reward"] == rewards[0]
@@ -121,18 +124,19 @@ def test_a_saved_model_stands_beside_the_baselines(
     assert "orders rated candidates and cannot rank a catalogue" in capsys.readouterr().err
 
 
-def test_a_run_is_measured_as_it_was_trained(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Surface, prompt and ranking are its own; other items, and items written otherwise, are refused."""
+def test_a_run_is_evaluated_as_it_was_trained(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Surface, prompt and ranking come from its folder. Other items and other surfaces are refused."""
     monkeypatch.chdir(tmp_path)
     main(["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "50"])
     catalog = load("data/toy").with_surface("item_token").catalog
     tokenizer = make_tokenizer(catalog)
-    tokenizer.save_pretrained("run"), make_model(tokenizer, hidden_size=16).save_pretrained("run")
+    tokenizer.save_pretrained("run")
+    make_model(tokenizer, hidden_size=16).save_pretrained("run")
     ranking = {"max_length": 64, "renormalize": False, "length_penalty": 0.5, "num_beams": 7}
     save_recommender("run", catalog, {"prompt": {"prompt_head": None, "list_length": None}, **ranking})
     main(["evaluate", "--model", "run", "--dataset", "data/toy", "--output_dir", "out"])
-    told = json.loads(Path("out/metrics.json").read_text())
-    assert told["settings"].items() >= {**ranking, "surface": "item_token", "list_length": None}.items()
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert metrics["settings"].items() >= {**ranking, "surface": "item_token", "list_length": None}.items()
     main(["evaluate", "--model", "run", "--dataset", "data/toy", "--output_dir", "out", "--renormalize", "true"])
     again = json.loads(Path("out/metrics.json").read_text())
     assert again["settings"]["renormalize"] is True and again["settings"]["num_beams"] == 7
@@ -154,13 +158,13 @@ def test_a_run_is_measured_as_it_was_trained(tmp_path: Path, monkeypatch, capsys
     assert "there is no folder runs/nothing" in capsys.readouterr().err
 
 
-def test_keys_are_written_out() -> None:
+def test_keys_are_not_abbreviated() -> None:
     with pytest.raises(ValueError, match="--max_user"):
         given = ["--dataset", "d", "--output_dir", "o", "--max_user", "5"]
         parse((EvaluateArguments, EvaluationConfig), given, "evaluate")
 
 
-def test_what_a_recipe_writes_as_a_mapping_is_json_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mappings_are_json_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     given = [
         "--dataset",
         "d",
@@ -181,7 +185,7 @@ def test_what_a_recipe_writes_as_a_mapping_is_json_on_the_command_line(capsys: p
 @pytest.mark.parametrize(
     ("given", "meant"), [("true", True), ("True", True), ("runs/x/checkpoint-3", "runs/x/checkpoint-3")]
 )
-def test_a_run_is_resumed_from_the_command_line(given: str, meant: object) -> None:
+def test_resume_from_checkpoint_is_true_or_a_folder(given: str, meant: object) -> None:
     options = [
         "--dataset",
         "d",
@@ -207,11 +211,11 @@ def test_recipes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no file and no recipe 'bear/nothing'" in capsys.readouterr().err
 
 
-def test_a_training_verb_is_launched_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = []
-    monkeypatch.setattr("accelerate.commands.launch.launch_command", told.append)
+def test_a_training_verb_is_launched_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launches.append)
     main(["bear", "--accelerate_config", "zero3", "--num_processes", "4", "--config=bear/toy", "--max_steps", "2"])
-    (launched,) = told
+    (launched,) = launches
     assert (launched.config_file, launched.num_processes) == (str(find_recipe("accelerate/zero3")), 4)
     assert launched.module and launched.training_script == "trl_rec.scripts.bear"
     assert launched.training_script_args == ["--config", "bear/toy", "--max_steps", "2"]
@@ -219,7 +223,7 @@ def test_a_training_verb_is_launched_as_told(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two steps in two processes under `accelerate launch`, then a list from the run folder."""
+    """Two steps in two processes under `accelerate launch`, then recommendations from the run folder."""
     monkeypatch.chdir(tmp_path)
     recipe = {**yaml.safe_load(find_recipe("accelerate/zero2").read_text()), "use_cpu": True, "mixed_precision": "no"}
     Path("zero2.yaml").write_text(yaml.safe_dump(recipe))
@@ -251,11 +255,11 @@ def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys:
     assert "BEAR" in output.stdout and "transition" in output.stdout
     written = {path.name for path in Path("runs/bear-toy").iterdir()}
     assert {"metrics.json", "recipe.json", "eval.jsonl", "recommender.json"} <= written
-    assert list(Path("runs/bear-toy").glob("checkpoint-*/rng_state_1.pth")), "a second process has left nothing"
+    assert list(Path("runs/bear-toy").glob("checkpoint-*/rng_state_1.pth")), "the second process has written nothing"
     capsys.readouterr()
     main(["recommend", "--model", "runs/bear-toy", "--dataset", "data/toy", "--user", "3", "--k", "5"])
-    told = capsys.readouterr().out
-    assert "history, newest first" in told and " 5. " in told and " 6. " not in told
+    output = capsys.readouterr().out
+    assert "history, newest first" in output and " 5. " in output and " 6. " not in output
 
 
 @pytest.mark.parametrize(
@@ -271,7 +275,7 @@ def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys:
         (["evaluate", "--dataset", "x", "--output_dir", "x", "--bogus", "1"], "not used by the HfArgumentParser"),
     ],
 )
-def test_what_the_user_got_wrong_is_one_sentence(argv: list[str], message: str, tmp_path, monkeypatch, capsys) -> None:
+def test_an_error_of_the_user_is_one_sentence(argv: list[str], message: str, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(argv)
@@ -295,7 +299,12 @@ def test_an_unknown_verb_is_named(capsys) -> None:
 @pytest.mark.slow
 def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
     root, site = Path(__file__).parents[2], tmp_path / "site"
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):  # no build folder of an earlier wheel
+    for name in (
+        "setup.cfg",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ):  # no build folder of an earlier wheel
         shutil.copy(root / name, tmp_path)
     for name in ("trl_rec", "recipes"):
         shutil.copytree(root / name, tmp_path / name)
