@@ -1,4 +1,4 @@
-"""A log becomes a dataset folder, and a dataset folder becomes rows to train on."""
+"""Turns an interaction log into a dataset folder, and a dataset folder into training rows."""
 
 from typing import TYPE_CHECKING
 
