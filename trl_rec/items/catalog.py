@@ -66,6 +66,7 @@ class ItemCatalog:
             raise ValueError(
                 f"no column {self.group_column!r} to group items by; there are {', '.join(self.items.column_names)}"
             )
+
         _check_repeats(self.items["item_id"])
         if self.user_ids is not None:
             check_shared_tokens(self.user_ids, self.semantic_ids)
@@ -224,6 +225,7 @@ class ItemCatalog:
         """A hash of ids and titles, the same for two folders with the same items in the same order."""
         digest = hashlib.sha256()
         for name in ("item_id", "title"):
+            # The zero byte separates the texts, so that moving a letter to the next one changes the hash.
             for text in self.items[name].to_pylist():
                 digest.update(text.encode() + b"\0")
         return digest.hexdigest()[:16]

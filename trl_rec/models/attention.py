@@ -58,6 +58,7 @@ def why_separate(model: PreTrainedModel, length: int) -> str | None:
         return "local attention counts columns, not positions"
     window = settings.get("sliding_window") or settings.get("attention_chunk_size")
     kinds = settings.get("layer_types")
+    # Without `layer_types`, a model with a window uses it unless `use_sliding_window` says no.
     slides = set(kinds) != {"full_attention"} if kinds else settings.get("use_sliding_window", True)
     if slides and window and length > window:
         return f"prompt and completion do not fit the attention window of {window} tokens"
@@ -83,6 +84,7 @@ def check_suitable(model: PreTrainedModel) -> None:
 
 def keeps_state(model: PreTrainedModel) -> bool:
     """Whether any layer keeps a recurrent state instead of attending."""
+    # Models of recurrent layers alone mark the whole class as stateful; mixed ones name the type of each layer.
     kinds = model.config.get_text_config().to_dict().get("layer_types")
     return bool(is_stateful(model) or not set(kinds or ()) <= ATTENTION)
 
@@ -90,5 +92,6 @@ def keeps_state(model: PreTrainedModel) -> bool:
 def takes_positions(model: PreTrainedModel) -> bool:
     """Whether the model places tokens by the position ids passed to it, not by their columns."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    # With ALiBi (BLOOM, MPT) distances are those of columns, whatever position ids are passed.
     alibi = model.config.get_text_config().to_dict().get("alibi")
     return "position_ids" in inspect.signature(base.forward).parameters and not alibi

@@ -97,7 +97,7 @@ def completion_logps(
         `torch.Tensor` of shape `(B, K, C)`: At least float32; 0 where masked.
     """
     mask = completion_mask.bool()
-    log_probs = (at_least_float32(read.logits) / temperature).log_softmax(-1)
+    log_probs = (at_least_float32(read.logits) / temperature).log_softmax(-1)  # (N, V)
     return _unpack(log_probs[read.rows, completion_ids[mask]], mask)
 
 
@@ -138,8 +138,9 @@ def chosen_legal_logps(
     starts = read.rows.unsqueeze(1) * read.logits.shape[1]
     scores = read.logits.flatten().gather(0, (starts + tokens).flatten()).view(tokens.shape)
     scores = at_least_float32(scores) / temperature
-    log_probs = torch.where(legal, scores, -torch.inf).log_softmax(-1)
+    log_probs = torch.where(legal, scores, -torch.inf).log_softmax(-1)  # (M, C)
 
+    # At most one column is the target, so the sum picks it.
     is_target = legal & (tokens == targets.unsqueeze(1))
     chosen = torch.where(is_target, log_probs, 0.0).sum(1)
     return torch.where(is_target.any(1), chosen, -torch.inf)
@@ -242,10 +243,11 @@ def _predicting_positions(packed: _Packed) -> tuple[Tensor, Tensor]:
     """The positions that predict a scored token, `(B, W)`, and the number among them of the one that predicts each
     scored token, `(M,)`."""
     # The column before predicts a token, except that the prompt's last column predicts a completion's first token.
-    prompt_ends = (packed.real & (packed.owners < 0)).sum(1, keepdim=True)
+    prompt_ends = (packed.real & (packed.owners < 0)).sum(1, keepdim=True)  # (B, 1): the first position of completions
     column = torch.arange(packed.scored.shape[1], device=packed.scored.device)
     before = (torch.where(packed.positions == prompt_ends, prompt_ends, column) - 1).clamp(min=0)
 
     predicts = torch.zeros_like(packed.token_ids).scatter_add(1, before, packed.scored.long()) > 0
+    # Number them row by row, as `logits_at` reads them.
     numbers = predicts.flatten().cumsum(0).view_as(predicts) - 1
     return predicts, numbers.gather(1, before)[packed.scored]

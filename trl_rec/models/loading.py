@@ -27,7 +27,7 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
         return keep_differentiable(_with_adapter(source, **options).eval())
 
     model = AutoModelForCausalLM.from_pretrained(source, **gguf_options, **options).eval()
-    if gguf_options:
+    if gguf_options:  # the weights are floats now, but transformers still marks them as quantised
         mark_unquantized(model)
     return keep_differentiable(model)
 

@@ -27,7 +27,8 @@ def logits_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
 
     def select(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """The chosen hidden states `(1, N, hidden)`, and the layer's other inputs."""
-        return (inputs[0][positions].unsqueeze(0), *inputs[1:])
+        hidden_states = inputs[0]  # (B, T, hidden)
+        return (hidden_states[positions].unsqueeze(0), *inputs[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(select)
     try:

@@ -24,6 +24,7 @@ def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         The ids of the catalogue's tokens; empty for titles.
     """
     tokenizer.add_tokens(catalog.new_tokens)
+    # Many models have more embeddings than their tokenizer has tokens; those are used first.
     if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     vocabulary = tokenizer.get_vocab()
@@ -45,8 +46,8 @@ def lora_config(model: PreTrainedModel, new_token_ids: list[int], **options: Any
 
 
 def new_token_modules(model: PreTrainedModel, new_token_ids: list[int]) -> dict[str, list[int]]:
-    """`trainable_token_indices` of a `LoraConfig` for the new tokens: rows of the input embedding and, if it is another
-    module, of the output embedding."""
+    """`trainable_token_indices` of a `LoraConfig` for the new tokens: rows of the input embedding, and of the output
+    embedding if it is another module."""
     modules = {_name_of(model, model.get_input_embeddings()): new_token_ids}
     if not model.config.get_text_config().tie_word_embeddings:
         modules[_name_of(model, model.get_output_embeddings())] = new_token_ids

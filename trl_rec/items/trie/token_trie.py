@@ -181,6 +181,7 @@ class TokenTrie:
     @cached_property
     def parents(self) -> Tensor:
         """`(num_nodes,)`: the parent of each node; the root is its own parent."""
+        # Edges are numbered by parent, and edge `e` leads to node `e + 1`, so each node is repeated once per child.
         nodes = torch.arange(self.num_nodes, dtype=torch.int32, device=self.items.device)
         return torch.cat([nodes[:1], nodes.repeat_interleave(self.row_offsets.diff())])
 
@@ -232,6 +233,7 @@ class TokenTrie:
     def above(self, places: Tensor, depths: Tensor) -> Tensor:
         """The node at each of the given depths above each place in `items`; some other node if the path of the place
         is shorter."""
+        # Of the nodes at a depth, the one above a place is the last that starts no later.
         return torch.searchsorted(self.level_keys, depths * (self.num_items + 1) + places, right=True) - 1
 
     def depths(self, nodes: Tensor) -> Tensor:
@@ -249,6 +251,7 @@ class TokenTrie:
         Returns:
             `tokens, next_nodes, legal`, each of shape `(*nodes.shape, C)`; tokens and nodes are 0 where not legal.
         """
+        # -1 is read as node 0, whose children are then hidden.
         starts = _pick(self.row_offsets, nodes.clamp(min=0))
         counts = torch.where(nodes < 0, 0, _pick(self.row_offsets, nodes + 1) - starts)
         width = int(counts.max()) if width is None else width
