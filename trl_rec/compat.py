@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ __all__ = [
     "prepare_deepspeed",
     "rotate_checkpoints",
 ]
+
+Model = TypeVar("Model", bound="nn.Module")
 
 REF_ADAPTER = "ref"  # what DPOTrainer calls the frozen copy of an adapter
 
@@ -116,13 +118,15 @@ MEMBERS = (
 def name_or_path(model: PreTrainedModel | PeftModel) -> str:
     """The hub id or folder that a model was loaded from; empty if it was made in memory. Without it, a trainer that is
     given a model has to be given its tokenizer too."""
-    return model.config._name_or_path
+    name: str = model.config._name_or_path
+    return name
 
 
 def attention_kind(model: PreTrainedModel) -> str:
     """`"sdpa"`, `"eager"`, `"flash_attention_2"` or another implementation. Without it, a mask of ours could be given
     in a form that the model misreads."""
-    return model.config.get_text_config()._attn_implementation
+    kind: str = model.config.get_text_config()._attn_implementation
+    return kind
 
 
 def is_stateful(model: PreTrainedModel) -> bool:
@@ -289,7 +293,8 @@ def accelerate_launch(argv: list[str]) -> None:
 def held_weights(parameter: nn.Parameter) -> Tensor:
     """The share of a parameter that this process holds: all of it, but under ZeRO-3, where the parameter itself is
     empty. Without it, all models that ZeRO-3 has loaded look the same."""
-    return vars(parameter).get("ds_tensor", parameter)
+    held: Tensor = vars(parameter).get("ds_tensor", parameter)
+    return held
 
 
 @contextmanager
@@ -316,7 +321,7 @@ def without_step_hook(wrapped: Any) -> Iterator[None]:
 # bitsandbytes
 
 
-def keep_differentiable(model: Any) -> Any:
+def keep_differentiable(model: Model) -> Model:
     """The model, whose 4-bit layers will still pass gradients after they have been used in evaluation mode on a CPU.
 
     bitsandbytes repacks their weights then, on processors with AVX-512 for bfloat16, into a form without a backward
@@ -324,7 +329,7 @@ def keep_differentiable(model: Any) -> Any:
     """
     for layer in model.modules():
         if "support_avx512bf16_for_cpu" in vars(layer):
-            layer.support_avx512bf16_for_cpu = False
+            vars(layer)["support_avx512bf16_for_cpu"] = False
     return model
 
 

@@ -114,4 +114,5 @@ def _to_array(column: pa.Array) -> np.ndarray:
     while pa.types.is_fixed_size_list(column.type):
         shape.append(column.type.list_size)
         column = column.flatten()
-    return column.to_numpy().reshape(shape)
+    array: np.ndarray = column.to_numpy().reshape(shape)
+    return array

@@ -20,7 +20,8 @@ LIST_ARRAY_LIMIT = 2**31 - 1  # values that the 32-bit offsets of an Arrow list 
 def within(lengths: np.ndarray) -> np.ndarray:
     """The position of each value in its row: lengths `[2, 3]` give `[0, 1, 0, 1, 2]`."""
     ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+    positions: np.ndarray = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+    return positions
 
 
 @dataclass(frozen=True, eq=False)

@@ -173,7 +173,7 @@ def _columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 def _has_lists(column: pa.ChunkedArray) -> bool:
     kind = column.type
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:

@@ -79,7 +79,7 @@ class RecDataset:
 
     def user_index(self, user_id: str) -> int:
         """The user's row in `users`."""
-        index = pc.index(self.users["user_id"], user_id).as_py()
+        index = int(pc.index(self.users["user_id"], user_id).as_py())
         if index < 0:
             raise ValueError(f"user {user_id!r} is not in {self.path}; look into users.parquet")
         return index
@@ -128,7 +128,8 @@ def split_rows(split: Dataset, column: str) -> Ragged:
 
 def split_users(split: Dataset) -> np.ndarray:
     """The users of a split's rows, in the order that `select`, `shuffle` or `sort` left the rows in."""
-    return split.select_columns(["user"]).with_format("numpy")[:]["user"]
+    users: np.ndarray = split.select_columns(["user"]).with_format("numpy")[:]["user"]
+    return users
 
 
 def at_most(count: int | None, split: Dataset) -> Dataset:

@@ -62,7 +62,10 @@ def index_log(log: Log) -> IndexedLog:
 
 def rows_of_ids(ids: pa.ChunkedArray, table_ids: pa.ChunkedArray) -> np.ndarray:
     """Each id's row among `table_ids`, int32; -1 if it is not there."""
-    return pc.fill_null(pc.index_in(ids, pa.concat_arrays(table_ids.chunks)), -1).to_numpy().astype(np.int32)
+    rows: np.ndarray = (
+        pc.fill_null(pc.index_in(ids, pa.concat_arrays(table_ids.chunks)), -1).to_numpy().astype(np.int32)
+    )
+    return rows
 
 
 def check_known(

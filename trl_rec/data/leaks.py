@@ -78,7 +78,8 @@ def find_mixed_users(users: np.ndarray, history: Ragged, targets: Ragged) -> np.
 
 
 def _column(rows: Dataset, name: str) -> np.ndarray:
-    return rows.data.column(name).to_numpy()
+    values: np.ndarray = rows.data.column(name).to_numpy()
+    return values
 
 
 def _ragged(rows: Dataset, name: str) -> Ragged:
@@ -190,4 +191,5 @@ def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
 def _keys(rows: Dataset, column: str, owner: np.ndarray) -> np.ndarray:
     """One number per pair of a row's owner and an item in the row's column, so that pairs can be compared."""
     values = _ragged(rows, column)
-    return owner[values.row_ids].astype(np.int64) * (1 << 32) + values.values  # item indices are int32
+    keys: np.ndarray = owner[values.row_ids].astype(np.int64) * (1 << 32) + values.values  # item indices are int32
+    return keys

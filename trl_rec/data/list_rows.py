@@ -138,7 +138,8 @@ def new_targets(history: Ragged, targets: Ragged) -> np.ndarray:
     is_new[order] = first
 
     is_target = within(sequences.lengths) >= history.lengths[sequences.row_ids]  # a flag per item of `sequences`
-    return is_new[is_target]
+    flags: np.ndarray = is_new[is_target]
+    return flags
 
 
 def _prompts(

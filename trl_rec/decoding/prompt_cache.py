@@ -222,4 +222,5 @@ def _read_prompt(
         **caching,
         logits_to_keep=1,
     )
-    return output.logits[:, -1:]
+    logits: Tensor = output.logits[:, -1:]
+    return logits

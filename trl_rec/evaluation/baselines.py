@@ -201,7 +201,8 @@ def _checked_histories(histories: Rows, top_k: int, num_items: int) -> Ragged:
 def _num_needed(histories: Ragged, top_k: int, exclude_history: bool, num_items: int) -> np.ndarray:
     """How many items of a fixed order each row needs, `(num_rows,)`, to have `top_k` left after exclusion."""
     excluded = histories.lengths if exclude_history else np.zeros(len(histories), np.int64)
-    return np.minimum(top_k + excluded, num_items)
+    needed: np.ndarray = np.minimum(top_k + excluded, num_items)
+    return needed
 
 
 def _rank_in_blocks(costs: np.ndarray, top_k: int, rank_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

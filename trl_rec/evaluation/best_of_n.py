@@ -147,7 +147,8 @@ def expected_best(values: np.ndarray, rewards: np.ndarray, best_of: int) -> np.n
     ways = np.array([comb(count, best_of) for count in range(num_lists + 1)], np.float64)
     chosen_from = ways / comb(num_lists, best_of)
     chance = (chosen_from[at_most] - chosen_from[below]) / (at_most - below)
-    return (chance * values).sum(1)
+    expected: np.ndarray = (chance * values).sum(1)
+    return expected
 
 
 def evaluate_best_of(

@@ -52,7 +52,8 @@ def first_occurrences(ranked: np.ndarray) -> np.ndarray:
 
 def recall(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
     """Recall@k, `(...,)`: the number of hits in the first `k` of K ranks, divided by `num_relevant`, at least 1."""
-    return hits[..., :k].sum(-1) / num_relevant
+    values: np.ndarray = hits[..., :k].sum(-1) / num_relevant
+    return values
 
 
 def hit(hits: np.ndarray, k: int) -> np.ndarray:
@@ -69,7 +70,8 @@ def mrr(hits: np.ndarray, k: int) -> np.ndarray:
 def ndcg(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
     """NDCG@k, `(...,)`, with discount 1 / log2(rank + 1): 1 where the first `min(k, num_relevant)` ranks are hits."""
     best = np.concatenate([[0.0], np.cumsum(_discounts(k))])  # (k + 1,): the ideal DCG by number of relevant items
-    return _dcg(hits, k) / best[np.minimum(num_relevant, k)]
+    values: np.ndarray = _dcg(hits, k) / best[np.minimum(num_relevant, k)]
+    return values
 
 
 def graded_ndcg(grades: np.ndarray, relevant_grades: np.ndarray, k: int) -> np.ndarray:
@@ -85,7 +87,8 @@ def graded_ndcg(grades: np.ndarray, relevant_grades: np.ndarray, k: int) -> np.n
         `np.ndarray` of shape `(...,)`.
     """
     ideal = _dcg(np.exp2(-np.sort(-relevant_grades, axis=-1)) - 1, k)
-    return np.divide(_dcg(np.exp2(grades) - 1, k), ideal, out=np.zeros_like(ideal), where=ideal > 0)
+    values: np.ndarray = np.divide(_dcg(np.exp2(grades) - 1, k), ideal, out=np.zeros_like(ideal), where=ideal > 0)
+    return values
 
 
 def _discounts(k: int) -> np.ndarray:
@@ -94,7 +97,8 @@ def _discounts(k: int) -> np.ndarray:
 
 def _dcg(gains: np.ndarray, k: int) -> np.ndarray:
     gains = gains[..., :k].astype(np.float64)
-    return gains @ _discounts(gains.shape[-1])
+    values: np.ndarray = gains @ _discounts(gains.shape[-1])
+    return values
 
 
 def coverage(ranked: np.ndarray, num_items: int) -> float:
@@ -169,8 +173,9 @@ def group_share(items: np.ndarray, shares: np.ndarray) -> np.ndarray:
         items (`np.ndarray`): Item indices, of any shape; negative ones are missing.
         shares (`np.ndarray` of shape `(num_items, G)`): How the unit of mass of each item is spread over the groups.
     """
-    mass = _counts(items, len(shares)) @ shares  # (G,)
-    return mass / max(mass.sum(), np.finfo(np.float64).tiny)
+    mass: np.ndarray = _counts(items, len(shares)) @ shares  # (G,)
+    mass = mass / max(mass.sum(), np.finfo(np.float64).tiny)
+    return mass
 
 
 def mgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
@@ -178,7 +183,8 @@ def mgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
 
     Both arguments are `(..., G)`. 0 is perfectly fair.
     """
-    return np.abs(recommended - consumed).mean(-1)
+    values: np.ndarray = np.abs(recommended - consumed).mean(-1)
+    return values
 
 
 def dgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
@@ -186,7 +192,8 @@ def dgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
 
     Both arguments are `(..., G)`. 0 is perfectly fair.
     """
-    return np.ptp(recommended - consumed, axis=-1)
+    values: np.ndarray = np.ptp(recommended - consumed, axis=-1)
+    return values
 
 
 def _counts(items: np.ndarray, num_items: int) -> np.ndarray:

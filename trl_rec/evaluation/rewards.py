@@ -212,7 +212,8 @@ def _group_shares(items: Ragged, shares: np.ndarray) -> np.ndarray:
         part = items.take(np.arange(start, min(start + step, len(items))))
         filled = np.flatnonzero(part.lengths)  # for an empty row, `reduceat` would return the first item of the next
         mass[start + filled] = np.add.reduceat(shares[part.values], part.offsets[filled], axis=0, dtype=np.float64)
-    return mass / np.maximum(mass.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
+    shares_of_rows: np.ndarray = mass / np.maximum(mass.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
+    return shares_of_rows
 
 
 REWARDS: dict[str, ListReward] = {"ndcg": ndcg, "recall": recall, "hit": hit, "ild": ild, "mgu": mgu}

@@ -67,7 +67,7 @@ class EvaluationConfig:
         default=None,
         metadata={"help": "number of items in a list, for a model that writes lists; from its run folder if unset"},
     )
-    rewards: dict | None = field(
+    rewards: dict[str, float] | None = field(
         default=None,
         metadata={"help": 'weights of rewards that score whole lists, as JSON: \'{"ndcg": 1, "mgu": 4}\''},
     )

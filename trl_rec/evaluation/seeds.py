@@ -73,7 +73,8 @@ def seeds_table(
 
 def _mean_over_seeds(seeds: Runs, metric: str) -> np.ndarray:
     """Each user's mean over the seeds, `(num_users,)`."""
-    return np.mean([seed[metric] for seed in seeds], 0)
+    means: np.ndarray = np.mean([seed[metric] for seed in seeds], 0)
+    return means
 
 
 def _with_interval(values: np.ndarray) -> str:

@@ -72,17 +72,19 @@ class ItemCatalog:
             check_shared_tokens(self.user_ids, self.semantic_ids)
 
     def __len__(self) -> int:
-        return self.items.num_rows
+        return int(self.items.num_rows)
 
     @cached_property
     def ids(self) -> list[str]:
         """Item ids, by index."""
-        return self.items["item_id"].to_pylist()
+        ids: list[str] = self.items["item_id"].to_pylist()
+        return ids
 
     @cached_property
     def titles(self) -> list[str]:
         """Titles, by index."""
-        return self.items["title"].to_pylist()
+        titles: list[str] = self.items["title"].to_pylist()
+        return titles
 
     def index_of(self, item_ids: Sequence[str] | pa.Array) -> np.ndarray:
         """`(len(item_ids),)`: the indices of the ids. Raises where an id is not in the catalogue."""
@@ -91,7 +93,8 @@ class ItemCatalog:
         if found.null_count:
             row = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
             raise ValueError(f"item {wanted[row].as_py()!r} (row {row}) is not in the catalogue of {len(self)} items")
-        return found.to_numpy(zero_copy_only=False).astype(np.int64)
+        indices: np.ndarray = found.to_numpy(zero_copy_only=False).astype(np.int64)
+        return indices
 
     def ids_of(self, titles: Sequence[str]) -> list[str]:
         """Ids of the items with exactly these titles, the first item where several share one. Raises where a title is

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -75,8 +75,8 @@ def build_model(
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=trust_remote_code or None)
     set_seed(seed)
     new_token_ids = add_item_tokens(model, tokenizer, catalog)
-    adapter: Any = get_peft_config(config)
-    if adapter is not None and new_token_ids:
+    adapter = get_peft_config(config)
+    if isinstance(adapter, LoraConfig) and new_token_ids:
         adapter.trainable_token_indices = new_token_modules(model, new_token_ids)
     return model, tokenizer, adapter
 

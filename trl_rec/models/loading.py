@@ -23,12 +23,13 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
         options: Passed to `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
     """
     source, gguf_options = _source(name_or_path)
+    model: PreTrainedModel
     if (Path(source) / "adapter_config.json").is_file():
-        return keep_differentiable(_with_adapter(source, **options).eval())
-
-    model = AutoModelForCausalLM.from_pretrained(source, **gguf_options, **options).eval()
-    if gguf_options:  # the weights are floats now, but transformers still marks them as quantised
-        mark_unquantized(model)
+        model = _with_adapter(source, **options).eval()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(source, **gguf_options, **options).eval()
+        if gguf_options:  # the weights are floats now, but transformers still marks them as quantised
+            mark_unquantized(model)
     return keep_differentiable(model)
 
 

@@ -56,4 +56,5 @@ def new_token_modules(model: PreTrainedModel, new_token_ids: list[int]) -> dict[
 
 def _name_of(model: PreTrainedModel, wanted: nn.Module) -> str:
     """The last part of the module's name, such as `embed_tokens`, `wte` or `lm_head`."""
-    return next(name for name, module in model.named_modules() if module is wanted).split(".")[-1]
+    path: str = next(name for name, module in model.named_modules() if module is wanted)
+    return path.split(".")[-1]

@@ -69,7 +69,8 @@ def _can_be_negative(
     beam_codes = np.where(beams >= 0, codes[beams], -1)
     is_target = beam_codes == codes[targets][:, None]
     is_known = TrainingPairs.from_split(train, codes).contain(users[:, None], beam_codes)
-    return first_occurrences(beam_codes) & ~is_target & ~is_known
+    can_be_negative: np.ndarray = first_occurrences(beam_codes) & ~is_target & ~is_known
+    return can_be_negative
 
 
 def _num_shared_tokens(catalog: ItemCatalog, beams: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -65,4 +65,5 @@ def draw_below(rows: np.ndarray, count: int, sizes: np.ndarray, seed: int) -> np
 
 
 def _is_below(sizes: np.ndarray, indices: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    return numbers < sizes[indices]
+    is_below: np.ndarray = numbers < sizes[indices]
+    return is_below

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from trl_rec.compat import BACKPORTED_FIELDS
@@ -24,7 +25,6 @@ from trl_rec.files import write_json
 from trl_rec.schedule.settings import Schedule
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.bear.config import BearConfig
-from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
 
 # Fields of TRL's and transformers' configurations that belong to a plan: they change the weights, or which checkpoint
@@ -197,7 +197,7 @@ def _adapter_entry(schedule: Schedule) -> dict[str, Any] | None:
     return {name: value for name, value in schedule.adapter.to_dict().items() if name != "peft_version"}
 
 
-def _config_entries(config: BearConfig | SoftmaxDPOConfig) -> dict[str, Any]:
+def _config_entries(config: TrainingArguments) -> dict[str, Any]:
     """The fields of a trainer's configuration that belong to a plan."""
     inherited = {one.name for base in (SFTConfig, DPOConfig) for one in fields(base)}.union(BACKPORTED_FIELDS)
     return {name: value for name, value in config.to_dict().items() if name in INHERITED or name not in inherited}

@@ -99,7 +99,8 @@ def random_preferences(
     known = TrainingPairs.from_split(train, codes)
 
     def _is_allowed(rows: np.ndarray, drawn_codes: np.ndarray) -> np.ndarray:
-        return (drawn_codes != target_codes[rows]) & ~known.contain(users[rows], drawn_codes)
+        is_allowed: np.ndarray = (drawn_codes != target_codes[rows]) & ~known.contain(users[rows], drawn_codes)
+        return is_allowed
 
     drawn = draw(np.arange(len(prefixes)), num_negatives, len(first_item), seed, _is_allowed)  # (N, num_negatives)
     is_drawn = drawn >= 0

@@ -124,4 +124,5 @@ def check_prefixes(prefixes: Dataset) -> None:
 
 def column(rows: Dataset, name: str) -> np.ndarray:
     """A column of numbers. It respects rows that were selected or reordered."""
-    return rows.select_columns([name]).with_format("numpy")[:][name]
+    values: np.ndarray = rows.select_columns([name]).with_format("numpy")[:][name]
+    return values

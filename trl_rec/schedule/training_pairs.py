@@ -45,13 +45,15 @@ class TrainingPairs:
 
         # A key above all of them has no place; it is compared with the last one.
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return self.keys[place] == keys
+        is_known: np.ndarray = self.keys[place] == keys
+        return is_known
 
 
 def pair_keys(users: np.ndarray, items: np.ndarray) -> np.ndarray:
     """One int64 per pair, which sorts by user and then by item. Both are int32 in a dataset."""
     # The user in the upper 32 bits, the item in the lower.
-    return users.astype(np.int64) * (1 << 32) + items
+    keys: np.ndarray = users.astype(np.int64) * (1 << 32) + items
+    return keys
 
 
 def surface_codes(catalog: ItemCatalog) -> np.ndarray:

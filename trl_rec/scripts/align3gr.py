@@ -57,17 +57,17 @@ class ScheduleArguments:
     surface: str = field(
         default="semantic_id", metadata={"help": "how items are written: title, item_token or semantic_id"}
     )
-    tokenize: dict | None = field(
+    tokenize: dict[str, Any] | None = field(
         default=None, metadata={"help": "keys of trl-rec tokenize --method dual: makes semantic IDs first"}
     )
     overwrite_ids: bool = field(default=False, metadata={"help": "replace IDs that were made with other settings"})
-    supervised: dict | None = field(
+    supervised: dict[str, Any] | None = field(
         default=None,
         metadata={
             "help": "keys of trl-rec bear: fine-tunes a policy first; max_steps, prompts and the like are shared"
         },
     )
-    stages: list[dict] | None = field(
+    stages: list[dict[str, Any]] | None = field(
         default=None, metadata={"help": "the stages, each a mapping such as {source: self_play}; Align3GR's if unset"}
     )
     keep: str = field(

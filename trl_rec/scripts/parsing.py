@@ -12,7 +12,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from accelerate import PartialState
 from trl import TrlParser
@@ -20,6 +20,9 @@ from trl import TrlParser
 import trl_rec
 from trl_rec.cli import VERBS
 from trl_rec.compat import read_mappings
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -32,6 +35,10 @@ class DataArguments:
     )
 
 
+@overload
+def parse(kinds: type[T], argv: list[str], verb: str) -> T: ...
+@overload
+def parse(kinds: tuple[type, ...], argv: list[str], verb: str) -> tuple[Any, ...]: ...
 def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     """The arguments of a verb.
 
@@ -69,7 +76,7 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     return parsed if isinstance(kinds, tuple) else parsed[0]
 
 
-def parse_section(kind: type, section: dict[str, Any], name: str) -> Any:
+def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
     """A dataclass from a section of a recipe, with the rules of [`parse`].
 
     Unknown keys are errors, and numbers that YAML reads as text (`1e-3`) become numbers. A key without a value has its
@@ -84,7 +91,7 @@ def parse_section(kind: type, section: dict[str, Any], name: str) -> Any:
 
     arguments = parse(kind, argv, name)
     if "max_length" in section and section["max_length"] is None:
-        arguments.max_length = None
+        vars(arguments)["max_length"] = None  # only some of these dataclasses have it
     return arguments
 
 

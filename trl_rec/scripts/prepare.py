@@ -37,7 +37,7 @@ class PrepareArguments:
         default=0,
         metadata={"help": "k-core: drop items with fewer interactions, repeatedly, until all have enough"},
     )
-    columns: dict | None = field(
+    columns: dict[str, str] | None = field(
         default=None,
         metadata={"help": 'format table: our column names to yours, as JSON: \'{"user_id": "customer"}\''},
     )

@@ -122,7 +122,8 @@ class _Encoder(nn.Module):
         size = items.shape[1]
         causal = nn.Transformer.generate_square_subsequent_mask(size)
         states = self.dropout(self.items(items) + self.places.weight[:size])
-        return self.layers(states, mask=causal, is_causal=True)
+        predictions: Tensor = self.layers(states, mask=causal, is_causal=True)
+        return predictions
 
 
 def _windows(train: Dataset) -> tuple[Ragged, Ragged]:

@@ -59,7 +59,8 @@ class Tower(nn.Module):
 
     def autoencode(self, fused: Tensor, inputs: Tensor) -> Tensor:
         """The squared error `(N,)` of a reconstruction without quantisation."""
-        return (self.decode(self.encode(fused)) - inputs).square().sum(1)
+        error: Tensor = (self.decode(self.encode(fused)) - inputs).square().sum(1)
+        return error
 
 
 def u2i_loss(users: Tensor, items: Tensor, also_chosen: Tensor) -> Tensor:

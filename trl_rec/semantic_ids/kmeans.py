@@ -66,7 +66,7 @@ def find_nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
 
 def squared_length(vectors: Tensor) -> float:
     """The sum of the squared lengths of all vectors, in double precision."""
-    return sum(chunk.double().square().sum().item() for chunk in vectors.split(CHUNK))
+    return sum(float(chunk.double().square().sum()) for chunk in vectors.split(CHUNK))
 
 
 def _means(vectors: Tensor, nearest: Tensor, counts: Tensor) -> Tensor:

@@ -84,4 +84,5 @@ def _token_names(letter: str, codes: np.ndarray) -> np.ndarray:
     """`<a_12>` for the letter `a` and the code 12."""
     # Each distinct name is built once.
     names = np.array([f"<{letter}_{code}>" for code in range(codes.max(initial=-1) + 1)], dtype=object)
-    return names[codes]
+    tokens: np.ndarray = names[codes]
+    return tokens

@@ -70,7 +70,8 @@ def _column_names(path: Path) -> list[str]:
     if path.suffix == ".csv":
         return read_header(path)
     with _naming(path):
-        return (pq.read_schema(path) if path.suffix == ".parquet" else json.read_json(path).schema).names
+        schema = pq.read_schema(path) if path.suffix == ".parquet" else json.read_json(path).schema
+        return list(schema.names)
 
 
 def _read(path: Path, renames: Mapping[str, str], only_known: bool) -> pa.Table:

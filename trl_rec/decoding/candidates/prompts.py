@@ -226,8 +226,10 @@ class RatedPromptFormat:
     def _slot_names(self, items: Ragged) -> np.ndarray:
         """The token that names each slot, given the items in the slots."""
         if len(self.letters):
-            return self.letters[within(items.lengths)]
-        return self.candidates.values[self.candidates.offsets[items.values]]
+            letters: np.ndarray = self.letters[within(items.lengths)]
+            return letters
+        surfaces: np.ndarray = self.candidates.values[self.candidates.offsets[items.values]]
+        return surfaces
 
 
 def _has_letters(catalog: ItemCatalog, letters: bool | None) -> bool:

@@ -35,7 +35,8 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     first_signs = np.sign(first[:, :, None] - first[:, None, :])
     second_signs = np.sign(second[:, :, None] - second[:, None, :])
     agreement = np.where(both_present, first_signs * second_signs, 0)
-    return agreement.sum((1, 2)) / np.maximum(np.abs(agreement).sum((1, 2)), 1)
+    taus: np.ndarray = agreement.sum((1, 2)) / np.maximum(np.abs(agreement).sum((1, 2)), 1)
+    return taus
 
 
 def order_consistency(places: np.ndarray) -> np.ndarray:
@@ -45,7 +46,8 @@ def order_consistency(places: np.ndarray) -> np.ndarray:
     pairs = [(a, b) for b in range(places.shape[1]) for a in range(b)]
     if not pairs:
         return np.ones(len(places))
-    return np.mean([rank_correlation(places[:, a], places[:, b]) for a, b in pairs], 0)
+    taus: np.ndarray = np.mean([rank_correlation(places[:, a], places[:, b]) for a, b in pairs], 0)
+    return taus
 
 
 def slot_correlation(places: np.ndarray, slots: np.ndarray) -> np.ndarray:
@@ -54,7 +56,9 @@ def slot_correlation(places: np.ndarray, slots: np.ndarray) -> np.ndarray:
     Its mean over many lists is 0 for a model without position bias, and above 0 for a model that prefers the first
     slots.
     """
-    return np.mean([rank_correlation(places[:, order], slots[:, order]) for order in range(places.shape[1])], 0)
+    orders = range(places.shape[1])
+    taus: np.ndarray = np.mean([rank_correlation(places[:, order], slots[:, order]) for order in orders], 0)
+    return taus
 
 
 def slot_profile(places: np.ndarray, slots: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import get_peft_config
 
@@ -118,7 +119,7 @@ def build_ranker(
     tokenizer.add_tokens(tokens)
     if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer))
-    if adapter is not None and tokens:
+    if isinstance(adapter, LoraConfig) and tokens:
         vocabulary = tokenizer.get_vocab()
         new = [vocabulary[token] for token in [*catalog.new_tokens, *tokens]]
         adapter.trainable_token_indices = new_token_modules(model, new)

@@ -64,7 +64,8 @@ def rating_values(split: Dataset) -> list[float]:
         raise ValueError(_unrated(split))
     if len(values) > MOST_VALUES:
         raise ValueError(f"there are {len(values)} different ratings, too many to write; round them to a scale first")
-    return values.astype(float).tolist()
+    ratings: list[float] = values.astype(float).tolist()
+    return ratings
 
 
 def training_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:

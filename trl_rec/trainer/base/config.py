@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl_rec.compat import settle_checkpointing
+
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments as Base
+else:
+    Base = object
 
 
 # Options of TRL's trainers that have no effect in ours: of SFTTrainer's rows and losses, of DPOTrainer's losses, and
@@ -43,7 +49,7 @@ INERT_DPO_ROWS = ("padding_free", "truncation_mode", "pad_token")
 
 
 @dataclass
-class RecConfig:
+class RecConfig(Base):
     """Fields that the recommendation trainers add to TRL's configs.
 
     Args:
@@ -89,7 +95,7 @@ class RecConfig:
 
     def __post_init__(self) -> None:
         settle_checkpointing(self)
-        super().__post_init__()  # type: ignore[misc]  # that of the TRL config after this one among the bases
+        super().__post_init__()  # type: ignore[no-untyped-call]  # that of the TRL config after this one among the bases
         if min(self.eval_ks, default=0) < 1:
             raise ValueError(f"eval_ks={self.eval_ks} must hold a length to cut lists at, and none below 1")
         if self.max_users is not None and self.max_users < 1:

@@ -69,7 +69,8 @@ class LengthGroups(LengthGroupedSampler):
 
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch)
-        return super().__iter__()
+        order: Iterator[int] = super().__iter__()  # type: ignore[no-untyped-call]
+        return order
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Accelerate before each epoch."""

@@ -196,7 +196,8 @@ class RecTrainerMixin(ABC, Base):
 
     @property
     def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+        seed: int = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return seed
 
     def end(self) -> None:
         """As the parent's; call it once, at the very end of a script."""

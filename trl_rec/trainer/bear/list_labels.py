@@ -104,7 +104,8 @@ def _rows_with_repeats(items: Ragged) -> np.ndarray:
     row = items.row_ids[order]
     item = items.values[order]
     repeated = (row[1:] == row[:-1]) & (item[1:] == item[:-1])
-    return row[1:][repeated]
+    rows: np.ndarray = row[1:][repeated]
+    return rows
 
 
 def _rows_with_known_items(items: Ragged, histories: Ragged) -> np.ndarray:

@@ -148,4 +148,5 @@ def _chat(
     ]
     shared = commonprefix([awaiting, *answered])
     texts = [shared, *(text[len(shared) :] for text in answered)]
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids

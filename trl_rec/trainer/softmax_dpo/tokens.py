@@ -104,8 +104,10 @@ def _texts(rows: Dataset) -> Iterator[tuple[str, pa.ChunkedArray, np.ndarray]]:
 
 def _holds_ids(kind: pa.DataType, depth: int) -> bool:
     """Whether a type is of token ids in lists nested to this depth. Arrow has no type for what is empty or null."""
-    if pa.types.is_null(kind) or depth == 0:
-        return pa.types.is_null(kind) or pa.types.is_integer(kind)
+    if pa.types.is_null(kind):
+        return True
+    if depth == 0:
+        return bool(pa.types.is_integer(kind))
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(is_one(kind) for is_one in lists) and _holds_ids(kind.value_type, depth - 1)
 
@@ -113,7 +115,7 @@ def _holds_ids(kind: pa.DataType, depth: int) -> bool:
 def _null_row(values: pa.ChunkedArray) -> int | None:
     """The first row that is null, or holds a null at any depth."""
     if values.null_count:
-        return pc.index(values.is_null(), True).as_py()
+        return int(pc.index(values.is_null(), True).as_py())
     if not pa.types.is_nested(values.type):
         return None
     place = _null_row(pc.list_flatten(values))
@@ -138,7 +140,8 @@ def _count(lists: pa.ChunkedArray) -> np.ndarray:
     """Length of each list. If no row rejects anything, Arrow has no type for the lists, which are all empty."""
     if pa.types.is_null(lists.type):
         return np.zeros(len(lists), np.int64)
-    return pc.list_value_length(lists).to_numpy().astype(np.int64)
+    lengths: np.ndarray = pc.list_value_length(lists).to_numpy().astype(np.int64)
+    return lengths
 
 
 def _shortened(table: pa.Table, max_length: int) -> pa.Table:

@@ -306,5 +306,8 @@ def _vocab_size(model: str | PreTrainedModel | PeftModel, args: SoftmaxDPOConfig
     if isinstance(model, str):
         options: Any = args.model_init_kwargs or {}
         trusted = options.get("trust_remote_code", args.trust_remote_code)
-        return AutoConfig.from_pretrained(model, trust_remote_code=trusted).get_text_config().vocab_size
-    return model.config.get_text_config().vocab_size
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trusted)
+    else:
+        config = model.config
+    size: int = config.get_text_config().vocab_size
+    return size
