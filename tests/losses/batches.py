@@ -1,5 +1,5 @@
-"""What the tests of several losses share: number formats, and batches (named tuples of tensors and Nones) taken row by
-row."""
+"""Helpers shared by the tests of several losses: number formats, and the rows of batches (named tuples of tensors and
+None)."""
 
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from trl_rec.losses import LossOutput
 
 Batch = TypeVar("Batch", bound=tuple)
 
-# The format of what is given, the one that is computed in, and how exact a gradient in the first can be.
+# The dtype of the inputs, the dtype of the computation, and the tolerance of a gradient in the input dtype.
 precisions = pytest.mark.parametrize(
     ("dtype", "computed", "tolerance"),
     [
@@ -28,7 +28,7 @@ def rows_of(batch: Batch, rows: slice | torch.Tensor) -> Batch:
 
 
 def chunks_of(batch: Batch) -> list[Batch]:
-    """A first row, none at all, and the others."""
+    """Three chunks: the first row, no row at all, and the others."""
     return [rows_of(batch, rows) for rows in (slice(0, 1), slice(1, 1), slice(1, None))]
 
 

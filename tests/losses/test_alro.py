@@ -1,5 +1,4 @@
-"""ALRO's two losses against loops, against the loss that the first descends from, and at the edges of their
-arguments."""
+"""ALRO's two losses: compared with loops and with LambdaLoss, and at the limits of their arguments."""
 
 import math
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ SETTINGS = {"gamma": 1.3, "sigma": 0.7}
 
 
 class Batch(NamedTuple):
-    """Lists, and as `permuted` the table that another order of the prompt gave."""
+    """Lists; `permuted` is the table for another order of the prompt."""
 
     logps: Tensor
     ratings: Tensor
@@ -34,18 +33,18 @@ class Batch(NamedTuple):
 
 
 def normalised(logits: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Log-probabilities over the candidates of each list: minus infinity at the others, NaN where there is none."""
+    """Log-probabilities over the candidates of each list: -inf for masked entries, NaN in lists without candidates."""
     return (logits if mask is None else logits.masked_fill(~mask[:, None, :], -torch.inf)).log_softmax(-1)
 
 
 def gold(ratings: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
-    """The best rating first, equal ones in random order, what is missing last."""
+    """Ranks by descending rating, equal ratings in random order, masked entries last."""
     keys = -ratings + 0.5 * torch.rand(ratings.shape, generator=generator, dtype=ratings.dtype)
     return (keys if mask is None else keys.masked_fill(~mask, torch.inf)).argsort(-1).argsort(-1)
 
 
 def random_batch(num_lists: int = 5, width: int = 4, *, masked: bool = True, seed: int = 0) -> Batch:
-    """Lists of 0, 1, 2, ... candidates where masked; ratings are 0 to 5 and tie often."""
+    """Lists of 0, 1, 2, ... candidates if `masked`; ratings are 0 to 5 and tie often."""
     generator = torch.Generator().manual_seed(seed)
     tables = 2 * torch.randn(2, num_lists, width, width, generator=generator, dtype=torch.float64)
     ratings = torch.randint(6, (num_lists, width), generator=generator).double()
@@ -114,7 +113,7 @@ def both(batch: Batch) -> list[tuple]:
 
 
 def hard(order: list[int]) -> Tensor:
-    """`(1, m, m)`: the answer that names the candidates in this order, all but certain."""
+    """`(1, m, m)`: the table of a model that names the candidates in this order almost with certainty."""
     logits = torch.full((len(order), len(order)), -50.0, dtype=torch.float64)
     logits[range(len(order)), order] = 50.0
     return normalised(logits[None])
@@ -130,9 +129,9 @@ def table_of(*lists: list[float]) -> Tensor:
 def test_soft_lambda_worked_by_hand() -> None:
     """Two candidates rated 1 and 2; position 1 names the first with probability 3/4, position 2 with 1/4.
 
-    s = (1 * 3/4 + 2 * 1/4, 1 * 1/4 + 2 * 3/4) = (5/4, 7/4). The second is preferred, and half a position too late.
-    Gains 1 and 3, maxDCG = 3 + 1/log2(3), delta = 1 - 1/log2(3): weight w = delta * 2 / maxDCG; loss = w log2(1 +
-    exp(1/2)). With c = w sigmoid(1/2) / log 2 the loss has slope c in the second's position and -c in the first's. A
+    s = (1 * 3/4 + 2 * 1/4, 1 * 1/4 + 2 * 3/4) = (5/4, 7/4). The second is preferred, and placed half a position too
+    late. Gains 1 and 3, maxDCG = 3 + 1/log2(3), delta = 1 - 1/log2(3): weight w = delta * 2 / maxDCG; loss = w log2(1 +
+    exp(1/2)). With c = w sigmoid(1/2) / log 2, the loss has slope c in the second's position and -c in the first's. A
     position has slope share * (k - s) in a log-probability: 3/4 * (1 - 5/4) = -3/16 and 1/4 * (2 - 5/4) = 3/16 for the
     first; for the second 1/4 * (1 - 7/4) = -3/16 and 3/4 * (2 - 7/4) = 3/16.
     """
@@ -159,7 +158,7 @@ def test_soft_lambda_agrees_with_a_loop(batch: Batch, gamma: float, sigma: float
 
 
 def test_weight_of_a_gap() -> None:
-    """With flat tables and ratings 1 and 0, all but delta is 1."""
+    """With flat tables and ratings 1 and 0, every factor except delta is 1."""
     gaps = torch.arange(1, 6)
     gold_rank = torch.stack([torch.zeros_like(gaps), gaps], 1)
     output = soft_lambda_loss(torch.zeros(5, 2, 2), torch.tensor([[1, 0]]).expand(5, -1), gold_rank, None)
@@ -167,12 +166,12 @@ def test_weight_of_a_gap() -> None:
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.3])
-def test_at_hard_positions_it_is_lambda_loss(sigma: float) -> None:
-    """Summed over the pairs, with the gaps of the model's order, and minus the position as the parent's score."""
+def test_at_certain_positions_it_equals_lambda_loss(sigma: float) -> None:
+    """LambdaLoss sums over pairs, uses the gaps of the model's order, and takes minus the position as the score."""
     ratings = table_of([3.0, 5.0, 0.0, 3.0, 1.0, 4.0, 4.0])
     num_pairs = sum(a > b for a in ratings[0] for b in ratings[0])
     for order in ([1, 5, 6, 0, 3, 4, 2], [2, 4, 3, 0, 6, 5, 1], [3, 1, 4, 2, 6, 0, 5]):
-        # The gold order must play no part here.
+        # The gold order must have no effect here.
         gold_rank = torch.arange(7)[None]
         output = soft_lambda_loss(hard(order), ratings, gold_rank, None, sigma=sigma, delta="model")
         scores = [-1.0 - order.index(item) for item in range(7)]
@@ -185,7 +184,7 @@ def test_at_hard_positions_it_is_lambda_loss(sigma: float) -> None:
 @pytest.mark.parametrize("delta", DELTAS)
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("rating", [0.0, 4.0])
-def test_equal_ratings_teach_nothing(rating: float, score: str, delta: str) -> None:
+def test_equal_ratings_give_no_loss_and_no_gradient(rating: float, score: str, delta: str) -> None:
     batch = random_batch()
     batch = batch._replace(ratings=torch.full_like(batch.ratings, rating))
     output, found = soft_lambda(batch, score=score, delta=delta)
@@ -195,7 +194,7 @@ def test_equal_ratings_teach_nothing(rating: float, score: str, delta: str) -> N
 
 @pytest.mark.parametrize("delta", DELTAS)
 def test_each_swap_into_order_lowers_the_loss(delta: str) -> None:
-    """From the reversed answer to the perfect one by swaps of neighbours. The perfect one is not at 0."""
+    """Swaps of neighbours lead from the reversed answer to the perfect one, whose loss is not 0."""
     ratings, gold_rank = table_of([5.0, 4.0, 3.0, 1.0]), torch.arange(4)[None]
     order, losses = [3, 2, 1, 0], []
     while True:
@@ -207,12 +206,12 @@ def test_each_swap_into_order_lowers_the_loss(delta: str) -> None:
     assert len(losses) == 7
     if delta == "target":
         assert losses == sorted(losses, reverse=True)
-    # The model's own order decides the weights as well, so that only the ends can be compared.
+    # Here the model's order also decides the weights, so only the two ends can be compared.
     assert 0 < losses[-1] < losses[0]
 
 
 def test_raising_a_good_candidate_early_or_a_bad_one_late_lowers_the_loss() -> None:
-    """The slope in the position of the best candidate is positive, in that of the worst negative."""
+    """The loss rises with the position of the best candidate, and falls with that of the worst."""
     batch = random_batch(masked=False)
     batch = batch._replace(ratings=table_of([0.0, 5.0, 3.0, 1.0]).expand(5, -1))
     batch = batch._replace(gold_rank=torch.tensor([[3, 0, 1, 2]]).expand(5, -1))
@@ -226,7 +225,7 @@ def test_raising_a_good_candidate_early_or_a_bad_one_late_lowers_the_loss() -> N
 
 
 def test_the_softmax_runs_over_positions() -> None:
-    """A candidate may be less likely everywhere: only where it is most likely counts."""
+    """Adding a constant to a candidate's log-probabilities at all positions changes nothing; at one position it does."""
     batch = random_batch(masked=False)
     output, found = soft_lambda(batch, **SETTINGS)
     shift = torch.tensor([4.0, -3.0, 0.0, 1.0], dtype=torch.float64)
@@ -246,7 +245,7 @@ def test_a_sharp_softmax_and_a_flat_one() -> None:
         assert_close(flat, torch.full_like(flat, 2.5))
 
 
-def test_positions_of_a_short_list_stop_at_its_length() -> None:
+def test_a_short_list_uses_only_as_many_positions_as_candidates() -> None:
     batch = random_batch()
     num_candidates = batch.mask.sum(1, keepdim=True)
     assert num_candidates.flatten().tolist() == [0, 1, 2, 3, 4]
@@ -254,7 +253,7 @@ def test_positions_of_a_short_list_stop_at_its_length() -> None:
     assert_close(flat, torch.where(batch.mask, (num_candidates + 1) / 2, 0).double())
 
 
-def test_gaps_of_the_models_order_are_those_of_its_ranks_held_constant() -> None:
+def test_delta_model_uses_the_models_ranks_and_holds_them_constant() -> None:
     batch = random_batch(masked=False)
     found = soft_lambda(batch, **SETTINGS, delta="model")
     rank = found[0].metrics["position"].argsort(-1).argsort(-1)
@@ -262,7 +261,7 @@ def test_gaps_of_the_models_order_are_those_of_its_ranks_held_constant() -> None
     assert_close(soft_lambda(batch._replace(gold_rank=rank), **SETTINGS, delta="target"), found, rtol=0, atol=0)
 
 
-def test_positions_that_tie_are_ranked_in_order_of_column() -> None:
+def test_equal_positions_are_ranked_by_column() -> None:
     batch = Batch(
         torch.zeros(1, 5, 5), torch.tensor([[1, 4, 3, 5, 2]]), torch.tensor([[4, 1, 2, 0, 3]]), None, torch.empty(0)
     )
@@ -271,8 +270,8 @@ def test_positions_that_tie_are_ranked_in_order_of_column() -> None:
     assert_close(tied, ranked, rtol=0, atol=0)
 
 
-def test_ratings_far_beyond_the_range_of_a_power_of_2() -> None:
-    """Play counts, say: the best is all that is left of the gains, and nothing overflows."""
+def test_huge_ratings_do_not_overflow() -> None:
+    """With play counts, for example, only the best candidate has a gain left."""
     logps = torch.randn(1, 3, 3).log_softmax(-1).requires_grad_()
     output = soft_lambda_loss(logps, torch.tensor([[1e4, 200.0, 1.0]]), torch.tensor([[0, 1, 2]]), None)
     wanted = soft_lambda_loss(logps, torch.tensor([[60.0, 2.0, 1.0]]), torch.tensor([[0, 1, 2]]), None)
@@ -281,7 +280,7 @@ def test_ratings_far_beyond_the_range_of_a_power_of_2() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32, torch.bfloat16])
-def test_ratings_may_be_of_any_kind_of_number(dtype: torch.dtype) -> None:
+def test_ratings_may_have_any_dtype(dtype: torch.dtype) -> None:
     batch = random_batch()
     assert_close(soft_lambda(batch._replace(ratings=batch.ratings.to(dtype))), soft_lambda(batch), rtol=0, atol=0)
 
@@ -307,7 +306,7 @@ def test_soft_lambda_gradcheck(masked: bool, score: str) -> None:
         ({"delta": "gold"}, "`delta` is 'gold', but there are two: give 'target' or 'model'"),
     ],
 )
-def test_settings_without_meaning_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         soft_lambda_loss(*random_batch()[:4], **changed)
 
@@ -324,7 +323,7 @@ def test_settings_without_meaning_are_refused(changed: dict[str, Any], message: 
     ],
 )
 def test_permutation_worked_by_hand(distance: str, loss: float, slopes: tuple[float, float]) -> None:
-    """p = (3/4, 1/4) and q = (1/4, 3/4) at the first answer position, alike at the second, which halves the mean.
+    """p = (3/4, 1/4) and q = (1/4, 3/4) at the first answer position; equal at the second, which halves the mean.
 
     M = (1/2, 1/2). KL(p||M) = KL(q||M) = 3/4 log(3/2) - 1/4 log 2. KL(p||q) = KL(q||p) = 3/4 log 3 - 1/4 log 3 = 1/2
     log 3. Slopes in log p: jsd p (log p - log M) / 2, symkl (p (log p - log q) + p - q) / 2, ce -q.
@@ -343,8 +342,8 @@ def test_permutation_agrees_with_a_loop(batch: Batch, distance: str) -> None:
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_equal_distributions_are_at_rest(distance: str) -> None:
-    """Their gradient is zero in the logits, so that the entropy is not lowered as by cross-entropy through both."""
+def test_equal_distributions_have_no_gradient(distance: str) -> None:
+    """Cross-entropy with a gradient through both would lower their entropy instead."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 4, generator=generator, dtype=torch.float64)
     first, second = logits.clone().requires_grad_(), logits.clone().requires_grad_()
@@ -356,7 +355,7 @@ def test_equal_distributions_are_at_rest(distance: str) -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_slots_mapped_back_to_candidates_give_0_and_slots_themselves_do_not(distance: str) -> None:
-    """A model to which the order is nothing: candidate i has the same score in whatever slot it stands."""
+    """For a model that ignores the order: candidate i has the same score in every slot."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(1, 5, 5, generator=generator, dtype=torch.float64)
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -401,23 +400,23 @@ def test_permutation_gradcheck(distance: str, masked: bool) -> None:
     assert torch.autograd.gradcheck(loss, tables)
 
 
-def test_gradcheck_of_the_side_of_ce_that_learns() -> None:
+def test_gradcheck_of_ce() -> None:
     batch = random_batch(masked=False)
     assert torch.autograd.gradcheck(
         lambda logps: permutation_loss(logps, batch.permuted, None, distance="ce").loss, batch.logps.requires_grad_()
     )
 
 
-def test_a_distance_that_is_not_offered_is_refused() -> None:
+def test_an_unknown_distance_is_refused() -> None:
     with pytest.raises(ValueError, match="`distance` is 'kl', but there are three: give 'jsd', 'symkl' or 'ce'"):
         permutation_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), None, distance="kl")
 
 
-# Both.
+# Both losses.
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_new_names_for_the_candidates_change_nothing(masked: bool) -> None:
+def test_a_permutation_of_the_candidates_changes_nothing(masked: bool) -> None:
     batch = random_batch(masked=masked)
     columns, lists = torch.tensor([2, 0, 3, 1]), torch.tensor([4, 2, 0, 1, 3])
     ratings, gold_rank, mask = (None if tensor is None else tensor[lists][:, columns] for tensor in batch[1:4])
@@ -440,7 +439,7 @@ def test_padding_changes_nothing(masked: bool) -> None:
 
 
 @pytest.mark.parametrize("fill", [torch.inf, -torch.inf, torch.nan, 1e30])
-def test_what_is_not_a_candidate_contributes_nothing(fill: float) -> None:
+def test_masked_entries_contribute_nothing(fill: float) -> None:
     batch = random_batch()
     num_candidates = batch.mask.sum(1)
     outside = (torch.arange(4) >= num_candidates[:, None])[:, :, None] | ~batch.mask[:, None, :]
@@ -453,7 +452,7 @@ def test_what_is_not_a_candidate_contributes_nothing(fill: float) -> None:
         assert all(one[outside].eq(0).all() and one.isfinite().all() for one in gradients)
 
 
-def test_lists_of_no_or_one_candidate_give_zeros() -> None:
+def test_lists_without_or_with_one_candidate_give_zeros() -> None:
     batch = random_batch()
     for output, *_ in both(batch):
         assert output.loss[:2].eq(0).all()
@@ -464,14 +463,14 @@ def test_lists_of_no_or_one_candidate_give_zeros() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_chunks_of_lists_are_the_whole(masked: bool) -> None:
+def test_chunks_give_the_same_as_the_whole_batch(masked: bool) -> None:
     batch = random_batch(masked=masked)
     for whole, *pieces in zip(both(batch), *map(both, chunks_of(batch)), strict=True):
         outputs, *gradients = zip(*pieces, strict=True)
         assert_close((joined(outputs), *map(torch.cat, gradients)), whole, rtol=1e-12, atol=1e-12)
 
 
-def test_a_mask_of_ones_is_no_mask() -> None:
+def test_a_mask_of_ones_equals_no_mask() -> None:
     batch = random_batch(masked=False)
     assert_close(both(batch._replace(mask=full_mask(batch))), both(batch), rtol=0, atol=0)
 
@@ -497,14 +496,14 @@ def test_half_precision_is_computed_in_float32(
         assert {output.loss.dtype, *(metric.dtype for metric in output.metrics.values())} == {computed}
         assert {one.dtype for one in gradients} == {dtype}
         assert_close(output, wanted, **exact)
-        # Of the gradient, only the last step, into the dtype of the table, is rounded.
+        # The gradient is rounded only once, when it is cast to the dtype of the table.
         assert_close(gradients, slopes, rtol=tolerance, atol=1e-6, check_dtype=False)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_finite_at_huge_logits_in_bf16(masked: bool) -> None:
     logits = torch.tensor([[1e4, -1e4, 0.0, 1e4], [-1e4, 1e4, 0.0, -1e4], [0.0] * 4, [1e4] * 4], dtype=torch.bfloat16)
-    # Beside one table where certain answers turn uncertain, one where some candidates stay impossible.
+    # In one pair of tables, certain answers become uncertain; in the other, some candidates stay impossible.
     permuted = torch.stack([logits.flip(0), logits[:, [2, 1, 0, 3]]])
     mask = torch.tensor([[True, True, False, True]]).expand(2, -1) if masked else None
     ratings, gold_rank = torch.tensor([[1, 5, 0, 3]]).expand(2, -1), torch.tensor([[2, 0, 3, 1]]).expand(2, -1)
@@ -516,7 +515,7 @@ def test_finite_at_huge_logits_in_bf16(masked: bool) -> None:
         assert_close(gradients, slopes, rtol=2**-8, atol=1e-6, check_dtype=False)
 
 
-def test_the_metric_is_detached_and_the_input_is_left_alone() -> None:
+def test_the_metric_is_detached_and_the_inputs_are_unchanged() -> None:
     batch = random_batch()
     before = [tensor.clone() for tensor in batch]
     batch.logps.requires_grad_(), batch.permuted.requires_grad_()

@@ -1,4 +1,4 @@
-"""BEAR against a loop, against the form its authors published, and at the edges of its arguments."""
+"""BEAR: compared with a loop and with the form published by its authors, and at the limits of its arguments."""
 
 import math
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ def expected(batch: Batch, **settings: Any) -> tuple[LossOutput, Tensor]:
 
 
 def random_batch(num_rows: int = 6, num_columns: int = 7, *, masked: bool = True, seed: int = 0) -> Batch:
-    """Rows with 1, 2, ... legal columns where masked, so that the first is forced."""
+    """Rows with 1, 2, ... legal columns if `masked`, so that the first is forced."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(num_rows, num_columns, generator=generator, dtype=torch.float64)
     target = torch.randint(num_columns, (num_rows,), generator=generator)
@@ -82,7 +82,7 @@ def test_value_and_gradient_worked_by_hand(variant: str, loss: float, factor: fl
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    """Logits in steps of a half, so that many tie."""
+    """Logits that are multiples of 1/2, so that many tie."""
     num_rows, num_columns = draw(st.integers(0, 4)), draw(st.integers(1, 8))
     row = st.lists(st.integers(-12, 12).map(lambda step: step / 2), min_size=num_columns, max_size=num_columns)
     logits = torch.tensor(draw(st.lists(row, min_size=num_rows, max_size=num_rows)), dtype=torch.float64)
@@ -136,7 +136,7 @@ def test_half_precision_is_computed_in_float32(
     exact = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
     assert_close(output.loss, wanted.loss, **exact)
     assert_close(output.metrics, wanted.metrics, **exact)
-    # Of the gradient, only the last step, into the dtype of the logits, is rounded.
+    # The gradient is rounded only once, when it is cast to the dtype of the logits.
     assert_close(found.double(), wanted_gradient, rtol=tolerance, atol=1e-6)
 
 
@@ -167,7 +167,7 @@ def test_weight_0_over_the_legal_tokens_is_msl(temperature: float) -> None:
 @pytest.mark.parametrize(
     "legal", [None, torch.tensor([[True], [True]]), torch.tensor([[False, True, False]]).expand(2, -1)]
 )
-def test_a_forced_token_has_exactly_no_gradient(dtype: torch.dtype, variant: str, legal: Tensor | None) -> None:
+def test_the_gradient_of_a_forced_token_is_exactly_0(dtype: torch.dtype, variant: str, legal: Tensor | None) -> None:
     width = 1 if legal is None else legal.shape[1]
     logits = torch.tensor([[0.3], [-7.7]], dtype=dtype).expand(2, width)
     batch = Batch(logits, torch.full((2,), width // 2), legal)
@@ -179,9 +179,9 @@ def test_a_forced_token_has_exactly_no_gradient(dtype: torch.dtype, variant: str
     assert gradient(batch, **{**SETTINGS, "weight": 0.0}, variant=variant)[0].loss.eq(0).all()
 
 
-def test_a_flat_sigmoid_and_a_sharp_one() -> None:
-    """With weight = lambda * sharpness the factor on the gradient is 1 + lambda sigmoid(.): at its limits 1/2, or 0
-    and 1."""
+def test_limits_of_the_sharpness() -> None:
+    """With weight = lambda * sharpness, the gradient is scaled by 1 + lambda sigmoid(.). The sigmoid tends to 1/2, or
+    to 0 and 1."""
     batch = random_batch(masked=False)
     _, plain = gradient(batch, num_beams=3, weight=0.0, sharpness=1.0)
     pruned = bear_loss(*batch, num_beams=3, weight=0.0, sharpness=1.0).metrics["pruned"]
@@ -198,7 +198,9 @@ def test_a_flat_sigmoid_and_a_sharp_one() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 3.0])
 @pytest.mark.parametrize("num_beams", [1, 3, 10])
-def test_gradient_is_that_of_the_published_token_weights(masked: bool, temperature: float, num_beams: int) -> None:
+def test_the_gradient_equals_that_of_the_published_token_weights(
+    masked: bool, temperature: float, num_beams: int
+) -> None:
     batch = random_batch(masked=masked)
     legal = torch.ones_like(batch.logits, dtype=torch.bool) if batch.legal is None else batch.legal
     logits = batch.logits.clone().requires_grad_()
@@ -212,7 +214,7 @@ def test_gradient_is_that_of_the_published_token_weights(masked: bool, temperatu
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("masked", [False, True])
-def test_gradient_is_the_slope_of_the_loss_with_its_threshold_frozen(variant: str, masked: bool) -> None:
+def test_the_gradient_is_the_slope_of_the_loss_at_a_constant_threshold(variant: str, masked: bool) -> None:
     batch = random_batch(masked=masked)
     legal = torch.ones_like(batch.logits, dtype=torch.bool) if batch.legal is None else batch.legal
     _, found = gradient(batch, **SETTINGS, variant=variant)
@@ -241,7 +243,7 @@ def test_gradcheck_where_nothing_is_detached(masked: bool) -> None:
 @pytest.mark.parametrize("fill", [torch.inf, -torch.inf, torch.nan, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_is_not_legal_contributes_nothing(fill: float, dtype: torch.dtype, variant: str) -> None:
+def test_illegal_tokens_contribute_nothing(fill: float, dtype: torch.dtype, variant: str) -> None:
     batch = random_batch()
     batch = batch._replace(logits=batch.logits.to(dtype))
     wanted = gradient(batch, **SETTINGS, variant=variant)
@@ -254,10 +256,10 @@ def test_what_is_not_legal_contributes_nothing(fill: float, dtype: torch.dtype, 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("masked", [False, True])
-def test_columns_of_padding_change_nothing(variant: str, masked: bool) -> None:
+def test_padding_columns_change_nothing(variant: str, masked: bool) -> None:
     batch = random_batch(masked=masked)
     legal = torch.ones_like(batch.logits, dtype=torch.bool) if batch.legal is None else batch.legal
-    # More beams than tokens: the padding must not be counted as beams.
+    # More beams than tokens: padding must not count as beams.
     for num_beams in (2, 10):
         settings = {**SETTINGS, "num_beams": num_beams, "variant": variant}
         output, found = gradient(batch, **settings)
@@ -278,7 +280,7 @@ def test_order_of_rows_and_columns_does_not_matter(masked: bool) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_chunks_of_rows_are_the_whole(masked: bool) -> None:
+def test_chunks_give_the_same_as_the_whole_batch(masked: bool) -> None:
     batch = random_batch(masked=masked)
     whole = gradient(batch, **SETTINGS)
     outputs, gradients = zip(*(gradient(chunk, **SETTINGS) for chunk in chunks_of(batch)), strict=True)
@@ -302,8 +304,8 @@ def test_finite_at_huge_logits_in_bf16(masked: bool, variant: str, num_beams: in
     assert found.isfinite().all()
 
 
-def test_paper_leans_on_targets_inside_the_beam_and_survival_on_those_outside() -> None:
-    """The target's logit climbs from far below the third largest to far above the largest."""
+def test_paper_weighs_targets_inside_the_beam_more_and_survival_those_outside() -> None:
+    """The target's logit rises from far below the third largest to far above the largest."""
     heights = torch.linspace(-9, 9, 13, dtype=torch.float64)
     others = torch.tensor([3.0, 1.0, 0.0, -1.0], dtype=torch.float64).expand(13, -1)
     batch = Batch(torch.cat([heights[:, None], others], 1), torch.zeros(13, dtype=torch.int64), None)
@@ -327,7 +329,7 @@ def test_a_target_that_ties_with_the_last_beam_is_kept(temperature: float) -> No
     assert output.metrics["margin"][1:4].eq(0).all()
 
 
-def test_metrics_are_detached_and_the_input_is_left_alone() -> None:
+def test_metrics_are_detached_and_the_inputs_are_unchanged() -> None:
     batch = random_batch()
     for dtype in (torch.float64, torch.bfloat16):
         logits = batch.logits.to(dtype).requires_grad_()
@@ -343,7 +345,9 @@ def test_metrics_are_detached_and_the_input_is_left_alone() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_one_tensor_as_wide_as_the_vocabulary_waits_for_the_backward_pass(dtype: torch.dtype, variant: str) -> None:
+def test_only_one_tensor_as_wide_as_the_vocabulary_is_kept_for_the_backward_pass(
+    dtype: torch.dtype, variant: str
+) -> None:
     batch = random_batch(masked=False)
     logits = batch.logits.to(dtype).requires_grad_()
     kept = []
@@ -366,6 +370,6 @@ def test_one_tensor_as_wide_as_the_vocabulary_waits_for_the_backward_pass(dtype:
         ({"variant": "exact"}, "`variant` is 'exact', but BEAR has two: give 'paper' or 'survival'"),
     ],
 )
-def test_settings_without_meaning_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bear_loss(*random_batch(), **{**SETTINGS, **changed})

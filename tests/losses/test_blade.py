@@ -1,5 +1,5 @@
-"""BLADE's estimates, rewards, advantages and loss against exact loops, published figures, and lists that are all
-counted."""
+"""BLADE's estimates, rewards, advantages and loss: compared with exact loops, with published figures, and with a small
+policy whose lists are all enumerated."""
 
 import math
 from fractions import Fraction
@@ -29,7 +29,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def target(rewards: Tensor, references: Tensor, *, tau: float, best_of: float = 8, prior: float = 0.5) -> Tensor:
-    """The reward that is learned from, as the trainer makes it: both functions, one after the other."""
+    """The reward R as the trainer computes it: estimate, then tilt."""
     cdf = posterior_cdf(rewards, references, dynamic_coefficient=tau, prior=prior)
     return best_of_n_reward(*cdf, best_of=best_of)
 
@@ -55,8 +55,8 @@ def test_cdf_worked_by_hand() -> None:
 
 
 def test_reward_worked_by_hand() -> None:
-    """Hits have probability 1/20. Of 8 lists the best misses if all do: the gap is 2.27, of which the bound F^7 sees
-    .36."""
+    """A list hits with probability 1/20. The best of 8 lists misses only if all do. The gap between the two rewards is
+    2.27; the bound F^7 gives only .36."""
     found = best_of_n_reward(doubles([1, 0.95]), doubles([0.95, 0]), best_of=8)
     assert_close(found, doubles([math.log((1 - 0.95**8) / 0.05), 7 * math.log(0.95)]))
     assert (found[0] - found[1]).item() == pytest.approx(2.27, abs=0.005)
@@ -65,7 +65,7 @@ def test_reward_worked_by_hand() -> None:
 
 @st.composite
 def groups(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Rollouts and references of some prompts, in quarters, so that many tie."""
+    """Rewards of rollouts and references of some prompts, multiples of 1/4, so that many tie."""
     num_rows, num_rollouts, num_references = draw(st.integers(0, 3)), draw(st.integers(2, 6)), draw(st.integers(0, 7))
     values = st.integers(-2, 4).map(lambda quarter: quarter / 4)
     parts = []
@@ -108,8 +108,8 @@ def test_without_ties_the_static_reward_is_the_bound_and_log_n() -> None:
 
 
 def test_the_tilt_of_a_known_distribution_is_best_of_n() -> None:
-    """Six equally likely lists, three of them tied: the starting policy times exp(R) is the law of the best of 3
-    draws."""
+    """With six equally likely lists, three of them tied, the starting policy times exp(R) is the distribution of the
+    best of 3 draws."""
     rewards = [0.0, 0.4, 0.4, 0.4, 0.9, 1.3]
     at_most = doubles([sum(other <= own for other in rewards) / 6 for own in rewards])
     below = doubles([sum(other < own for other in rewards) / 6 for own in rewards])
@@ -117,7 +117,7 @@ def test_the_tilt_of_a_known_distribution_is_best_of_n() -> None:
     assert_close(law, doubles([float(share) for share in oracle.best_of_n_law(rewards, 3)]))
 
 
-def test_at_the_ends_one_kind_of_evidence_counts_for_nothing() -> None:
+def test_at_coefficients_0_and_1_only_one_kind_of_evidence_counts() -> None:
     rewards, references, others = normal(2, 4), normal(2, 16, seed=1), normal(2, 16, seed=2)
     rank = posterior_cdf(rewards, references, dynamic_coefficient=1.0)
     assert_close(rank, posterior_cdf(rewards, others, dynamic_coefficient=1.0), rtol=0, atol=0)
@@ -128,7 +128,7 @@ def test_at_the_ends_one_kind_of_evidence_counts_for_nothing() -> None:
     assert_close(alone[0], together[0][:, :1], rtol=0, atol=0)
 
 
-def test_only_the_ranking_counts_and_only_within_a_prompt() -> None:
+def test_only_ranks_within_a_prompt_count() -> None:
     rewards, references = normal(3, 6), normal(3, 16, seed=1)
     references[:, ::4] = rewards[:, :4]
     wanted = posterior_cdf(rewards, references, dynamic_coefficient=0.3)
@@ -143,7 +143,7 @@ def test_only_the_ranking_counts_and_only_within_a_prompt() -> None:
 @pytest.mark.parametrize("tau", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_finite_and_increasing_for_n_in_the_hundreds(best_of: float, tau: float, dtype: torch.dtype) -> None:
-    """Up to 300 references, below, among and above them all; a float32 is off by some N times its last digit."""
+    """For rewards below, among and above up to 300 references. The error of float32 is about N times its precision."""
     rewards = torch.linspace(-0.5, 1.5, 9).expand(2, -1).to(dtype)
     references = torch.linspace(0, 1, 300).expand(2, -1).to(dtype)
     found = target(rewards, references, tau=tau, best_of=best_of)
@@ -157,8 +157,8 @@ def test_finite_and_increasing_for_n_in_the_hundreds(best_of: float, tau: float,
 
 
 @pytest.mark.parametrize("best_of", [2, 8, 500])
-def test_a_narrow_tie_is_near_none(best_of: int) -> None:
-    """A coefficient of 1e-6 parts F and F_ by a few last digits of a float32; the limit is log N + (N - 1) log F."""
+def test_a_narrow_tie_is_close_to_no_tie(best_of: int) -> None:
+    """With coefficient 1e-6, F and F_ differ in the last digits of float32. The limit is log N + (N - 1) log F."""
     for gap in (0, 2**-24, 2**-22, 2**-20):
         found = best_of_n_reward(torch.tensor(0.9), torch.tensor(0.9 - gap), best_of=best_of)
         assert found.item() == pytest.approx(
@@ -166,7 +166,7 @@ def test_a_narrow_tie_is_near_none(best_of: int) -> None:
         )
 
 
-def test_n_may_lie_between_whole_numbers_and_1_gives_nothing() -> None:
+def test_n_need_not_be_whole_and_1_gives_no_reward() -> None:
     at_most, below = doubles([0.2, 0.7, 1.0]), doubles([0.0, 0.7, 0.9])
     between = [best_of_n_reward(at_most, below, best_of=best_of) for best_of in (7, 7.5, 8)]
     assert ((between[0] < between[1]) ^ (between[1] > between[2])).all()
@@ -179,7 +179,7 @@ def test_n_may_lie_between_whole_numbers_and_1_gives_nothing() -> None:
 
 @given(groups(), st.sampled_from([0.0, 1e-4, 0.1]))
 def test_advantages_agree_with_loops(batch: tuple[Tensor, Tensor], eps: float) -> None:
-    rewards = batch[0] / 3  # thirds are not exact, so that a mean of equal values need not be their value
+    rewards = batch[0] / 3  # thirds are not exact, so the mean of equal values may differ from the value
     wanted = doubles([oracle.leave_one_out(row) for row in rewards.tolist()]).view_as(rewards)
     assert_close(leave_one_out(rewards), wanted, rtol=1e-12, atol=1e-12)
     wanted = doubles([oracle.standardized(row, eps) for row in rewards.tolist()]).view_as(rewards)
@@ -187,7 +187,7 @@ def test_advantages_agree_with_loops(batch: tuple[Tensor, Tensor], eps: float) -
 
 
 def test_advantages_worked_by_hand() -> None:
-    """Of 1, 2, 6: 1 - 4, 2 - 3.5, 6 - 1.5. Around the mean 3: -2, -1, 3, sample variance (4 + 1 + 9) / 2 = 7."""
+    """For 1, 2, 6: 1 - 4, 2 - 3.5, 6 - 1.5. Around the mean 3: -2, -1, 3, with sample variance (4 + 1 + 9) / 2 = 7."""
     rewards = doubles([[1, 2, 6]])
     assert_close(leave_one_out(rewards), doubles([[-3, -1.5, 4.5]]))
     assert_close(standardized(rewards, eps=0.0), doubles([[-2, -1, 3]]) / math.sqrt(7))
@@ -195,7 +195,7 @@ def test_advantages_worked_by_hand() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_dead_group_has_exactly_no_advantage(dtype: torch.dtype) -> None:
+def test_equal_rewards_give_advantages_of_exactly_0(dtype: torch.dtype) -> None:
     rewards = torch.tensor([[0.1] * 7, [-389.12] * 7], dtype=dtype)
     for advantages in (leave_one_out(rewards), standardized(rewards), standardized(rewards, eps=0.0)):
         assert advantages.eq(0).all()
@@ -214,14 +214,14 @@ def test_two_levels_give_every_target_the_same_standardized_advantages(reference
         assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
-def test_references_that_do_not_separate_two_levels_leave_the_static_target_none() -> None:
+def test_the_static_target_has_no_signal_if_the_references_do_not_separate_two_levels() -> None:
     rewards, references = doubles([[0, 1, 1, 0]]), doubles([[2, 3, 4]])
     assert standardized(target(rewards, references, tau=0.0), eps=0.0).eq(0).all()
     found = standardized(target(rewards, references, tau=0.3), eps=0.0)
     assert_close(found, standardized(rewards, eps=0.0))
 
 
-def test_saturated_references_leave_blade_and_not_best_of_n_a_signal() -> None:
+def test_with_saturated_references_blade_has_a_signal_and_best_of_n_has_none() -> None:
     rewards, references = doubles([[1.4, 1.1, 1.3, 1.2]]), doubles([[0.2, 0.5, 0.9, 1.0]])
     static, blade = (leave_one_out(target(rewards, references, tau=tau)) for tau in (0.0, 0.3))
     assert static.eq(0).all()
@@ -229,7 +229,7 @@ def test_saturated_references_leave_blade_and_not_best_of_n_a_signal() -> None:
     assert blade.argsort().equal(rewards.argsort())
 
 
-# The figures of the notes on BLADE. A policy as good as the best of k lists: its quantiles are the k-th roots of
+# The figures of the notes on BLADE. For a policy as good as the best of k lists, quantiles are the k-th roots of
 # uniform ones.
 
 
@@ -247,9 +247,9 @@ def test_saturated_references_leave_blade_and_not_best_of_n_a_signal() -> None:
     ],
 )
 def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float, figures: str) -> None:
-    """M = 16, G = 8: standard deviation of log F, share of pairs scored equal, share of groups without any difference.
+    """M = 16, G = 8: standard deviation of log F, share of tied pairs, share of groups in which all rewards are equal.
 
-    Within four standard errors and the figure's last digit; a 0 is exact.
+    Within four standard errors and the rounding of the figure; a 0 is exact.
     """
     generator = torch.Generator().manual_seed(strength)
     rewards = torch.rand(20_000, 8, generator=generator, dtype=torch.float64) ** (1 / strength)
@@ -268,8 +268,8 @@ def test_signal_within_a_group_as_the_policy_improves(strength: int, tau: float,
 
 
 def test_probability_of_saturation() -> None:
-    """One rollout beats M references with k / (M + k), and all G of them with (M / k) B(M / k, G + 1): .11 at M = G =
-    k = 8."""
+    """One rollout beats all M references with probability k / (M + k); all G rollouts do with (M / k) B(M / k, G + 1),
+    which is .11 at M = G = k = 8."""
     generator = torch.Generator().manual_seed(0)
     rewards = torch.rand(20_000, 8, generator=generator, dtype=torch.float64) ** (1 / 8)
     references = torch.rand(20_000, 8, generator=generator, dtype=torch.float64)
@@ -283,7 +283,7 @@ def test_probability_of_saturation() -> None:
     [(4, (4.0, 4.4, 5.4, 7.2, 11.3)), (8, (8.0, 9.7, 15.6, 28.6, 63)), (16, (16, 24, 58, 133, 313))],
 )
 def test_fixed_point_in_closed_form(best_of: int, effective: tuple[float, ...]) -> None:
-    """The table of the notes, so that the test below may compare with the oracle."""
+    """The oracle reproduces the table of the notes, so the test below may use it."""
     for tau, wanted in zip((0.0, 0.1, 0.3, 0.5, 0.7), effective, strict=True):
         found, _ = oracle.fixed_point(best_of, tau)
         assert found == pytest.approx(wanted, abs=0.05 if wanted < 60 and wanted != round(wanted) else 0.5)
@@ -291,10 +291,9 @@ def test_fixed_point_in_closed_form(best_of: int, effective: tuple[float, ...]) 
 
 @pytest.mark.parametrize(("best_of", "tau"), [(4, 0.0), (8, 0.0), (4, 0.3), (8, 0.1), (8, 0.3), (8, 0.5), (16, 0.3)])
 def test_the_estimator_leads_to_the_fixed_point(best_of: int, tau: float) -> None:
-    """The tilt by R, taken again and again with rollouts from its own outcome, on a fine grid of quantiles of the
-    start.
+    """Applies the tilt by R repeatedly, each time with rollouts from the last result, on a fine grid of quantiles.
 
-    The notes' effective N, and KL to the start; the static target stays at N.
+    Effective N and KL agree with the notes; the static target stays at N.
     """
     num_levels, num_rollouts = 4000, 1000
     quantiles = (np.arange(num_levels) + 0.5) / num_levels
@@ -340,7 +339,7 @@ def test_loss_gradient_and_metrics_agree_with_a_loop(rows: list[tuple[float, flo
 
 
 def test_gradcheck() -> None:
-    """Advantages and the old policy are given: nothing is detached but at the clip."""
+    """With the advantages and the old policy given, nothing is detached, except where the ratio is clipped."""
     logps, advantages = normal(3, 4), normal(3, 4, seed=2)
     old_logps = logps + 0.5 * normal(3, 4, seed=1)
 
@@ -351,7 +350,7 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(loss, logps.requires_grad_())
 
 
-def test_on_policy_the_gradient_is_that_of_the_log_probabilities() -> None:
+def test_on_policy_the_gradient_is_that_of_advantage_times_log_probability() -> None:
     logps, advantages = normal(2, 4), normal(2, 4, seed=1)
     for old_logps in (None, logps):
         output, found = gradient(logps, old_logps, advantages, 0.2)
@@ -402,7 +401,7 @@ def test_order_and_chunks_do_not_matter() -> None:
         assert_close((part, part_found), (picked(whole, rows), found[rows]), rtol=0, atol=0)
 
 
-def test_metrics_are_detached_and_what_is_held_constant_gets_no_gradient() -> None:
+def test_metrics_are_detached_and_constants_get_no_gradient() -> None:
     logps, old_logps, advantages = (normal(2, 3, seed=seed).requires_grad_() for seed in range(3))
     before = logps.detach().clone()
     output = list_policy_loss(logps, old_logps, advantages)
@@ -415,7 +414,7 @@ def test_metrics_are_detached_and_what_is_held_constant_gets_no_gradient() -> No
     assert logps.detach().equal(before)
 
 
-# A policy over five lists, all groups of three rollouts counted
+# A policy over five lists, with all groups of three rollouts enumerated
 
 
 PREFERENCES = doubles([0.3, -0.4, 1.1, 0.0, -1.5])
@@ -427,7 +426,7 @@ GROUPS = torch.tensor(list(product(range(5), repeat=3)))
 def expected_gradient(
     learned: Tensor, beta: float, old_preferences: Tensor | None = None, clip: float = 0.2
 ) -> Tensor:
-    """Gradient with respect to the preferences of the loss's mean over all groups; `learned` is each group's
+    """The gradient of the expected loss over all groups with respect to the preferences; `learned` is each group's
     reward."""
     preferences = PREFERENCES.clone().requires_grad_()
     logps = preferences.log_softmax(-1)
@@ -439,7 +438,7 @@ def expected_gradient(
 
 
 def objective_gradient(learned: Tensor, beta: float) -> Tensor:
-    """Gradient of -(E[R] - beta KL(policy || start)), over the five lists."""
+    """The gradient of -(E[R] - beta KL(policy || start)) over the five lists."""
     preferences = PREFERENCES.clone().requires_grad_()
     logps = preferences.log_softmax(-1)
     return torch.autograd.grad(-(logps.exp() * (learned - beta * (logps - START))).sum(), preferences)[0]
@@ -447,7 +446,7 @@ def objective_gradient(learned: Tensor, beta: float) -> Tensor:
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("kind", ["reward", "best_of_n"])
-def test_the_gradient_is_that_of_reward_less_kl(beta: float, kind: str) -> None:
+def test_the_gradient_is_that_of_reward_minus_kl(beta: float, kind: str) -> None:
     learned = ITEM_REWARDS
     if kind == "best_of_n":
         references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1]])
@@ -460,9 +459,9 @@ def test_the_gradient_is_that_of_reward_less_kl(beta: float, kind: str) -> None:
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.3, 0.5])
-def test_a_moving_target_stretches_the_gradient_of_reward(tau: float) -> None:
-    """Against each list's mean R over the groups it is in, held constant: the same direction, and by a half at most
-    longer."""
+def test_a_moving_target_overestimates_the_gradient_of_the_reward(tau: float) -> None:
+    """Compared with the gradient for the mean R of each list over its groups, held constant: the same direction, and at
+    most half as long again."""
     references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1] * 3]).expand(len(GROUPS), -1)
     learned = target(ITEM_REWARDS[GROUPS], references, tau=tau)
     others = PREFERENCES.log_softmax(-1)[GROUPS[:, 1:]].sum(-1).exp()
@@ -472,8 +471,8 @@ def test_a_moving_target_stretches_the_gradient_of_reward(tau: float) -> None:
     assert 1.02 < (found.norm() / wanted.norm()).item() < 1.5
 
 
-def test_rollouts_of_an_old_policy_are_weighed() -> None:
-    """Unclipped and without KL: the same objective, whoever sampled."""
+def test_rollouts_of_an_old_policy_are_importance_weighted() -> None:
+    """Without clipping and KL, the objective does not depend on the policy that sampled."""
     found = expected_gradient(ITEM_REWARDS[GROUPS], 0.0, PREFERENCES + normal(5) / 2, clip=1e6)
     assert_close(found, objective_gradient(ITEM_REWARDS, 0.0), rtol=1e-12, atol=1e-12)
 
@@ -498,14 +497,14 @@ def test_at_the_tilt_every_advantage_vanishes() -> None:
         ({"rewards": torch.tensor([[0.0, 0], [math.inf, 0]])}, "`rewards`, row 1, list 0 is inf: give finite rewards"),
     ],
 )
-def test_estimates_without_meaning_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_invalid_estimates_are_refused(changed: dict[str, Any], message: str) -> None:
     settings = {"rewards": torch.zeros(2, 4), "reference_rewards": torch.zeros(2, 5), "dynamic_coefficient": 0.3}
     posterior_cdf(**settings)
     with pytest.raises(ValueError, match=message):
         posterior_cdf(**{**settings, **changed})
 
 
-def test_settings_without_meaning_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     values = torch.zeros(2, 4)
     with pytest.raises(ValueError, match="`best_of` is 0.5, but the best is chosen from at least 1 list"):
         best_of_n_reward(values + 1, values, best_of=0.5)

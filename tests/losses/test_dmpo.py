@@ -1,4 +1,4 @@
-"""DMPO against a loop, against DPO with one negative, and at the edges of its arguments."""
+"""DMPO: compared with a loop, and with DPO for one negative; and at the limits of its arguments."""
 
 import math
 
@@ -33,10 +33,10 @@ def expected(batch: Batch, beta: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_value_and_gradient_worked_by_hand() -> None:
-    """beta 2, the chosen one at log-ratio (log 3) / 2 above the mean of the negatives: sigmoid(log 3) = 3 / 4.
+    """Beta 2; the chosen log-ratio is (log 3) / 2 above the mean of the negatives: sigmoid(log 3) = 3 / 4.
 
-    The gradient in the margin is 3/4 - 1 = -1/4. The chosen log-ratio gets it times beta, -1/2; each of the two
-    negatives gets half of the opposite, 1/4.
+    The gradient with respect to the margin is 3/4 - 1 = -1/4. Times beta, that is -1/2 for the chosen log-ratio. Each
+    of the two negatives gets half of the opposite, 1/4.
     """
     chosen = torch.tensor([math.log(3) / 2])
     rejected = torch.tensor([[0.7, -0.7]])
@@ -55,7 +55,7 @@ def test_value_and_gradient_agree_with_a_loop(batch: Batch, beta: float) -> None
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
-def test_one_negative_is_dpo_with_the_sigmoid_loss_and_softmax_dpo(beta: float) -> None:
+def test_one_negative_equals_dpo_with_the_sigmoid_loss_and_softmax_dpo(beta: float) -> None:
     chosen, rejected, _ = random_batch(masked=False)
     batch = Batch(chosen, rejected[:, :1], None)
     found = gradient(batch, beta)
@@ -63,7 +63,7 @@ def test_one_negative_is_dpo_with_the_sigmoid_loss_and_softmax_dpo(beta: float) 
     assert_close(found.output.loss, softmax_dpo_loss(*batch, beta=beta).loss, rtol=1e-12, atol=1e-12)
 
 
-def test_where_the_policy_is_the_reference_the_loss_is_log_2_for_any_number_of_negatives() -> None:
+def test_at_the_reference_the_loss_is_log_2_for_any_number_of_negatives() -> None:
     mask = torch.arange(20) < torch.arange(21)[:, None]
     loss = dmpo_loss(torch.zeros(21), torch.zeros(21, 20), mask, beta=1.0).loss
     assert_close(loss, torch.full((21,), math.log(2)).masked_fill(torch.arange(21) == 0, 0))
@@ -71,7 +71,7 @@ def test_where_the_policy_is_the_reference_the_loss_is_log_2_for_any_number_of_n
 
 @pytest.mark.parametrize("fill", [torch.inf, -torch.inf, torch.nan, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_what_is_not_a_negative_contributes_nothing(fill: float, dtype: torch.dtype) -> None:
+def test_masked_entries_contribute_nothing(fill: float, dtype: torch.dtype) -> None:
     batch = random_batch()
     batch = batch._replace(chosen=batch.chosen.to(dtype), rejected=batch.rejected.to(dtype))
     found = gradient(batch._replace(rejected=batch.rejected.masked_fill(~batch.mask, fill)), 0.7)
@@ -89,7 +89,7 @@ def test_a_row_without_a_negative_gives_zeros(num_negatives: int) -> None:
 
 
 def test_copies_of_all_negatives_change_nothing() -> None:
-    """Unlike Softmax-DPO, which adds the log of their number."""
+    """Softmax-DPO, in contrast, adds the log of their number."""
     chosen, rejected, _ = random_batch(masked=False)
     once = dmpo_loss(chosen, rejected, None, beta=0.7).loss
     assert_close(dmpo_loss(chosen, rejected.repeat(1, 3), None, beta=0.7).loss, once, rtol=1e-12, atol=1e-12)
@@ -122,6 +122,6 @@ def test_gradcheck(masked: bool) -> None:
     assert torch.autograd.gradcheck(loss, (chosen.requires_grad_(), rejected.requires_grad_()))
 
 
-def test_a_beta_that_prefers_nothing_is_refused() -> None:
+def test_an_invalid_beta_is_refused() -> None:
     with pytest.raises(ValueError, match="`beta` is 0, but at 0 or below nothing is preferred"):
         dmpo_loss(torch.zeros(1), torch.zeros(1, 1), None, beta=0)

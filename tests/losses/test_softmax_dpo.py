@@ -1,4 +1,4 @@
-"""Softmax-DPO against a loop, against DPO with one negative, and at the edges of its arguments."""
+"""Softmax-DPO: compared with a loop, and with DPO for one negative; and at the limits of its arguments."""
 
 import math
 from typing import NamedTuple
@@ -50,7 +50,7 @@ def expected(batch: Batch, beta: float) -> Result:
 
 
 def random_batch(num_rows: int = 6, num_negatives: int = 5, *, masked: bool = True, seed: int = 0) -> Batch:
-    """Rows with 0, 1, 2, ... negatives where masked."""
+    """Rows with 0, 1, 2, ... negatives if `masked`."""
     generator = torch.Generator().manual_seed(seed)
     chosen = 2 * torch.randn(num_rows, generator=generator, dtype=torch.float64)
     rejected = 2 * torch.randn(num_rows, num_negatives, generator=generator, dtype=torch.float64)
@@ -59,11 +59,11 @@ def random_batch(num_rows: int = 6, num_negatives: int = 5, *, masked: bool = Tr
 
 
 def test_value_and_gradient_worked_by_hand() -> None:
-    """Rewards log 4 for the chosen one, log 2 and log 1 and log 1 for the negatives, beta 2.
+    """Beta 2; rewards log 4 for the chosen completion, and log 2, log 1 and log 1 for the negatives.
 
-    The softmax is 4/8, 2/8, 1/8, 1/8, so the loss is log 2. Its gradient in the rewards is the softmax, less 1 at the
-    chosen one: -1/2, 1/4, 1/8, 1/8; in the log-ratios it is twice that. The mean reward of the negatives is (log 2) /
-    3.
+    The softmax is 4/8, 2/8, 1/8, 1/8, so the loss is log 2. Its gradient with respect to the
+    rewards is the softmax, minus 1 for the chosen completion: -1/2, 1/4, 1/8, 1/8. With respect to the log-ratios it
+    is twice that. The mean reward of the negatives is (log 2) / 3.
     """
     chosen, rejected = torch.tensor([math.log(4) / 2]), torch.tensor([[math.log(2) / 2, 0.0, 0.0]])
     found = gradient(Batch(chosen, rejected, None), beta=2.0)
@@ -77,7 +77,7 @@ def test_value_and_gradient_worked_by_hand() -> None:
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    """Log-ratios in steps of a half, so that many tie."""
+    """Log-ratios that are multiples of 1/2, so that many tie."""
     num_rows, num_negatives = draw(st.integers(0, 4)), draw(st.integers(0, 5))
     ratios = st.integers(-60, 60).map(lambda step: step / 2)
 
@@ -111,11 +111,11 @@ def test_half_precision_is_computed_in_float32(
     exact = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
     assert_close(found.output.loss, wanted.output.loss, **exact)
     assert_close(found.output.metrics, wanted.output.metrics, **exact)
-    # Of the gradient, only the last step, into the dtype of the log-ratios, is rounded.
+    # The gradient is rounded only once, when it is cast to the dtype of the log-ratios.
     assert_close(found[1:], wanted[1:], rtol=tolerance, atol=1e-6, check_dtype=False)
 
 
-def test_it_is_cross_entropy_at_the_chosen_one() -> None:
+def test_it_equals_the_cross_entropy_of_the_chosen_completion() -> None:
     chosen, rejected, mask = random_batch()
     for beta in (0.1, 1.0, 3.0):
         logits = beta * torch.cat([chosen[:, None], rejected.masked_fill(~mask, -torch.inf)], 1)
@@ -125,7 +125,7 @@ def test_it_is_cross_entropy_at_the_chosen_one() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
-def test_one_negative_is_dpo_with_the_sigmoid_loss(beta: float) -> None:
+def test_one_negative_equals_dpo_with_the_sigmoid_loss(beta: float) -> None:
     chosen, rejected, _ = random_batch(masked=False)
     found = gradient(Batch(chosen, rejected[:, :1], None), beta)
     leaves = chosen.clone().requires_grad_(), rejected[:, 0].clone().requires_grad_()
@@ -141,7 +141,7 @@ def test_one_negative_is_dpo_with_the_sigmoid_loss(beta: float) -> None:
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
-def test_where_the_policy_is_the_reference_the_loss_counts_the_negatives(beta: float) -> None:
+def test_at_the_reference_the_loss_depends_on_the_number_of_negatives(beta: float) -> None:
     mask = torch.arange(20) < torch.arange(21)[:, None]
     found = gradient(Batch(torch.zeros(21), torch.zeros(21, 20), mask), beta)
     num_negatives = torch.arange(21.0)
@@ -151,7 +151,7 @@ def test_where_the_policy_is_the_reference_the_loss_counts_the_negatives(beta: f
 
 
 def test_copies_of_a_negative_add_the_log_of_their_number() -> None:
-    """m copies of one log-ratio are one negative that is log(m) / beta higher, and push m times as often."""
+    """m copies of one log-ratio act like one negative that is log(m) / beta higher."""
     chosen, rejected, _ = random_batch(masked=False)
     for copies in (2, 7):
         repeated = gradient(Batch(chosen, rejected[:, :1].repeat(1, copies), None), 0.5)
@@ -165,7 +165,7 @@ def test_copies_of_a_negative_add_the_log_of_their_number() -> None:
 
 @pytest.mark.parametrize("fill", [torch.inf, -torch.inf, torch.nan, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_what_is_not_a_negative_contributes_nothing(fill: float, dtype: torch.dtype) -> None:
+def test_masked_entries_contribute_nothing(fill: float, dtype: torch.dtype) -> None:
     batch = random_batch()
     batch = batch._replace(chosen=batch.chosen.to(dtype), rejected=batch.rejected.to(dtype))
     wanted = gradient(batch, 0.7)
@@ -202,14 +202,14 @@ def test_padding_and_the_order_of_rows_and_negatives_do_not_matter() -> None:
     assert_close(gradient(moved, 0.7), wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_chunks_of_rows_are_the_whole() -> None:
+def test_chunks_give_the_same_as_the_whole_batch() -> None:
     batch = random_batch()
     whole = gradient(batch, 0.7)
     outputs, *gradients = zip(*(gradient(chunk, 0.7) for chunk in chunks_of(batch)), strict=True)
     assert_close(Result(joined(outputs), *map(torch.cat, gradients)), whole, rtol=1e-12, atol=1e-12)
 
 
-def test_a_mask_of_ones_is_no_mask() -> None:
+def test_a_mask_of_ones_equals_no_mask() -> None:
     batch = random_batch(masked=False)
     full = batch._replace(mask=torch.ones_like(batch.rejected, dtype=torch.bool))
     assert_close(gradient(full, 0.7), gradient(batch, 0.7), rtol=0, atol=0)
@@ -238,8 +238,8 @@ def test_gradcheck(masked: bool) -> None:
     assert torch.autograd.gradcheck(loss, (chosen.requires_grad_(), rejected.requires_grad_()))
 
 
-def test_an_accurate_row_has_its_chosen_one_above_every_negative() -> None:
-    """Above all, above the mean alone, level with the best, and above all but one that is masked."""
+def test_a_row_is_accurate_if_the_chosen_completion_is_above_every_negative() -> None:
+    """Above all; above the mean only; level with the best; and above all except a masked one."""
     rejected = torch.tensor([[0.0, 0.9], [-9.0, 1.1], [0.0, 1.0], [0.0, 5.0]])
     mask = torch.tensor([[True, True], [True, True], [True, True], [True, False]])
     output = softmax_dpo_loss(torch.ones(4), rejected, mask, beta=0.5)
@@ -247,7 +247,7 @@ def test_an_accurate_row_has_its_chosen_one_above_every_negative() -> None:
     assert (output.metrics["margins"] > 0).all()
 
 
-def test_metrics_are_detached_and_the_input_is_left_alone() -> None:
+def test_metrics_are_detached_and_the_inputs_are_unchanged() -> None:
     chosen, rejected, mask = random_batch()
     before = chosen.clone(), rejected.clone(), mask.clone()
     output = softmax_dpo_loss(chosen.requires_grad_(), rejected.requires_grad_(), mask, beta=1.0)
@@ -259,6 +259,6 @@ def test_metrics_are_detached_and_the_input_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0])
-def test_a_beta_without_meaning_is_refused(beta: float) -> None:
+def test_an_invalid_beta_is_refused(beta: float) -> None:
     with pytest.raises(ValueError, match=f"`beta` is {beta}, but at 0 or below nothing is preferred"):
         softmax_dpo_loss(*random_batch(), beta=beta)
