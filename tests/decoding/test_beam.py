@@ -1,3 +1,5 @@
+"""Beam search against `generate`, and against scoring every item by itself."""
+
 import random
 
 import numpy as np
@@ -86,14 +88,14 @@ def test_equals_generate_with_the_processor(
     renormalize: bool,
     excludes: bool,
 ) -> None:
-    """With one cache row a prompt, and with one a beam."""
+    """With one cache row per prompt, and with one per beam."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     trie = TokenTrie.from_sequences(sequences)
     prompts, rows = random_prompts(rng, rng.randint(1, 3))
     exclude = None
-    if excludes:  # an item may be named twice, as histories do
+    if excludes:  # an item may occur twice, as in histories
         chosen = [rng.sample(range(len(sequences)), rng.randint(0, len(sequences) // 2)) for _ in rows]
         exclude = [items + items[:1] for items in chosen]
     options = {"num_beams": rng.choice([2, 3, 5, 12]), "exclude": exclude, "renormalize": renormalize}
@@ -124,17 +126,19 @@ def test_with_beams_as_wide_as_the_catalogue_every_item_is_scored(
 
 @pytest.mark.parametrize("family", ["mistral", "mistral-window", "gemma2"])
 def test_other_attention_patterns_equal_brute_force(family: str) -> None:
-    """A window of 4 tokens takes the path with a cache row a beam; soft-capped Gemma 2 runs with eager attention."""
+    """A window of 4 tokens needs one cache row per beam. Gemma 2, with soft-capping, runs with eager attention."""
     model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
     rng = random.Random(1)
     sequences = random_catalogue(rng, has_eos=True)
-    rows = [[rng.randrange(3, VOCABULARY) for _ in range(6)] for _ in range(3)]  # one length: padding widens no window
+    rows = [
+        [rng.randrange(3, VOCABULARY) for _ in range(6)] for _ in range(3)
+    ]  # of equal length, since padding would use up the window
     ranked = rank_items(model, pad(rows), TokenTrie.from_sequences(sequences), num_beams=len(sequences))
     for ours, prompt in zip(as_rankings(ranked), rows, strict=True):
         assert dict(ours) == pytest.approx(dict(brute_force(model, prompt, sequences, renormalize=True)), abs=1e-4)
 
 
-def test_ten_thousand_lists_hold_nothing_invalid_and_nothing_twice() -> None:
+def test_ten_thousand_rankings_have_no_invalid_or_repeated_item() -> None:
     rng = random.Random(3)
     sequences = random_catalogue(rng, has_eos=True) + [[25, token, EOS] for token in range(3, 30)]
     trie, model = TokenTrie.from_sequences(sequences), make_model("llama", seed=3)
@@ -151,12 +155,12 @@ def test_ten_thousand_lists_hold_nothing_invalid_and_nothing_twice() -> None:
 def test_equal_scores_go_to_the_lower_item() -> None:
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
-    sequences = [[30 - item, EOS] for item in range(20)]  # higher items come first by token
+    sequences = [[30 - item, EOS] for item in range(20)]  # higher items have lower tokens
     ranked = rank_items(model, pad([[5, 6]]), TokenTrie.from_sequences(sequences), num_beams=6)
     assert ranked.items.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_all_items_excluded_leaves_every_rank_empty() -> None:
+def test_excluding_all_items_leaves_every_rank_empty() -> None:
     trie = TokenTrie.from_sequences([[4, 5, EOS], [4, 6, EOS]])
     ranked = rank_items(MODELS["gpt2", "sdpa"], pad([[3], [3]]), trie, num_beams=2, exclude=[[0, 1], [1]])
     assert ranked.items.tolist() == [[-1, -1], [0, -1]]
@@ -173,19 +177,19 @@ def test_a_batch_ranks_like_its_prompts_one_by_one() -> None:
         assert alone.items[0].tolist() == together.items[index].tolist()
 
 
-def test_the_order_key_sorts_like_floats_and_breaks_ties_downwards() -> None:
+def test_best_first_sorts_like_floats_and_breaks_ties_by_the_lower_item() -> None:
     scores = torch.tensor([[0.0, -0.0, -1e-30, 3.5, -torch.inf, 3.5, -7.25, 1e30]])
     ties = torch.tensor([[9, 2, 0, 5, 0, 4, 0, 0]], dtype=torch.int32)
     assert best_first(scores, ties, 8).tolist() == [[7, 5, 3, 1, 0, 2, 6, 4]]
 
 
-def test_training_mode_is_put_back() -> None:
+def test_training_mode_is_restored() -> None:
     model = make_model("llama").train()
     rank_items(model, pad([[3]]), TokenTrie.from_sequences([[4, EOS]]), num_beams=1)
     assert model.training
 
 
-def test_bad_input_is_refused_with_one_sentence() -> None:
+def test_bad_input_is_refused() -> None:
     model, trie = MODELS["llama", "sdpa"], TokenTrie.from_sequences([[4, EOS], [5, EOS]])
     right = {"input_ids": torch.tensor([[3, 0]]), "attention_mask": torch.tensor([[1, 0]])}
     with pytest.raises(ValueError, match="padded on the left"):
@@ -214,7 +218,7 @@ def test_bad_input_is_refused_with_one_sentence() -> None:
         rank_items(broken, pad([[3]]), trie, num_beams=2)
 
 
-def test_an_array_of_excluded_items_is_taken() -> None:
+def test_excluded_items_may_be_an_array() -> None:
     trie, exclude = TokenTrie.from_sequences([[4, EOS], [5, EOS]]), np.array([[0]])
     assert rank_items(MODELS["llama", "sdpa"], pad([[3]]), trie, num_beams=2, exclude=exclude).items.tolist() == [
         [1, -1]
@@ -222,7 +226,7 @@ def test_an_array_of_excluded_items_is_taken() -> None:
 
 
 def test_local_attention_equals_brute_force() -> None:
-    """GPT-Neo's local layers count columns: beams side by side would push the prompt out of the window."""
+    """GPT-Neo's local layers count columns, so beams side by side would push the prompt out of the window."""
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,

@@ -1,3 +1,5 @@
+"""Excluded items against sets."""
+
 import random
 
 import torch
@@ -10,7 +12,7 @@ from trl_rec.items import TokenTrie
 
 @given(st.integers(0, 2**32))
 def test_a_subtree_is_emptied_when_all_its_items_are_excluded(seed: int) -> None:
-    """Against sets; items may be named twice, be padding, or be no items at all."""
+    """Items may occur twice, be padding, or be unknown."""
     rng = random.Random(seed)
     sequences = [[rng.randint(2, 4) for _ in range(3)] for _ in range(rng.randint(1, 12))]
     items = rng.sample(range(20), len(sequences))
@@ -24,6 +26,6 @@ def test_a_subtree_is_emptied_when_all_its_items_are_excluded(seed: int) -> None
             assert bool(emptied[row, node]) == (set(below) <= set(excluded))
 
 
-def test_no_exclusion_empties_nothing() -> None:
+def test_without_exclusion_no_subtree_is_empty() -> None:
     trie = TokenTrie.from_sequences([[4], [5]])
     assert not Excluded(trie, None, 2).emptied(torch.zeros(2, 1, dtype=torch.int64)).any()

@@ -1,3 +1,5 @@
+"""Beam search over lists against a search without skipping, and against all lists."""
+
 import random
 
 import pytest
@@ -21,7 +23,7 @@ CHAINS = [[4, 30, 30, 30, 30, 1], [4, 31, 30, 30, 1], [5, 1], [6, 1], [7, 8, 1],
 
 @pytest.fixture(scope="module")
 def flat() -> PreTrainedModel:
-    """A model by which many lists are likely, so that it matters when beams are compared."""
+    """A model to which many lists are likely, so that it matters at which point beams are compared."""
     model = make_model("llama")
     with torch.no_grad():
         model.lm_head.weight.mul_(0.2)
@@ -49,8 +51,8 @@ def test_with_a_beam_for_every_list_the_best_one_is_found(key: tuple[str, str], 
 def test_equals_a_search_that_reads_every_token(
     flat: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, separate: bool, seed: int, has_eos: bool
 ) -> None:
-    """With forced chains, shared paths, exclusions, all prompts in one batch; with one cache row a prompt, and one a
-    beam."""
+    """With forced chains, shared paths and exclusions, and all prompts in one batch. The cache has one row per prompt,
+    or one per beam."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None)
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
@@ -70,7 +72,7 @@ def test_equals_a_search_that_reads_every_token(
 
 @pytest.mark.parametrize("sequences", [CATALOGUES["ragged"], CHAINS], ids=["ragged", "chains"])
 def test_beams_are_compared_at_equal_numbers_of_tokens(flat: PreTrainedModel, sequences: list[list[int]]) -> None:
-    """Not of choices: a beam in a forced chain waits."""
+    """A beam in a forced chain waits, although it has made fewer choices."""
     prompts, rows = random_prompts(random.Random(0), 8)
     ranked = beam_list(flat, prompts, TokenTrie.from_sequences(sequences), list_length=3, num_beams=2)
     assert [tuple(items) for items in ranked.items.tolist()] == [
@@ -93,7 +95,7 @@ def test_one_beam_is_greedy_and_more_are_better(surface: str) -> None:
 def test_equal_scores_go_to_the_lower_items() -> None:
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
-    trie = TokenTrie.from_sequences([[30 - item] for item in range(20)])  # higher items come first by token
+    trie = TokenTrie.from_sequences([[30 - item] for item in range(20)])  # higher items have lower tokens
     ranked = beam_list(model, pad([[5, 6]]), trie, list_length=4, num_beams=7)
     assert ranked.items.tolist() == [[0, 1, 2, 3]]
 

@@ -1,3 +1,5 @@
+"""The tokens of lists and the legal children at each of them, against sets."""
+
 import random
 
 import torch
@@ -12,8 +14,8 @@ from trl_rec.items import TokenTrie
 
 
 @given(st.integers(0, 2**32), st.booleans())
-def test_a_child_is_legal_while_an_item_below_it_is_left(seed: int, has_eos: bool) -> None:
-    """Against sets, at every node; any items may be taken, of shared paths too."""
+def test_a_child_is_legal_as_long_as_an_item_below_it_is_left(seed: int, has_eos: bool) -> None:
+    """At every node; any items may be taken, also some of those that share a path."""
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
     trie = TokenTrie.from_sequences(sequences)

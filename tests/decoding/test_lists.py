@@ -1,3 +1,5 @@
+"""Sampled lists: their probabilities against those of all lists, their randomness, and what is read."""
+
 import math
 import random
 
@@ -20,7 +22,7 @@ EOS, END = 1, 2  # END ends a title in a list
 CATALOGUES = {
     "item_token": [[token] for token in (9, 5, 7, 12, 4)],
     "semantic_id": [[5, 11, 20], [5, 11, 21], [5, 12, 20], [6, 11, 20], [6, 13, 22]],
-    # a forced opening, chains, a title that begins another one's text, and two items with one title
+    # a forced opening, chains, a title that is the beginning of another, and two items with the same title
     "title": [
         [30, 31, 5, END],
         [30, 31, 5, 8, 8, END],
@@ -28,12 +30,12 @@ CATALOGUES = {
         [30, 31, 7, 9, 9, 9, END],
         [30, 31, 5, 8, 9, END],
     ],
-    # no opening
+    # without a forced opening
     "ragged": [[5, END], [7, 8, END], [7, 9, 9, END], [6, 5, 5, 5, END], [7, 8, 8, END]],
-    # all of one path but one
+    # all items but one share a path
     "twins": [[30, 4, END], [30, 4, END], [30, 6, 5, END], [30, 4, END]],
 }
-# gemma2 refuses sdpa, and mistral-window has no room for a prompt: it takes one cache row a list
+# gemma2 refuses sdpa; the window of mistral-window is shorter than a prompt, so it needs one cache row per list
 FAMILIES = [("llama", "sdpa"), ("gpt2", "eager"), ("gemma2", "eager"), ("mistral-window", "sdpa")]
 MODELS = {key: make_model(key[0], attention=key[1]) for key in FAMILIES}
 ROWS = [[3, 14, 15], [9, 26, 5, 35, 8], [4]]
@@ -50,7 +52,7 @@ def scored(model, prompts: dict[str, Tensor], trie: TokenTrie, items: Tensor, **
 @pytest.mark.parametrize("key", FAMILIES)
 def test_drawn_and_given_lists_have_the_same_probabilities(key: tuple[str, str], surface: str) -> None:
     sequences = CATALOGUES[surface]
-    # prompts of one length where padding would widen the window
+    # prompts of equal length where padding would use up the window
     rows = ROWS if key[0] != "mistral-window" else [[3, 14, 15], [9, 26, 5], [4, 4, 7]]
     model, trie, prompts = MODELS[key], TokenTrie.from_sequences(sequences), pad(rows)
     options = {"exclude": [[], [0], [2, 2]], "temperature": 1.7}
@@ -89,7 +91,7 @@ def test_all_lists_together_have_probability_one(surface: str, length: int, excl
 def test_lists_are_drawn_as_often_as_they_are_probable(
     surface: str, separate: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A chi-square test over all lists, those expected less than 5 times taken together."""
+    """A chi-square test over all lists; lists expected fewer than 5 times are pooled."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None)
     sequences, prompt, copies = CATALOGUES[surface], [3, 14, 15], 256
     model, trie = MODELS["llama", "sdpa"], TokenTrie.from_sequences(sequences)
@@ -118,7 +120,7 @@ def gradient(model, loss: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
-def test_the_gradient_is_that_of_each_list_by_itself(surface: str) -> None:
+def test_the_gradient_equals_that_of_each_list_by_itself(surface: str) -> None:
     sequences, weights = CATALOGUES[surface], [0.7, -1.1]
     model, trie = MODELS["llama", "sdpa"], TokenTrie.from_sequences(sequences)
     items = torch.tensor([[[0, 2, 3], [2, 3, 1]], [[3, 1, 0], [1, 0, 2]]])
@@ -151,10 +153,10 @@ def test_given_lists_may_be_shorter_and_an_illegal_token_is_impossible() -> None
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.booleans(), st.booleans(), st.booleans())
-def test_lists_hold_distinct_items_of_the_catalogue_that_are_not_excluded(
+def test_lists_have_distinct_items_that_are_not_excluded(
     monkeypatch: pytest.MonkeyPatch, seed: int, has_eos: bool, separate: bool, is_greedy: bool
 ) -> None:
-    """Up to every item that is left, with forced chains, shared paths, and all prompts in one batch."""
+    """Also when every item left is drawn; with forced chains, shared paths, and all prompts in one batch."""
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test" if separate else None)
     rng = random.Random(seed)
     sequences = random_catalogue(rng, has_eos)
@@ -202,15 +204,15 @@ def test_a_rows_lists_do_not_depend_on_its_batch(surface: str) -> None:
     torch.testing.assert_close(alone.logps[0], together.logps[1][:, :width], rtol=0, atol=1e-5)
 
 
-def test_lists_of_a_row_and_rows_alike_have_noise_of_their_own() -> None:
+def test_noise_differs_between_lists_and_between_equal_rows() -> None:
     lists = draw([ROWS[0]] * 2, "item_token", num_lists=16, seed=11)
     assert len({tuple(one) for one in lists.items[0].tolist()}) > 8
     assert not torch.equal(lists.items[0], lists.items[1])
 
 
 @pytest.mark.parametrize("surface", sorted(CATALOGUES))
-def test_a_cache_row_a_list_draws_the_same(surface: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing can be skipped, noise still belongs to the same choices."""
+def test_a_cache_row_per_list_draws_the_same(surface: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nothing can be skipped, the noise still belongs to the same choices."""
     shared = draw(ROWS, surface, seed=4)
     monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: "for this test")
     separate = draw(ROWS, surface, seed=4)
@@ -236,12 +238,12 @@ def test_greedy_lists_take_the_likeliest_token_each_time(key: tuple[str, str], s
 def test_equal_scores_go_to_the_lower_item() -> None:
     model = make_model("llama")
     torch.nn.init.zeros_(model.lm_head.weight)
-    trie = TokenTrie.from_sequences([[30 - item] for item in range(20)])  # higher items come first by token
+    trie = TokenTrie.from_sequences([[30 - item] for item in range(20)])  # higher items have lower tokens
     assert greedy_list(model, pad([[5, 6]]), trie, list_length=6).items.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
 def test_no_token_is_read_twice_and_none_after_the_last_choice() -> None:
-    """Chains wait for the next choice: as many forward passes as choices, but for the first, and the prompt."""
+    """Forced chains wait for the next choice: one forward pass for the prompt, and one per choice after the first."""
     sequences, widths = CATALOGUES["title"], []
     model = MODELS["llama", "sdpa"]
     handle = model.register_forward_pre_hook(
@@ -265,8 +267,8 @@ def test_a_token_without_probability_is_never_drawn() -> None:
         assert _sampled_columns(logps, torch.full((2, 1), noise)).flatten().tolist() == columns
 
 
-def test_only_a_model_in_training_mode_is_put_into_evaluation_mode() -> None:
-    """A quantised layer that is kept out of evaluation mode stays out of it."""
+def test_only_a_model_in_training_mode_is_switched_to_evaluation_mode() -> None:
+    """A quantised layer that is kept in training mode stays in it."""
     model, trie, seen = make_model("llama"), TokenTrie.from_sequences([[4], [5]]), []
     layer = model.model.layers[0]
     layer.register_forward_pre_hook(lambda module, args: seen.append(module.training))
@@ -279,8 +281,8 @@ def test_only_a_model_in_training_mode_is_put_into_evaluation_mode() -> None:
 
 
 @pytest.mark.parametrize("is_greedy", [False, True])
-def test_nan_is_reported_whatever_it_leads_to(is_greedy: bool) -> None:
-    """What a NaN chooses is arbitrary, and still a node that the model can be asked about."""
+def test_nan_is_reported(is_greedy: bool) -> None:
+    """The child that a NaN chooses is arbitrary, but must be a valid node."""
     broken = make_model("llama")
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     catalogues = [
@@ -293,7 +295,7 @@ def test_nan_is_reported_whatever_it_leads_to(is_greedy: bool) -> None:
             sample_item_lists(broken, pad(ROWS), TokenTrie.from_sequences(sequences), **options)
 
 
-def test_bad_input_is_refused_with_one_sentence() -> None:
+def test_bad_input_is_refused() -> None:
     model, trie = MODELS["llama", "sdpa"], TokenTrie.from_sequences(CATALOGUES["item_token"])
 
     def refused(match: str, prompts: dict[str, Tensor] | None = None, **options) -> None:

@@ -1,3 +1,5 @@
+"""The logits processor by hand."""
+
 import pytest
 import torch
 

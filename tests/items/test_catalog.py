@@ -1,3 +1,5 @@
+"""The catalogue's surfaces and paths, its lookups, and its files."""
+
 import pyarrow as pa
 import pytest
 
@@ -40,7 +42,7 @@ def test_paths_decode_to_surfaces(catalog: ItemCatalog, surface: str, tokenizer_
         assert surface == "title" or len(path) == {"item_token": 1, "semantic_id": 2}[surface]
 
 
-def test_groups_split_an_items_mass(catalog: ItemCatalog) -> None:
+def test_an_item_is_split_evenly_among_its_groups(catalog: ItemCatalog) -> None:
     names, shares = catalog.group_shares()
     assert names == ["Drama", "War"]
     assert shares.tolist() == [[0.5, 0.5], [0, 0], [0, 1]]
@@ -54,7 +56,7 @@ def test_ids_are_looked_up(catalog: ItemCatalog) -> None:
         catalog.index_of(["a1", "zz"])
 
 
-def test_saved_and_loaded_is_the_same(catalog: ItemCatalog, tmp_path) -> None:
+def test_saving_and_loading_gives_the_same_catalogue(catalog: ItemCatalog, tmp_path) -> None:
     catalog.with_surface("semantic_id").save(tmp_path)
     loaded = ItemCatalog.load(tmp_path)
     assert loaded.items.equals(catalog.items)
@@ -62,7 +64,7 @@ def test_saved_and_loaded_is_the_same(catalog: ItemCatalog, tmp_path) -> None:
     assert loaded.surfaces == catalog.with_surface("semantic_id").surfaces
 
 
-def test_bad_input_is_refused_with_one_sentence(catalog: ItemCatalog, tokenizer, tmp_path) -> None:
+def test_bad_input_is_refused(catalog: ItemCatalog, tokenizer, tmp_path) -> None:
     with pytest.raises(ValueError, match="item id 'a' occurs more than once"):
         ItemCatalog(pa.table({"item_id": ["a", "b", "a"], "title": ["1", "2", "3"]}))
     with pytest.raises(ValueError, match="unknown surface 'emoji'"):

@@ -1,3 +1,5 @@
+"""The trie against a trie of nested dicts, and its refusals."""
+
 import subprocess
 import sys
 
@@ -16,7 +18,7 @@ EOS = 1
 
 @st.composite
 def catalogues(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
-    """Sequences of unequal length that end in EOS, or of equal length without; some are the same."""
+    """Sequences of unequal length that end in EOS, or of equal length without EOS; some are equal."""
     tokens = st.integers(2, 6)
     if draw(st.booleans()):
         bodies = draw(st.lists(st.lists(tokens, max_size=5), min_size=1, max_size=20))
@@ -97,11 +99,11 @@ def test_long_tokens_do_not_overflow_the_sort_key() -> None:
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.int8])
-def test_any_integer_type_is_taken(kind: type) -> None:
+def test_any_integer_dtype_is_accepted(kind: type) -> None:
     assert TokenTrie.from_sequences(np.array([[7, 6], [5, 8]], kind)).items.tolist() == [1, 0]
 
 
-def test_saved_and_loaded_is_the_same(tmp_path) -> None:
+def test_saving_and_loading_gives_the_same_trie(tmp_path) -> None:
     trie = TokenTrie.from_sequences([[2, 3, EOS], [2, EOS], [4, 4, 4, EOS]], [5, 0, 9])
     trie.save(tmp_path / "trie.safetensors")
     loaded = TokenTrie.load(tmp_path / "trie.safetensors")
@@ -124,12 +126,12 @@ def test_saved_and_loaded_is_the_same(tmp_path) -> None:
         (np.zeros((3, 2)), None, "must be a 2-D array"),
     ],
 )
-def test_bad_input_is_refused_with_one_sentence(sequences, items, message: str) -> None:
+def test_bad_input_is_refused(sequences, items, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TokenTrie.from_sequences(sequences, items)
 
 
-def test_titles_written_alike_share_a_leaf_or_are_refused(titles, tokenizer) -> None:
+def test_equal_titles_share_a_leaf_or_are_refused(titles, tokenizer) -> None:
     import pyarrow as pa
 
     catalog = ItemCatalog(pa.table({"item_id": [f"i{row}" for row in range(len(titles))], "title": titles}))
@@ -144,7 +146,8 @@ def test_titles_written_alike_share_a_leaf_or_are_refused(titles, tokenizer) -> 
 
 
 def test_the_trie_needs_torch_alone() -> None:
-    code = "import sys, trl_rec.items.trie; print([name for name in ('transformers', 'trl', 'pyarrow') if name in sys.modules])"
+    names = ("transformers", "trl", "pyarrow")
+    code = f"import sys, trl_rec.items.trie; print([name for name in {names} if name in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

@@ -1,3 +1,5 @@
+"""The trie at ten million items."""
+
 import json
 import subprocess
 import sys

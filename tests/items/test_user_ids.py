@@ -1,3 +1,5 @@
+"""Semantic IDs of users beside those of items."""
+
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ def catalog() -> ItemCatalog:
 
 
 @pytest.mark.parametrize("surface", ["semantic_id", "item_token", "title"])
-def test_a_tokenizer_learns_users_after_items_and_the_trie_stays(
+def test_users_tokens_follow_those_of_items_and_leave_the_trie_unchanged(
     catalog: ItemCatalog, surface: str, tokenizer_copy: Any
 ) -> None:
     alone = catalog.with_surface(surface)
@@ -37,7 +39,7 @@ def test_a_tokenizer_learns_users_after_items_and_the_trie_stays(
     assert names == ["<ua_1>", "<ub_0>"]
 
 
-def test_a_tokenizer_made_before_there_were_user_ids_still_writes_items(catalog: ItemCatalog) -> None:
+def test_a_tokenizer_without_users_tokens_still_writes_items(catalog: ItemCatalog) -> None:
     tokenizer, both = make_tokenizer(catalog), catalog.with_surface("semantic_id", user_ids=USERS)
     assert both.paths(tokenizer).values.tolist() == catalog.paths(tokenizer).values.tolist()
     with pytest.raises(ValueError, match="the tokenizer lacks 3 of the catalogue's 3 tokens, '<ua_0>' first"):
@@ -48,12 +50,12 @@ def test_a_tokenizer_made_before_there_were_user_ids_still_writes_items(catalog:
         make_tokenizer(both.with_surface("title"))
 
 
-def test_saved_and_loaded_is_the_same(catalog: ItemCatalog, tmp_path: Path) -> None:
+def test_saving_and_loading_gives_the_same_user_ids(catalog: ItemCatalog, tmp_path: Path) -> None:
     catalog.with_surface("semantic_id", user_ids=USERS).save(tmp_path)
     loaded = ItemCatalog.load(tmp_path)
     assert [loaded.user_ids[row].tolist() for row in range(3)] == [USERS[row].tolist() for row in range(3)]
     assert loaded.with_surface("item_token").user_ids is loaded.user_ids
-    catalog.save(tmp_path)  # in the place of one with users
+    catalog.save(tmp_path)  # replaces the catalogue with users
     assert ItemCatalog.load(tmp_path).user_ids is None
 
 
@@ -72,7 +74,7 @@ def test_a_damaged_file_is_named(catalog: ItemCatalog, tmp_path: Path) -> None:
         ([["<ua_1>"], []], "user 1 has a semantic ID without a token"),
     ],
 )
-def test_ids_that_could_not_be_told_apart_are_refused(catalog: ItemCatalog, ids: list, message: str) -> None:
+def test_ambiguous_or_empty_ids_are_refused(catalog: ItemCatalog, ids: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         catalog.with_surface("item_token", user_ids=Ragged.from_lists(ids, object))
 

@@ -130,10 +130,10 @@ def test_soft_lambda_worked_by_hand() -> None:
     """Two candidates rated 1 and 2; position 1 names the first with probability 3/4, position 2 with 1/4.
 
     s = (1 * 3/4 + 2 * 1/4, 1 * 1/4 + 2 * 3/4) = (5/4, 7/4). The second is preferred, and placed half a position too
-    late. Gains 1 and 3, maxDCG = 3 + 1/log2(3), delta = 1 - 1/log2(3): weight w = delta * 2 / maxDCG; loss = w log2(1 +
-    exp(1/2)). With c = w sigmoid(1/2) / log 2, the loss has slope c in the second's position and -c in the first's. A
-    position has slope share * (k - s) in a log-probability: 3/4 * (1 - 5/4) = -3/16 and 1/4 * (2 - 5/4) = 3/16 for the
-    first; for the second 1/4 * (1 - 7/4) = -3/16 and 3/4 * (2 - 7/4) = 3/16.
+    late. Gains 1 and 3, maxDCG = 3 + 1/log2(3), delta = 1 - 1/log2(3): weight w = delta * 2 / maxDCG;
+    loss = w log2(1 + exp(1/2)). With c = w sigmoid(1/2) / log 2, the loss has slope c in the second's position and -c
+    in the first's. A position has slope share * (k - s) in a log-probability: 3/4 * (1 - 5/4) = -3/16 and
+    1/4 * (2 - 5/4) = 3/16 for the first; for the second 1/4 * (1 - 7/4) = -3/16 and 3/4 * (2 - 7/4) = 3/16.
     """
     logps = torch.tensor([[[0.75, 0.25], [0.25, 0.75]]], dtype=torch.float64).log()
     batch = Batch(logps, table_of([1.0, 2.0]), torch.tensor([[1, 0]]), None, logps)
@@ -225,7 +225,7 @@ def test_raising_a_good_candidate_early_or_a_bad_one_late_lowers_the_loss() -> N
 
 
 def test_the_softmax_runs_over_positions() -> None:
-    """Adding a constant to a candidate's log-probabilities at all positions changes nothing; at one position it does."""
+    """A constant added to a candidate's log-probabilities changes nothing; one added at a position does."""
     batch = random_batch(masked=False)
     output, found = soft_lambda(batch, **SETTINGS)
     shift = torch.tensor([4.0, -3.0, 0.0, 1.0], dtype=torch.float64)

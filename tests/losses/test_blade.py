@@ -460,8 +460,8 @@ def test_the_gradient_is_that_of_reward_minus_kl(beta: float, kind: str) -> None
 
 @pytest.mark.parametrize("tau", [0.1, 0.3, 0.5])
 def test_a_moving_target_overestimates_the_gradient_of_the_reward(tau: float) -> None:
-    """Compared with the gradient for the mean R of each list over its groups, held constant: the same direction, and at
-    most half as long again."""
+    """Compared with the gradient for the mean R of each list over its groups, held constant: the same direction, but
+    up to half as long again."""
     references = doubles([[0.2, 0.4, 0.4, 0.7, 0.1] * 3]).expand(len(GROUPS), -1)
     learned = target(ITEM_REWARDS[GROUPS], references, tau=tau)
     others = PREFERENCES.log_softmax(-1)[GROUPS[:, 1:]].sum(-1).exp()

@@ -1,3 +1,5 @@
+"""Building models from recipes: adapters, trusted code and seeds."""
+
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +16,7 @@ from trl_rec.models.building import build_model
 
 @pytest.fixture
 def adapter(tokenizer_copy, tmp_path: Path) -> Path:
-    """An adapter's folder, with its base and a tokenizer."""
+    """The folder of an adapter with a tokenizer; its base is beside it."""
     make_family("llama", vocab_size=len(tokenizer_copy)).save_pretrained(tmp_path / "base")
     model = load_model(tmp_path / "base")
     get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
@@ -32,46 +34,46 @@ def trained(model: torch.nn.Module) -> set[str]:
     return {name.split(".")[-3] for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_a_policys_adapter_goes_on_training(adapter: Path) -> None:
+def test_a_policys_adapter_stays_trainable(adapter: Path) -> None:
     assert trained(load_model(adapter)) == set()
     assert trained(load_policy(adapter)) == {"lora_A", "lora_B"}
     assert all(parameter.requires_grad for parameter in load_policy(adapter.parent / "base").parameters())
 
 
-def test_a_recipe_that_begins_with_an_adapter_trains_it(adapter: Path, catalog_of_titles: ItemCatalog) -> None:
+def test_a_recipe_that_starts_from_an_adapter_trains_it(adapter: Path, catalog_of_titles: ItemCatalog) -> None:
     model, _, config = build_model(catalog_of_titles, RecModelConfig(str(adapter)))
     assert config is None and trained(model) == {"lora_A", "lora_B"}
 
 
-def test_code_of_a_model_is_trusted_only_where_asked_for(
+def test_remote_code_is_trusted_only_on_request(
     adapter: Path, catalog_of_titles: ItemCatalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "trust_remote_code" not in loading_options(ModelConfig())
     assert loading_options(ModelConfig(), True)["trust_remote_code"] is True
-    told = []
+    trusted = []
 
     def watch(name: str, **options: object) -> torch.nn.Module:
-        told.append(options.get("trust_remote_code"))
+        trusted.append(options.get("trust_remote_code"))
         return load_policy(name, **options)
 
     monkeypatch.setattr(building, "load_policy", watch)
     for trust in (True, False):
         build_model(catalog_of_titles, RecModelConfig(str(adapter)), trust_remote_code=trust)
-    assert told == [True, None]
+    assert trusted == [True, None]
 
 
 def test_embeddings_of_new_tokens_follow_the_seed(adapter: Path, catalog_of_titles: ItemCatalog) -> None:
     catalog, config = catalog_of_titles.with_surface("item_token"), RecModelConfig(str(with_tokenizer(adapter)))
 
     def embeddings(seed: int) -> torch.Tensor:
-        torch.manual_seed(torch.seed())  # whatever came before
+        torch.manual_seed(torch.seed())  # the state must not matter
         return build_model(catalog, config, seed=seed)[0].get_input_embeddings().weight.detach()
 
     assert torch.equal(embeddings(0), embeddings(0)) and not torch.equal(embeddings(0), embeddings(1))
 
 
 def with_tokenizer(adapter: Path) -> Path:
-    """The base's folder, with the adapter's tokenizer."""
+    """The folder of the base, after copying the adapter's tokenizer into it."""
     for file in adapter.glob("token*"):
         (adapter.parent / "base" / file.name).write_bytes(file.read_bytes())
     return adapter.parent / "base"

@@ -1,3 +1,5 @@
+"""Completions that share a row against one forward pass per completion, and the models that need separate rows."""
+
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +39,7 @@ VOCABULARY = 40
 SHARED = [(family, kind) for family in ("llama", "qwen3", "mistral", "gemma", "gpt2") for kind in ("sdpa", "eager")]
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
 Score = Callable[[Tensor, int, int, int], Tensor]  # logits (V,), row, slot, step
-# Of each prompt its length, and those of its completions; 0 is an absent one.
+# Per prompt, its length and the lengths of its completions; 0 is an absent completion.
 shapes = st.lists(
     st.tuples(st.integers(1, 7), st.lists(st.integers(0, 5), min_size=1, max_size=4)), min_size=1, max_size=3
 )
@@ -45,7 +47,7 @@ EXAMPLE = [(5, [3, 1, 4]), (2, [0, 2]), (7, [0, 0])]
 
 
 def tiny(family: str, kind: str = "sdpa") -> PreTrainedModel:
-    """With half of the usual weights: among the usual ones rounding alone can move a gradient by 2e-5 of its size."""
+    """A small model with halved weights; with the usual ones, rounding alone can change a gradient by 2e-5."""
     model = make_model(family, attention=kind)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -74,7 +76,7 @@ def make_case(lengths: list[tuple[int, list[int]]], seed: int = 0) -> Case:
 
 
 def one_by_one(model: nn.Module, case: Case, score: Score | None = None) -> Tensor:
-    """`(B, K, C)`: each completion in a forward pass of its own, nothing padded."""
+    """`(B, K, C)`: log-probabilities from one forward pass per completion, without padding."""
     prompt_ids, prompt_mask, completion_ids, completion_mask = case
     logps = torch.zeros(completion_mask.shape)
     for row, slot in completion_mask.any(-1).nonzero().tolist():
@@ -97,14 +99,14 @@ def scored(model: nn.Module, case: Case) -> Tensor:
 
 
 def gradients(model: nn.Module, logps: Tensor) -> list[Tensor]:
-    """Of a sum in which every token counts differently."""
+    """The gradients of a sum that weighs every token differently."""
     weights = torch.linspace(-1, 1, logps.numel()).view(logps.shape)
     chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return list(torch.autograd.grad((logps * weights).sum(), chosen, materialize_grads=True))
 
 
 def assert_close(ours: Tensor | list[Tensor], expected: Tensor | list[Tensor], tolerance: float = 1e-5) -> None:
-    """Apart by no more than the tolerance, or, for values beyond 1, by that part of the largest of them all."""
+    """Asserts that values differ by at most the tolerance, times the largest expected value if that is above 1."""
     ours, expected = (torch.cat([one.detach().flatten() for one in several]) for several in (ours, expected))
     assert float((ours - expected).abs().max()) <= tolerance * max(1.0, float(expected.abs().max()))
 
@@ -131,7 +133,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("key", SHARED, ids="-".join)
 @settings(max_examples=8)
 @given(shapes, st.integers(0, 2**32))
-def test_shared_rows_equal_one_row_a_completion(
+def test_shared_rows_equal_one_row_per_completion(
     key: tuple[str, str], lengths: list[tuple[int, list[int]]], seed: int
 ) -> None:
     assert_equals_one_by_one(MODELS[key], make_case(lengths, seed))
@@ -139,7 +141,7 @@ def test_shared_rows_equal_one_row_a_completion(
 
 @pytest.mark.parametrize("key", SHARED, ids="-".join)
 def test_these_families_do_share_rows(key: tuple[str, str], warnings: list[str]) -> None:
-    """A prompt's last position is scored once however many follow it; the last token of a completion never is."""
+    """A prompt's last position is scored once for all completions; the last token of a completion is never scored."""
     logits, rows = read(MODELS[key], make_case(EXAMPLE))
     assert warnings == []
     assert logits.shape == ((1 + 2 + 0 + 3) + (1 + 1), VOCABULARY)
@@ -160,12 +162,12 @@ def test_gemma2_equals_one_by_one_within_its_window_and_beyond(
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
 @settings(max_examples=6)
 @given(shapes)
-def test_a_window_shorter_than_the_text_is_kept(kind: str, lengths: list[tuple[int, list[int]]]) -> None:
+def test_a_window_shorter_than_the_text_still_applies(kind: str, lengths: list[tuple[int, list[int]]]) -> None:
     assert_equals_one_by_one(tiny("mistral-window", kind), make_case(lengths))
 
 
 @pytest.mark.parametrize(("longest", "reasons"), [(2, []), (3, ["do not fit the attention window of 4 tokens"])])
-def test_what_counts_for_a_window_is_the_prompt_and_its_longest_completion(
+def test_prompt_and_longest_completion_must_fit_the_window(
     longest: int, reasons: list[str], warnings: list[str]
 ) -> None:
     model, case = tiny("mistral-window"), make_case([(2, [1, longest, 2, 2])])
@@ -213,7 +215,7 @@ def test_separate_rows_leave_out_absent_completions(shared: bool) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window"])
-def test_only_the_tokens_asked_for_reach_the_output_embedding(family: str) -> None:
+def test_only_scored_tokens_reach_the_output_embedding(family: str) -> None:
     model, case = tiny(family), make_case(EXAMPLE)
     everything = read_completions(model, *case)
     wanted = torch.rand(case[3].shape, generator=torch.Generator().manual_seed(0)) < 0.4
@@ -223,7 +225,7 @@ def test_only_the_tokens_asked_for_reach_the_output_embedding(family: str) -> No
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window"])
-def test_padding_may_hold_anything(family: str) -> None:
+def test_padding_has_no_effect(family: str) -> None:
     model = tiny(family)
     prompt_ids, prompt_mask, completion_ids, completion_mask = make_case(EXAMPLE)
     other = make_case(EXAMPLE, seed=1)
@@ -244,7 +246,7 @@ def test_padding_may_hold_anything(family: str) -> None:
         assert torch.equal(one, another)
 
 
-def test_prompts_padded_on_the_right_are_read_alike() -> None:
+def test_prompts_padded_on_the_right_give_the_same() -> None:
     model, (prompt_ids, prompt_mask, *completions) = MODELS["gpt2", "sdpa"], make_case(EXAMPLE)
     order = torch.argsort(~prompt_mask, dim=1, stable=True)
     right = (prompt_ids.gather(1, order), prompt_mask.gather(1, order), *completions)
@@ -252,7 +254,7 @@ def test_prompts_padded_on_the_right_are_read_alike() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window"])
-def test_no_completion_gives_no_logits_that_still_have_a_gradient(family: str) -> None:
+def test_without_completions_the_empty_logits_have_a_gradient(family: str) -> None:
     model, case = tiny(family), make_case([(3, [0, 0]), (6, [0])])
     output = read(model, case)
     assert output.logits.shape == (0, VOCABULARY)
@@ -270,7 +272,7 @@ def test_no_completion_gives_no_logits_that_still_have_a_gradient(family: str) -
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["llama", "gemma", "gpt2"])
-def test_bfloat16_is_as_exact_as_separate_rows_are(family: str, kind: str) -> None:
+def test_in_bfloat16_shared_rows_are_as_exact_as_separate_ones(family: str, kind: str) -> None:
     model = tiny(family, kind).bfloat16()
     case = make_case([(7, [3, 1, 4, 2]), (4, [0, 2, 5])] * 4)
     ours = scored(model, case)
@@ -285,7 +287,7 @@ def test_bfloat16_is_as_exact_as_separate_rows_are(family: str, kind: str) -> No
 def test_activation_checkpointing_changes_nothing(reentrant: bool) -> None:
     model, case = tiny("qwen3").train(), make_case(EXAMPLE)
     expected = gradients(model, scored(model, case))
-    # transformers 5.23 has renamed it
+    # renamed in transformers 5.23
     name = "activation_checkpointing_enable"
     enable = getattr(model, name) if hasattr(model, name) else model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
@@ -310,7 +312,7 @@ def test_adapters_learn_and_can_be_disabled(family: str) -> None:
     assert not torch.allclose(scored(model, case), one_by_one(tiny(family), case), atol=1e-2)
 
 
-def test_quantised_bases_are_read_alike(tmp_path: Path) -> None:
+def test_quantised_bases_give_the_same(tmp_path: Path) -> None:
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, initializer_range=0.4, **size)).save_pretrained(tmp_path)
     quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
@@ -323,7 +325,7 @@ def test_quantised_bases_are_read_alike(tmp_path: Path) -> None:
 
 
 class Engine(nn.Module):
-    """Stands for a wrapper of a distributed engine: no config, no embeddings, only a forward."""
+    """Imitates the wrapper of a distributed engine: it has neither config nor embeddings, only a forward."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -334,7 +336,7 @@ class Engine(nn.Module):
         return self.module(*args, **kwargs)
 
 
-def test_what_is_called_is_the_wrapper() -> None:
+def test_the_wrapper_is_called() -> None:
     model, case = MODELS["llama", "sdpa"], make_case(EXAMPLE)
     engine = Engine(model)
     ours = read_completions(model, *case, wrapped=engine)
@@ -387,7 +389,7 @@ def test_an_illegal_token_has_no_probability_and_no_gradient(paths: list[list[in
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_unsuitable_models_are_refused_with_one_sentence() -> None:
+def test_unsuitable_models_are_refused() -> None:
     sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     with pytest.raises(ValueError, match="T5ForConditionalGeneration is an encoder-decoder"):
         read(T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, **sizes)), make_case(EXAMPLE))

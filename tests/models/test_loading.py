@@ -1,3 +1,5 @@
+"""Loading models and tokenizers, making them from scratch, and adding tokens."""
+
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,13 +37,13 @@ def test_adding_tokens_twice_adds_them_once(catalog: ItemCatalog, tokenizer_copy
     assert model.config.vocab_size == size + 3
 
 
-def test_a_vocabulary_with_room_is_not_resized(catalog: ItemCatalog, tokenizer_copy) -> None:
+def test_spare_embeddings_are_used_before_resizing(catalog: ItemCatalog, tokenizer_copy) -> None:
     model = make_family("llama", vocab_size=len(tokenizer_copy) + 10)
     add_item_tokens(model, tokenizer_copy, catalog)
     assert model.config.vocab_size == len(tokenizer_copy) + 7
 
 
-def test_padding_is_on_the_left_and_eos_pads_where_nothing_else_does(tokenizer_copy, tmp_path: Path) -> None:
+def test_padding_is_on_the_left_and_with_eos_if_there_is_no_padding_token(tokenizer_copy, tmp_path: Path) -> None:
     tokenizer_copy.pad_token, tokenizer_copy.padding_side = None, "right"
     tokenizer_copy.save_pretrained(tmp_path)
     make_family("llama", vocab_size=len(tokenizer_copy)).save_pretrained(tmp_path)
@@ -75,7 +77,7 @@ def test_a_tokenizer_from_scratch_knows_the_words_of_given_texts(catalog: ItemCa
     assert worded.unk_token == "<unk>" and plain.unk_token is None
 
 
-def test_users_are_learned_by_tokenizers_and_adapters(catalog: ItemCatalog, tokenizer_copy) -> None:
+def test_tokenizers_and_adapters_include_users_tokens(catalog: ItemCatalog, tokenizer_copy) -> None:
     users = Ragged.from_lists([["<ua_0>", "<ub_1>"], ["<ua_1>", "<ub_0>"]], object)
     catalog, size = catalog.with_surface("item_token", user_ids=users), len(tokenizer_copy)
     model = make_family("llama", vocab_size=size)

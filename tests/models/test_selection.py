@@ -1,3 +1,5 @@
+"""Logits at chosen positions against those of the whole forward pass."""
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from trl_rec.models import logits_at
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
-def test_chosen_logits_and_their_gradients_are_those_of_the_whole(family: str) -> None:
+def test_chosen_logits_and_their_gradients_equal_those_of_a_whole_pass(family: str) -> None:
     model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
     ids = torch.randint(3, 40, (3, 7), generator=torch.Generator().manual_seed(0))
     positions = torch.rand(3, 7, generator=torch.Generator().manual_seed(1)) < 0.4
@@ -21,7 +23,7 @@ def test_chosen_logits_and_their_gradients_are_those_of_the_whole(family: str) -
         assert torch.allclose(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_no_position_gives_an_empty_tensor_that_still_has_a_gradient() -> None:
+def test_without_positions_the_empty_logits_have_a_gradient() -> None:
     model = make_model("llama")
     with logits_at(model, torch.zeros(2, 5, dtype=torch.bool)):
         logits = model(input_ids=torch.ones(2, 5, dtype=torch.int64)).logits
@@ -30,7 +32,7 @@ def test_no_position_gives_an_empty_tensor_that_still_has_a_gradient() -> None:
     assert not model.lm_head.weight.grad.any()
 
 
-def test_outside_the_model_is_as_before() -> None:
+def test_the_model_is_restored_after_the_block() -> None:
     model, ids = make_model("llama"), torch.ones(2, 5, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="inside"), logits_at(model, torch.zeros(2, 5, dtype=torch.bool)):
         raise RuntimeError("inside")

@@ -1,4 +1,4 @@
-"""ALRO's losses one list at a time, in plain floats: their values, and their gradients worked out by hand."""
+"""ALRO's losses for one list at a time, in plain floats: their values, and their gradients derived by hand."""
 
 import math
 from typing import NamedTuple
@@ -8,8 +8,7 @@ Table = list[list[float]]
 
 
 class Ranked(NamedTuple):
-    """What `soft_lambda_loss` returns for one list, and the gradient of its loss with respect to each entry of the
-    table."""
+    """The result of `soft_lambda_loss` for one list, and the gradient of its loss with respect to each table entry."""
 
     loss: float
     position: list[float]
@@ -17,7 +16,7 @@ class Ranked(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What `permutation_loss` returns for one list, and the gradient of its loss with respect to both tables."""
+    """The result of `permutation_loss` for one list, and the gradient of its loss with respect to both tables."""
 
     loss: float
     gradient: Table
@@ -87,8 +86,7 @@ def soft_lambda(
 
 
 def lambda_loss(scores: list[float], ratings: list[float], sigma: float) -> float:
-    """The parent: LambdaLoss with the weights of NDCG-Loss2, summed over pairs, binary logarithm. A high score is
-    first."""
+    """LambdaLoss with the weights of NDCG-Loss2, summed over pairs, in binary logarithms; high scores rank first."""
     order = sorted(range(len(scores)), key=lambda item: -scores[item])
     sorted_ratings = [ratings[item] for item in order]
     sorted_scores = [scores[item] for item in order]

@@ -1,4 +1,4 @@
-"""BEAR one position at a time, in plain floats: its value, and its gradient worked out by hand."""
+"""BEAR for one position at a time, in plain floats: its value, and its gradient derived by hand."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class Position(NamedTuple):
-    """What `bear_loss` returns for one position, and the gradient of its loss with respect to each logit."""
+    """The result of `bear_loss` for one position, and the gradient of its loss with respect to each logit."""
 
     loss: float
     ce: float
@@ -34,7 +34,7 @@ def log_probs(logits: list[float], legal: list[bool], temperature: float) -> lis
 
 
 def threshold(logps: list[float], legal: list[bool], num_beams: int) -> float:
-    """The b-th largest log-probability, b being no more than there are legal tokens."""
+    """The b-th largest log-probability, where b is at most the number of legal tokens."""
     return sorted(logps, reverse=True)[min(num_beams, sum(legal)) - 1]
 
 
@@ -80,7 +80,7 @@ def frozen_loss(
     temperature: float,
     variant: str,
 ) -> float:
-    """The loss as a function of the logits alone, its threshold a given number."""
+    """The loss as a function of the logits alone, with a constant threshold."""
     chosen = log_probs(logits, legal, temperature)[target]
     return regulariser(chosen - frozen_threshold, weight, sharpness, variant) - chosen
 
@@ -95,9 +95,10 @@ def weighted_cross_entropy(
     topk_tau: float,
     temperature: float,
 ) -> Tensor:
-    """The form in which BEAR is published as code, `(N,)`, before it divides by the sum of the weights.
+    """The loss `(N,)` of the published code, before it divides by the sum of the weights.
 
-    Each token's cross-entropy, weighted by a constant: 1 + topk_weight * sigmoid((log p - log p_(b)) / topk_tau).
+    It is each token's cross-entropy times a constant weight:
+    1 + topk_weight * sigmoid((log p - log p_(b)) / topk_tau).
     """
     losses = []
     for row, gold, allowed in zip(logits, target, legal, strict=True):

@@ -1,10 +1,10 @@
-"""Preparing a log the slow way: one interaction at a time, in plain lists."""
+"""Preparing a log one interaction at a time, in plain lists."""
 
 SPLITS = ("train", "validation", "test")
 
 
 def k_core(log, min_user, min_item):
-    """Throws out one user or one item at a time until all that are left have enough interactions."""
+    """Removes one user or one item at a time until all that are left have enough interactions."""
     log = list(log)
     while True:
         for column, least in ((0, min_user), (1, min_item)):

@@ -1,4 +1,4 @@
-"""What constrained decoding must equal: `generate` under the processor, and scoring every item one by one."""
+"""Constrained decoding in two other ways: `generate` with the logits processor, and scoring every item by itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def generate_rankings(
     length_penalty: float = 0.0,
     has_eos: bool = True,
 ) -> list[Ranking]:
-    """Items and scores of `generate`'s finite beams, the items of a leaf in catalogue order."""
+    """Items and scores of the finite beams of `generate`; the items of a leaf are in catalogue order."""
     width = prompts["input_ids"].shape[1]
     processor = TrieLogitsProcessor(trie, width, eos_token_id=1, renormalize=renormalize, exclude=exclude)
     config = GenerationConfig(
@@ -62,7 +62,7 @@ def brute_force(
     renormalize: bool,
     length_penalty: float = 0.0,
 ) -> Ranking:
-    """Every item's score from its own forward pass without cache or padding, best first, ties by item."""
+    """Every item with its score from a forward pass of its own, without cache or padding; best first, ties by item."""
     scored = []
     for item, sequence in enumerate(sequences):
         logits = model(input_ids=torch.tensor([prompt + sequence])).logits[0, len(prompt) - 1 : -1].float()

@@ -1,4 +1,4 @@
-"""DMPO one row at a time, in plain floats: its value, and its gradient worked out by hand."""
+"""DMPO for one row at a time, in plain floats: its value, and its gradient derived by hand."""
 
 import math
 
@@ -10,6 +10,6 @@ def row(chosen: float, rejected: list[float], mask: list[bool], *, beta: float) 
         return 0.0, 0.0, [0.0] * len(rejected)
     margin = beta * (chosen - math.fsum(negatives) / len(negatives))
     loss = math.log1p(math.exp(-margin)) if margin > 0 else math.log1p(math.exp(margin)) - margin
-    slope = -1 / (1 + math.exp(margin)) if margin < 700 else 0.0  # of the loss in the margin
+    slope = -1 / (1 + math.exp(margin)) if margin < 700 else 0.0  # of the loss with respect to the margin
     shares = [-beta * slope / len(negatives) if real else 0.0 for real in mask]
     return loss, beta * slope, shares

@@ -1,4 +1,4 @@
-"""The two towers' losses, quantiser and repair step by step, with loops over rows, levels and codes."""
+"""Losses of the two towers, quantiser and repair, with loops over rows, levels and codes."""
 
 import math
 
@@ -8,7 +8,7 @@ def distance(a, b):
 
 
 def u2i(users, items, others):
-    """-log of each user's share for the own item among the items of the batch that are the own or negatives."""
+    """-log of the softmax share of each user's own item, among it and the items of the batch that are negatives."""
     losses = []
     for row, user in enumerate(users):
         scores = [sum(x * y for x, y in zip(user, item, strict=True)) for item in items]
@@ -34,7 +34,7 @@ def quantise(latents, codebooks, commitment):
 
 
 def sinkhorn(distances, epsilon, iterations):
-    """Shares whose rows sum to 1 and whose columns sum to about the same, by scaling columns and rows in turn."""
+    """Shares whose rows sum to 1 and whose columns have nearly equal sums, by scaling columns and rows alternately."""
     top, low = max(map(max, distances)), min(map(min, distances))
     shares = [[math.exp(-((d - (top + low) / 2) / ((top - low) / 2)) / epsilon) for d in row] for row in distances]
     for _ in range(iterations):
@@ -45,7 +45,7 @@ def sinkhorn(distances, epsilon, iterations):
 
 
 def pooled(vectors, items):
-    """Self-attention pooling of some vectors."""
+    """Self-attention pooling of vectors."""
     width = len(vectors[0])
     if not items:
         return [0.0] * width

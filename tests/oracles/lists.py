@@ -1,4 +1,4 @@
-"""What lists must equal: every one of them written out, each token scored in a forward pass without a cache."""
+"""Lists enumerated one by one, with every token scored in a forward pass without a cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 
 def all_lists(sequences: list[list[int]], length: int, excluded: list[int] = ()) -> list[tuple[int, ...]]:
-    """Every list that can be drawn: of items with the same path the lower ones come first."""
+    """Every list that can be drawn. Items with the same path are drawn in ascending order."""
     items = [item for item in range(len(sequences)) if item not in excluded]
     return [chosen for chosen in permutations(items, length) if drawable(sequences, chosen, excluded)]
 
@@ -24,7 +24,7 @@ def drawable(sequences: list[list[int]], chosen: tuple[int, ...], excluded: list
 
 
 def legal_tokens(sequences: list[list[int]], left: set[int], prefix: list[int]) -> list[int]:
-    """What may follow the prefix of an item when only the items `left` can be chosen."""
+    """The tokens that may follow a prefix if only the items `left` can be chosen."""
     depth = len(prefix)
     return sorted({sequences[item][depth] for item in left if sequences[item][:depth] == prefix})
 
@@ -57,7 +57,7 @@ def token_logps(
 def greedy(
     model: PreTrainedModel, prompt: list[int], sequences: list[list[int]], length: int, excluded: list[int] = ()
 ) -> list[int]:
-    """The likeliest token each time."""
+    """The list that takes the likeliest token each time."""
     text, left, chosen = [*prompt], set(range(len(sequences))) - set(excluded), []
     while len(chosen) < length:
         prefix: list[int] = []
@@ -73,7 +73,7 @@ def greedy(
 def list_windows(
     history: list[int], targets: list[int], length: int, every_position: bool
 ) -> list[tuple[list[int], list[int]]]:
-    """The items before each list and the list, of one row of a split."""
+    """Each list of one row of a split, with the items before it."""
     seen, new = [*history], []
     for place, item in enumerate(targets):
         if item not in seen:
@@ -95,10 +95,10 @@ def beam_search(
     num_beams: int,
     excluded: list[int] = (),
 ) -> tuple[tuple[int, ...], float]:
-    """The best list of a beam search over tokens, and its log-probability: one token at a time, nothing skipped,
-    complete lists among the others."""
+    """The best list of a beam search, and its log-probability. It reads one token at a time, skips nothing, and
+    compares complete lists with the others."""
     everything = set(range(len(sequences))) - set(excluded)
-    beams: list[tuple[float, tuple[int, ...], list[int]]] = [(0.0, (), [])]  # score, items, tokens of the next one
+    beams: list[tuple[float, tuple[int, ...], list[int]]] = [(0.0, (), [])]  # score, items, tokens of the next item
     while any(len(chosen) < length for _, chosen, _ in beams):
         grown = []
         for score, chosen, prefix in beams:
@@ -120,5 +120,5 @@ def beam_search(
 
 
 def lowest(sequences: list[list[int]], prefix: list[int]) -> int:
-    """The first item that begins like this."""
+    """The first item whose sequence begins with the prefix."""
     return next(item for item, sequence in enumerate(sequences) if sequence[: len(prefix)] == prefix)

@@ -1,11 +1,11 @@
-"""Metrics as one would write them on a whiteboard: loops over users, items and pairs."""
+"""Metrics with loops over users, items and pairs."""
 
 from itertools import combinations
 from math import log2, sqrt
 
 
 def accuracy(lists, relevant, k):
-    """Per user: recall, hit, ndcg, mrr of lists of item indices, where -1 is a missing rank."""
+    """Recall, hit, NDCG and MRR per user, for lists of item indices in which -1 is a missing rank."""
     rows = []
     for ranking, wanted in zip(lists, relevant, strict=True):
         wanted, seen, dcg, reciprocal, found = set(wanted), set(), 0.0, 0.0, 0

@@ -1,4 +1,4 @@
-"""Rated lists, one row and one item at a time, and their measures, one pair at a time."""
+"""Rated lists, one row and one item at a time, and their metrics, one pair at a time."""
 
 import math
 from itertools import combinations
@@ -38,7 +38,7 @@ def held_out_lists(split: list[Row], most: int, max_history: int | None) -> list
 
 
 def graded_ndcg(places: list[int], ratings: list[float], k: int) -> float:
-    """Of candidates that are all present."""
+    """Graded NDCG of a ranking of all candidates."""
 
     def dcg(order: list[float]) -> float:
         return sum((2**rating - 1) / math.log2(rank + 2) for rank, rating in enumerate(order[:k]))
@@ -48,7 +48,7 @@ def graded_ndcg(places: list[int], ratings: list[float], k: int) -> float:
 
 
 def kendall(first: list[float], second: list[float]) -> float:
-    """Over the pairs that neither ties."""
+    """Kendall's tau over the pairs that neither ranking ties."""
     signs = [(a - b) * (c - d) for (a, c), (b, d) in combinations(zip(first, second, strict=True), 2)]
     untied = [sign for sign in signs if sign]
     return sum(1 if sign > 0 else -1 for sign in untied) / len(untied) if untied else 0.0

@@ -1,11 +1,11 @@
-"""Semantic IDs step by step, with loops over pairs, points and items."""
+"""Semantic IDs, with loops over pairs, points and items."""
 
 import math
 from fractions import Fraction
 
 
 def associations(sequences, num_items, window):
-    """Positive pointwise mutual information as `{(i, j): value}`, both ways round."""
+    """Positive pointwise mutual information as `{(i, j): value}`, for both orders of each pair."""
     counts = {}
     for sequence in sequences:
         for i, first in enumerate(sequence):
@@ -29,7 +29,7 @@ def nearest(vectors, centroids):
 
 
 def repair(codes, residuals, codebook):
-    """The last codes after the repair: in each cell the nearest pairs of an item and a free code first."""
+    """The last codes after the repair. In each cell, the nearest pairs of an item and a free code are joined first."""
     groups, cells = {}, {}
     for item, row in enumerate(codes):
         groups.setdefault(tuple(row), []).append(item)

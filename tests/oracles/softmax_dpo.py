@@ -1,11 +1,11 @@
-"""Softmax-DPO one row at a time, in plain floats: its value, and its gradient worked out by hand."""
+"""Softmax-DPO for one row at a time, in plain floats: its value, and its gradient derived by hand."""
 
 import math
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """What `softmax_dpo_loss` returns for one row, and the gradient of its loss with respect to each log-ratio."""
+    """The result of `softmax_dpo_loss` for one row, and the gradient of its loss with respect to each log-ratio."""
 
     loss: float
     rewards_chosen: float
@@ -17,7 +17,7 @@ class Row(NamedTuple):
 
 
 def row(chosen: float, rejected: list[float], mask: list[bool], *, beta: float) -> Row:
-    """Cross-entropy at the chosen one, over it and the negatives that are there."""
+    """The cross-entropy of the chosen completion among itself and the negatives that are not masked."""
     reward = beta * chosen
     negatives = [beta * value for value, real in zip(rejected, mask, strict=True) if real]
     if not negatives:

@@ -2,7 +2,7 @@
 
 
 class DictTrie:
-    """What `TokenTrie` does, slowly."""
+    """The children and items of every prefix."""
 
     def __init__(self, sequences: list[list[int]], items: list[int]) -> None:
         self.children: dict[tuple[int, ...], set[int]] = {(): set()}

@@ -1,4 +1,4 @@
-"""What a ranker says to candidates and ratings that it cannot use."""
+"""A ranker's handling of candidates and ratings: names, room in the prompt, and refusals."""
 
 import pyarrow as pa
 import pytest
@@ -22,14 +22,14 @@ def make_ranker(*, letters: bool, max_length: int | None = 128) -> CandidateRank
     return CandidateRanker(model, tokenizer, catalog, prompt_format, settings)
 
 
-def test_letters_run_out_and_items_own_names_do_not() -> None:
+def test_letters_run_out_but_items_tokens_do_not() -> None:
     with pytest.raises(ValueError, match="there are 27 candidates and 26 letters to name them; give fewer"):
         make_ranker(letters=True).rank([], [], IDS[:27])
     assert len(make_ranker(letters=True).rank([], [], IDS[:26])) == 26
     assert {one.item_id for one in make_ranker(letters=False).rank([], [], IDS[:27])} == {*IDS[:27]}
 
 
-def test_candidates_leave_room_for_a_rated_item() -> None:
+def test_candidates_must_leave_room_for_a_rated_item() -> None:
     """<bos> item rating <candidates>, five items, <answer>, five names: 15 tokens, and 13 without a history."""
     ranker = make_ranker(letters=False, max_length=15)
     with counted(ranker.model) as calls:
@@ -49,7 +49,7 @@ def test_candidates_leave_room_for_a_rated_item() -> None:
 
 
 @pytest.mark.parametrize("rating", [float("nan"), float("inf"), None])
-def test_what_is_no_rating_is_refused(rating: float | None) -> None:
+def test_ratings_that_are_not_finite_are_refused(rating: float | None) -> None:
     with pytest.raises(ValueError, match=f"the rating of 'item-1' is {rating}; leave out items without a rating"):
         make_ranker(letters=False).rank(IDS[:2], [3, rating], IDS[10:12])
 

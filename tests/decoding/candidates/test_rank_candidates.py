@@ -1,4 +1,4 @@
-"""Candidates put in order by decoding, against a loop without a cache over one list at a time."""
+"""Ordering candidates by decoding, against a loop over one list at a time without a cache."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ def make_batch(num_lists: int, width: int, seed: int) -> tuple[dict[str, Tensor]
 def slow(
     model: PreTrainedModel, prompt: Tensor, names: list[int], *, single_pass: bool
 ) -> tuple[list[int], list[float]]:
-    """One list, the whole text read anew for each name."""
+    """Orders one list, reading the whole text again for each name."""
     if single_pass:
         scores = model(input_ids=prompt.unsqueeze(0)).logits[0, -1][names].log_softmax(-1)
         order = scores.argsort(descending=True)
@@ -55,7 +55,7 @@ def slow(
 
 @contextmanager
 def counted(model: PreTrainedModel) -> Iterator[list[int]]:
-    """The number of tokens that each forward pass reads."""
+    """Collects the number of tokens that each forward pass reads."""
     calls: list[int] = []
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -93,8 +93,8 @@ def test_the_answer_is_always_a_permutation(model, num_lists: int, width: int, s
         assert (scores.diff() <= 1e-6).all() and scores.isfinite().all()
 
 
-def test_a_list_costs_a_prompt_and_a_token_for_each_name_but_two(model: PreTrainedModel) -> None:
-    """So it does whatever the model was trained with: nothing of ALRO is left at inference."""
+def test_a_list_costs_the_prompt_and_one_token_per_name_except_two(model: PreTrainedModel) -> None:
+    """ALRO adds no cost at inference."""
     prompts, names, mask = make_batch(3, 6, seed=0)
     with counted(model) as calls:
         rank_candidates(model, prompts, names, torch.ones_like(mask))
@@ -104,7 +104,7 @@ def test_a_list_costs_a_prompt_and_a_token_for_each_name_but_two(model: PreTrain
     assert calls == [6]
 
 
-def test_a_generation_config_and_the_mode_play_no_part(model: PreTrainedModel) -> None:
+def test_generation_config_and_training_mode_have_no_effect(model: PreTrainedModel) -> None:
     prompts, names, mask = make_batch(4, 5, seed=3)
     expected = rank_candidates(model, prompts, names, mask)
     model.generation_config.update(top_k=1, temperature=9.0, repetition_penalty=5.0, do_sample=True)
@@ -114,7 +114,7 @@ def test_a_generation_config_and_the_mode_play_no_part(model: PreTrainedModel) -
     model.eval()
 
 
-def test_what_does_not_belong_together_is_refused(model: PreTrainedModel) -> None:
+def test_bad_input_is_refused(model: PreTrainedModel) -> None:
     prompts, names, mask = make_batch(3, 4, seed=0)
     with pytest.raises(ValueError, match=r"names \(3, 4\), mask \(2, 4\) and 3 prompts do not belong together"):
         rank_candidates(model, prompts, names, mask[:2])

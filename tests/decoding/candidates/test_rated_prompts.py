@@ -1,4 +1,4 @@
-"""Prompts of rated histories and candidates: what they say, what they are named by, and what is cut."""
+"""Prompts of rated histories and candidates: their texts, the names of candidates, and what is cut."""
 
 import numpy as np
 import pyarrow as pa
@@ -37,17 +37,23 @@ def compact(catalog: ItemCatalog, letters: bool | None = None) -> tuple[RatedPro
     return RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, letters=letters), tokenizer
 
 
-def test_titles_stand_in_plain_text(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_titles_are_written_in_plain_text(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
     written = RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS)
     history = tokenizer.decode(written.encode_histories(*HISTORY)[0])
-    expected = 'A user has rated these items, oldest first:\n"Blue Pencil": 5\n"Blue Pen, 12 Pack": 1\n"Blue Pen, 24 Pack": 3.5\n'
+    expected = (
+        "A user has rated these items, oldest first:\n"
+        '"Blue Pencil": 5\n"Blue Pen, 12 Pack": 1\n"Blue Pen, 24 Pack": 3.5\n'
+    )
     assert history == expected  # 3.4 is written as the nearest
     shown, names = written.encode_candidates(lists([7, 3]), lists([1, 0]))
     letters = tokenizer.convert_ids_to_tokens(written.letters[:2].tolist())
-    told = tokenizer.decode(shown[0])
-    assert told.startswith("Candidates:\n") and told.endswith("best first:")
-    assert '. "Red Pen"\n' in told and told.index("Red Pen") < told.index("Stapler")
-    assert tokenizer.convert_ids_to_tokens(names[0].tolist()) == [letters[1], letters[0]]  # by candidate, not by slot
+    text = tokenizer.decode(shown[0])
+    assert text.startswith("Candidates:\n") and text.endswith("best first:")
+    assert '. "Red Pen"\n' in text and text.index("Red Pen") < text.index("Stapler")
+    assert tokenizer.convert_ids_to_tokens(names[0].tolist()) == [
+        letters[1],
+        letters[0],
+    ]  # in the order of the candidates, not of the slots
 
 
 def test_a_letter_is_one_token_where_the_answer_begins(
@@ -62,8 +68,7 @@ def test_a_letter_is_one_token_where_the_answer_begins(
 
 
 def test_another_alphabet_is_tried_where_letters_merge(catalog: ItemCatalog) -> None:
-    """In one vocabulary capitals are known after a space alone, in the next small letters alone, in the last none
-    is."""
+    """One vocabulary has capitals only after a space, the next has only small letters, the last has no letters."""
     for letters, found in (("ABCDEFGHIJKLMNOPQRSTUVWXYZ", " A"), ("abcdefghijklmnopqrstuvwxyz", " a"), ("", None)):
         vocabulary = {
             word: row for row, word in enumerate(["<unk>", "<eos>", *(f"\u0120{letter}" for letter in letters)])
@@ -79,7 +84,7 @@ def test_another_alphabet_is_tried_where_letters_merge(catalog: ItemCatalog) -> 
             assert names[0] == tokenizer(found, add_special_tokens=False)["input_ids"][0] == 2
 
 
-def test_item_tokens_name_themselves_or_take_letters(catalog: ItemCatalog) -> None:
+def test_item_tokens_are_named_by_themselves_or_by_letters(catalog: ItemCatalog) -> None:
     written, tokenizer = compact(catalog)
     assert tokenizer.decode(written.encode_histories(*HISTORY)[0]) == (
         "<bos> <item_2> <rating_5> <item_0> <rating_1> <item_1> <rating_3.5>"
@@ -94,8 +99,8 @@ def test_item_tokens_name_themselves_or_take_letters(catalog: ItemCatalog) -> No
 
 
 @given(st.lists(st.permutations(range(5)), min_size=1, max_size=4))
-def test_an_order_of_the_slots_and_back_is_the_identity(orders: list[list[int]]) -> None:
-    """In whatever slots candidates stand, what the names' places in the prompt say goes back to the candidates."""
+def test_names_are_mapped_from_slots_back_to_candidates(orders: list[list[int]]) -> None:
+    """Whatever the slots, the item that follows a candidate's name in the prompt is the candidate."""
     ids = [str(item) for item in range(8)]
     catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids}))
     written, _ = compact(catalog, letters=True)
@@ -114,7 +119,7 @@ def test_an_order_of_the_slots_and_back_is_the_identity(orders: list[list[int]])
     assert identity[0].tolist() == letters.tolist()
 
 
-def test_the_oldest_history_goes_first_and_each_row_has_its_room(catalog: ItemCatalog) -> None:
+def test_the_oldest_items_are_cut_and_each_row_has_room_of_its_own(catalog: ItemCatalog) -> None:
     written, tokenizer = compact(catalog)
     histories, ratings = lists([2, 0, 1], [2, 0, 1], [4]), Ragged.from_lists([[5, 1, 5], [5, 1, 5], [3.5]], float)
     told = written.encode_histories(histories, ratings, np.array([4, 5, 1]))
@@ -125,7 +130,7 @@ def test_the_oldest_history_goes_first_and_each_row_has_its_room(catalog: ItemCa
     ]
 
 
-def test_what_cannot_be_written_is_refused(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_bad_input_is_refused(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="do not name users"):
         RatedPromptFormat.for_catalog(catalog, tokenizer, [1.0], prompt_head="{user}")
     with pytest.raises(ValueError, match="must contain {surface} and, after it, {rating}"):
@@ -146,7 +151,7 @@ def test_what_cannot_be_written_is_refused(catalog: ItemCatalog, tokenizer: PreT
         written.check_lengths(lists([1, 2], [3, 4, 5]), 11, "list {row} of the test split")
 
 
-def test_orders_depend_on_their_key_alone() -> None:
+def test_orders_depend_only_on_their_key() -> None:
     first = draw_slots(5, 2, (0, 1, 2))
     assert np.array_equal(first, draw_slots(5, 2, (0, 1, 2))) and not np.array_equal(first[0], first[1])
     others = [draw_slots(5, 1, key)[0].tolist() for key in ((0, 1, 3), (0, 2, 2), (1, 1, 2))]
@@ -155,7 +160,7 @@ def test_orders_depend_on_their_key_alone() -> None:
     assert draw_slots(1, 2, (0,)).tolist() == [[0], [0]]
 
 
-def test_slots_are_uniform_and_ties_fall_either_way() -> None:
+def test_slots_are_uniform_and_ties_are_broken_at_random() -> None:
     counts = np.zeros((3, 3), int)
     for row in range(3000):
         counts[np.arange(3), draw_slots(3, 2, (row,))[1]] += 1
