@@ -1,5 +1,4 @@
-"""A small schedule on the toy world of `tests.trainer.runs`, run here, in processes that are killed, and in two
-together."""
+"""A small schedule on the toy world of `tests.trainer.runs`, for this process, for one that is killed and for two."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ STAGES = [
 
 
 def make_start(folder: Path) -> None:
-    """A dataset, and in `FOLDER/sft` a policy that knows a little."""
+    """Makes a dataset, and in `FOLDER/sft` a policy that has learned a little."""
     make_folder(folder)
     trainer = make_trainer(
         folder, folder / "sft", max_steps=20, optim="adamw_torch", learning_rate=5e-3, targets="all"
@@ -32,31 +31,30 @@ def make_start(folder: Path) -> None:
 
 
 def make_schedule(folder: Path, output: Path, *, keep: str = "last", lora: bool = False, **options: Any) -> Schedule:
-    """What all stages share; `options` go to `SoftmaxDPOConfig`."""
+    """The settings that all stages share; `options` are for `SoftmaxDPOConfig`."""
     defaults: dict[str, Any] = {
+        "num_train_epochs": 2,
         "per_device_train_batch_size": 8,
+        "dataloader_drop_last": True,  # to fill an uneven last batch, two processes would repeat a row
         "learning_rate": 0.02,
         "optim": "sgd",
         "max_length": 96,
-    }
-    defaults |= {
         "save_strategy": "steps",
         "save_steps": 2,
         "activation_checkpointing": False,
         "normalize": "catalogue",
     }
-    defaults["dataloader_drop_last"] = True  # of an uneven last batch, processes repeat a row
-    config = SoftmaxDPOConfig(str(output), **{**QUIET, **defaults, "num_train_epochs": 2, **options})
+    config = SoftmaxDPOConfig(str(output), **{**QUIET, **defaults, **options})
     adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if lora else None
     return Schedule(load(folder / "data"), config, keep=keep, adapter=adapter)
 
 
 def run(folder: Path, output: Path, **options: Any) -> list[dict[str, Any]]:
-    """The reports of the three stages."""
+    """Runs the three stages and returns their reports."""
     return run_stages(STAGES, folder / "sft", make_schedule(folder, output, **options))
 
 
 def run_as_one_of_two(folder: Path, output: Path) -> None:
-    """With half the batch."""
+    """Runs the three stages as one of two processes, each with half the batch."""
     run(folder, output, per_device_train_batch_size=4)
     end_processes(PartialState().destroy_process_group)

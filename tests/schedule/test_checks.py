@@ -1,4 +1,4 @@
-"""What is refused before the first stage: nothing may have been loaded, written or trained by then."""
+"""Bad input is refused before the first stage, before anything is loaded, written or trained."""
 
 from __future__ import annotations
 
@@ -22,59 +22,59 @@ STAGES = [PreferenceStage("random", num_negatives=3), PreferenceStage("feedback"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset and an untrained policy, which nothing here may get as far as loading."""
+    """A dataset and an untrained policy, which no test here may load."""
     folder = tmp_path_factory.mktemp("checks")
     make_folder(folder)
     load(folder / "data").catalog.save(folder / "model" / "catalog")
     return folder
 
 
-def refused(message: str, schedule: Schedule, start: Any, stages: list[PreferenceStage] = STAGES) -> None:
+def check_refused(message: str, schedule: Schedule, start: Any, stages: list[PreferenceStage] = STAGES) -> None:
     with pytest.raises(ValueError, match=message):
         run_stages(stages, start, schedule)
     assert not schedule.output.exists()
 
 
-def test_feedback_that_a_later_stage_lacks(folder: Path, tmp_path: Path) -> None:
+def test_missing_feedback_of_a_later_stage_is_refused(folder: Path, tmp_path: Path) -> None:
     schedule = make_schedule(folder, tmp_path / "out")
     cut = [STAGES[0], PreferenceStage("feedback", "easy", disliked=(-2, -1))]
-    refused(
+    check_refused(
         r"stage 2 \(feedback-easy\): no score of the training split lies in disliked", schedule, folder / "model", cut
     )
     bare = schedule.dataset.train.remove_columns(["history_ratings", "target_ratings"])
     schedule = replace(schedule, dataset=replace(schedule.dataset, train=bare))
-    refused(r"stage 2 \(feedback-hard\): .*no ratings", schedule, folder / "model")
+    check_refused(r"stage 2 \(feedback-hard\): .*no ratings", schedule, folder / "model")
 
 
 @pytest.mark.parametrize("kind", ["fsdp", "zero3"])
-def test_sharded_weights(kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_weights_are_refused(kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = make_schedule(folder, tmp_path / "out")
     if kind == "fsdp":
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     else:
         plugin = DeepSpeedPlugin(zero_stage=3)
-        plugin.set_deepspeed_weakref()  # as the trainer's configuration does when launched so
-    refused("does not work under .*use DDP or ZeRO-2", schedule, folder / "model")
+        plugin.set_deepspeed_weakref()  # as the trainer's configuration does under such a launch
+    check_refused("does not work under .*use DDP or ZeRO-2", schedule, folder / "model")
     with pytest.raises(ValueError, match="use DDP or ZeRO-2"):
         conclude_stages([], folder / "model", schedule)
 
 
-def test_a_policy_that_is_no_folder_of_its_own(folder: Path, tmp_path: Path) -> None:
-    refused("some/policy is not a folder", make_schedule(folder, tmp_path / "out"), "some/policy")
+def test_a_policy_must_have_a_folder_of_its_own(folder: Path, tmp_path: Path) -> None:
+    check_refused("some/policy is not a folder", make_schedule(folder, tmp_path / "out"), "some/policy")
     for output in (folder / "model", folder / "model" / "stages" / "here"):
         with pytest.raises(ValueError, match="output_dir is, or lies in, the folder of the policy"):
             run_stages(STAGES, folder / "model", make_schedule(folder, output))
 
 
-def test_no_validation_rows(folder: Path, tmp_path: Path) -> None:
+def test_a_split_without_validation_rows_is_refused(folder: Path, tmp_path: Path) -> None:
     schedule = make_schedule(folder, tmp_path / "out")
     empty = replace(schedule.dataset, validation=schedule.dataset.validation.select([]))
-    refused(
+    check_refused(
         "the validation split has no rows to compare stages on", replace(schedule, dataset=empty), folder / "model"
     )
 
 
-def test_a_policy_of_other_items(folder: Path, tmp_path: Path) -> None:
+def test_a_policy_of_other_items_is_refused(folder: Path, tmp_path: Path) -> None:
     schedule = make_schedule(folder, tmp_path / "out")
     catalog = schedule.dataset.catalog
     ids = [[f"<a_{item}>"] for item in range(len(catalog))]
@@ -83,6 +83,6 @@ def test_a_policy_of_other_items(folder: Path, tmp_path: Path) -> None:
         return replace(schedule, dataset=replace(schedule.dataset, catalog=catalog))
 
     tokenized = catalog.with_surface("semantic_id", Ragged.from_lists(ids, object))
-    refused("other semantic IDs", now(tokenized), folder / "model")
-    refused("the surface semantic_id, not title", now(catalog.with_surface("title")), folder / "model")
-    refused("other items", now(replace(catalog, items=catalog.items.slice(1))), folder / "model")
+    check_refused("other semantic IDs", now(tokenized), folder / "model")
+    check_refused("the surface semantic_id, not title", now(catalog.with_surface("title")), folder / "model")
+    check_refused("other items", now(replace(catalog, items=catalog.items.slice(1))), folder / "model")

@@ -1,4 +1,4 @@
-"""The loop over stages: what each begins with, what it keeps, and what a kill costs."""
+"""The loop over stages: what each starts from, what it keeps, and how a killed run resumes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """An output folder that all stages have run into, every step logged, and their reports."""
+    """The output folder of a complete run with every step logged, and the reports of its stages."""
     output = folder / "finished"
     return output, run(folder, output)
 
@@ -51,12 +51,12 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-def test_each_stage_begins_where_the_one_before_ended_with_it_as_the_reference(finished: Any, folder: Path) -> None:
+def test_each_stage_starts_from_the_policy_before_it_which_is_its_reference(finished: Any, folder: Path) -> None:
     output, reports = finished
     assert [report["kept"] for report in reports] == [True] * 3
     for name, report in zip(NAMES, reports, strict=True):
         first = losses(output / name)[0]
-        if report["name"] != "self_play-easy":  # these have three negatives a prompt, the beams vary
+        if report["name"] != "self_play-easy":  # the others have three negatives per prompt; beams vary
             assert first == pytest.approx(math.log(4), abs=1e-5)
         assert losses(output / name)[-1] != pytest.approx(first, abs=1e-3)
     assert all(one["after"] == two["before"] for one, two in zip(reports, reports[1:], strict=False))
@@ -78,12 +78,12 @@ def test_the_last_policy_recommends_from_the_output_folder(finished: Any) -> Non
     assert len(Recommender.from_pretrained(output).recommend(items[:3], k=5)) == 5
 
 
-def test_a_report_and_the_baselines_are_told(finished: Any, folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_report_names_stages_and_baselines(finished: Any, folder: Path, capsys: pytest.CaptureFixture) -> None:
     output, reports = finished
     results = conclude_stages(reports, folder / "sft", make_schedule(folder, output))
     assert list(results) == ["random", "popularity", "transition", "before", "after"]
-    told = capsys.readouterr().out
-    assert "1 self_play-easy" in told and "transition" in told
+    printed = capsys.readouterr().out
+    assert "1 self_play-easy" in printed and "transition" in printed
     assert json.loads((output / "stages.json").read_text()) == reports
     recipe = json.loads((output / "recipe.json").read_text())
     assert (
@@ -107,19 +107,21 @@ def test_the_best_checkpoint_of_a_stage_is_handed_on(folder: Path, tmp_path: Pat
     report = run_stages(STAGES[2:], folder / "sft", schedule)[0]
     entries = [json.loads(line) for line in (tmp_path / "1-random-any" / "eval.jsonl").read_text().splitlines()]
     seen = [entry["eval_ndcg@10"] for entry in entries if "eval_ndcg@10" in entry]
-    assert report["after"]["eval_ndcg@10"] == max(seen[1:])  # the first is of the policy that the stage began with
+    assert report["after"]["eval_ndcg@10"] == max(
+        seen[1:]
+    )  # the first one is of the policy that the stage started from
 
 
 def test_adapters_go_through_all_stages(folder: Path, tmp_path: Path) -> None:
     reports = run(folder, tmp_path, lora=True)
     assert [report["kept"] for report in reports] == [True] * 3
-    for name in NAMES[1:]:  # the adapter's random start is part of the reference already in the second stage
+    for name in NAMES[1:]:  # from the second stage on, the reference includes the adapter's random start
         assert losses(tmp_path / name)[0] == pytest.approx(math.log(4), abs=1e-5)
     assert (tmp_path / "adapter_config.json").is_file() and not (tmp_path / "ref").exists()
     assert len(Recommender.from_pretrained(tmp_path).recommend([], k=5)) == 5
 
 
-def test_a_stage_without_negatives_is_passed_over(folder: Path, tmp_path: Path) -> None:
+def test_a_stage_without_negatives_is_skipped(folder: Path, tmp_path: Path) -> None:
     schedule = make_schedule(folder, tmp_path)
     schedule = type(schedule)(load(folder / "data").with_surface("semantic_id"), schedule.config, keep="last")
     hard = type(STAGES[0])("self_play", "hard", num_beams=1, max_prompts=3)
@@ -129,7 +131,7 @@ def test_a_stage_without_negatives_is_passed_over(folder: Path, tmp_path: Path) 
         assert weights(tmp_path) == weights(folder / "sft")
 
 
-def test_what_was_no_improvement_is_undone(folder: Path, tmp_path: Path) -> None:
+def test_a_stage_without_improvement_is_undone(folder: Path, tmp_path: Path) -> None:
     schedule = make_schedule(folder, tmp_path, keep="best", learning_rate=0.0, max_steps=1)
     report = run_stages([PreferenceStage("random", num_negatives=3, max_prompts=8)], folder / "sft", schedule)[0]
     assert report["after"] == report["before"] and not report["kept"]
@@ -137,7 +139,7 @@ def test_what_was_no_improvement_is_undone(folder: Path, tmp_path: Path) -> None
 
 
 def test_only_the_policy_is_copied(folder: Path, tmp_path: Path) -> None:
-    """Where no stage was kept, the last policy is the one that the schedule began with, and its folder is a run's."""
+    """If no stage is kept, the last policy is the first one, whose folder contains the files of its own run."""
     start, output = tmp_path / "sft", tmp_path / "out"
     shutil.copytree(folder / "sft", start)
     for name in ("checkpoint-5", "2-random-any"):
@@ -171,8 +173,7 @@ def test_models_are_freed_before_the_next_stage(folder: Path, tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_killed_five_times_it_ends_with_the_same_weights(finished: Any, folder: Path, tmp_path: Path) -> None:
-    """Each start is killed when it has written some more files, whatever they are: beams, checkpoints, models,
-    reports."""
+    """Each run is killed once it has written a few more files of any kind: beams, checkpoints, models, reports."""
     whole, _ = finished
     output, draw = tmp_path / "killed", random.Random(0)
     for _ in range(5):
@@ -190,7 +191,7 @@ def test_killed_five_times_it_ends_with_the_same_weights(finished: Any, folder: 
 
 
 def written(folder: Path) -> set[str]:
-    """All that is there. `rglob` would raise where a folder is deleted while it looks."""
+    """All files and folders. `rglob` would raise if a folder is deleted meanwhile."""
     return {os.path.join(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)}
 
 

@@ -1,4 +1,4 @@
-"""The whole of Align3GR in the toy world: whatever part it is killed in, it ends with the same IDs and weights."""
+"""All of Align³GR on the toy world: killed in any part, it ends with the same IDs and weights."""
 
 import shutil
 from collections.abc import Callable
@@ -39,8 +39,17 @@ SMALL: dict[str, Any] = {
     "max_epochs": 2,
 }
 IDS = DualIdsConfig(**SMALL, collisions="extend")
-SHARED: dict[str, Any] = {**QUIET, "prompt_head": "{user}", "max_length": 96, "activation_checkpointing": False}
-SHARED |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "per_device_train_batch_size": 8, "eval_ks": [5]}
+SHARED: dict[str, Any] = {
+    **QUIET,
+    "prompt_head": "{user}",
+    "max_length": 96,
+    "activation_checkpointing": False,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "max_steps": 4,
+    "per_device_train_batch_size": 8,
+    "eval_ks": [5],
+}
 STAGES = [
     PreferenceStage("self_play", num_beams=8, max_prompts=24),
     PreferenceStage("feedback", "hard", max_prompts=24),
@@ -53,7 +62,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path) -> RecDataset:
-    """All three parts, in `folder`, which holds the data."""
+    """Runs all three parts in `folder`, which contains the data."""
     dataset = give_ids(load(folder / "data"), IDS)
     tasks = {"next_item": 1.0, "item_to_id": 0.5, "profile_to_user": 0.5}
     config = BearConfig(str(folder / "run" / "supervised"), bear_weight=0, targets="all", tasks=tasks, **SHARED)
@@ -63,8 +72,8 @@ def run(folder: Path) -> RecDataset:
     return dataset
 
 
-def left(folder: Path) -> tuple[list[str], list[str], dict[str, torch.Tensor]]:
-    """IDs of items and users, and the last policy's weights."""
+def results_of(folder: Path) -> tuple[list[str], list[str], dict[str, torch.Tensor]]:
+    """The IDs of items and users, and the last policy's weights."""
     catalog = load(folder / "data").catalog
     return (
         catalog.with_surface("semantic_id").surfaces,
@@ -75,16 +84,17 @@ def left(folder: Path) -> tuple[list[str], list[str], dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an uninterrupted run leaves."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     shutil.copytree(source, folder / "data")
     run(folder)
     return folder
 
 
-def dies(kind: type, name: str, call: int) -> tuple[type, str, Callable[..., Any]]:
-    """A method that fails when it is called for the so manieth time."""
-    method, calls = getattr(kind, name), []
+def failing_at(kind: type, name: str, call: int) -> tuple[type, str, Callable[..., Any]]:
+    """A method that fails at its call number `call`, ready for `monkeypatch.setattr`."""
+    method = getattr(kind, name)
+    calls = []
 
     def failing(self: Any, *arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -114,27 +124,27 @@ def test_a_killed_run_ends_with_the_same_ids_and_weights(
         module, _, attribute = kind.rpartition(".")
         kind = getattr(__import__(module, fromlist=[attribute]), attribute)
     with monkeypatch.context() as patched:
-        patched.setattr(*dies(kind, name, call))
+        patched.setattr(*failing_at(kind, name, call))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     run(tmp_path)
-    items, users, weights = left(whole)
-    assert left(tmp_path)[:2] == (items, users)
-    found = left(tmp_path)[2]
+    items, users, weights = results_of(whole)
+    assert results_of(tmp_path)[:2] == (items, users)
+    found = results_of(tmp_path)[2]
     assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_taken_as_it_is(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = left(whole)
+def test_a_finished_run_trains_nothing_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = results_of(whole)
     for kind in (BearTrainer, SoftmaxDPOTrainer):
         monkeypatch.setattr(kind, "train", lambda *given, **options: 1 / 0)
     run(whole)
-    assert left(whole)[:2] == before[:2]
+    assert results_of(whole)[:2] == before[:2]
 
 
 @pytest.mark.slow
-def test_the_run_folder_recommends_by_user(whole: Path) -> None:
+def test_the_run_folder_recommends_to_named_users(whole: Path) -> None:
     dataset = load(whole / "data")
     recommender = Recommender.from_pretrained(whole / "run")
     history = dataset.history_of("u3") if "u3" in dataset.users["user_id"].to_pylist() else dataset.catalog.ids[:3]
@@ -145,8 +155,7 @@ def test_the_run_folder_recommends_by_user(whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_other_users_ids_are_another_plan(whole: Path, tmp_path: Path) -> None:
-    """A policy that learned other IDs of the users is not gone on with."""
+def test_a_policy_with_other_ids_of_users_is_refused(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole / "data", tmp_path / "data")
     dataset = load(tmp_path / "data").with_surface("semantic_id")
     users = dataset.catalog.user_ids
@@ -159,8 +168,8 @@ def test_other_users_ids_are_another_plan(whole: Path, tmp_path: Path) -> None:
         align(STAGES, whole / "run" / "supervised", schedule)
 
 
-def test_another_recipe_does_not_go_on_with_a_policy(source: Path, tmp_path: Path) -> None:
-    """What was learned by other options, or of other IDs, is refused and not taken for this recipe's."""
+def test_a_policy_trained_with_other_settings_is_refused(source: Path, tmp_path: Path) -> None:
+    """Its options, model size or task texts differ from those of the recipe."""
     shutil.copytree(source, tmp_path / "data")
     dataset = give_ids(load(tmp_path / "data"), IDS)
     options = {**SHARED, "bear_weight": 0, "targets": "all", "max_steps": 1, "save_strategy": "no"}
@@ -170,16 +179,16 @@ def test_another_recipe_does_not_go_on_with_a_policy(source: Path, tmp_path: Pat
         learn_supervised(dataset, BearConfig(str(tmp_path / "policy"), learning_rate=0.5, **options), size)
     with pytest.raises(ValueError, match="differs in model option hidden_size"):
         learn_supervised(dataset, BearConfig(str(tmp_path / "policy"), **options), RecModelConfig(hidden_size=32))
-    several = {**options, "tasks": {"next_item": 1.0, "profile_to_user": 0.5}}
-    learn_supervised(dataset, BearConfig(str(tmp_path / "tasks"), **several), size)
+    with_tasks = {**options, "tasks": {"next_item": 1.0, "profile_to_user": 0.5}}
+    learn_supervised(dataset, BearConfig(str(tmp_path / "tasks"), **with_tasks), size)
     towns = pa.array([f"Town{user}" for user in range(dataset.users.num_rows)])
     moved = replace(dataset, users=dataset.users.append_column("town", towns))
     with pytest.raises(ValueError, match="differs in texts of the tasks"):
-        learn_supervised(moved, BearConfig(str(tmp_path / "tasks"), **several), size)
+        learn_supervised(moved, BearConfig(str(tmp_path / "tasks"), **with_tasks), size)
 
 
 @pytest.mark.parametrize("users", [True, False])
-def test_several_processes_take_ids_and_make_none(
+def test_several_processes_load_ids_but_do_not_make_them(
     users: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(source, tmp_path / "data")
@@ -195,9 +204,8 @@ def test_several_processes_take_ids_and_make_none(
         give_ids(load(tmp_path / "data"), replace(config, seed=1), overwrite=True)
 
 
-def test_stages_that_ask_the_policy_otherwise_than_its_training_are_refused(source: Path, tmp_path: Path) -> None:
-    """Before any part runs: the policy would be measured by another softmax, or without its users, and look worse for
-    it."""
+def test_stages_must_prompt_and_rank_the_policy_like_its_training(source: Path, tmp_path: Path) -> None:
+    """Otherwise it would be measured with another softmax, or without its users, and look worse."""
     supervised = BearConfig(str(tmp_path / "policy"), **SHARED)
     for options, message in (
         ({}, "ranked by its softmax over legal tokens; give the stages normalize: catalogue"),

@@ -36,13 +36,15 @@ def now(folder: Path, **options: Any) -> Schedule:
     return make_schedule(folder, folder / "out", **options)
 
 
-def test_a_plan_that_came_to_nothing_may_change(folder: Path, tmp_path: Path) -> None:
+def test_a_plan_without_any_work_may_change(folder: Path, tmp_path: Path) -> None:
     for beta in (0.1, 0.3):
         check_same_plan(STAGES, folder / "model", make_schedule(folder, tmp_path / "out", beta=beta))
-        (tmp_path / "out" / "supervised").mkdir(exist_ok=True)  # of the pipeline's part before: no stage's work
+        (tmp_path / "out" / "supervised").mkdir(
+            exist_ok=True
+        )  # the pipeline's part before the stages is not their work
 
 
-def test_what_only_decides_speed_may_change(folder: Path) -> None:
+def test_settings_of_speed_and_logging_may_change(folder: Path) -> None:
     free: dict[str, Any] = {
         "per_device_eval_batch_size": 2,
         "resume_from_checkpoint": "x",
@@ -72,12 +74,12 @@ def test_the_list_of_inherited_fields_names_existing_ones() -> None:
     ("name", "value"),
     [("beta", 0.3), ("eval_ks", [1, 10]), ("seed", 1), ("max_length", 64), ("per_device_train_batch_size", 4)],
 )
-def test_what_decides_weights_and_reports_may_not(name: str, value: Any, folder: Path) -> None:
+def test_settings_of_weights_and_reports_may_not_change(name: str, value: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match=rf"differs in {name} \(.* there, .* now\)"):
         check_same_plan(STAGES, folder / "model", now(folder, **{name: value}))
 
 
-def test_stages_policy_and_models_may_not(folder: Path) -> None:
+def test_stages_and_models_may_not_change(folder: Path) -> None:
     plain = now(folder)
     with pytest.raises(ValueError, match="differs in stage 3"):
         check_same_plan(STAGES[:2], folder / "model", plain)
@@ -89,8 +91,8 @@ def test_stages_policy_and_models_may_not(folder: Path) -> None:
         check_same_plan(STAGES, folder / "model", replace(plain, model_options={"dtype": "float16"}))
 
 
-def test_the_policy_is_known_by_its_weights(folder: Path, tmp_path: Path) -> None:
-    """A folder may be moved; one that was trained in again holds another policy."""
+def test_the_policy_is_identified_by_its_weights(folder: Path, tmp_path: Path) -> None:
+    """A folder may be moved, but not trained again."""
     moved = Path(shutil.copytree(folder / "model", tmp_path / "elsewhere"))
     (moved / "training_args.bin").write_bytes(b"another call's")
     check_same_plan(STAGES, moved, now(folder))
@@ -101,7 +103,7 @@ def test_the_policy_is_known_by_its_weights(folder: Path, tmp_path: Path) -> Non
         check_same_plan(STAGES, moved, now(folder))
 
 
-def test_the_data_may_not(folder: Path) -> None:
+def test_the_data_may_not_change(folder: Path) -> None:
     plain = now(folder)
     dataset, catalog = plain.dataset, plain.dataset.catalog
     ids = Ragged.from_lists([[f"<a_{item}>"] for item in range(len(catalog))], object)
@@ -118,7 +120,7 @@ def test_the_data_may_not(folder: Path) -> None:
             check_same_plan(STAGES, folder / "model", replace(plain, dataset=other))
 
 
-def test_adapter_and_quantisation_are_written_down_alike_each_time(folder: Path, tmp_path: Path) -> None:
+def test_adapter_and_quantisation_are_written_the_same_each_time(folder: Path, tmp_path: Path) -> None:
     def schedule(width: int) -> Schedule:
         quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
         options = {"dtype": torch.bfloat16, "quantization_config": quantization, "device_map": {"": width}}
@@ -144,7 +146,7 @@ def test_adapter_and_quantisation_are_written_down_alike_each_time(folder: Path,
         ({"metric_for_best_model": "eval_recall@5"}, "keep='best' compares policies by eval_ndcg@10"),
     ],
 )
-def test_keeping_the_best_needs_a_checkpoint_of_it(options: dict[str, Any], message: str, folder: Path) -> None:
+def test_keeping_the_best_policy_needs_its_checkpoint(options: dict[str, Any], message: str, folder: Path) -> None:
     measured: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, **options}
     with pytest.raises(ValueError, match=message):
         now(folder, keep="best", **measured)

@@ -1,18 +1,18 @@
-"""Stages as data: what a recipe may say, and what is refused."""
+"""Stages as data: what a recipe may contain, and what is refused."""
 
 import pytest
 
 from trl_rec.schedule import PreferenceStage, align3gr_stages, read_stages
 
 
-def test_align3gr_goes_from_easy_beams_to_hard_feedback() -> None:
+def test_align3gr_runs_from_easy_beams_to_hard_feedback() -> None:
     stages = align3gr_stages(max_prompts=7)
     names = ["self_play-easy", "self_play-medium", "self_play-hard", "feedback-easy", "feedback-hard"]
     assert [stage.name for stage in stages] == names
     assert {stage.max_prompts for stage in stages} == {7}
 
 
-def test_a_stage_replaces_only_what_it_says() -> None:
+def test_a_stage_replaces_only_the_settings_it_contains() -> None:
     stage = read_stages([{"source": "feedback", "difficulty": "easy", "beta": 0.5, "liked": [4, 5]}])[0]
     assert stage.training == {"beta": 0.5}
     assert stage.liked == (4, 5) and stage.disliked == (1, 2)
@@ -27,7 +27,7 @@ def test_numbers_may_be_written_as_text() -> None:
     assert stage.max_prompts == 1000 and isinstance(stage.max_prompts, int)
 
 
-def test_the_difficulty_left_out_is_the_sources_last() -> None:
+def test_the_default_difficulty_is_the_last_of_the_source() -> None:
     assert [PreferenceStage(source).difficulty for source in ("self_play", "feedback", "random")] == [
         "any",
         "hard",
