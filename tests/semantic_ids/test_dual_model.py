@@ -92,7 +92,8 @@ def test_a_tower_rebuilds_its_input(generator):
     with torch.no_grad():
         tower.quantize.start(tower.encode(tower.fuse(inputs)), generator=generator)
     errors = []
-    for _ in range(100):
+    # Which codes are taken depends on rounding, and with it how fast the error falls; 300 steps are enough for any.
+    for _ in range(300):
         rebuilt = tower.rebuild(tower.fuse(inputs), inputs)
         errors.append(float(rebuilt.error.mean().detach()))
         optimizer.zero_grad()
