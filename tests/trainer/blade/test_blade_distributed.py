@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def references(output: Path) -> list[list]:
     """The reference lists, part by part."""
-    return [pq.read_table(path)["references"].to_pylist() for path in sorted(output.glob("references-*/*.parquet"))]
+    return [pq.read_table(path)["rows"].to_pylist() for path in sorted(output.glob("references-*/*.parquet"))]
 
 
 @pytest.mark.parametrize(
