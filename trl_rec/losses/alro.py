@@ -1,9 +1,9 @@
 """The two list-wise losses of ALRO, for a model that writes its ranking of the candidates as a list.
 
 `soft_lambda_loss` scores where the candidates are placed, `permutation_loss` how much the ranking depends on the order
-of the candidates in the prompt. Both read one table of log-probabilities per list: row k holds those with which answer
-position k names each candidate. The columns are candidates, not slots of the prompt; the caller maps slots back to
-candidates. With n candidates, the first n answer positions count, and the table must be finite there.
+of the candidates in the prompt. Both read one table per list: entry (k, i) is the log-probability that answer position
+k names candidate i. The columns are candidates, not slots of the prompt; the caller maps slots back to candidates.
+With n candidates, the first n answer positions count, and the table must be finite there.
 
 Training needs a supervised term on the tokens of the answer as well, which is not here.
 
@@ -86,7 +86,7 @@ def soft_lambda_loss(
     rank = gold_rank if delta == "target" else _rank(position.detach(), mask)
     gap_weight = _gap_weight(rank, position.dtype)  # (B, m, m)
 
-    # 2. The logarithm for each pair: small where candidate i (dim 1) stands well before candidate j (dim 2).
+    # 2. The logarithm for each pair: small where candidate i (dim 1) comes well before candidate j (dim 2).
     preferred = (ratings[:, :, None] > ratings[:, None, :]) & mask[:, :, None] & mask[:, None, :]
     weight = gap_weight * (gains[:, :, None] - gains[:, None, :])
     bits = -F.logsigmoid(sigma * (position[:, None, :] - position[:, :, None])) / math.log(2)

@@ -9,7 +9,7 @@ from torch import Tensor
 class LossOutput(NamedTuple):
     """A loss and the metrics to log beside it.
 
-    Losses neither reduce nor log. Their callers know what to divide by, and under which name to log.
+    Losses neither reduce nor log; their callers do, since only they know the divisor and the name to log under.
 
     Args:
         loss (`torch.Tensor`): One value per thing that the loss scores (a token, a list, a row), not reduced.

@@ -5,7 +5,7 @@ One array of row offsets and one of tokens therefore describe the whole tree (co
 by their token sequences, so the items below any node are a slice. There is no Python object per node and no loop over
 items, and the module needs torch alone.
 
-Legend: C most children of the nodes asked for (padded), T tokens, S places.
+Legend: C largest number of children of the given nodes (padded), T tokens.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class TokenTrie:
                 f"{error}; titles in lists end in a line break, so take line breaks out of them"
             ) from error
 
-        # 2. Report items that cannot be told apart.
+        # 2. Report items with equal paths.
         shared = trie.num_items - trie.num_leaves
         if shared and duplicates == "refuse":
             raise ValueError(
