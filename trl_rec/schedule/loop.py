@@ -113,7 +113,7 @@ def _run_stage(
         logger.warning("stage %d (%s) is skipped: it has no negatives for any prompt", number, stage.name)
         return {**report, "before": before or {}, "after": before or {}, "kept": False}
 
-    # 2. Train, and measure the policy on both sides of it.
+    # 2. Train, and measure the policy before and after.
     trainer = _build_trainer(number, stage, policy, tokenizer, table, start, schedule)
     before = before or _measure(trainer)
     trainer.train(resume_from_checkpoint=True)

@@ -42,6 +42,7 @@ INHERITED = (
     "data_seed",
     "shuffle_dataset",
     "train_sampling_strategy",
+    "length_column_name",
     "dataloader_drop_last",
     "dataloader_in_order",
     "accelerator_config",

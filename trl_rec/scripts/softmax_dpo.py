@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     """Trains and saves. With a dataset it also writes `metrics.json` for the test split."""
     data, model_config, config = parse((PreferenceArguments, ModelConfig, SoftmaxDPOConfig), argv, "softmax_dpo")
 
-    # 1. Read the preferences. Items of the validation or test split must not be among them.
+    # 1. Read the preferences. Items must be chosen in the training split, not in validation or test.
     dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
     catalog = None if dataset is None else dataset.catalog
     preferences = read_preferences(data.preferences, catalog)
