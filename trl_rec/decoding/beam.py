@@ -338,8 +338,8 @@ def best_first(scores: Tensor, ties: Tensor, count: int) -> Tensor:
 
     A NaN comes first, so that it reaches the end of the search and is reported.
     """
-    # One integer key combines score and tie, so that a single top-k sorts by both. The bits of a float are ordered like
-    # an integer once those of negative numbers are flipped. Adding 0.0 turns -0.0, whose bits differ, into 0.0.
+    # One integer key combines score and tie, so a single top-k sorts by both. The bits of a float are ordered like an
+    # integer once those of negative numbers are flipped. Adding 0.0 turns -0.0, whose bits differ, into 0.0.
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0
     bits = scores.view(torch.int32)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()

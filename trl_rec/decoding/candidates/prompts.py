@@ -38,7 +38,7 @@ COMPACT_PROMPT = {
     "prompt_tail": "<answer>",
 }
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# Alphabets to try for titles, in this order: some tokenizers have letters as tokens only after a space, others only without.
+# Alphabets to try for titles, in this order. Some tokenizers have letters only after a space, others only without.
 ALPHABETS = [
     [f"{space}{letter}" for letter in letters] for space in (" ", "") for letters in (LETTERS, LETTERS.lower())
 ]

@@ -95,7 +95,9 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
         start = differs.nonzero().squeeze(1)
         end = torch.cat([start[1:], torch.tensor([num_rows])])
         alive = token >= 0
-        start, end = start[alive[start]], end[alive[start]]  # (R,)
+        is_new = alive[start]
+        start = start[is_new]  # (R,)
+        end = end[is_new]
 
         # 2. Count the children of each node of the level above.
         level = depth_offsets[-2]

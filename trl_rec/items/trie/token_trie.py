@@ -36,11 +36,14 @@ class _HasPaths(Protocol):
     """The part of `ItemCatalog` that `from_catalog` uses; the catalogue itself belongs to a higher layer."""
 
     @property
-    def surface(self) -> str: ...
+    def surface(self) -> str:
+        """How items are written."""
 
-    def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged: ...
+    def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
+        """Row `i`: the path of item `i`."""
 
-    def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged: ...
+    def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
+        """Row `i`: the path of item `i` in a list."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +275,8 @@ class TokenTrie:
         for _ in range(max(self.depth_widths).bit_length()):
             middle = (low + high) // 2
             below = (low < high) & (self.child_tokens[middle.clamp(max=last)] < tokens)
-            low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
+            low = torch.where(below, middle + 1, low)
+            high = torch.where(below, high, middle)
 
         found = (low < ends) & (self.child_tokens[low.clamp(max=last)] == tokens)
         return torch.where(found, low + 1, -1)
