@@ -20,7 +20,10 @@ __all__ = [
     "CandidateRanker",
     "DualIdsConfig",
     "Evaluation",
+    "EvaluationConfig",
+    "FetchError",
     "ItemCatalog",
+    "ItemIdEncoder",
     "LossOutput",
     "PopularityBaseline",
     "PreferenceStage",
@@ -28,6 +31,7 @@ __all__ = [
     "RandomBaseline",
     "RankedItems",
     "RatedPromptFormat",
+    "RatingStageConfig",
     "RecDataset",
     "RecModelConfig",
     "Recommendation",
@@ -38,40 +42,66 @@ __all__ = [
     "TokenTrie",
     "TransitionBaseline",
     "TrieLogitsProcessor",
+    "align",
+    "align3gr_stages",
     "bear_loss",
     "best_of_n_reward",
+    "build_alro_trainer",
+    "build_bear_trainer",
+    "build_blade_trainer",
     "build_model",
+    "build_ranker",
     "build_rows",
+    "build_softmax_dpo_trainer",
+    "describe_ids",
     "dmpo_loss",
-    "evaluate_best_of",
     "evaluate_baselines",
+    "evaluate_best_of",
     "evaluate_orders",
     "evaluate_rankings",
     "evaluate_rated_baselines",
     "evaluate_split",
+    "evaluate_with_baselines",
+    "give_ids",
+    "held_out_rows",
+    "learn_ratings",
+    "learn_supervised",
     "leave_one_out",
+    "line_charts",
     "list_policy_loss",
     "load",
+    "load_model",
+    "load_tokenizer",
+    "logged_curve",
     "make_dual_ids",
     "make_model",
     "make_semantic_ids",
     "make_tokenizer",
+    "metrics_table",
+    "orders_table",
+    "paired_comparison",
     "permutation_loss",
     "posterior_cdf",
     "prepare",
+    "random_preferences",
     "rank_candidates",
     "rank_items",
+    "rating_values",
+    "read_ids_card",
+    "readable_lists",
     "run_stages",
     "sample_item_lists",
     "soft_lambda_loss",
     "softmax_dpo_loss",
     "standardized",
+    "training_prefixes",
 ]
 
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset, load
     from trl_rec.data.preparation import prepare
     from trl_rec.data.prompts import PromptFormat
+    from trl_rec.data.readers.fetching import FetchError
     from trl_rec.data.rows import build_rows
     from trl_rec.decoding.beam import RankedItems, rank_items
     from trl_rec.decoding.candidates.prompts import RatedPromptFormat
@@ -82,9 +112,14 @@ if TYPE_CHECKING:
     from trl_rec.decoding.recommender import Recommendation, Recommender
     from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
     from trl_rec.evaluation.best_of_n import evaluate_best_of
+    from trl_rec.evaluation.charts import line_charts, logged_curve
     from trl_rec.evaluation.evaluator import evaluate_rankings
     from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
+    from trl_rec.evaluation.intervals import paired_comparison
+    from trl_rec.evaluation.lists import readable_lists
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
+    from trl_rec.evaluation.saved_model import EvaluationConfig, evaluate_with_baselines
+    from trl_rec.evaluation.tables import metrics_table
     from trl_rec.items.catalog import ItemCatalog
     from trl_rec.items.trie import TokenTrie
     from trl_rec.losses.alro import permutation_loss, soft_lambda_loss
@@ -94,18 +129,32 @@ if TYPE_CHECKING:
     from trl_rec.losses.output import LossOutput
     from trl_rec.losses.softmax_dpo import softmax_dpo_loss
     from trl_rec.models.building import RecModelConfig, build_model
+    from trl_rec.models.loading import load_model, load_tokenizer
     from trl_rec.models.scratch import make_model, make_tokenizer
     from trl_rec.schedule.loop import run_stages
+    from trl_rec.schedule.pipeline import align, give_ids, learn_supervised
+    from trl_rec.schedule.preferences import random_preferences
+    from trl_rec.schedule.prefixes import training_prefixes
     from trl_rec.schedule.settings import Schedule
-    from trl_rec.schedule.stages import PreferenceStage
+    from trl_rec.schedule.stages import PreferenceStage, align3gr_stages
+    from trl_rec.semantic_ids.card import describe_ids
     from trl_rec.semantic_ids.dual import DualIdsConfig, make_dual_ids
+    from trl_rec.semantic_ids.dual_storage import ItemIdEncoder
     from trl_rec.semantic_ids.kmeans_ids import make_semantic_ids
+    from trl_rec.semantic_ids.storage import read_ids_card
+    from trl_rec.trainer.alro.building import build_alro_trainer, build_ranker
     from trl_rec.trainer.alro.config import AlroConfig
+    from trl_rec.trainer.alro.rating import RatingStageConfig, learn_ratings
+    from trl_rec.trainer.alro.reporting import orders_table
+    from trl_rec.trainer.alro.rows import held_out_rows, rating_values
     from trl_rec.trainer.alro.trainer import AlroTrainer
+    from trl_rec.trainer.bear.building import build_bear_trainer
     from trl_rec.trainer.bear.config import BearConfig
     from trl_rec.trainer.bear.trainer import BearTrainer
+    from trl_rec.trainer.blade.building import build_blade_trainer
     from trl_rec.trainer.blade.config import BladeConfig
     from trl_rec.trainer.blade.trainer import BladeTrainer
+    from trl_rec.trainer.softmax_dpo.building import build_softmax_dpo_trainer
     from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
     from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
 else:
@@ -115,6 +164,7 @@ else:
             "data.dataset": ["RecDataset", "load"],
             "data.preparation": ["prepare"],
             "data.prompts": ["PromptFormat"],
+            "data.readers.fetching": ["FetchError"],
             "data.rows": ["build_rows"],
             "decoding.beam": ["RankedItems", "rank_items"],
             "decoding.candidates.prompts": ["RatedPromptFormat"],
@@ -125,9 +175,14 @@ else:
             "decoding.recommender": ["Recommendation", "Recommender"],
             "evaluation.baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "evaluation.best_of_n": ["evaluate_best_of"],
+            "evaluation.charts": ["line_charts", "logged_curve"],
             "evaluation.evaluator": ["evaluate_rankings"],
             "evaluation.graded.results": ["evaluate_orders", "evaluate_rated_baselines"],
+            "evaluation.intervals": ["paired_comparison"],
+            "evaluation.lists": ["readable_lists"],
             "evaluation.results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
+            "evaluation.saved_model": ["EvaluationConfig", "evaluate_with_baselines"],
+            "evaluation.tables": ["metrics_table"],
             "items.catalog": ["ItemCatalog"],
             "items.trie": ["TokenTrie"],
             "losses.alro": ["permutation_loss", "soft_lambda_loss"],
@@ -137,18 +192,32 @@ else:
             "losses.output": ["LossOutput"],
             "losses.softmax_dpo": ["softmax_dpo_loss"],
             "models.building": ["RecModelConfig", "build_model"],
+            "models.loading": ["load_model", "load_tokenizer"],
             "models.scratch": ["make_model", "make_tokenizer"],
             "schedule.loop": ["run_stages"],
+            "schedule.pipeline": ["align", "give_ids", "learn_supervised"],
+            "schedule.preferences": ["random_preferences"],
+            "schedule.prefixes": ["training_prefixes"],
             "schedule.settings": ["Schedule"],
-            "schedule.stages": ["PreferenceStage"],
+            "schedule.stages": ["PreferenceStage", "align3gr_stages"],
+            "semantic_ids.card": ["describe_ids"],
             "semantic_ids.dual": ["DualIdsConfig", "make_dual_ids"],
+            "semantic_ids.dual_storage": ["ItemIdEncoder"],
             "semantic_ids.kmeans_ids": ["make_semantic_ids"],
+            "semantic_ids.storage": ["read_ids_card"],
+            "trainer.alro.building": ["build_alro_trainer", "build_ranker"],
             "trainer.alro.config": ["AlroConfig"],
+            "trainer.alro.rating": ["RatingStageConfig", "learn_ratings"],
+            "trainer.alro.reporting": ["orders_table"],
+            "trainer.alro.rows": ["held_out_rows", "rating_values"],
             "trainer.alro.trainer": ["AlroTrainer"],
+            "trainer.bear.building": ["build_bear_trainer"],
             "trainer.bear.config": ["BearConfig"],
             "trainer.bear.trainer": ["BearTrainer"],
+            "trainer.blade.building": ["build_blade_trainer"],
             "trainer.blade.config": ["BladeConfig"],
             "trainer.blade.trainer": ["BladeTrainer"],
+            "trainer.softmax_dpo.building": ["build_softmax_dpo_trainer"],
             "trainer.softmax_dpo.config": ["SoftmaxDPOConfig"],
             "trainer.softmax_dpo.trainer": ["SoftmaxDPOTrainer"],
         },

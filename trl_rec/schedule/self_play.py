@@ -100,7 +100,7 @@ def self_play_beams(
 def _read_or_rank(store: PartStore, part: range, rank: Callable[[range], np.ndarray]) -> np.ndarray:
     """The beams of a part, `(len(part), num_beams)`. All processes rank; the main process alone reads and writes."""
     is_main = PartialState().is_main_process
-    stored = broadcast_object_list([store.read(part) if is_main else None])[0]
+    stored: np.ndarray | None = broadcast_object_list([store.read(part) if is_main else None])[0]
     if stored is not None:
         return stored
     ranked = rank(part)
