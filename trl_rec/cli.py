@@ -5,7 +5,6 @@ Nothing heavy is imported before the verb is known, so `trl-rec --help` answers 
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from functools import partial
@@ -65,15 +64,13 @@ def launch(verb: str, argv: list[str]) -> None:
         argv: The words of the command line after it. `--accelerate_config`, a file or the name of a shipped one, and
             `--num_processes` are for `accelerate launch`; all others are for the verb's script.
     """
-    from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from trl_rec.compat import accelerate_launch
+
     for_accelerate, for_script = _split_words(argv)
-    # Accelerate warns about each of its options that was not given.
-    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
-    words = [*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *for_script]
     try:
-        launch_command(launch_command_parser().parse_args(words))
+        accelerate_launch([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *for_script])
     except (subprocess.CalledProcessError, ChildFailedError):
         sys.exit(2)  # the script has printed what was wrong
 

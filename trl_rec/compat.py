@@ -102,6 +102,7 @@ MEMBERS = (
     Member(TRAINERS, "_signature_columns", "", "the same: that method sets it"),
     Member(TRAINERS, "_get_train_sampler", "self train_dataset", "a resumed run orders its rows otherwise"),
     Member(TRAINERS, "_save_checkpoint", "self model trial", "no checkpoint is marked as complete, so no run resumes"),
+    Member(TRAINERS, "_load_from_checkpoint", "self resume_from_checkpoint model", "see `load_active_adapter`"),
     Member(TRAINERS, "save_model", "self output_dir _internal_call", "a saved model cannot recommend by itself"),
     Member(DPO, "_precompute_ref_logps", "self dataset name batch_size", "TRL computes those of pairs of texts"),
     Member(DPO, "_precompute_engine", "", "DeepSpeed's engine of the reference outlives the pass that needs it"),
@@ -207,6 +208,19 @@ def checkpoint_folder(trainer: Trainer, trial: Any) -> Path:
     return Path(trainer._get_output_dir(trial)) / f"checkpoint-{trainer.state.global_step}"
 
 
+def load_active_adapter(model: nn.Module, folder: str) -> None:
+    """Loads the adapter that a checkpoint has beside others in subfolders, such as "ref".
+
+    transformers below 5.23 loads those in subfolders alone, so that a resumed policy begins anew. This can go once 5.23
+    is the oldest transformers allowed.
+    """
+    if not knows_activation_checkpointing() and (Path(folder) / "adapter_config.json").is_file():
+        peft_model: Any = model
+        active = peft_model.active_adapter
+        peft_model.load_adapter(folder, active, is_trainable=True)
+        peft_model.set_adapter(active)
+
+
 def train_batch_size(trainer: Trainer) -> int:
     """Rows of one process's training batch. Without it, a batch that was made smaller to fit the memory
     (`auto_find_batch_size`) would not be counted."""
@@ -279,7 +293,7 @@ def launched_with_fsdp() -> bool:
 
 
 def accelerate_launch(argv: list[str]) -> None:
-    """`accelerate launch` in this process, without its remarks on defaults. Without it, training verbs would have to
+    """`accelerate launch` in this process, without its warnings about options that were not given. Without it, training verbs would have to
     find and start the program `accelerate`."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 

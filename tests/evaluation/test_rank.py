@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from tests.conftest import make_model, make_tokenizer
 from tests.processes import run_in_two
-from trl_rec.compat import knows_activation_checkpointing
+from tests.trainer.runs import with_known_names
 from trl_rec.data import PromptFormat, RecDataset, build_rows, load, prepare
 from trl_rec.data.dataset import split_rows
 from trl_rec.decoding import beam_list, rank_items
@@ -117,7 +117,7 @@ def test_rows_train_a_model_with_trl_that_then_recommends(
         "lr_scheduler_type": "constant",
     }
     quiet = {"use_cpu": True, "bf16": False, "report_to": "none", "logging_steps": 60, "save_strategy": "no"}
-    quiet["activation_checkpointing" if knows_activation_checkpointing() else "gradient_checkpointing"] = False
+    arguments |= with_known_names({"activation_checkpointing": False})
     config = SFTConfig(str(tmp_path), max_length=None, **arguments, **quiet)
     SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer).train()
     sequence = dataset.train["history"][0] + dataset.train["targets"][0]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from tests.processes import Work, run_alone, run_in_two
 from trl_rec import BearConfig, BearTrainer, RecDataset, load, prepare
+from trl_rec.compat import knows_activation_checkpointing
 from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
 from trl_rec.ragged import Ragged
 
@@ -28,6 +29,14 @@ Trained = tuple[dict[str, Any], dict[str, torch.Tensor]]  # what was measured, a
 QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
 PASSED_ON = ("peft_config", "callbacks", "train_dataset", "eval_dataset", "data_collator", "compute_metrics")
 PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_func")
+
+
+def with_known_names(options: dict[str, Any]) -> dict[str, Any]:
+    """The same for a config of TRL, whose names depend on the installed transformers (`activation_checkpointing`:
+    5.23)."""
+    if knows_activation_checkpointing():
+        return options
+    return {name.replace("activation_checkpointing", "gradient_checkpointing"): options[name] for name in options}
 
 
 def make_folder(folder: Path) -> RecDataset:

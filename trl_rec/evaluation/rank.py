@@ -150,15 +150,15 @@ def map_histories(
     """
     prompts = prompt_format.encode(histories, users, max_length=max_length)
 
-    def _compute_batch(rows: np.ndarray) -> Tensor:
+    def _compute_batch(rows: np.ndarray) -> np.ndarray:
         exclude = torch.from_numpy(histories.take(rows).padded()) if exclude_history else None
-        return compute(left_padded(prompts.take(rows), pad_token_id), rows, exclude).cpu()
+        return compute(left_padded(prompts.take(rows), pad_token_id), rows, exclude).cpu().numpy()
 
     return map_rows(_compute_batch, prompts.lengths, width=width, desc=desc, batch_size=batch_size)
 
 
 def map_rows(
-    compute: Callable[[np.ndarray], np.ndarray | Tensor],
+    compute: Callable[[np.ndarray], np.ndarray],
     lengths: np.ndarray,
     *,
     width: int,
@@ -168,7 +168,7 @@ def map_rows(
     """Applies a function to batches of rows, and returns int64 `(num_rows, width)` on every process.
 
     Args:
-        compute: Maps row numbers `(B,)` to values `(B, width)` on the CPU.
+        compute: Maps row numbers `(B,)` to values `(B, width)`.
         lengths: Number of tokens of each row, `(num_rows,)`.
         width: Number of values per row.
         desc: Label of the progress bar.

@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback
 from trl import SFTConfig, SFTTrainer
 
 from tests.conftest import make_model as make_family
-from tests.trainer.runs import QUIET, losses, make_folder, make_trainer
+from tests.trainer.runs import QUIET, losses, make_folder, make_trainer, with_known_names
 from trl_rec import BearConfig, BearTrainer, RecDataset, Recommender, bear_loss, prepare
 from trl_rec.data import PromptFormat, build_rows
 from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
@@ -55,7 +55,7 @@ def test_weight_zero_over_the_vocabulary_is_trls_sft(folder: Path, dataset: RecD
     common |= {"gradient_accumulation_steps": 2, "activation_checkpointing": False, **QUIET}
     theirs = SFTTrainer(
         load_model(folder / "model"),
-        SFTConfig(str(tmp_path), **common),
+        SFTConfig(str(tmp_path), **with_known_names(common)),
         train_dataset=rows,
         processing_class=tokenizer,
     )

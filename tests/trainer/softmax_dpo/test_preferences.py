@@ -178,7 +178,7 @@ def test_a_table_without_a_column_is_refused(catalog: ItemCatalog, tmp_path: Pat
         ("empty.jsonl", "", "it is empty"),
         ("blank.jsonl", "\n\n", ".*no data"),
         ("broken.jsonl", '{"prompt": "a"}\n{"prompt":\n', "JSON parse error"),
-        ("scalar.jsonl", "3\n", "JSON parse error"),
+        ("scalar.jsonl", "3\n", "(JSON parse error|'int' object)"),
         ("empty.json", "[]", ".*no data"),
         ("empty.csv", "", "No columns to parse"),
         ("header.csv", "prompt,chosen,rejected\n", ".*no data"),

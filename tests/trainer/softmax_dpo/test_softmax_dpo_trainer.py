@@ -13,7 +13,7 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from tests.conftest import make_model as make_family
-from tests.trainer.runs import QUIET, losses, make_folder
+from tests.trainer.runs import QUIET, losses, make_folder, with_known_names
 from tests.trainer.softmax_dpo.preference_runs import (
     CHAT,
     DEFAULTS,
@@ -80,7 +80,7 @@ def test_one_negative_is_trls_dpo(kind: str, tmp_path: Path) -> None:
         lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
         options = {"processing_class": TEXT_TOKENIZER, "peft_config": lora if kind == "adapter" else None}
         model = get_peft_model(model, lora) if kind == "ref adapter" else model
-        args = config(str(tmp_path), **DEFAULTS, beta=0.5, gradient_accumulation_steps=2)
+        args = config(str(tmp_path), **with_known_names(DEFAULTS), beta=0.5, gradient_accumulation_steps=2)
         one = trainer(model, ref_model, args, train_dataset=text_rows(several=False), **options)
         one.train()
         told.append([entry for entry in one.state.log_history if "loss" in entry])
@@ -590,6 +590,7 @@ OVERRIDDEN += [
     "save_model",
     "create_model_card",
     "_save_checkpoint",
+    "_load_from_checkpoint",
     "_prepare_dataset",
     "_get_train_sampler",
     "predict",

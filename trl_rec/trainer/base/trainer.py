@@ -29,6 +29,7 @@ from trl_rec.compat import (
     LengthGroupedSampler,
     TrainOutput,
     checkpoint_folder,
+    load_active_adapter,
     name_or_path,
     rotate_checkpoints,
 )
@@ -297,6 +298,12 @@ class RecTrainerMixin(ABC, Base):
         if self.args.should_save:
             (folder / MARK).touch()
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As the parent's, and the adapter that is trained, also where a frozen one lies beside it."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.model, PeftModel):
+            load_active_adapter(self.model, resume_from_checkpoint)
 
 
 def is_split(dataset: object) -> bool:

@@ -62,7 +62,9 @@ def _read_file(source: str, kind: str) -> Dataset:
         raise ValueError(f"there is no file {source}; name a file of preferences, or a dataset on the hub")
     try:
         return load_dataset(kind, data_files=source, split="train")
-    except (DatasetsError, StopIteration, ValueError) as error:  # the last two are raised for a file without rows
+    # StopIteration and ValueError are raised for a file without rows, TypeError for JSON that is no object by datasets
+    # below 5.2.
+    except (DatasetsError, StopIteration, TypeError, ValueError) as error:
         reason = str(error.__cause__ or error).strip() or "it is empty"
         raise ValueError(
             f"{source} holds no preferences that can be read as {kind} ({reason}); correct the file"
