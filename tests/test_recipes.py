@@ -24,9 +24,9 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from tests.stand_ins import save_stand_in
 from trl_rec import load, prepare
-from trl_rec.cli import SCRIPTS, TRAINING
 from trl_rec.ragged import Ragged
 from trl_rec.scripts.parsing import find_recipe, recipe_names, recipes_folder
+from trl_rec.scripts.verbs import SCRIPTS, TRAINING
 
 
 # Replaces the recipe's settings for GPUs, except nf4.

@@ -10,23 +10,8 @@ import sys
 from functools import partial
 from importlib import import_module
 
+from trl_rec.scripts.verbs import SCRIPTS, TRAINING, VERBS
 from trl_rec.version import __version__
-
-
-VERBS = {
-    "prepare": "make a dataset folder from an interaction log and a catalogue",
-    "tokenize": "give semantic IDs to the items of a dataset folder",
-    "bear": "fine-tune a recommender: BEAR, MSL (--bear_weight 0) or plain SFT (also --softmax vocabulary)",
-    "blade": "align a model that writes lists to rewards of whole lists: accuracy, diversity, fairness",
-    "alro": "fine-tune a model to order a user's rated candidates, whatever order they are shown in",
-    "softmax_dpo": "train on preferences: one chosen and several rejected completions per prompt",
-    "align3gr": "make semantic IDs, fine-tune on several tasks, train on preferences in stages; or the stages alone",
-    "evaluate": "measure the baselines and a model on a split, print a table and write metrics.json",
-    "recommend": "print what a trained model recommends to a user, or after some titles",
-    "recipe": "print a shipped recipe to copy and change, or the names of all recipes",
-}
-TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")  # these run under accelerate launch
-SCRIPTS = {"tokenize": "tokenizing"}  # names of scripts that differ from their verb's
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trl_rec.cli import VERBS, main
+from trl_rec.cli import main
 from trl_rec.data import load
 from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.evaluation import EvaluationConfig
@@ -20,6 +20,7 @@ from trl_rec.scripts.align3gr import ScheduleArguments
 from trl_rec.scripts.bear import DataArguments
 from trl_rec.scripts.evaluate import EvaluateArguments
 from trl_rec.scripts.parsing import find_recipe, parse, recipe_names
+from trl_rec.scripts.verbs import VERBS
 from trl_rec.trainer import BearConfig
 
 

@@ -18,8 +18,8 @@ from accelerate import PartialState
 from trl import TrlParser
 
 import trl_rec
-from trl_rec.cli import VERBS
 from trl_rec.compat import read_mappings
+from trl_rec.scripts.verbs import VERBS
 
 
 T = TypeVar("T")

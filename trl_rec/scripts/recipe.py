@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from trl_rec.cli import VERBS
 from trl_rec.scripts.parsing import find_recipe, recipe_names
+from trl_rec.scripts.verbs import VERBS
 
 
 def main(argv: list[str]) -> None:

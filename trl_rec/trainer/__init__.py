@@ -60,8 +60,9 @@ if TYPE_CHECKING:
     from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
     from trl_rec.trainer.base.config import RecConfig
     from trl_rec.trainer.base.metrics import BatchLoss, Mean
+    from trl_rec.trainer.base.model_card import Paper
     from trl_rec.trainer.base.reporting import conclude, save_run, write_run
-    from trl_rec.trainer.base.trainer import Paper, RecTrainerMixin
+    from trl_rec.trainer.base.trainer import RecTrainerMixin
     from trl_rec.trainer.bear.building import build_bear_trainer, build_training_rows
     from trl_rec.trainer.bear.collator import NextItemCollator
     from trl_rec.trainer.bear.config import BearConfig
@@ -93,7 +94,8 @@ else:
             "base.config": ["RecConfig"],
             "base.metrics": ["BatchLoss", "Mean"],
             "base.reporting": ["conclude", "save_run", "write_run"],
-            "base.trainer": ["Paper", "RecTrainerMixin"],
+            "base.model_card": ["Paper"],
+            "base.trainer": ["RecTrainerMixin"],
             "bear.building": ["build_bear_trainer", "build_training_rows"],
             "bear.collator": ["NextItemCollator"],
             "bear.config": ["BearConfig"],

@@ -25,7 +25,8 @@ from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
 from trl_rec.trainer.alro.tables import AnswerTable, answer_table
 from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
-from trl_rec.trainer.base.trainer import Paper, find_tokenizer
+from trl_rec.trainer.base.model_card import Paper
+from trl_rec.trainer.base.trainer import find_tokenizer
 
 
 class AlroTrainer(CandidateOrderingMixin, SFTTrainer):

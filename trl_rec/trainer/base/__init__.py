@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
     from trl_rec.trainer.base.config import RecConfig
     from trl_rec.trainer.base.metrics import BatchLoss, Mean
+    from trl_rec.trainer.base.model_card import Paper
     from trl_rec.trainer.base.reporting import conclude, save_run, write_run
-    from trl_rec.trainer.base.trainer import Paper, RecTrainerMixin
+    from trl_rec.trainer.base.trainer import RecTrainerMixin
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -31,6 +32,7 @@ else:
             "config": ["RecConfig"],
             "metrics": ["BatchLoss", "Mean"],
             "reporting": ["conclude", "save_run", "write_run"],
-            "trainer": ["Paper", "RecTrainerMixin"],
+            "model_card": ["Paper"],
+            "trainer": ["RecTrainerMixin"],
         },
     )

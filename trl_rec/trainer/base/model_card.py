@@ -3,54 +3,93 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from trl_rec.compat import BACKPORTED_FIELDS, name_or_path
+from trl_rec.compat import BACKPORTED_FIELDS
 from trl_rec.files import write_text
 from trl_rec.items import ItemCatalog
 
-
-if TYPE_CHECKING:
-    from trl_rec.trainer.base.trainer import RecTrainerMixin
 
 # Fields of TrainingArguments that tell two runs of one method apart.
 RUN_SETTINGS = ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "seed")
 
 
-def write_model_card(trainer: RecTrainerMixin, model_name: str) -> None:
-    """Writes `README.md` into the trainer's output folder."""
-    # 1. What the card says: the settings of this package, and the newest metrics that were logged.
-    settings = {name: getattr(trainer.args, name) for name in _shown_fields(trainer.args)}
-    measured = [entry for entry in trainer.state.log_history if any("@" in name for name in entry)]
-    base = name_or_path(trainer.model) or "trained from random weights"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("trl", "transformers", "torch"))
-    paper = trainer.paper
+class Paper(NamedTuple):
+    """The paper that a method comes from.
 
-    # 2. Front matter, what was trained, how to use it, settings, metrics.
+    Args:
+        title (`str`): Its title.
+        arxiv (`str`): Its arXiv id.
+    """
+
+    title: str
+    arxiv: str
+
+
+class ModelCard(NamedTuple):
+    """What a model card says.
+
+    Args:
+        name (`str`): Name of the model.
+        tags (`Sequence[str]`): Tags for the hub.
+        method (`str`): What tables call the run.
+        paper (`Paper`): Where the method comes from.
+        base_model (`str` or `None`): The model that was trained; None for random weights.
+        settings (`Mapping[str, Any]`): Settings to list.
+        log (`Sequence[dict[str, Any]]`): What was logged; the newest entry with ranking metrics is shown.
+        catalog (`ItemCatalog`, *optional*): The items.
+        example (`Sequence[str]`): Lines of Python that use the model.
+    """
+
+    name: str
+    tags: Sequence[str]
+    method: str
+    paper: Paper
+    base_model: str | None
+    settings: Mapping[str, Any]
+    log: Sequence[dict[str, Any]]
+    catalog: ItemCatalog | None = None
+    example: Sequence[str] = ()
+
+
+def write_model_card(folder: Path, card: ModelCard) -> None:
+    """Writes the card as `README.md` into a folder."""
+    measured = [entry for entry in card.log if any("@" in name for name in entry)]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("trl", "transformers", "torch"))
+
+    # Front matter, what was trained, how to use it, settings, metrics.
     lines = [
         "---",
         "library_name: trl-rec",
-        f"tags: {json.dumps(trainer._tag_names)}",
+        f"tags: {json.dumps(list(card.tags))}",
         "---",
         "",
-        f"# {model_name}",
+        f"# {card.name}",
         "",
-        f"Trained with {trainer.display_name}. Base model: {base}. Versions: {versions}.",
+        f"Trained with {card.method}. Base model: {card.base_model or 'trained from random weights'}. "
+        f"Versions: {versions}.",
         "",
-        f"The method is from [{paper.title}](https://arxiv.org/abs/{paper.arxiv}).",
+        f"The method is from [{card.paper.title}](https://arxiv.org/abs/{card.paper.arxiv}).",
         "",
-        *([] if trainer.catalog is None else _catalog_lines(trainer.catalog, trainer.card_example())),
+        *([] if card.catalog is None else _catalog_lines(card.catalog, card.example)),
         "| setting | value |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in settings.items()),
+        *(f"| {name} | {value} |" for name, value in card.settings.items()),
         "",
         *(_metric_lines(measured[-1]) if measured else []),
     ]
+    write_text(folder / "README.md", "\n".join(lines) + "\n")
 
-    write_text(Path(str(trainer.args.output_dir)) / "README.md", "\n".join(lines) + "\n")
+
+def shown_settings(args: object) -> dict[str, Any]:
+    """The fields that this package's configs add to TRL's, and `RUN_SETTINGS`, with their values."""
+    configs = [kind for kind in type(args).__mro__ if kind.__module__.startswith("trl_rec.")]
+    ours = {name for config in configs for name in config.__annotations__}
+    names = sorted(ours.difference(BACKPORTED_FIELDS).union(RUN_SETTINGS))
+    return {name: getattr(args, name) for name in names}
 
 
 def _catalog_lines(catalog: ItemCatalog, example: Sequence[str]) -> list[str]:
@@ -62,13 +101,6 @@ def _catalog_lines(catalog: ItemCatalog, example: Sequence[str]) -> list[str]:
         "```",
         "",
     ]
-
-
-def _shown_fields(args: object) -> list[str]:
-    """The fields that this package's configs add to TRL's, and `RUN_SETTINGS`."""
-    configs = [kind for kind in type(args).__mro__ if kind.__module__.startswith("trl_rec.")]
-    ours = {name for config in configs for name in config.__annotations__}
-    return sorted(ours.difference(BACKPORTED_FIELDS).union(RUN_SETTINGS))
 
 
 def _metric_lines(entry: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from datasets import Dataset
 from peft import PeftModel
@@ -38,7 +38,7 @@ from trl_rec.models.loading import load_tokenizer
 from trl_rec.trainer.base.checkpoints import MARK, newest_complete
 from trl_rec.trainer.base.checks import check_parallelism
 from trl_rec.trainer.base.metrics import BatchLoss, describe_broken, reduce_batch
-from trl_rec.trainer.base.model_card import write_model_card
+from trl_rec.trainer.base.model_card import ModelCard, Paper, shown_settings, write_model_card
 from trl_rec.trainer.base.sampling import EpochOrder, LengthGroups
 from trl_rec.trainer.base.shutdown import end_processes
 
@@ -53,18 +53,6 @@ NO_RANKING_UNDER_FSDP = (
     "FSDP cannot rank lists during training: set eval_strategy to no, and evaluate the saved model with "
     "trl-rec evaluate"
 )
-
-
-class Paper(NamedTuple):
-    """The paper that a method comes from.
-
-    Args:
-        title (`str`): Its title.
-        arxiv (`str`): Its arXiv id.
-    """
-
-    title: str
-    arxiv: str
 
 
 class RecTrainerMixin(ABC, Base):
@@ -274,8 +262,21 @@ class RecTrainerMixin(ABC, Base):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """A card with method, paper, catalogue, settings and metrics; TRL's own is a chat quick start."""
-        if self.is_world_process_zero():
-            write_model_card(self, model_name or Path(str(self.args.output_dir)).name)
+        if not self.is_world_process_zero():
+            return
+        folder = Path(str(self.args.output_dir))
+        card = ModelCard(
+            name=model_name or folder.name,
+            tags=self._tag_names,
+            method=self.display_name,
+            paper=self.paper,
+            base_model=name_or_path(self.model),
+            settings=shown_settings(self.args),
+            log=self.state.log_history,
+            catalog=self.catalog,
+            example=self.card_example(),
+        )
+        write_model_card(folder, card)
 
     def _save_checkpoint(self, model: nn.Module, trial: dict[str, Any] | None) -> None:
         """As the parent's, but into an empty folder, and older checkpoints go only when this one is complete."""

@@ -22,7 +22,8 @@ from trl_rec.models.selection import logits_at
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
-from trl_rec.trainer.base.trainer import EvalSets, Paper, find_tokenizer, is_split
+from trl_rec.trainer.base.model_card import Paper
+from trl_rec.trainer.base.trainer import EvalSets, find_tokenizer, is_split
 from trl_rec.trainer.bear.collator import NextItemCollator, with_trie_nodes
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.bear.list_labels import check_lists

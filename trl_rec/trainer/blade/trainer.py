@@ -43,6 +43,7 @@ from trl_rec.ragged import Ragged
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
+from trl_rec.trainer.base.model_card import Paper
 from trl_rec.trainer.base.reference import (
     as_reference,
     copy_of_policy,
@@ -50,7 +51,7 @@ from trl_rec.trainer.base.reference import (
     not_training,
 )
 from trl_rec.trainer.base.sampling import RepeatedBatches
-from trl_rec.trainer.base.trainer import EvalSets, Paper, find_tokenizer, is_split
+from trl_rec.trainer.base.trainer import EvalSets, find_tokenizer, is_split
 from trl_rec.trainer.blade.collator import ListPromptCollator, as_rows, check_enough_items
 from trl_rec.trainer.blade.config import TARGETS, BladeConfig
 from trl_rec.trainer.blade.reference_lists import draw_reference_lists, reference_store, with_reference_lists

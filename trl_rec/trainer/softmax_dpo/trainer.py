@@ -32,6 +32,7 @@ from trl_rec.models.completions import completion_logps, legal_completion_logps,
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
+from trl_rec.trainer.base.model_card import Paper
 from trl_rec.trainer.base.reference import (
     as_reference,
     copy_of_policy,
@@ -41,7 +42,7 @@ from trl_rec.trainer.base.reference import (
     with_reference,
     write_reference,
 )
-from trl_rec.trainer.base.trainer import EvalSets, Paper, find_tokenizer, is_split
+from trl_rec.trainer.base.trainer import EvalSets, find_tokenizer, is_split
 from trl_rec.trainer.softmax_dpo.collator import PreferenceCollator, check_on_catalogue
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 from trl_rec.trainer.softmax_dpo.rows import TABLE, preference_rows
