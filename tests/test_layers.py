@@ -82,7 +82,7 @@ def test_no_module_imports_from_above() -> None:
 
 
 def test_trainers_share_a_base_and_leave_each_other_alone() -> None:
-    """Methods import `trainer.base` only. The rating stage of ALRO is a run of plain fine-tuning, by BEAR's trainer."""
+    """Methods import `trainer.base` only. ALRO's rating stage is plain fine-tuning, which BEAR's trainer does."""
     methods = {"bear", "alro", "blade", "softmax_dpo"}
     found = set()
     for path in (PACKAGE / "trainer").rglob("*.py"):

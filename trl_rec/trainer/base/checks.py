@@ -41,8 +41,8 @@ def check_processes(args: TrainingArguments) -> None:
     """Refuses several GPUs in one process: torch's DataParallel splits batches that our losses need whole."""
     if args.n_gpu > 1:
         raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process; start the run with accelerate launch, which gives each its "
-            "own process, or set CUDA_VISIBLE_DEVICES to one of them"
+            f"{args.n_gpu} GPUs are visible to one process; start the run with accelerate launch, which gives each "
+            "its own process, or set CUDA_VISIBLE_DEVICES to one of them"
         )
 
 
