@@ -18,4 +18,4 @@ def oldest(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(oldest((Path(__file__).parents[1] / "setup.cfg").read_text(encoding="utf-8"))))
+    print("\n".join(oldest((Path(__file__).parents[1] / "setup.cfg").read_text(encoding="utf-8"))))  # noqa: T201

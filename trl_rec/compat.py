@@ -211,8 +211,8 @@ def checkpoint_folder(trainer: Trainer, trial: Any) -> Path:
 def load_active_adapter(model: nn.Module, folder: str) -> None:
     """Loads the adapter that a checkpoint has beside others in subfolders, such as "ref".
 
-    transformers below 5.23 loads those in subfolders alone, so that a resumed policy begins anew. This can go once 5.23
-    is the oldest transformers allowed.
+    transformers below 5.23 loads those in subfolders alone, so a resumed policy would start over. This can go once
+    5.23 is the oldest transformers allowed.
     """
     if not knows_activation_checkpointing() and (Path(folder) / "adapter_config.json").is_file():
         peft_model: Any = model
@@ -293,8 +293,8 @@ def launched_with_fsdp() -> bool:
 
 
 def accelerate_launch(argv: list[str]) -> None:
-    """`accelerate launch` in this process, without its warnings about options that were not given. Without it, training verbs would have to
-    find and start the program `accelerate`."""
+    """`accelerate launch` in this process, without its warnings about options that were not given. Without it,
+    training verbs would have to find and start the program `accelerate`."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
