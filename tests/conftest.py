@@ -1,5 +1,6 @@
 """Settings of all tests, and tiny models and tokenizers made from scratch: no test uses the network."""
 
+import logging
 import os
 from copy import deepcopy
 
@@ -29,6 +30,19 @@ from transformers import (
 
 
 # As in the processes that tests start: the rounding of sums depends on the number of threads.
+class LoggedDeprecations(logging.Handler):
+    """Makes errors of deprecations that are logged rather than warned of (for others see `filterwarnings` in
+    setup.cfg)."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.levelno >= logging.WARNING and "deprecated" in message:
+            raise DeprecationWarning(message)
+
+
+for name in ("accelerate", "datasets", "peft", "transformers", "trl"):
+    logging.getLogger(name).addHandler(LoggedDeprecations())
+
 torch.set_num_threads(1)
 
 # All phases of Hypothesis except the one that explains a failure, which can take minutes.

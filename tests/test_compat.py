@@ -6,6 +6,7 @@ A test that fails after an upgrade names the function, or the row of `MEMBERS` o
 import ast
 import configparser
 import inspect
+import logging
 import re
 import warnings
 from dataclasses import dataclass, field
@@ -420,6 +421,14 @@ def test_layers_of_bitsandbytes_are_known() -> None:
 
 
 # setup.cfg
+
+
+@pytest.mark.parametrize("kind", [FutureWarning, DeprecationWarning])
+def test_deprecations_are_errors_whoever_is_said_to_have_called(kind: type[Warning]) -> None:
+    with pytest.raises(kind, match="`old` is deprecated"):
+        warnings.warn_explicit("`old` is deprecated", kind, "file.py", 1, module="transformers.some.module")
+    with pytest.raises(DeprecationWarning, match="`old` is deprecated"):
+        logging.getLogger("trl.some.module").warning("`old` is deprecated")
 
 
 def test_every_requirement_has_a_lower_bound_and_a_major_version_that_ends_it() -> None:

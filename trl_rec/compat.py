@@ -92,12 +92,7 @@ MEMBERS = (
         "self dataset processing_class args packing formatting_func dataset_name",
         "TRL tokenizes the splits as texts, and finds no text column",
     ),
-    Member(
-        DPO,
-        "_prepare_dataset",
-        "self dataset processing_class args dataset_name",
-        "TRL tokenizes the rows as one chosen and one rejected text",
-    ),
+    Member(DPO, "_prepare_dataset", "self dataset processing_class args dataset_name", "TRL tokenizes pairs of texts"),
     Member(TRAINERS, "_set_signature_columns_if_needed", "self", "the columns that our collators read are dropped"),
     Member(TRAINERS, "_signature_columns", "", "the same: that method sets it"),
     Member(TRAINERS, "_get_train_sampler", "self train_dataset", "a resumed run orders its rows otherwise"),
@@ -211,8 +206,8 @@ def checkpoint_folder(trainer: Trainer, trial: Any) -> Path:
 def load_active_adapter(model: nn.Module, folder: str) -> None:
     """Loads the adapter that a checkpoint has beside others in subfolders, such as "ref".
 
-    transformers below 5.23 loads those in subfolders alone, so that a resumed policy begins anew. This can go once 5.23
-    is the oldest transformers allowed.
+    transformers below 5.23 loads those in subfolders alone (huggingface/transformers#30478), so a resumed policy would
+    start over. This can go once 5.23 is the oldest transformers allowed.
     """
     if not knows_activation_checkpointing() and (Path(folder) / "adapter_config.json").is_file():
         peft_model: Any = model
@@ -278,7 +273,7 @@ def complete_ref_adapter(model: nn.Module) -> None:
 
 def reset_accelerator_state() -> None:
     """Lets the next trainer of this process make an `Accelerator`. Without it, the second stage of a schedule fails
-    under DeepSpeed, which allows one Accelerator per process."""
+    under DeepSpeed, which allows one Accelerator per process (huggingface/transformers#35073)."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
@@ -293,8 +288,8 @@ def launched_with_fsdp() -> bool:
 
 
 def accelerate_launch(argv: list[str]) -> None:
-    """`accelerate launch` in this process, without its warnings about options that were not given. Without it, training verbs would have to
-    find and start the program `accelerate`."""
+    """`accelerate launch` in this process, without its warnings about options that were not given. Without it,
+    training verbs would have to find and start the program `accelerate`."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
@@ -315,8 +310,8 @@ def held_weights(parameter: nn.Parameter) -> Tensor:
 def without_step_hook(wrapped: Any) -> Iterator[None]:
     """Inside, a ZeRO-3 engine's forward passes ask nothing of other processes; the weights have to be gathered.
 
-    TRL's `unwrap_model_for_generation` leaves one hook: at the start of a forward pass it compares notes with the
-    other processes, and waits forever for one that has fewer batches to decode.
+    TRL's `unwrap_model_for_generation` (huggingface/trl#1617) leaves one hook: at the start of a forward pass it
+    compares notes with the other processes, and waits forever for one that has fewer batches to decode.
     """
     optimizer = getattr(wrapped, "optimizer", None)
     offload: Any = getattr(optimizer, "parameter_offload", optimizer)
@@ -339,7 +334,7 @@ def keep_differentiable(model: Model) -> Model:
     """The model, whose 4-bit layers will still pass gradients after they have been used in evaluation mode on a CPU.
 
     bitsandbytes repacks their weights then, on processors with AVX-512 for bfloat16, into a form without a backward
-    pass. This can go once it unpacks them for training.
+    pass (bitsandbytes-foundation/bitsandbytes#1804). This can go once it unpacks them for training.
     """
     for layer in model.modules():
         if "support_avx512bf16_for_cpu" in vars(layer):
