@@ -29,7 +29,6 @@ from transformers import (
 )
 
 
-# As in the processes that tests start: the rounding of sums depends on the number of threads.
 class LoggedDeprecations(logging.Handler):
     """Makes errors of deprecations that are logged rather than warned of (for others see `filterwarnings` in
     setup.cfg)."""
@@ -43,6 +42,7 @@ class LoggedDeprecations(logging.Handler):
 for name in ("accelerate", "datasets", "peft", "transformers", "trl"):
     logging.getLogger(name).addHandler(LoggedDeprecations())
 
+# As in the processes that tests start: the rounding of sums depends on the number of threads.
 torch.set_num_threads(1)
 
 # All phases of Hypothesis except the one that explains a failure, which can take minutes.
