@@ -38,7 +38,7 @@ def train(verb: str, argv: list[str], output: Path) -> None:
     """Runs a training verb as its launched process would, for four steps."""
     os.chdir(output)
     sys.argv = [verb, *argv, "--max_steps", "4"]
-    runpy.run_module(f"trl_rec.scripts.{verb}", run_name="__main__")
+    runpy.run_module(f"trl_rec.scripts.{verb}", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.slow
