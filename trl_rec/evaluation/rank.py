@@ -1,4 +1,4 @@
-"""Ranks the catalogue for many users with a model: prompts of similar length in batches, divided over the processes.
+"""Ranks the catalogue for many users with a model. Batches of similar prompts are divided among the processes.
 
 Every process returns the complete ranking, in the order of the rows.
 """
@@ -47,8 +47,8 @@ def rank_split(
         tokenizer: Its tokenizer.
         dataset: The dataset. The surface of its catalogue determines how items are written.
         split (*optional*, defaults to `"test"`): `"validation"` or `"test"`.
-        prompt_format (*optional*, defaults to the default format of the surface, for single items): How histories are
-            written. With a `list_length`, the model writes lists.
+        prompt_format (*optional*): How histories are written. By default the surface's format for single items. With a
+            `list_length`, the model writes lists.
         options: As in [`rank_histories`].
     """
     prompt_format = prompt_format or PromptFormat.for_catalog(dataset.catalog, tokenizer)
@@ -83,8 +83,8 @@ def rank_histories(
 ) -> np.ndarray:
     """Ranks the catalogue after each history: `(num_histories, top_k)`, -1 where a rank is missing.
 
-    If the prompt format has a `list_length`, the ranking is the first `top_k` items of the list that the model writes;
-    otherwise it is that of single items by score.
+    If the prompt format has a `list_length`, the ranking is the first `top_k` items of the list that the model writes.
+    Otherwise single items are ranked by score.
 
     Args:
         model: A causal language model.
@@ -94,14 +94,15 @@ def rank_histories(
         pad_token_id: Token that pads the prompts.
         users (*optional*): The user of each history, as a row of `RecDataset.users`; needed if prompts name users.
         top_k (*optional*, defaults to `10`): Number of ranks to return.
-        num_beams (*optional*, defaults to `top_k`, and for lists to `1`): Width of the beam search. For single items
-            it is raised to `top_k`; for lists, 1 is greedy decoding.
-        exclude_history (*optional*, defaults to `True`): Whether items of the whole history are never recommended.
+        num_beams (*optional*, defaults to `top_k`, and for lists to `1`): Width of the beam search. For single
+            items, a smaller value is raised to `top_k`. For lists, 1 means greedy decoding.
+        exclude_history (*optional*, defaults to `True`): Whether to exclude the items of the history,
+            including those that are cut from the prompt.
         renormalize, length_penalty (*optional*): As in [`rank_items`]. They have no effect on lists, which always use
             the softmax over legal tokens.
         batch_size (*optional*, defaults to `16`): Prompts per forward pass.
-        max_length (*optional*): Limit on the tokens of prompt and completion together; the oldest history is dropped
-            first.
+        max_length (*optional*): Limit on the tokens of prompt and completion together. The oldest items of a history
+            are dropped first.
     """
     trie = trie.to(model.device)
     rank: Callable[..., RankedItems]
@@ -142,7 +143,7 @@ def map_histories(
 
     Args:
         compute: Maps a batch to items `(B, width)`. It is called with the padded prompts, their row numbers `(B,)`,
-            and the items to exclude `(B, E)`, -1 where a row has fewer, or None.
+            and the items to exclude: `(B, E)`, padded with -1, or None if nothing is excluded.
         histories, prompt_format, pad_token_id, users, exclude_history, batch_size, max_length: As in
             [`rank_histories`].
         width: Number of items per row.

@@ -1,8 +1,8 @@
 """BEAR: cross-entropy plus a term on the margin between the target token and the last token that a beam search keeps.
 
-The margin is a difference of log-probabilities. Logits would give the same value, since the normaliser cancels, but
-only with log-probabilities does the gradient vanish where the target is the only legal token. The threshold is
-constant to the gradient, as in the authors' code. The backward pass needs a single tensor of log-probabilities.
+The margin is the target's log-probability minus a threshold, which is detached as in the authors' code. A margin of
+logits has the same value, because the normaliser cancels, but another gradient. With log-probabilities the gradient is
+zero where the target is the only legal token.
 
 Legend: N positions, C tokens to choose from: the legal ones (padded), or the vocabulary.
 """
@@ -47,9 +47,9 @@ def bear_loss(
     $-w \log 2$ (`paper`) or $w \log 2$ (`survival`).
 
     Reconstruction: the paper's body was not available; `paper` follows two independent notes on it. The authors' code
-    holds the factor constant and weighs the cross-entropy by it. It has the same gradient as `paper` with `weight =
-    topk_weight * topk_tau` and `sharpness = topk_tau`. Deviation: that code then divides by the sum of the factors
-    over a micro-batch; nothing is reduced here.
+    weights the cross-entropy by a detached factor. With its options `topk_weight` and `topk_tau`, it has the gradient
+    of `paper` at `weight = topk_weight * topk_tau` and `sharpness = topk_tau`. Deviation: that code then divides by
+    the sum of the factors over a micro-batch; nothing is reduced here.
 
     Args:
         logits (`torch.Tensor` of shape `(N, C)`): bfloat16 and float16 are computed in float32.
@@ -93,7 +93,8 @@ def _log_softmax(logits: Tensor, legal: Tensor | None, temperature: float) -> Te
 
 def _threshold(log_probs: Tensor, num_beams: int) -> Tensor:
     """`(N,)`: the b-th largest value of each row."""
-    # It is the least finite one of the `num_beams` largest, so the legal tokens need not be counted.
+    # Illegal tokens are -inf, so the smallest finite value among the `num_beams` largest is the b-th. This avoids
+    # counting the legal tokens.
     best = log_probs.topk(min(num_beams, log_probs.shape[-1]), sorted=False).values
     return best.where(best.isfinite(), torch.inf).amin(-1)
 

@@ -1,7 +1,7 @@
-"""What identifies the work in a folder, so that a later call resumes it or refuses to.
+"""Writes a plan of the work in an output folder. A later call resumes work with the same plan and refuses any other.
 
-The plan is written to `plan.json` before any work. A later call in the same folder must have the same plan: whatever
-decides the trained weights or the reported figures. What only decides speed, memory or logging may change.
+The plan contains every setting that affects the trained weights or the reported figures, and is written to `plan.json`
+before any work. Settings that only affect speed, memory or logging may change between calls.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedu
     Args:
         stages: The stages to train, in order.
         start: Folder of the first policy, identified by its weights and not by its name.
-        schedule: What all stages share.
+        schedule: The settings that all stages share: dataset, configuration, adapter and output folder.
     """
     options = {name: value for name, value in (schedule.model_options or {}).items() if value is not None}
     options.pop("device_map", None)  # differs between processes
@@ -126,7 +126,7 @@ def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, mod
         config: Configuration of its trainer.
         model: The options that it is loaded or made with, `model_name_or_path` among them.
     """
-    # A local model is identified by its weights too, a model of the hub by its name alone.
+    # A local model is identified by its name and its weights, a model from the hub by its name alone.
     pretrained = model.get("model_name_or_path") or ""
     weights = weights_digest(pretrained) if pretrained and Path(pretrained).is_dir() else None
 
@@ -152,7 +152,7 @@ def weights_digest(folder: str | Path) -> str:
     """A hash of the weights in a policy's folder: it survives a move of the folder, and changes with training."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
-        # Trainer's training_args.bin has a suffix of weights, but contains none.
+        # The name of Trainer's training_args.bin ends like that of a weights file, but it contains no weights.
         if path.suffix in WEIGHT_SUFFIXES and path.name != "training_args.bin":
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
@@ -162,7 +162,8 @@ def weights_digest(folder: str | Path) -> str:
 def _write_or_check(path: Path, plan: dict[str, Any], *, work: str, parts: str) -> None:
     """Writes `plan` to `path`; raises if another plan is there and its folder contains files that match `work`.
 
-    A plan under which no work was done yet is replaced. `parts` names what a user may delete to begin again.
+    If no work was done under the old plan, the new plan replaces it. `parts` names what a user may delete to begin
+    again.
     """
     plan = json.loads(json.dumps(plan, default=_to_json))  # tuples become lists, as in the file
 
@@ -182,7 +183,7 @@ def _write_or_check(path: Path, plan: dict[str, Any], *, work: str, parts: str) 
 
 
 def _data_entries(dataset: RecDataset) -> dict[str, Any]:
-    """What identifies the items, how they are written, and the rows."""
+    """The plan's entries for a dataset: its items, their surface and IDs, and its rows."""
     return {
         "items": dataset.catalog.fingerprint,
         "surface": dataset.catalog.surface,

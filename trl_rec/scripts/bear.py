@@ -1,5 +1,4 @@
-"""`trl-rec bear`: fine-tunes a recommender that keeps each target token inside the beam, and measures it beside the
-baselines."""
+"""`trl-rec bear`: fine-tunes a recommender with BEAR, and compares it with the baselines."""
 
 from __future__ import annotations
 

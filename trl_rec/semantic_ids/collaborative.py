@@ -2,9 +2,10 @@
 
 The encoder reads the training split only.
 
-Deviation: the paper's network with target attention (DIN) reads a sequence once per candidate that it scores. Causal
-self-attention reads it once for all positions, which is affordable on a CPU. As in the authors' code, the vector of a
-user is pooled from the vectors e_i of the chosen items: w = softmax(e_i . mean(e) / sqrt(width)), u = sum of w_i e_i.
+Deviation: Align³GR (arXiv 2511.11255) uses target attention (DIN), which reads a sequence once per item that it
+scores. The causal self-attention here reads it once for all positions, which is affordable on a CPU. As in the
+authors' code, the vector of a user is pooled from the vectors e_i of the chosen items: w = softmax(e_i . mean(e) /
+sqrt(width)), u = sum of w_i e_i.
 
 Legend: B sequences, T items of the longest one, D width, K negatives, P positions at which an item is predicted.
 """
@@ -31,7 +32,7 @@ from trl_rec.semantic_ids.storage import cached_tensor
 
 logger = logging.getLogger(__name__)
 
-LENGTH = 50  # items per window, which are read together
+LENGTH = 50  # most items per window, which the encoder reads as one sequence
 BATCH = 128
 NEGATIVES = 512  # shared by a batch; a catalogue of at most this many items is scored whole
 HELD_OUT = 20  # one window in this many is held out to decide when to stop
@@ -48,7 +49,7 @@ def collaborative_vectors(
         num_items (`int`): Size of the catalogue.
         width (`int`, *optional*, defaults to `64`): Width of the vectors, a multiple of 2.
         max_epochs (`int`, *optional*, defaults to `60`): Maximum number of epochs. Training ends earlier once the
-            encoder no longer predicts held-out sequences better. These are a twentieth of all windows of 50 items.
+            loss on held-out windows stops falling. One window in 20, of at most 50 items each, is held out.
         seed (`int`, *optional*, defaults to `0`): Seed of weights, order and negatives.
         cache (`Path`, *optional*): A folder that stores the vectors. They are read from there if it contains them.
 
@@ -151,7 +152,7 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
 
 def _train(windows: Ragged, is_new: Ragged, num_items: int, width: int, max_epochs: int) -> Tensor:
     """The item embeddings `(num_items, width)` of the best epoch."""
-    # 1. Hold out a part of the windows; a log too small for that measures on the windows it trains on.
+    # 1. Hold out a part of the windows. If there are too few, the loss is measured on the training windows.
     is_held_out = np.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
     fitted = np.flatnonzero(~is_held_out)
     held_out = np.flatnonzero(is_held_out)
@@ -224,7 +225,7 @@ def _measure(encoder: _Encoder, rows: np.ndarray, windows: Ragged, is_new: Ragge
 def _next_item_loss(encoder: _Encoder, items: Tensor, mask: Tensor) -> Tensor:
     """Sampled softmax over the next item and K items drawn uniformly, averaged over the positions that `mask` selects.
 
-    Each draw counts (num_items - 1) / K times, for all the items that were not drawn.
+    Each of the K negatives is weighted by (num_items - 1) / K, so that together they estimate the sum over all others.
 
     Args:
         encoder: The encoder.

@@ -1,4 +1,4 @@
-"""The trained item tower in a dataset folder, with which new items get semantic IDs.
+"""Saves the trained item tower in a dataset folder, and loads it to give semantic IDs to new items.
 
 `id_encoder.safetensors` contains the weights of the tower and the scaling of the text vectors; `id_encoder.json`
 describes them.
@@ -33,7 +33,7 @@ class ItemIdEncoder:
 
     Args:
         tower (`Tower`): The item tower.
-        encoder (`TextEncoder`): Makes vectors of texts; the one that the tower was trained with.
+        encoder (`TextEncoder`): The text encoder that the tower was trained with.
         scaling (`Scaling`): The scaling of the text vectors.
         behaviour_width (`int`): Width of the behaviour part of the tower's input, which is zeros for a new item.
     """
@@ -46,7 +46,7 @@ class ItemIdEncoder:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ItemIdEncoder:
         """Loads the encoder that [`make_dual_ids`] wrote into a dataset folder."""
-        # 1. Check that the folder contains an encoder, and that its IDs are the encoder's.
+        # 1. Check that the folder contains an encoder, and that this encoder made the folder's IDs.
         file = Path(folder) / f"{NAME}.json"
         if not file.is_file():
             raise ValueError(
@@ -83,7 +83,7 @@ class ItemIdEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """The codes `(len(texts), levels)` of items with these texts, which are written as by [`item_texts`]."""
+        """The codes `(len(texts), levels)` of items. Their texts must have the format of [`item_texts`]."""
         text_vectors = self.scaling(self.encoder(texts))
         no_behaviour = text_vectors.new_zeros(len(text_vectors), self.behaviour_width)
         fused = self.tower.fuse(torch.cat([text_vectors, no_behaviour], 1))
@@ -93,7 +93,7 @@ class ItemIdEncoder:
         """The tokens of the codes that [`ItemIdEncoder.encode`] returns, one row per text.
 
         Several new items may get the same ID, and a new item may get the ID of a known one. With `collisions: extend`
-        a known item's ID may have one more token, so that the new ID is its beginning.
+        a known item's ID may have one token more than that, and the ID of a new item can then be a prefix of it.
         """
         codes = self.encode(texts)
         return id_tokens(codes, torch.full((len(codes),), -1))
@@ -124,7 +124,7 @@ def save_item_tower(
         weights |= {"text_mean": scaling.mean, "text_scale": scaling.scale}
     description = {"tower": shape, "text_encoder": None if scaling is None else text_encoder, **hashes}
 
-    # Without the description, a call that is killed in between leaves no encoder.
+    # Delete the old description first: if this call is killed in between, no encoder with mixed files can be loaded.
     (folder / f"{NAME}.json").unlink(missing_ok=True)
     with atomic_file(folder / f"{NAME}.safetensors") as temporary:
         save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)

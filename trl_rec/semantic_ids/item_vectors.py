@@ -13,13 +13,14 @@ from torch import Tensor
 from trl_rec.semantic_ids.cooccurrence import SparseRows, associations
 
 
-OVERSAMPLING = 16  # columns beyond the requested ones, which make these accurate
+OVERSAMPLING = 16  # extra columns, which make the requested ones more accurate
 POWER_STEPS = 6
-NEGLIGIBLE = 1e-5  # relative to the largest singular value; smaller ones are rounding and differ between machines
+# Singular values below this fraction of the largest are rounding errors, which differ between machines.
+NEGLIGIBLE = 1e-5
 
 
 def cooccurrence_vectors(train: Dataset, num_items: int, *, width: int = 64, window: int = 5, seed: int = 0) -> Tensor:
-    """Vectors of items that are close to each other if they occur near the same items in training.
+    """One vector per item. Two vectors are similar if their items occur near the same items in training.
 
     Args:
         train (`Dataset`): The training split; any other raises.
@@ -47,7 +48,8 @@ def truncated_svd(matrix: SparseRows, width: int, *, seed: int = 0) -> tuple[Ten
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Vectors `(size, width)` and values `(width,)`, largest value first. The
-        largest entry of a vector is positive. Vectors beyond the rank of the matrix are zero.
+        sign of a vector makes its entry of largest absolute value positive. Vectors beyond the rank of the matrix are
+        zero.
     """
     # 1. Turn a random subspace towards the largest singular vectors.
     generator = torch.Generator().manual_seed(seed)

@@ -131,7 +131,7 @@ class SentenceEncoder:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """The vectors of texts, `(len(texts), width)`."""
-        vectors = self._model.encode(
+        vectors: Tensor = self._model.encode(
             list(texts), batch_size=self._batch_size, convert_to_tensor=True, normalize_embeddings=True
         )
         return vectors.float().cpu()

@@ -57,7 +57,8 @@ class BladeConfig(RecConfig, DPOConfig):
         max_prompts (`int`, *optional*): Most prompts to learn from, spread evenly over the users; by default all. Each
             costs `num_references` lists before training begins, so a short run should not have more than it visits.
         reference_batch_size (`int`, *optional*, defaults to `64`): Prompts whose reference lists are drawn together.
-        learning_rate (`float`, *optional*, defaults to `1e-5`): As in `DPOConfig`, where it is `1e-6`.
+        learning_rate (`float`, *optional*, defaults to `1e-5`): Initial learning rate. The default of `DPOConfig` is
+            `1e-6`.
     """
 
     list_length: int | None = field(default=10, metadata={"help": "items per list"})

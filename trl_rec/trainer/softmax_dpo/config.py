@@ -1,4 +1,4 @@
-"""Configuration of [`SoftmaxDPOTrainer`]: `DPOConfig` with the options of several rejected completions."""
+"""Configuration of [`SoftmaxDPOTrainer`]: `DPOConfig` with options for several rejected completions per prompt."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         beta (`float`, *optional*, defaults to `1.0`): Strength of the tie to the reference policy.
         sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the chosen completion's negative log-likelihood,
             a mean over its tokens. It keeps the next-item task from being forgotten.
-        normalize (`str`, *optional*, defaults to `"vocabulary"`): Log-probabilities over the `"vocabulary"`, or over
-            the tokens that continue an item of the `"catalogue"`, as after training with the legal softmax. Decoding
-            follows it.
-        learning_rate (`float`, *optional*, defaults to `1e-5`): As in `DPOConfig`, where it is `1e-6`.
+        normalize (`str`, *optional*, defaults to `"vocabulary"`): Tokens over which log-probabilities are
+            normalized: the whole `"vocabulary"`, or the legal tokens of the `"catalogue"`, which suits a policy that
+            was trained with the legal softmax. Decoding uses the same normalization.
+        learning_rate (`float`, *optional*, defaults to `1e-5`): Initial learning rate. The default of `DPOConfig` is
+            `1e-6`.
     """
 
     loss: Literal["softmax", "dmpo"] = field(
@@ -58,7 +59,7 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
             check_inert(self, ("ref_model_mixup_alpha", "ref_model_sync_steps"), "sync_ref_model is off")
         if self.normalize not in ("vocabulary", "catalogue"):
             raise ValueError(f"normalize must be 'vocabulary' or 'catalogue', not {self.normalize!r}")
-        if not self.sft_weight >= 0:  # as NaN is not
+        if not self.sft_weight >= 0:  # written with `not`, so that NaN is refused too
             raise ValueError(
                 f"sft_weight must be 0 or positive, not {self.sft_weight}: below 0 the chosen one is unlearned"
             )
