@@ -46,8 +46,8 @@ def launch(verb: str, argv: list[str]) -> None:
 
     Args:
         verb: The verb.
-        argv: The words of the command line after it. `--accelerate_config`, a file or the name of a shipped one, and
-            `--num_processes` are for `accelerate launch`; all others are for the verb's script.
+        argv: The words after the verb. `--num_processes` and `--accelerate_config` (a file, or the name of a shipped
+            configuration) go to `accelerate launch`, all others to the verb's script.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

@@ -195,7 +195,7 @@ def test_a_new_item_gets_the_code_of_similar_items(made):
 
 def test_new_items_need_a_text_encoder(dataset):
     make_dual_ids(dataset, DualIdsConfig(**SMALL, signals="behaviour"))
-    with pytest.raises(ValueError, match="from behaviour alone"):
+    with pytest.raises(ValueError, match="use behaviour alone"):
         ItemIdEncoder.from_pretrained(dataset.path)
 
 
@@ -400,7 +400,7 @@ def test_an_encoder_of_other_ids_is_refused(dataset):
     """The tower of earlier IDs does not fit the IDs that replaced them."""
     make_dual_ids(dataset, DualIdsConfig(**SMALL))
     make_semantic_ids(load(dataset.path), codes=6, overwrite=True)
-    with pytest.raises(ValueError, match="belongs to other semantic IDs"):
+    with pytest.raises(ValueError, match="does not match the semantic IDs"):
         ItemIdEncoder.from_pretrained(dataset.path)
 
 

@@ -128,7 +128,8 @@ class _Encoder(nn.Module):
 
 
 def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
-    """The sequences cut into windows of at most `LENGTH` items, and a mask of the items that are new in their window.
+    """The sequences cut into windows of at most `LENGTH` items, and a mask of the interactions that no earlier row of
+    the same user contains.
 
     Each window starts with the last item of the one before, so every item but the first of a sequence has a
     predecessor in its window. Windows of one item are dropped.
@@ -145,7 +146,7 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
     if not len(usable):
         raise ValueError(
             "no user of the training split has two items, so there is no next item to learn from; use a log with "
-            "longer histories, or behaviour: cooccurrence"
+            "longer histories, or set behaviour to cooccurrence"
         )
     return windows.take(usable), is_new_rows.take(usable)
 

@@ -56,15 +56,15 @@ class ItemIdEncoder:
         card = read_ids_card(folder)
         if card is None or card["fingerprint"] != description["fingerprint"]:
             raise ValueError(
-                f"{file} belongs to other semantic IDs than the folder contains now; make them again with "
+                f"{file} does not match the semantic IDs that the folder contains now; make the IDs again with "
                 "make_dual_ids"
             )
 
-        # 2. Load the text encoder, and check that it is the same one.
+        # 2. Load the text encoder, and check that it is the one the tower was trained with.
         if description["text_encoder"] is None:
             raise ValueError(
-                f"the semantic IDs of {folder} are made from behaviour alone, which a new item does not have; make "
-                "them with signals: both or text"
+                f"the semantic IDs of {folder} use behaviour alone, and a new item has none; make the IDs again with "
+                "signals set to both or text"
             )
         encoder = load_text_encoder(description["text_encoder"])
         if encoder.fingerprint != description["text_encoder_hash"]:

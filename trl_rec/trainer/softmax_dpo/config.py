@@ -31,7 +31,8 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
     """
 
     loss: Literal["softmax", "dmpo"] = field(
-        default="softmax", metadata={"help": "over the rejected completions: softmax (log-sum-exp) or dmpo (mean)"}
+        default="softmax",
+        metadata={"help": "how the rejected completions are combined: softmax (log-sum-exp) or dmpo (mean)"},
     )
     beta: float = field(default=1.0, metadata={"help": "strength of the tie to the reference policy"})
     sft_weight: float = field(
@@ -51,7 +52,7 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
         check_inert(self, INERT_DPO, "the loss is a softmax over the chosen and all rejected completions")
-        check_inert(self, ("list_length",), "it prefers single items; BladeTrainer aligns lists")
+        check_inert(self, ("list_length",), "preferences are about single items; BladeTrainer aligns lists")
         check_inert(
             self, INERT_DPO_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
         )
@@ -61,7 +62,8 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
             raise ValueError(f"normalize must be 'vocabulary' or 'catalogue', not {self.normalize!r}")
         if not self.sft_weight >= 0:  # written with `not`, so that NaN is refused too
             raise ValueError(
-                f"sft_weight must be 0 or positive, not {self.sft_weight}: below 0 the chosen one is unlearned"
+                f"sft_weight must be 0 or positive, not {self.sft_weight}: below 0 the chosen completion would "
+                "become less likely"
             )
         if not self.beta > 0:
             raise ValueError(f"beta must be positive, not {self.beta}: at 0 nothing is learned")
