@@ -467,6 +467,7 @@ def test_options_without_effect_are_refused(options: dict, message: str, tmp_pat
         SoftmaxDPOConfig(str(tmp_path), **QUIET, **options)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own config still uses the old name of checkpointing
 def test_defaults_that_differ_from_trls(tmp_path: Path) -> None:
     config = SoftmaxDPOConfig(str(tmp_path), **QUIET)
     assert (config.learning_rate, config.pad_to_multiple_of) == (1e-5, None)
