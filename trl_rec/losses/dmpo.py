@@ -26,7 +26,8 @@ def dmpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor
     gives DPO with TRL's `"sigmoid"` loss. If the policy equals the reference, the loss is log 2 for any number of
     negatives. A row without a negative has loss 0 and gradient 0.
 
-    Reconstruction: in the paper every row has the same number of negatives; here the mean runs over those of the row.
+    Reconstruction: the paper's body was not available, and no source says what happens where rows have different
+    numbers of negatives. Here the mean runs over those of the row.
 
     Args:
         chosen_logratios (`torch.Tensor` of shape `(B,)`): The log-probability of the chosen completion under the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -70,9 +70,8 @@ def reduce_batch(batch: BatchLoss, accelerator: Accelerator) -> Reduced:
     sums = [mean.total for mean in batch.means.values()]
     counts = [mean.num_values for mean in batch.means.values()]
     num_broken = (~batch.row_losses.isfinite()).sum()
-    device = batch.row_losses.device
     values = [*sums, *counts, batch.num_tokens, num_broken]
-    local = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values])
+    local = _as_vector(values, batch.row_losses.device)
 
     # 2. Add the processes up.
     *numbers, num_tokens, broken = accelerator.gather(local.unsqueeze(0)).sum(0).tolist()
@@ -81,6 +80,14 @@ def reduce_batch(batch: BatchLoss, accelerator: Accelerator) -> Reduced:
     pairs = zip(batch.means, numbers[: len(sums)], numbers[len(sums) :], strict=True)
     means = {name: total / count for name, total, count in pairs if count}
     return Reduced(means, int(num_tokens), int(broken))
+
+
+def _as_vector(values: Sequence[Tensor | float], device: torch.device) -> Tensor:
+    """The values as one float32 vector. Plain numbers reach the device in one copy rather than in one each."""
+    vector = torch.tensor([0.0 if isinstance(value, Tensor) else value for value in values], device=device)
+    places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
+    vector[places] = torch.stack([value.to(vector) for value in values if isinstance(value, Tensor)])
+    return vector
 
 
 def describe_broken(batch: BatchLoss) -> str:
