@@ -1,0 +1,82 @@
+"""Malformed inputs in tables: what each attack writes, what is called, and what the user must read.
+
+A test module has a table of attacks on one thing (readers, recipes, run folders). Each attack has to end in one clear
+sentence and exit status 2, without a traceback, and must leave every file as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import chdir
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from trl_rec.scripts.parsing import run
+from trl_rec.scripts.verbs import SCRIPTS
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One malformed input.
+
+    Args:
+        name: The test's id.
+        says: A part of the sentence that must be printed: the file or key, and what to do.
+        damage: Changes files in the folder that it is given, before the call.
+        words: More words on the command line of the verb.
+    """
+
+    name: str
+    says: str
+    damage: Callable[[Path], object] = lambda folder: None
+    words: Sequence[str] = ()
+
+
+def each(attacks: Sequence[Attack]) -> pytest.MarkDecorator:
+    """Runs a test once per attack."""
+    names = [attack.name for attack in attacks]
+    assert len(set(names)) == len(names), "two attacks have the same name"
+    return pytest.mark.parametrize("attack", attacks, ids=names)
+
+
+def assert_refused(
+    attack: Attack, verb: str, words: Sequence[str], folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Damages the folder, runs the verb in it, and holds its end to the promise.
+
+    Args:
+        attack: The attack.
+        verb: The verb of `trl-rec`.
+        words: Its command line, before that of the attack.
+        folder: The current directory during the call.
+        capsys: What is printed.
+    """
+    attack.damage(folder)
+    before = contents(folder)
+    capsys.readouterr()
+
+    # In this process, without `accelerate launch`: what the launched script would print and return.
+    main = import_module(f"trl_rec.scripts.{SCRIPTS.get(verb, verb)}").main
+    with chdir(folder), pytest.raises(SystemExit) as ended:
+        run(verb, main, [*words, *attack.words])
+
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2, printed
+    assert "Traceback" not in printed
+    sentences = [line for line in printed.splitlines() if line.startswith(f"trl-rec {verb}:")]
+    assert len(sentences) == 1 and printed.rstrip().endswith(sentences[0]), printed
+    assert attack.says in sentences[0], sentences[0]
+    assert contents(folder) == before, "the call wrote or removed files"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """A hash of each file under a folder, hidden ones included; folders have an empty one."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        is_file = path.is_file()
+        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest() if is_file else ""
+    return found
