@@ -8,9 +8,14 @@ from typing import Any
 def lazy_names(
     package: str, modules: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` for the package, whose `modules` are given with their public names.
+    """Makes the functions `__getattr__` and `__dir__` of a package.
 
-    Type checkers do not see these names; each package imports them again under `TYPE_CHECKING`.
+    Type checkers do not see names that these functions provide, so each package also imports the names under
+    `TYPE_CHECKING`.
+
+    Args:
+        package: The package's `__name__`.
+        modules: The package's modules, each with its public names.
     """
     homes = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
 

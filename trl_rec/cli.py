@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a verb.
 
     Args:
-        argv: The words of the command line, the verb first. Defaults to those of this process.
+        argv: The words of the command line, the verb first. Defaults to the command line of this process.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
@@ -47,7 +47,7 @@ def launch(verb: str, argv: list[str]) -> None:
     Args:
         verb: The verb.
         argv: The words after the verb. `--num_processes` and `--accelerate_config` (a file, or the name of a shipped
-            configuration) go to `accelerate launch`, all others to the verb's script.
+            configuration) go to `accelerate launch`. All other words go to the verb's script.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -68,12 +68,12 @@ def usage() -> str:
         "RECIPE is a YAML file, or the name of a shipped recipe such as bear/ml-100k. Keys on the command line\n"
         "override those of the recipe. trl-rec VERB --help lists the keys of a verb.\n\n"
         f"{', '.join(TRAINING)} run under accelerate launch: --num_processes N starts\n"
-        "N processes; --accelerate_config takes a file, or the name of a shipped one: cpu, ddp, zero2, zero3, fsdp2."
+        "N processes; --accelerate_config takes a file, or the name of a shipped file: cpu, ddp, zero2, zero3, fsdp2."
     )
 
 
 def _split_words(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The words for `accelerate launch`, and those for the script."""
+    """Separates the words for `accelerate launch` from the words for the script."""
     from trl_rec.scripts.parsing import find_recipe
 
     for_script: list[str] = []

@@ -1,13 +1,14 @@
-"""Every part of a dependency that we use although its authors have not promised to keep it.
+"""All undocumented parts of dependencies that the package uses.
 
-The rest of the package goes through here, so that a release which moves such a part is mended in one file.
-`tests/test_compat.py` looks for each part in the installed versions, and fails with the name of what to mend.
+If a new release moves such a part, only this file has to change. `tests/test_compat.py` looks for each part in the
+installed versions; a test that fails names the part that has to be mended.
 
 Written against torch 2.13, transformers 5.23, TRL 1.16, accelerate 1.15, DeepSpeed 0.19, PEFT 0.21 and bitsandbytes
 0.50, unless a docstring names others. Heavy libraries are imported inside the functions, so this module stays light.
 
-Three kinds of parts: names that are imported from modules without documentation (`UNDOCUMENTED`), members of parent
-classes that our classes override or use (`MEMBERS`), and all others, behind a function or context manager each.
+There are three kinds of parts. `UNDOCUMENTED` lists the names that are imported from modules without documentation.
+`MEMBERS` lists the members of parent classes that our classes override or use. Every other part has a function or a
+context manager here, whose docstring says what would break without the part.
 """
 
 from __future__ import annotations
@@ -49,15 +50,15 @@ Model = TypeVar("Model", bound="nn.Module")
 REF_ADAPTER = "ref"  # what DPOTrainer calls the frozen copy of an adapter
 
 
-# Imported by name from here, and loaded only then.
+# Other modules import these names from here. Each is loaded when it is first imported.
 UNDOCUMENTED = {
-    "BatchRebalanceSampler": "transformers.trainer_pt_utils",  # to give it the run's seed
-    "LengthGroupedSampler": "transformers.trainer_pt_utils",  # to give it the run's seed
+    "BatchRebalanceSampler": "transformers.trainer_pt_utils",  # we seed this sampler with the run's seed
+    "LengthGroupedSampler": "transformers.trainer_pt_utils",  # we seed this sampler with the run's seed
     "EvalLoopOutput": "transformers.trainer_utils",  # what `evaluation_loop` returns
     "TrainOutput": "transformers.trainer_utils",  # what `train` returns
     "rotate_checkpoints": "transformers.trainer_utils",  # deletes old checkpoints once the new one is complete
-    "is_deepspeed_zero3_enabled": "transformers.integrations",  # documented for integrators alone
-    "prepare_deepspeed": "trl.models",  # an engine for a reference pass before training
+    "is_deepspeed_zero3_enabled": "transformers.integrations",  # documented only for integrations
+    "prepare_deepspeed": "trl.models",  # makes the engine of the reference pass before training
 }
 
 
@@ -68,13 +69,13 @@ def __getattr__(name: str) -> Any:
 
 
 class Member(NamedTuple):
-    """A member of a parent class that our classes override, or use by `self`.
+    """A member of a parent class that our classes override or use through `self`.
 
     Args:
         owners: The parent classes, separated by a space.
         name: The member.
         parameters: Names of a method's parameters, `self` first and separated by spaces; empty for an attribute.
-        without: What breaks when it is gone or renamed.
+        without: What breaks if the member is gone or renamed.
     """
 
     owners: str
@@ -90,12 +91,12 @@ MEMBERS = (
         SFT,
         "_prepare_dataset",
         "self dataset processing_class args packing formatting_func dataset_name",
-        "TRL tokenizes the splits as texts, and finds no text column",
+        "TRL tokenizes the splits as texts and finds no text column",
     ),
     Member(DPO, "_prepare_dataset", "self dataset processing_class args dataset_name", "TRL tokenizes pairs of texts"),
     Member(TRAINERS, "_set_signature_columns_if_needed", "self", "the columns that our collators read are dropped"),
-    Member(TRAINERS, "_signature_columns", "", "the same: that method sets it"),
-    Member(TRAINERS, "_get_train_sampler", "self train_dataset", "a resumed run orders its rows otherwise"),
+    Member(TRAINERS, "_signature_columns", "", "the columns that our collators read are dropped"),
+    Member(TRAINERS, "_get_train_sampler", "self train_dataset", "a resumed run reads its rows in another order"),
     Member(TRAINERS, "_save_checkpoint", "self model trial", "no checkpoint is marked as complete, so no run resumes"),
     Member(TRAINERS, "_load_from_checkpoint", "self resume_from_checkpoint model", "see `load_active_adapter`"),
     Member(TRAINERS, "save_model", "self output_dir _internal_call", "a saved model cannot recommend by itself"),
@@ -112,51 +113,55 @@ MEMBERS = (
 
 
 def name_or_path(model: PreTrainedModel | PeftModel) -> str:
-    """The hub id or folder that a model was loaded from; empty if it was made in memory. Without it, a trainer that is
-    given a model has to be given its tokenizer too."""
+    """The hub id or folder that a model was loaded from; empty if the model was made in memory. Without this name, a
+    trainer that is given a model needs the tokenizer as well."""
     name: str = model.config._name_or_path
     return name
 
 
 def attention_kind(model: PreTrainedModel) -> str:
-    """`"sdpa"`, `"eager"`, `"flash_attention_2"` or another implementation. Without it, a mask of ours could be given
-    in a form that the model misreads."""
+    """`"sdpa"`, `"eager"`, `"flash_attention_2"` or another implementation. Without this, our attention mask
+    could have a form that the model misreads."""
     kind: str = model.config.get_text_config()._attn_implementation
     return kind
 
 
 def is_stateful(model: PreTrainedModel) -> bool:
-    """Whether the model keeps a recurrent state, as Mamba does. Without it, texts that share a row would leak
+    """Whether the model keeps a recurrent state, as Mamba does. Without this check, texts that share a row would leak
     into each other."""
     return model._is_stateful
 
 
 def cache_arguments(model: PreTrainedModel, cache: Cache) -> dict[str, Any]:
-    """What a model's `forward` takes to use a key-value cache: as `cache` from transformers 5.24 on, as
-    `past_key_values` before (removal announced for 5.40) and in models with code of their own."""
+    """The arguments with which a model's `forward` uses a key-value cache.
+
+    transformers 5.24 renamed the argument `past_key_values` to `cache`, and will remove the old name in 5.40. Models
+    with code of their own keep the old name.
+    """
     base = getattr(model, "get_base_model", lambda: model)()
     name = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
     return {name: cache, "use_cache": True}
 
 
 def mark_unquantized(model: PreTrainedModel) -> None:
-    """Lets a model that was read from a GGUF file be trained. transformers has turned its weights into floats, but
-    still marks it as quantised, which `Trainer` refuses."""
+    """Makes a model that was read from a GGUF file trainable. transformers has turned the weights into floats, but
+    still marks the model as quantised, and `Trainer` refuses quantised models."""
     vars(model).update(is_quantized=False, hf_quantizer=None)
     del model.config.quantization_config
 
 
-# Fields of newer transformers that our configs declare for older ones; they are inherited all the same.
+# Fields that newer releases of transformers have. Our configs declare them too, for older releases.
 BACKPORTED_FIELDS = ("activation_checkpointing", "activation_checkpointing_kwargs")
 
 
 def settle_checkpointing(args: TrainingArguments) -> None:
-    """Gives `activation_checkpointing` its meaning; call it before `TrainingArguments.__post_init__`.
+    """Settles which value checkpointing has, under its old and its new name. Call it before
+    `TrainingArguments.__post_init__`.
 
-    It is the name of `gradient_checkpointing` from transformers 5.23 on, which warns of the old one; TRL 1.16 still
-    sets its default, True, by the old one. Here that default moves to the new name, and with an older transformers a
-    value under the new name moves to the old one. This can go once TRL uses the new name, and 5.23 is the oldest
-    transformers allowed.
+    transformers 5.23 renamed `gradient_checkpointing` to `activation_checkpointing` and warns of the old name. TRL
+    1.16 still sets its own default, True, under the old name. This function moves that default to the new name. With
+    an older transformers, it moves a value from the new name to the old one. The function can go once TRL uses the new
+    name and 5.23 is the oldest transformers allowed.
     """
     default = next(one.default for one in fields(args) if one.name == "gradient_checkpointing")
     if args.activation_checkpointing is None and args.gradient_checkpointing == default:
@@ -178,10 +183,11 @@ def knows_activation_checkpointing() -> bool:
 
 @contextmanager
 def without_checkpointing(model: nn.Module) -> Iterator[None]:
-    """Inside, no layer recomputes its activations; afterwards, each does as before.
+    """Switches activation checkpointing off inside the block, and afterwards restores the setting of every layer.
 
-    TRL switches checkpointing off for generation, too, but it switches it on again without `every_n_layers` and
-    `offload`, and by methods that transformers 5.23 has deprecated. It leaves alone what is off already.
+    TRL switches checkpointing off for generation too. But TRL switches it on again without `every_n_layers` and
+    `offload`, and with methods that transformers 5.23 has deprecated. TRL does neither to a layer whose checkpointing
+    is already off, so this block may enclose TRL's.
     """
     settings = ("gradient_checkpointing", "_gradient_checkpointing_func")
     before = {
@@ -198,16 +204,16 @@ def without_checkpointing(model: nn.Module) -> Iterator[None]:
 
 
 def checkpoint_folder(trainer: Trainer, trial: Any) -> Path:
-    """Where the trainer saves the checkpoint of its present step. Without it, the folder cannot be emptied before, nor
-    marked as complete after."""
+    """The folder to which the trainer saves the checkpoint of its present step. Without this, we could neither empty
+    the folder before saving nor mark it as complete afterwards."""
     return Path(trainer._get_output_dir(trial)) / f"checkpoint-{trainer.state.global_step}"
 
 
 def load_active_adapter(model: nn.Module, folder: str) -> None:
-    """Loads the adapter that a checkpoint has beside others in subfolders, such as "ref".
+    """Loads the adapter at the top of a checkpoint folder whose subfolders contain further adapters, such as "ref".
 
-    transformers below 5.23 loads those in subfolders alone (huggingface/transformers#30478), so a resumed policy would
-    start over. This can go once 5.23 is the oldest transformers allowed.
+    transformers below 5.23 loads only the adapters in subfolders (huggingface/transformers#30478), so a resumed policy
+    would start over. This can go once 5.23 is the oldest transformers allowed.
     """
     if not knows_activation_checkpointing() and (Path(folder) / "adapter_config.json").is_file():
         peft_model: Any = model
@@ -217,14 +223,14 @@ def load_active_adapter(model: nn.Module, folder: str) -> None:
 
 
 def train_batch_size(trainer: Trainer) -> int:
-    """Rows of one process's training batch. Without it, a batch that was made smaller to fit the memory
-    (`auto_find_batch_size`) would not be counted."""
+    """The number of rows in the training batch of one process. Without this, we would not notice that
+    `auto_find_batch_size` made the batch smaller to fit the memory."""
     return trainer._train_batch_size
 
 
 def drop_plain_dropout(model: nn.Module) -> None:
-    """Turns off what TRL's `disable_dropout` leaves on: dropout that a layer keeps as a number, as Llama's attention
-    and all of OPT do. With it, a policy differs from its reference before anything is learned."""
+    """Switches off the dropout that layers keep as a plain number, as Llama's attention and all layers of OPT do.
+    TRL's `disable_dropout` leaves it on, and a policy would differ from its reference before anything is learned."""
     for module in model.modules():
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
@@ -235,13 +241,14 @@ def drop_plain_dropout(model: nn.Module) -> None:
 
 
 def dict_fields(config: type[TrainingArguments], *names: str) -> list[str]:
-    """A value for `_VALID_DICT_FIELDS`: the parent's mappings, and fields of our own that may be JSON as well."""
+    """Returns a value for `_VALID_DICT_FIELDS`, the fields that may be given as JSON: those of the parent class, and
+    `names`."""
     return [*config._VALID_DICT_FIELDS, *names]
 
 
 def read_mappings(parser: ArgumentParser, read: Callable[[str], Any]) -> None:
-    """Reads every option that holds a mapping by `read`: TRL's parser calls `dict` on the text, which no text
-    suits."""
+    """Makes a parser read every option that holds a mapping with `read`. By itself, TRL's parser calls `dict` on the
+    text, which fails."""
     for action in parser._actions:
         if getattr(action.type, "__name__", None) == "dict":
             action.type = read
@@ -249,7 +256,8 @@ def read_mappings(parser: ArgumentParser, read: Callable[[str], Any]) -> None:
 
 @contextmanager
 def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator[Any]:
-    """Inside, the model itself with all its weights, no layer checkpointed; afterwards, it trains as before."""
+    """Yields the bare model, with all of its weights and without activation checkpointing. After the block the model
+    trains as before."""
     from trl.models import unwrap_model_for_generation
 
     model = keep_differentiable(accelerator.unwrap_model(wrapped))
@@ -258,8 +266,9 @@ def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator
 
 
 def complete_ref_adapter(model: nn.Module) -> None:
-    """Copies the whole adapter into "ref", by the names that PEFT gives parameters. TRL leaves out trained new tokens
-    and embeddings (huggingface/trl#6975), and on a quantised base the dtype; this can go once that is released."""
+    """Copies all parameters of the adapter "default" to the adapter "ref". Parameters are found by the names that PEFT
+    gives them. TRL does not copy trained tokens and embeddings, nor, on a quantised base, the dtype
+    (huggingface/trl#6975). This can go once that is mended in a release."""
     if REF_ADAPTER not in getattr(model, "peft_config", {}):
         return
     tensors = {f"{name}.": tensor for name, tensor in model.named_parameters()}
@@ -272,23 +281,23 @@ def complete_ref_adapter(model: nn.Module) -> None:
 
 
 def reset_accelerator_state() -> None:
-    """Lets the next trainer of this process make an `Accelerator`. Without it, the second stage of a schedule fails
-    under DeepSpeed, which allows one Accelerator per process (huggingface/transformers#35073)."""
+    """Lets the next trainer of this process make a new `Accelerator`. Without this, the second stage of a schedule
+    would fail under DeepSpeed, which allows one Accelerator per process (huggingface/transformers#35073)."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
 
 
 def launched_with_fsdp() -> bool:
-    """Whether `accelerate launch` was asked for FSDP. Without it, stages start that need a whole model on each
-    process."""
+    """Whether `accelerate launch` was asked for FSDP. Without this check, stages that need the whole model in every
+    process would start, and fail."""
     from accelerate.utils import parse_flag_from_env
 
     return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def accelerate_launch(argv: list[str]) -> None:
-    """`accelerate launch` in this process, without its warnings about options that were not given. Without it,
+    """Runs `accelerate launch` in this process, without its warnings about options that were not given. Without this,
     training verbs would have to find and start the program `accelerate`."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
@@ -300,18 +309,20 @@ def accelerate_launch(argv: list[str]) -> None:
 
 
 def held_weights(parameter: nn.Parameter) -> Tensor:
-    """The share of a parameter that this process holds: all of it, but under ZeRO-3, where the parameter itself is
-    empty. Without it, all models that ZeRO-3 has loaded look the same."""
+    """The values of a parameter that this process holds. Under ZeRO-3 they are a part of the parameter, and the
+    parameter itself is empty. Without this, all models that ZeRO-3 has loaded would look the same."""
     held: Tensor = vars(parameter).get("ds_tensor", parameter)
     return held
 
 
 @contextmanager
 def without_step_hook(wrapped: Any) -> Iterator[None]:
-    """Inside, a ZeRO-3 engine's forward passes ask nothing of other processes; the weights have to be gathered.
+    """Inside the block, forward passes of a ZeRO-3 engine do not wait for other processes. The weights must have been
+    gathered.
 
-    TRL's `unwrap_model_for_generation` (huggingface/trl#1617) leaves one hook: at the start of a forward pass it
-    compares notes with the other processes, and waits forever for one that has fewer batches to decode.
+    TRL's `unwrap_model_for_generation` (huggingface/trl#1617) leaves one hook in place, which exchanges data with the
+    other processes at the start of a forward pass. It would wait forever for a process that has fewer batches to
+    decode.
     """
     optimizer = getattr(wrapped, "optimizer", None)
     offload: Any = getattr(optimizer, "parameter_offload", optimizer)
@@ -331,10 +342,10 @@ def without_step_hook(wrapped: Any) -> Iterator[None]:
 
 
 def keep_differentiable(model: Model) -> Model:
-    """The model, whose 4-bit layers will still pass gradients after they have been used in evaluation mode on a CPU.
+    """Makes sure that 4-bit layers still pass gradients after a use in evaluation mode on a CPU; returns the model.
 
-    bitsandbytes repacks their weights then, on processors with AVX-512 for bfloat16, into a form without a backward
-    pass (bitsandbytes-foundation/bitsandbytes#1804). This can go once it unpacks them for training.
+    On processors with AVX-512 for bfloat16, such a use makes bitsandbytes repack the weights into a form without a
+    backward pass (bitsandbytes-foundation/bitsandbytes#1804). This can go once bitsandbytes unpacks them for training.
     """
     for layer in model.modules():
         if "support_avx512bf16_for_cpu" in vars(layer):
@@ -343,6 +354,6 @@ def keep_differentiable(model: Model) -> Model:
 
 
 def is_quantized_layer(module: nn.Module) -> bool:
-    """Whether this is a layer of bitsandbytes, which must stay in training mode: in evaluation on a CPU it would
-    repack its weights for good (see `keep_differentiable`)."""
+    """Whether this is a layer of bitsandbytes. Such a layer must stay in training mode: in evaluation mode on a CPU it
+    would repack its weights permanently (see `keep_differentiable`)."""
     return type(module).__module__.startswith("bitsandbytes")

@@ -3,8 +3,8 @@
 Each part is a Parquet file that is written atomically. It contains a fingerprint of everything its rows depend on. A
 part that is damaged, or that belongs to other rows, settings or weights, counts as missing and is computed again.
 
-The callers decide who computes what: each process its own parts (`trainer/blade/reference_lists.py`), or all processes
-one part after the other (`schedule/self_play.py`).
+The callers divide the work. In `trainer/blade/reference_lists.py` each process computes parts of its own; in
+`schedule/self_play.py` all processes compute one part together, then the next.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PartStore:
-    """The files of one computation, whose result is one array of integers with a row per input row.
+    """The files of one computation. Its result is an array of integers with one row per input row.
 
     Args:
         folder (`Path`, *optional*): Where the files are. `None` stores nothing, so that every part is missing.
@@ -51,12 +51,12 @@ class PartStore:
         return [part for part in self.parts if self.read(part) is None]
 
     def read(self, part: range) -> np.ndarray | None:
-        """The rows of a part, `(len(part), ...)`, or None if they are missing. Warns of a file that it cannot use."""
+        """The rows of a part, `(len(part), ...)`, or None if the part is missing. Warns of a file that is unusable."""
         path = self._path(part)
         if path is None or not path.is_file():
             return None
 
-        # The checksums of Parquet's pages also reveal a file that can be read, but has changed since it was written.
+        # The checksums of Parquet's pages reveal a file that can still be read, but was changed after it was written.
         try:
             table = pq.read_table(path, page_checksum_verification=True)
             rows = _to_array(table["rows"].combine_chunks())
@@ -75,7 +75,7 @@ class PartStore:
         if path is None:
             return
 
-        # The fingerprint is in the file's metadata, so that one rename publishes both.
+        # The fingerprint is in the file's metadata, so that one rename publishes rows and fingerprint together.
         table = pa.table({"rows": to_column(rows)}).replace_schema_metadata({b"fingerprint": self._stamp(part)})
         with atomic_file(path) as temporary:
             pq.write_table(table, temporary, write_page_checksum=True)
@@ -101,7 +101,7 @@ class PartStore:
 
 
 def to_column(rows: np.ndarray) -> pa.Array:
-    """An array `(N, ...)` as N nested lists of fixed sizes, of 32-bit integers."""
+    """Converts an array `(N, ...)` to N nested lists of fixed sizes, of 32-bit integers."""
     column = pa.array(rows.ravel(), pa.int32())
     for size in reversed(rows.shape[1:]):
         column = pa.FixedSizeListArray.from_arrays(column, size)
@@ -109,7 +109,7 @@ def to_column(rows: np.ndarray) -> pa.Array:
 
 
 def _to_array(column: pa.Array) -> np.ndarray:
-    """The array that `to_column` was given."""
+    """Converts what `to_column` returned back into the array."""
     shape = [len(column)]
     while pa.types.is_fixed_size_list(column.type):
         shape.append(column.type.list_size)

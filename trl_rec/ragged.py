@@ -1,4 +1,4 @@
-"""Rows of unequal length, stored flat: one array of values, and the offset at which each row starts.
+"""Rows of unequal length, stored as one flat array of values and the offset at which each row starts.
 
 Histories, targets and token paths are all stored like this. Every operation is a handful of array calls, so a log of
 ten million interactions needs no Python loop. numpy and pyarrow only.
@@ -50,12 +50,12 @@ class Ragged:
 
     @classmethod
     def repeated(cls, row: np.ndarray, count: int) -> Ragged:
-        """`count` copies of the same row."""
+        """Repeats one row `count` times."""
         return cls.from_lengths(np.tile(row, count), np.full(count, len(row)))
 
     @classmethod
     def from_arrow(cls, column: pa.ChunkedArray | pa.Array) -> Ragged:
-        """Rows of an Arrow list column, without a Python object per row. Null rows are not allowed."""
+        """Reads the rows of an Arrow list column, without a Python object per row. No row may be null."""
         # 1. Join the chunks.
         if isinstance(column, pa.ChunkedArray):
             if pa.types.is_list(column.type) and column.num_chunks > 1:  # the joined offsets may exceed 32 bits
@@ -64,12 +64,12 @@ class Ragged:
             if isinstance(column, pa.ChunkedArray):  # pyarrow returns a chunked array if there is no chunk
                 column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
-        # 2. A slice of a longer array keeps its offsets, which then start above 0.
+        # 2. The offsets of a slice are those of the longer array, so they may start above 0.
         offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
         return cls(column.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0])
 
     def to_arrow(self) -> pa.ListArray | pa.LargeListArray:
-        """The rows as an Arrow list array; a large one if 32-bit offsets cannot address all values."""
+        """Converts the rows to an Arrow list array, with 64-bit offsets if 32 bits cannot address all values."""
         if len(self.values) > LIST_ARRAY_LIMIT:
             return pa.LargeListArray.from_arrays(pa.array(self.offsets, pa.int64()), pa.array(self.values))
         return pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.values))
@@ -91,33 +91,35 @@ class Ragged:
         return np.repeat(np.arange(len(self)), self.lengths)
 
     def take(self, rows: np.ndarray) -> Ragged:
-        """The given rows, in the given order; a row may occur several times."""
+        """Selects the given rows, in the given order; a row may occur several times."""
         lengths = self.lengths[rows]
         index = np.repeat(self.offsets[:-1][rows], lengths) + within(lengths)
         return Ragged.from_lengths(self.values[index], lengths)
 
     def slice(self, start: np.ndarray, stop: np.ndarray) -> Ragged:
-        """Row `i` cut to `[start[i] : stop[i]]`, both counted from the start of the row."""
+        """Cuts row `i` to its values `[start[i] : stop[i]]`, counted from the start of the row."""
         lengths = stop - start
         index = np.repeat(self.offsets[:-1] + start, lengths) + within(lengths)
         return Ragged.from_lengths(self.values[index], lengths)
 
     def head(self, length: int | np.ndarray) -> Ragged:
-        """The first `length` values of each row; `length` is one number for all rows, or an array with one per row."""
+        """Keeps the first `length` values of each row. `length` is one number for all rows, or an array with one entry
+        per row."""
         stop = np.minimum(self.lengths, length)
         return self.slice(np.zeros_like(stop), stop)
 
     def tail(self, length: int) -> Ragged:
-        """The last `length` values of each row."""
+        """Keeps the last `length` values of each row."""
         return self.slice(np.maximum(self.lengths - length, 0), self.lengths)
 
     def flatten(self, inner: Ragged) -> Ragged:
-        """Replaces each value `v` by the row `inner[v]`, and joins these within each row."""
+        """Replaces each value `v` by all values of the row `inner[v]`."""
         chosen = inner.take(self.values)
         return Ragged(chosen.values, chosen.offsets[self.offsets])
 
     def padded(self, *, fill: Any = -1, width: int | None = None, left: bool = False) -> np.ndarray:
-        """The rows as an array `(num_rows, width)`, padded on the right, or on the left with `left`."""
+        """Returns an array `(num_rows, width)`: the rows, padded with `fill` on the right, or on the left if `left` is
+        set."""
         lengths = self.lengths
         width = int(lengths.max(initial=0)) if width is None else width
         out = np.full((len(self), width), fill, dtype=self.values.dtype)

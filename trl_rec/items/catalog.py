@@ -1,8 +1,8 @@
 """The items that can be recommended, and the exact text the model reads and writes for each.
 
 Inside the package an item is an index, its row in the catalogue; ids and titles are for people. A surface is the
-item's text. A path is the surface's token ids, as the trie stores them. Users may have semantic IDs too, so that
-prompts can name them; they are on no path. Neither a model nor a tokenizer is loaded here.
+item's text. A path is the surface's token ids, as the trie stores them. Users may have semantic IDs too, with which
+prompts name them; the trie does not contain those. Neither a model nor a tokenizer is loaded here.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class ItemCatalog:
         return indices
 
     def ids_of(self, titles: Sequence[str]) -> list[str]:
-        """Ids of the items with exactly these titles, the first item where several share one. Raises where a title is
-        unknown."""
+        """Ids of the items with exactly these titles. If several items share a title, the first one is meant. Raises
+        where a title is unknown."""
         indices = pc.index_in(pa.array(titles, pa.string()), self.items["title"].combine_chunks()).to_pylist()
         for title, index in zip(titles, indices, strict=True):
             if index is None:
@@ -106,11 +106,11 @@ class ItemCatalog:
         return [self.ids[index] for index in indices]
 
     def group_shares(self) -> tuple[list[str], np.ndarray]:
-        """The groups of items.
+        """The groups of the catalogue, and the share of each item in each group.
 
         Returns:
-            The names of the groups, and the share of each item that belongs to each group, `(num_items, num_groups)`.
-            An item in several groups belongs to them in equal parts; an item in none has a row of zeros.
+            The names of the groups, and the shares, `(num_items, num_groups)`. An item in several groups belongs to
+            them in equal parts; an item in none has a row of zeros.
         """
         if self.group_column is None:
             raise ValueError("the catalogue has no group_column; name one when preparing the data")
@@ -196,8 +196,8 @@ class ItemCatalog:
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
         """Row `i`: the token ids that the model must write to recommend item `i`.
 
-        Titles end in EOS, so that no title is the beginning of another. Item tokens and semantic IDs need no EOS for
-        that.
+        Titles end in EOS, so that no path is the beginning of another. Item tokens and semantic IDs have no EOS: none
+        of them is the beginning of another.
         """
         surfaces = self.surface_ids(tokenizer)
         if self.surface != "title":
@@ -228,7 +228,7 @@ class ItemCatalog:
         """A hash of ids and titles, the same for two folders with the same items in the same order."""
         digest = hashlib.sha256()
         for name in ("item_id", "title"):
-            # The zero byte separates the texts, so that moving a letter to the next one changes the hash.
+            # The zero byte ends each text, so that moving a letter from one text to the next changes the hash.
             for text in self.items[name].to_pylist():
                 digest.update(text.encode() + b"\0")
         return digest.hexdigest()[:16]
@@ -302,7 +302,7 @@ def _checked_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -
 
 
 def _token_ids(ids: Ragged, vocabulary: dict[str, int]) -> Ragged:
-    """Tokens as token ids. Each distinct token is looked up once."""
+    """Converts tokens to token ids. Each distinct token is looked up once."""
     names, position = np.unique(ids.values.astype(str), return_inverse=True)
     return Ragged(np.array([vocabulary[name] for name in names.tolist()], np.int64)[position], ids.offsets)
 

@@ -7,12 +7,12 @@ VERBS = {
     "blade": "align a model that writes lists to rewards of whole lists: accuracy, diversity, fairness",
     "alro": "fine-tune a model to order a user's rated candidates, whatever order they are shown in",
     "softmax_dpo": "train on preferences: one chosen and several rejected completions per prompt",
-    "align3gr": "make semantic IDs, fine-tune on several tasks, train on preferences in stages; or the stages alone",
+    "align3gr": "make semantic IDs, fine-tune on several tasks, train on preferences in stages; or only the stages",
     "evaluate": "measure the baselines and a model on a split, print a table and write metrics.json",
-    "recommend": "print what a trained model recommends to a user, or after some titles",
+    "recommend": "print what a trained model recommends to a user, or to somebody who liked given titles",
     "recipe": "print a shipped recipe to copy and change, or the names of all recipes",
 }
 # These run under `accelerate launch`.
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
-# Scripts whose name differs from their verb's: a `tokenize.py` would hide Python's own from scripts run by path.
+# Scripts that are not named after their verb. A file tokenize.py would hide Python's own module of that name.
 SCRIPTS = {"tokenize": "tokenizing"}

@@ -32,8 +32,8 @@ class IdCodes:
     Args:
         quantized (`torch.Tensor` of shape `(num_items, levels)`): The codes as quantised; "found" in the card.
         repaired (`torch.Tensor` of shape `(num_items, levels)`): The codes after the repair of the last level.
-        extra (`torch.Tensor` of shape `(num_items,)`): A further code of items whose codes are still not unique; -1
-            for none.
+        extra (`torch.Tensor` of shape `(num_items,)`): A further code, for items whose codes are still not unique; -1
+            for all others.
         errors (`list[float]`, *optional*): After each level, the share of the vectors' squared length that is left,
             before any repair. None for IDs whose vectors are unknown.
         num_codes (`int`): Number of codes per level.
@@ -69,7 +69,8 @@ def make_card(
     - `largest_group`: the largest number of items with the same ID.
     - `without_vector`: the number of items about which training says nothing.
     - `levels`: for each level, the number of codes `used`, their `perplexity` (the number of equally frequent codes
-      that would be as hard to guess), the share of the vectors' squared length that is `left`, and the `counts`.
+      that would be as hard to guess), the share of the vectors' squared length that is `left`, and the number of
+      items per code (`counts`).
     - `prefixes`: for the first 1, 2, ... codes: the number of `groups` of items that share them, the `mean_size` of a
       group, and the mean number of `others` that share an item's codes.
     - `neighbours`: for items that are popular in training, the items that share most of their codes.
@@ -80,7 +81,7 @@ def make_card(
         catalog (`ItemCatalog`): The items.
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
         settings (`Mapping`): What the IDs were made with. IDs with equal settings are reused.
-        without_vector (`int`): See above.
+        without_vector (`int`): The number of items about which training says nothing.
         training (`Mapping`, *optional*): Further facts about trained IDs, stored as they are.
     """
     written = torch.cat([codes.repaired, codes.extra.unsqueeze(1) + 1], 1)  # (num_items, levels + 1)
@@ -129,7 +130,7 @@ def make_card(
 
 
 def code_use(column: Tensor, num_codes: int) -> dict[str, Any]:
-    """How many of a level's codes are used, and their perplexity."""
+    """Measures how many codes of a level are used, and their perplexity."""
     share = torch.bincount(column, minlength=num_codes).double() / len(column)
     perplexity = float(torch.special.entr(share).sum().exp())
     return {"used": int((share > 0).sum()), "perplexity": round(perplexity, 2)}
@@ -149,7 +150,7 @@ def _sharing(prefixes: Tensor) -> dict[str, Any]:
 def _neighbours(
     catalog: ItemCatalog, semantic_ids: Ragged, codes: np.ndarray, popularity: np.ndarray
 ) -> list[dict[str, Any]]:
-    """The most popular items with different first codes, each with the items that share most of its codes."""
+    """Lists popular items with different first codes, each with the items that share most of its codes."""
     # 1. The most popular item of each first code, the most popular codes first.
     by_popularity = np.argsort(-popularity, kind="stable")
     first = np.sort(np.unique(codes[by_popularity, 0], return_index=True)[1])[:NEIGHBOURHOODS]
@@ -160,7 +161,7 @@ def _neighbours(
         shared = np.cumprod(codes == codes[item], 1).sum(1)  # (num_items,)
         order = np.lexsort((-popularity, -shared))
 
-        # 3. The item itself is among the first, so one more is looked at.
+        # 3. The item shares all codes with itself, so one more item is looked at.
         closest = [int(other) for other in order[: NEIGHBOURS + 1] if other != item and shared[other]][:NEIGHBOURS]
         items = [{"shared": int(shared[other]), "title": catalog.titles[other]} for other in closest]
         entries.append({"title": catalog.titles[item], "id": "".join(semantic_ids[item]), "items": items})
@@ -168,7 +169,7 @@ def _neighbours(
 
 
 def describe_ids(card: Mapping[str, Any]) -> str:
-    """The card as text for people to read."""
+    """Formats the card as text for people to read."""
     lines = [*_summary(card), "", "level  codes used  perplexity  left of the vectors"]
     for number, level in enumerate(card["levels"], 1):
         left = "" if level["left"] is None else f"{level['left']:.1%}"
@@ -178,8 +179,8 @@ def describe_ids(card: Mapping[str, Any]) -> str:
     for length, group in enumerate(card["prefixes"], 1):
         codes = "code" if length == 1 else f"{length} codes"
         lines.append(
-            f"first {codes}: {group['groups']:,} groups, {group['mean_size']:.1f} items each; an item shares with "
-            f"{group['others']:.1f} others"
+            f"first {codes}: {group['groups']:,} groups, {group['mean_size']:.1f} items each; an item has "
+            f"{group['others']:.1f} others in its group"
         )
 
     for entry in card["neighbours"]:

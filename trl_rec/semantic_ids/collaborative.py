@@ -32,7 +32,7 @@ from trl_rec.semantic_ids.storage import cached_tensor
 
 logger = logging.getLogger(__name__)
 
-LENGTH = 50  # most items per window, which the encoder reads as one sequence
+LENGTH = 50  # most items per window; the encoder reads a window as one sequence
 BATCH = 128
 NEGATIVES = 512  # shared by a batch; a catalogue of at most this many items is scored whole
 HELD_OUT = 20  # one window in this many is held out to decide when to stop
@@ -80,7 +80,7 @@ def pooled(vectors: Tensor, items: Tensor, mask: Tensor) -> Tensor:
     Args:
         vectors (`torch.Tensor` of shape `(num_items, D)`): The item vectors.
         items (`torch.Tensor` of shape `(B, T)`): The items of each user.
-        mask (`torch.Tensor` of shape `(B, T)`): Which of them count.
+        mask (`torch.Tensor` of shape `(B, T)`): Which of these items count.
 
     Returns:
         `torch.Tensor` of shape `(B, D)`: The vectors; zeros for a user without items.
@@ -128,11 +128,13 @@ class _Encoder(nn.Module):
 
 
 def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
-    """The sequences cut into windows of at most `LENGTH` items, and a mask of the interactions that no earlier row of
-    the same user contains.
+    """Cuts the training sequences into windows of at most `LENGTH` items.
 
-    Each window starts with the last item of the one before, so every item but the first of a sequence has a
+    Each window starts with the last item of the window before. So every item but the first of a sequence has a
     predecessor in its window. Windows of one item are dropped.
+
+    Returns:
+        The windows, and a mask of the interactions that no earlier row of the same user contains.
     """
     sequences, is_new = training_sequences(train)
     count = np.maximum(-(-(sequences.lengths - 1) // (LENGTH - 1)), 1)  # windows per sequence, rounded up
@@ -231,7 +233,7 @@ def _next_item_loss(encoder: _Encoder, items: Tensor, mask: Tensor) -> Tensor:
     Args:
         encoder: The encoder.
         items: Items `(B, T)`.
-        mask: Which of them are predicted, `(B, T)`; the first of a window never is.
+        mask: Which items are predicted, `(B, T)`; the first item of a window never is.
     """
     selected = mask[:, 1:]
     states = encoder(items[:, :-1])[selected]  # (P, D)

@@ -21,7 +21,7 @@ CHUNK = 1 << 22  # distances that are held at a time
 
 
 def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor) -> Tensor:
-    """Changes last codes so that a cell repeats a code only if it has more items than there are codes.
+    """Changes last codes so that a cell repeats a code only if the cell has more items than there are codes.
 
     Of the items with equal codes, the one nearest to the centroid of its last code keeps it. The others take free
     codes of their cell, starting with the nearest pair of item and code (ties: the lower item, then the lower code).
@@ -79,10 +79,10 @@ def group_of(codes: Tensor) -> Tensor:
 
 
 def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, most: int) -> Tensor:
-    """The items with equal codes, without the nearest one of each group, ascending.
+    """The items that need another code, ascending: all items with equal codes but the nearest item of each group.
 
     Of identical items, such as those without a vector, only the first `most` can get a code. The others are left out
-    here, because there may be as many as the whole catalogue.
+    here, because they may be most of the catalogue.
     """
     # 1. Sort by group, and by distance within a group; all but the first item of a group follow another one.
     group = group_of(codes)
@@ -93,7 +93,7 @@ def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, most: int
     # 2. Find the items that are identical to their predecessor. Comparing distances first avoids comparing most
     # vectors.
     identical = follows & (distance[order][1:] == distance[order][:-1])
-    # (the clone, because the mask is read while it is written)
+    # Without the clone, the mask would be written while it is read.
     identical[identical.clone()] = (residuals[order[1:][identical]] == residuals[order[:-1][identical]]).all(1)
 
     # 3. Count the identical items directly before each one.
@@ -118,8 +118,9 @@ def _half_squared_distances(vectors: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _match(distances: Tensor, row: Tensor, taken: Tensor) -> Tensor:
-    """Assigns free codes to items by joining, round after round, the pairs that are each other's nearest. This gives
-    the same result as taking all pairs in order of their distance, with few rounds.
+    """Assigns free codes to items. Each round joins the items and codes that are each other's nearest.
+
+    The result is the same as if all pairs were taken one by one in order of their distance, but few rounds are needed.
 
     Args:
         distances: From item to code, `(W, C)`.

@@ -45,8 +45,8 @@ def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRo
     """Positive pointwise mutual information of all pairs of items, symmetric, `(num_items, num_items)`.
 
     Two items at distance d <= `window` in a training sequence count 1/d, as in the transition baseline but in either
-    order; an item next to itself does not count. The entry of a pair is log(its count * sum of all counts / (total of
-    one item * total of the other)) where that is positive.
+    order. An item next to itself does not count. The entry of a pair is log(count of the pair * sum of all counts /
+    (total of one item * total of the other)) if that is positive.
 
     Args:
         train (`Dataset`): The training split; any other raises. The rows of a user have to be in time order;
@@ -73,8 +73,12 @@ def popularity(train: Dataset, num_items: int) -> np.ndarray:
 
 
 def training_sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
-    """The history of each row followed by its targets, and a mask of the interactions that no earlier row of the same
-    user contains, `(number of values,)`."""
+    """Joins the history of each row and its targets.
+
+    Returns:
+        The sequences, and a mask `(number of values,)` of the interactions that no earlier row of the same user
+        contains.
+    """
     history = split_rows(train, "history")
     sequences = join(history, split_rows(train, "targets"))
 
@@ -86,7 +90,7 @@ def training_sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
 
 
 def _pair_counts(train: Dataset, num_items: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The lower item, the higher item and the count of each pair that occurs."""
+    """Counts the pairs of items. Returns the lower item, the higher item and the count of each pair that occurs."""
     sequences, is_new = training_sequences(train)
     items = sequences.values.astype(np.int64)
     rows = sequences.row_ids
@@ -115,7 +119,7 @@ def _pair_counts(train: Dataset, num_items: int, window: int) -> tuple[np.ndarra
 def _add_counts(
     keys: np.ndarray, counts: np.ndarray, more_keys: np.ndarray, more_counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of two tables of counts; keys are ascending in both and in the result."""
+    """Adds two tables of counts. Keys are ascending in both tables and in the result."""
     keys = np.concatenate([keys, more_keys])
     counts = np.concatenate([counts, more_counts])
     order = np.argsort(keys, kind="stable")
@@ -126,7 +130,7 @@ def _add_counts(
 
 
 def _symmetric(low: np.ndarray, high: np.ndarray, values: np.ndarray, size: int) -> SparseRows:
-    """The symmetric matrix with these values at `(low, high)` and `(high, low)`; pairs are sorted by `low`."""
+    """Makes the symmetric matrix with these values at `(low, high)` and `(high, low)`. Pairs are sorted by `low`."""
     # With `high` first, the stable sort by row leaves the columns of every row in ascending order.
     rows = np.concatenate([high, low])
     columns = np.concatenate([low, high])

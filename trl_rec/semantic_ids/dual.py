@@ -37,8 +37,9 @@ class DualIdsConfig:
         item_text (`str`, *optional*): Text of an item with column names in braces, such as `"{title}, {genres}"`. By
             default it contains all columns.
         signals (`str`, *optional*, defaults to `"both"`): What IDs are made from: `"both"`, `"text"` or `"behaviour"`.
-        behaviour (`str`, *optional*, defaults to `"cooccurrence"`): Vectors that describe who chooses an item:
-            `"cooccurrence"` (its IDs were easier to decode), or the embeddings of a small `"sequence"` encoder.
+        behaviour (`str`, *optional*, defaults to `"cooccurrence"`): Which vectors describe who chooses an item: those
+            of `"cooccurrence"`, which led to IDs that were easier to decode, or the embeddings of a small `"sequence"`
+            encoder.
         users (`bool`, *optional*, defaults to `True`): Whether users get IDs too.
         align (`bool`, *optional*, defaults to `True`): Whether to align users with the items they chose (U2I).
         levels (`int`, *optional*, defaults to `3`): Number of codes per ID.
@@ -69,7 +70,7 @@ class DualIdsConfig:
     )
     signals: str = field(default="both", metadata={"help": "what IDs are made from: both, text or behaviour"})
     behaviour: str = field(
-        default="cooccurrence", metadata={"help": "vectors of who chooses an item: cooccurrence or sequence"}
+        default="cooccurrence", metadata={"help": "vectors that describe an item's users: cooccurrence or sequence"}
     )
     users: bool = field(default=True, metadata={"help": "whether users get IDs too"})
     align: bool = field(default=True, metadata={"help": "whether to align users with the items they chose"})
@@ -104,10 +105,10 @@ def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, o
         dataset (`RecDataset`): A dataset returned by `prepare` or `load`.
         config (`DualIdsConfig`, *optional*): How the IDs are made.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that were made with other settings
-            or came with the data. Otherwise they raise.
+            or came with the data. Otherwise such IDs are an error.
 
     Returns:
-        [`RecDataset`]: The dataset with the IDs in its catalogue. Its surface does not change.
+        [`RecDataset`]: The dataset with the IDs in its catalogue. The catalogue's surface does not change.
     """
     config = config or DualIdsConfig()
     _check_config(config, dataset)
@@ -135,7 +136,7 @@ def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, o
     semantic_ids = id_tokens(codes.repaired, codes.extra)
     user_ids = None if user_codes is None else user_tokens(user_codes)
 
-    # 3. Write the tower, then the IDs: a call that is killed in between makes both again.
+    # 3. Write the tower, then the IDs. If the call is killed in between, the next one makes both again.
     card = make_card(
         codes,
         semantic_ids,
@@ -170,7 +171,7 @@ def _settings(config: DualIdsConfig) -> dict[str, Any]:
 
 
 def _train(inputs: DualInputs, config: DualIdsConfig) -> tuple[DualTraining, dict[str, int]]:
-    """The finished training, and the arguments of the item tower."""
+    """Trains the towers. Returns the finished training, and the arguments of the item tower."""
     shape = {
         "inputs": inputs.items(torch.zeros(1, dtype=torch.int64)).shape[1],
         "hidden": config.hidden,

@@ -1,7 +1,7 @@
 """What the two towers read: text and behaviour of items and users, and the pairs of a user and a chosen item.
 
-All of it comes from the training split. The last training item of every fifth user is held out of all of it (vectors,
-pools, profiles and pairs) to measure how well users find what they chose.
+All inputs come from the training split. The last training item of every fifth user is held out of all inputs
+(vectors, pools, profiles and pairs) to measure how well users find what they chose.
 
 Legend: I items, U users, T items of the longest history, P pairs, W width of a tower's input.
 """
@@ -36,8 +36,8 @@ class Scaling:
     """Brings vectors to mean 0 and mean squared length 1.
 
     Args:
-        mean (`torch.Tensor` of shape `(width,)`): Subtracted first.
-        scale (`torch.Tensor`, a scalar): Divided by second.
+        mean (`torch.Tensor` of shape `(width,)`): Is subtracted from each vector.
+        scale (`torch.Tensor`, a scalar): Divides the difference.
     """
 
     mean: Tensor
@@ -86,7 +86,8 @@ class DualInputs:
 
         Args:
             rows (`torch.Tensor` of shape `(N,)`): Item indices.
-            keep (`torch.Tensor` of shape `(N,)`, *optional*): Whose behaviour is shown; by default everyone's.
+            keep (`torch.Tensor` of shape `(N,)`, *optional*): Whether to show the behaviour of each item; by default
+                all items show theirs.
 
         Returns:
             `torch.Tensor` of shape `(N, W)`: Text and behaviour. Behaviour that is not shown, or not known from
@@ -113,7 +114,7 @@ class DualInputs:
         return torch.cat([self.user_text[rows], behaviour * mask.any(1, keepdim=True)], 1)
 
     def chose(self, users: Tensor, items: Tensor) -> Tensor:
-        """Which of the items each user chose in training, held-out pairs included, `(len(users), len(items))`."""
+        """Whether each user chose each item in training, `(len(users), len(items))`. Held-out pairs count too."""
         num_items = len(self.known)
 
         # 1. Number the distinct items that are asked for; -1 for all others.
@@ -121,7 +122,7 @@ class DualInputs:
         column = torch.full((num_items,), -1)
         column[distinct] = torch.arange(len(distinct))
 
-        # 2. Look up all items that the users chose: those of a user are next to each other among the sorted pairs.
+        # 2. Look up all items that the users chose. The pairs are sorted, so those of a user are adjacent.
         starts, ends = torch.searchsorted(self._sorted_pairs, torch.stack([users, users + 1]) * num_items)
         counts = ends - starts
         row = torch.arange(len(users)).repeat_interleave(counts)
@@ -195,7 +196,7 @@ def dual_inputs(
     mask = torch.from_numpy(newest.padded() >= 0)
     scales["user_behaviour"] = _user_scaling(vectors, histories, mask)
 
-    # 5. Pairs. A held-out item that the user had also chosen before would be no test.
+    # 5. Pairs. A held-out item that also occurs in the user's history would test nothing.
     pairs = np.unique(chosen.row_ids * num_items + chosen.values)
     is_repeated = torch.isin(held_out[0] * num_items + held_out[1], torch.from_numpy(pairs))
 
@@ -234,7 +235,7 @@ def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
     targets = split_rows(train, "targets")
     users = split_users(train).astype(np.int64)
 
-    # 1. Choose the last rows of some users, if the user has another target and the row has any.
+    # 1. Choose the last rows of some users: those with a target that is not the user's only one.
     is_last_row = np.full(len(users), False)
     is_last_row[len(users) - 1 - np.unique(users[::-1], return_index=True)[1]] = True
     has_another = np.bincount(users, targets.lengths)[users] > 1

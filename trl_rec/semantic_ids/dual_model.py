@@ -70,9 +70,9 @@ def u2i_loss(users: Tensor, items: Tensor, also_chosen: Tensor) -> Tensor:
 
     Args:
         users (`torch.Tensor` of shape `(B, S)`): SC vectors of users.
-        items (`torch.Tensor` of shape `(B, S)`): SC vectors of an item that each of them chose.
-        also_chosen (`torch.Tensor` of shape `(B, B)`): True where the user of the row chose the item of the column as
-            well, so that it is no negative. The diagonal is ignored.
+        items (`torch.Tensor` of shape `(B, S)`): SC vectors of the items; the user of row `i` chose item `i`.
+        also_chosen (`torch.Tensor` of shape `(B, B)`): True where the user of the row also chose the item of the
+            column. Such an item is not a negative. The diagonal is ignored.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: The loss of each pair.

@@ -93,7 +93,7 @@ class ItemIdEncoder:
         """The tokens of the codes that [`ItemIdEncoder.encode`] returns, one row per text.
 
         Several new items may get the same ID, and a new item may get the ID of a known one. With `collisions: extend`
-        a known item's ID may have one token more than that, and the ID of a new item can then be a prefix of it.
+        the IDs of some known items have one more token, so the ID of a new item may be the beginning of such an ID.
         """
         codes = self.encode(texts)
         return id_tokens(codes, torch.full((len(codes),), -1))

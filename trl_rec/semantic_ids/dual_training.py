@@ -45,9 +45,9 @@ class HeldOut(NamedTuple):
     Args:
         accuracy (`float`): The share of pairs whose item ranks first.
         chance (`float`): The accuracy of a random ranking. Others that were drawn twice, or that the user chose as
-            well, count less, so it may be above 1 / (1 + `NUM_OTHERS`).
-        won (`float`): The mean share of the others that rank below the item; 0.5 by chance. With few pairs it
-            fluctuates less than `accuracy`, and unlike a loss it does not depend on how confident the towers are.
+            well, do not compete, so `chance` may be above 1 / (1 + `NUM_OTHERS`).
+        won (`float`): The mean share of the others that rank below the item; 0.5 by chance. With few pairs `won`
+            fluctuates less than `accuracy`. Unlike a loss, it does not depend on how confident the towers are.
         pairs (`int`): M.
     """
 
@@ -66,13 +66,13 @@ class DualTraining:
         item_tower (`Tower`): The tower of the items.
         user_tower (`Tower`, *optional*): The tower of the users. Without it there is nothing to align.
         align (`bool`): Whether to use the U2I loss.
-        alpha (`float`): Its weight in stage 2.
+        alpha (`float`): Weight of the U2I loss in stage 2.
         learning_rate (`float`): Learning rate of AdamW.
         batch_size (`int`): Pairs per batch.
         max_epochs (`int`): Maximum number of epochs of each part of the training.
         patience (`int`): Epochs without improvement after which a part ends.
         without_behaviour (`float`): Share of the items that are shown without their behaviour during training, so that
-            new items can do without.
+            new items can get IDs without any.
         generator (`torch.Generator`): For all random draws.
         curve (`list`): What was measured after each epoch.
     """
@@ -191,8 +191,8 @@ class DualTraining:
 
         Args:
             name: Name of this part in the curve and the log.
-            losses: From a batch, as indices into the pairs, to the parts of its loss; `"loss"` is minimised.
-            score: From what was measured after an epoch to a number that should grow.
+            losses: Takes a batch, as indices into the pairs, and returns the parts of its loss; `"loss"` is minimised.
+            score: Takes what was measured after an epoch, and returns a number that should grow.
             after: Called after each epoch but the last.
         """
         towers = self._towers()
@@ -285,7 +285,7 @@ class DualTraining:
 
     def _distinct(self, batch: Tensor) -> Iterator[tuple[Tower, Tensor, Tensor]]:
         """For each tower: the tower, the SC vectors of the batch's distinct items or users, and the inputs to
-        reconstruct. Distinct, so that popular items do not count more than others."""
+        reconstruct. Each item counts once, however popular it is."""
         users, items = (side.unique() for side in self.inputs.pairs[:, batch])
         yield self.item_tower, self.item_tower.fuse(self._item_inputs(items)), self.inputs.items(items)
         if self.user_tower is not None:

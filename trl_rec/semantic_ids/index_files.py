@@ -37,7 +37,7 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
         path (`str` or `Path`): The file. Tokens may be any text. No ID may be the beginning of another; the trie
             checks this.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that the folder contains. Otherwise
-            they raise.
+            such IDs are an error.
 
     Returns:
         [`RecDataset`]: The dataset with the IDs in its catalogue. Users have none.
@@ -51,7 +51,7 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
 
 
 def _card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]:
-    """The card of IDs of which only the tokens are known."""
+    """Makes the card of imported IDs, of which only the tokens are known."""
     # 1. Number the distinct tokens of each position. Shorter IDs are padded with an empty token, which counts as one
     # more code.
     padded = semantic_ids.padded(fill="").astype(str)  # (num_items, levels)

@@ -1,7 +1,7 @@
 """Item vectors from co-occurrence, by a truncated singular value decomposition of the items' associations.
 
-It uses the randomised method of Halko, Martinsson and Tropp: a random subspace is multiplied by the matrix several
-times, which turns it towards the largest singular vectors. The matrix stays sparse throughout.
+This is the randomised method of Halko, Martinsson and Tropp. A random subspace is multiplied by the matrix several
+times, and so turns towards the largest singular vectors. The matrix stays sparse throughout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NEGLIGIBLE = 1e-5
 
 
 def cooccurrence_vectors(train: Dataset, num_items: int, *, width: int = 64, window: int = 5, seed: int = 0) -> Tensor:
-    """One vector per item. Two vectors are similar if their items occur near the same items in training.
+    """Makes one vector per item. Two vectors are similar if their items occur near the same items in training.
 
     Args:
         train (`Dataset`): The training split; any other raises.
@@ -47,9 +47,8 @@ def truncated_svd(matrix: SparseRows, width: int, *, seed: int = 0) -> tuple[Ten
         seed (`int`, *optional*, defaults to `0`): Seed of the random subspace.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Vectors `(size, width)` and values `(width,)`, largest value first. The
-        sign of a vector makes its entry of largest absolute value positive. Vectors beyond the rank of the matrix are
-        zero.
+        `tuple[torch.Tensor, torch.Tensor]`: Vectors `(size, width)` and values `(width,)`, largest value first. In
+        each vector, the entry of largest absolute value is positive. Vectors beyond the rank of the matrix are zero.
     """
     # 1. Turn a random subspace towards the largest singular vectors.
     generator = torch.Generator().manual_seed(seed)

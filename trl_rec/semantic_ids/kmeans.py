@@ -19,8 +19,8 @@ ROUNDING = 1e-5  # relative to a vector's squared length; smaller squared distan
 def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Clusters vectors by Lloyd's algorithm, seeded with k-means++ (on a sample if there are many vectors).
 
-    A centroid that loses all its vectors is seeded again in the same way, so a centroid stays empty only if there are
-    fewer distinct vectors than centroids.
+    A centroid that loses all of its vectors is seeded again. A centroid stays empty only if there are fewer distinct
+    vectors than centroids.
 
     Args:
         vectors (`torch.Tensor` of shape `(N, D)`): The vectors, float32.

@@ -50,14 +50,15 @@ def make_semantic_ids(
             other.
         iterations (`int`, *optional*, defaults to `25`): Maximum rounds of k-means per level.
         collisions (`str`, *optional*, defaults to `"share"`): What to do with items that still have the same codes
-            after the repair of the last level: they `"share"` an ID, or one more token is appended to `"extend"` each.
+            after the repair of the last level. With `"share"` they have the same ID; with `"extend"` one more token is
+            appended to each of their IDs.
         seed (`int`, *optional*, defaults to `0`): Seed of vectors and centroids. The same seed gives the same IDs on
             the same machine.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that were made with other settings
-            or came with the data. Otherwise they raise.
+            or came with the data. Otherwise such IDs are an error.
 
     Returns:
-        [`RecDataset`]: The dataset with the IDs in its catalogue. Its surface does not change.
+        [`RecDataset`]: The dataset with the IDs in its catalogue. The catalogue's surface does not change.
     """
     num_items = len(dataset.catalog)
     settings: dict[str, Any] = {

@@ -1,4 +1,6 @@
-"""A trainable residual quantiser: one codebook per level, each for what the levels before leave of a latent vector.
+"""A trainable residual quantiser with one codebook per level.
+
+Each level quantises what the levels before it leave of a latent vector.
 
 It is written here instead of taken from `vector-quantize-pytorch` for three reasons. The codebooks start from this
 package's k-means over all vectors, not over the first batch. They are trained by gradients, as in the paper, not by
@@ -56,7 +58,7 @@ class ResidualQuantizer(nn.Module):
         loss = latents.new_zeros(len(latents))
         for codebook in self.codebooks:
             centroid = codebook[find_nearest(residual.detach(), codebook.detach())]  # (N, D)
-            # The first term moves the centroids, the second one the encoder.
+            # The first term moves the centroids, and the second moves the encoder.
             loss = loss + (residual.detach() - centroid).square().sum(1)
             loss = loss + COMMITMENT * (residual - centroid.detach()).square().sum(1)
             residual = residual - centroid.detach()

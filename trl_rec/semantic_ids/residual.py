@@ -1,4 +1,4 @@
-"""Residual quantisation by k-means: each level clusters what the levels before leave of the vectors.
+"""Residual quantisation by k-means: each level clusters what the levels before it leave of the vectors.
 
 The codes of a vector are the numbers of its centroids, one per level. Vectors that share their first codes are near
 each other, and the more codes they share, the nearer they are.
@@ -52,7 +52,7 @@ def residual_kmeans(
         seed (`int`, *optional*, defaults to `0`): The same seed gives the same codes.
 
     Returns:
-        [`ResidualCodes`]: Codes, codebooks and what they leave of the vectors.
+        [`ResidualCodes`]: The codes, the codebooks, and what these leave of the vectors.
     """
     generator = torch.Generator().manual_seed(seed)
     total = squared_length(vectors) or 1.0

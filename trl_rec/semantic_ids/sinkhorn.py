@@ -79,8 +79,8 @@ def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = I
 
 
 def _colliding_groups(codes: Tensor, most: int) -> Iterator[Tensor]:
-    """The groups of 2 to `most` items with equal codes, as item indices `(G, size)`. Groups of the same size come
-    together, as many at a time as `CHUNK` allows."""
+    """The groups of 2 to `most` items with equal codes, as item indices `(G, size)`. Groups of the same size are
+    yielded together, as many at a time as `CHUNK` allows."""
     group = group_of(codes)
     sizes = torch.bincount(group)
 

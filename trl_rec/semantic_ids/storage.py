@@ -36,7 +36,7 @@ UNFINISHED = "semantic_ids.unfinished"
 def write_ids(
     dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any], *, user_ids: Ragged | None = None
 ) -> None:
-    """Writes IDs and their card into the dataset folder and replaces those that it contains.
+    """Writes IDs and their card into the dataset folder, in place of the IDs that the folder contains.
 
     Args:
         dataset (`RecDataset`): The dataset.
@@ -56,7 +56,7 @@ def write_ids(
         write_json(new / CARD, card, ensure_ascii=False)
         write_json(new / UNFINISHED, card["settings"])
 
-        # 2. Replace the files one by one. As long as the card is missing, the mark says which IDs are being written.
+        # 2. Replace the files one by one. While the card is missing, the file UNFINISHED says what is being written.
         (new / UNFINISHED).replace(folder / UNFINISHED)
         (folder / CARD).unlink(missing_ok=True)
         if user_ids is None:
@@ -124,10 +124,10 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
 
 
 def cached_tensor(folder: Path | None, name: str, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` returns, or what it returned earlier for the same key if the folder contains that.
+    """Returns the tensor from the folder if it is stored there under this key; otherwise makes and stores it.
 
     Args:
-        folder (`Path`, *optional*): The cache. Without one, `make` is called every time.
+        folder (`Path`, *optional*): The cache. Without a folder, `make` is called every time.
         name (`str`): Beginning of the file name.
         key (`str`): A hash of everything that the tensor depends on.
         make (`Callable`): Computes the tensor.

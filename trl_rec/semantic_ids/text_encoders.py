@@ -1,6 +1,6 @@
 """Vectors of texts, from a sentence encoder or from the words alone.
 
-Vectors are cached by what they were made from, in chunks of texts, so an encoding that was interrupted continues where
+Vectors are cached in chunks of texts, under a hash of encoder and texts, so a call that was interrupted goes on where
 it stopped.
 """
 
@@ -25,8 +25,8 @@ from trl_rec.semantic_ids.storage import cached_tensor
 
 WORDS = "words"
 CHUNK = 1 << 11  # texts per file of the cache
-BUCKETS = 1 << 15  # of words, by their hash
-WIDTH = 256  # of a vector made from words
+BUCKETS = 1 << 15  # the number that words are hashed to
+WIDTH = 256  # of the vectors that are made from words
 
 
 class TextEncoder(Protocol):
@@ -40,7 +40,7 @@ class TextEncoder(Protocol):
 
 
 def load_text_encoder(name_or_path: str, *, batch_size: int = 64) -> TextEncoder:
-    """Loads a text encoder. It is used as it is and not trained.
+    """Loads a text encoder. The encoder is not trained.
 
     Args:
         name_or_path (`str`): `"words"`, or a sentence-transformers model: its hub id or a folder.
@@ -67,10 +67,11 @@ def text_vectors(texts: Sequence[str], encoder: TextEncoder, *, cache: Path | No
 
 
 class WordEncoder:
-    """Sums a random direction per distinct word of a text, and one per distinct beginning of four letters.
+    """Sums one random direction per distinct word of a text, and one per distinct beginning of four letters.
 
-    Texts that share words get similar vectors. It learns nothing and needs no file, so it serves tests, first looks,
-    and catalogues whose words say enough. Words are identified by a hash; two of them may get the same direction.
+    Texts that share words get similar vectors. This encoder learns nothing and needs no file. It is meant for tests,
+    for first looks, and for catalogues whose words say enough. Words are hashed, so two words may get the same
+    direction.
     """
 
     fingerprint = f"{WORDS}-{BUCKETS}-{WIDTH}"

@@ -1,7 +1,7 @@
 """Codes written as tokens: `<a_12><b_7><c_201>`, with one letter per level.
 
-Where items with equal codes are told apart, their IDs get one more token, with the next letter. The tokens of users
-are `<ua_3><ub_40><uc_7>`.
+With `collisions: extend`, the IDs of items with equal codes get one more token, with the next letter. The ID of a user
+looks like `<ua_3><ub_40><uc_7>`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MOST_LEVELS = len(ascii_lowercase) - 1  # the last letter is kept for the token 
 
 
 def id_tokens(codes: Tensor, extra: Tensor) -> Ragged:
-    """The tokens of each item's ID, as strings.
+    """Makes the tokens of each item's ID, as strings.
 
-    No ID is the beginning of another if `extra` is given either to all items with equal codes or to none of them.
+    No ID is the beginning of another if, among items with equal codes, either all have an extra code or none has one.
 
     Args:
         codes (`torch.Tensor` of shape `(num_items, levels)`): The codes.
@@ -47,7 +47,7 @@ def id_tokens(codes: Tensor, extra: Tensor) -> Ragged:
 
 
 def user_tokens(codes: Tensor) -> Ragged:
-    """The tokens of each user, as strings, from codes `(num_users, levels)`. Users may share them."""
+    """Makes the tokens of each user's ID, as strings, from codes `(num_users, levels)`. Users may share an ID."""
     columns = [
         _token_names(f"u{letter}", column.numpy())
         for letter, column in zip(ascii_lowercase, codes.unbind(1), strict=False)

@@ -1,7 +1,7 @@
-"""From token sequences to the arrays of a `TokenTrie`, vectorised over items. torch alone.
+"""Builds the arrays of a `TokenTrie` from token sequences, without a loop over items. It needs torch alone.
 
-Paths are sorted, then read column by column: in sorted order, a new node begins wherever a path's prefix differs from
-that of the path before.
+Paths are sorted, then read column by column. In sorted order, a new node begins wherever the prefix of a path differs
+from the prefix of the path before it.
 
 Legend: N paths, L tokens of the longest path, R paths that reach a new node of the level.
 """
@@ -123,7 +123,7 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
 
 
 def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: int, order: Tensor) -> None:
-    """Raises where a path ends at a node with children: the model could not write it without going on."""
+    """Raises where a path ends at a node with children. Decoding only stops at leaves, so it could not end there."""
     ended = (~alive & (node_of_row >= 0)).nonzero().squeeze(1)
     if not len(ended):
         return

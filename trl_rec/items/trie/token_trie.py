@@ -58,7 +58,7 @@ class TokenTrie:
             `items[item_starts[n] : item_ends[n]]`.
         item_ends (`torch.Tensor` of shape `(num_nodes,)`): See `item_starts`.
         items (`torch.Tensor` of shape `(num_items,)`): Item indices in the order of their paths; items that share a
-            path are in ascending order. An index into this tensor is called a place.
+            path are in ascending order. A place is an index into this tensor.
         depth_offsets (`torch.Tensor` of shape `(max_depth + 2,)`): First node of each depth, and the number of nodes.
     """
 
@@ -234,9 +234,9 @@ class TokenTrie:
         return self.depths(nodes) * (self.num_items + 1) + self.item_starts
 
     def above(self, places: Tensor, depths: Tensor) -> Tensor:
-        """The node at each of the given depths above each place in `items`; some other node if the path of the place
-        is shorter."""
-        # Of the nodes at a depth, the one above a place is the last that starts no later.
+        """The node at the given depth on the path of each place in `items`; an arbitrary node if the path is
+        shorter."""
+        # Among the nodes at a depth, this is the last node whose first place is not after the given place.
         return torch.searchsorted(self.level_keys, depths * (self.num_items + 1) + places, right=True) - 1
 
     def depths(self, nodes: Tensor) -> Tensor:
@@ -248,8 +248,8 @@ class TokenTrie:
 
         Args:
             nodes (`torch.Tensor`): Nodes, in any shape.
-            width (`int`, *optional*): C, if the caller knows an upper bound. Without it, the largest number of
-                children is read back from the device.
+            width (`int`, *optional*): C, if the caller knows an upper bound. By default it is the largest number of
+                children, which has to be copied from the device.
 
         Returns:
             `tokens, next_nodes, legal`, each of shape `(*nodes.shape, C)`; tokens and nodes are 0 where not legal.
@@ -270,7 +270,7 @@ class TokenTrie:
         high = self.row_offsets[nodes + 1].long()
         ends = torch.where(nodes < 0, low, high)
 
-        # Binary search for the edge, since the tokens of a node ascend. All nodes take as many steps as the widest.
+        # Binary search for the edge, since the tokens of a node ascend. All nodes take the steps of the widest node.
         last = len(self.child_tokens) - 1
         for _ in range(max(self.depth_widths).bit_length()):
             middle = (low + high) // 2
