@@ -1,5 +1,7 @@
-"""Preference training in stages: where negatives come from, what must not be among them, and the loop over stages; and
-the parts of Align³GR before it."""
+"""Preference training in stages: sources of negatives, checks against leaks, and the loop over the stages.
+
+The other two parts of Align³GR, which come before the stages, are in `pipeline.py`.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Checks before any training: bad input must not surface after hours."""
+"""Checks that run before any training, so that bad input is refused at once and not after hours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_pipeline(
         stages: The stages, in the order of training.
         schedule: What all stages share.
         supervised (`BearConfig`, *optional*): Configuration of the supervised part. The stages must prompt and rank
-            the policy as it does.
+            the policy in the same way.
     """
     check_not_sharded(schedule.config)
     if supervised is not None:
@@ -52,7 +52,7 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
             "the validation split has no rows to compare stages on; prepare the data with more interactions per user"
         )
 
-    # The policy and the stages must mean the same by an item and by a prompt.
+    # The policy and the stages must agree on the items and on how prompts are written.
     check_same_items(start, schedule.dataset.catalog, schedule.dataset.path)
     trained_with = settings_of_run(start)
     if trained_with:
@@ -60,7 +60,7 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
             f"the policy in {start}", trained_with["prompt"], trained_with["renormalize"], schedule.config
         )
 
-    # Feedback needs no policy, so its errors can show now.
+    # The tables of feedback stages need no policy, so their errors can be raised now.
     for number, stage in enumerate(stages, 1):
         is_finished = (schedule.folder(number, stage) / "stage.json").is_file()
         if stage.source == "feedback" and not is_finished:
@@ -94,9 +94,9 @@ def _check_folders(start: str | Path, schedule: Schedule) -> None:
 
 
 def _check_same_prompts(who: str, prompt: Mapping[str, Any], renormalize: bool, config: SoftmaxDPOConfig) -> None:
-    """Raises if the stages would prompt a policy, or rank its lists, in another way than its training did.
+    """Raises if the stages would prompt a policy, or rank its lists, differently from its training.
 
-    The policy would score worse from the first stage on, and nothing would say why.
+    Otherwise the policy would score worse from the first stage on, without an error.
     """
     for name, value in prompt.items():
         in_stages = config.prompt_options.get(name)

@@ -76,7 +76,7 @@ def _can_be_negative(
 def _num_shared_tokens(catalog: ItemCatalog, beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """`(N, W)`: the number of first tokens that the semantic IDs of a beam and its target share.
 
-    It may be too large for a beam whose whole ID is the target's, which cannot be a negative anyway.
+    The number may be too large for a beam with the same ID as the target, but such a beam is never a negative.
     """
     assert catalog.semantic_ids is not None
     # Tokens as integers, so that whole levels are compared at once.

@@ -16,7 +16,7 @@ def draw(
     """The first `count` allowed numbers of each row's permutation of `range(size)`.
 
     Args:
-        rows (`np.ndarray` of shape `(N,)`): The number that identifies each row, together with the seed.
+        rows (`np.ndarray` of shape `(N,)`): A number per row, which decides its permutation together with the seed.
         count: Numbers to draw per row.
         size: The numbers are below it.
         seed: Chooses the permutations.

@@ -1,6 +1,6 @@
 """Preference tables from users' ratings: items that a user liked against items that the same user disliked.
 
-Ratings decide what is liked, neutral or disliked, or any other score per interaction that the caller provides. All
+Ratings, or any other score per interaction that the caller provides, decide what is liked, neutral or disliked. All
 prompts, chosen items and rejected items come from the training split.
 """
 
@@ -49,8 +49,8 @@ def feedback_preferences(
     Args:
         train: `RecDataset.train`. Raises for the validation and test splits.
         difficulty: `"easy"` or `"hard"`.
-        liked, neutral, disliked (*optional*): Lowest and highest score of each, both included. Items with any other
-            score, NaN included, occur in histories only.
+        liked, neutral, disliked (*optional*): Lowest and highest score of such items, both included. Items with any
+            other score, NaN included, occur in histories only.
         scores (*optional*, defaults to the ratings): One number per item of each row, history and targets joined: a
             `Ragged`, the name of a column of lists in `train`, or a function from `train` to a `Ragged`. Dataset
             folders do not contain review texts; a function that scores reviews finds them by the row's `user` and
@@ -59,8 +59,8 @@ def feedback_preferences(
         max_prompts (*optional*, defaults to all): Number of prompts, drawn evenly by the seed.
         max_history (*optional*, defaults to all): Number of items of a history; the newest ones are kept.
         seed (*optional*, defaults to `0`): Chooses prompts and negatives.
-        catalog (*optional*): Needed if several items may be written in the same way. These then count as one item,
-            which is liked if any of them is liked.
+        catalog (*optional*): Needed if several items may be written in the same way. Such items then count
+            as one, which is liked if any of them is liked.
     """
     check_is_train(train, "a preference")
     check_negatives(num_negatives)

@@ -1,10 +1,10 @@
-"""Preference training stage by stage: each stage starts from the policy that the stage before kept, which is also its
-reference.
+"""Trains preferences stage by stage. Each stage starts from the policy that the previous stage kept; this policy is
+also its reference.
 
-A stage has its own folder, with the policy's beams, checkpoints, the trained model and finally `stage.json`. Nothing
-that was written is made again: a call that was killed resumes at the stage, and within the stage at the beam search or
-training step, where it stopped, and ends with the same weights. Every stage loads its policy from disk, so it makes no
-difference whether the same call trained the stage before.
+A stage has its own folder, with the policy's beams, checkpoints, the trained model and finally `stage.json`. Finished
+work is not repeated. After a kill, the same call continues in the stage, and at the beam search or training step,
+where the work stopped, and ends with the same weights. Every stage loads its policy from disk, so it makes no
+difference whether the same call trained the previous stage.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
 
 logger = logging.getLogger(__name__)
 
-# Files in a policy's folder that are not part of the policy: they belong to the run or schedule that made it.
+# Files in a policy's folder that are not part of the policy, but of the run or schedule that made the policy.
 NOT_THE_POLICY = (
     "checkpoint-*",
     "self-play",
@@ -52,7 +52,7 @@ NOT_THE_POLICY = (
     "metrics.json",
     "recipe.json",
     "eval.jsonl",
-    ".*.tmp",  # of a file that was being written when a process was killed
+    ".*.tmp",  # a file that was being written when a process was killed
 )
 
 

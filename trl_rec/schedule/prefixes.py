@@ -1,4 +1,4 @@
-"""Prompts for preference training: each training target with the history before it, all of them or an even sample.
+"""Builds prompts for preference training: each training target, or an even sample of them, with the history before it.
 
 The sample is drawn before any prefix is built, because all prefixes of long histories together are far larger than the
 log itself.

@@ -1,5 +1,5 @@
-"""How a schedule ends: the first and the last policy are measured on the test split beside the baselines, and what
-each stage did is printed and written down."""
+"""Ends a schedule: measures the first and the last policy on the test split beside the baselines, and reports what
+each stage did."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
     for name, folder in (("before", start), ("after", schedule.output)):
         results[name] = evaluate_split(_rank(folder, schedule), dataset, **measured)
 
-    # 2. Write and print, on one. The others wait: a process that exits takes down the one that still writes.
+    # 2. The main process writes and prints. The others wait: if one exited, the launcher would end the main one too.
     if PartialState().is_main_process:
         _write_run_folder(reports, results, start, schedule)
         history = "excluded" if config.eval_exclude_history else "not excluded"

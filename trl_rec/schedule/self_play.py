@@ -114,14 +114,14 @@ def _digest(settings: str, prompt_format: PromptFormat, trie: TokenTrie, users: 
     texts = [array for part in (prompt_format.pieces, prompt_format.paths) for array in (part.offsets, part.values)]
     if prompt_format.users is not None:  # prompts name users, so the users of the prefixes matter
         texts += [users, prompt_format.users.offsets, prompt_format.users.values]
-    # With the tokens and the items at its leaves, the trie stands for the catalogue and its surface.
+    # The trie's tokens, and the items at its leaves, identify the catalogue and its surface.
     tree = [tensor.cpu().numpy() for tensor in (trie.row_offsets, trie.child_tokens, trie.items)]
     return _hash(settings, prompt_format.prompt_head, prompt_format.prompt_tail, *texts, *tree)
 
 
 def _hash(text: str, *arrays: np.ndarray) -> str:
     digest = hashlib.sha256(text.encode())
-    # The lengths separate the arrays: otherwise two of them could trade values at their border unnoticed.
+    # The lengths separate the arrays: otherwise a value could move to the next array without changing the hash.
     for array in arrays:
         digest.update(f"|{len(array)}|".encode() + np.ascontiguousarray(array, np.int64).tobytes())
     return digest.hexdigest()

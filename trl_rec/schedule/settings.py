@@ -74,7 +74,7 @@ def load_on_device(load: Callable[..., Any], folder: str | Path, schedule: Sched
     """The model that `load` reads from `folder`, on this process's device.
 
     Args:
-        load: `load_model` or `load_policy`. A quantised model is already on the device when it returns.
+        load: `load_model` or `load_policy`. Both put a quantised model on the device themselves.
         folder: Folder of the model.
         schedule: Its `model_options` go to `load`.
     """

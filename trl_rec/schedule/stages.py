@@ -125,7 +125,7 @@ def read_stages(entries: Iterable[Mapping[str, Any]]) -> list[PreferenceStage]:
 
 
 def _check_field(name: str, value: Any) -> Any:
-    """The value of a stage's field in the field's type; raises if it cannot be one.
+    """Converts the value of a stage's field to the field's type; raises if that is impossible.
 
     Numbers may be text, because YAML 1.1 reads `1e-5` as text.
     """

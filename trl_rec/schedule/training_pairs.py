@@ -43,7 +43,7 @@ class TrainingPairs:
             return np.zeros(np.broadcast_shapes(users.shape, items.shape), bool)
         keys = pair_keys(users, items)
 
-        # A key above all of them has no place; it is compared with the last one.
+        # A key above all others would be past the end; compared with the last one, it is unequal.
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         is_known: np.ndarray = self.keys[place] == keys
         return is_known

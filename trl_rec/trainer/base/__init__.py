@@ -1,4 +1,4 @@
-"""What every trainer of this package shares."""
+"""The parts that all trainers of this package share."""
 
 from typing import TYPE_CHECKING
 

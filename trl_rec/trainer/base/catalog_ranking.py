@@ -1,4 +1,4 @@
-"""The capability to rank a whole catalogue: a beam search or a list per user, measured at each evaluation."""
+"""Lets a trainer rank the whole catalogue for each user, and measures the lists at each evaluation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTra
 
 
 class CatalogRankingMixin(RecTrainerMixin):
-    """A trainer whose model recommends from the whole catalogue. The class calls `_set_catalog` before its parent's
-    `__init__`.
+    """A trainer whose model recommends from the whole catalogue.
+
+    A subclass calls `_set_catalog` before the `__init__` of its TRL trainer.
 
     Attributes:
-        trie (`TokenTrie`): The token paths of the items. Not set without a catalogue, which a trainer may allow.
-        prompt_format (`PromptFormat`): How histories become prompts; likewise.
-        renormalizes (`bool`): Whether ranking scores are over the legal tokens.
+        trie (`TokenTrie`): The token paths of the items. Only set if the trainer has a catalogue.
+        prompt_format (`PromptFormat`): How histories become prompts. Only set if the trainer has a catalogue.
+        renormalizes (`bool`): Whether ranking scores use the softmax over the legal tokens, not over the vocabulary.
     """
 
     trie: TokenTrie
@@ -41,7 +42,7 @@ class CatalogRankingMixin(RecTrainerMixin):
         args: Any,  # a RecConfig that is a config of TRL too
         eval_dataset: EvalSets | None,
     ) -> None:
-        """Prompts and trie of a catalogue, and the splits that are ranked at each evaluation."""
+        """Sets the catalogue, its prompts and its trie, and the splits that are ranked at each evaluation."""
         check_processes(args)
         self.catalog = catalog
         self._eval_sets = eval_dataset
@@ -100,7 +101,7 @@ class CatalogRankingMixin(RecTrainerMixin):
         save_recommender(folder, self.catalog, settings)
 
     def card_example(self) -> Sequence[str]:
-        """Code that loads the run folder and recommends."""
+        """Lines of Python that load the run folder and recommend items."""
         names_users = "{user}" in (self.args.prompt_head or "")
         user = ", user=0)  # a row of RecDataset.users" if names_users else ")"
         return (

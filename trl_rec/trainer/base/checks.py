@@ -1,4 +1,4 @@
-"""Arguments and models that a trainer refuses when it is made, because they would silently have no effect."""
+"""Refuses arguments, launches and models that a trainer cannot work with, before anything is trained."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from transformers import TrainingArguments
 # Arguments of TRL's trainers that ours do not take, and why.
 NOT_TAKEN = {
     "data_collator": "its own collator makes the batches that its loss needs",
-    "compute_metrics": "no logits are kept for it; lists are measured as the fields eval_* say, and rank returns them",
+    "compute_metrics": "no logits are kept (the eval_* fields say how lists are measured, and rank returns the lists)",
 }
-# The same for trainers on SFTTrainer.
+# Arguments that our trainers on top of SFTTrainer do not take, and why.
 NOT_TAKEN_BY_SFT = {
     **NOT_TAKEN,
     "preprocess_logits_for_metrics": NOT_TAKEN["compute_metrics"],
@@ -24,7 +24,7 @@ NOT_TAKEN_BY_SFT = {
 
 
 def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) -> dict[str, Any]:
-    """The given arguments without those in `names`, which have to be None.
+    """Returns the given arguments without those in `names`; raises if one of those is not None.
 
     Args:
         given: Keyword arguments.

@@ -14,8 +14,8 @@ else:
     Base = object
 
 
-# Options of TRL's trainers that have no effect in ours: of SFTTrainer's rows and losses, of DPOTrainer's losses, and
-# of its rows.
+# Options of TRL's trainers that have no effect in ours. INERT_SFT are options of SFTTrainer's rows and losses,
+# INERT_DPO of DPOTrainer's losses, and INERT_DPO_ROWS of DPOTrainer's rows.
 INERT_SFT = (
     "loss_type",
     "packing",
@@ -53,25 +53,27 @@ class RecConfig(Base):
     """Fields that the recommendation trainers add to TRL's configs.
 
     Args:
-        prompt_head (`str`, *optional*): Text before the history; the surface's default otherwise. It may hold
-            `{user}`, in whose place the user's semantic ID comes.
+        prompt_head (`str`, *optional*): Text before the history; the surface's default otherwise. It may
+            contain `{user}`, which is replaced by the user's semantic ID.
         prompt_item (`str`, *optional*): Text of an item in the history, with `{surface}` in it.
         prompt_tail (`str`, *optional*): Text between the history and the completion.
         chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a turn in the tokenizer's chat
             template.
-        list_length (`int`, *optional*): Items per list that the model writes. Without it it ranks single items.
+        list_length (`int`, *optional*): Number of items in each list that the model writes. By default, the model
+            ranks single items.
         eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): Lengths at which ranked lists are cut, none above
             `list_length`.
-        eval_num_beams (`int`, *optional*): Beam width when ranking. By default the largest of `eval_ks`, and 1 with a
-            `list_length`, which takes the likeliest token each time.
-        eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether a user's own history is never
-            recommended.
-        eval_length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by length to this power.
-        max_users (`int`, *optional*): Most users of a split that an evaluation measures, in loss and lists, spread
-            evenly over the split. By default all.
-        activation_checkpointing (`bool`, *optional*): As in `TrainingArguments`, which has it from transformers 5.23
-            on; `True` otherwise, as in TRL.
-        activation_checkpointing_kwargs (`dict`, *optional*): As in `TrainingArguments`.
+        eval_num_beams (`int`, *optional*): Beam width when ranking. Defaults to the largest of `eval_ks`, or, with a
+            `list_length`, to 1 (greedy decoding).
+        eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history
+            are never recommended.
+        eval_length_penalty (`float`, *optional*, defaults to `0.0`): Each score is divided by the item's number of
+            tokens to this power.
+        max_users (`int`, *optional*): Largest number of users of a split whose loss and lists an evaluation
+            measures. They are spread evenly over the split. Defaults to all users.
+        activation_checkpointing (`bool`, *optional*, defaults to `True`): Whether the backward pass recomputes
+            activations instead of keeping them. (`TrainingArguments` has this field from transformers 5.23 on.)
+        activation_checkpointing_kwargs (`dict`, *optional*): Options of the recomputation, such as `every_n_layers`.
     """
 
     prompt_head: str | None = field(default=None, metadata={"help": "text before the history, perhaps with {user}"})
@@ -79,7 +81,7 @@ class RecConfig(Base):
     prompt_tail: str | None = field(default=None, metadata={"help": "text between the history and the completion"})
     chat_template: bool = field(default=False, metadata={"help": "put the prompt into the tokenizer's chat template"})
     list_length: int | None = field(
-        default=None, metadata={"help": "items per list that the model writes; without it, it ranks single items"}
+        default=None, metadata={"help": "items per list that the model writes; by default, it ranks single items"}
     )
     eval_ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "lengths at which lists are cut"})
     eval_num_beams: int | None = field(default=None, metadata={"help": "beam width when ranking"})
@@ -115,7 +117,7 @@ class RecConfig(Base):
 
 
 def check_inert(config: RecConfig, names: tuple[str, ...], why: str) -> None:
-    """Refuses options that differ from their default, where TRL's trainer would act on them and this one does not."""
+    """Refuses these options unless they have their default values: TRL's trainer uses them, and ours does not."""
     options = {option.name: option for option in fields(config)}
     for name in names:
         option = options[name]
@@ -137,7 +139,10 @@ def check_sft_options(config: RecConfig, why: str) -> None:
 
 
 def check_padding(config: RecConfig, given: int | str | None) -> None:
-    """Refuses a `pad_to_multiple_of` that was `given`. TRL's configs replace "auto" by a number that suits the device,
-    so the given value has to be read before their `__post_init__`."""
+    """Refuses a `pad_to_multiple_of` that a user has given.
+
+    TRL's configs replace "auto" by a number that suits the device, so the value has to be read before their
+    `__post_init__`.
+    """
     if given not in ("auto", "none", None):
         raise ValueError(f"{type(config).__name__}: pad_to_multiple_of={given!r} has no effect here; leave it out")

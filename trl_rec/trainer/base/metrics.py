@@ -1,4 +1,4 @@
-"""What a trainer returns for a batch: its loss, and the means to log, summed over all processes in one exchange."""
+"""What a trainer computes for a batch (a loss, and means to log), and how the means of all processes are combined."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class Mean(NamedTuple):
-    """This process's share of a mean over all processes.
+    """The share of one process in a mean over all processes.
 
     Args:
         total (`torch.Tensor` or `float`): Sum of the values.
-        num_values (`torch.Tensor` or `int`): Their number. A mean of no value at all is not logged.
+        num_values (`torch.Tensor` or `int`): Number of the values. A mean over no values is not logged.
     """
 
     total: Tensor | float
@@ -33,13 +33,12 @@ class BatchLoss(NamedTuple):
     Args:
         loss (`torch.Tensor` of shape `()`): What is differentiated. The trainer's `loss_is_scaled_for_ga` says whether
             it is already divided by the whole accumulated batch.
-        row_losses (`torch.Tensor` of shape `(B,)`): The loss of each row, detached. Training stops at one that is not
-            finite, and names its row.
-        means (`Mapping[str, Mean]`): By the name each is logged under. All processes give the same names in the same
-            order.
-        num_tokens (`torch.Tensor` of shape `()`): Tokens that the model read.
-        row_ids (`torch.Tensor` of shape `(B,)`, *optional*): Numbers of the rows in the training data, for messages;
-            otherwise rows are counted within the batch.
+        row_losses (`torch.Tensor` of shape `(B,)`): The loss of each row, detached. If one is not finite,
+            training stops with an error that names the row.
+        means (`Mapping[str, Mean]`): The means to log, by name. All processes give the same names in the same order.
+        num_tokens (`torch.Tensor` of shape `()`): Number of tokens that the model read.
+        row_ids (`torch.Tensor` of shape `(B,)`, *optional*): Numbers of the rows in the training data, for messages.
+            Without them, messages count rows within the batch.
         outputs (`dict[str, torch.Tensor]`, *optional*): What `compute_loss(return_outputs=True)` returns beside the
             loss.
     """
@@ -53,7 +52,7 @@ class BatchLoss(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """The same over all processes, as numbers."""
+    """A batch over all processes: means, tokens read, and the number of rows whose loss is not finite."""
 
     means: dict[str, float]
     num_tokens: int
@@ -61,10 +60,10 @@ class Reduced(NamedTuple):
 
 
 def reduce_batch(batch: BatchLoss, accelerator: Accelerator) -> Reduced:
-    """Means over all processes' batches, their number of tokens, and of rows whose loss is not finite.
+    """Combines the batches of all processes in one exchange.
 
-    Every process contributes one vector, so that padded samples and uneven batches play no part: sums and counts are
-    added up, and divided at the end.
+    Each process contributes its sums and counts. Both are added up before they are divided, so that every row weighs
+    the same even if the batches differ in size.
     """
     # 1. One vector per process: the sums, their counts, then tokens and broken rows.
     sums = [mean.total for mean in batch.means.values()]
@@ -73,7 +72,7 @@ def reduce_batch(batch: BatchLoss, accelerator: Accelerator) -> Reduced:
     values = [*sums, *counts, batch.num_tokens, num_broken]
     local = _as_vector(values, batch.row_losses.device)
 
-    # 2. Add the processes up.
+    # 2. Sum over processes.
     *numbers, num_tokens, broken = accelerator.gather(local.unsqueeze(0)).sum(0).tolist()
 
     # 3. Divide. A step may have had nothing to average, such as no row of one task.
@@ -83,7 +82,7 @@ def reduce_batch(batch: BatchLoss, accelerator: Accelerator) -> Reduced:
 
 
 def _as_vector(values: Sequence[Tensor | float], device: torch.device) -> Tensor:
-    """The values as one float32 vector. Plain numbers reach the device in one copy rather than in one each."""
+    """The values as one float32 vector. All plain numbers are copied to the device at once."""
     vector = torch.tensor([0.0 if isinstance(value, Tensor) else value for value in values], device=device)
     places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
     vector[places] = torch.stack([value.to(vector) for value in values if isinstance(value, Tensor)])
@@ -91,7 +90,7 @@ def _as_vector(values: Sequence[Tensor | float], device: torch.device) -> Tensor
 
 
 def describe_broken(batch: BatchLoss) -> str:
-    """Which rows of this process have a loss that is not finite, in words."""
+    """Names the rows of this process whose loss is not finite, for an error message."""
     broken = ~batch.row_losses.isfinite()
     if not broken.any():
         return "all of them in batches of other processes"

@@ -13,7 +13,7 @@ from trl_rec.files import write_text
 from trl_rec.items import ItemCatalog
 
 
-# Fields of TrainingArguments that tell two runs of one method apart.
+# Fields of TrainingArguments that a card lists beside those of our configs.
 RUN_SETTINGS = ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "seed")
 
 
@@ -30,14 +30,14 @@ class Paper(NamedTuple):
 
 
 class ModelCard(NamedTuple):
-    """What a model card says.
+    """The contents of a model card.
 
     Args:
         name (`str`): Name of the model.
         tags (`Sequence[str]`): Tags for the hub.
-        method (`str`): What tables call the run.
+        method (`str`): Name of the method, as in tables.
         paper (`Paper`): Where the method comes from.
-        base_model (`str` or `None`): The model that was trained; None for random weights.
+        base_model (`str` or `None`): Name of the model that training started from; None for random weights.
         settings (`Mapping[str, Any]`): Settings to list.
         log (`Sequence[dict[str, Any]]`): What was logged; the newest entry with ranking metrics is shown.
         catalog (`ItemCatalog`, *optional*): The items.

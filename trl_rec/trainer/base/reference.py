@@ -25,11 +25,11 @@ from trl_rec.files import atomic_file
 
 
 def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
-    """A copy of the policy to serve as its reference.
+    """A copy of the policy, to serve as its reference.
 
-    None where the policy has an adapter, which makes it its own reference, or where `DPOTrainer` loads both by name.
-    For a policy that is loaded already `DPOTrainer` would load the folder it came from, which may hold another model
-    by now.
+    Returns None if the policy has an adapter, because it is then its own reference. Also returns None if the policy is
+    given by name, because `DPOTrainer` then loads it a second time. For a policy that is already loaded, `DPOTrainer`
+    would load the folder that the policy came from, which may contain another model by now.
     """
     if isinstance(model, str | PeftModel) or peft_config is not None:
         return None
@@ -42,7 +42,7 @@ def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
 
 @contextmanager
 def as_reference(model: Any) -> Iterator[None]:
-    """Inside, a PEFT model computes what its reference would. Any other model is left alone."""
+    """Inside the block, a PEFT model computes what its reference would. Any other model is not changed."""
     if not isinstance(model, PeftModel):
         yield
     elif REF_ADAPTER not in model.peft_config:
@@ -59,10 +59,10 @@ def as_reference(model: Any) -> Iterator[None]:
 
 @contextmanager
 def not_training(model: Any) -> Iterator[None]:
-    """Inside, the model is in evaluation mode: no dropout, no checkpointing.
+    """Inside the block, the model is in evaluation mode: no dropout, no checkpointing.
 
-    Layers of bitsandbytes stay in training mode. In evaluation mode on a CPU they repack their weights for good, and
-    no gradient passes them afterwards (0.50).
+    Layers of bitsandbytes stay in training mode. In evaluation mode on a CPU, bitsandbytes 0.50 repacks their weights
+    permanently, and no gradient can pass through them afterwards.
     """
     before = {module: module.training for module in model.modules()}
     for module in before:
@@ -75,10 +75,10 @@ def not_training(model: Any) -> Iterator[None]:
 
 
 def hash_weights(model: Any) -> str:
-    """A hash of the weights of all processes.
+    """A hash of the model's weights, the same on all processes.
 
-    Under ZeRO-3 the parameters themselves are empty, so each process hashes the share it holds. (TRL 1.16 hashes the
-    empty parameters, which makes all models equal.)
+    Under ZeRO-3 the parameters themselves are empty, so each process hashes the share that it holds. (TRL 1.16 hashes
+    the empty parameters, and all models get the same hash.)
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -89,7 +89,7 @@ def hash_weights(model: Any) -> str:
 
 
 def hash_rows(rows: Dataset, *settings: Any) -> str:
-    """A hash of rows and settings. It names the file or folder of what is computed from them."""
+    """A hash of rows and settings, which names the file or folder of results computed from them."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
         for batch in table.combine_chunks().to_batches():
@@ -98,17 +98,17 @@ def hash_rows(rows: Dataset, *settings: Any) -> str:
 
 
 def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
-    """Where the reference log-probabilities of these rows are kept. The name is a hash of rows and settings."""
+    """The file for the reference log-probabilities of these rows, named by a hash of the rows and settings."""
     return Path(folder) / f"reference-{hash_rows(rows, *settings)}.parquet"
 
 
 def write_reference(path: Path, ref_logps: list[list[float]]) -> None:
-    """Writes one list per row, atomically."""
+    """Writes the reference log-probabilities, one list per row, atomically."""
     table = pa.table({"ref_logps": pa.array(ref_logps, pa.list_(pa.float32()))})
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary)
 
 
 def with_reference(rows: Dataset, path: Path) -> Dataset:
-    """The rows with the column `ref_logps` that `write_reference` wrote."""
+    """The rows with a new column `ref_logps`, read from the file that `write_reference` wrote."""
     return rows.add_column("ref_logps", pq.read_table(path)["ref_logps"].combine_chunks())

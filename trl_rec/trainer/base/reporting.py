@@ -1,4 +1,4 @@
-"""The end of a run: saves the model, measures it on the test split beside the baselines, and writes the run folder."""
+"""Ends a run: saves the model, measures it on the test split beside the baselines, and writes the run folder."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def conclude_run(
         logger.warning("%s is saved; under FSDP it is not measured here: %s", folder, instead)
         return {}
 
-    # 2. Measure on all processes; one of them writes and prints. The others wait: a process that exits takes down the
-    # one that still writes.
+    # 2. Measure on all processes. The main process writes and prints, and the others wait: if one exited, the launcher
+    # would end the main process too.
     results, table = measure()
     if trainer.is_world_process_zero():
         log_history = trainer.state.log_history

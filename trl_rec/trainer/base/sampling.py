@@ -18,7 +18,7 @@ from trl_rec.compat import LengthGroupedSampler
 
 
 class RepeatedBatches(Sampler[int]):
-    """Shuffles rows, cuts them into global batches, and gives each batch several times before the next.
+    """Shuffles rows, cuts them into global batches, and repeats each batch several times before the next.
 
     A last batch that is not full is left out.
 
@@ -55,10 +55,12 @@ class RepeatedBatches(Sampler[int]):
 
 
 class LengthGroups(LengthGroupedSampler):
-    """Batches of rows of about the same length, in an order of its own. The parent draws from the global random state.
+    """Batches of rows of about the same length, in an order that depends only on the seed and the epoch.
+
+    The parent class draws the order from the global random state instead.
 
     Args:
-        grouped (`LengthGroupedSampler`): The sampler to replace, which has the lengths.
+        grouped (`LengthGroupedSampler`): The sampler to replace, whose lengths are used.
         seed (`int`): Seed of the order, to which the epoch is added.
     """
 
@@ -80,8 +82,8 @@ class LengthGroups(LengthGroupedSampler):
 class EpochOrder(TrainerCallback):
     """Tells a sampler which epoch begins.
 
-    After a resume within an epoch neither Accelerate 1.15 nor transformers 5.23 reaches the sampler through the
-    wrappers of several processes, and every epoch would have the order of the first.
+    After a resume within an epoch, with several processes, neither Accelerate 1.15 nor transformers 5.23 passes the
+    epoch on to the sampler, so that every epoch would have the order of the first.
 
     Args:
         sampler (`Sampler`, *optional*): A sampler with `set_epoch`, or any other.
@@ -101,7 +103,7 @@ class EpochOrder(TrainerCallback):
 
 @dataclass
 class EpochCounter(TrainerCallback):
-    """The base of collators that draw anew in each epoch. Added to a trainer as a callback, it counts the epochs."""
+    """Base class of collators that draw anew in each epoch. As a callback of the trainer, it knows the epoch."""
 
     # Shared memory, as the worker processes of a data loader may outlive an epoch.
     epoch: Tensor = field(init=False, default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_())
@@ -109,5 +111,5 @@ class EpochCounter(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Called before the first batch of an epoch is made. A resumed run begins within an epoch."""
+        """Called before the first batch of an epoch is made. In a resumed run, `state.epoch` may be a fraction."""
         self.epoch.fill_(int(state.epoch or 0))

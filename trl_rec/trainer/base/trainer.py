@@ -1,7 +1,7 @@
-"""The contract of this package's trainers, as a mixin that goes before a TRL trainer.
+"""The base of this package's trainers: a mixin that goes before a TRL trainer among a class's bases.
 
-A method says four things: what the loss of a batch is (`batch_loss`), how a split is ranked and measured
-(`rank_and_measure`), what a run folder needs beside the model (`save_settings`), and what it is called (`method`,
+A method defines four things: what the loss of a batch is (`batch_loss`), how a split is ranked and measured
+(`rank_and_measure`), what a run folder contains beside the model (`save_settings`), and its names and paper (`method`,
 `display_name`, `paper`). The mixin does the rest: it reduces and logs the metrics, measures splits at each evaluation,
 writes model cards, and resumes only from checkpoints that are complete.
 
@@ -56,15 +56,15 @@ NO_RANKING_UNDER_FSDP = (
 
 
 class RecTrainerMixin(ABC, Base):
-    """Goes before a TRL trainer among a class's bases.
+    """What all trainers share. The mixin goes before a TRL trainer among a class's bases.
 
     Attributes:
         method (`str`): One stem for verb, recipes, tags and metric names, such as `"bear"`.
-        display_name (`str`): What tables and model cards call a run.
-        paper (`Paper`): What the model card cites.
+        display_name (`str`): Name of the method in tables and model cards.
+        paper (`Paper`): The paper that the model card cites.
         catalog (`ItemCatalog` or `None`): The items.
-        measures_loss_on_splits (`bool`): Whether the loss is defined on a split of a `RecDataset`; if not, an
-            evaluation only ranks it.
+        measures_loss_on_splits (`bool`): Whether the loss is defined on a split of a `RecDataset`; otherwise
+            an evaluation only ranks the split.
     """
 
     method: ClassVar[str]
@@ -78,7 +78,7 @@ class RecTrainerMixin(ABC, Base):
     catalog: ItemCatalog | None = None
     _eval_sets: EvalSets | None = None
     _ranked_split: Dataset | None = None
-    _metrics: Any  # TRL's, by mode and name: `log` averages the values appended since the last one
+    _metrics: Any  # TRL's values by mode and name; `log` averages those appended since it was last called
     _total_train_tokens: int
     _tag_names: list[str]  # TRL tags models with it
 
@@ -87,27 +87,27 @@ class RecTrainerMixin(ABC, Base):
         if hasattr(cls, "method"):
             cls._tag_names = ["trl", "trl-rec", cls.method]
 
-    # What a method says
+    # What a method defines
 
     @abstractmethod
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
-        """The loss of a batch and what is logged about it.
+        """Returns the loss of a batch and what is logged about it.
 
         Args:
-            model: The model as the engine wraps it (DDP, DeepSpeed); call this one.
-            inputs: What the collator made, on the model's device.
-            num_items_in_batch: Target tokens of the whole accumulated batch, where the trainer counts them.
+            model: The model to call, as DDP or DeepSpeed wraps it.
+            inputs: The collator's batch, on the model's device.
+            num_items_in_batch: Number of target tokens in the whole accumulated batch, if the trainer counts them.
         """
 
     @abstractmethod
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Metrics of what the model recommends to a split's users, at most `max_users` of them."""
+        """Returns metrics of the model's recommendations to a split's users, at most `max_users` of them."""
 
     @abstractmethod
     def save_settings(self, folder: Path) -> None:
-        """Writes what a saved model needs to recommend, beside the model. The main process calls it."""
+        """Writes the files that a saved model needs to recommend. Only the main process calls this."""
 
     def card_example(self) -> Sequence[str]:
         """Lines of Python for the model card that use a saved run; none by default."""
@@ -127,7 +127,7 @@ class RecTrainerMixin(ABC, Base):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """The loss of [`batch_loss`], once its metrics are logged. A loss that is not finite ends the run."""
+        """The loss from [`batch_loss`], whose metrics are recorded for the log. Raises if a loss is not finite."""
         batch = self.batch_loss(model, inputs, num_items_in_batch)
         self._record(batch)
         outputs = {"loss": batch.loss} if batch.outputs is None else batch.outputs
@@ -169,7 +169,7 @@ class RecTrainerMixin(ABC, Base):
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """As the parent's, but an order by length follows the seed, so that a resumed run has the same."""
+        """The parent's sampler, except that an order by length depends only on the seed, so that it can be resumed."""
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):
             sampler.seed = self._data_seed
@@ -178,8 +178,8 @@ class RecTrainerMixin(ABC, Base):
         return self._following_epochs(sampler)
 
     def _following_epochs(self, sampler: Sampler[int] | None) -> Sampler[int] | None:
-        """The sampler, which a callback now tells when an epoch begins."""
-        self.remove_callback(EpochOrder)  # that of an earlier dataloader
+        """Returns the sampler. A callback will tell it which epoch begins."""
+        self.remove_callback(EpochOrder)  # of an earlier dataloader
         self.add_callback(EpochOrder(sampler))
         return sampler
 
@@ -189,7 +189,7 @@ class RecTrainerMixin(ABC, Base):
         return seed
 
     def end(self) -> None:
-        """As the parent's; call it once, at the very end of a script."""
+        """Ends the process group and the trackers. Call it once, at the very end of a script."""
         end_processes(super().end)
 
     # Evaluation
@@ -203,7 +203,7 @@ class RecTrainerMixin(ABC, Base):
         """The parent's metrics and, for a split of a `RecDataset`, those of the ranked lists (`eval_ndcg@10`)."""
         dataset = self._eval_sets if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):
-            # One by one, as any of them may be a split. Those given to `__init__` are known to the parent by name.
+            # Evaluate one by one, as any of them may be a split. The parent knows those given to `__init__` by name.
             named: dict[str, Any] = dataset if eval_dataset is not None else {name: name for name in dataset}
             return self._evaluate_each(named, metric_key_prefix)
 
@@ -229,14 +229,14 @@ class RecTrainerMixin(ABC, Base):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Adds the ranking metrics where the loss is, so that logs, callbacks and `metric_for_best_model` see them."""
+        """Adds the ranking metrics to the loss, so that logs, callbacks and `metric_for_best_model` see them."""
         split = self._ranked_split
         if split is None or self.measures_loss_on_splits:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         else:
-            self.model.eval()  # as the parent's loop does: `log` decides by it whose metrics these are
+            self.model.eval()  # as in the parent's loop; `log` tells training from evaluation by the model's mode
             output = EvalLoopOutput(None, None, {}, len(split))  # type: ignore[arg-type]  # no predictions are kept
         if split is None:
             return output
@@ -247,13 +247,13 @@ class RecTrainerMixin(ABC, Base):
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> Any:
-        """Refused: the logits that the parent returns are never built in one piece here."""
+        """Raises, because the logits that the parent would return are never computed as a whole."""
         raise ValueError("this trainer keeps no logits to predict with; call rank for lists, or evaluate for metrics")
 
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model, and beside it what it needs to recommend."""
+        """Saves the model, and beside it the files that it needs to recommend."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             self.save_settings(Path(output_dir or str(self.args.output_dir)))
@@ -261,7 +261,7 @@ class RecTrainerMixin(ABC, Base):
     def create_model_card(  # type: ignore[override]  # TRL's signature, not that of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """A card with method, paper, catalogue, settings and metrics; TRL's own is a chat quick start."""
+        """Writes a card with method, paper, catalogue, settings and metrics. TRL's own card shows how to chat."""
         if not self.is_world_process_zero():
             return
         folder = Path(str(self.args.output_dir))
@@ -301,7 +301,7 @@ class RecTrainerMixin(ABC, Base):
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """As the parent's, and the adapter that is trained, also where a frozen one lies beside it."""
+        """Loads the model like the parent, then the trained adapter, which older releases skip beside a frozen one."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if isinstance(self.model, PeftModel):
             load_active_adapter(self.model, resume_from_checkpoint)
@@ -315,7 +315,7 @@ def is_split(dataset: object) -> bool:
 def find_tokenizer(
     model: str | PreTrainedModel | PeftModel, given: PreTrainedTokenizerBase | None, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that a trainer was given, or else the model's own. EOS pads where it has no padding token."""
+    """The tokenizer that a trainer was given, or else the model's own. Without a padding token, it pads with EOS."""
     if given is not None:
         if given.pad_token is None and given.eos_token is not None:
             given.pad_token = given.eos_token  # as TRL does, but before there is a collator
