@@ -1,5 +1,5 @@
-"""Recommending with a model: beam search over the catalogue, sampling of whole lists, ordering of rated candidates,
-and a logits processor for `model.generate`."""
+"""Recommends with a model: by beam search over the catalogue, by sampling whole lists, or by ordering rated
+candidates. Also a logits processor for `model.generate`."""
 
 from typing import TYPE_CHECKING
 

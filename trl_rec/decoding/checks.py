@@ -1,4 +1,4 @@
-"""What every way to decode checks: the prompts before it runs the model, and the scores afterwards."""
+"""Checks that all decoders share: of the prompts before the model runs, and of the scores afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def checked_prompts(
     model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, num_beams: int, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """`input_ids` and `attention_mask` on the model's device, once prompts, trie and model are known to fit."""
+    """Moves `input_ids` and `attention_mask` to the model's device; raises if prompts, trie and model do not fit."""
     input_ids = prompts["input_ids"].to(model.device)
     attention_mask = prompts["attention_mask"].to(model.device)
 

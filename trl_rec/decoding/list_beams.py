@@ -1,11 +1,11 @@
-"""The list that a policy of lists recommends: greedily, or by beam search over whole lists.
+"""Finds the list that a model of lists recommends, greedily or by beam search over whole lists.
 
-It is the beam search of `generate`: the beams of a prompt advance one token per step, and the best `num_beams` lists
+The search is that of `generate`: the beams of a prompt advance one token per step, and the best `num_beams` lists
 of each step survive, complete or not. As in sampling, excluded items and items already in the list are removed before
 the softmax, so a score is the log-probability of a list under the policy. Tokens that the trie forces cost nothing and
 are skipped; a beam inside a forced chain waits, with its slot and score, until the other beams have as many tokens.
-Among equal scores, the beam that ranked higher before comes first, and of the same beam the lower item, so lists of
-equal items are in the order of their items.
+Among equal scores, the beam that ranked higher before comes first; among the continuations of one beam, the one with
+the lower item.
 
 Legend: B prompts, N beams, R = B * N, C children (padded), M = min(N, C), K items per list.
 """
@@ -45,8 +45,8 @@ def rank_list(
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
         top_k (`int`): Number of ranks to return, at most `list_length`.
-        num_beams (`int`, *optional*, defaults to `1`): 1 writes the list of [`greedy_list`], more that of
-            [`beam_list`].
+        num_beams (`int`, *optional*, defaults to `1`): 1 returns the list of [`greedy_list`]; a larger
+            number returns that of [`beam_list`].
 
     Returns:
         [`RankedItems`]: `(B, top_k)`.
@@ -127,8 +127,10 @@ def _search(decoder: ListDecoder) -> _Beams:
 
 
 def _next_to_branch(decoder: ListDecoder, beams: _Beams) -> Tensor:
-    """`(R,)`: the incomplete beams with the fewest tokens. None once the prompt's best list is complete, since scores
-    only fall."""
+    """`(R,)`: marks the incomplete beams with the fewest tokens.
+
+    A prompt whose best list is complete has none: scores only fall, so no other beam can overtake it.
+    """
     complete = beams.lists.ranks == decoder.list_length
     running = (beams.scores > -torch.inf) & ~complete
     running = running.view(decoder.shape) & ~complete.view(decoder.shape)[:, :1]

@@ -1,4 +1,4 @@
-"""Lists of distinct items as tokens: their token ids, which tokens are legal where, and how probable given lists are.
+"""Writes lists of distinct items as tokens, finds the tokens that are legal at each position, and scores given lists.
 
 A list is the paths of its items, one after the other. Items that are already in the list are no longer legal, nor are
 subtrees that contain no other items; like excluded items, they are removed before the softmax. Items that share a path
@@ -125,8 +125,8 @@ def num_legal(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> Tensor:
 
 
 def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-    """`(M, S)` each: the node above each taken place at the children's depth, and whether it is a child of the row's
-    node that has no item left.
+    """`(M, S)` each: the node above each taken place, at the depth of the row's children; and whether this node is a
+    child of the row's node and has no item left.
 
     Only children above a taken place can be empty, and there are far fewer of these than children.
     """
@@ -138,7 +138,7 @@ def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Ten
 
 
 def taken_places(trie: TokenTrie, items: Tensor, ranks: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """The places that are no longer legal when a list has been written up to a rank, as `legal_children` takes them.
+    """The places that are no longer legal after the first items of a list, in the form that `legal_children` expects.
 
     Args:
         trie (`TokenTrie`): The trie.

@@ -1,4 +1,4 @@
-"""The state of lists that a model is writing: which node each list has reached, what is legal there, and its logits.
+"""Tracks lists while a model writes them: the node that each list has reached, what is legal there, and the logits.
 
 Both ways to write lists, sampling and beam search, are loops over a `ListDecoder`: choose a child for each list
 (`logps`), move there (`move`), and let the model read what was written (`read`).
@@ -33,12 +33,13 @@ class Lists(NamedTuple):
         nodes (`torch.Tensor`): The node at which each list chooses next.
         reached (`torch.Tensor`): The node that its last choice led to. It differs from `nodes` only where it is a
             leaf, which ended an item: the next choice is then at the beginning of another item.
-        ranks (`torch.Tensor`): How many items it has; K if it is complete.
-        num_written (`torch.Tensor`): How many tokens it has, up to `nodes`.
+        ranks (`torch.Tensor`): How many items each list has; K if it is complete.
+        num_written (`torch.Tensor`): How many tokens each list has, up to `nodes`.
         num_read (`torch.Tensor`): How many of these the model has read.
-        items (`torch.Tensor` of shape `(R, K + 1)`): Its items; -1 is padding. The last column is scratch space.
-        taken (`torch.Tensor` of shape `(R, S)`): The places in `trie.items` that it cannot choose, ascending;
-            `num_items` is padding.
+        items (`torch.Tensor` of shape `(R, K + 1)`): The items of each list, padded with -1. The last column is
+            scratch space.
+        taken (`torch.Tensor` of shape `(R, S)`): The places in `trie.items` that a list cannot choose,
+            ascending; `num_items` is padding.
     """
 
     nodes: Tensor
@@ -59,9 +60,9 @@ class ListLogits(NamedTuple):
 
     Args:
         logits (`torch.Tensor` of shape `(B, A, V)`): The logits.
-        rows (`torch.Tensor` of shape `(R,)`): Which of its prompt's A rows belongs to each list (arbitrary where the
-            list was not read).
-        max_children (`int` or `None`): The largest number of children of a node that was read for, if known.
+        rows (`torch.Tensor` of shape `(R,)`): The row of each list among the A rows of its prompt (arbitrary where
+            the list was not read).
+        max_children (`int` or `None`): The largest number of children of a node where a list chooses, if known.
         at_root (`bool`): Whether all lists choose at the root.
     """
 
@@ -77,7 +78,7 @@ class ListDecoder:
     Args:
         cache (`SharedPrompt` or `SeparateRows`): The cache, which has read the prompts.
         trie (`TokenTrie`): The catalogue's list paths.
-        excluded (`torch.Tensor` of shape `(B, E)`): `Excluded.places`.
+        excluded (`torch.Tensor` of shape `(B, E)`): The excluded items, as in `Excluded.places`.
         list_length (`int`): K. Every prompt must have at least as many items left.
         num_lists (`int`): G.
 

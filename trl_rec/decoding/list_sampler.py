@@ -14,7 +14,7 @@ from trl_rec.decoding.beam import best_first
 from trl_rec.decoding.list_decoder import ListDecoder, ListLogits, Lists
 
 
-NOISE_BITS = 31  # noise times the sum of all probabilities, at as many bits each, fits into an int64
+NOISE_BITS = 31  # the product of noise and total probability, of so many bits each, fits into an int64
 
 
 class ListSampler:
@@ -69,7 +69,7 @@ class ListSampler:
             noise = self.noise.gather(1, place.clamp(max=self.noise.shape[1] - 1).unsqueeze(1))
             column = _sampled_columns(logps, noise)
 
-        # A NaN may choose padding, node 0. Any child does then, since the NaN is reported at the end.
+        # A NaN may choose padding, node 0. The first child takes its place; the NaN is reported at the end.
         chosen = children.expand_as(logps).gather(1, column).squeeze(1)
         first_child = self.trie.row_offsets[lists.nodes] + 1
         return torch.where(chosen > 0, chosen, first_child), logps.gather(1, column).squeeze(1)
@@ -77,7 +77,7 @@ class ListSampler:
 
 def _sampled_columns(logps: Tensor, noise: Tensor) -> Tensor:
     """`(R, 1)`: the column that each row's noise `(R, 1)` falls on, by inversion of the cumulative distribution."""
-    # In integers, so that sums are exact and a column without probability is never drawn, whatever the device.
+    # Integers make the sums exact on every device, so that a column of probability 0 is never drawn.
     mass = logps.exp().mul_(2**NOISE_BITS).long().cumsum(1)
     column = torch.searchsorted(mass, (noise * mass[:, -1:]) >> NOISE_BITS, right=True)
     return column.clamp(max=logps.shape[1] - 1)  # only a NaN leads beyond the last column

@@ -55,7 +55,7 @@ class Pending:
 def open_cache(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, longest: int
 ) -> SharedPrompt | SeparateRows:
-    """The kind of cache that suits the model, filled with the prompts. Completions may have up to `longest` tokens."""
+    """Chooses the cache that suits the model, and reads the prompts. Completions have at most `longest` tokens."""
     _check_decodable(model)
     reason = why_separate(model, input_ids.shape[1] + longest)
     if reason is None:
@@ -172,7 +172,7 @@ class SharedPrompt:
 class SeparateRows:
     """A cache with one row per beam that reads one token of every beam per step, as `generate` does.
 
-    For models that `SharedPrompt` cannot serve. `logits` and the methods are the same.
+    It serves models that `SharedPrompt` cannot. `logits` and the methods have the same meaning.
     """
 
     shared = False

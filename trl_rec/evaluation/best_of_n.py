@@ -1,7 +1,7 @@
 """Best-of-N at inference: draws N lists from a policy and keeps the one with the highest reward.
 
-The reward uses what the users chose next, so nobody could recommend like this. It serves as an upper bound for a
-policy that was aligned to a static Best-of-N target, and costs N lists per list shown.
+The reward uses what the users chose next, so this is not a way to recommend. It gives an upper bound for a policy that
+was aligned to a static Best-of-N target, and costs N lists per list shown.
 
 Legend: U users, S lists drawn per user, K items per list, N the `best_of`.
 """
@@ -127,7 +127,7 @@ def draw_lists(
 def expected_best(values: np.ndarray, rewards: np.ndarray, best_of: int) -> np.ndarray:
     """The expected value of the best of N lists, `(U,)`, over all ways to choose N of the S lists.
 
-    The best list is the one with the highest reward; lists that tie for it share the win. N = 1 gives the mean.
+    The best list is the one with the highest reward; if several lists tie, each counts in part. N = 1 gives the mean.
 
     Args:
         values (`np.ndarray` of shape `(U, S)`): The values to average.

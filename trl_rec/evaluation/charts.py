@@ -1,4 +1,4 @@
-"""Line charts as SVG text, drawn without a plotting library: one panel per quantity, one line per run.
+"""Draws line charts as SVG text, without a plotting library: one panel per quantity, one line per run.
 
 Browsers and rendered READMEs show SVG files as they are.
 """
@@ -69,7 +69,7 @@ def _panel(title: str, curves: Curves, colors: Mapping[str, str], x_label: str) 
     points = np.array([point for curve in curves.values() for point in curve], float).reshape(-1, 2)
     points = points[np.isfinite(points).all(1)]
 
-    # Title and axis label, which an empty panel shows too.
+    # Title and axis label. An empty panel shows only these.
     parts = [_text(WIDTH / 2, 18, title, weight="bold"), _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label)]
     if not len(points):
         return "".join(parts)

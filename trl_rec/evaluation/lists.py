@@ -1,4 +1,4 @@
-"""Ranked lists as text for people: the end of each history, the recommended items, and what the user chose next."""
+"""Writes ranked lists as text for people: the end of a history, the recommendations, and what the user chose next."""
 
 from __future__ import annotations
 

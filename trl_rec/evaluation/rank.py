@@ -194,7 +194,7 @@ def map_rows(
 
 
 def left_padded(prompts: Ragged, pad_token_id: int) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` `(B, P)` of the prompts, padded on the left."""
+    """Pads the prompts on the left: `input_ids` and `attention_mask` `(B, P)`."""
     lengths = torch.from_numpy(prompts.lengths)
     input_ids = torch.from_numpy(prompts.padded(fill=pad_token_id, left=True))
     column = torch.arange(input_ids.shape[1])

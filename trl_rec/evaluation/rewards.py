@@ -1,4 +1,4 @@
-"""Rewards of recommended lists, to learn from: the metrics of `metrics.py` for single lists, or any function.
+"""Scores recommended lists by rewards, for training: metrics of `metrics.py` per list, or any function.
 
 To add a named reward, write its function below and add it to `REWARDS` at the end of this file; nothing else changes.
 

@@ -1,4 +1,4 @@
-"""A saved model beside the baselines: ranked as it was trained, and measured on the same rows."""
+"""Evaluates a saved model beside the baselines, on the same rows. The model ranks items as it was trained to."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ DEFAULTS: dict[str, Any] = {
 class EvaluationConfig:
     """What is evaluated, and how its lists are made.
 
-    The fields in `DEFAULTS` are `None` until [`evaluation_settings`] fills them in from the model's run folder. The
-    files of a hub id are not searched for them: set them yourself.
+    The fields in `DEFAULTS` are `None` until [`evaluation_settings`] fills them in from the model's run folder. For a
+    model from the hub they are not filled in: set them yourself.
 
     Args:
         model (`str`, *optional*): A hub id, a folder or a GGUF file. Only the baselines are evaluated without one.
         surface (`str`, *optional*): How the model writes items: `"title"`, `"item_token"` or `"semantic_id"`.
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
-        best_of (`int`, *optional*): Also draws this many lists per user and keeps the best by its rewards: how good
-            the model's lists could be. Needs `rewards` and a `list_length`.
+        best_of (`int`, *optional*): Also draws this many lists per user and keeps the one with the highest reward,
+            which shows how good the model's lists could be. Needs `rewards` and a `list_length`.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         max_users (`int`, *optional*): Number of rows of the split to evaluate, spread evenly. Defaults to all.
         ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): Lengths to cut the lists at.
@@ -73,7 +73,9 @@ class EvaluationConfig:
     )
     best_of: int | None = field(
         default=None,
-        metadata={"help": "also draw this many lists per user and keep the best by its rewards, as an upper bound"},
+        metadata={
+            "help": "also draw this many lists per user and keep the one with the highest reward, as an upper bound"
+        },
     )
     split: str = field(default="test", metadata={"help": "split to evaluate: validation or test"})
     max_users: int | None = field(

@@ -1,4 +1,4 @@
-"""A table that compares recommenders trained with several seeds each, with one of them as the reference.
+"""Makes a table that compares recommenders, each trained with several seeds, with one recommender as the reference.
 
 Each user's values are first averaged over the seeds. So intervals and p-values describe the variation between users,
 not the variation between seeds; for the latter the table shows the value of every seed.
@@ -25,7 +25,7 @@ def seeds_table(
     against: str,
     notes: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """A table with one row per recommender, comparing each to the recommender `against` in the last metric.
+    """Makes a table with one row per recommender. The last metric of each is compared with that of `against`.
 
     The columns are: each metric with half the width of its interval; the ratio of the last metric to that of `against`
     (the difference, if that is not above 0); the p-value of a paired test; and the last metric for each seed.

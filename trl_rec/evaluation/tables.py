@@ -1,4 +1,4 @@
-"""Results as a table, in text or Markdown: one row per recommender, one column per metric, a legend below."""
+"""Writes results as a table, in text or Markdown: one row per recommender, one column per metric, a legend below."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def metrics_table(
     markdown: bool = False,
     caption: str | None = None,
 ) -> str:
-    """A table of results. The best value of a column is marked if the metric has a better direction.
+    """Makes a table of results. The best value of a column is marked, if higher or lower is better for its metric.
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, at least one.

@@ -1,4 +1,4 @@
-"""The interactions of a training split, each counted once even if several rows of a user repeat it.
+"""Collects the interactions of a training split. Each counts once, even if several rows of a user repeat it.
 
 Rows may overlap. In windowed data a user has many rows, and the history of each row repeats targets of earlier rows.
 So the new interactions of a row are its targets, plus its history if it is the user's first row.

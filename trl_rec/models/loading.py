@@ -57,8 +57,8 @@ def load_policy(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
 
 
 def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokenizerBase:
-    """Loads the model's tokenizer. It pads on the left, as decoding needs it, and with EOS if it has no padding
-    token."""
+    """Loads the model's tokenizer, set to pad on the left, as decoding requires. If it has no padding token, it pads
+    with EOS."""
     source, gguf_options = _source(name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(source, **gguf_options, **options)
     tokenizer.padding_side = "left"

@@ -1,5 +1,7 @@
-"""`trl-rec align3gr`: semantic IDs, fine-tuning on several tasks, and preference training in stages; or the stages
-alone."""
+"""`trl-rec align3gr`: makes semantic IDs, fine-tunes on several tasks, and trains on preferences in stages.
+
+A recipe can also run the stages alone.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,8 @@ COMMON = (
 class ScheduleArguments:
     """The data, and which parts to run.
 
-    Without `supervised`, the stages start from the policy in `model_name_or_path`. With it, that model is fine-tuned
-    first, or a small one from scratch if there is none.
+    Without `supervised`, the stages start from the policy in `model_name_or_path`. With `supervised`, this model is
+    fine-tuned first. If `model_name_or_path` is unset, a small model is trained from scratch instead.
     """
 
     dataset: str = field(metadata={"help": "dataset folder, made by trl-rec prepare"})
@@ -58,20 +60,22 @@ class ScheduleArguments:
         default="semantic_id", metadata={"help": "how items are written: title, item_token or semantic_id"}
     )
     tokenize: dict[str, Any] | None = field(
-        default=None, metadata={"help": "keys of trl-rec tokenize --method dual: makes semantic IDs first"}
+        default=None, metadata={"help": "settings of trl-rec tokenize --method dual; makes semantic IDs first"}
     )
     overwrite_ids: bool = field(default=False, metadata={"help": "replace IDs that were made with other settings"})
     supervised: dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "keys of trl-rec bear: fine-tunes a policy first; max_steps, prompts and the like are shared"
+            "help": "settings of trl-rec bear; fine-tunes a policy first. Prompts and max_steps default to the stages'"
         },
     )
     stages: list[dict[str, Any]] | None = field(
-        default=None, metadata={"help": "the stages, each a mapping such as {source: self_play}; Align3GR's if unset"}
+        default=None,
+        metadata={"help": "the stages, each a mapping such as {source: self_play}; those of Align3GR if unset"},
     )
     keep: str = field(
-        default="best", metadata={"help": "best: a stage that does not improve the policy is undone; last: it is kept"}
+        default="best",
+        metadata={"help": "best: undo a stage that does not improve the policy; last: keep every stage"},
     )
 
 
@@ -82,8 +86,8 @@ def main(argv: list[str]) -> None:
     start = model_config.model_name_or_path
     if start is None and data.supervised is None:
         raise ValueError(
-            "there is no policy to start from; give model_name_or_path, such as the output folder of trl-rec bear, or "
-            "supervised"
+            "there is no policy to start from; give model_name_or_path (such as the output folder of trl-rec bear), "
+            "or a supervised section"
         )
 
     # 1. Read all sections of the recipe, and check them before any work.
@@ -111,7 +115,7 @@ def main(argv: list[str]) -> None:
 
 
 def _supervised_config(section: dict[str, Any], config: SoftmaxDPOConfig) -> BearConfig:
-    """The configuration of the supervised part: its section, and from the stages what the section leaves out."""
+    """The configuration of the supervised part. Fields in `COMMON` that its section leaves out are the stages'."""
     common = {"output_dir": f"{config.output_dir}/supervised", **{name: getattr(config, name) for name in COMMON}}
     return parse_section(BearConfig, common | section, "align3gr: supervised")
 

@@ -1,6 +1,6 @@
 """The arguments of a verb: dataclasses filled from a recipe (`--config`) and from the command line.
 
-TRL's own parser does it, so the command line overrides any key of a recipe, and an unknown key is an error.
+TRL's own parser fills them, so the command line overrides any key of a recipe, and an unknown key is an error.
 """
 
 from __future__ import annotations
@@ -36,11 +36,17 @@ class DataArguments:
 
 
 @overload
-def parse(kinds: type[T], argv: list[str], verb: str) -> T: ...
+def parse(kinds: type[T], argv: list[str], verb: str) -> T:
+    """One dataclass."""
+
+
 @overload
-def parse(kinds: tuple[type, ...], argv: list[str], verb: str) -> tuple[Any, ...]: ...
+def parse(kinds: tuple[type, ...], argv: list[str], verb: str) -> tuple[Any, ...]:
+    """One dataclass of each kind."""
+
+
 def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
-    """The arguments of a verb.
+    """Parses the arguments of a verb.
 
     Args:
         kinds: The dataclass to fill, or several that share the command line.
@@ -50,7 +56,7 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     Returns:
         An instance of the dataclass, or a tuple with one of each.
     """
-    # 1. Replace the name of a shipped recipe by its file; "--config=NAME" counts too.
+    # 1. Replace the name of a shipped recipe by its file. "--config=NAME" is accepted too.
     words = []
     for word in argv:
         words += word.split("=", 1) if word.startswith("--config=") else [word]
@@ -77,10 +83,10 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
 
 
 def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
-    """A dataclass from a section of a recipe, with the rules of [`parse`].
+    """Fills a dataclass from a section of a recipe, by the rules of [`parse`].
 
-    Unknown keys are errors, and numbers that YAML reads as text (`1e-3`) become numbers. A key without a value has its
-    default, except `max_length`, which is then unlimited.
+    Unknown keys are errors, and numbers that YAML reads as text (`1e-3`) become numbers. A key without a value takes
+    its default, except `max_length`, which is then unlimited.
     """
     argv = []
     for key, value in section.items():
@@ -96,7 +102,7 @@ def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
 
 
 def json_mapping(text: str) -> dict[str, Any] | None:
-    """The mapping that `text` writes as JSON: on the command line, in place of a recipe's nested keys."""
+    """Reads a mapping written as JSON. The command line takes it in place of a recipe's nested keys."""
     if text.lower() in ("none", "null"):
         return None
     try:
@@ -109,7 +115,7 @@ def json_mapping(text: str) -> dict[str, Any] | None:
 
 
 def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs the `main` of a verb; an error of the user's becomes one sentence and exit status 2."""
+    """Runs the `main` of a verb; a user's mistake becomes one sentence and exit status 2."""
     try:
         main(argv)
     except (ValueError, OSError) as error:
@@ -120,14 +126,14 @@ def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
 def show_progress() -> None:
     """Lets the main process print which part of a verb runs.
 
-    Call it after [`parse`], which decides the device of the processes: `PartialState` is made only once.
+    Call it after [`parse`], which chooses the device of the processes. `PartialState` cannot change it later.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trl_rec").setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: `name` itself if it is one, else the shipped recipe of that name (`prepare/ml-100k`)."""
+    """The file of a recipe: `name` itself if there is such a file, else the shipped recipe (`prepare/ml-100k`)."""
     if Path(name).is_file():
         return Path(name)
     shipped = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"

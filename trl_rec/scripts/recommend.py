@@ -1,4 +1,4 @@
-"""`trl-rec recommend`: prints what a trained model recommends to a user or after some titles, beside the history."""
+"""`trl-rec recommend`: prints a history, and what a trained model recommends after it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trl_rec.decoding.run_folder import check_same_items, local_folder
 from trl_rec.scripts.parsing import parse
 
 
-SHOWN = 10  # items of the history
+SHOWN = 10  # how many items of the history are printed
 
 
 @dataclass
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 
 
 def _history(arguments: RecommendArguments, recommender: Recommender) -> tuple[list[str], int | None]:
-    """Ids of the items in the history, oldest first, and the user's row in `RecDataset.users` if there is a user."""
+    """The ids of the history's items, oldest first, and the row in `RecDataset.users` of `--user` if it is given."""
     if arguments.user is not None and arguments.dataset is not None:
         dataset = load(arguments.dataset)
         folder = local_folder(arguments.model)  # a hub repository is in the cache by now

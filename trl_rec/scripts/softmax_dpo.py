@@ -15,13 +15,16 @@ from trl_rec.trainer import SoftmaxDPOConfig, build_softmax_dpo_trainer, conclud
 
 @dataclass
 class PreferenceArguments:
-    """The preferences. With a dataset folder, their items are those of its catalogue, and its users are ranked."""
+    """Where the preferences are. With a dataset folder, they name items of its catalogue.
+
+    The model is then also measured on the test split of the dataset.
+    """
 
     preferences: str = field(
         metadata={"help": "file or hub id with prompt, chosen, rejected; or with history, chosen, rejected (item ids)"}
     )
     eval_preferences: str | None = field(
-        default=None, metadata={"help": "the same, for preferences whose loss is evaluated during training"}
+        default=None, metadata={"help": "file or hub id of preferences to evaluate the loss on during training"}
     )
     dataset: str | None = field(default=None, metadata={"help": "dataset folder, if the completions are items"})
     surface: str = field(default="title", metadata={"help": "how items are written: title, item_token or semantic_id"})

@@ -7,7 +7,7 @@ VERBS = {
     "blade": "align a model that writes lists to rewards of whole lists: accuracy, diversity, fairness",
     "alro": "fine-tune a model to order a user's rated candidates, whatever order they are shown in",
     "softmax_dpo": "train on preferences: one chosen and several rejected completions per prompt",
-    "align3gr": "make semantic IDs, fine-tune on several tasks, train on preferences in stages; or only the stages",
+    "align3gr": "make semantic IDs, fine-tune on several tasks and train on preferences in stages, or only the stages",
     "evaluate": "measure the baselines and a model on a split, print a table and write metrics.json",
     "recommend": "print what a trained model recommends to a user, or to somebody who liked given titles",
     "recipe": "print a shipped recipe to copy and change, or the names of all recipes",

@@ -26,7 +26,7 @@ def draw_slots(count: int, num_orders: int, key: Sequence[int]) -> np.ndarray:
 
 
 def draw_gold_rank(ratings: np.ndarray, key: Sequence[int]) -> np.ndarray:
-    """`(count,)`: the rank of each candidate in the answer, from 0: by descending rating, equal ratings in random
+    """`(count,)`: the rank of each candidate in the answer, from 0. Higher ratings come first, equal ratings in random
     order."""
     ties = np.random.default_rng([*key, 1]).random(len(ratings))
     return np.argsort(np.lexsort((ties, -np.asarray(ratings))))

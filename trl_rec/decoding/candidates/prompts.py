@@ -3,8 +3,8 @@
 The prompt has two parts: a head with the rated history, which is the same for every order of the candidates, and the
 candidates in slots, each with a name of one token. The answer is the names, most preferred first. Names are letters by
 default, one per slot, whatever candidate the slot contains. Where items are single tokens, the item's token is its
-name instead: small models from scratch learn to rank by it, but do not learn to look up letters. The order of the
-slots then has little influence.
+name instead: small models from scratch learn to rank with item tokens, but do not learn to look up letters. The order
+of the slots then has little influence.
 
 As in `trl_rec/data/prompts.py`, everything is assembled from pieces that are tokenised once.
 """
@@ -66,7 +66,7 @@ class RatedPromptFormat:
     Args:
         prompt_head (`np.ndarray`): The text before the history.
         items (`Ragged`): Row `i`: item `i` in a history, up to its rating.
-        ratings (`Ragged`): Row `v`: the rating `values[v]`, as it follows an item.
+        ratings (`Ragged`): Row `v`: the rating `values[v]`, as it is written after an item.
         values (`np.ndarray`): The ratings that can be written, ascending. Others are written as the nearest of them.
         prompt_candidates (`np.ndarray`): The text between the history and the candidates.
         candidates (`Ragged`): Row `i`: item `i` as a candidate, after its letter if there is one.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RankedLists(NamedTuple):
-    """Orders of N lists of up to m candidates, each list shown in S orders; -1 where a list has fewer candidates.
+    """The model's orders of N lists of up to m candidates, each list shown in S orders. -1 pads shorter lists.
 
     Args:
         places (`np.ndarray` of shape `(N, S, m)`): The place that the model gives each candidate, from 0 for the best.

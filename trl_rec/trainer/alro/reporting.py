@@ -27,6 +27,7 @@ def conclude_ranking(
     ks = trainer.args.eval_ks
 
     def measure() -> tuple[dict[str, Evaluation], str]:
+        """The results on the test split, and their table."""
         rows = trainer.rows_of(dataset.test)
         results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=ks)
         results[trainer.display_name] = evaluate_orders(trainer.rank(dataset.test), rows, ks=ks)

@@ -24,7 +24,8 @@ class RunConfig(Protocol):
 
     eval_ks: list[int]
 
-    def to_dict(self) -> dict[str, Any]: ...
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
 
 
 def conclude(
@@ -55,6 +56,7 @@ def conclude(
     }
 
     def measure() -> tuple[dict[str, Evaluation], str]:
+        """The results on the test split, and their table."""
         ranked = trainer.rank(dataset.test)
         results = evaluate_baselines(dataset, exclude_history=exclude_history, **options)
         results[trainer.display_name] = evaluate_split(ranked, dataset, **options)

@@ -90,6 +90,7 @@ def with_texts(
     texts = bear_loss(logits[~is_item], targets[~is_item], None, num_beams=1, weight=0.0, sharpness=1.0)
 
     def merged(of_items: Tensor, of_texts: Tensor) -> Tensor:
+        """One value per target, `(N,)`, from those of the item tokens and those of the text tokens."""
         whole = of_items.new_zeros(is_item.shape).masked_scatter(is_item, of_items)
         return whole.masked_scatter(~is_item, of_texts.to(of_items.dtype))
 

@@ -226,6 +226,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         with self._generating(model) as drawing, as_reference(drawing) if self.ref_model is None else nullcontext():
 
             def draw(batch: dict[str, Tensor]) -> Tensor:
+                """The reference lists of a batch of prompts."""
                 return self._draw(drawing, batch, args.num_references, (args.seed, REFERENCE_SEED))
 
             draw_reference_lists(
