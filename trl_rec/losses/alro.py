@@ -5,7 +5,7 @@ of the candidates in the prompt. Both read one table per list: entry (k, i) is t
 k names candidate i. The columns are candidates, not slots of the prompt; the caller maps slots back to candidates.
 With n candidates, the first n answer positions count, and the table must be finite there.
 
-Training needs a supervised term on the tokens of the answer as well, which is not here.
+Training also needs a supervised term on the tokens of the answer, which the trainer adds.
 
 Legend: B lists, m candidates (padded) and as many answer positions; k and l are positions, i and j candidates.
 """
@@ -80,7 +80,7 @@ def soft_lambda_loss(
     _check_soft_lambda(gamma, sigma, score, delta)
     mask = _all_true(ratings) if mask is None else mask
 
-    # 1. s, G and delta.
+    # 1. Expected positions, gains, and the weight of each pair's distance.
     position = _expected_position(logps, mask, gamma, score)  # (B, m)
     gains = _gains(ratings, mask, position.dtype)  # (B, m)
     rank = gold_rank if delta == "target" else _rank(position.detach(), mask)
@@ -149,7 +149,7 @@ def permutation_loss(
 
 
 def _expected_position(logps: Tensor, mask: Tensor, gamma: float, score: str) -> Tensor:
-    """s, `(B, m)`, at least float32, counted from 1; finite but meaningless where masked."""
+    """The expected positions s, `(B, m)`, at least float32, counted from 1; finite but meaningless where masked."""
     counts = _table_mask(mask)
     values = torch.where(counts, at_least_float32(logps), 0)
     if score == "prob":
@@ -170,7 +170,7 @@ def _table_mask(mask: Tensor) -> Tensor:
 
 
 def _gains(ratings: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """G, `(B, m)`."""
+    """The gains G of the candidates, `(B, m)`; 0 where masked."""
     # The best rating is subtracted from every exponent, which cancels in G; otherwise ratings above 127 overflow.
     ratings = torch.where(mask, ratings, 0).to(dtype)
     best = ratings.amax(-1, keepdim=True)
@@ -187,7 +187,7 @@ def _rank(position: Tensor, mask: Tensor) -> Tensor:
 
 
 def _gap_weight(rank: Tensor, dtype: torch.dtype) -> Tensor:
-    """delta, `(B, m, m)`. The diagonal, which no pair uses, is computed as distance 1, because D(0) is 0."""
+    """The delta of each pair, `(B, m, m)`. The diagonal, which no pair uses, has distance 1, because D(0) is 0."""
     distance = (rank[:, :, None] - rank[:, None, :]).abs().clamp(min=1).to(dtype)
     return 1 / torch.log2(1 + distance) - 1 / torch.log2(2 + distance)
 

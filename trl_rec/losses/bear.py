@@ -64,7 +64,7 @@ def bear_loss(
 
     Returns:
         [`LossOutput`]: The loss, `(N,)`, and the metrics `ce`, `margin`, and `pruned`: 1 where the target is below the
-        b-th largest. A target that ties with it counts as kept.
+        b-th largest. A target that ties with the b-th largest counts as kept.
     """
     _check(num_beams, sharpness, temperature, variant)
 

@@ -1,10 +1,10 @@
-"""BLADE: turns the reward of a list into its Best-of-N tilt, using a distribution of rewards that follows the policy.
+"""BLADE: turns the reward of a list into the Best-of-N reward of its rank, and that into a policy gradient.
 
-Training depends only on how a reward ranks, never on its size: on how many reference lists of the starting policy, and
-how many rollouts of the same step, earn no more. The four steps are `posterior_cdf` (the rank as a probability),
-`best_of_n_reward` (the tilt), `leave_one_out` or `standardized` (the advantage), and `list_policy_loss`, the only one
-with a gradient. There is no KL term here: the caller adds it to the advantage, as minus beta times the difference of
-log-probabilities, held constant.
+Training depends only on how a reward ranks, never on its size. The rank is counted among the reference lists of the
+starting policy and among the rollouts of the same step, so it moves with the policy. The four steps are
+`posterior_cdf` (the rank as a probability), `best_of_n_reward` (the reward of that rank), `leave_one_out` or
+`standardized` (the advantage), and `list_policy_loss`, the only step with a gradient. There is no KL term here: the
+caller adds it to the advantage, as minus beta times the difference of log-probabilities, held constant.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, N the `best_of`.
 """
@@ -61,7 +61,7 @@ def posterior_cdf(
 
 
 def best_of_n_reward(at_most: Tensor, below: Tensor, *, best_of: float) -> Tensor:
-    r"""How much likelier a list is as the best of N lists than as a single one, as a logarithm; exact under ties.
+    r"""The logarithm of how much likelier a list is as the best of N lists than as a single list; exact under ties.
 
     $$ R = \log \frac{F^N - F_-^N}{F - F_-} $$
 
@@ -177,7 +177,7 @@ def _posterior_mean(
 def _count(thresholds: Tensor, rewards: Tensor, inclusive: bool) -> Tensor:
     """`(B, G)`: how many `rewards` of the row are below each threshold, or up to it if `inclusive`."""
     counts = torch.searchsorted(rewards.sort(-1).values, thresholds.contiguous(), right=inclusive)
-    return counts.to(thresholds.dtype)  # dividing an integer would give the default dtype, which may be another one
+    return counts.to(thresholds.dtype)  # dividing integers would give the default dtype, which may differ
 
 
 def _check_estimate(rewards: Tensor, reference_rewards: Tensor, dynamic_coefficient: float, prior: float) -> None:

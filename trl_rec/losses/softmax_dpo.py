@@ -71,7 +71,7 @@ def preference_metrics(chosen: Tensor, rejected: Tensor, mask: Tensor) -> dict[s
 
 
 def check_beta(beta: float) -> None:
-    """Raises where `beta` is so small that nothing is preferred."""
+    """Raises unless `beta` is positive."""
     if beta <= 0:
         raise ValueError(
             f"`beta` is {beta}, but at 0 or below nothing is preferred: give a positive number, such as 1."

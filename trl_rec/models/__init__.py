@@ -1,4 +1,4 @@
-"""Models: loading or making one, adding item tokens, and computing logits at chosen positions or of completions."""
+"""Loads or makes models, adds item tokens, and computes logits at chosen positions or of completions."""
 
 from typing import TYPE_CHECKING
 

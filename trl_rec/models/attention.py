@@ -1,8 +1,8 @@
-"""Our own attention masks: which models accept one, and in which form.
+"""Attention masks of our own: decides which models accept one, and builds it in the form that they need.
 
-A row with several texts side by side needs a mask that no model builds for itself. A model that is passed a mask
-switches its sliding windows off. That changes nothing as long as each text, counted from the start of the row's
-prompt, fits into the window.
+A row with several texts side by side needs a mask that no model builds for itself. A model that is given a mask
+ignores its sliding windows. The result is the same as long as the prompt and any one of the texts after it fit into
+the window together.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def why_separate(model: PreTrainedModel, length: int) -> str | None:
 
 @cache
 def warn_once(reason: str, consequence: str) -> None:
-    """Logs why rows are separate and what that means, once per process."""
+    """Logs why rows are separate and what follows from it, once per process and reason."""
     logger.warning(f"{reason}: {consequence}")
 
 
 def check_suitable(model: PreTrainedModel) -> None:
-    """Raises where the model does not read a prompt and its continuation as one row of tokens."""
+    """Raises unless the model reads a prompt and its continuation as one row of tokens."""
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ValueError(f"{name} is an encoder-decoder; prompts and completions in one row need a decoder-only model")
@@ -92,6 +92,6 @@ def keeps_state(model: PreTrainedModel) -> bool:
 def takes_positions(model: PreTrainedModel) -> bool:
     """Whether the model places tokens by the position ids passed to it, not by their columns."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    # With ALiBi (BLOOM, MPT) distances are those of columns, whatever position ids are passed.
+    # With ALiBi (BLOOM, MPT) distances are counted in columns, whatever position ids are passed.
     alibi = model.config.get_text_config().to_dict().get("alibi")
     return "position_ids" in inspect.signature(base.forward).parameters and not alibi

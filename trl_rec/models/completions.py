@@ -2,9 +2,9 @@
 
 A shared row is a prompt followed by the tokens of all its completions, packed without gaps. Position ids restart after
 the prompt for each completion, and a completion sees the prompt and itself: exactly what it would see in a row of its
-own, so the results agree up to rounding. A model that cannot take such a mask gets one row per completion instead;
-this is decided, and logged once, before the forward pass. Rows are always packed from the left, whatever the padding
-of the input, and only the scored positions reach the output embedding.
+own, so the results agree up to rounding. A model that cannot take such a mask gets one row per completion instead.
+The choice is made, and logged once, before the forward pass. Rows are always packed from the left, whatever the
+padding of the input, and only the scored positions reach the output embedding.
 
 Legend: B prompts, P prompt tokens (padded), K completions per prompt, C tokens per completion (padded), W columns of
 the packed rows, M scored completion tokens in total, N positions that predict them, V vocabulary. With a trie, the
@@ -70,7 +70,7 @@ def read_completions(
         wrapped (`nn.Module`, *optional*): The wrapper to call instead of `model`: a DDP module, a DeepSpeed engine.
 
     Returns:
-        [`CompletionLogits`]: The logits, and the row of them for each scored token.
+        [`CompletionLogits`]: The logits, and the number of the row that predicts each scored token.
     """
     check_suitable(model)
     reason = why_separate(model, prompt_ids.shape[1] + completion_ids.shape[2])
@@ -131,8 +131,8 @@ def legal_completion_logps(
 def chosen_legal_logps(
     read: CompletionLogits, targets: Tensor, tokens: Tensor, legal: Tensor, temperature: float
 ) -> Tensor:
-    """`(M,)`: the log-probabilities of the targets `(M,)` among the `legal` ones of the tokens `(M, C)`; -inf, without
-    a gradient, where the target is not among them."""
+    """The log-probabilities `(M,)` of the targets `(M,)` among those of the tokens `(M, C)` that are `legal`. A target
+    that is not among them has -inf and no gradient."""
     # Gather from the flat logits: indexing `logits[rows]` first would make an (M, V) tensor, and another one as its
     # gradient.
     starts = read.rows.unsqueeze(1) * read.logits.shape[1]
@@ -147,7 +147,7 @@ def chosen_legal_logps(
 
 
 def _unpack(values: Tensor, mask: Tensor) -> Tensor:
-    """The values at the True entries of the mask, 0 elsewhere."""
+    """A tensor of the mask's shape: the values at its True entries, and 0 elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
@@ -192,7 +192,7 @@ class _Packed(NamedTuple):
     Args:
         token_ids: The tokens.
         positions: Their position ids.
-        owners: The completion that each belongs to; -1 for the prompt.
+        owners: The number of the completion that each token belongs to; -1 for the prompt.
         real: False for padding.
         scored: The completion tokens whose logits are wanted.
     """
@@ -230,7 +230,7 @@ def _pack(
 def _seen(packed: _Packed) -> Tensor:
     """`(B, W, W)`: a token sees the earlier tokens of its prompt and of its own completion, and itself.
 
-    Columns that are not real see at least the prompt's first token, so that no softmax is empty.
+    Padding sees at least the prompt's first token, so that no softmax is empty.
     """
     owner = packed.owners
     position = packed.positions
@@ -240,8 +240,8 @@ def _seen(packed: _Packed) -> Tensor:
 
 
 def _predicting_positions(packed: _Packed) -> tuple[Tensor, Tensor]:
-    """The positions that predict a scored token, `(B, W)`, and the number among them of the one that predicts each
-    scored token, `(M,)`."""
+    """Which positions predict a scored token, `(B, W)`, and for each scored token the number of the position that
+    predicts it, `(M,)`. These positions are numbered row by row."""
     # The column before predicts a token, except that the prompt's last column predicts a completion's first token.
     prompt_ends = (packed.real & (packed.owners < 0)).sum(1, keepdim=True)  # (B, 1): the first position of completions
     column = torch.arange(packed.scored.shape[1], device=packed.scored.device)

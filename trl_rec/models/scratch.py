@@ -1,8 +1,8 @@
 """Makes a small decoder and its tokenizer from scratch, with one token per item, or a few for semantic IDs.
 
-The architecture is Phi-3's with tied embeddings, which is Llama's plus dropout on the output of each sublayer. Its
-rotary positions suit rows that begin anywhere in a history, and small data needs the dropout. It trains in minutes on
-a CPU, so examples and tests use it to show a method from end to end.
+The architecture is Phi-3's with tied embeddings, which is Llama's plus dropout on the output of each sublayer. The
+rotary positions suit rows that begin anywhere in a history, and small data needs the dropout. Such a model trains in
+minutes on a CPU, so examples and tests use it to show a method from end to end.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def make_tokenizer(catalog: ItemCatalog, texts: Iterable[str] = ()) -> PreTraine
 
     Args:
         catalog (`ItemCatalog`): The items. Their surface must not be the title.
-        texts (iterable of `str`, *optional*): Texts whose words and punctuation marks become tokens as well; all
-            others are then read as `<unk>`, and white space is dropped.
+        texts (iterable of `str`, *optional*): Texts whose words and punctuation marks become tokens as well. The
+            tokenizer then reads all other words as `<unk>`, and drops white space.
     """
     if catalog.surface == "title":
         raise ValueError("titles need a pretrained tokenizer; choose the surface item_token or semantic_id")

@@ -1,7 +1,7 @@
 """Adds item tokens or semantic IDs to a pretrained model's vocabulary, and lets an adapter train them.
 
-Under PEFT only the new rows of the embeddings are trained. If input and output embeddings are tied, they are one
-module. If not, both have to be named, or the model learns to read the new tokens but not to write them.
+Under PEFT only the new rows of the embeddings are trained. Tied input and output embeddings are one module.
+Otherwise both modules have to be named, or the model learns to read the new tokens but not to write them.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def dataset(folder: Path) -> RecDataset:
         ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs=True has no effect here"),
         (
             {"sync_ref_model": True},
-            "sync_ref_model=True has no effect here, since .* the reference policy stays what it is",
+            "sync_ref_model=True has no effect here, since .* the reference policy never changes",
         ),
         ({"disable_dropout": False}, "disable_dropout=False has no effect here"),
         ({"eval_length_penalty": 1.0}, "eval_length_penalty=1.0 has no effect here"),
@@ -71,8 +71,8 @@ def dataset(folder: Path) -> RecDataset:
         ({"clip": float("nan")}, "clip must be positive, not nan"),
         ({"dynamic_coefficient": 1.2}, "dynamic_coefficient is a share, from 0 to 1, not 1.2"),
         ({"beta": -0.1}, "beta must be 0 or more, not -0.1"),
-        ({"num_iterations": 2, "save_steps": 5}, "num_iterations is 2, .* at step 5; save between rollouts"),
-        ({"num_iterations": 2, "save_steps": 0.1}, "num_iterations is 2, .* at step 0.1; save between rollouts"),
+        ({"num_iterations": 2, "save_steps": 5}, "num_iterations is 2, .* at step 5, between two steps"),
+        ({"num_iterations": 2, "save_steps": 0.1}, "num_iterations is 2, .* at step 0.1, between two steps"),
         (
             {
                 "num_iterations": 2,

@@ -96,11 +96,11 @@ def build_ranker(
         seed: Seed of a model from scratch, and of the embeddings of new tokens.
 
     Returns:
-        The adapter configuration is None without an adapter.
+        The three. The adapter configuration is None without an adapter.
     """
     tokens = rated_tokens(catalog, ratings, letters=letters)
     if config.model_name_or_path is None:
-        # From scratch: the model is made after its tokens are known, as all embeddings are drawn alike.
+        # From scratch: make the model once all tokens are known, so that all embeddings are drawn alike.
         item_tokenizer = make_tokenizer(catalog)
         item_tokenizer.add_tokens(tokens)
         model = make_model(
@@ -114,7 +114,7 @@ def build_ranker(
         )
         return model, item_tokenizer, get_peft_config(config)
 
-    # Pretrained: rows for the new tokens are added, and trained also where an adapter freezes the rest.
+    # Pretrained: add embeddings of the new tokens, which are trained even where an adapter freezes the rest.
     model, tokenizer, adapter = build_model(catalog, config, seed=seed, trust_remote_code=trust_remote_code)
     tokenizer.add_tokens(tokens)
     if len(tokenizer) > model.config.get_text_config().vocab_size:

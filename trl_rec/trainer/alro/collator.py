@@ -28,7 +28,7 @@ class RatedListCollator(EpochCounter):
     """Writes rows of [`build_rated_rows`] as prompts and answers.
 
     Args:
-        prompt_format (`RatedPromptFormat`): How they are written.
+        prompt_format (`RatedPromptFormat`): How prompts and answers are written.
         pad_token_id (`int`): Fills padded places.
         num_orders (`int`, *optional*, defaults to `2`): Orders in which each list is shown.
         ends (`bool`, *optional*, defaults to `False`): Whether the answer ends in EOS.
@@ -83,7 +83,7 @@ class RatedListCollator(EpochCounter):
         }
 
     def _answers(self, names: Ragged, gold_rank: list[Any]) -> Ragged:
-        """The names of each list's candidates from best to worst, in every order it is shown in."""
+        """The names of each list's candidates from best to worst, once per order in which the list is shown."""
         best_first = [np.argsort(rank) for rank in gold_rank for _ in range(self.num_orders)]
         place = np.concatenate(best_first) + np.repeat(names.offsets[:-1], names.lengths)
         answers = Ragged(names.values[place], names.offsets)
@@ -92,7 +92,7 @@ class RatedListCollator(EpochCounter):
         return join(answers, Ragged.repeated(np.array([self.prompt_format.eos]), len(answers)))
 
     def _histories(self, rows: list[dict[str, Any]], taken: np.ndarray) -> Ragged:
-        """The rated histories, as long as fits beside the `taken` tokens of list and answer."""
+        """The rated histories, cut to what fits beside the `taken` tokens of list and answer."""
         histories = _column(rows, "history", np.int64)
         ratings = _column(rows, "history_ratings", np.float64)
         # All orders of a list take equally many tokens.

@@ -20,12 +20,13 @@ INERT_LISTS = ("list_length", "eval_num_beams", "eval_exclude_history", "eval_le
 class AlroConfig(RecConfig, SFTConfig):
     """Arguments of [`AlroTrainer`], besides those of [`RecConfig`] and [`~trl.SFTConfig`].
 
-    With `lambda_weight=0` and `permutation_weight=0` it is supervised fine-tuning on the order of the candidates. A
-    list is shown in two orders, or in one if `permutation_weight` is 0.
+    With `lambda_weight=0` and `permutation_weight=0`, training is supervised fine-tuning on the order of the
+    candidates. A list is shown in two orders, or in one if `permutation_weight` is 0.
 
     Args:
-        lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss, the alpha of the
-            papers' summaries. That loss is a mean over pairs and therefore small: weights of 10 to 100 have an effect.
+        lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss, alpha in the
+            summaries of the paper. That loss is a mean over pairs and therefore small: weights of 10 to 100 have an
+            effect.
         lambda_warmup (`float`, *optional*, defaults to `0.1`): Share of the steps over which that weight rises from 0.
         permutation_weight (`float`, *optional*, defaults to `1.0`): Weight of the permutation-sensitive loss, the
             beta.
@@ -35,7 +36,7 @@ class AlroConfig(RecConfig, SFTConfig):
         pair_sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the comparison of two positions, the
             sigma.
         delta (`str`, *optional*, defaults to `"target"`): Whether a pair is weighted by its distance in the
-            `"target"` order or in the `"model"`'s.
+            `"target"` order or in the order of the `"model"`.
         distance (`str`, *optional*, defaults to `"jsd"`): Distance in the permutation-sensitive loss: `"jsd"`,
             `"symkl"` or `"ce"`.
         softmax (`str`, *optional*, defaults to `"legal"`): Whether the supervised term is over the names that are
@@ -44,14 +45,14 @@ class AlroConfig(RecConfig, SFTConfig):
         stride (`int`, *optional*): New items between the starts of two training lists of a user. By default
             `num_candidates`.
         max_history (`int`, *optional*, defaults to `20`): Most rated items before a list.
-        letters (`bool`, *optional*): Whether letters name the candidates. By default they do unless each item is one
-            token, which then is its name.
-        prompt_candidates (`str`, *optional*): Text between the history and the candidates. `prompt_item` contains
-            `{surface}` and, after it, `{rating}`.
+        letters (`bool`, *optional*): Whether letters name the candidates. By default they do, unless each item is a
+            single token: that token then names the candidate.
+        prompt_candidates (`str`, *optional*): Text between the history and the candidates. Here `prompt_item` has to
+            contain `{rating}` after `{surface}`.
         log_gradient_norms (`bool`, *optional*, defaults to `False`): Whether the gradient norm of each part is logged,
             which costs up to three backward passes at every `logging_steps`-th step.
         eval_num_orders (`int`, *optional*, defaults to `2`): Orders in which each list is shown in an evaluation.
-            Metrics are means over them; two or more also show how far they agree.
+            Metrics are means over the orders; with two or more, their agreement is measured too.
         eval_single_pass (`bool`, *optional*, defaults to `False`): Whether lists are sorted by the scores of one
             forward pass.
         eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Lengths at which lists are cut.
@@ -101,7 +102,7 @@ class AlroConfig(RecConfig, SFTConfig):
 
     def __post_init__(self) -> None:
         # Options of catalogue ranking and of SFTTrainer's rows that would silently do nothing.
-        check_inert(self, INERT_LISTS, "it is candidates that are ranked, and not the catalogue")
+        check_inert(self, INERT_LISTS, "candidates are ranked, not the catalogue")
         padding = self.pad_to_multiple_of
         super().__post_init__()
         check_padding(self, padding)

@@ -43,7 +43,7 @@ class CandidateOrderingMixin(RecTrainerMixin):
         train_dataset: Dataset,
         eval_dataset: EvalSets | None,
     ) -> None:
-        """Prompts of a catalogue and the ratings that occur, and the splits that are ordered at each evaluation."""
+        """Sets the catalogue, the ratings that occur, the prompts, and the splits to order at each evaluation."""
         check_processes(args)
         self.catalog = catalog
         self._eval_sets = eval_dataset
@@ -53,11 +53,11 @@ class CandidateOrderingMixin(RecTrainerMixin):
         )
 
     def _rated_rows(self, dataset: Dataset, args: AlroConfig, dataset_name: str) -> Dataset:
-        """The training split becomes rated lists. An evaluation split is left for ordering, if that can be done."""
+        """The training split becomes rated lists. Evaluation splits stay as they are, once they are known to suit."""
         if is_split(dataset) and dataset_name == "train":
             return training_lists(dataset, self.rated_format, args)
         if is_split(dataset):
-            # Raises now what would otherwise end the run at its first evaluation.
+            # Raises before training what would otherwise end the run at its first evaluation.
             ranked_lists(at_most(args.max_users, dataset), self.rated_format, args)
             return dataset
 
@@ -90,7 +90,7 @@ class CandidateOrderingMixin(RecTrainerMixin):
             )
 
     def rows_of(self, split: Dataset) -> Dataset:
-        """The rated lists of a validation or test split. A user whose candidates all have one rating has none."""
+        """The rated lists of a validation or test split. A user whose candidates are all rated alike has no list."""
         return ranked_lists(split, self.rated_format, self.args)
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:

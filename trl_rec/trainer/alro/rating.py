@@ -105,7 +105,8 @@ def learn_ratings(
         max_length (*optional*, defaults to `128`): Most tokens per row.
         resume (*optional*, defaults to `False`): Whether to use the model of a finished stage in this folder, or to
             continue from its newest checkpoint. Otherwise the stage begins anew.
-        options: Fields of [`BearConfig`]. By default 8 epochs, a learning rate of 3e-3, and one checkpoint per epoch.
+        options: Fields of [`BearConfig`]. By default there are 8 epochs with a learning rate of 3e-3, and one
+            checkpoint per epoch.
     """
     folder = Path(output_dir)
     if resume and (folder / MARK).is_file():
@@ -131,7 +132,7 @@ def learn_ratings(
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise ValueError("a model from scratch learns to rate on whole processes; launch it with cpu or ddp")
 
-    # The mark of an earlier stage goes first; that of this one comes once everything is saved.
+    # Remove the mark of an earlier stage before training, and set a new one once everything is saved.
     if trainer.is_world_process_zero():
         (folder / MARK).unlink(missing_ok=True)
     trainer.train(resume_from_checkpoint=resume)

@@ -49,7 +49,7 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     stop = np.minimum(start + width, items.lengths[source])
     items = items.take(source).slice(start, stop)
     ratings = ratings.take(source).slice(start, stop)
-    # What the window before contained is context here, and no label again.
+    # Ratings that the window before contained too are context here, and not labels a second time.
     first_new = np.where(number > 0, width - step, 0)
     is_new = within(items.lengths) >= np.repeat(first_new, items.lengths)
 

@@ -35,8 +35,7 @@ def build_rated_rows(
         split: `RecDataset.train`. The validation and test splits are refused.
         num_candidates (*optional*, defaults to `10`): Most candidates of a list, from 2 to 26. The last list of a user
             may have fewer.
-        stride (*optional*, defaults to `num_candidates`): New items between the starts of two
-            lists.
+        stride (*optional*, defaults to `num_candidates`): New items between the starts of two lists.
         max_history (*optional*): Most items per history, the newest ones. By default all.
 
     Returns:
@@ -77,20 +76,20 @@ def training_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroC
 
 
 def ranked_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
-    """The lists of a validation or test split. A user whose candidates all have one rating has none."""
+    """The lists of a validation or test split. A user whose candidates are all rated alike has no list."""
     rows = held_out_rows(split, num_candidates=args.num_candidates, max_history=args.max_history)
     return _that_fit(rows, prompt_format, args)
 
 
 def check_rankable(dataset: RecDataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> None:
-    """Raises now what would otherwise end a run after hours: a split without lists to learn from or to rank."""
+    """Refuses a dataset that would end a run after hours: a split has no list to learn from or to rank."""
     training_lists(dataset.train, prompt_format, args)
     ranked_lists(at_most(args.max_users, dataset.validation), prompt_format, args)
     ranked_lists(dataset.test, prompt_format, args)
 
 
 def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: int | None) -> Dataset:
-    """Lists of a split: every `stride` new targets of a row, or with None one list per row."""
+    """Lists of a split. One begins at every `stride`-th new target of a row; with None a row has one list."""
     if not 2 <= num_candidates <= MOST_CANDIDATES:
         raise ValueError(f"num_candidates must be from 2 to {MOST_CANDIDATES}, not {num_candidates}")
     history, targets, history_ratings, target_ratings = _rated(split)
@@ -117,7 +116,7 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
         "ratings": Ragged.from_lengths(target_ratings.values[new], counts).take(source).slice(start, stop),
     }
 
-    # 4. Lists with one rating only have nothing to rank.
+    # 4. A list whose ratings are all equal has nothing to rank.
     kept = np.flatnonzero(_spread(columns["ratings"]) > 0)
     if not len(kept):
         raise ValueError(
@@ -158,7 +157,7 @@ def _spread(ratings: Ragged) -> np.ndarray:
 
 
 def _that_fit(rows: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
-    """The rows, once it is checked that each list fits in `max_length`."""
+    """The same rows. A list that does not fit in `max_length` is refused."""
     prompt_format.check_lengths(
         split_rows(rows, "candidates"), args.max_length, f"list {{row}} of the {rows.split} split"
     )

@@ -68,7 +68,7 @@ def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
 
 def _remaining_loss(scores: Tensor, gold_rank: Tensor, mask: Tensor) -> Tensor:
     """`(B, S)`: cross-entropy over the names that are left, a mean over the positions where two or more are left."""
-    # At position k, the names of gold rank k and above are left, and that of rank k is right.
+    # At position k, the names whose gold rank is at least k are left, and the name of rank k is right.
     position = torch.arange(mask.shape[1], device=mask.device)
     count = mask.sum(-1, keepdim=True)
     left = (gold_rank.unsqueeze(1) >= position.unsqueeze(1)) & mask.unsqueeze(1)  # (B, m, m)

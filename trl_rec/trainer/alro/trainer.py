@@ -32,7 +32,7 @@ from trl_rec.trainer.base.trainer import find_tokenizer
 class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
     """[`~trl.SFTTrainer`] on lists of rated candidates, with ALRO's soft lambda and permutation-sensitive losses.
 
-    Another list-wise loss overrides [`~AlroTrainer.loss_parts`], and [`~AlroTrainer.loss_weights`] beside it.
+    To train with another list-wise loss, override [`~AlroTrainer.loss_parts`] and [`~AlroTrainer.loss_weights`].
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): As in `SFTTrainer`.
@@ -40,9 +40,9 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         train_dataset (`Dataset`): `RecDataset.train`, with ratings, or rows of [`build_rated_rows`].
         eval_dataset (`Dataset`, *optional*): `RecDataset.validation`; each user's targets are ordered at each
             evaluation.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, which has the tokens of the catalogue
-            and of [`rated_tokens`]; the model's own otherwise.
-        catalog (`ItemCatalog`): The items, with the surface that prompts write.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, with the tokens of the catalogue and
+            of [`rated_tokens`]. By default the model's own.
+        catalog (`ItemCatalog`): The items, and the surface in which prompts write them.
         kwargs: Passed to `SFTTrainer`.
 
     Example:
@@ -132,7 +132,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
             norms = _gradient_norms(parts, model)
             means.update({f"alro/grad_norm_{name}": Mean(norm, 1) for name, norm in norms.items()})
         num_tokens = inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()
-        # A part can be broken where its weight is 0, as during the warm-up.
+        # Without weights, so that a part that is not finite is noticed even at weight 0, as during the warm-up.
         row_losses = torch.stack(list(parts.values())).detach().sum(0)
         return BatchLoss(losses.mean(), row_losses, means, num_tokens)
 
@@ -195,7 +195,7 @@ def _display_name(args: AlroConfig) -> str:
 
 
 def _gradient_norms(parts: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
-    """The gradient norm of each part's mean before any weight, to choose weights by. The graph is kept."""
+    """The gradient norm of each part's mean without its weight, which helps to choose weights. The graph is kept."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norms = {}
     for name, part in parts.items():

@@ -17,8 +17,8 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
     """The trainer, ready to train.
 
     Args:
-        dataset: The data, its catalogue with the surface to train on; the validation split is measured.
-        config: How it is trained.
+        dataset: The data, its catalogue with the surface to train on. Its validation split is evaluated in training.
+        config: How the model is trained.
         model_config: What to load or make. A model from scratch also gets the words that its tasks need.
     """
     is_from_scratch = model_config.model_name_or_path is None
@@ -42,8 +42,8 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
 
 
 def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase, config: BearConfig) -> Dataset:
-    """The training data of a [`BearTrainer`]: `dataset.train`, or with `config.tasks` the rows of these tasks, which
-    need the users and the catalogue as well.
+    """The training data of a [`BearTrainer`]: `dataset.train`, or with `config.tasks` the rows of these tasks. Rows of
+    tasks are built from the users and the catalogue as well.
 
     Args:
         dataset: The data, its catalogue with the surface to train on.

@@ -37,7 +37,7 @@ class NextItemCollator:
         trie (`TokenTrie`, *optional*): The catalogue. Without it no token is forced.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history are illegal in lists.
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
-        pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple.
+        pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple of this number.
     """
 
     pad_token_id: int
@@ -66,7 +66,7 @@ class NextItemCollator:
         else:
             nodes = self._pad(Ragged.from_lists([row["trie_nodes"] for row in rows]), -1)
             widths = self.trie.row_offsets[nodes + 1] - self.trie.row_offsets[nodes]
-            # A node with one child leaves no choice; -1 is no label at all.
+            # A node with one child leaves no choice, and -1 is not a label at all.
             forced = ((nodes < 0) | (widths == 1)) & (nodes != FREE)
             batch["labels"] = batch["labels"].masked_fill(forced, IGNORED)
             batch["trie_nodes"] = nodes.masked_fill(forced, -1)
@@ -82,8 +82,8 @@ class NextItemCollator:
 def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = None) -> Dataset:
     """The rows with a column `trie_nodes`: the node at which each label is chosen, -1 where there is no label.
 
-    The labels of a row are the paths of one item after another. A label that continues no item is refused, with its
-    row.
+    The labels of a row are the paths of one item after another. A label that continues no item raises an error that
+    names the row.
 
     Args:
         rows: Rows with `labels`.
@@ -113,7 +113,7 @@ def _nodes(targets: Ragged, trie: TokenTrie) -> np.ndarray:
         passed.append(node)
         reached = trie.advance(node, column)
 
-        # -1 is padding, which leads nowhere; a token that leads nowhere is wrong.
+        # Padding (-1) leads nowhere; any other token that leads nowhere is wrong.
         strayed = (reached < 0) & (column >= 0)
         if bool(strayed.any()):
             row = int(strayed.nonzero()[0])

@@ -27,23 +27,22 @@ class BearConfig(RecConfig, SFTConfig):
         bear_weight (`float`, *optional*, defaults to `0.6875`): Weight of the beam term, the paper's lambda. A
             weight of 0.25 in the authors' code is 0.25 x `sharpness` here.
         sharpness (`float`, *optional*, defaults to `2.75`): The paper's xi, the unit of the margin.
-        variant (`str`, *optional*, defaults to `"paper"`): `"paper"`, which pushes targets inside the beam, or
-            `"survival"`, which pushes those outside.
+        variant (`str`, *optional*, defaults to `"paper"`): `"paper"` gives the larger gradient to targets
+            that are inside the beam, `"survival"` to targets that are outside.
         num_beams (`int`, *optional*, defaults to `10`): Beam width to survive, the paper's B.
         temperature (`float`, *optional*, defaults to `1.0`): Divides the logits in the loss.
         softmax (`str`, *optional*, defaults to `"legal"`): Softmax over the tokens that continue an item, or over the
             `"vocabulary"`. Decoding follows it.
         targets (`str`, *optional*, defaults to `"last"`): `"last"`: one row per target, or with a `list_length` one
             row per list. `"all"`: one row per sequence with every item a target, for item tokens and semantic IDs.
-            Such a row is one long list, but its legal softmax does not leave out the items before.
+            With a `list_length` such a row is one long list, but earlier items stay legal in it.
         every_position (`bool`, *optional*, defaults to `False`): With a `list_length`: whether a list begins at every
             target of a sequence, rather than where the list before it ends.
         max_history (`int`, *optional*): Most items before a target, with `targets="last"` and no `list_length`.
-        tasks (`dict[str, float]`, *optional*): Tasks to learn besides the next item, for [`build_training_rows`]. Each
-            value is a number of rows, as a multiple of the rows of the next item. `next_item` is a task too, so 1.0
-            takes all of its rows. The others are `item_to_id`, `id_to_item`,
-            `history_to_title`, `titles_to_id`, `profile_to_user`, `user_to_profile`, `query_to_item`,
-            `history_to_preference`.
+        tasks (`dict[str, float]`, *optional*): Tasks to learn, for [`build_training_rows`]. Each value is a task's
+            number of rows, divided by the number of rows of the next item. The tasks are `next_item` (1.0 takes all
+            of its rows), `item_to_id`, `id_to_item`, `history_to_title`, `titles_to_id`, `profile_to_user`,
+            `user_to_profile`, `query_to_item` and `history_to_preference`. By default the next item alone.
         task_cap (`int`, *optional*): Most rows of any task but the next item.
         task_history (`int`, *optional*, defaults to `20`): Most items in a prompt of these other tasks.
     """

@@ -1,6 +1,6 @@
-"""Labels of list rows: where in the trie each is chosen, and which items are no longer legal there.
+"""Finds where in the trie each label of a list row is chosen, and which items are no longer legal there.
 
-Legend: B rows, T tokens of the longest (padded), K items of the longest list, E items of the longest history, M tokens
+Legend: B rows, T tokens of the longest row, K items of the longest list, E items of the longest history, M tokens
 at which the trie branches.
 """
 
@@ -36,9 +36,9 @@ def list_choices(
         exclude_history: Whether items of the history are illegal.
 
     Returns:
-        `trie_nodes (B, T)`, the node of each label, or -1 where it is forced, as is the EOS after a list; `ranks (B,
-        T)`, the item's place in the list; `items (B, K)`, padded with -1; and `excluded (B, E)`, in the form of
-        `Excluded.places`.
+        `trie_nodes (B, T)`, the node of each label, or -1 where the label is forced (the EOS after a list is);
+        `ranks (B, T)`, the place in the list of the label's item; `items (B, K)`, padded with -1; and
+        `excluded (B, E)`, in the form of `Excluded.places`.
     """
     # 1. The tokens of each list, and which of them have an alternative once the items before are taken.
     items = torch.from_numpy(Ragged.from_lists([row["items"] for row in rows]).padded())  # (B, K)
@@ -65,7 +65,7 @@ def list_choices(
 
 
 def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool) -> None:
-    """Refuses rows whose labels are not the paths of their `items`, and lists that could not be drawn."""
+    """Refuses rows whose labels are not the paths of their `items`, and lists that decoding could never draw."""
     items = split_rows(rows, "items")
     _check_none(_rows_with_repeats(items), "its list holds an item twice")
     if exclude_history:

@@ -1,4 +1,4 @@
-"""Training on several tasks at once: their collator, which labels belong to items, and the metrics of each task.
+"""What training on several tasks adds: a collator that writes prompts, the loss of texts, and metrics per task.
 
 A row's template is drawn in the collator, by (seed, epoch, row): a new epoch asks in other words, and a resumed run in
 the same words as an uninterrupted one.
@@ -69,16 +69,16 @@ def free_rows(rows: Dataset) -> np.ndarray | None:
 
 
 def item_places(learned: Tensor, tasks: Tensor | None) -> Tensor:
-    """The places among `learned (B, T)` whose target is an item's token; `tasks (B,)` as [`TaskCollator`] gives
-    them, or None where all are."""
+    """The places among `learned (B, T)` whose target is a token of an item. Without `tasks (B,)`, as [`TaskCollator`]
+    returns them, all are."""
     return learned if tasks is None else learned & ANSWERS_ITEM.to(tasks.device)[tasks].unsqueeze(1)
 
 
 def with_texts(
     logits: Tensor, targets: Tensor, is_item: Tensor, item_loss: Callable[[Tensor, Tensor], LossOutput]
 ) -> LossOutput:
-    """The loss `(N,)` of target tokens of items and of texts. Text tokens have cross-entropy over the vocabulary, and
-    margin and pruned 0.
+    """The loss `(N,)` of target tokens of items and of texts. For tokens of texts this is cross-entropy over the
+    vocabulary, and the metrics `margin` and `pruned` are 0.
 
     Args:
         logits: `(N, V)`.

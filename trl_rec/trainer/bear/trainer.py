@@ -30,25 +30,26 @@ from trl_rec.trainer.bear.list_labels import check_lists
 from trl_rec.trainer.bear.tasks import TaskCollator, free_rows, item_places, task_means, with_texts
 
 
-# What a batch says about its labels, besides what they are: where in the trie each is chosen, and what is taken there.
+# Entries of a batch that describe its labels: where in the trie each is chosen, and which items are taken by then.
 CHOICES = ("trie_nodes", "ranks", "items", "excluded")
 
 
 class BearTrainer(CatalogRankingMixin, SFTTrainer):
     """[`~trl.SFTTrainer`] with BEAR's loss, on next-item or list rows of a catalogue; everything else is inherited.
 
-    Another loss of item tokens overrides [`~BearTrainer.token_loss`].
+    To train item tokens with another loss, override [`~BearTrainer.token_loss`].
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): As in `SFTTrainer`.
         args (`BearConfig`, *optional*): Configuration.
-        train_dataset (`Dataset`): `RecDataset.train`, or rows with `input_ids` and `labels` whose labels are catalogue
-            items, or rows of lists as [`build_list_rows`] makes them, or of several tasks as [`build_training_rows`]
-            does.
-        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`, whose users are then also ranked, or rows.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, which knows the catalogue's tokens;
-            the model's own otherwise.
-        catalog (`ItemCatalog`): The items, whose surface says how they are written.
+        train_dataset (`Dataset`): `RecDataset.train`; or rows with `input_ids` and `labels`, whose labels are items of
+            the catalogue; or rows of lists from [`build_list_rows`]; or rows of several tasks from
+            [`build_training_rows`].
+        eval_dataset (`Dataset`, *optional*): Such rows, or `RecDataset.validation`, for whose users items are then
+            also ranked.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, with the catalogue's tokens. By
+            default the model's own.
+        catalog (`ItemCatalog`): The items, and the surface in which they are written.
         kwargs: Passed to `SFTTrainer`.
 
     Example:
@@ -105,7 +106,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         self.trie = self.trie.to(self.args.device)  # not the model's device: DeepSpeed and FSDP move the model later
 
     def _collator(self, tokenizer: PreTrainedTokenizerBase, args: BearConfig) -> NextItemCollator:
-        """The collator of the training rows; that of several tasks also follows the epochs."""
+        """The collator of the training rows. With several tasks it is also a callback, which follows the epochs."""
         common: dict[str, Any] = {
             "pad_token_id": tokenizer.pad_token_id,
             "trie": self.trie if self.renormalizes else None,
@@ -138,8 +139,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         if not {"input_ids", "labels"} <= columns:
             raise ValueError(
                 f"the {dataset_name} dataset has the columns {', '.join(dataset.column_names)}; pass a split of a "
-                "RecDataset, "
-                "or rows with input_ids and labels"
+                "RecDataset, or rows with input_ids and labels"
             )
 
         if not self.renormalizes or "trie_nodes" in columns:
@@ -182,8 +182,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
-        """Sum of BEAR's loss over the target tokens that are not forced, over their number in the whole accumulated
-        batch of all processes. Target tokens that belong to no item have plain cross-entropy over the vocabulary."""
+        """The mean of BEAR's loss over the target tokens that are not forced, in the whole accumulated batch of all
+        processes. Target tokens that belong to no item have plain cross-entropy over the vocabulary."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")  # (B, T)
         tasks = inputs.pop("tasks", None)  # (B,)
@@ -206,7 +206,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
                 logits, targets, items[learned], lambda of, to: self._item_loss(of, to, choices, items)
             )
 
-        # 3. Their mean. The count is that of all processes, whose gradients DDP averages.
+        # 3. The mean. The count is over all processes, whose gradients DDP averages rather than adds.
         count = learned.sum() if num_items_in_batch is None else num_items_in_batch
         loss = output.loss.sum() / torch.as_tensor(count, device=labels.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -223,7 +223,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         if not choices:
             return self.token_loss(logits, targets, None)
         tokens, legal = self._legal(choices, items)
-        if len(tokens) == 1:  # as with item tokens, all are chosen among the same ones
+        if len(tokens) == 1:  # all are chosen among the same tokens, as item tokens are
             place = torch.searchsorted(tokens[0], targets)
             return self.token_loss(logits.index_select(1, tokens[0]), place, legal)
         hit = tokens == targets.unsqueeze(1)  # (N, C)
@@ -250,8 +250,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         )
 
     def _legal(self, choices: dict[str, Tensor], learned: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The tokens `(N, C)` that each target token is chosen among, and which of them count: all, if that is None.
-        The tokens are `(1, C)` where all targets have the same."""
+        """The tokens `(N, C)` that each target token is chosen among, and a mask of those that are legal, which is
+        None if all are. The tokens are `(1, C)` if all targets are chosen among the same."""
         nodes = choices["trie_nodes"][:, 1:][learned[:, :-1]]  # (N,)
         distinct, place = nodes.unique(return_inverse=True)
         width = None if len(distinct) else 1
@@ -259,7 +259,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
             tokens, _, legal = self.trie.children(distinct, width)
             return (tokens, None) if len(distinct) == 1 else (tokens[place], legal[place])
 
-        # In a list, what it already contains and the history are not legal.
+        # In a list, the items that it already contains are not legal, nor are those of the history.
         owner = learned.nonzero()[:, 0]
         ranks = choices["ranks"][:, 1:][learned[:, :-1]]
         taken = taken_places(self.trie, choices["items"][owner], ranks, choices["excluded"][owner])

@@ -51,7 +51,7 @@ class BladeConfig(RecConfig, DPOConfig):
         standardize (`bool`, *optional*): Whether advantages are divided by their group's standard deviation. By
             default only with `target="reward"`.
         num_iterations (`int`, *optional*, defaults to `1`): Steps on the same rollouts.
-        clip (`float`, *optional*, defaults to `0.2`): How far from 1 a list's probability ratio counts.
+        clip (`float`, *optional*, defaults to `0.2`): Distance from 1 at which a list's probability ratio is clipped.
         every_position (`bool`, *optional*, defaults to `False`): Whether a list begins at every item of a sequence,
             instead of where the list before it ends.
         max_prompts (`int`, *optional*): Most prompts to learn from, spread evenly over the users; by default all. Each
@@ -73,15 +73,19 @@ class BladeConfig(RecConfig, DPOConfig):
     num_references: int = field(default=16, metadata={"help": "lists of the reference policy per prompt"})
     prior: float = field(default=0.5, metadata={"help": "parameter of the Beta prior"})
     num_generations: int = field(default=8, metadata={"help": "rollouts per prompt and step"})
-    temperature: float = field(default=1.0, metadata={"help": "of rollouts and references"})
+    temperature: float = field(default=1.0, metadata={"help": "temperature of rollouts and references"})
     beta: float | None = field(  # type: ignore[assignment]  # a float once the target is known
         default=None, metadata={"help": "weight of the KL; 1 by default, 0.001 with target reward"}
     )
     standardize: bool | None = field(default=None, metadata={"help": "divide advantages by their group's deviation"})
     num_iterations: int = field(default=1, metadata={"help": "steps on the same rollouts"})
-    clip: float = field(default=0.2, metadata={"help": "how far from 1 a list's probability ratio counts"})
+    clip: float = field(
+        default=0.2, metadata={"help": "distance from 1 at which a list's probability ratio is clipped"}
+    )
     every_position: bool = field(default=False, metadata={"help": "begin a list at every item of a sequence"})
-    max_prompts: int | None = field(default=None, metadata={"help": "prompts to learn from, spread evenly"})
+    max_prompts: int | None = field(
+        default=None, metadata={"help": "most prompts to learn from, spread evenly over the users"}
+    )
     reference_batch_size: int = field(
         default=64, metadata={"help": "prompts whose reference lists are drawn together"}
     )
@@ -100,8 +104,8 @@ class BladeConfig(RecConfig, DPOConfig):
         check_inert(
             self, INERT_DPO_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
         )
-        check_inert(self, INERT_REFERENCE, "rollouts are drawn anew, and the reference policy stays what it is")
-        check_inert(self, ("disable_dropout",), "rollouts are drawn without dropout, and so is the gradient")
+        check_inert(self, INERT_REFERENCE, "rollouts are drawn anew, and the reference policy never changes")
+        check_inert(self, ("disable_dropout",), "dropout is always off, for rollouts and for their gradient")
 
         # 2. Defaults that depend on the target.
         self.rewards = {"ndcg": 1.0} if self.rewards is None else self.rewards
@@ -120,12 +124,12 @@ class BladeConfig(RecConfig, DPOConfig):
 
     @property
     def reward_weights(self) -> dict[str, float]:
-        """The weights of the rewards, by name, once they were checked."""
+        """The weights of the rewards, by name."""
         return self.rewards if isinstance(self.rewards, dict) else {}
 
     @property
     def num_list_items(self) -> int:
-        """`list_length`, which is never None here."""
+        """`list_length` as a plain number, which it always is here."""
         return self.list_length or 1
 
     def _check_sampling(self) -> None:
@@ -164,13 +168,12 @@ class BladeConfig(RecConfig, DPOConfig):
             return
         check_inert(self, ("train_sampling_strategy",), "batches come num_iterations times in a row")
 
-        # Checkpoints are written every so many steps, and at the last one.
+        # Checkpoints are written every so many steps, and at the last step.
         every = {"steps": self.save_steps, "best": self.eval_steps}.get(SaveStrategy(self.save_strategy).value) or 0
         last = self.max_steps if every and self.max_steps > 0 else 0
         between = next((step for step in (every, last) if step % self.num_iterations), None)
         if between is not None:
             raise ValueError(
-                f"num_iterations is {self.num_iterations}, and a checkpoint would be written at step {between:g}; "
-                "save "
-                "between rollouts: save_steps and max_steps have to be multiples of num_iterations"
+                f"num_iterations is {self.num_iterations}, and a checkpoint would be written at step {between:g}, "
+                "between two steps on the same rollouts; make save_steps and max_steps multiples of num_iterations"
             )

@@ -1,8 +1,8 @@
-"""Lists that the reference policy draws for each training prompt, once, and keeps on disk.
+"""Draws lists of the reference policy for each training prompt, once, and keeps them on disk.
 
-They are drawn in parts, each by one process (see `parts.py`). A list depends on the seed and on the number of its row,
-not on parts, batches or processes. The lists are stored and not their rewards, so that a run with other rewards uses
-the same lists.
+The lists are drawn in parts, each by one process (see `parts.py`). A list depends on the seed and on the number of its
+row, not on parts, batches or processes. The lists are stored and not their rewards, so that a run with other rewards
+uses the same lists.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PART_SIZE = 256  # rows per part
 
 
 def reference_store(output_dir: str | Path, rows: Dataset, *settings: Any) -> PartStore:
-    """The store of these rows' reference lists, in a folder of its own that a hash of rows and settings names.
+    """The store of these rows' reference lists. Its folder is named by a hash of rows and settings.
 
     Args:
         output_dir: The run folder.

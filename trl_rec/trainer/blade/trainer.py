@@ -65,7 +65,7 @@ ROLLOUT_SEED = 1
 
 
 class BladeTrainer(CatalogRankingMixin, DPOTrainer):
-    """[`~trl.DPOTrainer`] that learns from lists it draws itself, with BLADE's target or one of its limits.
+    """[`~trl.DPOTrainer`] that draws lists itself and learns from them, with BLADE's target or one of its limits.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): The policy, already fine-tuned to write lists: on
@@ -96,7 +96,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
     method = "blade"
     display_name = "BLADE"
     paper = Paper("Bayesian List-wise Alignment via Dynamic Estimation for LLM-based Recommendation", "2605.04559")
-    measures_loss_on_splits = False  # rewards are of lists drawn in training; a split's users are ranked
+    measures_loss_on_splits = False  # the loss needs lists drawn in training; the users of a split are ranked
 
     args: BladeConfig
     catalog: ItemCatalog
@@ -124,7 +124,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         self.reward_weights = args.reward_weights
         self.reward_functions = dict(reward_functions or {})
         self._group_shares = None if catalog.group_column is None else catalog.group_shares()[1]
-        # The rollouts of the present batch, by their row numbers, and the number of the step that drew them.
+        # The rollouts of this step by the row numbers of their batch, and a number for the step that drew them.
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
         super().__init__(
@@ -180,7 +180,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         self._signature_columns: Any = ["prompt_ids", "history", "targets", "row", "references"]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """With several steps on the same rollouts, each batch comes that many times in a row."""
+        """With several steps on the same rollouts, each batch is repeated for that many steps in a row."""
         if self.args.num_iterations == 1:
             return super()._get_train_sampler(train_dataset)
         rows = len(self.train_dataset if train_dataset is None else train_dataset)
@@ -195,7 +195,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         trial: dict[str, Any] | None = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """As the parent's, after the reference lists have been drawn."""
+        """Draws the reference lists, then trains as the parent does."""
         if self.is_fsdp_enabled:
             raise ValueError(NO_DRAWING_UNDER_FSDP)
         if self.args.num_references:
@@ -204,7 +204,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def draw_references(self) -> None:
-        """Gives each training row M lists of the reference policy, drawn now or found on disk. `train` calls it."""
+        """Gives each training row M lists of the reference policy, drawn now or found on disk. `train` calls this."""
         rows = self.train_dataset
         args = self.args
         if "references" in rows.column_names:
@@ -287,7 +287,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         return BatchLoss(output.loss.mean(), row_losses, means, num_tokens, row_ids=inputs["row"])
 
     def _valued(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, logps: Tensor) -> Rollouts:
-        """The rollouts with their advantages: the target, less the KL's share, against the other lists of the
+        """The rollouts with their advantages: the target minus the KL term, compared with the other lists of the
         prompt."""
         rewards = self._score(items, inputs)
         references = self._reference_rewards(inputs)
@@ -325,7 +325,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         return list_logps(read, items, self.trie, exclude=exclude, temperature=self.args.temperature).sum(-1)
 
     def _ref_logps(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
-        """The same under the reference."""
+        """Log-probability `(B, G)` of each list under the reference."""
         reference = self.ref_model or model
         adapter_off = (
             nullcontext() if self.ref_model is not None else as_reference(self.accelerator.unwrap_model(model))
@@ -337,7 +337,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
 
     @contextmanager
     def _generating(self, wrapped: nn.Module) -> Iterator[PreTrainedModel]:
-        """Inside, the model itself, with all its weights and without dropout."""
+        """Inside, yields the model itself, with all its weights and without dropout."""
         with (
             unwrapped_for_generation(wrapped, self.accelerator) as model,
             without_step_hook(wrapped),  # processes may decode unequally often
@@ -387,7 +387,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         return self._score(inputs["references"], inputs).total
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """As the parent's, and the reward of the ranked lists with its parts, so that it can choose a checkpoint."""
+        """The parent's metrics, and the mean reward of the ranked lists with its parts, to choose a checkpoint by."""
         split = at_most(self.args.max_users, split)
         ranked = self.rank(split)
         scored = score_split(ranked[:, None], split, self.catalog, self.reward_weights, self.reward_functions)

@@ -20,7 +20,7 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
     Args:
         loss (`str`, *optional*, defaults to `"softmax"`): `"softmax"`, the log-sum-exp over all rejected completions,
             or `"dmpo"`, their mean.
-        beta (`float`, *optional*, defaults to `1.0`): Strength of the tie to the reference policy.
+        beta (`float`, *optional*, defaults to `1.0`): How strongly the policy is tied to the reference.
         sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the chosen completion's negative log-likelihood,
             a mean over its tokens. It keeps the next-item task from being forgotten.
         normalize (`str`, *optional*, defaults to `"vocabulary"`): Tokens over which log-probabilities are

@@ -1,8 +1,8 @@
 """Preferences among items, read from files and turned into token ids: a history, one chosen item and rejected items.
 
-The model sees only how items are written. So among rejected items of a row that are written alike one is kept, and
-none that is written like the chosen one. A prompt that is too long loses its oldest items; a completion is never cut.
-Preferences given as texts are tokenized in `texts`.
+The model sees only how items are written. So of several rejected items of a row that are written alike, only the first
+is kept, and a rejected item that is written like the chosen one is left out. A prompt that is too long loses its
+oldest items; a completion is never cut. Preferences given as texts are tokenized in `texts`.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def _read_file(source: str, kind: str) -> Dataset:
         raise ValueError(f"there is no file {source}; name a file of preferences, or a dataset on the hub")
     try:
         return load_dataset(kind, data_files=source, split="train")
-    # StopIteration and ValueError are raised for a file without rows, TypeError for JSON that is no object by datasets
-    # below 5.2.
+    # A file without rows raises StopIteration or ValueError; JSON that is no object raises TypeError in datasets below
+    # 5.2.
     except (DatasetsError, StopIteration, TypeError, ValueError) as error:
         reason = str(error.__cause__ or error).strip() or "it is empty"
         raise ValueError(
@@ -147,7 +147,7 @@ def _items(table: Dataset, name: str, num_items: int) -> Ragged:
 
 
 def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
-    """The rejected items without those whose path is that of the chosen item or of an earlier one of the row."""
+    """The rejected items, without those that have the path of the chosen item or of an earlier item of the row."""
     codes = _path_codes(paths)  # (num_items,)
     row_ids = rejected.row_ids
     written = codes[rejected.values]

@@ -39,8 +39,8 @@ def tokenize_preferences(
     Args:
         texts: `prompt` and `chosen` are both texts or both lists of messages; `rejected` is one of these or a list of
             them. Conversations may have `tools` (a list, or JSON) and `chat_template_kwargs`, which are passed to the
-            chat template. If `chosen` and `rejected` contain the prompt, `texts.map(trl.extract_prompt)` separates
-            it first, for one rejected completion per row.
+            chat template. If `chosen` and `rejected` contain the prompt, and each row rejects one completion, separate
+            the prompt first by `texts.map(trl.extract_prompt)`.
         tokenizer: Its EOS ends every text. Conversations end as its chat template says.
         max_length (*optional*): Most tokens of a prompt with its longest completion. Longer prompts lose their
             beginning. Rows without room for any of the prompt are left out, as are rows without a prompt; their

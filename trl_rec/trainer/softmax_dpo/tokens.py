@@ -1,4 +1,4 @@
-"""Preferences as token ids: checks of `prompt_ids`, `chosen_ids` and `rejected_ids`, and how they are cut to length.
+"""Checks preferences given as token ids (`prompt_ids`, `chosen_ids`, `rejected_ids`), and cuts them to length.
 
 A prompt that is too long loses its beginning. A completion is never cut, so a row whose completions leave no room for
 the prompt is left out.
@@ -91,7 +91,7 @@ def check_known_tokens(rows: Dataset, vocab_size: int) -> None:
 
 
 def _texts(rows: Dataset) -> Iterator[tuple[str, pa.ChunkedArray, np.ndarray]]:
-    """Each column that has any texts, its texts as lists of ids, and the row of each text."""
+    """Yields the name of each column that has any texts, its texts as lists of ids, and the row of each text."""
     table = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:]
     numbers = np.arange(len(rows))
     rejected = table["rejected_ids"]

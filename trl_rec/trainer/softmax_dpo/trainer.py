@@ -62,21 +62,22 @@ LOSSES = {"softmax": softmax_dpo_loss, "dmpo": dmpo_loss}
 class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
     """[`~trl.DPOTrainer`] with a softmax over the chosen and all rejected completions.
 
-    `loss="dmpo"` compares the chosen completion with the mean of the rejected ones. Another loss overrides
-    [`~SoftmaxDPOTrainer.preference_loss`].
+    `loss="dmpo"` compares the chosen completion with the mean of the rejected ones. To train with another loss,
+    override [`~SoftmaxDPOTrainer.preference_loss`].
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): The policy, as in `DPOTrainer`.
-        ref_model (`PreTrainedModel`, *optional*): The reference. Without it: a policy with an adapter is its own
-            reference, without the adapter when `peft_config` made it here, else with a frozen copy of it; any other
-            policy is copied.
+        ref_model (`PreTrainedModel`, *optional*): The reference. By default it is the policy as it starts: with the
+            adapter switched off if the adapter is made here from `peft_config`; with a frozen copy of the adapter if
+            the policy comes with one; and else a copy of the policy.
         args (`SoftmaxDPOConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): A preference table (`history chosen rejected`, items of the catalogue); texts or
             conversations (`prompt chosen rejected`, one rejected or a list); or token ids (`prompt_ids chosen_ids
             rejected_ids`). Rows with nothing rejected teach nothing and are left out.
-        eval_dataset (`Dataset`, *optional*): The same, or `RecDataset.validation`, whose users are then ranked.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; the model's own otherwise.
-        catalog (`ItemCatalog`, *optional*): The items, where completions are such.
+        eval_dataset (`Dataset`, *optional*): The same, or `RecDataset.validation`, for whose users items are
+            then ranked.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer. By default the model's own.
+        catalog (`ItemCatalog`, *optional*): The items, if the completions are items.
         kwargs: Passed to `DPOTrainer`.
 
     Example:
@@ -165,7 +166,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
                 )
             return dataset
 
-        # Whichever form the preferences have, they leave as token ids that fit the model and the catalogue.
+        # All forms of preferences become token ids, which are checked against the model and the catalogue.
         rows = self._tokenized(dataset, processing_class, args, dataset_name)
         check_not_empty(rows)
         check_known_tokens(rows, self._vocab_size)
@@ -254,7 +255,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
         """The reference's log-probability of each completion, `(B, K)`.
 
         Args:
-            model: The reference, or the policy where its adapter can be switched off to give the reference.
+            model: The reference; or the policy, if the reference is the policy with another adapter or with none.
             inputs: A batch.
         """
         adapter_off = (
@@ -267,7 +268,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
         """The rows with `ref_logps`. Each process computes its share, once for these rows and weights."""
         if is_split(dataset):
             return dataset
-        if self.state.global_step == 0:  # later, the policy is another
+        if self.state.global_step == 0:  # later the adapter differs from the reference
             complete_ref_adapter(self.model)
 
         # Computed unless a run with the same rows and weights left it on disk.
@@ -275,7 +276,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
         path = [reference_file(str(self.args.output_dir), dataset, weights, self.renormalizes)]
         broadcast_object_list(path)
         if not path[0].is_file():
-            with torch.random.fork_rng([]):  # the loader draws a seed, which a run that finds the file does not
+            with torch.random.fork_rng([]):  # the loader draws a seed, but a run that finds the file has none
                 ref_logps = self._all_ref_logps(dataset, name, batch_size)
             if self.accelerator.is_main_process:
                 write_reference(path[0], ref_logps)
@@ -303,7 +304,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
 
 
 def _vocab_size(model: str | PreTrainedModel | PeftModel, args: SoftmaxDPOConfig) -> int:
-    """How many tokens the model has. Of one that `DPOTrainer` will load by name, the configuration says so."""
+    """How many tokens the model has. For a model given by name, its configuration is read."""
     if isinstance(model, str):
         options: Any = args.model_init_kwargs or {}
         trusted = options.get("trust_remote_code", args.trust_remote_code)
