@@ -38,8 +38,8 @@ def make_card(
     - `rows`, `targets`: counts per split.
     - `sparsity`: 1 - interactions / (users x items).
     - `tied_timestamps`: share of the interactions that have the timestamp of another one of the same user.
-    - `cold_users`: per split, the users with items in it but no history, who therefore have no row there. If the
-      source is windowed, the users without a training row.
+    - `cold_users`: per later split, the number of users who have items in the split but no history before it. Such
+      users have no row in the split. For a windowed source, the number of users without a training row.
     - `cold_targets`: per split, the number of targets that occur in no training row.
 
     Args:
@@ -49,7 +49,7 @@ def make_card(
         settings: Everything that decides the dataset besides its source.
         sources: SHA-256 of each file of the source.
         dropped: Numbers of users, items and interactions that filtering dropped.
-        cold_users: As above.
+        cold_users: Number of users without a history, per later split.
         notes: Sentences of the reader about the source.
     """
     num_users = log.users.num_rows
@@ -102,6 +102,7 @@ def describe(card: Mapping[str, Any]) -> str:
 
 
 def _items(rows: pa.Table, column: str) -> np.ndarray:
+    """The items of a list column, all rows in one array."""
     return Ragged.from_arrow(rows[column]).values
 
 
@@ -124,6 +125,7 @@ def _share_of_ties(log: IndexedLog, splits: Mapping[str, pa.Table], split: str) 
 
 
 def _count_cold_targets(splits: Mapping[str, pa.Table], num_items: int) -> dict[str, int]:
+    """Per later split, the number of targets that occur in no training row."""
     seen = np.zeros(num_items, bool)  # items that occur in a training row
     for column in ("history", "targets"):
         seen[_items(splits["train"], column)] = True

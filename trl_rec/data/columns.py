@@ -1,4 +1,4 @@
-"""Converts a source's tables to common columns and types; raises with file and row for a value that does not fit.
+"""Converts a source's tables to common columns and types. A value that does not fit is refused with file and row.
 
 Rows are counted from 1, without the header.
 """
@@ -93,7 +93,7 @@ def ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     """A column of ids; raises if one of them occurs twice."""
     column = ids(table, name, where)
-    # Codes count up from 0 until an id occurs for the second time.
+    # As long as every id is new, the numbers are 0, 1, 2 and so on.
     repeated = encode(column)[0] != np.arange(len(column))
     message = f"the {name} {{}} occurs more than once; keep one of its rows"
     _check_none(pa.chunked_array([repeated]), column, where, message)
@@ -101,7 +101,7 @@ def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 
 
 def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """Codes `(len(column),)` int32, numbered by first appearance, and the value of each code."""
+    """Numbers the distinct values by first appearance. Returns each row's number, int32, and the distinct values."""
     chunks = column.dictionary_encode().unify_dictionaries().chunks
     if not chunks:
         return np.empty(0, np.int32), pa.array([], column.type)
@@ -129,7 +129,7 @@ def seconds(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
 
 
 def split_lists(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
-    """Lists of trimmed texts without empty ones; a null becomes an empty list.
+    """Lists of trimmed texts. Empty texts are left out, and a null becomes an empty list.
 
     Args:
         column: Text, which is split at the separator, or lists, which are not split again.
@@ -161,6 +161,7 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, where: str) -> p
 
 
 def _can_cast(kind: pa.DataType, column: pa.ChunkedArray) -> bool:
+    """Whether the whole column can be converted."""
     try:
         return column.null_count == len(column) or column.cast(kind) is not None
     except pa.ArrowException:
@@ -179,8 +180,8 @@ def _has_lists(column: pa.ChunkedArray) -> bool:
 def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Whole floats as int64.
 
-    Raises for numbers so large that the float type skips some integers: there, different ids of the source may have
-    become the same number.
+    Raises for numbers so large that the float type cannot represent every integer. Different ids of the source may
+    have become the same number there.
     """
     last = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)  # the last before integers are skipped
     values = column.cast(pa.float64())
@@ -214,7 +215,7 @@ def _parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, mess
     """The column as float64, by the first parser that can read its first value."""
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         parsers = [_from_time]
-    # If no parser can read it, the first one is as good as any: the check below then names the first row.
+    # If no parser can read the first value, the check below refuses it, whichever parser is used.
     parse = next((parse for parse in parsers if _can_parse(parse, column[:1])), parsers[0])
     if not _can_parse(parse, column):
         row = _first_failing(partial(_can_parse, parse), column)
@@ -224,6 +225,7 @@ def _parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, mess
 
 
 def _can_parse(parse: Parser, column: pa.ChunkedArray) -> bool:
+    """Whether the parser turns every value into a finite number."""
     try:
         # With min_count=0 an empty column can be parsed.
         return column.null_count == 0 and bool(pc.all(pc.is_finite(parse(column)), min_count=0).as_py())
@@ -251,7 +253,7 @@ def _to_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _from_time(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Seconds since 1970; all types of dates and times pass through microseconds."""
+    """Converts dates and times of any type to seconds since 1970, by way of microseconds."""
     zone = column.type.tz if pa.types.is_timestamp(column.type) else None
     microseconds = column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
     return pc.divide(microseconds.cast(pa.float64()), 1e6)

@@ -142,11 +142,11 @@ def at_most(count: int | None, split: Dataset) -> Dataset:
 def check_is_train(split: Dataset, what: str) -> None:
     """Raises unless these are rows of a training split.
 
-    Rows without a split name, as `concatenate_datasets` returns them, are compared with each other. Under
-    leave-one-out, leave-last-m and a split by time, a row that continues where another row of the user ends comes from
-    a later split. Two mixtures are not noticed: nameless rows of a single evaluation split, and nameless rows with one
-    target each (windows, or validation and test of leave-one-out), since windows continue each other within the
-    training split too.
+    Rows from `concatenate_datasets` have no split name, so they are compared with each other. Under leave-one-out,
+    leave-last-m and a split by time, a row that continues where another row of the user ends comes from a later split.
+
+    Two cases go unnoticed. Rows of a single evaluation split have no other row to be compared with. Rows with one
+    target each (windows, or validation and test of leave-one-out) may continue each other within the training split.
 
     Args:
         split: The rows.
@@ -204,7 +204,7 @@ def save(
 
 
 def _read(path: Path, name: str, read: Callable[[Path], T]) -> T:
-    """Reads a part of the dataset folder; any error that a damaged file may cause names the part."""
+    """Reads a part of the dataset folder. If the file is damaged, the error names it."""
     try:
         return read(path / name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:

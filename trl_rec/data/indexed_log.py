@@ -78,7 +78,7 @@ def check_known(
         ids: The ids.
         kind: `"user"` or `"item"`, for the message.
         where: Name of the file that contains the ids.
-        table_name: Name of the file that lacks one.
+        table_name: Name of the file in which every id must have a row.
         numbers: Each id's row number in its own file, from 1.
     """
     missing = np.flatnonzero(rows < 0)

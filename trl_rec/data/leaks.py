@@ -1,14 +1,17 @@
 """Checks that nothing of validation or test is in a training row, by comparing the splits of a dataset.
 
-Under leave-one-out, leave-last-m and a split by time, a user's later row must continue the earlier one exactly, which
-leaves no room for a leak. Windows do not: they are cut short, and the source may have left some out. So two weaker
-rules apply to them:
+Under leave-one-out, leave-last-m and a split by time, a user's later row must continue the earlier one exactly. That
+leaves no room for a leak.
 
-1. No row is later than any row of a later split. Equal times pass, as published sets are cut by rows, not by days.
-2. No target occurs in an earlier split's row of the same user, unless it also occurs in the history before the target.
+Windows cannot be held to this rule: they have a limited length, and the source may have left some out. Two weaker
+rules apply to windows:
 
-Rule 2 also refuses a source whose users return to an item after more than a window's length. It has to be prepared
-from its interactions instead.
+1. No row is later than a row of a later split. Equal times are allowed, since published data sets are often cut in the
+   middle of a day.
+2. No target occurs in an earlier split's row of the same user, unless the target also occurs in its own history.
+
+Rule 2 also refuses a source in which users return to an item after more than a window's length. Such a source has to
+be prepared from its interactions.
 """
 
 from __future__ import annotations
@@ -46,9 +49,10 @@ def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) 
 
 
 def find_mixed_users(users: np.ndarray, history: Ragged, targets: Ragged) -> np.ndarray:
-    """Users, ascending, whose rows come from several splits: one history begins with all items of the shortest row.
+    """The users whose rows come from several splits, in ascending order.
 
-    Nobody is found if each row has one target, since windows continue each other like that within one split.
+    A user is found if the history of one row begins with all items of the user's shortest row. If each row has one
+    target, nobody is found, since the windows of one split may continue each other in the same way.
 
     Args:
         users: The user of each row.
@@ -78,15 +82,18 @@ def find_mixed_users(users: np.ndarray, history: Ragged, targets: Ragged) -> np.
 
 
 def _column(rows: Dataset, name: str) -> np.ndarray:
+    """A column of numbers."""
     values: np.ndarray = rows.data.column(name).to_numpy()
     return values
 
 
 def _ragged(rows: Dataset, name: str) -> Ragged:
+    """A column of lists."""
     return Ragged.from_arrow(rows.data.column(name))
 
 
 def _check_one_row_per_user(rows: Dataset) -> None:
+    """Raises if a user has several rows in the split."""
     users, counts = np.unique(_column(rows, "user"), return_counts=True)
     if (counts > 1).any():
         raise ValueError(
@@ -95,7 +102,7 @@ def _check_one_row_per_user(rows: Dataset) -> None:
 
 
 def _check_same_users(train: Dataset, validation: Dataset, test: Dataset) -> None:
-    """Validation and test have the same users, and all of them have a training row."""
+    """Raises unless validation and test have the same users, and all of them have a training row."""
     for rows, others in ((validation, test), (test, validation), (validation, train)):
         missing = np.setdiff1d(_column(rows, "user"), _column(others, "user"))
         if len(missing):
@@ -105,7 +112,7 @@ def _check_same_users(train: Dataset, validation: Dataset, test: Dataset) -> Non
 
 
 def _check_same_lengths(validation: Dataset, test: Dataset, split: str) -> None:
-    """All rows of validation and test have the same number of targets: one under leave-one-out."""
+    """Raises unless all rows of validation and test have the same number of targets: one under leave-one-out."""
     lengths = {str(rows.split): _ragged(rows, "targets").lengths for rows in (validation, test)}
     if split == "leave_one_out":
         num_targets = 1
@@ -121,7 +128,7 @@ def _check_same_lengths(validation: Dataset, test: Dataset, split: str) -> None:
 
 
 def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly: bool) -> None:
-    """No row of a split is later than a row of a later split; with `strictly`, none has the same time either."""
+    """Raises if a row is later than a row of a later split or, with `strictly`, has the same time."""
     for earlier, later in ((train, validation), (validation, test), (train, test)):
         if not len(earlier) or not len(later):
             continue
@@ -136,9 +143,9 @@ def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly
 
 
 def _check_continued(earlier: Dataset, later: Dataset) -> None:
-    """For each user with rows in both, the later history is exactly the earlier history and targets.
+    """Raises unless each user's later history consists of the earlier row's history and targets.
 
-    The later row must not be before the earlier one in time either.
+    The later row must not have an earlier time either. Users with a row in only one of the splits are ignored.
     """
     users, earlier_rows, later_rows = np.intersect1d(
         _column(earlier, "user"), _column(later, "user"), return_indices=True
@@ -169,7 +176,7 @@ def _without_users_of(rows: Dataset, others: Dataset) -> Dataset:
 
 
 def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
-    """No target of a window is in an earlier split's row of the same user, unless its own history contains it."""
+    """Raises if a target is in an earlier split's row of the same user and not in its own history."""
     # 1. Which targets are in an earlier row of the same user?
     known = np.concatenate(
         [_keys(rows, column, _column(rows, "user")) for rows in earlier for column in ("history", "targets")]

@@ -2,8 +2,8 @@
 
 An item that the user has chosen before is skipped, whether it was chosen in the history or earlier in the list. So a
 list contains distinct items and none of its history, like the lists that a model samples when histories are excluded.
-The history in the prompt still contains every choice. A list at the end of a user's sequence may be shorter than the
-others; it does not end in EOS, since nobody knows how it goes on.
+The history in the prompt still contains every choice. The last list of a user's sequence may be shorter than the
+others. A shorter list does not end in EOS, since the rest of the list is unknown.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def build_list_rows(
     Args:
         split: `RecDataset.train`; the validation and test splits are refused.
         prompt_format: How histories and lists are written, made with a `list_length`.
-        every_position (*optional*, defaults to `False`): Whether a list begins at every target, rather than where the
-            list before it ends.
-        max_length (*optional*): Most tokens of a prompt with the longest list. The oldest items of the history are
-            left out.
+        every_position (*optional*, defaults to `False`): Whether a list begins at every target. By default a list
+            begins where the previous list ends.
+        max_length (*optional*): Limit on the tokens of a prompt with the longest list. The oldest items of the history
+            are left out.
 
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 in the prompt), `user`, `history` (all items before the
@@ -114,7 +114,7 @@ def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_len
 
 
 def list_targets(split: Dataset, list_length: int) -> Ragged:
-    """Row `i`: the first new items, at most `list_length`, that the user of the split's row `i` goes on to choose.
+    """Row `i` has the first new items among the targets of the split's row `i`, at most `list_length` of them.
 
     A row is empty if the user only returns to known items.
     """
@@ -125,7 +125,7 @@ def list_targets(split: Dataset, list_length: int) -> Ragged:
 
 
 def new_targets(history: Ragged, targets: Ragged) -> np.ndarray:
-    """A flag per target: whether its row contains the item for the first time."""
+    """Returns a flag per target, which is true if neither the history nor an earlier target is the same item."""
     sequences = join(history, targets)
 
     # Sorted by row and item, repetitions are neighbours. The sort is stable, so the first of them is the earliest.

@@ -47,7 +47,7 @@ FILES = {
     "id_encoder.safetensors",
     "semantic_ids.svg",
 }
-LAYOUT = 1  # to be raised when folders of an earlier version have to be made again
+LAYOUT = 1  # raised when the folders of earlier versions have to be prepared again
 
 
 def prepare(
@@ -86,7 +86,8 @@ def prepare(
             items are only trained on.
         min_user_interactions (`int`, *optional*, defaults to `0`): k-core: users with fewer interactions are dropped,
             repeatedly, until every user and item has enough.
-        min_item_interactions (`int`, *optional*, defaults to `0`): The same for items.
+        min_item_interactions (`int`, *optional*, defaults to `0`): k-core: items with fewer interactions are dropped
+            in the same way.
         columns (`Mapping[str, str]`, *optional*): For `table`, our column names (`user_id item_id timestamp rating
             title`) to the source's.
         title_column (`str`, *optional*): For `recbole`, the item column that contains the title, if it is not `title`,
@@ -97,13 +98,13 @@ def prepare(
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a dataset folder that was made
-            otherwise.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a dataset folder that was made with
+            other settings or from other files.
 
     Returns:
         [`RecDataset`], as [`load`] returns it.
     """
-    # 1. Find the files and collect all that decides what the dataset contains.
+    # 1. Find the files, and collect the settings that decide what the dataset contains.
     output_dir = Path(output_dir).absolute()
     format, files = locate(source, format)
     columns = {our_name: name for our_name, name in (columns or {}).items() if our_name != name} or None
@@ -150,7 +151,7 @@ class _Made:
 
 
 def _split_settings(format: str, split: str | None, num_held_out: int | None) -> dict[str, Any]:
-    """The rule of the splits, and `num_held_out` if it matters."""
+    """The settings of the split: its rule, and `num_held_out` if the rule uses it."""
     reader = READERS[format]
     if reader.windowed:
         if split not in (None, "windows"):
@@ -187,10 +188,12 @@ def _settings(format: str, split: dict[str, Any], minima: dict[str, int], option
 
 
 def _is_windowed(format: str) -> str:
+    """The message for settings that a windowed source does not take."""
     return f"{format} data is filtered and split by its source; leave out split and the k-core's minima"
 
 
 def _sha256(path: Path) -> str:
+    """The checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -18,7 +18,7 @@ from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join
 
 
-WORD = r"[^\W\d_]{4,}"  # a word of a title; shorter ones mean little
+WORD = r"[^\W\d_]{4,}"  # a word of a title; words of fewer letters say little about an item
 CHUNK = 100_000  # histories per chunk, which bounds the memory for the labels of their items
 
 
@@ -54,7 +54,7 @@ def user_profiles(dataset: RecDataset, *, most: int = 3) -> list[str]:
 
     Args:
         dataset: The users' columns and the training split are used.
-        most (*optional*, defaults to `3`): Most labels of what the user chose in training.
+        most (*optional*, defaults to `3`): Largest number of labels in a text.
     """
     facts = _facts(_text_columns(dataset.users, leave_out=("user_id",)), "{} {}", dataset.users.num_rows)
     preferences = preference_texts(_chosen_items(dataset), dataset.catalog, most=most)
@@ -71,7 +71,7 @@ def preference_texts(histories: Ragged, catalog: ItemCatalog, *, most: int = 3) 
     Args:
         histories: Item indices.
         catalog: The items.
-        most (*optional*, defaults to `3`): Most labels of a text.
+        most (*optional*, defaults to `3`): Largest number of labels in a text.
     """
     names, labels = item_labels(catalog)
     texts: list[str] = []
@@ -83,13 +83,13 @@ def preference_texts(histories: Ragged, catalog: ItemCatalog, *, most: int = 3) 
 
 
 def item_labels(catalog: ItemCatalog) -> tuple[list[str], Ragged]:
-    """The names of all labels in alphabetical order; and row `i`: the labels of item `i`, each once."""
+    """The names of all labels in alphabetical order, and the distinct labels of each item as rows of indices."""
     values: list[Any]
     if catalog.group_column is None:
         values = [re.findall(WORD, title) for title in catalog.titles]
     else:
         values = catalog.items[catalog.group_column].to_pylist()
-    # A group column contains lists, or single values; an empty or missing label is none.
+    # A group column contains lists or single values. Empty labels are left out.
     lists = [sorted({str(label) for label in _as_list(value) if label}) for value in values]
     members = Ragged.from_lists(lists, object)
     names, labels = np.unique(members.values.astype(str), return_inverse=True)
@@ -109,7 +109,7 @@ def _most_frequent(labels: Ragged, num_labels: int, most: int) -> Ragged:
 
 
 def _chosen_items(dataset: RecDataset) -> Ragged:
-    """Row `u`: the items that user `u` chose in training, each once, however many rows contain it."""
+    """Row `u` has the distinct items that user `u` chose in training."""
     check_is_train(dataset.train, "a profile")
     items = join(split_rows(dataset.train, "history"), split_rows(dataset.train, "targets"))
     users = split_users(dataset.train)[items.row_ids].astype(np.int64)
@@ -143,6 +143,7 @@ def _as_text(value: Any) -> str:
 
 
 def _as_list(value: Any) -> list[Any]:
+    """The value if it is a list, else a list of the value. Null gives an empty list."""
     if isinstance(value, list):
         return value
     return [] if value is None else [value]

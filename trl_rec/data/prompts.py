@@ -22,7 +22,7 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The default prompts. This is their only place: configs, recipes and run folders contain None where they use them.
+# The default prompts, which are written down only here. Configs, recipes and run folders contain None for a default.
 TITLE_PROMPT = {
     "prompt_head": "A user has chosen these items, oldest first:\n",
     "prompt_item": "{surface}\n",
@@ -34,16 +34,16 @@ COMPACT_PROMPT = {"prompt_head": "", "prompt_item": "{surface}", "prompt_tail": 
 
 @dataclass(frozen=True, eq=False)
 class PromptFormat:
-    """Token ids of all parts of prompts and completions. Make one with `for_catalog`.
+    """The token ids of all parts of prompts and completions. [`PromptFormat.for_catalog`] makes a format.
 
     Args:
         prompt_head (`np.ndarray`): Begins every prompt.
-        pieces (`Ragged`): Row `i`: item `i` in a history.
+        pieces (`Ragged`): Row `i` is item `i` as written in a history.
         prompt_tail (`np.ndarray`): Follows the history.
-        paths (`Ragged`): Row `i`: the completion that recommends item `i`, or its part of a list.
+        paths (`Ragged`): Row `i` is the completion that recommends item `i` or, in a list, the item's part of it.
         list_length (`int`, *optional*): Number of items in a completion, if completions are lists.
         end (`np.ndarray`, *optional*): Ends a list: EOS.
-        users (`Ragged`, *optional*): Row `u`: follows the head in prompts for user `u`, if prompts name users.
+        users (`Ragged`, *optional*): Row `u` follows the head in prompts for user `u`. None if prompts name no users.
     """
 
     prompt_head: np.ndarray
@@ -148,8 +148,8 @@ class PromptFormat:
         Args:
             histories: Item indices, oldest first.
             users (*optional*): The user of each history, a row in `RecDataset.users`; needed if prompts name users.
-            max_length (*optional*): Most tokens of a prompt and the longest completion together. The oldest items of a
-                history that is too long are left out.
+            max_length (*optional*): Limit on the tokens of a prompt and the longest completion together. A history
+                that is too long loses its oldest items.
         """
         room = self.room(max_length)
         if room is not None:
@@ -175,12 +175,12 @@ class PromptFormat:
 
 
 def newest_that_fit(histories: Ragged, piece_lengths: np.ndarray, room: int | np.ndarray) -> Ragged:
-    """Each history without its oldest items, so that the pieces of the others have at most `room` tokens.
+    """Drops the oldest items of each history until the pieces of the rest have at most `room` tokens.
 
     Args:
         histories: Indices into `piece_lengths`, oldest first.
         piece_lengths: Number of tokens of each piece.
-        room: Tokens that are left: a number, or an array with one for each value of `histories`.
+        room: Number of tokens available, or an array with one number for each value of `histories`.
     """
     # Tokens before each item, counted over all histories; their differences are lengths of stretches.
     ends = np.concatenate([[0], np.cumsum(piece_lengths[histories.values])])
@@ -234,6 +234,7 @@ def item_pieces(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, item: 
 
 
 def _check_list_length(list_length: int, catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises if the catalogue has too few items for a list, or the tokenizer no token to end one with."""
     if not 1 <= list_length <= len(catalog):
         raise ValueError(
             f"a list of {list_length} distinct items cannot come from {len(catalog)}; choose another list_length"

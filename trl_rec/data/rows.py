@@ -23,7 +23,7 @@ from trl_rec.ragged import Ragged, join, within
 
 
 IGNORED = -100  # label of a token that is not trained
-# Token rows, a flag per token whether it belongs to a target, and per row the row of the split that it comes from.
+# The token rows; a flag per token, true if the token belongs to a target; and per row, its source row of the split.
 Parts: TypeAlias = tuple[Ragged, np.ndarray, np.ndarray]
 
 
@@ -40,11 +40,11 @@ def build_rows(
     Args:
         split: `RecDataset.train`; the validation and test splits are refused.
         prompt_format: How histories are written.
-        targets: `"last"`: one row for every target, after everything that came before it. `"all"`: one row for every
+        targets: `"last"` makes one row per target, with all earlier items as history. `"all"` makes one row per
             sequence.
-        max_length (*optional*): Most tokens of a row. With `"last"` the oldest items of the history are left out; with
-            `"all"` a long sequence becomes several rows that overlap by half, and each target is trained once.
-        max_history (*optional*): With `"last"`, most items before a target.
+        max_length (*optional*): Limit on the tokens of a row. With `"last"` the oldest items of the history are left
+            out. With `"all"` a long sequence becomes several rows that overlap by half. Each target is trained once.
+        max_history (*optional*): With `"last"`, the largest number of items before a target.
 
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 where nothing is trained) and `user`.
@@ -67,6 +67,7 @@ def evaluation_rows(
 
 
 def _build(split: Dataset, make: Callable[..., Parts], prompt_format: PromptFormat, max_length: int | None) -> Dataset:
+    """The rows that `make` cuts from a split, with labels."""
     history = split_rows(split, "history")
     target = split_rows(split, "targets")
     users = split_users(split)
@@ -87,7 +88,7 @@ def _last_targets(
     max_history: int | None,
 ) -> Parts:
     """One row per target."""
-    # 1. Limit the items before a target. Prefixes of long histories add up, so do not gather more than could fit.
+    # 1. Limit the items before a target to as many as could fit, since the prefixes of a long history add up.
     room = prompt_format.room(max_length)
     if room is not None:
         most = room // int(prompt_format.pieces.lengths.min())
@@ -122,7 +123,7 @@ def _all_targets(
     if room is None:
         width = int(items.lengths.max(initial=1))
     else:
-        # `room` is what the longest completion leaves; here the last item of the window is that completion.
+        # `room` leaves out the longest completion. Here the completion is the last item of the window, hence the + 1.
         width = room // int(prompt_format.paths.lengths.max()) + 1
     step = width - width // 2
 

@@ -43,8 +43,8 @@ def split_log(log: IndexedLog, rule: str, num_held_out: int = 1) -> tuple[dict[s
         num_held_out (*optional*, defaults to `1`): For `"leave_last"`; 1 gives `"leave_one_out"`.
 
     Returns:
-        The rows of each split, and per later split the number of users that have items in it but no row, since they
-        have no history.
+        The rows of each split, and per later split the number of users who have items in the split but no row, since
+        they have no history.
     """
     lengths = np.bincount(log.user, minlength=log.users.num_rows)  # (num_users,)
     ends = _ends_by_time(log, lengths) if rule == "time" else _ends_of_last(lengths, num_held_out)
@@ -63,7 +63,7 @@ def split_log(log: IndexedLog, rule: str, num_held_out: int = 1) -> tuple[dict[s
 
 
 def split_windows(windows: Mapping[str, Windows]) -> dict[str, pa.Table]:
-    """The rows of each split, from windows that are already split: the last item of each is its target."""
+    """The rows of each split, from windows that are already split. The last item of a window is the target."""
     tables = {}
     for split in SPLITS:
         rows = windows[split]
@@ -75,13 +75,13 @@ def split_windows(windows: Mapping[str, Windows]) -> dict[str, pa.Table]:
 
 
 def _ends_of_last(lengths: np.ndarray, num_held_out: int) -> list[np.ndarray]:
-    """Where training, validation and test end in each user's sequence; a short one is training only."""
+    """Where training, validation and test end in each user's sequence. Short sequences are used for training only."""
     held_out = np.where(lengths < 2 * num_held_out + 1, 0, num_held_out)
     return [lengths - 2 * held_out, lengths - held_out, lengths]
 
 
 def _ends_by_time(log: IndexedLog, lengths: np.ndarray) -> list[np.ndarray]:
-    """Where training, validation and test end in each user's sequence, cut for all at the same two moments."""
+    """Where training, validation and test end in each user's sequence. All users are cut at the same two moments."""
     timestamps = np.sort(log.timestamp)
     # Everything at a moment goes to the later side, so that equal times stay together.
     moments = [timestamps[len(timestamps) * tenths // 10] for tenths in (8, 9)]
@@ -113,6 +113,7 @@ def _cut(
 
 
 def _empty_rows(count: int) -> Ragged:
+    """`count` rows without values."""
     return Ragged(np.empty(0, np.float32), np.zeros(count + 1, np.int64))
 
 

@@ -1,4 +1,4 @@
-"""The windows of a source that is already split, with row numbers instead of ids, and the log behind them."""
+"""Replaces the ids in the windows of a source by row numbers, and derives the interactions that the windows imply."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def index_windows(log: Log) -> tuple[IndexedLog, dict[str, Windows]]:
 
 
 def _index(log: Log, split: str, users: pa.Table) -> Windows:
+    """The windows of one split, sorted by user and time."""
     assert log.windows is not None and log.items is not None
     table = log.windows[split]
     user = rows_of_ids(table["user_id"], users["user_id"])

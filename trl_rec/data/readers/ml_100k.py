@@ -1,7 +1,7 @@
 """MovieLens-100k from GroupLens' own files or from RecBole's copy: the same items, users and ratings from either.
 
-RecBole's copy keeps the year apart from the title, and spells the one unknown title "unkonwn". Two items have the
-genre "unknown"; that is no genre here, so they have none.
+RecBole's copy has the year in a column of its own, and spells the one unknown title "unkonwn". Two items have the
+genre "unknown", which is read as no genre at all.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class MovieLensReader(Reader):
 
 
 def _read_plain(path: Path, delimiter: str, names: list[str]) -> pa.Table:
+    """A file without a header."""
     # GroupLens' files are in Latin-1; a quotation mark is part of the text.
     return read_delimited(path, delimiter=delimiter, quoted=False, names=names, encoding="latin-1")
 

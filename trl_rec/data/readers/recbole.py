@@ -63,6 +63,7 @@ def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
 
 
 def _typed(column: pa.ChunkedArray, kind: str, name: str, where: str) -> pa.ChunkedArray:
+    """The column in the type that its header names."""
     if kind == "token" or name in ("timestamp", "rating"):  # interactions_table parses those two
         return column
     if kind == "float":
@@ -79,6 +80,7 @@ def _floats(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
 
 
 def _read_items(path: Path, options: Options) -> pa.Table:
+    """The items, with the title column renamed to `title`."""
     names = [name.partition(":")[0] for name in read_header(path, "\t")]
     wanted = (options.title_column,) if options.title_column else TITLES
     # The first of the wanted names that is there.
@@ -89,7 +91,7 @@ def _read_items(path: Path, options: Options) -> pa.Table:
             "title_column"
         )
 
-    # Where another column is the title, a column that is called `title` makes way for it.
+    # If another column is the title, a column called `title` is dropped.
     items = read_atomic(path, texts=(title,))
     items = items.select([name for name in items.column_names if name == title or name != "title"])
     items = items.rename_columns(["title" if name == title else name for name in items.column_names])

@@ -67,6 +67,7 @@ def _check_renames(renames: Mapping[str, str], files: dict[str, Path]) -> None:
 
 
 def _column_names(path: Path) -> list[str]:
+    """The names of a file's columns."""
     if path.suffix == ".csv":
         return read_header(path)
     with _naming(path):
@@ -75,7 +76,7 @@ def _column_names(path: Path) -> list[str]:
 
 
 def _read(path: Path, renames: Mapping[str, str], only_known: bool) -> pa.Table:
-    """The file's table with its own column names, perhaps without the columns that nothing uses."""
+    """Reads a file under its own column names. With `only_known`, columns that nothing uses are left out."""
     known = {*NAMES, "title", *renames.values()}
     if path.suffix == ".csv":
         # Known columns are read as text, or Arrow would turn the id "007" into 7.
@@ -114,13 +115,14 @@ def _read_json(path: Path, timestamp: str) -> pa.Table:
 
 
 def _without_dates(kind: pa.DataType) -> pa.DataType:
+    """The type with text in place of dates."""
     if pa.types.is_list(kind):
         return pa.list_(_without_dates(kind.value_type))
     return pa.string() if pa.types.is_timestamp(kind) else kind
 
 
 def _renamed(table: pa.Table, renames: Mapping[str, str]) -> pa.Table:
-    """The source's names replaced by ours. A column that has one of our names already is dropped for the renamed."""
+    """Renames columns to our names. A column that already has the new name of another column is dropped."""
     ours = {name: our_name for our_name, name in renames.items() if name in table.column_names}
     table = table.select([name for name in table.column_names if name in ours or name not in ours.values()])
     return table.rename_columns([ours.get(name, name) for name in table.column_names])

@@ -81,7 +81,7 @@ def _make_membership(rng: np.random.Generator, num_items: int) -> np.ndarray:
 
 
 def _make_walks(rng: np.random.Generator, tastes: np.ndarray, membership: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The items each user gets, and how well each suits the user's taste by then; both `(num_users, num_steps)`."""
+    """Each user's items, and how well each item suits the user's taste at that step; both `(num_users, num_steps)`."""
     num_users = len(tastes)
     num_items = len(membership)
     users = np.arange(num_users)
@@ -111,7 +111,7 @@ def _make_walks(rng: np.random.Generator, tastes: np.ndarray, membership: np.nda
 
 
 def _make_interactions(rng: np.random.Generator, items: np.ndarray, affinity: np.ndarray) -> pa.Table:
-    """Each user's first 20 to 40 steps, 1 to 100 hours apart, rated 1 to 5 by taste."""
+    """The interactions: each user's first 20 to 40 steps, 1 to 100 hours apart, with ratings from 1 to 5 by taste."""
     num_users, num_steps = items.shape
     lengths = rng.integers(NUM_STEPS[0], num_steps + 1, (num_users, 1))
     kept = np.arange(num_steps) < lengths  # (num_users, num_steps)
@@ -128,6 +128,7 @@ def _make_interactions(rng: np.random.Generator, items: np.ndarray, affinity: np
 
 
 def _make_items(rng: np.random.Generator, membership: np.ndarray) -> pa.Table:
+    """Ids, titles and genres."""
     titles = [f"{first} {second}{third}" for third in THIRD for first in FIRST for second in SECOND]
     genres = Ragged.from_lengths(np.nonzero(membership)[1], membership.sum(1))
     names = pa.array(GENRES).take(pa.array(genres.values))

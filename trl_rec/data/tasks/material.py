@@ -35,7 +35,7 @@ class TokenTables:
         dataset (`RecDataset`): Items, users and training split.
         tokenizer (`PreTrainedTokenizerBase`): Tokenises texts.
         prompt_format (`PromptFormat`): Decides how items are written, and whether prompts name users.
-        longest_history (`int`): Most items of a history.
+        longest_history (`int`): Largest number of items in a history.
     """
 
     dataset: RecDataset
@@ -83,7 +83,7 @@ class TokenTables:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """The contents of a task's rows, not yet cut to a length.
+    """The contents of a task's rows before they are cut to `max_length`.
 
     Args:
         users (`np.ndarray`): The user of each row, or `NOBODY`.
@@ -115,7 +115,7 @@ def make_material(name: str, count: int, key: list[int], tables: TokenTables) ->
 
 
 def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
-    """`count` of the numbers below `total`, ascending: each as often as all of them fit, and the rest at random."""
+    """A sorted sample of `count` numbers below `total`. No number occurs more than once more often than another."""
     if not total:
         return np.empty(0, np.int64)
     rest = np.random.default_rng(key).choice(total, count % total, replace=False)
@@ -180,7 +180,7 @@ def _after_histories(name: str, count: int, key: list[int], tables: TokenTables)
 
 
 def _query_texts(dataset: RecDataset, items: np.ndarray) -> list[str]:
-    """What somebody who wants the item would search for: its groups, or words of its title if there are no groups."""
+    """A search query for each item: its groups, or words of its title if the catalogue has no groups."""
     single_items = Ragged.from_lengths(items, np.ones(len(items), np.int64))
     return preference_texts(single_items, dataset.catalog, most=2)
 
@@ -191,7 +191,7 @@ def _prefixes(train: Dataset, numbers: np.ndarray, most: int) -> tuple[np.ndarra
     Args:
         train: The training split.
         numbers: Which of all targets of the split, counted row by row.
-        most: Most items before a target.
+        most: Largest number of items before a target.
     """
     history = split_rows(train, "history")
     targets = split_rows(train, "targets")

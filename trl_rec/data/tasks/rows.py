@@ -1,10 +1,10 @@
 """Rows of several tasks: the next item, and tasks that connect items and users with words.
 
-These are the tasks of Align3GR's behaviour level. A row contains what fills the slots of its task's prompt, and its
-answer, both as token ids. Which template they go into is chosen anew in every epoch, when the batch is made.
+These are the tasks of Align3GR's behaviour level. A row contains token ids: those that fill the slots of the task's
+prompt, and those of the answer. The template is chosen anew in every epoch, when the batch is made.
 
-Everything comes from the catalogue, the users' columns and the training split: what a row says about a user's taste
-was chosen before the row's target. Only profiles, and users' semantic IDs, depend on the whole training sequence.
+Rows use the catalogue, the users' columns and the training split. A row describes a user's taste by items chosen
+before the row's target. Only profiles and the users' semantic IDs depend on the whole training sequence.
 
 `item_to_id` and `id_to_item` have one row per item, `profile_to_user` and `user_to_profile` one per user with a
 profile, and the other tasks one per training target.
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 TITLE_TASKS = ("item_to_id", "id_to_item", "history_to_title", "titles_to_id")
 HISTORY_SLOTS = ("history", "titles")
 UNCUT_SLOTS = ("user", "item")
-# Why a task may have no row.
+# The reason why a task has no row, for messages.
 NO_PROFILES = "users have no columns, and chose nothing with groups or a title"
 NO_PREFERENCES = "items have no groups, and no words in their titles"
 MISSING = {
@@ -79,10 +79,10 @@ def build_task_rows(
             If a task has fewer rows of its own, they are repeated; if it has more, they are sampled. Sampled targets
             are left out of `history_to_preference` and `query_to_item` if no item before them has a group (or, in a
             catalogue without groups, a word in its title). A task without any row is an error.
-        cap (*optional*): Most rows of any task but the next item.
+        cap (*optional*): Largest number of rows per task. The next item has no such limit.
         targets, max_length, max_history: As in [`build_rows`], for the next item. Rows of the other tasks fit
             `max_length` as well: the oldest items of the history are left out, then texts in the prompt are cut.
-        longest_history (*optional*, defaults to `20`): Most items in the histories of the other tasks.
+        longest_history (*optional*, defaults to `20`): Largest number of items in a history of the other tasks.
         chat_template (*optional*, defaults to `False`): Whether prompts are a user's turn in the tokenizer's chat
             template.
         seed (*optional*, defaults to `0`): Seed of the samples.
@@ -94,7 +94,7 @@ def build_task_rows(
         - `slots`: a list of lists of token ids.
         - `input_ids`, `labels`: those of the answer; for the next item, those of the whole row.
         - `user`: -1 in rows about an item.
-        - `length`: the most tokens that the row can have, for samplers that group by length.
+        - `length`: number of tokens of the row in its longest template, for samplers that group by length.
         - `row`: the row's number, which seeds the choice of templates.
     """
     _check_tasks(tasks, dataset.catalog.surface)
@@ -130,6 +130,7 @@ def task_texts(dataset: RecDataset) -> list[str]:
 
 
 def _check_tasks(tasks: Mapping[str, float], surface: str) -> None:
+    """Raises for a task that does not exist, or that has no use with the surface."""
     unknown = sorted(set(tasks) - set(TASK_NAMES))
     if unknown:
         raise ValueError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(TASK_NAMES)}")
@@ -139,6 +140,7 @@ def _check_tasks(tasks: Mapping[str, float], surface: str) -> None:
 
 
 def _sample_next_item(next_item: Dataset, count: int, key: list[int]) -> pa.Table:
+    """A sample of the rows for the next item."""
     rows = next_item.select(sample_evenly(len(next_item), count, key)).with_format("arrow")[:]
     tokens = Ragged.from_arrow(rows["input_ids"])
     labels = Ragged.from_arrow(rows["labels"])
@@ -166,7 +168,7 @@ def _task_table(
 
 
 def _cut_texts(name: str, material: Material, template_length: int, max_length: int) -> tuple[dict[str, Ragged], int]:
-    """The slots, with texts cut so that rows fit the longest template, and the tokens left for a history."""
+    """Cuts texts so that a row fits the longest template. Returns the slots, and the tokens left for a history."""
     # 1. Subtract what is never cut.
     uncut = [material.answers, *(material.slots[slot] for slot in UNCUT_SLOTS if slot in material.slots)]
     room = max_length - template_length - sum(_longest(part) for part in uncut)
@@ -175,7 +177,7 @@ def _cut_texts(name: str, material: Material, template_length: int, max_length: 
             f"max_length {max_length} is too small for the task {name}, which takes up to {-room} tokens more"
         )
 
-    # 2. Share the rest. A template of a task with a history may have all of the texts, any other has one of them.
+    # 2. Share the rest. Templates with a history may contain all texts; other templates contain one text each.
     texts = {slot: ids for slot, ids in material.slots.items() if slot not in UNCUT_SLOTS}
     share = room if material.histories is None else room // (1 + len(texts))
     cut = {slot: ids.head(share) for slot, ids in texts.items()}
@@ -183,11 +185,12 @@ def _cut_texts(name: str, material: Material, template_length: int, max_length: 
 
 
 def _longest(rows: Ragged) -> int:
+    """The length of the longest row."""
     return int(rows.lengths.max(initial=0))
 
 
 def _history_slot(name: str, histories: Ragged, tables: TokenTables, room: int | None) -> dict[str, Ragged]:
-    """The task's slot for the history, without the oldest items if they have no room."""
+    """Fills the slot for the history. The oldest items are left out if they do not fit."""
     slot = next(slot for slot in TASKS[name].slots if slot in HISTORY_SLOTS)
     pieces = tables.prompt_format.pieces if slot == "history" else tables.listed_titles
     if room is not None:

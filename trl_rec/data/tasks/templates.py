@@ -4,8 +4,8 @@ A template is text with slots in braces. The segments between the slots are toke
 and slots joined as token ids. The wording is ours, and plain. Deviation: Align3GR takes LC-Rec's templates, 5 to 19
 per task.
 
-The task `next_item` has no template: its prompt is the one that decoding uses. A model trained in several wordings
-would be trained less in the one that counts.
+The task `next_item` has no template, since it uses the prompt of decoding. Further wordings would leave fewer training
+rows with that prompt.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SLOT = r"{(\w+)}"  # the group makes `re.split` return the slots' names between 
 
 @dataclass(frozen=True)
 class Task:
-    """A task's templates, and what they ask for.
+    """A task: its templates, the slots in them, and the kind of answer that they ask for.
 
     Args:
         slots (`tuple[str, ...]`): Names of the slots that a row fills, in the order in which the row lists them.
         answer (`str`): `"item"`, one of the catalogue; `"user"`, a user's semantic ID; or `"text"`.
-        templates (`tuple[str, ...]`): Each contains some of the slots, none of them twice.
+        templates (`tuple[str, ...]`): The texts. A template contains some of the slots, each at most once.
     """
 
     slots: tuple[str, ...]
@@ -173,6 +173,7 @@ def template_texts() -> list[str]:
 def _make_template(
     tokenizer: PreTrainedTokenizerBase, start: list[int], text: str, slots: tuple[str, ...]
 ) -> TemplateIds:
+    """Tokenises the segments of a template."""
     pieces = re.split(SLOT, text)  # segments and names of slots, in turn
     segments = [np.array(token_ids(tokenizer, piece), np.int64) for piece in pieces[::2]]
     # The prompt's first tokens belong to the first segment.
