@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_rec.files import atomic_file, atomic_folder, temporary_folder, write_json, write_text
+from trl_rec.files import atomic_file, atomic_folder, clean_up, temporary_folder, write_json, write_text
 
 
 def entries(folder: Path) -> list[str]:
@@ -62,22 +62,33 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"file": "one"}  # the outer block ends last
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_a_folder_gets_all_of_its_new_contents_and_keeps_none_of_the_old(tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("there", [None, "empty", "full"])
+def test_a_folder_gets_all_of_its_new_contents_and_keeps_none_of_the_old(tmp_path: Path, there: str | None) -> None:
     path = tmp_path / "there" / "folder"
     if there:
-        path.parent.mkdir()
+        path.mkdir(parents=True)
+        path.chmod(0o750)
+    if there == "full":
         fill(path, old="1", both="1")
         (path / "inner").mkdir()
-        inode = path.stat().st_ino
-    with atomic_folder(path) as folder:
+
+    with atomic_folder(path, check_old=lambda old: None) as folder:
         fill(folder, both="2", new="2")
         (folder / "inner").mkdir()
         fill(folder / "inner", deep="2")
-        assert path.exists() == there
+        assert path.exists() == bool(there)
+
     assert entries(path) == ["both", "inner", "inner/deep", "new"] and (path / "both").read_text() == "2"
-    assert entries(path.parent)[0] == "folder"
-    assert not there or path.stat().st_ino == inode  # the folder itself stays
+    assert [child.name for child in path.parent.iterdir()] == ["folder"]
+    assert not there or path.stat().st_mode & 0o777 == 0o750
+
+
+def test_without_a_check_only_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    fill(tmp_path / "folder", old="1")
+    with pytest.raises(ValueError, match="folder was empty at first, .* choose another folder"):
+        with atomic_folder(tmp_path / "folder") as folder:
+            fill(folder, new="2")
+    assert entries(tmp_path) == ["folder", "folder/old"]
 
 
 def test_a_failure_while_filling_leaves_the_old_folder_and_no_new_parents(tmp_path: Path) -> None:
@@ -89,35 +100,42 @@ def test_a_failure_while_filling_leaves_the_old_folder_and_no_new_parents(tmp_pa
     assert entries(tmp_path) == ["folder", "folder/old"]
 
 
-@pytest.mark.parametrize("renames", range(4))
-def test_a_failure_while_exchanging_brings_the_old_folder_back(tmp_path: Path, renames: int, monkeypatch) -> None:
-    fill(tmp_path / "folder", a="1", mark="1")
+def test_the_old_folder_is_checked_where_nobody_can_write_to_it(tmp_path: Path) -> None:
+    fill(tmp_path / "folder", old="1")
+
+    def check(old: Path) -> None:
+        assert contents(old) == {"old": "1"} and not (tmp_path / "folder").exists()
+        raise ValueError("precious")
+
+    with pytest.raises(ValueError, match="precious"), atomic_folder(tmp_path / "folder", check_old=check) as folder:
+        fill(folder, new="2")
+    assert entries(tmp_path) == ["folder", "folder/old"]
+
+
+@pytest.mark.parametrize("renames", range(2))
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_failure_while_exchanging_leaves_one_folder(
+    tmp_path: Path, renames: int, error: type, after: bool, monkeypatch
+) -> None:
+    fill(tmp_path / "folder", a="1")
     rename, count = Path.rename, iter(range(99))
 
     def fail(path: Path, target: Path) -> Path:
-        if next(count) == renames:
-            raise OSError("no luck")
-        return rename(path, target)
+        is_failing = next(count) == renames
+        if not is_failing or after:
+            rename(path, target)
+        if is_failing:
+            raise error("no luck")
+        return target
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="no luck"), atomic_folder(tmp_path / "folder") as folder:
-        fill(folder, a="2", mark="2")
-    assert contents(tmp_path / "folder") == {"a": "1", "mark": "1"} and entries(tmp_path)[0] == "folder"
-
-
-def test_the_mark_leaves_first_and_arrives_last(tmp_path: Path, monkeypatch) -> None:
-    fill(tmp_path / "folder", a="1", mark="1", z="1")
-    rename, moved = Path.rename, []
-
-    def record(path: Path, target: Path) -> Path:
-        moved.append(path.name)
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", record)
-    with atomic_folder(tmp_path / "folder", mark="mark") as folder:
-        fill(folder, a="2", mark="2", z="2")
-    assert moved[0] == moved[-1] == "mark" and len(moved) == 6
-    assert contents(tmp_path / "folder") == {"a": "2", "mark": "2", "z": "2"}
+    with pytest.raises(error), atomic_folder(tmp_path / "folder", check_old=lambda old: None) as folder:
+        fill(folder, a="2")
+    monkeypatch.undo()
+    assert contents(tmp_path / "folder") == {"a": "2" if after and renames else "1"}
+    clean_up(tmp_path / "folder")
+    assert entries(tmp_path) == ["folder", "folder/a"]
 
 
 @pytest.mark.parametrize("error", [None, KeyError])

@@ -1,28 +1,74 @@
 """Files and folders that are complete or absent: written under a temporary name, then renamed.
 
-A process may be killed at any moment. A reader, or the call that resumes, then sees the old content or the new one,
-never a part of it. Contents reach the disk before the rename, so that this holds after a power cut too. The rename
-itself is not forced to disk: after a power cut the old content may be back.
+A process may be killed, or the power may fail, at any moment. A reader, or the next call, then finds the old content
+or the new content, never a part of it. When a function here returns, content and name are on the disk, so a mark that
+is written last is never found without what it vouches for.
 
-Names of temporary files and folders are hidden, random, and in the same folder, since a rename between file systems
-is not atomic. They are removed on failure; only a process that is killed leaves one behind.
+Temporary files and folders are hidden, and lie beside what they become: `.NAME.<32 hex digits>.tmp`. A folder that is
+being replaced is called `.NAME.<32 hex digits>.old` for a moment. Only a process that is killed leaves such names
+behind, and [`clean_up`] removes them.
+
+[`exclusive`] keeps two processes from writing to one folder.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
+import platform
+import re
 import shutil
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
+if sys.platform != "win32":
+    import fcntl
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.(tmp|old)")
+_held: set[tuple[int, Path]] = set()  # folders that this process has locked; with its id, since a fork copies the set
+
+
+@contextmanager
+def exclusive(folder: str | Path) -> Iterator[None]:
+    """Inside the block, no other process can enter `exclusive` for the same folder; it raises instead.
+
+    The lock is that of a hidden file beside the folder. It ends with the process, however the process ends. The same
+    process may enter again, for a part of its work. Among processes that work together, only the main process may
+    enter. On Windows, and on file systems without locks, nothing is locked.
+
+    Args:
+        folder: The folder. It need not exist.
+    """
+    folder = Path(folder).resolve()
+    key = (os.getpid(), folder)
+    if key in _held or sys.platform == "win32":
+        yield
+        return
+
+    with _new_parents(folder):
+        file = _lock_file(folder)
+        descriptor = _lock(file, folder)
+        _held.add(key)
+        try:
+            yield
+        finally:
+            _held.remove(key)
+            file.unlink(missing_ok=True)
+            os.close(descriptor)  # last, so that nobody locks a file that is about to be removed
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path to write to; it becomes `path` at the end, and is removed on failure.
+    """Yields a temporary path to write to; the file becomes `path` at the end, and is removed on failure.
 
     Folders that are missing are made. A file called `path` is replaced.
     """
@@ -33,6 +79,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,36 +102,27 @@ def write_json(path: str | Path, content: Any, **options: Any) -> None:
 
 
 @contextmanager
-def atomic_folder(path: str | Path, *, mark: str | None = None) -> Iterator[Path]:
-    """Yields a new folder to fill; its contents become those of `path` at the end.
+def atomic_folder(path: str | Path, *, check_old: Callable[[Path], object] | None = None) -> Iterator[Path]:
+    """Yields a new folder to fill, which becomes `path` at the end.
 
-    On failure `path` is as it was, and parents that were made for it are gone. A folder that exists is emptied and
-    filled by one rename per entry. A process that is killed between these renames leaves the old entries in a hidden
-    folder beside `path`.
+    On failure `path` is as it was, and parents that were made for it are gone.
 
     Args:
-        path: The folder. If it exists, all that it contains is deleted.
-        mark (*optional*): Name of the file by which readers recognise a complete folder. It is the first to leave and
-            the last to arrive.
+        path: The folder. If it exists, it has to be empty, unless `check_old` is given.
+        check_old (*optional*): Called with the old folder when its path no longer leads to it, so that its contents
+            cannot change any more. Raises if they must not be deleted; the old folder is then put back.
     """
-    path = Path(path)
-    new_parents = [parent for parent in path.parents if not parent.exists()]
-    try:
-        with temporary_folder(path) as temporary:
-            yield temporary
-
-            # The contents are on the disk before any rename.
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            if path.exists():
-                _exchange(path, temporary, mark)
+    path = Path(path).resolve()
+    with _new_parents(path), temporary_folder(path) as new:
+        yield new
+        sync_folder(new)
+        if path.is_dir():
+            shutil.copymode(path, new)
+        with _follow(path):
+            if check_old is not None and path.exists():
+                _replace_folder(path, new, check_old)
             else:
-                temporary.rename(path)
-    finally:
-        for parent in new_parents:  # the innermost first
-            with suppress(OSError):  # it is not empty
-                parent.rmdir()
+                _place_folder(path, new)
 
 
 @contextmanager
@@ -98,37 +136,189 @@ def temporary_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def sync_folder(folder: str | Path) -> None:
+    """Waits until everything in a folder is on the disk, names included."""
+    for path in Path(folder).rglob("*"):
+        if path.is_file() or path.is_dir():
+            _sync(path)
+    _sync(Path(folder))
+
+
+def clean_up(folder: str | Path) -> None:
+    """Ends what a killed process has left of its writing to a folder. Call it inside [`exclusive`].
+
+    If the process was replacing the folder, and the folder is missing, it is put back. Temporary files and folders in
+    the folder, and those beside it that were to become the folder, are removed.
+    """
+    folder = Path(folder).resolve()
+    beside = [path for path in _entries(folder.parent) if is_temporary(path, folder.name)]
+    for old in beside:
+        if old.suffix == ".old":
+            _settle_old(old, folder)
+    for path in [*beside, *filter(is_temporary, folder.rglob("*"))]:
+        if path.suffix == ".tmp":
+            _remove(path)
+
+
+def is_temporary(path: Path, name: str | None = None) -> bool:
+    """Whether a path has a name that only this module gives, on the way to the final `name` (by default, to any)."""
+    match = TEMPORARY.fullmatch(path.name)
+    return match is not None and name in (None, match["name"])
+
+
 def _temporary_name(path: Path) -> Path:
     """A name that no other process uses, even on another machine that shares the folder."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
-def _sync(file: Path) -> None:
-    """Waits until a file's content is on the disk."""
-    with file.open("rb+") as opened:  # writable, as fsync requires on Windows
-        os.fsync(opened.fileno())
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _exchange(folder: Path, new: Path, mark: str | None) -> None:
-    """Replaces everything in `folder` by everything in `new`; a failure leaves `folder` as it was.
+def _remove(path: Path) -> None:
+    """Removes a file or a folder, if it can be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
-    The folder itself stays, since it may be the current directory of a process.
-    """
-    old = _temporary_name(folder)
-    old.mkdir()
-    leaving = sorted(folder.iterdir(), key=lambda path: path.name != mark)
-    arriving = sorted(new.iterdir(), key=lambda path: path.name == mark)
-    moves = [(path, old / path.name) for path in leaving] + [(path, folder / path.name) for path in arriving]
 
-    # Move the entries one by one, and all of them back should one of them fail.
-    done: list[tuple[Path, Path]] = []
+def _sync(path: Path) -> None:
+    """Waits until a file's content is on the disk; for a folder, until the names in it are."""
+    is_folder = path.is_dir()
+    if sys.platform == "win32" and is_folder:
+        return  # Windows cannot open a folder, and syncs a file only if it may be written to
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
-        for source, target in moves:
-            source.rename(target)
-            done.append((source, target))
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (is_folder and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some file systems do not sync folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _new_parents(path: Path) -> Iterator[None]:
+    """Makes the parents of a path, and at the end removes those that were made and are empty."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+        for parent in missing:
+            _sync(parent.parent)
+    finally:
+        for parent in missing:  # the innermost first
+            with suppress(OSError):  # it is not empty
+                parent.rmdir()
+
+
+@contextmanager
+def _follow(path: Path) -> Iterator[None]:
+    """If a folder is replaced inside the block, and the process is in it, the process enters the new one."""
+    try:
+        is_inside = Path.cwd().is_relative_to(path)
+    except FileNotFoundError:  # the current directory has been removed
+        is_inside = False
+    yield
+    if is_inside:
+        os.chdir(path)
+
+
+def _place_folder(path: Path, new: Path) -> None:
+    """Renames `new` to `path`. Raises if there is anything, looking and renaming in one step."""
+    try:
+        new.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise ValueError(
+            f"{path} was empty at first, but something else has written to it; nothing was changed, choose another "
+            "folder"
+        ) from error
+    _sync(path.parent)
+
+
+def _replace_folder(path: Path, new: Path, check_old: Callable[[Path], object]) -> None:
+    """Replaces `path` by `new` in two renames. After a kill between them, `clean_up` puts the old folder back."""
+    # 1. Move the old folder away, and look at it.
+    old = new.with_suffix(".old")
+    try:
+        path.rename(old)
+        check_old(old)
+        new.rename(path)
     except BaseException:
-        for source, target in reversed(done):
-            target.rename(source)
-        old.rmdir()  # raises rather than delete anything, should an entry not have come back
+        if old.exists() and new.exists():  # an interrupt may come before the first rename, or after the second
+            _put_back(old, path)
         raise
+
+    # 2. Delete it once the disk knows the new one.
+    _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _settle_old(old: Path, path: Path) -> None:
+    """Decides about an old folder that was moved away from `path` by a process that was killed."""
+    was_replaced = not old.with_suffix(".tmp").exists()  # the new folder has become `path`
+    if was_replaced and _entries(path):
+        _remove(old)
+    else:
+        _put_back(old, path)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """Renames an old folder to `path` again; if another program has written there, to a name that is not hidden."""
+    try:
+        old.rename(path)
+    except OSError:
+        kept = path.with_name(f"{path.name}-{old.stem[-32:]}")
+        old.rename(kept)
+        logger.warning("what was in %s is in %s now, because another program has written to %s", path, kept, path)
+
+
+def _lock_file(folder: Path) -> Path:
+    """The file whose lock stands for the folder. It is beside the folder, which may not exist yet; or in it, if files
+    can be made only there."""
+    if folder.is_dir() and not os.access(folder.parent, os.W_OK):
+        return folder / ".lock"
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _lock(file: Path, folder: Path) -> int:
+    """Makes and locks the file. Returns the descriptor that holds the lock.
+
+    The lock belongs to the process, not to the descriptor (as with `flock`), so a child that outlives the process does
+    not keep it.
+    """
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            holder = os.read(descriptor, 200).decode(errors="replace")
+            os.close(descriptor)
+            raise ValueError(
+                f"another process{holder} is writing to {folder}; wait until it ends, or choose another folder"
+            ) from error
+        except OSError as error:
+            logger.warning("%s is not protected against a second process: %s", folder, error)
+            return descriptor
+
+        # The holder before may have removed the file after we opened it; others would then lock another file.
+        if _is_open_at(descriptor, file):
+            break
+        os.close(descriptor)
+
+    # For the message above. A full disk must not matter.
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f" ({os.getpid()} on {platform.node()})".encode())
+    return descriptor
+
+
+def _is_open_at(descriptor: int, file: Path) -> bool:
+    """Whether the path still leads to the file that is open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False

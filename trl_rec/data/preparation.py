@@ -10,6 +10,8 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +29,34 @@ from trl_rec.data.log import SPLITS, Log, Options
 from trl_rec.data.readers import READERS, locate
 from trl_rec.data.splits import split_log, split_windows
 from trl_rec.data.windows import index_windows
-from trl_rec.files import atomic_folder
+from trl_rec.files import atomic_folder, clean_up, exclusive, is_temporary
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 
 
 logger = logging.getLogger(__name__)
 
-# Everything that may be in a dataset folder; overwriting deletes nothing else.
-FILES = {
+# Everything that may be in a dataset folder, as patterns; overwriting deletes nothing else.
+OWN = [
     "catalog",
+    "catalog/catalog.json",
+    "catalog/items.parquet",
     "users.parquet",
     "interactions.parquet",
     *SPLITS,
+    *(f"{split}/{name}" for split in SPLITS for name in ("*.arrow", "tmp*", "dataset_info.json", "state.json")),
     "card.json",
+    ".lock",
     # Written by `trl-rec tokenize`.
+    "catalog/user_ids.parquet",
+    "catalog/semantic_ids.json",
+    "catalog/semantic_ids.unfinished",
     "vectors",
+    "vectors/*.safetensors",
     "id_encoder.json",
     "id_encoder.safetensors",
     "semantic_ids.svg",
-}
+]
 LAYOUT = 1  # raised when the folders of earlier versions have to be prepared again
 
 
@@ -99,13 +109,14 @@ def prepare(
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a dataset folder that was made with
-            other settings or from other files.
+            other settings or from other files. A shell whose current directory is that folder has to enter it again
+            (`cd .`).
 
     Returns:
         [`RecDataset`], as [`load`] returns it.
     """
     # 1. Find the files, and collect the settings that decide what the dataset contains.
-    output_dir = Path(output_dir).absolute()
+    output_dir = Path(output_dir).resolve()  # `typo/../folder` is `folder`, whether or not there is a `typo`
     format, files = locate(source, format)
     columns = {our_name: name for our_name, name in (columns or {}).items() if our_name != name} or None
     options = Options(columns, title_column, group_column, group_separator, seed, toy_users, toy_items)
@@ -115,10 +126,23 @@ def prepare(
     if _is_made(output_dir, settings, sources, overwrite):
         logger.info("%s exists already, made from the same files with the same settings", output_dir)
         return load(output_dir)
+    if output_dir.is_mount():
+        raise ValueError(f"{output_dir} is where a disk is mounted; choose a folder in it, such as {output_dir}/data")
 
-    # 2. Read, filter and split.
-    logger.info("reading %s (%s)", source, format)
-    log = READERS[format].read(files, options)
+    # 2. Make it. In the meantime another process may have made it, or a killed process may have left it under another
+    # name.
+    with exclusive(output_dir):
+        clean_up(output_dir)
+        if not _is_made(output_dir, settings, sources, overwrite):
+            logger.info("reading %s (%s)", source, format)
+            log = READERS[format].read(files, options)
+            _make(output_dir, log, settings, sources, overwrite)
+    return load(output_dir)
+
+
+def _make(output_dir: Path, log: Log, settings: dict[str, Any], sources: dict[str, str], overwrite: bool) -> None:
+    """Makes the dataset folder from a log."""
+    # 1. Filter and split.
     made = _from_windows(log) if log.windows else _from_interactions(log, settings)
     splits = _checked_splits(made.splits, settings["split"])
     catalog = _make_catalog(made.log.items, log.group_column)
@@ -133,11 +157,12 @@ def prepare(
         notes=log.notes,
     )
 
-    # 3. Write all files to a folder beside the final one, then swap.
+    # 2. Write all files to a folder beside the final one, then rename. A file that a user has put into the old folder
+    # since the first check is noticed before anything is deleted.
+    check_old = partial(_check_own, name=output_dir) if overwrite else None
     logger.info("writing %s", output_dir)
-    with atomic_folder(output_dir, mark="card.json") as folder:
+    with atomic_folder(output_dir, check_old=check_old) as folder:
         save(folder, catalog, made.log.users, made.log.to_table(), splits, card)
-    return load(output_dir)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,11 +232,7 @@ def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str]
 
     card = read_card(output_dir)  # raises for the card of something else, even with overwrite
     if overwrite:
-        foreign = sorted({path.name for path in output_dir.iterdir()} - FILES)
-        if foreign:
-            raise ValueError(
-                f"{output_dir} also contains {foreign[0]}, which overwriting would delete; move it elsewhere first"
-            )
+        _check_own(output_dir, output_dir)
         return False
 
     written = json.loads(json.dumps(settings))  # as the card has them: JSON turns tuples into lists
@@ -220,6 +241,16 @@ def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str]
             f"{output_dir} is a dataset made with other settings or from other files; replace it with overwrite=True"
         )
     return True
+
+
+def _check_own(folder: Path, name: Path) -> None:
+    """Raises if a dataset folder, which the message calls `name`, contains files that we have not written."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        if not is_temporary(path) and not any(fnmatchcase(relative, pattern) for pattern in OWN):
+            raise ValueError(
+                f"{name} also contains {relative}, which overwriting would delete; move it elsewhere first"
+            )
 
 
 def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:

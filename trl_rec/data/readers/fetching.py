@@ -122,7 +122,7 @@ def _keep(contents: dict[str, bytes], folder: Path) -> None:
         with atomic_folder(folder) as temporary:
             for name, content in contents.items():
                 (temporary / name).write_bytes(content)
-    except OSError:
+    except (OSError, ValueError):
         # Another process may have put the same files there in the meantime.
         if not find_ml_100k(folder):
             raise
