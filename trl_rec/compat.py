@@ -229,11 +229,12 @@ def train_batch_size(trainer: Trainer) -> int:
 
 
 def drop_plain_dropout(model: nn.Module) -> None:
-    """Switches off the dropout that layers keep as a plain number, as Llama's attention and all layers of OPT do.
-    TRL's `disable_dropout` leaves it on, and a policy would differ from its reference before anything is learned."""
+    """Turns off what TRL's `disable_dropout` leaves on: dropout that a layer keeps as a number, as Llama's attention
+    and all of OPT do, and the skipping of whole layers (`layerdrop`). With it, a policy differs from its reference
+    before anything is learned, and lists are scored otherwise than they were drawn."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if isinstance(value, float) and any(kind in name for kind in ("dropout", "pdrop", "layerdrop")):
                 vars(module)[name] = 0.0
 
 

@@ -1,56 +1,59 @@
 """What trainers refuse when they are made: several GPUs in one process, tensor parallelism."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from transformers import TrainingArguments
 
+from tests.trainer import runs
 from tests.trainer.alro import alro_runs
-from tests.trainer.runs import QUIET, make_folder, make_trainer
-from trl_rec import AlroConfig, AlroTrainer, BearConfig, BearTrainer, load
-from trl_rec.models import load_model, load_tokenizer
+from tests.trainer.blade import blade_runs
+from tests.trainer.softmax_dpo import preference_runs
 
 
-SEVERAL = "2 GPUs are visible to one process; start the run with accelerate launch"
+MAKERS: dict[str, Callable[..., Any]] = {
+    "bear": runs.make_trainer,
+    "alro": alro_runs.make_trainer,
+    "blade": blade_runs.make_trainer,
+    "softmax_dpo": preference_runs.make_trainer,
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rated dataset, which suits all methods."""
     path = tmp_path_factory.mktemp("checks")
-    make_folder(path)
+    alro_runs.make_folder(path)
     return path
 
 
-def test_several_gpus_in_one_process_are_refused(folder: Path, tmp_path: Path) -> None:
-    dataset = load(folder / "data")
-    config = BearConfig(str(tmp_path), **QUIET)
-    config._n_gpu = 2
-    with pytest.raises(ValueError, match=SEVERAL):
-        BearTrainer(
-            load_model(folder / "model"),
-            config,
-            train_dataset=dataset.train,
-            processing_class=load_tokenizer(folder / "model"),
-            catalog=dataset.catalog,
-        )
+@pytest.mark.parametrize("name", MAKERS)
+def test_several_gpus_in_one_process_are_refused(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Trainer` would wrap the model in DataParallel, which splits the batches."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="2 GPUs are visible to one process; start the run with accelerate launch"):
+        MAKERS[name](folder, tmp_path)
 
 
-def test_several_gpus_are_refused_for_rated_lists_too(tmp_path: Path) -> None:
-    dataset = alro_runs.make_folder(tmp_path)
-    config = AlroConfig(str(tmp_path / "run"), **QUIET)
-    config._n_gpu = 2
-    with pytest.raises(ValueError, match=SEVERAL):
-        AlroTrainer(
-            load_model(tmp_path / "model"),
-            config,
-            train_dataset=dataset.train,
-            processing_class=load_tokenizer(tmp_path / "model"),
-            catalog=dataset.catalog,
-        )
+def test_several_gpus_are_refused_without_a_catalogue_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    texts = {"train_dataset": preference_runs.text_rows(), "processing_class": preference_runs.TEXT_TOKENIZER}
+    with pytest.raises(ValueError, match="2 GPUs are visible to one process"):
+        preference_runs.make_trainer(folder, tmp_path, catalog=None, **texts)
 
 
-def test_tensor_parallelism_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make_trainer(folder, tmp_path)
+@pytest.mark.parametrize("name", MAKERS)
+def test_tensor_parallelism_is_refused(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = MAKERS[name](folder, tmp_path)
     monkeypatch.setattr(
         type(trainer.accelerator), "parallelism_config", property(lambda self: SimpleNamespace(tp_size=2))
     )
