@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +17,10 @@ from trl_rec.semantic_ids.dual_model import Tower
 from trl_rec.semantic_ids.dual_storage import save_item_tower
 from trl_rec.semantic_ids.dual_training import NUM_OTHERS, DualTraining
 from trl_rec.semantic_ids.sinkhorn import sinkhorn_repair
-from trl_rec.semantic_ids.storage import is_written, with_stored_ids, write_ids
+from trl_rec.semantic_ids.storage import is_written, make_once, write_ids
 from trl_rec.semantic_ids.text_encoders import WORDS, load_text_encoder
 from trl_rec.semantic_ids.tokens import check_codes, id_tokens, ids_fingerprint, user_tokens
 
-
-logger = logging.getLogger(__name__)
 
 SIGNALS = ("both", "text", "behaviour")
 BEHAVIOURS = ("cooccurrence", "sequence")
@@ -112,11 +110,11 @@ def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, o
     """
     config = config or DualIdsConfig()
     _check_config(config, dataset)
-    settings = _settings(config)
-    if is_written(dataset, settings, overwrite):
-        logger.info("%s already contains these semantic IDs", dataset.path)
-        return with_stored_ids(dataset)
+    return make_once(dataset, _settings(config), partial(_make, dataset, config), overwrite=overwrite)
 
+
+def _make(dataset: RecDataset, config: DualIdsConfig) -> None:
+    """Makes and writes the IDs."""
     # 1. Train the towers.
     encoder = load_text_encoder(config.text_encoder)
     inputs = dual_inputs(
@@ -142,7 +140,7 @@ def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, o
         semantic_ids,
         dataset.catalog,
         inputs.popularity.numpy(),
-        settings=settings,
+        settings=_settings(config),
         without_vector=int((~inputs.known).sum()) if config.signals == "behaviour" else 0,
         training=_training_facts(training, user_codes, config, encoder.fingerprint),
     )
@@ -158,7 +156,6 @@ def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, o
         },
     )
     write_ids(dataset, semantic_ids, card, user_ids=user_ids)
-    return with_stored_ids(dataset)
 
 
 def has_dual_ids(dataset: RecDataset, config: DualIdsConfig) -> bool:

@@ -10,8 +10,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from trl_rec.semantic_ids.tokens import id_tokens
 
 
 NAME = "id_encoder"
+REMEDY = "make the IDs again with trl-rec tokenize --method dual --overwrite true"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,36 +52,36 @@ class ItemIdEncoder:
         # 1. Check that the folder contains an encoder, and that this encoder made the folder's IDs.
         file = Path(folder) / f"{NAME}.json"
         if not file.is_file():
-            raise ValueError(
-                f"{folder} contains no trained semantic IDs ({NAME}.json is missing); make them with make_dual_ids"
-            )
-        description = json.loads(file.read_text(encoding="utf-8"))
+            raise ValueError(f"{folder} contains no trained semantic IDs ({NAME}.json is missing); {REMEDY}")
+        description = _read_description(file)
         card = read_ids_card(folder)
         if card is None or card["fingerprint"] != description["fingerprint"]:
-            raise ValueError(
-                f"{file} does not match the semantic IDs that the folder contains now; make the IDs again with "
-                "make_dual_ids"
-            )
+            raise ValueError(f"{file} does not match the semantic IDs that the folder contains now; {REMEDY}")
 
         # 2. Load the text encoder, and check that it is the one the tower was trained with.
         if description["text_encoder"] is None:
             raise ValueError(
-                f"the semantic IDs of {folder} use behaviour alone, and a new item has none; make the IDs again with "
-                "signals set to both or text"
+                f"the semantic IDs of {folder} use behaviour alone, and a new item has none; {REMEDY} and --signals "
+                "both or text"
             )
         encoder = load_text_encoder(description["text_encoder"])
         if encoder.fingerprint != description["text_encoder_hash"]:
             raise ValueError(
                 f"{description['text_encoder']} is not the text encoder that the IDs were made with: its weights "
-                "differ; restore it, or make the IDs again with make_dual_ids"
+                f"differ; restore it, or {REMEDY}"
             )
 
         # 3. Load the tower.
-        weights = load_file(file.with_suffix(".safetensors"))
-        scaling = Scaling(weights.pop("text_mean"), weights.pop("text_scale"))
-        tower = Tower(**description["tower"])
-        tower.load_state_dict(weights)
-        behaviour_width = description["tower"]["inputs"] - len(scaling.mean)
+        file = file.with_suffix(".safetensors")
+        try:
+            weights = load_file(file)
+            scaling = Scaling(weights.pop("text_mean"), weights.pop("text_scale"))
+            tower = Tower(**description["tower"])
+            tower.load_state_dict(weights)
+            behaviour_width = description["tower"]["inputs"] - len(scaling.mean)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            first_line = str(error).splitlines()[0]
+            raise ValueError(f"{file} is damaged or belongs to other IDs ({first_line}); {REMEDY}") from error
         return cls(tower.eval(), encoder, scaling, behaviour_width)
 
     @torch.no_grad()
@@ -97,6 +100,16 @@ class ItemIdEncoder:
         """
         codes = self.encode(texts)
         return id_tokens(codes, torch.full((len(codes),), -1))
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    """What `save_item_tower` wrote to the JSON file."""
+    names = ("tower", "text_encoder", "text_encoder_hash", "fingerprint")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+        return {name: description[name] for name in names}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}); {REMEDY}") from error
 
 
 def save_item_tower(

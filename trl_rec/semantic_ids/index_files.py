@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 from trl_rec.semantic_ids.card import IdCodes, make_card
 from trl_rec.semantic_ids.cooccurrence import popularity
-from trl_rec.semantic_ids.storage import is_written, with_stored_ids, write_ids
+from trl_rec.semantic_ids.storage import make_once, write_ids
 from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
@@ -45,9 +46,8 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
     tokens = read_index(Path(path), dataset.catalog.ids)
     semantic_ids = Ragged.from_lists(tokens, object)
     card = _card_of_tokens(dataset, semantic_ids)
-    if not is_written(dataset, card["settings"], overwrite):
-        write_ids(dataset, semantic_ids, card)
-    return with_stored_ids(dataset)
+    write = partial(write_ids, dataset, semantic_ids, card)
+    return make_once(dataset, card["settings"], write, overwrite=overwrite)
 
 
 def _card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]:

@@ -7,6 +7,7 @@ a repair of collisions.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from trl_rec.semantic_ids.collisions import number_within_group, repair_last_lev
 from trl_rec.semantic_ids.cooccurrence import popularity
 from trl_rec.semantic_ids.item_vectors import cooccurrence_vectors
 from trl_rec.semantic_ids.residual import residual_kmeans
-from trl_rec.semantic_ids.storage import is_written, with_stored_ids, write_ids
+from trl_rec.semantic_ids.storage import make_once, write_ids
 from trl_rec.semantic_ids.tokens import check_codes, id_tokens
 
 
@@ -60,7 +61,6 @@ def make_semantic_ids(
     Returns:
         [`RecDataset`]: The dataset with the IDs in its catalogue. The catalogue's surface does not change.
     """
-    num_items = len(dataset.catalog)
     settings: dict[str, Any] = {
         "vectors": "co-occurrence",
         "levels": levels,
@@ -71,24 +71,32 @@ def make_semantic_ids(
         "collisions": collisions,
         "seed": seed,
     }
-    _check_settings(settings, num_items)
-    if is_written(dataset, settings, overwrite):
-        logger.info("%s already contains these semantic IDs", dataset.path)
-        return with_stored_ids(dataset)
+    _check_settings(settings, len(dataset.catalog))
+    return make_once(dataset, settings, partial(_make, dataset, settings), overwrite=overwrite)
+
+
+def _make(dataset: RecDataset, settings: dict[str, Any]) -> None:
+    """Makes and writes the IDs."""
+    num_items = len(dataset.catalog)
+    seed = settings["seed"]
 
     # 1. From the training log to codes.
     logger.info("making vectors of %d items", num_items)
-    vectors = cooccurrence_vectors(dataset.train, num_items, width=width, window=window, seed=seed)
-    quantized = residual_kmeans(vectors, levels=levels, codes=codes, iterations=iterations, seed=seed)
+    vectors = cooccurrence_vectors(
+        dataset.train, num_items, width=settings["width"], window=settings["window"], seed=seed
+    )
+    quantized = residual_kmeans(
+        vectors, levels=settings["levels"], codes=settings["codes"], iterations=settings["iterations"], seed=seed
+    )
 
     # 2. Tell items with equal codes apart.
     repaired = repair_last_level(quantized.codes, quantized.last_residuals, quantized.codebooks[-1])
-    extra = number_within_group(repaired) if collisions == "extend" else torch.full((num_items,), -1)
+    extra = number_within_group(repaired) if settings["collisions"] == "extend" else torch.full((num_items,), -1)
 
     # 3. Write the tokens and their card.
     semantic_ids = id_tokens(repaired, extra)
     card = make_card(
-        IdCodes(quantized.codes, repaired, extra, quantized.errors, codes),
+        IdCodes(quantized.codes, repaired, extra, quantized.errors, settings["codes"]),
         semantic_ids,
         dataset.catalog,
         popularity(dataset.train, num_items),
@@ -96,7 +104,6 @@ def make_semantic_ids(
         without_vector=int((vectors == 0).all(1).sum()),
     )
     write_ids(dataset, semantic_ids, card)
-    return with_stored_ids(dataset)
 
 
 def _check_settings(settings: dict[str, Any], num_items: int) -> None:

@@ -7,30 +7,60 @@
 
 Each file is replaced atomically and the card is written last, so a card always describes the IDs beside it. While the
 files are being replaced, `semantic_ids.unfinished` contains the settings of the new IDs. If a call is killed then, the
-same call starts over.
+same call starts over. Only one process at a time makes IDs in a folder.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trl_rec.data import RecDataset
-from trl_rec.files import atomic_file, temporary_folder, write_json
+from trl_rec.files import atomic_file, clean_up, exclusive, sync_folder, temporary_folder, write_json
 from trl_rec.items import ItemCatalog
 from trl_rec.items.user_ids import FILE as USER_IDS
 from trl_rec.ragged import Ragged
+from trl_rec.semantic_ids.card import describe_ids
 from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
 CARD = "semantic_ids.json"
 UNFINISHED = "semantic_ids.unfinished"
+logger = logging.getLogger(__name__)
+
+
+def make_once(
+    dataset: RecDataset, settings: Mapping[str, Any], make: Callable[[], None], *, overwrite: bool
+) -> RecDataset:
+    """Calls `make` to write IDs, unless the dataset folder contains IDs that were made with the same settings.
+
+    Several processes may call this if the folder contains the IDs; otherwise only one may.
+
+    Args:
+        dataset (`RecDataset`): The dataset.
+        settings (`Mapping`): Everything that the IDs depend on besides the dataset.
+        make (`Callable`): Makes the IDs, and calls [`write_ids`].
+        overwrite (`bool`): Whether to replace other IDs. Otherwise such IDs are an error.
+
+    Returns:
+        [`RecDataset`]: The dataset with the IDs in its catalogue.
+    """
+    if is_written(dataset, settings, overwrite=True):
+        logger.info("%s already contains these semantic IDs", dataset.path)
+        return with_stored_ids(dataset)
+    with exclusive(dataset.path):
+        clean_up(dataset.path)
+        if not is_written(dataset, settings, overwrite):
+            make()
+    return with_stored_ids(dataset)
 
 
 def write_ids(
@@ -59,13 +89,18 @@ def write_ids(
         # 2. Replace the files one by one. While the card is missing, the file UNFINISHED says what is being written.
         (new / UNFINISHED).replace(folder / UNFINISHED)
         (folder / CARD).unlink(missing_ok=True)
+        sync_folder(folder)
         if user_ids is None:
             (folder / USER_IDS).unlink(missing_ok=True)
         else:
             (new / USER_IDS).replace(folder / USER_IDS)
         (new / "items.parquet").replace(folder / "items.parquet")
+
+        # 3. The card comes when everything that it describes is on the disk.
+        sync_folder(folder)
         (new / CARD).replace(folder / CARD)
         (folder / UNFINISHED).unlink()
+        sync_folder(folder)
 
 
 def with_stored_ids(dataset: RecDataset) -> RecDataset:
@@ -82,11 +117,13 @@ def read_ids_card(path: str | Path) -> dict[str, Any] | None:
         return None
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
-        return {**card, "settings": dict(card["settings"]), "fingerprint": str(card["fingerprint"])}
-    except (ValueError, TypeError, KeyError) as error:
+        card = {**card, "settings": dict(card["settings"]), "fingerprint": str(card["fingerprint"])}
+        describe_ids(card)  # fails where a key is missing
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{file} is damaged ({error!r}); delete it and run trl-rec tokenize with --overwrite"
+            f"{file} is damaged ({error!r}); delete it and run trl-rec tokenize with --overwrite true"
         ) from error
+    return card
 
 
 def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool) -> bool:
@@ -110,8 +147,7 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
         return True
 
     # 2. A call with the same settings that was killed while it replaced the files.
-    unfinished = dataset.path / "catalog" / UNFINISHED
-    if card is None and unfinished.is_file() and json.loads(unfinished.read_text(encoding="utf-8")) == dict(settings):
+    if card is None and _unfinished_settings(dataset.path) == dict(settings):
         return False
 
     # 3. Other IDs.
@@ -121,6 +157,14 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
             "overwrite=True (--overwrite true of trl-rec tokenize, overwrite_ids of align3gr)"
         )
     return False
+
+
+def _unfinished_settings(path: Path) -> Any:
+    """The settings of the IDs that a killed call was writing; None if there are none that can be read."""
+    try:
+        return json.loads((path / "catalog" / UNFINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def cached_tensor(folder: Path | None, name: str, key: str, make: Callable[[], Tensor]) -> Tensor:
@@ -134,9 +178,17 @@ def cached_tensor(folder: Path | None, name: str, key: str, make: Callable[[], T
     """
     if folder is None:
         return make()
+
+    # 1. Read it.
     path = folder / f"{name}-{key}.safetensors"
-    if not path.is_file():
-        tensor = make().contiguous()
-        with atomic_file(path) as temporary:
-            save_file({name: tensor}, temporary)
+    if path.is_file():
+        try:
+            return load_file(path)[name]
+        except (OSError, KeyError, SafetensorError) as error:
+            logger.warning("%s cannot be read (%r); it is computed again", path, error)
+
+    # 2. Or make it. What is returned is read from the file, so that both ways give the same.
+    tensor = make().contiguous()
+    with atomic_file(path) as temporary:
+        save_file({name: tensor}, temporary)
     return load_file(path)[name]

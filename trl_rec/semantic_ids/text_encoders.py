@@ -118,9 +118,11 @@ class SentenceEncoder:
             ) from error
         try:
             self._model = SentenceTransformer(name_or_path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever the files of a folder provoke in the libraries that read them
+            problem = (str(error).splitlines() or [repr(error)])[0]
             raise ValueError(
-                f"text_encoder={name_or_path!r} is neither a folder nor the hub id of a sentence encoder: {error}"
+                f"text_encoder={name_or_path!r} is neither a folder nor the hub id of a sentence encoder that can be "
+                f"read: {problem}"
             ) from error
         self._batch_size = batch_size
 
