@@ -4,6 +4,8 @@ An item that the user has chosen before is skipped, whether it was chosen in the
 list contains distinct items and none of its history, like the lists that a model samples when histories are excluded.
 The history in the prompt still contains every choice. The last list of a user's sequence may be shorter than the
 others. A shorter list does not end in EOS, since the rest of the list is unknown.
+
+Where items are written as titles, items with the same title count as one item here.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from datasets import Dataset
 from trl_rec.data.dataset import check_is_train, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.data.rows import IGNORED
+from trl_rec.items.twins import Twins
 from trl_rec.ragged import Ragged, join, within
 
 
@@ -99,7 +102,7 @@ def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_len
     Returns:
         `datasets.Dataset` with the columns of [`build_list_rows`].
     """
-    items = list_targets(split, prompt_format.list_length or 1)
+    items = list_targets(split, prompt_format.list_length or 1, prompt_format.twins)
     rows = np.flatnonzero(items.lengths > 0)
     if not len(rows):
         raise ValueError(f"no user of the {split.split} split chooses a new item; there is no list to measure")
@@ -113,20 +116,25 @@ def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_len
     return complete_list_prompts(Dataset(pa.table(columns), split=split.split), items.take(rows), prompt_format)
 
 
-def list_targets(split: Dataset, list_length: int) -> Ragged:
+def list_targets(split: Dataset, list_length: int, twins: Twins | None = None) -> Ragged:
     """Row `i` has the first new items among the targets of the split's row `i`, at most `list_length` of them.
 
-    A row is empty if the user only returns to known items.
+    A row is empty if the user only returns to known items. With `twins`, an item is known if one of its twins is.
     """
     targets = split_rows(split, "targets")
-    is_new = new_targets(split_rows(split, "history"), targets)
+    is_new = new_targets(split_rows(split, "history"), targets, twins)
     num_new = np.bincount(targets.row_ids[is_new], minlength=len(targets))
     return Ragged.from_lengths(targets.values[is_new], num_new).head(list_length)
 
 
-def new_targets(history: Ragged, targets: Ragged) -> np.ndarray:
-    """Returns a flag per target, which is true if neither the history nor an earlier target is the same item."""
+def new_targets(history: Ragged, targets: Ragged, twins: Twins | None = None) -> np.ndarray:
+    """Returns a flag per target, which is true if neither the history nor an earlier target is the same item.
+
+    With `twins`, all twins count as the same item.
+    """
     sequences = join(history, targets)
+    if twins is not None:
+        sequences = Ragged(twins.groups[sequences.values], sequences.offsets)
 
     # Sorted by row and item, repetitions are neighbours. The sort is stable, so the first of them is the earliest.
     order = np.lexsort((sequences.values, sequences.row_ids))
@@ -152,7 +160,7 @@ def _prompts(
         raise ValueError(
             "the prompt format is one of single items; make it with PromptFormat.for_catalog(..., list_length=...)"
         )
-    before, items, source = _cut_lists(split, length, stride=1 if every_position else length)
+    before, items, source = _cut_lists(split, length, 1 if every_position else length, prompt_format.twins)
     if int(items.lengths.max(initial=0)) < length:
         raise ValueError(
             f"no user of the {split.split} split chooses {length} new items in one row; lower list_length, or prepare "
@@ -162,7 +170,7 @@ def _prompts(
     return prompt_format.encode(before, users, max_length=max_length), before, items, pa.array(users)
 
 
-def _cut_lists(split: Dataset, length: int, stride: int) -> tuple[Ragged, Ragged, np.ndarray]:
+def _cut_lists(split: Dataset, length: int, stride: int, twins: Twins | None) -> tuple[Ragged, Ragged, np.ndarray]:
     """For each list: all items before it, its items, and the row of the split that it comes from.
 
     A list begins at every `stride`-th new target of a row.
@@ -170,7 +178,7 @@ def _cut_lists(split: Dataset, length: int, stride: int) -> tuple[Ragged, Ragged
     # 1. Gather the new targets of each row, and their positions among all of its targets.
     history = split_rows(split, "history")
     targets = split_rows(split, "targets")
-    new = np.flatnonzero(new_targets(history, targets))
+    new = np.flatnonzero(new_targets(history, targets, twins))
     num_new = np.bincount(targets.row_ids[new], minlength=len(targets))  # per row of the split
     items = Ragged.from_lengths(targets.values[new], num_new)
     position = within(targets.lengths)[new]

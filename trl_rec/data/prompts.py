@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trl_rec.items.catalog import ItemCatalog
+from trl_rec.items.twins import Twins
 from trl_rec.ragged import Ragged, join
 
 
@@ -44,6 +45,7 @@ class PromptFormat:
         list_length (`int`, *optional*): Number of items in a completion, if completions are lists.
         end (`np.ndarray`, *optional*): Ends a list: EOS.
         users (`Ragged`, *optional*): Row `u` follows the head in prompts for user `u`. None if prompts name no users.
+        twins (`Twins`, *optional*): Items with the same title, if items are written as titles.
     """
 
     prompt_head: np.ndarray
@@ -53,6 +55,7 @@ class PromptFormat:
     list_length: int | None = None
     end: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     users: Ragged | None = None
+    twins: Twins | None = None
 
     @classmethod
     def for_catalog(
@@ -112,6 +115,7 @@ class PromptFormat:
             list_length=list_length,
             end=np.array([] if list_length is None else [tokenizer.eos_token_id], np.int64),
             users=users,
+            twins=catalog.twins,
         )
 
     @property
@@ -157,6 +161,11 @@ class PromptFormat:
         heads = self.encode_heads(len(histories), users)
         tails = Ragged.repeated(self.prompt_tail, len(histories))
         return join(heads, histories.flatten(self.pieces), tails)
+
+    def exclusions(self, histories: Ragged) -> Ragged:
+        """Row `i`: the items that are excluded after `histories[i]`: those of the history and, where items are written
+        as titles, all other items with one of the history's titles."""
+        return histories if self.twins is None else self.twins.complete(histories)
 
     def encode_heads(self, count: int, users: np.ndarray | None = None) -> Ragged:
         """`count` prompts, up to where the history begins; row `i` names `users[i]` if prompts name users."""

@@ -78,7 +78,8 @@ class Recommender:
             history (list of `str`): Item ids, oldest first.
             k (`int`, *optional*, defaults to `10`): How many items to recommend.
             user (`int`, *optional*): The user's row in `RecDataset.users`; required if the prompts name the user.
-            exclude_history (`bool`, *optional*, defaults to `True`): Whether to leave out the items of the history.
+            exclude_history (`bool`, *optional*, defaults to `True`): Whether to leave out the items of the history
+                and, where items are written as titles, all other items with the same title as one of them.
 
         Returns:
             At most `k` [`Recommendation`]s, best first. A model that writes lists returns the first `k` items of its
@@ -87,14 +88,14 @@ class Recommender:
         # 1. Write the prompt.
         indices = self.catalog.index_of(list(history)).tolist() if len(history) else []
         users = None if user is None else np.array([user])
-        encoded = self.prompt_format.encode(
-            Ragged.from_lists([indices]), users, max_length=self.settings["max_length"]
-        )
+        histories = Ragged.from_lists([indices])
+        encoded = self.prompt_format.encode(histories, users, max_length=self.settings["max_length"])
         prompt = torch.from_numpy(encoded.padded())  # (1, P)
 
         # 2. Rank the catalogue.
         batch = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
-        ranked = self._rank(batch, k, [indices] if exclude_history else None)
+        exclude = [self.prompt_format.exclusions(histories)[0].tolist()] if exclude_history else None
+        ranked = self._rank(batch, k, exclude)
 
         # 3. Look up the items; rank -1 is empty.
         ranks = zip(ranked.items[0].tolist(), ranked.scores[0].tolist(), strict=True)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from trl_rec.evaluation.random_order import permuted
 from trl_rec.evaluation.rows import Rows, item_rows
 from trl_rec.evaluation.train_interactions import TrainInteractions
+from trl_rec.items.twins import Twins
 from trl_rec.ragged import Ragged, within
 
 
@@ -37,9 +38,15 @@ class RandomBaseline:
         self.num_items = TrainInteractions.from_split(train, num_items).num_items
         return self
 
-    def rank(self, histories: Rows, top_k: int, exclude_history: bool) -> np.ndarray:
-        """Item indices `(num_users, top_k)`, best first, -1 where the catalogue is exhausted."""
-        return _rank_by_order(histories, top_k, exclude_history, self.num_items, self._item_at)
+    def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> np.ndarray:
+        """Item indices `(num_users, top_k)`, best first, -1 where the catalogue is exhausted.
+
+        Excluding a history excludes the `twins` of its items too, which is what models do where items are written as
+        titles.
+        """
+        histories = _checked_histories(histories, top_k, self.num_items)
+        excluded = _excluded(histories, exclude_history, twins)
+        return _rank_by_order(excluded, top_k, self.num_items, self._item_at)
 
     def _item_at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return permuted(positions, rows, self.seed, self.num_items)
@@ -63,11 +70,11 @@ class PopularityBaseline:
         self.by_popularity = interactions.by_popularity
         return self
 
-    def rank(self, histories: Rows, top_k: int, exclude_history: bool) -> np.ndarray:
-        """Item indices `(num_users, top_k)`, best first, -1 where the catalogue is exhausted."""
-        return _rank_by_order(
-            histories, top_k, exclude_history, self.num_items, lambda _, positions: self.by_popularity[positions]
-        )
+    def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> np.ndarray:
+        """Item indices `(num_users, top_k)`, best first; the arguments are as for [`RandomBaseline`]."""
+        histories = _checked_histories(histories, top_k, self.num_items)
+        excluded = _excluded(histories, exclude_history, twins)
+        return _rank_by_order(excluded, top_k, self.num_items, lambda _, positions: self.by_popularity[positions])
 
 
 class TransitionBaseline:
@@ -117,40 +124,39 @@ class TransitionBaseline:
         self._weights = Ragged.from_lengths(weights / totals[source], lengths)
         return self
 
-    def rank(self, histories: Rows, top_k: int, exclude_history: bool) -> np.ndarray:
-        """Item indices `(num_users, top_k)`, best first, -1 where the catalogue is exhausted."""
+    def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> np.ndarray:
+        """Item indices `(num_users, top_k)`, best first; the arguments are as for [`RandomBaseline`]."""
         histories = _checked_histories(histories, top_k, self.num_items)
-        positions = Ragged(self._position[histories.values], histories.offsets)
+        excluded = _excluded(histories, exclude_history, twins)
+        recent = Ragged(self._position[histories.values], histories.offsets).tail(self.max_history)
+        excluded = Ragged(self._position[excluded.values], excluded.offsets)
 
-        # What a row adds to its block: the targets of its recent items, `top_k` popular items, and its history twice
-        # (as items to exclude, and as the further popular items that then take their place).
-        recent = positions.tail(self.max_history)
-        num_targets = np.bincount(recent.row_ids, self._targets.lengths[recent.values], len(positions))
-        costs = num_targets.astype(np.int64) + 2 * positions.lengths + top_k
+        # What a row adds to its block: the targets of its recent items, `top_k` popular items, and its excluded items
+        # twice (as they are, and as the further popular items that take their place).
+        num_targets = np.bincount(recent.row_ids, self._targets.lengths[recent.values], len(recent))
+        costs = num_targets.astype(np.int64) + 2 * excluded.lengths + top_k
 
         ranked = _rank_in_blocks(
-            costs, top_k, lambda rows: self._rank_block(positions.take(rows), top_k, exclude_history)
+            costs, top_k, lambda rows: self._rank_block(recent.take(rows), excluded.take(rows), top_k)
         )
         return np.where(ranked >= 0, self.by_popularity[ranked], -1)
 
-    def _rank_block(self, histories: Ragged, top_k: int, exclude_history: bool) -> np.ndarray:
+    def _rank_block(self, recent: Ragged, excluded: Ragged, top_k: int) -> np.ndarray:
         # 1. What followed the recent items: one score per (history item, target).
-        recent = histories.tail(self.max_history)
         age = np.repeat(recent.lengths, recent.lengths) - 1 - within(recent.lengths)  # 0 for the newest item
         targets = self._targets.take(recent.values)
         scores = self._weights.take(recent.values).values / (1 + age)[targets.row_ids]
 
-        # 2. Enough of the most popular items, at score 0, to fill a list even if the whole history is among them.
-        num_popular = _num_needed(histories, top_k, exclude_history, self.num_items)
-        rows = [recent.row_ids[targets.row_ids], np.repeat(np.arange(len(histories)), num_popular)]
+        # 2. Enough of the most popular items, at score 0, to fill a list even if all excluded items are among them.
+        num_popular = _num_needed(excluded, top_k, self.num_items)
+        rows = [recent.row_ids[targets.row_ids], np.repeat(np.arange(len(recent)), num_popular)]
         items = [targets.values, within(num_popular)]
         parts = [scores, np.zeros(num_popular.sum())]
 
         # 3. An excluded item gets -inf, which no sum of scores can undo.
-        if exclude_history:
-            rows.append(histories.row_ids)
-            items.append(histories.values)
-            parts.append(np.full(len(histories.values), -np.inf))
+        rows.append(excluded.row_ids)
+        items.append(excluded.values)
+        parts.append(np.full(len(excluded.values), -np.inf))
 
         # 4. The sum of each (row, item), sorted by row and descending score. The keys ascend by popularity within a
         #    row and `lexsort` is stable, so that ties stay in that order.
@@ -160,34 +166,33 @@ class TransitionBaseline:
         allowed = totals > -np.inf
         row, item = np.divmod(keys[allowed], self.num_items)
         order = np.lexsort((-totals[allowed].round(SCORE_DECIMALS), row))
-        return _top_of_each_row(row[order], item[order], len(histories), top_k)
+        return _top_of_each_row(row[order], item[order], len(recent), top_k)
 
 
 def _rank_by_order(
-    histories: Rows,
-    top_k: int,
-    exclude_history: bool,
-    num_items: int,
-    item_at: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    excluded: Ragged, top_k: int, num_items: int, item_at: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """Ranks by an order known in advance: `item_at(rows, positions)` is the item at a position of a row's order."""
-    histories = _checked_histories(histories, top_k, num_items)
-    lengths = _num_needed(histories, top_k, exclude_history, num_items)
+    lengths = _num_needed(excluded, top_k, num_items)
 
     def _rank_block(block: np.ndarray) -> np.ndarray:
-        # The beginning of each row's order, long enough to fill a list after the whole history is removed.
+        # The beginning of each row's order, long enough to fill a list after all excluded items are removed.
         rows = np.repeat(np.arange(len(block)), lengths[block])
         items = item_at(block[rows], within(lengths[block]))
 
-        # A (row, item) pair becomes one integer, so that one look-up removes the histories of all rows.
-        if exclude_history:
-            history = histories.take(block)
-            keep = ~np.isin(rows * num_items + items, history.row_ids * num_items + history.values)
-            rows = rows[keep]
-            items = items[keep]
-        return _top_of_each_row(rows, items, len(block), top_k)
+        # A (row, item) pair becomes one integer, so that one look-up removes the excluded items of all rows.
+        removed = excluded.take(block)
+        keep = ~np.isin(rows * num_items + items, removed.row_ids * num_items + removed.values)
+        return _top_of_each_row(rows[keep], items[keep], len(block), top_k)
 
-    return _rank_in_blocks(lengths + histories.lengths, top_k, _rank_block)
+    return _rank_in_blocks(lengths + excluded.lengths, top_k, _rank_block)
+
+
+def _excluded(histories: Ragged, exclude_history: bool, twins: Twins | None) -> Ragged:
+    """The items that no list may contain, per row."""
+    if not exclude_history:
+        return Ragged(histories.values[:0], np.zeros(len(histories) + 1, np.int64))
+    return histories if twins is None else twins.complete(histories)
 
 
 def _checked_histories(histories: Rows, top_k: int, num_items: int) -> Ragged:
@@ -198,10 +203,9 @@ def _checked_histories(histories: Rows, top_k: int, num_items: int) -> Ragged:
     return item_rows(histories, "histories", num_items)
 
 
-def _num_needed(histories: Ragged, top_k: int, exclude_history: bool, num_items: int) -> np.ndarray:
+def _num_needed(excluded: Ragged, top_k: int, num_items: int) -> np.ndarray:
     """How many items of a fixed order each row needs, `(num_rows,)`, to have `top_k` left after exclusion."""
-    excluded = histories.lengths if exclude_history else np.zeros(len(histories), np.int64)
-    needed: np.ndarray = np.minimum(top_k + excluded, num_items)
+    needed: np.ndarray = np.minimum(top_k + excluded.lengths, num_items)
     return needed
 
 

@@ -97,7 +97,8 @@ def rank_histories(
         num_beams (*optional*, defaults to `top_k`, and for lists to `1`): Width of the beam search. For single
             items, a smaller value is raised to `top_k`. For lists, 1 means greedy decoding.
         exclude_history (*optional*, defaults to `True`): Whether to exclude the items of the history,
-            including those that are cut from the prompt.
+            including those that are cut from the prompt. Where items are written as titles, other items with the same
+            title as one of them are excluded too.
         renormalize, length_penalty (*optional*): As in [`rank_items`]. They have no effect on lists, which always use
             the softmax over legal tokens.
         batch_size (*optional*, defaults to `16`): Prompts per forward pass.
@@ -152,7 +153,9 @@ def map_histories(
     prompts = prompt_format.encode(histories, users, max_length=max_length)
 
     def _compute_batch(rows: np.ndarray) -> np.ndarray:
-        exclude = torch.from_numpy(histories.take(rows).padded()) if exclude_history else None
+        exclude = None
+        if exclude_history:
+            exclude = torch.from_numpy(prompt_format.exclusions(histories.take(rows)).padded())
         return compute(left_padded(prompts.take(rows), pad_token_id), rows, exclude).cpu().numpy()
 
     return map_rows(_compute_batch, prompts.lengths, width=width, desc=desc, batch_size=batch_size)

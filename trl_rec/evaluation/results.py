@@ -98,7 +98,8 @@ def evaluate_baselines(
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of a user's history are never
-            recommended.
+            recommended. If the catalogue's surface is the title, items with the same title as one of them are excluded
+            too, as they are for models.
         rewards, reward_functions (*optional*): As in [`evaluate_split`].
         seed (`int`, *optional*, defaults to `0`): Seed of the random baseline and of the bootstrap.
 
@@ -114,7 +115,8 @@ def evaluate_baselines(
 
     results = {}
     for name, baseline in baselines.items():
-        ranked = baseline.fit(dataset.train, len(dataset.catalog)).rank(histories, max(ks), exclude_history)
+        baseline.fit(dataset.train, len(dataset.catalog))
+        ranked = baseline.rank(histories, max(ks), exclude_history, dataset.catalog.twins)
         results[name] = evaluate_split(
             ranked, dataset, split=split, ks=ks, rewards=rewards, reward_functions=reward_functions, seed=seed
         )

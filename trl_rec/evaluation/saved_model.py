@@ -131,10 +131,13 @@ def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> di
         dataset: The data. Its catalogue gets the model's surface.
         config: What [`evaluation_settings`] returned. With several processes, the users are divided among them.
     """
-    # 1. Check that the model knows these items.
+    # 1. Check that the model knows these items. Without a model nothing is written as a title: the baselines exclude
+    #    histories item by item, as in published tables.
     if config.model is not None:
         dataset = dataset.with_surface(config.surface or DEFAULTS["surface"])
         check_same_items(config.model, dataset.catalog, dataset.path)
+    else:
+        dataset = dataset.with_surface("item_token")
 
     # 2. Take the rows to evaluate.
     rows = at_most(config.max_users, held_out(dataset, config.split))

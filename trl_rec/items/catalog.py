@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trl_rec.files import atomic_file, write_json
+from trl_rec.items.twins import Twins
 from trl_rec.items.user_ids import check_shared_tokens, read_user_ids, tokens_of, write_user_ids
 from trl_rec.ragged import Ragged, join
 
@@ -85,6 +86,12 @@ class ItemCatalog:
         """Titles, by index."""
         titles: list[str] = self.items["title"].to_pylist()
         return titles
+
+    @cached_property
+    def twins(self) -> Twins | None:
+        """The items that cannot be told apart by their titles. None if there are none, or if the surface is not
+        `"title"`."""
+        return Twins.of_titles(self.items["title"]) if self.surface == "title" else None
 
     def index_of(self, item_ids: Sequence[str] | pa.Array) -> np.ndarray:
         """`(len(item_ids),)`: the indices of the ids. Raises where an id is not in the catalogue."""

@@ -40,7 +40,7 @@ def title_trainer(output: Path, tokenizer: Any, titles: list[str], **options: An
     columns = {"item_id": [str(row) for row in range(8)], "title": titles}
     split = {
         "user": pa.array([0, 1], pa.int32()),
-        "history": [[0], [3, 5]],
+        "history": [[0], [3]],
         "targets": [[1, 2, 4, 5, 3], [4, 6, 3, 0]],
     }
     config = BearConfig(
@@ -102,11 +102,11 @@ def test_the_loss_is_that_of_list_logps(
 
 
 def test_what_the_list_leaves_alone_is_forced(tmp_path: Path, tokenizer, titles: list[str]) -> None:
-    """The second user has four items to choose from after the history: the last one of a list of four is no choice."""
+    """The second user has five items to choose from after the history: the last one of a list of five is no choice."""
     trainer = title_trainer(tmp_path, tokenizer, titles, list_length=4, eval_ks=[4])
     (row,) = (row for row in trainer.train_dataset if row["items"] == [4, 6, 0])
     history = [*row["history"], 2, 7]  # and two that were never chosen
-    row = {**row, "history": history, "items": [4, 6, 0, 1]}
+    row = {**row, "history": history, "items": [4, 5, 6, 0, 1]}
     ids = [
         *row["input_ids"][: row["labels"].count(-100)],
         *trainer.prompt_format.paths.take(np.array(row["items"])).values,

@@ -18,6 +18,7 @@ from torch import Tensor
 from trl_rec.data.dataset import split_rows
 from trl_rec.data.rows import IGNORED
 from trl_rec.items.trie import TokenTrie
+from trl_rec.items.twins import Twins
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.bear.list_labels import list_choices
 
@@ -36,6 +37,7 @@ class NextItemCollator:
         pad_token_id (`int`): Fills `input_ids`.
         trie (`TokenTrie`, *optional*): The catalogue. Without it no token is forced.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history are illegal in lists.
+        twins (`Twins`, *optional*): Items with the same title, which are illegal together.
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple of this number.
     """
@@ -43,6 +45,7 @@ class NextItemCollator:
     pad_token_id: int
     trie: TokenTrie | None = None
     exclude_history: bool = True
+    twins: Twins | None = None
     padding_side: str = "left"
     pad_to_multiple_of: int | None = None
 
@@ -61,7 +64,7 @@ class NextItemCollator:
             return batch
 
         if "items" in rows[0]:
-            batch.update(list_choices(rows, batch["labels"], self.trie, self.exclude_history))
+            batch.update(list_choices(rows, batch["labels"], self.trie, self.exclude_history, self.twins))
             batch["labels"] = batch["labels"].masked_fill(batch["trie_nodes"] < 0, IGNORED)
         else:
             nodes = self._pad(Ragged.from_lists([row["trie_nodes"] for row in rows]), -1)

@@ -18,6 +18,7 @@ from trl_rec.data.rows import IGNORED
 from trl_rec.decoding.excluded import Excluded
 from trl_rec.decoding.list_constraint import list_tokens, num_legal, taken_places
 from trl_rec.items.trie import TokenTrie
+from trl_rec.items.twins import Twins
 from trl_rec.ragged import Ragged
 
 
@@ -25,7 +26,11 @@ CHECKED_TOGETHER = 10_000  # rows, so that memory stays bounded
 
 
 def list_choices(
-    rows: list[dict[str, Any]], labels: Tensor, trie: TokenTrie, exclude_history: bool
+    rows: list[dict[str, Any]],
+    labels: Tensor,
+    trie: TokenTrie,
+    exclude_history: bool,
+    twins: Twins | None = None,
 ) -> dict[str, Tensor]:
     """Where the labels of rows with `items` and `history` are chosen.
 
@@ -34,6 +39,7 @@ def list_choices(
         labels: `(B, T)`, padded.
         trie: The catalogue.
         exclude_history: Whether items of the history are illegal.
+        twins (*optional*): Items with the same title, which are illegal together.
 
     Returns:
         `trie_nodes (B, T)`, the node of each label, or -1 where the label is forced (the EOS after a list is);
@@ -42,8 +48,9 @@ def list_choices(
     """
     # 1. The tokens of each list, and which of them have an alternative once the items before are taken.
     items = torch.from_numpy(Ragged.from_lists([row["items"] for row in rows]).padded())  # (B, K)
-    histories = [row["history"] for row in rows] if exclude_history else None
-    excluded = Excluded(trie, histories, len(rows)).places.long()  # (B, E)
+    histories = Ragged.from_lists([row["history"] if exclude_history else [] for row in rows])
+    histories = histories if twins is None else twins.complete(histories)
+    excluded = Excluded(trie, torch.from_numpy(histories.padded()), len(rows)).places.long()  # (B, E)
     lists = list_tokens(trie, items)
     owner = lists.branches.nonzero()[:, 0]  # (M,)
     taken = taken_places(trie, items[owner], lists.ranks[lists.branches], excluded[owner])
@@ -64,12 +71,13 @@ def list_choices(
     }
 
 
-def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool) -> None:
+def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Twins | None = None) -> None:
     """Refuses rows whose labels are not the paths of their `items`, and lists that decoding could never draw."""
     items = split_rows(rows, "items")
     _check_none(_rows_with_repeats(items), "its list holds an item twice")
     if exclude_history:
-        known = _rows_with_known_items(items, split_rows(rows, "history"))
+        histories = split_rows(rows, "history")
+        known = _rows_with_known_items(items, histories if twins is None else twins.complete(histories))
         _check_none(known, "its list holds an item of the history; to allow it set eval_exclude_history to false")
 
     # Each row's labels, without what is ignored, have to be its list's tokens and at most one more (EOS).

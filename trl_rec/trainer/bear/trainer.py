@@ -111,6 +111,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
             "pad_token_id": tokenizer.pad_token_id,
             "trie": self.trie if self.renormalizes else None,
             "exclude_history": args.eval_exclude_history,
+            "twins": self.catalog.twins,
             "padding_side": tokenizer.padding_side,
             "pad_to_multiple_of": None if args.pad_to_multiple_of is None else int(args.pad_to_multiple_of),
         }
@@ -145,7 +146,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         if not self.renormalizes or "trie_nodes" in columns:
             return dataset
         if {"items", "history"} <= columns:
-            check_lists(dataset, self.trie, args.eval_exclude_history)
+            check_lists(dataset, self.trie, args.eval_exclude_history, self.catalog.twins)
             return dataset
         return with_trie_nodes(dataset, self.trie, free_rows(dataset))
 

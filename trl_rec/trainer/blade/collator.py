@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from trl_rec.data.dataset import split_rows
+from trl_rec.data.prompts import PromptFormat
 from trl_rec.ragged import Ragged
 
 
@@ -53,9 +54,10 @@ def as_rows(padded: Tensor) -> Ragged:
     return Ragged.from_lengths(padded.cpu().numpy()[present], present.sum(1))
 
 
-def check_enough_items(prompts: Dataset, num_items: int, list_length: int) -> None:
+def check_enough_items(prompts: Dataset, prompt_format: PromptFormat, list_length: int) -> None:
     """Refuses a prompt whose history leaves fewer items than a list holds."""
-    histories = split_rows(prompts, "history")
+    num_items = len(prompt_format.paths)
+    histories = prompt_format.exclusions(split_rows(prompts, "history"))
     for row in np.flatnonzero(histories.lengths > num_items - list_length).tolist():
         # A history may hold an item several times.
         left = num_items - len(np.unique(histories[row]))

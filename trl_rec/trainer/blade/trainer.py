@@ -173,7 +173,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         )
         rows = at_most(args.max_prompts, prompts)
         if args.eval_exclude_history:
-            check_enough_items(rows, len(self.prompt_format.paths), args.num_list_items)
+            check_enough_items(rows, self.prompt_format, args.num_list_items)
         return rows.add_column("row", np.arange(len(rows))).flatten_indices()
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -364,7 +364,13 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         ).items
 
     def _excluded(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        return inputs["history"] if self.args.eval_exclude_history else None
+        """The items that no list may contain, `(B, E)`, padded with -1."""
+        if not self.args.eval_exclude_history:
+            return None
+        if self.prompt_format.twins is None:
+            return inputs["history"]
+        excluded = self.prompt_format.exclusions(as_rows(inputs["history"]))
+        return torch.from_numpy(excluded.padded()).to(inputs["history"].device)
 
     # Rewards
 
