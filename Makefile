@@ -20,7 +20,7 @@ demo: $(VENV)/.package
 	$(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml examples/blade.py
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # The fast tests and all of the README's with the newest, and with the oldest releases that setup.cfg allows, each in an
 # environment of its own. torch is that of constraints.txt in both.

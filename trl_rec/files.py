@@ -144,20 +144,33 @@ def sync_folder(folder: str | Path) -> None:
     _sync(Path(folder))
 
 
-def clean_up(folder: str | Path) -> None:
-    """Ends what a killed process has left of its writing to a folder. Call it inside [`exclusive`].
-
-    If the process was replacing the folder, and the folder is missing, it is put back. Temporary files and folders in
-    the folder, and those beside it that were to become the folder, are removed.
-    """
+def leftovers(folder: str | Path) -> list[Path]:
+    """What killed processes have left in a folder, and beside it on the way to becoming the folder."""
     folder = Path(folder).resolve()
     beside = [path for path in _entries(folder.parent) if is_temporary(path, folder.name)]
-    for old in beside:
-        if old.suffix == ".old":
-            _settle_old(old, folder)
-    for path in [*beside, *filter(is_temporary, folder.rglob("*"))]:
+    return [*beside, *filter(is_temporary, folder.rglob("*"))]
+
+
+def clean_up(folder: str | Path) -> None:
+    """Removes the leftovers of killed processes. Call it inside [`exclusive`].
+
+    If a process was replacing the folder, and the folder is missing, the old folder is put back.
+    """
+    folder = Path(folder).resolve()
+    found = leftovers(folder)
+    for path in found:
+        if path.suffix == ".old" and path.parent == folder.parent:
+            _settle_old(path, folder)
+    for path in found:
         if path.suffix == ".tmp":
             _remove(path)
+
+
+def tidy(folder: str | Path) -> None:
+    """Calls [`clean_up`] if there are leftovers, unless another process is writing to the folder or nobody may."""
+    if leftovers(folder):
+        with suppress(ValueError, OSError), exclusive(folder):
+            clean_up(folder)
 
 
 def is_temporary(path: Path, name: str | None = None) -> bool:

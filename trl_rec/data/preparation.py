@@ -29,7 +29,7 @@ from trl_rec.data.log import SPLITS, Log, Options
 from trl_rec.data.readers import READERS, locate
 from trl_rec.data.splits import split_log, split_windows
 from trl_rec.data.windows import index_windows
-from trl_rec.files import atomic_folder, clean_up, exclusive, is_temporary
+from trl_rec.files import atomic_folder, clean_up, exclusive, is_temporary, tidy
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 
@@ -125,6 +125,7 @@ def prepare(
     sources = {path.name: _sha256(path) for path in files.values()}
     if _is_made(output_dir, settings, sources, overwrite):
         logger.info("%s exists already, made from the same files with the same settings", output_dir)
+        tidy(output_dir)
         return load(output_dir)
     if output_dir.is_mount():
         raise ValueError(f"{output_dir} is where a disk is mounted; choose a folder in it, such as {output_dir}/data")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trl_rec.data import RecDataset
-from trl_rec.files import atomic_file, clean_up, exclusive, sync_folder, temporary_folder, write_json
+from trl_rec.files import atomic_file, clean_up, exclusive, leftovers, sync_folder, temporary_folder, write_json
 from trl_rec.items import ItemCatalog
 from trl_rec.items.user_ids import FILE as USER_IDS
 from trl_rec.ragged import Ragged
@@ -55,11 +56,13 @@ def make_once(
     """
     if is_written(dataset, settings, overwrite=True):
         logger.info("%s already contains these semantic IDs", dataset.path)
+        _tidy(dataset.path)
         return with_stored_ids(dataset)
     with exclusive(dataset.path):
         clean_up(dataset.path)
         if not is_written(dataset, settings, overwrite):
             make()
+        (dataset.path / "catalog" / UNFINISHED).unlink(missing_ok=True)
     return with_stored_ids(dataset)
 
 
@@ -99,7 +102,6 @@ def write_ids(
         # 3. The card comes when everything that it describes is on the disk.
         sync_folder(folder)
         (new / CARD).replace(folder / CARD)
-        (folder / UNFINISHED).unlink()
         sync_folder(folder)
 
 
@@ -157,6 +159,16 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
             "overwrite=True (--overwrite true of trl-rec tokenize, overwrite_ids of align3gr)"
         )
     return False
+
+
+def _tidy(path: Path) -> None:
+    """Removes what a killed call has left beside complete IDs, unless another process is writing IDs."""
+    unfinished = path / "catalog" / UNFINISHED
+    if unfinished.exists() or leftovers(path):
+        with suppress(ValueError, OSError), exclusive(path):
+            clean_up(path)
+            if (path / "catalog" / CARD).is_file():
+                unfinished.unlink(missing_ok=True)
 
 
 def _unfinished_settings(path: Path) -> Any:

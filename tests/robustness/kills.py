@@ -1,0 +1,58 @@
+"""Kills work at the steps at which it changes files: SIGKILL comes just before a chosen call of the operating system.
+
+Unlike a kill after some time, such a kill comes where it hurts, whatever the speed of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.processes import Work, log_of, run_alone, start
+
+
+CALLS = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")
+
+
+def count_steps(work: Work, output: Path) -> int:
+    """Runs the work to its end, and returns the number of its calls that change files."""
+    run_alone(partial(_run_counted, work, None), output)
+    return int(output.with_suffix(".steps").read_text())
+
+
+def kill_at(work: Work, output: Path, step: int) -> None:
+    """Runs the work and kills it before its call number `step`, counted from 1."""
+    process = start(partial(_run_counted, work, step), output)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, f"exit code {process.exitcode}\n{log_of(output)}"
+
+
+def draw_steps(num_steps: int, num_kills: int, seed: int = 0) -> Iterator[int]:
+    """`num_kills` different steps, spread over the work: one in each stretch of about equal length."""
+    draw = random.Random(seed)
+    bounds = [1 + num_steps * place // num_kills for place in range(num_kills + 1)]
+    return (draw.randrange(low, high) for low, high in zip(bounds, bounds[1:], strict=False) if low < high)
+
+
+def _run_counted(work: Work, fatal: int | None, output: Path) -> None:
+    step = 0
+
+    def counted(call: Any) -> Any:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            nonlocal step
+            step += 1
+            if step == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return wrapper
+
+    for name in CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+    work(output)
+    output.with_suffix(".steps").write_text(str(step))
