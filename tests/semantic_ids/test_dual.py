@@ -195,7 +195,7 @@ def test_a_new_item_gets_the_code_of_similar_items(made):
 
 def test_new_items_need_a_text_encoder(dataset):
     make_dual_ids(dataset, DualIdsConfig(**SMALL, signals="behaviour"))
-    with pytest.raises(ValueError, match="use behaviour alone"):
+    with pytest.raises(ValueError, match="learned from behaviour alone"):
         ItemIdEncoder.from_pretrained(dataset.path)
 
 
@@ -374,9 +374,9 @@ def test_ids_are_exported_and_imported(made, dataset, tmp_path):
     [
         ({"signals": "sound"}, "unknown signals 'sound'"),
         ({"behaviour": "dreams"}, "unknown behaviour 'dreams'"),
-        ({"codes": 3, "levels": 2}, "fewer IDs than there are items"),
+        ({"codes": 3, "levels": 2}, "fewer distinct IDs than the catalogue has items"),
         ({"behaviour": "sequence", "behaviour_width": 7}, "multiple of 2"),
-        ({"without_behaviour": 1.0}, "share of the items"),
+        ({"without_behaviour": 1.0}, "it is a probability"),
         ({"max_epochs": 0}, "max_epochs=0"),
         ({"text_encoder": "no/such/model-here"}, "no/such/model-here"),
         ({"item_text": "{name}"}, "cannot be filled"),

@@ -160,7 +160,7 @@ def test_another_catalogue_in_the_folder_is_refused(dataset):
     folder = dataset.path / "catalog"
     ItemCatalog.load(folder)
     ItemCatalog(dataset.catalog.items.slice(0, 49)).save(folder)
-    with pytest.raises(ValueError, match="now contains other items than the dataset that was loaded"):
+    with pytest.raises(ValueError, match="have changed since the dataset was loaded"):
         make_semantic_ids(dataset, **SMALL)
 
 
@@ -217,7 +217,7 @@ def test_a_held_out_split_in_place_of_training_is_refused(dataset, split):
         ({"collisions": "drop"}, "unknown collisions 'drop'; choose share or extend"),
         (
             {"levels": 2, "codes": 7},
-            r"2 levels of 7 codes make fewer IDs than there are items \(50\); use more levels or more",
+            r"2 levels of 7 codes give fewer distinct IDs than the catalogue has items \(50\); increase levels",
         ),
     ],
 )

@@ -65,5 +65,5 @@ def test_a_sentence_encoder_is_read_from_its_folder(sentence_encoder):
 
 def test_a_missing_encoder_is_refused(tmp_path):
     pytest.importorskip("sentence_transformers")
-    with pytest.raises(ValueError, match="is neither a folder nor the hub id of a sentence encoder"):
+    with pytest.raises(ValueError, match="cannot be loaded as a folder or hub id of a sentence-transformers"):
         load_text_encoder(str(tmp_path / "nowhere" / "at" / "all"))

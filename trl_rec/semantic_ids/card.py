@@ -1,7 +1,6 @@
-"""The card of a dataset's semantic IDs.
+"""The card of a dataset's semantic IDs: statistics that are stored beside the IDs.
 
-It answers three questions: are the IDs distinct, are the codes used evenly, and do items that share codes belong
-together?
+It answers three questions: are the IDs distinct, are the codes used evenly, and are items that share codes similar?
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from trl_rec.semantic_ids.collisions import group_of
 from trl_rec.version import __version__
 
 
-NEIGHBOURHOODS = 8  # items whose neighbours are listed
-NEIGHBOURS = 5
+NEIGHBOURHOODS = 8  # number of items for which the card lists neighbours
+NEIGHBOURS = 5  # maximum number of neighbours per item
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,15 +29,15 @@ class IdCodes:
     """The codes of a catalogue's items at each step from vectors to tokens.
 
     Args:
-        quantized (`torch.Tensor` of shape `(num_items, levels)`): The codes as quantised; "found" in the card.
+        quantized (`torch.Tensor` of shape `(num_items, levels)`): The codes before any repair; "found" in the card.
         repaired (`torch.Tensor` of shape `(num_items, levels)`): The codes after the repair of the last level.
-        extra (`torch.Tensor` of shape `(num_items,)`): A further code, for items whose codes are still not unique; -1
-            for all others.
-        errors (`list[float]`, *optional*): After each level, the share of the vectors' squared length that is left,
-            before any repair. None for IDs whose vectors are unknown.
+        extra (`torch.Tensor` of shape `(num_items,)`): An additional code for each item whose codes are still not
+            unique; -1 for all other items.
+        errors (`list[float]`, *optional*): Quantisation error after each level, before any repair: the squared norm
+            of the residuals relative to the squared norm of the vectors. None if the vectors are unknown.
         num_codes (`int`): Number of codes per level.
-        spread (`torch.Tensor` of shape `(num_items, levels)`, *optional*): The codes after Sinkhorn's repair, which
-            comes before the repair of the last level.
+        spread (`torch.Tensor` of shape `(num_items, levels)`, *optional*): The codes after the Sinkhorn repair, which
+            precedes the repair of the last level.
     """
 
     quantized: Tensor
@@ -61,40 +60,41 @@ def make_card(
 ) -> dict[str, Any]:
     """Computes the card, except for the fingerprint, which is added when the IDs are written.
 
-    Its keys:
+    The card contains these keys:
 
-    - `distinct`: distinct IDs divided by items: as quantised (`found`), after Sinkhorn's repair (`spread`, if it ran),
-      after the repair of the last level (`repaired`), and with further tokens (`written`).
-    - `moved` and `extended`: how many items got other codes, and how many got a further token.
+    - `distinct`: the number of distinct IDs divided by the number of items, at each step: before any repair (`found`),
+      after the Sinkhorn repair (`spread`, if it ran), after the repair of the last level (`repaired`), and with
+      additional tokens (`written`).
+    - `moved` and `extended`: how many items were given other codes, and how many an additional token.
     - `largest_group`: the largest number of items with the same ID.
-    - `without_vector`: the number of items about which training says nothing.
-    - `levels`: for each level, the number of codes `used`, their `perplexity` (the number of equally frequent codes
-      that would be as hard to guess), the share of the vectors' squared length that is `left`, and the number of
-      items per code (`counts`).
-    - `prefixes`: for the first 1, 2, ... codes: the number of `groups` of items that share them, the `mean_size` of a
-      group, and the mean number of `others` that share an item's codes.
-    - `neighbours`: for items that are popular in training, the items that share most of their codes.
+    - `without_vector`: the number of items whose vector is zero because training contains no information about them.
+    - `levels`: for each level, the number of codes `used`, their `perplexity` (the exponential of the entropy of
+      their frequencies), the relative quantisation error after the level (`left`), and the number of items per code
+      (`counts`).
+    - `prefixes`: for the first 1, 2, ... codes, the number of `groups` of items that share these codes, the
+      `mean_size` of a group, and the mean number of `others`, the other items in an item's group.
+    - `neighbours`: for some popular items, the items that share the most leading codes with them.
 
     Args:
         codes (`IdCodes`): The items' codes.
         semantic_ids (`Ragged`): The items' tokens.
         catalog (`ItemCatalog`): The items.
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
-        settings (`Mapping`): What the IDs were made with. IDs with equal settings are reused.
-        without_vector (`int`): The number of items about which training says nothing.
-        training (`Mapping`, *optional*): Further facts about trained IDs, stored as they are.
+        settings (`Mapping`): The settings that the IDs were made with. IDs with equal settings are reused.
+        without_vector (`int`): Number of items whose vector is zero.
+        training (`Mapping`, *optional*): Statistics about the training of trained IDs, stored unchanged.
     """
     written = torch.cat([codes.repaired, codes.extra.unsqueeze(1) + 1], 1)  # (num_items, levels + 1)
     columns = codes.repaired.unbind(1)
 
-    # 1. How distinct the IDs are after each step.
+    # 1. Compute the share of distinct IDs after each step.
     distinct = {"found": _distinct_share(codes.quantized)}
     if codes.spread is not None:
         distinct["spread"] = _distinct_share(codes.spread)
     distinct["repaired"] = _distinct_share(codes.repaired)
     distinct["written"] = _distinct_share(written)
 
-    # 2. How each level uses its codes.
+    # 2. Describe how each level uses its codes.
     errors = [None] * len(columns) if codes.errors is None else [round(error, 4) for error in codes.errors]
     levels = [
         {
@@ -130,7 +130,7 @@ def make_card(
 
 
 def code_use(column: Tensor, num_codes: int) -> dict[str, Any]:
-    """Measures how many codes of a level are used, and their perplexity."""
+    """Returns how many codes of a level are used, and their perplexity."""
     share = torch.bincount(column, minlength=num_codes).double() / len(column)
     perplexity = float(torch.special.entr(share).sum().exp())
     return {"used": int((share > 0).sum()), "perplexity": round(perplexity, 2)}
@@ -142,7 +142,7 @@ def _distinct_share(codes: Tensor) -> float:
 
 def _sharing(prefixes: Tensor) -> dict[str, Any]:
     sizes = torch.bincount(group_of(prefixes)).double()
-    # Averaged over items, not over groups: an item of a large group has many others.
+    # Averaged over items, not over groups.
     others = float(sizes.square().sum() / sizes.sum() - 1)
     return {"groups": len(sizes), "mean_size": round(float(sizes.mean()), 2), "others": round(others, 2)}
 
@@ -150,18 +150,18 @@ def _sharing(prefixes: Tensor) -> dict[str, Any]:
 def _neighbours(
     catalog: ItemCatalog, semantic_ids: Ragged, codes: np.ndarray, popularity: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Lists popular items with different first codes, each with the items that share most of its codes."""
-    # 1. The most popular item of each first code, the most popular codes first.
+    """Lists popular items with different first codes, each with the items that share most of its leading codes."""
+    # 1. Find the most popular item for each first code, and keep the most popular of these items.
     by_popularity = np.argsort(-popularity, kind="stable")
     first = np.sort(np.unique(codes[by_popularity, 0], return_index=True)[1])[:NEIGHBOURHOODS]
 
     entries = []
     for item in by_popularity[first]:
-        # 2. The number of leading codes that each item shares with it; the more popular item first among equals.
+        # 2. Count the leading codes that each item shares with this one. Ties are ordered by popularity.
         shared = np.cumprod(codes == codes[item], 1).sum(1)  # (num_items,)
         order = np.lexsort((-popularity, -shared))
 
-        # 3. The item shares all codes with itself, so one more item is looked at.
+        # 3. Take the closest items. One more is needed because the item itself shares all codes.
         closest = [int(other) for other in order[: NEIGHBOURS + 1] if other != item and shared[other]][:NEIGHBOURS]
         items = [{"shared": int(shared[other]), "title": catalog.titles[other]} for other in closest]
         entries.append({"title": catalog.titles[item], "id": "".join(semantic_ids[item]), "items": items})
@@ -169,7 +169,7 @@ def _neighbours(
 
 
 def describe_ids(card: Mapping[str, Any]) -> str:
-    """Formats the card as text for people to read."""
+    """Formats the card as human-readable text."""
     lines = [*_summary(card), "", "level  codes used  perplexity  left of the vectors"]
     for number, level in enumerate(card["levels"], 1):
         left = "" if level["left"] is None else f"{level['left']:.1%}"
@@ -190,7 +190,7 @@ def describe_ids(card: Mapping[str, Any]) -> str:
 
 
 def _summary(card: Mapping[str, Any]) -> list[str]:
-    """The lines above the table of levels."""
+    """Returns the lines above the table of levels."""
     settings = card["settings"]
     distinct = card["distinct"]
     spread = f"{distinct['spread']:.2%} after Sinkhorn's repair, " if "spread" in distinct else ""
@@ -204,7 +204,7 @@ def _summary(card: Mapping[str, Any]) -> list[str]:
     if "training" in card:
         lines += _training_summary(card["training"])
 
-    # What needs attention, only where it occurs.
+    # Possible problems, listed only if they occur.
     if card["extended"]:
         lines.append(f"{card['extended']:,} items whose codes were still not unique have one more token")
     if card["largest_group"] > 1:
@@ -217,14 +217,14 @@ def _summary(card: Mapping[str, Any]) -> list[str]:
 
 
 def _training_summary(training: Mapping[str, Any]) -> list[str]:
-    """The lines about trained IDs."""
+    """Returns the lines about the training of trained IDs."""
     lines = []
     if training["text_encoder"]:
         lines.append(f"texts encoded by {training['text_encoder']} ({training['text_encoder_hash']})")
     lines.append(f"{training['rebuilding_error']:.1%} of the inputs' squared length is lost between input and codes")
 
     if training["u2i_pairs"]:
-        # Cards of earlier versions do not contain the chance level.
+        # Cards written by earlier versions do not contain the chance level.
         chance = training.get("u2i_chance", 1 / (training["u2i_others"] + 1))
         lines.append(
             f"{training['u2i_accuracy']:.1%} of {training['u2i_pairs']:,} held-out users find what they chose among "

@@ -1,13 +1,13 @@
-"""Item vectors that describe who chooses an item: the embeddings of a small encoder trained to predict the next item.
+"""Collaborative item vectors: the item embeddings of a small encoder that is trained to predict the next item.
 
-The encoder reads the training split only.
+The encoder is trained on the training split only.
 
 Deviation: Align³GR (arXiv 2511.11255) uses target attention (DIN), which reads a sequence once per item that it
-scores. The causal self-attention here reads it once for all positions, which is affordable on a CPU. As in the
+scores. The causal self-attention here reads a sequence once for all positions, which is affordable on a CPU. As in the
 authors' code, the vector of a user is pooled from the vectors e_i of the chosen items: w = softmax(e_i . mean(e) /
 sqrt(width)), u = sum of w_i e_i.
 
-Legend: B sequences, T items of the longest one, D width, K negatives, P positions at which an item is predicted.
+Legend: B sequences, T items in the longest sequence, D width, K negatives, P positions at which an item is predicted.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from trl_rec.semantic_ids.storage import cached_tensor
 
 logger = logging.getLogger(__name__)
 
-LENGTH = 50  # most items per window; the encoder reads a window as one sequence
-BATCH = 128
-NEGATIVES = 512  # shared by a batch; a catalogue of at most this many items is scored whole
-HELD_OUT = 20  # one window in this many is held out to decide when to stop
-PATIENCE = 3
+LENGTH = 50  # maximum number of items per window, which the encoder reads as one sequence
+BATCH = 128  # windows per batch
+NEGATIVES = 512  # negatives per batch, shared by all positions; smaller catalogues are scored completely
+HELD_OUT = 20  # every 20th window is held out for early stopping
+PATIENCE = 3  # number of epochs without improvement after which training stops
 
 
 def collaborative_vectors(
@@ -45,16 +45,17 @@ def collaborative_vectors(
     """Trains the encoder and returns its item embeddings.
 
     Args:
-        train (`Dataset`): The training split; any other raises.
-        num_items (`int`): Size of the catalogue.
+        train (`Dataset`): The training split. Any other split raises a ValueError.
+        num_items (`int`): Number of items in the catalogue.
         width (`int`, *optional*, defaults to `64`): Width of the vectors, a multiple of 2.
-        max_epochs (`int`, *optional*, defaults to `60`): Maximum number of epochs. Training ends earlier once the
-            loss on held-out windows stops falling. One window in 20, of at most 50 items each, is held out.
-        seed (`int`, *optional*, defaults to `0`): Seed of weights, order and negatives.
-        cache (`Path`, *optional*): A folder that stores the vectors. They are read from there if it contains them.
+        max_epochs (`int`, *optional*, defaults to `60`): Maximum number of epochs. Training stops earlier once the
+            loss on held-out windows no longer falls. A window contains at most 50 items, and one window in 20 is held
+            out.
+        seed (`int`, *optional*, defaults to `0`): Seed for the weights, the order of the windows and the negatives.
+        cache (`Path`, *optional*): Folder in which the vectors are cached.
 
     Returns:
-        `torch.Tensor` of shape `(num_items, width)`, float32: The vectors; zeros for an item that does not occur in
+        `torch.Tensor` of shape `(num_items, width)`, float32: The vectors; zeros for items that do not occur in
         training.
     """
     occurs = torch.from_numpy(popularity(train, num_items) > 0)
@@ -66,7 +67,7 @@ def collaborative_vectors(
         digest.update(np.ascontiguousarray(part).tobytes())
 
     def train_vectors() -> Tensor:
-        """Trains without changing the caller's random state."""
+        """Trains the encoder without changing the global random state."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _train(windows, is_new, num_items, width, max_epochs) * occurs.unsqueeze(1)
@@ -75,26 +76,26 @@ def collaborative_vectors(
 
 
 def pooled(vectors: Tensor, items: Tensor, mask: Tensor) -> Tensor:
-    """The vector of each user, pooled from the vectors of the user's items by self-attention.
+    """Pools the vectors of each user's items into a user vector, by self-attention.
 
     Args:
         vectors (`torch.Tensor` of shape `(num_items, D)`): The item vectors.
         items (`torch.Tensor` of shape `(B, T)`): The items of each user.
-        mask (`torch.Tensor` of shape `(B, T)`): Which of these items count.
+        mask (`torch.Tensor` of shape `(B, T)`): True for the items to pool.
 
     Returns:
-        `torch.Tensor` of shape `(B, D)`: The vectors; zeros for a user without items.
+        `torch.Tensor` of shape `(B, D)`: The user vectors; zeros for users without items.
     """
     chosen = vectors[items] * mask.unsqueeze(-1)  # (B, T, D)
     mean = chosen.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)  # (B, D)
     scores = torch.einsum("btd,bd->bt", chosen, mean) / math.sqrt(vectors.shape[1])
-    # The softmax of a user without items is NaN everywhere.
+    # For a user without items, softmax returns NaN.
     weights = torch.where(mask, scores, -torch.inf).softmax(1).nan_to_num(0.0)
     return torch.einsum("bt,btd->bd", weights, chosen)
 
 
 class _Encoder(nn.Module):
-    """A causal transformer of two layers over item embeddings."""
+    """A causal transformer with two layers over item embeddings."""
 
     def __init__(self, log_popularity: Tensor, width: int) -> None:
         super().__init__()
@@ -114,12 +115,12 @@ class _Encoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(width), enable_nested_tensor=False)
         self.dropout = nn.Dropout(0.2)
 
-        # Small, because rare items keep a part of their random initial vector.
+        # Initialised to small values, because rare items keep part of their random initial vector.
         nn.init.normal_(self.items.weight, std=0.02)
         nn.init.normal_(self.places.weight, std=0.02)
 
     def forward(self, items: Tensor) -> Tensor:
-        """The prediction of the next item at every position `(B, T, D)`, from items `(B, T)` padded on the right."""
+        """Predicts the next item at every position, `(B, T, D)`, from right-padded items `(B, T)`."""
         size = items.shape[1]
         causal = nn.Transformer.generate_square_subsequent_mask(size)
         states = self.dropout(self.items(items) + self.places.weight[:size])
@@ -130,11 +131,11 @@ class _Encoder(nn.Module):
 def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
     """Cuts the training sequences into windows of at most `LENGTH` items.
 
-    Each window starts with the last item of the window before. So every item but the first of a sequence has a
-    predecessor in its window. Windows of one item are dropped.
+    Consecutive windows overlap by one item, so that every item except the first of a sequence has a predecessor in its
+    window. Windows with a single item are dropped.
 
     Returns:
-        The windows, and a mask of the interactions that no earlier row of the same user contains.
+        The windows, and a mask of the interactions that do not occur in an earlier row of the same user.
     """
     sequences, is_new = training_sequences(train)
     count = np.maximum(-(-(sequences.lengths - 1) // (LENGTH - 1)), 1)  # windows per sequence, rounded up
@@ -147,15 +148,15 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
     usable = np.flatnonzero(windows.lengths > 1)
     if not len(usable):
         raise ValueError(
-            "no user of the training split has two items, so there is no next item to learn from; use a log with "
-            "longer histories, or set behaviour to cooccurrence"
+            "no user of the training split has two items, so there is no next item to predict; use a log with longer "
+            "histories, or set behaviour to cooccurrence"
         )
     return windows.take(usable), is_new_rows.take(usable)
 
 
 def _train(windows: Ragged, is_new: Ragged, num_items: int, width: int, max_epochs: int) -> Tensor:
-    """The item embeddings `(num_items, width)` of the best epoch."""
-    # 1. Hold out a part of the windows. If there are too few, the loss is measured on the training windows.
+    """Trains the encoder and returns its item embeddings after the best epoch, `(num_items, width)`."""
+    # 1. Hold out some of the windows. If there are too few, the loss is measured on the training windows.
     is_held_out = np.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
     fitted = np.flatnonzero(~is_held_out)
     held_out = np.flatnonzero(is_held_out)
@@ -179,7 +180,7 @@ def _train(windows: Ragged, is_new: Ragged, num_items: int, width: int, max_epoc
             loss.backward()
             optimizer.step()
 
-        # 3. Keep the embeddings of the best epoch; stop when several epochs in a row were no better.
+        # 3. Keep the embeddings of the best epoch, and stop after PATIENCE epochs without improvement.
         held_out_loss = _measure(encoder, held_out, windows, is_new)
         progress.set_postfix(loss=f"{held_out_loss:.3f}")
         if held_out_loss < best_loss:
@@ -195,7 +196,7 @@ def _train(windows: Ragged, is_new: Ragged, num_items: int, width: int, max_epoc
 
 
 def _batches(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """Shuffled batches of windows of about the same length, so that there is little padding."""
+    """Splits windows into shuffled batches. The windows of a batch have similar lengths, to reduce padding."""
     noise = torch.rand(2, len(rows)).numpy()
     order = rows[np.argsort(lengths[rows] + 2 * noise[0], kind="stable")]
     batches = np.split(order, range(BATCH, len(order), BATCH))
@@ -203,20 +204,20 @@ def _batches(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def _padded(rows: np.ndarray, windows: Ragged, is_new: Ragged) -> tuple[Tensor, Tensor]:
-    """Items and mask of some windows, `(B, T)` each, padded on the right."""
+    """Returns the items and the mask of the given windows, each of shape `(B, T)` and padded on the right."""
     items = windows.take(rows).padded(fill=0).astype(np.int64)
     return torch.from_numpy(items), torch.from_numpy(is_new.take(rows).padded(fill=False))
 
 
 @torch.no_grad()
 def _measure(encoder: _Encoder, rows: np.ndarray, windows: Ragged, is_new: Ragged) -> float:
-    """The mean loss over the predicted items of some windows."""
+    """Returns the loss of the given windows, averaged over the predicted items."""
     encoder.eval()
     rows = rows[np.argsort(windows.lengths[rows], kind="stable")]
     total = 0.0
     count = 0
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same negatives in every epoch
+        torch.manual_seed(0)  # draws the same negatives in every epoch
         for part in np.split(rows, range(BATCH, len(rows), BATCH)):
             items, mask = _padded(part, windows, is_new)
             predicted = int(mask[:, 1:].sum())
@@ -226,14 +227,15 @@ def _measure(encoder: _Encoder, rows: np.ndarray, windows: Ragged, is_new: Ragge
 
 
 def _next_item_loss(encoder: _Encoder, items: Tensor, mask: Tensor) -> Tensor:
-    """Sampled softmax over the next item and K items drawn uniformly, averaged over the positions that `mask` selects.
+    """Computes the sampled softmax loss over the next item and K uniformly drawn items.
 
-    Each of the K negatives is weighted by (num_items - 1) / K, so that together they estimate the sum over all others.
+    Each of the K negatives is weighted by (num_items - 1) / K, so that their sum estimates the sum over all other
+    items. The loss is averaged over the positions that `mask` selects.
 
     Args:
         encoder: The encoder.
         items: Items `(B, T)`.
-        mask: Which items are predicted, `(B, T)`; the first item of a window never is.
+        mask: True for the items to predict, `(B, T)`. The first item of a window is never predicted.
     """
     selected = mask[:, 1:]
     states = encoder(items[:, :-1])[selected]  # (P, D)
@@ -250,5 +252,5 @@ def _next_item_loss(encoder: _Encoder, items: Tensor, mask: Tensor) -> Tensor:
         scores = torch.cat([positives, negatives], 1)  # (P, 1 + K)
         labels = torch.zeros(len(scores), dtype=torch.int64)
 
-    # The mean over no positions would be NaN.
+    # Without any position, cross_entropy would return NaN.
     return F.cross_entropy(scores, labels) if len(targets) else vectors.sum() * 0

@@ -1,9 +1,10 @@
-"""Tells items with equal codes apart: first by free codes of the last level, then by one more number.
+"""Resolves collisions, that is, items with equal codes: by free codes of the last level, or by an additional code.
 
-Only the last level changes, so the leading codes keep their meaning. The items that share all codes but the last form
-a *cell*. A cell can tell as many items apart as the last level has codes.
+[`repair_last_level`] changes only the last level, so the leading codes keep their meaning. The items that share all
+codes except the last form a *cell*. Collisions remain only in cells with more items than the last level has codes;
+[`number_within_group`] numbers these items.
 
-Legend: N items, C codes of the last level, D width, W waiting items (those that need another code).
+Legend: N items, C codes of the last level, D width, W waiting items (items that need another code).
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from torch import Tensor
 from trl_rec.ragged import within
 
 
-CHUNK = 1 << 22  # distances that are held at a time
+CHUNK = 1 << 22  # number of distances that are held in memory at a time
 
 
 def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor) -> Tensor:
-    """Changes last codes so that a cell repeats a code only if the cell has more items than there are codes.
+    """Changes last codes so that items collide only in cells with more items than codes.
 
-    Of the items with equal codes, the one nearest to the centroid of its last code keeps it. The others take free
-    codes of their cell, starting with the nearest pair of item and code (ties: the lower item, then the lower code).
-    Items whose codes were unique keep them, and so do items for which no code is left.
+    Among the items with equal codes, the item nearest to the centroid of the last code keeps this code. The other
+    items are assigned free codes of their cell, starting with the nearest pair of item and code (ties: the lower item,
+    then the lower code). Items with unique codes keep them. An item also keeps its code if no code is free.
 
     Args:
-        codes (`torch.Tensor` of shape `(N, levels)`): The codes as quantised.
+        codes (`torch.Tensor` of shape `(N, levels)`): The codes before the repair.
         last_residuals (`torch.Tensor` of shape `(N, D)`): The input of the last level.
         last_codebook (`torch.Tensor` of shape `(C, D)`): The centroids of the last level.
 
@@ -40,28 +41,28 @@ def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tens
 
     # 1. Find the items that need another code.
     cell = group_of(codes[:, :-1])
-    distance = (last_residuals - last_codebook[codes[:, -1]]).square().sum(1)  # (N,), to the own centroid
+    distance = (last_residuals - last_codebook[codes[:, -1]]).square().sum(1)  # (N,), to the item's centroid
     waiting = _waiting_items(codes, distance, last_residuals, num_codes)
     is_waiting = torch.zeros(len(codes), dtype=torch.bool)
     is_waiting[waiting] = True
 
-    # 2. Cells do not affect each other, so they are handled in chunks of whole cells.
+    # 2. Process whole cells in chunks, since cells do not affect each other.
     for items in _by_cells(waiting, cell, max(CHUNK // num_codes, 1)):
         cells, row = cell[items].unique(return_inverse=True)
 
-        # 3. Mark the codes that the other items of these cells keep.
+        # 3. Mark the codes of the items in these cells that keep their codes.
         settled = (torch.isin(cell, cells) & ~is_waiting).nonzero().squeeze(1)
         taken = torch.zeros(len(cells), num_codes, dtype=torch.bool)
         taken[torch.searchsorted(cells, cell[settled]), codes[settled, -1]] = True
 
-        # 4. Give each item the nearest free code; an item without one keeps the code it has.
+        # 4. Assign free codes to the waiting items. An item keeps its code if no code is free.
         assigned = _match(_half_squared_distances(last_residuals[items], last_codebook), row, taken)
         codes[items, -1] = torch.where(assigned < 0, codes[items, -1], assigned)
     return codes
 
 
 def number_within_group(codes: Tensor) -> Tensor:
-    """Numbers the items with equal codes 0, 1, 2, ... by item index, `(N,)`; -1 for an item with unique codes."""
+    """Numbers the items with equal codes 0, 1, 2, ... by item index, `(N,)`; -1 for items with unique codes."""
     group = group_of(codes)
     sizes = torch.bincount(group)
     numbers = torch.empty_like(group)
@@ -70,7 +71,7 @@ def number_within_group(codes: Tensor) -> Tensor:
 
 
 def group_of(codes: Tensor) -> Tensor:
-    """Index of each row among the sorted distinct rows, `(N,)`; all 0 if there are no columns."""
+    """Returns the index of each row among the sorted distinct rows, `(N,)`; zeros if there are no columns."""
     group = torch.zeros(len(codes), dtype=torch.int64)
     # Renumbering after every column keeps the numbers below N, so they never overflow.
     for column in codes.unbind(1):
@@ -78,72 +79,76 @@ def group_of(codes: Tensor) -> Tensor:
     return group
 
 
-def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, most: int) -> Tensor:
-    """The items that need another code, ascending: all items with equal codes but the nearest item of each group.
+def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, num_codes: int) -> Tensor:
+    """Returns the indices of the items that need another code, ascending.
 
-    Of identical items, such as those without a vector, only the first `most` can get a code. The others are left out
-    here, because they may be most of the catalogue.
+    These are the items that share all codes with another item (a group), except the item of each group nearest to its
+    centroid. Items of a group with equal residuals, such as items without a vector, compete for the same `num_codes`
+    codes. Only the first `num_codes` of them are returned: the rest would find no free code, and they can make up most
+    of the catalogue.
     """
-    # 1. Sort by group, and by distance within a group; all but the first item of a group follow another one.
+    # 1. Sort by group, and by distance within a group. Every item except the first of its group needs another code.
     group = group_of(codes)
     order = torch.argsort(distance, stable=True)
     order = order[torch.argsort(group[order], stable=True)]
     follows = group[order][1:] == group[order][:-1]
 
-    # 2. Find the items that are identical to their predecessor. Comparing distances first avoids comparing most
-    # vectors.
+    # 2. Find the items with the same residual as their predecessor. Comparing the distances first avoids comparing
+    # most residuals.
     identical = follows & (distance[order][1:] == distance[order][:-1])
-    # Without the clone, the mask would be written while it is read.
+    # The clone is needed because the mask would otherwise be overwritten while it is read.
     identical[identical.clone()] = (residuals[order[1:][identical]] == residuals[order[:-1][identical]]).all(1)
 
-    # 3. Count the identical items directly before each one.
+    # 3. Count the items directly before each item that have the same residual.
     place = torch.arange(1, len(order))
     copies = place - torch.where(identical, 0, place).cummax(0).values
-    return order[1:][follows & (copies < most)].sort().values
+    return order[1:][follows & (copies < num_codes)].sort().values
 
 
-def _by_cells(items: Tensor, cell: Tensor, most: int) -> Iterator[Tensor]:
-    """The items in chunks of whole cells, of about `most` items each; ascending within a cell."""
+def _by_cells(items: Tensor, cell: Tensor, chunk_size: int) -> Iterator[Tensor]:
+    """Yields the items in chunks of about `chunk_size` items, without splitting cells; ascending within a cell."""
     items = items[torch.argsort(cell[items], stable=True)]
     sizes = cell[items].unique_consecutive(return_counts=True)[1]
-    chunk = (sizes.cumsum(0) - sizes) // most  # the chunk in which each cell starts
+    chunk = (sizes.cumsum(0) - sizes) // chunk_size  # index of the chunk that contains each cell
     chunk_sizes = torch.zeros(int(chunk.max()) + 1 if len(chunk) else 0, dtype=torch.int64).index_add_(0, chunk, sizes)
     return (part for part in items.split(chunk_sizes.tolist()) if len(part))
 
 
 def _half_squared_distances(vectors: Tensor, centroids: Tensor) -> Tensor:
-    """Half the squared distances, `(W, C)`."""
+    """Returns half the squared distance from each vector to each centroid, `(W, C)`."""
     norms = centroids.square().sum(1) / 2 + vectors.square().sum(1, keepdim=True) / 2
     return torch.addmm(norms, vectors, centroids.T, alpha=-1)
 
 
 def _match(distances: Tensor, row: Tensor, taken: Tensor) -> Tensor:
-    """Assigns free codes to items. Each round joins the items and codes that are each other's nearest.
+    """Assigns free codes to items greedily, nearest pair of item and code first.
 
-    The result is the same as if all pairs were taken one by one in order of their distance, but few rounds are needed.
+    Each round assigns all pairs in which the code is the nearest one to the item and the item the nearest one to the
+    code. The result is the same as if the pairs were assigned one by one in the order of their distance, but few
+    rounds are needed.
 
     Args:
-        distances: From item to code, `(W, C)`.
-        row: The row in `taken` of each item's cell, `(W,)`.
-        taken: The codes that are not free in each cell, `(num_cells, C)`. Changed in place.
+        distances: Distance from each item to each code, `(W, C)`.
+        row: Row of each item's cell in `taken`, `(W,)`.
+        taken: True for the codes that are not free in each cell, `(num_cells, C)`. Changed in place.
 
     Returns:
-        The code of each item, `(W,)`; -1 for an item for which no code is left.
+        The code of each item, `(W,)`; -1 if no code was free.
     """
     assigned = torch.full((len(distances),), -1)
     left = torch.arange(len(distances))
     while len(left := left[~taken[row[left]].all(1)]):
-        # 1. The nearest free code of each item that is left.
+        # 1. Find the nearest free code for each unassigned item.
         free = distances[left].masked_fill(taken[row[left]], torch.inf)  # (number left, C)
         nearest, code = free.min(1)
 
-        # 2. The nearest item of each code in each cell, `(num_cells, C)`; the lowest item among equally near ones.
+        # 2. Find the nearest item for each code in each cell, `(num_cells, C)`. Ties go to the lowest item.
         index = row[left].unsqueeze(1).expand_as(free)
         least = torch.full_like(taken, torch.inf, dtype=free.dtype).scatter_reduce_(0, index, free, "amin")
         claims = torch.where(free == least[row[left]], left.unsqueeze(1), len(distances))
         first = torch.full_like(taken, len(distances), dtype=torch.int64).scatter_reduce_(0, index, claims, "amin")
 
-        # 3. Join the pairs that are each other's nearest.
+        # 3. Assign the pairs in which item and code are each other's nearest.
         mutual = first[row[left], code] == left
         assigned[left[mutual]] = code[mutual]
         taken[row[left][mutual], code[mutual]] = True

@@ -1,6 +1,7 @@
-"""Which items occur near each other in the training sequences, and how much more often than by chance.
+"""Co-occurrence statistics: how much more often than by chance items occur near each other in training sequences.
 
-Only pairs that occur are stored, so memory grows with the log and not with the square of the catalogue.
+Only pairs that occur are stored, so memory grows with the number of interactions and not with the square of the number
+of items.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from trl_rec.ragged import Ragged, join, within
 
 @dataclass(frozen=True, eq=False)
 class SparseRows:
-    """A square sparse matrix by rows: `columns[offsets[i] : offsets[i + 1]]` are the columns of row `i`, ascending.
+    """A square sparse matrix in CSR format.
+
+    The entries of row `i` are in the columns `columns[offsets[i] : offsets[i + 1]]`, in ascending order.
 
     Args:
-        offsets (`torch.Tensor` of shape `(size + 1,)`): Where each row starts; the number of entries at the end.
+        offsets (`torch.Tensor` of shape `(size + 1,)`): Start of each row, followed by the number of entries.
         columns (`torch.Tensor` of shape `(entries,)`): The column of each entry.
         values (`torch.Tensor` of shape `(entries,)`, float32): The entries.
     """
@@ -34,28 +37,29 @@ class SparseRows:
         return len(self.offsets) - 1
 
     def times(self, dense: Tensor) -> Tensor:
-        """The product with a dense matrix `(size, width)`."""
-        # A weighted sum of embeddings per row is faster than torch.sparse on a CPU.
+        """Returns the product with a dense matrix `(size, width)`."""
+        # embedding_bag is faster than torch.sparse on a CPU.
         return torch.nn.functional.embedding_bag(
             self.columns, dense, self.offsets, mode="sum", per_sample_weights=self.values, include_last_offset=True
         )
 
 
 def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRows:
-    """Positive pointwise mutual information of all pairs of items, symmetric, `(num_items, num_items)`.
+    """Computes the positive pointwise mutual information of all pairs of items, a symmetric matrix.
 
-    Two items at distance d <= `window` in a training sequence count 1/d, as in the transition baseline but in either
-    order. An item next to itself does not count. The entry of a pair is log(count of the pair * sum of all counts /
-    (total of one item * total of the other)) if that is positive.
+    Two items at distance d <= `window` in a training sequence add 1/d to the count of their pair. The transition
+    baseline counts in the same way, except that the order of the items matters there. Pairs of an item with itself are
+    ignored. The total of an item is the sum of the counts of its pairs, and the entry of a pair is log(count of the
+    pair * sum of all totals / (total of the first item * total of the second item)) if that is positive.
 
     Args:
-        train (`Dataset`): The training split; any other raises. The rows of a user have to be in time order;
-            interactions that are repeated in overlapping rows count once.
-        num_items (`int`): Size of the catalogue.
-        window (`int`, *optional*, defaults to `5`): Largest distance at which a pair counts.
+        train (`Dataset`): The training split. Any other split raises a ValueError. The rows of a user must be in
+            chronological order. Interactions that are repeated in overlapping rows count once.
+        num_items (`int`): Number of items in the catalogue.
+        window (`int`, *optional*, defaults to `5`): Maximum distance at which a pair counts.
 
     Returns:
-        [`SparseRows`]: The positive entries.
+        [`SparseRows`]: The positive entries, of a `(num_items, num_items)` matrix.
     """
     check_is_train(train, "a semantic ID")
     low, high, counts = _pair_counts(train, num_items, window)
@@ -66,23 +70,23 @@ def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRo
 
 
 def popularity(train: Dataset, num_items: int) -> np.ndarray:
-    """How often each item was chosen in training, `(num_items,)`."""
+    """Returns how often each item was chosen in training, `(num_items,)`."""
     check_is_train(train, "a semantic ID")
     sequences, is_new = training_sequences(train)
     return np.bincount(sequences.values[is_new], minlength=num_items)
 
 
 def training_sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
-    """Joins the history of each row and its targets.
+    """Concatenates the history and the targets of each row.
 
     Returns:
-        The sequences, and a mask `(number of values,)` of the interactions that no earlier row of the same user
-        contains.
+        The sequences, and a mask `(number of values,)` of the interactions that do not occur in an earlier row of the
+        same user.
     """
     history = split_rows(train, "history")
     sequences = join(history, split_rows(train, "targets"))
 
-    # Later rows of a user repeat earlier interactions as their history, so only a user's first history is new.
+    # The history of a row repeats interactions of the user's earlier rows, so only a user's first history is new.
     is_first_row = np.zeros(len(sequences), bool)
     is_first_row[np.unique(split_users(train), return_index=True)[1]] = True
     is_target = within(sequences.lengths) >= history.lengths[sequences.row_ids]
@@ -90,16 +94,16 @@ def training_sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
 
 
 def _pair_counts(train: Dataset, num_items: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts the pairs of items. Returns the lower item, the higher item and the count of each pair that occurs."""
+    """Counts pairs of items. Returns the lower item, the higher item and the count of each pair that occurs."""
     sequences, is_new = training_sequences(train)
     items = sequences.values.astype(np.int64)
     rows = sequences.row_ids
 
-    # One distance at a time: sorting the pairs of all distances at once would take several times the memory.
+    # Distances are processed one at a time, because sorting all pairs at once would need several times the memory.
     keys = np.empty(0, np.int64)
     counts = np.empty(0)
     for distance in range(1, window + 1):
-        # A pair counts where its later item is new and both are in one row.
+        # A pair counts if its later item is new and both items are in the same row.
         end = np.flatnonzero(is_new[distance:] & (rows[distance:] == rows[:-distance])) + distance
         first = items[end - distance]
         second = items[end]
@@ -109,8 +113,8 @@ def _pair_counts(train: Dataset, num_items: int, window: int) -> tuple[np.ndarra
 
     if not len(keys):
         raise ValueError(
-            "no user of the training split has two different items near each other, so there is nothing to make "
-            "semantic IDs from; use a log with longer histories"
+            "no user of the training split has two different items near each other, so semantic IDs cannot be made "
+            "from co-occurrence; use a log with longer histories"
         )
     low, high = np.divmod(keys, num_items)
     return low, high, counts
@@ -119,7 +123,7 @@ def _pair_counts(train: Dataset, num_items: int, window: int) -> tuple[np.ndarra
 def _add_counts(
     keys: np.ndarray, counts: np.ndarray, more_keys: np.ndarray, more_counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Adds two tables of counts. Keys are ascending in both tables and in the result."""
+    """Adds two tables of counts. The keys are ascending in both tables and in the result."""
     keys = np.concatenate([keys, more_keys])
     counts = np.concatenate([counts, more_counts])
     order = np.argsort(keys, kind="stable")
@@ -130,8 +134,8 @@ def _add_counts(
 
 
 def _symmetric(low: np.ndarray, high: np.ndarray, values: np.ndarray, size: int) -> SparseRows:
-    """Makes the symmetric matrix with these values at `(low, high)` and `(high, low)`. Pairs are sorted by `low`."""
-    # With `high` first, the stable sort by row leaves the columns of every row in ascending order.
+    """Builds the symmetric matrix with these values at `(low, high)` and `(high, low)`. Pairs are sorted by `low`."""
+    # Because `high` comes first, the stable sort by row leaves the columns of each row in ascending order.
     rows = np.concatenate([high, low])
     columns = np.concatenate([low, high])
     order = np.argsort(rows, kind="stable")

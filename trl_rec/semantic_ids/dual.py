@@ -1,4 +1,4 @@
-"""`make_dual_ids`: Align3GR's IDs for items and users, learned from their texts and from their behaviour."""
+"""`make_dual_ids`: the semantic IDs of Align3GR for items and users, learned from texts and from interactions."""
 
 from __future__ import annotations
 
@@ -28,47 +28,50 @@ BEHAVIOURS = ("cooccurrence", "sequence")
 
 @dataclass(frozen=True)
 class DualIdsConfig:
-    """How [`make_dual_ids`] makes IDs.
+    """Configuration of [`make_dual_ids`].
 
     Args:
-        text_encoder (`str`, *optional*, defaults to `"words"`): Makes vectors of texts, as in [`load_text_encoder`].
-        item_text (`str`, *optional*): Text of an item with column names in braces, such as `"{title}, {genres}"`. By
-            default it contains all columns.
-        signals (`str`, *optional*, defaults to `"both"`): What IDs are made from: `"both"`, `"text"` or `"behaviour"`.
-        behaviour (`str`, *optional*, defaults to `"cooccurrence"`): Which vectors describe who chooses an item: those
-            of `"cooccurrence"`, which led to IDs that were easier to decode, or the embeddings of a small `"sequence"`
-            encoder.
+        text_encoder (`str`, *optional*, defaults to `"words"`): The encoder that embeds texts, as in
+            [`load_text_encoder`].
+        item_text (`str`, *optional*): Template for the text of an item, with column names in braces, such as
+            `"{title}, {genres}"`. By default the text contains all columns.
+        signals (`str`, *optional*, defaults to `"both"`): What the IDs are learned from: `"text"`, `"behaviour"` or
+            `"both"`.
+        behaviour (`str`, *optional*, defaults to `"cooccurrence"`): How the collaborative vectors, which describe who
+            chooses an item, are computed: from `"cooccurrence"`, which led to IDs that were easier to decode, or as
+            the embeddings of a small `"sequence"` encoder.
         users (`bool`, *optional*, defaults to `True`): Whether users get IDs too.
-        align (`bool`, *optional*, defaults to `True`): Whether to align users with the items they chose (U2I).
+        align (`bool`, *optional*, defaults to `True`): Whether to align users with the items they chose (U2I loss).
         levels (`int`, *optional*, defaults to `3`): Number of codes per ID.
         codes (`int`, *optional*, defaults to `256`): Number of different codes per level.
         code_width (`int`, *optional*, defaults to `32`): Width of the vectors that are quantised.
         behaviour_width (`int`, *optional*, defaults to `64`): Width of the collaborative vectors.
-        fused_width (`int`, *optional*, defaults to `128`): Width of the fused (SC) vectors.
+        fused_width (`int`, *optional*, defaults to `128`): Width of the fused vectors (SC, for semantic and
+            collaborative).
         hidden (`int`, *optional*, defaults to `256`): Width of the hidden layers.
-        alpha (`float`, *optional*, defaults to `0.1`): Weight of the U2I loss while codes are learned.
-        without_behaviour (`float`, *optional*, defaults to `0.1`): Share of the items that are shown without their
-            behaviour during training, so that a new item can get an ID from its text alone.
+        alpha (`float`, *optional*, defaults to `0.1`): Weight of the U2I loss while the codes are learned.
+        without_behaviour (`float`, *optional*, defaults to `0.1`): Probability that the collaborative vector of an
+            item is replaced with zeros during training, so that a new item can get an ID from its text alone.
         learning_rate (`float`, *optional*, defaults to `1e-3`): Learning rate of AdamW.
-        batch_size (`int`, *optional*, defaults to `1024`): Pairs of a user and an item per batch.
-        max_epochs (`int`, *optional*, defaults to `30`): Maximum number of passes over the pairs, for each part of the
-            training.
-        patience (`int`, *optional*, defaults to `3`): Epochs without improvement after which a part ends.
+        batch_size (`int`, *optional*, defaults to `1024`): Number of user-item pairs per batch.
+        max_epochs (`int`, *optional*, defaults to `30`): Maximum number of epochs for each phase of the training. An
+            epoch is one pass over all pairs.
+        patience (`int`, *optional*, defaults to `3`): Number of epochs without improvement after which a phase ends.
         collisions (`str`, *optional*, defaults to `"share"`): What to do with items that still have the same codes
             after the repair, as in [`make_semantic_ids`].
-        seed (`int`, *optional*, defaults to `0`): Seed of everything. The same seed gives the same IDs on the same
-            machine.
+        seed (`int`, *optional*, defaults to `0`): Random seed. The same seed gives the same IDs on the same machine.
     """
 
     text_encoder: str = field(
-        default=WORDS, metadata={"help": "words, or a sentence-transformers model by hub id or folder"}
+        default=WORDS, metadata={"help": "words, or the hub id or folder of a sentence-transformers model"}
     )
     item_text: str | None = field(
-        default=None, metadata={"help": "text of an item, with columns in braces: {title}, {genres}"}
+        default=None, metadata={"help": "template for the text of an item, such as '{title}, {genres}'"}
     )
-    signals: str = field(default="both", metadata={"help": "what IDs are made from: both, text or behaviour"})
+    signals: str = field(default="both", metadata={"help": "what IDs are learned from: both, text or behaviour"})
     behaviour: str = field(
-        default="cooccurrence", metadata={"help": "vectors that describe an item's users: cooccurrence or sequence"}
+        default="cooccurrence",
+        metadata={"help": "how collaborative vectors are computed: from cooccurrence or by a sequence encoder"},
     )
     users: bool = field(default=True, metadata={"help": "whether users get IDs too"})
     align: bool = field(default=True, metadata={"help": "whether to align users with the items they chose"})
@@ -78,20 +81,20 @@ class DualIdsConfig:
     behaviour_width: int = field(default=64, metadata={"help": "width of the collaborative vectors"})
     fused_width: int = field(default=128, metadata={"help": "width of the fused vectors"})
     hidden: int = field(default=256, metadata={"help": "width of the hidden layers"})
-    alpha: float = field(default=0.1, metadata={"help": "weight of the alignment while codes are learned"})
+    alpha: float = field(default=0.1, metadata={"help": "weight of the U2I loss while codes are learned"})
     without_behaviour: float = field(
-        default=0.1, metadata={"help": "share of the items shown without their behaviour during training"}
+        default=0.1, metadata={"help": "probability that training hides the collaborative vector of an item"}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the towers"})
-    batch_size: int = field(default=1024, metadata={"help": "pairs of a user and an item per batch"})
-    max_epochs: int = field(
-        default=30, metadata={"help": "maximum passes over the pairs, for each part of the training"}
+    batch_size: int = field(default=1024, metadata={"help": "number of user-item pairs per batch"})
+    max_epochs: int = field(default=30, metadata={"help": "maximum number of epochs for each phase of the training"})
+    patience: int = field(
+        default=3, metadata={"help": "number of epochs without improvement after which a phase ends"}
     )
-    patience: int = field(default=3, metadata={"help": "epochs without improvement after which a part ends"})
     collisions: str = field(
-        default="share", metadata={"help": "items with the same codes share an ID, or extend it by a token"}
+        default="share", metadata={"help": "whether items with the same codes share an ID or extend it by a token"}
     )
-    seed: int = field(default=0, metadata={"help": "seed of everything that is drawn"})
+    seed: int = field(default=0, metadata={"help": "random seed"})
 
 
 def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, overwrite: bool = False) -> RecDataset:
@@ -101,9 +104,9 @@ def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, o
 
     Args:
         dataset (`RecDataset`): A dataset returned by `prepare` or `load`.
-        config (`DualIdsConfig`, *optional*): How the IDs are made.
+        config (`DualIdsConfig`, *optional*): The configuration.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that were made with other settings
-            or came with the data. Otherwise such IDs are an error.
+            or came with the data. If False, such IDs raise a ValueError.
 
     Returns:
         [`RecDataset`]: The dataset with the IDs in its catalogue. The catalogue's surface does not change.
@@ -134,7 +137,7 @@ def _make(dataset: RecDataset, config: DualIdsConfig) -> None:
     semantic_ids = id_tokens(codes.repaired, codes.extra)
     user_ids = None if user_codes is None else user_tokens(user_codes)
 
-    # 3. Write the tower, then the IDs. If the call is killed in between, the next one makes both again.
+    # 3. Write the tower, then the IDs. If the process is killed in between, the next call makes both again.
     card = make_card(
         codes,
         semantic_ids,
@@ -168,7 +171,7 @@ def _settings(config: DualIdsConfig) -> dict[str, Any]:
 
 
 def _train(inputs: DualInputs, config: DualIdsConfig) -> tuple[DualTraining, dict[str, int]]:
-    """Trains the towers. Returns the finished training, and the arguments of the item tower."""
+    """Trains the towers. Returns the finished training and the constructor arguments of the item tower."""
     shape = {
         "inputs": inputs.items(torch.zeros(1, dtype=torch.int64)).shape[1],
         "hidden": config.hidden,
@@ -202,7 +205,7 @@ def _train(inputs: DualInputs, config: DualIdsConfig) -> tuple[DualTraining, dic
 
 @torch.no_grad()
 def _item_codes(training: DualTraining, config: DualIdsConfig) -> IdCodes:
-    """The codes of the items, repaired first as published, then by the repair of [`make_semantic_ids`]."""
+    """Returns the codes of the items. Collisions are resolved by `sinkhorn_repair`, then by `repair_last_level`."""
     tower = training.item_tower
     items = torch.arange(len(training.inputs.known))
     quantized = tower.quantize.assign(training.latents(tower, training.fused_items(items)))
@@ -214,7 +217,7 @@ def _item_codes(training: DualTraining, config: DualIdsConfig) -> IdCodes:
 
 @torch.no_grad()
 def _user_codes(training: DualTraining) -> Tensor | None:
-    """The codes of the users, `(num_users, levels)`. They are not repaired: users with the same ID form a cohort."""
+    """Returns the codes of the users, `(num_users, levels)`. Users may share an ID, so collisions are not resolved."""
     tower = training.user_tower
     if tower is None:
         return None
@@ -226,7 +229,7 @@ def _user_codes(training: DualTraining) -> Tensor | None:
 def _training_facts(
     training: DualTraining, user_codes: Tensor | None, config: DualIdsConfig, text_encoder_hash: str
 ) -> dict[str, Any]:
-    """The part of the card that is about the training."""
+    """Returns the part of the card that describes the training."""
     held_out = training.held_out()
     return {
         "text_encoder": config.text_encoder if config.signals != "behaviour" else None,
@@ -260,17 +263,19 @@ def _check_config(config: DualIdsConfig, dataset: RecDataset) -> None:
             raise ValueError(f"{name}={getattr(config, name)}: choose a number of at least 1")
     if config.behaviour == "sequence" and config.behaviour_width % 2:
         raise ValueError(
-            f"behaviour_width={config.behaviour_width} must be a multiple of 2: the encoder has two attention heads"
+            f"behaviour_width={config.behaviour_width} must be a multiple of 2, because the encoder of "
+            "behaviour=sequence has two attention heads"
         )
     if not 0 <= config.without_behaviour < 1:
         raise ValueError(
-            f"without_behaviour={config.without_behaviour} is a share of the items: choose a number from 0 to below 1"
+            f"without_behaviour={config.without_behaviour} must be at least 0 and less than 1, because it is a "
+            "probability"
         )
     _check_inert(config)
 
 
 def _check_inert(config: DualIdsConfig) -> None:
-    """Raises if an option is set that has no effect because of another one."""
+    """Raises ValueError if an option is set that has no effect because of another option."""
     unused_by_signals: dict[str, tuple[str, ...]] = {
         "both": (),
         "text": ("behaviour", "behaviour_width", "without_behaviour"),

@@ -1,9 +1,9 @@
-"""What the two towers read: text and behaviour of items and users, and the pairs of a user and a chosen item.
+"""The inputs of the item tower and the user tower: vectors of texts and behaviour, and pairs of user and chosen item.
 
-All inputs come from the training split. The last training item of every fifth user is held out of all inputs
-(vectors, pools, profiles and pairs) to measure how well users find what they chose.
+All inputs are computed from the training split. The last training item of every fifth user is held out of all inputs
+(vectors, user pools, profiles and pairs) to measure how well users are matched with an item they chose.
 
-Legend: I items, U users, T items of the longest history, P pairs, W width of a tower's input.
+Legend: I items, U users, T items in the longest history, P pairs, W width of a tower's input.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from trl_rec.semantic_ids.item_vectors import cooccurrence_vectors
 from trl_rec.semantic_ids.text_encoders import TextEncoder, text_vectors
 
 
-NEWEST = 50  # training items per user that are pooled
-EVERY = 5  # one user in this many has an item held out
-MOST_SCALED = 100_000  # users from whom mean and scale are computed
+NEWEST = 50  # maximum number of training items that are pooled per user
+EVERY = 5  # an item is held out for every fifth user
+MOST_SCALED = 100_000  # maximum number of users from which mean and scale are computed
 
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Brings vectors to mean 0 and mean squared length 1.
+    """Standardises vectors: subtracts `mean` and divides by `scale`.
 
     Args:
-        mean (`torch.Tensor` of shape `(width,)`): Is subtracted from each vector.
-        scale (`torch.Tensor`, a scalar): Divides the difference.
+        mean (`torch.Tensor` of shape `(width,)`): The mean vector.
+        scale (`torch.Tensor`, a scalar): The root mean square norm of the centred vectors.
     """
 
     mean: Tensor
@@ -45,7 +45,7 @@ class Scaling:
 
     @classmethod
     def of(cls, vectors: Tensor) -> Scaling:
-        """The scaling that brings these vectors `(N, width)` to mean 0 and mean squared length 1."""
+        """Returns the scaling that gives these vectors `(N, width)` mean 0 and mean squared norm 1."""
         mean = vectors.mean(0)
         return cls(mean, (vectors - mean).square().sum(1).mean().sqrt().clamp(min=1e-6))
 
@@ -55,18 +55,18 @@ class Scaling:
 
 @dataclass(frozen=True, eq=False)
 class DualInputs:
-    """Everything that the towers learn from. A signal that is switched off has width 0.
+    """The training data of the towers. The vectors of a signal that is switched off have width 0.
 
     Args:
         item_text (`torch.Tensor` of shape `(I, ...)`): Scaled vectors of the items' texts.
         user_text (`torch.Tensor` of shape `(U, ...)`): Scaled vectors of the users' texts.
         behaviour (`torch.Tensor` of shape `(I, ...)`): Collaborative vectors of the items, unscaled.
-        known (`torch.Tensor` of shape `(I,)`): Whether an item occurs in training.
-        scales (`dict`): The scaling of `"item_text"`, `"item_behaviour"` and `"user_behaviour"`.
+        known (`torch.Tensor` of shape `(I,)`): True for items that occur in training.
+        scales (`dict`): The scalings of `"item_text"`, `"item_behaviour"` and `"user_behaviour"`.
         histories (`torch.Tensor` of shape `(U, T)`): The newest training items of each user, padded with 0.
-        mask (`torch.Tensor` of shape `(U, T)`): Which entries of `histories` are not padding.
-        pairs (`torch.Tensor` of shape `(2, P)`): Users and items that they chose, each pair once.
-        held_out (`torch.Tensor` of shape `(2, ...)`): Pairs that none of the above contains.
+        mask (`torch.Tensor` of shape `(U, T)`): False for padding in `histories`.
+        pairs (`torch.Tensor` of shape `(2, P)`): Users and items that they chose, without duplicates.
+        held_out (`torch.Tensor` of shape `(2, ...)`): Held-out users and items, excluded from all other inputs.
         popularity (`torch.Tensor` of shape `(I,)`): How often each item was chosen in training.
     """
 
@@ -82,30 +82,31 @@ class DualInputs:
     popularity: Tensor
 
     def items(self, rows: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The inputs of the item tower.
+        """Returns the inputs of the item tower.
 
         Args:
             rows (`torch.Tensor` of shape `(N,)`): Item indices.
-            keep (`torch.Tensor` of shape `(N,)`, *optional*): Whether to show the behaviour of each item; by default
-                all items show theirs.
+            keep (`torch.Tensor` of shape `(N,)`, *optional*): False for the items whose behaviour is replaced with
+                zeros. By default no behaviour is replaced.
 
         Returns:
-            `torch.Tensor` of shape `(N, W)`: Text and behaviour. Behaviour that is not shown, or not known from
-            training, is zeros.
+            `torch.Tensor` of shape `(N, W)`: Text and behaviour. The behaviour of items that do not occur in training
+            is zeros too.
         """
         is_shown = self.known[rows] if keep is None else self.known[rows] & keep
         behaviour = self.scales["item_behaviour"](self.behaviour[rows]) * is_shown.unsqueeze(1)
         return torch.cat([self.item_text[rows], behaviour], 1)
 
     def users(self, rows: Tensor, without: Tensor | None = None) -> Tensor:
-        """The inputs of the user tower.
+        """Returns the inputs of the user tower.
 
         Args:
-            rows (`torch.Tensor` of shape `(N,)`): User numbers.
-            without (`torch.Tensor` of shape `(N,)`, *optional*): An item to leave out of each user's pool.
+            rows (`torch.Tensor` of shape `(N,)`): User indices.
+            without (`torch.Tensor` of shape `(N,)`, *optional*): For each user, an item to exclude from the pool.
 
         Returns:
-            `torch.Tensor` of shape `(N, W)`: Text and pooled behaviour; zeros for behaviour if the pool is empty.
+            `torch.Tensor` of shape `(N, W)`: Text and pooled behaviour. The behaviour is zeros if there is no item to
+            pool.
         """
         mask = self.mask[rows]
         if without is not None:
@@ -114,29 +115,32 @@ class DualInputs:
         return torch.cat([self.user_text[rows], behaviour * mask.any(1, keepdim=True)], 1)
 
     def chose(self, users: Tensor, items: Tensor) -> Tensor:
-        """Whether each user chose each item in training, `(len(users), len(items))`. Held-out pairs count too."""
+        """Returns whether each user chose each item in training, `(len(users), len(items))`.
+
+        Held-out pairs count as chosen.
+        """
         num_items = len(self.known)
 
-        # 1. Number the distinct items that are asked for; -1 for all others.
+        # 1. Number the distinct items of `items`; all other items get -1.
         distinct, place = items.unique(return_inverse=True)
         column = torch.full((num_items,), -1)
         column[distinct] = torch.arange(len(distinct))
 
-        # 2. Look up all items that the users chose. The pairs are sorted, so those of a user are adjacent.
+        # 2. Look up all items that the users chose. The pairs are sorted, so the pairs of a user are adjacent.
         starts, ends = torch.searchsorted(self._sorted_pairs, torch.stack([users, users + 1]) * num_items)
         counts = ends - starts
         row = torch.arange(len(users)).repeat_interleave(counts)
         position = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
         chosen = column[self._sorted_pairs[starts[row] + position] % num_items]
 
-        # 3. Mark those that are asked for.
+        # 3. Mark the chosen items that occur in `items`.
         is_chosen = torch.zeros(len(users), len(distinct), dtype=torch.bool)
         is_chosen[row[chosen >= 0], chosen[chosen >= 0]] = True
         return is_chosen[:, place]
 
     @cached_property
     def _sorted_pairs(self) -> Tensor:
-        """All pairs, held-out ones included, as the sorted numbers user * I + item."""
+        """All pairs, including held-out pairs, encoded as user * I + item and sorted."""
         pairs = torch.cat([self.pairs, self.held_out], 1)
         return (pairs[0] * len(self.known) + pairs[1]).sort().values
 
@@ -155,22 +159,22 @@ def dual_inputs(
 
     Args:
         dataset (`RecDataset`): The dataset.
-        encoder (`TextEncoder`): Makes vectors of texts.
+        encoder (`TextEncoder`): Embeds texts.
         signals (`str`): `"both"`, `"text"` or `"behaviour"`.
         behaviour (`str`): `"cooccurrence"` or `"sequence"`.
         width (`int`): Width of the collaborative vectors.
-        item_template (`str`, *optional*): Text of an item, as in [`item_texts`].
-        seed (`int`): Seed of the collaborative vectors.
+        item_template (`str`, *optional*): Template for the text of an item, as in [`item_texts`].
+        seed (`int`): Seed for the collaborative vectors.
     """
     num_items = len(dataset.catalog)
     num_users = dataset.users.num_rows
     cache = dataset.path / "vectors"
     scales: dict[str, Scaling] = {}
 
-    # 1. Hold out pairs before anything is computed.
+    # 1. Hold out pairs before anything is computed from the training split.
     train, held_out = hold_out(dataset.train)
 
-    # 2. Texts. Profiles are made from training interactions too, so they must not contain held-out ones.
+    # 2. Embed the texts. User profiles contain training interactions, so held-out interactions must be excluded.
     item_text = torch.zeros(num_items, 0)
     user_text = torch.zeros(num_users, 0)
     if signals != "behaviour":
@@ -180,7 +184,7 @@ def dual_inputs(
         item_text = scales["item_text"](item_text)
         user_text = Scaling.of(user_text)(user_text)
 
-    # 3. Behaviour of items.
+    # 3. Compute the behaviour of items.
     vectors = torch.zeros(num_items, 0)
     if signals != "text" and behaviour == "sequence":
         vectors = collaborative_vectors(train, num_items, width=width, seed=seed, cache=cache)
@@ -189,14 +193,14 @@ def dual_inputs(
     counts = torch.from_numpy(popularity(train, num_items))
     scales["item_behaviour"] = Scaling.of(vectors[counts > 0])
 
-    # 4. Behaviour of users: pools over their newest items.
+    # 4. Collect the newest items of each user, which are pooled into the user's behaviour.
     chosen = _chosen_items(train, num_users)
     newest = chosen.tail(NEWEST)
     histories = torch.from_numpy(newest.padded(fill=0))  # (U, T)
     mask = torch.from_numpy(newest.padded() >= 0)
     scales["user_behaviour"] = _user_scaling(vectors, histories, mask)
 
-    # 5. Pairs. A held-out item that also occurs in the user's history would test nothing.
+    # 5. Collect the pairs. A held-out pair that also occurs in training is dropped, because it would test nothing.
     pairs = np.unique(chosen.row_ids * num_items + chosen.values)
     is_repeated = torch.isin(held_out[0] * num_items + held_out[1], torch.from_numpy(pairs))
 
@@ -215,27 +219,28 @@ def dual_inputs(
 
 
 def _user_scaling(vectors: Tensor, histories: Tensor, mask: Tensor) -> Scaling:
-    """The scaling of pooled vectors, from at most `MOST_SCALED` users, spread evenly over those with items."""
+    """Returns the scaling of pooled vectors, computed from at most `MOST_SCALED` evenly spaced users with items."""
     users = mask.any(1).nonzero().squeeze(1)
     users = users[torch.linspace(0, len(users) - 1, min(len(users), MOST_SCALED)).round().long()]
     return Scaling.of(pooled(vectors, histories[users], mask[users]))
 
 
 def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
-    """Removes the last target of one user in `every` from the training split. A user's only target stays.
+    """Removes the last target of every fifth user from the training split, unless it is the user's only target.
 
     Args:
-        train (`Dataset`): The training split; any other raises.
-        every (`int`, *optional*, defaults to `5`): One user in this many loses a target.
+        train (`Dataset`): The training split. Any other split raises a ValueError.
+        every (`int`, *optional*, defaults to `5`): A target is held out for one user in `every`.
 
     Returns:
-        `tuple[Dataset, torch.Tensor]`: The shorter training split, and the users and items removed, `(2, ...)`.
+        `tuple[Dataset, torch.Tensor]`: The shorter training split, and the removed pairs of users and items,
+        `(2, ...)`.
     """
     check_is_train(train, "a semantic ID")
     targets = split_rows(train, "targets")
     users = split_users(train).astype(np.int64)
 
-    # 1. Choose the last rows of some users: those with a target that is not the user's only one.
+    # 1. Select the last row of every fifth user, if it has a target that is not the user's only target.
     is_last_row = np.full(len(users), False)
     is_last_row[len(users) - 1 - np.unique(users[::-1], return_index=True)[1]] = True
     has_another = np.bincount(users, targets.lengths)[users] > 1
@@ -243,7 +248,7 @@ def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
     rows = np.flatnonzero(is_chosen)
     items = targets.values[targets.offsets[1:][rows] - 1].astype(np.int64)
 
-    # 2. Cut the last target off these rows.
+    # 2. Remove the last target of these rows.
     lengths = targets.lengths.copy()
     lengths[rows] -= 1
     shorter = targets.slice(0 * lengths, lengths).to_arrow()
@@ -253,7 +258,7 @@ def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
 
 
 def _chosen_items(train: Dataset, num_users: int) -> Ragged:
-    """Row `u` contains the training items of user `u`, oldest first."""
+    """Returns the training items of each user, oldest first; row `u` belongs to user `u`."""
     sequences, is_new = training_sequences(train)
     users = split_users(train).astype(np.int64)[sequences.row_ids[is_new]]
     order = np.argsort(users, kind="stable")

@@ -1,10 +1,10 @@
-"""The two towers, for items and for users: each turns its input into a vector, and the vector into a few codes.
+"""The model of a tower, for items or for users: it maps its input to a vector, and the vector to a few codes.
 
     SC = fuse([text; behaviour])        z = quantize(encode(SC))        decode(z) ~ [text; behaviour]
 
-SC is the fused vector of the paper (semantic and collaborative). The SC vectors of a user and of the items the user
-chose are aligned. The decoder reconstructs the fixed input and not SC, because the tower could make SC trivially easy
-to reconstruct.
+SC is the paper's fused vector (semantic and collaborative). Training aligns the SC vector of a user with the SC
+vectors of the items that the user chose. The decoder reconstructs the fixed input and not SC, because the tower could
+learn an SC that is trivial to reconstruct.
 
 Legend: N items or users, W width of the input, S width of SC, B pairs of a user and an item.
 """
@@ -21,11 +21,11 @@ from trl_rec.semantic_ids.quantizer import ResidualQuantizer
 
 
 class Rebuilt(NamedTuple):
-    """How well a tower reconstructs its inputs from their codes.
+    """The loss and the error of reconstructing a tower's inputs from their codes.
 
     Args:
-        loss (`torch.Tensor` of shape `(N,)`): The squared error of the reconstruction plus the loss of the quantiser.
-        error (`torch.Tensor` of shape `(N,)`): The squared error alone.
+        loss (`torch.Tensor` of shape `(N,)`): The squared reconstruction error plus the loss of the quantiser.
+        error (`torch.Tensor` of shape `(N,)`): The squared reconstruction error.
     """
 
     loss: Tensor
@@ -33,12 +33,12 @@ class Rebuilt(NamedTuple):
 
 
 class Tower(nn.Module):
-    """The tower of one side.
+    """A tower for items or users.
 
     Args:
-        inputs (`int`): W.
+        inputs (`int`): W, the width of the input.
         hidden (`int`): Width of the hidden layers.
-        width (`int`): S.
+        width (`int`): S, the width of SC.
         code_width (`int`): Width of the vectors that are quantised.
         levels (`int`): Number of codes per item or user.
         codes (`int`): Number of different codes per level.
@@ -58,21 +58,21 @@ class Tower(nn.Module):
         return Rebuilt(error + quantized.loss, error)
 
     def autoencode(self, fused: Tensor, inputs: Tensor) -> Tensor:
-        """The squared error `(N,)` of a reconstruction without quantisation."""
+        """Returns the squared error `(N,)` of reconstructing `inputs` without quantisation."""
         error: Tensor = (self.decode(self.encode(fused)) - inputs).square().sum(1)
         return error
 
 
 def u2i_loss(users: Tensor, items: Tensor, also_chosen: Tensor) -> Tensor:
-    """The alignment loss of the paper (U2I): each user has to identify the chosen item among the items of the batch.
+    """Computes the paper's user-to-item alignment loss (U2I), an in-batch softmax loss.
 
-    It is -log softmax over the items of the batch, at the item that the user chose.
+    The loss of a pair is -log softmax over the items of the batch, evaluated at the item that the user chose.
 
     Args:
-        users (`torch.Tensor` of shape `(B, S)`): SC vectors of users.
-        items (`torch.Tensor` of shape `(B, S)`): SC vectors of the items; the user of row `i` chose item `i`.
+        users (`torch.Tensor` of shape `(B, S)`): SC vectors of the users.
+        items (`torch.Tensor` of shape `(B, S)`): SC vectors of the items; user `i` chose item `i`.
         also_chosen (`torch.Tensor` of shape `(B, B)`): True where the user of the row also chose the item of the
-            column. Such an item is not a negative. The diagonal is ignored.
+            column. These items are excluded from the user's negatives. The diagonal is ignored.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: The loss of each pair.

@@ -1,4 +1,4 @@
-"""Saves the trained item tower in a dataset folder, and loads it to give semantic IDs to new items.
+"""Saves the trained item tower in a dataset folder, and loads it to compute semantic IDs for new items.
 
 `id_encoder.safetensors` contains the weights of the tower and the scaling of the text vectors; `id_encoder.json`
 describes them.
@@ -32,13 +32,13 @@ REMEDY = "make the IDs again with trl-rec tokenize --method dual --overwrite tru
 
 @dataclass(frozen=True, eq=False)
 class ItemIdEncoder:
-    """Gives new items semantic IDs based on their text. Nothing is trained.
+    """Computes semantic IDs for new items from their texts, without further training.
 
     Args:
         tower (`Tower`): The item tower.
         encoder (`TextEncoder`): The text encoder that the tower was trained with.
         scaling (`Scaling`): The scaling of the text vectors.
-        behaviour_width (`int`): Width of the behaviour part of the tower's input, which is zeros for a new item.
+        behaviour_width (`int`): Width of the behaviour in the tower's input, which is zeros for new items.
     """
 
     tower: Tower
@@ -49,26 +49,26 @@ class ItemIdEncoder:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ItemIdEncoder:
         """Loads the encoder that [`make_dual_ids`] wrote into a dataset folder."""
-        # 1. Check that the folder contains an encoder, and that this encoder made the folder's IDs.
+        # 1. Check that the folder contains an encoder, and that it belongs to the IDs in the folder.
         file = Path(folder) / f"{NAME}.json"
         if not file.is_file():
             raise ValueError(f"{folder} contains no trained semantic IDs ({NAME}.json is missing); {REMEDY}")
         description = _read_description(file)
         card = read_ids_card(folder)
         if card is None or card["fingerprint"] != description["fingerprint"]:
-            raise ValueError(f"{file} does not match the semantic IDs that the folder contains now; {REMEDY}")
+            raise ValueError(f"{file} does not match the semantic IDs in the folder; {REMEDY}")
 
-        # 2. Load the text encoder, and check that it is the one the tower was trained with.
+        # 2. Load the text encoder, and check that the tower was trained with it.
         if description["text_encoder"] is None:
             raise ValueError(
-                f"the semantic IDs of {folder} use behaviour alone, and a new item has none; {REMEDY} and --signals "
-                "both or text"
+                f"the semantic IDs of {folder} were learned from behaviour alone, which a new item does not have; "
+                f"{REMEDY} and --signals both or text"
             )
         encoder = load_text_encoder(description["text_encoder"])
         if encoder.fingerprint != description["text_encoder_hash"]:
             raise ValueError(
-                f"{description['text_encoder']} is not the text encoder that the IDs were made with: its weights "
-                f"differ; restore it, or {REMEDY}"
+                f"the text encoder {description['text_encoder']} has changed since the IDs were made; restore the "
+                f"original encoder, or {REMEDY}"
             )
 
         # 3. Load the tower.
@@ -86,24 +86,24 @@ class ItemIdEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """The codes `(len(texts), levels)` of items. Their texts must have the format of [`item_texts`]."""
+        """Returns the codes `(len(texts), levels)` of items, whose texts must have the format of [`item_texts`]."""
         text_vectors = self.scaling(self.encoder(texts))
         no_behaviour = text_vectors.new_zeros(len(text_vectors), self.behaviour_width)
         fused = self.tower.fuse(torch.cat([text_vectors, no_behaviour], 1))
         return self.tower.quantize.assign(self.tower.encode(fused)).codes
 
     def tokens(self, texts: Sequence[str]) -> Ragged:
-        """The tokens of the codes that [`ItemIdEncoder.encode`] returns, one row per text.
+        """Returns the tokens of the codes from [`ItemIdEncoder.encode`], one row per text.
 
-        Several new items may get the same ID, and a new item may get the ID of a known one. With `collisions: extend`
-        the IDs of some known items have one more token, so the ID of a new item may be the beginning of such an ID.
+        Several new items may get the same ID, and a new item may get the ID of a known item. With `collisions: extend`
+        the IDs of some known items have an additional token, so the ID of a new item may be a prefix of such an ID.
         """
         codes = self.encode(texts)
         return id_tokens(codes, torch.full((len(codes),), -1))
 
 
 def _read_description(file: Path) -> dict[str, Any]:
-    """What `save_item_tower` wrote to the JSON file."""
+    """Reads the JSON file that `save_item_tower` wrote."""
     names = ("tower", "text_encoder", "text_encoder_hash", "fingerprint")
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
@@ -121,23 +121,23 @@ def save_item_tower(
     text_encoder: str,
     hashes: dict[str, str],
 ) -> None:
-    """Writes both files, the description last.
+    """Writes the weights and then their description.
 
     Args:
         folder (`Path`): The dataset folder.
         tower (`Tower`): The item tower.
-        shape (`dict`): The arguments of [`Tower`].
-        scaling (`Scaling`, *optional*): The scaling of the text vectors; None if the IDs are made from behaviour
+        shape (`dict`): The constructor arguments of the tower.
+        scaling (`Scaling`, *optional*): The scaling of the text vectors. None if the IDs are learned from behaviour
             alone.
-        text_encoder (`str`): The argument of [`load_text_encoder`].
-        hashes (`dict`): `text_encoder_hash`, and the `fingerprint` of the IDs.
+        text_encoder (`str`): Name or path of the text encoder, as in [`load_text_encoder`].
+        hashes (`dict`): The `text_encoder_hash` and the `fingerprint` of the IDs.
     """
     weights = tower.state_dict()
     if scaling is not None:
         weights |= {"text_mean": scaling.mean, "text_scale": scaling.scale}
     description = {"tower": shape, "text_encoder": None if scaling is None else text_encoder, **hashes}
 
-    # Delete the old description first: if this call is killed in between, no encoder with mixed files can be loaded.
+    # The old description is deleted first so that, if the process is killed, it cannot be loaded with the new weights.
     (folder / f"{NAME}.json").unlink(missing_ok=True)
     with atomic_file(folder / f"{NAME}.safetensors") as temporary:
         save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)

@@ -1,13 +1,13 @@
-"""How the two towers are trained: first to align users with what they choose, then to compress both into codes.
+"""Trains the two towers: first aligns users with the items they chose, then learns the codes of both.
 
     L = alpha U2I + gamma (RQ of users + RQ of items)
 
-Stage 1, (alpha, gamma) = (1, 0): the SC vectors are aligned until held-out items no longer gain rank. Then k-means
-over all aligned vectors initialises the codebooks. Stage 2, (0.1, 1): everything is trained until the reconstruction
-of the inputs no longer improves.
+In stage 1, (alpha, gamma) = (1, 0), the SC vectors (see `dual_model`) are aligned until the ranks of held-out items no
+longer improve. Then the codebooks are initialised by k-means over the encoded SC vectors. In stage 2, (0.1, 1), all
+weights are trained until the reconstruction of the inputs no longer improves.
 
-Reconstruction: between the two stages, encoder and decoder learn to reconstruct without codes, because k-means over
-the outputs of an untrained encoder would start from noise.
+Reconstruction: between the two stages, encoder and decoder learn to reconstruct the inputs without quantisation,
+because the outputs of an untrained encoder would be a meaningless initialisation for the codebooks.
 
 Legend: M held-out pairs, S width of SC.
 """
@@ -32,23 +32,25 @@ from trl_rec.semantic_ids.dual_model import Tower, u2i_loss
 
 logger = logging.getLogger(__name__)
 
-NUM_OTHERS = 60  # items among which a held-out one has to be found
-MOST_HELD_OUT = 10_000  # held-out pairs that are measured
-LEAST_GAIN = 0.001  # relative improvement below which an epoch counts as stalled
-CHUNK = 8192  # rows that are computed at a time outside training
+NUM_OTHERS = 60  # number of other items that a held-out item is ranked against
+MOST_HELD_OUT = 10_000  # maximum number of held-out pairs that are evaluated
+LEAST_GAIN = 0.001  # minimum relative improvement; an epoch with less counts towards `patience`
+CHUNK = 8192  # number of items or users that are computed at a time outside training
 
 
 class HeldOut(NamedTuple):
-    """How well users find the item they chose among `NUM_OTHERS` others, drawn by popularity, that they did not
-    choose.
+    """How well each held-out item ranks for its user against `NUM_OTHERS` other items, drawn by popularity.
+
+    Other items that the user also chose are ignored.
 
     Args:
-        accuracy (`float`): The share of pairs whose item ranks first.
-        chance (`float`): The accuracy of a random ranking. Others that were drawn twice, or that the user chose as
-            well, do not compete, so `chance` may be above 1 / (1 + `NUM_OTHERS`).
-        won (`float`): The mean share of the others that rank below the item; 0.5 by chance. With few pairs `won`
-            fluctuates less than `accuracy`. Unlike a loss, it does not depend on how confident the towers are.
-        pairs (`int`): M.
+        accuracy (`float`): The share of pairs in which the held-out item ranks first.
+        chance (`float`): The accuracy of a random ranking. It may exceed 1 / (1 + `NUM_OTHERS`), because some of the
+            other items may be ignored or drawn twice.
+        won (`float`): The share of the other items that rank below the held-out item, averaged over pairs; 0.5 by
+            chance. With few pairs `won` fluctuates less than `accuracy`. Unlike a loss, it does not depend on how
+            confident the towers are.
+        pairs (`int`): M, the number of held-out pairs.
     """
 
     accuracy: float
@@ -59,22 +61,22 @@ class HeldOut(NamedTuple):
 
 @dataclass
 class DualTraining:
-    """One training of the towers.
+    """Trains and evaluates the towers.
 
     Args:
-        inputs (`DualInputs`): What the towers read.
+        inputs (`DualInputs`): The training data.
         item_tower (`Tower`): The tower of the items.
-        user_tower (`Tower`, *optional*): The tower of the users. Without it there is nothing to align.
+        user_tower (`Tower`, *optional*): The tower of the users. It is required if `align` is True.
         align (`bool`): Whether to use the U2I loss.
         alpha (`float`): Weight of the U2I loss in stage 2.
         learning_rate (`float`): Learning rate of AdamW.
-        batch_size (`int`): Pairs per batch.
-        max_epochs (`int`): Maximum number of epochs of each part of the training.
-        patience (`int`): Epochs without improvement after which a part ends.
-        without_behaviour (`float`): Share of the items that are shown without their behaviour during training, so that
-            new items can get IDs without any.
-        generator (`torch.Generator`): For all random draws.
-        curve (`list`): What was measured after each epoch.
+        batch_size (`int`): Number of pairs per batch.
+        max_epochs (`int`): Maximum number of epochs for each phase of the training.
+        patience (`int`): Number of epochs without improvement after which a phase ends.
+        without_behaviour (`float`): Probability that the behaviour of an item is replaced with zeros during training,
+            so that a new item can get an ID from its text alone.
+        generator (`torch.Generator`): Generator for all random draws.
+        curve (`list`): The measurements after each epoch.
     """
 
     inputs: DualInputs
@@ -91,32 +93,32 @@ class DualTraining:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> None:
-        """Trains the towers in up to three parts; each part ends with the weights of its best epoch."""
+        """Trains the towers in two or three phases. Each phase ends with the weights of its best epoch."""
         if self.align:
-            # Without held-out pairs, the loss decides.
+            # Without held-out pairs, the best epoch is the epoch with the lowest loss.
             self._train("aligning", self._alignment, lambda measured: measured.get("u2i_won", -measured["loss"]))
         self._train("rebuilding", self._autoencoding, lambda measured: -measured["loss"])
         self._start_codebooks()
         self._train("quantising", self._quantisation, lambda measured: -measured["error"], after=self._revive)
 
     def held_out(self) -> HeldOut | None:
-        """How well users find what they chose. None without held-out pairs or without a user tower."""
+        """Evaluates the towers on the held-out pairs. Returns None without held-out pairs or without a user tower."""
         if self.user_tower is None or not self.inputs.held_out.shape[1]:
             return None
         users, items, is_chosen = self._evaluation_set
 
-        # 1. Score the chosen item (first column) and the others.
+        # 1. Score the held-out item (first column) and the other items.
         user_vectors = self.fused_users(users)  # (M, S)
         item_vectors = self.fused_items(items.flatten()).view(*items.shape, -1)  # (M, 1 + NUM_OTHERS, S)
         scores = torch.einsum("bs,bks->bk", user_vectors, item_vectors).masked_fill(is_chosen, -torch.inf)
 
-        # 2. The share of others that rank below it.
+        # 2. Compute the share of the other items that rank below the held-out item.
         ranks_below = scores[:, :1] > scores[:, 1:]
         counts = ~is_chosen[:, 1:]
         won = (ranks_below & counts).sum(1) / counts.sum(1).clamp(min=1)
 
-        # 3. The accuracy of a random ranking: only distinct others compete. Sorted, with -1 for those that do not
-        # count, a distinct one differs from its predecessor.
+        # 3. Compute the accuracy of a random ranking from the number of distinct other items. Ignored items are
+        # replaced with -1. After sorting, an item is distinct if it differs from its predecessor.
         others = items[:, 1:].masked_fill(is_chosen[:, 1:], -1).sort(1).values
         is_distinct = (others.diff(dim=1) > 0) & (others[:, 1:] >= 0)
         rivals = (others[:, :1] >= 0).sum(1) + is_distinct.sum(1)
@@ -131,23 +133,23 @@ class DualTraining:
 
     @cached_property
     def _evaluation_set(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What `held_out` measures, the same at every call.
+        """The users and items that `held_out` evaluates, drawn once so that all epochs use the same items.
 
         Returns:
-            Users `(M,)`, at most `MOST_HELD_OUT`, spread evenly; items `(M, 1 + NUM_OTHERS)`, the chosen one first;
-            and a mask of the others that the user also chose.
+            Users `(M,)` of at most `MOST_HELD_OUT` evenly spaced pairs; items `(M, 1 + NUM_OTHERS)`, the held-out item
+            first; and a mask of the other items that the user also chose.
         """
         pairs = self.inputs.held_out
         sample = torch.linspace(0, pairs.shape[1] - 1, min(pairs.shape[1], MOST_HELD_OUT)).round().long()
         users, own = pairs[:, sample]
 
-        # Drawing one of all interactions uniformly draws its item by popularity.
+        # A uniform draw from all interactions draws items in proportion to their popularity.
         generator = torch.Generator().manual_seed(0)
         ends = self.inputs.popularity.cumsum(0)
         interactions = torch.randint(int(ends[-1]), (len(users), NUM_OTHERS), generator=generator)
         items = torch.cat([own.unsqueeze(1), torch.searchsorted(ends, interactions, right=True)], 1)
 
-        # Row by row: all users against all items would be a matrix of M x M * NUM_OTHERS.
+        # Computed row by row, because all users against all items would be a matrix of M x M * NUM_OTHERS.
         rows = [self.inputs.chose(user, row) for user, row in zip(users.split(1), items, strict=True)]
         is_chosen = torch.cat(rows)
         is_chosen[:, 0] = False
@@ -155,23 +157,23 @@ class DualTraining:
 
     @torch.no_grad()
     def fused_items(self, rows: Tensor) -> Tensor:
-        """SC vectors of items, `(len(rows), S)`."""
+        """Returns the SC vectors of items, `(len(rows), S)`."""
         return torch.cat([self.item_tower.fuse(self.inputs.items(part)) for part in rows.split(CHUNK)])
 
     @torch.no_grad()
     def fused_users(self, rows: Tensor) -> Tensor:
-        """SC vectors of users, `(len(rows), S)`."""
+        """Returns the SC vectors of users, `(len(rows), S)`."""
         assert self.user_tower is not None
         return torch.cat([self.user_tower.fuse(self.inputs.users(part)) for part in rows.split(CHUNK)])
 
     @torch.no_grad()
     def latents(self, tower: Tower, fused: Tensor) -> Tensor:
-        """The vectors that a tower quantises, `(N, code_width)`, from SC vectors `(N, S)`."""
+        """Returns the vectors that a tower quantises, `(N, code_width)`, from SC vectors `(N, S)`."""
         return torch.cat([tower.encode(part) for part in fused.split(CHUNK)])
 
     @torch.no_grad()
     def rebuilding_error(self) -> float:
-        """The share of the squared length of the items' inputs that the codes lose."""
+        """Returns the squared reconstruction error of the items' inputs, relative to their squared norm."""
         error = 0.0
         total = 0.0
         for part in self.inputs.known.nonzero().squeeze(1).split(CHUNK):
@@ -187,13 +189,14 @@ class DualTraining:
         score: Callable[[dict[str, float]], float],
         after: Callable[[], None] | None = None,
     ) -> None:
-        """Trains epoch after epoch until the score stops improving, then restores the weights of the best epoch.
+        """Trains until the score stops improving, then restores the weights of the best epoch.
 
         Args:
-            name: Name of this part in the curve and the log.
-            losses: Takes a batch, as indices into the pairs, and returns the parts of its loss; `"loss"` is minimised.
-            score: Takes what was measured after an epoch, and returns a number that should grow.
-            after: Called after each epoch but the last.
+            name: Name of this phase in the curve and the log.
+            losses: Maps a batch, given as indices of pairs, to its losses. `"loss"` is minimised; other entries are
+                only measured.
+            score: Maps the measurements of an epoch to a score; higher is better.
+            after: Called after each epoch except the last.
         """
         towers = self._towers()
         optimizer = torch.optim.AdamW(towers.parameters(), lr=self.learning_rate, weight_decay=1e-4)
@@ -209,8 +212,8 @@ class DualTraining:
             self.curve.append({"stage": name, "epoch": epoch, **rounded})
             if not all(map(math.isfinite, measured.values())):
                 raise ValueError(
-                    f"{name}: not all of {measured} is finite in epoch {epoch}; lower learning_rate, or check the "
-                    "texts"
+                    f"{name}: a measurement of epoch {epoch} is not finite ({measured}); lower learning_rate, or "
+                    "check the vectors of the text encoder"
                 )
             progress.set_postfix({measure: f"{value:.3f}" for measure, value in measured.items()})
 
@@ -223,7 +226,7 @@ class DualTraining:
             else:
                 stalled += 1
 
-            # 3. Stop, or go on.
+            # 3. Stop early, or prepare the next epoch.
             if stalled == self.patience:
                 break
             if after is not None:
@@ -236,7 +239,7 @@ class DualTraining:
     def _epoch(
         self, losses: Callable[[Tensor], dict[str, Tensor]], optimizer: torch.optim.Optimizer
     ) -> dict[str, float]:
-        """One pass over the pairs. Returns the mean of each part of the loss over the batches."""
+        """Trains for one pass over the pairs. Returns each loss, averaged over the batches."""
         order = torch.randperm(self.inputs.pairs.shape[1], generator=self.generator)
         batches = order.split(self.batch_size)
 
@@ -251,19 +254,19 @@ class DualTraining:
         return {name: total / len(batches) for name, total in sums.items()}
 
     def _alignment(self, batch: Tensor) -> dict[str, Tensor]:
-        """The loss of stage 1."""
+        """Computes the loss of stage 1."""
         loss = self._u2i(*self.inputs.pairs[:, batch]).mean()
         return {"loss": loss}
 
     def _autoencoding(self, batch: Tensor) -> dict[str, Tensor]:
-        """The loss between the stages. It trains encoder and decoder; aligned SC vectors do not change."""
+        """Computes the loss between the stages. It trains encoder and decoder, but not the aligned SC vectors."""
         loss = torch.zeros(())
         for tower, fused, inputs in self._distinct(batch):
             loss = loss + tower.autoencode(fused.detach() if self.align else fused, inputs).mean()
         return {"loss": loss}
 
     def _quantisation(self, batch: Tensor) -> dict[str, Tensor]:
-        """The loss of stage 2."""
+        """Computes the loss of stage 2."""
         loss = torch.zeros(())
         error = torch.zeros(())
         for tower, fused, inputs in self._distinct(batch):
@@ -275,17 +278,19 @@ class DualTraining:
         return {"loss": loss, "error": error}
 
     def _u2i(self, users: Tensor, items: Tensor) -> Tensor:
-        """The alignment loss of pairs."""
+        """Computes the alignment loss of pairs."""
         assert self.user_tower is not None
-        # The user's pool must not contain the item that the user has to find: the pools of held-out pairs do not
-        # contain theirs either.
+        # The item is excluded from the pool of the user's behaviour, because the pools of held-out pairs do not
+        # contain their items either.
         user_vectors = self.user_tower.fuse(self.inputs.users(users, without=items))
         item_vectors = self.item_tower.fuse(self._item_inputs(items))
         return u2i_loss(user_vectors, item_vectors, self.inputs.chose(users, items))
 
     def _distinct(self, batch: Tensor) -> Iterator[tuple[Tower, Tensor, Tensor]]:
-        """For each tower: the tower, the SC vectors of the batch's distinct items or users, and the inputs to
-        reconstruct. Each item counts once, however popular it is."""
+        """Yields each tower with the SC vectors of the batch's distinct items or users and the inputs to reconstruct.
+
+        Because duplicates are removed, popular items do not dominate the loss.
+        """
         users, items = (side.unique() for side in self.inputs.pairs[:, batch])
         yield self.item_tower, self.item_tower.fuse(self._item_inputs(items)), self.inputs.items(items)
         if self.user_tower is not None:
@@ -293,7 +298,7 @@ class DualTraining:
             yield self.user_tower, self.user_tower.fuse(inputs), inputs
 
     def _item_inputs(self, items: Tensor) -> Tensor:
-        """The inputs of items in training, some of them without behaviour."""
+        """Returns the inputs of items for training, in which the behaviour of some items is replaced with zeros."""
         keep = torch.rand(len(items), generator=self.generator) >= self.without_behaviour
         return self.inputs.items(items, keep)
 
@@ -305,7 +310,7 @@ class DualTraining:
         return nn.ModuleList([self.item_tower, *([] if self.user_tower is None else [self.user_tower])])
 
     def _latents(self) -> Iterator[tuple[Tower, Tensor]]:
-        """Each tower with the latent vectors of all items or users that occur in training."""
+        """Yields each tower with the vectors that it quantises, for all items or users that occur in training."""
         with torch.no_grad():
             items = self.inputs.known.nonzero().squeeze(1)
             yield self.item_tower, self.latents(self.item_tower, self.fused_items(items))

@@ -1,4 +1,4 @@
-"""Exchange of semantic IDs with other projects through `X.index.json`, which maps an item's id to its tokens."""
+"""Exports and imports semantic IDs as `X.index.json`, a file of other projects that maps item ids to tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
 def export_index(catalog: ItemCatalog, path: str | Path) -> None:
-    """Writes the semantic IDs of a catalogue to a file."""
+    """Writes the semantic IDs of a catalogue to an index file."""
     if catalog.semantic_ids is None:
         raise ValueError("the catalogue has no semantic IDs to export; run trl-rec tokenize first")
     tokens = [catalog.semantic_ids[row] for row in range(len(catalog))]
@@ -30,18 +30,18 @@ def export_index(catalog: ItemCatalog, path: str | Path) -> None:
 
 
 def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = False) -> RecDataset:
-    """Writes the IDs of a file into the dataset folder.
+    """Reads IDs from an index file and writes them into the dataset folder.
 
     Args:
-        dataset (`RecDataset`): A dataset returned by `prepare` or `load`. All its items have to be in the file, which
-            may contain further items.
-        path (`str` or `Path`): The file. Tokens may be any text. No ID may be the beginning of another; the trie
-            checks this.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that the folder contains. Otherwise
-            such IDs are an error.
+        dataset (`RecDataset`): A dataset returned by `prepare` or `load`. The file must contain all its items, and may
+            contain others.
+        path (`str` or `Path`): The file. Tokens may be arbitrary strings. No ID may be a prefix of another ID; this is
+            checked when the trie is built.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace other IDs in the folder. If False, such
+            IDs raise a ValueError.
 
     Returns:
-        [`RecDataset`]: The dataset with the IDs in its catalogue. Users have none.
+        [`RecDataset`]: The dataset with the IDs in its catalogue. Users have no IDs.
     """
     tokens = read_index(Path(path), dataset.catalog.ids)
     semantic_ids = Ragged.from_lists(tokens, object)
@@ -51,14 +51,14 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
 
 
 def _card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]:
-    """Makes the card of imported IDs, of which only the tokens are known."""
-    # 1. Number the distinct tokens of each position. Shorter IDs are padded with an empty token, which counts as one
-    # more code.
+    """Makes the card of imported IDs. Statistics that need vectors are missing."""
+    # 1. Number the distinct tokens at each position. Shorter IDs are padded with an empty token, which counts as a
+    # code.
     padded = semantic_ids.padded(fill="").astype(str)  # (num_items, levels)
     columns = [np.unique(column, return_inverse=True)[1] for column in padded.T]
     codes = torch.from_numpy(np.stack(columns, 1))
 
-    # 2. There was neither a quantisation nor a repair that could be reported.
+    # 2. Describe them as codes without quantisation errors and without a repair.
     no_extra = torch.full((len(semantic_ids),), -1)
     id_codes = IdCodes(codes, codes, no_extra, errors=None, num_codes=int(codes.max()) + 1)
     settings = {

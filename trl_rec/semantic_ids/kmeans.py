@@ -1,6 +1,6 @@
-"""k-means over the rows of a matrix.
+"""k-means clustering of the rows of a matrix.
 
-Distances are computed in chunks, so only the vectors themselves have to fit in memory.
+Distances are computed in chunks, so that the matrix of all distances never has to fit in memory.
 
 Legend: N vectors, D width, C centroids.
 """
@@ -12,28 +12,28 @@ from torch import Tensor
 
 
 CHUNK = 1 << 14  # vectors whose distances to all centroids are computed at a time
-SAMPLE = 64  # vectors per centroid that seeding looks at
-ROUNDING = 1e-5  # relative to a vector's squared length; smaller squared distances are rounding errors
+SAMPLE = 64  # maximum number of vectors per centroid in the sample that seeds are drawn from
+ROUNDING = 1e-5  # squared distances below this fraction of a vector's squared norm are rounding errors
 
 
 def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Clusters vectors by Lloyd's algorithm, seeded with k-means++ (on a sample if there are many vectors).
+    """Clusters vectors with Lloyd's algorithm, initialised by k-means++ (on a sample if there are many vectors).
 
-    A centroid that loses all of its vectors is seeded again. A centroid stays empty only if there are fewer distinct
-    vectors than centroids.
+    A centroid to which no vector is assigned any more is initialised again. A centroid remains empty only if there are
+    fewer distinct vectors than centroids.
 
     Args:
         vectors (`torch.Tensor` of shape `(N, D)`): The vectors, float32.
         codes (`int`): C, the number of centroids.
-        iterations (`int`, *optional*, defaults to `25`): Maximum number of rounds. The algorithm ends earlier once no
-            vector moves; then every centroid is the mean of its vectors.
-        generator (`torch.Generator`): For the seeds.
+        iterations (`int`, *optional*, defaults to `25`): Maximum number of iterations. The algorithm stops earlier
+            once no assignment changes; then every centroid is the mean of its vectors.
+        generator (`torch.Generator`): Generator for drawing the initial centroids.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The centroids `(C, D)`, and the index of the centroid nearest to each
         vector `(N,)`.
     """
-    # 1. Seed the centroids.
+    # 1. Draw the initial centroids.
     sample = vectors
     if len(vectors) > SAMPLE * codes:
         sample = vectors[torch.randperm(len(vectors), generator=generator)[: SAMPLE * codes]]
@@ -41,14 +41,14 @@ def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torc
     nearest = find_nearest(vectors, centroids)
 
     for _ in range(iterations):
-        # 2. Move every centroid to the mean of its vectors, and seed the empty ones again.
+        # 2. Move every centroid to the mean of its vectors, and draw new centroids for the empty ones.
         counts = torch.bincount(nearest, minlength=codes)
         centroids = _means(vectors, nearest, counts)
         if not bool(counts.all()):
             in_use = centroids[counts > 0]
             centroids = torch.cat([in_use, _seed_centroids(sample, in_use, codes - len(in_use), generator)])
 
-        # 3. Assign every vector to its nearest centroid; stop once none moves.
+        # 3. Assign every vector to its nearest centroid, and stop if no assignment has changed.
         before = nearest
         nearest = find_nearest(vectors, centroids)
         if torch.equal(before, nearest):
@@ -57,28 +57,31 @@ def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torc
 
 
 def find_nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
-    """Index of the centroid nearest to each vector, `(N,)`. Among equally near centroids the first is taken."""
-    # |v - c|^2 / 2 without |v|^2 / 2, which is the same for every centroid
+    """Returns the index of the centroid nearest to each vector, `(N,)`. Ties go to the first centroid."""
+    # This is |v - c|^2 / 2 without |v|^2 / 2, which is the same for every centroid.
     half_norms = centroids.square().sum(1) / 2  # (C,)
     nearest = [torch.addmm(half_norms, chunk, centroids.T, alpha=-1).argmin(1) for chunk in vectors.split(CHUNK)]
     return torch.cat(nearest)
 
 
 def squared_length(vectors: Tensor) -> float:
-    """The sum of the squared lengths of all vectors, in double precision."""
+    """Returns the sum of the squared norms of all vectors, computed in double precision."""
     return sum(float(chunk.double().square().sum()) for chunk in vectors.split(CHUNK))
 
 
 def _means(vectors: Tensor, nearest: Tensor, counts: Tensor) -> Tensor:
-    """Mean of each centroid's vectors `(C, D)`; zeros for a centroid without vectors."""
+    """Returns the mean of each centroid's vectors, `(C, D)`; zeros for centroids without vectors."""
     offsets = torch.cat([counts[:1] * 0, counts.cumsum(0)])
     order = torch.argsort(nearest, stable=True)
     return torch.nn.functional.embedding_bag(order, vectors, offsets, mode="mean", include_last_offset=True)
 
 
 def _seed_centroids(vectors: Tensor, centroids: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draws `count` of the vectors by k-means++: one at a time, with a probability proportional to the squared
-    distance to the nearest of the existing `centroids` and of the vectors drawn before."""
+    """Draws `count` of the vectors with k-means++.
+
+    Each draw has probabilities proportional to the squared distance between a vector and its nearest centroid. The
+    centroids are the given `centroids` and the vectors drawn so far.
+    """
     lengths = vectors.square().sum(1)
 
     distance = torch.full_like(lengths, torch.inf)  # (N,), to the nearest centroid so far
@@ -87,7 +90,7 @@ def _seed_centroids(vectors: Tensor, centroids: Tensor, count: int, generator: t
 
     rows: list[int] = []
     while len(rows) < count:
-        # Before there is any centroid, all vectors are equally likely.
+        # Without any centroid yet, all vectors are equally likely.
         weights = torch.ones_like(lengths) if bool(distance.isinf().all()) else distance
         total = weights.double().cumsum(0)
         draw = torch.rand(1, generator=generator, dtype=torch.float64) * total[-1]
@@ -97,9 +100,9 @@ def _seed_centroids(vectors: Tensor, centroids: Tensor, count: int, generator: t
 
 
 def _squared_distance(vectors: Tensor, lengths: Tensor, centroid: Tensor) -> Tensor:
-    """Squared distance of each vector to one centroid, `(N,)`; `lengths` are the vectors' squared lengths.
+    """Returns the squared distance of each vector to one centroid, `(N,)`, given the vectors' squared norms `lengths`.
 
-    A distance that is no more than rounding becomes 0, so that a copy of a centroid is never drawn as a seed.
+    Distances within the rounding error are set to 0, so that a copy of a centroid is never drawn as another centroid.
     """
     distance = lengths + centroid.square().sum() - 2 * (vectors @ centroid)
     return torch.where(distance <= ROUNDING * lengths, 0.0, distance)

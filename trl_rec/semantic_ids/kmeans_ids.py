@@ -1,7 +1,7 @@
-"""`make_semantic_ids`: items that occur near the same items in training get IDs that begin with the same codes.
+"""`make_semantic_ids`: semantic IDs from the co-occurrence of items in the training split.
 
-This is the fast method, without a text encoder and without training: vectors from co-occurrence, residual k-means, and
-a repair of collisions.
+Items that occur near the same items get IDs that begin with the same codes. The method is fast, since it needs no text
+encoder and no training by gradients: it quantises co-occurrence vectors by residual k-means and resolves collisions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def make_semantic_ids(
     seed: int = 0,
     overwrite: bool = False,
 ) -> RecDataset:
-    """Makes semantic IDs of the items from the training split and writes them into the dataset folder.
+    """Makes semantic IDs for the items from the training split, and writes them into the dataset folder.
 
     If the folder already contains IDs made with the same settings, they are reused.
 
@@ -46,17 +46,16 @@ def make_semantic_ids(
         levels (`int`, *optional*, defaults to `3`): Number of codes per ID.
         codes (`int`, *optional*, defaults to `256`): Number of different codes per level. With fewer codes, such as 32
             for a small catalogue, more items share their first codes.
-        width (`int`, *optional*, defaults to `64`): Width of the item vectors; never more than the number of items.
-        window (`int`, *optional*, defaults to `5`): Largest distance at which two items of a user count as near each
+        width (`int`, *optional*, defaults to `64`): Width of the item vectors, limited to the number of items.
+        window (`int`, *optional*, defaults to `5`): Maximum distance at which two items of a user count as near each
             other.
-        iterations (`int`, *optional*, defaults to `25`): Maximum rounds of k-means per level.
+        iterations (`int`, *optional*, defaults to `25`): Maximum number of k-means iterations per level.
         collisions (`str`, *optional*, defaults to `"share"`): What to do with items that still have the same codes
-            after the repair of the last level. With `"share"` they have the same ID; with `"extend"` one more token is
-            appended to each of their IDs.
-        seed (`int`, *optional*, defaults to `0`): Seed of vectors and centroids. The same seed gives the same IDs on
-            the same machine.
+            after the repair of the last level. With `"share"` they have the same ID. With `"extend"` an additional
+            token is appended to each of their IDs.
+        seed (`int`, *optional*, defaults to `0`): Random seed. The same seed gives the same IDs on the same machine.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that were made with other settings
-            or came with the data. Otherwise such IDs are an error.
+            or came with the data. If False, such IDs raise a ValueError.
 
     Returns:
         [`RecDataset`]: The dataset with the IDs in its catalogue. The catalogue's surface does not change.
@@ -80,8 +79,8 @@ def _make(dataset: RecDataset, settings: dict[str, Any]) -> None:
     num_items = len(dataset.catalog)
     seed = settings["seed"]
 
-    # 1. From the training log to codes.
-    logger.info("making vectors of %d items", num_items)
+    # 1. Compute item vectors and quantise them.
+    logger.info("computing vectors of %d items", num_items)
     vectors = cooccurrence_vectors(
         dataset.train, num_items, width=settings["width"], window=settings["window"], seed=seed
     )
@@ -89,7 +88,7 @@ def _make(dataset: RecDataset, settings: dict[str, Any]) -> None:
         vectors, levels=settings["levels"], codes=settings["codes"], iterations=settings["iterations"], seed=seed
     )
 
-    # 2. Tell items with equal codes apart.
+    # 2. Resolve collisions.
     repaired = repair_last_level(quantized.codes, quantized.last_residuals, quantized.codebooks[-1])
     extra = number_within_group(repaired) if settings["collisions"] == "extend" else torch.full((num_items,), -1)
 

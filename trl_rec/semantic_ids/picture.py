@@ -1,4 +1,4 @@
-"""How often each code is used, drawn as an SVG file: one band per level, one bar per code, the most frequent first."""
+"""Draws an SVG bar chart of how often each code is used, with one band per level and bars in descending order."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ HEIGHT = 110  # of a band
 GAP = 34  # above a band, for its title
 LEFT = 10
 
-COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")  # Paul Tol's, which colour-blind readers can tell apart
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")  # from Paul Tol's colour-blind safe palette
 
 
 def code_use_picture(card: Mapping[str, Any]) -> str:
-    """The text of an SVG picture of how often each code is used.
+    """Returns the text of an SVG file that shows how often each code is used.
 
-    The dashed line in a band marks the height that all bars would have if every code were used equally often.
+    The dashed line in a band marks the height that all bars would have if all codes were used equally often.
 
     Args:
-        card (`Mapping`): What [`read_ids_card`] returned.
+        card (`Mapping`): The card returned by [`read_ids_card`].
     """
     bands = [_band(number, level, card["num_items"]) for number, level in enumerate(card["levels"])]
     height = len(bands) * (HEIGHT + GAP) + GAP // 2
@@ -36,14 +36,14 @@ def _band(number: int, level: Mapping[str, Any], num_items: int) -> str:
     most = max(counts[0], 1)
     top = number * (HEIGHT + GAP) + GAP
 
-    # 1. The title.
+    # 1. Write the title.
     title = (
         f"level {number + 1}: {level['used']} of {len(counts)} codes, perplexity {level['perplexity']:.1f}, "
         f"at most {most:,}"
     )
     parts = [f'<text x="{LEFT}" y="{top - 8}">{title}</text>']
 
-    # 2. One bar per code; the highest fills the band.
+    # 2. Draw one bar per code. The highest bar fills the band.
     bar_width = WIDTH / len(counts)
     color = COLORS[number % len(COLORS)]
     for place, count in enumerate(counts):
@@ -53,7 +53,7 @@ def _band(number: int, level: Mapping[str, Any], num_items: int) -> str:
         box = f'x="{x:.2f}" y="{y:.2f}" width="{bar_width:.2f}" height="{bar_height:.2f}"'
         parts.append(f'<rect {box} fill="{color}"/>')
 
-    # 3. The line at equal use.
+    # 3. Draw the line that marks equal use.
     even = top + HEIGHT * (1 - min(num_items / len(counts) / most, 1))
     parts.append(f'<path d="M{LEFT} {even:.2f}H{LEFT + WIDTH}" stroke="#222" stroke-dasharray="4 3"/>')
     return "".join(parts)

@@ -1,10 +1,10 @@
 """A trainable residual quantiser with one codebook per level.
 
-Each level quantises what the levels before it leave of a latent vector.
+Each level quantises the residual of the previous level: a latent vector minus the centroids chosen so far.
 
-It is written here instead of taken from `vector-quantize-pytorch` for three reasons. The codebooks start from this
-package's k-means over all vectors, not over the first batch. They are trained by gradients, as in the paper, not by
-moving averages. And the repair of collisions needs the residuals of the last level.
+This module does not use `vector-quantize-pytorch`, for three reasons. The codebooks are initialised by this package's
+k-means over all vectors, not over the first batch. They are trained by gradients, as in the paper, not by moving
+averages. Resolving collisions requires the residuals of the last level.
 
 Legend: N vectors, L levels, C codes per level, D width of a latent vector.
 """
@@ -27,9 +27,9 @@ class Quantized(NamedTuple):
     """Latent vectors after quantisation.
 
     Args:
-        vectors (`torch.Tensor` of shape `(N, D)`): The sum of each vector's centroids. The gradient passes straight
-            through to the latent vectors.
-        loss (`torch.Tensor` of shape `(N,)`): The mean over the levels of |sg[r] - e|^2 + `COMMITMENT` |r - sg[e]|^2,
+        vectors (`torch.Tensor` of shape `(N, D)`): The sum of each vector's centroids. The straight-through estimator
+            passes its gradient to the latent vectors unchanged.
+        loss (`torch.Tensor` of shape `(N,)`): |sg[r] - e|^2 + `COMMITMENT` |r - sg[e]|^2, averaged over the levels,
             where r is the residual, e its centroid and sg stops the gradient.
     """
 
@@ -38,14 +38,14 @@ class Quantized(NamedTuple):
 
 
 class ResidualQuantizer(nn.Module):
-    """L codebooks of C centroids.
+    """A residual quantiser with L codebooks of C centroids.
 
-    They are zero until [`ResidualQuantizer.start`] is called or weights are loaded.
+    The codebooks are zero until [`ResidualQuantizer.start`] is called or weights are loaded.
 
     Args:
-        levels (`int`): L.
-        codes (`int`): C.
-        width (`int`): D.
+        levels (`int`): L, the number of levels.
+        codes (`int`): C, the number of codes per level.
+        width (`int`): D, the width of a latent vector.
     """
 
     def __init__(self, levels: int, codes: int, width: int) -> None:
@@ -53,12 +53,12 @@ class ResidualQuantizer(nn.Module):
         self.codebooks = nn.Parameter(torch.zeros(levels, codes, width))
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantises `latents` `(N, D)` and returns the vectors and the loss that trains codebooks and encoder."""
+        """Quantises `latents` `(N, D)`. Returns the quantised vectors, and the loss for codebooks and encoder."""
         residual = latents
         loss = latents.new_zeros(len(latents))
         for codebook in self.codebooks:
             centroid = codebook[find_nearest(residual.detach(), codebook.detach())]  # (N, D)
-            # The first term moves the centroids, and the second moves the encoder.
+            # The first term trains the centroids, and the second term trains the encoder.
             loss = loss + (residual.detach() - centroid).square().sum(1)
             loss = loss + COMMITMENT * (residual - centroid.detach()).square().sum(1)
             residual = residual - centroid.detach()
@@ -69,7 +69,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, latents: Tensor, *, iterations: int = 25, generator: torch.Generator) -> None:
-        """Initialises the codebooks by residual k-means over `latents` `(N, D)`."""
+        """Initialises the codebooks by residual k-means on `latents` `(N, D)`."""
         residual = latents
         for codebook in self.codebooks:
             centroids, nearest = kmeans(residual, len(codebook), iterations=iterations, generator=generator)
@@ -78,7 +78,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, latents: Tensor, *, generator: torch.Generator) -> int:
-        """Moves every unused centroid onto the residual of a vector drawn at random, and returns their number."""
+        """Moves every unused centroid to the residual of a randomly drawn vector. Returns how many were unused."""
         residual = latents
         revived = 0
         for codebook in self.codebooks:
@@ -87,13 +87,13 @@ class ResidualQuantizer(nn.Module):
             drawn = torch.randperm(len(residual), generator=generator)[: len(unused)]
             codebook[unused[: len(drawn)]] = residual[drawn]
             revived += len(unused)
-            # The moved centroids may have become the nearest ones.
+            # The nearest centroids are computed again, because the moved centroids may now be nearer.
             residual = residual - codebook[find_nearest(residual, codebook)]
         return revived
 
     @torch.no_grad()
     def assign(self, latents: Tensor) -> ResidualCodes:
-        """The codes of `latents` `(N, D)`, with the residuals that the repair of collisions needs."""
+        """Returns the codes of `latents` `(N, D)`, with the residuals that are needed to resolve collisions."""
         total = float(latents.double().square().sum()) or 1.0
         codes: list[Tensor] = []
         errors: list[float] = []

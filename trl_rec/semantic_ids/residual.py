@@ -1,7 +1,8 @@
-"""Residual quantisation by k-means: each level clusters what the levels before it leave of the vectors.
+"""Residual quantisation by k-means: each level clusters the residuals of the previous level.
 
-The codes of a vector are the numbers of its centroids, one per level. Vectors that share their first codes are near
-each other, and the more codes they share, the nearer they are.
+The first level clusters the vectors themselves. The residual of a vector is the vector minus its centroids so far. The
+codes of a vector are the indices of its centroids, one per level. Vectors that share their first codes are close to
+each other, and the more codes they share, the closer they are.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ class ResidualCodes:
     """The result of residual quantisation.
 
     Args:
-        codes (`torch.Tensor` of shape `(num_vectors, levels)`): The code of each vector on each level.
+        codes (`torch.Tensor` of shape `(num_vectors, levels)`): The code of each vector at each level.
         codebooks (`torch.Tensor` of shape `(levels, num_codes, width)`): The centroids. The sum of a vector's
             centroids approximates the vector.
-        last_residuals (`torch.Tensor` of shape `(num_vectors, width)`): The input of the last level: the vectors less
-            the centroids of all levels before it.
-        errors (`list[float]`): After each level, the share of the vectors' squared length that is left.
+        last_residuals (`torch.Tensor` of shape `(num_vectors, width)`): The input of the last level: the vectors minus
+            their centroids of all previous levels.
+        errors (`list[float]`): Quantisation error after each level: the squared norm of the residuals relative to the
+            squared norm of the vectors.
     """
 
     codes: Tensor
@@ -42,17 +44,17 @@ def residual_kmeans(
 ) -> ResidualCodes:
     """Quantises vectors level by level with k-means.
 
-    Memory: three times the vectors, and `CHUNK * codes` distances.
+    The peak memory is three times the size of the vectors, plus `CHUNK * codes` distances.
 
     Args:
         vectors (`torch.Tensor` of shape `(num_vectors, width)`): The vectors, float32.
         levels (`int`, *optional*, defaults to `3`): Number of codes per vector.
         codes (`int`, *optional*, defaults to `256`): Number of centroids per level.
-        iterations (`int`, *optional*, defaults to `25`): Maximum rounds of k-means per level.
-        seed (`int`, *optional*, defaults to `0`): The same seed gives the same codes.
+        iterations (`int`, *optional*, defaults to `25`): Maximum number of k-means iterations per level.
+        seed (`int`, *optional*, defaults to `0`): Random seed. The same seed gives the same codes.
 
     Returns:
-        [`ResidualCodes`]: The codes, the codebooks, and what these leave of the vectors.
+        [`ResidualCodes`]: The codes, the codebooks, the residuals and the errors.
     """
     generator = torch.Generator().manual_seed(seed)
     total = squared_length(vectors) or 1.0
@@ -63,14 +65,14 @@ def residual_kmeans(
     residuals = vectors
     rest = vectors
     for level in range(levels):
-        # 1. Cluster what is left of the vectors.
+        # 1. Cluster the residuals.
         residuals = rest
         centroids, nearest = kmeans(residuals, codes, iterations=iterations, generator=generator)
         assigned.append(nearest)
         codebooks.append(centroids)
 
-        # 2. Subtract each vector's centroid, in chunks: gathering all centroids at once would need one more copy of
-        # the vectors.
+        # 2. Subtract each vector's centroid, in chunks, because gathering all centroids at once would need as much
+        # memory as another copy of the vectors.
         rest = residuals.clone()
         for chunk, chunk_codes in zip(rest.split(CHUNK), nearest.split(CHUNK), strict=True):
             chunk -= centroids[chunk_codes]

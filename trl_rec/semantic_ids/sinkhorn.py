@@ -1,11 +1,13 @@
-"""The published repair of collisions: items with the same ID are spread evenly over the codes of the last level.
+"""Resolves collisions as published: distributes items with the same ID evenly over the codes of the last level.
 
 It follows the released code of LC-Rec, LETTER and Align3GR. For each group of colliding items, the distances to the
-codes are centred and scaled to [-1, 1], and Sinkhorn's iteration turns them into an assignment in which all codes
-receive the same share. Each item takes its likeliest code. Items that collide afterwards are repaired again.
+codes are centred and scaled to [-1, 1]. The Sinkhorn algorithm turns them into a soft assignment in which all codes
+receive the same share, and each item is given its most probable code. This is repeated for the items that still
+collide.
 
-The repair moves every item of a group, and it does not check which codes other items of the same cell already have.
-[`repair_last_level`] handles the collisions that remain after the last round.
+The repair may change the code of every item in a group. It ignores which codes other items with the same leading codes
+already have, so it can create new collisions. [`repair_last_level`] resolves the collisions that remain after the last
+round.
 """
 
 from __future__ import annotations
@@ -19,19 +21,19 @@ from trl_rec.semantic_ids.collisions import group_of
 
 
 ROUNDS = 20
-EPSILON = 0.003  # temperature of the assignment, in units of the scaled distances
-ITERATIONS = 50
-CHUNK = 1 << 22  # entries of the assignments that are held at a time
+EPSILON = 0.003  # temperature of the assignment, relative to distances scaled to [-1, 1]
+ITERATIONS = 50  # number of Sinkhorn iterations
+CHUNK = 1 << 22  # maximum number of entries of the assignments that are held in memory at a time
 
 
 def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor, *, rounds: int = ROUNDS) -> Tensor:
-    """Changes the last code of colliding items, usually with fewer collisions as a result.
+    """Changes the last codes of colliding items, which usually reduces the number of collisions.
 
-    An item that collides with nothing keeps its code, unless an earlier round moved other items onto it. Groups with
-    more items than there are codes are left unchanged.
+    An item without collisions keeps its code, unless an earlier round gives its code to another item. Groups with more
+    items than codes are left unchanged.
 
     Args:
-        codes (`torch.Tensor` of shape `(num_items, levels)`): The codes as quantised.
+        codes (`torch.Tensor` of shape `(num_items, levels)`): The codes before the repair.
         last_residuals (`torch.Tensor` of shape `(num_items, width)`): The input of the last level.
         last_codebook (`torch.Tensor` of shape `(num_codes, width)`): The centroids of the last level.
         rounds (`int`, *optional*, defaults to `20`): Maximum number of rounds.
@@ -52,10 +54,10 @@ def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor
 
 
 def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = ITERATIONS) -> Tensor:
-    """Assigns the items of each group softly and evenly to codes.
+    """Computes a soft assignment of the items of each group to codes, in which all codes receive the same share.
 
-    Sinkhorn's iteration on Q = exp(-d / epsilon): columns and rows are normalised in turn. Q is kept as logarithms,
-    since exp(-1 / 0.003) underflows in float32.
+    The Sinkhorn algorithm starts with Q = exp(-d / epsilon) and normalises columns and rows in turn. Q is represented
+    by its logarithm, because exp(-1 / 0.003) underflows in float32.
 
     Args:
         distances (`torch.Tensor` of shape `(G, num_items, num_codes)`): Squared distances, for G groups of items.
@@ -63,8 +65,8 @@ def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = I
         iterations (`int`, *optional*, defaults to `50`): Number of iterations.
 
     Returns:
-        `torch.Tensor` of shape `(G, num_items, num_codes)`, float64: The shares of each item sum to 1. Every code of a
-        group receives about the same total.
+        `torch.Tensor` of shape `(G, num_items, num_codes)`, float64: The shares. The shares of an item sum to 1, and
+        the shares of a code have about the same sum for all codes of a group.
     """
     low = distances.amin((1, 2), keepdim=True)
     high = distances.amax((1, 2), keepdim=True)
@@ -78,17 +80,19 @@ def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = I
     return log_shares.exp()
 
 
-def _colliding_groups(codes: Tensor, most: int) -> Iterator[Tensor]:
-    """The groups of 2 to `most` items with equal codes, as item indices `(G, size)`. Groups of the same size are
-    yielded together, as many at a time as `CHUNK` allows."""
+def _colliding_groups(codes: Tensor, num_codes: int) -> Iterator[Tensor]:
+    """Yields the groups of 2 to `num_codes` items with equal codes, as item indices `(G, size)`.
+
+    Groups of the same size are yielded together, as many at a time as `CHUNK` allows.
+    """
     group = group_of(codes)
     sizes = torch.bincount(group)
 
-    # Sort by group first, then by size with a stable sort: the items of a group stay next to each other.
+    # Sort by group, then by size. The second sort is stable, so the items of a group stay adjacent.
     order = torch.argsort(group, stable=True)
     order = order[torch.argsort(sizes[group[order]], stable=True)]
 
     size_of_each = sizes[group[order]]
     for size in size_of_each.unique().tolist():
-        if 1 < size <= most:
-            yield from order[size_of_each == size].view(-1, size).split(max(CHUNK // (size * most), 1))
+        if 1 < size <= num_codes:
+            yield from order[size_of_each == size].view(-1, size).split(max(CHUNK // (size * num_codes), 1))

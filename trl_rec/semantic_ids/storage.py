@@ -1,13 +1,13 @@
-"""Semantic IDs in a dataset folder.
+"""Reads and writes the semantic IDs in a dataset folder.
 
 - a column of `catalog/items.parquet`: the IDs of the items;
 - `catalog/user_ids.parquet`: the IDs of the users, if they have any;
 - `catalog/semantic_ids.json`: the card;
-- `vectors/`: vectors that were slow to compute (see [`cached_tensor`]).
+- `vectors/`: cached vectors, which are slow to compute (see [`cached_tensor`]).
 
 Each file is replaced atomically and the card is written last, so a card always describes the IDs beside it. While the
-files are being replaced, `semantic_ids.unfinished` contains the settings of the new IDs. If a call is killed then, the
-same call starts over. Only one process at a time makes IDs in a folder.
+files are being replaced, `semantic_ids.unfinished` contains the settings of the new IDs. If the process is killed in
+the meantime, a call with the same settings makes the IDs again. Only one process at a time can make IDs in a folder.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ logger = logging.getLogger(__name__)
 def make_once(
     dataset: RecDataset, settings: Mapping[str, Any], make: Callable[[], None], *, overwrite: bool
 ) -> RecDataset:
-    """Calls `make` to write IDs, unless the dataset folder contains IDs that were made with the same settings.
+    """Calls `make` to write IDs, unless the dataset folder already contains IDs made with the same settings.
 
-    Several processes may call this if the folder contains the IDs; otherwise only one may.
+    Several processes may call this at the same time if the folder already contains the IDs; otherwise only one process
+    may.
 
     Args:
         dataset (`RecDataset`): The dataset.
         settings (`Mapping`): Everything that the IDs depend on besides the dataset.
-        make (`Callable`): Makes the IDs, and calls [`write_ids`].
-        overwrite (`bool`): Whether to replace other IDs. Otherwise such IDs are an error.
+        make (`Callable`): Makes the IDs and writes them with [`write_ids`].
+        overwrite (`bool`): Whether to replace other IDs. If False, other IDs raise a ValueError.
 
     Returns:
         [`RecDataset`]: The dataset with the IDs in its catalogue.
@@ -69,27 +70,27 @@ def make_once(
 def write_ids(
     dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any], *, user_ids: Ragged | None = None
 ) -> None:
-    """Writes IDs and their card into the dataset folder, in place of the IDs that the folder contains.
+    """Writes IDs and their card into the dataset folder, replacing any IDs that the folder contains.
 
     Args:
         dataset (`RecDataset`): The dataset.
         semantic_ids (`Ragged`): Row `i` contains the tokens of item `i`.
-        card (`Mapping`): What [`make_card`] returned.
+        card (`Mapping`): The card from [`make_card`].
         user_ids (`Ragged`, *optional*): Row `u` contains the tokens of user `u`.
     """
     folder = dataset.path / "catalog"
     stored = ItemCatalog.load(folder)
     if stored.fingerprint != dataset.catalog.fingerprint:
-        raise ValueError(f"{dataset.path} now contains other items than the dataset that was loaded; load it again")
+        raise ValueError(f"the items in {dataset.path} have changed since the dataset was loaded; load it again")
 
     card = {**card, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}
     with temporary_folder(folder / "semantic_ids") as new:
-        # 1. Write everything that may fail to a folder of its own.
+        # 1. Write all files to a temporary folder, because writing may fail.
         replace(stored, semantic_ids=semantic_ids, user_ids=user_ids).save(new)
         write_json(new / CARD, card, ensure_ascii=False)
         write_json(new / UNFINISHED, card["settings"])
 
-        # 2. Replace the files one by one. While the card is missing, the file UNFINISHED says what is being written.
+        # 2. Replace the files one by one. While there is no card, UNFINISHED contains the settings of the new IDs.
         (new / UNFINISHED).replace(folder / UNFINISHED)
         (folder / CARD).unlink(missing_ok=True)
         sync_folder(folder)
@@ -99,28 +100,31 @@ def write_ids(
             (new / USER_IDS).replace(folder / USER_IDS)
         (new / "items.parquet").replace(folder / "items.parquet")
 
-        # 3. The card comes when everything that it describes is on the disk.
+        # 3. Write the card only after everything that it describes is on disk.
         sync_folder(folder)
         (new / CARD).replace(folder / CARD)
         sync_folder(folder)
 
 
 def with_stored_ids(dataset: RecDataset) -> RecDataset:
-    """The dataset with the IDs from its folder."""
+    """Returns the dataset with the IDs that are stored in its folder."""
     stored = ItemCatalog.load(dataset.path / "catalog")
     catalog = replace(dataset.catalog, semantic_ids=stored.semantic_ids, user_ids=stored.user_ids)
     return replace(dataset, catalog=catalog)
 
 
 def read_ids_card(path: str | Path) -> dict[str, Any] | None:
-    """The card of the semantic IDs in a dataset folder, or None if there is none. [`make_card`] lists its keys."""
+    """Reads the card of the semantic IDs in a dataset folder, or returns None if there is no card.
+
+    [`make_card`] lists its keys.
+    """
     file = Path(path) / "catalog" / CARD
     if not file.is_file():
         return None
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
         card = {**card, "settings": dict(card["settings"]), "fingerprint": str(card["fingerprint"])}
-        describe_ids(card)  # fails where a key is missing
+        describe_ids(card)  # raises if a key is missing
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{file} is damaged ({error!r}); delete it and run trl-rec tokenize with --overwrite true"
@@ -129,15 +133,16 @@ def read_ids_card(path: str | Path) -> dict[str, Any] | None:
 
 
 def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether the dataset folder contains IDs made with exactly these settings.
+    """Returns whether the dataset folder contains IDs made with exactly these settings.
 
-    Other IDs raise, unless `overwrite` is set or they are the remains of a killed call with the same settings.
+    Raises ValueError if it contains other IDs, unless `overwrite` is True. IDs that a killed process left incomplete
+    do not raise if they were made with the same settings.
     """
     stored = ItemCatalog.load(dataset.path / "catalog")
     if stored.semantic_ids is None:
         return False
 
-    # 1. The IDs that we would make: same settings, and the tokens that the card describes.
+    # 1. The folder contains these IDs if the settings are the same and the card matches the tokens.
     try:
         card = read_ids_card(dataset.path)
     except ValueError:
@@ -148,11 +153,11 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
     if card is not None and (card["settings"], card["fingerprint"]) == (dict(settings), fingerprint):
         return True
 
-    # 2. A call with the same settings that was killed while it replaced the files.
+    # 2. A process that was making IDs with the same settings was killed while it replaced the files.
     if card is None and _unfinished_settings(dataset.path) == dict(settings):
         return False
 
-    # 3. Other IDs.
+    # 3. The folder contains other IDs.
     if not overwrite:
         raise ValueError(
             f"{dataset.path} already contains semantic IDs that were not made with these settings; replace them with "
@@ -162,7 +167,7 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
 
 
 def _tidy(path: Path) -> None:
-    """Removes what a killed call has left beside complete IDs, unless another process is writing IDs."""
+    """Removes files that a killed process left beside complete IDs, unless another process is writing IDs."""
     unfinished = path / "catalog" / UNFINISHED
     if unfinished.exists() or leftovers(path):
         with suppress(ValueError, OSError), exclusive(path):
@@ -172,7 +177,7 @@ def _tidy(path: Path) -> None:
 
 
 def _unfinished_settings(path: Path) -> Any:
-    """The settings of the IDs that a killed call was writing; None if there are none that can be read."""
+    """Returns the settings of the IDs that a killed process was writing, or None if they cannot be read."""
     try:
         return json.loads((path / "catalog" / UNFINISHED).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -180,18 +185,18 @@ def _unfinished_settings(path: Path) -> Any:
 
 
 def cached_tensor(folder: Path | None, name: str, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """Returns the tensor from the folder if it is stored there under this key; otherwise makes and stores it.
+    """Returns the tensor that is stored in the folder under this key. If there is none, computes and stores it.
 
     Args:
-        folder (`Path`, *optional*): The cache. Without a folder, `make` is called every time.
-        name (`str`): Beginning of the file name.
-        key (`str`): A hash of everything that the tensor depends on.
+        folder (`Path`, *optional*): The cache folder. Without it, `make` is called every time.
+        name (`str`): Prefix of the file name.
+        key (`str`): Hash of everything that the tensor depends on.
         make (`Callable`): Computes the tensor.
     """
     if folder is None:
         return make()
 
-    # 1. Read it.
+    # 1. Read the tensor if it is stored.
     path = folder / f"{name}-{key}.safetensors"
     if path.is_file():
         try:
@@ -199,7 +204,7 @@ def cached_tensor(folder: Path | None, name: str, key: str, make: Callable[[], T
         except (OSError, KeyError, SafetensorError) as error:
             logger.warning("%s cannot be read (%r); it is computed again", path, error)
 
-    # 2. Or make it. What is returned is read from the file, so that both ways give the same.
+    # 2. Otherwise compute and store it. It is then read from the file, so that every call returns the same tensor.
     tensor = make().contiguous()
     with atomic_file(path) as temporary:
         save_file({name: tensor}, temporary)

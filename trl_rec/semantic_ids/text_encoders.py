@@ -1,6 +1,6 @@
-"""Vectors of texts, from a sentence encoder or from the words alone.
+"""Embeds texts as vectors, with a sentence encoder or with hashed words.
 
-Vectors are cached in chunks of texts, under a hash of encoder and texts, so a call that was interrupted goes on where
+The vectors are cached in chunks, under a hash of the encoder and the texts, so that an interrupted call resumes where
 it stopped.
 """
 
@@ -24,18 +24,18 @@ from trl_rec.semantic_ids.storage import cached_tensor
 
 
 WORDS = "words"
-CHUNK = 1 << 11  # texts per file of the cache
-BUCKETS = 1 << 15  # the number that words are hashed to
-WIDTH = 256  # of the vectors that are made from words
+CHUNK = 1 << 11  # number of texts per cache file
+BUCKETS = 1 << 15  # number of buckets that words are hashed into
+WIDTH = 256  # width of the vectors of WordEncoder
 
 
 class TextEncoder(Protocol):
-    """Makes vectors of texts. `fingerprint` changes with everything that the vectors depend on."""
+    """Maps texts to vectors. `fingerprint` identifies everything that the vectors depend on except the texts."""
 
     fingerprint: str
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Float32 vectors of length 1 or 0, `(len(texts), width)`."""
+        """Returns float32 vectors `(len(texts), width)`, each of norm 1 or 0."""
         ...
 
 
@@ -43,19 +43,19 @@ def load_text_encoder(name_or_path: str, *, batch_size: int = 64) -> TextEncoder
     """Loads a text encoder. The encoder is not trained.
 
     Args:
-        name_or_path (`str`): `"words"`, or a sentence-transformers model: its hub id or a folder.
-        batch_size (`int`, *optional*, defaults to `64`): Texts that a sentence encoder reads at a time.
+        name_or_path (`str`): `"words"` for [`WordEncoder`], or the hub id or folder of a sentence-transformers model.
+        batch_size (`int`, *optional*, defaults to `64`): Number of texts per forward pass of a sentence encoder.
     """
     return WordEncoder() if name_or_path == WORDS else SentenceEncoder(name_or_path, batch_size=batch_size)
 
 
 def text_vectors(texts: Sequence[str], encoder: TextEncoder, *, cache: Path | None = None) -> Tensor:
-    """The vectors of texts.
+    """Embeds texts, or reads their vectors from the cache.
 
     Args:
         texts (`Sequence[str]`): The texts.
-        encoder (`TextEncoder`): What [`load_text_encoder`] returned.
-        cache (`Path`, *optional*): A folder that stores the vectors. They are read from there if it contains them.
+        encoder (`TextEncoder`): An encoder from [`load_text_encoder`].
+        cache (`Path`, *optional*): Folder in which the vectors are cached.
 
     Returns:
         `torch.Tensor` of shape `(len(texts), width)`, float32: The vectors.
@@ -67,11 +67,11 @@ def text_vectors(texts: Sequence[str], encoder: TextEncoder, *, cache: Path | No
 
 
 class WordEncoder:
-    """Sums one random direction per distinct word of a text, and one per distinct beginning of four letters.
+    """Sums a random vector for each distinct word of a text and for each distinct four-letter prefix of longer words.
 
-    Texts that share words get similar vectors. This encoder learns nothing and needs no file. It is meant for tests,
-    for first looks, and for catalogues whose words say enough. Words are hashed, so two words may get the same
-    direction.
+    Texts that share words get similar vectors. This encoder is not trained and needs no files. It is meant for tests,
+    quick experiments, and catalogues in which related items share words. Words are hashed, so two words may get the
+    same random vector.
     """
 
     fingerprint = f"{WORDS}-{BUCKETS}-{WIDTH}"
@@ -80,7 +80,7 @@ class WordEncoder:
         self._directions = torch.randn(BUCKETS, WIDTH, generator=torch.Generator().manual_seed(0))
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """The vectors of texts, `(len(texts), WIDTH)`; zeros for a text without words."""
+        """Returns the vectors of texts, `(len(texts), WIDTH)`; zeros for texts without words."""
         rows: list[Any] = [self._buckets(text) for text in texts]
         words = Ragged.from_lists(rows)
         total = torch.nn.functional.embedding_bag(
@@ -95,17 +95,17 @@ class WordEncoder:
     @staticmethod
     def _buckets(text: str) -> np.ndarray:
         words = re.findall(r"\w+", text.lower())
-        # The hyphen distinguishes a beginning from a word of four letters.
+        # The hyphen distinguishes a prefix from a word of four letters.
         parts = {*words, *(f"{word[:4]}-" for word in words if len(word) > 4)}
         return np.unique([zlib.crc32(part.encode()) % BUCKETS for part in parts]).astype(np.int64)
 
 
 class SentenceEncoder:
-    """A sentence-transformers model.
+    """Embeds texts with a sentence-transformers model.
 
     Args:
-        name_or_path (`str`): Hub id or folder.
-        batch_size (`int`, *optional*, defaults to `64`): Texts per forward pass.
+        name_or_path (`str`): Hub id or folder of the model.
+        batch_size (`int`, *optional*, defaults to `64`): Number of texts per forward pass.
     """
 
     def __init__(self, name_or_path: str, *, batch_size: int = 64) -> None:
@@ -118,22 +118,22 @@ class SentenceEncoder:
             ) from error
         try:
             self._model = SentenceTransformer(name_or_path)
-        except Exception as error:  # whatever the files of a folder provoke in the libraries that read them
+        except Exception as error:  # the libraries that read the files may raise anything
             problem = (str(error).splitlines() or [repr(error)])[0]
             raise ValueError(
-                f"text_encoder={name_or_path!r} is neither a folder nor the hub id of a sentence encoder that can be "
-                f"read: {problem}"
+                f"text_encoder={name_or_path!r} cannot be loaded as a folder or hub id of a sentence-transformers "
+                f"model ({problem}); check the name, or choose {WORDS!r}"
             ) from error
         self._batch_size = batch_size
 
-        # Structure, tokenizer, prompts and weights determine the vectors; the name does not.
+        # The vectors depend on structure, tokenizer, prompts and weights, but not on the name.
         digest = hashlib.sha256(f"{self._model} {self._model.tokenizer} {self._model.prompts}".encode())
         for name, weight in sorted(self._model.state_dict().items()):
             digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """The vectors of texts, `(len(texts), width)`."""
+        """Returns the vectors of texts, `(len(texts), width)`."""
         vectors: Tensor = self._model.encode(
             list(texts), batch_size=self._batch_size, convert_to_tensor=True, normalize_embeddings=True
         )

@@ -1,7 +1,7 @@
-"""Codes written as tokens: `<a_12><b_7><c_201>`, with one letter per level.
+"""Writes codes as tokens such as `<a_12><b_7><c_201>`, with one letter per level.
 
-With `collisions: extend`, the IDs of items with equal codes get one more token, with the next letter. The ID of a user
-looks like `<ua_3><ub_40><uc_7>`.
+With `collisions: extend`, the IDs of items with equal codes get an additional token, with the next letter. The ID of a
+user looks like `<ua_3><ub_40><uc_7>`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from torch import Tensor
 from trl_rec.ragged import Ragged, join
 
 
-MOST_LEVELS = len(ascii_lowercase) - 1  # the last letter is kept for the token that tells items apart
+MOST_LEVELS = len(ascii_lowercase) - 1  # one letter is reserved for the additional token of `collisions: extend`
 
 
 def id_tokens(codes: Tensor, extra: Tensor) -> Ragged:
-    """Makes the tokens of each item's ID, as strings.
+    """Returns the tokens of each item's ID, as strings.
 
-    No ID is the beginning of another if, among items with equal codes, either all have an extra code or none has one.
+    No ID is a prefix of another ID, provided that items with equal codes either all have an additional code or all
+    have none.
 
     Args:
         codes (`torch.Tensor` of shape `(num_items, levels)`): The codes.
-        extra (`torch.Tensor` of shape `(num_items,)`): A further code; -1 for an item without one.
+        extra (`torch.Tensor` of shape `(num_items,)`): An additional code; -1 for items without one.
 
     Returns:
         [`Ragged`]: Row `i` contains the tokens of item `i`.
     """
-    # 1. One token per level.
+    # 1. Make one token per level.
     columns = [
         _token_names(letter, column.numpy()) for letter, column in zip(ascii_lowercase, codes.unbind(1), strict=False)
     ]
@@ -40,14 +41,14 @@ def id_tokens(codes: Tensor, extra: Tensor) -> Ragged:
     tokens = np.stack(columns, 1)  # (num_items, levels)
     rows = Ragged.from_lengths(tokens.ravel(), np.full(len(tokens), levels))
 
-    # 2. One more for the items with a further code.
+    # 2. Append a token to the IDs of items with an additional code.
     has_extra = (extra >= 0).numpy()
     extra_tokens = _token_names(ascii_lowercase[levels], extra.numpy()[has_extra])
     return join(rows, Ragged.from_lengths(extra_tokens, has_extra.astype(np.int64)))
 
 
 def user_tokens(codes: Tensor) -> Ragged:
-    """Makes the tokens of each user's ID, as strings, from codes `(num_users, levels)`. Users may share an ID."""
+    """Returns the tokens of each user's ID, as strings, from codes `(num_users, levels)`. Users may share an ID."""
     columns = [
         _token_names(f"u{letter}", column.numpy())
         for letter, column in zip(ascii_lowercase, codes.unbind(1), strict=False)
@@ -56,7 +57,7 @@ def user_tokens(codes: Tensor) -> Ragged:
 
 
 def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str:
-    """A hash of the tokens of all items, and of all users if there are any."""
+    """Returns a hash of the IDs of all items, and of all users if they have IDs."""
     digest = hashlib.sha256()
     for ids in [semantic_ids] if user_ids is None else [semantic_ids, user_ids]:
         digest.update("\0".join(ids.values.tolist()).encode())
@@ -65,7 +66,7 @@ def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str
 
 
 def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
-    """Raises unless `levels` and `codes` give enough IDs for `num_items` items and `collisions` is a known value."""
+    """Raises ValueError if `levels` or `codes` is out of range, if `collisions` is unknown, or if IDs are too few."""
     for name, low, high in (("levels", 1, MOST_LEVELS), ("codes", 2, num_items)):
         if not low <= settings[name] <= high:
             raise ValueError(
@@ -75,14 +76,14 @@ def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
         raise ValueError(f"unknown collisions {settings['collisions']!r}; choose share or extend")
     if settings["codes"] ** settings["levels"] < num_items:
         raise ValueError(
-            f"{settings['levels']} levels of {settings['codes']} codes make fewer IDs than there are items "
-            f"({num_items}); use more levels or more codes"
+            f"{settings['levels']} levels of {settings['codes']} codes give fewer distinct IDs than the catalogue has "
+            f"items ({num_items}); increase levels or codes"
         )
 
 
 def _token_names(letter: str, codes: np.ndarray) -> np.ndarray:
-    """`<a_12>` for the letter `a` and the code 12."""
-    # Each distinct name is built once.
+    """Returns the tokens of one level, such as `<a_12>` for the letter `a` and the code 12."""
+    # Each distinct token is formatted only once.
     names = np.array([f"<{letter}_{code}>" for code in range(codes.max(initial=-1) + 1)], dtype=object)
     tokens: np.ndarray = names[codes]
     return tokens
