@@ -116,7 +116,7 @@ def test_a_ranking_is_the_beginning_of_the_list() -> None:
     whole = beam_list(model, prompts, trie, list_length=3, num_beams=4)
     ranked = rank_list(model, prompts, trie, list_length=3, top_k=2, num_beams=4)
     assert torch.equal(ranked.items, whole.items[:, :2]) and torch.equal(ranked.scores, whole.scores[:, :2])
-    with pytest.raises(ValueError, match="lists of 3 items have no first 4; ask for at most list_length of them"):
+    with pytest.raises(ValueError, match="top_k 4 exceeds the list length 3; choose top_k <= list_length"):
         rank_list(model, prompts, trie, list_length=3, top_k=4)
 
 

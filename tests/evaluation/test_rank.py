@@ -72,7 +72,7 @@ def test_with_a_list_length_the_ranking_is_the_list_that_the_model_writes(
         expected = beam_list(model, prompt, trie, list_length=4, num_beams=num_beams or 1, exclude=[history])
         assert ranked[row].tolist() == expected.items[0, :3].tolist()
         assert not set(ranked[row]) & set(history)
-    with pytest.raises(ValueError, match="lists of 4 items have no first 5"):
+    with pytest.raises(ValueError, match="top_k 5 exceeds the list length 4"):
         rank_split(model, tokenizer, dataset, prompt_format=prompt_format, top_k=5)
 
 

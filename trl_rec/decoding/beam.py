@@ -1,22 +1,22 @@
-"""Beam search over a catalogue trie: the items that a model would write next, best first.
+"""Ranks a catalogue's items by beam search over its trie.
 
-It is the beam search of `generate`: the beams of a prompt advance one token per step, the best `num_beams`
-continuations of each step survive, and those among them that complete an item join the finished ones. Three things
-make it faster:
+The search works like the beam search of `generate`: the beams of a prompt advance one token per step, and
+each step keeps the best `num_beams` continuations; continuations that complete an item move to the finished items.
+Three things make it faster:
 
 - A step gathers the children of the beams' trie nodes. It never masks the vocabulary and never loops over beams in
   Python.
 - The prompt is stored once in the key-value cache, however many beams continue it (see `prompt_cache.py`).
-- Forced tokens need no forward pass. With `renormalize=True` the only legal token of a node has log-probability 0, so
-  a beam in a chain of such tokens keeps its slot and its score. The model reads the whole chain at once when the beam
-  next branches.
+- Forced tokens get no forward pass of their own. With `renormalize=True` the only legal token of a node has
+  log-probability 0, so a beam in a chain of such tokens keeps its slot and its score. The model reads the whole chain
+  at once, just before the beam branches again.
 
-A round of the loop takes every prompt to the next depth at which it branches, so prompts do not wait for each other.
-Where chains are skipped, a round reads four integers back from the device to size its forward pass; this saves many
-forward passes. Elsewhere the loop reads nothing back.
+A round of the loop takes every prompt to the next depth at which one of its beams branches, so prompts do not wait for
+each other. Where forced chains are skipped, a round copies four integers from the device to size its forward pass;
+this saves many forward passes. Otherwise the loop copies nothing from the device.
 
-Legend: B prompts, K beams, A active beams (those that branch in this round), C children (padded), N continuations,
-E excluded items.
+Legend: B: prompts, K: beams, A: active beams (beams that branch in this round), C: children (padded),
+N: continuations, E: excluded items.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 
 class RankedItems(NamedTuple):
-    """Items by descending score. A rank that no item fills has item -1 and score -inf.
+    """Items by descending score. Ranks without an item have item -1 and score -inf.
 
     Args:
         items (`torch.Tensor` of shape `(B, top_k)`): Item indices.
-        scores (`torch.Tensor` of shape `(B, top_k)`): Their scores.
+        scores (`torch.Tensor` of shape `(B, top_k)`): The score of each item.
     """
 
     items: Tensor
@@ -70,17 +70,17 @@ def rank_items(
         trie (`TokenTrie`): The catalogue, in the model's vocabulary.
         num_beams (`int`): Width of the search. If it is at least the number of items, every item is scored.
         top_k (`int`, *optional*, defaults to `num_beams`): Number of ranks to return. The search finds at most
-            `num_beams` paths; they fill more ranks than that only where items share a path.
+            `num_beams` paths, so a larger `top_k` is filled only where items share a path.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items to leave out: one list per prompt, or a tensor of
-            shape `(B, E)` padded with -1. They are removed after the softmax, without renormalising, and so are
-            subtrees that they leave empty. The scores of the other items do not change.
-        renormalize (`bool`, *optional*, defaults to `True`): Whether scores are log-probabilities over the legal
-            tokens (what training under the trie fits), or over the whole vocabulary.
+            shape `(B, E)` padded with -1. They, and subtrees that contain no other items, are removed after the
+            softmax, without renormalising. The scores of the other items do not change.
+        renormalize (`bool`, *optional*, defaults to `True`): Whether log-probabilities are normalised over the legal
+            tokens, as in training under the trie, or over the whole vocabulary.
         length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by the number of generated tokens,
-            EOS included, to this power.
+            EOS included, raised to this power.
 
     Returns:
-        [`RankedItems`]: Items and scores of shape `(B, top_k)`. Among equal scores the lower item index comes first.
+        [`RankedItems`]: Items and scores of shape `(B, top_k)`. Equal scores are ordered by ascending item index.
     """
     top_k = num_beams if top_k is None else top_k
     input_ids, attention_mask = checked_prompts(model, prompts, trie, num_beams, top_k)
@@ -96,13 +96,13 @@ def rank_items(
 
 
 class _Beams(NamedTuple):
-    """The beams that have not finished, `(B, K)` each.
+    """The beams that have not finished. Each tensor has the shape `(B, K)`.
 
     Args:
         nodes: The trie node that each beam has reached. Where forced chains are skipped, this is already the end of
             the chain: the node at which the beam next branches, or its leaf.
-        scores: Its log-probability; -inf marks an empty slot.
-        num_read: How many of its tokens the model has read.
+        scores: The log-probability of each beam; -inf marks an empty slot.
+        num_read: Number of tokens of each beam that the model has read.
     """
 
     nodes: Tensor
@@ -110,7 +110,7 @@ class _Beams(NamedTuple):
     num_read: Tensor
 
     def gather(self, index: Tensor) -> _Beams:
-        """The beams at `index` `(B, K')`."""
+        """Returns the beams at `index` `(B, K')`."""
         return _Beams(*(tensor.gather(1, index) for tensor in self))
 
 
@@ -129,9 +129,9 @@ def _search(
     renormalize: bool,
     length_penalty: float,
 ) -> _Finished:
-    """The best `num_beams` leaves for each prompt whose tokens the cache has read."""
-    # Among the legal tokens a forced one has log-probability 0, so chains of them can be skipped. A cache with a row
-    # per beam cannot skip: it reads one token of every beam per step.
+    """Returns the best `num_beams` leaves for each of the prompts in the cache."""
+    # Normalised over the legal tokens, a forced token has log-probability 0, so chains of forced tokens can be
+    # skipped. A cache with one row per beam cannot skip: it reads one token of every beam per step.
     skips = renormalize and cache.shared and 1 in trie.depth_widths
 
     # 1. Start with one beam per prompt, at the root or where the root's forced chain ends.
@@ -143,11 +143,12 @@ def _search(
         branch_depth, ended = _next_branching(trie, beams)
         finished = _keep_best(finished, trie, beams, ended, num_beams, length_penalty)
 
-        # 3. Drop the beams that have ended and those that cannot make it into the finished ones any more.
+        # 3. Drop the beams that have ended, and the beams that score too low to be among the finished ones.
         beams = _drop_hopeless(beams, ended, finished, num_beams, length_penalty)
 
-        # 4. Let every beam that branches at this depth read its pending tokens; the others wait in a forced chain. The
-        # first round needs no pass, unless the root is forced: the prompt's own logits predict the first token.
+        # 4. For every beam that branches at this depth, let the model read the pending tokens. The other beams wait at
+        # the end of their forced chain. The first round needs no forward pass, since the prompt's logits predict the
+        # first token, unless that token is forced and was skipped.
         active = (beams.scores > -torch.inf) & (trie.depths(beams.nodes) == branch_depth)  # (B, K)
         pending, max_children = _pending(trie, beams, active, step, skips)
         if not pending.num_active:
@@ -159,7 +160,7 @@ def _search(
         else:
             logits, slots, valid = cache.extend(pending)  # (B, A, V), (B, A), (B, A)
 
-        # 5. Score the children of these beams. Together with the waiting beams they are the continuations.
+        # 5. Score the children of the active beams. Together with the waiting beams they are the continuations.
         logps, children = _child_logps(trie, logits, beams.nodes.gather(1, slots), max_children, renormalize)
         grown, parents = _children_as_beams(trie, beams, slots, valid, logps, children, excluded, skips)
         continuations, parents = _with_waiting(grown, parents, beams, active)  # (B, N)
@@ -172,19 +173,20 @@ def _search(
             finished, trie, continuations.gather(best), completes.gather(1, best), num_beams, length_penalty
         )
 
-        # 7. The best `num_beams` of the others are the beams of the next round, and the cache follows them.
+        # 7. The best `num_beams` of the other continuations are the beams of the next round. Reorder the cache
+        # accordingly.
         running = continuations._replace(scores=continuations.scores.masked_fill(completes, -torch.inf))
         best = best_first(running.scores, ties, num_beams)
         beams = running.gather(best)
         cache.reorder(parents.gather(1, best))
 
-    # 8. Only a beam whose score is NaN can still be at a leaf, since no comparison above lets it finish. Keep it, so
-    # that the caller sees the NaN.
+    # 8. Only a beam whose score is NaN can still be at a leaf, because comparisons with NaN are False and so it never
+    # finished. Keep it, so that the caller sees the NaN.
     return _keep_best(finished, trie, beams, _is_leaf(trie, beams.nodes), num_beams, length_penalty)
 
 
 def _first_beams(trie: TokenTrie, excluded: Excluded, num_prompts: int, skips: bool) -> _Beams:
-    """`(B, 1)`: one beam per prompt; an empty slot where the prompt excludes every item."""
+    """Returns one beam per prompt, `(B, 1)`; an empty slot if the prompt excludes every item."""
     root = torch.zeros(num_prompts, 1, dtype=torch.int64, device=trie.items.device)
     nodes = trie.forced_ends[root].long() if skips else root
     scores = torch.where(excluded.emptied(root), -torch.inf, 0.0)
@@ -196,12 +198,13 @@ def _is_leaf(trie: TokenTrie, nodes: Tensor) -> Tensor:
 
 
 def _next_branching(trie: TokenTrie, beams: _Beams) -> tuple[Tensor, Tensor]:
-    """The depth at which each prompt branches next, `(B, 1)`, and which beams end no deeper than that, `(B, K)`."""
+    """Returns the depth at which each prompt branches next, `(B, 1)`, and a mask of the beams that end at this depth
+    or before it, `(B, K)`."""
     alive = beams.scores > -torch.inf
     leaf = _is_leaf(trie, beams.nodes)
     depths = trie.depths(beams.nodes)
 
-    never = trie.max_depth + 1  # where no beam of the prompt branches any more
+    never = trie.max_depth + 1  # the branch depth of prompts without a beam that still branches
     branch_depth = torch.where(alive & ~leaf, depths, never).amin(1, keepdim=True)
     return branch_depth, alive & leaf & (depths <= branch_depth)
 
@@ -209,7 +212,7 @@ def _next_branching(trie: TokenTrie, beams: _Beams) -> tuple[Tensor, Tensor]:
 def _keep_best(
     finished: _Finished, trie: TokenTrie, beams: _Beams, ended: Tensor, num_beams: int, length_penalty: float
 ) -> _Finished:
-    """The best `num_beams` among the finished leaves and the leaves of the beams that have `ended`."""
+    """Returns the best `num_beams` leaves among the finished ones and the leaves of the beams that have `ended`."""
     scores = beams.scores.masked_fill(~ended, -torch.inf)
     if length_penalty:
         scores = scores / trie.depths(beams.nodes).clamp(min=1) ** length_penalty
@@ -223,7 +226,7 @@ def _keep_best(
 def _drop_hopeless(beams: _Beams, ended: Tensor, finished: _Finished, num_beams: int, length_penalty: float) -> _Beams:
     """Empties the slots of beams that have ended, and of beams that score below `num_beams` finished leaves.
 
-    A score only falls as a beam grows. With a length penalty it may rise again, so all beams stay.
+    As a beam grows, its score can only fall. With a length penalty it can also rise, so all beams are kept.
     """
     scores = beams.scores.masked_fill(ended, -torch.inf)
     if finished.scores.shape[1] == num_beams and not length_penalty:
@@ -232,7 +235,8 @@ def _drop_hopeless(beams: _Beams, ended: Tensor, finished: _Finished, num_beams:
 
 
 def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, step: int, skips: bool) -> tuple[Pending, int]:
-    """The tokens that the active beams have to read before they branch, and C, the most children of their nodes."""
+    """Returns the tokens that the model must read before the active beams branch, and C, the maximum number of
+    children of their nodes."""
     depths = trie.depths(beams.nodes)
     lengths = depths - beams.num_read  # (B, K)
 
@@ -251,10 +255,9 @@ def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, step: int, skips: b
 
 
 def _round_sizes(trie: TokenTrie, nodes: Tensor, lengths: Tensor, active: Tensor) -> list[int]:
-    """Four maxima over prompts and their active beams, in one transfer from the device, the only one of a round.
-
-    They are: active beams of a prompt; pending tokens of a prompt, without the last one of each beam; pending tokens
-    of a beam; children of a node.
+    """Returns four maximum counts, fetched in the round's only transfer from the device: active beams per prompt;
+    pending tokens per prompt, not counting the last token of each beam; pending tokens per beam; and children per
+    node. Only active beams count.
     """
     num_children = trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]
     inner = torch.where(active, lengths - 1, 0).clamp(min=0)
@@ -270,7 +273,7 @@ def _round_sizes(trie: TokenTrie, nodes: Tensor, lengths: Tensor, active: Tensor
 def _child_logps(
     trie: TokenTrie, logits: Tensor, nodes: Tensor, max_children: int, renormalize: bool
 ) -> tuple[Tensor, Tensor]:
-    """The log-probability of each child, -inf where there is none, and the child nodes; `(B, A, C)` each."""
+    """Returns the log-probability of each child, -inf for padding, and the child nodes; both are `(B, A, C)`."""
     tokens, children, legal = trie.children(nodes, max_children)
     scores = logits.gather(-1, tokens).float().masked_fill(~legal, -torch.inf)
     normalizer = scores.logsumexp(-1, keepdim=True) if renormalize else logits.float().logsumexp(-1, keepdim=True)
@@ -287,9 +290,10 @@ def _children_as_beams(
     excluded: Excluded,
     skips: bool,
 ) -> tuple[_Beams, Tensor]:
-    """The beams that the children `(B, A, C)` of the active beams become, and the slot each comes from, `(B, A * C)`.
+    """Returns the children `(B, A, C)` of the active beams as beams, and the slot of each one's parent, `(B, A * C)`.
 
-    Children whose items are all excluded get the score -inf, after the softmax, so the others keep theirs.
+    Children whose items are all excluded get the score -inf. This happens after the softmax, so the scores of the
+    other children do not change.
     """
     branching = beams.gather(slots)  # (B, A)
     scores = torch.where(valid, branching.scores, -torch.inf).unsqueeze(-1) + logps
@@ -302,7 +306,7 @@ def _children_as_beams(
 
 
 def _with_waiting(grown: _Beams, parents: Tensor, beams: _Beams, active: Tensor) -> tuple[_Beams, Tensor]:
-    """Appends the beams that were not active, unchanged: `(B, A * C + K)`. They come from their own slots."""
+    """Appends the beams that were not active, unchanged: `(B, A * C + K)`. Each is its own parent."""
     waiting = beams._replace(scores=beams.scores.masked_fill(active, -torch.inf))
     own_slots = torch.arange(active.shape[1], device=active.device).expand_as(active)
     continuations = _Beams(*(torch.cat(pair, 1) for pair in zip(grown, waiting, strict=True)))
@@ -310,20 +314,20 @@ def _with_waiting(grown: _Beams, parents: Tensor, beams: _Beams, active: Tensor)
 
 
 def _rank_leaves(finished: _Finished, trie: TokenTrie, excluded: Excluded, top_k: int) -> RankedItems:
-    """Ranks the items of the finished leaves, without the excluded ones. Each item of a leaf has a rank of its own."""
-    # 1. Lay out each leaf's items side by side: `width` places per leaf, which is all that `top_k` ranks can need.
+    """Ranks the items of the finished leaves that are not excluded. Items that share a leaf get separate ranks."""
+    # 1. Lay out each leaf's items side by side, `width` columns per leaf. `top_k` ranks never need more.
     width = min(trie.max_shared, top_k + excluded.places.shape[1])
     starts = trie.item_starts[finished.nodes].unsqueeze(-1)
     ends = trie.item_ends[finished.nodes].unsqueeze(-1)
     places = (starts + torch.arange(width, device=starts.device)).flatten(1)  # (B, K * width)
 
-    # 2. Places beyond the leaf's last item and excluded items get the score -inf.
+    # 2. Columns beyond the leaf's last item and excluded items get the score -inf.
     counts = places < ends.expand(-1, -1, width).flatten(1)
     places = torch.where(counts, places, 0)
     counts &= excluded.count(places, places + 1) == 0
     scores = finished.scores.unsqueeze(-1).expand(-1, -1, width).flatten(1).masked_fill(~counts, -torch.inf)
 
-    # 3. Sort, and fill up the ranks that are missing.
+    # 3. Sort, and pad the missing ranks.
     items = trie.items[places].long()
     best = best_first(scores, items, top_k)
     scores = scores.gather(1, best)
@@ -333,13 +337,14 @@ def _rank_leaves(finished: _Finished, trie: TokenTrie, excluded: Excluded, top_k
 
 
 def best_first(scores: Tensor, ties: Tensor, count: int) -> Tensor:
-    """Indices of the `count` best of `(B, N)` float32 scores, in descending order. Equal scores are ordered by
-    ascending `ties`.
+    """Returns the indices of the `count` best of the float32 scores `(B, N)`, in descending order. Equal scores are
+    ordered by ascending `ties`.
 
     A NaN comes first, so that it reaches the end of the search and is reported.
     """
-    # One integer key combines score and tie, so a single top-k sorts by both. The bits of a float are ordered like an
-    # integer once those of negative numbers are flipped. Adding 0.0 turns -0.0, whose bits differ, into 0.0.
+    # One integer key combines score and tie, so a single top-k sorts by both. The bits of floats, read as integers,
+    # are in the order of the floats once the bits of negative numbers are flipped. Adding 0.0 turns -0.0, whose bits
+    # differ, into 0.0.
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0
     bits = scores.view(torch.int32)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()

@@ -1,4 +1,4 @@
-"""Checks that all decoders share: of the prompts before the model runs, and of the scores afterwards."""
+"""Contains the checks that all decoders share: prompts before the model runs, and scores afterwards."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 def checked_prompts(
     model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, num_beams: int, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """Moves `input_ids` and `attention_mask` to the model's device; raises if prompts, trie and model do not fit."""
+    """Returns `input_ids` and `attention_mask` on the model's device. Raises ValueError if the arguments do not fit
+    together."""
     input_ids = prompts["input_ids"].to(model.device)
     attention_mask = prompts["attention_mask"].to(model.device)
 
     if not input_ids.numel() or not bool(attention_mask.any(1).all()):
-        raise ValueError("there is no prompt, or an empty one; a prompt needs at least one token, such as BOS")
+        raise ValueError("there is no prompt, or an empty one; give every prompt at least one token, such as BOS")
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("prompts must be padded on the left; set tokenizer.padding_side = 'left'")
     if num_beams < 1 or top_k < 1:
@@ -47,9 +48,12 @@ def checked_prompts(
 
 
 def check_no_nan(scores: Tensor) -> None:
-    """Raises where the model's logits, and so the scores, contain NaN."""
+    """Raises ValueError if the scores contain NaN, which comes from NaN in the model's logits."""
     if bool(scores.isnan().any()):
-        raise ValueError("the model's logits contain NaN; its weights are broken or its number format is too small")
+        raise ValueError(
+            "the model's logits contain NaN; check its weights, or load it with a dtype of larger range, such as "
+            "bfloat16"
+        )
 
 
 @contextmanager

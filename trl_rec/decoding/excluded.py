@@ -1,6 +1,6 @@
-"""Excluded items of each prompt, and the subtrees of the trie that they leave empty.
+"""Stores the excluded items of each prompt, and finds the subtrees of the trie in which every item is excluded.
 
-Legend: B prompts, E excluded items, N nodes.
+Legend: B: prompts, E: excluded items per prompt (padded), N: nodes.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from trl_rec.items.trie import TokenTrie
 
 
 class Excluded:
-    """The excluded items of each prompt, stored as sorted places in `trie.items`.
+    """The excluded items of each prompt, stored as sorted indices into `trie.items`.
 
-    The items below a node are a slice of `trie.items`, so two binary searches count the excluded ones below it.
+    The items below a node are a slice of `trie.items`, so two binary searches count how many of them are excluded.
 
     Args:
         trie (`TokenTrie`): The trie.
         items (`torch.Tensor` or lists of `int`, *optional*): One list of items per prompt, or a tensor of shape
-            `(B, E)` padded with -1. Unknown items are ignored, and so are repeats.
+            `(B, E)` padded with -1. Unknown and repeated items are ignored.
         num_prompts (`int`): B.
 
     Attributes:
-        places (`torch.Tensor` of shape `(B, E)`): Distinct places in ascending order; `trie.num_items` marks padding.
+        places (`torch.Tensor` of shape `(B, E)`): The excluded items as distinct indices into `trie.items`, in
+            ascending order; `trie.num_items` is padding.
     """
 
     def __init__(self, trie: TokenTrie, items: Tensor | Sequence[Sequence[int]] | None, num_prompts: int) -> None:
@@ -34,32 +35,32 @@ class Excluded:
         if len(rows) != num_prompts:
             raise ValueError(f"exclude has {len(rows)} lists for {num_prompts} prompts; give one list per prompt")
 
-        # 1. Look up each item's place; unknown items and padding become `num_items`.
+        # 1. Look up each item's index in `trie.items`; unknown items and padding become `num_items`.
         rows = rows.to(trie.items.device, torch.int64)
         known = (rows >= 0) & (rows < len(trie.item_positions))
         places = torch.where(known, trie.item_positions[torch.where(known, rows, 0)], -1)
         places = torch.where(places < 0, trie.num_items, places).sort(1).values
 
-        # 2. Turn repeats into padding, or `count` would count them twice.
+        # 2. Turn repeats into padding, so that `count` does not count them twice.
         repeated = torch.zeros_like(known)
         repeated[:, 1:] = places[:, 1:] == places[:, :-1]
         self.places = places.masked_fill(repeated, trie.num_items).sort(1).values
 
     def count(self, starts: Tensor, ends: Tensor) -> Tensor:
-        """`(B, N)`: how many of the places `[start, end)` are excluded, for `starts` and `ends` of shape `(B, N)`."""
+        """Returns how many of `trie.items[start:end]` are excluded. `starts`, `ends` and the result are `(B, N)`."""
         before_start = torch.searchsorted(self.places, starts.to(self.places.dtype).contiguous())
         before_end = torch.searchsorted(self.places, ends.to(self.places.dtype).contiguous())
         return before_end - before_start
 
     def emptied(self, nodes: Tensor) -> Tensor:
-        """`(B, N)`: whether every item below the node is excluded."""
+        """Returns whether all items below each of the nodes `(B, N)` are excluded, `(B, N)`."""
         starts = self.trie.item_starts[nodes]
         ends = self.trie.item_ends[nodes]
         return self.count(starts, ends) == ends - starts
 
 
 def _padded(items: Sequence[Sequence[int]] | None, num_prompts: int) -> Tensor:
-    """`(B, E)`: the lists padded on the right with -1."""
+    """Returns the lists as a tensor `(B, E)`, padded on the right with -1."""
     if items is None:
         return torch.empty(num_prompts, 0, dtype=torch.int64)
     rows = [torch.as_tensor(row, dtype=torch.int64) for row in items] or [torch.empty(0, dtype=torch.int64)]

@@ -1,13 +1,13 @@
 """Finds the list that a model of lists recommends, greedily or by beam search over whole lists.
 
-The search is that of `generate`: the beams of a prompt advance one token per step, and the best `num_beams` lists
-of each step survive, complete or not. As in sampling, excluded items and items already in the list are removed before
-the softmax, so a score is the log-probability of a list under the policy. Tokens that the trie forces cost nothing and
-are skipped; a beam inside a forced chain waits, with its slot and score, until the other beams have as many tokens.
-Among equal scores, the beam that ranked higher before comes first; among the continuations of one beam, the one with
-the lower item.
+The beam search works as in `generate`: the beams of a prompt advance one token per step, and each step keeps the best
+`num_beams` lists, complete or not. As in sampling, excluded items and items already in the list are removed before the
+softmax, so a score is the log-probability of a list under the policy. Tokens that the trie forces have log-probability
+0 and are skipped. A beam at the end of a chain of forced tokens therefore has more tokens than the other beams; it
+keeps its slot and its score until they have caught up. Equal scores are ordered by the rank of the beam before the
+step; continuations of the same beam, by the lowest item index below them.
 
-Legend: B prompts, N beams, R = B * N, C children (padded), M = min(N, C), K items per list.
+Legend: B: prompts, N: beams, R = B * N, C: children (padded), M = min(N, C), K: items per list.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ def rank_list(
     num_beams: int = 1,
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
 ) -> RankedItems:
-    """The first `top_k` items of the list that the model writes for each prompt.
+    """Returns the first `top_k` items of the list that the model writes for each prompt.
 
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
         top_k (`int`): Number of ranks to return, at most `list_length`.
-        num_beams (`int`, *optional*, defaults to `1`): 1 returns the list of [`greedy_list`]; a larger
-            number returns that of [`beam_list`].
+        num_beams (`int`, *optional*, defaults to `1`): Width of the search. With 1, lists are written by
+            [`greedy_list`], otherwise by [`beam_list`].
 
     Returns:
         [`RankedItems`]: `(B, top_k)`.
     """
     if top_k > list_length:
-        raise ValueError(f"lists of {list_length} items have no first {top_k}; ask for at most list_length of them")
+        raise ValueError(f"top_k {top_k} exceeds the list length {list_length}; choose top_k <= list_length")
     if num_beams == 1:
-        # Later items do not change earlier ones here, so they need not be written.
+        # In greedy decoding, later items do not change earlier ones, so only `top_k` items are written.
         return greedy_list(model, prompts, trie, list_length=top_k, exclude=exclude)
     ranked = beam_list(model, prompts, trie, list_length=list_length, num_beams=num_beams, exclude=exclude)
     return RankedItems(*(part[:, :top_k] for part in ranked))
@@ -70,16 +70,16 @@ def beam_list(
     num_beams: int,
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
 ) -> RankedItems:
-    """The best list of distinct items that a beam search finds for each prompt, as a ranking.
+    """Returns the best list of distinct items that a beam search finds for each prompt, as a ranking.
 
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
-        num_beams (`int`): Width of the search. 1 gives the list of [`greedy_list`]; if there are no more lists than
-            beams, all of them are scored.
+        num_beams (`int`): Width of the search. 1 gives the list of [`greedy_list`]. If `num_beams` is at least the
+            number of possible lists, every list is scored.
 
     Returns:
         [`RankedItems`]: `(B, K)`. The score of a rank is the log-probability of the list up to that rank, so scores
-        descend and the last one is that of the whole list.
+        descend, and the last score is the log-probability of the whole list.
     """
     if num_beams < 1 or list_length < 1:
         raise ValueError(f"num_beams and list_length must be at least 1, not {num_beams} and {list_length}")
@@ -95,9 +95,10 @@ class _Beams(NamedTuple):
     """The lists of each prompt by descending score.
 
     Args:
-        lists: Their states, `(R,)`.
-        scores: Their log-probabilities, `(R,)`; -inf marks an empty slot.
-        ends: The log-probability at the end of each item, `(R, K + 1)`. The last column is scratch space.
+        lists: The state of each list, `(R,)`.
+        scores: The log-probability of each list, `(R,)`; -inf marks an empty slot.
+        ends: The log-probability of each list up to the end of each item, `(R, K + 1)`. The last column is scratch
+            space.
     """
 
     lists: Lists
@@ -115,7 +116,7 @@ def _search(decoder: ListDecoder) -> _Beams:
     active = _next_to_branch(decoder, beams)
 
     for step in range(1, decoder.max_steps + 1):
-        # 2. Replace the active beams by their best continuations, and keep the best beams of all.
+        # 2. Replace the active beams by their continuations, and keep the best `num_beams` beams per prompt.
         beams = _advanced(decoder, beams, output, active)
 
         # 3. Let the model read the beams that branch next.
@@ -127,9 +128,10 @@ def _search(decoder: ListDecoder) -> _Beams:
 
 
 def _next_to_branch(decoder: ListDecoder, beams: _Beams) -> Tensor:
-    """`(R,)`: marks the incomplete beams with the fewest tokens.
+    """Returns a mask `(R,)` of the incomplete beams that have the fewest tokens among those of their prompt.
 
-    A prompt whose best list is complete has none: scores only fall, so no other beam can overtake it.
+    If the best beam of a prompt is complete, the mask is False for all its beams: scores only fall, so no other beam
+    can overtake the best one.
     """
     complete = beams.lists.ranks == decoder.list_length
     running = (beams.scores > -torch.inf) & ~complete
@@ -139,10 +141,11 @@ def _next_to_branch(decoder: ListDecoder, beams: _Beams) -> Tensor:
 
 
 def _advanced(decoder: ListDecoder, beams: _Beams, output: ListLogits, active: Tensor) -> _Beams:
-    """The best `num_beams` of the active beams' continuations and the other beams, unchanged. The cache follows."""
+    """Returns the best `num_beams` beams per prompt among the continuations of the active beams and the beams that are
+    not active. Reorders the cache accordingly."""
     num_prompts, num_beams = decoder.shape
 
-    # 1. Score the best M children of each beam. A beam that is not active has one continuation, itself.
+    # 1. Score the best M children of each beam. The only continuation of a beam that is not active is the beam itself.
     logps, children = decoder.logps(beams.lists, output)
     grown = beams.scores.unsqueeze(1) + logps.float()  # (R, C)
     column = best_first(grown, decoder.trie.lowest_items[children].expand_as(grown), num_beams)  # (R, M)
@@ -150,7 +153,8 @@ def _advanced(decoder: ListDecoder, beams: _Beams, output: ListLogits, active: T
     unchanged[:, 0] = beams.scores
     continuations = torch.where(active.unsqueeze(1), grown.gather(1, column), unchanged).view(num_prompts, -1)
 
-    # 2. Choose the best of each prompt. The sort is stable: among equals, the beam that ranked higher comes first.
+    # 2. Choose the best continuations of each prompt. The sort is stable, so that equal scores keep the order of the
+    # beams.
     scores, chosen = continuations.sort(dim=1, descending=True, stable=True)
     scores = scores[:, :num_beams].flatten()
     chosen = chosen[:, :num_beams]
@@ -158,7 +162,7 @@ def _advanced(decoder: ListDecoder, beams: _Beams, output: ListLogits, active: T
     rows = (torch.arange(num_prompts, device=parents.device).unsqueeze(1) * num_beams + parents).flatten()
     child = children.expand_as(grown).gather(1, column)[rows, chosen.flatten() % column.shape[1]]
 
-    # 3. Move them, and note the scores of those that ended an item.
+    # 3. Move the chosen beams, and record the scores of those that ended an item.
     before = beams.lists.take(rows)
     lists = decoder.move(before, child, active[rows] & (scores > -torch.inf))
     ended = torch.where(lists.ranks > before.ranks, scores, -torch.inf)

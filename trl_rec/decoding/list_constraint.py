@@ -1,13 +1,13 @@
-"""Writes lists of distinct items as tokens, finds the tokens that are legal at each position, and scores given lists.
+"""Converts lists of distinct items to tokens, finds the legal tokens at each position, and scores given lists.
 
-A list is the paths of its items, one after the other. Items that are already in the list are no longer legal, nor are
-subtrees that contain no other items; like excluded items, they are removed before the softmax. Items that share a path
-are counted: the path stays legal as long as one of its items is left. Everything here depends only on the trie and the
-items, so that sampling, policy, reference and supervised training agree. The EOS at the end of a list of known length
-is forced, and left out here.
+A list is the concatenation of its items' paths. An item that is already in the list is no longer legal, and neither is
+a subtree in which every item is in the list or excluded. Illegal tokens are removed before the softmax. Where several
+items share a path, the path stays legal as long as one of them is left. Everything here depends only on the trie and
+the items, so sampling, policy, reference and supervised training use the same legal tokens. Since lists have a known
+length, the EOS at their end is forced and is left out here.
 
-Legend: K items per list, T tokens (padded), D tokens of the longest path, E excluded items, S = E + K, M tokens at
-which the trie branches, C children (padded), B prompts, G lists per prompt.
+Legend: K: items per list, T: tokens per list (padded), D: tokens of the longest path, E: excluded items per prompt,
+S = E + K, M: tokens at which the trie branches, C: children (padded), B: prompts, G: lists per prompt.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from trl_rec.models.completions import CompletionLogits, chosen_legal_logps
 
 
 class ListTokens(NamedTuple):
-    """Lists as tokens, `(..., T)` each, padded on the right.
+    """Lists as tokens. Each tensor has the shape `(..., T)` and is padded on the right.
 
     Args:
         token_ids (`torch.Tensor`): The tokens; 0 is padding.
         mask (`torch.Tensor`): True for real tokens.
         nodes (`torch.Tensor`): The node before each token, as in `TokenTrie.walk`; -1 is padding.
-        ranks (`torch.Tensor`): The rank in the list of the item that each token belongs to.
+        ranks (`torch.Tensor`): For each token, the rank of its item in the list.
         branches (`torch.Tensor`): True for tokens that the trie does not force.
     """
 
@@ -42,7 +42,7 @@ class ListTokens(NamedTuple):
 
 
 def list_tokens(trie: TokenTrie, items: Tensor) -> ListTokens:
-    """The tokens of lists.
+    """Returns the tokens of lists.
 
     Args:
         trie (`TokenTrie`): The catalogue's list paths.
@@ -58,13 +58,13 @@ def list_tokens(trie: TokenTrie, items: Tensor) -> ListTokens:
     unknown = (places < 0) & (items >= 0)
     if bool(unknown.any()):
         raise ValueError(
-            f"a list has item {int(items[unknown][0])}, which is not in the trie of {trie.num_items} items; give item "
-            "indices"
+            f"a list has item {int(items[unknown][0])}, which is not in the trie of {trie.num_items} items; pass "
+            "item indices of the catalogue from which the trie was made"
         )
     node = torch.where(places < 0, 0, trie.leaves[places.clamp(min=0)])
     lengths = trie.depths(node)
 
-    # 2. Walk from the leaves up to the root, collecting tokens and the nodes before them.
+    # 2. Walk from the leaves up to the root, collecting each token and the node before it.
     tokens = []
     nodes = []
     for _ in range(trie.max_depth):
@@ -74,7 +74,7 @@ def list_tokens(trie: TokenTrie, items: Tensor) -> ListTokens:
     real = torch.arange(trie.max_depth - 1, -1, -1, device=items.device) < lengths.unsqueeze(-1)  # (..., K, D)
     ranks = torch.arange(items.shape[-1], device=items.device).unsqueeze(-1).expand_as(real)
 
-    # 3. Close the gaps between the paths.
+    # 3. Remove the padding between the paths.
     mask, token_ids, before, ranks = _packed(real, torch.stack(tokens[::-1], -1), torch.stack(nodes[::-1], -1), ranks)
     before = before.masked_fill(~mask, -1)
     branches = mask & (trie.row_offsets[before + 1] - trie.row_offsets[before.clamp(min=0)] > 1)
@@ -82,7 +82,7 @@ def list_tokens(trie: TokenTrie, items: Tensor) -> ListTokens:
 
 
 def _packed(mask: Tensor, *parts: Tensor) -> list[Tensor]:
-    """Mask and parts as `(..., T)`, from `(..., K, D)` with the tokens of each item on the right."""
+    """Packs the mask and the parts from `(..., K, D)`, where each item's tokens are right-aligned, to `(..., T)`."""
     mask = mask.flatten(-2)
     width = int(mask.sum(-1).amax()) if mask.numel() else 0
     order = torch.argsort(~mask, dim=-1, stable=True)[..., :width]
@@ -92,22 +92,24 @@ def _packed(mask: Tensor, *parts: Tensor) -> list[Tensor]:
 def legal_children(
     trie: TokenTrie, nodes: Tensor, taken: Tensor, width: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The children of the nodes, like `TokenTrie.children`. A child whose items are all taken is not legal.
+    """Returns the children of the nodes, like `TokenTrie.children`, except that children whose items are all taken are
+    not legal.
 
     Args:
         trie (`TokenTrie`): The trie.
-        nodes (`torch.Tensor` of shape `(M,)`): One node per row of `taken`; or `(1,)`, one node for all rows.
-        taken (`torch.Tensor` of shape `(M, S)`): Distinct places in `trie.items`, ascending; `num_items` is padding.
-            See `taken_places`.
-        width (`int`, *optional*): An upper bound of C; with it, nothing is read back from the device.
+        nodes (`torch.Tensor` of shape `(M,)` or `(1,)`): One node per row of `taken`, or one node for all rows.
+        taken (`torch.Tensor` of shape `(M, S)`): The taken items, as distinct indices into `trie.items` in ascending
+            order; `num_items` is padding. See `taken_places`.
+        width (`int`, *optional*): An upper bound of C. Without it, C is copied from the device.
 
     Returns:
-        `tokens, next_nodes, legal` of shape `(M, C)`. With a single node, tokens and nodes have the shape `(1, C)`.
+        `tokens, next_nodes, legal` of shape `(M, C)`. With a single node, `tokens` and `next_nodes` have the shape
+        `(1, C)`.
     """
     tokens, children, legal = trie.children(nodes, width)
     num_columns = legal.shape[1]
 
-    # Write True into the column of each emptied child. Places elsewhere in the trie write into a spare column.
+    # Write True into the column of each emptied child. Taken items elsewhere in the trie write into a spare column.
     above, emptied = _emptied(trie, nodes, taken)
     column = torch.where(emptied, above - 1 - trie.row_offsets[nodes].unsqueeze(1), num_columns)
     is_empty = torch.zeros(len(taken), num_columns + 1, dtype=torch.bool, device=legal.device)
@@ -116,19 +118,19 @@ def legal_children(
 
 
 def num_legal(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> Tensor:
-    """`(M,)`: the number of legal children of the nodes `(M,)`, without looking at each child; see
-    `legal_children`."""
+    """Returns the number of legal children of the nodes `(M,)`, `(M,)`, without listing the children as
+    `legal_children` does."""
     above, emptied = _emptied(trie, nodes, taken)
-    # Count each emptied child once; equal ones are neighbours, since the places ascend.
+    # Count each emptied child once. Repeats of a child are neighbours, since `taken` is sorted.
     emptied[:, 1:] &= above[:, 1:] != above[:, :-1]
     return trie.row_offsets[nodes + 1] - trie.row_offsets[nodes] - emptied.sum(1)
 
 
 def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-    """`(M, S)` each: the node above each taken place, at the depth of the row's children; and whether this node is a
-    child of the row's node and has no item left.
+    """Returns, for each taken item, its ancestor at the depth of the row's children, and whether this ancestor is a
+    child of the row's node with no item left. Both have the shape `(M, S)`.
 
-    Only children above a taken place can be empty, and there are far fewer of these than children.
+    Only a child with a taken item below it can be empty, and there are far fewer taken items than children.
     """
     above = trie.above(taken, (trie.depths(nodes) + 1).unsqueeze(1))
     starts = trie.item_starts[above].to(taken.dtype)
@@ -138,16 +140,16 @@ def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Ten
 
 
 def taken_places(trie: TokenTrie, items: Tensor, ranks: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """The places that are no longer legal after the first items of a list, in the form that `legal_children` expects.
+    """Returns the items that are taken after the first items of each list, in the form that `legal_children` expects.
 
     Args:
         trie (`TokenTrie`): The trie.
         items (`torch.Tensor` of shape `(M, K)`): The lists; -1 is padding.
-        ranks (`torch.Tensor` of shape `(M,)`): How many items of each list are taken.
+        ranks (`torch.Tensor` of shape `(M,)`): Number of items at the beginning of each list that are taken.
         excluded (`torch.Tensor` of shape `(M, E)`, *optional*): Excluded items, as `Excluded.places` stores them.
 
     Returns:
-        `torch.Tensor` of shape `(M, S)`: Places, ascending; `num_items` is padding.
+        `torch.Tensor` of shape `(M, S)`: Indices into `trie.items` in ascending order; `num_items` is padding.
     """
     before = (torch.arange(items.shape[1], device=items.device) < ranks.unsqueeze(1)) & (items >= 0)
     places = torch.where(before, trie.item_positions[torch.where(before, items, 0)], trie.num_items).long()
@@ -162,9 +164,10 @@ def list_logps(
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """The log-probability of each token of the given lists among the tokens that are legal there.
+    """Returns the log-probability of each token of the given lists, normalized over the legal tokens.
 
-    Only tokens at which the trie branches are computed, as `(M, C)` numbers; pass fewer prompts to bound M.
+    It is computed only for the M tokens at which the trie branches, from scores of shape `(M, C)`; pass fewer prompts
+    to reduce memory.
 
     Args:
         read (`CompletionLogits`): The result of [`read_completions`] for the tokens of the lists: `token_ids` and
@@ -173,11 +176,11 @@ def list_logps(
         trie (`TokenTrie`): The catalogue's list paths, on the same device.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items that no list may contain: one list per prompt, or
             a tensor of shape `(B, E)` padded with -1.
-        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits first.
+        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits before the softmax.
 
     Returns:
-        `torch.Tensor` of shape `(B, G, T)`: At least float32; 0 for tokens that are forced or masked. It has a
-        gradient, except for tokens that are not legal, whose log-probability is -inf.
+        `torch.Tensor` of shape `(B, G, T)`: At least float32; 0 for tokens that are forced or masked. Illegal tokens
+        have the log-probability -inf and no gradient.
     """
     # 1. Find what is legal at each branching token, given the items before it.
     lists = list_tokens(trie, items)
@@ -187,6 +190,6 @@ def list_logps(
     taken = taken_places(trie, items.flatten(0, 1)[owner], lists.ranks[branches], excluded)
     tokens, _, legal = legal_children(trie, lists.nodes[branches], taken, width=None if len(owner) else 1)
 
-    # 2. Take the softmax over those tokens.
+    # 2. Take the softmax over the legal tokens.
     chosen = chosen_legal_logps(read, lists.token_ids[branches], tokens, legal, temperature)
     return chosen.new_zeros(branches.shape).masked_scatter(branches, chosen)

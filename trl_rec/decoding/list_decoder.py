@@ -1,15 +1,16 @@
-"""Tracks lists while a model writes them: the node that each list has reached, what is legal there, and the logits.
+"""Tracks lists while a model writes them: the node that each list has reached, its legal tokens, and their logits.
 
-Both ways to write lists, sampling and beam search, are loops over a `ListDecoder`: choose a child for each list
-(`logps`), move there (`move`), and let the model read what was written (`read`).
+Sampling and beam search are both loops over a `ListDecoder`. Each round chooses a child for each list (`logps`), moves
+the list there (`move`), and lets the model read the new tokens (`read`).
 
-Tokens that the trie forces are skipped. They wait, together with the last chosen token, until the model reads them on
-the way to the next choice, even across the end of an item. A round then reads four integers back from the device to
-size its forward pass. Where all paths have the same length and branch at every depth, as with item tokens and most
-semantic IDs, nothing is skipped and nothing is read back.
+Tokens that the trie forces need no choice and get no forward pass of their own. The model reads them together with the
+last chosen token, just before the next choice. This also holds where an item ends and the next one begins. Because the
+number of tokens to read varies, each round copies four integers from the device to size its forward pass. Where all
+paths have the same length and branch at every depth, as with item tokens and most semantic IDs, there are no forced
+tokens, and nothing is copied from the device.
 
-Legend: B prompts, G lists per prompt, R = B * G, A lists read now, K items per list, S taken items, C children
-(padded), W tokens to read (right-aligned), V vocabulary.
+Legend: B: prompts, G: lists per prompt, R = B * G, A: lists per prompt read in this round (padded), K: items per list,
+S: taken items (padded), C: children (padded), W: tokens to read (right-aligned), V: vocabulary.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from trl_rec.losses.output import at_least_float32
 
 
 class Lists(NamedTuple):
-    """The state of the lists. Of shape `(R,)` unless stated otherwise.
+    """The state of the lists. Tensors have the shape `(R,)` unless stated otherwise.
 
     Args:
         nodes (`torch.Tensor`): The node at which each list chooses next.
-        reached (`torch.Tensor`): The node that its last choice led to. It differs from `nodes` only where it is a
-            leaf, which ended an item: the next choice is then at the beginning of another item.
-        ranks (`torch.Tensor`): How many items each list has; K if it is complete.
-        num_written (`torch.Tensor`): How many tokens each list has, up to `nodes`.
-        num_read (`torch.Tensor`): How many of these the model has read.
+        reached (`torch.Tensor`): The node that the last choice of each list led to. Equal to `nodes`, except where
+            that choice led to a leaf and so ended an item. There, `nodes` is already the start of the next item.
+        ranks (`torch.Tensor`): Number of items in each list; K if the list is complete.
+        num_written (`torch.Tensor`): Number of tokens in each list, up to `nodes`.
+        num_read (`torch.Tensor`): Number of these tokens that the model has read.
         items (`torch.Tensor` of shape `(R, K + 1)`): The items of each list, padded with -1. The last column is
             scratch space.
-        taken (`torch.Tensor` of shape `(R, S)`): The places in `trie.items` that a list cannot choose,
-            ascending; `num_items` is padding.
+        taken (`torch.Tensor` of shape `(R, S)`): The items that each list can no longer choose, as indices into
+            `trie.items` in ascending order; `num_items` is padding.
     """
 
     nodes: Tensor
@@ -51,18 +52,19 @@ class Lists(NamedTuple):
     taken: Tensor
 
     def take(self, rows: Tensor) -> Lists:
-        """The lists numbered `rows`."""
+        """Returns the lists at the indices `rows`."""
         return Lists(*(part[rows] for part in self))
 
 
 class ListLogits(NamedTuple):
-    """The model's logits where the lists choose next.
+    """The model's logits for the next choice of each list.
 
     Args:
         logits (`torch.Tensor` of shape `(B, A, V)`): The logits.
-        rows (`torch.Tensor` of shape `(R,)`): The row of each list among the A rows of its prompt (arbitrary where
-            the list was not read).
-        max_children (`int` or `None`): The largest number of children of a node where a list chooses, if known.
+        rows (`torch.Tensor` of shape `(R,)`): For each list, the index of its logits among the A rows of its prompt.
+            Arbitrary if the list was not read in this round.
+        max_children (`int` or `None`): The maximum number of children over all nodes at which a list chooses; `None`
+            if not known in advance.
         at_root (`bool`): Whether all lists choose at the root.
     """
 
@@ -76,15 +78,15 @@ class ListDecoder:
     """Writes the lists of a batch of prompts, one choice per list and round.
 
     Args:
-        cache (`SharedPrompt` or `SeparateRows`): The cache, which has read the prompts.
+        cache (`SharedPrompt` or `SeparateRows`): The key-value cache. It must already contain the prompts.
         trie (`TokenTrie`): The catalogue's list paths.
         excluded (`torch.Tensor` of shape `(B, E)`): The excluded items, as in `Excluded.places`.
-        list_length (`int`): K. Every prompt must have at least as many items left.
+        list_length (`int`): K. Every prompt must have at least K items that are not excluded.
         num_lists (`int`): G.
 
     Attributes:
         shape (`tuple[int, int]`): `(B, G)`.
-        max_steps (`int`): The most choices that a list can take.
+        max_steps (`int`): Maximum number of choices per list.
     """
 
     def __init__(
@@ -103,25 +105,27 @@ class ListDecoder:
         self.shape = (len(excluded), num_lists)
         self.max_steps = list_length * trie.max_depth
 
-        # Skip forced tokens, unless there are none or the whole catalogue is a single forced path. If nothing is
-        # skipped and all leaves are equally deep, the depth of each round is known in advance.
+        # Skip forced tokens, unless there are none or the whole catalogue is a single forced path. Without skipping,
+        # each round goes one token deeper, so if all leaves have the same depth, the depth of each round is known in
+        # advance.
         equally_deep = trie.num_leaves == int(trie.depth_offsets.diff()[-1])
         first_branching = int(trie.forced_ends[0])
         branches = int(trie.row_offsets[first_branching + 1] - trie.row_offsets[first_branching]) > 0
         self.skips = cache.shared and branches and not (equally_deep and 1 not in trie.depth_widths)
         self.depth_is_known = equally_deep and not self.skips
 
-        # Every item's first choice is at `start`; the tokens before it open every item.
+        # The first choice of every item is at the node `start`. All items begin with the same tokens up to that node;
+        # these tokens are the opening.
         self.start = first_branching if self.skips else 0
         start = excluded.new_full((1,), self.start)
         self.opening = trie.last_tokens(start, int(trie.depths(start)))  # (1, its length)
 
     def begin(self) -> tuple[Lists, ListLogits]:
-        """The lists before their first choice, and the logits for it. From here on the cache has a beam per list."""
+        """Returns empty lists and the logits for their first choice. From here on the cache has one beam per list."""
         logits = self.cache.logits  # (B, 1, V)
         num_prompts, num_lists = self.shape
 
-        # 1. Let the model read the opening once per prompt, then give each list a copy.
+        # 1. Let the model read the opening once per prompt, then share the result among the prompt's lists.
         length = self.opening.shape[1]
         if length:
             lengths = torch.full((num_prompts, 1), length, device=logits.device)
@@ -129,7 +133,7 @@ class ListDecoder:
             logits = self.cache.extend(Pending(tokens, lengths, lengths, lengths > 0, 1, length - 1))[0]
         self.cache.reorder(torch.zeros(self.shape, dtype=torch.int64, device=logits.device))
 
-        # 2. Make empty lists. `taken` has room for K places beside the excluded ones.
+        # 2. Make empty lists. `taken` has K free columns beside the excluded items.
         room = self.excluded.new_full((num_prompts, self.list_length), self.trie.num_items)
         taken = torch.cat([self.excluded, room], 1).repeat_interleave(num_lists, 0)  # (R, S)
         nodes = taken.new_full((len(taken),), self.start)
@@ -148,16 +152,17 @@ class ListDecoder:
         return lists, ListLogits(logits, zeros, max_children, at_root=self.depth_is_known)
 
     def logps(self, lists: Lists, output: ListLogits, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """The log-probability of each child among the legal ones, `(R, C)`, -inf where not legal, and the child nodes,
-        of the same shape or `(1, C)`."""
-        # 1. Find the children, and the row of logits of each list.
+        """Returns two tensors: the log-probability of each child, normalized over the legal children, `(R, C)`, -inf
+        for illegal ones; and the child nodes, `(R, C)` or `(1, C)`."""
+        # 1. Find the children of each list's node, and the row of `output.logits` that belongs to each list.
         nodes = lists.nodes[:1] if output.at_root else lists.nodes
         tokens, children, legal = legal_children(self.trie, nodes, lists.taken, output.max_children)
         num_rows = output.logits.shape[1]
         prompt = torch.arange(self.shape[0], device=output.rows.device).repeat_interleave(self.shape[1])
         row = prompt * num_rows + output.rows  # (R,)
 
-        # 2. Gather the children's logits. At a single node, whole rows are cheaper than single numbers.
+        # 2. Gather the children's logits. If all lists are at the same node, selecting columns and then whole rows is
+        # cheaper than gathering single elements.
         if output.at_root:
             scores = output.logits.flatten(0, 1).index_select(1, tokens[0])[row]
         else:
@@ -167,8 +172,9 @@ class ListDecoder:
         return torch.where(legal, scores, -torch.inf).log_softmax(-1), children
 
     def move(self, lists: Lists, chosen: Tensor, moves: Tensor) -> Lists:
-        """The lists after those for which `moves` `(R,)` is True have gone to the child `chosen` `(R,)`."""
-        # 1. Follow the forced chain below the child. At a leaf the item ends; it is the leaf's first free one.
+        """Moves each list for which `moves` `(R,)` is True to its child `chosen` `(R,)`, and returns the new state."""
+        # 1. Follow the forced chain below the child. A leaf ends the item. Of the items that share the leaf, the list
+        # gets the first that is not taken.
         trie = self.trie
         reached = trie.forced_ends[chosen].long() if self.skips else chosen
         ended = moves & (trie.row_offsets[reached] == trie.row_offsets[reached + 1])
@@ -176,25 +182,28 @@ class ListDecoder:
         item = torch.where(ended, trie.items[place].long(), -1)
         ranks = lists.ranks + ended
 
-        # 2. Count the new tokens: those down to the node, and the opening of the next item, if there is one.
+        # 2. Count the new tokens: the tokens down to the reached node, and the opening of the next item, if there is
+        # a next item.
         num_written = lists.num_written + torch.where(moves, trie.depths(reached) - trie.depths(lists.nodes), 0)
         num_written = num_written + torch.where(ended & (ranks < self.list_length), self.opening.shape[1], 0)
 
-        # 3. The item is taken now. The last entry of `taken` is padding as long as the list is incomplete.
+        # 3. Mark the item as taken. The last column of `taken` is free for it: the list was incomplete until now, so
+        # the sorted row still ends with padding.
         last = torch.where(ended, place, lists.taken[:, -1])
         return Lists(
             nodes=torch.where(moves, torch.where(ended, self.start, reached), lists.nodes),
             reached=torch.where(moves, reached, lists.reached),
             ranks=ranks,
             num_written=num_written,
-            num_read=torch.where(moves, lists.num_written, lists.num_read),  # it has read all before it chose
+            # Before this choice, the model had read everything written until then.
+            num_read=torch.where(moves, lists.num_written, lists.num_read),
             items=lists.items.scatter(1, lists.ranks.unsqueeze(1), item.unsqueeze(1)),
             taken=torch.cat([lists.taken[:, :-1], last.unsqueeze(1)], 1).sort(1).values,
         )
 
     def read(self, lists: Lists, active: Tensor, step: int) -> ListLogits | None:
-        """Lets the model read all tokens of the `active` lists `(R,)`, after `step` choices. None if there is nothing
-        left to do."""
+        """Lets the model read the pending tokens of the `active` lists `(R,)`, after `step` choices. Returns the
+        logits after them, or None if no list has a choice left."""
         if step == self.max_steps:
             return None
         pending, max_children = self._pending(lists, active, step)
@@ -208,7 +217,8 @@ class ListDecoder:
         return ListLogits(logits, rows, max_children, at_root)
 
     def _pending(self, lists: Lists, active: Tensor, step: int) -> tuple[Pending, int]:
-        """The tokens that the model reads next, and the largest number of children of the nodes they lead to."""
+        """Returns the tokens that the model reads next, and the maximum number of children of the nodes that they
+        lead to."""
         lengths = torch.where(active, lists.num_written - lists.num_read, 0)
         if self.depth_is_known:
             num_active = self.shape[1]
@@ -223,10 +233,9 @@ class ListDecoder:
         return Pending(tokens, lengths, depths, active, num_active, num_inner), max_children
 
     def _round_sizes(self, nodes: Tensor, lengths: Tensor, active: Tensor) -> list[int]:
-        """Four maxima over prompts and their active lists, in one transfer from the device, the only one of a round.
-
-        They are: active lists of a prompt; pending tokens of a prompt, without the last one of each list; pending
-        tokens of a list; children of a node.
+        """Returns four maximum counts, fetched in the round's only transfer from the device: active lists per prompt;
+        pending tokens per prompt, not counting the last token of each list; pending tokens per list; and children per
+        node. Only active lists count.
         """
         num_children = self.trie.row_offsets[nodes + 1] - self.trie.row_offsets[nodes]
         inner = (lengths - 1).clamp(min=0)
@@ -239,24 +248,26 @@ class ListDecoder:
         return torch.stack(sizes).tolist()
 
     def _tokens(self, lists: Lists, width: int) -> Tensor:
-        """`(R, W)`: the last tokens of each list: the path to the node it reached and, if that ended an item, the
-        opening of the next item."""
+        """Returns the last W = `width` tokens of each list, `(R, W)`: the end of the path to the reached node,
+        followed by the opening of the next item where the node ended an item."""
         path = self.trie.last_tokens(lists.reached, width)
         length = self.opening.shape[1]
         if not length:
             return path
 
-        # Where an item ended, move its path to the left, so that the opening fits in on the right.
+        # Where an item ended, shift its path to the left to make room for the opening on the right.
         ended = lists.reached != lists.nodes
         source = torch.arange(width, device=path.device) + torch.where(ended, length, 0).unsqueeze(1)  # (R, W)
-        opening = F.pad(self.opening, (width - length, 0))  # (1, W); a negative pad cuts
+        opening = F.pad(self.opening, (width - length, 0))  # (1, W); a negative pad crops
         return torch.where(source < width, path.gather(1, source.clamp(max=width - 1)), opening)
 
 
 def _first_free(trie: TokenTrie, leaves: Tensor, taken: Tensor) -> Tensor:
-    """`(R,)`: the first place of each leaf that is not taken."""
-    # `taken` is ascending and distinct. So the leaf's places that are taken without a gap from its first one on are
-    # those whose distance from that place equals their distance in `taken`. The first free place follows them.
+    """Returns the first index into `trie.items` of each leaf that is not taken, `(R,)`."""
+    # The items of a leaf have the indices `starts, ..., ends - 1`. Count how many of them are taken without a gap,
+    # beginning with `starts`; the first free index follows this run. Since `taken` is sorted and has no repeats, an
+    # entry is in the run if it is as far above `starts` as its column is to the right of the first entry that is not
+    # below `starts`.
     starts = trie.item_starts[leaves].long().unsqueeze(1)
     ends = trie.item_ends[leaves].unsqueeze(1)
     distance = torch.arange(taken.shape[1], device=taken.device) - torch.searchsorted(taken, starts)

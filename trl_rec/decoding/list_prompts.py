@@ -1,4 +1,4 @@
-"""Checks prompts, reads them, and opens the decoder that writes lists after them."""
+"""Checks prompts, lets the model read them, and opens a decoder that writes lists after them."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def open_lists(
 
 
 def _check_enough_items(trie: TokenTrie, excluded: Tensor, list_length: int) -> None:
-    """Raises where a prompt has fewer items left than a list needs."""
+    """Raises ValueError if a prompt has fewer than `list_length` items that are not excluded."""
     left = trie.num_items - (excluded < trie.num_items).sum(1)
     if bool((left < list_length).any()):
         row = int((left < list_length).nonzero()[0])
         raise ValueError(
             f"prompt {row} has {int(left[row])} items to choose from, too few for a list of {list_length}; exclude "
-            "fewer items, or shorten the lists"
+            "fewer items, or reduce list_length"
         )
 
 
 def _check_length(model: PreTrainedModel, prompt: int, longest: int) -> None:
-    """Raises where prompt and longest list do not fit the model's positions."""
+    """Raises ValueError if the prompt and the longest possible list together exceed the model's maximum length."""
     room = model.config.get_text_config().to_dict().get("max_position_embeddings")
     if room is not None and prompt + longest > room:
         raise ValueError(
-            f"prompt and longest list take {prompt + longest} tokens, but the model has {room} positions; encode "
-            f"prompts with a PromptFormat made with list_length, and max_length={room}"
+            f"prompt and longest list take {prompt + longest} tokens, but the model has {room} positions; make the "
+            f"PromptFormat with list_length, and encode prompts with max_length={room}"
         )

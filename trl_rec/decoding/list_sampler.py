@@ -1,8 +1,7 @@
-"""The loop that samples lists: one choice per list and round, until every list is complete.
+"""Samples lists in a loop: one choice per list and round, until every list is complete.
 
-Lists that are complete early wait for the others.
-
-Legend: B prompts, G lists per prompt, R = B * G, K items per list, D tokens of the longest path, C children (padded).
+Legend: B: prompts, G: lists per prompt, R = B * G, K: items per list, D: tokens of the longest path, C: children
+(padded).
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ from trl_rec.decoding.beam import best_first
 from trl_rec.decoding.list_decoder import ListDecoder, ListLogits, Lists
 
 
-NOISE_BITS = 31  # the product of noise and total probability, of so many bits each, fits into an int64
+NOISE_BITS = 31  # noise and total probability have this many bits each, so that their product fits into an int64
 
 
 class ListSampler:
     """Samples the lists of a batch of prompts.
 
     Args:
-        decoder (`ListDecoder`): Where the lists are written.
+        decoder (`ListDecoder`): The decoder that writes the lists.
         temperature (`float`): Divides the logits.
         noise (`torch.Tensor` of shape `(B, G, K * D)`): Integers of `NOISE_BITS` bits, one for each depth of each
             item.
-        greedy (`bool`): Whether to take the likeliest token instead, ignoring the noise.
+        greedy (`bool`): Whether to choose the most likely token and ignore the noise.
     """
 
     def __init__(self, decoder: ListDecoder, *, temperature: float, noise: Tensor, greedy: bool) -> None:
@@ -36,8 +35,8 @@ class ListSampler:
         self.greedy = greedy
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """The items `(B, G, K)`, and the log-probability of the choice at each depth of each item, `(B, G, K * D)`; 0
-        where there was none."""
+        """Samples the lists. Returns their items, `(B, G, K)`, and the log-probability of the choice at each depth of
+        each item, `(B, G, K * D)`; 0 where there was no choice."""
         decoder = self.decoder
         max_steps = decoder.max_steps
         output: ListLogits | None
@@ -47,7 +46,7 @@ class ListSampler:
         logps = output.logits.new_zeros(len(lists.nodes), max_steps + 1, dtype=dtype)
 
         for step in range(1, max_steps + 1):
-            # 1. Choose a child for each list that is not complete, and note its log-probability.
+            # 1. Choose a child for each list that is not complete, and record its log-probability.
             active = lists.ranks < decoder.list_length
             place = lists.ranks * self.trie.max_depth + self.trie.depths(lists.nodes)
             chosen, logp = self._choose(lists, output, place)
@@ -61,7 +60,7 @@ class ListSampler:
         return lists.items[:, :-1].view(*decoder.shape, -1), logps[:, :-1].view(*decoder.shape, -1)
 
     def _choose(self, lists: Lists, output: ListLogits, place: Tensor) -> tuple[Tensor, Tensor]:
-        """The child that each list moves to, and its log-probability, `(R,)` each."""
+        """Returns the child that each list moves to, and the child's log-probability; both have the shape `(R,)`."""
         logps, children = self.decoder.logps(lists, output, self.temperature)
         if self.greedy:
             column = best_first(logps.float(), self.trie.lowest_items[children].expand_as(logps), 1)
@@ -69,15 +68,16 @@ class ListSampler:
             noise = self.noise.gather(1, place.clamp(max=self.noise.shape[1] - 1).unsqueeze(1))
             column = _sampled_columns(logps, noise)
 
-        # A NaN may choose padding, node 0. The first child takes its place; the NaN is reported at the end.
+        # If the logits contain NaN, the choice may be padding (node 0). Move to the first child instead; the NaN is
+        # reported at the end.
         chosen = children.expand_as(logps).gather(1, column).squeeze(1)
         first_child = self.trie.row_offsets[lists.nodes] + 1
         return torch.where(chosen > 0, chosen, first_child), logps.gather(1, column).squeeze(1)
 
 
 def _sampled_columns(logps: Tensor, noise: Tensor) -> Tensor:
-    """`(R, 1)`: the column that each row's noise `(R, 1)` falls on, by inversion of the cumulative distribution."""
-    # Integers make the sums exact on every device, so that a column of probability 0 is never drawn.
+    """Returns the sampled column of each row, `(R, 1)`, by inverse transform sampling with the noise `(R, 1)`."""
+    # Sums of integers are exact on every device, so that a column of probability 0 is never drawn.
     mass = logps.exp().mul_(2**NOISE_BITS).long().cumsum(1)
     column = torch.searchsorted(mass, (noise * mass[:, -1:]) >> NOISE_BITS, right=True)
-    return column.clamp(max=logps.shape[1] - 1)  # only a NaN leads beyond the last column
+    return column.clamp(max=logps.shape[1] - 1)  # beyond the last column only with NaN

@@ -1,12 +1,13 @@
-"""Samples whole lists of distinct items, several per prompt, token by token among the legal ones.
+"""Samples lists of distinct items, several per prompt, by drawing each token from the legal tokens.
 
 All lists of all prompts advance together. The lists of a prompt share its cache, and no prefix is read twice. Excluded
-items and items that are already in the list are removed before the softmax (see `list_constraint.py`), so a
-log-probability is taken from exactly the distribution that was sampled. The noise depends on seed, row, list, rank in
-the list and depth, never on a position in a batch or on a process. So the lists of a prompt depend neither on the
-other prompts of its batch nor on the number of processes.
+items and items that are already in the list are removed before the softmax (see `list_constraint.py`), so the
+log-probabilities are those of the distribution that was sampled from. The noise depends on the seed, the prompt's row
+number, the list, the rank in the list and the depth, but not on the position in the batch or on the process. So the
+lists of a prompt depend neither on the other prompts of its batch nor on the number of processes.
 
-Legend: B prompts, G lists per prompt, K items per list, D tokens of the longest path, T tokens of the longest list.
+Legend: B: prompts, G: lists per prompt, K: items per list, D: tokens of the longest path, T: tokens of the longest
+list.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 
 
 class SampledLists(NamedTuple):
-    """Lists of distinct items, and their tokens without the EOS at the end, which is forced.
+    """Lists of distinct items, and their tokens without the final EOS, which is forced.
 
     Args:
         items (`torch.Tensor` of shape `(B, G, K)`): Item indices, in the order in which they were sampled.
         token_ids (`torch.Tensor` of shape `(B, G, T)`): The tokens, padded on the right with 0.
         mask (`torch.Tensor` of shape `(B, G, T)`): True for real tokens.
-        logps (`torch.Tensor` of shape `(B, G, T)`): The log-probability of each token in the distribution that it was
-            sampled from; 0 where it was the only legal one, and where masked.
+        logps (`torch.Tensor` of shape `(B, G, T)`): The log-probability of each token under the distribution that it
+            was sampled from; 0 for forced tokens and for padding.
     """
 
     items: Tensor
@@ -63,8 +64,8 @@ def sample_item_lists(
 ) -> SampledLists:
     """Samples lists of distinct items for each prompt. The model's `generation_config` is ignored.
 
-    Items that share a path are drawn in the order of their indices: choosing their leaf draws the first of them that
-    is neither excluded nor in the list.
+    If several items share a path, choosing their leaf gives the item with the lowest index that is neither excluded
+    nor in the list.
 
     Args:
         model (`PreTrainedModel`): A decoder-only causal language model with a key-value cache. A model in training
@@ -72,21 +73,21 @@ def sample_item_lists(
         prompts (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left.
         trie (`TokenTrie`): The catalogue's list paths, `TokenTrie.from_catalog(..., lists=True)`.
         num_lists (`int`): G.
-        list_length (`int`): K. Raises where a prompt has fewer items to choose from.
+        list_length (`int`): K. Every prompt needs at least K items that are not excluded.
         temperature (`float`, *optional*, defaults to `1.0`): Divides the logits before the softmax.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items that no list may contain: one list per prompt, or
             a tensor of shape `(B, E)` padded with -1.
-        seed (`int` or list of `int`, *optional*, defaults to `0`): One number or several, such as `(seed, step)`, none
-            of them negative.
+        seed (`int` or list of `int`, *optional*, defaults to `0`): One or several non-negative numbers, such as
+            `(seed, step)`.
         rows (`torch.Tensor` or list of `int`, *optional*, defaults to `0 .. B - 1`): The number that identifies each
-            prompt in the whole batch or in the data. A prompt's lists depend on this number and the seed, not on the
-            other prompts; and its first lists are the same for every `num_lists`.
-        greedy (`bool`, *optional*, defaults to `False`): Whether to take the likeliest token each time; among equals,
-            the one with the lower item. Seed and rows then have no effect, and all lists of a prompt are the same.
-            Log-probabilities are still those at `temperature`.
+            prompt in the global batch or in the data. A prompt's lists depend on this number and the seed, not on the
+            other prompts. Increasing `num_lists` appends lists and leaves the first ones unchanged.
+        greedy (`bool`, *optional*, defaults to `False`): Whether to always choose the most likely token; ties go to
+            the token with the lowest item index below it. `seed` and `rows` then have no effect, and all lists of a
+            prompt are the same. `temperature` still affects the log-probabilities.
 
     Returns:
-        [`SampledLists`]: The lists, their tokens, and the log-probabilities of these.
+        [`SampledLists`]: The lists, their tokens, and the tokens' log-probabilities.
     """
     if num_lists < 1 or list_length < 1 or not 0 < temperature < float("inf"):
         raise ValueError(
@@ -101,7 +102,7 @@ def sample_item_lists(
         items, logps = ListSampler(decoder, temperature=temperature, noise=noise, greedy=greedy).draw()
     check_no_nan(logps)
 
-    # 2. Write the lists as tokens. The log-probabilities come with a place for each depth of each rank.
+    # 2. Convert the lists to tokens. `logps` has one column for each depth of each rank; pick each token's column.
     lists = list_tokens(trie, items)
     place = lists.ranks * trie.max_depth + trie.depths(lists.nodes.clamp(min=0))
     return SampledLists(items, lists.token_ids, lists.mask, logps.gather(-1, place).masked_fill(~lists.mask, 0.0))
@@ -115,7 +116,7 @@ def greedy_list(
     list_length: int,
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
 ) -> RankedItems:
-    """The list that takes the likeliest token each time, as a ranking.
+    """Returns the list that always continues with the most likely token, as a ranking.
 
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
@@ -131,10 +132,11 @@ def greedy_list(
 
 
 def _noise(seed: int | Sequence[int], rows: Tensor | Sequence[int] | None, shape: tuple[int, int, int]) -> Tensor:
-    """`(B, G, K * D)`: integers of `NOISE_BITS` bits. Each row has a generator of its own, so all devices agree."""
+    """Returns random integers of `NOISE_BITS` bits, `(B, G, K * D)`. Each row has its own generator on the CPU, so
+    the noise is the same for every device and batch."""
     rows = range(shape[0]) if rows is None else rows.tolist() if isinstance(rows, Tensor) else rows
     if len(rows) != shape[0]:
-        raise ValueError(f"rows has {len(rows)} numbers for {shape[0]} prompts; give one number per prompt")
+        raise ValueError(f"rows has {len(rows)} numbers for {shape[0]} prompts; pass one number per prompt")
     seeds = [seed] if isinstance(seed, int) else [*seed]
     noise = [np.random.default_rng([*seeds, int(row)]).integers(0, 2**NOISE_BITS, shape[1:]) for row in rows]
     return torch.from_numpy(np.stack(noise))

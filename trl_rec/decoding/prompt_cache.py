@@ -1,13 +1,13 @@
-"""The forward passes of a beam search: the logits after each beam, with the prompt computed once.
+"""Runs the forward passes of a beam search and stores their keys and values. The prompt is computed once.
 
-`SharedPrompt` keeps one cache row per prompt. The tokens of all its beams lie in that row side by side, and a mask
-lets each token see the prompt and its own beam's earlier tokens. So the prompt's keys and values are stored once, and
-reordering the beams moves no cache. Some models cannot take such a mask (flash attention, or a sliding window shorter
-than the text). For them `SeparateRows` gives every beam its own cache row, as `generate` does. `open_cache` chooses
-between the two before the first forward pass.
+`SharedPrompt` keeps one cache row per prompt. The tokens of all beams of a prompt lie side by side in its row, and an
+attention mask lets each token see the prompt and the earlier tokens of its own beam. So the prompt's keys and values
+are stored once, and reordering the beams changes only the mask. Some models do not support such a mask (flash
+attention, or a sliding window shorter than the text). For them `SeparateRows` gives every beam its own cache row, as
+`generate` does. `open_cache` chooses between the two before the first forward pass.
 
-Legend: B prompts, P prompt tokens (left-padded), K beams, W pending tokens of a beam (right-aligned), A active beams
-(those that the model reads now), G columns generated so far, Q columns of this forward pass, V vocabulary.
+Legend: B: prompts, P: prompt tokens (left-padded), K: beams, W: pending tokens per beam (right-aligned), A: active
+beams (beams that the model reads now), G: columns generated so far, Q: columns of this forward pass, V: vocabulary.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Pending:
-    """Tokens that belong to beams already and that the model has not read yet.
+    """The pending tokens: tokens that the beams contain, but that the model has not read yet.
 
     Args:
-        tokens (`torch.Tensor` of shape `(B, K, W)`): The tokens, right-aligned.
-        lengths (`torch.Tensor` of shape `(B, K)`): How many of them are real.
-        depths (`torch.Tensor` of shape `(B, K)`): Number of tokens since the prompt, these included.
-        active (`torch.Tensor` of shape `(B, K)`): The beams to read now.
-        num_active (`int`): A, the largest number of active beams of a prompt.
-        num_inner (`int`): The largest number of pending tokens of a prompt's active beams, not counting each beam's
-            last one.
+        tokens (`torch.Tensor` of shape `(B, K, W)`): The pending tokens, right-aligned.
+        lengths (`torch.Tensor` of shape `(B, K)`): Number of pending tokens of each beam.
+        depths (`torch.Tensor` of shape `(B, K)`): Number of tokens after the prompt, including the pending ones.
+        active (`torch.Tensor` of shape `(B, K)`): True for the beams to read now.
+        num_active (`int`): A, the maximum number of active beams per prompt.
+        num_inner (`int`): The maximum number of inner tokens per prompt. All pending tokens of an active beam except
+            its last one are inner tokens.
     """
 
     tokens: Tensor
@@ -55,33 +55,37 @@ class Pending:
 def open_cache(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, longest: int
 ) -> SharedPrompt | SeparateRows:
-    """Chooses the cache that suits the model, and reads the prompts. Completions have at most `longest` tokens."""
+    """Chooses the cache that suits the model, and lets the model read the prompts into it. Completions may have at
+    most `longest` tokens."""
     _check_decodable(model)
     reason = why_separate(model, input_ids.shape[1] + longest)
     if reason is None:
         return SharedPrompt(model, input_ids, attention_mask)
-    warn_once(reason, "every beam gets a cache row of its own, which is slower")
+    warn_once(reason, "every beam gets its own cache row, which is slower")
     return SeparateRows(model, input_ids, attention_mask)
 
 
 def _check_decodable(model: PreTrainedModel) -> None:
-    """Raises where neither kind of cache works."""
+    """Raises ValueError if the model supports neither cache."""
     name = type(model).__name__
     base = model.get_base_model() if isinstance(model, PeftModel) else model
 
     check_suitable(model)
     if keeps_state(model):
-        raise ValueError(f"{name} keeps a recurrent state, which beams cannot share; choose an attention-only model")
+        raise ValueError(
+            f"{name} keeps a recurrent state, which cannot be shared between beams; choose a model with attention only"
+        )
     if not takes_positions(model):
         raise ValueError(
-            f"{name} takes no position ids, so padded prompts and beams would be misplaced; choose another model"
+            f"{name} does not accept position_ids, so tokens of padded prompts and beams would get wrong positions; "
+            "choose another model"
         )
     if "logits_to_keep" not in inspect.signature(base.forward).parameters:
-        raise ValueError(f"{name} cannot return the logits of its last positions only; choose another model")
+        raise ValueError(f"the forward method of {name} has no argument logits_to_keep; choose another model")
 
 
 class SharedPrompt:
-    """A cache with one row per prompt, in which the beams lie side by side.
+    """A cache with one row per prompt, which contains the tokens of all its beams side by side.
 
     Attributes:
         logits (`torch.Tensor` of shape `(B, 1, V)`): The logits after the prompt.
@@ -92,24 +96,24 @@ class SharedPrompt:
     def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> None:
         self.model = model
         self.prompt_mask = attention_mask.bool()
-        self.cache = DynamicCache()  # without a config, which would crop sliding layers
+        self.cache = DynamicCache()  # no config: with one, layers with a sliding window would be cropped
         self.caching = cache_arguments(model, self.cache)
         self.logits = _read_prompt(model, input_ids, attention_mask, self.caching)
-        self.seen = self.prompt_mask.new_zeros(len(input_ids), 1, 0)  # (B, K, G): the columns that belong to each beam
+        self.seen = self.prompt_mask.new_zeros(len(input_ids), 1, 0)  # (B, K, G): each beam's columns
 
     def reorder(self, parents: Tensor) -> None:
-        """Makes beam `k` a continuation of beam `parents[:, k]`. Only the mask moves; the cache stays as it is."""
+        """Makes beam `k` a continuation of beam `parents[:, k]`. Changes only the mask, not the cache."""
         self.seen = self.seen.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.seen.shape[-1]))
 
     def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
         """Reads the pending tokens of the active beams in one forward pass.
 
         Returns:
-            `logits (B, A, V)`, those after each active beam; its `slots (B, A)`, the beam that each belongs to; and
-            `valid (B, A)`, False where a prompt has fewer than A active beams.
+            `logits (B, A, V)`, the logits after each active beam; `slots (B, A)`, the index of each active beam among
+            the K beams; and `valid (B, A)`, False where a prompt has fewer than A active beams.
         """
-        # 1. Lay out the columns: the inner tokens of all beams, packed without gaps, then the last token of each beam.
-        # So the logits that matter are the last A.
+        # 1. Lay out the columns: first the inner tokens of all beams, packed without gaps, then the last token of each
+        # beam, so that the last A logits are those after the beams.
         slots = torch.argsort(~pending.active, dim=1, stable=True)[:, : pending.num_active]
         valid = pending.active.gather(1, slots)
         owner, step, real = self._columns(pending, slots, valid)
@@ -132,22 +136,22 @@ class SharedPrompt:
             logits_to_keep=pending.num_active,
         )
 
-        # 4. Note which of the new columns belong to each beam.
+        # 4. Record which of the new columns belong to each beam.
         beams = torch.arange(self.seen.shape[1], device=beam.device).view(1, -1, 1)
         belongs = (beam.unsqueeze(1) == beams) & real.unsqueeze(1)  # (B, K, Q)
         self.seen = torch.cat([self.seen, belongs], -1)
         return output.logits[:, -pending.num_active :], slots, valid
 
     def _columns(self, pending: Pending, slots: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`owner, step, real`, each `(B, Q)`: the active beam of a column, the index of its token among that beam's
-        pending tokens, and whether there is such a token."""
-        # The inner tokens of beam `a` take the columns from `ends[a] - inner[a]` up to `ends[a]`.
+        """Returns `owner, step, real`, each `(B, Q)`: for each column, the index of its beam among the active beams,
+        the index of its token among the beam's pending tokens, and whether the column contains a token at all."""
+        # The inner tokens of active beam `a` occupy the columns from `ends[a] - inner[a]` up to `ends[a]`, exclusive.
         inner = torch.where(valid, pending.lengths.gather(1, slots) - 1, 0)  # (B, A)
         ends = inner.cumsum(1)
         column = torch.arange(pending.num_inner, device=slots.device).expand(len(slots), -1).contiguous()
         owner = torch.searchsorted(ends, column, right=True).clamp(max=pending.num_active - 1)
 
-        # The last tokens follow in the order of the beams.
+        # The last token of each active beam follows, in the order of the beams.
         last_owner = torch.arange(pending.num_active, device=slots.device).expand(len(slots), -1)
         return (
             torch.cat([owner, last_owner], 1),
@@ -156,9 +160,10 @@ class SharedPrompt:
         )
 
     def _mask(self, owner: Tensor, step: Tensor, real: Tensor, beam: Tensor) -> Tensor:
-        """`(B, 1, Q, P + G + Q)`: a column sees the prompt, its beam's past, and its beam's columns up to itself.
+        """Returns the attention mask, `(B, 1, Q, P + G + Q)`. Each column sees the prompt, the earlier columns of its
+        beam, and the new columns of its beam up to itself.
 
-        Columns that are not real see only the prompt, so that no softmax is empty.
+        Columns without a token see only the prompt, so that no softmax is empty.
         """
         prompt = self.prompt_mask.unsqueeze(1).expand(-1, owner.shape[1], -1)
         past = self.seen.gather(1, beam.unsqueeze(-1).expand(-1, -1, self.seen.shape[-1]))
@@ -172,7 +177,8 @@ class SharedPrompt:
 class SeparateRows:
     """A cache with one row per beam that reads one token of every beam per step, as `generate` does.
 
-    It serves models that `SharedPrompt` cannot. `logits` and the methods have the same meaning.
+    It is used for models that do not support the mask of `SharedPrompt`. `logits` and the methods have the same
+    meaning as there.
     """
 
     shared = False
@@ -195,7 +201,7 @@ class SeparateRows:
         self.mask = self.mask[rows]
 
     def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads one token of every beam; returns the same as `SharedPrompt.extend`."""
+        """Reads one token of every beam. Returns the same as `SharedPrompt.extend`."""
         num_prompts, num_beams = pending.active.shape
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         positions = self.prompt_length.unsqueeze(1) + pending.depths - 1  # (B, K)
@@ -213,7 +219,7 @@ class SeparateRows:
 def _read_prompt(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, caching: Mapping[str, Any]
 ) -> Tensor:
-    """Reads the prompts into the cache. Returns the logits after each, `(B, 1, V)`."""
+    """Reads the prompts into the cache. Returns the logits after each prompt, `(B, 1, V)`."""
     positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
     output = model(
         input_ids=input_ids,

@@ -1,4 +1,4 @@
-"""Recommends items from a run folder alone, which contains model, tokenizer, catalogue and settings."""
+"""Recommends items with the model of a run folder, which contains the model, tokenizer, catalogue and settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Recommender:
         model (`PreTrainedModel`): The model.
         tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
         catalog (`ItemCatalog`): The items.
-        prompt_format (`PromptFormat`): How histories are written.
+        prompt_format (`PromptFormat`): Encodes histories as prompts.
         trie (`TokenTrie`): The catalogue's paths.
         settings (`dict`): `num_beams`, `renormalize`, `length_penalty`, `max_length`.
     """
@@ -59,7 +59,7 @@ class Recommender:
         path = local_folder(folder)
         if not (path / SETTINGS).is_file():
             raise ValueError(
-                f"{folder} is not a run folder ({SETTINGS} is missing); name the output of a trl-rec trainer"
+                f"{folder} is not a run folder ({SETTINGS} is missing); pass the output folder of a trl-rec trainer"
             )
 
         settings = read_settings(path / SETTINGS)
@@ -72,18 +72,18 @@ class Recommender:
     def recommend(
         self, history: Sequence[str], k: int = 10, *, user: int | None = None, exclude_history: bool = True
     ) -> list[Recommendation]:
-        """The best `k` items after a history.
+        """Returns the best `k` items after a history.
 
         Args:
             history (list of `str`): Item ids, oldest first.
-            k (`int`, *optional*, defaults to `10`): How many items to recommend.
+            k (`int`, *optional*, defaults to `10`): Number of items to recommend.
             user (`int`, *optional*): The user's row in `RecDataset.users`; required if the prompts name the user.
-            exclude_history (`bool`, *optional*, defaults to `True`): Whether to leave out the items of the history
-                and, where items are written as titles, all other items with the same title as one of them.
+            exclude_history (`bool`, *optional*, defaults to `True`): Whether to leave out the items of the history.
+                Where items are written as titles, other items with the same titles are left out too.
 
         Returns:
-            At most `k` [`Recommendation`]s, best first. A model that writes lists returns the first `k` items of its
-            list; the score of each is the log-probability of the list up to that item.
+            At most `k` [`Recommendation`]s, best first. With a model that writes lists, they are the first `k` items
+            of its list, and the score of an item is the log-probability of the list up to that item.
         """
         # 1. Write the prompt.
         indices = self.catalog.index_of(list(history)).tolist() if len(history) else []
@@ -97,7 +97,7 @@ class Recommender:
         exclude = [self.prompt_format.exclusions(histories)[0].tolist()] if exclude_history else None
         ranked = self._rank(batch, k, exclude)
 
-        # 3. Look up the items; rank -1 is empty.
+        # 3. Look up the items; -1 marks an empty rank.
         ranks = zip(ranked.items[0].tolist(), ranked.scores[0].tolist(), strict=True)
         return [
             Recommendation(self.catalog.ids[item], self.catalog.titles[item], score)
@@ -106,7 +106,8 @@ class Recommender:
         ]
 
     def _rank(self, prompts: dict[str, torch.Tensor], k: int, exclude: list[list[int]] | None) -> RankedItems:
-        """Ranks the catalogue as the model was trained to: by its list, or item by item."""
+        """Ranks the catalogue in the way that the model was trained for: by writing a list, or by ranking single
+        items."""
         num_beams = self.settings["num_beams"]
         length = self.prompt_format.list_length
         if length is not None:

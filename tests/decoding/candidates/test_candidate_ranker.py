@@ -23,7 +23,7 @@ def make_ranker(*, letters: bool, max_length: int | None = 128) -> CandidateRank
 
 
 def test_letters_run_out_but_items_tokens_do_not() -> None:
-    with pytest.raises(ValueError, match="there are 27 candidates and 26 letters to name them; give fewer"):
+    with pytest.raises(ValueError, match="there are 27 candidates, but only 26 letters to name them; give fewer"):
         make_ranker(letters=True).rank([], [], IDS[:27])
     assert len(make_ranker(letters=True).rank([], [], IDS[:26])) == 26
     assert {one.item_id for one in make_ranker(letters=False).rank([], [], IDS[:27])} == {*IDS[:27]}

@@ -307,7 +307,7 @@ def test_a_run_folder_orders_what_the_trainer_orders(folder: Path, dataset: RecD
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert "CandidateRanker.from_pretrained" in card and "lambda_weight" in card and "ALRO" in card
-    with pytest.raises(ValueError, match="two candidates or more, all different"):
+    with pytest.raises(ValueError, match="give two or more different ids"):
         ranker.rank([], [], [ids[0], ids[0]])
     with pytest.raises(ValueError, match="1 items in the history and 0 ratings"):
         ranker.rank([ids[0]], [], ids[1:3])

@@ -185,7 +185,7 @@ def test_a_run_folder_writes_the_lists_that_the_trainer_ranks(
         for k in (3, 2):
             listed = recommender.recommend(history, k=k)
             assert [one.item_id for one in listed] == [dataset.catalog.ids[item] for item in ranked[row, :k]]
-    with pytest.raises(ValueError, match="lists of 3 items have no first 4"):
+    with pytest.raises(ValueError, match="top_k 4 exceeds the list length 3"):
         recommender.recommend([], k=4)
 
 

@@ -1,4 +1,4 @@
-"""Orders short lists of rated candidates: builds the prompts that show them, ranks, and loads a ranker from a run
+"""Orders short lists of rated candidates: builds the prompts, ranks the candidates, and loads a ranker from a run
 folder."""
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,7 @@
-"""Random orders of a list of candidates: which candidate is in which slot, and which of equal ratings comes first.
+"""Randomly draws the order in which a prompt lists its candidates, and breaks ties between equal ratings.
 
-They depend only on a key, such as (seed, epoch, row), never on the process or on earlier draws.
+Each position in a prompt's list of candidates is a slot. Draws depend only on a key, such as (seed, epoch, row), never
+on the process or on earlier draws.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import numpy as np
 
 
 def draw_slots(count: int, num_orders: int, key: Sequence[int]) -> np.ndarray:
-    """`(num_orders, count)`: the candidate in each slot, in uniformly random orders.
+    """Returns the candidate in each slot, for `num_orders` uniformly random orders, `(num_orders, count)`.
 
-    With two candidates or more, no order is the same as the one before it.
+    With two or more candidates, consecutive orders always differ.
     """
     draw = np.random.default_rng([*key, 0])
     orders: list[np.ndarray] = []
@@ -26,7 +27,7 @@ def draw_slots(count: int, num_orders: int, key: Sequence[int]) -> np.ndarray:
 
 
 def draw_gold_rank(ratings: np.ndarray, key: Sequence[int]) -> np.ndarray:
-    """`(count,)`: the rank of each candidate in the answer, from 0. Higher ratings come first, equal ratings in random
-    order."""
+    """Returns the rank of each candidate in the answer, from 0, `(count,)`. Higher ratings come first; equal ratings
+    are in random order."""
     ties = np.random.default_rng([*key, 1]).random(len(ratings))
     return np.argsort(np.lexsort((ties, -np.asarray(ratings))))

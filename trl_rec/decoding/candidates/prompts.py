@@ -1,12 +1,14 @@
 """Turns a rated history and a list of candidates into the token ids of a prompt and its answer.
 
-The prompt has two parts: a head with the rated history, which is the same for every order of the candidates, and the
-candidates in slots, each with a name of one token. The answer is the names, most preferred first. Names are letters by
-default, one per slot, whatever candidate the slot contains. Where items are single tokens, the item's token is its
-name instead: small models from scratch learn to rank with item tokens, but do not learn to look up letters. The order
-of the slots then has little influence.
+The prompt has two parts. The first is a head with the rated history; it does not depend on the order of the
+candidates. The second lists the candidates. Each position in that list is a slot, and each slot has a one-token name.
+The answer lists the names, most preferred candidate first. By default the names are letters: the first slot is always
+called A, whichever candidate it contains. Where each item is a single token, that token is the name instead, because
+small models trained from scratch learn to rank with item tokens, but do not learn to look up letters. The order of the
+candidates then has little influence.
 
-As in `trl_rec/data/prompts.py`, everything is assembled from pieces that are tokenised once.
+As in `trl_rec/data/prompts.py`, texts are split into pieces, such as one item or one rating. Each piece is tokenised
+once, and prompts are assembled from the pieces' token ids.
 """
 
 from __future__ import annotations
@@ -38,14 +40,16 @@ COMPACT_PROMPT = {
     "prompt_tail": "<answer>",
 }
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# Alphabets to try for titles, in this order. Some tokenizers have letters only after a space, others only without.
+# Alphabets to try for titles, in this order. Some tokenizers have letters as single tokens only with a leading space,
+# others only without it.
 ALPHABETS = [
     [f"{space}{letter}" for letter in letters] for space in (" ", "") for letters in (LETTERS, LETTERS.lower())
 ]
 
 
 def rated_tokens(catalog: ItemCatalog, ratings: Sequence[float], *, letters: bool | None = None) -> list[str]:
-    """The tokens that a tokenizer needs for compact prompts in addition to those of the surface; none for titles.
+    """Returns the tokens that compact prompts need in addition to the tokens of the surface. Prompts with titles need
+    none.
 
     Args:
         catalog (`ItemCatalog`): The items.
@@ -65,12 +69,13 @@ class RatedPromptFormat:
 
     Args:
         prompt_head (`np.ndarray`): The text before the history.
-        items (`Ragged`): Row `i`: item `i` in a history, up to its rating.
-        ratings (`Ragged`): Row `v`: the rating `values[v]`, as it is written after an item.
-        values (`np.ndarray`): The ratings that can be written, ascending. Others are written as the nearest of them.
+        items (`Ragged`): Row `i` contains item `i` as part of a history, up to its rating.
+        ratings (`Ragged`): Row `v` contains the rating `values[v]`, as it is written after an item.
+        values (`np.ndarray`): The ratings that can be written, ascending. Other ratings are written as the nearest of
+            these.
         prompt_candidates (`np.ndarray`): The text between the history and the candidates.
-        candidates (`Ragged`): Row `i`: item `i` as a candidate, after its letter if there is one.
-        letters (`np.ndarray`): The names of the slots; empty if items are named by their own tokens.
+        candidates (`Ragged`): Row `i` contains item `i` as a candidate, without the letter before it.
+        letters (`np.ndarray`): The names of the slots; empty if the items' own tokens are the names.
         prompt_tail (`np.ndarray`): The text between the candidates and the answer.
         eos (`int`): The token that ends an answer.
     """
@@ -99,14 +104,14 @@ class RatedPromptFormat:
         chat_template: bool = False,
         letters: bool | None = None,
     ) -> RatedPromptFormat:
-        """The format for a catalogue's surface.
+        """Returns the format for a catalogue's surface.
 
         Args:
             catalog (`ItemCatalog`): The items; their `surface` decides the default texts.
             tokenizer (`PreTrainedTokenizerBase`): A tokenizer with the tokens of the surface and of [`rated_tokens`].
             ratings (list of `float`): The ratings that can be written.
             prompt_head (`str`, *optional*): Text before the history.
-            prompt_item (`str`, *optional*): Text of a rated item: `{surface}` and, after it, `{rating}`.
+            prompt_item (`str`, *optional*): Text of a rated item. Must contain `{surface}` and, after it, `{rating}`.
             prompt_candidates (`str`, *optional*): Text between the history and the candidates.
             prompt_tail (`str`, *optional*): Text between the candidates and the answer.
             chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a user's turn in the
@@ -116,14 +121,14 @@ class RatedPromptFormat:
         """
         # 1. Choose the texts.
         if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no EOS token to end an answer with; set tokenizer.eos_token")
+            raise ValueError("the tokenizer has no EOS token to end answers with; set tokenizer.eos_token")
         defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
         prompt_head = defaults["prompt_head"] if prompt_head is None else prompt_head
         prompt_item = defaults["prompt_item"] if prompt_item is None else prompt_item
         prompt_candidates = defaults["prompt_candidates"] if prompt_candidates is None else prompt_candidates
         prompt_tail = defaults["prompt_tail"] if prompt_tail is None else prompt_tail
         if "{user}" in prompt_head + prompt_item + prompt_candidates + prompt_tail:
-            raise ValueError("prompts of rated lists do not name users; take {user} out of them")
+            raise ValueError("prompts with rated candidates cannot name users; remove {user} from the prompt's texts")
 
         # 2. Tokenise each piece once.
         _check_known_tokens(tokenizer, rated_tokens(catalog, ratings, letters=letters))
@@ -146,15 +151,16 @@ class RatedPromptFormat:
         )
 
     def encode_histories(self, histories: Ragged, ratings: Ragged, room: np.ndarray | None = None) -> Ragged:
-        """The first part of each prompt: the head and the rated history.
+        """Returns the first part of each prompt: the head and the rated history.
 
         Args:
-            histories (`Ragged`): Row `i`: item indices, oldest first.
-            ratings (`Ragged`): Their ratings.
-            room (`np.ndarray` of shape `(num_rows,)`, *optional*): The most tokens of each row. The oldest items are
-                left out until the rest fits.
+            histories (`Ragged`): Item indices of each history, oldest first.
+            ratings (`Ragged`): The rating of each of these items.
+            room (`np.ndarray` of shape `(num_rows,)`, *optional*): Maximum number of tokens per row. The oldest items
+                are left out until the rest fits.
         """
-        # 1. Drop what does not fit. `places` index the flat histories, so that items and ratings stay together.
+        # 1. Drop the oldest items that do not fit. `places` are indices into the flat histories, so that items and
+        # ratings stay together.
         nearest = self.nearest(ratings.values)
         places = Ragged(np.arange(len(nearest)), histories.offsets)
         if room is not None:
@@ -162,33 +168,34 @@ class RatedPromptFormat:
             left = np.repeat(room - len(self.prompt_head), histories.lengths)
             places = newest_that_fit(places, lengths, left)
 
-        # 2. Join the pieces: each item with its rating, then these per row, then the head before them.
+        # 2. Join each item with its rating, concatenate the rated items of each row, and prepend the head.
         pieces = join(self.items.take(histories.values[places.values]), self.ratings.take(nearest[places.values]))
         written = Ragged(pieces.values, pieces.offsets[places.offsets])
         return join(Ragged.repeated(self.prompt_head, len(places)), written)
 
     def nearest(self, ratings: np.ndarray) -> np.ndarray:
-        """The index in `values` of the value nearest to each rating."""
+        """Returns, for each rating, the index of the nearest rating in `values`."""
         return np.searchsorted((self.values[1:] + self.values[:-1]) / 2, ratings)
 
     def encode_candidates(self, candidates: Ragged, slots: Ragged) -> tuple[Ragged, Ragged]:
-        """The second part of each prompt: the candidates in their slots, up to the answer.
+        """Returns the second part of each prompt: the candidates in their slots, and the text up to the answer.
 
         Args:
-            candidates (`Ragged`): Row `i`: item indices.
-            slots (`Ragged`): Row `i`: which of `candidates[i]` is in each slot.
+            candidates (`Ragged`): Item indices of the candidates of each prompt.
+            slots (`Ragged`): For each slot of a prompt, the index of its candidate within that row of `candidates`.
 
         Returns:
-            The token ids, and the name of each candidate (not of each slot), one token per candidate.
+            The token ids, and the names of the candidates. The names are in the order of `candidates`, not of the
+            slots; each is one token.
         """
-        # 1. Put the items into their slots, find the slots' names, and map these back to the candidates.
+        # 1. Put the items into their slots, find the slots' names, and map the names back to the candidates.
         place = slots.values + np.repeat(slots.offsets[:-1], slots.lengths)
         items = Ragged(candidates.values[place], slots.offsets)
         slot_names = self._slot_names(items)
         names = np.empty_like(slot_names)
         names[place] = slot_names
 
-        # 2. Write each slot, with its letter if there is one.
+        # 2. Write each slot: its letter, if there are letters, and its candidate.
         pieces = self.candidates.take(items.values)
         if len(self.letters):
             pieces = join(Ragged.from_lengths(slot_names, np.ones_like(slot_names)), pieces)
@@ -199,18 +206,18 @@ class RatedPromptFormat:
         return join(before, written, after), Ragged(names, slots.offsets)
 
     def check_lengths(self, candidates: Ragged, max_length: int | None, where: str = "row {row}") -> None:
-        """Raises where a list does not fit `max_length` together with its answer and one rated item.
+        """Raises ValueError if a list, its answer and one rated item together exceed `max_length`.
 
         Args:
-            candidates (`Ragged`): Row `i`: the item indices of a list.
-            max_length (`int` or `None`): The most tokens of prompt and answer.
-            where (`str`, *optional*, defaults to `"row {row}"`): How the message names the list.
+            candidates (`Ragged`): Item indices of each list.
+            max_length (`int` or `None`): Maximum number of tokens of prompt and answer together; `None` for no limit.
+            where (`str`, *optional*, defaults to `"row {row}"`): The error message's name for the list, as a template.
         """
         if max_length is None:
             return
 
-        # The longest rated item, the fixed texts and EOS; then per candidate its text, its letter, and its name in
-        # the answer.
+        # `fixed` counts the longest rated item, the fixed texts and EOS. `each` counts a candidate's text, its letter,
+        # and its name in the answer.
         item = int(self.items.lengths.max()) + int(self.ratings.lengths.max())
         fixed = len(self.prompt_head) + item + len(self.prompt_candidates) + len(self.prompt_tail) + 1
         each = 1 + bool(len(self.letters)) + self.candidates.lengths[candidates.values]
@@ -220,11 +227,11 @@ class RatedPromptFormat:
             row = int(lengths.argmax())
             raise ValueError(
                 f"max_length {max_length} is too small: {where.format(row=row)} takes up to {lengths[row]} tokens "
-                f"with its {candidates.lengths[row]} candidates, their order and one rated item; raise max_length"
+                f"for its {candidates.lengths[row]} candidates, the answer and one rated item; raise max_length"
             )
 
     def _slot_names(self, items: Ragged) -> np.ndarray:
-        """The token that names each slot, given the items in the slots."""
+        """Returns the name of each slot, given the items in the slots."""
         if len(self.letters):
             letters: np.ndarray = self.letters[within(items.lengths)]
             return letters
@@ -233,29 +240,33 @@ class RatedPromptFormat:
 
 
 def _has_letters(catalog: ItemCatalog, letters: bool | None) -> bool:
-    """Whether letters name the candidates."""
+    """Returns whether letters name the candidates."""
     if letters is False and catalog.surface != "item_token":
-        raise ValueError(f"letters=False needs items of one token, and the surface is {catalog.surface}; leave it out")
+        raise ValueError(
+            "letters=False requires the surface item_token (one token per item), but the surface is "
+            f"{catalog.surface}; leave out letters=False"
+        )
     return catalog.surface != "item_token" if letters is None else letters
 
 
 def _split(item: str, catalog: ItemCatalog, ratings: Sequence[float]) -> tuple[str, list[str]]:
-    """The text of an item up to its rating, and the rest of the text for each rating."""
+    """Returns the text of an item up to its rating, and, for each possible rating, the rest of the text."""
     before, placeholder, after = item.partition("{rating}")
     if not placeholder or "{surface}" not in before:
         raise ValueError(f"the prompt's item text {item!r} must contain {{surface}} and, after it, {{rating}}")
 
-    # A space before the rating belongs to the rating, since most tokenizers merge a space with the text after it.
+    # Move a space before the rating to the rating's text, because most tokenizers merge a space with the text after
+    # it.
     space = before[len(before.rstrip(" ")) :]
     write = "{:g}" if catalog.surface == "title" else "<rating_{:g}>"
     return before.rstrip(" "), [f"{space}{write.format(rating)}{after}" for rating in ratings]
 
 
 def _letter_ids(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> list[int]:
-    """The token ids of the letters that name slots.
+    """Returns the token ids of the letters that name slots.
 
-    With titles, they are taken from the first alphabet whose letters are distinct single tokens after the prompt's
-    tail, where the answer begins.
+    Where items are titles, tries the `ALPHABETS` in order, and takes the first in which every letter is a distinct
+    single token when it follows the prompt's tail, as it does in an answer.
     """
     if surface != "title":
         return [tokenizer.get_vocab()[f"<{letter}>"] for letter in LETTERS]
@@ -267,17 +278,17 @@ def _letter_ids(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> 
         if len(names) == len(alphabet):
             return [ids[-1] for ids in texts]
     raise ValueError(
-        f"no alphabet has letters of one token each after {tail[-20:]!r} in this tokenizer; change prompt_tail, or "
+        f"the tokenizer has no alphabet whose letters are single tokens after {tail[-20:]!r}; change prompt_tail, or "
         "choose another model"
     )
 
 
 def _check_known_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
-    """Raises where the tokenizer lacks any of the tokens."""
+    """Raises ValueError if the tokenizer lacks any of the tokens."""
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in tokens if token not in vocabulary]
     if missing:
         raise ValueError(
-            f"the tokenizer lacks {len(missing)} tokens of the prompts, {missing[0]!r} first; add them with "
-            "tokenizer.add_tokens(rated_tokens(catalog, ratings)) before the model is made or resized"
+            f"the tokenizer lacks {len(missing)} tokens of the prompts, for example {missing[0]!r}; add them with "
+            "tokenizer.add_tokens(rated_tokens(catalog, ratings)) before creating or resizing the model"
         )

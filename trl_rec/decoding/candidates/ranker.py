@@ -1,4 +1,7 @@
-"""Orders candidates from a run folder of [`AlroTrainer`], which contains model, tokenizer, catalogue and settings."""
+"""Orders candidates with the model of an [`AlroTrainer`] run folder.
+
+The folder contains the model, the tokenizer, the catalogue and the settings.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class CandidateRanker:
         model (`PreTrainedModel`): The model.
         tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
         catalog (`ItemCatalog`): The items.
-        prompt_format (`RatedPromptFormat`): How histories and candidates are written.
+        prompt_format (`RatedPromptFormat`): Encodes histories and candidates as prompts.
         settings (`dict`): `max_length`, `max_history`, `single_pass`.
     """
 
@@ -52,7 +55,10 @@ class CandidateRanker:
         """
         path = local_folder(folder)
         if not (path / SETTINGS).is_file():
-            raise ValueError(f"{folder} is not a run folder of AlroTrainer ({SETTINGS} is missing); name one")
+            raise ValueError(
+                f"{folder} is not a run folder of AlroTrainer ({SETTINGS} is missing); pass the output folder of "
+                "AlroTrainer"
+            )
 
         settings = read_settings(path / SETTINGS)
         catalog = ItemCatalog.load(path / CATALOG)
@@ -65,18 +71,18 @@ class CandidateRanker:
     def rank(
         self, history: Sequence[str], ratings: Sequence[float], candidates: Sequence[str]
     ) -> list[Recommendation]:
-        """Orders the candidates. The prompt shows them in the order in which they are given.
+        """Orders the candidates. The prompt lists them in the given order.
 
         Args:
-            history (list of `str`): Ids of rated items, oldest first. The oldest are left out until the prompt fits,
-                but at least one has to fit.
-            ratings (list of `float`): Their ratings. A rating that training did not see is written as the nearest one
-                that it saw.
-            candidates (list of `str`): Ids of at least two items, all different; at most as many as there are letters,
-                if letters name them.
+            history (list of `str`): Ids of rated items, oldest first. The oldest items are left out until the prompt
+                fits; at least one item must fit.
+            ratings (list of `float`): The rating of each item in the history. Ratings that do not occur in the
+                training data are written as the nearest rating that does.
+            candidates (list of `str`): Ids of two or more different items. If letters name the candidates, there may
+                be at most as many candidates as letters.
 
         Returns:
-            A [`Recommendation`] per candidate, the most preferred first.
+            One [`Recommendation`] per candidate, most preferred first.
         """
         self._check(history, ratings, candidates)
         indices = self.catalog.index_of(list(candidates))
@@ -93,8 +99,8 @@ class CandidateRanker:
         return [Recommendation(self.catalog.ids[item], self.catalog.titles[item], score) for item, score in ranks]
 
     def _prompt(self, history: Sequence[str], ratings: Sequence[float], indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The prompt `(1, P)`, and the candidates' names `(1, m)`."""
-        # 1. Write the candidates, which leave the rest of `max_length` to the history.
+        """Returns the prompt, `(1, P)`, and the candidates' names, `(1, m)`."""
+        # 1. Write the candidates. The history gets the rest of `max_length`.
         count = len(indices)
         shown, names = self.prompt_format.encode_candidates(
             Ragged.from_lists([indices.tolist()]), Ragged.from_lists([range(count)])
@@ -112,12 +118,12 @@ class CandidateRanker:
         if room is not None and (nothing_fits or written.lengths[0] > room[0]):
             raise ValueError(
                 f"{count} candidates and their order take {shown.lengths[0] + count} of the {max_length} tokens of "
-                "max_length, and what is left has no room for a rated item; give fewer candidates"
+                "max_length, which leaves no room for a rated item; give fewer candidates"
             )
         return torch.from_numpy(join(written, shown).padded()), torch.from_numpy(names.padded())
 
     def _check(self, history: Sequence[str], ratings: Sequence[float], candidates: Sequence[str]) -> None:
-        """Raises where the arguments of `rank` cannot be used."""
+        """Raises ValueError if the arguments of `rank` are invalid."""
         if len(history) != len(ratings):
             raise ValueError(
                 f"there are {len(history)} items in the history and {len(ratings)} ratings; give one rating per item"
@@ -128,13 +134,16 @@ class CandidateRanker:
             raise ValueError(f"the rating of {history[place]!r} is {ratings[place]}; leave out items without a rating")
 
         if len({*candidates}) < max(2, len(candidates)):
-            raise ValueError("give two candidates or more, all different")
+            raise ValueError("candidates has repeated ids or fewer than two; give two or more different ids")
         letters = len(self.prompt_format.letters)
         if letters and len(candidates) > letters:
-            raise ValueError(f"there are {len(candidates)} candidates and {letters} letters to name them; give fewer")
+            raise ValueError(
+                f"there are {len(candidates)} candidates, but only {letters} letters to name them; give fewer "
+                "candidates"
+            )
 
 
 def save_ranker(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
-    """Writes what [`CandidateRanker`] needs, beside a saved model and tokenizer."""
+    """Saves what [`CandidateRanker`] needs in addition to the saved model and tokenizer."""
     catalog.save(Path(folder) / CATALOG)
     write_settings(Path(folder) / SETTINGS, settings)

@@ -1,9 +1,10 @@
-"""Orders a list of candidates with a model that writes their names, best first.
+"""Orders a list of candidates with a model that writes the candidates' names, best first.
 
-Only the names that are left are legal, so the answer is always a permutation. The prompt is read once. Each name but
-the last two takes one more forward pass of one token, and the last name is forced.
+Only names that have not been written yet are legal, so the answer is always a permutation. The prompt is read once.
+Each written name costs one more forward pass of one token, except the last two: the second to last leaves only one
+name to write, which is forced.
 
-Legend: B lists, m candidates of the longest list, P prompt tokens, V vocabulary.
+Legend: B: lists, m: candidates of the longest list, P: prompt tokens, V: vocabulary.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 
 class RankedCandidates(NamedTuple):
-    """Candidates by descending preference, `(B, m)` each. Shorter lists are padded with -1 and -inf.
+    """Candidates by descending preference. Both tensors have the shape `(B, m)`; shorter lists are padded.
 
     Args:
-        order (`torch.Tensor`): The candidate at each rank.
-        scores (`torch.Tensor`): The log-probability of the answer up to that rank, each name among those left. With a
-            single pass, the log-probability of the candidate's name among all names of the list.
+        order (`torch.Tensor`): The candidate at each rank; -1 is padding.
+        scores (`torch.Tensor`): The log-probability of the answer up to each rank, where each name is normalised over
+            the names not yet written. With `single_pass`, the log-probability of the candidate's name, normalised over
+            all names of the list. -inf is padding.
     """
 
     order: Tensor
@@ -45,12 +47,12 @@ def rank_candidates(
     Args:
         model (`PreTrainedModel`): A decoder-only causal language model with a key-value cache. It is switched to
             evaluation mode and back.
-        prompts (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left,
-            with history and candidates.
+        prompts (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left.
+            The prompts contain history and candidates.
         names (`torch.Tensor` of shape `(B, m)`): The token that names each candidate, distinct within a list.
         mask (`torch.Tensor` of shape `(B, m)`): True where there is a candidate; every list has at least one.
         single_pass (`bool`, *optional*, defaults to `False`): Whether to sort by the scores of the names at the first
-            position of the answer: one forward pass instead of m - 1, but the model was not trained for it.
+            position of the answer. This takes one forward pass instead of m - 1, but the model was not trained for it.
 
     Returns:
         [`RankedCandidates`]: Candidates and scores, `(B, m)` each.
@@ -76,7 +78,7 @@ def _sort(cache: SharedPrompt | SeparateRows, names: Tensor, mask: Tensor) -> Ra
 
 
 def _write(cache: SharedPrompt | SeparateRows, names: Tensor, mask: Tensor) -> RankedCandidates:
-    """Writes one name after the other, the likeliest of those left."""
+    """Writes one name after the other, always the most likely of the names not yet written."""
     num_lists, num_names = names.shape
     left = mask.clone()  # (B, m)
     total = torch.zeros(num_lists, device=names.device)
@@ -86,7 +88,7 @@ def _write(cache: SharedPrompt | SeparateRows, names: Tensor, mask: Tensor) -> R
     cache.reorder(torch.zeros(num_lists, 1, dtype=torch.int64, device=names.device))  # one beam per list
 
     for step in range(num_names):
-        # 1. Choose the likeliest name. In the last step each list has at most one name left, which is forced.
+        # 1. Choose the most likely name. In the last step each list has at most one name left, which is forced.
         forced = step > 0 and step == num_names - 1
         logps = torch.where(left, 0.0, -torch.inf) if forced else _logps(logits, names, left)
         logp, chosen = logps.max(-1)
@@ -102,14 +104,15 @@ def _write(cache: SharedPrompt | SeparateRows, names: Tensor, mask: Tensor) -> R
 
 
 def _logps(logits: Tensor, names: Tensor, left: Tensor) -> Tensor:
-    """`(B, m)`: the log-probabilities of the names that are left, from logits `(B, 1, V)`; -inf for all others."""
+    """Returns the log-probabilities of the names that are left, `(B, m)`, from logits `(B, 1, V)`; -inf for the other
+    names."""
     scores = at_least_float32(logits.squeeze(1).gather(1, names)).masked_fill(~left, -torch.inf)
     # The outer mask also covers lists with no name left, whose softmax is NaN.
     return torch.where(left, scores.log_softmax(-1), -torch.inf)
 
 
 def _pending(tokens: Tensor, depth: int) -> Pending:
-    """One token `(B, 1)` for the single beam of each list."""
+    """Returns pending tokens with one token `(B, 1)` for the single beam of each list."""
     lengths = torch.ones_like(tokens)
     return Pending(tokens.unsqueeze(-1), lengths, lengths * depth, lengths > 0, 1, 0)
 
@@ -118,7 +121,7 @@ def _check(prompts: Mapping[str, Tensor], names: Tensor, mask: Tensor) -> None:
     if names.shape != mask.shape or len(names) != len(prompts["input_ids"]):
         raise ValueError(
             f"names {tuple(names.shape)}, mask {tuple(mask.shape)} and {len(prompts['input_ids'])} prompts do not "
-            "belong together; give one row of names and of mask per prompt"
+            "belong together; give one row of names and one row of mask per prompt"
         )
     if not bool(mask.any(1).all()):
         raise ValueError(f"list {int((~mask.any(1)).nonzero()[0])} has no candidate; leave it out")
