@@ -194,9 +194,13 @@ def test_bad_input_is_refused() -> None:
     right = {"input_ids": torch.tensor([[3, 0]]), "attention_mask": torch.tensor([[1, 0]])}
     with pytest.raises(ValueError, match="padded on the left"):
         rank_items(model, right, trie, num_beams=2)
-    for widths in ({"num_beams": 0}, {"num_beams": 2, "top_k": -1}):
-        with pytest.raises(ValueError, match="num_beams and top_k must be at least 1"):
-            rank_items(model, pad([[3]]), trie, **widths)
+    for options, message in (
+        ({"num_beams": 0}, "num_beams must be at least 1, not 0"),
+        ({"num_beams": 2, "top_k": -1}, "top_k must be at least 1, not -1"),
+        ({"num_beams": 2, "length_penalty": torch.nan}, "length_penalty must be a finite number, not nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rank_items(model, pad([[3]]), trie, **options)
     for empty in (
         torch.zeros(0, 2, dtype=torch.int64),
         torch.zeros(1, 0, dtype=torch.int64),

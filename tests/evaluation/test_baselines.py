@@ -121,10 +121,10 @@ def test_bad_input_is_an_error(baseline):
         ValueError, match="histories, row 1: 2.* is not an item index; give whole numbers from 0 below 2"
     ):
         baseline.rank([[0], [1, 2]], 1, True)
-    with pytest.raises(ValueError, match="top_k=0"):
+    with pytest.raises(ValueError, match="top_k must be at least 1, not 0"):
         baseline.rank([[0]], 0, True)
 
 
 def test_a_window_below_one_is_an_error():
-    with pytest.raises(ValueError, match="window=0"):
+    with pytest.raises(ValueError, match="window must be at least 1, not 0"):
         TransitionBaseline(window=0)

@@ -232,7 +232,7 @@ def test_a_reward_of_another_shape_is_an_error(shape):
     [
         ({}, f"no reward is given; weigh at least one of {NAMED_REWARDS}"),
         ({"ndgc": 1.0}, f"no reward is called 'ndgc'; choose from {NAMED_REWARDS}, or give its function"),
-        ({"hit": np.nan}, "the weight of reward 'hit' is nan; give a finite number"),
+        ({"hit": np.nan}, "the weight of reward 'hit' must be a finite number, not nan"),
     ],
 )
 def test_missing_or_invalid_weights_are_an_error(weights, message):

@@ -207,13 +207,13 @@ def test_a_held_out_split_in_place_of_training_is_refused(dataset, split):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": 0}, "levels=0: choose a number from 1 to 25"),
-        ({"levels": 26}, "levels=26: choose a number from 1 to 25"),
-        ({"codes": 1}, "codes=1: choose a number from 2 to 50 for a catalogue of 50 items"),
-        ({"codes": 51}, "codes=51: choose a number from 2 to 50"),
-        ({"width": 0}, "width=0: choose a number of at least 1"),
-        ({"window": 0}, "window=0: choose a number of at least 1"),
-        ({"iterations": 0}, "iterations=0: choose a number of at least 1"),
+        ({"levels": 0}, "levels must be from 1 to 25, not 0"),
+        ({"levels": 26}, "levels must be from 1 to 25, not 26"),
+        ({"codes": 1}, "codes must be from 2 to 50, not 1; the catalogue has 50 items"),
+        ({"codes": 51}, "codes must be from 2 to 50, not 51"),
+        ({"width": 0}, "width must be at least 1, not 0"),
+        ({"window": 0}, "window must be at least 1, not 0"),
+        ({"iterations": 0}, "iterations must be at least 1, not 0"),
         ({"collisions": "drop"}, "unknown collisions 'drop'; choose share or extend"),
         (
             {"levels": 2, "codes": 7},

@@ -32,6 +32,7 @@ from trl_rec.data.windows import index_windows
 from trl_rec.files import atomic_folder, clean_up, exclusive, is_temporary, tidy
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
+from trl_rec.ranges import COUNT, COUNT_FROM_0, SEED
 
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,9 @@ def prepare(
     columns = {our_name: name for our_name, name in (columns or {}).items() if our_name != name} or None
     options = Options(columns, title_column, group_column, group_separator, seed, toy_users, toy_items)
     minima = {"min_user_interactions": min_user_interactions, "min_item_interactions": min_item_interactions}
+    for name, number in minima.items():
+        COUNT_FROM_0.check(name, number)
+    SEED.check("seed", seed)
     settings = _settings(format, _split_settings(format, split, num_held_out), minima, options)
     sources = {path.name: _sha256(path) for path in files.values()}
     if _is_made(output_dir, settings, sources, overwrite):
@@ -191,8 +195,7 @@ def _split_settings(format: str, split: str | None, num_held_out: int | None) ->
 
     if split == "leave_last":
         num_held_out = 10 if num_held_out is None else num_held_out
-        if num_held_out < 1:
-            raise ValueError(f"num_held_out must be at least 1, not {num_held_out}")
+        COUNT.check("num_held_out", num_held_out)
         return {"split": split, "num_held_out": num_held_out}
     if num_held_out is not None:
         raise ValueError(f"num_held_out has no effect with the split {split}; leave it out, or choose leave_last")

@@ -32,6 +32,7 @@ from trl_rec.decoding.checks import check_no_nan, checked_prompts, evaluating
 from trl_rec.decoding.excluded import Excluded
 from trl_rec.decoding.prompt_cache import Pending, SeparateRows, SharedPrompt, open_cache
 from trl_rec.items.trie import TokenTrie
+from trl_rec.ranges import COUNT, FINITE
 
 
 if TYPE_CHECKING:
@@ -83,7 +84,10 @@ def rank_items(
         [`RankedItems`]: Items and scores of shape `(B, top_k)`. Equal scores are ordered by ascending item index.
     """
     top_k = num_beams if top_k is None else top_k
-    input_ids, attention_mask = checked_prompts(model, prompts, trie, num_beams, top_k)
+    COUNT.check("num_beams", num_beams)
+    COUNT.check("top_k", top_k)
+    FINITE.check("length_penalty", length_penalty)
+    input_ids, attention_mask = checked_prompts(model, prompts, trie)
     trie = trie.to(input_ids.device)
     excluded = Excluded(trie, exclude, len(input_ids))
 

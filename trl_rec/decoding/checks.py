@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def checked_prompts(
-    model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, num_beams: int, top_k: int
-) -> tuple[Tensor, Tensor]:
+def checked_prompts(model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie) -> tuple[Tensor, Tensor]:
     """Returns `input_ids` and `attention_mask` on the model's device. Raises ValueError if the arguments do not fit
     together."""
     input_ids = prompts["input_ids"].to(model.device)
@@ -27,8 +25,6 @@ def checked_prompts(
         raise ValueError("there is no prompt, or an empty one; give every prompt at least one token, such as BOS")
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("prompts must be padded on the left; set tokenizer.padding_side = 'left'")
-    if num_beams < 1 or top_k < 1:
-        raise ValueError(f"num_beams and top_k must be at least 1, not {num_beams} and {top_k}")
 
     config = model.config.get_text_config()
     if trie.max_token >= config.vocab_size:

@@ -24,6 +24,7 @@ from trl_rec.decoding.list_decoder import ListDecoder, ListLogits, Lists
 from trl_rec.decoding.list_prompts import open_lists
 from trl_rec.decoding.lists import greedy_list
 from trl_rec.items.trie import TokenTrie
+from trl_rec.ranges import COUNT
 
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def rank_list(
     Returns:
         [`RankedItems`]: `(B, top_k)`.
     """
+    COUNT.check("top_k", top_k)
     if top_k > list_length:
         raise ValueError(f"top_k {top_k} exceeds the list length {list_length}; choose top_k <= list_length")
     if num_beams == 1:
@@ -81,8 +83,8 @@ def beam_list(
         [`RankedItems`]: `(B, K)`. The score of a rank is the log-probability of the list up to that rank, so scores
         descend, and the last score is the log-probability of the whole list.
     """
-    if num_beams < 1 or list_length < 1:
-        raise ValueError(f"num_beams and list_length must be at least 1, not {num_beams} and {list_length}")
+    COUNT.check("num_beams", num_beams)
+    COUNT.check("list_length", list_length)
     with open_lists(model, prompts, trie, num_lists=num_beams, list_length=list_length, exclude=exclude) as decoder:
         beams = _search(decoder)
 

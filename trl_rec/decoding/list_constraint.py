@@ -21,6 +21,7 @@ from torch import Tensor
 from trl_rec.decoding.excluded import Excluded
 from trl_rec.items.trie import TokenTrie
 from trl_rec.models.completions import CompletionLogits, chosen_legal_logps
+from trl_rec.ranges import POSITIVE
 
 
 class ListTokens(NamedTuple):
@@ -182,6 +183,8 @@ def list_logps(
         `torch.Tensor` of shape `(B, G, T)`: At least float32; 0 for tokens that are forced or masked. Illegal tokens
         have the log-probability -inf and no gradient.
     """
+    POSITIVE.check("temperature", temperature)
+
     # 1. Find what is legal at each branching token, given the items before it.
     lists = list_tokens(trie, items)
     branches = lists.branches

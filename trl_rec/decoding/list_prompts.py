@@ -30,8 +30,8 @@ def open_lists(
     exclude: Tensor | Sequence[Sequence[int]] | None,
 ) -> Iterator[ListDecoder]:
     """Opens a decoder that writes `num_lists` lists of `list_length` items for each prompt, on the model's device."""
-    # 1. Check the arguments.
-    input_ids, attention_mask = checked_prompts(model, prompts, trie, 1, 1)
+    # 1. Check the prompts, and that there are enough items and positions.
+    input_ids, attention_mask = checked_prompts(model, prompts, trie)
     trie = trie.to(input_ids.device)
     excluded = Excluded(trie, exclude, len(input_ids)).places.long()
     _check_enough_items(trie, excluded, list_length)

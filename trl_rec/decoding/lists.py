@@ -25,6 +25,7 @@ from trl_rec.decoding.list_constraint import list_tokens
 from trl_rec.decoding.list_prompts import open_lists
 from trl_rec.decoding.list_sampler import NOISE_BITS, ListSampler
 from trl_rec.items.trie import TokenTrie
+from trl_rec.ranges import COUNT, COUNT_FROM_0, POSITIVE
 
 
 if TYPE_CHECKING:
@@ -89,20 +90,21 @@ def sample_item_lists(
     Returns:
         [`SampledLists`]: The lists, their tokens, and the tokens' log-probabilities.
     """
-    if num_lists < 1 or list_length < 1 or not 0 < temperature < float("inf"):
-        raise ValueError(
-            f"num_lists and list_length must be at least 1 and temperature positive, not {num_lists}, {list_length} "
-            f"and {temperature}"
-        )
+    # 1. Check the numbers.
+    COUNT.check("num_lists", num_lists)
+    COUNT.check("list_length", list_length)
+    POSITIVE.check("temperature", temperature)
+    for number in [seed] if isinstance(seed, int) else seed:
+        COUNT_FROM_0.check("seed", number)
 
-    # 1. Sample.
+    # 2. Sample.
     with open_lists(model, prompts, trie, num_lists=num_lists, list_length=list_length, exclude=exclude) as decoder:
         trie = decoder.trie
         noise = _noise(seed, rows, (*decoder.shape, decoder.max_steps)).to(trie.items.device)
         items, logps = ListSampler(decoder, temperature=temperature, noise=noise, greedy=greedy).draw()
     check_no_nan(logps)
 
-    # 2. Convert the lists to tokens. `logps` has one column for each depth of each rank; pick each token's column.
+    # 3. Convert the lists to tokens. `logps` has one column for each depth of each rank; pick each token's column.
     lists = list_tokens(trie, items)
     place = lists.ranks * trie.max_depth + trie.depths(lists.nodes.clamp(min=0))
     return SampledLists(items, lists.token_ids, lists.mask, logps.gather(-1, place).masked_fill(~lists.mask, 0.0))

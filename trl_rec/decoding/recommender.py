@@ -18,6 +18,7 @@ from trl_rec.decoding.run_folder import CATALOG, SETTINGS, local_folder, read_se
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ragged import Ragged
+from trl_rec.ranges import COUNT
 
 
 class Recommendation(NamedTuple):
@@ -85,6 +86,9 @@ class Recommender:
             At most `k` [`Recommendation`]s, best first. With a model that writes lists, they are the first `k` items
             of its list, and the score of an item is the log-probability of the list up to that item.
         """
+        COUNT.check("k", k)
+        k = min(k, len(self.catalog))
+
         # 1. Write the prompt.
         indices = self.catalog.index_of(list(history)).tolist() if len(history) else []
         users = None if user is None else np.array([user])

@@ -16,6 +16,7 @@ from trl_rec.evaluation.rows import Rows, item_rows
 from trl_rec.evaluation.train_interactions import TrainInteractions
 from trl_rec.items.twins import Twins
 from trl_rec.ragged import Ragged, within
+from trl_rec.ranges import COUNT, SEED
 
 
 BLOCK_ENTRIES = 1 << 21  # (row, item) pairs that are ranked at a time; sorting them takes about 200 MB
@@ -30,6 +31,7 @@ class RandomBaseline:
     """
 
     def __init__(self, seed: int = 0) -> None:
+        SEED.check("seed", seed)
         self.seed = seed
         self.num_items = 0
 
@@ -95,8 +97,8 @@ class TransitionBaseline:
     """
 
     def __init__(self, window: int = 3, max_history: int = 10) -> None:
-        if window < 1 or max_history < 1:
-            raise ValueError(f"window={window}, max_history={max_history}: both must be at least 1")
+        COUNT.check("window", window)
+        COUNT.check("max_history", max_history)
         self.window = window
         self.max_history = max_history
         self.num_items = 0
@@ -198,8 +200,7 @@ def _excluded(histories: Ragged, exclude_history: bool, twins: Twins | None) -> 
 def _checked_histories(histories: Rows, top_k: int, num_items: int) -> Ragged:
     if num_items == 0:
         raise ValueError("the baseline has no items yet; call fit with a training split first")
-    if top_k < 1:
-        raise ValueError(f"top_k={top_k}: rank at least one item")
+    COUNT.check("top_k", top_k)
     return item_rows(histories, "histories", num_items)
 
 

@@ -25,6 +25,7 @@ from trl_rec.evaluation.results import Evaluation, held_out
 from trl_rec.evaluation.rewards import ListReward, score_split
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
+from trl_rec.ranges import COUNT, POSITIVE
 
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def draw_lists(
         seed (*optional*, defaults to `0`): A user's lists depend on it and on the user's row number.
         options: `pad_token_id`, `users`, `exclude_history`, `batch_size` and `max_length`, as in [`rank_histories`].
     """
+    COUNT.check("num_lists", num_lists)
+    POSITIVE.check("temperature", temperature)
     list_length = prompt_format.list_length or 1
     trie = trie.to(model.device)
 

@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trl_rec.ranges import COUNT, Range
 
+
+LEVEL = Range(0, 1, above=True, below=True)
 DRAWS_IN_MEMORY = 1 << 21  # int64 counts that are drawn at a time: 16 MB
 
 
@@ -118,7 +121,5 @@ def _checked(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _check_settings(num_resamples: int, level: float) -> None:
-    if num_resamples < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"num_resamples={num_resamples}, level={level}: give at least 1 resample, and a level between 0 and 1"
-        )
+    COUNT.check("num_resamples", num_resamples)
+    LEVEL.check("level", level)

@@ -23,6 +23,7 @@ from trl_rec.decoding.list_beams import rank_list
 from trl_rec.evaluation.results import held_out
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
+from trl_rec.ranges import COUNT, FINITE
 
 
 if TYPE_CHECKING:
@@ -105,6 +106,13 @@ def rank_histories(
         max_length (*optional*): Limit on the tokens of prompt and completion together. The oldest items of a history
             are dropped first.
     """
+    # Numbers are checked before the prompts are written, which can take long.
+    COUNT.check("batch_size", batch_size)
+    COUNT.check("top_k", top_k)
+    FINITE.check("length_penalty", length_penalty)
+    if num_beams is not None:
+        COUNT.check("num_beams", num_beams)
+
     trie = trie.to(model.device)
     rank: Callable[..., RankedItems]
     if prompt_format.list_length is not None:
@@ -178,6 +186,8 @@ def map_rows(
         desc: Label of the progress bar.
         batch_size: Rows per batch.
     """
+    COUNT.check("batch_size", batch_size)
+
     # 1. Rows from longest to shortest, dealt to the processes in turn: batches of similar length, and equal work.
     state = PartialState()
     own_rows = np.argsort(-lengths, kind="stable")[state.process_index :: state.num_processes]

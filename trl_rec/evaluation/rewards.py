@@ -24,6 +24,7 @@ from trl_rec.evaluation import metrics
 from trl_rec.evaluation.rows import item_rows
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
+from trl_rec.ranges import FINITE
 
 
 DECIMALS = 12
@@ -135,8 +136,7 @@ def score_lists(
             raise ValueError(
                 f"no reward is called {name!r}; choose from {', '.join(sorted(known))}, or give its function"
             )
-        if not np.isfinite(weight):
-            raise ValueError(f"the weight of reward {name!r} is {weight}; give a finite number")
+        FINITE.check(f"the weight of reward {name!r}", weight)
         parts[name] = _checked(known[name](batch), name, total.shape)
         total = total + weight * parts[name]
     return ListRewards(total.round(DECIMALS), parts)

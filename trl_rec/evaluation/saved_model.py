@@ -15,6 +15,7 @@ from trl_rec.evaluation.best_of_n import best_of_split
 from trl_rec.evaluation.rank import rank_split
 from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split, held_out
 from trl_rec.models.loading import load_model, load_tokenizer
+from trl_rec.ranges import COUNT, FINITE, SEED, check_ranges
 
 
 # What a field of EvaluationConfig becomes if neither the user nor the model's run folder sets it.
@@ -65,45 +66,71 @@ class EvaluationConfig:
     )
     list_length: int | None = field(
         default=None,
-        metadata={"help": "number of items in a list, for a model that writes lists; from its run folder if unset"},
+        metadata={
+            "range": COUNT,
+            "help": "number of items in a list, for a model that writes lists; from its run folder if unset",
+        },
     )
     rewards: dict[str, float] | None = field(
         default=None,
-        metadata={"help": 'weights of rewards that score whole lists, as JSON: \'{"ndcg": 1, "mgu": 4}\''},
+        metadata={
+            "range": FINITE,
+            "help": 'weights of rewards that score whole lists, as JSON: \'{"ndcg": 1, "mgu": 4}\'',
+        },
     )
     best_of: int | None = field(
         default=None,
         metadata={
-            "help": "also draw this many lists per user and keep the one with the highest reward, as an upper bound"
+            "range": COUNT,
+            "help": "also draw this many lists per user and keep the one with the highest reward, as an upper bound",
         },
     )
     split: str = field(default="test", metadata={"help": "split to evaluate: validation or test"})
     max_users: int | None = field(
-        default=None, metadata={"help": "number of users to evaluate, spread evenly over the split; all if unset"}
+        default=None,
+        metadata={"range": COUNT, "help": "number of users to evaluate, spread evenly over the split; all if unset"},
     )
-    ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "lengths to cut the lists at"})
+    ks: list[int] = field(
+        default_factory=lambda: [1, 5, 10], metadata={"range": COUNT, "help": "lengths to cut the lists at"}
+    )
     exclude_history: bool = field(
         default=True, metadata={"help": "never recommend items that are in the user's history"}
     )
     num_beams: int | None = field(
         default=None,
-        metadata={"help": "width of the beam search; from the run folder if unset, else the largest k (for lists, 1)"},
+        metadata={
+            "range": COUNT,
+            "help": "width of the beam search; from the run folder if unset, else the largest k (for lists, 1)",
+        },
     )
     length_penalty: float | None = field(
         default=None,
-        metadata={"help": "divide scores by the generated length to this power; from the run folder if unset, else 0"},
+        metadata={
+            "range": FINITE,
+            "help": "divide scores by the generated length to this power; from the run folder if unset, else 0",
+        },
     )
     renormalize: bool | None = field(
         default=None,
         metadata={"help": "softmax over legal tokens, not the vocabulary; from the run folder if unset, else true"},
     )
-    batch_size: int = field(default=16, metadata={"help": "prompts per forward pass"})
+    batch_size: int = field(default=16, metadata={"range": COUNT, "help": "prompts per forward pass"})
     max_length: int | None = field(
         default=None,
-        metadata={"help": "limit on the tokens of prompt and completion together; from the run folder if unset"},
+        metadata={
+            "range": COUNT,
+            "help": "limit on the tokens of prompt and completion together; from the run folder if unset",
+        },
     )
     dtype: str = field(default="auto", metadata={"help": "number format of the model's weights"})
-    seed: int = field(default=0, metadata={"help": "seed of the random baseline, of drawn lists and of the bootstrap"})
+    seed: int = field(
+        default=0, metadata={"range": SEED, "help": "seed of the random baseline, of drawn lists and of the bootstrap"}
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.ks:
+            raise ValueError("ks is empty; give at least one length to cut lists at, such as 10")
 
 
 def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:

@@ -16,6 +16,7 @@ from trl_rec.items.catalog import ItemCatalog
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.models.scratch import make_model, make_tokenizer
 from trl_rec.models.tokens import add_item_tokens, new_token_modules
+from trl_rec.ranges import COUNT, SHARE_BELOW_ONE, check_ranges
 
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ class RecModelConfig(ModelConfig):
             sublayer.
     """
 
-    hidden_size: int = field(default=64, metadata={"help": "width of a model from scratch"})
-    num_layers: int = field(default=2, metadata={"help": "layers of a model from scratch"})
-    num_heads: int = field(default=2, metadata={"help": "attention heads of a model from scratch"})
-    dropout: float = field(default=0.2, metadata={"help": "dropout of a model from scratch"})
+    hidden_size: int = field(default=64, metadata={"range": COUNT, "help": "width of a model from scratch"})
+    num_layers: int = field(default=2, metadata={"range": COUNT, "help": "layers of a model from scratch"})
+    num_heads: int = field(default=2, metadata={"range": COUNT, "help": "attention heads of a model from scratch"})
+    dropout: float = field(default=0.2, metadata={"range": SHARE_BELOW_ONE, "help": "dropout of a model from scratch"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        check_ranges(self)
 
 
 def build_model(

@@ -16,8 +16,9 @@ from datasets import Dataset
 from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join
+from trl_rec.ranges import COUNT
 from trl_rec.schedule.draws import draw_below
-from trl_rec.schedule.preferences import check_negatives, preference_table
+from trl_rec.schedule.preferences import preference_table
 from trl_rec.schedule.prefixes import check_aligned, column, even_sample, prefixes_at, ratings_of
 from trl_rec.schedule.training_pairs import pair_keys, surface_codes
 
@@ -63,7 +64,7 @@ def feedback_preferences(
             as one, which is liked if any of them is liked.
     """
     check_is_train(train, "a preference")
-    check_negatives(num_negatives)
+    COUNT.check("num_negatives", num_negatives)
     if difficulty not in ("easy", "hard"):
         raise ValueError(
             f"difficulty must be easy or hard, not {difficulty!r}: feedback is either disliked or neutral"

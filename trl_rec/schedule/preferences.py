@@ -18,6 +18,7 @@ from datasets import Dataset
 from trl_rec.data.dataset import split_rows
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged
+from trl_rec.ranges import COUNT
 from trl_rec.schedule.difficulty import DIFFICULTIES, self_play_buckets
 from trl_rec.schedule.draws import draw
 from trl_rec.schedule.prefixes import check_prefixes, column
@@ -52,7 +53,7 @@ def self_play_preferences(
     """
     if difficulty not in (*DIFFICULTIES, "any"):
         raise ValueError(f"difficulty must be easy, medium, hard or any, not {difficulty!r}")
-    check_negatives(num_negatives)
+    COUNT.check("num_negatives", num_negatives)
 
     # Beams are sorted by score, so the first `num_negatives` that fit are the best ones.
     buckets = self_play_buckets(prefixes, beams, catalog, train=train)  # (N, W)
@@ -85,7 +86,7 @@ def random_preferences(
             the first of them is used.
     """
     check_prefixes(prefixes)
-    check_negatives(num_negatives)
+    COUNT.check("num_negatives", num_negatives)
     if catalog is not None and len(catalog) != num_items:
         raise ValueError(
             f"num_items={num_items}, but the catalogue has {len(catalog)} items; give the catalogue of the data"
@@ -142,12 +143,6 @@ def bucket_report(table: Dataset, buckets: np.ndarray | None = None) -> dict[str
             without, mean = _statistics(sizes)
             report["buckets"][name] = {"items": int(sizes.sum()), "without": without, "mean": mean}
     return report
-
-
-def check_negatives(num_negatives: int) -> None:
-    """Raises if `num_negatives` is below 1."""
-    if num_negatives < 1:
-        raise ValueError(f"num_negatives={num_negatives}: a preference needs at least one negative")
 
 
 def _statistics(counts: np.ndarray) -> tuple[float, float]:

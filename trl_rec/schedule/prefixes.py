@@ -13,6 +13,7 @@ from datasets import Dataset
 from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.evaluation.random_order import permuted
 from trl_rec.ragged import Ragged, join, within
+from trl_rec.ranges import COUNT
 
 
 def training_prefixes(
@@ -45,8 +46,8 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
         targets (`np.ndarray` of shape `(N,)`): Numbers of targets, counted from 0 through all rows of the split.
         max_history (*optional*, defaults to all): Number of items of a prefix; the newest ones are kept.
     """
-    if max_history is not None and max_history < 1:
-        raise ValueError(f"max_history={max_history}: a prefix needs room for at least one item")
+    if max_history is not None:
+        COUNT.check("max_history", max_history)
     history = split_rows(train, "history")
     target = split_rows(train, "targets")
     sequences = join(history, target)
@@ -75,8 +76,8 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
 
 def even_sample(total: int, max_prompts: int | None, seed: int) -> np.ndarray:
     """At most `max_prompts` of the numbers below `total`, in ascending order; all samples are equally likely."""
-    if max_prompts is not None and max_prompts < 1:
-        raise ValueError(f"max_prompts={max_prompts}: at least one prompt is needed")
+    if max_prompts is not None:
+        COUNT.check("max_prompts", max_prompts)
     if max_prompts is None or max_prompts >= total:
         return np.arange(total)
     return np.sort(permuted(np.arange(max_prompts), np.zeros(max_prompts, np.int64), seed, total))

@@ -22,6 +22,7 @@ from trl_rec.data.prompts import PromptFormat
 from trl_rec.evaluation.rank import rank_histories
 from trl_rec.items.trie import TokenTrie
 from trl_rec.parts import PartStore
+from trl_rec.ranges import COUNT
 from trl_rec.schedule.prefixes import check_prefixes
 
 
@@ -61,8 +62,8 @@ def self_play_beams(
         options: As in [`~trl_rec.evaluation.rank_histories`]; `exclude_history` is on by default.
     """
     check_prefixes(prefixes)
-    if part_size < 1 or num_beams < 1:
-        raise ValueError(f"part_size={part_size}, num_beams={num_beams}: both must be at least 1")
+    COUNT.check("part_size", part_size)
+    COUNT.check("num_beams", num_beams)
     if folder is not None and not key:
         raise ValueError("beams that are kept in a folder need a key that identifies the model's weights; give one")
 

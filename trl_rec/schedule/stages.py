@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from trl_rec.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, STEPS, check_ranges
 
 
 # The difficulties of each source; the last one is its default.
@@ -18,11 +19,9 @@ SOURCES = {
 # Fields that replace the trainer's configuration in this stage; None keeps the configuration's value.
 TRAINING = ("learning_rate", "num_train_epochs", "max_steps", "beta", "sft_weight")
 
-# How fields are checked; those that are not listed are positive numbers.
 WORDS = ("source", "difficulty")
 RATING_RANGES = ("liked", "neutral", "disliked")
 COUNTS = ("num_negatives", "max_prompts", "num_beams", "max_steps")
-OPTIONAL = ("max_prompts", *TRAINING)
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,28 @@ class PreferenceStage:
 
     source: str
     difficulty: str = ""
-    num_negatives: int = 20
-    max_prompts: int | None = None
-    num_beams: int = 40
-    liked: tuple[float, float] = (5, 5)
-    neutral: tuple[float, float] = (3, 4)
-    disliked: tuple[float, float] = (1, 2)
-    learning_rate: float | None = None
-    num_train_epochs: float | None = None
-    max_steps: int | None = None
-    beta: float | None = None
-    sft_weight: float | None = None
+    num_negatives: int = field(default=20, metadata={"range": COUNT})
+    max_prompts: int | None = field(default=None, metadata={"range": COUNT})
+    num_beams: int = field(default=40, metadata={"range": COUNT})
+    liked: tuple[float, float] = field(default=(5, 5), metadata={"range": FINITE})
+    neutral: tuple[float, float] = field(default=(3, 4), metadata={"range": FINITE})
+    disliked: tuple[float, float] = field(default=(1, 2), metadata={"range": FINITE})
+    learning_rate: float | None = field(default=None, metadata={"range": POSITIVE})
+    num_train_epochs: float | None = field(default=None, metadata={"range": POSITIVE})
+    max_steps: int | None = field(default=None, metadata={"range": STEPS})
+    beta: float | None = field(default=None, metadata={"range": POSITIVE})
+    sft_weight: float | None = field(default=None, metadata={"range": NOT_NEGATIVE})
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            object.__setattr__(self, name, _check_field(name, value))  # the class is frozen
+            object.__setattr__(self, name, _read_field(name, value))  # the class is frozen
+        check_ranges(self)
+        for name in RATING_RANGES:
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(
+                    f"{name} must be a lowest and a highest rating, such as [4, 5], not [{low:g}, {high:g}]"
+                )
 
         if self.source not in SOURCES:
             raise ValueError(f"unknown source {self.source!r} of a stage; choose one of {', '.join(SOURCES)}")
@@ -100,7 +106,7 @@ def align3gr_stages(**shared: Any) -> list[PreferenceStage]:
 
 def read_stages(entries: Iterable[Mapping[str, Any]]) -> list[PreferenceStage]:
     """The stages of a recipe's list; raises on keys that a stage does not have, and on an empty list."""
-    known = {field.name for field in fields(PreferenceStage)}
+    known = {one.name for one in fields(PreferenceStage)}
     stages = []
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, Mapping):
@@ -124,48 +130,28 @@ def read_stages(entries: Iterable[Mapping[str, Any]]) -> list[PreferenceStage]:
     return stages
 
 
-def _check_field(name: str, value: Any) -> Any:
-    """Converts the value of a stage's field to the field's type; raises if that is impossible.
+def _read_field(name: str, value: Any) -> Any:
+    """The value of a stage's field, with texts that write numbers turned into these: YAML 1.1 reads `1e-5` as text.
 
-    Numbers may be text, because YAML 1.1 reads `1e-5` as text.
+    Raises where a word is not a text, or a range of ratings is not a pair.
     """
-    if value is None and name in OPTIONAL:
-        return None
     if name in WORDS:
         if not isinstance(value, str):
             raise ValueError(f"{name} must be a word, not {value!r}")
         return value
     if name in RATING_RANGES:
-        return _check_rating_range(name, value)
-
-    number = _number(value)
-    if math.isnan(number):
-        raise ValueError(f"{name} must be a number, not {value!r}")
-    if name in COUNTS:
-        is_unlimited = name == "max_steps" and number == -1  # transformers' "as many as the epochs have"
-        if not number.is_integer() or (number < 1 and not is_unlimited):
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        return int(number)
-
-    may_be_zero = name == "sft_weight"
-    if number < 0 or (number == 0 and not may_be_zero):
-        raise ValueError(f"{name} must be {'at least' if may_be_zero else 'above'} 0, not {value!r}")
-    return number
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError(f"{name} must be a lowest and a highest rating, such as [4, 5], not {value!r}")
+        return tuple(_number(rating, whole=False) for rating in value)
+    return _number(value, whole=name in COUNTS)
 
 
-def _check_rating_range(name: str, value: Any) -> tuple[float, float]:
-    ratings = [_number(rating) for rating in value] if isinstance(value, list | tuple) else []
-    if any(math.isnan(rating) for rating in ratings):
-        raise ValueError(f"{name} must contain finite numbers, not {value!r}")
-    if len(ratings) != 2 or ratings[0] > ratings[1]:
-        raise ValueError(f"{name} must be a lowest and a highest rating, such as [4, 5], not {value!r}")
-    return ratings[0], ratings[1]
-
-
-def _number(value: Any) -> float:
-    """A finite number from a number or a text; NaN for anything else, True and False included."""
+def _number(value: Any, *, whole: bool) -> Any:
+    """The number that a value writes, whole or not; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return value
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return math.nan
-    return number if math.isfinite(number) else math.nan
+        number = float(value)
+    except (ValueError, OverflowError):
+        return value
+    return int(number) if whole and number.is_integer() else number

@@ -19,6 +19,7 @@ from trl import TrlParser
 
 import trl_rec
 from trl_rec.compat import read_mappings
+from trl_rec.ranges import check_ranges
 from trl_rec.scripts.verbs import VERBS
 
 
@@ -75,7 +76,11 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     read_mappings(parser, json_mapping)
     parsed = parser.parse_args_and_config(words)
 
-    # 3. "true" means the newest checkpoint. The parser reads it as text, and the trainer would look for such a folder.
+    # 3. Check the numbers.
+    for arguments in parsed:
+        check_ranges(arguments)
+
+    # 4. "true" means the newest checkpoint. The parser reads it as text, and the trainer would look for such a folder.
     for arguments in parsed:
         if getattr(arguments, "resume_from_checkpoint", None) in ("true", "True"):
             arguments.resume_from_checkpoint = True

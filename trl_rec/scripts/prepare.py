@@ -9,6 +9,7 @@ import datasets
 
 from trl_rec.data import prepare
 from trl_rec.data.card import describe
+from trl_rec.ranges import COUNT, COUNT_FROM_0, SEED
 from trl_rec.scripts.parsing import parse
 
 
@@ -27,15 +28,24 @@ class PrepareArguments:
     )
     num_held_out: int | None = field(
         default=None,
-        metadata={"help": "with split leave_last: items per user in the test split, and in validation; 10 if unset"},
+        metadata={
+            "range": COUNT,
+            "help": "with split leave_last: items per user in the test split, and in validation; 10 if unset",
+        },
     )
     min_user_interactions: int = field(
         default=0,
-        metadata={"help": "k-core: drop users with fewer interactions, repeatedly, until all have enough"},
+        metadata={
+            "range": COUNT_FROM_0,
+            "help": "k-core: drop users with fewer interactions, repeatedly, until all have enough",
+        },
     )
     min_item_interactions: int = field(
         default=0,
-        metadata={"help": "k-core: drop items with fewer interactions, repeatedly, until all have enough"},
+        metadata={
+            "range": COUNT_FROM_0,
+            "help": "k-core: drop items with fewer interactions, repeatedly, until all have enough",
+        },
     )
     columns: dict[str, str] | None = field(
         default=None,
@@ -48,9 +58,9 @@ class PrepareArguments:
         default=None, metadata={"help": "item column with groups, such as genres, for fairness and diversity"}
     )
     group_separator: str = field(default="|", metadata={"help": "text between the groups of one item"})
-    seed: int = field(default=0, metadata={"help": "seed of the toy log"})
-    toy_users: int = field(default=300, metadata={"help": "number of users in the toy log"})
-    toy_items: int = field(default=200, metadata={"help": "number of items in the toy log"})
+    seed: int = field(default=0, metadata={"range": SEED, "help": "seed of the toy log"})
+    toy_users: int = field(default=300, metadata={"range": COUNT, "help": "number of users in the toy log"})
+    toy_items: int = field(default=200, metadata={"range": COUNT, "help": "number of items in the toy log"})
     overwrite: bool = field(default=False, metadata={"help": "replace a dataset folder made with other settings"})
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from trl_rec.data import load
 from trl_rec.decoding import Recommender
 from trl_rec.decoding.run_folder import check_same_items, local_folder
+from trl_rec.ranges import COUNT
 from trl_rec.scripts.parsing import parse
 
 
@@ -23,7 +24,7 @@ class RecommendArguments:
     titles: list[str] | None = field(
         default=None, metadata={"help": "titles of a history, oldest first, instead of --user"}
     )
-    k: int = field(default=10, metadata={"help": "number of items to recommend"})
+    k: int = field(default=10, metadata={"range": COUNT, "help": "number of items to recommend"})
     exclude_history: bool = field(default=True, metadata={"help": "never recommend items of the history"})
 
 

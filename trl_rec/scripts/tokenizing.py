@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trl_rec.data import RecDataset, load
 from trl_rec.files import write_text
+from trl_rec.ranges import COUNT
 from trl_rec.scripts.parsing import parse
 from trl_rec.semantic_ids import (
     DualIdsConfig,
@@ -36,11 +37,15 @@ class TokenizeArguments:
     method: str = field(
         default="kmeans", metadata={"help": "kmeans: from co-occurrence; dual: from texts and users' choices"}
     )
-    width: int = field(default=64, metadata={"help": "kmeans: width of the item vectors"})
+    width: int = field(default=64, metadata={"range": COUNT, "help": "kmeans: width of the item vectors"})
     window: int = field(
-        default=5, metadata={"help": "kmeans: largest distance at which two items of a user count as near each other"}
+        default=5,
+        metadata={
+            "range": COUNT,
+            "help": "kmeans: largest distance at which two items of a user count as near each other",
+        },
     )
-    iterations: int = field(default=25, metadata={"help": "kmeans: maximum rounds per level"})
+    iterations: int = field(default=25, metadata={"range": COUNT, "help": "kmeans: maximum rounds per level"})
     import_index: str | None = field(
         default=None, metadata={"help": "an X.index.json to take the IDs from, instead of making them"}
     )

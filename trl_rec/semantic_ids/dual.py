@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trl_rec.data import RecDataset
+from trl_rec.ranges import COUNT, NOT_NEGATIVE, SEED, SHARE_BELOW_ONE, check_ranges
 from trl_rec.semantic_ids.card import IdCodes, code_use, make_card
 from trl_rec.semantic_ids.collisions import number_within_group, repair_last_level
 from trl_rec.semantic_ids.dual_inputs import DualInputs, dual_inputs
@@ -75,26 +76,39 @@ class DualIdsConfig:
     )
     users: bool = field(default=True, metadata={"help": "whether users get IDs too"})
     align: bool = field(default=True, metadata={"help": "whether to align users with the items they chose"})
-    levels: int = field(default=3, metadata={"help": "number of codes per ID"})
-    codes: int = field(default=256, metadata={"help": "number of different codes per level"})
-    code_width: int = field(default=32, metadata={"help": "width of the vectors that are quantised"})
-    behaviour_width: int = field(default=64, metadata={"help": "width of the collaborative vectors"})
-    fused_width: int = field(default=128, metadata={"help": "width of the fused vectors"})
-    hidden: int = field(default=256, metadata={"help": "width of the hidden layers"})
-    alpha: float = field(default=0.1, metadata={"help": "weight of the U2I loss while codes are learned"})
-    without_behaviour: float = field(
-        default=0.1, metadata={"help": "probability that training hides the collaborative vector of an item"}
+    levels: int = field(default=3, metadata={"range": COUNT, "help": "number of codes per ID"})
+    codes: int = field(
+        default=256, metadata={"range": replace(COUNT, low=2), "help": "number of different codes per level"}
     )
-    learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the towers"})
-    batch_size: int = field(default=1024, metadata={"help": "number of user-item pairs per batch"})
-    max_epochs: int = field(default=30, metadata={"help": "maximum number of epochs for each phase of the training"})
+    code_width: int = field(default=32, metadata={"range": COUNT, "help": "width of the vectors that are quantised"})
+    behaviour_width: int = field(default=64, metadata={"range": COUNT, "help": "width of the collaborative vectors"})
+    fused_width: int = field(default=128, metadata={"range": COUNT, "help": "width of the fused vectors"})
+    hidden: int = field(default=256, metadata={"range": COUNT, "help": "width of the hidden layers"})
+    alpha: float = field(
+        default=0.1, metadata={"range": NOT_NEGATIVE, "help": "weight of the U2I loss while codes are learned"}
+    )
+    without_behaviour: float = field(
+        default=0.1,
+        metadata={
+            "range": SHARE_BELOW_ONE,
+            "help": "probability that training hides the collaborative vector of an item",
+        },
+    )
+    learning_rate: float = field(default=1e-3, metadata={"range": NOT_NEGATIVE, "help": "learning rate of the towers"})
+    batch_size: int = field(default=1024, metadata={"range": COUNT, "help": "number of user-item pairs per batch"})
+    max_epochs: int = field(
+        default=30, metadata={"range": COUNT, "help": "maximum number of epochs for each phase of the training"}
+    )
     patience: int = field(
-        default=3, metadata={"help": "number of epochs without improvement after which a phase ends"}
+        default=3, metadata={"range": COUNT, "help": "number of epochs without improvement after which a phase ends"}
     )
     collisions: str = field(
         default="share", metadata={"help": "whether items with the same codes share an ID or extend it by a token"}
     )
-    seed: int = field(default=0, metadata={"help": "random seed"})
+    seed: int = field(default=0, metadata={"range": SEED, "help": "random seed"})
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def make_dual_ids(dataset: RecDataset, config: DualIdsConfig | None = None, *, overwrite: bool = False) -> RecDataset:
@@ -258,18 +272,10 @@ def _check_config(config: DualIdsConfig, dataset: RecDataset) -> None:
         raise ValueError(f"unknown behaviour {config.behaviour!r}; choose {' or '.join(BEHAVIOURS)}")
 
     # Numbers
-    for name in ("code_width", "behaviour_width", "fused_width", "hidden", "batch_size", "max_epochs", "patience"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)}: choose a number of at least 1")
     if config.behaviour == "sequence" and config.behaviour_width % 2:
         raise ValueError(
             f"behaviour_width={config.behaviour_width} must be a multiple of 2, because the encoder of "
             "behaviour=sequence has two attention heads"
-        )
-    if not 0 <= config.without_behaviour < 1:
-        raise ValueError(
-            f"without_behaviour={config.without_behaviour} must be at least 0 and less than 1, because it is a "
-            "probability"
         )
     _check_inert(config)
 

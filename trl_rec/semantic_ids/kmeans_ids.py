@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from trl_rec.data import RecDataset
+from trl_rec.ranges import COUNT, SEED
 from trl_rec.semantic_ids.card import IdCodes, make_card
 from trl_rec.semantic_ids.collisions import number_within_group, repair_last_level
 from trl_rec.semantic_ids.cooccurrence import popularity
@@ -108,5 +109,5 @@ def _make(dataset: RecDataset, settings: dict[str, Any]) -> None:
 def _check_settings(settings: dict[str, Any], num_items: int) -> None:
     check_codes(settings, num_items)
     for name in ("width", "window", "iterations"):
-        if settings[name] < 1:
-            raise ValueError(f"{name}={settings[name]}: choose a number of at least 1")
+        COUNT.check(name, settings[name])
+    SEED.check("seed", settings["seed"])

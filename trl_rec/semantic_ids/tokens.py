@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from trl_rec.ragged import Ragged, join
+from trl_rec.ranges import Range
 
 
 MOST_LEVELS = len(ascii_lowercase) - 1  # one letter is reserved for the additional token of `collisions: extend`
@@ -67,11 +68,9 @@ def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str
 
 def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
     """Raises ValueError if `levels` or `codes` is out of range, if `collisions` is unknown, or if IDs are too few."""
-    for name, low, high in (("levels", 1, MOST_LEVELS), ("codes", 2, num_items)):
-        if not low <= settings[name] <= high:
-            raise ValueError(
-                f"{name}={settings[name]}: choose a number from {low} to {high} for a catalogue of {num_items} items"
-            )
+    hint = f"the catalogue has {num_items} items"
+    Range(1, MOST_LEVELS, whole=True, hint=hint).check("levels", settings["levels"])
+    Range(2, num_items, whole=True, hint=hint).check("codes", settings["codes"])
     if settings["collisions"] not in ("share", "extend"):
         raise ValueError(f"unknown collisions {settings['collisions']!r}; choose share or extend")
     if settings["codes"] ** settings["levels"] < num_items:

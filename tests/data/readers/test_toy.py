@@ -66,8 +66,15 @@ def test_it_is_made_in_under_a_second(tmp_path):
     assert time.process_time() - start < 1
 
 
-@pytest.mark.parametrize("sizes", [{"toy_users": 0}, {"toy_items": 40}, {"toy_items": 100_000}])
-def test_impossible_sizes_are_refused(tmp_path, sizes):
-    with pytest.raises(ValueError, match="toy_users must be positive, and toy_items between 41 and"):
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"toy_users": 0}, "toy_users must be at least 1, not 0"),
+        ({"toy_items": 40}, "toy_items must be from 41 to"),
+        ({"toy_items": 100_000}, "toy_items must be from 41 to"),
+    ],
+)
+def test_impossible_sizes_are_refused(tmp_path, sizes, message):
+    with pytest.raises(ValueError, match=message):
         prepare("toy", tmp_path / "out", **sizes)
     assert list(tmp_path.iterdir()) == []

@@ -376,7 +376,7 @@ def test_other_surfaces_train_and_rank(surface: str, tokenizer_copy, tmp_path: P
         ({"distance": "wasserstein"}, "distance must be one of jsd, symkl, ce"),
         ({"softmax": "both"}, "softmax must be one of legal, vocabulary"),
         ({"lambda_weight": -1.0}, "lambda_weight must be at least 0"),
-        ({"lambda_warmup": 2.0}, "lambda_warmup is a share of the steps"),
+        ({"lambda_warmup": 2.0}, "lambda_warmup must be from 0 to 1, not 2.0"),
         ({"eval_num_orders": 0}, "eval_num_orders must be at least 1"),
     ],
 )

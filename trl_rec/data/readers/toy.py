@@ -14,6 +14,7 @@ import pyarrow as pa
 from trl_rec.data.columns import interactions_table, items_table, users_table
 from trl_rec.data.log import Log, Options, Reader
 from trl_rec.ragged import Ragged
+from trl_rec.ranges import COUNT, Range
 
 
 GENRES = ["Adventure", "Comedy", "Crime", "Drama", "Fantasy", "Mystery", "Romance", "Western"]
@@ -54,11 +55,8 @@ class ToyReader(Reader):
         """The log of `options.seed`, with `options.toy_users` users and `options.toy_items` items."""
         num_users = options.toy_users
         num_items = options.toy_items
-        if num_users < 1 or not NUM_STEPS[1] < num_items <= MOST_ITEMS:
-            raise ValueError(
-                f"toy_users must be positive, and toy_items between {NUM_STEPS[1] + 1} and {MOST_ITEMS}; got "
-                f"{num_users}, {num_items}"
-            )
+        COUNT.check("toy_users", num_users)
+        Range(NUM_STEPS[1] + 1, MOST_ITEMS, whole=True).check("toy_items", num_items)
 
         # The order of the draws is part of the data: a seed gives the same log on every machine.
         rng = np.random.default_rng(options.seed)

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trl_rec.ranges import COUNT
+
 
 def draw_slots(count: int, num_orders: int, key: Sequence[int]) -> np.ndarray:
     """Returns the candidate in each slot, for `num_orders` uniformly random orders, `(num_orders, count)`.
 
     With two or more candidates, consecutive orders always differ.
     """
+    COUNT.check("num_orders", num_orders)
     draw = np.random.default_rng([*key, 0])
     orders: list[np.ndarray] = []
     for _ in range(num_orders):

@@ -18,6 +18,7 @@ from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.decoding.candidates.ranking import rank_candidates
 from trl_rec.evaluation.rank import left_padded, map_rows
 from trl_rec.ragged import Ragged, join, within
+from trl_rec.ranges import COUNT
 
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def rank_rated_rows(
         max_length (*optional*): Limit on the tokens of prompt and answer; the oldest history is dropped first.
         seed (*optional*, defaults to `0`): Seed of the slots.
     """
+    COUNT.check("num_orders", num_orders)
+    COUNT.check("batch_size", batch_size)
+
     # 1. Draw the slots: a list shown in S orders becomes S prompts, one after the other.
     candidates = split_rows(rows, "candidates")
     row_numbers = rows.with_format("numpy")[:]["row"]

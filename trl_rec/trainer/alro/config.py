@@ -8,11 +8,13 @@ from typing import Any, Literal, get_args
 from trl import SFTConfig
 
 from trl_rec.losses.alro import Delta, Distance, Score
+from trl_rec.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from trl_rec.trainer.base.config import RecConfig, check_inert, check_padding, check_sft_options
 
 
 # The values of options that are one of a few words.
 CHOICES = {"score": Score, "delta": Delta, "distance": Distance, "softmax": Literal["legal", "vocabulary"]}
+NUM_CANDIDATES = Range(2, 26, whole=True)  # letters can name no more
 INERT_LISTS = ("list_length", "eval_num_beams", "eval_exclude_history", "eval_length_penalty")
 
 
@@ -58,14 +60,24 @@ class AlroConfig(RecConfig, SFTConfig):
         eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Lengths at which lists are cut.
     """
 
-    lambda_weight: float = field(default=1.0, metadata={"help": "weight of the soft lambda loss"})
-    lambda_warmup: float = field(default=0.1, metadata={"help": "share of the steps over which that weight rises"})
-    permutation_weight: float = field(default=1.0, metadata={"help": "weight of the permutation-sensitive loss"})
+    lambda_weight: float = field(
+        default=1.0, metadata={"range": NOT_NEGATIVE, "help": "weight of the soft lambda loss"}
+    )
+    lambda_warmup: float = field(
+        default=0.1, metadata={"range": SHARE, "help": "share of the steps over which that weight rises"}
+    )
+    permutation_weight: float = field(
+        default=1.0, metadata={"range": NOT_NEGATIVE, "help": "weight of the permutation-sensitive loss"}
+    )
     score: Literal["logprob", "prob"] = field(
         default="logprob", metadata={"help": "soft positions from logprob or prob"}
     )
-    sharpness: float = field(default=1.0, metadata={"help": "sharpness of the softmax over positions"})
-    pair_sharpness: float = field(default=1.0, metadata={"help": "sharpness of the comparison of two positions"})
+    sharpness: float = field(
+        default=1.0, metadata={"range": POSITIVE, "help": "sharpness of the softmax over positions"}
+    )
+    pair_sharpness: float = field(
+        default=1.0, metadata={"range": POSITIVE, "help": "sharpness of the comparison of two positions"}
+    )
     delta: Literal["target", "model"] = field(
         default="target", metadata={"help": "distances in the target's or model's order"}
     )
@@ -75,18 +87,22 @@ class AlroConfig(RecConfig, SFTConfig):
     softmax: Literal["legal", "vocabulary"] = field(
         default="legal", metadata={"help": "supervised term over the names left or over the vocabulary"}
     )
-    num_candidates: int = field(default=10, metadata={"help": "most candidates per list"})
-    stride: int | None = field(default=None, metadata={"help": "new items between the starts of two training lists"})
-    max_history: int | None = field(default=20, metadata={"help": "most rated items before a list"})
+    num_candidates: int = field(default=10, metadata={"range": NUM_CANDIDATES, "help": "most candidates per list"})
+    stride: int | None = field(
+        default=None, metadata={"range": COUNT, "help": "new items between the starts of two training lists"}
+    )
+    max_history: int | None = field(default=20, metadata={"range": COUNT, "help": "most rated items before a list"})
     letters: bool | None = field(default=None, metadata={"help": "letters name the candidates"})
     prompt_candidates: str | None = field(
         default=None, metadata={"help": "text between the history and the candidates"}
     )
     log_gradient_norms: bool = field(default=False, metadata={"help": "log the gradient norm of each part"})
-    eval_num_orders: int = field(default=2, metadata={"help": "orders in which each list is shown in an evaluation"})
+    eval_num_orders: int = field(
+        default=2, metadata={"range": COUNT, "help": "orders in which each list is shown in an evaluation"}
+    )
     eval_single_pass: bool = field(default=False, metadata={"help": "sort by the scores of one forward pass"})
     eval_ks: list[int] = field(
-        default_factory=lambda: [1, 3, 5, 10], metadata={"help": "lengths at which lists are cut"}
+        default_factory=lambda: [1, 3, 5, 10], metadata={"range": COUNT, "help": "lengths at which lists are cut"}
     )
 
     @property
@@ -108,13 +124,7 @@ class AlroConfig(RecConfig, SFTConfig):
         check_padding(self, padding)
         check_sft_options(self, "rows are built from rated items and the loss is ALRO's")
 
-        # Values out of range.
+        # Unknown words.
         for name, kind in CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
-        lowest = {"lambda_weight": 0, "permutation_weight": 0, "lambda_warmup": 0, "eval_num_orders": 1}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if self.lambda_warmup > 1:
-            raise ValueError(f"lambda_warmup is a share of the steps, from 0 to 1, not {self.lambda_warmup}")

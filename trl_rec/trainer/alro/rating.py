@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rec.data.dataset import RecDataset
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.models.loading import load_model
+from trl_rec.ranges import COUNT, NOT_NEGATIVE, check_ranges
 from trl_rec.trainer.alro.rating_rows import build_rating_rows
 from trl_rec.trainer.base.checkpoints import MARK
 from trl_rec.trainer.base.reporting import save_run
@@ -63,14 +64,18 @@ class RatingStageConfig:
     """
 
     rating_epochs: float = field(
-        default=0.0, metadata={"help": "epochs in which a model from scratch first learns to rate"}
+        default=0.0,
+        metadata={"range": NOT_NEGATIVE, "help": "epochs in which a model from scratch first learns to rate"},
     )
-    rating_learning_rate: float = field(default=3e-3, metadata={"help": "learning rate of these epochs"})
-    rating_max_length: int = field(default=128, metadata={"help": "most tokens per row in these epochs"})
+    rating_learning_rate: float = field(
+        default=3e-3, metadata={"range": NOT_NEGATIVE, "help": "learning rate of these epochs"}
+    )
+    rating_max_length: int = field(
+        default=128, metadata={"range": COUNT, "help": "most tokens per row in these epochs"}
+    )
 
     def __post_init__(self) -> None:
-        if self.rating_epochs < 0:
-            raise ValueError(f"rating_epochs must be at least 0, not {self.rating_epochs}")
+        check_ranges(self)
 
     def options(self, args: AlroConfig) -> dict[str, Any]:
         """The keyword arguments of [`learn_ratings`] for a ranking with the configuration `args`."""

@@ -16,12 +16,13 @@ from trl_rec.data.dataset import RecDataset, at_most, check_is_train, split_rows
 from trl_rec.data.list_rows import new_targets
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.ragged import Ragged, join, within
+from trl_rec.ranges import COUNT
+from trl_rec.trainer.alro.config import NUM_CANDIDATES
 
 
 if TYPE_CHECKING:
     from trl_rec.trainer.alro.config import AlroConfig
 
-MOST_CANDIDATES = 26  # letters can name no more
 MOST_VALUES = 100
 RATED = {"history", "history_ratings", "candidates", "ratings", "row"}
 
@@ -44,8 +45,9 @@ def build_rated_rows(
     """
     check_is_train(split, "a model")
     stride = num_candidates if stride is None else stride
-    if stride < 1 or (max_history is not None and max_history < 1):
-        raise ValueError(f"stride={stride}, max_history={max_history}: both must be at least 1")
+    COUNT.check("stride", stride)
+    if max_history is not None:
+        COUNT.check("max_history", max_history)
     return _rows(split, num_candidates, stride, max_history)
 
 
@@ -90,8 +92,7 @@ def check_rankable(dataset: RecDataset, prompt_format: RatedPromptFormat, args: 
 
 def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: int | None) -> Dataset:
     """Lists of a split. One begins at every `stride`-th new target of a row; with None a row has one list."""
-    if not 2 <= num_candidates <= MOST_CANDIDATES:
-        raise ValueError(f"num_candidates must be from 2 to {MOST_CANDIDATES}, not {num_candidates}")
+    NUM_CANDIDATES.check("num_candidates", num_candidates)
     history, targets, history_ratings, target_ratings = _rated(split)
 
     # 1. The new targets of each row, and how many lists they give.

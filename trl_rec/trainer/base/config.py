@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from trl_rec.compat import settle_checkpointing
+from trl_rec.ranges import COUNT, FINITE, check_ranges
 
 
 if TYPE_CHECKING:
@@ -81,13 +82,24 @@ class RecConfig(Base):
     prompt_tail: str | None = field(default=None, metadata={"help": "text between the history and the completion"})
     chat_template: bool = field(default=False, metadata={"help": "put the prompt into the tokenizer's chat template"})
     list_length: int | None = field(
-        default=None, metadata={"help": "items per list that the model writes; by default, it ranks single items"}
+        default=None,
+        metadata={"range": COUNT, "help": "items per list that the model writes; by default, it ranks single items"},
     )
-    eval_ks: list[int] = field(default_factory=lambda: [1, 5, 10], metadata={"help": "lengths at which lists are cut"})
-    eval_num_beams: int | None = field(default=None, metadata={"help": "beam width when ranking"})
+    eval_ks: list[int] = field(
+        default_factory=lambda: [1, 5, 10], metadata={"range": COUNT, "help": "lengths at which lists are cut"}
+    )
+    eval_num_beams: int | None = field(default=None, metadata={"range": COUNT, "help": "beam width when ranking"})
     eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend the user's own history"})
-    eval_length_penalty: float = field(default=0.0, metadata={"help": "divide scores by length to this power"})
-    max_users: int | None = field(default=None, metadata={"help": "most users of a split that an evaluation measures"})
+    eval_length_penalty: float = field(
+        default=0.0, metadata={"range": FINITE, "help": "divide scores by length to this power"}
+    )
+    max_users: int | None = field(
+        default=None,
+        metadata={
+            "range": replace(COUNT, hint="leave it out to measure all users"),
+            "help": "most users of a split that an evaluation measures",
+        },
+    )
     activation_checkpointing: bool | None = field(
         default=None, metadata={"help": "recompute activations in the backward pass rather than keep them"}
     )
@@ -97,11 +109,11 @@ class RecConfig(Base):
 
     def __post_init__(self) -> None:
         settle_checkpointing(self)
+        check_ranges(self)
         super().__post_init__()  # type: ignore[no-untyped-call]  # that of the TRL config after this one among the bases
-        if min(self.eval_ks, default=0) < 1:
-            raise ValueError(f"eval_ks={self.eval_ks} must hold a length to cut lists at, and none below 1")
-        if self.max_users is not None and self.max_users < 1:
-            raise ValueError(f"max_users must be at least 1, not {self.max_users}; leave it out to measure all users")
+        check_ranges(self)  # mappings that were given as JSON have been read
+        if not self.eval_ks:
+            raise ValueError("eval_ks is empty; give at least one length to cut lists at, such as 10")
         if self.list_length is None:
             return
 

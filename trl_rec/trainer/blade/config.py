@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from transformers.trainer_utils import SaveStrategy
 from trl import DPOConfig
 
 from trl_rec.compat import dict_fields
+from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from trl_rec.trainer.base.config import INERT_DPO, INERT_DPO_ROWS, RecConfig, check_inert, check_padding
 
 
@@ -20,9 +21,6 @@ INERT_REFERENCE = (
     "ref_model_sync_steps",
 )
 TARGETS = {"blade": "BLADE", "best_of_n": "static Best-of-N", "rank": "rank in the group", "reward": "GRPO"}
-# Options that are checked for their range.
-AT_LEAST_ONE = ("num_iterations", "best_of", "reference_batch_size", "max_prompts")
-POSITIVE = ("temperature", "prior", "clip")
 
 
 @dataclass
@@ -61,36 +59,50 @@ class BladeConfig(RecConfig, DPOConfig):
             `1e-6`.
     """
 
-    list_length: int | None = field(default=10, metadata={"help": "items per list"})
+    list_length: int | None = field(default=10, metadata={"range": COUNT, "help": "items per list"})
     rewards: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "weights of rewards by name; ndcg by default"}
+        default=None, metadata={"range": FINITE, "help": "weights of rewards by name; ndcg by default"}
     )
     target: Literal["blade", "best_of_n", "rank", "reward"] = field(
         default="blade", metadata={"help": "blade, best_of_n, rank or reward"}
     )
-    dynamic_coefficient: float = field(default=0.3, metadata={"help": "the rollouts' share of the evidence"})
-    best_of: float = field(default=8, metadata={"help": "N of Best-of-N"})
-    num_references: int = field(default=16, metadata={"help": "lists of the reference policy per prompt"})
-    prior: float = field(default=0.5, metadata={"help": "parameter of the Beta prior"})
-    num_generations: int = field(default=8, metadata={"help": "rollouts per prompt and step"})
-    temperature: float = field(default=1.0, metadata={"help": "temperature of rollouts and references"})
+    dynamic_coefficient: float = field(
+        default=0.3, metadata={"range": SHARE, "help": "the rollouts' share of the evidence"}
+    )
+    best_of: float = field(default=8, metadata={"range": Range(1), "help": "N of Best-of-N"})
+    num_references: int = field(
+        default=16, metadata={"range": COUNT_FROM_0, "help": "lists of the reference policy per prompt"}
+    )
+    prior: float = field(default=0.5, metadata={"range": POSITIVE, "help": "parameter of the Beta prior"})
+    num_generations: int = field(
+        default=8,
+        metadata={
+            "range": replace(COUNT, low=2, hint="rollouts are compared with each other"),
+            "help": "rollouts per prompt and step",
+        },
+    )
+    temperature: float = field(
+        default=1.0, metadata={"range": POSITIVE, "help": "temperature of rollouts and references"}
+    )
     beta: float | None = field(  # type: ignore[assignment]  # a float once the target is known
-        default=None, metadata={"help": "weight of the KL; 1 by default, 0.001 with target reward"}
+        default=None,
+        metadata={"range": NOT_NEGATIVE, "help": "weight of the KL; 1 by default, 0.001 with target reward"},
     )
     standardize: bool | None = field(default=None, metadata={"help": "divide advantages by their group's deviation"})
-    num_iterations: int = field(default=1, metadata={"help": "steps on the same rollouts"})
+    num_iterations: int = field(default=1, metadata={"range": COUNT, "help": "steps on the same rollouts"})
     clip: float = field(
-        default=0.2, metadata={"help": "distance from 1 at which a list's probability ratio is clipped"}
+        default=0.2,
+        metadata={"range": POSITIVE, "help": "distance from 1 at which a list's probability ratio is clipped"},
     )
     every_position: bool = field(default=False, metadata={"help": "begin a list at every item of a sequence"})
     max_prompts: int | None = field(
-        default=None, metadata={"help": "most prompts to learn from, spread evenly over the users"}
+        default=None, metadata={"range": COUNT, "help": "most prompts to learn from, spread evenly over the users"}
     )
     reference_batch_size: int = field(
-        default=64, metadata={"help": "prompts whose reference lists are drawn together"}
+        default=64, metadata={"range": COUNT, "help": "prompts whose reference lists are drawn together"}
     )
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate"})
+    learning_rate: float = field(default=1e-5, metadata={"range": NOT_NEGATIVE, "help": "initial learning rate"})
 
     _VALID_DICT_FIELDS = dict_fields(DPOConfig, "rewards")
 
@@ -114,7 +126,6 @@ class BladeConfig(RecConfig, DPOConfig):
 
         # 3. Values that would otherwise be refused in the first step only, after the reference lists were drawn.
         self._check_sampling()
-        self._check_numbers()
         self._check_iterations()
 
     @property
@@ -135,32 +146,17 @@ class BladeConfig(RecConfig, DPOConfig):
     def _check_sampling(self) -> None:
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {self.target!r}")
-        weights = self.rewards.values() if isinstance(self.rewards, dict) else ()
-        if not weights or not all(isinstance(weight, int | float) for weight in weights):
+        if not isinstance(self.rewards, dict) or not self.rewards:
             raise ValueError(
                 f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {self.rewards!r}"
             )
-        if self.num_generations < 2:
-            raise ValueError(f"num_generations must be at least 2, not {self.num_generations}: rollouts are compared")
-        if self.list_length is None or self.list_length < 1:
-            raise ValueError(f"list_length must be at least 1, not {self.list_length}: BLADE aligns lists")
+        if self.list_length is None:
+            raise ValueError("list_length is missing, and BLADE aligns lists; give the number of items per list")
         least = 1 if self.target in ("blade", "best_of_n") else 0
         if self.num_references < least:
             raise ValueError(
                 f"num_references must be at least {least}, not {self.num_references}, with target {self.target}"
             )
-
-    def _check_numbers(self) -> None:
-        for name in AT_LEAST_ONE:
-            if (value := getattr(self, name)) is not None and not value >= 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        for name in POSITIVE:
-            if not 0 < (value := getattr(self, name)) < float("inf"):
-                raise ValueError(f"{name} must be positive, not {value}")
-        if not 0 <= self.dynamic_coefficient <= 1:
-            raise ValueError(f"dynamic_coefficient is a share, from 0 to 1, not {self.dynamic_coefficient}")
-        if self.beta is None or not 0 <= self.beta < float("inf"):
-            raise ValueError(f"beta must be 0 or more, not {self.beta}")
 
     def _check_iterations(self) -> None:
         """Refuses checkpoints between the steps on the same rollouts: they could not be resumed to equal weights."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from trl import DPOConfig
 
+from trl_rec.ranges import NOT_NEGATIVE, POSITIVE
 from trl_rec.trainer.base.config import INERT_DPO, INERT_DPO_ROWS, RecConfig, check_inert, check_padding
 
 
@@ -34,16 +35,26 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         default="softmax",
         metadata={"help": "how the rejected completions are combined: softmax (log-sum-exp) or dmpo (mean)"},
     )
-    beta: float = field(default=1.0, metadata={"help": "strength of the tie to the reference policy"})
+    beta: float = field(
+        default=1.0,
+        metadata={
+            "range": replace(POSITIVE, hint="at 0 nothing is learned"),
+            "help": "strength of the tie to the reference policy",
+        },
+    )
     sft_weight: float = field(
-        default=0.0, metadata={"help": "weight of the chosen completion's negative log-likelihood"}
+        default=0.0,
+        metadata={
+            "range": replace(NOT_NEGATIVE, hint="below 0 the chosen completion would become less likely"),
+            "help": "weight of the chosen completion's negative log-likelihood",
+        },
     )
     normalize: Literal["vocabulary", "catalogue"] = field(
         default="vocabulary",
         metadata={"help": "log-probabilities over the vocabulary or over the catalogue's legal tokens"},
     )
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate"})
+    learning_rate: float = field(default=1e-5, metadata={"range": NOT_NEGATIVE, "help": "initial learning rate"})
 
     def __post_init__(self) -> None:
         padding = self.pad_to_multiple_of
@@ -60,10 +71,3 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
             check_inert(self, ("ref_model_mixup_alpha", "ref_model_sync_steps"), "sync_ref_model is off")
         if self.normalize not in ("vocabulary", "catalogue"):
             raise ValueError(f"normalize must be 'vocabulary' or 'catalogue', not {self.normalize!r}")
-        if not self.sft_weight >= 0:  # written with `not`, so that NaN is refused too
-            raise ValueError(
-                f"sft_weight must be 0 or positive, not {self.sft_weight}: below 0 the chosen completion would "
-                "become less likely"
-            )
-        if not self.beta > 0:
-            raise ValueError(f"beta must be positive, not {self.beta}: at 0 nothing is learned")

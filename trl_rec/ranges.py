@@ -1,0 +1,212 @@
+"""Checks that numbers are in their range: the fields of configurations, and the arguments of functions.
+
+A dataclass declares the range of a field beside its help text, `metadata={"help": "...", "range": COUNT}`, and
+`check_ranges` checks all of its fields. `INHERITED` has the ranges of the fields that TRL and transformers declare. A
+function checks its arguments itself: `COUNT.check("top_k", top_k)`.
+
+NaN and infinity are in no range. The type of a field says whether it may be None or a text instead of a number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from numbers import Integral, Real
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+LARGEST = 2**31 - 1  # more would overflow where counts are multiplied
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field or an argument may have.
+
+    Args:
+        low (`float`, *optional*): The lowest number. Defaults to no limit.
+        high (`float`, *optional*): The highest number. Defaults to no limit.
+        whole (`bool`, *optional*, defaults to `False`): Whether only whole numbers are in the range.
+        above (`bool`, *optional*, defaults to `False`): Whether `low` itself is outside.
+        below (`bool`, *optional*, defaults to `False`): Whether `high` itself is outside.
+        also (`int`, *optional*): A number that is allowed although it is outside the bounds.
+        hint (`str`, *optional*): What the error message adds, such as what to do instead.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+    also: int | None = None
+    hint: str = ""
+
+    def __contains__(self, value: Any) -> bool:
+        # Every comparison with NaN is False.
+        above_low = value > self.low if self.above else value >= self.low
+        below_high = value < self.high if self.below else value <= self.high
+        is_finite = isinstance(value, Integral) or math.isfinite(value)  # a large int does not fit into a float
+        return (above_low and below_high and is_finite) or (self.also is not None and value == self.also)
+
+    def check(self, name: str, value: object) -> None:
+        """Raises `ValueError` unless `value` is a number in the range. `name` is how the message calls it."""
+        is_number = isinstance(value, Integral if self.whole else Real) and not isinstance(value, bool)
+        if not is_number or value not in self:
+            wanted = self._bounds(value) if is_number else "a whole number" if self.whole else "a number"
+            hint = f"; {self.hint}" if self.hint else ""
+            raise ValueError(f"{name} must be {wanted}, not {value!r}{hint}")
+
+    def _bounds(self, value: Any) -> str:
+        """The bounds in words. `LARGEST` is a bound only for numbers above it."""
+        low = f"{'above' if self.above else 'at least'} {self.low:g}"
+        high = f"{'below' if self.below else 'at most'} {self.high:.10g}"
+        if self.low == -math.inf and self.high == math.inf:
+            words = "a finite number"
+        elif self.low == -math.inf or (self.high == LARGEST and value > LARGEST):
+            words = high
+        elif self.high in (math.inf, LARGEST):
+            words = low
+        elif self.above:
+            words = f"{low} and {high}"
+        else:
+            words = f"from {self.low:g} to {'below ' if self.below else ''}{self.high:.10g}"
+        return words if self.also is None else f"{words}, or {self.also}"
+
+
+COUNT = Range(1, LARGEST, whole=True)
+COUNT_FROM_0 = Range(0, LARGEST, whole=True)
+POSITIVE = Range(0, above=True)
+NOT_NEGATIVE = Range(0)
+SHARE = Range(0, 1)
+SHARE_BELOW_ONE = Range(0, 1, below=True)
+FINITE = Range()
+SEED = Range(0, 2**32 - 1, whole=True)  # what numpy accepts
+STEPS = Range(1, LARGEST, whole=True, also=-1, hint="-1 leaves the number of steps to num_train_epochs")
+
+# Numeric fields of transformers' and TRL's configurations. One that is declared again with a range is not looked up.
+INHERITED = {
+    # the batches and their order
+    "per_device_train_batch_size": COUNT,
+    "per_device_eval_batch_size": COUNT,
+    "gradient_accumulation_steps": COUNT,
+    "eval_accumulation_steps": COUNT,
+    "precompute_ref_batch_size": COUNT,
+    "max_length": COUNT,
+    "pad_to_multiple_of": COUNT,
+    "num_train_epochs": NOT_NEGATIVE,
+    "max_steps": STEPS,
+    "seed": SEED,
+    "data_seed": SEED,
+    # the optimizer
+    "learning_rate": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "adam_beta1": SHARE_BELOW_ONE,
+    "adam_beta2": SHARE_BELOW_ONE,
+    "adam_epsilon": NOT_NEGATIVE,
+    "max_grad_norm": NOT_NEGATIVE,
+    # the loss
+    "neftune_noise_alpha": NOT_NEGATIVE,
+    "router_aux_loss_coef": NOT_NEGATIVE,
+    "label_smoothing_factor": SHARE,
+    "label_smoothing": SHARE,
+    "loss_weights": FINITE,
+    "ld_alpha": SHARE,
+    "f_alpha_divergence_coef": FINITE,
+    "discopop_tau": POSITIVE,
+    "ref_model_mixup_alpha": SHARE,
+    "ref_model_sync_steps": COUNT,
+    # logging, evaluation and checkpoints; a number of steps below 1 is a share of all steps
+    "logging_steps": POSITIVE,
+    "eval_steps": POSITIVE,
+    "save_steps": POSITIVE,
+    "eval_delay": NOT_NEGATIVE,
+    "save_total_limit": COUNT_FROM_0,
+    # processes and devices
+    "dataset_num_proc": COUNT,
+    "dataloader_num_workers": COUNT_FROM_0,
+    "dataloader_prefetch_factor": COUNT,
+    "ddp_bucket_cap_mb": COUNT,
+    "ddp_timeout": COUNT,
+    "local_rank": Range(-1, LARGEST, whole=True),
+    "torch_empty_cache_steps": COUNT,
+    # adapters
+    "lora_r": COUNT,
+    "lora_alpha": COUNT,
+    "lora_dropout": SHARE_BELOW_ONE,
+}
+
+
+class NumericField(NamedTuple):
+    """A field of a dataclass that contains a number, or numbers in a list or mapping.
+
+    Args:
+        range: The range of each number; None if it has not been declared.
+        may_be_none: Whether the field may be None.
+        may_be_text: Whether the field may be a text.
+        is_list: Whether the field is a list of numbers.
+        is_mapping: Whether the field maps names to numbers.
+    """
+
+    range: Range | None
+    may_be_none: bool
+    may_be_text: bool
+    is_list: bool
+    is_mapping: bool
+
+
+def check_ranges(config: DataclassInstance) -> None:
+    """Raises `ValueError` where a field of a dataclass is a number outside its range, or no number at all."""
+    for name, field in numeric_fields(type(config)).items():
+        value = getattr(config, name)
+        if field.range is None or (value is None and field.may_be_none):
+            continue
+        if isinstance(value, str) and field.may_be_text:
+            continue
+        if field.is_list and isinstance(value, list | tuple):
+            for number in value:
+                field.range.check(name, number)
+        elif field.is_mapping and isinstance(value, dict):
+            for key, number in value.items():
+                field.range.check(f"{name}: {key}", number)
+        elif field.is_mapping:
+            raise ValueError(f"{name} must map names to numbers, not {value!r}")
+        else:
+            field.range.check(name, value)
+
+
+@cache
+def numeric_fields(kind: type[DataclassInstance]) -> dict[str, NumericField]:
+    """The fields of a dataclass that have a range, or a type with numbers in it."""
+    hints = get_type_hints(kind)
+    found = {}
+    for field in fields(kind):
+        types = _types(hints[field.name])
+        declared: Range | None = field.metadata.get("range", INHERITED.get(field.name))
+        if "range" in field.metadata or {int, float} & types:
+            found[field.name] = NumericField(
+                declared,
+                may_be_none=NoneType in types,
+                may_be_text=str in types,
+                is_list=not types.isdisjoint((list, tuple)),
+                is_mapping=not types.isdisjoint((dict, Mapping)),
+            )
+    return found
+
+
+def _types(hint: Any) -> set[Any]:
+    """The types that make up a hint: `float | list[int]` consists of float, list and int. The keys of a mapping are
+    left out."""
+    origin = get_origin(hint)
+    parts = get_args(hint)
+    if not parts or origin is Literal:
+        return {hint}
+    if origin in (dict, Mapping):
+        parts = parts[1:]
+    return {origin}.union(*map(_types, parts))
