@@ -9,8 +9,10 @@ import pytest
 
 from tests.data.sources import ITEMS, LOG, write_csv, write_table
 from trl_rec.data import prepare
-from trl_rec.data.columns import grouped, ids, interactions_table, items_table, seconds, split_lists
+from trl_rec.data.columns import grouped, ids, items_table, split_lists
+from trl_rec.data.interactions import interactions_table
 from trl_rec.data.log import Options
+from trl_rec.data.timestamps import seconds
 
 
 HEADER = ("user_id", "item_id", "timestamp", "rating")
@@ -56,7 +58,7 @@ BAD_LOGS = {
         replaced(5, "rating", "1e39"),
         "interactions.csv, row 5: the rating '1e39' is out of float32's range",
     ),
-    "no rating": (replaced(2, "rating", ""), "interactions.csv, row 2: the rating '' is not a finite number"),
+    "no rating": (replaced(2, "rating", ""), "interactions.csv, row 2: the rating is empty; fill it in"),
     "rating in words": (
         replaced(1, "rating", "good"),
         "interactions.csv, row 1: the rating 'good' is not a finite number",
@@ -113,7 +115,7 @@ def test_item_table_without_titles(tmp_path):
 
 def test_a_column_given_twice(tmp_path):
     header = ("user_id", "item_id", "timestamp", "timestamp")
-    refuse(write_table(tmp_path / "source", header=header), "interactions.csv has more than one column timestamp")
+    refuse(write_table(tmp_path / "source", header=header), "interactions.csv has more than one column 'timestamp'")
 
 
 def test_empty_file(tmp_path):
@@ -181,7 +183,8 @@ def test_ids_of_numbers_become_text_and_leading_zeros_stay(tmp_path):
     columns = {"user_id": [7, 8], "item_id": ["007", "7"], "timestamp": np.array([1, 2]), "rating": [1, 2]}
     table = interactions_table(pa.table(columns), "log")
     assert table["user_id"].to_pylist() == ["7", "8"] and table["item_id"].to_pylist() == ["007", "7"]
-    assert table.schema.types == [pa.string(), pa.string(), pa.float64(), pa.float32()]
+    assert table.schema.types == [pa.string(), pa.string(), pa.float64(), pa.float32(), pa.int64()]
+    assert table["row"].to_pylist() == [1, 2]
 
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.float16()])

@@ -73,7 +73,7 @@ def test_card(tmp_path):
 def test_leave_last_by_hand(tmp_path):
     items = {"u1": "abcab", "u2": "dcba"}
     log = [(user, item, time, 1) for user in items for time, item in enumerate(items[user])]
-    arguments = {"split": "leave_last", "num_held_out": 2}
+    arguments = {"split": "leave_last", "num_held_out": 2, "repeats": "keep"}
     dataset = prepare(write_table(tmp_path / "source", log), tmp_path / "out", **arguments)
     assert rows_of(dataset, "train") == {"u1": (["a"], []), "u2": (["d"], ["c", "b", "a"])}
     assert rows_of(dataset, "validation") == {"u1": (["a"], ["b", "c"])}
@@ -136,7 +136,7 @@ def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items):
         source = write_table(Path(folder, "source"), log, items if with_items else None)
         kept = oracle.k_core(log, *minima)
         expected = oracle.split(kept, *rule) if kept else dict.fromkeys(oracle.SPLITS)
-        arguments = {"min_user_interactions": minima[0], "min_item_interactions": minima[1]}
+        arguments = {"min_user_interactions": minima[0], "min_item_interactions": minima[1], "repeats": "keep"}
         arguments |= dict(zip(("split", "num_held_out"), rule, strict=False))
         if not all(expected.values()):
             with pytest.raises(ValueError, match="no interaction is left|split is empty"):
@@ -167,7 +167,7 @@ def test_leave_last_equals_the_slow_oracle(num_held_out, lengths, rng):
     rng.shuffle(log)
     with tempfile.TemporaryDirectory() as folder:
         source = write_table(Path(folder, "source"), log, None)
-        dataset = prepare(source, Path(folder, "out"), split="leave_last", num_held_out=num_held_out)
+        dataset = prepare(source, Path(folder, "out"), split="leave_last", num_held_out=num_held_out, repeats="keep")
         _compare(dataset, log, oracle.split(log, "leave_last", num_held_out))
 
 

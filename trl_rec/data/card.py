@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from trl_rec.data.filtering import is_repeated
 from trl_rec.data.indexed_log import IndexedLog
 from trl_rec.data.splits import describe_rule
 from trl_rec.items import ItemCatalog
@@ -29,6 +30,8 @@ def make_card(
     sources: Mapping[str, str],
     dropped: Mapping[str, int],
     cold_users: Mapping[str, int],
+    left_out: Mapping[str, int],
+    merged_timestamps: int,
     notes: tuple[str, ...],
 ) -> dict[str, Any]:
     """The card's fields, in the order in which they are written.
@@ -41,6 +44,13 @@ def make_card(
     - `cold_users`: per later split, the number of users who have items in the split but no history before it. Such
       users have no row in the split. For a windowed source, the number of users without a training row.
     - `cold_targets`: per split, the number of targets that occur in no training row.
+    - `repeated_interactions`: number of interactions with an item that the user had chosen before.
+    - `repeated_targets`: per split, the number of targets that are in their row's history. Recommenders that exclude
+      histories cannot recommend them.
+    - `left_out`: numbers of interactions that were left out on request: `events`, `empty_ratings`, `unknown_items` and
+      `repeats`.
+    - `merged_timestamps`: number of interactions whose timestamp differs from that of the interaction before, but not
+      as a float64. Their order is kept.
 
     Args:
         log: The interactions after filtering.
@@ -50,6 +60,8 @@ def make_card(
         sources: SHA-256 of each file of the source.
         dropped: Numbers of users, items and interactions that filtering dropped.
         cold_users: Number of users without a history, per later split.
+        left_out: Number of interactions that were left out on request, by reason.
+        merged_timestamps: As above.
         notes: Sentences of the reader about the source.
     """
     num_users = log.users.num_rows
@@ -70,6 +82,10 @@ def make_card(
         "dropped": dict(dropped),
         "cold_users": dict(cold_users),
         "cold_targets": _count_cold_targets(splits, num_items),
+        "repeated_interactions": int(is_repeated(log).sum()),
+        "repeated_targets": {name: _count_repeated_targets(splits[name]) for name in ("validation", "test")},
+        "left_out": {reason: count for reason, count in left_out.items() if count},
+        "merged_timestamps": merged_timestamps,
         "notes": list(notes),
         "sources": dict(sources),
         "settings": dict(settings),
@@ -98,6 +114,11 @@ def describe(card: Mapping[str, Any]) -> str:
     ]
     if dropped:
         lines.append(f"dropped: {dropped}")
+    left_out = ", ".join(f"{count:,} for {reason}" for reason, count in card.get("left_out", {}).items())
+    if left_out:
+        lines.append(f"interactions left out on request: {left_out.replace('_', ' ')}")
+    if card.get("repeated_interactions"):
+        lines.append(f"{card['repeated_interactions']:,} interactions repeat an item that the user had chosen before")
     return "\n".join(lines)
 
 
@@ -130,3 +151,12 @@ def _count_cold_targets(splits: Mapping[str, pa.Table], num_items: int) -> dict[
     for column in ("history", "targets"):
         seen[_items(splits["train"], column)] = True
     return {name: int((~seen[_items(splits[name], "targets")]).sum()) for name in ("validation", "test")}
+
+
+def _count_repeated_targets(rows: pa.Table) -> int:
+    """The number of targets that are in the history of their row."""
+    keys = []
+    for column in ("targets", "history"):
+        items = Ragged.from_arrow(rows[column])
+        keys.append(items.row_ids.astype(np.int64) * (1 << 32) + items.values)  # item indices are int32
+    return int(np.isin(*keys).sum())

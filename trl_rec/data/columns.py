@@ -19,25 +19,20 @@ Parser = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 WHITE_SPACE = r"[\s\p{Z}\x{85}]+"  # with Unicode's separators and line breaks, which \s leaves out
 
 
-def interactions_table(table: pa.Table, where: str) -> pa.Table:
-    """Checks interactions, and returns the columns `user_id, item_id, timestamp`, and `rating` if there is one.
+class RowError(ValueError):
+    """What is wrong with a row of a source's file.
 
     Args:
-        table: The interactions; any further columns are dropped.
-        where: The file's name, for messages.
+        where (`str`): The file's name.
+        row (`int`): The row, from 0.
+        problem (`str`): What is wrong, and the remedy.
     """
-    _require(table, ("user_id", "item_id", "timestamp"), where)
-    columns = {
-        "user_id": ids(table, "user_id", where),
-        "item_id": ids(table, "item_id", where),
-        "timestamp": seconds(table["timestamp"], where),
-    }
-    if "rating" in table.column_names:
-        ratings = numbers(table["rating"], "rating", where).cast(pa.float32(), safe=False)
-        overflows = pc.invert(pc.is_finite(ratings))  # all were finite as float64
-        _check_none(overflows, table["rating"], where, "the rating {} is out of float32's range")
-        columns["rating"] = ratings
-    return pa.table(columns)
+
+    def __init__(self, where: str, row: int, problem: str) -> None:
+        super().__init__(f"{where}, row {row + 1}: {problem}")
+        self.where = where
+        self.row = row
+        self.problem = problem
 
 
 def items_table(table: pa.Table, where: str) -> pa.Table:
@@ -45,11 +40,11 @@ def items_table(table: pa.Table, where: str) -> pa.Table:
 
     Ids are distinct; titles are on one line and not empty.
     """
-    _require(table, ("item_id", "title"), where)
+    require(table, ("item_id", "title"), where)
     item_ids = distinct_ids(table, "item_id", where)
     titles = single_line(cast(table["title"], pa.string(), "title", where))
     empty = pc.fill_null(pc.equal(titles, ""), True)  # null counts as empty
-    _check_none(empty, item_ids, where, "item {} has an empty title; give it one, or leave the item out")
+    check_none(empty, item_ids, where, "item {} has an empty title; give it one, or leave the item out")
 
     rest = table.drop_columns(["item_id", "title"])
     if "semantic_id" in rest.column_names and not _has_lists(rest["semantic_id"]):
@@ -72,9 +67,18 @@ def grouped(items: pa.Table | None, options: Options, where: str | None) -> pa.T
     return items.set_column(items.column_names.index(name), name, lists)
 
 
+def plain(table: pa.Table, where: str) -> pa.Table:
+    """The table with values in place of dictionary codes, which Parquet uses for categories and partitions."""
+    for position, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            values = cast(table.column(position), field.type.value_type, field.name, where)
+            table = table.set_column(position, field.name, values)
+    return table
+
+
 def users_table(table: pa.Table, where: str) -> pa.Table:
     """Checks users, and returns `user_id` first, then the further columns. Ids are distinct."""
-    _require(table, ("user_id",), where)
+    require(table, ("user_id",), where)
     rest = table.drop_columns(["user_id"])
     return pa.table({"user_id": distinct_ids(table, "user_id", where), **_columns_of(rest)})
 
@@ -86,7 +90,7 @@ def ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
         column = _whole(column, name, where)
     column = cast(column, pa.string(), name, where)
     empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
-    _check_none(empty, column, where, f"the {name} is empty; fill it in, or leave the row out")
+    check_none(empty, column, where, f"the {name} is empty; fill it in, or leave the row out")
     return column
 
 
@@ -96,7 +100,7 @@ def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     # As long as every id is new, the numbers are 0, 1, 2 and so on.
     repeated = encode(column)[0] != np.arange(len(column))
     message = f"the {name} {{}} occurs more than once; keep one of its rows"
-    _check_none(pa.chunked_array([repeated]), column, where, message)
+    check_none(pa.chunked_array([repeated]), column, where, message)
     return column
 
 
@@ -116,16 +120,7 @@ def single_line(titles: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def numbers(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """A column of finite float64 numbers, from numbers or text."""
-    return _parsed(column, [_to_float], where, f"the {name} {{}} is not a finite number")
-
-
-def seconds(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    """Timestamps as float64. Numbers stay as they are; dates, times and ISO 8601 text become seconds since 1970.
-
-    Times without a zone are taken for UTC.
-    """
-    parsers = [_to_float, _from_iso, _from_zoned_iso]
-    return _parsed(column, parsers, where, "the timestamp {} is neither a number nor ISO 8601 text")
+    return parsed(column, [to_float], where, f"the {name} {{}} is not a finite number")
 
 
 def split_lists(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
@@ -155,9 +150,13 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, where: str) -> p
     except pa.ArrowException as error:
         row = _first_failing(partial(_can_cast, kind), column)
         value = column[row].as_py()
-        raise ValueError(
-            f"{where}, row {row + 1}: the {name} {value!r} cannot be read as {kind}; correct it"
-        ) from error
+        raise RowError(where, row, f"the {name} {shown(value)} cannot be read as {kind}; correct it") from error
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: quoted if it is text, and cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _can_cast(kind: pa.DataType, column: pa.ChunkedArray) -> bool:
@@ -188,11 +187,12 @@ def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     # NaN and infinity are not whole; null passes, since `ids` reports it as empty.
     whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), last))
     message = f"the {name} {{}} is not a whole number that {column.type} represents exactly; write it as text"
-    _check_none(pc.invert(pc.fill_null(whole, True)), column, where, message)
+    check_none(pc.invert(pc.fill_null(whole, True)), column, where, message)
     return values.cast(pa.int64())
 
 
-def _require(table: pa.Table, names: Sequence[str], where: str) -> None:
+def require(table: pa.Table, names: Sequence[str], where: str) -> None:
+    """Raises unless the table has these columns, and at least one row."""
     for name in names:
         if name not in table.column_names:
             raise ValueError(
@@ -203,24 +203,22 @@ def _require(table: pa.Table, names: Sequence[str], where: str) -> None:
         raise ValueError(f"{where} contains no rows; give a file with at least one")
 
 
-def _check_none(bad: pa.ChunkedArray, column: pa.ChunkedArray, where: str, message: str) -> None:
+def check_none(bad: pa.ChunkedArray, column: pa.ChunkedArray, where: str, message: str) -> None:
     """Raises with the first row for which `bad` is true; `{}` in the message becomes the column's value there."""
     rows = np.flatnonzero(bad.to_numpy())
     if len(rows):
         value = column[int(rows[0])].as_py()
-        raise ValueError(f"{where}, row {rows[0] + 1}: {message.format(repr(value))}")
+        raise RowError(where, int(rows[0]), message.format(shown(value)))
 
 
-def _parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, message: str) -> pa.ChunkedArray:
+def parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, message: str) -> pa.ChunkedArray:
     """The column as float64, by the first parser that can read its first value."""
-    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
-        parsers = [_from_time]
     # If no parser can read the first value, the check below refuses it, whichever parser is used.
     parse = next((parse for parse in parsers if _can_parse(parse, column[:1])), parsers[0])
     if not _can_parse(parse, column):
         row = _first_failing(partial(_can_parse, parse), column)
-        value = column[row].as_py()
-        raise ValueError(f"{where}, row {row + 1}: {message.format(repr(value))}; correct it, or leave the row out")
+        problem = message.format(shown(column[row].as_py()))
+        raise RowError(where, row, f"{problem}; correct it, or leave the row out")
     return parse(column)
 
 
@@ -246,22 +244,8 @@ def _first_failing(fits: Callable[[pa.ChunkedArray], bool], column: pa.ChunkedAr
     return low
 
 
-def _to_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def to_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers, or text with numbers, as float64."""
     # Not a safe cast: large integers and decimals may be rounded.
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     return (pc.utf8_trim_whitespace(column) if is_text else column).cast(pa.float64(), safe=False)
-
-
-def _from_time(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Converts dates and times of any type to seconds since 1970, by way of microseconds."""
-    zone = column.type.tz if pa.types.is_timestamp(column.type) else None
-    microseconds = column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
-    return pc.divide(microseconds.cast(pa.float64()), 1e6)
-
-
-def _from_iso(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return _from_time(column.cast(pa.timestamp("us")))
-
-
-def _from_zoned_iso(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return _from_time(column.cast(pa.timestamp("us", "UTC")))

@@ -1,4 +1,4 @@
-"""k-core filtering: drops users and items with few interactions, repeatedly, until all that are left have enough."""
+"""Drops repeated interactions, and users and items with few interactions (k-core)."""
 
 from __future__ import annotations
 
@@ -36,6 +36,24 @@ def k_core(log: IndexedLog, min_user_interactions: int, min_item_interactions: i
             "item; lower min_user_interactions or min_item_interactions"
         )
     return _without_unused(log.take(rows))
+
+
+def is_repeated(log: IndexedLog) -> np.ndarray:
+    """A flag per interaction: whether the user has chosen the item before."""
+    # The log is in time order and the sort is stable, so the first of several equal pairs is the earliest.
+    order = np.lexsort((log.item, log.user))
+    same = (np.diff(log.user[order]) == 0) & (np.diff(log.item[order]) == 0)
+    repeated = np.empty(len(order), bool)
+    repeated[order] = np.concatenate([[False], same])[: len(order)]
+    return repeated
+
+
+def drop_repeats(log: IndexedLog, kept: str) -> IndexedLog:
+    """The log with only the `"first"` or only the `"last"` interaction of each user with each item."""
+    if kept == "first":
+        return log.take(np.flatnonzero(~is_repeated(log)))
+    backwards = np.arange(len(log.user))[::-1]
+    return log.take(np.sort(backwards[~is_repeated(log.take(backwards))]))
 
 
 def _without_unused(log: IndexedLog) -> IndexedLog:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +26,11 @@ class Options:
         title_column (`str`, *optional*): The item column that contains the title.
         group_column (`str`, *optional*): The item column that puts items into groups.
         group_separator (`str`, *optional*, defaults to `"|"`): Separates the groups of one item where they are text.
+        timestamp_format (`str`, *optional*): How timestamps are written, in the notation of `datetime.strptime`.
+        empty_ratings (`str`, *optional*, defaults to `"refuse"`): `"drop"` leaves interactions without a rating out.
+        event_column (`str`, *optional*): The column of the interactions that contains events, such as `purchase`.
+        event_ratings (`Mapping[str, float | None]`, *optional*): The rating of each event. Interactions with an event
+            whose rating is None are left out.
         seed (`int`, *optional*, defaults to `0`): Seed of generated data.
         toy_users (`int`, *optional*, defaults to `300`): Number of users to generate.
         toy_items (`int`, *optional*, defaults to `200`): Number of items to generate.
@@ -35,6 +40,10 @@ class Options:
     title_column: str | None = None
     group_column: str | None = None
     group_separator: str = "|"
+    timestamp_format: str | None = None
+    empty_ratings: str = "refuse"
+    event_column: str | None = None
+    event_ratings: Mapping[str, float | None] | None = None
     seed: int = 0
     toy_users: int = 300
     toy_items: int = 200
@@ -47,7 +56,8 @@ class Log:
     Args:
         names (`Mapping[str, str]`): File name of each table, for messages.
         interactions (`pa.Table`, *optional*):
-            `user_id: string, item_id: string, timestamp: double`, and `rating: float` if there are ratings.
+            `user_id: string, item_id: string, timestamp: double`, `row: int64` (the row's number in its file, from 1),
+            `rating: float` if there are ratings, and `exact_time: int64` if float64 merges some timestamps.
         windows (`dict[str, pa.Table]`, *optional*): Given instead of interactions by readers that are `windowed`: the
             rows of the splits "train", "validation" and "test", with `user_id: string, item_ids: list<string>,
             timestamp: double, row: int64` (the row's number in its file, from 1).
@@ -56,6 +66,7 @@ class Log:
         users (`pa.Table`, *optional*): `user_id: string` and any further columns.
         group_column (`str`, *optional*): The column of `items` that puts items into groups.
         notes (`tuple[str, ...]`): Sentences for the dataset's card.
+        left_out (`Mapping[str, int]`): Number of interactions that were left out on request, by reason.
     """
 
     names: Mapping[str, str]
@@ -65,6 +76,7 @@ class Log:
     users: pa.Table | None = None
     group_column: str | None = None
     notes: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 class Reader(ABC):

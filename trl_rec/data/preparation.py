@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,11 @@ from datasets.table import InMemoryTable
 
 from trl_rec.data.card import make_card
 from trl_rec.data.dataset import RecDataset, load, read_card, save
-from trl_rec.data.filtering import k_core
+from trl_rec.data.filtering import drop_repeats, k_core
 from trl_rec.data.indexed_log import IndexedLog, index_log
 from trl_rec.data.leaks import check_leaks
 from trl_rec.data.log import SPLITS, Log, Options
+from trl_rec.data.option_checks import check_options
 from trl_rec.data.readers import READERS, locate
 from trl_rec.data.splits import split_log, split_windows
 from trl_rec.data.windows import index_windows
@@ -58,6 +59,8 @@ OWN = [
     "id_encoder.safetensors",
     "semantic_ids.svg",
 ]
+# The options that every card lists. The others are only listed where they are set.
+FIRST_OPTIONS = {"columns", "title_column", "group_column", "group_separator", "seed", "toy_users", "toy_items"}
 LAYOUT = 1  # raised when the folders of earlier versions have to be prepared again
 
 
@@ -74,6 +77,12 @@ def prepare(
     title_column: str | None = None,
     group_column: str | None = None,
     group_separator: str = "|",
+    timestamp_format: str | None = None,
+    event_column: str | None = None,
+    event_ratings: Mapping[str, float | None] | None = None,
+    empty_ratings: str = "refuse",
+    unknown_items: str = "refuse",
+    repeats: str | None = None,
     seed: int = 0,
     toy_users: int = 300,
     toy_items: int = 200,
@@ -106,6 +115,19 @@ def prepare(
         group_column (`str`, *optional*): The item column with the groups (genres, brands) that measures of fairness
             and diversity use.
         group_separator (`str`, *optional*, defaults to `"|"`): Separates the groups of one item where they are text.
+        timestamp_format (`str`, *optional*): How timestamps are written if they are neither numbers nor ISO 8601, in
+            the notation of `datetime.strptime`: `"%d/%m/%Y"` for `28/03/2024`.
+        event_column (`str`, *optional*): For `table` and `recbole`, the column of the interactions that contains
+            events, such as `view` and `purchase`. Their `event_ratings` become the ratings, in place of any column
+            `rating`.
+        event_ratings (`Mapping[str, float | None]`, *optional*): The rating of each event, such as
+            `{"view": 2, "cart": 4, "purchase": 5}`. Interactions with an event whose rating is None are left out.
+        empty_ratings (`str`, *optional*, defaults to `"refuse"`): `"drop"` leaves out interactions without a rating.
+        unknown_items (`str`, *optional*, defaults to `"refuse"`): `"drop"` leaves out interactions with items that are
+            not in the item table.
+        repeats (`str`, *optional*): Which interactions remain of a user who chose an item several times: `"first"`,
+            `"last"`, or `"keep"` for all. All remain by default too, but then a split is refused if all of its targets
+            are in their histories, since they cannot be recommended where histories are excluded.
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
@@ -119,13 +141,28 @@ def prepare(
     # 1. Find the files, and collect the settings that decide what the dataset contains.
     output_dir = Path(output_dir).resolve()  # `typo/../folder` is `folder`, whether or not there is a `typo`
     format, files = locate(source, format)
-    columns = {our_name: name for our_name, name in (columns or {}).items() if our_name != name} or None
-    options = Options(columns, title_column, group_column, group_separator, seed, toy_users, toy_items)
+    if isinstance(columns, Mapping):
+        columns = {our_name: name for our_name, name in columns.items() if our_name != name} or None
+    options = Options(
+        columns=columns,
+        title_column=title_column,
+        group_column=group_column,
+        group_separator=group_separator,
+        timestamp_format=timestamp_format,
+        empty_ratings=empty_ratings,
+        event_column=event_column,
+        event_ratings=event_ratings,
+        seed=seed,
+        toy_users=toy_users,
+        toy_items=toy_items,
+    )
+    check_options(options, unknown_items, repeats)
     minima = {"min_user_interactions": min_user_interactions, "min_item_interactions": min_item_interactions}
     for name, number in minima.items():
         COUNT_FROM_0.check(name, number)
     SEED.check("seed", seed)
     settings = _settings(format, _split_settings(format, split, num_held_out), minima, options)
+    settings |= _row_settings(format, unknown_items, repeats)
     sources = {path.name: _sha256(path) for path in files.values()}
     if _is_made(output_dir, settings, sources, overwrite):
         logger.info("%s exists already, made from the same files with the same settings", output_dir)
@@ -159,8 +196,11 @@ def _make(output_dir: Path, log: Log, settings: dict[str, Any], sources: dict[st
         sources=sources,
         dropped=made.dropped,
         cold_users=made.cold_users,
+        left_out={**log.left_out, **made.left_out},
+        merged_timestamps=made.merged_timestamps,
         notes=log.notes,
     )
+    _report_repeats(card, settings)
 
     # 2. Write all files to a folder beside the final one, then rename. A file that a user has put into the old folder
     # since the first check is noticed before anything is deleted.
@@ -178,6 +218,8 @@ class _Made:
     splits: dict[str, pa.Table]
     cold_users: dict[str, int]
     dropped: dict[str, int]
+    left_out: dict[str, int] = field(default_factory=dict)
+    merged_timestamps: int = 0
 
 
 def _split_settings(format: str, split: str | None, num_held_out: int | None) -> dict[str, Any]:
@@ -212,8 +254,19 @@ def _settings(format: str, split: dict[str, Any], minima: dict[str, int], option
             raise ValueError(f"the format {format} takes no {name}; leave it out")
     if reader.windowed and max(minima.values()) > 0:
         raise ValueError(_is_windowed(format))
-    used = {name: values[name] for name in sorted(reader.options)}
+    # Options of later versions are written down where they are set, so that the cards of older folders still fit.
+    used = {name: values[name] for name in sorted(reader.options) if name in FIRST_OPTIONS or values[name] is not None}
+    used = {name: value for name, value in used.items() if name in FIRST_OPTIONS or value != "refuse"}
     return {"layout": LAYOUT, "format": format, **split, **minima, **used}
+
+
+def _row_settings(format: str, unknown_items: str, repeats: str | None) -> dict[str, Any]:
+    """The settings of which rows are kept, as far as they are set."""
+    settings = {"unknown_items": unknown_items, "repeats": repeats}
+    settings = {name: value for name, value in settings.items() if value not in (None, "refuse")}
+    if settings and READERS[format].windowed:
+        raise ValueError(f"{format} data is split by its source, so its rows stay; leave out {' and '.join(settings)}")
+    return settings
 
 
 def _is_windowed(format: str) -> str:
@@ -222,9 +275,38 @@ def _is_windowed(format: str) -> str:
 
 
 def _sha256(path: Path) -> str:
-    """The checksum of a file."""
+    """The checksum of a file, or of all files in a folder of parts."""
+    if path.is_dir():
+        parts = [part for part in sorted(path.rglob("*")) if part.is_file()]
+        names = [f"{part.relative_to(path).as_posix()} {_sha256(part)}" for part in parts]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Warns of what the card says about repeated interactions; raises if they leave nothing to measure."""
+    repeated = card["repeated_targets"]
+    every = [name for name, count in repeated.items() if count and count == card["targets"][name]]
+    if "repeats" in settings or not card["repeated_interactions"]:
+        return
+    if settings["split"] == "windows":
+        remedy = "measure with exclude_history: false"
+    else:
+        remedy = "set repeats: first or last, or set repeats: keep and measure with exclude_history: false"
+        if every:
+            raise ValueError(
+                f"every target of the {every[0]} split is in its user's history, so nothing is left to measure where "
+                f"histories are excluded; {remedy}"
+            )
+    if any(repeated.values()):
+        logger.warning(
+            "%d of %d validation and test targets are in their user's history, and cannot be recommended where "
+            "histories are excluded; to change that, %s",
+            sum(repeated.values()),
+            card["targets"]["validation"] + card["targets"]["test"],
+            remedy,
+        )
 
 
 def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str], overwrite: bool) -> bool:
@@ -259,17 +341,32 @@ def _check_own(folder: Path, name: Path) -> None:
 
 def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:
     """Filters and splits a log."""
-    indexed = index_log(log)
+    # 1. Look up the items, and drop repeats.
+    indexed, counts = index_log(log, drop_unknown_items=settings.get("unknown_items") == "drop")
+    left_out = {"unknown_items": counts["unknown_items"]}
+    if counts["merged_timestamps"]:
+        logger.warning(
+            "%d timestamps differ from the one before by less than float64 represents; their order is kept",
+            counts["merged_timestamps"],
+        )
+    if settings.get("repeats") in ("first", "last"):
+        num_interactions = len(indexed.user)
+        indexed = drop_repeats(indexed, settings["repeats"])
+        left_out["repeats"] = num_interactions - len(indexed.user)
+
+    # 2. Filter.
     kept = k_core(indexed, settings["min_user_interactions"], settings["min_item_interactions"])
     dropped = {
         "users": indexed.users.num_rows - kept.users.num_rows,
         "items": indexed.items.num_rows - kept.items.num_rows,
         "interactions": len(indexed.user) - len(kept.user),
     }
-    counts = (len(kept.user), kept.users.num_rows, kept.items.num_rows)
-    logger.info("splitting %d interactions of %d users and %d items", *counts)
+
+    # 3. Split.
+    sizes = (len(kept.user), kept.users.num_rows, kept.items.num_rows)
+    logger.info("splitting %d interactions of %d users and %d items", *sizes)
     splits, cold_users = split_log(kept, settings["split"], settings.get("num_held_out", 1))
-    return _Made(kept, splits, cold_users, dropped)
+    return _Made(kept, splits, cold_users, dropped, left_out, counts["merged_timestamps"])
 
 
 def _from_windows(log: Log) -> _Made:

@@ -58,6 +58,27 @@ class PrepareArguments:
         default=None, metadata={"help": "item column with groups, such as genres, for fairness and diversity"}
     )
     group_separator: str = field(default="|", metadata={"help": "text between the groups of one item"})
+    timestamp_format: str | None = field(
+        default=None,
+        metadata={"help": "how timestamps are written, such as %%d/%%m/%%Y; numbers and ISO 8601 need none"},
+    )
+    event_column: str | None = field(
+        default=None, metadata={"help": "column with events such as view or purchase, to be rated by event_ratings"}
+    )
+    event_ratings: dict[str, float | None] | None = field(
+        default=None,
+        metadata={"help": 'rating of each event, as JSON: \'{"view": 2, "purchase": 5}\'; null leaves its rows out'},
+    )
+    empty_ratings: str = field(
+        default="refuse", metadata={"help": "interactions without a rating: refuse, or drop them"}
+    )
+    unknown_items: str = field(
+        default="refuse", metadata={"help": "interactions with items that the item table lacks: refuse, or drop them"}
+    )
+    repeats: str | None = field(
+        default=None,
+        metadata={"help": "of several interactions of a user with an item: keep all, the first or the last"},
+    )
     seed: int = field(default=0, metadata={"range": SEED, "help": "seed of the toy log"})
     toy_users: int = field(default=300, metadata={"range": COUNT, "help": "number of users in the toy log"})
     toy_items: int = field(default=200, metadata={"range": COUNT, "help": "number of items in the toy log"})

@@ -10,7 +10,7 @@ from tests.data.readers.test_recbole import INTER
 from tests.data.readers.test_recbole import write as write_recbole
 from tests.data.sources import rows_of, write_table
 from trl_rec.data import prepare
-from trl_rec.data.columns import interactions_table
+from trl_rec.data.interactions import interactions_table
 from trl_rec.data.log import Log, Reader
 from trl_rec.data.readers import READERS, detect, locate
 

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trl_rec.data.columns import ids, items_table, seconds, split_lists
+from trl_rec.data.columns import RowError, ids, items_table, shown, split_lists
 from trl_rec.data.log import Log, Options, Reader
 from trl_rec.data.readers.files import check_single, load_json, read_delimited, read_header
+from trl_rec.data.timestamps import seconds
 
 
 COLUMNS = ("user_id", "item_ids", "timestamp")
@@ -33,6 +34,7 @@ PATTERNS = {
 class BigRecReader(Reader):
     """Reads windows that are already split."""
 
+    options = frozenset({"timestamp_format"})
     windowed = True
 
     def find(self, folder: Path) -> dict[str, Path]:
@@ -42,7 +44,8 @@ class BigRecReader(Reader):
 
     def read(self, files: dict[str, Path], options: Options) -> Log:
         """The windows of the three splits, and the items."""
-        windows = {split: _read_windows(path) for split, path in files.items() if split != "items"}
+        time_format = options.timestamp_format
+        windows = {split: _read_windows(path, time_format) for split, path in files.items() if split != "items"}
         notes: tuple[str, ...] = ()
         if "validation" not in windows:
             windows["train"], windows["validation"], note = _hold_out(windows["train"], files["train"].name)
@@ -56,14 +59,14 @@ class BigRecReader(Reader):
 def _first_match(folder: Path, patterns: tuple[str, ...]) -> Path | None:
     """The file that fits the first pattern with any match; raises if several files fit the same pattern."""
     for pattern in patterns:
-        paths = sorted(folder.glob(pattern))
+        paths = sorted([*folder.glob(pattern), *folder.glob(f"{pattern}.gz")])
         check_single(paths, folder)
         if paths:
             return paths[0]
     return None
 
 
-def _read_windows(path: Path) -> pa.Table:
+def _read_windows(path: Path, time_format: str | None) -> pa.Table:
     """The file's rows in time order; rows with equal timestamps keep the file's order."""
     header = read_header(path)
     missing = [name for name in COLUMNS if name not in header]
@@ -78,10 +81,10 @@ def _read_windows(path: Path) -> pa.Table:
     short = np.flatnonzero(pc.list_value_length(item_ids).to_numpy() < 2)
     if len(short):
         row = int(short[0])
-        value = table["item_ids"][row].as_py()
-        raise ValueError(f"{path.name}, row {row + 1}: {value!r} has fewer than two ids; leave the row out")
+        value = shown(table["item_ids"][row].as_py())
+        raise RowError(path.name, row, f"{value} has fewer than two ids; leave the row out")
 
-    times = seconds(table["timestamp"], path.name)
+    times = seconds(table["timestamp"], path.name, time_format)
     columns = {
         "user_id": ids(table, "user_id", path.name),
         "item_ids": item_ids,

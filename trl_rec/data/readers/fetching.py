@@ -18,6 +18,7 @@ import zipfile
 from http.client import HTTPException
 from pathlib import Path
 
+from trl_rec.data.readers.files import find_file
 from trl_rec.files import atomic_folder
 
 
@@ -61,8 +62,9 @@ def ml_100k_folder() -> Path:
 def find_ml_100k(folder: Path) -> dict[str, Path]:
     """The three files of either origin in a folder; empty unless all three are there."""
     for names in (GROUPLENS, RECBOLE):
-        files = {kind: folder / name for kind, name in names.items()}
-        if all(path.is_file() for path in files.values()):
+        found = {kind: find_file(folder, [name]) for kind, name in names.items()}
+        files = {kind: path for kind, path in found.items() if path is not None}
+        if len(files) == len(names):
             return files
     return {}
 
@@ -119,10 +121,17 @@ def _keep(contents: dict[str, bytes], folder: Path) -> None:
         raise FetchError("the ratings differ from those published")
 
     try:
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(folder, check_old=_check_cached) as temporary:
             for name, content in contents.items():
                 (temporary / name).write_bytes(content)
     except (OSError, ValueError):
         # Another process may have put the same files there in the meantime.
         if not find_ml_100k(folder):
             raise
+
+
+def _check_cached(folder: Path) -> None:
+    """Raises if the cached folder, which is about to be replaced, contains other files than ours."""
+    others = {path.name for path in folder.iterdir()} - {*GROUPLENS.values(), *RECBOLE.values()}
+    if others:
+        raise FetchError(f"the cached folder also contains {min(others)}, which would be deleted; move it elsewhere")

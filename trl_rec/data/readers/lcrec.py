@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trl_rec.data.columns import grouped, interactions_table, items_table
+from trl_rec.data.columns import grouped, items_table
+from trl_rec.data.interactions import interactions_table
 from trl_rec.data.log import Log, Options, Reader
-from trl_rec.data.readers.files import check_single, load_json
+from trl_rec.data.readers.files import check_single, find_file, load_json, without_gz
 from trl_rec.ragged import within
 
 
@@ -31,13 +32,13 @@ class LcRecReader(Reader):
 
     def find(self, folder: Path) -> dict[str, Path]:
         """The files of the folder's dataset; empty without interactions."""
-        paths = sorted(folder.glob("*.inter.json"))
+        paths = sorted([*folder.glob("*.inter.json"), *folder.glob("*.inter.json.gz")])
         check_single(paths, folder)
         if not paths:
             return {}
-        stem = paths[0].name.removesuffix(".inter.json")
-        files = {kind: folder / f"{stem}.{part}.json" for kind, part in PARTS.items()}
-        return {kind: path for kind, path in files.items() if path.is_file()}
+        stem = without_gz(paths[0]).removesuffix(".inter.json")
+        files = {kind: find_file(folder, [f"{stem}.{part}.json"]) for kind, part in PARTS.items()}
+        return {kind: path for kind, path in files.items() if path is not None}
 
     def read(self, files: dict[str, Path], options: Options) -> Log:
         """The log; without an item file the ids serve as titles."""

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trl_rec.data.columns import cast, interactions_table, items_table, split_lists, users_table
+from trl_rec.data.columns import cast, items_table, split_lists, users_table
+from trl_rec.data.interactions import interactions_table
 from trl_rec.data.log import Log, Options, Reader
 from trl_rec.data.readers.fetching import GROUPLENS, find_ml_100k, ml_100k_folder
-from trl_rec.data.readers.files import read_delimited
+from trl_rec.data.readers.files import read_delimited, without_gz
 from trl_rec.data.readers.recbole import read_atomic
 
 
@@ -61,7 +62,7 @@ class MovieLensReader(Reader):
     def read(self, files: dict[str, Path], options: Options) -> Log:
         """The log, with the items' year and genres, and the users' age, gender and occupation."""
         names = {kind: path.name for kind, path in files.items()}
-        if names == GROUPLENS:
+        if without_gz(files["items"]) == GROUPLENS["items"]:
             titles, genres = _grouplens_items(files["items"])
             ratings = _read_plain(files["interactions"], "\t", RATINGS)
             users = _read_plain(files["users"], "|", USERS)

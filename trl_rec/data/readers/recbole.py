@@ -11,9 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trl_rec.data.columns import cast, grouped, interactions_table, items_table, numbers, split_lists, users_table
+from trl_rec.data.columns import cast, grouped, items_table, numbers, split_lists, users_table
+from trl_rec.data.interactions import read_interactions
 from trl_rec.data.log import Log, Options, Reader
-from trl_rec.data.readers.files import check_single, read_delimited, read_header
+from trl_rec.data.readers.files import check_single, find_file, read_delimited, read_header, without_gz
 
 
 SUFFIXES = {"interactions": ".inter", "items": ".item", "users": ".user"}
@@ -23,27 +24,33 @@ TITLES = ("title", "movie_title", "name", "item_name")  # columns that are taken
 class RecBoleReader(Reader):
     """Reads atomic files."""
 
-    options = frozenset({"title_column", "group_column", "group_separator"})
+    options = frozenset({"title_column", "group_column", "group_separator", "timestamp_format", "empty_ratings"}) | {
+        "event_column",
+        "event_ratings",
+    }
 
     def find(self, folder: Path) -> dict[str, Path]:
         """The atomic files of the folder's dataset; empty without interactions."""
-        paths = sorted(folder.glob("*.inter"))
+        paths = sorted([*folder.glob("*.inter"), *folder.glob("*.inter.gz")])
         check_single(paths, folder)
         if not paths:
             return {}
-        files = {kind: paths[0].with_suffix(suffix) for kind, suffix in SUFFIXES.items()}
-        return {kind: path for kind, path in files.items() if path.is_file()}
+        stem = without_gz(paths[0]).removesuffix(".inter")
+        files = {kind: find_file(folder, [f"{stem}{suffix}"]) for kind, suffix in SUFFIXES.items()}
+        return {kind: path for kind, path in files.items() if path is not None}
 
     def read(self, files: dict[str, Path], options: Options) -> Log:
         """The log; without an item file the ids serve as titles."""
         names = {kind: path.name for kind, path in files.items()}
         items = _read_items(files["items"], options) if "items" in files else None
+        interactions, left_out = read_interactions(read_atomic(files["interactions"]), names["interactions"], options)
         return Log(
-            interactions=interactions_table(read_atomic(files["interactions"]), names["interactions"]),
+            interactions=interactions,
             items=grouped(items, options, names.get("items")),
             users=users_table(read_atomic(files["users"]), names["users"]) if "users" in files else None,
             group_column=options.group_column,
             names=names,
+            left_out=left_out,
         )
 
 

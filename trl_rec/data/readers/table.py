@@ -1,37 +1,52 @@
 """Plain tables: `interactions`, `items` and `users` as CSV, Parquet or JSON Lines, with columns of any name.
 
-Only the interactions are required, and their ratings are optional. Without an item table the ids serve as titles.
+Only the interactions are required, and their ratings are optional. Without an item table the ids serve as titles. CSV
+files may be separated by commas, semicolons, tabs or vertical bars. CSV and JSON Lines may be gzipped. A Parquet table
+may be a folder of parts, as Spark and DuckDB write it: `interactions/` or `interactions.parquet/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import json
 
-from trl_rec.data.columns import grouped, interactions_table, items_table, users_table
+from trl_rec.data.columns import grouped, items_table, plain, users_table
+from trl_rec.data.interactions import read_interactions
 from trl_rec.data.log import Log, Options, Reader
-from trl_rec.data.readers.files import check_repeats, check_single, read_delimited, read_header
+from trl_rec.data.readers.files import (
+    check_repeats,
+    check_single,
+    find_delimiter,
+    naming,
+    read_delimited,
+    read_header,
+    read_json_lines,
+    without_gz,
+)
 
 
 NAMES = ("user_id", "item_id", "timestamp", "rating")
-SUFFIXES = (".csv", ".parquet", ".jsonl")
+KINDS = ("interactions", "items", "users")
+SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
 
 class TableReader(Reader):
     """Reads tables, and renames their columns as `Options.columns` says."""
 
-    options = frozenset({"columns", "group_column", "group_separator"})
+    options = frozenset({"columns", "group_column", "group_separator", "timestamp_format", "empty_ratings"}) | {
+        "event_column",
+        "event_ratings",
+    }
 
     def find(self, folder: Path) -> dict[str, Path]:
         """The tables in the folder; empty without interactions."""
         files: dict[str, Path] = {}
-        for kind in ("interactions", "items", "users"):
+        for kind in KINDS:
             paths = [folder / f"{kind}{suffix}" for suffix in SUFFIXES if (folder / f"{kind}{suffix}").is_file()]
+            paths += [path for path in (folder / kind, folder / f"{kind}.parquet") if _has_parts(path)]
             check_single(paths, folder)
             if paths:
                 files[kind] = paths[0]
@@ -44,17 +59,26 @@ class TableReader(Reader):
         tables = {}
         for kind, path in files.items():
             # Extra columns of items and users are kept; those of interactions are never used, and may be large.
-            tables[kind] = _renamed(_read(path, renames, only_known=kind == "interactions"), renames)
+            used = {*NAMES, options.event_column or "rating"} if kind == "interactions" else None
+            tables[kind] = _renamed(_read(path, renames, used), renames)
 
         names = {kind: path.name for kind, path in files.items()}
-        items = items_table(tables["items"], names["items"]) if "items" in tables else None
+        items = items_table(plain(tables["items"], names["items"]), names["items"]) if "items" in tables else None
+        users = users_table(plain(tables["users"], names["users"]), names["users"]) if "users" in tables else None
+        interactions, left_out = read_interactions(tables["interactions"], names["interactions"], options)
         return Log(
-            interactions=interactions_table(tables["interactions"], names["interactions"]),
+            interactions=interactions,
             items=grouped(items, options, names.get("items")),
-            users=users_table(tables["users"], names["users"]) if "users" in tables else None,
+            users=users,
             group_column=options.group_column,
             names=names,
+            left_out=left_out,
         )
+
+
+def _has_parts(folder: Path) -> bool:
+    """Whether a folder contains Parquet files, perhaps in folders of its own."""
+    return folder.is_dir() and next(folder.rglob("*.parquet"), None) is not None
 
 
 def _check_renames(renames: Mapping[str, str], files: dict[str, Path]) -> None:
@@ -63,41 +87,37 @@ def _check_renames(renames: Mapping[str, str], files: dict[str, Path]) -> None:
     for our_name, name in renames.items():
         if name not in columns:
             file_names = ", ".join(path.name for path in files.values())
-            raise ValueError(f"columns maps {our_name} to {name!r}, which is in none of {file_names}")
+            raise ValueError(
+                f"columns maps {our_name} to {name!r}, which is in none of {file_names}; correct it, or leave it out"
+            )
 
 
 def _column_names(path: Path) -> list[str]:
     """The names of a file's columns."""
-    if path.suffix == ".csv":
-        return read_header(path)
-    with _naming(path):
-        schema = pq.read_schema(path) if path.suffix == ".parquet" else json.read_json(path).schema
-        return list(schema.names)
+    name = without_gz(path)
+    if path.is_file() and name.endswith(".csv"):
+        return read_header(path, find_delimiter(path))
+    if path.is_file() and name.endswith(".jsonl"):
+        return list(read_json_lines(path).column_names)
+    with naming(path):
+        return check_repeats(list(pq.ParquetDataset(path).schema.names), path)
 
 
-def _read(path: Path, renames: Mapping[str, str], only_known: bool) -> pa.Table:
-    """Reads a file under its own column names. With `only_known`, columns that nothing uses are left out."""
-    known = {*NAMES, "title", *renames.values()}
-    if path.suffix == ".csv":
+def _read(path: Path, renames: Mapping[str, str], used: set[str] | None) -> pa.Table:
+    """Reads a file under its own column names; with `used`, only the columns that get one of these names."""
+    known = {*NAMES, "title", *(used or ()), *renames.values()}
+    name = without_gz(path)
+    if path.is_file() and name.endswith(".csv"):
         # Known columns are read as text, or Arrow would turn the id "007" into 7.
-        columns = [name for name in read_header(path) if name in known] if only_known else None
-        return read_delimited(path, columns=columns, text=known)
-    with _naming(path):
-        if path.suffix == ".jsonl":
-            table = _read_json(path, renames.get("timestamp", "timestamp"))
-            return table.select([name for name in table.column_names if name in known]) if only_known else table
-        names = check_repeats(_column_names(path), path)
-        columns = [name for name in names if name in known] if only_known else None
-        return pq.read_table(path, columns=columns)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Names the file in errors of Arrow."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path.name} cannot be read: {str(error).splitlines()[0]}; correct the file") from error
+        delimiter = find_delimiter(path)
+        columns = [name for name in read_header(path, delimiter) if name in known] if used else None
+        return read_delimited(path, delimiter=delimiter, columns=columns, text=known)
+    if path.is_file() and name.endswith(".jsonl"):
+        table = _read_json(path, renames.get("timestamp", "timestamp"))
+        return table.select([name for name in table.column_names if name in known]) if used else table
+    names = _column_names(path)
+    with naming(path):
+        return pq.read_table(path, columns=[name for name in names if name in known] if used else None)
 
 
 def _read_json(path: Path, timestamp: str) -> pa.Table:
@@ -105,13 +125,12 @@ def _read_json(path: Path, timestamp: str) -> pa.Table:
 
     Arrow parses any text that looks like a date, such as the title "2001-01-01"; such columns are read again as text.
     """
-    table = json.read_json(path)
+    table = read_json_lines(path)
     texts = {field.name: _without_dates(field.type) for field in table.schema if field.name != timestamp}
     changed = {name: kind for name, kind in texts.items() if kind != table.schema.field(name).type}
     if not changed:
         return table
-    options = json.ParseOptions(explicit_schema=pa.schema(changed))
-    return json.read_json(path, parse_options=options).select(table.column_names)
+    return read_json_lines(path, pa.schema(changed)).select(table.column_names)
 
 
 def _without_dates(kind: pa.DataType) -> pa.DataType:

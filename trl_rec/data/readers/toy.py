@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from trl_rec.data.columns import interactions_table, items_table, users_table
+from trl_rec.data.columns import items_table, users_table
+from trl_rec.data.interactions import interactions_table
 from trl_rec.data.log import Log, Options, Reader
 from trl_rec.ragged import Ragged
 from trl_rec.ranges import COUNT, Range

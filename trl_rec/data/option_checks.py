@@ -1,0 +1,73 @@
+"""Checks the options of `prepare` that are texts and mappings, before anything is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from trl_rec.data.log import Options
+
+
+OWN_COLUMNS = ("item_id", "title", "semantic_id")  # columns of items that mean something else than groups
+
+
+def check_options(options: Options, unknown_items: str, repeats: str | None) -> None:
+    """Raises for an option of a wrong type, for an unknown choice, and for options that need each other."""
+    # 1. Texts and choices.
+    for name in ("title_column", "group_column", "group_separator", "timestamp_format", "event_column"):
+        text = getattr(options, name)
+        if text is not None and (not isinstance(text, str) or not text):
+            raise ValueError(f"{name} must be text of at least one letter, not {text!r}; correct it, or leave it out")
+    _check_choice("empty_ratings", options.empty_ratings, ("refuse", "drop"))
+    _check_choice("unknown_items", unknown_items, ("refuse", "drop"))
+    if repeats is not None:
+        _check_choice("repeats", repeats, ("keep", "first", "last"))
+
+    # 2. Columns.
+    columns = options.columns
+    if columns is not None and not _is_text_mapping(columns):
+        raise ValueError(f"columns must map our column names to yours, as text to text, not {columns!r}; correct it")
+    if options.group_column in OWN_COLUMNS:
+        raise ValueError(
+            f"group_column cannot be {options.group_column}, which tells items apart; name a column of groups, such "
+            "as genres or brands"
+        )
+
+    # 3. Timestamps.
+    if options.timestamp_format is not None and "%" not in options.timestamp_format:
+        raise ValueError(
+            f"timestamp_format must contain directives such as %Y, unlike {options.timestamp_format!r}; write "
+            "'%d/%m/%Y' for 28/03/2024"
+        )
+
+    # 4. Events.
+    if (options.event_column is None) != (options.event_ratings is None):
+        raise ValueError("event_column and event_ratings need each other; set both, or none of them")
+    if options.event_ratings is not None:
+        _check_ratings(options.event_ratings)
+        if options.empty_ratings == "drop":
+            raise ValueError("with an event_column no rating is empty; leave empty_ratings out")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
+
+
+def _is_text_mapping(value: object) -> bool:
+    """Whether a value maps texts to texts."""
+    return isinstance(value, Mapping) and all(isinstance(part, str) for pair in value.items() for part in pair)
+
+
+def _check_ratings(ratings: object) -> None:
+    """Raises unless the value maps events to numbers or None, and one of them to a number."""
+    example = "write it as {'view': 2, 'cart': 4, 'purchase': 5, 'remove': null}"
+    if not isinstance(ratings, Mapping) or not all(isinstance(event, str) for event in ratings):
+        raise ValueError(f"event_ratings must map events to ratings, unlike {ratings!r}; {example}")
+    for event, rating in ratings.items():
+        is_number = isinstance(rating, int | float) and not isinstance(rating, bool) and math.isfinite(rating)
+        if rating is not None and not is_number:
+            raise ValueError(f"event_ratings: the rating of {event!r} must be a number or null, not {rating!r}")
+    if all(rating is None for rating in ratings.values()):
+        raise ValueError(f"event_ratings rates no event, so every row would be left out; {example}")

@@ -1,0 +1,103 @@
+"""Turns the timestamps of a source into float64 seconds, or leaves them in the unit of the source if they are numbers.
+
+Times without a zone are taken for UTC. A float64 cannot tell apart all nanoseconds since 1970, so the order of such
+timestamps is taken from the integers themselves.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trl_rec.data.columns import Parser, RowError, encode, parsed, shown, to_float
+
+
+LARGEST = 2**53  # from here on, float64 skips integers
+
+
+def seconds(column: pa.ChunkedArray, where: str, time_format: str | None = None) -> pa.ChunkedArray:
+    """Timestamps as float64. Numbers stay as they are; dates, times and ISO 8601 text become seconds since 1970.
+
+    Args:
+        column: Numbers, dates, times or text.
+        where: The file's name, for messages.
+        time_format (*optional*): How text is to be read, in the notation of `datetime.strptime`: `"%d/%m/%Y"`.
+    """
+    if time_format is not None:
+        return _from_format(column, where, time_format)
+    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+        return parsed(column, [_from_time], where, "the timestamp {} is not a time")
+    _check_zones(column, where)
+    parsers: list[Parser] = [to_float, _from_iso, _from_zoned_iso]
+    message = "the timestamp {} is neither a number nor ISO 8601 text (for other text set timestamp_format)"
+    return parsed(column, parsers, where, message)
+
+
+def exact_order(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """The timestamps as int64 if [`seconds`] may merge some of them, else None."""
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        return column.cast(pa.int64()) if kind.unit == "ns" else None
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not is_text and not pa.types.is_integer(kind):
+        return None
+    try:
+        numbers = (pc.utf8_trim_whitespace(column) if is_text else column).cast(pa.int64())
+    except pa.ArrowException:
+        return None
+    bounds = pc.min_max(numbers)
+    largest = max(abs(bounds["min"].as_py() or 0), abs(bounds["max"].as_py() or 0))
+    return numbers if largest > LARGEST else None
+
+
+def _from_format(column: pa.ChunkedArray, where: str, time_format: str) -> pa.ChunkedArray:
+    """Seconds of text in the given format; each distinct text is read once."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise ValueError(f"{where}: the timestamps are {column.type}, not text; leave timestamp_format out")
+    codes, texts = encode(column.fill_null(""))
+    values = np.empty(len(texts), np.float64)
+    for position, text in enumerate(texts.to_pylist()):
+        try:
+            time = datetime.strptime(text.strip(), time_format)
+            values[position] = (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError) as error:
+            row = int(np.flatnonzero(codes == position)[0])
+            problem = f"the timestamp {shown(text)} does not have the timestamp_format {time_format!r}; correct one"
+            raise RowError(where, row, f"{problem} of them, or leave the row out") from error
+    return pa.chunked_array([values[codes]])
+
+
+def _check_zones(column: pa.ChunkedArray, where: str) -> None:
+    """Raises where text with and without a time zone is mixed, since the difference may be hours."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return
+    is_time = pc.fill_null(pc.match_substring_regex(column, r"^\s*\d{4}-\d{2}-\d{2}[T ]\d"), False)
+    zoned = pc.fill_null(pc.match_substring_regex(column, r"(Z|[+-]\d{2}:?\d{2}|[+-]\d{2})\s*$"), False)
+    times = np.flatnonzero(is_time.to_numpy())
+    flags = zoned.to_numpy()[times]
+    if not len(times) or flags.all() or not flags.any():
+        return
+    row = int(times[np.flatnonzero(flags != flags[0])[0]])
+    this, others = ("has", "have none") if flags.any() and not flags[0] else ("has no", "have one")
+    problem = f"the timestamp {shown(column[row].as_py())} {this} time zone, but those before it {others}"
+    raise RowError(where, row, f"{problem}; write all with a zone, or all without")
+
+
+def _from_time(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Converts dates and times of any type to seconds since 1970, by way of microseconds."""
+    zone = column.type.tz if pa.types.is_timestamp(column.type) else None
+    microseconds = column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
+    return pc.divide(microseconds.cast(pa.float64()), 1e6)
+
+
+def _from_iso(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Seconds of ISO 8601 text without a zone."""
+    return _from_time(column.cast(pa.timestamp("us")))
+
+
+def _from_zoned_iso(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Seconds of ISO 8601 text with a zone."""
+    return _from_time(column.cast(pa.timestamp("us", "UTC")))
