@@ -67,7 +67,7 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
 
     # 2. Parse. TRL types its parameter as a NewType that no class is an instance of.
     all_kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    parser = TrlParser(
+    parser = _RangeParser(
         all_kinds,  # type: ignore[arg-type]
         prog=f"trl-rec {verb}",
         description=VERBS.get(verb),
@@ -85,6 +85,13 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
         if getattr(arguments, "resume_from_checkpoint", None) in ("true", "True"):
             arguments.resume_from_checkpoint = True
     return parsed if isinstance(kinds, tuple) else parsed[0]
+
+
+class _RangeParser(TrlParser):
+    """TRL's parser, for fields whose metadata has a `range`: the parser would pass it to argparse as an option."""
+
+    def add_argument(self, *names: Any, range: Any = None, **options: Any) -> Any:
+        return super().add_argument(*names, **options)
 
 
 def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
