@@ -138,7 +138,7 @@ def test_a_title_with_a_line_break_that_extends_another_is_refused() -> None:
     catalog = ItemCatalog(pa.table({"item_id": ["a", "b", "c"], "title": ["Pen", 'Pen"\nInk', "Cup"]}))
     TokenTrie.from_catalog(catalog, tokenizer)
     with pytest.raises(
-        ValueError, match="sequence 0 is the beginning of another one; .* take line breaks out of them"
+        ValueError, match="sequence 0 is the beginning of another one; .* remove line breaks from titles"
     ):
         TokenTrie.from_catalog(catalog, tokenizer, lists=True)
 

@@ -71,7 +71,7 @@ def test_bad_input_is_refused(catalog: ItemCatalog, tokenizer, tmp_path) -> None
         catalog.with_surface("emoji")
     with pytest.raises(ValueError, match="has no semantic IDs"):
         ItemCatalog(catalog.items, surface="semantic_id")
-    with pytest.raises(ValueError, match="no column 'year' to group items by"):
+    with pytest.raises(ValueError, match="group_column='year' is not a column of the items"):
         ItemCatalog(catalog.items, group_column="year")
     with pytest.raises(ValueError, match="the tokenizer lacks 3 of the catalogue's 3 tokens, '<item_0>' first"):
         catalog.with_surface("item_token").paths(tokenizer)
@@ -81,7 +81,7 @@ def test_bad_input_is_refused(catalog: ItemCatalog, tokenizer, tmp_path) -> None
 
 def test_a_tokenizer_without_eos_is_refused(catalog: ItemCatalog, tokenizer_copy) -> None:
     tokenizer_copy.eos_token = None
-    with pytest.raises(ValueError, match="has no EOS token to end a title with"):
+    with pytest.raises(ValueError, match="has no EOS token to end titles with"):
         catalog.paths(tokenizer_copy)
 
 

@@ -113,13 +113,13 @@ def test_saving_and_loading_gives_the_same_trie(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("sequences", "items", "message"),
     [
-        ([], None, "there is no sequence"),
+        ([], None, "there are no sequences"),
         ([[2, 3], []], None, "sequence 1 is empty"),
         ([[2, 3, 4], [2, 3]], None, "sequence 1 is the beginning of another"),
         ([[2], [3]], [4, 4], "item 4 occurs more than once"),
-        ([[2], [3]], [4], "as many item indices"),
-        ([[2], [3]], [2**31, 4], "whole numbers from 0 to 2147483647"),
-        ([[2], [3]], [0.5, 1.0], "whole numbers from 0 to 2147483647"),
+        ([[2], [3]], [4], "for each of the 2 sequences"),
+        ([[2], [3]], [2**31, 4], "one integer from 0 to 2147483647"),
+        ([[2], [3]], [0.5, 1.0], "one integer from 0 to 2147483647"),
         ([[2**32 + 3], [4]], None, "token id 4294967299 is too large"),
         ([[3, -1, 4], [5, 6, 7]], None, "sequence 0 has a negative id before its end"),
         (np.zeros(3, np.int64), None, "must be a 2-D array"),

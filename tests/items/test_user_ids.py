@@ -69,9 +69,9 @@ def test_a_damaged_file_is_named(catalog: ItemCatalog, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([["<ua_1>"], ["<b_2>"]], "the token '<b_2>' belongs to users and to items"),
-        ([["<ua_1>"], ["<item_2>"]], "the token '<item_2>' belongs to users and to items"),
-        ([["<ua_1>"], []], "user 1 has a semantic ID without a token"),
+        ([["<ua_1>"], ["<b_2>"]], "the token '<b_2>' is used by both users and items"),
+        ([["<ua_1>"], ["<item_2>"]], "the token '<item_2>' is used by both users and items"),
+        ([["<ua_1>"], []], "user 1 has a semantic ID without tokens"),
     ],
 )
 def test_ambiguous_or_empty_ids_are_refused(catalog: ItemCatalog, ids: list, message: str) -> None:

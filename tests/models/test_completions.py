@@ -188,7 +188,7 @@ def test_models_without_positions_or_with_a_state_get_separate_rows(warnings: li
         "BloomForCausalLM takes no position ids": BloomForCausalLM(
             BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.4)
         ),
-        "local attention counts columns": GPTNeoForCausalLM(
+        "local attention measures distances in columns": GPTNeoForCausalLM(
             GPTNeoConfig(vocab_size=VOCABULARY, hidden_size=32, attention_types=[[["global", "local"], 1]], **neo)
         ),
         "Lfm2ForCausalLM keeps a recurrent state": Lfm2ForCausalLM(lfm),
@@ -394,5 +394,5 @@ def test_unsuitable_models_are_refused() -> None:
     with pytest.raises(ValueError, match="T5ForConditionalGeneration is an encoder-decoder"):
         read(T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, **sizes)), make_case(EXAMPLE))
     tuned = get_peft_model(tiny("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    with pytest.raises(ValueError, match="learned columns before each prompt"):
+    with pytest.raises(ValueError, match="inserts virtual tokens before each prompt"):
         read(tuned, make_case(EXAMPLE))

@@ -405,7 +405,7 @@ def test_an_encoder_of_other_ids_is_refused(dataset):
 
 
 def test_a_training_that_diverges_writes_nothing(dataset):
-    with pytest.raises(ValueError, match="finite in epoch"):
+    with pytest.raises(ValueError, match="of epoch 1 is not finite"):
         make_dual_ids(dataset, DualIdsConfig(**{**SMALL, "learning_rate": 1e30}))
     assert load(dataset.path).catalog.semantic_ids is None
 

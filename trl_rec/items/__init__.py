@@ -1,4 +1,4 @@
-"""What can be recommended: the catalogue of items, and the trie of the token sequences that name them."""
+"""The items that can be recommended: their catalogue, and the trie of the token sequences that identify them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,8 @@
-"""The items that can be recommended, and the exact text the model reads and writes for each.
+"""The catalogue: a table of the items that can be recommended, and the exact text that a model uses for each item.
 
-Inside the package an item is an index, its row in the catalogue; ids and titles are for people. A surface is the
-item's text. A path is the surface's token ids, as the trie stores them. Users may have semantic IDs too, with which
-prompts name them; the trie does not contain those. Neither a model nor a tokenizer is loaded here.
+The code refers to an item by its index, which is its row in the catalogue. The surface of an item is its text. The
+path of an item consists of the token ids of its surface, as stored in the trie. Users may also have semantic IDs,
+which identify them in prompts but are not stored in the trie. This module loads neither models nor tokenizers.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LARGEST_SHARES = 2**28  # entries of the table of group shares, which then takes 1 GiB
+LARGEST_SHARES = 2**28  # maximum number of entries in the matrix of group shares (1 GiB)
 SURFACES = ("title", "item_token", "semantic_id")
 
 
 @dataclass(frozen=True, eq=False)
 class ItemCatalog:
-    """A table of items, and the surface with which they are written.
+    """A table of items, and the kind of surface that represents them.
 
     Args:
-        items (`pa.Table`): One row per item, with the string columns `item_id` (distinct) and `title` and any further
+        items (`pa.Table`): One row per item, with the string columns `item_id` (distinct) and `title`, and any other
             columns.
-        surface (`str`, *optional*, defaults to `"title"`): `"title"`: the title in double quotes. `"item_token"`: one
-            token per item, such as `<item_17>` for index 17. `"semantic_id"`: the tokens of the item's semantic ID,
-            joined, such as `<a_12><b_7><c_201>`.
-        group_column (`str`, *optional*): Column of strings, or of lists of strings, with the groups (genres, brands)
-            that fairness and diversity are measured over.
-        semantic_ids (`Ragged`, *optional*): Row `i`: the tokens of item `i`'s semantic ID, as strings.
-        user_ids (`Ragged`, *optional*): Row `u`: the tokens of user `u`'s semantic ID, as strings, such as
+        surface (`str`, *optional*, defaults to `"title"`): How items are written. `"title"` uses the title in double
+            quotes. `"item_token"` uses one token per item, such as `<item_17>` for index 17. `"semantic_id"` uses the
+            concatenated tokens of the item's semantic ID, such as `<a_12><b_7><c_201>`.
+        group_column (`str`, *optional*): Column of strings or of lists of strings that contains the groups of each
+            item, such as genres or brands. Fairness and diversity are measured over these groups.
+        semantic_ids (`Ragged`, *optional*): Row `i` contains the tokens of item `i`'s semantic ID, as strings.
+        user_ids (`Ragged`, *optional*): Row `u` contains the tokens of user `u`'s semantic ID, as strings, such as
             `<ua_3><ub_17>`. Items must not use these tokens.
     """
 
@@ -61,11 +61,13 @@ class ItemCatalog:
             raise ValueError(f"unknown surface {self.surface!r}; choose one of {', '.join(SURFACES)}")
         if self.surface == "semantic_id" and self.semantic_ids is None:
             raise ValueError(
-                "the catalogue has no semantic IDs; make them first, or choose the surface title or item_token"
+                "the catalogue has no semantic IDs; run trl-rec tokenize first, or choose the surface title or "
+                "item_token"
             )
         if self.group_column is not None and self.group_column not in self.items.column_names:
             raise ValueError(
-                f"no column {self.group_column!r} to group items by; there are {', '.join(self.items.column_names)}"
+                f"group_column={self.group_column!r} is not a column of the items; choose one of "
+                f"{', '.join(self.items.column_names)}"
             )
 
         _check_repeats(self.items["item_id"])
@@ -89,12 +91,11 @@ class ItemCatalog:
 
     @cached_property
     def twins(self) -> Twins | None:
-        """The items that cannot be told apart by their titles. None if there are none, or if the surface is not
-        `"title"`."""
+        """Groups of items with the same title. None if all titles are distinct or the surface is not `"title"`."""
         return Twins.of_titles(self.items["title"]) if self.surface == "title" else None
 
     def index_of(self, item_ids: Sequence[str] | pa.Array) -> np.ndarray:
-        """`(len(item_ids),)`: the indices of the ids. Raises where an id is not in the catalogue."""
+        """Returns the indices of the ids, `(len(item_ids),)`. Raises ValueError if an id is not in the catalogue."""
         wanted = pa.array(item_ids, pa.string())
         found = pc.index_in(wanted, self.items["item_id"].combine_chunks())
         if found.null_count:
@@ -104,8 +105,10 @@ class ItemCatalog:
         return indices
 
     def ids_of(self, titles: Sequence[str]) -> list[str]:
-        """Ids of the items with exactly these titles. If several items share a title, the first one is meant. Raises
-        where a title is unknown."""
+        """Returns the ids of the items with exactly these titles.
+
+        If several items share a title, the id of the first item is returned. Raises ValueError if a title is unknown.
+        """
         indices = pc.index_in(pa.array(titles, pa.string()), self.items["title"].combine_chunks()).to_pylist()
         for title, index in zip(titles, indices, strict=True):
             if index is None:
@@ -113,14 +116,14 @@ class ItemCatalog:
         return [self.ids[index] for index in indices]
 
     def group_shares(self) -> tuple[list[str], np.ndarray]:
-        """The groups of the catalogue, and the share of each item in each group.
+        """Computes the share of each item in each group.
 
         Returns:
             The names of the groups, and the shares, `(num_items, num_groups)`. An item in several groups belongs to
-            them in equal parts; an item in none has a row of zeros.
+            each of them with an equal share. The shares of an item without groups are zeros.
         """
         if self.group_column is None:
-            raise ValueError("the catalogue has no group_column; name one when preparing the data")
+            raise ValueError("the catalogue has no group_column; set group_column when preparing the data")
 
         # 1. Read the groups of each item from a column of strings or of lists.
         column = self.items[self.group_column].combine_chunks()
@@ -134,11 +137,11 @@ class ItemCatalog:
         names, groups = np.unique(members.values.astype(str), return_inverse=True)
         if len(self) * len(names) > LARGEST_SHARES:
             raise ValueError(
-                f"{len(names)} groups of {self.group_column!r} over {len(self)} items are too many for fairness and "
-                "diversity to mean anything; group by a coarser column, or by none"
+                f"group_column={self.group_column!r} has too many groups ({len(names)} for {len(self)} items) to "
+                "measure fairness and diversity; choose a coarser group_column, or leave it out"
             )
 
-        # 3. Split each item evenly among its groups.
+        # 3. Give each group of an item an equal share.
         shares = np.zeros((len(self), len(names)), np.float32)
         np.add.at(shares, (members.row_ids, groups), 1 / np.maximum(members.lengths, 1)[members.row_ids])
         return names.tolist(), shares
@@ -146,7 +149,7 @@ class ItemCatalog:
     def with_surface(
         self, surface: str, semantic_ids: Ragged | None = None, user_ids: Ragged | None = None
     ) -> ItemCatalog:
-        """The same items with another surface. Semantic IDs that are not given stay as they are."""
+        """Returns the catalogue with another surface. Semantic IDs that are not given remain unchanged."""
         semantic_ids = self.semantic_ids if semantic_ids is None else semantic_ids
         user_ids = self.user_ids if user_ids is None else user_ids
         return replace(self, surface=surface, semantic_ids=semantic_ids, user_ids=user_ids)
@@ -163,23 +166,23 @@ class ItemCatalog:
 
     @cached_property
     def user_surfaces(self) -> list[str]:
-        """The text of each user's semantic ID, by user number; empty without user IDs."""
+        """The text of each user's semantic ID, by user index; empty without user IDs."""
         return [] if self.user_ids is None else ["".join(self.user_ids[user]) for user in range(len(self.user_ids))]
 
     @cached_property
     def item_tokens(self) -> list[str]:
-        """The tokens that a tokenizer needs to write these surfaces; none for titles."""
+        """The tokens that must be added to a tokenizer for these surfaces; empty for titles."""
         if self.surface == "title":
             return []
         return self.surfaces if self.surface == "item_token" else tokens_of(self.semantic_ids)
 
     @cached_property
     def new_tokens(self) -> list[str]:
-        """All tokens that a tokenizer needs: those of the items, then those of the users' IDs."""
+        """All tokens that must be added to a tokenizer: the tokens of items, then the tokens of user IDs."""
         return [*self.item_tokens, *tokens_of(self.user_ids)]
 
     def surface_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Row `i`: the token ids of item `i`'s surface."""
+        """Returns the token ids of each item's surface; row `i` belongs to item `i`."""
         if self.surface == "title":
             return Ragged.from_lists(
                 tokenizer(self.surfaces, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -193,7 +196,7 @@ class ItemCatalog:
         return _token_ids(self.semantic_ids, vocabulary)
 
     def user_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Row `u`: the token ids of user `u`'s semantic ID."""
+        """Returns the token ids of each user's semantic ID; row `u` belongs to user `u`."""
         if self.user_ids is None:
             raise ValueError(
                 "the catalogue has no semantic IDs of users; make them first, or leave users out of prompts"
@@ -201,23 +204,23 @@ class ItemCatalog:
         return _token_ids(self.user_ids, _checked_vocabulary(tokenizer, tokens_of(self.user_ids)))
 
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Row `i`: the token ids that the model must write to recommend item `i`.
+        """Returns the path of each item, the token ids that the model writes to recommend it; row `i` is for item `i`.
 
-        Titles end in EOS, so that no path is the beginning of another. Item tokens and semantic IDs have no EOS: none
-        of them is the beginning of another.
+        The path of a title ends with EOS, so that no path is a prefix of another path. Item tokens and semantic IDs
+        need no EOS, because none of them is a prefix of another.
         """
         surfaces = self.surface_ids(tokenizer)
         if self.surface != "title":
             return surfaces
         if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no EOS token to end a title with; set tokenizer.eos_token")
+            raise ValueError("the tokenizer has no EOS token to end titles with; set tokenizer.eos_token")
         eos = np.full(len(self), tokenizer.eos_token_id, dtype=np.int64)
         return join(surfaces, Ragged.from_lengths(eos, np.ones(len(self), np.int64)))
 
     def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Row `i`: the token ids that the model must write for item `i` in a list.
+        """Returns the path of each item in a written list, the token ids of the item's entry; row `i` is for item `i`.
 
-        Titles end in a line break. The EOS that ends a list is not included.
+        The path of a title ends with a line break. The EOS at the end of a list is not part of any path.
         """
         surfaces = self.surface_ids(tokenizer)
         if self.surface != "title":
@@ -225,17 +228,17 @@ class ItemCatalog:
         line_break = np.array(tokenizer("\n", add_special_tokens=False)["input_ids"], np.int64)
         if not len(line_break):
             raise ValueError(
-                "the tokenizer writes a line break as nothing, so titles in a list would run together; choose another "
+                "the tokenizer drops line breaks, so the titles in a list cannot be separated; choose another "
                 "tokenizer, or the surface item_token or semantic_id"
             )
         return join(surfaces, Ragged.repeated(line_break, len(self)))
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of ids and titles, the same for two folders with the same items in the same order."""
+        """A hash of the ids and titles of all items, in their order."""
         digest = hashlib.sha256()
         for name in ("item_id", "title"):
-            # The zero byte ends each text, so that moving a letter from one text to the next changes the hash.
+            # The zero byte marks the end of each text; otherwise ["ab", "c"] and ["a", "bc"] would have the same hash.
             for text in self.items[name].to_pylist():
                 digest.update(text.encode() + b"\0")
         return digest.hexdigest()[:16]
@@ -244,7 +247,7 @@ class ItemCatalog:
         """Writes `items.parquet`, `catalog.json` and, if there are user IDs, `user_ids.parquet`."""
         folder = Path(folder)
 
-        # 1. The tables.
+        # 1. Write the tables.
         items = self.items
         if self.semantic_ids is not None:
             column = Ragged(self.semantic_ids.values.astype(object), self.semantic_ids.offsets).to_arrow()
@@ -253,7 +256,7 @@ class ItemCatalog:
             pq.write_table(items, temporary)
         write_user_ids(self.user_ids, folder)
 
-        # 2. The settings, and the fingerprint by which `load` notices a changed table.
+        # 2. Write the settings, and the fingerprint with which `load` detects that the table has changed.
         card = {
             "surface": self.surface,
             "group_column": self.group_column,
@@ -264,7 +267,7 @@ class ItemCatalog:
 
     @classmethod
     def load(cls, folder: str | Path) -> ItemCatalog:
-        """Reads the catalogue that `save` wrote."""
+        """Loads a catalogue that `save` wrote."""
         folder = Path(folder)
         if not (folder / "catalog.json").is_file():
             raise ValueError(f"{folder} has no catalogue (catalog.json is missing); make one with trl-rec prepare")
@@ -281,7 +284,7 @@ class ItemCatalog:
                 "or copy the catalogue from its dataset again"
             ) from error
 
-        # 2. Take the semantic IDs out of the table.
+        # 2. Move the semantic IDs out of the table.
         semantic_ids = None
         if "semantic_id" in items.column_names:
             semantic_ids = Ragged.from_arrow(items["semantic_id"])
@@ -297,7 +300,7 @@ class ItemCatalog:
 
 
 def _checked_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> dict[str, int]:
-    """The tokenizer's vocabulary. Raises where it lacks any of the tokens."""
+    """Returns the tokenizer's vocabulary. Raises ValueError if the vocabulary lacks any of the tokens."""
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in tokens if token not in vocabulary]
     if missing:
@@ -309,13 +312,13 @@ def _checked_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -
 
 
 def _token_ids(ids: Ragged, vocabulary: dict[str, int]) -> Ragged:
-    """Converts tokens to token ids. Each distinct token is looked up once."""
+    """Converts tokens to token ids. Each distinct token is looked up only once."""
     names, position = np.unique(ids.values.astype(str), return_inverse=True)
     return Ragged(np.array([vocabulary[name] for name in names.tolist()], np.int64)[position], ids.offsets)
 
 
 def _check_repeats(ids: pa.ChunkedArray) -> None:
-    """Raises where an item id occurs more than once."""
+    """Raises ValueError if an item id occurs more than once."""
     counts = pc.value_counts(ids)
     if len(counts) < len(ids):
         repeated = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()

@@ -1,7 +1,7 @@
-"""Items with the same title, which nobody can tell apart where items are written as titles.
+"""Twins: items with the same title, which are indistinguishable if items are written as titles.
 
-A user who has one of them has the others, so excluding a history excludes them all. Items with the same semantic ID
-are no twins: these are different products, and a model cannot help writing them alike.
+If a user's history contains an item, its twins are excluded from recommendations too, because the user would see the
+same title again. Items that share a semantic ID are not twins: they are different products whose titles differ.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ class Twins:
     """Groups of items with the same title.
 
     Args:
-        groups (`np.ndarray` of shape `(num_items,)`): The group of each item. Most groups have a single member.
-        members (`Ragged`): Row `g`: the items of group `g`, in ascending order.
+        groups (`np.ndarray` of shape `(num_items,)`): The group of each item. An item without twins is a group of its
+            own.
+        members (`Ragged`): Row `g` contains the items of group `g`, in ascending order.
     """
 
     groups: np.ndarray
@@ -28,7 +29,7 @@ class Twins:
 
     @classmethod
     def of_titles(cls, titles: pa.ChunkedArray) -> Twins | None:
-        """The groups of items with these titles; None if all titles are different."""
+        """Groups items by their titles. Returns None if all titles are distinct."""
         encoded = titles.combine_chunks().dictionary_encode()
         num_groups = len(encoded.dictionary)
         if num_groups == len(titles):
@@ -38,8 +39,8 @@ class Twins:
         return cls(groups, Ragged.from_lengths(order, np.bincount(groups, minlength=num_groups)))
 
     def complete(self, rows: Ragged) -> Ragged:
-        """The rows, each with all twins of its items. The items of a row are distinct and in no particular order."""
-        # The distinct groups of each row: a large group is then written out once, however many members the row has.
+        """Adds all twins of its items to each row. The items of a returned row are distinct and in arbitrary order."""
+        # Find the distinct groups of each row first, so that each group is expanded only once per row.
         num_groups = len(self.members)
         keys = np.unique(rows.row_ids * num_groups + self.groups[rows.values])
         row, group = np.divmod(keys, num_groups)

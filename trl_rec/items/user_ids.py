@@ -1,4 +1,4 @@
-"""The users' semantic IDs stored beside a catalogue: `user_ids.parquet`, one list of tokens per user."""
+"""Reads, writes and checks `user_ids.parquet`, which contains one list of semantic-ID tokens per user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE = "user_ids.parquet"
 
 
 def write_user_ids(user_ids: Ragged | None, folder: Path) -> None:
-    """Writes the file, or deletes an old one if there are no IDs."""
+    """Writes the users' IDs to the folder. If there are no IDs, an existing file is deleted."""
     if user_ids is None:
         (folder / FILE).unlink(missing_ok=True)
         return
@@ -27,32 +27,31 @@ def write_user_ids(user_ids: Ragged | None, folder: Path) -> None:
 
 
 def read_user_ids(folder: Path) -> Ragged | None:
-    """Reads what `write_user_ids` wrote; None if there is no file."""
+    """Reads the IDs that `write_user_ids` wrote, or returns None if there is no file."""
     if not (folder / FILE).is_file():
         return None
     try:
         return Ragged.from_arrow(pq.read_table(folder / FILE)["semantic_id"])
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ValueError(
-            f"{folder} is damaged ({FILE} cannot be read: {error!r}); delete the file, and make the users' IDs again"
+            f"{folder} is damaged ({FILE} cannot be read: {error!r}); delete the file and make the users' IDs again"
         ) from error
 
 
 def tokens_of(ids: Ragged | None) -> list[str]:
-    """The distinct tokens of the IDs, sorted; empty without IDs."""
+    """Returns the distinct tokens of the IDs, sorted; empty if there are no IDs."""
     return [] if ids is None else np.unique(ids.values.astype(str)).tolist()
 
 
 def check_shared_tokens(user_ids: Ragged, semantic_ids: Ragged | None) -> None:
-    """Raises where users and items share a token, or where a user has no token."""
+    """Raises ValueError if users and items share a token, or if a user has no tokens."""
     items = set(tokens_of(semantic_ids))
     shared = [token for token in tokens_of(user_ids) if token in items or re.fullmatch(r"<item_\d+>", token)]
     if shared:
         raise ValueError(
-            f"the token {shared[0]!r} belongs to users and to items; give the users tokens of their own, such as "
-            "<ua_3>"
+            f"the token {shared[0]!r} is used by both users and items; use different tokens for users, such as <ua_3>"
         )
 
     empty = np.flatnonzero(user_ids.lengths == 0)
     if len(empty):
-        raise ValueError(f"user {empty[0]} has a semantic ID without a token; give every user at least one")
+        raise ValueError(f"user {empty[0]} has a semantic ID without tokens; give every user at least one token")

@@ -1,4 +1,4 @@
-"""Loads or makes models, adds item tokens, and computes logits at chosen positions or of completions."""
+"""Loads or makes models, adds item tokens, and computes logits at selected positions or for completions."""
 
 from typing import TYPE_CHECKING
 

@@ -1,5 +1,4 @@
-"""Builds the model that a recipe describes: a pretrained one, perhaps quantised or with an adapter, or a small one
-from scratch."""
+"""Builds the model of a recipe: a pretrained model, optionally quantised or with an adapter, or a small new model."""
 
 from __future__ import annotations
 
@@ -25,20 +24,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class RecModelConfig(ModelConfig):
-    """[`~trl.ModelConfig`] plus the size of a model from scratch, which is made if there is no `model_name_or_path`.
+    """[`~trl.ModelConfig`] with additional options for a model from scratch.
+
+    A model is made from scratch if `model_name_or_path` is None. Otherwise the additional options have no effect.
 
     Args:
-        hidden_size (`int`, *optional*, defaults to `64`): Width.
+        hidden_size (`int`, *optional*, defaults to `64`): Width of the hidden states.
         num_layers (`int`, *optional*, defaults to `2`): Number of layers.
         num_heads (`int`, *optional*, defaults to `2`): Number of attention heads per layer.
-        dropout (`float`, *optional*, defaults to `0.2`): Dropout on the attention weights and on the output of each
-            sublayer.
+        dropout (`float`, *optional*, defaults to `0.2`): Dropout probability for the attention weights and for the
+            output of each sublayer.
     """
 
     hidden_size: int = field(default=64, metadata={"range": COUNT, "help": "width of a model from scratch"})
-    num_layers: int = field(default=2, metadata={"range": COUNT, "help": "layers of a model from scratch"})
-    num_heads: int = field(default=2, metadata={"range": COUNT, "help": "attention heads of a model from scratch"})
-    dropout: float = field(default=0.2, metadata={"range": SHARE_BELOW_ONE, "help": "dropout of a model from scratch"})
+    num_layers: int = field(default=2, metadata={"range": COUNT, "help": "number of layers of a model from scratch"})
+    num_heads: int = field(
+        default=2, metadata={"range": COUNT, "help": "number of attention heads per layer of a model from scratch"}
+    )
+    dropout: float = field(
+        default=0.2, metadata={"range": SHARE_BELOW_ONE, "help": "dropout probability of a model from scratch"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -54,27 +59,29 @@ def build_model(
     trust_remote_code: bool = False,
     texts: Iterable[str] = (),
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PeftConfig | None]:
-    """Builds model, tokenizer and adapter configuration, ready for a trainer.
+    """Builds the model, the tokenizer and the adapter configuration that a trainer needs.
 
     Args:
-        catalog (`ItemCatalog`): The items; their surface decides which tokens are new.
+        catalog (`ItemCatalog`): The items. Their surface determines which tokens are added.
         config (`RecModelConfig`): The model to load or make.
-        max_length (`int`, *optional*): The most tokens of a text, for a model from scratch; 1024 by default.
-        seed (`int`, *optional*, defaults to `0`): Seed of a model from scratch and of the embeddings of new tokens.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code that comes with a model.
-        texts (iterable of `str`, *optional*): Texts whose words a model from scratch needs besides items.
+        max_length (`int`, *optional*): Maximum number of tokens per text for a model from scratch. By default 1024.
+        seed (`int`, *optional*, defaults to `0`): Random seed for a model from scratch and for the embeddings of new
+            tokens.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run custom code from the model's
+            repository.
+        texts (iterable of `str`, *optional*): Texts whose words are added to the vocabulary of a model from scratch.
 
     Returns:
         The model, its tokenizer, and the adapter configuration, which is None without an adapter.
     """
-    # From scratch.
+    # Make a model from scratch.
     if config.model_name_or_path is None:
         item_tokenizer = make_tokenizer(catalog, texts)
         size = {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
         return model, item_tokenizer, get_peft_config(config)
 
-    # Pretrained: load it, and add the catalogue's tokens. An adapter has to train their embeddings.
+    # Or load a pretrained model, and add the catalogue's tokens. An adapter must also train their embeddings.
     options = loading_options(config, trust_remote_code)
     model = load_policy(config.model_name_or_path, **options)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=trust_remote_code or None)
@@ -89,21 +96,24 @@ def build_model(
 def build_policy(
     config: ModelConfig, *, trust_remote_code: bool = False, with_reference: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedModel | None, PreTrainedTokenizerBase, PeftConfig | None]:
-    """Builds policy, reference, tokenizer and adapter configuration for preference training.
+    """Builds the policy, the reference, the tokenizer and the adapter configuration for preference training.
 
     Args:
-        config (`ModelConfig`): The model to load; it must have a `model_name_or_path`.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code that comes with a model.
-        with_reference (`bool`, *optional*, defaults to `True`): Whether to load a reference at all.
+        config (`ModelConfig`): The model to load. Its `model_name_or_path` must be set.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run custom code from the model's
+            repository.
+        with_reference (`bool`, *optional*, defaults to `True`): Whether to load a reference.
 
     Returns:
-        The policy, the reference, the tokenizer and the adapter configuration. The reference is the same model, loaded
-        again. It is None if the policy has or gets an adapter: its base without the adapter is then the reference.
+        The policy, the reference, the tokenizer and the adapter configuration. The reference is a second copy of the
+        model. It is None if the policy has an adapter or will be given one, because the model without the adapter then
+        serves as the reference.
     """
     name = config.model_name_or_path
     if name is None:
         raise ValueError(
-            "there is no policy to start from; give model_name_or_path, such as the output folder of trl-rec bear"
+            "there is no policy to start from; set model_name_or_path, for example to the output folder of trl-rec "
+            "bear"
         )
 
     options = loading_options(config, trust_remote_code)
@@ -117,12 +127,13 @@ def build_policy(
 
 
 def loading_options(config: ModelConfig, trust_remote_code: bool = False) -> dict[str, Any]:
-    """The options with which [`load_model`] loads a recipe's model: number format, attention and quantisation.
+    """Returns the options for [`load_model`], such as dtype, attention implementation and quantisation.
 
     Args:
-        config (`ModelConfig`): The recipe's model.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): The trainer configuration's setting of this name;
-            TRL's `ModelConfig` has none.
+        config (`ModelConfig`): The configuration of the model.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run custom code from the model's
+            repository. It is a separate argument because this field belongs to the trainer's configuration, not to
+            `ModelConfig`.
     """
     options: dict[str, Any] = {
         "dtype": config.dtype,
@@ -135,6 +146,6 @@ def loading_options(config: ModelConfig, trust_remote_code: bool = False) -> dic
     quantization = get_quantization_config(config)
     if quantization is not None:
         options["quantization_config"] = quantization
-        # Every process keeps a copy of its own, on its own device.
+        # Each process loads its own copy onto its own device.
         options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     return options

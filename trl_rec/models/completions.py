@@ -1,14 +1,15 @@
-"""Scores K completions of one prompt in a single row, so that the prompt is read once.
+"""Scores K completions of a prompt in a single row, so that the prompt is processed only once.
 
-A shared row is a prompt followed by the tokens of all its completions, packed without gaps. Position ids restart after
-the prompt for each completion, and a completion sees the prompt and itself: exactly what it would see in a row of its
-own, so the results agree up to rounding. A model that cannot take such a mask gets one row per completion instead.
-The choice is made, and logged once, before the forward pass. Rows are always packed from the left, whatever the
-padding of the input, and only the scored positions reach the output embedding.
+A shared row is a prompt followed by the tokens of all its completions, without padding in between. For each completion
+the position ids continue from the end of the prompt, and its tokens attend only to the prompt and to the same
+completion. The results are therefore the same as with one row per completion, up to rounding. Models that do not
+support such a mask read one row per completion, which is decided before the forward pass and logged once. Packed rows
+are padded on the right even if the input is padded on the left. Logits are computed only where a scored token is
+predicted.
 
 Legend: B prompts, P prompt tokens (padded), K completions per prompt, C tokens per completion (padded), W columns of
-the packed rows, M scored completion tokens in total, N positions that predict them, V vocabulary. With a trie, the
-tokens that are legal at a position are padded to a common number.
+the packed rows, M scored completion tokens in total, N positions that predict them, V vocabulary size, L maximum
+number of legal tokens at a position (padded).
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ class CompletionLogits(NamedTuple):
     """The logits that predict the scored completion tokens.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, V)`): One row per position that predicts a token. In shared rows a
-            prompt's last position appears once, however many completions follow it; in separate rows it appears once
-            per completion.
-        rows (`torch.Tensor` of shape `(M,)`): The row of `logits` that predicts each scored token, in the order of
-            `scored.nonzero()`.
+        logits (`torch.Tensor` of shape `(N, V)`): The logits at each position that predicts a token. The last position
+            of a prompt predicts the first tokens of all its completions. It occurs once in shared rows, and once per
+            completion in separate rows.
+        rows (`torch.Tensor` of shape `(M,)`): For each scored token, in the order of `scored.nonzero()`, the row of
+            `logits` that predicts it.
     """
 
     logits: Tensor
@@ -56,26 +57,28 @@ def read_completions(
 ) -> CompletionLogits:
     """Runs one forward pass over prompts and their completions.
 
-    Masked tokens have no influence, but their ids must lie in the vocabulary.
+    Masked tokens do not affect the result, but their ids must be in the vocabulary.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The model itself, not the wrapper of a distributed engine.
-        prompt_ids (`torch.Tensor` of shape `(B, P)`): Prompts of at least one token each.
+        prompt_ids (`torch.Tensor` of shape `(B, P)`): Prompts with at least one token each.
         prompt_mask (`torch.Tensor` of shape `(B, P)`): Boolean, or 0 and 1.
-        completion_ids (`torch.Tensor` of shape `(B, K, C)`): Completions; they may differ in number and length.
-        completion_mask (`torch.Tensor` of shape `(B, K, C)`): Boolean. A completion without any True is absent. If all
-            are absent there are no logits, but the empty result still has a gradient.
-        scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): The completion tokens whose logits are wanted; all by
-            default. The output embedding skips the others, such as tokens that a trie forces.
-        wrapped (`nn.Module`, *optional*): The wrapper to call instead of `model`: a DDP module, a DeepSpeed engine.
+        completion_ids (`torch.Tensor` of shape `(B, K, C)`): Completions.
+        completion_mask (`torch.Tensor` of shape `(B, K, C)`): Boolean. A completion whose mask is all False is absent,
+            so prompts may have different numbers of completions. If all completions are absent, the logits are empty
+            but still have a gradient.
+        scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): True for the completion tokens whose logits are
+            needed. By default, the logits of all completion tokens are computed. Tokens that a trie forces need none.
+        wrapped (`nn.Module`, *optional*): The module to call instead of `model`, such as a DDP module or a DeepSpeed
+            engine.
 
     Returns:
-        [`CompletionLogits`]: The logits, and the number of the row that predicts each scored token.
+        [`CompletionLogits`]: The logits, and the index of the row that predicts each scored token.
     """
     check_suitable(model)
     reason = why_separate(model, prompt_ids.shape[1] + completion_ids.shape[2])
     if reason is not None:
-        warn_once(reason, "every completion gets a row of its own, which is slower")
+        warn_once(reason, "each completion is read in a separate row, which is slower")
 
     mask = completion_mask.bool()
     texts = (prompt_ids, prompt_mask.bool(), completion_ids, mask, mask if scored is None else mask & scored)
@@ -85,13 +88,13 @@ def read_completions(
 def completion_logps(
     read: CompletionLogits, completion_ids: Tensor, completion_mask: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
-    """The log-probability of each completion token over the whole vocabulary.
+    """Computes the log-probability of each completion token over the whole vocabulary.
 
     Args:
         read (`CompletionLogits`): The result of [`read_completions`].
         completion_ids (`torch.Tensor` of shape `(B, K, C)`): The completions.
-        completion_mask (`torch.Tensor` of shape `(B, K, C)`): The tokens that were scored.
-        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits first.
+        completion_mask (`torch.Tensor` of shape `(B, K, C)`): True for the tokens that were scored.
+        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits.
 
     Returns:
         `torch.Tensor` of shape `(B, K, C)`: At least float32; 0 where masked.
@@ -110,14 +113,14 @@ def legal_completion_logps(
     *,
     temperature: float = 1.0,
 ) -> Tensor:
-    """The log-probability of each completion token among the tokens that are legal at its node of the trie.
+    """Computes the log-probability of each completion token among the legal tokens at its node of the trie.
 
     Args:
         read, completion_ids, completion_mask: As in [`completion_logps`].
-        trie (`TokenTrie`): The catalogue, on the same device.
+        trie (`TokenTrie`): The trie of the catalogue, on the same device.
         nodes (`torch.Tensor` of shape `(B, K, C)`): The node before each token, as in `TokenTrie.walk`. A token that
-            is not among its children has log-probability -inf and no gradient.
-        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits first.
+            is not legal at its node has log-probability -inf and no gradient.
+        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits.
 
     Returns:
         `torch.Tensor` of shape `(B, K, C)`: At least float32; 0 where masked.
@@ -131,23 +134,25 @@ def legal_completion_logps(
 def chosen_legal_logps(
     read: CompletionLogits, targets: Tensor, tokens: Tensor, legal: Tensor, temperature: float
 ) -> Tensor:
-    """The log-probabilities `(M,)` of the targets `(M,)` among those of the tokens `(M, C)` that are `legal`. A target
-    that is not among them has -inf and no gradient."""
-    # Gather from the flat logits: indexing `logits[rows]` first would make an (M, V) tensor, and another one as its
+    """Computes the log-probability of each target `(M,)` among the `tokens` `(M, L)` that are `legal` `(M, L)`.
+
+    A target that is not among the legal tokens has log-probability -inf and no gradient.
+    """
+    # Gather from the flattened logits, because `logits[rows]` would allocate an (M, V) tensor, and another one for its
     # gradient.
     starts = read.rows.unsqueeze(1) * read.logits.shape[1]
     scores = read.logits.flatten().gather(0, (starts + tokens).flatten()).view(tokens.shape)
     scores = at_least_float32(scores) / temperature
-    log_probs = torch.where(legal, scores, -torch.inf).log_softmax(-1)  # (M, C)
+    log_probs = torch.where(legal, scores, -torch.inf).log_softmax(-1)  # (M, L)
 
-    # At most one column is the target, so the sum picks it.
+    # At most one column contains the target, so the sum selects its log-probability.
     is_target = legal & (tokens == targets.unsqueeze(1))
     chosen = torch.where(is_target, log_probs, 0.0).sum(1)
     return torch.where(is_target.any(1), chosen, -torch.inf)
 
 
 def _unpack(values: Tensor, mask: Tensor) -> Tensor:
-    """A tensor of the mask's shape: the values at its True entries, and 0 elsewhere."""
+    """Returns a tensor in the mask's shape with the values at the mask's True entries, and 0 elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
@@ -162,10 +167,11 @@ def _read(
     *,
     shared: bool,
 ) -> CompletionLogits:
-    # 1. Separate rows are shared rows of one completion each, repeating the prompt. Absent completions get no row.
+    # 1. For separate rows, repeat the prompt for each completion, so that each row has one completion. Absent
+    # completions are dropped.
     if not shared:
         present = completion_mask.any(-1).flatten().nonzero().squeeze(1)
-        present = present if len(present) else present.new_zeros(1)  # a forward pass needs a row
+        present = present if len(present) else present.new_zeros(1)  # a forward pass needs at least one row
         prompts = present // completion_mask.shape[1]
         prompt_ids = prompt_ids[prompts]
         prompt_mask = prompt_mask[prompts]
@@ -173,13 +179,13 @@ def _read(
         completion_mask = completion_mask.flatten(0, 1)[present].unsqueeze(1)
         scored = scored.flatten(0, 1)[present].unsqueeze(1)
 
-    # 2. Pack the rows. For a single completion the model's own causal mask is the right one.
+    # 2. Pack the rows. A row with a single completion needs no custom mask besides the model's causal mask.
     packed = _pack(prompt_ids, prompt_mask, completion_ids, completion_mask, scored)
     inputs = {"attention_mask": mask_for(model, _seen(packed)) if shared else packed.real.long()}
     if takes_positions(model):
         inputs["position_ids"] = packed.positions
 
-    # 3. Run the model, with logits only where a scored token is predicted.
+    # 3. Run the model. Logits are computed only where a scored token is predicted.
     positions, rows = _predicting_positions(packed)
     with logits_at(model, positions):
         logits = wrapped(input_ids=packed.token_ids, use_cache=False, **inputs).logits[0]
@@ -192,9 +198,9 @@ class _Packed(NamedTuple):
     Args:
         token_ids: The tokens.
         positions: Their position ids.
-        owners: The number of the completion that each token belongs to; -1 for the prompt.
+        owners: The index of the completion that each token belongs to; -1 for the prompt.
         real: False for padding.
-        scored: The completion tokens whose logits are wanted.
+        scored: True for the completion tokens whose logits are needed.
     """
 
     token_ids: Tensor
@@ -207,13 +213,13 @@ class _Packed(NamedTuple):
 def _pack(
     prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor, scored: Tensor
 ) -> _Packed:
-    """Moves the real tokens of each row to the left, in order."""
-    # 1. Positions count on from the prompt's end in every completion.
+    """Moves the real tokens of each row to the left, keeping their order."""
+    # 1. In each completion, position ids continue from the end of the prompt.
     lengths = prompt_mask.sum(1)  # (B,)
     positions = lengths.view(-1, 1, 1) + completion_mask.cumsum(-1) - 1  # (B, K, C)
     owners = torch.arange(completion_mask.shape[1], device=prompt_ids.device).view(1, -1, 1).expand_as(completion_ids)
 
-    # 2. A stable sort by `real` moves the padding to the right. The width is the only number the host waits for.
+    # 2. A stable sort by `real` moves the padding to the right. Only the width has to be copied to the host.
     real = torch.cat([prompt_mask, completion_mask.flatten(1)], 1)
     width = int(real.sum(1).max())
     order = torch.argsort(~real, dim=1, stable=True)[:, :width]  # (B, W)
@@ -228,9 +234,10 @@ def _pack(
 
 
 def _seen(packed: _Packed) -> Tensor:
-    """`(B, W, W)`: a token sees the earlier tokens of its prompt and of its own completion, and itself.
+    """Returns which tokens each token attends to, `(B, W, W)`.
 
-    Padding sees at least the prompt's first token, so that no softmax is empty.
+    A token attends to itself and to the earlier tokens of its prompt and of its completion. Padding attends to the
+    first token of the prompt at least, so that no softmax is empty.
     """
     owner = packed.owners
     position = packed.positions
@@ -240,14 +247,15 @@ def _seen(packed: _Packed) -> Tensor:
 
 
 def _predicting_positions(packed: _Packed) -> tuple[Tensor, Tensor]:
-    """Which positions predict a scored token, `(B, W)`, and for each scored token the number of the position that
-    predicts it, `(M,)`. These positions are numbered row by row."""
-    # The column before predicts a token, except that the prompt's last column predicts a completion's first token.
+    """Returns a mask of the positions that predict a scored token, `(B, W)`, and which of them predicts each scored
+    token, `(M,)`. The positions are numbered row by row."""
+    # A token is predicted at the previous column, except that the first token of a completion is predicted at the last
+    # column of the prompt.
     prompt_ends = (packed.real & (packed.owners < 0)).sum(1, keepdim=True)  # (B, 1): the first position of completions
     column = torch.arange(packed.scored.shape[1], device=packed.scored.device)
     before = (torch.where(packed.positions == prompt_ends, prompt_ends, column) - 1).clamp(min=0)
 
     predicts = torch.zeros_like(packed.token_ids).scatter_add(1, before, packed.scored.long()) > 0
-    # Number them row by row, as `logits_at` reads them.
+    # The positions are numbered row by row, in the order in which `logits_at` returns their logits.
     numbers = predicts.flatten().cumsum(0).view_as(predicts) - 1
     return predicts, numbers.gather(1, before)[packed.scored]

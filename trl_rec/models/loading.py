@@ -1,7 +1,7 @@
 """Loads a model and its tokenizer from a hub id, a folder, or a GGUF file.
 
-From a folder with an adapter, base model and adapter are loaded. A GGUF file, or a folder that contains one and no
-configuration, is converted by transformers, which needs the package `gguf`.
+If a folder contains an adapter, both the base model and the adapter are loaded. A GGUF file, or a folder with a GGUF
+file and no configuration, is converted by transformers, which requires the package `gguf`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
         model = _with_adapter(source, **options).eval()
     else:
         model = AutoModelForCausalLM.from_pretrained(source, **gguf_options, **options).eval()
-        if gguf_options:  # the weights are floats now, but transformers still marks them as quantised
+        if gguf_options:  # transformers has dequantised the weights, but still marks the model as quantised
             mark_unquantized(model)
     return keep_differentiable(model)
 
@@ -40,7 +40,7 @@ def _with_adapter(folder: str, **options: Any) -> Any:
     if not gguf_options:
         return AutoPeftModelForCausalLM.from_pretrained(folder, **options)
 
-    # PEFT cannot load a GGUF file as the base, so repeat what it does.
+    # PEFT cannot load a GGUF file as the base model, so its steps are repeated here.
     is_trainable = options.pop("is_trainable", False)
     model: Any = load_model(base, **options)
     size = len(AutoTokenizer.from_pretrained(folder))
@@ -50,15 +50,17 @@ def _with_adapter(folder: str, **options: Any) -> Any:
 
 
 def load_policy(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
-    """Loads a model like [`load_model`], but leaves a folder's adapter trainable, so that training can continue."""
+    """Same as [`load_model`], except that a folder's adapter is trainable, so that training can continue."""
     if (Path(name_or_path) / "adapter_config.json").is_file():
         options["is_trainable"] = True
     return load_model(name_or_path, **options)
 
 
 def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokenizerBase:
-    """Loads the model's tokenizer, set to pad on the left, as decoding requires. If it has no padding token, it pads
-    with EOS."""
+    """Loads the model's tokenizer.
+
+    It pads on the left, as decoding requires, and uses EOS for padding if it has no padding token.
+    """
     source, gguf_options = _source(name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(source, **gguf_options, **options)
     tokenizer.padding_side = "left"
@@ -66,14 +68,15 @@ def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokeni
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
-                f"{name_or_path}: the tokenizer has neither a padding nor an EOS token; set one and save it again"
+                f"{name_or_path}: the tokenizer has neither a padding token nor an EOS token; set one of them and "
+                "save the tokenizer again"
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def _source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
-    """The folder or hub id, and the options that name a GGUF file in it; no options for other models."""
+    """Returns the folder or hub id, and the loading options, which name the GGUF file if there is one."""
     path = Path(name_or_path)
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), {"gguf_file": path.name}
@@ -82,7 +85,7 @@ def _source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1:
             raise ValueError(
-                f"{path} has neither config.json nor a single GGUF file; name a model's folder, file or hub id"
+                f"{path} has neither config.json nor a single GGUF file; give the folder, file or hub id of a model"
             )
         return str(path), {"gguf_file": files[0].name}
 

@@ -1,8 +1,9 @@
-"""Makes a small decoder and its tokenizer from scratch, with one token per item, or a few for semantic IDs.
+"""Makes a small decoder-only model and its tokenizer from scratch, with one token per item, or a few for semantic IDs.
 
-The architecture is Phi-3's with tied embeddings, which is Llama's plus dropout on the output of each sublayer. The
-rotary positions suit rows that begin anywhere in a history, and small data needs the dropout. Such a model trains in
-minutes on a CPU, so examples and tests use it to show a method from end to end.
+The architecture is Phi-3 with tied embeddings. It is equivalent to Llama with dropout on the output of each sublayer,
+which reduces overfitting on small data sets. Its rotary position embeddings are relative, so it does not matter at
+which interaction a history begins. The model trains within minutes on a CPU, so examples and tests use it to
+demonstrate a method from end to end.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ WORDS = r"<[^<>\s]+>|\w+|[^\w\s]"  # a token in angle brackets, a word, or a pun
 
 
 def make_tokenizer(catalog: ItemCatalog, texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
-    """Makes a tokenizer for the catalogue's tokens and `<pad> <bos> <eos>`.
+    """Makes a tokenizer for the catalogue's tokens and the special tokens `<pad> <bos> <eos>`.
 
     Args:
         catalog (`ItemCatalog`): The items. Their surface must not be the title.
-        texts (iterable of `str`, *optional*): Texts whose words and punctuation marks become tokens as well. The
-            tokenizer then reads all other words as `<unk>`, and drops white space.
+        texts (iterable of `str`, *optional*): Texts whose words and punctuation marks are added as tokens. If given,
+            the tokenizer maps all other words to `<unk>` and ignores white space.
     """
     if catalog.surface == "title":
         raise ValueError("titles need a pretrained tokenizer; choose the surface item_token or semantic_id")
 
-    # 1. Collect the tokens. Special and catalogue tokens come first, so their ids do not depend on the texts.
+    # 1. Collect the tokens. The special tokens and the catalogue's tokens come first, so that their ids do not depend
+    # on the texts.
     words = sorted({word for text in texts for word in re.findall(WORDS, text)} - set(catalog.new_tokens))
     special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
     if words:
@@ -67,14 +69,14 @@ def make_model(
     """Makes a decoder with random weights over the tokenizer's vocabulary.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): The tokenizer, such as that of [`make_tokenizer`].
-        hidden_size (`int`, *optional*, defaults to `64`): Width.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer, for example from [`make_tokenizer`].
+        hidden_size (`int`, *optional*, defaults to `64`): Width of the hidden states.
         num_layers (`int`, *optional*, defaults to `2`): Number of layers.
         num_heads (`int`, *optional*, defaults to `2`): Number of attention heads per layer.
-        dropout (`float`, *optional*, defaults to `0.2`): Dropout on the attention weights and on the output of each
-            sublayer.
-        max_length (`int`, *optional*, defaults to `512`): The most tokens of a text.
-        seed (`int`, *optional*, defaults to `0`): Seed of the weights.
+        dropout (`float`, *optional*, defaults to `0.2`): Dropout probability for the attention weights and for the
+            output of each sublayer.
+        max_length (`int`, *optional*, defaults to `512`): Maximum number of tokens per text.
+        seed (`int`, *optional*, defaults to `0`): Random seed for the weights.
     """
     config = Phi3Config(
         vocab_size=len(tokenizer),

@@ -1,8 +1,8 @@
-"""Computes logits at chosen positions only, since the output embedding is by far the widest layer.
+"""Computes logits only at selected positions, since the output embedding is by far the widest layer.
 
-A forward pre-hook on the output embedding selects the positions, inside the wrapped forward pass. So this works under
-adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2 alike, and a model that transforms its logits afterwards
-(soft-capping, scaling) still does.
+A forward pre-hook on the output embedding selects the hidden states inside the wrapped forward pass. Therefore this
+works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2, and transformations that a model applies to its
+logits, such as soft-capping or scaling, still take place.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from transformers import PreTrainedModel
 
 @contextmanager
 def logits_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
-    """Inside the block, a forward pass of `model` returns logits of shape `(1, N, V)`, one row per chosen position.
+    """Makes forward passes of `model` inside the block return logits `(1, N, V)`, for the N selected positions only.
 
     Args:
         model (`PreTrainedModel`): The model itself, not the wrapper of a distributed engine.
-        positions (`torch.Tensor` of shape `(B, T)`): Boolean, with N True entries, which are read row by row. N may be
-            0.
+        positions (`torch.Tensor` of shape `(B, T)`): Boolean mask with N True entries, which may be 0. The logits are
+            in the order of `positions.nonzero()`.
     """
 
     def select(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The chosen hidden states `(1, N, hidden)`, and the layer's other inputs."""
+        """Returns the selected hidden states `(1, N, hidden)`, and the layer's other inputs."""
         hidden_states = inputs[0]  # (B, T, hidden)
         return (hidden_states[positions].unsqueeze(0), *inputs[1:])
 

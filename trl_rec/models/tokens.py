@@ -1,7 +1,8 @@
-"""Adds item tokens or semantic IDs to a pretrained model's vocabulary, and lets an adapter train them.
+"""Adds item tokens or semantic IDs to a pretrained model's vocabulary, and configures adapters to train them.
 
-Under PEFT only the new rows of the embeddings are trained. Tied input and output embeddings are one module.
-Otherwise both modules have to be named, or the model learns to read the new tokens but not to write them.
+With PEFT, only the embeddings of new tokens are trained. If the input and output embeddings are not tied, both modules
+have to be listed in the adapter configuration. Otherwise the model would learn to read the new tokens but not to write
+them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from trl_rec.items.catalog import ItemCatalog
 
 
 def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalog: ItemCatalog) -> list[int]:
-    """Adds the catalogue's new tokens to tokenizer and model. Tokens that are already there stay as they are.
+    """Adds the catalogue's tokens to the tokenizer and the model. Existing tokens remain unchanged.
 
-    transformers draws the new embeddings around the mean of the old ones.
+    transformers initialises new embeddings randomly around the mean of the existing embeddings.
 
     Returns:
         The ids of the catalogue's tokens; empty for titles.
     """
     tokenizer.add_tokens(catalog.new_tokens)
-    # Many models have more embeddings than their tokenizer has tokens; those are used first.
+    # Many models have more embeddings than their tokenizer has tokens. The unused embeddings are used first.
     if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     vocabulary = tokenizer.get_vocab()
@@ -46,8 +47,10 @@ def lora_config(model: PreTrainedModel, new_token_ids: list[int], **options: Any
 
 
 def new_token_modules(model: PreTrainedModel, new_token_ids: list[int]) -> dict[str, list[int]]:
-    """`trainable_token_indices` of a `LoraConfig` for the new tokens: rows of the input embedding, and of the output
-    embedding if it is another module."""
+    """Returns the `trainable_token_indices` of a `LoraConfig` for the new tokens.
+
+    They cover the input embedding, and the output embedding if it is a separate module.
+    """
     modules = {_name_of(model, model.get_input_embeddings()): new_token_ids}
     if not model.config.get_text_config().tie_word_embeddings:
         modules[_name_of(model, model.get_output_embeddings())] = new_token_ids
@@ -55,6 +58,6 @@ def new_token_modules(model: PreTrainedModel, new_token_ids: list[int]) -> dict[
 
 
 def _name_of(model: PreTrainedModel, wanted: nn.Module) -> str:
-    """The last part of the module's name, such as `embed_tokens`, `wte` or `lm_head`."""
+    """Returns the last part of the module's name, such as `embed_tokens`, `wte` or `lm_head`."""
     path: str = next(name for name, module in model.named_modules() if module is wanted)
     return path.split(".")[-1]

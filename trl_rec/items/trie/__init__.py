@@ -1,4 +1,4 @@
-"""The token paths of a catalogue as a prefix tree. Needs torch alone, so that it stays below the catalogue."""
+"""The prefix tree of a catalogue's token paths. It depends on torch only, since it is below the catalogue's layer."""
 
 from trl_rec.items.trie.token_trie import TokenTrie
 

@@ -1,9 +1,9 @@
-"""Builds the arrays of a `TokenTrie` from token sequences, without a loop over items. It needs torch alone.
+"""Builds the arrays of a `TokenTrie` from token sequences, without a loop over items.
 
-Paths are sorted, then read column by column. In sorted order, a new node begins wherever the prefix of a path differs
-from the prefix of the path before it.
+The paths are sorted and then processed column by column. In sorted order, a new node begins wherever the prefix of a
+path differs from the prefix of the previous path.
 
-Legend: N paths, L tokens of the longest path, R paths that reach a new node of the level.
+Legend: N paths, L tokens in the longest path, R new nodes at a level.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     import numpy as np
 
-LARGEST = torch.iinfo(torch.int32).max  # tokens, items and nodes are int32
-KEY_BITS = 62  # of an int64 sort key; the sign and one more bit stay free
+LARGEST = torch.iinfo(torch.int32).max  # tokens, items and nodes are stored as int32
+KEY_BITS = 62  # usable bits of an int64 sort key; the sign bit and one more bit remain unused
 
 
 def as_matrix(sequences: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tensor:
-    """The paths as `(N, L)`, padded on the right with -1. Raises where they are not lists of token ids."""
-    # 1. Bring lists and arrays into one form.
+    """Returns the paths as `(N, L)`, padded on the right with -1. Raises ValueError if they are no valid token ids."""
+    # 1. Convert lists and arrays to a tensor.
     if isinstance(sequences, Tensor) or hasattr(sequences, "shape"):
         paths = torch.as_tensor(sequences)
         if paths.ndim != 2 or paths.is_floating_point():
@@ -38,25 +38,27 @@ def as_matrix(sequences: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tenso
         pad = torch.nn.utils.rnn.pad_sequence
         paths = pad(rows, batch_first=True, padding_value=-1) if rows else torch.empty(0, 0)
 
-    # 2. Check it.
+    # 2. Check the token ids.
     if not paths.numel():
-        raise ValueError("there is no sequence to build a trie from")
+        raise ValueError("there are no sequences to build a trie from; give at least one non-empty sequence")
     if bool((paths[:, 0] < 0).any()):
-        raise ValueError(f"sequence {int((paths[:, 0] < 0).nonzero()[0])} is empty")
+        raise ValueError(
+            f"sequence {int((paths[:, 0] < 0).nonzero()[0])} is empty; give every sequence at least one token"
+        )
     if int(paths.max()) > LARGEST:
-        raise ValueError(f"token id {int(paths.max())} is too large; a trie takes ids up to {LARGEST}")
+        raise ValueError(f"token id {int(paths.max())} is too large; token ids must not exceed {LARGEST}")
     gaps = ((paths[:, :-1] < 0) & (paths[:, 1:] >= 0)).any(1)
     if bool(gaps.any()):
         raise ValueError(
-            f"sequence {int(gaps.nonzero()[0])} has a negative id before its end; pad with -1 on the right"
+            f"sequence {int(gaps.nonzero()[0])} has a negative id before its end; use -1 only as padding on the right"
         )
     return paths
 
 
 def lexicographic_order(paths: Tensor, order: Tensor) -> Tensor:
-    """`(N,)`: the rows of `paths` sorted by path; rows with equal paths stay in the given `order`."""
-    # Stable sorts from the last columns to the first (a radix sort). One sort takes as many columns as fit into its
-    # key; for semantic IDs that is all of them.
+    """Returns the row indices of `paths`, sorted by path, `(N,)`. Rows with equal paths stay in the given `order`."""
+    # This is a radix sort: stable sorts from the last columns to the first. Each sort processes as many columns as fit
+    # into its key. For semantic IDs, one sort is usually enough.
     lows = paths.amin(0).tolist()
     bits = [(high - low).bit_length() for high, low in zip(paths.amax(0).tolist(), lows, strict=True)]
     column = len(bits)
@@ -72,15 +74,20 @@ def lexicographic_order(paths: Tensor, order: Tensor) -> Tensor:
 
 
 def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
-    """The arrays of a `TokenTrie` except `items`, for `paths` `(N, L)` whose rows are sorted by `order` `(N,)`."""
+    """Returns the arrays of a `TokenTrie`, except `items`.
+
+    Args:
+        paths: Paths `(N, L)`.
+        order: Row indices that sort the paths, `(N,)`.
+    """
     num_rows, depth = paths.shape
 
-    # Per row, in sorted order: whether its prefix differs from the row before, and the node that the prefix leads to.
+    # For each row, in sorted order: whether its prefix differs from the previous row, and the node of its prefix.
     differs = torch.zeros(num_rows, dtype=torch.bool)
     differs[0] = True
     node_of_row = torch.zeros(num_rows, dtype=torch.int32)
 
-    # Per level, the arrays of its nodes. Level 0 is the root.
+    # For each level, the arrays of its nodes. Level 0 is the root.
     starts = [torch.zeros(1, dtype=torch.int32)]
     ends = [torch.full((1,), num_rows, dtype=torch.int32)]
     tokens = []
@@ -89,7 +96,7 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
     num_nodes = 1
 
     for column in range(depth):
-        # 1. The rows at which a node of this level begins, leaving out rows whose path has ended.
+        # 1. Find the rows at which a node of this level begins, excluding rows whose path has already ended.
         token = paths[order, column]
         differs[1:] |= token[1:] != token[:-1]
         start = differs.nonzero().squeeze(1)
@@ -99,7 +106,7 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
         start = start[is_new]  # (R,)
         end = end[is_new]
 
-        # 2. Count the children of each node of the level above.
+        # 2. Count the children of each node of the previous level.
         level = depth_offsets[-2]
         widths.append(torch.bincount(node_of_row[start] - level, minlength=num_nodes - level).to(torch.int32))
         _check_prefixes(alive, node_of_row, widths[-1], level, order)
@@ -123,7 +130,7 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
 
 
 def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: int, order: Tensor) -> None:
-    """Raises where a path ends at a node with children. Decoding only stops at leaves, so it could not end there."""
+    """Raises ValueError if a path ends at a node with children, because decoding stops only at leaves."""
     ended = (~alive & (node_of_row >= 0)).nonzero().squeeze(1)
     if not len(ended):
         return

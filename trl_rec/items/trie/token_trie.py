@@ -1,11 +1,10 @@
-"""The catalogue as a prefix tree over token ids, stored in a few tensors on the model's device.
+"""A prefix tree of the items' token paths, stored in a few tensors on the model's device.
 
 Nodes are numbered level by level, and within a level by parent and then by token, so edge `e` leads to node `e + 1`.
-One array of row offsets and one of tokens therefore describe the whole tree (compressed sparse rows). Items are sorted
-by their token sequences, so the items below any node are a slice. There is no Python object per node and no loop over
-items, and the module needs torch alone.
+Therefore one array of row offsets and one array of tokens describe the whole tree, in CSR format. Items are sorted by
+their paths, so the items below a node form a slice. There is no Python object per node and no loop over items.
 
-Legend: C largest number of children of the given nodes (padded), T tokens.
+Legend: C maximum number of children of the given nodes (padded), T tokens.
 """
 
 from __future__ import annotations
@@ -33,33 +32,37 @@ if TYPE_CHECKING:
 
 
 class _HasPaths(Protocol):
-    """The part of `ItemCatalog` that `from_catalog` uses; the catalogue itself belongs to a higher layer."""
+    """The part of `ItemCatalog` that `from_catalog` uses. The catalogue itself belongs to a higher layer."""
 
     @property
     def surface(self) -> str:
-        """How items are written."""
+        """The kind of surface."""
 
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Row `i`: the path of item `i`."""
+        """Returns the path of each item."""
 
     def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Row `i`: the path of item `i` in a list."""
+        """Returns the path of each item in a written list."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenTrie:
-    """The legal continuations of every prefix of every item's path. Make it with `from_sequences` or `from_catalog`.
+    """A prefix tree that contains the legal continuations of every prefix of an item's path.
+
+    Build it with `from_sequences` or `from_catalog`.
 
     Args:
-        row_offsets (`torch.Tensor` of shape `(num_nodes + 1,)`): The children of node `n` are reached by the edges
-            `row_offsets[n]` up to `row_offsets[n + 1]`; edge `e` leads to node `e + 1`. Node 0 is the root.
+        row_offsets (`torch.Tensor` of shape `(num_nodes + 1,)`): The edges `row_offsets[n]` to
+            `row_offsets[n + 1] - 1` lead to the children of node `n`. Edge `e` leads to node `e + 1`. Node 0 is the
+            root.
         child_tokens (`torch.Tensor` of shape `(num_nodes - 1,)`): Token of each edge, ascending within a node.
         item_starts (`torch.Tensor` of shape `(num_nodes,)`): The items below node `n` are
             `items[item_starts[n] : item_ends[n]]`.
         item_ends (`torch.Tensor` of shape `(num_nodes,)`): See `item_starts`.
-        items (`torch.Tensor` of shape `(num_items,)`): Item indices in the order of their paths; items that share a
-            path are in ascending order. A place is an index into this tensor.
-        depth_offsets (`torch.Tensor` of shape `(max_depth + 2,)`): First node of each depth, and the number of nodes.
+        items (`torch.Tensor` of shape `(num_items,)`): Item indices in the order of their paths. Items that share a
+            path are in ascending order. A "place" is a position in this tensor.
+        depth_offsets (`torch.Tensor` of shape `(max_depth + 2,)`): First node of each depth, followed by the number of
+            nodes.
     """
 
     row_offsets: Tensor
@@ -73,28 +76,30 @@ class TokenTrie:
     def from_sequences(
         cls, sequences: Tensor | np.ndarray | Sequence[Sequence[int]], items: Tensor | Sequence[int] | None = None
     ) -> TokenTrie:
-        """The trie of the given paths.
+        """Builds the trie of the given paths.
 
         Args:
-            sequences (lists of `int`, or a 2-D integer array or tensor): The paths; an array is padded on the right
-                with -1. No path may be the beginning of another one: end them with a terminator, or give all of them
-                the same length.
-            items (`torch.Tensor` or list of `int`, *optional*): The item of each path, all distinct; by default the
-                path's row. Several items may have the same path; they share a leaf.
+            sequences (lists of `int`, or a 2-D integer array or tensor): The paths. An array must be padded on the
+                right with -1. No path may be a prefix of another path. This holds if all paths end with a terminator
+                or have the same length.
+            items (`torch.Tensor` or list of `int`, *optional*): The item index of each path. The indices must be
+                distinct. By default, path `i` belongs to item `i`. Items with equal paths share a leaf.
         """
         # 1. Check the items, and sort the paths by item.
         paths = as_matrix(sequences)
         items = torch.arange(len(paths)) if items is None else torch.as_tensor(items)
         one_per_path = len(items) == len(paths) and not items.is_floating_point()
         if not one_per_path or not 0 <= int(items.min()) <= int(items.max()) <= LARGEST:
-            raise ValueError(f"{len(paths)} sequences need as many item indices, whole numbers from 0 to {LARGEST}")
+            raise ValueError(
+                f"items must contain one integer from 0 to {LARGEST} for each of the {len(paths)} sequences"
+            )
         order = torch.argsort(items)
         repeated = items[order].diff() == 0
         if bool(repeated.any()):
             item = int(items[order][:-1][repeated][0])
             raise ValueError(f"item {item} occurs more than once; give each item one sequence")
 
-        # 2. Sort them by path; the sort is stable, so items that share a path stay in order.
+        # 2. Sort the paths. The sort is stable, so items that share a path remain in ascending order.
         order = lexicographic_order(paths, order)
         return cls(**number_nodes(paths, order), items=items[order].to(torch.int32))
 
@@ -107,20 +112,21 @@ class TokenTrie:
         duplicates: str = "share",
         lists: bool = False,
     ) -> TokenTrie:
-        """The trie of a catalogue's paths.
+        """Builds the trie of a catalogue's paths.
 
         Args:
             catalog (`ItemCatalog`): The items.
             tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
-            duplicates (`str`, *optional*, defaults to `"share"`): What to do with items whose surfaces are the same.
-                `"share"` gives them one leaf and warns once with their number; `"refuse"` raises.
-            lists (`bool`, *optional*, defaults to `False`): Whether the items are written in lists, where paths end
-                differently (`ItemCatalog.list_paths` instead of `ItemCatalog.paths`).
+            duplicates (`str`, *optional*, defaults to `"share"`): What to do with items that have the same surface.
+                With `"share"` they share a leaf, and a warning states their number. With `"refuse"` a ValueError is
+                raised.
+            lists (`bool`, *optional*, defaults to `False`): Whether the model writes items in lists, in which paths
+                end differently. If True, `ItemCatalog.list_paths` is used instead of `ItemCatalog.paths`.
         """
         if duplicates not in ("share", "refuse"):
             raise ValueError(f"duplicates must be 'share' or 'refuse', not {duplicates!r}")
 
-        # 1. Build it.
+        # 1. Build the trie.
         paths = catalog.list_paths(tokenizer) if lists else catalog.paths(tokenizer)
         try:
             trie = cls.from_sequences(torch.from_numpy(paths.padded()))
@@ -128,14 +134,15 @@ class TokenTrie:
             if not lists or catalog.surface != "title":
                 raise
             raise ValueError(
-                f"{error}; titles in lists end in a line break, so take line breaks out of them"
+                f"{error}; the titles in a list end with a line break, so remove line breaks from titles"
             ) from error
 
         # 2. Report items with equal paths.
         shared = trie.num_items - trie.num_leaves
         if shared and duplicates == "refuse":
             raise ValueError(
-                f"{shared} items are written exactly like another one; tell them apart, or pass duplicates='share'"
+                f"{shared} items are written exactly like another item; make their surfaces distinct, or pass "
+                "duplicates='share'"
             )
         if shared:
             warnings.warn(
@@ -156,7 +163,7 @@ class TokenTrie:
 
     @property
     def max_depth(self) -> int:
-        """Number of tokens of the longest path."""
+        """Number of tokens in the longest path."""
         return len(self.depth_offsets) - 2
 
     @cached_property
@@ -166,34 +173,37 @@ class TokenTrie:
 
     @cached_property
     def max_token(self) -> int:
-        """The largest token id on any path."""
+        """The largest token id in any path."""
         return int(self.child_tokens.max())
 
     @cached_property
     def depth_widths(self) -> list[int]:
-        """The largest number of children of a node at each depth; the last entry is 0."""
+        """The maximum number of children of a node at each depth; the last entry is 0."""
         bounds = self.depth_offsets.tolist()
         widths = self.row_offsets.diff()
         return [int(widths[start:stop].max()) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
 
     @cached_property
     def max_shared(self) -> int:
-        """The largest number of items that share one leaf."""
+        """The maximum number of items that share a leaf."""
         return int(((self.item_ends - self.item_starts) * (self.row_offsets.diff() == 0)).max())
 
     @cached_property
     def parents(self) -> Tensor:
-        """`(num_nodes,)`: the parent of each node; the root is its own parent."""
-        # Edges are numbered by parent, and edge `e` leads to node `e + 1`, so each node is repeated once per child.
+        """The parent of each node, `(num_nodes,)`; the root is its own parent."""
+        # Edges are sorted by parent, and edge `e` leads to node `e + 1`, so each node is repeated once per child.
         nodes = torch.arange(self.num_nodes, dtype=torch.int32, device=self.items.device)
         return torch.cat([nodes[:1], nodes.repeat_interleave(self.row_offsets.diff())])
 
     @cached_property
     def forced_ends(self) -> Tensor:
-        """`(num_nodes,)`: where the chain of forced tokens at each node ends: the first node at or below it that
-        branches or is a leaf."""
+        """The node at the end of the chain of forced tokens that starts at each node, `(num_nodes,)`.
+
+        A token is forced if it is the only continuation. The chain ends at the first node, possibly the given node
+        itself, that has several children or is a leaf.
+        """
         ends = torch.arange(self.num_nodes, dtype=torch.int32, device=self.items.device)
-        # From the deepest level upwards, so that a child's end is known before its parent needs it.
+        # Levels are processed from the deepest upwards, so that the ends of a node's children are known.
         bounds = self.depth_offsets.tolist()
         for start, stop in reversed(list(zip(bounds[:-1], bounds[1:], strict=True))):
             forced = start + (self.row_offsets[start : stop + 1].diff() == 1).nonzero().squeeze(1)
@@ -202,12 +212,12 @@ class TokenTrie:
 
     @cached_property
     def lowest_items(self) -> Tensor:
-        """`(num_nodes,)`: the smallest item index below each node, which breaks ties."""
+        """The lowest item index below each node, `(num_nodes,)`. It is used to break ties."""
         lowest = torch.full((self.num_nodes,), LARGEST, dtype=torch.int32, device=self.items.device)
         leaves = self._leaf_nodes()
-        lowest[leaves] = self.items[self.item_starts[leaves]]  # the items of a leaf ascend
+        lowest[leaves] = self.items[self.item_starts[leaves]]  # the items of a leaf are in ascending order
 
-        # From the deepest level upwards, each node passes its minimum on to its parent.
+        # Levels are processed from the deepest upwards, and each node passes its minimum to its parent.
         bounds = self.depth_offsets.tolist()
         for start, stop in reversed(list(zip(bounds[1:-1], bounds[2:], strict=True))):
             lowest.scatter_reduce_(0, self.parents[start:stop].long(), lowest[start:stop].clone(), "amin")
@@ -215,46 +225,49 @@ class TokenTrie:
 
     @cached_property
     def item_positions(self) -> Tensor:
-        """`(largest item index + 1,)`: the place of each item in `items`; -1 for an index that is no item."""
+        """The place of each item in `items`, `(largest item index + 1,)`; -1 for indices without an item."""
         positions = torch.full((int(self.items.max()) + 1,), -1, dtype=torch.int32, device=self.items.device)
         positions[self.items.long()] = torch.arange(self.num_items, dtype=torch.int32, device=self.items.device)
         return positions
 
     @cached_property
     def leaves(self) -> Tensor:
-        """`(num_items,)`: the leaf of each place in `items`."""
+        """The leaf of the item at each place in `items`, `(num_items,)`."""
         leaves = self._leaf_nodes()
         leaves = leaves[self.item_starts[leaves].argsort()]
         return leaves.repeat_interleave(self.item_ends[leaves] - self.item_starts[leaves])
 
     @cached_property
     def level_keys(self) -> Tensor:
-        """`(num_nodes,)`: depth and first place of each node in one number, which ascends with the nodes."""
+        """A sort key for each node, `(num_nodes,)`, that combines its depth and its first place. It is ascending."""
         nodes = torch.arange(self.num_nodes, device=self.items.device)
         return self.depths(nodes) * (self.num_items + 1) + self.item_starts
 
     def above(self, places: Tensor, depths: Tensor) -> Tensor:
-        """The node at the given depth on the path of each place in `items`; an arbitrary node if the path is
-        shorter."""
-        # Among the nodes at a depth, this is the last node whose first place is not after the given place.
+        """Returns the node at the given depth on the path of the item at each place in `items`.
+
+        If the path is shorter, the node is arbitrary.
+        """
+        # Among the nodes at a depth, this is the last node whose first place is not greater than the given place.
         return torch.searchsorted(self.level_keys, depths * (self.num_items + 1) + places, right=True) - 1
 
     def depths(self, nodes: Tensor) -> Tensor:
-        """Number of tokens that lead to each node."""
+        """Returns the number of tokens on the way from the root to each node."""
         return torch.bucketize(nodes, self.depth_offsets, right=True) - 1
 
     def children(self, nodes: Tensor, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The children of the nodes. A leaf, or the node -1, has none.
+        """Returns the children of the nodes. A leaf has no children, and neither has the invalid node -1.
 
         Args:
             nodes (`torch.Tensor`): Nodes, in any shape.
-            width (`int`, *optional*): C, if the caller knows an upper bound. By default it is the largest number of
-                children, which has to be copied from the device.
+            width (`int`, *optional*): An upper bound on the number of children, used as C. By default C is the maximum
+                number of children, which has to be copied from the device.
 
         Returns:
-            `tokens, next_nodes, legal`, each of shape `(*nodes.shape, C)`; tokens and nodes are 0 where not legal.
+            `tokens, next_nodes, legal`, each of shape `(*nodes.shape, C)`. `legal` is False for padding, where tokens
+            and nodes are 0.
         """
-        # -1 is read as node 0, whose children are then hidden.
+        # Node -1 is looked up as node 0, and the count of its children is set to 0.
         starts = _pick(self.row_offsets, nodes.clamp(min=0))
         counts = torch.where(nodes < 0, 0, _pick(self.row_offsets, nodes + 1) - starts)
         width = int(counts.max()) if width is None else width
@@ -265,12 +278,13 @@ class TokenTrie:
         return torch.where(legal, _pick(self.child_tokens, edges), 0).long(), torch.where(legal, edges + 1, 0), legal
 
     def advance(self, nodes: Tensor, tokens: Tensor) -> Tensor:
-        """The node that each token leads to; -1 where the token is not legal or the node is -1 already."""
+        """Returns the node that each token leads to; -1 if the token is not legal or the given node is -1."""
         low = self.row_offsets[nodes].long()
         high = self.row_offsets[nodes + 1].long()
         ends = torch.where(nodes < 0, low, high)
 
-        # Binary search for the edge, since the tokens of a node ascend. All nodes take the steps of the widest node.
+        # Find the edge by binary search, since the tokens of a node are ascending. The number of steps is the same for
+        # all nodes and suffices for the node with the most children.
         last = len(self.child_tokens) - 1
         for _ in range(max(self.depth_widths).bit_length()):
             middle = (low + high) // 2
@@ -282,16 +296,20 @@ class TokenTrie:
         return torch.where(found, low + 1, -1)
 
     def walk(self, token_ids: Tensor) -> Tensor:
-        """The nodes on the way from the root along `(..., T)` tokens, `(..., T + 1)`: node `t` is the one at which
-        token `t` is chosen. All nodes after the first illegal token are -1."""
+        """Returns the nodes on the way from the root along tokens `(..., T)`, as `(..., T + 1)`.
+
+        Node `t` is the node before token `t`, so node 0 is the root. All nodes after the first illegal token are -1.
+        """
         nodes = [torch.zeros(token_ids.shape[:-1], dtype=torch.int64, device=token_ids.device)]
         for tokens in token_ids.unbind(-1):
             nodes.append(self.advance(nodes[-1], tokens))
         return torch.stack(nodes, -1)
 
     def last_tokens(self, nodes: Tensor, count: int) -> Tensor:
-        """The last `count` tokens on the way from the root to each node, `(*nodes.shape, count)`; where there are
-        fewer, the first entries are arbitrary."""
+        """Returns the last `count` tokens on the way from the root to each node, `(*nodes.shape, count)`.
+
+        For nodes with fewer tokens, the first entries are arbitrary.
+        """
         tokens = []
         for _ in range(count):
             tokens.append(self.child_tokens[(nodes - 1).clamp(min=0)].long())  # edge `n - 1` leads to node `n`
@@ -299,30 +317,30 @@ class TokenTrie:
         return torch.stack(tokens[::-1], -1) if tokens else nodes.new_empty(*nodes.shape, 0)
 
     def items_at(self, node: int | Tensor) -> Tensor:
-        """The items whose path ends at this node, in catalogue order; none at an inner node."""
+        """Returns the items whose path ends at this node, in ascending order; empty for inner nodes."""
         node = int(node)
         if node < 0 or self.row_offsets[node] != self.row_offsets[node + 1]:
             return self.items[:0].long()
         return self.items[self.item_starts[node] : self.item_ends[node]].long()
 
     def to(self, device: torch.device | str) -> TokenTrie:
-        """The trie with its tensors on `device`; the same object if they are there already."""
+        """Returns the trie with its tensors on `device`, or the same object if they are already there."""
         if self.items.device == torch.device(device):
             return self
         return TokenTrie(**{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def save(self, path: str | Path) -> None:
-        """Writes the tensors to one safetensors file."""
+        """Writes the trie to a safetensors file."""
         with atomic_file(path) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in self._tensors().items()}, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> TokenTrie:
-        """Reads the trie that `save` wrote."""
+        """Loads a trie that `save` wrote."""
         return cls(**load_file(path))
 
     def _leaf_nodes(self) -> Tensor:
-        """`(num_leaves,)`: the nodes without children, ascending."""
+        """Returns the nodes without children, `(num_leaves,)`, ascending."""
         return (self.row_offsets.diff() == 0).nonzero().squeeze(1)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -330,5 +348,5 @@ class TokenTrie:
 
 
 def _pick(table: Tensor, index: Tensor) -> Tensor:
-    """`table[index]`; on a table too large for the CPU's caches, `index_select` is three times faster."""
+    """Returns `table[index]`. For tables too large for the CPU's caches, `index_select` is three times faster."""
     return table.index_select(0, index.flatten()).view(index.shape)
