@@ -48,7 +48,7 @@ def exclusive(folder: str | Path) -> Iterator[None]:
     Args:
         folder: The folder. It need not exist.
     """
-    folder = Path(folder).resolve()
+    folder = resolved(folder)
     key = (os.getpid(), folder)
     if key in _held or sys.platform == "win32":
         yield
@@ -73,13 +73,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     Folders that are missing are made. A file called `path` is replaced.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = _temporary_name(path)
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        with explained(path):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -112,7 +113,7 @@ def atomic_folder(path: str | Path, *, check_old: Callable[[Path], object] | Non
         check_old (*optional*): Called with the old folder when its path no longer leads to it, so that its contents
             cannot change any more. Raises if they must not be deleted; the old folder is then put back.
     """
-    path = Path(path).resolve()
+    path = resolved(path)
     with _new_parents(path), temporary_folder(path) as new:
         yield new
         sync_folder(new)
@@ -130,10 +131,28 @@ def temporary_folder(path: str | Path) -> Iterator[Path]:
     """Yields a new folder beside `path`, removed at the end with all that is still in it."""
     temporary = _temporary_name(Path(path))
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
+        with explained(path):
+            temporary.mkdir(parents=True)
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """If the disk is full while `path` is written, raises an `OSError` that says so, whichever library was writing."""
+    try:
+        yield
+    except Exception as error:
+        # pyarrow and safetensors give the number of the error in their texts alone.
+        in_text = re.search(r"\b(?:os error|errno) (\d+)", str(error))
+        number = getattr(error, "errno", None) or (int(in_text[1]) if in_text else None)
+        if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        problem = os.strerror(number)
+        raise OSError(
+            f"{_final(Path(path))} cannot be written ({problem}); make room, or choose another disk"
+        ) from error
 
 
 def sync_folder(folder: str | Path) -> None:
@@ -146,7 +165,7 @@ def sync_folder(folder: str | Path) -> None:
 
 def leftovers(folder: str | Path) -> list[Path]:
     """What killed processes have left in a folder, and beside it on the way to becoming the folder."""
-    folder = Path(folder).resolve()
+    folder = resolved(folder)
     beside = [path for path in _entries(folder.parent) if is_temporary(path, folder.name)]
     return [*beside, *filter(is_temporary, folder.rglob("*"))]
 
@@ -156,7 +175,7 @@ def clean_up(folder: str | Path) -> None:
 
     If a process was replacing the folder, and the folder is missing, the old folder is put back.
     """
-    folder = Path(folder).resolve()
+    folder = resolved(folder)
     found = leftovers(folder)
     for path in found:
         if path.suffix == ".old" and path.parent == folder.parent:
@@ -173,15 +192,34 @@ def tidy(folder: str | Path) -> None:
             clean_up(folder)
 
 
+def resolved(path: str | Path) -> Path:
+    """The absolute path without symbolic links and without `..`; of `missing/../folder`, that is `folder`."""
+    try:
+        return Path(path).resolve()
+    except RuntimeError as error:
+        raise ValueError(f"{path} is a symbolic link that leads back to itself; remove the link") from error
+
+
 def is_temporary(path: Path, name: str | None = None) -> bool:
     """Whether a path has a name that only this module gives, on the way to the final `name` (by default, to any)."""
     match = TEMPORARY.fullmatch(path.name)
-    return match is not None and name in (None, match["name"])
+    return match is not None and (name is None or match["name"] == _short(name))
 
 
 def _temporary_name(path: Path) -> Path:
     """A name that no other process uses, even on another machine that shares the folder."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    return path.with_name(f".{_short(path.name)}.{uuid.uuid4().hex}.tmp")
+
+
+def _short(name: str) -> str:
+    """The beginning of a long name: a file system takes 255 bytes, of which a temporary name needs 38 more."""
+    return name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
+
+
+def _final(path: Path) -> Path:
+    """The path with final names in place of temporary ones."""
+    matches = [TEMPORARY.fullmatch(part) for part in path.parts]
+    return Path(*(part if match is None else match["name"] for part, match in zip(path.parts, matches, strict=True)))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -211,12 +249,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _make_folder(path: Path) -> None:
+    """Makes a folder and its parents, unless it exists."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{path} is no folder, so nothing can be written into it; choose another folder") from error
+
+
 @contextmanager
 def _new_parents(path: Path) -> Iterator[None]:
     """Makes the parents of a path, and at the end removes those that were made and are empty."""
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         yield
         for parent in missing:
             _sync(parent.parent)
@@ -294,7 +340,7 @@ def _lock_file(folder: Path) -> Path:
     can be made only there."""
     if folder.is_dir() and not os.access(folder.parent, os.W_OK):
         return folder / ".lock"
-    return folder.with_name(f".{folder.name}.lock")
+    return folder.with_name(f".{_short(folder.name)}.lock")
 
 
 def _lock(file: Path, folder: Path) -> int:

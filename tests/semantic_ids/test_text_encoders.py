@@ -1,3 +1,7 @@
+import pickle
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -67,3 +71,19 @@ def test_a_missing_encoder_is_refused(tmp_path):
     pytest.importorskip("sentence_transformers")
     with pytest.raises(ValueError, match="cannot be loaded as a folder or hub id of a sentence-transformers"):
         load_text_encoder(str(tmp_path / "nowhere" / "at" / "all"))
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("touched"),)
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(Evil()), b"", b"\x80\x04"], ids=["a pickle", "empty", "cut"])
+def test_an_encoder_is_never_unpickled(content, sentence_encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sentence_encoder, tmp_path / "encoder")
+    (tmp_path / "encoder" / "model.safetensors").unlink()
+    (tmp_path / "encoder" / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ValueError, match="is neither a folder nor the hub id of a sentence encoder that can be read"):
+        load_text_encoder(str(tmp_path / "encoder"))
+    assert not (tmp_path / "touched").exists()

@@ -30,7 +30,7 @@ from trl_rec.data.option_checks import check_options
 from trl_rec.data.readers import READERS, locate
 from trl_rec.data.splits import split_log, split_windows
 from trl_rec.data.windows import index_windows
-from trl_rec.files import atomic_folder, clean_up, exclusive, is_temporary, tidy
+from trl_rec.files import atomic_folder, clean_up, exclusive, is_temporary, resolved, tidy
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 from trl_rec.ranges import COUNT, COUNT_FROM_0, SEED
@@ -139,7 +139,9 @@ def prepare(
         [`RecDataset`], as [`load`] returns it.
     """
     # 1. Find the files, and collect the settings that decide what the dataset contains.
-    output_dir = Path(output_dir).resolve()  # `typo/../folder` is `folder`, whether or not there is a `typo`
+    if not str(output_dir):
+        raise ValueError("output_dir is empty; name the dataset folder")
+    output_dir = resolved(output_dir)
     format, files = locate(source, format)
     if isinstance(columns, Mapping):
         columns = {our_name: name for our_name, name in columns.items() if our_name != name} or None
@@ -324,7 +326,8 @@ def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str]
     written = json.loads(json.dumps(settings))  # as the card has them: JSON turns tuples into lists
     if (card["settings"], card["sources"]) != (written, sources):
         raise ValueError(
-            f"{output_dir} is a dataset made with other settings or from other files; replace it with overwrite=True"
+            f"{output_dir} is a dataset made with other settings or from other files; replace it with overwrite=True "
+            "(--overwrite true of trl-rec prepare)"
         )
     return True
 

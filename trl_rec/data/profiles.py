@@ -41,7 +41,7 @@ def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
         for item in range(len(catalog)):
             texts.append(template.format_map({name: values[item] for name, values in columns.items()}))
         return texts
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, MemoryError) as error:
         raise ValueError(
             f"the item template {template!r} cannot be filled ({error!r}); the columns are {', '.join(columns)}"
         ) from error

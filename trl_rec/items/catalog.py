@@ -277,7 +277,7 @@ class ItemCatalog:
             card: dict[str, Any] = json.loads((folder / "catalog.json").read_text(encoding="utf-8"))
             surface, group_column, fingerprint = (card[name] for name in ("surface", "group_column", "fingerprint"))
             items = pq.read_table(folder / "items.parquet")
-        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
             name = "items.parquet" if isinstance(error, OSError | pa.ArrowException) else "catalog.json"
             raise ValueError(
                 f"{folder} is damaged ({name} cannot be read: {error!r}); run trl-rec prepare again with --overwrite, "

@@ -23,6 +23,7 @@ from trl_rec.semantic_ids import (
     make_semantic_ids,
     read_ids_card,
 )
+from trl_rec.semantic_ids.index_files import check_index_path
 
 
 KMEANS = ("width", "window", "iterations")  # keys of TokenizeArguments that only the method kmeans uses
@@ -57,6 +58,8 @@ def main(argv: list[str]) -> None:
     """Makes the IDs, prints their card, and draws how often each code is used."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments, dual = parse((TokenizeArguments, DualIdsConfig), argv, "tokenize")
+    if arguments.export_index is not None:
+        check_index_path(arguments.export_index)
 
     dataset = _with_ids(load(arguments.dataset), arguments, dual)
     if arguments.export_index is not None:

@@ -102,7 +102,8 @@ def _pair_counts(train: Dataset, num_items: int, window: int) -> tuple[np.ndarra
     # Distances are processed one at a time, because sorting all pairs at once would need several times the memory.
     keys = np.empty(0, np.int64)
     counts = np.empty(0)
-    for distance in range(1, window + 1):
+    longest = int(sequences.lengths.max(initial=0))
+    for distance in range(1, min(window, longest - 1) + 1):
         # A pair counts if its later item is new and both items are in the same row.
         end = np.flatnonzero(is_new[distance:] & (rows[distance:] == rows[:-distance])) + distance
         first = items[end - distance]

@@ -20,6 +20,16 @@ from trl_rec.semantic_ids.storage import make_once, write_ids
 from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
+def check_index_path(path: str | Path) -> None:
+    """Raises if no file can be written to the path, so that a verb notices before hours of work."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file, such as {path / 'items.index.json'}")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is no folder, so {path} cannot be written; name a file in a folder")
+
+
 def export_index(catalog: ItemCatalog, path: str | Path) -> None:
     """Writes the semantic IDs of a catalogue to an index file."""
     if catalog.semantic_ids is None:
@@ -35,8 +45,7 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
     Args:
         dataset (`RecDataset`): A dataset returned by `prepare` or `load`. The file must contain all its items, and may
             contain others.
-        path (`str` or `Path`): The file. Tokens may be arbitrary strings. No ID may be a prefix of another ID; this is
-            checked when the trie is built.
+        path (`str` or `Path`): The file. Tokens may be arbitrary strings. No ID may be a prefix of another ID.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace other IDs in the folder. If False, such
             IDs raise a ValueError.
 
@@ -44,10 +53,23 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
         [`RecDataset`]: The dataset with the IDs in its catalogue. Users have no IDs.
     """
     tokens = read_index(Path(path), dataset.catalog.ids)
+    _check_prefixes(tokens, dataset.catalog.ids, Path(path).name)
     semantic_ids = Ragged.from_lists(tokens, object)
     card = _card_of_tokens(dataset, semantic_ids)
     write = partial(write_ids, dataset, semantic_ids, card)
     return make_once(dataset, card["settings"], write, overwrite=overwrite)
+
+
+def _check_prefixes(tokens: list[list[str]], items: list[str], name: str) -> None:
+    """Raises where the tokens of an item are the beginning of another item's: a model could not write such an ID."""
+    owners = {tuple(row): item for row, item in zip(tokens, items, strict=True)}
+    for row, item in zip(tokens, items, strict=True):
+        owner = next((owners[tuple(row[:end])] for end in range(1, len(row)) if tuple(row[:end]) in owners), None)
+        if owner is not None:
+            raise ValueError(
+                f"{name}: the tokens of item {owner!r} are the beginning of those of item {item!r}; add a token to "
+                f"those of item {owner!r}"
+            )
 
 
 def _card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]:
