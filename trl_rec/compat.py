@@ -104,6 +104,8 @@ MEMBERS = (
     Member(DPO, "_precompute_engine", "", "DeepSpeed's engine of the reference outlives the pass that needs it"),
     Member(TRAINERS, "_metrics", "", "what a loss reports is not logged"),
     Member(TRAINERS, "_total_train_tokens", "", "num_tokens is not logged"),
+    Member(TRAINERS, "aux_loss_enabled", "", "mixtures of experts are trained without their load-balancing loss"),
+    Member(TRAINERS, "router_aux_loss_coef", "", "the same"),
     Member(TRAINERS, "_tag_names", "", "a pushed model has none of our tags"),
     Member("trl.SFTConfig trl.DPOConfig", "_VALID_DICT_FIELDS", "", "--tasks and --rewards are not read as JSON"),
 )
@@ -257,13 +259,18 @@ def read_mappings(parser: ArgumentParser, read: Callable[[str], Any]) -> None:
 
 @contextmanager
 def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator[Any]:
-    """Yields the bare model, with all of its weights and without activation checkpointing. After the block the model
-    trains as before."""
+    """Yields the bare model, with all of its weights, not compiled, and without activation checkpointing. After the
+    block the model trains as before."""
+    import torch
     from trl.models import unwrap_model_for_generation
 
-    model = keep_differentiable(accelerator.unwrap_model(wrapped))
-    with without_checkpointing(model), unwrap_model_for_generation(wrapped, accelerator) as whole:
-        yield whole
+    model = keep_differentiable(accelerator.unwrap_model(wrapped, keep_torch_compile=False))
+    with (
+        without_checkpointing(model),
+        unwrap_model_for_generation(wrapped, accelerator),
+        torch.compiler.set_stance("force_eager"),  # DeepSpeed compiles the model in place
+    ):
+        yield model
 
 
 def complete_ref_adapter(model: nn.Module) -> None:

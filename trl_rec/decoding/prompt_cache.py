@@ -24,6 +24,7 @@ from transformers import DynamicCache
 
 from trl_rec.compat import cache_arguments
 from trl_rec.models.attention import check_suitable, keeps_state, mask_for, takes_positions, warn_once, why_separate
+from trl_rec.models.experts import routing
 
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class SharedPrompt:
         self.model = model
         self.prompt_mask = attention_mask.bool()
         self.cache = DynamicCache()  # no config: with one, layers with a sliding window would be cropped
-        self.caching = cache_arguments(model, self.cache)
+        self.caching = {**cache_arguments(model, self.cache), **routing(model, balanced=False)}
         self.logits = _read_prompt(model, input_ids, attention_mask, self.caching)
         self.seen = self.prompt_mask.new_zeros(len(input_ids), 1, 0)  # (B, K, G): each beam's columns
 
@@ -188,7 +189,7 @@ class SeparateRows:
         self.prompt_length = attention_mask.sum(1)
         self.mask = attention_mask
         self.cache = DynamicCache(config=model.config)
-        self.caching = cache_arguments(model, self.cache)
+        self.caching = {**cache_arguments(model, self.cache), **routing(model, balanced=False)}
         self.logits = _read_prompt(model, input_ids, attention_mask, self.caching)
 
     def reorder(self, parents: Tensor) -> None:

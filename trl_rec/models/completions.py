@@ -14,13 +14,14 @@ number of legal tokens at a position (padded).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trl_rec.losses.output import at_least_float32
 from trl_rec.models.attention import check_suitable, mask_for, takes_positions, warn_once, why_separate
+from trl_rec.models.experts import attending_by, balancing_loss, routing
 from trl_rec.models.selection import logits_at
 
 
@@ -39,10 +40,13 @@ class CompletionLogits(NamedTuple):
             completion in separate rows.
         rows (`torch.Tensor` of shape `(M,)`): For each scored token, in the order of `scored.nonzero()`, the row of
             `logits` that predicts it.
+        aux_loss (`torch.Tensor` of shape `()`, *optional*): The load-balancing loss of a mixture of experts. Each
+            token of the prompts and of the completions counts once. None unless it was asked for.
     """
 
     logits: Tensor
     rows: Tensor
+    aux_loss: Tensor | None = None
 
 
 def read_completions(
@@ -54,6 +58,7 @@ def read_completions(
     *,
     scored: Tensor | None = None,
     wrapped: nn.Module | None = None,
+    balanced: bool = False,
 ) -> CompletionLogits:
     """Runs one forward pass over prompts and their completions.
 
@@ -71,6 +76,8 @@ def read_completions(
             needed. By default, the logits of all completion tokens are computed. Tokens that a trie forces need none.
         wrapped (`nn.Module`, *optional*): The module to call instead of `model`, such as a DDP module or a DeepSpeed
             engine.
+        balanced (`bool`, *optional*, defaults to `False`): Whether to compute the load-balancing loss of a mixture of
+            experts as well.
 
     Returns:
         [`CompletionLogits`]: The logits, and the index of the row that predicts each scored token.
@@ -82,7 +89,7 @@ def read_completions(
 
     mask = completion_mask.bool()
     texts = (prompt_ids, prompt_mask.bool(), completion_ids, mask, mask if scored is None else mask & scored)
-    return _read(model, model if wrapped is None else wrapped, *texts, shared=reason is None)
+    return _read(model, model if wrapped is None else wrapped, *texts, shared=reason is None, balanced=balanced)
 
 
 def completion_logps(
@@ -166,13 +173,16 @@ def _read(
     scored: Tensor,
     *,
     shared: bool,
+    balanced: bool = False,
 ) -> CompletionLogits:
     # 1. For separate rows, repeat the prompt for each completion, so that each row has one completion. Absent
     # completions are dropped.
+    repeated = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)  # an earlier row has the prompt
     if not shared:
         present = completion_mask.any(-1).flatten().nonzero().squeeze(1)
         present = present if len(present) else present.new_zeros(1)  # a forward pass needs at least one row
         prompts = present // completion_mask.shape[1]
+        repeated = torch.cat([repeated[:1], prompts[1:] == prompts[:-1]])
         prompt_ids = prompt_ids[prompts]
         prompt_mask = prompt_mask[prompts]
         completion_ids = completion_ids.flatten(0, 1)[present].unsqueeze(1)
@@ -181,15 +191,23 @@ def _read(
 
     # 2. Pack the rows. A row with a single completion needs no custom mask besides the model's causal mask.
     packed = _pack(prompt_ids, prompt_mask, completion_ids, completion_mask, scored)
-    inputs = {"attention_mask": mask_for(model, _seen(packed)) if shared else packed.real.long()}
+    attention_mask = mask_for(model, _seen(packed)) if shared else packed.real.long()
+    inputs: dict[str, Any] = {"input_ids": packed.token_ids, "use_cache": False, **routing(model, balanced)}
     if takes_positions(model):
         inputs["position_ids"] = packed.positions
 
     # 3. Run the model. Logits are computed only where a scored token is predicted.
     positions, rows = _predicting_positions(packed)
-    with logits_at(model, positions):
-        logits = wrapped(input_ids=packed.token_ids, use_cache=False, **inputs).logits[0]
-    return CompletionLogits(logits, rows)
+    if not balanced:
+        with logits_at(model, positions):
+            outputs = wrapped(attention_mask=attention_mask, **inputs)
+        return CompletionLogits(outputs.logits[0], rows)
+
+    # 4. The same with the load-balancing loss, in which each token of a prompt counts once.
+    counted = packed.real & ((packed.owners >= 0) | ~repeated.unsqueeze(1))
+    with logits_at(model, positions), attending_by(model, attention_mask):
+        outputs = wrapped(attention_mask=counted.long(), **inputs)
+    return CompletionLogits(outputs.logits[0], rows, balancing_loss(model, outputs))
 
 
 class _Packed(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -30,7 +31,9 @@ def logits_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
         hidden_states = inputs[0]  # (B, T, hidden)
         return (hidden_states[positions].unsqueeze(0), *inputs[1:])
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    # Compiled code would not notice that the hook is added and removed.
+    hook: Any = torch.compiler.disable(select)
+    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
     try:
         yield
     finally:

@@ -367,7 +367,7 @@ def test_other_surfaces_train_and_rank(surface: str, tokenizer_copy, tmp_path: P
     ("options", "message"),
     [
         ({"packing": True}, "packing=True has no effect here"),
-        ({"list_length": 5}, "list_length=5 has no effect here, since it is candidates"),
+        ({"list_length": 5}, "list_length=5 has no effect here, since candidates are ranked"),
         ({"eval_exclude_history": False}, "eval_exclude_history=False has no effect here"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect here"),
         ({"shuffle_dataset": True}, "shuffle_dataset=True has no effect here"),

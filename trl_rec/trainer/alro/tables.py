@@ -21,10 +21,12 @@ class AnswerTable(NamedTuple):
         logps (`torch.Tensor` of shape `(B, S, m, m)`): Row k: the log-probability of each candidate's name at
             answer position k, over the names of the list. Rows beyond a list's candidates have no meaning.
         sft (`torch.Tensor` of shape `(B, S)`): The supervised loss, a mean over the answer's tokens.
+        aux_loss (`torch.Tensor` of shape `()`, *optional*): As in [`CompletionLogits`].
     """
 
     logps: Tensor
     sft: Tensor
+    aux_loss: Tensor | None = None
 
 
 def answer_table(read: CompletionLogits, inputs: dict[str, Tensor], *, vocabulary: bool) -> AnswerTable:
@@ -43,8 +45,8 @@ def answer_table(read: CompletionLogits, inputs: dict[str, Tensor], *, vocabular
     logps = scores.masked_fill(~mask, -torch.inf).log_softmax(-1)
     if vocabulary:
         token_logps = completion_logps(read, inputs["completion_ids"], answer)
-        return AnswerTable(logps, -token_logps.sum(-1) / answer.sum(-1))
-    return AnswerTable(logps, _remaining_loss(scores, inputs["gold_rank"], candidates))
+        return AnswerTable(logps, -token_logps.sum(-1) / answer.sum(-1), read.aux_loss)
+    return AnswerTable(logps, _remaining_loss(scores, inputs["gold_rank"], candidates), read.aux_loss)
 
 
 def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:

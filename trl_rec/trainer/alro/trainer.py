@@ -19,6 +19,7 @@ from trl import SFTTrainer
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.alro import permutation_loss, soft_lambda_loss
 from trl_rec.models.completions import read_completions
+from trl_rec.models.experts import balance_on_request
 from trl_rec.trainer.alro.collator import RatedListCollator
 from trl_rec.trainer.alro.config import AlroConfig
 from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
@@ -94,6 +95,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         )
 
         check_trainable(self.model)
+        balance_on_request(self.model)
         if args.log_gradient_norms and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError("log_gradient_norms needs whole gradients; leave it out with DeepSpeed or FSDP")
         self.data_collator = RatedListCollator(
@@ -121,7 +123,8 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
         """Mean over the lists of the weighted sum of [`~AlroTrainer.loss_parts`]."""
-        parts = self.loss_parts(self._answers(model, inputs), inputs)
+        table = self._answers(model, inputs)
+        parts = self.loss_parts(table, inputs)
         weights = self.loss_weights()
         losses = torch.stack([weights[name] * part for name, part in parts.items()]).sum(0)  # (B,)
 
@@ -134,7 +137,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         num_tokens = inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()
         # Without weights, so that a part that is not finite is noticed even at weight 0, as during the warm-up.
         row_losses = torch.stack(list(parts.values())).detach().sum(0)
-        return BatchLoss(losses.mean(), row_losses, means, num_tokens)
+        return BatchLoss(losses.mean(), row_losses, means, num_tokens, aux_loss=table.aux_loss)
 
     def loss_parts(self, table: AnswerTable, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The unweighted parts of the loss, `(B,)` each. The first two are means over the orders of a list."""
@@ -172,13 +175,14 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
     def _answers(self, model: nn.Module, inputs: dict[str, Tensor]) -> AnswerTable:
         """The model's log-probabilities at the answer positions, from one forward pass."""
         read = read_completions(
-            self.accelerator.unwrap_model(model),
+            self.bare(model),
             inputs["prompt_ids"],
             inputs["prompt_mask"],
             inputs["completion_ids"],
             inputs["completion_mask"],
             scored=inputs["answer_mask"],
             wrapped=model,
+            balanced=self.aux_loss_enabled,
         )
         return answer_table(read, inputs, vocabulary=self.args.softmax == "vocabulary")
 

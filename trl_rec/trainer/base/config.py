@@ -44,7 +44,6 @@ INERT_DPO = (
     "label_smoothing_factor",
     "use_weighting",
     "discopop_tau",
-    "router_aux_loss_coef",
 )
 INERT_DPO_ROWS = ("padding_free", "truncation_mode", "pad_token")
 

@@ -39,6 +39,8 @@ class BatchLoss(NamedTuple):
         num_tokens (`torch.Tensor` of shape `()`): Number of tokens that the model read.
         row_ids (`torch.Tensor` of shape `(B,)`, *optional*): Numbers of the rows in the training data, for messages.
             Without them, messages count rows within the batch.
+        aux_loss (`torch.Tensor` of shape `()`, *optional*): The load-balancing loss of a mixture of experts in this
+            batch. The trainer adds it to the loss with TRL's weight (`router_aux_loss_coef`), and logs it.
         outputs (`dict[str, torch.Tensor]`, *optional*): What `compute_loss(return_outputs=True)` returns beside the
             loss.
     """
@@ -48,6 +50,7 @@ class BatchLoss(NamedTuple):
     means: Mapping[str, Mean]
     num_tokens: Tensor
     row_ids: Tensor | None = None
+    aux_loss: Tensor | None = None
     outputs: dict[str, Tensor] | None = None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,38 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
+from torch import nn
 
 from trl_rec.compat import REF_ADAPTER, held_weights, is_deepspeed_zero3_enabled, is_quantized_layer
 from trl_rec.files import atomic_file
+from trl_rec.trainer.base.trainer import RecTrainerMixin
+
+
+class ReferenceMixin(RecTrainerMixin):
+    """A trainer of a policy that is compared with a reference: a model of its own, or the policy with other adapters.
+
+    Attributes:
+        ref_model (`PreTrainedModel` or `None`): The reference as the engine wraps it, or None if the policy has
+            adapters. It may be compiled, and a compiled model has no truth value, so compare it with None.
+    """
+
+    ref_model: Any
+
+    def reference_of(self, policy: nn.Module) -> nn.Module:
+        """The model to call for the reference: one of its own, or else the policy."""
+        reference: nn.Module = policy if self.ref_model is None else self.ref_model
+        return reference
+
+    def switched_to_reference(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Inside the block, a model from [`~ReferenceMixin.reference_of`] has the adapters of the reference."""
+        return nullcontext() if self.ref_model is not None else as_reference(self.bare(model))
+
+    @contextmanager
+    def computing_reference(self, model: nn.Module) -> Iterator[None]:
+        """Inside the block, a model from [`~ReferenceMixin.reference_of`] computes what the reference does, without
+        dropout and without a gradient."""
+        with torch.no_grad(), not_training(model), self.switched_to_reference(model), self.accelerator.autocast():
+            yield
 
 
 def copy_of_policy(model: Any, peft_config: Any = None) -> Any:

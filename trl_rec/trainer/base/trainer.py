@@ -37,7 +37,7 @@ from trl_rec.items import ItemCatalog
 from trl_rec.models.loading import load_tokenizer
 from trl_rec.trainer.base.checkpoints import MARK, newest_complete
 from trl_rec.trainer.base.checks import check_parallelism
-from trl_rec.trainer.base.metrics import BatchLoss, describe_broken, reduce_batch
+from trl_rec.trainer.base.metrics import BatchLoss, Mean, describe_broken, reduce_batch
 from trl_rec.trainer.base.model_card import ModelCard, Paper, shown_settings, write_model_card
 from trl_rec.trainer.base.sampling import EpochOrder, LengthGroups
 from trl_rec.trainer.base.shutdown import end_processes
@@ -80,6 +80,8 @@ class RecTrainerMixin(ABC, Base):
     _ranked_split: Dataset | None = None
     _metrics: Any  # TRL's values by mode and name; `log` averages those appended since it was last called
     _total_train_tokens: int
+    aux_loss_enabled: bool  # TRL's: whether the model is a mixture of experts, and the term below has a weight
+    router_aux_loss_coef: float
     _tag_names: list[str]  # TRL tags models with it
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -129,9 +131,19 @@ class RecTrainerMixin(ABC, Base):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The loss from [`batch_loss`], whose metrics are recorded for the log. Raises if a loss is not finite."""
         batch = self.batch_loss(model, inputs, num_items_in_batch)
+        if batch.aux_loss is not None:
+            batch = self._with_aux_loss(batch, batch.aux_loss, scaled=num_items_in_batch is not None)
         self._record(batch)
         outputs = {"loss": batch.loss} if batch.outputs is None else batch.outputs
         return (batch.loss, outputs) if return_outputs else batch.loss
+
+    def _with_aux_loss(self, batch: BatchLoss, aux_loss: Tensor, *, scaled: bool) -> BatchLoss:
+        """The batch with TRL's term for mixtures of experts in its loss, and in what is logged."""
+        # The term is a mean over batches, so it is divided here where the loss is divided already.
+        scaled = scaled if self.loss_is_scaled_for_ga is None else self.loss_is_scaled_for_ga
+        steps = self.current_gradient_accumulation_steps if scaled else 1
+        loss = batch.loss + self.router_aux_loss_coef * aux_loss.to(batch.loss.device) / steps
+        return batch._replace(loss=loss, means={**batch.means, "aux_loss": Mean(aux_loss.detach(), 1)})
 
     def _record(self, batch: BatchLoss) -> None:
         """Appends a batch's means to TRL's metrics, which the next `log` averages."""
@@ -147,6 +159,11 @@ class RecTrainerMixin(ABC, Base):
         if mode == "train":
             self._total_train_tokens += reduced.num_tokens
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    def bare(self, model: nn.Module) -> Any:
+        """The model itself, without what a distributed engine or `torch.compile` wraps around it. Its class, its
+        layers and its adapters can be read and switched, which a wrapper may hide."""
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def train(
         self,

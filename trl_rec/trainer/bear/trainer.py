@@ -18,6 +18,7 @@ from trl_rec.decoding.list_constraint import legal_children, taken_places
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.bear import bear_loss
 from trl_rec.losses.output import LossOutput
+from trl_rec.models.experts import balance_on_request, balancing_loss, routing
 from trl_rec.models.selection import logits_at
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
@@ -102,6 +103,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         )
 
         check_trainable(self.model)
+        balance_on_request(self.model)
         self.data_collator = self._collator(tokenizer, args)
         self.trie = self.trie.to(self.args.device)  # not the model's device: DeepSpeed and FSDP move the model later
 
@@ -193,8 +195,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         # 1. Read the logits of the N positions that have a target; a position predicts the token after it.
         learned = torch.zeros_like(labels, dtype=torch.bool)
         learned[:, :-1] = labels[:, 1:] != IGNORED
-        with logits_at(self.model, learned):
-            outputs = model(**inputs, use_cache=False)
+        bare = self.bare(model)
+        with logits_at(bare, learned):
+            outputs = model(**inputs, **routing(bare, self.aux_loss_enabled), use_cache=False)
         logits = outputs.logits[0]  # (N, V)
         targets = labels[:, 1:][learned[:, :-1]]  # (N,)
 
@@ -216,7 +219,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         rows = learned.nonzero()[:, 0]  # (N,)
         row_losses = torch.zeros(len(labels), device=labels.device).index_add(0, rows, output.loss.detach().float())
         means = self._means(output, items, learned, tasks)
-        return BatchLoss(loss, row_losses, means, inputs["attention_mask"].sum(), outputs=outputs)
+        aux_loss = balancing_loss(bare, outputs) if self.aux_loss_enabled else None
+        num_tokens = inputs["attention_mask"].sum()
+        return BatchLoss(loss, row_losses, means, num_tokens, aux_loss=aux_loss, outputs=outputs)
 
     def _item_loss(self, logits: Tensor, targets: Tensor, choices: dict[str, Tensor], items: Tensor) -> LossOutput:
         """The loss `(N,)` of N item tokens from their logits `(N, V)`: over the legal tokens, or over the vocabulary

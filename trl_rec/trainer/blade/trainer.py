@@ -10,7 +10,7 @@ Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -38,18 +38,14 @@ from trl_rec.decoding.lists import sample_item_lists
 from trl_rec.evaluation.rewards import ListBatch, ListReward, ListRewards, score_lists, score_split
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.blade import best_of_n_reward, leave_one_out, list_policy_loss, posterior_cdf, standardized
-from trl_rec.models.completions import read_completions
+from trl_rec.models.completions import CompletionLogits, read_completions
+from trl_rec.models.experts import balance_on_request
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
 from trl_rec.trainer.base.model_card import Paper
-from trl_rec.trainer.base.reference import (
-    as_reference,
-    copy_of_policy,
-    hash_weights,
-    not_training,
-)
+from trl_rec.trainer.base.reference import ReferenceMixin, copy_of_policy, hash_weights, not_training
 from trl_rec.trainer.base.sampling import RepeatedBatches
 from trl_rec.trainer.base.trainer import EvalSets, find_tokenizer, is_split
 from trl_rec.trainer.blade.collator import ListPromptCollator, as_rows, check_enough_items
@@ -64,7 +60,7 @@ REFERENCE_SEED = 0
 ROLLOUT_SEED = 1
 
 
-class BladeTrainer(CatalogRankingMixin, DPOTrainer):
+class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     """[`~trl.DPOTrainer`] that draws lists itself and learns from them, with BLADE's target or one of its limits.
 
     Args:
@@ -140,6 +136,7 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
 
         complete_ref_adapter(self.model)
         check_trainable(self.model)
+        balance_on_request(self.model)
         drop_plain_dropout(self.model)
         self._try_rewards()
 
@@ -212,18 +209,18 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
 
         # 1. The store is named by everything the lists depend on.
         settings = (args.num_references, args.list_length, args.temperature, args.eval_exclude_history, args.seed)
-        weights = hash_weights(self.ref_model or self.model)
+        weights = hash_weights(self.bare(self.reference_of(self.model)))
         store = reference_store(str(args.output_dir), rows, weights, settings, self.catalog.fingerprint)
 
         # 2. The reference is a model of its own, or the policy with its adapter switched off.
-        model = self.ref_model or self.model
+        model = self.reference_of(self.model)
         engine = None
         if self.ref_model is None and self.is_deepspeed_enabled:  # not prepared before training begins
             engine = prepare_deepspeed(self.model, self.accelerator)
             model = engine
 
         # 3. Draw what is missing, in parts, divided over the processes.
-        with self._generating(model) as drawing, as_reference(drawing) if self.ref_model is None else nullcontext():
+        with self._generating(model) as drawing, self.switched_to_reference(model):
 
             def draw(batch: dict[str, Tensor]) -> Tensor:
                 """The reference lists of a batch of prompts."""
@@ -271,7 +268,8 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
             items = rollouts.items
 
         # 2. Score them with the policy; the first time, the scores are also what the advantages are made from.
-        logps = self._logps(model, inputs, items)  # (B, G)
+        read = self._read(model, inputs, items, balanced=self.aux_loss_enabled)
+        logps = self._list_logps(read, inputs, items)  # (B, G)
         if rollouts is None:
             rollouts = self._valued(model, inputs, items, logps.detach())
             self._rollouts[key] = rollouts
@@ -284,7 +282,8 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         means = {name: Mean.of(value) for name, value in values.items()}
         num_tokens = inputs["prompt_mask"].sum() + list_tokens(self.trie, items).mask.sum()
         row_losses = output.loss.detach().sum(1)  # (B,)
-        return BatchLoss(output.loss.mean(), row_losses, means, num_tokens, row_ids=inputs["row"])
+        loss = output.loss.mean()
+        return BatchLoss(loss, row_losses, means, num_tokens, row_ids=inputs["row"], aux_loss=read.aux_loss)
 
     def _valued(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, logps: Tensor) -> Rollouts:
         """The rollouts with their advantages: the target minus the KL term, compared with the other lists of the
@@ -309,28 +308,35 @@ class BladeTrainer(CatalogRankingMixin, DPOTrainer):
         )
         return best_of_n_reward(at_most_, below, best_of=self.args.best_of)
 
-    def _logps(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
-        """Log-probability `(B, G)` of each list under the softmax that it was drawn from."""
+    def _read(
+        self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, *, balanced: bool = False
+    ) -> CompletionLogits:
+        """The model's logits where the lists `(B, G, K)` have a choice, from one forward pass."""
         lists = list_tokens(self.trie, items)
-        read = read_completions(
-            self.accelerator.unwrap_model(model),
+        return read_completions(
+            self.bare(model),
             inputs["prompt_ids"],
             inputs["prompt_mask"],
             lists.token_ids,
             lists.mask,
             scored=lists.branches,
             wrapped=model,
+            balanced=balanced,
         )
+
+    def _list_logps(self, read: CompletionLogits, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
+        """Log-probability `(B, G)` of each list under the softmax that it was drawn from."""
         exclude = self._excluded(inputs)
         return list_logps(read, items, self.trie, exclude=exclude, temperature=self.args.temperature).sum(-1)
 
+    def _logps(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
+        """The same log-probabilities, from a forward pass of their own."""
+        return self._list_logps(self._read(model, inputs, items), inputs, items)
+
     def _ref_logps(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
         """Log-probability `(B, G)` of each list under the reference."""
-        reference = self.ref_model or model
-        adapter_off = (
-            nullcontext() if self.ref_model is not None else as_reference(self.accelerator.unwrap_model(model))
-        )
-        with torch.no_grad(), not_training(reference), adapter_off, self.accelerator.autocast():
+        reference = self.reference_of(model)
+        with self.computing_reference(reference):
             return self._logps(reference, inputs, items)
 
     # Drawing

@@ -9,7 +9,6 @@ Legend: B rows, K completions of the row with most (the chosen one first), C tok
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,16 +27,21 @@ from trl_rec.items import ItemCatalog
 from trl_rec.losses.dmpo import dmpo_loss
 from trl_rec.losses.output import LossOutput
 from trl_rec.losses.softmax_dpo import softmax_dpo_loss
-from trl_rec.models.completions import completion_logps, legal_completion_logps, read_completions
+from trl_rec.models.completions import (
+    CompletionLogits,
+    completion_logps,
+    legal_completion_logps,
+    read_completions,
+)
+from trl_rec.models.experts import balance_on_request
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
 from trl_rec.trainer.base.model_card import Paper
 from trl_rec.trainer.base.reference import (
-    as_reference,
+    ReferenceMixin,
     copy_of_policy,
     hash_weights,
-    not_training,
     reference_file,
     with_reference,
     write_reference,
@@ -59,7 +63,7 @@ from trl_rec.trainer.softmax_dpo.tokens import (
 LOSSES = {"softmax": softmax_dpo_loss, "dmpo": dmpo_loss}
 
 
-class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
+class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     """[`~trl.DPOTrainer`] with a softmax over the chosen and all rejected completions.
 
     `loss="dmpo"` compares the chosen completion with the mean of the rejected ones. To train with another loss,
@@ -142,6 +146,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
 
         complete_ref_adapter(self.model)
         check_trainable(self.model)
+        balance_on_request(self.model)
         if self.args.disable_dropout:
             drop_plain_dropout(self.model)
 
@@ -212,10 +217,11 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
         """Mean over rows of the preference loss plus `sft_weight` times the chosen completion's mean token loss."""
         # 1. Log-ratios of policy and reference, one per completion.
         mask = inputs["completion_mask"]  # (B, K, C)
-        logps = self._logps(model, inputs).sum(-1)  # (B, K)
+        read = self._read(model, inputs, balanced=self.aux_loss_enabled)
+        logps = self._token_logps(read, inputs).sum(-1)  # (B, K)
         ref_logps = inputs.get("ref_logps")
         if ref_logps is None:
-            ref_logps = self.compute_ref_log_probs(self.ref_model or model, inputs)
+            ref_logps = self.compute_ref_log_probs(self.reference_of(model), inputs)
         logratios = logps - ref_logps.to(logps.dtype)
 
         # 2. The loss of each row, whose rejected completions follow the chosen one.
@@ -233,21 +239,36 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
         values["softmax_dpo/num_rejected"] = num_rejected
         values["softmax_dpo/nll"] = nll
         means = {name: Mean.of(value) for name, value in values.items()}
-        return BatchLoss(losses.mean(), losses.detach(), means, inputs["prompt_mask"].sum() + mask.sum())
+        num_tokens = inputs["prompt_mask"].sum() + mask.sum()
+        return BatchLoss(losses.mean(), losses.detach(), means, num_tokens, aux_loss=read.aux_loss)
 
     def preference_loss(self, chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor) -> LossOutput:
         """The loss `(B,)` of log-ratios `(B,)` and `(B, K - 1)`; `mask` says which rejected completions there are."""
         return LOSSES[self.args.loss](chosen_logratios, rejected_logratios, mask, beta=self.beta)
 
-    def _logps(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    def _read(self, model: nn.Module, inputs: dict[str, Tensor], *, balanced: bool = False) -> CompletionLogits:
+        """The model's logits of all completions, from one forward pass."""
+        return read_completions(
+            self.bare(model),
+            inputs["prompt_ids"],
+            inputs["prompt_mask"],
+            inputs["completion_ids"],
+            inputs["completion_mask"],
+            wrapped=model,
+            balanced=balanced,
+        )
+
+    def _token_logps(self, read: CompletionLogits, inputs: dict[str, Tensor]) -> Tensor:
         """Log-probability of each completion token, `(B, K, C)`, 0 where there is none."""
         ids = inputs["completion_ids"]
         mask = inputs["completion_mask"]
-        unwrapped = self.accelerator.unwrap_model(model)
-        read = read_completions(unwrapped, inputs["prompt_ids"], inputs["prompt_mask"], ids, mask, wrapped=model)
         if self.renormalizes:
             return legal_completion_logps(read, ids, mask, self.trie, inputs["trie_nodes"])
         return completion_logps(read, ids, mask)
+
+    def _logps(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Log-probability of each completion, `(B, K)`."""
+        return self._token_logps(self._read(model, inputs), inputs).sum(-1)
 
     # Reference
 
@@ -258,11 +279,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
             model: The reference; or the policy, if the reference is the policy with another adapter or with none.
             inputs: A batch.
         """
-        adapter_off = (
-            nullcontext() if self.ref_model is not None else as_reference(self.accelerator.unwrap_model(model))
-        )
-        with torch.no_grad(), not_training(model), adapter_off, self.accelerator.autocast():
-            return self._logps(model, inputs).sum(-1)
+        with self.computing_reference(model):
+            return self._logps(model, inputs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The rows with `ref_logps`. Each process computes its share, once for these rows and weights."""
@@ -272,7 +290,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
             complete_ref_adapter(self.model)
 
         # Computed unless a run with the same rows and weights left it on disk.
-        weights = hash_weights(self.ref_model or self.model)
+        weights = hash_weights(self.bare(self.reference_of(self.model)))
         path = [reference_file(str(self.args.output_dir), dataset, weights, self.renormalizes)]
         broadcast_object_list(path)
         if not path[0].is_file():
@@ -286,9 +304,10 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, DPOTrainer):
     def _all_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> list[list[float]]:
         if self.is_fsdp_enabled:
             raise ValueError("precompute_ref_log_probs does not work with FSDP; leave it out")
-        model = self.ref_model or self.model
+        model: Any = self.reference_of(self.model)
         if self.ref_model is None and self.is_deepspeed_enabled:  # not prepared before training begins
-            self._precompute_engine = self._precompute_engine or prepare_deepspeed(self.model, self.accelerator)
+            if self._precompute_engine is None:
+                self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
             model = self._precompute_engine
 
         loader = self.accelerator.prepare(DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator))

@@ -1,0 +1,28 @@
+"""The load-balancing loss of a mixture of experts, token by token."""
+
+import torch
+from torch import Tensor
+
+
+def balancing_loss(router_logits: list[list[Tensor]], top_k: int) -> Tensor:
+    """The loss of Switch Transformer: the number of experts times the sum over experts of the share of choices that
+    fall on one, and of the mean probability that its router gives it.
+
+    Args:
+        router_logits: The router logits `(num_experts,)` of each token, in each layer.
+        top_k: How many experts read a token.
+    """
+    num_experts = len(router_logits[0][0])
+    chosen = [0.0] * num_experts
+    probability = [torch.zeros(())] * num_experts
+    num_tokens = 0
+    for layer in router_logits:
+        for logits in layer:
+            probs = logits.softmax(0)
+            for expert in probs.argsort(descending=True)[:top_k].tolist():
+                chosen[expert] += 1
+            probability = [total + prob for total, prob in zip(probability, probs, strict=True)]
+            num_tokens += 1
+    return num_experts * sum(
+        share / num_tokens * total / num_tokens for share, total in zip(chosen, probability, strict=True)
+    )
