@@ -177,7 +177,7 @@ def _read(
 ) -> CompletionLogits:
     # 1. For separate rows, repeat the prompt for each completion, so that each row has one completion. Absent
     # completions are dropped.
-    repeated = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)  # an earlier row has the prompt
+    repeated = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)  # the prompt of the row before
     if not shared:
         present = completion_mask.any(-1).flatten().nonzero().squeeze(1)
         present = present if len(present) else present.new_zeros(1)  # a forward pass needs at least one row
