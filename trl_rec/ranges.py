@@ -1,8 +1,9 @@
 """Checks that numbers are in their range: the fields of configurations, and the arguments of functions.
 
-A dataclass declares the range of a field beside its help text, `metadata={"help": "...", "range": COUNT}`, and
-`check_ranges` checks all of its fields. `INHERITED` has the ranges of the fields that TRL and transformers declare. A
-function checks its arguments itself: `COUNT.check("top_k", top_k)`.
+A dataclass declares the range of a field with its type, `num_beams: Annotated[int, COUNT]`, and `check_ranges` checks
+all of its fields. (Metadata would not do: the parser of transformers passes all of it to argparse.) `INHERITED` has
+the ranges of the fields that TRL and transformers declare. A function checks its arguments itself:
+`COUNT.check("top_k", top_k)`.
 
 NaN and infinity are in no range. The type of a field says whether it may be None or a text instead of a number.
 """
@@ -152,6 +153,7 @@ class NumericField(NamedTuple):
         may_be_text: Whether the field may be a text.
         is_list: Whether the field is a list of numbers.
         is_mapping: Whether the field maps names to numbers.
+        maps_to_none: Whether it may map a name to None.
     """
 
     range: Range | None
@@ -159,6 +161,7 @@ class NumericField(NamedTuple):
     may_be_text: bool
     is_list: bool
     is_mapping: bool
+    maps_to_none: bool
 
 
 def check_ranges(config: DataclassInstance) -> None:
@@ -174,6 +177,8 @@ def check_ranges(config: DataclassInstance) -> None:
                 field.range.check(name, number)
         elif field.is_mapping and isinstance(value, dict):
             for key, number in value.items():
+                if number is None and field.maps_to_none:
+                    continue
                 field.range.check(f"{name}: {key}", number)
         elif field.is_mapping:
             raise ValueError(f"{name} must map names to numbers, not {value!r}")
@@ -184,18 +189,21 @@ def check_ranges(config: DataclassInstance) -> None:
 @cache
 def numeric_fields(kind: type[DataclassInstance]) -> dict[str, NumericField]:
     """The fields of a dataclass that have a range, or a type with numbers in it."""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     found = {}
     for field in fields(kind):
-        types = _types(hints[field.name])
-        declared: Range | None = field.metadata.get("range", INHERITED.get(field.name))
-        if "range" in field.metadata or {int, float} & types:
+        hint = hints[field.name]
+        extras: tuple[Any, ...] = getattr(hint, "__metadata__", ())
+        declared = next((extra for extra in extras if isinstance(extra, Range)), None)
+        types = _types(get_args(hint)[0] if extras else hint)
+        if declared is not None or {int, float} & types:
             found[field.name] = NumericField(
-                declared,
+                declared or INHERITED.get(field.name),
                 may_be_none=NoneType in types,
                 may_be_text=str in types,
                 is_list=not types.isdisjoint((list, tuple)),
                 is_mapping=not types.isdisjoint((dict, Mapping)),
+                maps_to_none=_maps_to_none(hint),
             )
     return found
 
@@ -210,3 +218,11 @@ def _types(hint: Any) -> set[Any]:
     if origin in (dict, Mapping):
         parts = parts[1:]
     return {origin}.union(*map(_types, parts))
+
+
+def _maps_to_none(hint: Any) -> bool:
+    """Whether a hint consists of a mapping whose values may be None."""
+    parts = get_args(hint)
+    if get_origin(hint) in (dict, Mapping):
+        return NoneType in _types(parts[1])
+    return any(map(_maps_to_none, parts))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.beam import RankedItems, rank_items
 from trl_rec.decoding.list_beams import rank_list
-from trl_rec.decoding.run_folder import CATALOG, SETTINGS, local_folder, read_settings
+from trl_rec.decoding.run_folder import SETTINGS, check_keys, load_run, local_folder
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ragged import Ragged
@@ -63,8 +63,8 @@ class Recommender:
                 f"{folder} is not a run folder ({SETTINGS} is missing); pass the output folder of a trl-rec trainer"
             )
 
-        settings = read_settings(path / SETTINGS)
-        catalog = ItemCatalog.load(path / CATALOG)
+        settings, catalog = load_run(path, SETTINGS)
+        check_keys(path / SETTINGS, settings, ("num_beams", "renormalize", "length_penalty", "max_length"))
         tokenizer = load_tokenizer(path)
         prompt_format = PromptFormat.for_catalog(catalog, tokenizer, **settings.pop("prompt"))
         trie = TokenTrie.from_catalog(catalog, tokenizer, lists=prompt_format.list_length is not None)

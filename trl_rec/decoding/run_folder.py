@@ -2,25 +2,121 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from trl_rec.files import write_json
 from trl_rec.items import ItemCatalog
+from trl_rec.ranges import COUNT, FINITE
 
 
 SETTINGS = "recommender.json"
 CATALOG = "catalog"
+RECORD = "catalog"  # the key of the record of the catalogue in these settings
+REMEDY = "restore the file from a copy of the run folder, or train again"
 # The keys of the prompt's texts are `head`, `item`, ... in the JSON files, but `prompt_head`, `prompt_item`, ...
 # everywhere else.
 TEXT_KEYS = ("head", "item", "candidates", "tail")
 
 
+# What the settings may be; a key that is not listed is not used.
+NUMBERS = {
+    "max_length": COUNT,
+    "num_beams": COUNT,
+    "length_penalty": FINITE,
+    "max_history": COUNT,
+    "list_length": COUNT,
+}
+FLAGS = ("renormalize", "single_pass", "chat_template")
+
+
 def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
     """Saves what [`Recommender`] needs in addition to the saved model and tokenizer."""
+    save_run_settings(folder, SETTINGS, catalog, settings)
+
+
+def save_run_settings(folder: str | Path, name: str, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
+    """Writes a catalogue into a run folder, and its settings to the file `name` there.
+
+    The file also records the surface and the items that the model was trained with, and the texts in
+    `settings["prompt"]` get the keys of the JSON file.
+    """
     catalog.save(Path(folder) / CATALOG)
-    write_settings(Path(folder) / SETTINGS, settings)
+    prompt = {key.removeprefix("prompt_"): value for key, value in settings["prompt"].items()}
+    write_json(Path(folder) / name, {**settings, "prompt": prompt, RECORD: _record(catalog)})
+
+
+def _record(catalog: ItemCatalog) -> dict[str, str]:
+    """What identifies the catalogue that a model was trained with."""
+    return {
+        "surface": catalog.surface,
+        "fingerprint": catalog.fingerprint,
+        "surfaces": hashlib.sha256("\0".join(catalog.surfaces).encode()).hexdigest()[:16],
+    }
+
+
+def load_run(folder: str | Path, name: str) -> tuple[dict[str, Any], ItemCatalog]:
+    """Loads the settings of a run folder from the file `name`, and the catalogue.
+
+    Raises `ValueError` where one of the two is damaged, or where the catalogue is not the one that the model was
+    trained with. Folders that were written before this was recorded are checked as far as the tokenizer allows.
+    """
+    folder = Path(folder)
+    settings = _read_settings(folder / name)
+    catalog = ItemCatalog.load(folder / CATALOG, remedy="restore it from a copy of the run folder, or train again")
+
+    trained = settings.pop(RECORD, None)
+    if trained is None:
+        _check_tokens(folder, catalog)
+    else:
+        _check_record(folder, catalog, trained)
+    return settings, catalog
+
+
+def _check_record(folder: Path, catalog: ItemCatalog, trained: dict[str, Any]) -> None:
+    """Raises where the catalogue is not the one of the record."""
+    place = folder / CATALOG
+    if catalog.fingerprint != trained.get("fingerprint"):
+        raise ValueError(
+            f"{place} contains other items than the model was trained with; restore it from a copy of the run folder, "
+            "or train again"
+        )
+    if catalog.surface != trained.get("surface"):
+        raise _wrong_surface(place, catalog.surface, str(trained.get("surface")))
+    if _record(catalog)["surfaces"] != trained.get("surfaces"):
+        raise ValueError(
+            f"{place} contains other semantic IDs than the model was trained with; restore it from a copy of the run "
+            "folder, or train again"
+        )
+
+
+def _check_tokens(folder: Path, catalog: ItemCatalog) -> None:
+    """Raises where the tokenizer has tokens of items that the catalogue does not write with tokens."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    vocabulary = path.read_text(encoding="utf-8", errors="replace")
+    if catalog.surface == "title":
+        others = ["item_token", *(["semantic_id"] if catalog.semantic_ids is not None else [])]
+        for surface in others:
+            if f'"{catalog.with_surface(surface).item_tokens[0]}"' in vocabulary:
+                raise _wrong_surface(folder / CATALOG, "title", surface)
+    if catalog.surface == "item_token" and f'"<item_{len(catalog)}>"' in vocabulary:
+        raise ValueError(
+            f"{folder / CATALOG} has {len(catalog)} items, fewer than the model was trained with; restore it from a "
+            "copy of the run folder, or train again"
+        )
+
+
+def _wrong_surface(place: Path, surface: str, trained: str) -> ValueError:
+    """The error for a catalogue of the right items with the wrong surface."""
+    return ValueError(
+        f"{place} writes items with the surface {surface}, but the model was trained with {trained}; restore it from "
+        f"a copy of the run folder, or run ItemCatalog.load({str(place)!r}).with_surface({trained!r})"
+        f".save({str(place)!r}) in Python"
+    )
 
 
 def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
@@ -30,23 +126,57 @@ def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
         raise ValueError(
             f"the model in {folder} orders rated candidates and cannot rank a catalogue; load it with CandidateRanker"
         )
-    path = Path(folder or "") / SETTINGS
-    if folder is None or not path.is_file():
+    if folder is None or not (Path(folder) / SETTINGS).is_file():
         return {}
-    return {"surface": ItemCatalog.load(Path(folder) / CATALOG).surface, **read_settings(path)}
+    settings, catalog = load_run(folder, SETTINGS)
+    return {"surface": catalog.surface, **settings}
 
 
-def write_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings of a run folder. The texts in `settings["prompt"]` get the keys of the JSON file."""
-    prompt = {name.removeprefix("prompt_"): value for name, value in settings["prompt"].items()}
-    write_json(path, {**settings, "prompt": prompt})
+def check_keys(path: Path, settings: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Raises where the settings that were read from `path` lack one of the keys."""
+    missing = [key for key in keys if key not in settings]
+    if missing:
+        raise ValueError(f"{path} has no key {missing[0]!r}; {REMEDY}")
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Reads what [`write_settings`] wrote. The texts in `["prompt"]` get back their keys with `prompt_`."""
-    settings = json.loads(path.read_text(encoding="utf-8"))
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Reads and checks the settings of a run folder. The texts in `["prompt"]` get back their keys with `prompt_`."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged and cannot be read ({error}); {REMEDY}") from error
+
+    if not isinstance(settings, dict) or not isinstance(settings.get("prompt"), dict):
+        raise ValueError(f"{path} does not contain the settings of a run with their prompt; {REMEDY}")
+    if not isinstance(settings.get(RECORD, {}), dict):
+        raise ValueError(f"{path}: {RECORD} is {settings[RECORD]!r}, which is no mapping; {REMEDY}")
+    try:
+        _check_values(settings)
+        _check_values(settings["prompt"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {REMEDY}") from error
+
     prompt = {f"prompt_{key}" if key in TEXT_KEYS else key: value for key, value in settings["prompt"].items()}
     return {**settings, "prompt": prompt}
+
+
+def _check_values(settings: dict[str, Any]) -> None:
+    """Raises where a value is none that the key can have. What may be left out may be None."""
+    for key, value in settings.items():
+        if key in FLAGS and not isinstance(value, bool):
+            raise ValueError(f"{key} must be true or false, not {value!r}")
+        if key in TEXT_KEYS and not isinstance(value, str | None):
+            raise ValueError(f"{key} must be a text, not {value!r}")
+        if key in NUMBERS and (value is not None or key in ("num_beams", "length_penalty")):
+            NUMBERS[key].check(key, value)
+    if "ratings" in settings:
+        ratings = settings["ratings"]
+        if not isinstance(ratings, list) or not ratings:
+            raise ValueError(f"ratings must be a list of numbers, not {ratings!r}")
+        for rating in ratings:
+            FINITE.check("ratings", rating)
+    if not isinstance(settings.get("letters"), bool | None):
+        raise ValueError(f"letters must be true or false, not {settings['letters']!r}")
 
 
 def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from accelerate import PartialState
 
@@ -64,49 +64,44 @@ class EvaluationConfig:
         default=None,
         metadata={"help": "how the model writes items: title, item_token, semantic_id; from its run folder if unset"},
     )
-    list_length: int | None = field(
+    list_length: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "range": COUNT,
             "help": "number of items in a list, for a model that writes lists; from its run folder if unset",
         },
     )
-    rewards: dict[str, float] | None = field(
+    rewards: Annotated[dict[str, float] | None, FINITE] = field(
         default=None,
         metadata={
-            "range": FINITE,
             "help": 'weights of rewards that score whole lists, as JSON: \'{"ndcg": 1, "mgu": 4}\'',
         },
     )
-    best_of: int | None = field(
+    best_of: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "range": COUNT,
             "help": "also draw this many lists per user and keep the one with the highest reward, as an upper bound",
         },
     )
     split: str = field(default="test", metadata={"help": "split to evaluate: validation or test"})
-    max_users: int | None = field(
+    max_users: Annotated[int | None, COUNT] = field(
         default=None,
-        metadata={"range": COUNT, "help": "number of users to evaluate, spread evenly over the split; all if unset"},
+        metadata={"help": "number of users to evaluate, spread evenly over the split; all if unset"},
     )
-    ks: list[int] = field(
-        default_factory=lambda: [1, 5, 10], metadata={"range": COUNT, "help": "lengths to cut the lists at"}
+    ks: Annotated[list[int], COUNT] = field(
+        default_factory=lambda: [1, 5, 10], metadata={"help": "lengths to cut the lists at"}
     )
     exclude_history: bool = field(
         default=True, metadata={"help": "never recommend items that are in the user's history"}
     )
-    num_beams: int | None = field(
+    num_beams: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "range": COUNT,
             "help": "width of the beam search; from the run folder if unset, else the largest k (for lists, 1)",
         },
     )
-    length_penalty: float | None = field(
+    length_penalty: Annotated[float | None, FINITE] = field(
         default=None,
         metadata={
-            "range": FINITE,
             "help": "divide scores by the generated length to this power; from the run folder if unset, else 0",
         },
     )
@@ -114,17 +109,16 @@ class EvaluationConfig:
         default=None,
         metadata={"help": "softmax over legal tokens, not the vocabulary; from the run folder if unset, else true"},
     )
-    batch_size: int = field(default=16, metadata={"range": COUNT, "help": "prompts per forward pass"})
-    max_length: int | None = field(
+    batch_size: Annotated[int, COUNT] = field(default=16, metadata={"help": "prompts per forward pass"})
+    max_length: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "range": COUNT,
             "help": "limit on the tokens of prompt and completion together; from the run folder if unset",
         },
     )
     dtype: str = field(default="auto", metadata={"help": "number format of the model's weights"})
-    seed: int = field(
-        default=0, metadata={"range": SEED, "help": "seed of the random baseline, of drawn lists and of the bootstrap"}
+    seed: Annotated[int, SEED] = field(
+        default=0, metadata={"help": "seed of the random baseline, of drawn lists and of the bootstrap"}
     )
 
     def __post_init__(self) -> None:

@@ -266,11 +266,11 @@ class ItemCatalog:
         write_json(folder / "catalog.json", card)
 
     @classmethod
-    def load(cls, folder: str | Path) -> ItemCatalog:
-        """Loads a catalogue that `save` wrote."""
+    def load(cls, folder: str | Path, *, remedy: str = "run trl-rec prepare again with --overwrite") -> ItemCatalog:
+        """Loads a catalogue that `save` wrote. If files are missing or damaged, the error ends with the `remedy`."""
         folder = Path(folder)
         if not (folder / "catalog.json").is_file():
-            raise ValueError(f"{folder} has no catalogue (catalog.json is missing); make one with trl-rec prepare")
+            raise ValueError(f"{folder} has no catalogue (catalog.json is missing); {remedy}")
 
         # 1. Read the files.
         try:
@@ -279,10 +279,7 @@ class ItemCatalog:
             items = pq.read_table(folder / "items.parquet")
         except (OSError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
             name = "items.parquet" if isinstance(error, OSError | pa.ArrowException) else "catalog.json"
-            raise ValueError(
-                f"{folder} is damaged ({name} cannot be read: {error!r}); run trl-rec prepare again with --overwrite, "
-                "or copy the catalogue from its dataset again"
-            ) from error
+            raise ValueError(f"{folder} is damaged ({name} cannot be read: {error!r}); {remedy}") from error
 
         # 2. Move the semantic IDs out of the table.
         semantic_ids = None
@@ -293,9 +290,7 @@ class ItemCatalog:
         # 3. Check that the files belong together.
         catalog = cls(items, surface, group_column, semantic_ids, read_user_ids(folder))
         if catalog.fingerprint != fingerprint:
-            raise ValueError(
-                f"{folder}: items.parquet and catalog.json describe different items; prepare the data again"
-            )
+            raise ValueError(f"{folder}: items.parquet and catalog.json describe different items; {remedy}")
         return catalog
 
 

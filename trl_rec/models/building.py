@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -36,13 +36,13 @@ class RecModelConfig(ModelConfig):
             output of each sublayer.
     """
 
-    hidden_size: int = field(default=64, metadata={"range": COUNT, "help": "width of a model from scratch"})
-    num_layers: int = field(default=2, metadata={"range": COUNT, "help": "number of layers of a model from scratch"})
-    num_heads: int = field(
-        default=2, metadata={"range": COUNT, "help": "number of attention heads per layer of a model from scratch"}
+    hidden_size: Annotated[int, COUNT] = field(default=64, metadata={"help": "width of a model from scratch"})
+    num_layers: Annotated[int, COUNT] = field(default=2, metadata={"help": "number of layers of a model from scratch"})
+    num_heads: Annotated[int, COUNT] = field(
+        default=2, metadata={"help": "number of attention heads per layer of a model from scratch"}
     )
-    dropout: float = field(
-        default=0.2, metadata={"range": SHARE_BELOW_ONE, "help": "dropout probability of a model from scratch"}
+    dropout: Annotated[float, SHARE_BELOW_ONE] = field(
+        default=0.2, metadata={"help": "dropout probability of a model from scratch"}
     )
 
     def __post_init__(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any
 
 from trl_rec.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, STEPS, check_ranges
 
@@ -45,17 +45,17 @@ class PreferenceStage:
 
     source: str
     difficulty: str = ""
-    num_negatives: int = field(default=20, metadata={"range": COUNT})
-    max_prompts: int | None = field(default=None, metadata={"range": COUNT})
-    num_beams: int = field(default=40, metadata={"range": COUNT})
-    liked: tuple[float, float] = field(default=(5, 5), metadata={"range": FINITE})
-    neutral: tuple[float, float] = field(default=(3, 4), metadata={"range": FINITE})
-    disliked: tuple[float, float] = field(default=(1, 2), metadata={"range": FINITE})
-    learning_rate: float | None = field(default=None, metadata={"range": POSITIVE})
-    num_train_epochs: float | None = field(default=None, metadata={"range": POSITIVE})
-    max_steps: int | None = field(default=None, metadata={"range": STEPS})
-    beta: float | None = field(default=None, metadata={"range": POSITIVE})
-    sft_weight: float | None = field(default=None, metadata={"range": NOT_NEGATIVE})
+    num_negatives: Annotated[int, COUNT] = 20
+    max_prompts: Annotated[int | None, COUNT] = None
+    num_beams: Annotated[int, COUNT] = 40
+    liked: Annotated[tuple[float, float], FINITE] = (5, 5)
+    neutral: Annotated[tuple[float, float], FINITE] = (3, 4)
+    disliked: Annotated[tuple[float, float], FINITE] = (1, 2)
+    learning_rate: Annotated[float | None, POSITIVE] = None
+    num_train_epochs: Annotated[float | None, POSITIVE] = None
+    max_steps: Annotated[int | None, STEPS] = None
+    beta: Annotated[float | None, POSITIVE] = None
+    sft_weight: Annotated[float | None, NOT_NEGATIVE] = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

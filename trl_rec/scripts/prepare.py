@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, field
+from typing import Annotated
 
 import datasets
 
 from trl_rec.data import prepare
 from trl_rec.data.card import describe
-from trl_rec.ranges import COUNT, COUNT_FROM_0, SEED
+from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, SEED
 from trl_rec.scripts.parsing import parse
 
 
@@ -26,24 +27,21 @@ class PrepareArguments:
     split: str | None = field(
         default=None, metadata={"help": "leave_one_out, leave_last or time; leave_one_out if unset"}
     )
-    num_held_out: int | None = field(
+    num_held_out: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "range": COUNT,
             "help": "with split leave_last: items per user in the test split, and in validation; 10 if unset",
         },
     )
-    min_user_interactions: int = field(
+    min_user_interactions: Annotated[int, COUNT_FROM_0] = field(
         default=0,
         metadata={
-            "range": COUNT_FROM_0,
             "help": "k-core: drop users with fewer interactions, repeatedly, until all have enough",
         },
     )
-    min_item_interactions: int = field(
+    min_item_interactions: Annotated[int, COUNT_FROM_0] = field(
         default=0,
         metadata={
-            "range": COUNT_FROM_0,
             "help": "k-core: drop items with fewer interactions, repeatedly, until all have enough",
         },
     )
@@ -65,7 +63,7 @@ class PrepareArguments:
     event_column: str | None = field(
         default=None, metadata={"help": "column with events such as view or purchase, to be rated by event_ratings"}
     )
-    event_ratings: dict[str, float | None] | None = field(
+    event_ratings: Annotated[dict[str, float | None] | None, FINITE] = field(
         default=None,
         metadata={"help": 'rating of each event, as JSON: \'{"view": 2, "purchase": 5}\'; null leaves its rows out'},
     )
@@ -79,9 +77,9 @@ class PrepareArguments:
         default=None,
         metadata={"help": "of several interactions of a user with an item: keep all, the first or the last"},
     )
-    seed: int = field(default=0, metadata={"range": SEED, "help": "seed of the toy log"})
-    toy_users: int = field(default=300, metadata={"range": COUNT, "help": "number of users in the toy log"})
-    toy_items: int = field(default=200, metadata={"range": COUNT, "help": "number of items in the toy log"})
+    seed: Annotated[int, SEED] = field(default=0, metadata={"help": "seed of the toy log"})
+    toy_users: Annotated[int, COUNT] = field(default=300, metadata={"help": "number of users in the toy log"})
+    toy_items: Annotated[int, COUNT] = field(default=200, metadata={"help": "number of items in the toy log"})
     overwrite: bool = field(default=False, metadata={"help": "replace a dataset folder made with other settings"})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from trl_rec.data import load
 from trl_rec.decoding import Recommender
@@ -24,7 +25,7 @@ class RecommendArguments:
     titles: list[str] | None = field(
         default=None, metadata={"help": "titles of a history, oldest first, instead of --user"}
     )
-    k: int = field(default=10, metadata={"range": COUNT, "help": "number of items to recommend"})
+    k: Annotated[int, COUNT] = field(default=10, metadata={"help": "number of items to recommend"})
     exclude_history: bool = field(default=True, metadata={"help": "never recommend items of the history"})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Annotated
 
 from trl_rec.data import RecDataset, load
 from trl_rec.files import write_text
@@ -38,15 +39,14 @@ class TokenizeArguments:
     method: str = field(
         default="kmeans", metadata={"help": "kmeans: from co-occurrence; dual: from texts and users' choices"}
     )
-    width: int = field(default=64, metadata={"range": COUNT, "help": "kmeans: width of the item vectors"})
-    window: int = field(
+    width: Annotated[int, COUNT] = field(default=64, metadata={"help": "kmeans: width of the item vectors"})
+    window: Annotated[int, COUNT] = field(
         default=5,
         metadata={
-            "range": COUNT,
             "help": "kmeans: largest distance at which two items of a user count as near each other",
         },
     )
-    iterations: int = field(default=25, metadata={"range": COUNT, "help": "kmeans: maximum rounds per level"})
+    iterations: Annotated[int, COUNT] = field(default=25, metadata={"help": "kmeans: maximum rounds per level"})
     import_index: str | None = field(
         default=None, metadata={"help": "an X.index.json to take the IDs from, instead of making them"}
     )

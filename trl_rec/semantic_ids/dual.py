@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -76,36 +76,37 @@ class DualIdsConfig:
     )
     users: bool = field(default=True, metadata={"help": "whether users get IDs too"})
     align: bool = field(default=True, metadata={"help": "whether to align users with the items they chose"})
-    levels: int = field(default=3, metadata={"range": COUNT, "help": "number of codes per ID"})
-    codes: int = field(
-        default=256, metadata={"range": replace(COUNT, low=2), "help": "number of different codes per level"}
+    levels: Annotated[int, COUNT] = field(default=3, metadata={"help": "number of codes per ID"})
+    codes: Annotated[int, replace(COUNT, low=2)] = field(
+        default=256, metadata={"help": "number of different codes per level"}
     )
-    code_width: int = field(default=32, metadata={"range": COUNT, "help": "width of the vectors that are quantised"})
-    behaviour_width: int = field(default=64, metadata={"range": COUNT, "help": "width of the collaborative vectors"})
-    fused_width: int = field(default=128, metadata={"range": COUNT, "help": "width of the fused vectors"})
-    hidden: int = field(default=256, metadata={"range": COUNT, "help": "width of the hidden layers"})
-    alpha: float = field(
-        default=0.1, metadata={"range": NOT_NEGATIVE, "help": "weight of the U2I loss while codes are learned"}
+    code_width: Annotated[int, COUNT] = field(default=32, metadata={"help": "width of the vectors that are quantised"})
+    behaviour_width: Annotated[int, COUNT] = field(default=64, metadata={"help": "width of the collaborative vectors"})
+    fused_width: Annotated[int, COUNT] = field(default=128, metadata={"help": "width of the fused vectors"})
+    hidden: Annotated[int, COUNT] = field(default=256, metadata={"help": "width of the hidden layers"})
+    alpha: Annotated[float, NOT_NEGATIVE] = field(
+        default=0.1, metadata={"help": "weight of the U2I loss while codes are learned"}
     )
-    without_behaviour: float = field(
+    without_behaviour: Annotated[float, SHARE_BELOW_ONE] = field(
         default=0.1,
         metadata={
-            "range": SHARE_BELOW_ONE,
             "help": "probability that training hides the collaborative vector of an item",
         },
     )
-    learning_rate: float = field(default=1e-3, metadata={"range": NOT_NEGATIVE, "help": "learning rate of the towers"})
-    batch_size: int = field(default=1024, metadata={"range": COUNT, "help": "number of user-item pairs per batch"})
-    max_epochs: int = field(
-        default=30, metadata={"range": COUNT, "help": "maximum number of epochs for each phase of the training"}
+    learning_rate: Annotated[float, NOT_NEGATIVE] = field(
+        default=1e-3, metadata={"help": "learning rate of the towers"}
     )
-    patience: int = field(
-        default=3, metadata={"range": COUNT, "help": "number of epochs without improvement after which a phase ends"}
+    batch_size: Annotated[int, COUNT] = field(default=1024, metadata={"help": "number of user-item pairs per batch"})
+    max_epochs: Annotated[int, COUNT] = field(
+        default=30, metadata={"help": "maximum number of epochs for each phase of the training"}
+    )
+    patience: Annotated[int, COUNT] = field(
+        default=3, metadata={"help": "number of epochs without improvement after which a phase ends"}
     )
     collisions: str = field(
         default="share", metadata={"help": "whether items with the same codes share an ID or extend it by a token"}
     )
-    seed: int = field(default=0, metadata={"range": SEED, "help": "random seed"})
+    seed: Annotated[int, SEED] = field(default=0, metadata={"help": "random seed"})
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.decoding.candidates.ranking import rank_candidates
 from trl_rec.decoding.recommender import Recommendation
-from trl_rec.decoding.run_folder import CATALOG, local_folder, read_settings, write_settings
+from trl_rec.decoding.run_folder import check_keys, load_run, local_folder, save_run_settings
 from trl_rec.items import ItemCatalog
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ragged import Ragged, join
@@ -60,8 +60,8 @@ class CandidateRanker:
                 "AlroTrainer"
             )
 
-        settings = read_settings(path / SETTINGS)
-        catalog = ItemCatalog.load(path / CATALOG)
+        settings, catalog = load_run(path, SETTINGS)
+        check_keys(path / SETTINGS, settings, ("ratings", "max_length", "max_history", "single_pass"))
         tokenizer = load_tokenizer(path)
         prompt_format = RatedPromptFormat.for_catalog(
             catalog, tokenizer, settings.pop("ratings"), **settings.pop("prompt")
@@ -145,5 +145,4 @@ class CandidateRanker:
 
 def save_ranker(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
     """Saves what [`CandidateRanker`] needs in addition to the saved model and tokenizer."""
-    catalog.save(Path(folder) / CATALOG)
-    write_settings(Path(folder) / SETTINGS, settings)
+    save_run_settings(folder, SETTINGS, catalog, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from trl import SFTConfig
 
@@ -60,23 +60,23 @@ class AlroConfig(RecConfig, SFTConfig):
         eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Lengths at which lists are cut.
     """
 
-    lambda_weight: float = field(
-        default=1.0, metadata={"range": NOT_NEGATIVE, "help": "weight of the soft lambda loss"}
+    lambda_weight: Annotated[float, NOT_NEGATIVE] = field(
+        default=1.0, metadata={"help": "weight of the soft lambda loss"}
     )
-    lambda_warmup: float = field(
-        default=0.1, metadata={"range": SHARE, "help": "share of the steps over which that weight rises"}
+    lambda_warmup: Annotated[float, SHARE] = field(
+        default=0.1, metadata={"help": "share of the steps over which that weight rises"}
     )
-    permutation_weight: float = field(
-        default=1.0, metadata={"range": NOT_NEGATIVE, "help": "weight of the permutation-sensitive loss"}
+    permutation_weight: Annotated[float, NOT_NEGATIVE] = field(
+        default=1.0, metadata={"help": "weight of the permutation-sensitive loss"}
     )
     score: Literal["logprob", "prob"] = field(
         default="logprob", metadata={"help": "soft positions from logprob or prob"}
     )
-    sharpness: float = field(
-        default=1.0, metadata={"range": POSITIVE, "help": "sharpness of the softmax over positions"}
+    sharpness: Annotated[float, POSITIVE] = field(
+        default=1.0, metadata={"help": "sharpness of the softmax over positions"}
     )
-    pair_sharpness: float = field(
-        default=1.0, metadata={"range": POSITIVE, "help": "sharpness of the comparison of two positions"}
+    pair_sharpness: Annotated[float, POSITIVE] = field(
+        default=1.0, metadata={"help": "sharpness of the comparison of two positions"}
     )
     delta: Literal["target", "model"] = field(
         default="target", metadata={"help": "distances in the target's or model's order"}
@@ -87,22 +87,22 @@ class AlroConfig(RecConfig, SFTConfig):
     softmax: Literal["legal", "vocabulary"] = field(
         default="legal", metadata={"help": "supervised term over the names left or over the vocabulary"}
     )
-    num_candidates: int = field(default=10, metadata={"range": NUM_CANDIDATES, "help": "most candidates per list"})
-    stride: int | None = field(
-        default=None, metadata={"range": COUNT, "help": "new items between the starts of two training lists"}
+    num_candidates: Annotated[int, NUM_CANDIDATES] = field(default=10, metadata={"help": "most candidates per list"})
+    stride: Annotated[int | None, COUNT] = field(
+        default=None, metadata={"help": "new items between the starts of two training lists"}
     )
-    max_history: int | None = field(default=20, metadata={"range": COUNT, "help": "most rated items before a list"})
+    max_history: Annotated[int | None, COUNT] = field(default=20, metadata={"help": "most rated items before a list"})
     letters: bool | None = field(default=None, metadata={"help": "letters name the candidates"})
     prompt_candidates: str | None = field(
         default=None, metadata={"help": "text between the history and the candidates"}
     )
     log_gradient_norms: bool = field(default=False, metadata={"help": "log the gradient norm of each part"})
-    eval_num_orders: int = field(
-        default=2, metadata={"range": COUNT, "help": "orders in which each list is shown in an evaluation"}
+    eval_num_orders: Annotated[int, COUNT] = field(
+        default=2, metadata={"help": "orders in which each list is shown in an evaluation"}
     )
     eval_single_pass: bool = field(default=False, metadata={"help": "sort by the scores of one forward pass"})
-    eval_ks: list[int] = field(
-        default_factory=lambda: [1, 3, 5, 10], metadata={"range": COUNT, "help": "lengths at which lists are cut"}
+    eval_ks: Annotated[list[int], COUNT] = field(
+        default_factory=lambda: [1, 3, 5, 10], metadata={"help": "lengths at which lists are cut"}
     )
 
     @property

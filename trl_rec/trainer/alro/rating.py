@@ -10,7 +10,7 @@ import logging
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -63,15 +63,15 @@ class RatingStageConfig:
         rating_max_length (`int`, *optional*, defaults to `128`): Most tokens per row.
     """
 
-    rating_epochs: float = field(
+    rating_epochs: Annotated[float, NOT_NEGATIVE] = field(
         default=0.0,
-        metadata={"range": NOT_NEGATIVE, "help": "epochs in which a model from scratch first learns to rate"},
+        metadata={"help": "epochs in which a model from scratch first learns to rate"},
     )
-    rating_learning_rate: float = field(
-        default=3e-3, metadata={"range": NOT_NEGATIVE, "help": "learning rate of these epochs"}
+    rating_learning_rate: Annotated[float, NOT_NEGATIVE] = field(
+        default=3e-3, metadata={"help": "learning rate of these epochs"}
     )
-    rating_max_length: int = field(
-        default=128, metadata={"range": COUNT, "help": "most tokens per row in these epochs"}
+    rating_max_length: Annotated[int, COUNT] = field(
+        default=128, metadata={"help": "most tokens per row in these epochs"}
     )
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from trl_rec.compat import settle_checkpointing
 from trl_rec.ranges import COUNT, FINITE, check_ranges
@@ -80,22 +80,21 @@ class RecConfig(Base):
     prompt_item: str | None = field(default=None, metadata={"help": "text of an item in the history, with {surface}"})
     prompt_tail: str | None = field(default=None, metadata={"help": "text between the history and the completion"})
     chat_template: bool = field(default=False, metadata={"help": "put the prompt into the tokenizer's chat template"})
-    list_length: int | None = field(
+    list_length: Annotated[int | None, COUNT] = field(
         default=None,
-        metadata={"range": COUNT, "help": "items per list that the model writes; by default, it ranks single items"},
+        metadata={"help": "items per list that the model writes; by default, it ranks single items"},
     )
-    eval_ks: list[int] = field(
-        default_factory=lambda: [1, 5, 10], metadata={"range": COUNT, "help": "lengths at which lists are cut"}
+    eval_ks: Annotated[list[int], COUNT] = field(
+        default_factory=lambda: [1, 5, 10], metadata={"help": "lengths at which lists are cut"}
     )
-    eval_num_beams: int | None = field(default=None, metadata={"range": COUNT, "help": "beam width when ranking"})
+    eval_num_beams: Annotated[int | None, COUNT] = field(default=None, metadata={"help": "beam width when ranking"})
     eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend the user's own history"})
-    eval_length_penalty: float = field(
-        default=0.0, metadata={"range": FINITE, "help": "divide scores by length to this power"}
+    eval_length_penalty: Annotated[float, FINITE] = field(
+        default=0.0, metadata={"help": "divide scores by length to this power"}
     )
-    max_users: int | None = field(
+    max_users: Annotated[int | None, replace(COUNT, hint="leave it out to measure all users")] = field(
         default=None,
         metadata={
-            "range": replace(COUNT, hint="leave it out to measure all users"),
             "help": "most users of a split that an evaluation measures",
         },
     )

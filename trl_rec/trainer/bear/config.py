@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from trl import SFTConfig
 
@@ -50,14 +50,14 @@ class BearConfig(RecConfig, SFTConfig):
 
     _VALID_DICT_FIELDS = dict_fields(SFTConfig, "tasks")
 
-    bear_weight: float = field(
+    bear_weight: Annotated[float, NOT_NEGATIVE] = field(
         default=0.25 * 2.75,
-        metadata={"range": NOT_NEGATIVE, "help": "weight of the beam term; 0: cross-entropy alone"},
+        metadata={"help": "weight of the beam term; 0: cross-entropy alone"},
     )
-    sharpness: float = field(default=2.75, metadata={"range": POSITIVE, "help": "unit of the margin"})
+    sharpness: Annotated[float, POSITIVE] = field(default=2.75, metadata={"help": "unit of the margin"})
     variant: Literal["paper", "survival"] = field(default="paper", metadata={"help": "paper or survival"})
-    num_beams: int = field(default=10, metadata={"range": COUNT, "help": "beam width to survive"})
-    temperature: float = field(default=1.0, metadata={"range": POSITIVE, "help": "divides the logits in the loss"})
+    num_beams: Annotated[int, COUNT] = field(default=10, metadata={"help": "beam width to survive"})
+    temperature: Annotated[float, POSITIVE] = field(default=1.0, metadata={"help": "divides the logits in the loss"})
     softmax: Literal["legal", "vocabulary"] = field(
         default="legal", metadata={"help": "softmax over legal tokens or over the vocabulary"}
     )
@@ -65,16 +65,16 @@ class BearConfig(RecConfig, SFTConfig):
         default="last", metadata={"help": "last: one row per target; all: every item of a row is a target"}
     )
     every_position: bool = field(default=False, metadata={"help": "with list_length: a list begins at every target"})
-    max_history: int | None = field(default=None, metadata={"range": COUNT, "help": "most items before a target"})
-    tasks: dict[str, Any] | str | None = field(
+    max_history: Annotated[int | None, COUNT] = field(default=None, metadata={"help": "most items before a target"})
+    tasks: Annotated[dict[str, Any] | str | None, POSITIVE] = field(
         default=None,
-        metadata={"range": POSITIVE, "help": "rows of each task, as a multiple of the rows of the next item"},
+        metadata={"help": "rows of each task, as a multiple of the rows of the next item"},
     )
-    task_cap: int | None = field(
-        default=None, metadata={"range": COUNT, "help": "most rows of any task but the next item"}
+    task_cap: Annotated[int | None, COUNT] = field(
+        default=None, metadata={"help": "most rows of any task but the next item"}
     )
-    task_history: int = field(
-        default=20, metadata={"range": COUNT, "help": "most items in a prompt of the other tasks"}
+    task_history: Annotated[int, COUNT] = field(
+        default=20, metadata={"help": "most items in a prompt of the other tasks"}
     )
 
     def __post_init__(self) -> None:

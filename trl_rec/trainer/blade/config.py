@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from transformers.trainer_utils import SaveStrategy
 from trl import DPOConfig
@@ -59,50 +59,49 @@ class BladeConfig(RecConfig, DPOConfig):
             `1e-6`.
     """
 
-    list_length: int | None = field(default=10, metadata={"range": COUNT, "help": "items per list"})
-    rewards: dict[str, Any] | str | None = field(
-        default=None, metadata={"range": FINITE, "help": "weights of rewards by name; ndcg by default"}
+    list_length: Annotated[int | None, COUNT] = field(default=10, metadata={"help": "items per list"})
+    rewards: Annotated[dict[str, Any] | str | None, FINITE] = field(
+        default=None, metadata={"help": "weights of rewards by name; ndcg by default"}
     )
     target: Literal["blade", "best_of_n", "rank", "reward"] = field(
         default="blade", metadata={"help": "blade, best_of_n, rank or reward"}
     )
-    dynamic_coefficient: float = field(
-        default=0.3, metadata={"range": SHARE, "help": "the rollouts' share of the evidence"}
+    dynamic_coefficient: Annotated[float, SHARE] = field(
+        default=0.3, metadata={"help": "the rollouts' share of the evidence"}
     )
-    best_of: float = field(default=8, metadata={"range": Range(1), "help": "N of Best-of-N"})
-    num_references: int = field(
-        default=16, metadata={"range": COUNT_FROM_0, "help": "lists of the reference policy per prompt"}
+    best_of: Annotated[float, Range(1)] = field(default=8, metadata={"help": "N of Best-of-N"})
+    num_references: Annotated[int, COUNT_FROM_0] = field(
+        default=16, metadata={"help": "lists of the reference policy per prompt"}
     )
-    prior: float = field(default=0.5, metadata={"range": POSITIVE, "help": "parameter of the Beta prior"})
-    num_generations: int = field(
+    prior: Annotated[float, POSITIVE] = field(default=0.5, metadata={"help": "parameter of the Beta prior"})
+    num_generations: Annotated[int, replace(COUNT, low=2, hint="rollouts are compared with each other")] = field(
         default=8,
         metadata={
-            "range": replace(COUNT, low=2, hint="rollouts are compared with each other"),
             "help": "rollouts per prompt and step",
         },
     )
-    temperature: float = field(
-        default=1.0, metadata={"range": POSITIVE, "help": "temperature of rollouts and references"}
+    temperature: Annotated[float, POSITIVE] = field(
+        default=1.0, metadata={"help": "temperature of rollouts and references"}
     )
-    beta: float | None = field(  # type: ignore[assignment]  # a float once the target is known
+    beta: Annotated[float | None, NOT_NEGATIVE] = field(  # type: ignore[assignment]  # a float once the target is known
         default=None,
-        metadata={"range": NOT_NEGATIVE, "help": "weight of the KL; 1 by default, 0.001 with target reward"},
+        metadata={"help": "weight of the KL; 1 by default, 0.001 with target reward"},
     )
     standardize: bool | None = field(default=None, metadata={"help": "divide advantages by their group's deviation"})
-    num_iterations: int = field(default=1, metadata={"range": COUNT, "help": "steps on the same rollouts"})
-    clip: float = field(
+    num_iterations: Annotated[int, COUNT] = field(default=1, metadata={"help": "steps on the same rollouts"})
+    clip: Annotated[float, POSITIVE] = field(
         default=0.2,
-        metadata={"range": POSITIVE, "help": "distance from 1 at which a list's probability ratio is clipped"},
+        metadata={"help": "distance from 1 at which a list's probability ratio is clipped"},
     )
     every_position: bool = field(default=False, metadata={"help": "begin a list at every item of a sequence"})
-    max_prompts: int | None = field(
-        default=None, metadata={"range": COUNT, "help": "most prompts to learn from, spread evenly over the users"}
+    max_prompts: Annotated[int | None, COUNT] = field(
+        default=None, metadata={"help": "most prompts to learn from, spread evenly over the users"}
     )
-    reference_batch_size: int = field(
-        default=64, metadata={"range": COUNT, "help": "prompts whose reference lists are drawn together"}
+    reference_batch_size: Annotated[int, COUNT] = field(
+        default=64, metadata={"help": "prompts whose reference lists are drawn together"}
     )
 
-    learning_rate: float = field(default=1e-5, metadata={"range": NOT_NEGATIVE, "help": "initial learning rate"})
+    learning_rate: Annotated[float, NOT_NEGATIVE] = field(default=1e-5, metadata={"help": "initial learning rate"})
 
     _VALID_DICT_FIELDS = dict_fields(DPOConfig, "rewards")
 

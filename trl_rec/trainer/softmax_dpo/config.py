@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from trl import DPOConfig
 
@@ -12,6 +12,8 @@ from trl_rec.trainer.base.config import INERT_DPO, INERT_DPO_ROWS, RecConfig, ch
 
 
 LOSSES = ("softmax", "dmpo")
+BETA = replace(POSITIVE, hint="at 0 nothing is learned")
+SFT_WEIGHT = replace(NOT_NEGATIVE, hint="below 0 the chosen completion would become less likely")
 
 
 @dataclass
@@ -35,17 +37,15 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         default="softmax",
         metadata={"help": "how the rejected completions are combined: softmax (log-sum-exp) or dmpo (mean)"},
     )
-    beta: float = field(
+    beta: Annotated[float, BETA] = field(
         default=1.0,
         metadata={
-            "range": replace(POSITIVE, hint="at 0 nothing is learned"),
             "help": "strength of the tie to the reference policy",
         },
     )
-    sft_weight: float = field(
+    sft_weight: Annotated[float, SFT_WEIGHT] = field(
         default=0.0,
         metadata={
-            "range": replace(NOT_NEGATIVE, hint="below 0 the chosen completion would become less likely"),
             "help": "weight of the chosen completion's negative log-likelihood",
         },
     )
@@ -54,7 +54,7 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         metadata={"help": "log-probabilities over the vocabulary or over the catalogue's legal tokens"},
     )
 
-    learning_rate: float = field(default=1e-5, metadata={"range": NOT_NEGATIVE, "help": "initial learning rate"})
+    learning_rate: Annotated[float, NOT_NEGATIVE] = field(default=1e-5, metadata={"help": "initial learning rate"})
 
     def __post_init__(self) -> None:
         padding = self.pad_to_multiple_of
