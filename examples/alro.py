@@ -31,6 +31,7 @@ SHARED: dict[str, Any] = {
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 128,
     "save_strategy": "no",
+    "overwrite": True,  # the folders may contain an earlier call's models
     "weight_decay": 0.1,
     "warmup_steps": 50,
     "logging_steps": 100,

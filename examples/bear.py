@@ -45,6 +45,7 @@ def train(name: str, dataset: RecDataset, max_steps: int) -> BearTrainer:
         per_device_train_batch_size=16,
         per_device_eval_batch_size=128,
         save_strategy="no",
+        overwrite=True,  # the folder may contain an earlier call's model
         logging_steps=100,
         activation_checkpointing=False,
         report_to="none",

@@ -45,6 +45,7 @@ SHARED: dict[str, Any] = {
     "list_length": 10,
     "max_length": 128,
     "save_strategy": "no",
+    "overwrite": True,  # the folders may contain an earlier call's models
     "per_device_eval_batch_size": 128,
     "activation_checkpointing": False,
     "report_to": "none",

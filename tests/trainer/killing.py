@@ -13,10 +13,15 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
+
 from tests.processes import Work, log_of, run_alone, start
 from trl_rec.trainer.base.checkpoints import MARK
 
 
+# Kills per run, and the steps that leave room for them.
+KILLS = pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.long)])
+STEPS_PER_KILL = 10
 POLL = 0.0005  # seconds; a tiny model's checkpoint takes about fifty times as long to write
 NUM_FILES = 12  # of a checkpoint; the optimizer's and the trainer's state come after the tenth
 

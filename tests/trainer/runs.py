@@ -66,8 +66,8 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> BearTrainer:
         "lr_scheduler_type": "constant",
     }
     defaults["optim"] = "sgd"  # Adam turns the rounding of a gradient that is zero into a step
-    defaults |= {"max_length": 96, "save_strategy": "no", "activation_checkpointing": False}
-    config = BearConfig(str(output), **QUIET, **{**defaults, **options})
+    defaults |= {"max_length": 96, "save_strategy": "no", "activation_checkpointing": False, "overwrite": True}
+    config = BearConfig(str(output), **{**QUIET, **defaults, **options})
     extra.setdefault("train_dataset", dataset.train)
     return BearTrainer(model, config, processing_class=tokenizer, catalog=dataset.catalog, **extra)
 

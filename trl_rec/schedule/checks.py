@@ -8,7 +8,7 @@ from typing import Any
 
 from trl_rec.compat import is_deepspeed_zero3_enabled, launched_with_fsdp
 from trl_rec.decoding.run_folder import check_same_items, settings_of_run
-from trl_rec.schedule.settings import Schedule
+from trl_rec.schedule.settings import Schedule, check_resumes_by_itself
 from trl_rec.schedule.stage_preferences import feedback_table
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.bear.config import BearConfig
@@ -28,6 +28,7 @@ def check_pipeline(
     """
     check_not_sharded(schedule.config)
     if supervised is not None:
+        check_resumes_by_itself(supervised)
         _check_same_prompts(
             "the supervised policy", supervised.prompt_options, supervised.softmax == "legal", schedule.config
         )

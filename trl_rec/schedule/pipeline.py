@@ -19,7 +19,7 @@ from trl_rec.models import RecModelConfig
 from trl_rec.schedule.loop import run_stages
 from trl_rec.schedule.plan import check_same_policy, write_entry
 from trl_rec.schedule.reporting import conclude_stages
-from trl_rec.schedule.settings import Schedule
+from trl_rec.schedule.settings import Schedule, check_resumes_by_itself
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.semantic_ids import DualIdsConfig, has_dual_ids, make_dual_ids
 from trl_rec.trainer.base.reporting import save_run
@@ -67,6 +67,7 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
         The folder of the policy.
     """
     # 1. A finished policy is taken from its folder if it was trained with the same settings.
+    check_resumes_by_itself(config)
     folder = Path(str(config.output_dir))
     check_same_policy(folder, dataset, config, vars(model_config))
     if (folder / DONE).is_file():

@@ -9,21 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 from transformers import TrainingArguments
-from trl import DPOConfig, SFTConfig
 
-from trl_rec.compat import BACKPORTED_FIELDS
 from trl_rec.data.dataset import RecDataset, split_rows
 from trl_rec.data.tasks.rows import task_texts
 from trl_rec.files import write_json
 from trl_rec.schedule.settings import Schedule
 from trl_rec.schedule.stages import PreferenceStage
+from trl_rec.trainer.base.fingerprint import DECIDING, as_json, catalog_entries, setting_entries
 from trl_rec.trainer.bear.config import BearConfig
 
 
@@ -31,52 +30,17 @@ from trl_rec.trainer.bear.config import BearConfig
 # is handed on. The fields that trl_rec adds all belong to it, since they define rows, loss, prompts and evaluation.
 # Any other inherited field only decides speed, memory, logging or where files go, and may change between calls.
 INHERITED = (
-    # the batches and their order
+    *DECIDING,
+    # the batches, whose size per process also decides how results are rounded
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "auto_find_batch_size",
-    "max_length",
+    # the length of a stage, which is handed on whole
     "num_train_epochs",
     "max_steps",
-    "seed",
-    "data_seed",
-    "shuffle_dataset",
-    "train_sampling_strategy",
-    "length_column_name",
-    "dataloader_drop_last",
-    "dataloader_in_order",
-    "accelerator_config",
-    "ignore_data_skip",
-    # the loss
-    "beta",
-    "disable_dropout",
-    "neftune_noise_alpha",
-    "router_aux_loss_coef",
-    "label_smoothing_factor",
-    "average_tokens_across_devices",
-    "sync_ref_model",
-    "ref_model_mixup_alpha",
-    "ref_model_sync_steps",
-    # the optimizer
-    "optim",
-    "optim_args",
-    "optim_target_modules",
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    # the number format
-    "bf16",
-    "fp16",
-    "tf32",
+    # the checkpoint that is handed on
     "bf16_full_eval",
     "fp16_full_eval",
-    # the checkpoint that is handed on
     "eval_strategy",
     "eval_steps",
     "eval_delay",
@@ -85,9 +49,6 @@ INHERITED = (
     "load_best_model_at_end",
     "metric_for_best_model",
     "greater_is_better",
-    # the tokenizer
-    "eos_token",
-    "chat_template_path",
 )
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
@@ -105,7 +66,8 @@ def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedu
 
     plan = {
         "weights of the policy": weights_digest(start),
-        **_data_entries(schedule.dataset),
+        **catalog_entries(schedule.dataset.catalog),
+        "splits": _split_digest(schedule.dataset),
         "keep": schedule.keep,
         "adapter": _adapter_entry(schedule),
         **{f"model option {name}": value for name, value in options.items()},
@@ -133,7 +95,8 @@ def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, mod
     plan = {
         **{f"model option {name}": value for name, value in model.items()},
         "weights of the model": weights,
-        **_data_entries(dataset),
+        **catalog_entries(dataset.catalog),
+        "splits": _split_digest(dataset),
         "texts of the tasks": None if config.tasks is None else _digest(task_texts(dataset)),
         **_config_entries(config),
     }
@@ -165,7 +128,7 @@ def _write_or_check(path: Path, plan: dict[str, Any], *, work: str, parts: str) 
     If no work was done under the old plan, the new plan replaces it. `parts` names what a user may delete to begin
     again.
     """
-    plan = json.loads(json.dumps(plan, default=_to_json))  # tuples become lists, as in the file
+    plan = as_json(plan)  # tuples become lists, as in the file
 
     if path.is_file() and any(other != path for other in path.parent.glob(work)):
         old = json.loads(path.read_text(encoding="utf-8"))
@@ -182,16 +145,6 @@ def _write_or_check(path: Path, plan: dict[str, Any], *, work: str, parts: str) 
     write_entry(path, plan)
 
 
-def _data_entries(dataset: RecDataset) -> dict[str, Any]:
-    """The plan's entries for a dataset: its items, their surface and IDs, and its rows."""
-    return {
-        "items": dataset.catalog.fingerprint,
-        "surface": dataset.catalog.surface,
-        "semantic_ids": _digest([*dataset.catalog.surfaces, *dataset.catalog.user_surfaces]),
-        "splits": _split_digest(dataset),
-    }
-
-
 def _adapter_entry(schedule: Schedule) -> dict[str, Any] | None:
     """The adapter's settings, without the version of PEFT that made them."""
     if schedule.adapter is None:
@@ -201,17 +154,9 @@ def _adapter_entry(schedule: Schedule) -> dict[str, Any] | None:
 
 def _config_entries(config: TrainingArguments) -> dict[str, Any]:
     """The fields of a trainer's configuration that belong to a plan."""
-    inherited = {one.name for base in (SFTConfig, DPOConfig) for one in fields(base)}.union(BACKPORTED_FIELDS)
-    return {name: value for name, value in config.to_dict().items() if name in INHERITED or name not in inherited}
-
-
-def _to_json(value: Any) -> Any:
-    """A plain form of a value that JSON cannot write."""
-    if isinstance(value, set):  # target modules, in no fixed order
-        return sorted(value)
-    if callable(getattr(value, "to_dict", None)):  # a quantisation configuration
-        return value.to_dict()
-    return str(value)  # a number format
+    entries = setting_entries(config, INHERITED)
+    entries.pop("overwrite", None)  # a schedule resumes by itself
+    return entries
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.schedule.stages import PreferenceStage
+from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
 
@@ -42,6 +43,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.keep not in ("best", "last"):
             raise ValueError(f"keep must be 'best' or 'last', not {self.keep!r}")
+        check_resumes_by_itself(self.config)
         if self.config.push_to_hub:
             raise ValueError(
                 "push_to_hub would push every stage; leave it out and push the final policy: "
@@ -81,6 +83,17 @@ def load_on_device(load: Callable[..., Any], folder: str | Path, schedule: Sched
     options = schedule.model_options or {}
     model = load(folder, **options)
     return model if "quantization_config" in options else model.to(PartialState().device)
+
+
+def check_resumes_by_itself(config: BearConfig | SoftmaxDPOConfig) -> None:
+    """Raises if a part of a schedule is told where to start: it resumes by itself, from its own folder."""
+    given = str(config.resume_from_checkpoint or "true").lower()
+    option = "overwrite" if config.overwrite else f"resume_from_checkpoint: {config.resume_from_checkpoint}"
+    if config.overwrite or given != "true":
+        raise ValueError(
+            f"{option} does not work with stages, which always resume by themselves; leave it out, and to begin again "
+            f"choose another output_dir, or delete {config.output_dir}"
+        )
 
 
 def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:

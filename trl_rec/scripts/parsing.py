@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
+import threading
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar, overload
 
 from accelerate import PartialState
@@ -127,12 +131,29 @@ def json_mapping(text: str) -> dict[str, Any] | None:
 
 
 def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs the `main` of a verb; a user's mistake becomes one sentence and exit status 2."""
+    """Runs the `main` of a verb; a user's mistake becomes one sentence and exit status 2.
+
+    Ctrl-C and SIGTERM become one sentence too, with the exit status that shells expect (130 and 143).
+    """
+    stopped_by = [signal.SIGINT]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped_by[0] = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
     try:
         main(argv)
     except (ValueError, OSError) as error:
         print(f"trl-rec {verb}: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        if os.environ.get("RANK", "0") == "0":  # the other processes would say the same
+            print(f"trl-rec {verb}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        sys.exit(128 + stopped_by[0])
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def show_progress() -> None:

@@ -23,6 +23,7 @@ disable_progress_bars()
 # Plain SGD, as Adam turns the rounding of a gradient that is zero into a step.
 DEFAULTS = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.5, "lr_scheduler_type": "constant"}
 DEFAULTS |= {"optim": "sgd", "max_length": 96, "save_strategy": "no", "activation_checkpointing": False, **QUIET}
+DEFAULTS |= {"overwrite": True}  # several runs of a test share a folder
 DEFAULTS |= {"num_candidates": 4, "lambda_weight": 10.0, "eval_ks": [1, 4]}
 PASSED_ON = ("peft_config", "callbacks", "eval_dataset", "quantization_config", "data_collator", "compute_metrics")
 PASSED_ON += ("preprocess_logits_for_metrics", "compute_loss_func", "formatting_func")

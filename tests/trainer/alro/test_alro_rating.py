@@ -88,7 +88,9 @@ def test_a_stage_goes_on_where_it_was_killed_and_is_taken_as_it_is_once_it_ended
     assert not list((tmp_path / "cut").glob("checkpoint-*"))
     assert same(learn(dataset, tmp_path / "cut", resume=True), whole)
     assert len(steps) == resumed and "has learned to rate already" in caplog.text
-    assert same(learn(dataset, tmp_path / "cut"), whole) and len(steps) == resumed + 3 * resumed  # anew, and all of it
+    assert (
+        same(learn(dataset, tmp_path / "cut", overwrite=True), whole) and len(steps) == 4 * resumed
+    )  # all of it anew
 
 
 def test_it_learns_to_rate(dataset: RecDataset, tmp_path: Path) -> None:

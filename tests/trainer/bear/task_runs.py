@@ -25,6 +25,7 @@ TASKS |= {"profile_to_user": 0.5, "user_to_profile": 0.5, "query_to_item": 0.5, 
 DEFAULTS: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.1, "targets": "all"}
 DEFAULTS |= {"lr_scheduler_type": "constant", "optim": "sgd", "max_length": 128, "save_strategy": "no"}
 DEFAULTS |= {"activation_checkpointing": False, "prompt_head": "{user}", "tasks": TASKS, "task_history": 5, **QUIET}
+DEFAULTS |= {"overwrite": True}  # several runs of a test share a folder
 PASSED_ON = ("peft_config", "callbacks", "eval_dataset")
 
 

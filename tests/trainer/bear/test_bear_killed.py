@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.processes import run_alone
-from tests.trainer.killing import run_and_kill
+from tests.trainer.killing import KILLS, STEPS_PER_KILL, run_and_kill
 from tests.trainer.runs import losses, make_folder, make_trainer
 from trl_rec import load
 from trl_rec.models import load_model
@@ -19,23 +19,27 @@ pytestmark = pytest.mark.slow
 OPTIONS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "max_users": 4, "eval_ks": [3]}
 # State of which a resumed run needs all: dropout, moments, schedule, accumulated batches, the middle of an epoch.
-OPTIONS |= {"max_steps": 30, "optim": "adamw_torch", "learning_rate": 0.003, "lr_scheduler_type": "linear"}
+OPTIONS |= {"optim": "adamw_torch", "learning_rate": 0.003, "lr_scheduler_type": "linear"}
 OPTIONS |= {"gradient_accumulation_steps": 2}
 
 
-def train(folder: Path, output: Path) -> None:
+def train(folder: Path, num_steps: int, output: Path) -> None:
     model = load_model(folder / "model", attention_dropout=0.2)
-    trainer = make_trainer(folder, output, model=model, eval_dataset=load(folder / "data").validation, **OPTIONS)
+    trainer = make_trainer(
+        folder, output, model=model, eval_dataset=load(folder / "data").validation, **OPTIONS, max_steps=num_steps
+    )
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
     torch.save(losses(trainer), output / "losses.pt")
 
 
-def test_killed_and_resumed_is_bit_equal_to_uninterrupted(tmp_path: Path) -> None:
+@KILLS
+def test_killed_and_resumed_is_bit_equal_to_uninterrupted(num_kills: int, tmp_path: Path) -> None:
     make_folder(tmp_path)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run_alone(partial(train, tmp_path), whole)
-    left = run_and_kill(partial(train, tmp_path), cut, num_kills=4, most_seconds=0.2)
+    work = partial(train, tmp_path, num_kills * STEPS_PER_KILL)
+    run_alone(work, whole)
+    left = run_and_kill(work, cut, num_kills=num_kills, most_seconds=0.2)
     assert any(left), "no kill came while a checkpoint was being written"
     assert torch.load(cut / "losses.pt") == torch.load(whole / "losses.pt")
     weights = load_file(cut / "model.safetensors")

@@ -24,6 +24,7 @@ NUM_PROMPTS = 24
 # Plain SGD, as Adam turns the rounding of a gradient that is zero into a step.
 DEFAULTS = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 0.1, "lr_scheduler_type": "constant"}
 DEFAULTS |= {"optim": "sgd", "max_length": 96, "save_strategy": "no", "activation_checkpointing": False, **QUIET}
+DEFAULTS |= {"overwrite": True}  # several runs of a test share a folder
 DEFAULTS |= {"list_length": 3, "eval_ks": [3], "max_prompts": NUM_PROMPTS, "num_references": 8}
 PASSED_ON = ("peft_config", "callbacks", "eval_dataset", "quantization_config", "data_collator", "compute_metrics")
 PASSED_ON += ("reward_functions",)

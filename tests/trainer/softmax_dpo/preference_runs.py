@@ -71,7 +71,7 @@ def make_trainer(folder: Path, output: Path, **options: Any) -> SoftmaxDPOTraine
     return SoftmaxDPOTrainer(
         load_model(folder / "model") if model is None else model,
         load_model(folder / "model") if ref_model == "loaded" else ref_model,
-        SoftmaxDPOConfig(str(output), **{**DEFAULTS, **options}),
+        SoftmaxDPOConfig(str(output), **{"overwrite": True, **DEFAULTS, **options}),
         train_dataset=preference_table(dataset) if rows is None else rows,
         processing_class=tokenizer,
         catalog=catalog,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.processes import run_alone
-from tests.trainer.killing import run_and_kill
+from tests.trainer.killing import KILLS, STEPS_PER_KILL, run_and_kill
 from tests.trainer.runs import losses, make_folder
 from tests.trainer.softmax_dpo.preference_runs import make_trainer
 from trl_rec import load
@@ -20,13 +20,18 @@ pytestmark = pytest.mark.slow
 OPTIONS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 OPTIONS |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_ndcg@3", "max_users": 4, "eval_ks": [3]}
 # State of which a resumed run needs all: dropout, moments, schedule, accumulated batches, the middle of an epoch.
-OPTIONS |= {"max_steps": 40, "optim": "adamw_torch", "learning_rate": 0.003, "lr_scheduler_type": "linear"}
+OPTIONS |= {"optim": "adamw_torch", "learning_rate": 0.003, "lr_scheduler_type": "linear"}
 OPTIONS |= {"gradient_accumulation_steps": 2, "disable_dropout": False}
 
 
-def train(folder: Path, precompute: bool, output: Path) -> None:
+def train(folder: Path, precompute: bool, num_steps: int, output: Path) -> None:
     model = load_model(folder / "model", attention_dropout=0.2)
-    options = {**OPTIONS, "precompute_ref_log_probs": precompute, "eval_dataset": load(folder / "data").validation}
+    options = {
+        **OPTIONS,
+        "max_steps": num_steps,
+        "precompute_ref_log_probs": precompute,
+        "eval_dataset": load(folder / "data").validation,
+    }
     trainer = make_trainer(folder, output, model=model, **options)
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
@@ -34,11 +39,13 @@ def train(folder: Path, precompute: bool, output: Path) -> None:
 
 
 @pytest.mark.parametrize("precompute", [False, True])
-def test_killed_and_resumed_is_bit_equal_to_uninterrupted(tmp_path: Path, precompute: bool) -> None:
+@KILLS
+def test_killed_and_resumed_is_bit_equal_to_uninterrupted(num_kills: int, tmp_path: Path, precompute: bool) -> None:
     make_folder(tmp_path)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run_alone(partial(train, tmp_path, precompute), whole)
-    left = run_and_kill(partial(train, tmp_path, precompute), cut, num_kills=5, most_seconds=0.3)
+    work = partial(train, tmp_path, precompute, num_kills * STEPS_PER_KILL)
+    run_alone(work, whole)
+    left = run_and_kill(work, cut, num_kills=num_kills, most_seconds=0.3)
     assert any(left), "no kill came while a checkpoint was being written"
     assert torch.load(cut / "losses.pt") == torch.load(whole / "losses.pt")
     weights = load_file(cut / "model.safetensors")

@@ -19,6 +19,7 @@ from trl_rec.trainer.alro.config import AlroConfig
 from trl_rec.trainer.alro.rating import RatingStageConfig, learn_ratings
 from trl_rec.trainer.alro.rows import check_rankable, rating_values
 from trl_rec.trainer.alro.trainer import AlroTrainer
+from trl_rec.trainer.base.output import check_output
 
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def build_alro_trainer(
         rating = None
     if rating is not None and model_config.model_name_or_path is not None:
         raise ValueError("rating_epochs are for a model from scratch; leave them out, or model_name_or_path")
+    check_output(config)  # before the rating stage, and not after it
 
     # 1. Build the model, and check that it can read the lists.
     ratings = rating_values(dataset.train)

@@ -60,6 +60,8 @@ class AlroConfig(RecConfig, SFTConfig):
         eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Lengths at which lists are cut.
     """
 
+    may_change = (*RecConfig.may_change, "log_gradient_norms", "eval_num_orders", "eval_single_pass")
+
     lambda_weight: Annotated[float, NOT_NEGATIVE] = field(
         default=1.0, metadata={"help": "weight of the soft lambda loss"}
     )

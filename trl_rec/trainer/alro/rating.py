@@ -19,7 +19,8 @@ from trl_rec.decoding.candidates.prompts import RatedPromptFormat
 from trl_rec.models.loading import load_model
 from trl_rec.ranges import COUNT, NOT_NEGATIVE, check_ranges
 from trl_rec.trainer.alro.rating_rows import build_rating_rows
-from trl_rec.trainer.base.checkpoints import MARK
+from trl_rec.trainer.base.checkpoints import check_same_run, find_changed, read_mark, write_mark
+from trl_rec.trainer.base.processes import on_main_process
 from trl_rec.trainer.base.reporting import save_run
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.bear.trainer import BearTrainer
@@ -48,6 +49,7 @@ SHARED = (
     "fp16",
     "activation_checkpointing",
     "torch_compile",
+    "overwrite",
 )
 logger = logging.getLogger(__name__)
 
@@ -113,13 +115,8 @@ def learn_ratings(
         options: Fields of [`BearConfig`]. By default there are 8 epochs with a learning rate of 3e-3, and one
             checkpoint per epoch.
     """
+    # 1. Plain supervised fine-tuning.
     folder = Path(output_dir)
-    if resume and (folder / MARK).is_file():
-        logger.info("the model in %s has learned to rate already", folder)
-        return load_model(folder)
-
-    # Plain supervised fine-tuning.
-    logger.info("the model first learns to rate; it is saved in %s", folder)
     settings = {
         "num_train_epochs": 8,
         "learning_rate": 3e-3,
@@ -137,14 +134,32 @@ def learn_ratings(
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise ValueError("a model from scratch learns to rate on whole processes; launch it with cpu or ddp")
 
-    # Remove the mark of an earlier stage before training, and set a new one once everything is saved.
-    if trainer.is_world_process_zero():
-        (folder / MARK).unlink(missing_ok=True)
+    # 2. A finished stage is used again if it is this one.
+    if resume and on_main_process(lambda: is_finished(trainer)):
+        logger.info("the model in %s has learned to rate already", folder)
+        return load_model(folder)
+
+    # 3. Train. The mark comes once everything is saved, when the stage never resumes any more.
+    logger.info("the model first learns to rate; it is saved in %s", folder)
     trainer.train(resume_from_checkpoint=resume)
     save_run(trainer, {"dataset": str(dataset.path)})
     if trainer.is_world_process_zero():
-        (folder / MARK).touch()
-        for checkpoint in folder.glob("checkpoint-*"):  # a finished stage never resumes
+        write_mark(folder, trainer.fingerprint(), trainer.launch)
+        for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()
     return load_model(folder)
+
+
+def is_finished(trainer: BearTrainer) -> bool:
+    """Whether the trainer's folder contains the model of a finished stage; raises if the stage is another one."""
+    folder = Path(str(trainer.args.output_dir))
+    mark = read_mark(folder)
+    if mark is None:
+        return False
+    changed = find_changed(folder, mark)
+    if changed is not None:
+        raise ValueError(f"the model in {folder} is damaged: {changed}; delete the folder to let a model learn again")
+    trainer.describe_run()
+    check_same_run(folder, mark, trainer.fingerprint(), trainer.launch)
+    return True

@@ -1,25 +1,233 @@
-"""Complete checkpoints: a mark is written last, and a resume takes the newest checkpoint that has it."""
+"""Complete checkpoints: a mark is written last, and says which run wrote which files.
+
+The mark is a file called `complete`. It holds, as JSON, the fingerprint of the run (see `fingerprint.py`), the number
+of processes, and the size and a hash of each file that a resume reads. Everything is on the disk before the mark is
+written. So a damaged checkpoint is recognised before anything is loaded, and a resume takes the newest whole one.
+Earlier versions wrote an empty mark; their checkpoints are checked as far as possible.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from trl_rec.files import sync_folder, write_json
+from trl_rec.trainer.base.fingerprint import as_json, difference
 
 
 MARK = "complete"
+# Files of a checkpoint that a resume reads, in subfolders too; others may be changed or deleted.
+READ = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.index.json",
+    "trainer_state.json",
+    "adapter_config.json",
+    "latest",  # DeepSpeed's
+    "*.distcp",  # FSDP's
+    ".metadata",
+)
+NOT_READ = ("training_args.bin",)
+# What a whole checkpoint has, by what messages call it: any file of each line.
+PARTS: dict[str, tuple[str, ...]] = {
+    "weights": ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*_model_states.pt", "*.distcp"),
+    "optimizer state": ("optimizer.pt", "optimizer.bin", "*_optim_states.pt", "optimizer_*/*"),
+    "state of the learning rate": ("scheduler.pt", "*_model_states.pt"),
+    "random state": ("rng_state*.pth",),
+    "state of the trainer": ("trainer_state.json",),
+}
+# Up to this many blocks of a file are hashed, evenly spread: another run's file differs nearly everywhere.
+NUM_BLOCKS = 64
+BLOCK = 16 * 1024  # bytes
 logger = logging.getLogger(__name__)
 
 
-def newest_complete(output_dir: str | Path) -> Path | None:
-    """The complete checkpoint of the latest step, or None. Later ones that are not complete are named in a warning."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    for folder in sorted(folders, key=_step, reverse=True):
-        if (folder / MARK).is_file():
-            return folder
-        logger.warning("%s was not written to its end; it is passed over", folder)
+class Mark(NamedTuple):
+    """The content of a mark.
+
+    Args:
+        run (`Mapping[str, Any]`): The run's fingerprint.
+        launch (`Mapping[str, Any]`): How its processes shared the work.
+        files (`Mapping[str, list]`): The size and hash of each file that a resume reads.
+    """
+
+    run: Mapping[str, Any]
+    launch: Mapping[str, Any]
+    files: Mapping[str, list[Any]]
+
+
+def write_mark(folder: Path, run: Mapping[str, Any], launch: Mapping[str, Any]) -> None:
+    """Marks a checkpoint as complete, once all of it is on the disk.
+
+    Args:
+        folder: The checkpoint.
+        run: The run's fingerprint.
+        launch: How its processes share the work.
+    """
+    sync_folder(folder)
+    files = {path.relative_to(folder).as_posix(): _state_of(path) for path in _read_files(folder)}
+    write_json(folder / MARK, as_json({"run": run, "launch": launch, "files": files}))
+
+
+def read_mark(folder: Path) -> Mark | None:
+    """The mark of a checkpoint; None if there is none. The mark of an older release is empty."""
+    path = folder / MARK
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text or "{}")
+        return Mark(*(dict(content.get(name, {})) for name in Mark._fields))
+    except (ValueError, AttributeError, TypeError):
+        return Mark({}, {}, {MARK: []})  # "complete is not as it was written"
+
+
+def find_damage(folder: Path, mark: Mark) -> str | None:
+    """What is wrong with a checkpoint that has a mark, in words; None if nothing is."""
+    changed = find_changed(folder, mark)
+    if changed is not None:
+        return changed
+    for part, patterns in PARTS.items():
+        if not any(_matching(folder, patterns)):
+            return f"it has no {part}"
+    return None if mark.files else _find_broken(folder)
+
+
+def find_changed(folder: Path, mark: Mark) -> str | None:
+    """The first file that is missing, or not as the mark says, in words; None if there is none."""
+    for name, state in mark.files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _state_of(path) != state:
+            return f"{name} is not as it was written"
     return None
+
+
+def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Mapping[str, Any]) -> None:
+    """Raises unless the checkpoint is of this run, and can be read by as many processes."""
+    different = difference(mark.run, as_json(run))
+    if different is not None:
+        raise ValueError(
+            f"{folder} is of another run, which differs in {different}; a resume can only change epochs, max_steps, "
+            "logging, saving and evaluation, so undo the difference, or choose another output_dir"
+        )
+    if not mark.run:
+        logger.warning("%s does not say which run wrote it, so nobody knows whether it is of this run", folder)
+
+    # Sharded files are of one number of processes; of others, the random state is.
+    different = difference(mark.launch, as_json(launch))
+    if different is None:
+        return
+    sharded = {of.get("sharding") for of in (mark.launch, launch)} != {"none"}
+    if sharded:
+        raise ValueError(
+            f"{folder} was written under another launch, which differs in {different}; launch it in the same way"
+        )
+    logger.warning(
+        "%s differs in %s: dropout will draw other numbers than without the interruption", folder, different
+    )
+
+
+def newest_complete(output_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint, or None. Newer ones that are not whole are named in a warning.
+
+    Raises if all that were once complete are damaged: a run from scratch would replace what is left of them.
+    """
+    damages = {}
+    for folder in checkpoints(output_dir):
+        mark = read_mark(folder)
+        damage = "it was not written to its end" if mark is None else find_damage(folder, mark)
+        if damage is None:
+            return folder
+        logger.warning("%s is passed over: %s", folder, damage)
+        if mark is not None:
+            damages[folder] = damage
+
+    if damages:
+        folder, damage = next(iter(damages.items()))
+        raise ValueError(
+            f"{output_dir} has no checkpoint to resume from, since {folder} is damaged: {damage}; to start from "
+            "scratch, leave out resume_from_checkpoint and set overwrite, or choose another output_dir"
+        )
+    return None
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints in a run folder, whole or not, the newest first."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(folders, key=_step, reverse=True)
 
 
 def _step(folder: Path) -> int:
     return int(folder.name.split("-")[1])
+
+
+def _read_files(folder: Path) -> Iterator[Path]:
+    """The files that are read when a checkpoint, or a run folder apart from its checkpoints, is loaded."""
+    for path in _matching(folder, READ):
+        in_checkpoint = any(part.startswith("checkpoint-") for part in path.relative_to(folder).parts)
+        if path.name not in NOT_READ and not in_checkpoint:
+            yield path
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+    """The files in a folder and its subfolders that match any of the patterns."""
+    found = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
+    return iter(sorted(found))
+
+
+def _state_of(path: Path) -> list[Any]:
+    """A file's size, and a hash of a sample of its content."""
+    size = path.stat().st_size
+    digest = hashlib.blake2b(digest_size=16)
+    step = max(size // NUM_BLOCKS, BLOCK)
+    with path.open("rb") as file:
+        for start in range(0, size, step):
+            file.seek(start)
+            digest.update(file.read(BLOCK))
+    return [size, digest.hexdigest()]
+
+
+def _find_broken(folder: Path) -> str | None:
+    """The first file of a checkpoint that cannot be read, in words, as far as that shows without loading it."""
+    for path in _read_files(folder):
+        check = CHECKS.get(path.suffix)
+        try:
+            if check is not None:
+                check(path)
+        except Exception as error:  # each format has errors of its own
+            return f"{path.relative_to(folder).as_posix()} cannot be read ({error})"
+    return None
+
+
+def _check_safetensors(path: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        file.keys()
+
+
+def _check_zip(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        file.namelist()
+
+
+def _check_json(path: Path) -> None:
+    json.loads(path.read_text(encoding="utf-8"))
+
+
+CHECKS: dict[str, Callable[[Path], None]] = {
+    ".safetensors": _check_safetensors,
+    ".pt": _check_zip,
+    ".pth": _check_zip,
+    ".json": _check_json,
+}

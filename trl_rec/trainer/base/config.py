@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from trl_rec.compat import settle_checkpointing
 from trl_rec.ranges import COUNT, FINITE, check_ranges
@@ -71,10 +71,23 @@ class RecConfig(Base):
             tokens to this power.
         max_users (`int`, *optional*): Largest number of users of a split whose loss and lists an evaluation
             measures. They are spread evenly over the split. Defaults to all users.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether training from scratch may replace the work of an
+            earlier run in `output_dir`. Its checkpoints and weights are removed just before the first step.
         activation_checkpointing (`bool`, *optional*, defaults to `True`): Whether the backward pass recomputes
             activations instead of keeping them. (`TrainingArguments` has this field from transformers 5.23 on.)
         activation_checkpointing_kwargs (`dict`, *optional*): Options of the recomputation, such as `every_n_layers`.
     """
+
+    # The fields of ours that may change when a run is resumed: they do not affect the weights.
+    may_change: ClassVar[tuple[str, ...]] = (
+        "eval_ks",
+        "eval_num_beams",
+        "eval_length_penalty",
+        "max_users",
+        "overwrite",
+        "activation_checkpointing",
+        "activation_checkpointing_kwargs",
+    )
 
     prompt_head: str | None = field(default=None, metadata={"help": "text before the history, perhaps with {user}"})
     prompt_item: str | None = field(default=None, metadata={"help": "text of an item in the history, with {surface}"})
@@ -98,6 +111,7 @@ class RecConfig(Base):
             "help": "most users of a split that an evaluation measures",
         },
     )
+    overwrite: bool = field(default=False, metadata={"help": "replace the work of an earlier run in output_dir"})
     activation_checkpointing: bool | None = field(
         default=None, metadata={"help": "recompute activations in the backward pass rather than keep them"}
     )

@@ -15,6 +15,7 @@ from trl_rec.items import ItemCatalog
 
 # Fields of TrainingArguments that a card lists beside those of our configs.
 RUN_SETTINGS = ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "seed")
+NOT_SHOWN = ("overwrite",)  # says nothing about the model
 
 
 class Paper(NamedTuple):
@@ -87,8 +88,8 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
 def shown_settings(args: object) -> dict[str, Any]:
     """The fields that this package's configs add to TRL's, and `RUN_SETTINGS`, with their values."""
     configs = [kind for kind in type(args).__mro__ if kind.__module__.startswith("trl_rec.")]
-    ours = {name for config in configs for name in config.__annotations__}
-    names = sorted(ours.difference(BACKPORTED_FIELDS).union(RUN_SETTINGS))
+    ours = {name for config in configs for name in config.__annotations__ if name in vars(args)}
+    names = sorted(ours.difference(BACKPORTED_FIELDS, NOT_SHOWN).union(RUN_SETTINGS))
     return {name: getattr(args, name) for name in names}
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -33,12 +34,16 @@ from trl_rec.compat import (
     name_or_path,
     rotate_checkpoints,
 )
+from trl_rec.files import clean_up, exclusive
 from trl_rec.items import ItemCatalog
 from trl_rec.models.loading import load_tokenizer
-from trl_rec.trainer.base.checkpoints import MARK, newest_complete
+from trl_rec.trainer.base.checkpoints import write_mark
 from trl_rec.trainer.base.checks import check_parallelism
+from trl_rec.trainer.base.fingerprint import catalog_entries, model_entries, row_entries, run_entries
 from trl_rec.trainer.base.metrics import BatchLoss, Mean, describe_broken, reduce_batch
 from trl_rec.trainer.base.model_card import ModelCard, Paper, shown_settings, write_model_card
+from trl_rec.trainer.base.output import RunStart, check_not_source, describe_interrupt, find_start, writing
+from trl_rec.trainer.base.processes import on_main_process
 from trl_rec.trainer.base.sampling import EpochOrder, LengthGroups
 from trl_rec.trainer.base.shutdown import end_processes
 
@@ -71,6 +76,8 @@ class RecTrainerMixin(ABC, Base):
     paper: Paper
     display_name: str = ""
     measures_loss_on_splits: ClassVar[bool] = True
+    # Columns of training rows that follow from the others and from what the fingerprint contains anyway.
+    derived_columns: ClassVar[frozenset[str]] = frozenset()
 
     args: Any  # a RecConfig that is a config of TRL too
     model: Any
@@ -83,6 +90,9 @@ class RecTrainerMixin(ABC, Base):
     aux_loss_enabled: bool  # TRL's: whether the model is a mixture of experts, and the term below has a weight
     router_aux_loss_coef: float
     _tag_names: list[str]  # TRL tags models with it
+    _signature_columns: Any
+    _run_models: dict[str, Any] | None = None  # entries of the fingerprint: the models before the first step
+    _run_rows: dict[str, Any] | None = None  # the training rows
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -171,19 +181,94 @@ class RecTrainerMixin(ABC, Base):
         trial: dict[str, Any] | None = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """As the parent's. `resume_from_checkpoint=True` takes the newest complete checkpoint, if there is one."""
-        check_parallelism(self.accelerator)
+        """Trains like the parent, except that nothing of another run is continued or lost.
 
-        # Refused before the first step rather than at the first evaluation.
+        Args:
+            resume_from_checkpoint: `True` for the newest whole checkpoint of this run in `output_dir`; without any,
+                training starts from scratch. Or the folder of a checkpoint. Raises if the checkpoint is of another
+                run (see `fingerprint.py`). If nothing is given, `output_dir` may contain neither checkpoints nor
+                weights, unless `args.overwrite` is set.
+            trial, ignore_keys_for_eval: As in `Trainer`.
+        """
+        check_parallelism(self.accelerator)
+        self._check_ranking()
+        output_dir = Path(str(self.args.output_dir))
+        self.describe_run(resumes=bool(resume_from_checkpoint))
+
+        with ExitStack() as held:
+            # 1. Find where training starts from. No other run may write to the folder meanwhile.
+            def find() -> Path | None:
+                held.enter_context(exclusive(output_dir))
+                clean_up(output_dir)
+                found = find_start(
+                    output_dir,
+                    resume_from_checkpoint,
+                    overwrite=self.args.overwrite,
+                    run=self.fingerprint,
+                    launch=self.launch,
+                )
+                if found is None and self.args.overwrite:
+                    check_not_source(output_dir, name_or_path(self.model))
+                return found
+
+            start = on_main_process(find)
+
+            # 2. Train. What an earlier run left is removed only when the first step is about to begin.
+            replaced = output_dir if self.args.overwrite and start is None else None
+            self.remove_callback(RunStart)  # of an earlier call
+            self.add_callback(RunStart(replaced))
+            try:
+                self._prepare_run()
+                return super().train(None if start is None else str(start), trial, ignore_keys_for_eval)
+            except KeyboardInterrupt as interrupt:
+                raise KeyboardInterrupt(describe_interrupt(output_dir, self.state.global_step)) from interrupt
+
+    def _check_ranking(self) -> None:
+        """Refuses to rank under FSDP before the first step rather than at the first evaluation."""
         sets = self._eval_sets.values() if isinstance(self._eval_sets, dict) else [self._eval_sets]
         ranks = self.args.eval_strategy != "no" and self.ranks_splits and any(map(is_split, sets))
         if self.is_fsdp_enabled and ranks:
             raise ValueError(NO_RANKING_UNDER_FSDP)
 
-        if resume_from_checkpoint is True:
-            folder = newest_complete(str(self.args.output_dir))
-            resume_from_checkpoint = None if folder is None else str(folder)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+    def _prepare_run(self) -> None:
+        """Work before the first step of a run that may start; none by default."""
+
+    # The fingerprint of a run
+
+    def describe_run(self, *, resumes: bool = False) -> None:
+        """Notes the parts of the fingerprint that training may change. The main process alone needs them."""
+        self._run_rows = None
+        if not self.is_world_process_zero() or (resumes and self._run_models is not None):
+            return  # the model has been trained since, but the run that is resumed started from what it was before
+
+        self._run_models = model_entries(self.accelerator.unwrap_model(self.model), "model")
+        reference = getattr(self, "ref_model", None)
+        if reference is not None:
+            self._run_models |= model_entries(self.accelerator.unwrap_model(reference), "reference")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the weights of this run, on the main process."""
+        # The rows are hashed once, and only for a run that has checkpoints.
+        if self._run_rows is None and isinstance(self.train_dataset, Dataset):
+            self._set_signature_columns_if_needed()
+            self._run_rows = row_entries(self.train_dataset, set(self._signature_columns) - self.derived_columns)
+        return {
+            "trainer": type(self).__name__,
+            **(self._run_rows or {}),
+            **({} if self.catalog is None else catalog_entries(self.catalog)),
+            **(self._run_models or {}),
+            **run_entries(self.args, self.accelerator.num_processes),
+        }
+
+    @property
+    def launch(self) -> dict[str, Any]:
+        """How processes share the work, as far as checkpoints depend on it."""
+        sharding = "none"
+        if self.is_deepspeed_enabled:
+            sharding = f"ZeRO-{self.accelerator.state.deepspeed_plugin.zero_stage}"
+        elif self.is_fsdp_enabled:
+            sharding = "FSDP"
+        return {"sharding": sharding, "number of processes": self.accelerator.num_processes}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
         """The parent's sampler, except that an order by length depends only on the seed, so that it can be resumed."""
@@ -271,9 +356,11 @@ class RecTrainerMixin(ABC, Base):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, and beside it the files that it needs to recommend."""
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            self.save_settings(Path(output_dir or str(self.args.output_dir)))
+        folder = Path(output_dir or str(self.args.output_dir))
+        with writing(folder, Path(str(self.args.output_dir))):
+            super().save_model(output_dir, _internal_call)
+            if self.args.should_save:
+                self.save_settings(folder)
 
     def create_model_card(  # type: ignore[override]  # TRL's signature, not that of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -296,7 +383,7 @@ class RecTrainerMixin(ABC, Base):
         write_model_card(folder, card)
 
     def _save_checkpoint(self, model: nn.Module, trial: dict[str, Any] | None) -> None:
-        """As the parent's, but into an empty folder, and older checkpoints go only when this one is complete."""
+        """Saves a checkpoint into an empty folder. Older checkpoints are deleted only when this one is complete."""
         # 1. Clear what an earlier run left under the same name: its mark would vouch for a half-written checkpoint.
         folder = checkpoint_folder(self, trial)
         if self.args.should_save:
@@ -307,14 +394,21 @@ class RecTrainerMixin(ABC, Base):
         limit = self.args.save_total_limit
         self.args.save_total_limit = None
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(folder, folder.parent):
+                super()._save_checkpoint(model, trial)
+
+                # 3. Every process has written: mark the checkpoint as complete.
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    write_mark(folder, self.fingerprint(), self.launch)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)  # makes room on a full disk
+            raise
         finally:
             self.args.save_total_limit = limit
 
-        # 3. Every process has written: mark the checkpoint as complete, then delete older ones.
-        self.accelerator.wait_for_everyone()
+        # 4. Delete older ones.
         if self.args.should_save:
-            (folder / MARK).touch()
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -59,6 +59,8 @@ class BladeConfig(RecConfig, DPOConfig):
             `1e-6`.
     """
 
+    may_change = (*RecConfig.may_change, "reference_batch_size")
+
     list_length: Annotated[int | None, COUNT] = field(default=10, metadata={"help": "items per list"})
     rewards: Annotated[dict[str, Any] | str | None, FINITE] = field(
         default=None, metadata={"help": "weights of rewards by name; ndcg by default"}

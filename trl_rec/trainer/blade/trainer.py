@@ -92,6 +92,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     method = "blade"
     display_name = "BLADE"
     paper = Paper("Bayesian List-wise Alignment via Dynamic Estimation for LLM-based Recommendation", "2605.04559")
+    derived_columns = frozenset({"references"})  # of the reference model, which the fingerprint contains
     measures_loss_on_splits = False  # the loss needs lists drawn in training; the users of a split are ranked
 
     args: BladeConfig
@@ -195,10 +196,12 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         """Draws the reference lists, then trains as the parent does."""
         if self.is_fsdp_enabled:
             raise ValueError(NO_DRAWING_UNDER_FSDP)
-        if self.args.num_references:
-            self.draw_references()
         self._drawn_at = -1  # rollouts of an earlier training came from another policy
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _prepare_run(self) -> None:
+        if self.args.num_references:
+            self.draw_references()
 
     def draw_references(self) -> None:
         """Gives each training row M lists of the reference policy, drawn now or found on disk. `train` calls this."""

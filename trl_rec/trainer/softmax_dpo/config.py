@@ -67,7 +67,11 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         check_inert(
             self, INERT_DPO_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
         )
-        if not self.sync_ref_model:
-            check_inert(self, ("ref_model_mixup_alpha", "ref_model_sync_steps"), "sync_ref_model is off")
+        if self.sync_ref_model:
+            raise ValueError(
+                "sync_ref_model=True moves the reference during training, and checkpoints do not contain it, so a "
+                "resumed run would end with other weights; leave it out"
+            )
+        check_inert(self, ("ref_model_mixup_alpha", "ref_model_sync_steps"), "sync_ref_model is off")
         if self.normalize not in ("vocabulary", "catalogue"):
             raise ValueError(f"normalize must be 'vocabulary' or 'catalogue', not {self.normalize!r}")

@@ -1,0 +1,193 @@
+"""The output folder of a run: where training starts from, and what an earlier run has left there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trl_rec.trainer.base.checkpoints import (
+    MARK,
+    Mark,
+    check_same_run,
+    checkpoints,
+    find_damage,
+    newest_complete,
+    read_mark,
+)
+
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+NOT_WEIGHTS = ("training_args.bin",)  # Trainer's copy of its arguments
+# Files that a run writes beside weights and checkpoints, and that would be wrong beside the work of another run.
+# Tokenizer, catalogue and model card are not listed: every run that saves a model replaces them.
+OF_A_RUN: tuple[str, ...] = (
+    "*.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "training_args.bin",
+)
+OF_A_RUN += ("trainer_state.json", "recommender.json", "ranker.json", "recipe.json", "eval.jsonl", "metrics.json")
+
+
+def find_start(
+    folder: Path,
+    resume: str | bool | None,
+    *,
+    overwrite: bool,
+    run: Callable[[], Mapping[str, Any]],
+    launch: Mapping[str, Any],
+) -> Path | None:
+    """The checkpoint that training starts from; None if it starts from scratch. Raises if it may not start.
+
+    Args:
+        folder: The output folder.
+        resume: `True` for the newest whole checkpoint, if there is any; or the folder of a checkpoint.
+        overwrite: Whether a run that starts from scratch may replace the work of another.
+        run: Returns the fingerprint of the run. It is called only if there is a checkpoint.
+        launch: How the run's processes share the work.
+    """
+    if not resume:
+        if not overwrite:
+            check_no_work(folder)
+        return None
+
+    if resume is True:
+        checkpoint = newest_complete(folder)
+        if checkpoint is None:
+            return None
+        mark = read_mark(checkpoint)
+    else:
+        checkpoint = Path(resume)
+        mark = _mark_of_named(checkpoint)
+    if mark is not None:
+        check_same_run(checkpoint, mark, run(), launch)
+    return checkpoint
+
+
+def check_output(args: Any) -> None:
+    """Raises if a run with this configuration would be refused because of an earlier run's work."""
+    if not args.overwrite and not args.resume_from_checkpoint:
+        check_no_work(Path(str(args.output_dir)))
+
+
+def check_no_work(folder: Path) -> None:
+    """Raises if the folder contains checkpoints or weights."""
+    work = find_work(folder)
+    if work is not None:
+        raise ValueError(
+            f"{folder} contains the work of an earlier run ({work.name}); set resume_from_checkpoint to continue that "
+            "run, set overwrite to replace it, or choose another output_dir"
+        )
+
+
+def check_not_source(folder: Path, source: str) -> None:
+    """Raises if a run that replaces the work in `folder` would remove the model that it starts from.
+
+    Args:
+        folder: The output folder.
+        source: The folder or hub id that the model was loaded from; empty if it was made in memory.
+    """
+    if source and Path(source).is_dir() and Path(source).resolve() == folder.resolve():
+        raise ValueError(
+            f"{folder} is the folder that the model was loaded from, so overwrite would remove that model; choose "
+            "another output_dir"
+        )
+
+
+def find_work(folder: Path) -> Path | None:
+    """A checkpoint or a file of weights in the folder; None if it has neither."""
+    return next(iter([*checkpoints(folder), *_weights(folder)]), None)
+
+
+def remove_work(folder: Path) -> None:
+    """Removes the checkpoints and files that an earlier run wrote to its output folder. Other files stay."""
+    for checkpoint in checkpoints(folder):
+        (checkpoint / MARK).unlink(missing_ok=True)  # first: half of a checkpoint must not have a mark
+        shutil.rmtree(checkpoint)
+    for path in [*_weights(folder), *(path for pattern in OF_A_RUN for path in folder.glob(pattern))]:
+        path.unlink(missing_ok=True)
+
+
+def _weights(folder: Path) -> list[Path]:
+    found = [path for pattern in WEIGHTS for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return [path for path in found if path.name not in NOT_WEIGHTS]
+
+
+def _mark_of_named(checkpoint: Path) -> Mark | None:
+    """The mark of a checkpoint that a user has named. Raises if the checkpoint is not whole."""
+    if not checkpoint.is_dir():
+        raise ValueError(f"there is no checkpoint {checkpoint}; name a folder, or set resume_from_checkpoint to true")
+    mark = read_mark(checkpoint)
+    damage = find_damage(checkpoint, mark or Mark({}, {}, {}))
+    if damage is not None:
+        raise ValueError(f"{checkpoint} is not a whole checkpoint: {damage}; name an older one")
+    return mark
+
+
+class RunStart(TrainerCallback):
+    """Called when the first step is about to begin, after everything that could refuse the run.
+
+    Args:
+        replaced (`Path`, *optional*): The output folder, if the work of an earlier run in it is to be removed.
+    """
+
+    def __init__(self, replaced: Path | None) -> None:
+        self.replaced = replaced
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Removes the work of an earlier run, and gives a resumed run its own intervals."""
+        if self.replaced is not None and PartialState().is_main_process:
+            remove_work(self.replaced)
+        PartialState().wait_for_everyone()
+        # transformers 5.23 takes logging_steps, save_steps and eval_steps from the checkpoint instead.
+        state.compute_steps(args, state.max_steps)
+
+
+class NotWrittenError(OSError):
+    """A checkpoint or model could not be written. The message says what can be done."""
+
+
+@contextmanager
+def writing(folder: Path, output_dir: Path) -> Iterator[None]:
+    """Inside the block, an error of the disk becomes a [`NotWrittenError`].
+
+    Args:
+        folder: What is written.
+        output_dir: The output folder of the run.
+    """
+    try:
+        yield
+    except NotWrittenError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors raise errors of their own, known by their texts alone.
+        is_known = any(text in str(error) for text in ("PytorchStreamWriter", "inline_container", "os error"))
+        if not is_known and getattr(error, "errno", None) is None:
+            raise
+        reason = str(error).splitlines()[0]
+        raise NotWrittenError(
+            f"{folder} could not be written ({reason}); free some space, or lift the limit on the size of files"
+            f"{_where_to_resume(output_dir)}"
+        ) from error
+
+
+def describe_interrupt(output_dir: Path, step: int) -> str:
+    """What a user is told when training was interrupted."""
+    return f"interrupted after step {step}{_where_to_resume(output_dir)}"
+
+
+def _where_to_resume(output_dir: Path) -> str:
+    marked = next((folder for folder in checkpoints(output_dir) if (folder / MARK).is_file()), None)
+    if marked is None:
+        return "; no checkpoint is complete yet, so the next run starts from scratch"
+    return f"; resume_from_checkpoint: true continues from {marked}"

@@ -1,0 +1,33 @@
+"""Lets the main process decide for all: they go on together, or fail together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+
+T = TypeVar("T")
+
+
+def on_main_process(decide: Callable[[], T]) -> T:
+    """Calls `decide` on the main process, and returns its result on every process.
+
+    A `ValueError` or `OSError` is raised on every process too: were it raised on one, the others would wait forever.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return decide()
+
+    outcome: list[object] = [None, None]
+    if state.is_main_process:
+        try:
+            outcome[0] = decide()
+        except (ValueError, OSError) as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise ValueError(outcome[1])
+    return outcome[0]  # type: ignore[return-value]  # of `decide`
