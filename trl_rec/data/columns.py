@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trl_rec.data.log import Options
+from trl_rec.ragged import Ragged
 
 
 Parser = Callable[[pa.ChunkedArray], pa.ChunkedArray]
@@ -47,11 +48,27 @@ def items_table(table: pa.Table, where: str) -> pa.Table:
     check_none(empty, item_ids, where, "item {} has an empty title; give it one, or leave the item out")
 
     rest = table.drop_columns(["item_id", "title"])
-    if "semantic_id" in rest.column_names and not _has_lists(rest["semantic_id"]):
-        raise ValueError(
-            f"{where}: the column semantic_id must contain lists of tokens; rename it if it means something else"
-        )
+    if "semantic_id" in rest.column_names:
+        place = rest.column_names.index("semantic_id")
+        rest = rest.set_column(place, "semantic_id", _semantic_ids(rest["semantic_id"], where))
     return pa.table({"item_id": item_ids, "title": titles, **_columns_of(rest)})
+
+
+def _semantic_ids(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+    """Checks that a column contains lists of tokens, none of them empty."""
+    remedy = "rename the column if it means something else"
+    values = column.type.value_type if _has_lists(column) else None
+    if values is None or not (pa.types.is_string(values) or pa.types.is_large_string(values)):
+        raise ValueError(f"{where}: the column semantic_id must contain lists of tokens, as text; {remedy}")
+    column = column.cast(pa.list_(pa.string()))
+    empty = pc.fill_null(pc.equal(pc.list_value_length(column), 0), True)
+    check_none(empty, column, where, f"the semantic_id is {{}}, without a token; add its tokens, or {remedy}")
+    lists = Ragged.from_arrow(column)
+    bad = np.array([not token for token in lists.values], bool)
+    without = np.bincount(lists.row_ids[bad], minlength=len(lists)) > 0
+    message = f"the semantic_id {{}} contains an empty token; correct it, or {remedy}"
+    check_none(pa.chunked_array([without]), column, where, message)
+    return column
 
 
 def grouped(items: pa.Table | None, options: Options, where: str | None) -> pa.Table | None:

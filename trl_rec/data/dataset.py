@@ -20,6 +20,7 @@ from datasets import Dataset
 
 from trl_rec.data.leaks import check_leaks, find_mixed_users
 from trl_rec.data.log import SPLITS
+from trl_rec.data.splits import RULES
 from trl_rec.files import write_json
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
@@ -94,6 +95,8 @@ def load(path: str | Path) -> RecDataset:
     # 1. Check that the card and all files are there.
     path = Path(path).absolute()
     card = read_card(path)
+    if card["split"] not in list(RULES):
+        raise ValueError(f"{path} is damaged (card.json names no split rule that exists); {REMEDY}")
     missing = next((name for name in FILES if not (path / name).is_file()), None)
     if missing is not None:
         raise ValueError(f"{path} is damaged ({missing} is missing); {REMEDY}")
@@ -174,7 +177,7 @@ def read_card(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is incomplete or not a dataset folder (card.json is missing); run trl-rec prepare")
     try:
         card = json.loads((path / "card.json").read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         card = None
     if not isinstance(card, dict):
         raise ValueError(

@@ -81,8 +81,10 @@ def _check_zones(column: pa.ChunkedArray, where: str) -> None:
     if not len(times) or flags.all() or not flags.any():
         return
     row = int(times[np.flatnonzero(flags != flags[0])[0]])
-    this, others = ("has", "have none") if flags.any() and not flags[0] else ("has no", "have one")
-    problem = f"the timestamp {shown(column[row].as_py())} {this} time zone, but those before it {others}"
+    difference = "has no time zone, but those before it have one"
+    if not flags[0]:
+        difference = "has a time zone, but those before it have none"
+    problem = f"the timestamp {shown(column[row].as_py())} {difference}"
     raise RowError(where, row, f"{problem}; write all with a zone, or all without")
 
 

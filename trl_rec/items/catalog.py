@@ -70,6 +70,7 @@ class ItemCatalog:
                 f"{', '.join(self.items.column_names)}"
             )
 
+        _check_texts(self.items, "the table of items")
         _check_repeats(self.items["item_id"])
         if self.user_ids is not None:
             check_shared_tokens(self.user_ids, self.semantic_ids)
@@ -282,8 +283,10 @@ class ItemCatalog:
             raise ValueError(f"{folder} is damaged ({name} cannot be read: {error!r}); {remedy}") from error
 
         # 2. Move the semantic IDs out of the table.
+        _check_texts(items, str(folder / "items.parquet"))
         semantic_ids = None
         if "semantic_id" in items.column_names:
+            _check_semantic_ids(items["semantic_id"], folder)
             semantic_ids = Ragged.from_arrow(items["semantic_id"])
             items = items.drop_columns(["semantic_id"])
 
@@ -310,6 +313,33 @@ def _token_ids(ids: Ragged, vocabulary: dict[str, int]) -> Ragged:
     """Converts tokens to token ids. Each distinct token is looked up only once."""
     names, position = np.unique(ids.values.astype(str), return_inverse=True)
     return Ragged(np.array([vocabulary[name] for name in names.tolist()], np.int64)[position], ids.offsets)
+
+
+def _check_texts(items: pa.Table, where: str) -> None:
+    """Raises unless every item has an id and a title, as text."""
+    for name in ("item_id", "title"):
+        if name not in items.column_names:
+            raise ValueError(f"{where} has no column {name}, only {', '.join(items.column_names)}; add it")
+        column = items[name]
+        if not _is_text(column.type):
+            raise ValueError(f"{where}: the column {name} contains {column.type}, not text; convert it")
+        if column.null_count:
+            raise ValueError(f"{where}: {column.null_count} of the items have no {name}; fill it in")
+
+
+def _check_semantic_ids(column: pa.ChunkedArray, folder: Path) -> None:
+    """Raises unless every item has a list of tokens."""
+    values = getattr(column.type, "value_type", None)
+    if values is None or not _is_text(values) or column.null_count:
+        raise ValueError(
+            f"{folder / 'items.parquet'}: the column semantic_id does not contain a list of tokens for each item; "
+            "make the IDs again, or prepare the data again"
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column of the type contains text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _check_repeats(ids: pa.ChunkedArray) -> None:

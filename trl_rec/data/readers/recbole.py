@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from trl_rec.data.columns import cast, grouped, items_table, numbers, split_lists, users_table
 from trl_rec.data.interactions import read_interactions
 from trl_rec.data.log import Log, Options, Reader
-from trl_rec.data.readers.files import check_single, find_file, read_delimited, read_header, without_gz
+from trl_rec.data.readers.files import check_repeats, check_single, find_file, read_delimited, read_header, without_gz
 
 
 SUFFIXES = {"interactions": ".inter", "items": ".item", "users": ".user"}
@@ -57,6 +57,7 @@ class RecBoleReader(Reader):
 def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
     """The file's columns in their types, under names without a type; the columns named in `texts` stay text."""
     table = read_delimited(path, delimiter="\t", quoted=False)  # a quotation mark is part of the text
+    check_repeats([header.partition(":")[0] for header in table.column_names], path)
     columns = {}
     for header, column in zip(table.column_names, table.columns, strict=True):
         name, _, kind = header.partition(":")
