@@ -271,12 +271,12 @@ TABLE = [
     ),
     Attack(
         "event rated in words",
-        "the rating of 'view' must be a number or null, not 'high'",
+        "event_ratings: view must be",
         words=[*EVENTS, "--event_ratings", '{"view": "high"}'],
     ),
     Attack(
         "event rated NaN",
-        "the rating of 'view' must be a number or null",
+        "event_ratings: view must be a finite number",
         words=[*EVENTS, "--event_ratings", '{"view": NaN}'],
     ),
     Attack("no event rated", "event_ratings rates no event", words=[*EVENTS, "--event_ratings", '{"view": null}']),
