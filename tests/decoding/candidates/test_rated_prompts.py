@@ -131,7 +131,7 @@ def test_the_oldest_items_are_cut_and_each_row_has_room_of_its_own(catalog: Item
 
 
 def test_bad_input_is_refused(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="do not name users"):
+    with pytest.raises(ValueError, match="cannot name users"):
         RatedPromptFormat.for_catalog(catalog, tokenizer, [1.0], prompt_head="{user}")
     with pytest.raises(ValueError, match="must contain {surface} and, after it, {rating}"):
         RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, prompt_item="{rating}: {surface}")
@@ -144,7 +144,7 @@ def test_bad_input_is_refused(catalog: ItemCatalog, tokenizer: PreTrainedTokeniz
     written, _ = compact(catalog)
     written.check_lengths(lists([1, 2], [3, 4, 5]), 12)  # <bos> item rating <candidates> 3 <answer> 3 and EOS
     with pytest.raises(
-        ValueError, match="max_length 11 is too small: row 1 takes up to 12 tokens with its 3 candidates"
+        ValueError, match="max_length 11 is too small: row 1 takes up to 12 tokens for its 3 candidates"
     ):
         written.check_lengths(lists([1, 2], [3, 4, 5]), 11)
     with pytest.raises(ValueError, match="too small: list 1 of the test split takes up to 12 tokens"):
