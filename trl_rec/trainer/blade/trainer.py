@@ -35,9 +35,9 @@ from trl_rec.data.dataset import at_most
 from trl_rec.data.list_rows import build_list_prompts, complete_list_prompts
 from trl_rec.decoding.list_constraint import list_logps, list_tokens
 from trl_rec.decoding.lists import sample_item_lists
-from trl_rec.evaluation.rewards import ListBatch, ListReward, ListRewards, score_lists, score_split
+from trl_rec.evaluation.rewards import ListReward
 from trl_rec.items import ItemCatalog
-from trl_rec.losses.blade import best_of_n_reward, leave_one_out, list_policy_loss, posterior_cdf, standardized
+from trl_rec.losses.blade import leave_one_out, list_policy_loss, standardized
 from trl_rec.models.completions import CompletionLogits, read_completions
 from trl_rec.models.experts import balance_on_request
 from trl_rec.ragged import Ragged
@@ -51,6 +51,7 @@ from trl_rec.trainer.base.trainer import EvalSets, find_tokenizer, is_split
 from trl_rec.trainer.blade.collator import ListPromptCollator, as_rows, check_enough_items
 from trl_rec.trainer.blade.config import TARGETS, BladeConfig
 from trl_rec.trainer.blade.reference_lists import draw_reference_lists, reference_store, with_reference_lists
+from trl_rec.trainer.blade.rewards import BatchRewards, reward_target
 from trl_rec.trainer.blade.rollouts import Rollouts, rollout_metrics
 
 
@@ -119,8 +120,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self.trie = self.trie.to(args.device)
         self.display_name = TARGETS[args.target]
         self.reward_weights = args.reward_weights
-        self.reward_functions = dict(reward_functions or {})
-        self._group_shares = None if catalog.group_column is None else catalog.group_shares()[1]
+        self.rewards = BatchRewards(catalog, args.reward_weights, reward_functions or {})
         # The rollouts of this step by the row numbers of their batch, and a number for the step that drew them.
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
@@ -139,15 +139,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         check_trainable(self.model)
         balance_on_request(self.model)
         drop_plain_dropout(self.model)
-        self._try_rewards()
-
-    def _try_rewards(self) -> None:
-        """Scores some lists for the first rows, so that a wrong reward is refused before anything is drawn."""
-        inputs = self.data_collator([self.train_dataset[row] for row in range(min(2, len(self.train_dataset)))])
-        length = self.args.num_list_items
-        # The three sizes differ, as a rule, so that a reward that mixes up its axes fails here.
-        lists = torch.arange(length).expand(len(inputs["row"]), length + 1, -1)  # (2, K + 1, K)
-        score_lists(self._list_batch(lists, inputs), self.reward_weights, self.reward_functions)
+        few_rows = self.data_collator([self.train_dataset[row] for row in range(min(2, len(self.train_dataset)))])
+        self.rewards.check(few_rows, self.args.num_list_items)
 
     # Rows
 
@@ -244,7 +237,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         for start in range(0, len(self.train_dataset), self.args.reference_batch_size):
             numbers = range(start, min(start + self.args.reference_batch_size, len(self.train_dataset)))
             batch = self.data_collator([self.train_dataset[row] for row in numbers])
-            best = self._reference_rewards(batch).argmax(1)  # (B,)
+            best = self.rewards.of_references(batch).argmax(1)  # (B,)
             best_lists.append(batch["references"].numpy()[np.arange(len(best)), best])
         lists = np.concatenate(best_lists)  # (num_rows, K)
         items = Ragged.from_lengths(lists.ravel(), np.full(len(lists), lists.shape[1]))
@@ -291,25 +284,13 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _valued(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, logps: Tensor) -> Rollouts:
         """The rollouts with their advantages: the target minus the KL term, compared with the other lists of the
         prompt."""
-        rewards = self._score(items, inputs)
-        references = self._reference_rewards(inputs)
-        targets = self._target(rewards.total, references).to(items.device, logps.dtype)  # (B, G)
+        rewards = self.rewards.score(items, inputs)
+        references = self.rewards.of_references(inputs)
+        targets = reward_target(rewards.total, references, self.args).to(items.device, logps.dtype)  # (B, G)
         ref_logps = self._ref_logps(model, inputs, items)
         values = targets - self.beta * (logps - ref_logps)
         advantages = standardized(values) if self.args.standardize else leave_one_out(values)
         return Rollouts(items, rewards, references, targets, ref_logps, logps, advantages)
-
-    def _target(self, rewards: np.ndarray, references: np.ndarray) -> Tensor:
-        """What the policy learns from, `(B, G)` in float64."""
-        if self.args.target == "reward":
-            return torch.from_numpy(rewards)
-        at_most_, below = posterior_cdf(
-            torch.from_numpy(rewards),
-            torch.from_numpy(references),
-            dynamic_coefficient=self.args.rollout_share,
-            prior=self.args.prior,
-        )
-        return best_of_n_reward(at_most_, below, best_of=self.args.best_of)
 
     def _read(
         self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, *, balanced: bool = False
@@ -381,31 +362,13 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         excluded = self.prompt_format.exclusions(as_rows(inputs["history"]))
         return torch.from_numpy(excluded.padded()).to(inputs["history"].device)
 
-    # Rewards
-
-    def _list_batch(self, items: Tensor, inputs: dict[str, Tensor]) -> ListBatch:
-        targets = as_rows(inputs["targets"])
-        histories = as_rows(inputs["history"])
-        return ListBatch(items.cpu().numpy(), targets, histories, self._group_shares)
-
-    def _score(self, items: Tensor, inputs: dict[str, Tensor]) -> ListRewards:
-        """Rewards of lists `(B, any number, K)`."""
-        try:
-            return score_lists(self._list_batch(items, inputs), self.reward_weights, self.reward_functions)
-        except ValueError as error:
-            raise ValueError(f"{error} (of a batch of the training rows {inputs['row'].tolist()})") from error
-
-    def _reference_rewards(self, inputs: dict[str, Tensor]) -> np.ndarray:
-        """`(B, M)`, with M 0 where no references were drawn."""
-        if "references" not in inputs:
-            return np.empty((len(inputs["row"]), 0))
-        return self._score(inputs["references"], inputs).total
+    # Evaluation
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
         """The parent's metrics, and the mean reward of the ranked lists with its parts, to choose a checkpoint by."""
         split = at_most(self.args.max_users, split)
         ranked = self.rank(split)
-        scored = score_split(ranked[:, None], split, self.catalog, self.reward_weights, self.reward_functions)
+        scored = self.rewards.of_split(ranked, split)
         metrics = self.measure(ranked, split)
         metrics["reward"] = float(scored.total.mean())
         metrics.update({f"reward/{name}": float(values.mean()) for name, values in scored.parts.items()})
