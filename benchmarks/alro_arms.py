@@ -56,6 +56,7 @@ BEST_CHECKPOINT = {
     "load_best_model_at_end": True,
     "metric_for_best_model": "eval_graded_ndcg@10",
     "eval_ks": [10],
+    "overwrite": True,  # all runs share the folder of checkpoints
 }
 NO_WEIGHT = 1e-12  # not 0, so that lists are still shown in two orders
 NUM_ORDERS = 10

@@ -123,18 +123,13 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
     if not mark.run:
         logger.warning("%s does not say which run wrote it, so nobody knows whether it is of this run", folder)
 
-    # Sharded files are of one number of processes; of others, the random state is.
+    # Sharded files can be read by the same number of processes alone. Other files can be read by any.
     different = difference(mark.launch, as_json(launch))
     if different is None:
         return
-    sharded = {of.get("sharding") for of in (mark.launch, launch)} != {"none"}
-    if sharded:
-        raise ValueError(
-            f"{folder} was written under another launch, which differs in {different}; launch it in the same way"
-        )
-    logger.warning(
-        "%s differs in %s: dropout will draw other numbers than without the interruption", folder, different
-    )
+    if {of.get("sharding") for of in (mark.launch, launch)} != {"none"}:
+        raise ValueError(f"{folder} was written by processes that differ in {different}; launch the run as before")
+    logger.warning("%s was written by processes that differ in %s; dropout will draw other numbers", folder, different)
 
 
 def newest_complete(output_dir: str | Path) -> Path | None:
