@@ -300,10 +300,10 @@ def test_soft_lambda_gradcheck(masked: bool, score: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"gamma": 0.0}, "`gamma` is 0.0, but at 0 all positions are the same"),
-        ({"sigma": -1.0}, "`sigma` is -1.0, but at 0 no order is preferred"),
-        ({"score": "logit"}, "`score` is 'logit', but there are two: give 'logprob' or 'prob'"),
-        ({"delta": "gold"}, "`delta` is 'gold', but there are two: give 'target' or 'model'"),
+        ({"gamma": 0.0}, "`gamma` must be positive, but is 0.0"),
+        ({"sigma": -1.0}, "`sigma` must be positive, but is -1.0"),
+        ({"score": "logit"}, "`score` must be 'logprob' or 'prob', but is 'logit'"),
+        ({"delta": "gold"}, "`delta` must be 'target' or 'model', but is 'gold'"),
     ],
 )
 def test_invalid_settings_are_refused(changed: dict[str, Any], message: str) -> None:
@@ -408,7 +408,7 @@ def test_gradcheck_of_ce() -> None:
 
 
 def test_an_unknown_distance_is_refused() -> None:
-    with pytest.raises(ValueError, match="`distance` is 'kl', but there are three: give 'jsd', 'symkl' or 'ce'"):
+    with pytest.raises(ValueError, match="`distance` must be 'jsd', 'symkl' or 'ce', but is 'kl'"):
         permutation_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), None, distance="kl")
 
 

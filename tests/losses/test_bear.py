@@ -364,10 +364,10 @@ def test_only_one_tensor_as_wide_as_the_vocabulary_is_kept_for_the_backward_pass
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"num_beams": 0}, "`num_beams` is 0, but a beam search keeps at least 1"),
-        ({"sharpness": 0.0}, "`sharpness` is 0.0, but it divides the margin"),
-        ({"temperature": -1.0}, "`temperature` is -1.0, but it divides the logits"),
-        ({"variant": "exact"}, "`variant` is 'exact', but BEAR has two: give 'paper' or 'survival'"),
+        ({"num_beams": 0}, "`num_beams` must be at least 1, but is 0"),
+        ({"sharpness": 0.0}, "`sharpness` must be positive, but is 0.0"),
+        ({"temperature": -1.0}, "`temperature` must be positive, but is -1.0"),
+        ({"variant": "exact"}, "`variant` must be 'paper' or 'survival', but is 'exact'"),
     ],
 )
 def test_invalid_settings_are_refused(changed: dict[str, Any], message: str) -> None:

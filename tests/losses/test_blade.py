@@ -487,14 +487,20 @@ def test_at_the_tilt_every_advantage_vanishes() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"dynamic_coefficient": 1.5}, "`dynamic_coefficient` is 1.5, but it is the rollouts' share of the evidence"),
-        ({"dynamic_coefficient": math.nan}, "`dynamic_coefficient` is nan"),
-        ({"prior": 0.0}, "`prior` is 0.0, but an estimate of 0 has no logarithm"),
+        ({"dynamic_coefficient": 1.5}, "`dynamic_coefficient` must be between 0 and 1, but is 1.5"),
+        ({"dynamic_coefficient": math.nan}, "`dynamic_coefficient` must be .* but is nan"),
+        ({"prior": 0.0}, "`prior` must be positive, but is 0.0"),
         ({"reference_rewards": torch.zeros(3, 5)}, r"torch.float32 \(2, 4\) and .* torch.float32 \(3, 5\)"),
-        ({"rewards": torch.zeros(4), "reference_rewards": torch.zeros(4)}, "one row per prompt, and in one dtype"),
-        ({"reference_rewards": doubles([[0.0], [0.0]])}, "torch.float32 .* torch.float64 .* in one dtype"),
-        ({"reference_rewards": torch.tensor([[0.0, 0], [1, math.nan]])}, "`reference_rewards`, row 1, list 1 is nan"),
-        ({"rewards": torch.tensor([[0.0, 0], [math.inf, 0]])}, "`rewards`, row 1, list 0 is inf: give finite rewards"),
+        ({"rewards": torch.zeros(4), "reference_rewards": torch.zeros(4)}, "one row per prompt and the same dtype"),
+        ({"reference_rewards": doubles([[0.0], [0.0]])}, "torch.float32 .* torch.float64 .* the same dtype"),
+        (
+            {"reference_rewards": torch.tensor([[0.0, 0], [1, math.nan]])},
+            "`reference_rewards` must be finite, but is nan at row 1, list 1",
+        ),
+        (
+            {"rewards": torch.tensor([[0.0, 0], [math.inf, 0]])},
+            "`rewards` must be finite, but is inf at row 1, list 0",
+        ),
     ],
 )
 def test_invalid_estimates_are_refused(changed: dict[str, Any], message: str) -> None:
@@ -506,13 +512,13 @@ def test_invalid_estimates_are_refused(changed: dict[str, Any], message: str) ->
 
 def test_invalid_settings_are_refused() -> None:
     values = torch.zeros(2, 4)
-    with pytest.raises(ValueError, match="`best_of` is 0.5, but the best is chosen from at least 1 list"):
+    with pytest.raises(ValueError, match="`best_of` must be at least 1, but is 0.5"):
         best_of_n_reward(values + 1, values, best_of=0.5)
     for advantages in (leave_one_out, standardized):
-        with pytest.raises(ValueError, match="`rewards` has 1 rollout per prompt, but rollouts are compared"):
+        with pytest.raises(ValueError, match="`rewards` must have at least 2 rollouts per prompt, but has 1"):
             advantages(values[:, :1])
-    with pytest.raises(ValueError, match="`clip` is 0, but it is how far the ratio may leave 1"):
+    with pytest.raises(ValueError, match="`clip` must be positive, but is 0"):
         list_policy_loss(values, None, values, clip=0)
     for old_logps, advantages in ((None, values[:, :1]), (values[:, 0], values)):
-        with pytest.raises(ValueError, match="have the shapes .* give one value per list in each"):
+        with pytest.raises(ValueError, match="must have the same shape, but have .*"):
             list_policy_loss(values, old_logps, advantages)

@@ -123,5 +123,5 @@ def test_gradcheck(masked: bool) -> None:
 
 
 def test_an_invalid_beta_is_refused() -> None:
-    with pytest.raises(ValueError, match="`beta` is 0, but at 0 or below nothing is preferred"):
+    with pytest.raises(ValueError, match="`beta` must be positive, but is 0"):
         dmpo_loss(torch.zeros(1), torch.zeros(1, 1), None, beta=0)

@@ -260,5 +260,5 @@ def test_metrics_are_detached_and_the_inputs_are_unchanged() -> None:
 
 @pytest.mark.parametrize("beta", [0.0, -1.0])
 def test_an_invalid_beta_is_refused(beta: float) -> None:
-    with pytest.raises(ValueError, match=f"`beta` is {beta}, but at 0 or below nothing is preferred"):
+    with pytest.raises(ValueError, match=f"`beta` must be positive, but is {beta}"):
         softmax_dpo_loss(*random_batch(), beta=beta)

@@ -1,4 +1,4 @@
-"""The losses: pure functions of tensors, one file per method, that return a `LossOutput`."""
+"""Losses as pure functions of tensors, one file per method. Each loss returns a `LossOutput`."""
 
 from typing import TYPE_CHECKING
 

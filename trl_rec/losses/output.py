@@ -1,4 +1,4 @@
-"""What all losses share: the type they return, and the number format they compute in."""
+"""The return type of all losses, and the promotion of their inputs to at least float32."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,15 @@ from torch import Tensor
 
 
 class LossOutput(NamedTuple):
-    """A loss and the metrics to log beside it.
+    """An unreduced loss and its metrics.
 
-    Losses neither reduce nor log; their callers do, since only they know the divisor and the name to log under.
+    The loss functions neither reduce nor log. Their callers do both, because only the caller knows what to divide by
+    and which metric names to use.
 
     Args:
-        loss (`torch.Tensor`): One value per thing that the loss scores (a token, a list, a row), not reduced.
-        metrics (`dict[str, torch.Tensor]`): Detached floating-point tensors by name, not reduced either. A yes-or-no
-            metric is 1 or 0.
+        loss (`torch.Tensor`): Unreduced loss, with one value per token, list or row, depending on the loss.
+        metrics (`dict[str, torch.Tensor]`): Maps metric names to detached, unreduced floating-point tensors. Boolean
+            metrics are 1 or 0.
     """
 
     loss: Tensor
@@ -22,5 +23,5 @@ class LossOutput(NamedTuple):
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """bfloat16 and float16 as float32. float32 and float64 tensors are returned as they are, without a copy."""
+    """Converts bfloat16 and float16 tensors to float32. Returns float32 and float64 tensors without a copy."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,7 +1,8 @@
-"""Softmax-DPO: prefers one completion over several negatives, whose number may differ from row to row.
+"""Softmax-DPO: a preference loss for one chosen completion and several negatives. Rows may differ in their number of
+negatives.
 
-Missing negatives are masked. Repeating a negative to fill a row would change the loss: m copies add log m to its
-exponent. The inputs are log-ratios of policy and reference, so no model and no tokens appear here.
+Missing negatives are masked. Repeating a negative to fill a row would change the loss, because m copies add log m to
+its exponent. The inputs are log-ratios between policy and reference, so this file needs neither a model nor tokens.
 
 Legend: B rows, K negatives (padded).
 """
@@ -20,29 +21,30 @@ def softmax_dpo_loss(
 ) -> LossOutput:
     r"""Softmax-DPO (S-DPO, arXiv 2406.09215; equation 3 of Align³GR, arXiv 2511.11255), one value per row.
 
-    With $h = \beta \log(\pi_\theta / \pi_{ref})$ of the chosen completion $w$ and of the negatives $l$:
+    Let $h_w$ and $h_l$ be $\beta \log(\pi_\theta / \pi_{ref})$ of the chosen completion $w$ and of each negative $l$:
 
     $$ L = -\log \sigma\left(-\log \sum_l \exp(h_l - h_w)\right) $$
 
-    This is the cross-entropy of the chosen completion among itself and its negatives. One negative gives DPO with
-    TRL's `"sigmoid"` loss. If the policy equals the reference, the loss is log(1 + number of negatives).
+    This is the cross-entropy of choosing the chosen completion from a set that contains it and its negatives. With one
+    negative, it equals DPO with TRL's `"sigmoid"` loss. If the policy equals the reference, the loss is
+    log(1 + number of negatives).
 
-    A row without a negative has loss 0, gradient 0, and 0 in every metric. The caller, who has the mask, leaves it out
-    of means.
+    For a row without negatives, the loss, its gradient and all metrics are 0. The caller has to exclude such rows from
+    means.
 
     Args:
-        chosen_logratios (`torch.Tensor` of shape `(B,)`): The log-probability of the chosen completion under the
-            policy minus that under the reference, each summed over its tokens. bfloat16 and float16 are computed in
-            float32.
-        rejected_logratios (`torch.Tensor` of shape `(B, K)`): The same for the negatives. K may be 0.
+        chosen_logratios (`torch.Tensor` of shape `(B,)`): Log-ratios of the chosen completions: the log-probability
+            under the policy minus the log-probability under the reference, both summed over tokens. bfloat16 and
+            float16 inputs are computed in float32.
+        rejected_logratios (`torch.Tensor` of shape `(B, K)`): Log-ratios of the negatives. K may be 0.
         mask (`torch.Tensor` of shape `(B, K)` or `None`): True where there is a negative; `None` if all entries are
             negatives. Masked entries have no effect, even if infinite or NaN.
         beta (`float`): Weight of the divergence from the reference.
 
     Returns:
-        [`LossOutput`]: The loss, `(B,)`, and the metrics `rewards_chosen`, `rewards_rejected` (the mean over the
-        negatives), `margins` (their difference), and `accuracies`: 1 where the chosen completion is above every
-        negative; a tie counts as 0.
+        [`LossOutput`]: The loss, `(B,)`, and the metrics `rewards_chosen`, `rewards_rejected` (averaged over
+        the negatives), `margins` (their difference) and `accuracies` (1 where the chosen completion has a higher
+        reward than every negative; ties count as 0).
     """
     check_beta(beta)
     if mask is None:
@@ -50,15 +52,15 @@ def softmax_dpo_loss(
 
     chosen = beta * at_least_float32(chosen_logratios)  # (B,)
     rejected = beta * at_least_float32(rejected_logratios)  # (B, K)
-    # Subtract before masking: then a row without a negative has the gradient 0, not 0 * infinity.
+    # Subtract before masking. Otherwise the gradient of a row without negatives would be 0 * infinity instead of 0.
     excess = torch.where(mask, rejected - chosen[:, None], -torch.inf)
     loss = -F.logsigmoid(-excess.logsumexp(-1))
     return LossOutput(loss, preference_metrics(chosen.detach(), rejected.detach(), mask))
 
 
 def preference_metrics(chosen: Tensor, rejected: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The metrics of preference losses, `(B,)` each, from rewards `(B,)` and `(B, K)`; 0 in rows without a
-    negative."""
+    """Computes the metrics of a preference loss, `(B,)` each, from the rewards of the chosen completions, `(B,)`, and
+    of the negatives, `(B, K)`. Rows without negatives get 0."""
     has_negatives = mask.any(-1)
     mean_rejected = torch.where(mask, rejected, 0).sum(-1) / mask.sum(-1).clamp(min=1)
     above_all = torch.where(mask, rejected < chosen[:, None], True).all(-1)
@@ -71,8 +73,9 @@ def preference_metrics(chosen: Tensor, rejected: Tensor, mask: Tensor) -> dict[s
 
 
 def check_beta(beta: float) -> None:
-    """Raises unless `beta` is positive."""
+    """Raises ValueError if `beta` is not positive."""
     if beta <= 0:
         raise ValueError(
-            f"`beta` is {beta}, but at 0 or below nothing is preferred: give a positive number, such as 1."
+            f"`beta` must be positive, but is {beta}; the chosen completion would not be preferred. Set it to 1, for "
+            "example."
         )
