@@ -78,7 +78,7 @@ def _check_decodable(model: PreTrainedModel) -> None:
         )
     if not takes_positions(model):
         raise ValueError(
-            f"{name} does not accept position_ids, so tokens of padded prompts and beams would get wrong positions; "
+            f"{name} takes no position ids, so tokens of padded prompts and beams would get wrong positions; "
             "choose another model"
         )
     if "logits_to_keep" not in inspect.signature(base.forward).parameters:
