@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 
 from tests.trainer import runs
 from tests.trainer.alro import alro_runs
@@ -58,7 +59,10 @@ def trained(make: Make, folder: Path, output: Path, **options: Any) -> dict[str,
     trainer.train()
     assert isinstance(trainer.model_wrapped, torch._dynamo.OptimizedModule) == trainer.args.torch_compile
     ranked = trainer.rank(load(folder / "data").validation)
+    trainer.save_model(str(output))
+    (saved,) = output.glob("*model.safetensors")
     return {
+        "saved": load_file(saved),
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
         "weights": {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()},
         "lists": np.asarray(getattr(ranked, "places", ranked)),
@@ -68,8 +72,10 @@ def trained(make: Make, folder: Path, output: Path, **options: Any) -> dict[str,
 def assert_same(compiled: dict[str, Any], plain: dict[str, Any]) -> None:
     for mine, other in zip(compiled["log"], plain["log"], strict=True):
         assert mine == pytest.approx(other, abs=1e-5)
-    for name, tensor in plain["weights"].items():
-        assert torch.allclose(compiled["weights"][name], tensor, atol=1e-5), name
+    for kind in ("weights", "saved"):
+        assert compiled[kind].keys() == plain[kind].keys()
+        for name, tensor in plain[kind].items():
+            assert torch.allclose(compiled[kind][name], tensor, atol=1e-5), name
     assert np.array_equal(compiled["lists"], plain["lists"])
 
 
@@ -120,8 +126,11 @@ def both(case: str, backend: str, folders: dict[str, Path], output: Path) -> tup
     return compiled, plain
 
 
+LONG = {"bear-tasks", "blade-adapter", "softmax_dpo-precomputed", "softmax_dpo-two-adapters"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.long] * (case in LONG)) for case in CASES])
 def test_a_compiled_model_learns_and_recommends_the_same(
     case: str, folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -133,6 +142,7 @@ def test_a_compiled_model_learns_and_recommends_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is no g++")
 def test_inductor_learns_and_recommends_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
     assert_same(*both("bear", "inductor", folders, tmp_path))
