@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 from accelerate import PartialState
 from trl import TrlParser
@@ -24,6 +24,7 @@ from trl import TrlParser
 import trl_rec
 from trl_rec.compat import read_mappings
 from trl_rec.ranges import check_ranges
+from trl_rec.scripts.recipe_files import checked_values, read_recipe
 from trl_rec.scripts.verbs import VERBS
 
 
@@ -61,24 +62,31 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     Returns:
         An instance of the dataclass, or a tuple with one of each.
     """
-    # 1. Replace the name of a shipped recipe by its file. "--config=NAME" is accepted too.
+    # 1. Split the words into the recipe and the rest. "--config=NAME" is accepted too.
     words = []
     for word in argv:
         words += word.split("=", 1) if word.startswith("--config=") else [word]
-    if "--config" in words[:-1]:
-        place = words.index("--config") + 1
-        words[place] = str(find_recipe(words[place]))
+    recipe: Path | None = None
+    if "--config" in words:
+        place = words.index("--config")
+        if place == len(words) - 1:
+            raise ValueError("--config needs a recipe: give a YAML file or the name of a shipped recipe after it")
+        recipe = find_recipe(words[place + 1])
+        del words[place : place + 2]
 
-    # 2. Parse. TRL types its parameter as a NewType that no class is an instance of.
+    # 2. Parse. The values of the recipe become the defaults, as TRL does it. TRL types its parameter as a NewType that
+    # no class is an instance of.
     all_kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    parser = _RangeParser(
+    parser = _Parser(
         all_kinds,  # type: ignore[arg-type]
         prog=f"trl-rec {verb}",
         description=VERBS.get(verb),
         allow_abbrev=False,
     )
     read_mappings(parser, json_mapping)
-    parsed = parser.parse_args_and_config(words)
+    if recipe is not None:
+        _use_recipe(parser, all_kinds, recipe)
+    parsed = parser.parse_args_into_dataclasses(args=words)
 
     # 3. Check the numbers.
     for arguments in parsed:
@@ -91,11 +99,28 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     return parsed if isinstance(kinds, tuple) else parsed[0]
 
 
-class _RangeParser(TrlParser):
-    """TRL's parser, for fields whose metadata has a `range`: the parser would pass it to argparse as an option."""
+class _Parser(TrlParser):
+    """TRL's parser. A wrong command line is a `ValueError`, without the list of all options before it."""
 
-    def add_argument(self, *names: Any, range: Any = None, **options: Any) -> Any:
-        return super().add_argument(*names, **options)
+    def error(self, message: str) -> NoReturn:
+        """Raises the error that argparse would print before it exits."""
+        raise ValueError(message)
+
+
+def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path) -> None:
+    """Makes the values of a recipe the parser's defaults, and sets the environment variables in its `env`."""
+    values = read_recipe(recipe)
+    variables = values.pop("env", {})
+    if not isinstance(variables, dict):
+        raise ValueError(f"{recipe}: env must map names of environment variables to values, not {variables!r}")
+    values = checked_values(kinds, values, recipe)
+
+    unknown = parser.set_defaults_with_config(**values)[::2]
+    if unknown:
+        raise ValueError(
+            f"{recipe}: there is no key {unknown[0].removeprefix('--')!r}; {parser.prog} --help lists the keys"
+        )
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
 
 
 def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
@@ -105,7 +130,7 @@ def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
     its default, except `max_length`, which is then unlimited.
     """
     argv = []
-    for key, value in section.items():
+    for key, value in checked_values((kind,), section, name, optional=True).items():
         if isinstance(value, list):
             argv += [f"--{key}", *map(str, value)] if value else []
         elif value is not None:
@@ -123,10 +148,10 @@ def json_mapping(text: str) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ArgumentTypeError(f"{text} is not a mapping; write it as JSON, such as '{{\"codes\": 32}}'")
+        raise ArgumentTypeError(f"{text[:60]} is not a mapping; write it as JSON, such as '{{\"codes\": 32}}'")
     return value
 
 
