@@ -307,9 +307,10 @@ def test_work_of_another_run_is_replaced_only_on_request(output: Path, world: Pa
     (output / "notes.txt").write_text("mine")
     (output / "data").mkdir()
     (output / "adapter_model.safetensors").write_bytes(b"old")
+    (output / MARK).write_text("{}")  # of a finished stage
     make_trainer(world, output, **{**SAVING, "overwrite": True, "max_steps": 3, "seed": 7}).train()
     assert (output / "notes.txt").read_text() == "mine" and (output / "data").is_dir()
-    assert not (output / "adapter_model.safetensors").exists()
+    assert not (output / "adapter_model.safetensors").exists() and not (output / MARK).exists()
     assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
 
 

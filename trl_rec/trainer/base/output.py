@@ -27,14 +27,19 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 NOT_WEIGHTS = ("training_args.bin",)  # Trainer's copy of its arguments
 # Files that a run writes beside weights and checkpoints, and that would be wrong beside the work of another run.
 # Tokenizer, catalogue and model card are not listed: every run that saves a model replaces them.
-OF_A_RUN: tuple[str, ...] = (
+OF_A_RUN = (
     "*.index.json",
     "config.json",
     "generation_config.json",
     "adapter_config.json",
     "training_args.bin",
+    "trainer_state.json",
+    "recommender.json",
+    "ranker.json",
+    "recipe.json",
+    "eval.jsonl",
+    "metrics.json",
 )
-OF_A_RUN += ("trainer_state.json", "recommender.json", "ranker.json", "recipe.json", "eval.jsonl", "metrics.json")
 
 
 def find_start(
@@ -109,8 +114,9 @@ def find_work(folder: Path) -> Path | None:
 
 def remove_work(folder: Path) -> None:
     """Removes the checkpoints and files that an earlier run wrote to its output folder. Other files stay."""
+    (folder / MARK).unlink(missing_ok=True)  # marks first, which must not vouch for what is half removed
     for checkpoint in checkpoints(folder):
-        (checkpoint / MARK).unlink(missing_ok=True)  # first: half of a checkpoint must not have a mark
+        (checkpoint / MARK).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
     for path in [*_weights(folder), *(path for pattern in OF_A_RUN for path in folder.glob(pattern))]:
         path.unlink(missing_ok=True)
