@@ -72,7 +72,7 @@ def test_a_stage_goes_on_where_it_was_killed_and_is_taken_as_it_is_once_it_ended
 ) -> None:
     caplog.set_level(logging.INFO, "trl_rec")
     whole = learn(dataset, tmp_path / "whole")
-    assert "the model first learns to rate" in caplog.text
+    assert "starting the rating stage" in caplog.text
     make = BearTrainer.__init__
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -87,7 +87,7 @@ def test_a_stage_goes_on_where_it_was_killed_and_is_taken_as_it_is_once_it_ended
     resumed = len(steps)
     assert not list((tmp_path / "cut").glob("checkpoint-*"))
     assert same(learn(dataset, tmp_path / "cut", resume=True), whole)
-    assert len(steps) == resumed and "has learned to rate already" in caplog.text
+    assert len(steps) == resumed and "is already finished" in caplog.text
     assert (
         same(learn(dataset, tmp_path / "cut", overwrite=True), whole) and len(steps) == 4 * resumed
     )  # all of it anew
@@ -139,7 +139,7 @@ def test_the_verb_ranks_with_the_model_that_learned_to_rate(
         ({}, "the test split has no ratings to rank by"),
         ({"max_length": 12}, r"max_length 12 is too small: list \d+ of the train split takes up to"),
         ({"rating_epochs": -1}, "rating_epochs must be at least 0, not -1"),
-        ({"model_name_or_path": "some/model"}, "rating_epochs are for a model from scratch; leave them out"),
+        ({"model_name_or_path": "some/model"}, "rating_epochs requires a model from scratch; remove rating_epochs"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_training(

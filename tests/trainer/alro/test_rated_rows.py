@@ -92,9 +92,9 @@ def test_what_cannot_be_ranked_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="has no ratings to rank by"):
         build_rated_rows(bare)
     low = dataset.train.map(lambda row: {"target_ratings": [rating - 3 for rating in row["target_ratings"]]})
-    with pytest.raises(ValueError, match="a rating that is negative or no number"):
+    with pytest.raises(ValueError, match="a rating that is negative or not finite"):
         build_rated_rows(low)
-    with pytest.raises(ValueError, match="a rating that is negative or no number"):
+    with pytest.raises(ValueError, match="a rating that is negative or not finite"):
         build_rated_rows(low.map(lambda row: {"target_ratings": [float("nan")] * len(row["target_ratings"])}))
 
 
@@ -106,7 +106,7 @@ def test_rating_values_are_those_of_either_kind_of_rows(tmp_path) -> None:
         == [1, 2, 3, 4, 5]
     )
     many = Dataset.from_dict({"ratings": [np.linspace(0, 1, 101).tolist()]})
-    with pytest.raises(ValueError, match="101 different ratings, too many to write"):
+    with pytest.raises(ValueError, match="101 distinct ratings, but at most 100"):
         rating_values(many)
     unrated = dataset.test.map(lambda row: {"history_ratings": [], "target_ratings": []})
     for rows in (unrated, dataset.test.remove_columns(["history_ratings", "target_ratings"])):

@@ -1,4 +1,4 @@
-"""ALRO: fine-tuning that orders a list of rated candidates."""
+"""ALRO: fine-tunes a model to order a list of rated candidates."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Builds an [`AlroTrainer`] from a recipe: a model with the tokens of rated prompts, and perhaps its rating stage."""
+"""Builds an [`AlroTrainer`] from a recipe. Optionally, the model goes through a rating stage first."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def build_alro_trainer(
     model_config: RecModelConfig,
     rating: RatingStageConfig | None = None,
 ) -> AlroTrainer:
-    """The trainer, ready to train. A model from scratch goes through its rating stage first.
+    """Returns a trainer that is ready to train. If `rating_epochs` is set, the rating stage is run before returning.
 
     Args:
-        dataset: The data, with ratings, and with the surface to train on. The validation split is evaluated during
-            training.
-        config: How the model is trained. The model of the rating stage is saved in `output_dir/rating`.
-        model_config: What to load or make.
-        rating (*optional*): The rating stage. It is skipped without `rating_epochs`.
+        dataset: The dataset, which must have ratings. Its catalogue determines the surface to train on. The validation
+            split is evaluated during training.
+        config: The training configuration. The model of the rating stage is saved in `output_dir/rating`.
+        model_config: Which model to load or make.
+        rating (*optional*): The configuration of the rating stage, which is skipped if `rating_epochs` is 0.
     """
     if rating is not None and rating.rating_epochs == 0:
         rating = None
     if rating is not None and model_config.model_name_or_path is not None:
-        raise ValueError("rating_epochs are for a model from scratch; leave them out, or model_name_or_path")
+        raise ValueError("rating_epochs requires a model from scratch; remove rating_epochs or model_name_or_path")
     check_output(config)  # before the rating stage, and not after it
 
     # 1. Build the model, and check that it can read the lists.
@@ -61,7 +61,7 @@ def build_alro_trainer(
     prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings, **config.prompt_options)
     check_rankable(dataset, prompt_format, config)
 
-    # 2. Let a model from scratch learn to rate.
+    # 2. Run the rating stage.
     if rating is not None:
         folder = Path(str(config.output_dir)) / "rating"
         model = learn_ratings(model, tokenizer, prompt_format, dataset, folder, **rating.options(config))
@@ -87,22 +87,22 @@ def build_ranker(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PeftConfig | None]:
-    """Model, tokenizer and adapter configuration, ready for [`AlroTrainer`].
+    """Builds a model, its tokenizer and its adapter configuration for [`AlroTrainer`].
 
     Args:
-        catalog: The items. Their surface decides which tokens are new.
+        catalog: The catalogue. Its surface determines which tokens are added.
         ratings: The ratings of the training split, from [`rating_values`].
-        config: What to load or make.
-        letters: As in [`RatedPromptFormat.for_catalog`].
-        max_length, trust_remote_code: As in [`build_model`].
-        seed: Seed of a model from scratch, and of the embeddings of new tokens.
+        config: Which model to load or make.
+        letters: Same as in [`RatedPromptFormat.for_catalog`].
+        max_length, trust_remote_code: Same as in [`build_model`].
+        seed: Seed for the weights of a model from scratch and for the embeddings of added tokens.
 
     Returns:
-        The three. The adapter configuration is None without an adapter.
+        The model, the tokenizer, and the adapter configuration, which is None without an adapter.
     """
     tokens = rated_tokens(catalog, ratings, letters=letters)
     if config.model_name_or_path is None:
-        # From scratch: make the model once all tokens are known, so that all embeddings are drawn alike.
+        # From scratch: add all tokens before making the model, so that all embeddings are initialised the same way.
         item_tokenizer = make_tokenizer(catalog)
         item_tokenizer.add_tokens(tokens)
         model = make_model(
@@ -116,7 +116,7 @@ def build_ranker(
         )
         return model, item_tokenizer, get_peft_config(config)
 
-    # Pretrained: add embeddings of the new tokens, which are trained even where an adapter freezes the rest.
+    # Pretrained: add embeddings for the new tokens. They are trained even if an adapter freezes all other embeddings.
     model, tokenizer, adapter = build_model(catalog, config, seed=seed, trust_remote_code=trust_remote_code)
     tokenizer.add_tokens(tokens)
     if len(tokenizer) > model.config.get_text_config().vocab_size:

@@ -1,7 +1,7 @@
-"""Batches of rated lists, each shown in one or two orders of its candidates.
+"""Collates rated lists into batches. Each list is presented with its candidates in one or more random orders.
 
-The orders are drawn here, by (seed, epoch, row): a new epoch shows new orders, and a resumed run the same ones as an
-uninterrupted run.
+The orders depend only on (seed, epoch, row). Therefore every epoch has new orders, and a resumed run has the same
+orders as an uninterrupted run.
 
 Legend: B lists, S orders of the same candidates, m candidates of the longest list, P tokens of the longest history, C
 tokens of the longest list with its answer.
@@ -25,14 +25,15 @@ from trl_rec.trainer.base.sampling import EpochCounter
 
 @dataclass
 class RatedListCollator(EpochCounter):
-    """Writes rows of [`build_rated_rows`] as prompts and answers.
+    """Converts rows of [`build_rated_rows`] to tokenized prompts and answers.
 
     Args:
-        prompt_format (`RatedPromptFormat`): How prompts and answers are written.
-        pad_token_id (`int`): Fills padded places.
-        num_orders (`int`, *optional*, defaults to `2`): Orders in which each list is shown.
-        ends (`bool`, *optional*, defaults to `False`): Whether the answer ends in EOS.
-        max_length (`int`, *optional*): Most tokens of history, list and answer. The oldest history is dropped first.
+        prompt_format (`RatedPromptFormat`): Format of the prompts and answers.
+        pad_token_id (`int`): Token id used for padding.
+        num_orders (`int`, *optional*, defaults to `2`): Number of orders in which each list is presented.
+        ends (`bool`, *optional*, defaults to `False`): Whether answers end with EOS.
+        max_length (`int`, *optional*): Maximum number of tokens of history, list and answer together. The oldest items
+            of the history are dropped first.
         seed (`int`, *optional*, defaults to `0`): Seed of the orders.
     """
 
@@ -44,14 +45,16 @@ class RatedListCollator(EpochCounter):
     seed: int = 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Tensors of a batch.
+        """Returns the tensors of a batch.
 
         Returns:
-            `prompt_ids prompt_mask (B, P)`: the histories; `completion_ids completion_mask answer_mask (B, S, C)`:
-            lists and answers; `names (B, S, m)`: the token that names each candidate in each order; `ratings gold_rank
-            candidate_mask (B, m)`.
+            - `prompt_ids` and `prompt_mask`, `(B, P)`: The histories.
+            - `completion_ids`, `completion_mask` and `answer_mask`, `(B, S, C)`: The lists, each followed by its
+              answer. `answer_mask` is True for the tokens of the answer.
+            - `names`, `(B, S, m)`: The token that names each candidate in each order.
+            - `ratings`, `gold_rank` and `candidate_mask`, `(B, m)`: The labels.
         """
-        # 1. Draw which of equal ratings comes first in the answer, and the slots of the candidates.
+        # 1. Randomly draw the order of equal ratings in the answer, and the orders of the candidates in the prompt.
         candidates = _column(rows, "candidates", np.int64)
         ratings = _column(rows, "ratings", np.float32)
         keys = [(self.seed, int(self.epoch), row["row"]) for row in rows]
@@ -60,7 +63,7 @@ class RatedListCollator(EpochCounter):
         for count, key in zip(candidates.lengths, keys, strict=True):
             slots.extend(draw_slots(count, self.num_orders, key))
 
-        # 2. Write each list in each order, followed by its answer; the history before them is shared.
+        # 2. Tokenize each list in each order, followed by its answer. All orders of a list share one history.
         repeated = np.repeat(np.arange(len(rows)), self.num_orders)
         shown, names = self.prompt_format.encode_candidates(candidates.take(repeated), Ragged.from_lists(slots))
         answers = self._answers(names, gold_rank)
@@ -83,7 +86,7 @@ class RatedListCollator(EpochCounter):
         }
 
     def _answers(self, names: Ragged, gold_rank: list[Any]) -> Ragged:
-        """The names of each list's candidates from best to worst, once per order in which the list is shown."""
+        """Returns the answer for each order of each list: the names of its candidates from best to worst."""
         best_first = [np.argsort(rank) for rank in gold_rank for _ in range(self.num_orders)]
         place = np.concatenate(best_first) + np.repeat(names.offsets[:-1], names.lengths)
         answers = Ragged(names.values[place], names.offsets)
@@ -92,10 +95,10 @@ class RatedListCollator(EpochCounter):
         return join(answers, Ragged.repeated(np.array([self.prompt_format.eos]), len(answers)))
 
     def _histories(self, rows: list[dict[str, Any]], taken: np.ndarray) -> Ragged:
-        """The rated histories, cut to what fits beside the `taken` tokens of list and answer."""
+        """Tokenizes the rated histories, truncated so that `taken` more tokens fit for the list and its answer."""
         histories = _column(rows, "history", np.int64)
         ratings = _column(rows, "history_ratings", np.float64)
-        # All orders of a list take equally many tokens.
+        # All orders of a list have the same number of tokens.
         room = None if self.max_length is None else self.max_length - taken.reshape(len(rows), -1)[:, 0]
         return self.prompt_format.encode_histories(histories, ratings, room)
 

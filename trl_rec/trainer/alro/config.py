@@ -1,4 +1,4 @@
-"""Configuration of [`AlroTrainer`]: `SFTConfig` with the options of ordering rated candidates."""
+"""Configuration of [`AlroTrainer`]: `SFTConfig` with options for ordering rated candidates."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from trl_rec.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from trl_rec.trainer.base.config import RecConfig, check_inert, check_padding, check_sft_options
 
 
-# The values of options that are one of a few words.
+# The allowed values of string options.
 CHOICES = {"score": Score, "delta": Delta, "distance": Distance, "softmax": Literal["legal", "vocabulary"]}
-NUM_CANDIDATES = Range(2, 26, whole=True)  # letters can name no more
+NUM_CANDIDATES = Range(2, 26, whole=True)  # candidates may be named by the letters A to Z
 INERT_LISTS = ("list_length", "eval_num_beams", "eval_exclude_history", "eval_length_penalty")
 
 
@@ -23,41 +23,45 @@ class AlroConfig(RecConfig, SFTConfig):
     """Arguments of [`AlroTrainer`], besides those of [`RecConfig`] and [`~trl.SFTConfig`].
 
     With `lambda_weight=0` and `permutation_weight=0`, training is supervised fine-tuning on the order of the
-    candidates. A list is shown in two orders, or in one if `permutation_weight` is 0.
+    candidates. Each list is presented in two random orders, or in one if `permutation_weight` is 0.
 
     Args:
         lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss, alpha in the
-            summaries of the paper. That loss is a mean over pairs and therefore small: weights of 10 to 100 have an
-            effect.
-        lambda_warmup (`float`, *optional*, defaults to `0.1`): Share of the steps over which that weight rises from 0.
-        permutation_weight (`float`, *optional*, defaults to `1.0`): Weight of the permutation-sensitive loss, the
-            beta.
-        score (`str`, *optional*, defaults to `"logprob"`): What a soft position is made from: `"logprob"` or `"prob"`.
-        sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the softmax over positions, the gamma; 8 to 10
-            with `score="prob"`.
-        pair_sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the comparison of two positions, the
-            sigma.
-        delta (`str`, *optional*, defaults to `"target"`): Whether a pair is weighted by its distance in the
-            `"target"` order or in the order of the `"model"`.
+            summaries of the paper. This loss is small, because it is averaged over pairs. Weights of 10 to 100 have a
+            noticeable effect.
+        lambda_warmup (`float`, *optional*, defaults to `0.1`): Fraction of the training steps over which
+            `lambda_weight` is increased linearly from 0.
+        permutation_weight (`float`, *optional*, defaults to `1.0`): Weight of the permutation-sensitive loss, beta in
+            the summaries of the paper.
+        score (`str`, *optional*, defaults to `"logprob"`): Whether the soft lambda loss computes expected positions
+            from log-probabilities (`"logprob"`) or from probabilities (`"prob"`).
+        sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the softmax over positions in the soft lambda
+            loss, gamma in the summaries. Use 8 to 10 with `score="prob"`.
+        pair_sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the pairwise comparison of expected
+            positions in the soft lambda loss, sigma in the summaries.
+        delta (`str`, *optional*, defaults to `"target"`): Whether the soft lambda loss weights a pair by its distance
+            in the `"target"` order or in the order predicted by the `"model"`.
         distance (`str`, *optional*, defaults to `"jsd"`): Distance in the permutation-sensitive loss: `"jsd"`,
             `"symkl"` or `"ce"`.
-        softmax (`str`, *optional*, defaults to `"legal"`): Whether the supervised term is over the names that are
-            left, as in decoding, or over the `"vocabulary"`, which also teaches the model to end with EOS.
-        num_candidates (`int`, *optional*, defaults to `10`): Most candidates per list, from 2 to 26.
-        stride (`int`, *optional*): New items between the starts of two training lists of a user. By default
-            `num_candidates`.
-        max_history (`int`, *optional*, defaults to `20`): Most rated items before a list.
-        letters (`bool`, *optional*): Whether letters name the candidates. By default they do, unless each item is a
-            single token: that token then names the candidate.
-        prompt_candidates (`str`, *optional*): Text between the history and the candidates. Here `prompt_item` has to
-            contain `{rating}` after `{surface}`.
-        log_gradient_norms (`bool`, *optional*, defaults to `False`): Whether the gradient norm of each part is logged,
-            which costs up to three backward passes at every `logging_steps`-th step.
-        eval_num_orders (`int`, *optional*, defaults to `2`): Orders in which each list is shown in an evaluation.
-            Metrics are means over the orders; with two or more, their agreement is measured too.
-        eval_single_pass (`bool`, *optional*, defaults to `False`): Whether lists are sorted by the scores of one
-            forward pass.
-        eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Lengths at which lists are cut.
+        softmax (`str`, *optional*, defaults to `"legal"`): Softmax of the supervised loss. `"legal"` is over the names
+            of the candidates that are not yet in the answer, as in decoding. `"vocabulary"` is over the whole
+            vocabulary, which also teaches the model to end the answer with EOS.
+        num_candidates (`int`, *optional*, defaults to `10`): Maximum number of candidates per list, from 2 to 26.
+        stride (`int`, *optional*): Number of new items between the starts of two consecutive training lists of a user.
+            By default `num_candidates`.
+        max_history (`int`, *optional*, defaults to `20`): Maximum number of rated items in a history.
+        letters (`bool`, *optional*): Whether candidates are named by letters. By default they are, unless every item
+            is a single token, which then names the candidate.
+        prompt_candidates (`str`, *optional*): Text between the history and the candidates. Note that `prompt_item`
+            must contain `{rating}` after `{surface}`.
+        log_gradient_norms (`bool`, *optional*, defaults to `False`): Whether to log the gradient norm of each part of
+            the loss. This costs up to three extra backward passes at each logging step.
+        eval_num_orders (`int`, *optional*, defaults to `2`): Number of orders in which each list is presented in an
+            evaluation. Metrics are averaged over the orders. With two or more orders, their agreement is also
+            measured.
+        eval_single_pass (`bool`, *optional*, defaults to `False`): Whether to rank candidates by the logits of a
+            single forward pass instead of decoding an answer.
+        eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Values of k for metrics at k.
     """
 
     may_change = (*RecConfig.may_change, "log_gradient_norms", "eval_num_orders", "eval_single_pass")
@@ -66,67 +70,74 @@ class AlroConfig(RecConfig, SFTConfig):
         default=1.0, metadata={"help": "weight of the soft lambda loss"}
     )
     lambda_warmup: Annotated[float, SHARE] = field(
-        default=0.1, metadata={"help": "share of the steps over which that weight rises"}
+        default=0.1, metadata={"help": "fraction of the steps over which lambda_weight rises from 0"}
     )
     permutation_weight: Annotated[float, NOT_NEGATIVE] = field(
         default=1.0, metadata={"help": "weight of the permutation-sensitive loss"}
     )
     score: Literal["logprob", "prob"] = field(
-        default="logprob", metadata={"help": "soft positions from logprob or prob"}
+        default="logprob", metadata={"help": "compute expected positions from logprob or prob"}
     )
     sharpness: Annotated[float, POSITIVE] = field(
         default=1.0, metadata={"help": "sharpness of the softmax over positions"}
     )
     pair_sharpness: Annotated[float, POSITIVE] = field(
-        default=1.0, metadata={"help": "sharpness of the comparison of two positions"}
+        default=1.0, metadata={"help": "sharpness of the comparison of expected positions"}
     )
     delta: Literal["target", "model"] = field(
-        default="target", metadata={"help": "distances in the target's or model's order"}
+        default="target",
+        metadata={"help": "measure distances in the order of the target or of the model"},
     )
     distance: Literal["jsd", "symkl", "ce"] = field(
-        default="jsd", metadata={"help": "between two orders: jsd, symkl or ce"}
+        default="jsd", metadata={"help": "distance between the answers to two orders: jsd, symkl or ce"}
     )
     softmax: Literal["legal", "vocabulary"] = field(
-        default="legal", metadata={"help": "supervised term over the names left or over the vocabulary"}
+        default="legal", metadata={"help": "softmax over the legal names or over the vocabulary"}
     )
-    num_candidates: Annotated[int, NUM_CANDIDATES] = field(default=10, metadata={"help": "most candidates per list"})
+    num_candidates: Annotated[int, NUM_CANDIDATES] = field(
+        default=10, metadata={"help": "maximum number of candidates per list"}
+    )
     stride: Annotated[int | None, COUNT] = field(
-        default=None, metadata={"help": "new items between the starts of two training lists"}
+        default=None, metadata={"help": "number of new items between the starts of two training lists"}
     )
-    max_history: Annotated[int | None, COUNT] = field(default=20, metadata={"help": "most rated items before a list"})
-    letters: bool | None = field(default=None, metadata={"help": "letters name the candidates"})
+    max_history: Annotated[int | None, COUNT] = field(
+        default=20, metadata={"help": "maximum number of rated items in a history"}
+    )
+    letters: bool | None = field(default=None, metadata={"help": "name the candidates by letters"})
     prompt_candidates: str | None = field(
         default=None, metadata={"help": "text between the history and the candidates"}
     )
-    log_gradient_norms: bool = field(default=False, metadata={"help": "log the gradient norm of each part"})
-    eval_num_orders: Annotated[int, COUNT] = field(
-        default=2, metadata={"help": "orders in which each list is shown in an evaluation"}
+    log_gradient_norms: bool = field(
+        default=False, metadata={"help": "log the gradient norm of each part of the loss"}
     )
-    eval_single_pass: bool = field(default=False, metadata={"help": "sort by the scores of one forward pass"})
+    eval_num_orders: Annotated[int, COUNT] = field(
+        default=2, metadata={"help": "number of orders in which each list is presented in an evaluation"}
+    )
+    eval_single_pass: bool = field(default=False, metadata={"help": "rank by the logits of a single forward pass"})
     eval_ks: Annotated[list[int], COUNT] = field(
-        default_factory=lambda: [1, 3, 5, 10], metadata={"help": "lengths at which lists are cut"}
+        default_factory=lambda: [1, 3, 5, 10], metadata={"help": "values of k for metrics at k"}
     )
 
     @property
     def prompt_options(self) -> dict[str, Any]:
-        """The options of [`RatedPromptFormat.for_catalog`]."""
+        """Keyword arguments for [`RatedPromptFormat.for_catalog`]."""
         names = ("prompt_head", "prompt_item", "prompt_tail", "prompt_candidates", "chat_template", "letters")
         return {name: getattr(self, name) for name in names}
 
     @property
     def num_orders(self) -> int:
-        """Orders in which each list is shown in training."""
+        """Number of orders in which each list is presented in training."""
         return 2 if self.permutation_weight else 1
 
     def __post_init__(self) -> None:
-        # Options of catalogue ranking and of SFTTrainer's rows that would silently do nothing.
+        # Refuse options of catalogue ranking and of SFTTrainer that would silently have no effect.
         check_inert(self, INERT_LISTS, "candidates are ranked, not the catalogue")
         padding = self.pad_to_multiple_of
         super().__post_init__()
         check_padding(self, padding)
         check_sft_options(self, "rows are built from rated items and the loss is ALRO's")
 
-        # Unknown words.
+        # Check string options.
         for name, kind in CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")

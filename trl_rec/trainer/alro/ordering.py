@@ -1,4 +1,4 @@
-"""The capability to order a few rated candidates per user, measured at each evaluation."""
+"""A trainer mixin for models that order rated candidates. It evaluates these orders during training."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTra
 
 
 class CandidateOrderingMixin(RecTrainerMixin):
-    """A trainer whose model orders rated candidates. The class calls `_set_candidates` before its parent's `__init__`.
+    """Mixin for trainers of models that order rated candidates.
+
+    Subclasses must call `_set_candidates` before `super().__init__`.
 
     Attributes:
-        ratings (`list[float]`): The ratings that prompts can contain, ascending.
-        rated_format (`RatedPromptFormat`): How rated histories and candidates become prompts.
+        ratings (`list[float]`): The ratings that prompts can contain, in ascending order.
+        rated_format (`RatedPromptFormat`): Format of the prompts for rated histories and candidates.
     """
 
     args: AlroConfig
@@ -43,7 +45,7 @@ class CandidateOrderingMixin(RecTrainerMixin):
         train_dataset: Dataset,
         eval_dataset: EvalSets | None,
     ) -> None:
-        """Sets the catalogue, the ratings that occur, the prompts, and the splits to order at each evaluation."""
+        """Sets the catalogue, the ratings, the prompt format, and the splits to evaluate."""
         check_processes(args)
         self.catalog = catalog
         self._eval_sets = eval_dataset
@@ -53,11 +55,11 @@ class CandidateOrderingMixin(RecTrainerMixin):
         )
 
     def _rated_rows(self, dataset: Dataset, args: AlroConfig, dataset_name: str) -> Dataset:
-        """The training split becomes rated lists. Evaluation splits stay as they are, once they are known to suit."""
+        """Converts the training split to rated lists. Evaluation splits are checked and returned unchanged."""
         if is_split(dataset) and dataset_name == "train":
             return training_lists(dataset, self.rated_format, args)
         if is_split(dataset):
-            # Raises before training what would otherwise end the run at its first evaluation.
+            # Raise errors before training rather than at the first evaluation.
             ranked_lists(at_most(args.max_users, dataset), self.rated_format, args)
             return dataset
 
@@ -73,7 +75,7 @@ class CandidateOrderingMixin(RecTrainerMixin):
         self._signature_columns: Any = sorted(RATED)
 
     def rank(self, split: Dataset) -> RankedLists:
-        """The place of each candidate of a split, as [`rank_rated_rows`] returns them for the rows of
+        """Ranks the candidates of a split. Returns the result of [`rank_rated_rows`] for the rows of
         [`~CandidateOrderingMixin.rows_of`]."""
         if self.is_fsdp_enabled:
             raise ValueError(NO_RANKING_UNDER_FSDP)
@@ -90,16 +92,17 @@ class CandidateOrderingMixin(RecTrainerMixin):
             )
 
     def rows_of(self, split: Dataset) -> Dataset:
-        """The rated lists of a validation or test split. A user whose candidates are all rated alike has no list."""
+        """Returns the rated lists of a validation or test split. Users whose candidates all have the same rating are
+        left out."""
         return ranked_lists(split, self.rated_format, self.args)
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Metrics of the model's orders for a split's users, at most `max_users` of them."""
+        """Ranks the candidates of at most `max_users` users of a split and returns the metrics."""
         split = at_most(self.args.max_users, split)
         return evaluate_orders(self.rank(split), self.rows_of(split), ks=self.args.eval_ks).metrics
 
     def save_settings(self, folder: Path) -> None:
-        """Writes the catalogue and `ranker.json`, which [`CandidateRanker`] reads."""
+        """Writes the catalogue and `ranker.json`, which [`CandidateRanker`] needs to load the model."""
         settings = {
             "prompt": self.args.prompt_options,
             "ratings": self.ratings,
@@ -110,7 +113,7 @@ class CandidateOrderingMixin(RecTrainerMixin):
         save_ranker(folder, self.catalog, settings)
 
     def card_example(self) -> Sequence[str]:
-        """Code that loads the run folder and orders candidates."""
+        """Returns example code that loads the run folder and orders candidates."""
         return (
             "from trl_rec import CandidateRanker",
             "",

@@ -1,7 +1,7 @@
-"""The rating stage: a model from scratch first learns which rating follows an item (see `rating_rows`).
+"""The rating stage: a model from scratch first learns to predict the rating that follows an item (see `rating_rows`).
 
-The stage is a run of its own, in a folder of its own. It leaves a checkpoint after each epoch and a mark at its end,
-so that it resumes after a kill.
+The stage is a separate run with its own folder. It saves a checkpoint after each epoch and creates a marker file when
+it is finished, so that it can be resumed after an interruption.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trl_rec.trainer.alro.config import AlroConfig
 
 
-# Fields of the ranking's configuration that the stage takes over.
+# Fields of `AlroConfig` that the rating stage copies.
 SHARED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -56,31 +56,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RatingStageConfig:
-    """The options of the stage in a recipe. It takes the fields named in `SHARED` from [`AlroConfig`].
+    """Options of the rating stage in a recipe. The fields listed in `SHARED` are copied from [`AlroConfig`].
 
     Args:
-        rating_epochs (`float`, *optional*, defaults to `0.0`): Epochs. 0 leaves the stage out, as is right for
-            a pretrained model.
-        rating_learning_rate (`float`, *optional*, defaults to `3e-3`): Learning rate.
-        rating_max_length (`int`, *optional*, defaults to `128`): Most tokens per row.
+        rating_epochs (`float`, *optional*, defaults to `0.0`): Number of epochs of the rating stage. 0 skips the
+            stage, which is required for a pretrained model.
+        rating_learning_rate (`float`, *optional*, defaults to `3e-3`): Learning rate of the rating stage.
+        rating_max_length (`int`, *optional*, defaults to `128`): Maximum number of tokens per row.
     """
 
     rating_epochs: Annotated[float, NOT_NEGATIVE] = field(
         default=0.0,
-        metadata={"help": "epochs in which a model from scratch first learns to rate"},
+        metadata={"help": "number of epochs of the rating stage of a model from scratch"},
     )
     rating_learning_rate: Annotated[float, NOT_NEGATIVE] = field(
-        default=3e-3, metadata={"help": "learning rate of these epochs"}
+        default=3e-3, metadata={"help": "learning rate of the rating stage"}
     )
     rating_max_length: Annotated[int, COUNT] = field(
-        default=128, metadata={"help": "most tokens per row in these epochs"}
+        default=128, metadata={"help": "maximum number of tokens per row in the rating stage"}
     )
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     def options(self, args: AlroConfig) -> dict[str, Any]:
-        """The keyword arguments of [`learn_ratings`] for a ranking with the configuration `args`."""
+        """Returns keyword arguments for [`learn_ratings`]. Shared fields are copied from `args`."""
         return {
             **{name: getattr(args, name) for name in SHARED},
             "num_train_epochs": self.rating_epochs,
@@ -101,19 +101,19 @@ def learn_ratings(
     resume: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
-    """Trains the model to predict the rating of an item, and returns it. It is also saved in `output_dir`.
+    """Trains a model to predict the ratings of items, saves it in `output_dir`, and returns it.
 
     Args:
         model: A model from scratch. All its parameters are trained.
-        processing_class: Its tokenizer.
-        prompt_format: How rated histories are written.
-        dataset: The data, of which the training split is used.
-        output_dir: A folder for this stage alone.
-        max_length (*optional*, defaults to `128`): Most tokens per row.
-        resume (*optional*, defaults to `False`): Whether to use the model of a finished stage in this folder, or to
-            continue from its newest checkpoint. Otherwise the stage begins anew.
-        options: Fields of [`BearConfig`]. By default there are 8 epochs with a learning rate of 3e-3, and one
-            checkpoint per epoch.
+        processing_class: The tokenizer of the model.
+        prompt_format: Format of rated histories.
+        dataset: The dataset. Only its training split is used.
+        output_dir: A folder that only this stage writes to.
+        max_length (*optional*, defaults to `128`): Maximum number of tokens per row.
+        resume (*optional*, defaults to `False`): Whether to resume from the newest checkpoint in `output_dir`. If the
+            stage is already finished, its model is loaded and returned. By default, the stage starts over.
+        options: Fields of [`BearConfig`]. By default, the stage trains for 8 epochs with a learning rate of 3e-3 and
+            saves one checkpoint per epoch.
     """
     # 1. Plain supervised fine-tuning.
     folder = Path(output_dir)
@@ -132,15 +132,18 @@ def learn_ratings(
         catalog=dataset.catalog,
     )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise ValueError("a model from scratch learns to rate on whole processes; launch it with cpu or ddp")
+        raise ValueError(
+            "the rating stage does not support DeepSpeed or FSDP, because every process needs the whole model; launch "
+            "with cpu or ddp"
+        )
 
-    # 2. A finished stage is used again if it is this one.
+    # 2. Reuse the model of a finished stage if it has the same settings and data.
     if resume and on_main_process(lambda: is_finished(trainer)):
-        logger.info("the model in %s has learned to rate already", folder)
+        logger.info("the rating stage in %s is already finished; loading its model", folder)
         return load_model(folder)
 
-    # 3. Train. The mark comes once everything is saved, when the stage never resumes any more.
-    logger.info("the model first learns to rate; it is saved in %s", folder)
+    # 3. Train. Write the marker only after everything is saved, because a finished stage is never resumed.
+    logger.info("starting the rating stage; its model is saved in %s", folder)
     trainer.train(resume_from_checkpoint=resume)
     save_run(trainer, {"dataset": str(dataset.path)})
     if trainer.is_world_process_zero():
@@ -152,14 +155,15 @@ def learn_ratings(
 
 
 def is_finished(trainer: BearTrainer) -> bool:
-    """Whether the trainer's folder contains the model of a finished stage; raises if the stage is another one."""
+    """Returns whether the output folder contains a finished rating stage. Raises ValueError if that stage had other
+    settings or its model is damaged."""
     folder = Path(str(trainer.args.output_dir))
     mark = read_mark(folder)
     if mark is None:
         return False
     changed = find_changed(folder, mark)
     if changed is not None:
-        raise ValueError(f"the model in {folder} is damaged: {changed}; delete the folder to let a model learn again")
+        raise ValueError(f"the model in {folder} is damaged: {changed}; delete the folder to repeat the rating stage")
     trainer.describe_run()
     check_same_run(folder, mark, trainer.fingerprint(), trainer.launch)
     return True

@@ -1,7 +1,8 @@
-"""Rows that teach a model from scratch what ratings mean: rated histories in which every rating is a target.
+"""Builds the rows of the rating stage: rated histories in which every rating is a label.
 
-A pretrained language model already knows films and stars. A small model has to learn them first, and lists of
-candidates contain little about either. The rows suit a plain `SFTTrainer`.
+A pretrained language model already knows about films and star ratings. A small model from scratch has to learn about
+them first, and lists of candidates contain little information about either. The rows also work with a plain
+`SFTTrainer`.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from trl_rec.ragged import Ragged, join, within
 
 
 def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_length: int) -> Dataset:
-    """Training rows of a training split. A long sequence becomes several rows that overlap by half, in which each
-    rating is a label once.
+    """Builds the training rows of the rating stage. A long sequence is split into rows that overlap by half, and each
+    rating is a label in exactly one of them.
 
     Args:
         split: `RecDataset.train`, with ratings. The validation and test splits are refused.
-        prompt_format: How a rated history is written.
-        max_length: Most tokens per row.
+        prompt_format: Format of rated histories.
+        max_length: Maximum number of tokens per row.
 
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 except at ratings) and `user`.
     """
-    # 1. Each user's items and ratings in time order, and how many of them fit in a row.
+    # 1. Collect the items and ratings of each user in time order, and compute how many of them fit in a row.
     check_is_train(split, "a model")
     items = join(split_rows(split, "history"), split_rows(split, "targets"))
     ratings = join(split_rows(split, "history_ratings"), split_rows(split, "target_ratings"))
@@ -36,11 +37,12 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     width = (max_length - len(prompt_format.prompt_head)) // longest
     if width < 2 or len(items.values) != len(ratings.values):
         raise ValueError(
-            f"max_length {max_length} leaves room for {width} rated items and there are {len(ratings.values)} "
-            f"ratings of {len(items.values)} items; give room for two, and data with ratings"
+            f"max_length {max_length} leaves room for {width} rated items, and {len(ratings.values)} of "
+            f"{len(items.values)} items have ratings; a row needs at least two items, all of which must have ratings. "
+            "Increase max_length or use data with ratings"
         )
 
-    # 2. Windows of that width, each starting half a width after the one before.
+    # 2. Split each sequence into windows of that width. Consecutive windows overlap by half.
     step = width - width // 2
     num_windows = 1 + np.maximum(-(-(items.lengths - width) // step), 0)
     source = np.repeat(np.arange(len(items)), num_windows)
@@ -49,11 +51,11 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     stop = np.minimum(start + width, items.lengths[source])
     items = items.take(source).slice(start, stop)
     ratings = ratings.take(source).slice(start, stop)
-    # Ratings that the window before contained too are context here, and not labels a second time.
+    # Ratings that are also in the previous window are only context, so that no rating is a label twice.
     first_new = np.where(number > 0, width - step, 0)
     is_new = within(items.lengths) >= np.repeat(first_new, items.lengths)
 
-    # 3. The tokens of each item and its rating; only those of a new rating are labels.
+    # 3. Tokenize each item and its rating. Only the tokens of new ratings are labels.
     item_ids = prompt_format.items.take(items.values)
     rating_ids = prompt_format.ratings.take(prompt_format.nearest(ratings.values))
     is_label = np.repeat(is_new, rating_ids.lengths)
@@ -61,7 +63,7 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     pieces = join(item_ids, rating_ids)
     labels = join(_ignored(item_ids), rating_labels)
 
-    # 4. The pieces of a window become one row, after the head of the prompt.
+    # 4. Join the prompt head and the tokens of each window into one row.
     head = Ragged.repeated(prompt_format.prompt_head, len(items))
     row_offsets = pieces.offsets[items.offsets]
     columns = {
@@ -73,5 +75,5 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
 
 
 def _ignored(rows: Ragged) -> Ragged:
-    """The same rows with no label."""
+    """Returns rows of the same lengths in which no token is a label."""
     return Ragged(np.full(len(rows.values), IGNORED), rows.offsets)

@@ -1,4 +1,4 @@
-"""The end of a run on rated lists: saves the model and measures its orders of test candidates beside baselines."""
+"""Concludes a run on rated lists: saves the model, and evaluates it and the baselines on the test split."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from trl_rec.trainer.base.reporting import conclude_run
 def conclude_ranking(
     trainer: CandidateOrderingMixin, dataset: RecDataset, settings: Mapping[str, Any]
 ) -> dict[str, Evaluation]:
-    """Saves a trained model, orders the candidates of the test split, and writes and prints the results.
+    """Saves a trained model, ranks the candidates of the test split, and writes and prints the results.
 
     Args:
-        trainer: A trainer that has been trained.
-        dataset: The data that it was trained on.
-        settings: What the run depends on besides the trainer's configuration, for `recipe.json` and `metrics.json`.
+        trainer: A trainer after training.
+        dataset: The dataset that the model was trained on.
+        settings: Settings of the run that are not part of the trainer's configuration. They are written to
+            `recipe.json` and `metrics.json`.
 
     Returns:
-        The results of the baselines and of the model by name, on every process; empty under FSDP.
+        The results of the baselines and of the model by name, on every process. Empty under FSDP.
     """
     ks = trainer.args.eval_ks
 
     def measure() -> tuple[dict[str, Evaluation], str]:
-        """The results on the test split, and their table."""
+        """Returns the results on the test split, and a table of them."""
         rows = trainer.rows_of(dataset.test)
         results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=ks)
         results[trainer.display_name] = evaluate_orders(trainer.rank(dataset.test), rows, ks=ks)
@@ -43,8 +44,8 @@ def conclude_ranking(
 
 
 def orders_table(results: dict[str, Evaluation], *, caption: str) -> str:
-    """The results as text: NDCG at the smallest and largest k and, for several orders per list, measures of position
-    bias."""
+    """Formats the results as a table with NDCG at the smallest and the largest k. If each list was presented in
+    several orders, the table also contains measures of position bias."""
     known = [name for name in next(reversed(results.values())).metrics if name != "num_users"]
     ndcg = [name for name in known if name.startswith("graded_ndcg")]
     return metrics_table(results, columns=[ndcg[0], *ndcg[-1:], *known[len(ndcg) :]], caption=caption)

@@ -1,7 +1,7 @@
-"""Rows of rated lists: a user's rated history, and candidates that the same user rated later.
+"""Builds rows of rated lists. Each row contains a user's rated history, and candidates that the same user rated later.
 
-The candidates' ratings are the labels. Only a user's first rating of an item is a label, so a candidate is neither in
-the history nor twice in a list. A list whose ratings are all equal has nothing to rank and is left out.
+The ratings of the candidates are the labels. Only a user's first rating of an item is a label, so a candidate is never
+in the history and never occurs twice in a list. Lists whose ratings are all equal cannot be ranked and are left out.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ RATED = {"history", "history_ratings", "candidates", "ratings", "row"}
 def build_rated_rows(
     split: Dataset, *, num_candidates: int = 10, stride: int | None = None, max_history: int | None = None
 ) -> Dataset:
-    """Training rows of a training split: windows that slide over each user's ratings.
+    """Builds training rows from a training split. The lists are sliding windows over the ratings of each user.
 
     Args:
         split: `RecDataset.train`. The validation and test splits are refused.
-        num_candidates (*optional*, defaults to `10`): Most candidates of a list, from 2 to 26. The last list of a user
-            may have fewer.
-        stride (*optional*, defaults to `num_candidates`): New items between the starts of two lists.
-        max_history (*optional*): Most items per history, the newest ones. By default all.
+        num_candidates (*optional*, defaults to `10`): Maximum number of candidates per list, from 2 to 26. The last
+            lists of a user may have fewer.
+        stride (*optional*, defaults to `num_candidates`): Number of new items between the starts of two consecutive
+            lists.
+        max_history (*optional*): Maximum number of items per history. The newest items are kept. By default,
+            histories are not truncated.
 
     Returns:
-        `datasets.Dataset` with `user`, `history` and `history_ratings`, `candidates` and `ratings`, oldest first, and
-        `row`, the number of the row.
+        `datasets.Dataset` with the columns `user`, `history`, `history_ratings`, `candidates`, `ratings`, and `row`,
+        which is the index of the row. Histories and candidates are ordered from oldest to newest.
     """
     check_is_train(split, "a model")
     stride = num_candidates if stride is None else stride
@@ -52,25 +54,28 @@ def build_rated_rows(
 
 
 def held_out_rows(split: Dataset, *, num_candidates: int = 10, max_history: int | None = None) -> Dataset:
-    """Rows of a validation or test split, one per row of the split. Its first `num_candidates` new targets are the
-    candidates. The columns are those of [`build_rated_rows`], where `row` is the row of the split."""
+    """Builds at most one row per row of a validation or test split. The candidates are the first `num_candidates` new
+    targets. The columns are the same as in [`build_rated_rows`], except that `row` is the index in the split."""
     return _rows(split, num_candidates, None, max_history)
 
 
 def rating_values(split: Dataset) -> list[float]:
-    """The ratings that occur in a split or in rated rows, ascending. There is at least one."""
+    """Returns the distinct ratings of a split or of rated rows in ascending order. Raises ValueError if there are
+    none."""
     names = [name for name in ("history_ratings", "target_ratings", "ratings") if name in split.column_names]
     values = np.unique(np.concatenate([[], *(split_rows(split, name).values for name in names)]))
     if not len(values):
         raise ValueError(_unrated(split))
     if len(values) > MOST_VALUES:
-        raise ValueError(f"there are {len(values)} different ratings, too many to write; round them to a scale first")
+        raise ValueError(
+            f"there are {len(values)} distinct ratings, but at most {MOST_VALUES} are supported; round the ratings"
+        )
     ratings: list[float] = values.astype(float).tolist()
     return ratings
 
 
 def training_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
-    """The lists of a training split."""
+    """Returns the lists of a training split. Raises ValueError if a list does not fit in `max_length`."""
     rows = build_rated_rows(
         split, num_candidates=args.num_candidates, stride=args.stride, max_history=args.max_history
     )
@@ -78,34 +83,37 @@ def training_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroC
 
 
 def ranked_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
-    """The lists of a validation or test split. A user whose candidates are all rated alike has no list."""
+    """Returns the lists of a validation or test split. Users whose candidates all have the same rating are left out.
+    Raises ValueError if a list does not fit in `max_length`."""
     rows = held_out_rows(split, num_candidates=args.num_candidates, max_history=args.max_history)
     return _that_fit(rows, prompt_format, args)
 
 
 def check_rankable(dataset: RecDataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> None:
-    """Refuses a dataset that would end a run after hours: a split has no list to learn from or to rank."""
+    """Raises ValueError if a split has no list that can be trained on or ranked. Otherwise the error might occur only
+    after hours of training."""
     training_lists(dataset.train, prompt_format, args)
     ranked_lists(at_most(args.max_users, dataset.validation), prompt_format, args)
     ranked_lists(dataset.test, prompt_format, args)
 
 
 def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: int | None) -> Dataset:
-    """Lists of a split. One begins at every `stride`-th new target of a row; with None a row has one list."""
+    """Builds the lists of a split. A list starts at every `stride`-th new target of a row. If `stride` is None, each
+    row has one list."""
     NUM_CANDIDATES.check("num_candidates", num_candidates)
     history, targets, history_ratings, target_ratings = _rated(split)
 
-    # 1. The new targets of each row, and how many lists they give.
+    # 1. Find the new targets of each row, and count the lists that start at them.
     new = np.flatnonzero(new_targets(history, targets))
     counts = np.bincount(targets.row_ids[new], minlength=len(targets))
     num_lists = np.minimum(counts, 1) if stride is None else -(-counts // stride)
 
-    # 2. Which row each list comes from, and where it starts and stops among the row's new targets.
+    # 2. Compute the source row of each list, and where the list starts and stops among the new targets of that row.
     source = np.repeat(np.arange(len(targets)), num_lists)
     start = within(num_lists) * (stride or 0)
     stop = np.minimum(start + num_candidates, counts[source])
 
-    # 3. The history of a list ends where its first candidate stands in the sequence.
+    # 3. Cut the history of each list before the position of its first candidate in the sequence.
     starts_of_rows = np.cumsum(counts) - counts
     first = within(targets.lengths)[new][starts_of_rows[source] + start]
     end = history.lengths[source] + first
@@ -117,11 +125,11 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
         "ratings": Ragged.from_lengths(target_ratings.values[new], counts).take(source).slice(start, stop),
     }
 
-    # 4. A list whose ratings are all equal has nothing to rank.
+    # 4. Drop lists whose ratings are all equal.
     kept = np.flatnonzero(_spread(columns["ratings"]) > 0)
     if not len(kept):
         raise ValueError(
-            f"the {split.split} split has no list with two different ratings; its rows need several rated targets: "
+            f"the {split.split} split has no list with two different ratings; its rows need several rated targets, so "
             "prepare the data with split leave_last or time, from sequences rather than windows"
         )
     users = split.with_format("numpy")[:]["user"][source[kept]]
@@ -131,7 +139,7 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
 
 
 def _rated(split: Dataset) -> tuple[Ragged, Ragged, Ragged, Ragged]:
-    """History and targets, and the ratings of both."""
+    """Returns the history, the targets and the ratings of both. Raises ValueError if a rating is missing or bad."""
     names = ("history", "targets", "history_ratings", "target_ratings")
     if not {*names} <= {*split.column_names}:
         raise ValueError(_unrated(split))
@@ -142,7 +150,9 @@ def _rated(split: Dataset) -> tuple[Ragged, Ragged, Ragged, Ragged]:
 
     values = np.concatenate([history_ratings.values, target_ratings.values])
     if not (np.isfinite(values) & (values >= 0)).all():
-        raise ValueError(f"the {split.split} split holds a rating that is negative or no number; rate from 0 upwards")
+        raise ValueError(
+            f"the {split.split} split contains a rating that is negative or not finite; use ratings of at least 0"
+        )
     return history, targets, history_ratings, target_ratings
 
 
@@ -152,13 +162,13 @@ def _unrated(split: Dataset) -> str:
 
 
 def _spread(ratings: Ragged) -> np.ndarray:
-    """The largest rating of each row minus its smallest. No row may be empty."""
+    """Returns the range of the ratings of each row. No row may be empty."""
     starts = ratings.offsets[:-1]
     return np.maximum.reduceat(ratings.values, starts) - np.minimum.reduceat(ratings.values, starts)
 
 
 def _that_fit(rows: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
-    """The same rows. A list that does not fit in `max_length` is refused."""
+    """Returns the same rows. Raises ValueError if a list does not fit in `max_length`."""
     prompt_format.check_lengths(
         split_rows(rows, "candidates"), args.max_length, f"list {{row}} of the {rows.split} split"
     )

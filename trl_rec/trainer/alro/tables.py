@@ -1,7 +1,7 @@
-"""Log-probabilities of the candidates at each position of an answer, as one table per order of a list.
+"""Computes tables of the log-probability of each candidate at each answer position, one table per order of a list.
 
-Legend: B lists, S orders of the same candidates, m candidates of the longest list, M answer tokens in all, V
-vocabulary size; k an answer position.
+Legend: B lists, S orders of the same candidates, m candidates of the longest list, M answer tokens in total, V
+vocabulary size; k is an answer position.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from trl_rec.models.completions import CompletionLogits, completion_logps
 
 
 class AnswerTable(NamedTuple):
-    """A table per order of each list. Its columns are candidates, not slots, so that orders can be compared.
+    """One table and one supervised loss per order of each list.
 
     Args:
-        logps (`torch.Tensor` of shape `(B, S, m, m)`): Row k: the log-probability of each candidate's name at
-            answer position k, over the names of the list. Rows beyond a list's candidates have no meaning.
-        sft (`torch.Tensor` of shape `(B, S)`): The supervised loss, a mean over the answer's tokens.
-        aux_loss (`torch.Tensor` of shape `()`, *optional*): As in [`CompletionLogits`].
+        logps (`torch.Tensor` of shape `(B, S, m, m)`): Row k contains the log-probability of each candidate's name at
+            answer position k, normalised over the names of the list. The columns of all orders of a list are the same
+            candidates. Rows beyond the number of candidates are meaningless.
+        sft (`torch.Tensor` of shape `(B, S)`): The supervised loss, averaged over the tokens of the answer.
+        aux_loss (`torch.Tensor` of shape `()`, *optional*): Same as in [`CompletionLogits`].
     """
 
     logps: Tensor
@@ -30,13 +31,13 @@ class AnswerTable(NamedTuple):
 
 
 def answer_table(read: CompletionLogits, inputs: dict[str, Tensor], *, vocabulary: bool) -> AnswerTable:
-    """The table of a batch of [`RatedListCollator`], at least float32.
+    """Computes the tables of a batch in at least float32.
 
     Args:
         read: The output of [`read_completions`] with `scored=answer_mask`.
-        inputs: The batch.
-        vocabulary: Whether the supervised loss is over the vocabulary and includes EOS. Otherwise it is over the names
-            that are left, and the last of them, which is forced, does not count.
+        inputs: A batch of [`RatedListCollator`].
+        vocabulary: Whether the supervised loss is computed over the vocabulary and includes EOS. Otherwise it is
+            computed over the names that are not yet in the answer. The last name is then forced and has no loss.
     """
     answer = inputs["answer_mask"]  # (B, S, C)
     candidates = inputs["candidate_mask"]  # (B, m)
@@ -50,33 +51,34 @@ def answer_table(read: CompletionLogits, inputs: dict[str, Tensor], *, vocabular
 
 
 def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
-    """`(B, S, m, m)`: the logit of each candidate's name at each answer position; 0 where a list has no such
-    position."""
-    # 1. The list, order and position of each of the M answer tokens.
+    """Returns the logit of each candidate's name at each answer position, `(B, S, m, m)`. Positions beyond the end of
+    an answer are 0."""
+    # 1. Find the list, order and position of each of the M answer tokens.
     list_, order, _ = answer.nonzero().unbind(1)
     position = (answer.cumsum(-1) - 1)[answer]
 
-    # 2. The logits of the m names there. Indexing the flat logits makes neither (M, V) nor a gradient of that size.
+    # 2. Gather the logits of the m names at each token. Indexing the flat logits avoids a tensor and a gradient of
+    # shape (M, V).
     starts = read.rows.unsqueeze(1) * read.logits.shape[1]
     tokens = names[list_, order]  # (M, m)
     scores = read.logits.flatten().gather(0, (starts + tokens).flatten()).view(tokens.shape)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
 
-    # 3. One row more than there are candidates, as the last position may be that of EOS.
+    # 3. Scatter them into tables, which have an extra row for EOS. The extra row is then dropped.
     num_candidates = names.shape[2]
     table = scores.new_zeros(*names.shape[:2], num_candidates + 1, num_candidates)
     return table.index_put((list_, order, position), scores)[:, :, :-1]
 
 
 def _remaining_loss(scores: Tensor, gold_rank: Tensor, mask: Tensor) -> Tensor:
-    """`(B, S)`: cross-entropy over the names that are left, a mean over the positions where two or more are left."""
-    # At position k, the names whose gold rank is at least k are left, and the name of rank k is right.
+    """Computes the cross-entropy over the remaining names, `(B, S)`, averaged over positions with two or more."""
+    # At position k, the names with a gold rank of at least k remain. The name with rank k is the target.
     position = torch.arange(mask.shape[1], device=mask.device)
     count = mask.sum(-1, keepdim=True)
     left = (gold_rank.unsqueeze(1) >= position.unsqueeze(1)) & mask.unsqueeze(1)  # (B, m, m)
     chosen = (gold_rank.unsqueeze(1) == position.unsqueeze(1)) & mask.unsqueeze(1)
 
-    # Positions that do not count get the whole list, as no softmax may be empty.
+    # At positions that do not count, all names are treated as remaining, because an empty softmax would be NaN.
     free = (position < count - 1).unsqueeze(1)  # (B, 1, m)
     left = left | ~free.transpose(1, 2)
     total = scores.masked_fill(~left.unsqueeze(1), -torch.inf).logsumexp(-1)

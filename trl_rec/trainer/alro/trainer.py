@@ -1,9 +1,9 @@
-"""Fine-tuning that orders a list of rated candidates, the most preferred first.
+"""Fine-tunes a model to order a list of rated candidates, most preferred first.
 
-Each list is shown in two orders of its candidates, in one forward pass: both share the rated history, which is read
-once (see `models.completions`), and only the answers reach the output embedding.
+Each list is presented with its candidates in several orders (two by default). One forward pass covers all of them: the
+shared history is encoded once (see `models.completions`), and logits are computed only for the answer tokens.
 
-Legend: B lists, S orders of the same candidates, m candidates of the longest list; k an answer position.
+Legend: B lists, S orders of the same candidates, m candidates of the longest list; k is an answer position.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from trl_rec.trainer.base.trainer import find_tokenizer
 
 
 class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
-    """[`~trl.SFTTrainer`] on lists of rated candidates, with ALRO's soft lambda and permutation-sensitive losses.
+    """[`~trl.SFTTrainer`] for lists of rated candidates, with ALRO's soft lambda and permutation-sensitive losses.
 
     To train with another list-wise loss, override [`~AlroTrainer.loss_parts`] and [`~AlroTrainer.loss_weights`].
 
     Args:
-        model (`str`, `PreTrainedModel` or `PeftModel`): As in `SFTTrainer`.
+        model (`str`, `PreTrainedModel` or `PeftModel`): Same as in `SFTTrainer`.
         args (`AlroConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): `RecDataset.train`, with ratings, or rows of [`build_rated_rows`].
-        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`; each user's targets are ordered at each
-            evaluation.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, with the tokens of the catalogue and
-            of [`rated_tokens`]. By default the model's own.
-        catalog (`ItemCatalog`): The items, and the surface in which prompts write them.
+        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`. At each evaluation, the model orders the rated
+            targets of each user.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): Tokenizer that contains the tokens of the catalogue
+            and of [`rated_tokens`]. By default, the tokenizer of the model.
+        catalog (`ItemCatalog`): The catalogue, with the surface to use in prompts.
         kwargs: Passed to `SFTTrainer`.
 
     Example:
@@ -67,8 +67,8 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
     method = "alro"
     display_name = "ALRO"
     paper = Paper("Make Large Language Model a Better Ranker", "2403.19181")
-    measures_loss_on_splits = False  # an evaluation orders the candidates, as decoding does
-    loss_is_scaled_for_ga: Any = False  # the loss is a mean over lists
+    measures_loss_on_splits = False  # evaluation decodes an order of the candidates and computes no loss
+    loss_is_scaled_for_ga: Any = False  # the loss is averaged over the lists of a micro-batch
 
     args: AlroConfig
 
@@ -86,7 +86,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         args = args or AlroConfig("alro")
         kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "AlroTrainer")
         if train_dataset is None:
-            raise ValueError("AlroTrainer needs train_dataset, whose ratings are the ones that prompts can contain")
+            raise ValueError("AlroTrainer needs train_dataset, because its ratings define the rating tokens; pass it")
         tokenizer = find_tokenizer(model, processing_class, args.trust_remote_code)
         self._set_candidates(catalog, tokenizer, args, train_dataset, eval_dataset)
         self.display_name = _display_name(args)
@@ -97,7 +97,9 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         check_trainable(self.model)
         balance_on_request(self.model)
         if args.log_gradient_norms and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError("log_gradient_norms needs whole gradients; leave it out with DeepSpeed or FSDP")
+            raise ValueError(
+                "log_gradient_norms does not support DeepSpeed or FSDP, which may shard gradients; set it to false"
+            )
         self.data_collator = RatedListCollator(
             self.rated_format,
             tokenizer.pad_token_id,
@@ -122,7 +124,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
-        """Mean over the lists of the weighted sum of [`~AlroTrainer.loss_parts`]."""
+        """Returns the weighted sum of [`~AlroTrainer.loss_parts`], averaged over lists."""
         table = self._answers(model, inputs)
         parts = self.loss_parts(table, inputs)
         weights = self.loss_weights()
@@ -135,12 +137,13 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
             norms = _gradient_norms(parts, model)
             means.update({f"alro/grad_norm_{name}": Mean(norm, 1) for name, norm in norms.items()})
         num_tokens = inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()
-        # Without weights, so that a part that is not finite is noticed even at weight 0, as during the warm-up.
+        # Leave the weights out, so that a non-finite part is detected even while its weight is 0.
         row_losses = torch.stack(list(parts.values())).detach().sum(0)
         return BatchLoss(losses.mean(), row_losses, means, num_tokens, aux_loss=table.aux_loss)
 
     def loss_parts(self, table: AnswerTable, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The unweighted parts of the loss, `(B,)` each. The first two are means over the orders of a list."""
+        """Computes the unweighted parts of the loss, `(B,)` each. `sft` and `soft_lambda` are averaged over the orders
+        of a list."""
         mask = inputs["candidate_mask"]  # (B, m)
         parts = {"sft": table.sft.mean(1)}
         if self.args.lambda_weight:
@@ -162,8 +165,9 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         return parts
 
     def loss_weights(self) -> dict[str, float]:
-        """The weight of each part in the present step."""
-        # The lambda loss means little before the names are learned, so its weight rises over the first share of steps.
+        """Returns the weight of each part in the current step."""
+        # The lambda loss is not meaningful until the model has learned to answer with candidate names, so its weight
+        # rises linearly over the first `lambda_warmup` fraction of the steps.
         warmup_steps = self.args.lambda_warmup * self.state.max_steps
         risen = min(1.0, (self.state.global_step + 1) / max(warmup_steps, 1))
         return {
@@ -173,7 +177,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         }
 
     def _answers(self, model: nn.Module, inputs: dict[str, Tensor]) -> AnswerTable:
-        """The model's log-probabilities at the answer positions, from one forward pass."""
+        """Runs one forward pass and returns the log-probabilities at the answer positions."""
         read = read_completions(
             self.bare(model),
             inputs["prompt_ids"],
@@ -191,7 +195,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
 
 
 def _display_name(args: AlroConfig) -> str:
-    """ALRO, or the names of the parts whose weight is not 0."""
+    """Returns "ALRO", or the names of the parts with a nonzero weight if some weights are 0."""
     if args.lambda_weight and args.permutation_weight:
         return "ALRO"
     weights = {"SLL": args.lambda_weight, "PSL": args.permutation_weight}
@@ -199,7 +203,8 @@ def _display_name(args: AlroConfig) -> str:
 
 
 def _gradient_norms(parts: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
-    """The gradient norm of each part's mean without its weight, which helps to choose weights. The graph is kept."""
+    """Computes the gradient norm of each unweighted part, averaged over lists, which helps to choose weights. The
+    graph is retained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norms = {}
     for name, part in parts.items():
