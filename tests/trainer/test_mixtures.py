@@ -181,3 +181,15 @@ def test_a_term_of_a_model_without_experts_is_refused(tmp_path: Path) -> None:
     runs.make_folder(tmp_path)
     with pytest.raises(ValueError, match="not a Mixture-of-Experts model"):
         preference_runs.make_trainer(tmp_path, tmp_path / "out", router_aux_loss_coef=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["bear", "alro", "blade", "softmax_dpo"])
+def test_recomputed_activations_change_nothing(case: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """The router logits come from layers that are recomputed; the term and its gradient stay the same."""
+    results = []
+    for recomputed in (False, True):
+        trainer = make(case, folders, tmp_path / str(recomputed), activation_checkpointing=recomputed)
+        trainer.train()
+        results.append([logged(trainer, name) for name in ("loss", "aux_loss", "grad_norm")])
+    assert results[1] == [pytest.approx(values, abs=1e-5) for values in results[0]]
