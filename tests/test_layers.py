@@ -14,7 +14,7 @@ import trl_rec
 PACKAGE = Path(trl_rec.__file__).parent
 # From the bottom up; a module may import from its own layer and from those above it in this list.
 LAYERS = [
-    ("files", "ranges"),
+    ("files", "printing", "ranges"),
     ("parts",),
     ("compat",),
     ("losses",),

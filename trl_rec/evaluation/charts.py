@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from trl_rec.printing import printable
+
 
 Curves: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]  # from a run's name to its points (x, y)
 
@@ -115,4 +117,6 @@ def _legend(colors: Mapping[str, str]) -> str:
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "middle", weight: str = "normal") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}">{escape(text)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}">{escape(printable(text))}</text>'
+    )

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
 from trl_rec.items.catalog import ItemCatalog
+from trl_rec.printing import printable
 
 
 def readable_lists(
@@ -23,21 +24,24 @@ def readable_lists(
         rows (`Sequence[int]`, *optional*, defaults to the first ten): The rows to show.
         num_recent (`int`, *optional*, defaults to `3`): Number of history items to show, newest first.
     """
+    titles = [printable(title) for title in catalog.titles]
     histories = split_rows(split, "history")
     targets = split_rows(split, "targets")
     blocks = []
     for row in rows:
         newest_first = histories[row][::-1]
-        recent = " | ".join(catalog.titles[item] for item in newest_first[:num_recent])
+        recent = " | ".join(titles[item] for item in newest_first[:num_recent])
         chosen = set(targets[row].tolist())
         lines = [f"after {recent}"]
 
         # One line per rank, then one for the chosen items that are not in the list.
         for rank, item in enumerate(ranked[row], 1):
+            if item < 0:  # a missing rank, and so are all after it
+                break
             mark = "->" if item in chosen else "  "
-            lines.append(f"{mark} {rank:>2}. {catalog.titles[item]}")
+            lines.append(f"{mark} {rank:>2}. {titles[item]}")
         missed = sorted(chosen - set(ranked[row].tolist()))
         if missed:
-            lines.append(f"   next was: {', '.join(catalog.titles[item] for item in missed)}")
+            lines.append(f"   next was: {', '.join(titles[item] for item in missed)}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trl_rec.evaluation.results import Evaluation
+from trl_rec.printing import printable
 
 
 # For each metric, its direction (1: higher is better, -1: lower is better, 0: neither) and its line in the legend.
@@ -65,7 +66,7 @@ def metrics_table(
         rows.append([name, *(_cell(evaluation, column, best[column], intervals, markdown) for column in columns)])
 
     # Caption, table and legend, separated by empty lines.
-    head = [caption, ""] if caption else []
+    head = [printable(caption), ""] if caption else []
     table = _markdown(rows) if markdown else aligned(rows)
     return "\n".join([*head, *table, "", *_legend(results, columns, intervals, markdown)])
 
@@ -127,6 +128,7 @@ def _stem(column: str) -> str:
 
 def aligned(rows: list[list[str]]) -> list[str]:
     """The lines of a table: the first row underlined, the first column aligned left and the others right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
@@ -137,7 +139,7 @@ def aligned(rows: list[list[str]]) -> list[str]:
 
 
 def _markdown(rows: list[list[str]]) -> list[str]:
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    escaped = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
     # A colon on the right aligns a column of numbers.
     rule = ["---", *("---:" for _ in rows[0][1:])]
     return [f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]]]

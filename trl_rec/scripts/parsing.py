@@ -23,6 +23,7 @@ from trl import TrlParser
 
 import trl_rec
 from trl_rec.compat import read_mappings
+from trl_rec.printing import printable_lines
 from trl_rec.ranges import check_ranges
 from trl_rec.scripts.recipe_files import checked_values, read_recipe
 from trl_rec.scripts.verbs import VERBS
@@ -170,7 +171,7 @@ def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
     try:
         main(argv)
     except (ValueError, OSError) as error:
-        print(f"trl-rec {verb}: {error}", file=sys.stderr)
+        print(printable_lines(f"trl-rec {verb}: {error}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         if os.environ.get("RANK", "0") == "0":  # the other processes would say the same

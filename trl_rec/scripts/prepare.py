@@ -10,6 +10,7 @@ import datasets
 
 from trl_rec.data import prepare
 from trl_rec.data.card import describe
+from trl_rec.printing import printable_lines
 from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, SEED
 from trl_rec.scripts.parsing import parse
 
@@ -90,4 +91,4 @@ def main(argv: list[str]) -> None:
 
     arguments = parse(PrepareArguments, argv, "prepare")
     dataset = prepare(**asdict(arguments))
-    print(describe(dataset.card))
+    print(printable_lines(describe(dataset.card)))

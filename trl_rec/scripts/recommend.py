@@ -8,6 +8,7 @@ from typing import Annotated
 from trl_rec.data import load
 from trl_rec.decoding import Recommender
 from trl_rec.decoding.run_folder import check_same_items, local_folder
+from trl_rec.printing import printable
 from trl_rec.ranges import COUNT
 from trl_rec.scripts.parsing import parse
 
@@ -42,11 +43,15 @@ def main(argv: list[str]) -> None:
 
     titles = dict(zip(recommender.catalog.ids, recommender.catalog.titles, strict=True))
     print(f"history, newest first ({len(history)} items, at most {SHOWN} shown)")
-    print("\n".join(f"      {titles[item_id]}" for item_id in reversed(history[-SHOWN:])))
+    print("\n".join(f"      {printable(titles[item_id])}" for item_id in reversed(history[-SHOWN:])))
     print(
         "recommended" if recommended else "nothing to recommend: all items are in the history (see --exclude_history)"
     )
-    print("\n".join(f"  {rank:>2}. {item.title}  ({item.score:.2f})" for rank, item in enumerate(recommended, 1)))
+    print(
+        "\n".join(
+            f"  {rank:>2}. {printable(item.title)}  ({item.score:.2f})" for rank, item in enumerate(recommended, 1)
+        )
+    )
 
 
 def _history(arguments: RecommendArguments, recommender: Recommender) -> tuple[list[str], int | None]:

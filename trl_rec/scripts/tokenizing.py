@@ -12,6 +12,7 @@ from typing import Annotated
 
 from trl_rec.data import RecDataset, load
 from trl_rec.files import write_text
+from trl_rec.printing import printable_lines
 from trl_rec.ranges import COUNT
 from trl_rec.scripts.parsing import parse
 from trl_rec.semantic_ids import (
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
 
     card = read_ids_card(dataset.path)
     assert card is not None, "IDs are never written without their card"
-    print(describe_ids(card))
+    print(printable_lines(describe_ids(card)))
     if all("counts" in level for level in card["levels"]):  # cards of earlier versions have none
         picture = dataset.path / "semantic_ids.svg"
         write_text(picture, code_use_picture(card))

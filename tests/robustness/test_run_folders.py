@@ -1,0 +1,163 @@
+"""Attacks on run folders: damaged files, and a catalogue that is not the one that the model was trained with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+
+from tests.robustness.attacks import Attack, assert_refused, each
+from trl_rec import ItemCatalog, Recommender
+from trl_rec.decoding.run_folder import save_recommender
+from trl_rec.evaluation import readable_lists
+from trl_rec.models import make_model, make_tokenizer
+from trl_rec.printing import printable, printable_lines
+
+
+IDS = ["a", "b", "c"]
+HOSTILE = "\x1b[2J\x1b]0;owned\x07evil\r\n\u202ename"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a model from scratch that writes item tokens."""
+    folder = tmp_path_factory.mktemp("world")
+    titles = ["A", HOSTILE, "C"]
+    catalog = ItemCatalog(pa.table({"item_id": IDS, "title": titles}), surface="item_token")
+    tokenizer = make_tokenizer(catalog)
+    tokenizer.save_pretrained(folder / "run")
+    make_model(tokenizer, hidden_size=16).save_pretrained(folder / "run")
+    ranking = {"max_length": 64, "renormalize": True, "length_penalty": 0.0, "num_beams": 3}
+    save_recommender(folder / "run", catalog, {"prompt": {"prompt_head": None, "list_length": None}, **ranking})
+    return folder
+
+
+def with_surface(surface: str) -> Callable[[Path], None]:
+    """Writes the catalogue again with another surface, as a copy of the dataset's would have."""
+    return lambda folder: ItemCatalog.load(folder / "run/catalog").with_surface(surface).save(folder / "run/catalog")
+
+
+def other_items(folder: Path) -> None:
+    """Writes a catalogue of other items."""
+    ItemCatalog(pa.table({"item_id": IDS, "title": ["x", "y", "z"]}), surface="item_token").save(
+        folder / "run/catalog"
+    )
+
+
+def changed(**values: object) -> Callable[[Path], None]:
+    """Changes keys of `recommender.json`; None removes one."""
+
+    def change(folder: Path) -> None:
+        path = folder / "run/recommender.json"
+        settings = {**json.loads(path.read_text()), **values}
+        path.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+
+    return change
+
+
+def old_with_titles(folder: Path) -> None:
+    """A folder that was written before the catalogue was recorded, with the dataset's catalogue."""
+    changed(catalog=None)(folder)
+    with_surface("title")(folder)
+
+
+def text(name: str, content: str) -> Callable[[Path], None]:
+    """Replaces a file."""
+
+    def write(folder: Path) -> None:
+        (folder / "run" / name).write_text(content)
+
+    return write
+
+
+SETTINGS = "recommender.json"
+RUN_FOLDERS = [
+    Attack(
+        "catalogue of the dataset",
+        "the surface title, but the model was trained with item_token",
+        with_surface("title"),
+    ),
+    Attack(
+        "the same in an old folder", "the surface title, but the model was trained with item_token", old_with_titles
+    ),
+    Attack("other items", "contains other items than the model was trained with", other_items),
+    Attack("no settings", "is not a run folder", lambda folder: (folder / "run" / SETTINGS).unlink()),
+    Attack("empty settings", "recommender.json is damaged and cannot be read", text(SETTINGS, "")),
+    Attack("truncated settings", "recommender.json is damaged and cannot be read", text(SETTINGS, '{"prompt": {')),
+    Attack("deep settings", "recommender.json is damaged and cannot be read", text(SETTINGS, "[" * 100000)),
+    Attack("settings are a list", "does not contain the settings of a run", text(SETTINGS, "[]")),
+    Attack("no prompt", "does not contain the settings of a run", changed(prompt=None)),
+    Attack("prompt is a text", "does not contain the settings of a run", changed(prompt="x")),
+    Attack("head is a number", "recommender.json: head must be a text, not 3", changed(prompt={"head": 3})),
+    Attack("no beams", "recommender.json has no key 'num_beams'", changed(num_beams=None)),
+    Attack("negative beams", "recommender.json: num_beams must be at least 1, not -1", changed(num_beams=-1)),
+    Attack("beams are a word", "num_beams must be a whole number, not 'x'", changed(num_beams="x")),
+    Attack("penalty is NaN", "length_penalty must be a finite number, not nan", changed(length_penalty=float("nan"))),
+    Attack("renormalize is a word", "renormalize must be true or false, not 'x'", changed(renormalize="x")),
+    Attack("record is a text", "catalog is 'x', which is no mapping", changed(catalog="x")),
+    Attack("no catalogue", "catalog.json is missing", lambda folder: shutil.rmtree(folder / "run/catalog")),
+    Attack("empty catalogue", "catalog.json cannot be read", text("catalog/catalog.json", "")),
+    Attack("truncated items", "items.parquet cannot be read", text("catalog/items.parquet", "PAR1")),
+    Attack("no model", "there is no folder nowhere", words=["--model", "nowhere"]),
+    Attack("unknown title", "no item is called 'x'", words=["--titles", "x"]),
+    Attack("nothing to recommend", "k must be at least 1, not 0", words=["--k", "0"]),
+    Attack("user without dataset", "give either --user with --dataset", words=["--user", "3"]),
+]
+
+
+@each(RUN_FOLDERS)
+def test_a_damaged_run_folder_is_refused(
+    attack: Attack, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(world, tmp_path / "copy")
+    assert_refused(attack, "recommend", ["--model", "run", "--titles", "A"], tmp_path / "copy", capsys)
+
+
+def test_the_remedy_for_a_wrong_surface_works(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path / "copy")
+    before = Recommender.from_pretrained(tmp_path / "copy/run").recommend(["a"], 2)
+    with_surface("title")(tmp_path / "copy")
+    with pytest.raises(ValueError, match="trained with item_token") as refused:
+        Recommender.from_pretrained(tmp_path / "copy/run")
+    remedy = str(refused.value).split("or run ")[1].removesuffix(" in Python")
+    eval(remedy, {"ItemCatalog": ItemCatalog})
+    assert Recommender.from_pretrained(tmp_path / "copy/run").recommend(["a"], 2) == before
+
+
+def test_a_folder_without_the_record_is_loaded(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path / "copy")
+    before = Recommender.from_pretrained(tmp_path / "copy/run").recommend(["a"], 2)
+    changed(catalog=None)(tmp_path / "copy")
+    assert Recommender.from_pretrained(tmp_path / "copy/run").recommend(["a"], 2) == before
+
+
+def test_titles_are_printed_without_control_characters(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trl_rec.scripts.recommend import main
+
+    monkeypatch.chdir(world)
+    main(["--model", "run", "--titles", "A"])
+    printed = capsys.readouterr().out
+    assert "evil" in printed and printed.replace("\n", "").isprintable()
+
+
+def test_printable_text_has_one_line() -> None:
+    assert printable("caf\u00e9 \u4f60 \U0001f600") == "caf\u00e9 \u4f60 \U0001f600"
+    assert printable(HOSTILE) == "\ufffd[2J\ufffd]0;owned\ufffdevil  \ufffdname"
+    assert printable_lines("a\x1b\nb\tc") == "a\ufffd\nb c"
+
+
+def test_lists_end_at_the_first_missing_rank() -> None:
+    catalog = ItemCatalog(pa.table({"item_id": IDS, "title": ["A", HOSTILE, "C"]}))
+    rows = {"history": [[0]], "targets": [[2]]}
+    split = Dataset(pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in rows.items()}))
+    text = readable_lists(np.array([[1, -1, -1]]), split, catalog, rows=[0])
+    assert text.replace("\n", "").isprintable()
+    assert text.count("\n") == 2 and text.endswith("next was: C")
