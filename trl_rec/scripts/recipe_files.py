@@ -108,6 +108,8 @@ def checked_values(
     for kind in kinds:
         known = get_type_hints(kind)
         hints |= {field.name: known[field.name] for field in fields(kind)}
+    if "resume_from_checkpoint" in hints:
+        hints["resume_from_checkpoint"] = str | bool | None  # transformers declares a text, and documents true as well
 
     checked = {}
     for key, value in values.items():
