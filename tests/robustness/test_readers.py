@@ -111,8 +111,22 @@ TABLE = [
         "interactions.jsonl cannot be read",
         become(CSV, "interactions.jsonl", '{"user_id": "u", "item_id'),
     ),
-    Attack("JSON array", "interactions.jsonl cannot be read", become(CSV, "interactions.jsonl", "[1, 2]\n")),
-    Attack("no JSON", "interactions.jsonl cannot be read", become(CSV, "interactions.jsonl", "hello\n")),
+    Attack(
+        "JSON array",
+        "interactions.jsonl, line 1: the file must have one object per line",
+        become(CSV, "interactions.jsonl", "[1, 2]\n"),
+    ),
+    Attack(
+        "no JSON",
+        "interactions.jsonl, line 1: the file must have one object per line",
+        become(CSV, "interactions.jsonl", "hello\n"),
+    ),
+    Attack(
+        "null between objects",
+        "interactions.jsonl, line 2: the file must have one object per line",
+        become(CSV, "interactions.jsonl", '{"user_id": "u"}\nnull\n'),
+    ),
+    Attack("open quotation mark", "interactions.csv has a header of several lines", swap(CSV, "user_id", '"user_id')),
     Attack("empty JSON", "interactions.jsonl", become(CSV, "interactions.jsonl", "")),
     Attack(
         "deep JSON",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from trl_rec.data.log import Options
+from trl_rec.ranges import FINITE
 
 
 OWN_COLUMNS = ("item_id", "title", "semantic_id")  # columns of items that mean something else than groups
@@ -66,8 +66,7 @@ def _check_ratings(ratings: object) -> None:
     if not isinstance(ratings, Mapping) or not all(isinstance(event, str) for event in ratings):
         raise ValueError(f"event_ratings must map events to ratings, unlike {ratings!r}; {example}")
     for event, rating in ratings.items():
-        is_number = isinstance(rating, int | float) and not isinstance(rating, bool) and math.isfinite(rating)
-        if rating is not None and not is_number:
-            raise ValueError(f"event_ratings: the rating of {event!r} must be a number or null, not {rating!r}")
+        if rating is not None:
+            FINITE.check(f"event_ratings: {event}", rating)
     if all(rating is None for rating in ratings.values()):
         raise ValueError(f"event_ratings rates no event, so every row would be left out; {example}")

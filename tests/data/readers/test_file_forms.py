@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -139,3 +140,18 @@ def test_titles_longer_than_a_block(tmp_path: Path, suffix: str) -> None:
         rows = "".join(f'{{"item_id": "{item}", "title": "{title}{item}"}}\n' for item, _ in ITEMS)
         (source / "items.jsonl").write_text(rows)
     assert prepare(source, tmp_path / "out").catalog.titles[1] == f"{title}b"
+
+
+def test_objects_may_extend_over_several_lines(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    names = ("user_id", "item_id", "timestamp")
+    rows = [json.dumps(dict(zip(names, row[:3], strict=True)), indent=2) for row in LOG]
+    (tmp_path / "source" / "interactions.jsonl").write_text("\n\n".join(rows))
+    assert prepare(tmp_path / "source", tmp_path / "out").card["num_interactions"] == len(LOG)
+
+
+def test_brackets_in_text_are_not_levels(tmp_path: Path) -> None:
+    source = write_table(tmp_path / "source", items=None)
+    rows = [json.dumps({"item_id": item, "title": f'\\ "{"[" * 99}{{ {item}'}) for item, _ in ITEMS]
+    (source / "items.jsonl").write_text("\n".join(rows))
+    assert prepare(source, tmp_path / "out").catalog.titles[0].endswith("{ a")

@@ -23,7 +23,8 @@ DELIMITERS = (",", ";", "\t", "|")
 # Arrow reads blocks of whole rows. A row that is longer than a block needs a larger one.
 BLOCK_SIZES = (1 << 20, 1 << 24, 1 << 28)
 DEEPEST = 64  # levels of JSON; from some thousands on, Arrow ends the whole process
-JSON_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"', re.DOTALL)
+JSON_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"')
+JSON_TOKEN = re.compile(rb"[][{}]|[^][{}\s]+")  # a bracket, or what stands between brackets
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:
@@ -112,7 +113,10 @@ def read_delimited(
 
 def read_header(path: Path, delimiter: str = ",") -> list[str]:
     """The names in the file's first row."""
-    return check_repeats([name.strip() for name in _first_row(path, delimiter)], path)
+    names = [name.strip() for name in _first_row(path, delimiter)]
+    if any("\n" in name or "\r" in name for name in names):
+        raise ValueError(f"{path.name} has a header of several lines; is a quotation mark missing?")
+    return check_repeats(names, path)
 
 
 def find_delimiter(path: Path) -> str:
@@ -158,7 +162,7 @@ def read_json_lines(path: Path, schema: pa.Schema | None = None) -> pa.Table:
         schema (*optional*): Types of some columns. Arrow infers the others.
     """
     with naming(path):
-        _check_depth(path)
+        _check_objects(path)
 
     def _read(file: pa.NativeFile, block_size: int) -> pa.Table:
         return arrow_json.read_json(
@@ -202,23 +206,27 @@ def _in_blocks(path: Path, read: Callable[[pa.NativeFile, int], T]) -> T:
     )
 
 
-def _check_depth(path: Path) -> None:
-    """Raises if a line of a JSON Lines file is nested too deeply for Arrow."""
+def _check_objects(path: Path) -> None:
+    """Raises unless a JSON Lines file is one object after another, none of them nested too deeply.
+
+    Arrow 26 ends the whole process at a value `null` between the objects, and at very deep nesting.
+    """
     opener = gzip.open if is_gzip(path) else open
+    depth = 0
     with opener(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            # Most lines are cleared by a count of their brackets.
-            if line.count(b"[") + line.count(b"{") > DEEPEST and _depth(line) > DEEPEST:
-                raise ValueError(
-                    f"{path.name}, line {number}: the values are nested more than {DEEPEST} levels deep; flatten them"
-                )
+            line.decode()  # Arrow does not check that text is UTF-8
+            stripped = line.strip(b" \t\r\n\xef\xbb\xbf")
+            is_object = stripped.startswith(b"{") and stripped.endswith(b"}")
+            if not depth and (not stripped or (is_object and stripped.count(b"{") == 1 and stripped.count(b"[") < 9)):
+                continue  # most lines: one flat object
 
-
-def _depth(line: bytes) -> int:
-    """How deeply the brackets of a line of JSON are nested; brackets in text do not count."""
-    depth = 0
-    deepest = 0
-    for bracket in re.findall(rb"[][{}]", JSON_TEXT.sub(b"", line)):
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
+            # An object may also extend over several lines.
+            for token in JSON_TOKEN.findall(JSON_TEXT.sub(b'""', stripped)):
+                if not depth and token != b"{":
+                    problem = "the file must have one object per line, such as {...}"
+                    raise ValueError(f"{path.name}, line {number}: {problem}; correct it")
+                depth += (token in b"[{") - (token in b"]}")
+                if depth > DEEPEST:
+                    problem = f"the values are nested more than {DEEPEST} levels deep"
+                    raise ValueError(f"{path.name}, line {number}: {problem}; flatten them")
