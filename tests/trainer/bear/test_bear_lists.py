@@ -214,11 +214,14 @@ def test_rows_that_could_not_be_drawn_are_refused(folder: Path, dataset: RecData
             make_trainer(folder, tmp_path, train_dataset=rows, **LISTS)
 
     first, second, third = good[1]["items"]
-    refused("row 1: its list holds an item twice", items=[first, second, first])
-    refused("row 1: its list holds an item of the history; to allow it set", history=[*good[1]["history"], third])
-    refused("row 1: its labels are not the list of its items", items=[second, first, third])
-    refused("row 1: its labels are not the list of its items", items=[first])
-    refused("row 1: its labels are not the list of its items", labels=[-100] * (len(good[1]["labels"]) - 2) + [3, 4])
+    refused("row 1: its list contains an item twice", items=[first, second, first])
+    refused(
+        "row 1: its list contains an item of the history; set eval_exclude_history",
+        history=[*good[1]["history"], third],
+    )
+    refused("row 1: its labels are not the paths of its items", items=[second, first, third])
+    refused("row 1: its labels are not the paths of its items", items=[first])
+    refused("row 1: its labels are not the paths of its items", labels=[-100] * (len(good[1]["labels"]) - 2) + [3, 4])
     refused("a list has item 60, which is not in the trie of 60 items", items=[first, second, 60])
     rows = Dataset.from_list([{**good[1], "history": [*good[1]["history"], third]}])
     make_trainer(folder, tmp_path, train_dataset=rows, eval_exclude_history=False, **LISTS)

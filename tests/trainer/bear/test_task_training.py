@@ -187,7 +187,7 @@ def test_texts_alone_can_be_trained(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_split_is_no_rows_of_tasks(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="tasks need more than a split: pass train_dataset=build_training_rows"):
+    with pytest.raises(ValueError, match="tasks cannot be built from a split alone; pass train_dataset="):
         make_trainer(folder, tmp_path, train_dataset=dataset.train)
     config = BearConfig(str(tmp_path), **{**task_runs.DEFAULTS, "tasks": None, "task_history": 20})
     tokenizer = load_tokenizer(folder / "model")

@@ -1,4 +1,4 @@
-"""BEAR: fine-tuning that keeps each target token inside the beam that will decode it."""
+"""BEAR: fine-tunes a model so that beam search keeps each target token."""
 
 from typing import TYPE_CHECKING
 

@@ -14,12 +14,14 @@ from trl_rec.trainer.bear.trainer import BearTrainer
 
 
 def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: RecModelConfig) -> BearTrainer:
-    """The trainer, ready to train.
+    """Returns a trainer that is ready to train.
 
     Args:
-        dataset: The data, its catalogue with the surface to train on. Its validation split is evaluated in training.
-        config: How the model is trained.
-        model_config: What to load or make. A model from scratch also gets the words that its tasks need.
+        dataset: The dataset. Its catalogue determines the surface to train on. The validation split is evaluated
+            during training.
+        config: The training configuration.
+        model_config: Which model to load or make. The vocabulary of a model from scratch also contains the words that
+            occur in its tasks.
     """
     is_from_scratch = model_config.model_name_or_path is None
     model, tokenizer, adapter = build_model(
@@ -42,14 +44,14 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
 
 
 def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase, config: BearConfig) -> Dataset:
-    """The training data of a [`BearTrainer`]: `dataset.train`, or with `config.tasks` the rows of these tasks. Rows of
-    tasks are built from the users and the catalogue as well.
+    """Returns the training data of a [`BearTrainer`]: the rows of `config.tasks`, or `dataset.train` without tasks.
+    The rows of tasks also use the users and the catalogue of the dataset.
 
     Args:
-        dataset: The data, its catalogue with the surface to train on.
-        tokenizer: The tokenizer, with the tokens of the catalogue and, if made from scratch, the words of
-            [`task_texts`].
-        config: Which tasks, and how rows are built.
+        dataset: The dataset. Its catalogue determines the surface to train on.
+        tokenizer: A tokenizer that contains the tokens of the catalogue. If it was made from scratch, it must also
+            contain the words of [`task_texts`].
+        config: The tasks, and the options for building rows.
     """
     if not isinstance(config.tasks, dict):
         return dataset.train

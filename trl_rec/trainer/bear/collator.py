@@ -1,6 +1,7 @@
-"""Batches of next-item rows and of list rows, with the trie node at which each target token is chosen.
+"""Collates next-item rows and list rows into batches, with the trie node from which each target token continues.
 
-Labels that belong to no item, such as those of a text, have the node `FREE`: the whole vocabulary is legal there.
+Labels that are not part of an item, such as the tokens of a text, have the node `FREE`, at which the whole vocabulary
+is legal.
 
 Legend: B rows, T tokens of the longest row.
 """
@@ -30,14 +31,14 @@ FREE = -2
 class NextItemCollator:
     """Pads rows and, given a trie, removes forced tokens from the labels.
 
-    A target token that is the only legal one has no loss. Neither the output embedding nor the count of target tokens
-    should include it.
+    A target token is forced if it is the only legal token. Its loss is constant, so no logits should be computed for
+    it, and it should not count as a target token.
 
     Args:
-        pad_token_id (`int`): Fills `input_ids`.
-        trie (`TokenTrie`, *optional*): The catalogue. Without it no token is forced.
+        pad_token_id (`int`): Token id used to pad `input_ids`.
+        trie (`TokenTrie`, *optional*): Trie of the catalogue. Without it, no token is forced.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history are illegal in lists.
-        twins (`Twins`, *optional*): Items with the same title, which are illegal together.
+        twins (`Twins`, *optional*): Items with the same title. If one is illegal, so are its twins.
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple of this number.
     """
@@ -50,8 +51,8 @@ class NextItemCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids attention_mask position_ids labels` and, given a trie, `trie_nodes`, each `(B, T)`. List rows
-        also get the other entries of [`list_choices`]."""
+        """Returns a batch with `input_ids`, `attention_mask`, `position_ids`, `labels` and, given a trie,
+        `trie_nodes`, `(B, T)` each. Batches of list rows also contain the other entries of [`list_choices`]."""
         tokens = Ragged.from_lists([row["input_ids"] for row in rows])
         mask = self._pad(Ragged(tokens.values * 0 + 1, tokens.offsets), 0)
         batch = {
@@ -69,7 +70,7 @@ class NextItemCollator:
         else:
             nodes = self._pad(Ragged.from_lists([row["trie_nodes"] for row in rows]), -1)
             widths = self.trie.row_offsets[nodes + 1] - self.trie.row_offsets[nodes]
-            # A node with one child leaves no choice, and -1 is not a label at all.
+            # At a node with one child, the token is forced. At -1, there is no label.
             forced = ((nodes < 0) | (widths == 1)) & (nodes != FREE)
             batch["labels"] = batch["labels"].masked_fill(forced, IGNORED)
             batch["trie_nodes"] = nodes.masked_fill(forced, -1)
@@ -83,15 +84,14 @@ class NextItemCollator:
 
 
 def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = None) -> Dataset:
-    """The rows with a column `trie_nodes`: the node at which each label is chosen, -1 where there is no label.
+    """Adds a column `trie_nodes`: the node from which each label continues, or -1 where there is no label.
 
-    The labels of a row are the paths of one item after another. A label that continues no item raises an error that
-    names the row.
+    The labels of a row must be the concatenated paths of items. Otherwise, a ValueError names the row.
 
     Args:
         rows: Rows with `labels`.
-        trie: The catalogue.
-        free: `(num_rows,)`, rows whose labels are not items; these have the node `FREE`.
+        trie: Trie of the catalogue.
+        free: `(num_rows,)`, True for rows whose labels are not items. Their labels get the node `FREE`.
     """
     labels = split_rows(rows, "labels")
     trie = trie.to("cpu")
@@ -108,7 +108,8 @@ def with_trie_nodes(rows: Dataset, trie: TokenTrie, free: np.ndarray | None = No
 
 
 def _nodes(targets: Ragged, trie: TokenTrie) -> np.ndarray:
-    """The node of each target token. All rows are walked at once; after a leaf the next token starts at the root."""
+    """Returns the node of each target token. All rows are walked in parallel. After a leaf, the walk returns to the
+    root."""
     tokens = torch.from_numpy(targets.padded(width=max(1, int(targets.lengths.max(initial=0)))))  # (B, T)
     node = torch.zeros(len(tokens), dtype=torch.int64)  # (B,)
     passed: list[Tensor] = []
@@ -116,12 +117,12 @@ def _nodes(targets: Ragged, trie: TokenTrie) -> np.ndarray:
         passed.append(node)
         reached = trie.advance(node, column)
 
-        # Padding (-1) leads nowhere; any other token that leads nowhere is wrong.
+        # Padding (-1) leads to no node. Any other token that leads to no node is an error.
         strayed = (reached < 0) & (column >= 0)
         if bool(strayed.any()):
             row = int(strayed.nonzero()[0])
             raise ValueError(
-                f"row {row}: label {int(column[row])} continues no item; was the row built with this catalogue?"
+                f"row {row}: label {int(column[row])} continues no item; build the rows with this catalogue"
             )
 
         leaf = trie.row_offsets[reached] == trie.row_offsets[reached + 1]

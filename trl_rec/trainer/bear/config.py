@@ -1,4 +1,4 @@
-"""Configuration of [`BearTrainer`]: `SFTConfig` with the options of BEAR."""
+"""Configuration of [`BearTrainer`]: `SFTConfig` with options for BEAR."""
 
 from __future__ import annotations
 
@@ -17,70 +17,80 @@ from trl_rec.trainer.base.config import RecConfig, check_inert, check_sft_option
 class BearConfig(RecConfig, SFTConfig):
     """Arguments of [`BearTrainer`], besides those of [`RecConfig`] and [`~trl.SFTConfig`].
 
-    `bear_weight=0` is MSL, cross-entropy over the legal tokens. With `softmax="vocabulary"` as well it is plain SFT.
+    With `bear_weight=0`, the loss is MSL: cross-entropy over the legal tokens. With `softmax="vocabulary"` in
+    addition, training is plain SFT.
 
-    With a `list_length` the model learns to write lists of distinct items: the user's next items, in order. Legal
-    tokens are then those that are legal when lists are drawn: items already in the list are left out and, unless
-    `eval_exclude_history` is off, items of the history. The EOS after a whole list is learned only with
+    If `list_length` is set, the model learns to write lists of distinct items: the next items of the user, in order.
+    The legal tokens are then the same as when lists are sampled: items that are already in the list are illegal, and
+    so are items of the history unless `eval_exclude_history` is false. The EOS after a list is learned only with
     `softmax="vocabulary"`.
 
     Args:
         bear_weight (`float`, *optional*, defaults to `0.6875`): Weight of the beam term, the paper's lambda. A
-            weight of 0.25 in the authors' code is 0.25 x `sharpness` here.
-        sharpness (`float`, *optional*, defaults to `2.75`): The paper's xi, the unit of the margin.
-        variant (`str`, *optional*, defaults to `"paper"`): `"paper"` gives the larger gradient to targets
-            that are inside the beam, `"survival"` to targets that are outside.
-        num_beams (`int`, *optional*, defaults to `10`): Beam width to survive, the paper's B.
-        temperature (`float`, *optional*, defaults to `1.0`): Divides the logits in the loss.
-        softmax (`str`, *optional*, defaults to `"legal"`): Softmax over the tokens that continue an item, or over the
-            `"vocabulary"`. Decoding follows it.
-        targets (`str`, *optional*, defaults to `"last"`): `"last"`: one row per target, or with a `list_length` one
-            row per list. `"all"`: one row per sequence with every item a target, for item tokens and semantic IDs.
-            With a `list_length` such a row is one long list, but earlier items stay legal in it.
-        every_position (`bool`, *optional*, defaults to `False`): With a `list_length`: whether a list begins at every
-            target of a sequence, rather than where the list before it ends.
-        max_history (`int`, *optional*): Most items before a target, with `targets="last"` and no `list_length`.
-        tasks (`dict[str, float]`, *optional*): Tasks to learn, for [`build_training_rows`]. Each value is a task's
-            number of rows, divided by the number of rows of the next item. The tasks are `next_item` (1.0 takes all
-            of its rows), `item_to_id`, `id_to_item`, `history_to_title`, `titles_to_id`, `profile_to_user`,
-            `user_to_profile`, `query_to_item` and `history_to_preference`. By default the next item alone.
-        task_cap (`int`, *optional*): Most rows of any task but the next item.
-        task_history (`int`, *optional*, defaults to `20`): Most items in a prompt of these other tasks.
+            weight of 0.25 in the authors' code corresponds to 0.25 x `sharpness` here.
+        sharpness (`float`, *optional*, defaults to `2.75`): Divisor of the margin, the paper's xi.
+        variant (`str`, *optional*, defaults to `"paper"`): `"paper"` gives the larger gradient to targets that are
+            inside the beam, `"survival"` to targets that are outside the beam.
+        num_beams (`int`, *optional*, defaults to `10`): Number of beams in the beam term, the paper's B. Use the
+            number of beams used for decoding.
+        temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits in the loss.
+        softmax (`str`, *optional*, defaults to `"legal"`): Whether the softmax is over the `"legal"` tokens or over
+            the `"vocabulary"`. Decoding uses the same softmax.
+        targets (`str`, *optional*, defaults to `"last"`): With `"last"`, there is one row per target, or one row per
+            list if `list_length` is set. With `"all"`, there is one row per sequence and every item is a target; this
+            requires item tokens or semantic IDs. Earlier items of such a row stay legal even if `list_length` is set.
+        every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every target of a sequence.
+            By default, a list starts where the previous one ends. Requires `list_length`.
+        max_history (`int`, *optional*): Maximum number of items before a target. Requires `targets="last"` without
+            `list_length`.
+        tasks (`dict[str, float]`, *optional*): Tasks to learn, for [`build_training_rows`]. The values are numbers of
+            rows, as multiples of the number of next-item rows. The tasks are `next_item` (1.0 uses all of its rows),
+            `item_to_id`, `id_to_item`, `history_to_title`, `titles_to_id`, `profile_to_user`, `user_to_profile`,
+            `query_to_item` and `history_to_preference`. By default, only the next-item task is learned.
+        task_cap (`int`, *optional*): Maximum number of rows of each task except `next_item`.
+        task_history (`int`, *optional*, defaults to `20`): Maximum number of items in a prompt of each task except
+            `next_item`.
     """
 
     _VALID_DICT_FIELDS = dict_fields(SFTConfig, "tasks")
 
     bear_weight: Annotated[float, NOT_NEGATIVE] = field(
         default=0.25 * 2.75,
-        metadata={"help": "weight of the beam term; 0: cross-entropy alone"},
+        metadata={"help": "weight of the beam term; 0 gives plain cross-entropy"},
     )
-    sharpness: Annotated[float, POSITIVE] = field(default=2.75, metadata={"help": "unit of the margin"})
+    sharpness: Annotated[float, POSITIVE] = field(default=2.75, metadata={"help": "divisor of the margin"})
     variant: Literal["paper", "survival"] = field(default="paper", metadata={"help": "paper or survival"})
-    num_beams: Annotated[int, COUNT] = field(default=10, metadata={"help": "beam width to survive"})
-    temperature: Annotated[float, POSITIVE] = field(default=1.0, metadata={"help": "divides the logits in the loss"})
+    num_beams: Annotated[int, COUNT] = field(default=10, metadata={"help": "number of beams in the beam term"})
+    temperature: Annotated[float, POSITIVE] = field(
+        default=1.0, metadata={"help": "divisor of the logits in the loss"}
+    )
     softmax: Literal["legal", "vocabulary"] = field(
-        default="legal", metadata={"help": "softmax over legal tokens or over the vocabulary"}
+        default="legal", metadata={"help": "softmax over the legal tokens or over the vocabulary"}
     )
     targets: Literal["last", "all"] = field(
         default="last", metadata={"help": "last: one row per target; all: every item of a row is a target"}
     )
-    every_position: bool = field(default=False, metadata={"help": "with list_length: a list begins at every target"})
-    max_history: Annotated[int | None, COUNT] = field(default=None, metadata={"help": "most items before a target"})
+    every_position: bool = field(
+        default=False, metadata={"help": "start a list at every target; requires list_length"}
+    )
+    max_history: Annotated[int | None, COUNT] = field(
+        default=None, metadata={"help": "maximum number of items before a target"}
+    )
     tasks: Annotated[dict[str, Any] | str | None, POSITIVE] = field(
         default=None,
-        metadata={"help": "rows of each task, as a multiple of the rows of the next item"},
+        metadata={"help": "number of rows per task, as a multiple of the number of next-item rows"},
     )
     task_cap: Annotated[int | None, COUNT] = field(
-        default=None, metadata={"help": "most rows of any task but the next item"}
+        default=None, metadata={"help": "maximum number of rows of each task except next_item"}
     )
     task_history: Annotated[int, COUNT] = field(
-        default=20, metadata={"help": "most items in a prompt of the other tasks"}
+        default=20, metadata={"help": "maximum number of items in a prompt of each task except next_item"}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
 
-        # Options of SFTTrainer, and of other forms of rows, that would silently do nothing.
+        # Refuse options of SFTTrainer and of other kinds of rows that would silently have no effect.
         check_sft_options(self, "rows are built from whole items and the loss is BEAR's")
         if self.softmax not in ("legal", "vocabulary"):
             raise ValueError(f"softmax must be 'legal' or 'vocabulary', not {self.softmax!r}")

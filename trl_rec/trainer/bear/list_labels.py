@@ -1,7 +1,7 @@
-"""Finds where in the trie each label of a list row is chosen, and which items are no longer legal there.
+"""Finds the trie node from which each label of a list row continues, and the items that are illegal there.
 
 Legend: B rows, T tokens of the longest row, K items of the longest list, E items of the longest history, M tokens
-at which the trie branches.
+that continue from a node with several children.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ def list_choices(
     exclude_history: bool,
     twins: Twins | None = None,
 ) -> dict[str, Tensor]:
-    """Where the labels of rows with `items` and `history` are chosen.
+    """Returns the trie nodes, and the data that determines illegal items, for the labels of a batch of list rows.
 
     Args:
-        rows: The rows, each with one list.
+        rows: Rows with `items` and `history`, each with one list.
         labels: `(B, T)`, padded.
-        trie: The catalogue.
+        trie: Trie of the catalogue.
         exclude_history: Whether items of the history are illegal.
-        twins (*optional*): Items with the same title, which are illegal together.
+        twins (*optional*): Items with the same title. If one is illegal, so are its twins.
 
     Returns:
-        `trie_nodes (B, T)`, the node of each label, or -1 where the label is forced (the EOS after a list is);
-        `ranks (B, T)`, the place in the list of the label's item; `items (B, K)`, padded with -1; and
-        `excluded (B, E)`, in the form of `Excluded.places`.
+        - `trie_nodes`, `(B, T)`: The node of each label, or -1 if the label is forced. The EOS after a list is forced.
+        - `ranks`, `(B, T)`: The rank of the label's item in the list.
+        - `items`, `(B, K)`: The lists, padded with -1.
+        - `excluded`, `(B, E)`: The excluded items in the format of `Excluded.places`.
     """
-    # 1. The tokens of each list, and which of them have an alternative once the items before are taken.
+    # 1. Tokenize each list, and find the tokens that have a legal alternative, given the previous items of the list.
     items = torch.from_numpy(Ragged.from_lists([row["items"] for row in rows]).padded())  # (B, K)
     histories = Ragged.from_lists([row["history"] if exclude_history else [] for row in rows])
     histories = histories if twins is None else twins.complete(histories)
@@ -57,7 +58,7 @@ def list_choices(
     has_choice = num_legal(trie, lists.nodes[lists.branches], taken) > 1  # (M,)
     free = lists.branches.masked_scatter(lists.branches, has_choice)
 
-    # 2. Which token of the list each label is: a row's labels are the tokens of its list, perhaps followed by EOS.
+    # 2. Align labels and list tokens. The labels of a row are the tokens of its list, optionally followed by EOS.
     is_label = labels != IGNORED  # (B, T)
     order = is_label.cumsum(1) - 1
     place = order.clamp(min=0, max=free.shape[1] - 1)
@@ -72,15 +73,16 @@ def list_choices(
 
 
 def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Twins | None = None) -> None:
-    """Refuses rows whose labels are not the paths of their `items`, and lists that decoding could never draw."""
+    """Raises ValueError if the labels of a row are not the paths of its `items`, or if decoding could never generate
+    its list."""
     items = split_rows(rows, "items")
-    _check_none(_rows_with_repeats(items), "its list holds an item twice")
+    _check_none(_rows_with_repeats(items), "its list contains an item twice")
     if exclude_history:
         histories = split_rows(rows, "history")
         known = _rows_with_known_items(items, histories if twins is None else twins.complete(histories))
-        _check_none(known, "its list holds an item of the history; to allow it set eval_exclude_history to false")
+        _check_none(known, "its list contains an item of the history; set eval_exclude_history to false to allow this")
 
-    # Each row's labels, without what is ignored, have to be its list's tokens and at most one more (EOS).
+    # The labels of a row, without ignored ones, must be the tokens of its list and at most one more token (EOS).
     labels = split_rows(rows, "labels")
     is_label = labels.values != IGNORED
     counts = np.bincount(labels.row_ids[is_label], minlength=len(labels))
@@ -97,7 +99,7 @@ def check_lists(rows: Dataset, trie: TokenTrie, exclude_history: bool, twins: Tw
         same = (torch.from_numpy(given) == lists.token_ids) | ~lists.mask
         wrong = (surplus < 0) | (surplus > 1) | ~same.all(1)
         _check_none(
-            part[wrong.numpy()], "its labels are not the list of its items; was the row built with this catalogue?"
+            part[wrong.numpy()], "its labels are not the paths of its items; build the rows with this catalogue"
         )
 
 
@@ -107,7 +109,7 @@ def _check_none(rows: np.ndarray, problem: str) -> None:
 
 
 def _rows_with_repeats(items: Ragged) -> np.ndarray:
-    """The rows that hold an item twice."""
+    """Returns the indices of rows that contain an item twice."""
     order = np.lexsort((items.values, items.row_ids))
     row = items.row_ids[order]
     item = items.values[order]
@@ -117,7 +119,7 @@ def _rows_with_repeats(items: Ragged) -> np.ndarray:
 
 
 def _rows_with_known_items(items: Ragged, histories: Ragged) -> np.ndarray:
-    """The rows that hold an item of their history."""
-    # One number per pair of row and item, so that both sides can be compared at once.
+    """Returns the indices of rows that contain an item of their history."""
+    # Encode each pair of row and item as one number, so that `isin` can compare all pairs at once.
     keys = [rows.row_ids.astype(np.int64) * (1 << 32) + rows.values for rows in (items, histories)]
     return items.row_ids[np.isin(*keys)]

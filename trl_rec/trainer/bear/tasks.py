@@ -1,7 +1,7 @@
-"""What training on several tasks adds: a collator that writes prompts, the loss of texts, and metrics per task.
+"""Support for training on several tasks: a collator that adds prompts, the loss of text tokens, and metrics per task.
 
-A row's template is drawn in the collator, by (seed, epoch, row): a new epoch asks in other words, and a resumed run in
-the same words as an uninterrupted one.
+The collator randomly draws a prompt template for each row, depending only on (seed, epoch, row). Therefore the
+templates change between epochs, and a resumed run uses the same templates as an uninterrupted run.
 
 Legend: B rows, T tokens, N target tokens, K tasks.
 """
@@ -31,27 +31,27 @@ ANSWERS_ITEM = torch.tensor([task.answer == "item" for task in TASKS.values()]) 
 
 @dataclass
 class TaskCollator(EpochCounter, NextItemCollator):
-    """A [`NextItemCollator`] that first writes a prompt before the answer of each row of [`build_task_rows`].
+    """A [`NextItemCollator`] that prepends a prompt to the answer of each row of [`build_task_rows`].
 
-    Rows that name no task, such as those of an evaluation, already have their prompts.
+    Rows without a task, such as evaluation rows, already contain their prompts.
 
     Args:
-        templates (`Mapping[str, list[TemplateIds]]`): The prompts of each task, as [`template_ids`] makes them.
-        seed (`int`, *optional*, defaults to `0`): Seed of the choice among templates.
+        templates (`Mapping[str, list[TemplateIds]]`): The prompt templates of each task, from [`template_ids`].
+        seed (`int`, *optional*, defaults to `0`): Seed for drawing templates.
     """
 
     templates: Mapping[str, list[TemplateIds]] = field(default_factory=dict)
     seed: int = 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The parent's batch, and `tasks (B,)`: the number of each row's task."""
+        """Returns the batch of [`NextItemCollator`], with the task index of each row in `tasks`, `(B,)`."""
         if "task" not in rows[0]:
             return super().__call__(rows)
         batch = super().__call__([self._with_prompt(row) for row in rows])
         return {**batch, "tasks": torch.tensor([TASK_NAMES.index(row["task"]) for row in rows])}
 
     def _with_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with one of its task's prompts, whose tokens are no labels."""
+        """Prepends one of the prompts of the task to a row. The tokens of the prompt are not labels."""
         templates = self.templates[row["task"]]
         if not templates:
             return row
@@ -62,23 +62,23 @@ class TaskCollator(EpochCounter, NextItemCollator):
 
 
 def free_rows(rows: Dataset) -> np.ndarray | None:
-    """`(num_rows,)`: whether each row answers with something other than items; None if rows name no task."""
+    """Returns whether the answer of each row is not an item, `(num_rows,)`, or None if rows have no task."""
     if "task" not in rows.column_names:
         return None
     return np.array([TASKS[name].answer != "item" for name in rows["task"]], bool)
 
 
 def item_places(learned: Tensor, tasks: Tensor | None) -> Tensor:
-    """The places among `learned (B, T)` whose target is a token of an item. Without `tasks (B,)`, as [`TaskCollator`]
-    returns them, all are."""
+    """Returns the subset of the mask `learned`, `(B, T)`, at which the target is a token of an item. Without `tasks`,
+    `(B,)`, all targets are tokens of items."""
     return learned if tasks is None else learned & ANSWERS_ITEM.to(tasks.device)[tasks].unsqueeze(1)
 
 
 def with_texts(
     logits: Tensor, targets: Tensor, is_item: Tensor, item_loss: Callable[[Tensor, Tensor], LossOutput]
 ) -> LossOutput:
-    """The loss `(N,)` of target tokens of items and of texts. For tokens of texts this is cross-entropy over the
-    vocabulary, and the metrics `margin` and `pruned` are 0.
+    """Computes the loss, `(N,)`, of target tokens that belong to items or to texts. For tokens of texts, the loss is
+    cross-entropy over the vocabulary, and the metrics `margin` and `pruned` are 0.
 
     Args:
         logits: `(N, V)`.
@@ -90,7 +90,7 @@ def with_texts(
     texts = bear_loss(logits[~is_item], targets[~is_item], None, num_beams=1, weight=0.0, sharpness=1.0)
 
     def merged(of_items: Tensor, of_texts: Tensor) -> Tensor:
-        """One value per target, `(N,)`, from those of the item tokens and those of the text tokens."""
+        """Merges the values of item tokens and of text tokens into one value per target, `(N,)`."""
         whole = of_items.new_zeros(is_item.shape).masked_scatter(is_item, of_items)
         return whole.masked_scatter(~is_item, of_texts.to(of_items.dtype))
 
@@ -104,7 +104,7 @@ def with_texts(
 
 
 def task_means(ce: Tensor, tasks: Tensor) -> dict[str, Mean]:
-    """`task/<name>/ce`: the mean cross-entropy `ce (N,)` of the target tokens of each task, given in `tasks (N,)`."""
+    """Averages the cross-entropy `ce`, `(N,)`, over the target tokens of each task, as metrics `task/<name>/ce`."""
     totals = torch.zeros(len(TASK_NAMES), device=ce.device).index_add(0, tasks, ce.float())
     counts = torch.zeros(len(TASK_NAMES), device=ce.device).index_add(
         0, tasks, torch.ones_like(ce, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Fine-tuning that keeps each target token inside the beam that will decode it."""
+"""Fine-tunes a model so that beam search keeps each target token."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from trl_rec.trainer.bear.list_labels import check_lists
 from trl_rec.trainer.bear.tasks import TaskCollator, free_rows, item_places, task_means, with_texts
 
 
-# Entries of a batch that describe its labels: where in the trie each is chosen, and which items are taken by then.
+# Entries of a batch that determine which tokens are legal at each label.
 CHOICES = ("trie_nodes", "ranks", "items", "excluded")
 
 
 class BearTrainer(CatalogRankingMixin, SFTTrainer):
-    """[`~trl.SFTTrainer`] with BEAR's loss, on next-item or list rows of a catalogue; everything else is inherited.
+    """[`~trl.SFTTrainer`] with BEAR's loss, for rows that predict the next item or a list of items.
 
-    To train item tokens with another loss, override [`~BearTrainer.token_loss`].
+    To use another loss for item tokens, override [`~BearTrainer.token_loss`].
 
     Args:
-        model (`str`, `PreTrainedModel` or `PeftModel`): As in `SFTTrainer`.
+        model (`str`, `PreTrainedModel` or `PeftModel`): Same as in `SFTTrainer`.
         args (`BearConfig`, *optional*): Configuration.
-        train_dataset (`Dataset`): `RecDataset.train`; or rows with `input_ids` and `labels`, whose labels are items of
-            the catalogue; or rows of lists from [`build_list_rows`]; or rows of several tasks from
+        train_dataset (`Dataset`): One of the following: `RecDataset.train`; rows with `input_ids` and `labels`, whose
+            labels are items of the catalogue; list rows from [`build_list_rows`]; rows of several tasks from
             [`build_training_rows`].
-        eval_dataset (`Dataset`, *optional*): Such rows, or `RecDataset.validation`, for whose users items are then
-            also ranked.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, with the catalogue's tokens. By
-            default the model's own.
-        catalog (`ItemCatalog`): The items, and the surface in which they are written.
+        eval_dataset (`Dataset`, *optional*): Rows as in `train_dataset`, or `RecDataset.validation`. With the latter,
+            the catalogue is also ranked for its users.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): Tokenizer that contains the tokens of the catalogue.
+            By default, the tokenizer of the model.
+        catalog (`ItemCatalog`): The catalogue, with the surface to train on.
         kwargs: Passed to `SFTTrainer`.
 
     Example:
@@ -75,7 +75,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     paper = Paper(
         "BEAR: Towards Beam-Search-Aware Optimization for Recommendation with Large Language Models", "2601.22925"
     )
-    loss_is_scaled_for_ga: Any = None  # as in SFTTrainer: scaled exactly when `num_items_in_batch` is given
+    loss_is_scaled_for_ga: Any = None  # as in SFTTrainer: scaled if and only if `num_items_in_batch` is given
 
     args: BearConfig
     catalog: ItemCatalog
@@ -108,7 +108,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         self.trie = self.trie.to(self.args.device)  # not the model's device: DeepSpeed and FSDP move the model later
 
     def _collator(self, tokenizer: PreTrainedTokenizerBase, args: BearConfig) -> NextItemCollator:
-        """The collator of the training rows. With several tasks it is also a callback, which follows the epochs."""
+        """Builds the collator. With several tasks, it is also added as a callback that tracks the epoch."""
         common: dict[str, Any] = {
             "pad_token_id": tokenizer.pad_token_id,
             "trie": self.trie if self.renormalizes else None,
@@ -135,7 +135,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         formatting_func: None,
         dataset_name: str,
     ) -> Dataset:
-        """Splits become rows; rows stay as they are. Under the legal softmax each label gets its trie node."""
+        """Converts splits to rows, and checks rows. With the legal softmax, each label gets its trie node."""
         if is_split(dataset):
             dataset = self._rows(dataset, args) if dataset_name == "train" else self._evaluation_rows(dataset, args)
         columns = set(dataset.column_names)
@@ -155,8 +155,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def _rows(self, split: Dataset, args: BearConfig) -> Dataset:
         if args.tasks is not None:
             raise ValueError(
-                "tasks need more than a split: pass train_dataset=build_training_rows(dataset, tokenizer, args), or "
-                "leave tasks out"
+                "tasks cannot be built from a split alone; pass train_dataset=build_training_rows(dataset, tokenizer, "
+                "args), or remove tasks"
             )
         if args.list_length is None or args.targets == "all":
             return build_rows(
@@ -185,14 +185,14 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
-        """The mean of BEAR's loss over the target tokens that are not forced, in the whole accumulated batch of all
-        processes. Target tokens that belong to no item have plain cross-entropy over the vocabulary."""
+        """Computes BEAR's loss, averaged over all target tokens of the accumulated batch on all processes that are not
+        forced. The loss of target tokens that are not part of an item is cross-entropy over the vocabulary."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")  # (B, T)
         tasks = inputs.pop("tasks", None)  # (B,)
         choices = {name: inputs.pop(name) for name in CHOICES if name in inputs}
 
-        # 1. Read the logits of the N positions that have a target; a position predicts the token after it.
+        # 1. Compute logits at the N positions that have a target. A position predicts the token after it.
         learned = torch.zeros_like(labels, dtype=torch.bool)
         learned[:, :-1] = labels[:, 1:] != IGNORED
         bare = self.bare(model)
@@ -201,7 +201,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         logits = outputs.logits[0]  # (N, V)
         targets = labels[:, 1:][learned[:, :-1]]  # (N,)
 
-        # 2. The loss of each target token.
+        # 2. Compute the loss of each target token.
         items = item_places(learned, tasks)  # (B, T)
         if tasks is None:
             output = self._item_loss(logits, targets, choices, items)
@@ -210,7 +210,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
                 logits, targets, items[learned], lambda of, to: self._item_loss(of, to, choices, items)
             )
 
-        # 3. The mean. The count is over all processes, whose gradients DDP averages rather than adds.
+        # 3. Average over target tokens. The count covers all processes, but DDP averages gradients, so the loss is
+        # scaled by the number of processes.
         count = learned.sum() if num_items_in_batch is None else num_items_in_batch
         loss = output.loss.sum() / torch.as_tensor(count, device=labels.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -224,12 +225,12 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         return BatchLoss(loss, row_losses, means, num_tokens, aux_loss=aux_loss, outputs=outputs)
 
     def _item_loss(self, logits: Tensor, targets: Tensor, choices: dict[str, Tensor], items: Tensor) -> LossOutput:
-        """The loss `(N,)` of N item tokens from their logits `(N, V)`: over the legal tokens, or over the vocabulary
-        where the collator gave no choices."""
+        """Computes the loss, `(N,)`, of N item tokens from their logits, `(N, V)`. The softmax is over the legal
+        tokens, or over the vocabulary if `choices` is empty."""
         if not choices:
             return self.token_loss(logits, targets, None)
         tokens, legal = self._legal(choices, items)
-        if len(tokens) == 1:  # all are chosen among the same tokens, as item tokens are
+        if len(tokens) == 1:  # all targets have the same legal children, as with the item_token surface
             place = torch.searchsorted(tokens[0], targets)
             return self.token_loss(logits.index_select(1, tokens[0]), place, legal)
         hit = tokens == targets.unsqueeze(1)  # (N, C)
@@ -237,12 +238,12 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         return self.token_loss(logits.gather(1, tokens), place, legal)
 
     def token_loss(self, logits: Tensor, targets: Tensor, legal: Tensor | None) -> LossOutput:
-        """The loss `(N,)` of target tokens, with the metrics `ce`, `margin` and `pruned`.
+        """Computes the loss, `(N,)`, of target tokens, and the metrics `ce`, `margin` and `pruned`.
 
         Args:
-            logits: `(N, C)`, of the tokens that each is chosen among.
-            targets: `(N,)`, the place of each target in them.
-            legal: `(N, C)`, which of them count; `None` for all.
+            logits: `(N, C)`, the logits of the tokens that each target is chosen from.
+            targets: `(N,)`, the column of each target.
+            legal: `(N, C)`, True for legal tokens; `None` if all tokens are legal.
         """
         return bear_loss(
             logits,
@@ -256,8 +257,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         )
 
     def _legal(self, choices: dict[str, Tensor], learned: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The tokens `(N, C)` that each target token is chosen among, and a mask of those that are legal, which is
-        None if all are. The tokens are `(1, C)` if all targets are chosen among the same."""
+        """Returns the tokens that each target is chosen from, `(N, C)`, and a mask of the legal ones, which is None if
+        all are legal. If all targets are chosen from the same tokens, these have the shape `(1, C)`."""
         nodes = choices["trie_nodes"][:, 1:][learned[:, :-1]]  # (N,)
         distinct, place = nodes.unique(return_inverse=True)
         width = None if len(distinct) else 1
@@ -265,7 +266,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
             tokens, _, legal = self.trie.children(distinct, width)
             return (tokens, None) if len(distinct) == 1 else (tokens[place], legal[place])
 
-        # In a list, the items that it already contains are not legal, nor are those of the history.
+        # In a list, the items that it already contains and the items of the history are illegal.
         owner = learned.nonzero()[:, 0]
         ranks = choices["ranks"][:, 1:][learned[:, :-1]]
         taken = taken_places(self.trie, choices["items"][owner], ranks, choices["excluded"][owner])
@@ -273,7 +274,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         return tokens, legal
 
     def _means(self, output: LossOutput, items: Tensor, learned: Tensor, tasks: Tensor | None) -> dict[str, Mean]:
-        """Means over item tokens, the share of rows with any token pruned, and the cross-entropy of each task."""
+        """Computes the metrics: means over item tokens, the share of rows with a pruned token, and means per task."""
         rows = learned.nonzero()[:, 0]  # (N,)
         is_item = items[learned]
         means = {
