@@ -104,6 +104,14 @@ RUN_FOLDERS = [
     Attack("no catalogue", "catalog.json is missing", lambda folder: shutil.rmtree(folder / "run/catalog")),
     Attack("empty catalogue", "catalog.json cannot be read", text("catalog/catalog.json", "")),
     Attack("truncated items", "items.parquet cannot be read", text("catalog/items.parquet", "PAR1")),
+    Attack("empty weights", "the model of run cannot be loaded", text("model.safetensors", "")),
+    Attack("truncated weights", "the model of run cannot be loaded", text("model.safetensors", "x" * 100)),
+    Attack("empty configuration", "run cannot be loaded", text("config.json", "")),
+    Attack("empty tokenizer", "the tokenizer of run cannot be loaded", text("tokenizer.json", "")),
+    Attack(
+        "truncated tokenizer", "the tokenizer of run cannot be loaded", text("tokenizer.json", '{"version": "1.0"')
+    ),
+    Attack("other JSON as tokenizer", "the tokenizer of run cannot be loaded", text("tokenizer.json", "{}")),
     Attack("no model", "there is no folder nowhere", words=["--model", "nowhere"]),
     Attack("unknown title", "no item is called 'x'", words=["--titles", "x"]),
     Attack("nothing to recommend", "k must be at least 1, not 0", words=["--k", "0"]),

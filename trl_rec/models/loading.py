@@ -6,10 +6,14 @@ file and no configuration, is converted by transformers, which requires the pack
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.compat import keep_differentiable, mark_unquantized
@@ -25,9 +29,11 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
     source, gguf_options = _source(name_or_path)
     model: PreTrainedModel
     if (Path(source) / "adapter_config.json").is_file():
-        model = _with_adapter(source, **options).eval()
+        with _readable(name_or_path, "model"):
+            model = _with_adapter(source, **options).eval()
     else:
-        model = AutoModelForCausalLM.from_pretrained(source, **gguf_options, **options).eval()
+        with _readable(name_or_path, "model"):
+            model = AutoModelForCausalLM.from_pretrained(source, **gguf_options, **options).eval()
         if gguf_options:  # transformers has dequantised the weights, but still marks the model as quantised
             mark_unquantized(model)
     return keep_differentiable(model)
@@ -62,7 +68,8 @@ def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokeni
     It pads on the left, as decoding requires, and uses EOS for padding if it has no padding token.
     """
     source, gguf_options = _source(name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(source, **gguf_options, **options)
+    with _readable(name_or_path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, **gguf_options, **options)
     tokenizer.padding_side = "left"
 
     if tokenizer.pad_token_id is None:
@@ -73,6 +80,24 @@ def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokeni
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@contextmanager
+def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
+    """Turns the errors of missing and damaged files into one sentence that names the model."""
+    try:
+        yield
+    except Exception as error:
+        # tokenizers raises a bare Exception for a file that is not its own.
+        is_damaged = isinstance(
+            error, OSError | KeyError | SafetensorError | json.JSONDecodeError | UnicodeDecodeError
+        )
+        if not is_damaged and type(error) is not Exception:
+            raise
+        reason = str(error).strip().split("\n", 1)[0].rstrip(".")
+        raise ValueError(
+            f"the {part} of {name_or_path} cannot be loaded: {reason}; name a hub id, or a folder with whole files"
+        ) from error
 
 
 def _source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
