@@ -5,11 +5,17 @@ Nothing heavy is imported before the verb is known, so `trl-rec --help` answers 
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from functools import partial
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
 
+from trl_rec.scripts.interrupts import SAID, Interrupted, end, handling
 from trl_rec.scripts.verbs import SCRIPTS, TRAINING, VERBS
 from trl_rec.version import __version__
 
@@ -32,13 +38,17 @@ def main(argv: list[str] | None = None) -> None:
     if verb not in VERBS:
         sys.exit(f"trl-rec: there is no verb {verb!r}; choose one of {', '.join(VERBS)}")
 
-    from trl_rec.scripts.parsing import run
+    # An interrupt may come before `run` handles it: heavy libraries are imported first.
+    try:
+        from trl_rec.scripts.parsing import run
 
-    if verb in TRAINING:
-        run(verb, partial(launch, verb), words)
-    else:
-        script = import_module(f"trl_rec.scripts.{SCRIPTS.get(verb, verb)}")
-        run(verb, script.main, words)
+        if verb in TRAINING:
+            main_of_verb = partial(launch, verb)
+        else:
+            main_of_verb = import_module(f"trl_rec.scripts.{SCRIPTS.get(verb, verb)}").main
+    except KeyboardInterrupt:
+        end(verb, signal.SIGINT, training=verb in TRAINING)
+    run(verb, main_of_verb, words)
 
 
 def launch(verb: str, argv: list[str]) -> None:
@@ -49,15 +59,50 @@ def launch(verb: str, argv: list[str]) -> None:
         argv: The words after the verb. `--num_processes` and `--accelerate_config` (a file, or the name of a shipped
             configuration) go to `accelerate launch`. All other words go to the verb's script.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from trl_rec.compat import accelerate_launch
 
     for_accelerate, for_script = _split_words(argv)
-    try:
-        accelerate_launch([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *for_script])
-    except (subprocess.CalledProcessError, ChildFailedError):
-        sys.exit(2)  # the script has printed what was wrong
+    forward = _Forward()
+    with TemporaryDirectory() as folder:
+        os.environ[SAID] = f"{folder}/said"
+        try:
+            with handling(forward):
+                accelerate_launch([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *for_script])
+            return
+        except SignalException as error:  # torch has ended the processes
+            number = int(error.sigval)
+        except (subprocess.CalledProcessError, ChildFailedError) as error:
+            if forward.number is None:
+                status = getattr(error, "returncode", 2)
+                sys.exit(128 - status if status < 0 else 2)  # killed; or the script has said what was wrong
+            number = forward.number
+        finally:
+            is_said = Path(os.environ.pop(SAID)).exists()
+
+    if is_said:
+        sys.exit(128 + number)
+    raise Interrupted(number)  # it came before the script could say how to resume
+
+
+class _Forward:
+    """A handler that sends a signal on to the process that was launched, and waits for its end."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        from trl_rec.compat import child_processes
+
+        self.number = number
+        children = child_processes()
+        if not children:
+            raise Interrupted(number)
+        for child in children:
+            os.kill(child, number)
 
 
 def usage() -> str:

@@ -309,8 +309,17 @@ def accelerate_launch(argv: list[str]) -> None:
     training verbs would have to find and start the program `accelerate`."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
+    for name in ("accelerate.commands.launch", "torch.distributed.elastic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     launch_command(launch_command_parser().parse_args(argv))
+
+
+def child_processes() -> list[int]:
+    """The ids of the processes that this one has started. psutil comes with accelerate. Without this, a signal could
+    not be sent on to the process that `accelerate launch` has started, which would go on alone."""
+    import psutil
+
+    return [child.pid for child in psutil.Process().children()]
 
 
 # DeepSpeed

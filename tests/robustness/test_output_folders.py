@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.processes import Work, run_alone
 from tests.robustness import folder_runs
-from tests.robustness.attacks import contents
+from tests.robustness.attacks import Attack, assert_refused, contents, each
 from tests.robustness.kills import count_steps, draw_steps, kill_at
-from trl_rec.data import load
+from tests.robustness.test_locks import held
+from trl_rec.data import load, preparation, prepare
+from trl_rec.files import clean_up, exclusive
+from trl_rec.scripts.parsing import run
 
 
 VERBS = [folder_runs.prepare_again, folder_runs.tokenize_kmeans, folder_runs.tokenize_dual]
@@ -53,3 +60,173 @@ def assert_one_version(data: Path) -> None:
     """The old or the new version is there, complete; under a hidden name if the kill came between two renames."""
     hidden = list(data.parent.glob(".data.*.old"))
     load(data if data.exists() else hidden[0])
+
+
+@pytest.mark.slow
+def test_a_verb_that_is_killed_again_and_again_leaves_nothing_in_the_end(start_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(start_folder, data)
+    num_steps = count_steps(folder_runs.prepare_again, data)
+    expected = contents(data)
+    for step in range(num_steps, num_steps - 8, -2):  # around the exchange of the folders
+        kill_at(folder_runs.prepare_again, data, step)
+        assert_one_version(data)
+    run_alone(folder_runs.prepare_again, data)
+    assert contents(data) == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "data.log", "data.steps"}
+
+
+def write(name: str) -> Callable[[Path], object]:
+    """Writes a file of the user's."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("years of work")
+
+    return damage
+
+
+def link(name: str, target: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).symlink_to(target)
+
+
+NOT_A_DATASET = "mine exists and is not a dataset folder; choose another output_dir"
+MINE = ["--output_dir", "mine"]
+REPLACE = ["--overwrite", "true"]
+FOLDERS = [
+    Attack("a folder of the user's", NOT_A_DATASET, write("mine/thesis.tex"), MINE),
+    Attack("a folder of the user's, overwrite", NOT_A_DATASET, write("mine/thesis.tex"), [*MINE, *REPLACE]),
+    Attack("a hidden file", NOT_A_DATASET, write("mine/.thesis"), [*MINE, *REPLACE]),
+    Attack("a folder by way of none", NOT_A_DATASET, write("v/mine/x"), ["--output_dir", "v/typo/../mine"]),
+    Attack(
+        "by way of none, overwrite", NOT_A_DATASET, write("v/mine/x"), ["--output_dir", "v/typo/../mine", *REPLACE]
+    ),
+    Attack("by way of a link", "exists and is not a dataset folder", link("mine", "."), MINE),
+    Attack("a file", NOT_A_DATASET, write("mine"), MINE),
+    Attack(
+        "below a file", "mine is no folder, so nothing can be written", write("mine"), ["--output_dir", "mine/data"]
+    ),
+    Attack("a link to itself", "leads back to itself; remove the link", link("mine", "mine"), MINE),
+    Attack("a name of 300 letters", "File name too long", words=["--output_dir", "x" * 300]),
+    Attack("no name", "output_dir is empty", words=["--output_dir", ""]),
+    Attack("nowhere", "No such file or directory: '/proc", words=["--output_dir", "/proc/nowhere/data"]),
+    Attack("another dataset", "replace it with overwrite=True (--overwrite true of trl-rec prepare)"),
+    Attack("a file in a dataset", "data also contains thesis.tex", write("data/thesis.tex"), REPLACE),
+    Attack("a hidden file in a dataset", "data also contains .thesis", write("data/.thesis"), REPLACE),
+    Attack("a file in a part of a dataset", "contains catalog/x.md", write("data/catalog/x.md"), REPLACE),
+    Attack("a file beside vectors", "contains vectors/x.pt", write("data/vectors/x.pt"), REPLACE),
+    Attack("a folder in a dataset", "contains mine", lambda folder: (folder / "data" / "mine").mkdir(), REPLACE),
+    Attack("a link in a dataset", "data also contains mine", link("data/mine", "/"), REPLACE),
+    Attack("a card of something else", "mine is damaged", write("mine/card.json"), [*MINE, *REPLACE]),
+]
+
+
+@each(FOLDERS)
+def test_what_is_not_ours_is_never_touched(
+    attack: Attack, start_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(start_folder, tmp_path / "data")
+    words = "--source toy --toy_users 31 --toy_items 50 --output_dir data".split()
+    assert_refused(attack, "prepare", words, tmp_path, capsys)
+
+
+def test_a_mounted_disk_is_no_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: True)
+    with pytest.raises(ValueError, match="is where a disk is mounted; choose a folder in it"):
+        prepare("toy", tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["x" * 240, "\N{SNOWMAN}" * 80])
+def test_a_long_name_is_a_name(name: str, tmp_path: Path) -> None:
+    prepare("toy", tmp_path / name, toy_users=30, toy_items=50)
+    prepare("toy", tmp_path / name, toy_users=31, toy_items=50, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("place", ["thesis.tex", "catalog/thesis.tex"])
+def test_a_file_that_comes_while_prepare_runs_stays(
+    overwrite: bool, place: str, start_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    if overwrite:
+        shutil.copytree(start_folder, data)
+    before = contents(tmp_path)
+    save = preparation.save
+
+    def save_meanwhile(*given: object) -> None:
+        save(*given)
+        write(place)(data)
+
+    monkeypatch.setattr(preparation, "save", save_meanwhile)
+    message = (
+        "also contains .*thesis.tex, which overwriting would delete" if overwrite else "something else has written"
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare("toy", data, toy_users=31, toy_items=50, overwrite=overwrite)
+    assert (data / place).read_text() == "years of work"
+    (data / place).unlink()
+    if not overwrite:
+        shutil.rmtree(data)
+    assert contents(tmp_path) == before
+
+
+def test_an_old_folder_is_never_put_over_something_new(start_folder: Path, tmp_path: Path, caplog) -> None:
+    """A kill came between the two renames, and a user has made a folder of that name since."""
+    data = tmp_path / "data"
+    number = "0123456789abcdef" * 2
+    shutil.copytree(start_folder, tmp_path / f".data.{number}.old")
+    (tmp_path / f".data.{number}.tmp").mkdir()
+    write("data/thesis.tex")(tmp_path)
+    with exclusive(data):
+        clean_up(data)
+    assert (data / "thesis.tex").read_text() == "years of work"
+    assert load(tmp_path / f"data-{number}").card and f"data is in {tmp_path}/data-{number} now" in caplog.text
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Inside the block, no file may have more bytes, as with `ulimit -f` or on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 1000, 2000, 4000])
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_a_full_disk_loses_nothing(
+    verb: Work, size: int, start_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(start_folder, data)
+    with largest_file(size), pytest.raises(SystemExit) as ended:
+        run("verb", lambda argv: verb(data), [])
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and printed.startswith("trl-rec verb: ") and ".tmp" not in printed
+    assert printed.endswith("cannot be written (File too large); make room, or choose another disk")
+
+    (data / "vectors").rmdir() if (data / "vectors").exists() else None
+    assert contents(data) == contents(start_folder)
+    assert os.listdir(tmp_path) == ["data"]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_a_second_writer_is_refused(verb: Work, start_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(start_folder, data)
+    before = contents(data)
+    with held(data) as process:
+        with pytest.raises(ValueError, match=rf"another process \({process.pid} on .*\) is writing to .*data; wait"):
+            verb(data)
+    assert contents(data) == before
+
+
+def test_what_is_complete_is_read_while_another_process_writes(start_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    prepare("toy", data, toy_users=30, toy_items=50)
+    with held(data):
+        assert prepare("toy", data, toy_users=30, toy_items=50).users.num_rows == 30

@@ -10,12 +10,10 @@ import logging
 import os
 import signal
 import sys
-import threading
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, TypeVar, overload
 
 from accelerate import PartialState
@@ -25,8 +23,9 @@ import trl_rec
 from trl_rec.compat import read_mappings
 from trl_rec.printing import printable_lines
 from trl_rec.ranges import check_ranges
+from trl_rec.scripts.interrupts import Interrupts, end, handling
 from trl_rec.scripts.recipe_files import checked_values, read_recipe
-from trl_rec.scripts.verbs import VERBS
+from trl_rec.scripts.verbs import TRAINING, VERBS
 
 
 T = TypeVar("T")
@@ -157,29 +156,21 @@ def json_mapping(text: str) -> dict[str, Any] | None:
 
 
 def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs the `main` of a verb; a user's mistake becomes one sentence and exit status 2.
-
-    Ctrl-C and SIGTERM become one sentence too, with the exit status that shells expect (130 and 143).
-    """
-    stopped_by = [signal.SIGINT]
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped_by[0] = signal.Signals(number)
-        raise KeyboardInterrupt
-
-    handler = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    """Runs the `main` of a verb. A user's mistake becomes one sentence and exit status 2, an interrupt one line."""
+    interrupts = Interrupts()
     try:
-        main(argv)
-    except (ValueError, OSError) as error:
+        with handling(interrupts):
+            main(argv)
+    except (Exception, KeyboardInterrupt) as error:
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        if is_interrupt or interrupts.number is not None:
+            # Other errors may follow a signal, such as those of a process whose peers are gone.
+            number = getattr(error, "number", None) or interrupts.number or signal.SIGINT
+            end(verb, number, str(error) if is_interrupt else "", training=verb in TRAINING)
+        if not isinstance(error, ValueError | OSError):
+            raise
         print(printable_lines(f"trl-rec {verb}: {error}"), file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        if os.environ.get("RANK", "0") == "0":  # the other processes would say the same
-            print(f"trl-rec {verb}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-        sys.exit(128 + stopped_by[0])
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)
 
 
 def show_progress() -> None:

@@ -26,15 +26,12 @@ def as_matrix(sequences: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tenso
     """Returns the paths as `(N, L)`, padded on the right with -1. Raises ValueError if they are no valid token ids."""
     # 1. Convert lists and arrays to a tensor.
     if isinstance(sequences, Tensor) or hasattr(sequences, "shape"):
-        paths = torch.as_tensor(sequences)
-        if paths.ndim != 2 or paths.is_floating_point():
-            raise ValueError(
-                f"sequences must be a 2-D array of token ids, not {paths.dtype} of shape {tuple(paths.shape)}"
-            )
-        if paths.dtype not in (torch.int32, torch.int64):
-            paths = paths.long()
+        paths = as_integers(sequences, "sequences must be a 2-D array of token ids", ndim=2)
+    elif not isinstance(sequences, Sequence):
+        raise ValueError(f"sequences must be lists of token ids or a 2-D array, not {type(sequences).__name__}")
     else:
-        rows = [torch.as_tensor(row, dtype=torch.int64) for row in sequences]
+        message = "sequence {} must be a list of token ids".format
+        rows = [as_integers(row, message(number), ndim=1) for number, row in enumerate(sequences)]
         pad = torch.nn.utils.rnn.pad_sequence
         paths = pad(rows, batch_first=True, padding_value=-1) if rows else torch.empty(0, 0)
 
@@ -47,12 +44,39 @@ def as_matrix(sequences: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tenso
         )
     if int(paths.max()) > LARGEST:
         raise ValueError(f"token id {int(paths.max())} is too large; token ids must not exceed {LARGEST}")
-    gaps = ((paths[:, :-1] < 0) & (paths[:, 1:] >= 0)).any(1)
+    gaps = ((paths[:, :-1] < 0) & (paths[:, 1:] >= 0)).any(1) | (paths < -1).any(1)
     if bool(gaps.any()):
         raise ValueError(
             f"sequence {int(gaps.nonzero()[0])} has a negative id before its end; use -1 only as padding on the right"
         )
-    return paths
+    return paths[:, : int((paths >= 0).any(0).sum())]  # a column of padding alone would be a level without nodes
+
+
+def as_integers(values: object, message: str, *, ndim: int) -> Tensor:
+    """Converts lists or arrays to a tensor of 32-bit or 64-bit integers with `ndim` dimensions.
+
+    Args:
+        values: The values.
+        message: What the `ValueError` says if they are anything else: what they must be.
+        ndim: The number of dimensions.
+    """
+    # 1. Convert them, without rounding numbers or reading truth values as numbers.
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{message}, not {type(values).__name__} ({error})") from error
+    is_empty_list = not tensor.numel() and not hasattr(values, "shape")  # becomes a tensor of floats
+    is_integer = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    if tensor.ndim != ndim or not (is_integer or is_empty_list):
+        raise ValueError(f"{message}, not {tensor.dtype} of shape {tuple(tensor.shape)}")
+    if tensor.dtype in (torch.int32, torch.int64):
+        return tensor
+
+    # 2. Unsigned numbers of 64 bits would become negative.
+    integers = tensor.long()
+    if tensor.dtype == torch.uint64 and bool((integers < 0).any()):
+        raise ValueError(f"{message}, each at most {LARGEST}")
+    return integers
 
 
 def lexicographic_order(paths: Tensor, order: Tensor) -> Tensor:
@@ -140,3 +164,35 @@ def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: i
         raise ValueError(
             f"sequence {row} is the beginning of another one; end every sequence with a terminator such as EOS"
         )
+
+
+def find_problem(arrays: dict[str, Tensor]) -> str | None:
+    """Returns what is wrong with the arrays of a `TokenTrie`, or None if every lookup in them stays inside them."""
+    # 1. Each array is a list of integers.
+    wrong = [
+        name for name, array in arrays.items() if array.ndim != 1 or array.dtype not in (torch.int32, torch.int64)
+    ]
+    if wrong:
+        return f"{wrong[0]} is no list of integers"
+
+    # 2. Their lengths fit together.
+    num_nodes = len(arrays["item_starts"])
+    num_items = len(arrays["items"])
+    lengths = {"item_ends": num_nodes, "row_offsets": num_nodes + 1, "child_tokens": num_nodes - 1}
+    wrong = [name for name, length in lengths.items() if len(arrays[name]) != length]
+    if num_nodes < 2 or not num_items or len(arrays["depth_offsets"]) < 3 or wrong:
+        return "its arrays have lengths that do not fit together"
+
+    # 3. Offsets ascend, and point to nodes below their own, and to items.
+    rows = arrays["row_offsets"]
+    depths = arrays["depth_offsets"]
+    starts = arrays["item_starts"]
+    ends = arrays["item_ends"]
+    parents = (rows.diff() > 0).nonzero().squeeze(1)
+    is_right = (
+        (rows[0] == 0) & (rows[-1] == num_nodes - 1) & (rows.diff() >= 0).all() & (rows[parents] >= parents).all(),
+        (depths[:2] == torch.tensor([0, 1])).all() & (depths[-1] == num_nodes) & (depths.diff() > 0).all(),
+        (starts >= 0).all() & (starts < ends).all() & (ends <= num_items).all(),
+        (arrays["child_tokens"] >= 0).all() & (arrays["items"] >= 0).all(),
+    )
+    return None if all(map(bool, is_right)) else "its offsets do not fit together"

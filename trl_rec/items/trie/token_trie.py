@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trl_rec.files import atomic_file
-from trl_rec.items.trie.building import LARGEST, as_matrix, lexicographic_order, number_nodes
+from trl_rec.items.trie.building import (
+    LARGEST,
+    as_integers,
+    as_matrix,
+    find_problem,
+    lexicographic_order,
+    number_nodes,
+)
 
 
 if TYPE_CHECKING:
@@ -87,12 +95,10 @@ class TokenTrie:
         """
         # 1. Check the items, and sort the paths by item.
         paths = as_matrix(sequences)
-        items = torch.arange(len(paths)) if items is None else torch.as_tensor(items)
-        one_per_path = len(items) == len(paths) and not items.is_floating_point()
-        if not one_per_path or not 0 <= int(items.min()) <= int(items.max()) <= LARGEST:
-            raise ValueError(
-                f"items must contain one integer from 0 to {LARGEST} for each of the {len(paths)} sequences"
-            )
+        message = f"items must contain one integer from 0 to {LARGEST} for each of the {len(paths)} sequences"
+        items = torch.arange(len(paths)) if items is None else as_integers(items, message, ndim=1)
+        if len(items) != len(paths) or not 0 <= int(items.min()) <= int(items.max()) <= LARGEST:
+            raise ValueError(message)
         order = torch.argsort(items)
         repeated = items[order].diff() == 0
         if bool(repeated.any()):
@@ -336,8 +342,15 @@ class TokenTrie:
 
     @classmethod
     def load(cls, path: str | Path) -> TokenTrie:
-        """Loads a trie that `save` wrote."""
-        return cls(**load_file(path))
+        """Loads a trie that `save` wrote. Raises ValueError if the file contains anything else."""
+        try:
+            trie = cls(**load_file(path))
+            problem = find_problem(trie._tensors())
+        except (SafetensorError, TypeError) as error:
+            problem = str(error)
+        if problem is not None:
+            raise ValueError(f"{path} is not a complete trie ({problem}); write it again with TokenTrie.save")
+        return trie
 
     def _leaf_nodes(self) -> Tensor:
         """Returns the nodes without children, `(num_leaves,)`, ascending."""

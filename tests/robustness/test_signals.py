@@ -1,0 +1,194 @@
+"""A verb that is told to stop ends in one line with the status of the signal, leaves nothing running, and resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.robustness import folder_runs
+from tests.robustness.attacks import contents
+from trl_rec.data import preparation, prepare
+from trl_rec.scripts import interrupts
+from trl_rec.scripts.parsing import run
+from trl_rec.semantic_ids import kmeans_ids
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """No signal is ignored, although a script may have started the tests in the background."""
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def stop(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(5)  # the handler raises within
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("verb", "remedy"),
+    [
+        ("prepare", "nothing was written; run the same command again"),
+        ("tokenize", "run the same command again; finished vectors are reused"),
+        ("evaluate", "run the same command again"),
+        ("recommend", "run the same command again"),
+        ("blade", "the same command with --resume_from_checkpoint true continues from the newest checkpoint"),
+        ("align3gr", "the same command continues where it stopped"),
+    ],
+)
+def test_an_interrupt_ends_in_one_line(number: int, verb: str, remedy: str, capsys) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        run(verb, lambda argv: stop(number), [])
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == f"\ntrl-rec {verb}: interrupted; {remedy}\n"
+    assert signal.getsignal(number) == before
+
+
+def test_the_same_signal_twice_is_one_interrupt_and_cleaning_up_goes_on(capsys) -> None:
+    cleaned = []
+
+    def main(argv: list[str]) -> None:
+        try:
+            stop(signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleaned.append(True)
+
+    with pytest.raises(SystemExit) as ended:
+        run("evaluate", main, [])
+    assert ended.value.code == 130 and cleaned and capsys.readouterr().err.count("interrupted") == 1
+
+
+def test_an_error_that_follows_a_signal_is_the_interrupt(capsys) -> None:
+    def main(argv: list[str]) -> None:
+        try:
+            stop(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RuntimeError("Connection closed by peer") from None
+
+    with pytest.raises(SystemExit) as ended:
+        run("bear", main, [])
+    assert ended.value.code == 143 and "Connection" not in capsys.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    try:
+        run("evaluate", lambda argv: os.kill(os.getpid(), signal.SIGHUP), [])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_one_of_several_processes_prints_the_line_and_tells_the_launcher(
+    rank: str, capsys, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv(interrupts.SAID, str(tmp_path / "said"))
+
+    def main(argv: list[str]) -> None:
+        try:
+            stop(signal.SIGTERM)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt("interrupted after step 3") from interrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run("bear", main, [])
+    assert ended.value.code == 143 and (tmp_path / "said").exists() == (rank == "0")
+    assert capsys.readouterr().err == ("\ntrl-rec bear: interrupted after step 3\n" if rank == "0" else "")
+
+
+@pytest.mark.parametrize(
+    ("work", "module", "place"),
+    [(folder_runs.prepare_again, preparation, "save"), (folder_runs.tokenize_kmeans, kmeans_ids, "write_ids")],
+)
+def test_an_interrupted_verb_writes_nothing(work, module, place: str, tmp_path: Path, monkeypatch) -> None:
+    folder_runs.make_start(tmp_path / "data")
+    before = contents(tmp_path)
+    monkeypatch.setattr(module, place, lambda *given, **options: stop(signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        run("tokenize", lambda argv: work(tmp_path / "data"), [])
+    assert ended.value.code == 143 and contents(tmp_path) == before
+
+
+STEPS = 300
+TRAIN = (
+    f"bear --use_cpu true --bf16 false --max_steps {STEPS} --save_steps 20 --eval_strategy no --report_to none "
+    "--disable_tqdm true --hidden_size 16 --num_layers 1 --per_device_train_batch_size 2 "
+    "--activation_checkpointing false --logging_steps 500 --output_dir run"
+).split()
+PROGRAM = [sys.executable, "-m", "trl_rec.cli", *TRAIN]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)], ids=["one process", "two processes"]
+)
+def test_a_training_run_that_is_stopped_resumes_to_equal_weights(number: int, processes: int, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    prepare("toy", data, toy_users=60, toy_items=50)
+    words = ["--dataset", str(data)]
+    if processes > 1:
+        options = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "num_machines": 1}
+        options |= {"mixed_precision": "no", "use_cpu": True}  # torch's launcher, with processes on the CPU
+        (tmp_path / "two.yaml").write_text(yaml.safe_dump(options))
+        words += ["--num_processes", str(processes), "--accelerate_config", str(tmp_path / "two.yaml")]
+
+    # 1. Stop a run after its first checkpoint.
+    (tmp_path / "stopped").mkdir()
+    with (tmp_path / "log").open("w+") as log:
+        launcher = subprocess.Popen(
+            [*PROGRAM, *words], cwd=tmp_path / "stopped", stderr=log, stdout=log, start_new_session=True
+        )
+        wait_for_checkpoint(tmp_path / "stopped" / "run", launcher)
+        started = psutil.Process(launcher.pid).children(recursive=True)
+        launcher.send_signal(number)
+        assert launcher.wait(timeout=60) == 128 + number
+        log.seek(0)
+        printed = log.read()
+
+    # 2. It has ended in one line, with all of its processes.
+    gone, alive = psutil.wait_procs(started, timeout=5)
+    assert len(gone) >= processes and not alive, printed[-3000:]
+    assert "Traceback" not in printed, printed[-3000:]
+    lines = [line for line in printed.splitlines() if line.startswith("trl-rec bear: ")]
+    assert len(lines) == 1 and "interrupted after step" in lines[0] and "resume_from_checkpoint: true" in lines[0]
+    assert not list((tmp_path / "stopped").glob(".*"))
+
+    # 3. Resumed, it ends like a run that was never stopped.
+    assert not (tmp_path / "stopped" / "run" / "model.safetensors").exists()
+    shutil.copytree(tmp_path / "stopped", tmp_path / "whole", ignore=lambda *_: ["run"])
+    for folder, more in (("stopped", ["--resume_from_checkpoint", "true"]), ("whole", [])):
+        subprocess.run([*PROGRAM, *words, *more], cwd=tmp_path / folder, capture_output=True, check=True)
+    assert weights_of(tmp_path / "stopped") == weights_of(tmp_path / "whole")
+
+
+def wait_for_checkpoint(run_folder: Path, launcher: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not list(run_folder.glob("checkpoint-*/complete")):
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def weights_of(folder: Path) -> str:
+    return hashlib.sha256((folder / "run" / "model.safetensors").read_bytes()).hexdigest()
