@@ -1,10 +1,11 @@
 """Times a training step of BEAR against one of TRL's `SFTTrainer`, with the same rows, model and optimizer.
 
-    python benchmarks/bear_step.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--lora] [--batch_size 4] [--runs 5]
+    python benchmarks/bear_step.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--lora]
+        [--dtype float32|bfloat16|nf4] [--batch_size 4] [--runs 5]
 
 Items are titles, read with a language model's tokenizer. `--tiny` uses 2 layers of random weights with the same
-vocabulary. The trainers take turns. Prints seconds per step (forward, backward, update; medians) and the peak bytes of
-tensors beyond model and optimizer.
+vocabulary. `--dtype nf4` quantises a model from a folder and needs `--lora`. The trainers take turns. Prints seconds
+per step (forward, backward, update; medians) and the peak bytes of tensors beyond model and optimizer.
 """
 
 from __future__ import annotations
@@ -24,12 +25,20 @@ import torch
 from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from trl_rec import BearConfig, BearTrainer, load
 from trl_rec.data import PromptFormat, build_rows
 from trl_rec.models import load_model, load_tokenizer
+
+
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+DTYPES: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": torch.float32},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "nf4": {"dtype": torch.bfloat16, "quantization_config": NF4},
+}
 
 
 class PeakBytes(TorchDispatchMode):
@@ -73,6 +82,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
@@ -98,7 +108,12 @@ def main() -> None:
     trainers: dict[str, SFTTrainer] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("SFTTrainer", "BearTrainer"):
-            model = tiny(len(tokenizer)) if arguments.tiny else load_model(arguments.model).train()
+            options = DTYPES[arguments.dtype]
+            model = (
+                tiny(len(tokenizer)).to(options["dtype"])
+                if arguments.tiny
+                else load_model(arguments.model, **options).train()
+            )
             shared = {"train_dataset": rows, "processing_class": tokenizer, "peft_config": peft_config}
             if name == "SFTTrainer":
                 trainers[name] = SFTTrainer(model, SFTConfig(folder, **common), **shared)

@@ -4,10 +4,11 @@ The latter is the obvious way in transformers: a Python trie, looked up for ever
 log-probabilities renormalised over the legal tokens. Both get the same prompts and must return the same items.
 
     python benchmarks/decoding.py DATASET_FOLDER --model FOLDER_OR_GGUF [--tiny] [--prompts 8] [--num_beams 10]
-        [--runs 3]
+        [--runs 3] [--dtype float32|bfloat16|nf4]
 
 `DATASET_FOLDER` is the output of `trl-rec prepare`. `--tiny` uses the model's tokenizer with a 2-layer model of random
-weights.
+weights. `--dtype nf4` quantises a model from a folder. In a low precision `generate` rounds its logits, so some lists
+differ.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from statistics import median
 
 import torch
+from bear_step import DTYPES, PeakBytes
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--num_beams", type=int, default=10)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     arguments = parser.parse_args()
 
     # Load the model, and build both tries.
@@ -89,8 +92,9 @@ def main() -> None:
         model: PreTrainedModel = LlamaForCausalLM(
             LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **size)
         ).eval()
+        model = model.to(DTYPES[arguments.dtype]["dtype"])
     else:
-        model = load_model(arguments.model)
+        model = load_model(arguments.model, **DTYPES[arguments.dtype])
     trie = TokenTrie.from_catalog(dataset.catalog.with_surface("title"), tokenizer)
     prompt_format = PromptFormat.for_catalog(dataset.catalog.with_surface("title"), tokenizer)
     root = python_trie(prompt_format.paths)
@@ -114,9 +118,14 @@ def main() -> None:
         theirs_seconds.append(time.perf_counter() - start)
         print(f"run {run + 1}: rank_items {ours_seconds[-1]:.2f} s, generate {theirs_seconds[-1]:.2f} s", flush=True)
 
+    # Memory, in a search of its own, as counting slows it down.
+    with PeakBytes() as bytes_:
+        rank_items(model, prompts, trie, num_beams=arguments.num_beams)
+
     same = sum(listed(trie, row) == items.tolist() for row, items in zip(theirs, ranked.items, strict=True))
     ratio = median(theirs_seconds) / median(ours_seconds)
     print(f"rank_items is {ratio:.1f} times faster (medians of {arguments.runs} runs)")
+    print(f"rank_items has {bytes_.peak / 2**20:.0f} MiB of tensors at the peak, beyond the model")
     print(f"the same lists for {same} of {len(theirs)} prompts")
 
 

@@ -355,6 +355,25 @@ def without_step_hook(wrapped: Any) -> Iterator[None]:
         hooks[handle.id] = hook
 
 
+@contextmanager
+def torch_linear() -> Iterator[None]:
+    """Inside, `F.linear` is torch's own. ZeRO-3 replaces it for the whole process by a function that a torch function
+    mode does not see, and whose gradient is wrong for a product in another format."""
+    import torch
+    from torch.nn import functional
+
+    replaced = functional.linear
+    own = torch._C._nn.linear
+    if replaced is own:
+        yield
+        return
+    functional.linear = own
+    try:
+        yield
+    finally:
+        functional.linear = replaced
+
+
 # bitsandbytes
 
 

@@ -142,7 +142,7 @@ def test_shared_rows_equal_one_row_per_completion(
 @pytest.mark.parametrize("key", SHARED, ids="-".join)
 def test_these_families_do_share_rows(key: tuple[str, str], warnings: list[str]) -> None:
     """A prompt's last position is scored once for all completions; the last token of a completion is never scored."""
-    logits, rows, _ = read(MODELS[key], make_case(EXAMPLE))
+    logits, rows, *_ = read(MODELS[key], make_case(EXAMPLE))
     assert warnings == []
     assert logits.shape == ((1 + 2 + 0 + 3) + (1 + 1), VOCABULARY)
     assert rows.tolist() == [0, 1, 2, 0, 0, 3, 4, 5, 6, 7]
@@ -208,7 +208,7 @@ def test_separate_rows_leave_out_absent_completions(shared: bool) -> None:
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    logits, rows, _ = _read(model, model, *case, case[3], shared=shared)
+    logits, rows, *_ = _read(model, model, *case, case[3], shared=shared)
     handle.remove()
     assert sizes == ([(3, 13)] if shared else [(4, 9)])
     assert_close(completion_logps(CompletionLogits(logits, rows), *case[2:]), one_by_one(model, case))

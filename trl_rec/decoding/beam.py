@@ -92,7 +92,7 @@ def rank_items(
     excluded = Excluded(trie, exclude, len(input_ids))
 
     with evaluating(model):
-        cache = open_cache(model, input_ids, attention_mask, trie.max_depth)
+        cache = open_cache(model, input_ids, attention_mask, trie.max_depth, trie.tokens if renormalize else None)
         finished = _search(cache, trie, excluded, num_beams, renormalize, length_penalty)
     check_no_nan(finished.scores)
 
@@ -279,7 +279,8 @@ def _child_logps(
 ) -> tuple[Tensor, Tensor]:
     """Returns the log-probability of each child, -inf for padding, and the child nodes; both are `(B, A, C)`."""
     tokens, children, legal = trie.children(nodes, max_children)
-    scores = logits.gather(-1, tokens).float().masked_fill(~legal, -torch.inf)
+    columns = trie.columns(tokens) if renormalize else tokens
+    scores = logits.gather(-1, columns).float().masked_fill(~legal, -torch.inf)
     normalizer = scores.logsumexp(-1, keepdim=True) if renormalize else logits.float().logsumexp(-1, keepdim=True)
     return torch.where(legal, scores - normalizer, -torch.inf), children
 

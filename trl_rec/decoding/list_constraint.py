@@ -172,7 +172,7 @@ def list_logps(
 
     Args:
         read (`CompletionLogits`): The result of [`read_completions`] for the tokens of the lists: `token_ids` and
-            `mask` of `list_tokens(trie, items)`, with `scored=branches`.
+            `mask` of `list_tokens(trie, items)`, with `scored=branches`; `tokens=trie.tokens` are enough.
         items (`torch.Tensor` of shape `(B, G, K)`): Item indices; -1 pads shorter lists.
         trie (`TokenTrie`): The catalogue's list paths, on the same device.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items that no list may contain: one list per prompt, or

@@ -10,7 +10,7 @@ paths have the same length and branch at every depth, as with item tokens and mo
 tokens, and nothing is copied from the device.
 
 Legend: B: prompts, G: lists per prompt, R = B * G, A: lists per prompt read in this round (padded), K: items per list,
-S: taken items (padded), C: children (padded), W: tokens to read (right-aligned), V: vocabulary.
+S: taken items (padded), C: children (padded), W: tokens to read (right-aligned), U: distinct tokens of the trie.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ListLogits(NamedTuple):
     """The model's logits for the next choice of each list.
 
     Args:
-        logits (`torch.Tensor` of shape `(B, A, V)`): The logits.
+        logits (`torch.Tensor` of shape `(B, A, U)`): The logits of `trie.tokens`.
         rows (`torch.Tensor` of shape `(R,)`): For each list, the index of its logits among the A rows of its prompt.
             Arbitrary if the list was not read in this round.
         max_children (`int` or `None`): The maximum number of children over all nodes at which a list chooses; `None`
@@ -78,7 +78,8 @@ class ListDecoder:
     """Writes the lists of a batch of prompts, one choice per list and round.
 
     Args:
-        cache (`SharedPrompt` or `SeparateRows`): The key-value cache. It must already contain the prompts.
+        cache (`SharedPrompt` or `SeparateRows`): The key-value cache. It must already contain the prompts and give
+            the logits of `trie.tokens`.
         trie (`TokenTrie`): The catalogue's list paths.
         excluded (`torch.Tensor` of shape `(B, E)`): The excluded items, as in `Excluded.places`.
         list_length (`int`): K. Every prompt must have at least K items that are not excluded.
@@ -122,7 +123,7 @@ class ListDecoder:
 
     def begin(self) -> tuple[Lists, ListLogits]:
         """Returns empty lists and the logits for their first choice. From here on the cache has one beam per list."""
-        logits = self.cache.logits  # (B, 1, V)
+        logits = self.cache.logits  # (B, 1, U)
         num_prompts, num_lists = self.shape
 
         # 1. Let the model read the opening once per prompt, then share the result among the prompt's lists.
@@ -163,11 +164,12 @@ class ListDecoder:
 
         # 2. Gather the children's logits. If all lists are at the same node, selecting columns and then whole rows is
         # cheaper than gathering single elements.
+        columns = self.trie.columns(tokens)
         if output.at_root:
-            scores = output.logits.flatten(0, 1).index_select(1, tokens[0])[row]
+            scores = output.logits.flatten(0, 1).index_select(1, columns[0])[row]
         else:
-            index = row.unsqueeze(1) * output.logits.shape[-1] + tokens
-            scores = output.logits.flatten().gather(0, index.flatten()).view(tokens.shape)
+            index = row.unsqueeze(1) * output.logits.shape[-1] + columns
+            scores = output.logits.flatten().gather(0, index.flatten()).view(columns.shape)
         scores = at_least_float32(scores) / temperature
         return torch.where(legal, scores, -torch.inf).log_softmax(-1), children
 

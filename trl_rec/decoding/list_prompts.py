@@ -40,7 +40,7 @@ def open_lists(
 
     # 2. Read the prompts.
     with evaluating(model) if model.training else nullcontext():
-        cache = open_cache(model, input_ids, attention_mask, longest)
+        cache = open_cache(model, input_ids, attention_mask, longest, trie.tokens)
         yield ListDecoder(cache, trie, excluded, list_length=list_length, num_lists=num_lists)
 
 

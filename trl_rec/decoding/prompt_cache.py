@@ -25,6 +25,7 @@ from transformers import DynamicCache
 from trl_rec.compat import cache_arguments
 from trl_rec.models.attention import check_suitable, keeps_state, mask_for, takes_positions, warn_once, why_separate
 from trl_rec.models.experts import routing
+from trl_rec.models.selection import logits_at
 
 
 if TYPE_CHECKING:
@@ -54,16 +55,19 @@ class Pending:
 
 
 def open_cache(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, longest: int
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, longest: int, tokens: Tensor | None = None
 ) -> SharedPrompt | SeparateRows:
     """Chooses the cache that suits the model, and lets the model read the prompts into it. Completions may have at
-    most `longest` tokens."""
+    most `longest` tokens.
+
+    Logits cover the whole vocabulary or, if `tokens` `(U,)` are given, these tokens in their order: V is then U.
+    """
     _check_decodable(model)
     reason = why_separate(model, input_ids.shape[1] + longest)
     if reason is None:
-        return SharedPrompt(model, input_ids, attention_mask)
+        return SharedPrompt(model, input_ids, attention_mask, tokens)
     warn_once(reason, "every beam gets its own cache row, which is slower")
-    return SeparateRows(model, input_ids, attention_mask)
+    return SeparateRows(model, input_ids, attention_mask, tokens)
 
 
 def _check_decodable(model: PreTrainedModel) -> None:
@@ -94,12 +98,15 @@ class SharedPrompt:
 
     shared = True
 
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> None:
+    def __init__(
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor | None
+    ) -> None:
         self.model = model
+        self.tokens = tokens
         self.prompt_mask = attention_mask.bool()
         self.cache = DynamicCache()  # no config: with one, layers with a sliding window would be cropped
         self.caching = {**cache_arguments(model, self.cache), **routing(model, balanced=False)}
-        self.logits = _read_prompt(model, input_ids, attention_mask, self.caching)
+        self.logits = _read_prompt(model, input_ids, attention_mask, tokens, self.caching)
         self.seen = self.prompt_mask.new_zeros(len(input_ids), 1, 0)  # (B, K, G): each beam's columns
 
     def reorder(self, parents: Tensor) -> None:
@@ -129,13 +136,14 @@ class SharedPrompt:
         positions = self.prompt_mask.sum(1, keepdim=True) + depths - lengths + step
 
         # 3. Run the model.
-        output = self.model(
-            input_ids=tokens,
-            attention_mask=self._mask(owner, step, real, beam),
-            position_ids=positions.clamp(min=0),
-            **self.caching,
-            logits_to_keep=pending.num_active,
-        )
+        with logits_at(self.model, tokens=self.tokens):
+            output = self.model(
+                input_ids=tokens,
+                attention_mask=self._mask(owner, step, real, beam),
+                position_ids=positions.clamp(min=0),
+                **self.caching,
+                logits_to_keep=pending.num_active,
+            )
 
         # 4. Record which of the new columns belong to each beam.
         beams = torch.arange(self.seen.shape[1], device=beam.device).view(1, -1, 1)
@@ -184,13 +192,16 @@ class SeparateRows:
 
     shared = False
 
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> None:
+    def __init__(
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor | None
+    ) -> None:
         self.model = model
+        self.tokens = tokens
         self.prompt_length = attention_mask.sum(1)
         self.mask = attention_mask
         self.cache = DynamicCache(config=model.config)
         self.caching = {**cache_arguments(model, self.cache), **routing(model, balanced=False)}
-        self.logits = _read_prompt(model, input_ids, attention_mask, self.caching)
+        self.logits = _read_prompt(model, input_ids, attention_mask, tokens, self.caching)
 
     def reorder(self, parents: Tensor) -> None:
         """Makes beam `k` a continuation of beam `parents[:, k]`."""
@@ -207,27 +218,33 @@ class SeparateRows:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         positions = self.prompt_length.unsqueeze(1) + pending.depths - 1  # (B, K)
 
-        output = self.model(
-            input_ids=pending.tokens[..., -1].reshape(-1, 1),
-            attention_mask=self.mask,
-            position_ids=positions.reshape(-1, 1),
-            **self.caching,
-        )
+        with logits_at(self.model, tokens=self.tokens):
+            output = self.model(
+                input_ids=pending.tokens[..., -1].reshape(-1, 1),
+                attention_mask=self.mask,
+                position_ids=positions.reshape(-1, 1),
+                **self.caching,
+            )
         slots = torch.arange(num_beams, device=self.mask.device).expand(num_prompts, -1)
         return output.logits[:, -1].view(num_prompts, num_beams, -1), slots, pending.active
 
 
 def _read_prompt(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, caching: Mapping[str, Any]
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    tokens: Tensor | None,
+    caching: Mapping[str, Any],
 ) -> Tensor:
     """Reads the prompts into the cache. Returns the logits after each prompt, `(B, 1, V)`."""
     positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-    output = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=positions,
-        **caching,
-        logits_to_keep=1,
-    )
+    with logits_at(model, tokens=tokens):
+        output = model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            **caching,
+            logits_to_keep=1,
+        )
     logits: Tensor = output.logits[:, -1:]
     return logits

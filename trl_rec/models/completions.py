@@ -8,8 +8,8 @@ are padded on the right even if the input is padded on the left. Logits are comp
 predicted.
 
 Legend: B prompts, P prompt tokens (padded), K completions per prompt, C tokens per completion (padded), W columns of
-the packed rows, M scored completion tokens in total, N positions that predict them, V vocabulary size, L maximum
-number of legal tokens at a position (padded).
+the packed rows, M scored completion tokens in total, N positions that predict them, V vocabulary size, or the
+number of tokens if only some are asked for, L maximum number of legal tokens at a position (padded).
 """
 
 from __future__ import annotations
@@ -42,11 +42,25 @@ class CompletionLogits(NamedTuple):
             `logits` that predicts it.
         aux_loss (`torch.Tensor` of shape `()`, *optional*): The load-balancing loss of a mixture of experts. Each
             token of the prompts and of the completions counts once. None unless it was asked for.
+        tokens (`torch.Tensor` of shape `(V,)`, *optional*): The token of each column, ascending. None for the whole
+            vocabulary.
     """
 
     logits: Tensor
     rows: Tensor
     aux_loss: Tensor | None = None
+    tokens: Tensor | None = None
+
+    def at(self, tokens: Tensor) -> Tensor:
+        """Returns the logits `(M, L)` of the given tokens `(M, L)` at each scored token, at least float32. They are
+        arbitrary for a token whose logits were not asked for."""
+        columns = tokens
+        if self.tokens is not None:
+            columns = torch.searchsorted(self.tokens, tokens).clamp(max=len(self.tokens) - 1)
+        # Gather from the flattened logits, because `logits[rows]` would allocate an (M, V) tensor, and another one for
+        # its gradient.
+        starts = self.rows.unsqueeze(1) * self.logits.shape[1]
+        return at_least_float32(self.logits.flatten().gather(0, (starts + columns).flatten()).view(tokens.shape))
 
 
 def read_completions(
@@ -57,6 +71,7 @@ def read_completions(
     completion_mask: Tensor,
     *,
     scored: Tensor | None = None,
+    tokens: Tensor | None = None,
     wrapped: nn.Module | None = None,
     balanced: bool = False,
 ) -> CompletionLogits:
@@ -74,6 +89,8 @@ def read_completions(
             but still have a gradient.
         scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): True for the completion tokens whose logits are
             needed. By default, the logits of all completion tokens are computed. Tokens that a trie forces need none.
+        tokens (`torch.Tensor` of shape `(V,)`, *optional*): The tokens whose logits are needed, ascending, such as
+            `trie.tokens`. By default, logits cover the vocabulary, which takes more time and memory.
         wrapped (`nn.Module`, *optional*): The module to call instead of `model`, such as a DDP module or a DeepSpeed
             engine.
         balanced (`bool`, *optional*, defaults to `False`): Whether to compute the load-balancing loss of a mixture of
@@ -89,7 +106,8 @@ def read_completions(
 
     mask = completion_mask.bool()
     texts = (prompt_ids, prompt_mask.bool(), completion_ids, mask, mask if scored is None else mask & scored)
-    return _read(model, model if wrapped is None else wrapped, *texts, shared=reason is None, balanced=balanced)
+    caller = model if wrapped is None else wrapped
+    return _read(model, caller, *texts, shared=reason is None, tokens=tokens, balanced=balanced)
 
 
 def completion_logps(
@@ -98,7 +116,7 @@ def completion_logps(
     """Computes the log-probability of each completion token over the whole vocabulary.
 
     Args:
-        read (`CompletionLogits`): The result of [`read_completions`].
+        read (`CompletionLogits`): The result of [`read_completions`] over the whole vocabulary.
         completion_ids (`torch.Tensor` of shape `(B, K, C)`): The completions.
         completion_mask (`torch.Tensor` of shape `(B, K, C)`): True for the tokens that were scored.
         temperature (`float`, *optional*, defaults to `1.0`): Divides the logits.
@@ -106,6 +124,8 @@ def completion_logps(
     Returns:
         `torch.Tensor` of shape `(B, K, C)`: At least float32; 0 where masked.
     """
+    if read.tokens is not None:
+        raise ValueError("the completions were read with logits of some tokens only; leave out tokens")
     mask = completion_mask.bool()
     log_probs = (at_least_float32(read.logits) / temperature).log_softmax(-1)  # (N, V)
     return _unpack(log_probs[read.rows, completion_ids[mask]], mask)
@@ -123,7 +143,8 @@ def legal_completion_logps(
     """Computes the log-probability of each completion token among the legal tokens at its node of the trie.
 
     Args:
-        read, completion_ids, completion_mask: As in [`completion_logps`].
+        read (`CompletionLogits`): The result of [`read_completions`]; `tokens=trie.tokens` is enough.
+        completion_ids, completion_mask: As in [`completion_logps`].
         trie (`TokenTrie`): The trie of the catalogue, on the same device.
         nodes (`torch.Tensor` of shape `(B, K, C)`): The node before each token, as in `TokenTrie.walk`. A token that
             is not legal at its node has log-probability -inf and no gradient.
@@ -145,11 +166,7 @@ def chosen_legal_logps(
 
     A target that is not among the legal tokens has log-probability -inf and no gradient.
     """
-    # Gather from the flattened logits, because `logits[rows]` would allocate an (M, V) tensor, and another one for its
-    # gradient.
-    starts = read.rows.unsqueeze(1) * read.logits.shape[1]
-    scores = read.logits.flatten().gather(0, (starts + tokens).flatten()).view(tokens.shape)
-    scores = at_least_float32(scores) / temperature
+    scores = read.at(tokens) / temperature
     log_probs = torch.where(legal, scores, -torch.inf).log_softmax(-1)  # (M, L)
 
     # At most one column contains the target, so the sum selects its log-probability.
@@ -173,6 +190,7 @@ def _read(
     scored: Tensor,
     *,
     shared: bool,
+    tokens: Tensor | None = None,
     balanced: bool = False,
 ) -> CompletionLogits:
     # 1. For separate rows, repeat the prompt for each completion, so that each row has one completion. Absent
@@ -199,15 +217,15 @@ def _read(
     # 3. Run the model. Logits are computed only where a scored token is predicted.
     positions, rows = _predicting_positions(packed)
     if not balanced:
-        with logits_at(model, positions):
+        with logits_at(model, positions, tokens=tokens):
             outputs = wrapped(attention_mask=attention_mask, **inputs)
-        return CompletionLogits(outputs.logits[0], rows)
+        return CompletionLogits(outputs.logits[0], rows, tokens=tokens)
 
     # 4. The same with the load-balancing loss, in which each token of a prompt counts once.
     counted = packed.real & ((packed.owners >= 0) | ~repeated.unsqueeze(1))
-    with logits_at(model, positions), attending_by(model, attention_mask):
+    with logits_at(model, positions, tokens=tokens), attending_by(model, attention_mask):
         outputs = wrapped(attention_mask=counted.long(), **inputs)
-    return CompletionLogits(outputs.logits[0], rows, balancing_loss(model, outputs))
+    return CompletionLogits(outputs.logits[0], rows, balancing_loss(model, outputs), tokens)
 
 
 class _Packed(NamedTuple):

@@ -1,8 +1,8 @@
-"""Computes logits only at selected positions, since the output embedding is by far the widest layer.
+"""Computes logits only at selected positions, since the output embedding is by far the widest layer, and in float32.
 
 A forward pre-hook on the output embedding selects the hidden states inside the wrapped forward pass. Therefore this
 works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2, and transformations that a model applies to its
-logits, such as soft-capping or scaling, still take place.
+logits, such as soft-capping or scaling, still take place, in float32.
 """
 
 from __future__ import annotations
@@ -15,16 +15,28 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trl_rec.compat import is_quantized_layer, torch_linear
+from trl_rec.losses.output import at_least_float32
+from trl_rec.models.precision import PreciseLinear
+
 
 @contextmanager
-def logits_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
+def logits_at(
+    model: PreTrainedModel, positions: Tensor | None = None, *, tokens: Tensor | None = None
+) -> Iterator[None]:
     """Makes forward passes of `model` inside the block return logits `(1, N, V)`, for the N selected positions only.
+
+    The logits are float32 at least, as described in `precision.py`.
 
     Args:
         model (`PreTrainedModel`): The model itself, not the wrapper of a distributed engine.
-        positions (`torch.Tensor` of shape `(B, T)`): Boolean mask with N True entries, which may be 0. The logits are
-            in the order of `positions.nonzero()`.
+        positions (`torch.Tensor` of shape `(B, T)`, *optional*): Boolean mask with N True entries, which may be 0. The
+            logits are in the order of `positions.nonzero()`. By default the logits keep their positions and shape.
+        tokens (`torch.Tensor` of shape `(U,)`, *optional*): The tokens to compute logits for, which become the U
+            columns; the vocabulary by default. Whatever the model does to its logits must treat all tokens alike, as
+            soft-capping and scaling do.
     """
+    head = model.get_output_embeddings()
 
     def select(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns the selected hidden states `(1, N, hidden)`, and the layer's other inputs."""
@@ -33,8 +45,37 @@ def logits_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
 
     # Compiled code would not notice that the hook is added and removed.
     hook: Any = torch.compiler.disable(select)
-    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
+    handle = None if positions is None else head.register_forward_pre_hook(hook)
+    try:
+        with _precise(head, tokens):
+            yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+@contextmanager
+def _precise(head: nn.Module, tokens: Tensor | None) -> Iterator[None]:
+    """Inside the block, the output embedding computes in float32 at least, and for `tokens` only."""
+    layers = list(head.modules())  # more than one under an adapter
+    quantized = any(is_quantized_layer(layer) for layer in layers)
+    num_outputs = max(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
+    forward = head.forward
+
+    def forward_precisely(*inputs: Any) -> Tensor:
+        """Returns the logits. A quantised output embedding has its own product, whose result is converted."""
+        if quantized:
+            logits: Tensor = at_least_float32(forward(*inputs))
+            return logits if tokens is None else logits.index_select(-1, tokens)
+        with torch_linear(), PreciseLinear(num_outputs, tokens):
+            logits = forward(*inputs)
+        return logits
+
+    own = vars(head).get("forward")  # of a layer that accelerate moves between devices
+    vars(head)["forward"] = torch.compiler.disable(forward_precisely)
     try:
         yield
     finally:
-        handle.remove()
+        vars(head).pop("forward")
+        if own is not None:
+            vars(head)["forward"] = own

@@ -4,7 +4,7 @@ Only names that have not been written yet are legal, so the answer is always a p
 Each written name costs one more forward pass of one token, except the last two: the second to last leaves only one
 name to write, which is forced.
 
-Legend: B: lists, m: candidates of the longest list, P: prompt tokens, V: vocabulary.
+Legend: B: lists, m: candidates of the longest list, P: prompt tokens, U: names of all lists.
 """
 
 from __future__ import annotations
@@ -62,27 +62,28 @@ def rank_candidates(
     attention_mask = prompts["attention_mask"].to(model.device)
     names = names.to(model.device)
     mask = mask.to(model.device)
+    tokens, columns = names.unique(return_inverse=True)  # (U,), (B, m)
 
     with evaluating(model):
-        cache = open_cache(model, input_ids, attention_mask, names.shape[1])
-        ranked = _sort(cache, names, mask) if single_pass else _write(cache, names, mask)
+        cache = open_cache(model, input_ids, attention_mask, names.shape[1], tokens)
+        ranked = _sort(cache, columns, mask) if single_pass else _write(cache, names, columns, mask)
     check_no_nan(ranked.scores)
     return ranked
 
 
-def _sort(cache: SharedPrompt | SeparateRows, names: Tensor, mask: Tensor) -> RankedCandidates:
+def _sort(cache: SharedPrompt | SeparateRows, columns: Tensor, mask: Tensor) -> RankedCandidates:
     """Sorts the names by their log-probabilities after the prompt."""
-    logps = _logps(cache.logits, names, mask)
+    logps = _logps(cache.logits, columns, mask)
     scores, order = logps.sort(dim=-1, descending=True, stable=True)
     return RankedCandidates(order.masked_fill(scores == -torch.inf, -1), scores)
 
 
-def _write(cache: SharedPrompt | SeparateRows, names: Tensor, mask: Tensor) -> RankedCandidates:
+def _write(cache: SharedPrompt | SeparateRows, names: Tensor, columns: Tensor, mask: Tensor) -> RankedCandidates:
     """Writes one name after the other, always the most likely of the names not yet written."""
     num_lists, num_names = names.shape
     left = mask.clone()  # (B, m)
     total = torch.zeros(num_lists, device=names.device)
-    logits = cache.logits  # (B, 1, V)
+    logits = cache.logits  # (B, 1, U)
     order = []
     scores = []
     cache.reorder(torch.zeros(num_lists, 1, dtype=torch.int64, device=names.device))  # one beam per list
@@ -90,7 +91,7 @@ def _write(cache: SharedPrompt | SeparateRows, names: Tensor, mask: Tensor) -> R
     for step in range(num_names):
         # 1. Choose the most likely name. In the last step each list has at most one name left, which is forced.
         forced = step > 0 and step == num_names - 1
-        logps = torch.where(left, 0.0, -torch.inf) if forced else _logps(logits, names, left)
+        logps = torch.where(left, 0.0, -torch.inf) if forced else _logps(logits, columns, left)
         logp, chosen = logps.max(-1)
         total = total + logp
         order.append(torch.where(left.any(-1), chosen, -1))
@@ -103,10 +104,10 @@ def _write(cache: SharedPrompt | SeparateRows, names: Tensor, mask: Tensor) -> R
     return RankedCandidates(torch.stack(order, 1), torch.stack(scores, 1))
 
 
-def _logps(logits: Tensor, names: Tensor, left: Tensor) -> Tensor:
-    """Returns the log-probabilities of the names that are left, `(B, m)`, from logits `(B, 1, V)`; -inf for the other
+def _logps(logits: Tensor, columns: Tensor, left: Tensor) -> Tensor:
+    """Returns the log-probabilities of the names that are left, `(B, m)`, from logits `(B, 1, U)`; -inf for the other
     names."""
-    scores = at_least_float32(logits.squeeze(1).gather(1, names)).masked_fill(~left, -torch.inf)
+    scores = at_least_float32(logits.squeeze(1).gather(1, columns)).masked_fill(~left, -torch.inf)
     # The outer mask also covers lists with no name left, whose softmax is NaN.
     return torch.where(left, scores.log_softmax(-1), -torch.inf)
 

@@ -4,7 +4,7 @@ Nodes are numbered level by level, and within a level by parent and then by toke
 Therefore one array of row offsets and one array of tokens describe the whole tree, in CSR format. Items are sorted by
 their paths, so the items below a node form a slice. There is no Python object per node and no loop over items.
 
-Legend: C maximum number of children of the given nodes (padded), T tokens.
+Legend: C maximum number of children of the given nodes (padded), T tokens, U distinct tokens of all paths.
 """
 
 from __future__ import annotations
@@ -183,6 +183,12 @@ class TokenTrie:
         return int(self.child_tokens.max())
 
     @cached_property
+    def tokens(self) -> Tensor:
+        """`(U,)`: the distinct tokens of all paths, ascending."""
+        tokens: Tensor = self.child_tokens.unique()
+        return tokens.long()
+
+    @cached_property
     def depth_widths(self) -> list[int]:
         """The maximum number of children of a node at each depth; the last entry is 0."""
         bounds = self.depth_offsets.tolist()
@@ -282,6 +288,10 @@ class TokenTrie:
         legal = column < counts.unsqueeze(-1)
         edges = torch.where(legal, starts.unsqueeze(-1) + column, 0)
         return torch.where(legal, _pick(self.child_tokens, edges), 0).long(), torch.where(legal, edges + 1, 0), legal
+
+    def columns(self, tokens: Tensor) -> Tensor:
+        """Returns the index of each token in `self.tokens`; an arbitrary one for a token that no path contains."""
+        return torch.searchsorted(self.tokens, tokens).clamp(max=len(self.tokens) - 1)
 
     def advance(self, nodes: Tensor, tokens: Tensor) -> Tensor:
         """Returns the node that each token leads to; -1 if the token is not legal or the given node is -1."""

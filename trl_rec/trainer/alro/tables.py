@@ -57,12 +57,8 @@ def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
     list_, order, _ = answer.nonzero().unbind(1)
     position = (answer.cumsum(-1) - 1)[answer]
 
-    # 2. Gather the logits of the m names at each token. Indexing the flat logits avoids a tensor and a gradient of
-    # shape (M, V).
-    starts = read.rows.unsqueeze(1) * read.logits.shape[1]
-    tokens = names[list_, order]  # (M, m)
-    scores = read.logits.flatten().gather(0, (starts + tokens).flatten()).view(tokens.shape)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    # 2. Gather the logits of the m names at each token.
+    scores = read.at(names[list_, order])  # (M, m)
 
     # 3. Scatter them into tables, which have an extra row for EOS. The extra row is then dropped.
     num_candidates = names.shape[2]

@@ -178,6 +178,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
 
     def _answers(self, model: nn.Module, inputs: dict[str, Tensor]) -> AnswerTable:
         """Runs one forward pass and returns the log-probabilities at the answer positions."""
+        over_vocabulary = self.args.softmax == "vocabulary"
         read = read_completions(
             self.bare(model),
             inputs["prompt_ids"],
@@ -185,10 +186,11 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
             inputs["completion_ids"],
             inputs["completion_mask"],
             scored=inputs["answer_mask"],
+            tokens=None if over_vocabulary else inputs["names"].unique(),
             wrapped=model,
             balanced=self.aux_loss_enabled,
         )
-        return answer_table(read, inputs, vocabulary=self.args.softmax == "vocabulary")
+        return answer_table(read, inputs, vocabulary=over_vocabulary)
 
     def _is_logging_step(self, model: nn.Module) -> bool:
         return model.training and (self.state.global_step + 1) % self.state.logging_steps == 0

@@ -192,19 +192,21 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         tasks = inputs.pop("tasks", None)  # (B,)
         choices = {name: inputs.pop(name) for name in CHOICES if name in inputs}
 
-        # 1. Compute logits at the N positions that have a target. A position predicts the token after it.
+        # 1. Compute logits at the N positions that have a target. A position predicts the token after it. Item tokens
+        # under a legal softmax need the logits of the trie's U tokens only; texts need those of the vocabulary.
+        tokens = self.trie.tokens if choices and tasks is None else None
         learned = torch.zeros_like(labels, dtype=torch.bool)
         learned[:, :-1] = labels[:, 1:] != IGNORED
         bare = self.bare(model)
-        with logits_at(bare, learned):
+        with logits_at(bare, learned, tokens=tokens):
             outputs = model(**inputs, **routing(bare, self.aux_loss_enabled), use_cache=False)
-        logits = outputs.logits[0]  # (N, V)
+        logits = outputs.logits[0]  # (N, V) or (N, U)
         targets = labels[:, 1:][learned[:, :-1]]  # (N,)
 
         # 2. Compute the loss of each target token.
         items = item_places(learned, tasks)  # (B, T)
         if tasks is None:
-            output = self._item_loss(logits, targets, choices, items)
+            output = self._item_loss(logits, targets, choices, items, among=tokens)
         else:
             output = with_texts(
                 logits, targets, items[learned], lambda of, to: self._item_loss(of, to, choices, items)
@@ -224,18 +226,27 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         num_tokens = inputs["attention_mask"].sum()
         return BatchLoss(loss, row_losses, means, num_tokens, aux_loss=aux_loss, outputs=outputs)
 
-    def _item_loss(self, logits: Tensor, targets: Tensor, choices: dict[str, Tensor], items: Tensor) -> LossOutput:
-        """Computes the loss, `(N,)`, of N item tokens from their logits, `(N, V)`. The softmax is over the legal
-        tokens, or over the vocabulary if `choices` is empty."""
+    def _item_loss(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        choices: dict[str, Tensor],
+        items: Tensor,
+        *,
+        among: Tensor | None = None,
+    ) -> LossOutput:
+        """Computes the loss, `(N,)`, of N item tokens from their logits, `(N, V)`, or `(N, U)` if `among` contains
+        the trie's U tokens. The softmax is over the legal tokens, or over the vocabulary if `choices` is empty."""
         if not choices:
             return self.token_loss(logits, targets, None)
         tokens, legal = self._legal(choices, items)
+        columns = tokens if among is None else self.trie.columns(tokens)
         if len(tokens) == 1:  # all targets have the same legal children, as with the item_token surface
             place = torch.searchsorted(tokens[0], targets)
-            return self.token_loss(logits.index_select(1, tokens[0]), place, legal)
+            return self.token_loss(logits.index_select(1, columns[0]), place, legal)
         hit = tokens == targets.unsqueeze(1)  # (N, C)
         place = (hit if legal is None else hit & legal).long().argmax(1)
-        return self.token_loss(logits.gather(1, tokens), place, legal)
+        return self.token_loss(logits.gather(1, columns), place, legal)
 
     def token_loss(self, logits: Tensor, targets: Tensor, legal: Tensor | None) -> LossOutput:
         """Computes the loss, `(N,)`, of target tokens, and the metrics `ce`, `margin` and `pruned`.

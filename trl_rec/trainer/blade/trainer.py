@@ -304,6 +304,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             lists.token_ids,
             lists.mask,
             scored=lists.branches,
+            tokens=self.trie.tokens,
             wrapped=model,
             balanced=balanced,
         )

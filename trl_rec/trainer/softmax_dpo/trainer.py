@@ -254,6 +254,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             inputs["prompt_mask"],
             inputs["completion_ids"],
             inputs["completion_mask"],
+            tokens=self.trie.tokens if self.renormalizes else None,
             wrapped=model,
             balanced=balanced,
         )

@@ -1,0 +1,102 @@
+"""The product of the output embedding in float32, whatever format the model computes in.
+
+In bfloat16 a logit of 20 has neighbours 0.125 apart, so the candidates of a beam search tie or change places. Operands
+in bfloat16 or float16 are exact in float32, and so, but for float32's own rounding, is their product here. A CUDA
+device computes it from the operands as they are. Other devices convert the output embedding in parts, so that no
+float32 copy of it exists.
+
+Legend: N positions, H hidden size, V vocabulary, U tokens whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+PART_ROWS = 4096  # rows of the output embedding that are converted at a time
+
+
+class PreciseLinear(TorchFunctionMode):
+    """Inside the block, linear layers with `num_outputs` outputs return float32 at least, and those of `tokens` only.
+
+    Args:
+        num_outputs (`int`): V. Other layers, such as the first half of a LoRA adapter, are left alone.
+        tokens (`torch.Tensor` of shape `(U,)`, *optional*): The outputs to compute; all by default.
+    """
+
+    def __init__(self, num_outputs: int, tokens: Tensor | None = None) -> None:
+        super().__init__()
+        self.num_outputs = num_outputs
+        self.tokens = tokens
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replaces `F.linear`, which layers and adapters alike call in the end."""
+        if func is not F.linear:
+            return func(*args, **(kwargs or {}))
+        return self._linear(*args, **(kwargs or {}))
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # F.linear's own names
+        if len(weight) != self.num_outputs:
+            return F.linear(input, weight, bias)
+        if self.tokens is not None:
+            weight = weight.index_select(0, self.tokens)
+            bias = None if bias is None else bias.index_select(0, self.tokens)
+        return precise_linear(input, weight, bias)
+
+
+def precise_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` whose result is float32 at least.
+
+    Under autocast the operands are rounded as autocast rounds them. The gradient of a low-precision product is rounded
+    to the operands' format, as that of `F.linear` is.
+    """
+    device = hidden_states.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return precise_linear(hidden_states.to(dtype), weight.to(dtype), bias)
+    if weight.dtype not in LOW_PRECISION or hidden_states.dtype != weight.dtype:
+        return F.linear(hidden_states, weight, bias)
+
+    product: Any = _LowPrecisionProduct
+    logits: Tensor = product.apply(hidden_states.flatten(0, -2), weight)
+    logits = logits.view(*hidden_states.shape[:-1], len(weight))
+    return logits if bias is None else logits + bias
+
+
+class _LowPrecisionProduct(torch.autograd.Function):
+    """`(N, V)` in float32 from `(N, H)` and `(V, H)` in a low-precision format."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_states: Tensor, weight: Tensor) -> Tensor:
+        """Keeps the operands as they are, so that ZeRO-3 can take the weight away in between."""
+        ctx.save_for_backward(hidden_states, weight)
+        if hidden_states.is_cuda and len(hidden_states):
+            return torch.mm(hidden_states, weight.T, out_dtype=torch.float32)
+        return _product_in_parts(hidden_states, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of hidden states and weight, in their format."""
+        hidden_states, weight = ctx.saved_tensors
+        gradient = gradients[0].to(weight.dtype)  # (N, V)
+        return (
+            gradient @ weight if ctx.needs_input_grad[0] else None,
+            gradient.T @ hidden_states if ctx.needs_input_grad[1] else None,
+        )
+
+
+def _product_in_parts(hidden_states: Tensor, weight: Tensor) -> Tensor:
+    """The product, by converting `PART_ROWS` rows of the weight at a time."""
+    hidden_states = hidden_states.float()
+    product = hidden_states.new_empty(len(hidden_states), len(weight))
+    for start in range(0, len(weight), PART_ROWS):
+        stop = start + PART_ROWS
+        product[:, start:stop] = hidden_states @ weight[start:stop].float().T
+    return product
