@@ -1,7 +1,7 @@
-"""Recommenders without parameters, as baselines for any model: random, popular, and item-to-item transitions.
+"""Recommenders without learned parameters, as baselines for any model: random, popularity, and item transitions.
 
-All three use the training split alone, raise for any other split, and rank the whole catalogue. They use sparse
-arrays: memory and time grow with the number of candidates that the histories lead to, not with users x items.
+All three use only the training split, raise `ValueError` for any other split, and rank the whole catalogue. They use
+sparse arrays: memory and time grow with the number of items that are scored per history, not with users x items.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from trl_rec.ragged import Ragged, within
 from trl_rec.ranges import COUNT, SEED
 
 
-BLOCK_ENTRIES = 1 << 21  # (row, item) pairs that are ranked at a time; sorting them takes about 200 MB
-SCORE_DECIMALS = 12  # smaller differences between scores come from the order of float additions, and count as ties
+BLOCK_ENTRIES = 1 << 21  # maximum number of (row, item) pairs ranked at a time; sorting them takes about 200 MB
+SCORE_DECIMALS = 12  # smaller differences are rounding errors of float sums; such scores count as ties
 
 
 class RandomBaseline:
-    """A random order of the catalogue for each user: what pure chance reaches. Equal (seed, row) give equal orders.
+    """Recommends the catalogue in a random order per user. The order depends only on the seed and the row number.
 
     Args:
-        seed (`int`, *optional*, defaults to `0`): Chooses the orders.
+        seed (`int`, *optional*, defaults to `0`): Seed of the random orders.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -36,15 +36,15 @@ class RandomBaseline:
         self.num_items = 0
 
     def fit(self, train: Dataset, num_items: int | None = None) -> RandomBaseline:
-        """Sets the number of items: `num_items`, or else the largest index in `train` plus 1."""
+        """Sets the number of items. `num_items` defaults to the largest index in `train` plus 1."""
         self.num_items = TrainInteractions.from_split(train, num_items).num_items
         return self
 
     def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> np.ndarray:
-        """Item indices `(num_users, top_k)`, best first, -1 where the catalogue is exhausted.
+        """Returns item indices `(num_users, top_k)`, best first, padded with -1 if the catalogue is exhausted.
 
-        Excluding a history excludes the `twins` of its items too, which is what models do where items are written as
-        titles.
+        If histories are excluded, the `twins` of their items are excluded too, because models that write items as
+        titles exclude them as well.
         """
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
@@ -55,10 +55,10 @@ class RandomBaseline:
 
 
 class PopularityBaseline:
-    """The items chosen most often in training, the same order for every user; ties go to the lower index.
+    """Recommends the items chosen most often in training, in the same order for every user.
 
-    `fit` sets two attributes: `popularity` `(num_items,)`, how often each item was chosen, and `by_popularity`
-    `(num_items,)`, the items in descending order of it.
+    Ties are broken by the lower index. `fit` sets two attributes: `popularity` `(num_items,)`, how often each item was
+    chosen, and `by_popularity` `(num_items,)`, the items in descending order of popularity.
     """
 
     def __init__(self) -> None:
@@ -80,20 +80,20 @@ class PopularityBaseline:
 
 
 class TransitionBaseline:
-    """Recommends what followed the user's last items in the training histories: a counter without parameters.
+    """Recommends the items that most often followed the user's last items in training. It only counts transitions.
 
-    T[i, j] is the sum of 1/d over all training pairs of an item i and an item j that follows it d <= `window`
-    positions later; each row of T is then divided by its sum. The score of j is the sum of T[i, j] / (1 + w) over the
-    last `max_history` items i of a history, where w counts back from the newest item, w = 0. Ties go to the more
-    popular item, then to the lower index; items with score 0 follow in the same order.
+    T[i, j] is the sum of 1/d over all training pairs in which item j follows item i at a distance d <= `window`. Each
+    row of T is then divided by its sum. The score of item j is the sum of T[i, j] / (1 + w) over the last
+    `max_history` items i of a history, where w = 0 for the newest item, 1 for the one before, and so on. Ties are
+    broken by popularity, then by the lower index. Items with score 0 follow, ordered in the same way.
 
     It is hard to beat. With leave-one-out splits and excluded histories, it reaches Recall@10 .079 and NDCG@10 .050 on
-    Amazon Beauty, above the figures published there for SASRec, HSTU and TIGER and for much other neural work. On
-    MovieLens-100k it reaches .184 and .106.
+    Amazon Beauty, which is higher than the published results of SASRec, HSTU, TIGER and many other neural models on
+    this data. On MovieLens-100k it reaches .184 and .106.
 
     Args:
-        window (`int`, *optional*, defaults to `3`): Largest distance of a pair.
-        max_history (`int`, *optional*, defaults to `10`): Number of items of the history that count.
+        window (`int`, *optional*, defaults to `3`): Maximum distance between the two items of a pair.
+        max_history (`int`, *optional*, defaults to `10`): Maximum number of history items to use, the newest first.
     """
 
     def __init__(self, window: int = 3, max_history: int = 10) -> None:
@@ -109,17 +109,18 @@ class TransitionBaseline:
         self.num_items = interactions.num_items
         self.by_popularity = interactions.by_popularity
 
-        # From here on an item is its position in the order of popularity, so that a stable sort breaks ties correctly.
+        # From here on, items are numbered by their position in `by_popularity`, so that a stable sort breaks ties by
+        # popularity.
         self._position = np.argsort(self.by_popularity)  # (num_items,), the inverse of `by_popularity`
         first, second, distance = interactions.pairs(self.window)
         pairs = self._position[first] * self.num_items + self._position[second]
 
-        # The counts as a sparse matrix in row order: one entry per distinct pair.
+        # Sum the weights of equal pairs: a sparse matrix in row order, with one entry per distinct pair.
         keys, inverse = np.unique(pairs, return_inverse=True)
         weights = np.bincount(inverse, 1 / distance, len(keys))
         source, target = np.divmod(keys, max(self.num_items, 1))
 
-        # Each row is divided by its sum, and stored as ragged rows of targets and weights.
+        # Divide each row by its sum, and store it as ragged rows of following items and weights.
         totals = np.bincount(source, weights, self.num_items)
         lengths = np.bincount(source, minlength=self.num_items)
         self._targets = Ragged.from_lengths(target, lengths)
@@ -133,8 +134,8 @@ class TransitionBaseline:
         recent = Ragged(self._position[histories.values], histories.offsets).tail(self.max_history)
         excluded = Ragged(self._position[excluded.values], excluded.offsets)
 
-        # What a row adds to its block: the targets of its recent items, `top_k` popular items, and its excluded items
-        # twice (as they are, and as the further popular items that take their place).
+        # Number of (row, item) pairs per row: one for each item that followed a recent item, `top_k` popular items,
+        # and two per excluded item (the item itself, and one more popular item in case it replaces that item).
         num_targets = np.bincount(recent.row_ids, self._targets.lengths[recent.values], len(recent))
         costs = num_targets.astype(np.int64) + 2 * excluded.lengths + top_k
 
@@ -144,24 +145,24 @@ class TransitionBaseline:
         return np.where(ranked >= 0, self.by_popularity[ranked], -1)
 
     def _rank_block(self, recent: Ragged, excluded: Ragged, top_k: int) -> np.ndarray:
-        # 1. What followed the recent items: one score per (history item, target).
+        # 1. Score the items that followed the recent items: one score per (recent item, following item).
         age = np.repeat(recent.lengths, recent.lengths) - 1 - within(recent.lengths)  # 0 for the newest item
         targets = self._targets.take(recent.values)
         scores = self._weights.take(recent.values).values / (1 + age)[targets.row_ids]
 
-        # 2. Enough of the most popular items, at score 0, to fill a list even if all excluded items are among them.
+        # 2. Add the most popular items at score 0, enough to fill a list even if all excluded items are among them.
         num_popular = _num_needed(excluded, top_k, self.num_items)
         rows = [recent.row_ids[targets.row_ids], np.repeat(np.arange(len(recent)), num_popular)]
         items = [targets.values, within(num_popular)]
         parts = [scores, np.zeros(num_popular.sum())]
 
-        # 3. An excluded item gets -inf, which no sum of scores can undo.
+        # 3. Add -inf for each excluded item, so that its sum is -inf whatever its other scores are.
         rows.append(excluded.row_ids)
         items.append(excluded.values)
         parts.append(np.full(len(excluded.values), -np.inf))
 
-        # 4. The sum of each (row, item), sorted by row and descending score. The keys ascend by popularity within a
-        #    row and `lexsort` is stable, so that ties stay in that order.
+        # 4. Sum the scores of each (row, item), and sort by row and descending score. Within a row, the keys are in
+        #    the order of popularity. `lexsort` is stable, so ties stay in this order.
         keys, totals = _sum_by_key(
             np.concatenate(rows) * self.num_items + np.concatenate(items), np.concatenate(parts)
         )
@@ -174,15 +175,18 @@ class TransitionBaseline:
 def _rank_by_order(
     excluded: Ragged, top_k: int, num_items: int, item_at: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Ranks by an order known in advance: `item_at(rows, positions)` is the item at a position of a row's order."""
+    """Ranks items by an order that does not depend on the history.
+
+    `item_at(rows, positions)` returns the item at each position in the order of each row.
+    """
     lengths = _num_needed(excluded, top_k, num_items)
 
     def _rank_block(block: np.ndarray) -> np.ndarray:
-        # The beginning of each row's order, long enough to fill a list after all excluded items are removed.
+        # Take the first items of each row's order, enough to fill a list after all excluded items are removed.
         rows = np.repeat(np.arange(len(block)), lengths[block])
         items = item_at(block[rows], within(lengths[block]))
 
-        # A (row, item) pair becomes one integer, so that one look-up removes the excluded items of all rows.
+        # Encode each (row, item) pair as one integer, so that a single look-up removes the excluded items of all rows.
         removed = excluded.take(block)
         keep = ~np.isin(rows * num_items + items, removed.row_ids * num_items + removed.values)
         return _top_of_each_row(rows[keep], items[keep], len(block), top_k)
@@ -191,7 +195,7 @@ def _rank_by_order(
 
 
 def _excluded(histories: Ragged, exclude_history: bool, twins: Twins | None) -> Ragged:
-    """The items that no list may contain, per row."""
+    """Returns the items that must not be recommended, per row."""
     if not exclude_history:
         return Ragged(histories.values[:0], np.zeros(len(histories) + 1, np.int64))
     return histories if twins is None else twins.complete(histories)
@@ -205,23 +209,23 @@ def _checked_histories(histories: Rows, top_k: int, num_items: int) -> Ragged:
 
 
 def _num_needed(excluded: Ragged, top_k: int, num_items: int) -> np.ndarray:
-    """How many items of a fixed order each row needs, `(num_rows,)`, to have `top_k` left after exclusion."""
+    """Returns how many items each row needs so that `top_k` are left after exclusion, `(num_rows,)`."""
     needed: np.ndarray = np.minimum(top_k + excluded.lengths, num_items)
     return needed
 
 
 def _rank_in_blocks(costs: np.ndarray, top_k: int, rank_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Ranks rows in blocks of neighbours, each block with about `BLOCK_ENTRIES` of the rows' `costs` in total."""
-    block = np.cumsum(costs) // BLOCK_ENTRIES  # the block of each row
+    """Ranks consecutive rows in blocks, whose total `costs` are about `BLOCK_ENTRIES` each."""
+    block = np.cumsum(costs) // BLOCK_ENTRIES  # block number of each row
     edges = np.flatnonzero(np.diff(block)) + 1
     parts = [rank_block(rows) for rows in np.split(np.arange(len(costs)), edges) if len(rows)]
     return np.concatenate([np.empty((0, top_k), np.int64), *parts])
 
 
 def _sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct keys in ascending order, and the sum of the values of each. `keys` must not be empty."""
-    # After sorting, each key is one run of neighbours. A stable sort adds its values in the order given, so that equal
-    # input always gives equal sums.
+    """Returns the distinct keys in ascending order, and the sum of the values per key. `keys` must not be empty."""
+    # After sorting, equal keys are next to each other. The sort is stable, so that the values of a key are always
+    # added in the same order.
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
@@ -229,7 +233,7 @@ def _sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _top_of_each_row(rows: np.ndarray, items: np.ndarray, num_rows: int, top_k: int) -> np.ndarray:
-    """The first `top_k` items of each row, `(num_rows, top_k)`, -1 where a row has fewer. `rows` must be ascending."""
+    """Returns the first `top_k` items of each row, `(num_rows, top_k)`, padded with -1. `rows` must be ascending."""
     rank = within(np.bincount(rows, minlength=num_rows))
     keep = rank < top_k
     ranked = np.full((num_rows, top_k), -1, np.int64)

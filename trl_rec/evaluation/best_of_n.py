@@ -1,9 +1,9 @@
 """Best-of-N at inference: draws N lists from a policy and keeps the one with the highest reward.
 
-The reward uses what the users chose next, so this is not a way to recommend. It gives an upper bound for a policy that
-was aligned to a static Best-of-N target, and costs N lists per list shown.
+The reward uses the items that the users chose next, so this cannot be used to recommend. It gives an upper bound for a
+policy that is aligned to a static Best-of-N target, and N lists have to be drawn for each list that is evaluated.
 
-Legend: U users, S lists drawn per user, K items per list, N the `best_of`.
+Legend: U: users, S: lists drawn per user, K: items per list, N: `best_of`.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def best_of_split(
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Evaluation]:
-    """Draws N lists for each row of a split, and evaluates a single drawn list beside the best of the N.
+    """Draws N lists for each row of a split, and evaluates both a single drawn list and the best of the N.
 
     Args:
-        model, tokenizer, dataset, prompt_format: As in [`rank_split`], for a policy that writes lists.
+        model, tokenizer, dataset, prompt_format: As in [`rank_split`]; the policy must write lists.
         rewards: As in [`evaluate_best_of`].
-        best_of: N, the number of lists that are drawn per user.
+        best_of: N, the number of lists to draw per user.
         split (*optional*, defaults to `"test"`): `"validation"` or `"test"`.
-        seed (*optional*, defaults to `0`): Seed of the lists and of the bootstrap.
-        options: As in [`draw_lists`].
+        seed (*optional*, defaults to `0`): Seed of the drawn lists and of the bootstrap.
+        options: Passed to [`draw_lists`].
 
     Returns:
-        The evaluations `"drawn"` and `"best of N"` (with the number in place of N).
+        Two evaluations by name: `"drawn"` for a single list, and `"best of N"` with N replaced by its value.
     """
     if prompt_format.list_length is None:
         raise ValueError("the best of several lists needs a policy that writes lists; give list_length")
@@ -72,7 +72,7 @@ def best_of_split(
         **{"num_lists": best_of, "seed": seed, "pad_token_id": tokenizer.pad_token_id, **options},
     )
 
-    # The same lists serve both evaluations, so that they differ by the choice alone.
+    # Both evaluations use the same lists, so that they differ only in which list is chosen.
     counts = {"drawn": 1, f"best of {best_of}": best_of}
     return {
         name: evaluate_best_of(lists, dataset, rewards, best_of=count, split=split, seed=seed)
@@ -91,16 +91,16 @@ def draw_lists(
     seed: int = 0,
     **options: Any,
 ) -> np.ndarray:
-    """Draws `num_lists` lists from the policy after each history: `(U, S, K)`.
+    """Draws `num_lists` lists from the policy for each history: `(U, S, K)`.
 
     Args:
         model: A causal language model that writes lists.
         histories: Item indices, oldest first.
-        prompt_format: How histories are written, with a `list_length`.
+        prompt_format: How histories are written. It must have a `list_length`.
         trie: The catalogue, built with `lists=True`.
-        num_lists: S, lists per user.
-        temperature (*optional*, defaults to `1.0`): Divides the logits.
-        seed (*optional*, defaults to `0`): A user's lists depend on it and on the user's row number.
+        num_lists: S, the number of lists per user.
+        temperature (*optional*, defaults to `1.0`): Sampling temperature, which divides the logits.
+        seed (*optional*, defaults to `0`): Seed of the lists. They depend only on the seed and the row number.
         options: `pad_token_id`, `users`, `exclude_history`, `batch_size` and `max_length`, as in [`rank_histories`].
     """
     COUNT.check("num_lists", num_lists)
@@ -128,25 +128,27 @@ def draw_lists(
 
 
 def expected_best(values: np.ndarray, rewards: np.ndarray, best_of: int) -> np.ndarray:
-    """The expected value of the best of N lists, `(U,)`, over all ways to choose N of the S lists.
+    """Returns the expected value of the best of N lists, `(U,)`, over all ways to choose N of the S lists.
 
-    The best list is the one with the highest reward; if several lists tie, each counts in part. N = 1 gives the mean.
+    The best list is the one with the highest reward. If several lists tie, their values are averaged. N = 1 gives the
+    mean over all lists.
 
     Args:
-        values (`np.ndarray` of shape `(U, S)`): The values to average.
-        rewards (`np.ndarray` of shape `(U, S)`): The rewards that determine the best list.
+        values (`np.ndarray` of shape `(U, S)`): The value of each list, for example its NDCG.
+        rewards (`np.ndarray` of shape `(U, S)`): The reward of each list, which determines the best list.
         best_of (`int`): N, at most S.
     """
     num_lists = rewards.shape[1]
     if not 1 <= best_of <= num_lists:
         raise ValueError(f"the best of {best_of} cannot be chosen from {num_lists} lists; draw at least best_of lists")
 
-    # Number of lists with a lower reward, and with at most the same reward, (U, S) each.
+    # For each list, the number of lists with a lower reward, and with a lower or equal reward, (U, S) each.
     below = (rewards[:, None] < rewards[..., None]).sum(-1)
     at_most = (rewards[:, None] <= rewards[..., None]).sum(-1)
 
-    # `chosen_from[c]` is the probability that all N lists are among c given ones. The difference is the probability
-    # that the highest reward is this list's, which the lists with that reward share.
+    # `chosen_from[c]` is the probability that all N chosen lists are among c given lists. So
+    # `chosen_from[at_most] - chosen_from[below]` is the probability that the highest reward among the N equals the
+    # reward of this list. Tied lists share this probability equally.
     ways = np.array([comb(count, best_of) for count in range(num_lists + 1)], np.float64)
     chosen_from = ways / comb(num_lists, best_of)
     chance = (chosen_from[at_most] - chosen_from[below]) / (at_most - below)
@@ -164,24 +166,24 @@ def evaluate_best_of(
     reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Evaluates the best of N of the drawn lists, in expectation over all ways to choose the N.
+    """Evaluates the best of N lists, in expectation over all ways to choose N of the drawn lists.
 
     Args:
-        lists: `(U, S, K)` for the rows of the split, as returned by [`draw_lists`].
+        lists: Lists `(U, S, K)` for the rows of the split, as returned by [`draw_lists`].
         dataset: The dataset.
         rewards: Weights of the rewards that determine the best list, as in [`score_lists`].
-        best_of: N; 1 evaluates a single drawn list.
+        best_of: N, the number of lists to choose the best from; 1 evaluates a single drawn list.
         split (*optional*, defaults to `"test"`): `"validation"` or `"test"`.
-        reward_functions (*optional*): Further rewards by name.
+        reward_functions (*optional*): Additional reward functions by name.
         seed (*optional*, defaults to `0`): Seed of the bootstrap.
 
     Returns:
-        The metrics `reward`, `reward/NAME` for each single reward, `ndcg@K` and `recall@K`.
+        The metrics `reward`, `reward/NAME` for each reward, `ndcg@K` and `recall@K`.
     """
     rows = held_out(dataset, split)
     scored = score_split(lists, rows, dataset.catalog, {"ndcg": 0.0, "recall": 0.0, **rewards}, reward_functions)
 
-    # The values of every list, (U, S) each.
+    # The value of each metric for every list, (U, S) each.
     k = lists.shape[-1]
     values = {"reward": scored.total}
     values |= {f"reward/{name}": part for name, part in scored.parts.items()}

@@ -1,7 +1,7 @@
-"""Evaluates rankings of the whole catalogue against the items that users went on to choose.
+"""Evaluates rankings of the whole catalogue against the items that the users chose next.
 
-An index that is not in the catalogue, or an item that a list repeats, keeps its rank, earns nothing, and is counted as
-`invalid` or `duplicates`. So the errors of a decoder show in the metrics instead of being repaired.
+An index outside the catalogue and an item that repeats an earlier item of its list keep their ranks. They never count
+as hits, and are counted in `invalid` and `duplicates`. So errors of a decoder are visible in the metrics.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ def evaluate_rankings(
     popularity: np.ndarray | None = None,
     num_items: int | None = None,
 ) -> dict[str, float]:
-    """Accuracy, diversity and fairness of one ranking per user.
+    """Computes metrics of accuracy, diversity and fairness from one ranking per user.
 
     Args:
         ranked (`np.ndarray` of shape `(N, K)`):
-            Item indices, best first; -1 is a missing rank.
+            Item indices, best first; -1 marks a missing rank.
         relevant (`Ragged`, Arrow list column or list of lists):
-            The items that each of the N users went on to choose, at least one per user.
+            The items that each of the N users chose next, at least one per user.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`):
-            Lengths to cut the lists at, none above K.
+            The cutoffs k of the metrics, each at most K.
         catalog (`ItemCatalog`, *optional*):
             Gives the number of items and, if it has a `group_column`, the groups for `ild`, `mgu` and `dgu`.
         histories (like `relevant`, *optional*):
-            The items that each user chose before, for `mgu` and `dgu`.
+            The items that each user chose before, for the metrics `mgu` and `dgu`.
         popularity (`np.ndarray` of shape `(num_items,)`, *optional*):
-            How often each item was chosen in training, for `popularity`.
+            How often each item was chosen in training, for the metric `popularity`.
         num_items (`int`, *optional*):
             Size of the catalogue, if no `catalog` is given.
 
@@ -50,21 +50,22 @@ def evaluate_rankings(
         - for every k: `recall@k hit@k ndcg@k mrr@k` (means over users) and `div_ratio@k or_ratio@k`;
         - for every k, given the number of items: `coverage@k gini@k`; given popularities: `popularity@k`; given
           groups: `ild@k` (for k > 1); given groups and histories: `mgu@k dgu@k`;
-        - over all K ranks: `invalid` (indices outside the catalogue) and `duplicates` (items that a list repeats);
+        - over all K ranks: `invalid` (number of indices outside the catalogue) and `duplicates` (number of items that
+          repeat an earlier item of their list);
         - `num_users`.
     """
     num_items = _catalog_size(catalog, popularity, num_items)
     ranked = _checked_ranking(ranked, ks)
 
-    # 1. Accuracy per user, averaged.
+    # 1. Compute the accuracy per user, and average it.
     result = {name: float(values.mean()) for name, values in _per_user(ranked, relevant, ks, num_items).items()}
 
-    # 2. Invalid indices become missing ranks for the metrics of all lists together.
+    # 2. Replace invalid indices by -1, because the metrics below cannot look them up.
     upper = np.inf if num_items is None else num_items
     invalid = (ranked < -1) | (ranked >= upper)
     valid = np.where(invalid, -1, ranked)
 
-    # 3. Groups of items, and their shares in the histories.
+    # 3. Compute how each item is shared among the groups, and the share of each group in the histories.
     shares = None
     consumed = None
     if catalog is not None and catalog.group_column is not None:
@@ -74,7 +75,7 @@ def evaluate_rankings(
             _check_same_users(rows, ranked, "histories")
             consumed = metrics.group_share(rows.values, shares)  # (num_groups,)
 
-    # 4. Metrics of all lists together, and the counts of errors.
+    # 4. Compute the metrics over all lists together, and count the errors.
     for k in ks:
         result |= _list_metrics(valid[:, :k], num_items, popularity, shares, consumed)
     repeated = (valid >= 0) & ~metrics.first_occurrences(valid)
@@ -82,9 +83,9 @@ def evaluate_rankings(
 
 
 def per_user_metrics(ranked: np.ndarray, relevant: Rows, *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, np.ndarray]:
-    """`recall@k hit@k ndcg@k mrr@k` before the mean over users, `(N,)` each, for intervals and paired tests.
+    """Returns `recall@k hit@k ndcg@k mrr@k` per user, `(N,)` each, for intervals and paired tests.
 
-    The arguments are those of [`evaluate_rankings`] and are checked in the same way.
+    The arguments are the same as for [`evaluate_rankings`].
     """
     return _per_user(_checked_ranking(ranked, ks), relevant, ks, None)
 
@@ -115,7 +116,7 @@ def _list_metrics(
     shares: np.ndarray | None,
     consumed: np.ndarray | None,
 ) -> dict[str, float]:
-    """Metrics of all lists `(N, k)` together, as far as their inputs are known."""
+    """Computes the metrics over all lists `(N, k)` together, except those whose inputs are None."""
     k = ranked.shape[1]
     result: dict[str, float] = {}
 
@@ -124,7 +125,7 @@ def _list_metrics(
         result[f"gini@{k}"] = metrics.gini(ranked, num_items)
     if popularity is not None:
         result[f"popularity@{k}"] = metrics.mean_popularity(ranked, popularity)
-    if shares is not None and k > 1:  # one item has no pair to compare
+    if shares is not None and k > 1:  # a list of one item has no pairs to compare
         result[f"ild@{k}"] = float(metrics.ild(ranked, shares).mean())
 
     result[f"div_ratio@{k}"] = metrics.div_ratio(ranked)
@@ -138,7 +139,7 @@ def _list_metrics(
 
 
 def _checked_ranking(ranked: np.ndarray, ks: Sequence[int]) -> np.ndarray:
-    """The ranking as int64, after checking its shape and type, and that every k fits it."""
+    """Returns the ranking as int64, after checking its shape and type, and that every k is at most K."""
     ranked = np.asarray(ranked)
     if ranked.ndim != 2 or len(ranked) == 0:
         raise ValueError(
@@ -166,7 +167,7 @@ def _check_same_users(rows: Ragged, ranked: np.ndarray, name: str) -> None:
 
 
 def _catalog_size(catalog: ItemCatalog | None, popularity: np.ndarray | None, num_items: int | None) -> int | None:
-    """The number of items, from whatever gives it; raises where two arguments disagree."""
+    """Returns the number of items, or None if no argument gives it. Raises `ValueError` if two arguments disagree."""
     sizes: dict[str, int] = {}
     if catalog is not None:
         sizes["catalog"] = len(catalog)

@@ -1,9 +1,9 @@
 """Bootstrap intervals for means over users, and a paired test of whether two runs differ.
 
-Metrics take few distinct values over users. So a bootstrap resample of the users is drawn as the number of times that
-each *distinct* value occurs, which follows a multinomial distribution: 1,000 resamples of 100,000 users take
-milliseconds instead of 10^8 look-ups. The distribution is that of resampling users one by one, and the order of the
-users does not matter.
+A metric has few distinct values over the users. So a bootstrap resample only draws how often each *distinct* value
+occurs, which follows a multinomial distribution. 1,000 resamples of 100,000 users then take milliseconds instead of
+10^8 look-ups. The result has the same distribution as if users were resampled one by one, and does not depend on the
+order of the users.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trl_rec.ranges import COUNT, Range
 
 
 LEVEL = Range(0, 1, above=True, below=True)
-DRAWS_IN_MEMORY = 1 << 21  # int64 counts that are drawn at a time: 16 MB
+DRAWS_IN_MEMORY = 1 << 21  # maximum number of int64 counts drawn at a time: 16 MB
 
 
 class PairedComparison(NamedTuple):
@@ -24,9 +24,9 @@ class PairedComparison(NamedTuple):
 
     Args:
         difference (`float`): Mean of a - b.
-        low (`float`): Lower end of its bootstrap interval.
-        high (`float`): Upper end of its bootstrap interval.
-        p_value (`float`): Two-sided p-value of the hypothesis that the runs do not differ.
+        low (`float`): Lower end of the bootstrap interval of the difference.
+        high (`float`): Upper end of the bootstrap interval of the difference.
+        p_value (`float`): Two-sided p-value of the null hypothesis that the runs do not differ.
     """
 
     difference: float
@@ -38,16 +38,16 @@ class PairedComparison(NamedTuple):
 def bootstrap_interval(
     values: np.ndarray, *, num_resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean.
+    """Computes the percentile bootstrap interval of the mean.
 
     Args:
         values (`np.ndarray` of shape `(N,)`): One finite value per user.
-        num_resamples (`int`, *optional*, defaults to `1000`): Number of resamples of the N users.
-        level (`float`, *optional*, defaults to `0.95`): Share of the resamples' means that lie inside the interval.
-        seed (`int`, *optional*, defaults to `0`): Equal seeds give equal intervals.
+        num_resamples (`int`, *optional*, defaults to `1000`): Number of bootstrap resamples of the N users.
+        level (`float`, *optional*, defaults to `0.95`): Confidence level of the interval.
+        seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
 
     Returns:
-        `tuple[float, float]`: lower and upper end.
+        `tuple[float, float]`: the lower and the upper end of the interval.
     """
     _check_settings(num_resamples, level)
     distinct, counts = np.unique(_checked(values, "values"), return_counts=True)
@@ -67,15 +67,15 @@ def paired_comparison(
 ) -> PairedComparison:
     """Compares two runs user by user: mean difference, its bootstrap interval, and the p-value of a permutation test.
 
-    The p-value is the share of random sign flips of the users' differences whose mean is at least as far from 0 as the
-    observed mean. The observed differences count as one of the flips, so the p-value is at least
-    1 / (num_resamples + 1); it is 1 when the runs agree for every user.
+    The permutation test randomly flips the signs of the users' differences. The p-value is the share of flips with a
+    mean that is at least as far from 0 as the observed mean. The observed differences count as one of the flips, so
+    the p-value is at least 1 / (num_resamples + 1). It is 1 if the runs agree for every user.
 
     Args:
-        a, b (`np.ndarray` of shape `(N,)`): One finite value per user, the same users in the same order.
-        num_resamples (`int`, *optional*, defaults to `1000`): Number of resamples, and of flips.
-        level (`float`, *optional*, defaults to `0.95`): Level of the interval.
-        seed (`int`, *optional*, defaults to `0`): Equal seeds give equal results.
+        a, b (`np.ndarray` of shape `(N,)`): One finite value per user, with the same users in the same order.
+        num_resamples (`int`, *optional*, defaults to `1000`): Number of bootstrap resamples, and of sign flips.
+        level (`float`, *optional*, defaults to `0.95`): Confidence level of the interval.
+        seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap and of the sign flips.
     """
     a = _checked(a, "a")
     b = _checked(b, "b")
@@ -88,10 +88,10 @@ def paired_comparison(
 
 
 def _sign_flip_p_value(differences: np.ndarray, num_resamples: int, seed: int) -> float:
-    # Of c users with the same |difference|, Binomial(c, 1/2) get a plus.
+    # Of c users with the same |difference|, the number with a plus sign after a flip follows Binomial(c, 1/2).
     sizes, counts = np.unique(np.abs(differences), return_counts=True)
     observed = abs(differences.sum())
-    slack = 1e-9 * max(observed, sizes[-1])  # sums that differ by rounding only are ties
+    slack = 1e-9 * max(observed, sizes[-1])  # sums that differ only by rounding errors count as ties
 
     rng = np.random.default_rng(seed)
     num_as_far = 0
@@ -102,13 +102,13 @@ def _sign_flip_p_value(differences: np.ndarray, num_resamples: int, seed: int) -
 
 
 def _chunks(num_resamples: int, width: int) -> list[int]:
-    """Sizes of consecutive chunks of resamples, each of which draws at most `DRAWS_IN_MEMORY` counts."""
+    """Splits the resamples into chunks that draw at most `DRAWS_IN_MEMORY` counts each; returns the chunk sizes."""
     step = max(1, DRAWS_IN_MEMORY // width)
     return [min(step, num_resamples - start) for start in range(0, num_resamples, step)]
 
 
 def _checked(values: np.ndarray, name: str) -> np.ndarray:
-    """The values as float64, after checking that there is one finite value per user."""
+    """Returns the values as float64, after checking that there is one finite value per user."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Writes ranked lists as text for people: the end of a history, the recommendations, and what the user chose next."""
+"""Formats ranked lists as readable text: recent history items, recommendations, and the items chosen next."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from trl_rec.printing import printable
 def readable_lists(
     ranked: np.ndarray, split: Dataset, catalog: ItemCatalog, *, rows: Sequence[int] = range(10), num_recent: int = 3
 ) -> str:
-    """The lists of some rows of a split as text; an arrow marks the items that the user chose next.
+    """Formats the lists of some rows of a split as text. An arrow marks the items that the user chose next.
 
     Args:
         ranked (`np.ndarray` of shape `(len(split), K)`): Item indices, best first.
-        split (`Dataset`): Gives the histories and targets.
-        catalog (`ItemCatalog`): Gives the titles.
-        rows (`Sequence[int]`, *optional*, defaults to the first ten): The rows to show.
+        split (`Dataset`): Split that contains the histories and targets.
+        catalog (`ItemCatalog`): Catalogue that contains the titles.
+        rows (`Sequence[int]`, *optional*, defaults to `range(10)`): Numbers of the rows to show.
         num_recent (`int`, *optional*, defaults to `3`): Number of history items to show, newest first.
     """
     titles = [printable(title) for title in catalog.titles]
@@ -34,7 +34,7 @@ def readable_lists(
         chosen = set(targets[row].tolist())
         lines = [f"after {recent}"]
 
-        # One line per rank, then one for the chosen items that are not in the list.
+        # Write one line per rank, then one line for the chosen items that are not in the list.
         for rank, item in enumerate(ranked[row], 1):
             if item < 0:  # a missing rank, and so are all after it
                 break

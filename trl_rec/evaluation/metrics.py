@@ -1,11 +1,11 @@
 """Ranking metrics as plain functions of numpy arrays: accuracy, diversity, popularity and fairness.
 
-A ranking `ranked` contains item indices, best first; a negative index is a missing rank. Accuracy metrics return one
-value per list and leave the mean to the caller, because intervals and paired tests need the single values. The other
-metrics describe all lists together, except `ild`, which is per list too. numpy is the only import.
+A ranking `ranked` contains item indices, best first. A negative index marks a missing rank. Accuracy metrics and `ild`
+return one value per list and leave the mean to the caller, because intervals and paired tests need the values of
+single users. The other metrics are computed over all lists together. numpy is the only dependency.
 
-Legend: N users, K ranks, T relevant items of all users, R rated items of a user (padded), G groups, D dimensions;
-`...` stands for any leading axes.
+Legend: N: users, K: ranks, T: relevant items of all users, R: rated items of a user (padded), G: groups,
+D: dimensions, `...`: any leading axes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from __future__ import annotations
 import numpy as np
 
 
-GATHERED_VALUES = 1 << 22  # float64 values that `ild` gathers at a time: 32 MB
+GATHERED_VALUES = 1 << 22  # maximum number of float64 values that `ild` gathers at a time: 32 MB
 
 
 def find_hits(ranked: np.ndarray, rows: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Marks the ranks that contain a relevant item, and counts the relevant items of each user.
 
-    A relevant item that is given twice counts once. An item that a list repeats counts at its first rank only.
+    A relevant item that is given twice counts once. If a list repeats an item, only its first rank can be a hit.
 
     Args:
         ranked (`np.ndarray` of shape `(N, K)`): The ranking.
@@ -29,20 +29,24 @@ def find_hits(ranked: np.ndarray, rows: np.ndarray, items: np.ndarray) -> tuple[
     Returns:
         `hits` of shape `(N, K)`, boolean, and `num_relevant` of shape `(N,)`.
     """
-    # A (user, item) pair becomes one integer, so that a single sorted look-up serves all users.
+    # Encode each (user, item) pair as one integer, so that a single look-up finds the hits of all users.
     stride = int(items.max(initial=0)) + 1
     relevant = np.unique(rows.astype(np.int64) * stride + items)
     num_relevant = np.bincount(relevant // stride, minlength=len(ranked))  # (N,)
 
-    # An index of `stride` or more is not relevant to anybody, and its key would belong to the next user.
+    # An index of `stride` or more is not relevant for any user. Without this check, its key would equal a key of
+    # another user.
     possible = first_occurrences(ranked) & (ranked < stride)
     keys = np.arange(len(ranked))[:, None] * stride + np.where(possible, ranked, 0)  # (N, K)
     return possible & np.isin(keys, relevant), num_relevant
 
 
 def first_occurrences(ranked: np.ndarray) -> np.ndarray:
-    """Boolean `(..., K)`: True at the ranks whose item is at no earlier rank of the list; False at missing ranks."""
-    # In a stable sort an equal neighbour on the left is the same item at an earlier rank.
+    """Returns a boolean mask `(..., K)` that is True where an item occurs for the first time in its list.
+
+    Missing ranks are False.
+    """
+    # After a stable sort, an equal neighbour on the left is the same item at an earlier rank.
     order = np.argsort(ranked, axis=-1, kind="stable")  # (..., K)
     ascending = np.take_along_axis(ranked, order, axis=-1)
     repeated = np.zeros(ranked.shape, bool)
@@ -51,37 +55,42 @@ def first_occurrences(ranked: np.ndarray) -> np.ndarray:
 
 
 def recall(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
-    """Recall@k, `(...,)`: the number of hits in the first `k` of K ranks, divided by `num_relevant`, at least 1."""
+    """Computes recall@k, `(...,)`: hits in the first `k` of K ranks / `num_relevant`, which must be at least 1."""
     values: np.ndarray = hits[..., :k].sum(-1) / num_relevant
     return values
 
 
 def hit(hits: np.ndarray, k: int) -> np.ndarray:
-    """Hit@k, `(...,)`: 1.0 where any of the first `k` ranks is a hit, else 0.0."""
+    """Computes hit@k, `(...,)`: 1.0 if any of the first `k` ranks is a hit, else 0.0."""
     return np.where(hits[..., :k].any(-1), 1.0, 0.0)
 
 
 def mrr(hits: np.ndarray, k: int) -> np.ndarray:
-    """Reciprocal rank at k, `(...,)`: 1 / rank of the first hit, 0.0 where the first `k` ranks have none. Its mean
-    over users is MRR@k."""
+    """Computes the reciprocal rank at k, `(...,)`. Its mean over users is MRR@k.
+
+    It is 1 / rank of the first hit, or 0.0 if there is no hit in the first `k` ranks.
+    """
     return np.where(hits[..., :k].any(-1), 1 / (1 + hits[..., :k].argmax(-1)), 0.0)
 
 
 def ndcg(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
-    """NDCG@k, `(...,)`, with discount 1 / log2(rank + 1): 1 where the first `min(k, num_relevant)` ranks are hits."""
-    best = np.concatenate([[0.0], np.cumsum(_discounts(k))])  # (k + 1,): the ideal DCG by number of relevant items
+    """Computes NDCG@k, `(...,)`, with the discount 1 / log2(rank + 1).
+
+    It is 1 if the first `min(k, num_relevant)` ranks are hits.
+    """
+    best = np.concatenate([[0.0], np.cumsum(_discounts(k))])  # (k + 1,): ideal DCG for 0 to k relevant items
     values: np.ndarray = _dcg(hits, k) / best[np.minimum(num_relevant, k)]
     return values
 
 
 def graded_ndcg(grades: np.ndarray, relevant_grades: np.ndarray, k: int) -> np.ndarray:
-    """NDCG@k with the gain 2^grade - 1 (Burges); 0 where no grade is above 0.
+    """Computes NDCG@k with the gain 2^grade - 1 (Burges). It is 0 if all grades of a user are 0.
 
     Args:
-        grades (`np.ndarray` of shape `(..., K)`): Grade of the item at each rank, not negative; 0 for a missing rank.
+        grades (`np.ndarray` of shape `(..., K)`): Non-negative grade of the item at each rank, 0 for a missing rank.
         relevant_grades (`np.ndarray` of shape `(..., R)`): Grades of all items that the user has rated, in any order,
             padded with 0.
-        k (`int`): Number of ranks that count.
+        k (`int`): Number of ranks to evaluate.
 
     Returns:
         `np.ndarray` of shape `(...,)`.
@@ -102,52 +111,54 @@ def _dcg(gains: np.ndarray, k: int) -> np.ndarray:
 
 
 def coverage(ranked: np.ndarray, num_items: int) -> float:
-    """Share of the catalogue that is recommended to at least one user."""
+    """Computes the share of the catalogue that is recommended to at least one user."""
     return float((_counts(ranked, num_items) > 0).mean())
 
 
 def gini(ranked: np.ndarray, num_items: int) -> float:
-    """Gini index of how often each item of the catalogue is recommended, items never recommended included.
+    """Computes the Gini index of how often each item of the catalogue is recommended.
 
-    0 when all items are recommended equally often, near 1 when one item gets all recommendations.
+    Items that are never recommended count too. The index is 0 if all items are recommended equally often, and near 1
+    if one item gets all recommendations.
     """
-    # With counts in ascending order x_1 <= ... <= x_n: sum of (2i - n - 1) x_i / (n * sum of x_i).
+    # For counts in ascending order x_1 <= ... <= x_n, the index is: sum of (2i - n - 1) x_i / (n * sum of x_i).
     counts = np.sort(_counts(ranked, num_items))
     weights = 2 * np.arange(1, num_items + 1) - num_items - 1
     return float(weights @ counts / (num_items * max(counts.sum(), 1)))
 
 
 def mean_popularity(ranked: np.ndarray, popularity: np.ndarray) -> float:
-    """Mean of `popularity` `(num_items,)` over all recommendations, 0 when there are none."""
+    """Computes the mean of `popularity` `(num_items,)` over all recommendations, or 0 if there are none."""
     counts = _counts(ranked, len(popularity))
     return float(counts @ popularity / max(counts.sum(), 1))
 
 
 def div_ratio(ranked: np.ndarray) -> float:
-    """DivRatio: distinct recommended items / (users x K). Missing ranks count in the denominator only."""
+    """Computes DivRatio: distinct recommended items / (users x K). Missing ranks count only in the denominator."""
     return len(np.unique(ranked[ranked >= 0])) / ranked.size
 
 
 def or_ratio(ranked: np.ndarray) -> float:
-    """ORRatio: the share of all recommendations that the three most recommended items take, 0 when there are none."""
+    """Computes ORRatio: the share of the three most recommended items in all recommendations; 0 if there are none."""
     counts = np.sort(np.unique(ranked[ranked >= 0], return_counts=True)[1])
     return float(counts[-3:].sum() / max(counts.sum(), 1))
 
 
 def ild(ranked: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Intra-list diversity, `(...,)`: mean cosine distance over the pairs of items in a list.
+    """Computes the intra-list diversity, `(...,)`: the mean cosine distance over the pairs of items in a list.
 
-    An item whose vector is all zeros is at distance 1 from every other item. A list of fewer than two items gives 0.
+    An item with a zero vector has distance 1 from every other item. A list of fewer than two items gives 0.
 
     Args:
         ranked (`np.ndarray` of shape `(..., K)`): The ranking.
-        vectors (`np.ndarray` of shape `(num_items, D)`): Describes each item: an embedding, or its shares in groups.
+        vectors (`np.ndarray` of shape `(num_items, D)`): One vector per item, for example its embedding or its share
+            of each group.
     """
-    # Unit vectors, whose dot products are the cosines.
+    # Normalise the vectors, so that dot products are cosines.
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     units = np.divide(vectors, norms, out=np.zeros(vectors.shape), where=norms > 0)
 
-    # Blocks of lists bound the memory that the gathered vectors take.
+    # Process the lists in blocks, to bound the memory of the gathered vectors.
     lists = ranked.reshape(-1, ranked.shape[-1])
     step = max(1, GATHERED_VALUES // max(1, lists.shape[1] * units.shape[1]))
     parts = [_mean_distance(lists[start : start + step], units) for start in range(0, len(lists), step)]
@@ -155,8 +166,8 @@ def ild(ranked: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def _mean_distance(lists: np.ndarray, units: np.ndarray) -> np.ndarray:
-    # |sum of units|^2 - sum of |unit|^2 is twice the sum of the cosines over all pairs: it needs the K vectors of a
-    # list, not its K x K pairs.
+    # |sum of units|^2 - sum of |unit|^2 is twice the sum of the cosines over all pairs. This avoids computing the
+    # K x K pairs of a list.
     present = lists >= 0
     gathered = np.where(present[..., None], units[np.where(present, lists, 0)], 0.0)  # (lists, K, D)
     cosines = np.square(gathered.sum(1)).sum(-1) - np.square(gathered).sum((1, 2))
@@ -165,13 +176,14 @@ def _mean_distance(lists: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 
 def group_share(items: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Share of each group in the given items, `(G,)`, summing to 1.
+    """Computes the share of each group in the given items, `(G,)`. The shares sum to 1.
 
-    Items that belong to no group are left out; the result is all zeros when none of the items belongs to a group.
+    Items that belong to no group are left out. The result is all zeros if no item belongs to a group.
 
     Args:
-        items (`np.ndarray`): Item indices, of any shape; negative ones are missing.
-        shares (`np.ndarray` of shape `(num_items, G)`): How the unit of mass of each item is spread over the groups.
+        items (`np.ndarray`): Item indices, of any shape. Negative indices are ignored.
+        shares (`np.ndarray` of shape `(num_items, G)`): Share of each item in each group. Each row sums to 1, or to 0
+            if the item belongs to no group.
     """
     mass: np.ndarray = _counts(items, len(shares)) @ shares  # (G,)
     mass = mass / max(mass.sum(), np.finfo(np.float64).tiny)
@@ -179,7 +191,7 @@ def group_share(items: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def mgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
-    """MGU, `(...,)`: the mean over groups of |share in recommendations - share in histories|.
+    """Computes MGU, `(...,)`: |share in recommendations - share in histories|, averaged over the groups.
 
     Both arguments are `(..., G)`. 0 is perfectly fair.
     """
@@ -188,15 +200,15 @@ def mgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
 
 
 def dgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
-    """DGU, `(...,)`: the largest minus the smallest, over groups, of share in recommendations - share in histories.
+    """Computes DGU, `(...,)`: the range over groups of the difference: share in recommendations - share in histories.
 
-    Both arguments are `(..., G)`. 0 is perfectly fair.
+    The range is the maximum minus the minimum. Both arguments are `(..., G)`. 0 is perfectly fair.
     """
     values: np.ndarray = np.ptp(recommended - consumed, axis=-1)
     return values
 
 
 def _counts(items: np.ndarray, num_items: int) -> np.ndarray:
-    # Invalid indices are dropped; float64, because callers multiply the counts with floats.
+    # Invalid indices are dropped. The result is float64, because callers multiply the counts by floats.
     counted = items[(items >= 0) & (items < num_items)]
     return np.bincount(counted, minlength=num_items).astype(np.float64)

@@ -24,17 +24,17 @@ def write_metrics(
     exclude_history: bool,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes results to a JSON file, atomically.
+    """Writes results to a JSON file atomically.
 
     Args:
-        path (`str` or `Path`): The file. Its folder is created if necessary; an existing file is replaced.
+        path (`str` or `Path`): The file. Its folder is created if necessary. An existing file is replaced.
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, all over the same number of
             users.
         split (`str`): The split that the recommenders were evaluated on.
-        ks (`Sequence[int]`): Lengths that the lists were cut at.
-        exclude_history (`bool`): Whether items of a user's history were never recommended.
-        settings (`Mapping[str, Any]`, *optional*): Anything else that the metrics depend on: beams, length penalty,
-            dataset, seed.
+        ks (`Sequence[int]`): The cutoffs k of the metrics.
+        exclude_history (`bool`): Whether the items of a user's history were excluded from the recommendations.
+        settings (`Mapping[str, Any]`, *optional*): Other settings that the metrics depend on, such as the number of
+            beams, the length penalty, the dataset and the seed.
     """
     content = {
         "split": split,
@@ -46,7 +46,8 @@ def write_metrics(
         "results": {name: _entry(name, evaluation) for name, evaluation in results.items()},
     }
 
-    # NaN is not JSON; `_entry` has named it before `allow_nan=False` would.
+    # JSON has no NaN. `_entry` has already raised an error that names the metric; `allow_nan=False` checks the
+    # settings as well.
     write_json(path, content, ensure_ascii=False, allow_nan=False)
 
 
@@ -71,5 +72,5 @@ def _entry(name: str, evaluation: Evaluation) -> dict[str, Any]:
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # a checkout on the path that was never installed
+    except metadata.PackageNotFoundError:  # the package is imported from a source checkout that was not installed
         return None

@@ -1,8 +1,8 @@
-"""Random permutations of the catalogue, one per row, of which single positions can be read without the rest.
+"""Random permutations of the catalogue, one per row. Any position can be computed without the other positions.
 
-A Feistel network permutes the numbers below the next power of four. Where it leaves the range of the catalogue, it is
-applied to its own output until the result is an item ("cycle walking"); this permutes the items. The round function
-hashes (seed, row), so that a row's permutation depends neither on batches nor on processes.
+A Feistel network permutes the numbers below the next power of four. If its output is outside the catalogue, it is
+applied again to its output until the result is an item index ("cycle walking"). The result is a permutation of the
+items. Its keys are hashes of the seed and the row number, so it does not depend on the batch or the process.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import numpy as np
 
 
-ROUNDS = 12  # with 4 or 6, some pairs of items are visibly favoured in catalogues of a few items
+ROUNDS = 12  # with 4 or 6 rounds, some pairs of items are measurably more frequent in very small catalogues
 
 
 def permuted(positions: np.ndarray, rows: np.ndarray, seed: int, num_items: int) -> np.ndarray:
-    """The item at each position of a row's permutation of `range(num_items)`.
+    """Returns the item at each given position in the permutation of `range(num_items)` that belongs to each row.
 
     Args:
         positions (`np.ndarray` of shape `(T,)`): Positions below `num_items`.
-        rows (`np.ndarray` of shape `(T,)`): The row of each position; together with the seed it selects the
-            permutation.
-        seed (`int`): Below 2^63.
+        rows (`np.ndarray` of shape `(T,)`): The row number for each position. The seed and the row number determine
+            the permutation.
+        seed (`int`): Seed of the permutations, below 2^63.
         num_items (`int`): Size of the catalogue.
 
     Returns:
@@ -29,7 +29,8 @@ def permuted(positions: np.ndarray, rows: np.ndarray, seed: int, num_items: int)
     keys = _mixed(_mixed(np.array([seed], np.int64).view(np.uint64)) + rows.astype(np.uint64))
     half_bits = np.uint64(max(1, ((num_items - 1).bit_length() + 1) // 2))
 
-    # Each position walks until it lands on an item. The network is at most four times as wide, so long walks are rare.
+    # Repeat until every result is an item index. The range of the network is at most four times the size of the
+    # catalogue, so this takes few repetitions.
     items = positions.astype(np.uint64)
     outside = np.arange(len(items))
     while len(outside):
@@ -39,7 +40,7 @@ def permuted(positions: np.ndarray, rows: np.ndarray, seed: int, num_items: int)
 
 
 def _feistel(values: np.ndarray, keys: np.ndarray, half_bits: np.uint64) -> np.ndarray:
-    """A keyed bijection of the numbers below 2^(2 * `half_bits`)."""
+    """Applies a bijection of the numbers below 2^(2 * `half_bits`), which is determined by the key."""
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left = values >> half_bits
     right = values & mask
@@ -50,7 +51,7 @@ def _feistel(values: np.ndarray, keys: np.ndarray, half_bits: np.uint64) -> np.n
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: a fixed bijection of 64-bit integers whose output looks random."""
+    """Hashes 64-bit integers with the finaliser of SplitMix64, which is a bijection."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Ranks the catalogue for many users with a model. Batches of similar prompts are divided among the processes.
+"""Ranks the catalogue for many users with a model. Prompts are batched by length and divided among the processes.
 
 Every process returns the complete ranking, in the order of the rows.
 """
@@ -41,16 +41,16 @@ def rank_split(
     prompt_format: PromptFormat | None = None,
     **options: Any,
 ) -> np.ndarray:
-    """Ranks the catalogue for every row of a split: `(num_rows, top_k)`, -1 where a rank is missing.
+    """Ranks the catalogue for every row of a split: `(num_rows, top_k)`, padded with -1.
 
     Args:
         model: A causal language model whose vocabulary contains the tokens of the catalogue's surface.
-        tokenizer: Its tokenizer.
+        tokenizer: The tokenizer of the model.
         dataset: The dataset. The surface of its catalogue determines how items are written.
         split (*optional*, defaults to `"test"`): `"validation"` or `"test"`.
-        prompt_format (*optional*): How histories are written. By default the surface's format for single items. With a
-            `list_length`, the model writes lists.
-        options: As in [`rank_histories`].
+        prompt_format (*optional*): How histories are written. Defaults to the surface's format for single items. If it
+            has a `list_length`, the model writes lists.
+        options: Passed to [`rank_histories`].
     """
     prompt_format = prompt_format or PromptFormat.for_catalog(dataset.catalog, tokenizer)
     trie = TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=prompt_format.list_length is not None)
@@ -82,7 +82,7 @@ def rank_histories(
     batch_size: int = 16,
     max_length: int | None = None,
 ) -> np.ndarray:
-    """Ranks the catalogue after each history: `(num_histories, top_k)`, -1 where a rank is missing.
+    """Ranks the catalogue for each history: `(num_histories, top_k)`, padded with -1.
 
     If the prompt format has a `list_length`, the ranking is the first `top_k` items of the list that the model writes.
     Otherwise single items are ranked by score.
@@ -92,21 +92,22 @@ def rank_histories(
         histories: Item indices, oldest first.
         prompt_format: How histories are written.
         trie: The catalogue, built with `lists=True` for lists.
-        pad_token_id: Token that pads the prompts.
-        users (*optional*): The user of each history, as a row of `RecDataset.users`; needed if prompts name users.
+        pad_token_id: Id of the padding token.
+        users (*optional*): The user of each history, as a row number of `RecDataset.users`. Required if the prompts
+            contain users.
         top_k (*optional*, defaults to `10`): Number of ranks to return.
-        num_beams (*optional*, defaults to `top_k`, and for lists to `1`): Width of the beam search. For single
-            items, a smaller value is raised to `top_k`. For lists, 1 means greedy decoding.
-        exclude_history (*optional*, defaults to `True`): Whether to exclude the items of the history,
-            including those that are cut from the prompt. Where items are written as titles, other items with the same
-            title as one of them are excluded too.
+        num_beams (*optional*, defaults to `top_k`, and for lists to `1`): Number of beams. For single items, a value
+            below `top_k` is raised to `top_k`. For lists, 1 means greedy decoding.
+        exclude_history (*optional*, defaults to `True`): Whether to exclude the items of the history, including items
+            that are cut from the prompt. If items are written as titles, all items with the title of a history item
+            are excluded.
         renormalize, length_penalty (*optional*): As in [`rank_items`]. They have no effect on lists, which always use
             the softmax over legal tokens.
         batch_size (*optional*, defaults to `16`): Prompts per forward pass.
-        max_length (*optional*): Limit on the tokens of prompt and completion together. The oldest items of a history
-            are dropped first.
+        max_length (*optional*): Maximum number of tokens of the prompt and the completion together. The oldest items
+            of a history are dropped first.
     """
-    # Numbers are checked before the prompts are written, which can take long.
+    # Check the numbers first, because writing the prompts can take long.
     COUNT.check("batch_size", batch_size)
     COUNT.check("top_k", top_k)
     FINITE.check("length_penalty", length_penalty)
@@ -151,7 +152,7 @@ def map_histories(
     """Applies a function to batches of prompted histories, and returns `(num_histories, width)` on every process.
 
     Args:
-        compute: Maps a batch to items `(B, width)`. It is called with the padded prompts, their row numbers `(B,)`,
+        compute: Maps a batch to items `(B, width)`. Its arguments are the padded prompts, their row numbers `(B,)`,
             and the items to exclude: `(B, E)`, padded with -1, or None if nothing is excluded.
         histories, prompt_format, pad_token_id, users, exclude_history, batch_size, max_length: As in
             [`rank_histories`].
@@ -188,18 +189,19 @@ def map_rows(
     """
     COUNT.check("batch_size", batch_size)
 
-    # 1. Rows from longest to shortest, dealt to the processes in turn: batches of similar length, and equal work.
+    # 1. Sort the rows from longest to shortest and assign them to the processes round-robin. So the rows of a batch
+    #    have similar lengths, and all processes have the same amount of work.
     state = PartialState()
     own_rows = np.argsort(-lengths, kind="stable")[state.process_index :: state.num_processes]
 
-    # 2. This process computes its rows.
+    # 2. Compute the rows of this process.
     own_values = np.full((len(own_rows), width), -1, np.int64)
     starts = range(0, len(own_rows), batch_size)
     for start in tqdm(starts, desc=desc, unit="batch", leave=False, disable=not state.is_local_main_process):
         rows = own_rows[start : start + batch_size]
         own_values[start : start + batch_size] = compute(rows)
 
-    # 3. Every process collects the rows of all.
+    # 3. Gather the rows of all processes on every process.
     everything = np.empty((len(lengths), width), np.int64)
     for rows, values in gather_object([(own_rows, own_values)]):
         everything[rows] = values
@@ -207,7 +209,7 @@ def map_rows(
 
 
 def left_padded(prompts: Ragged, pad_token_id: int) -> dict[str, Tensor]:
-    """Pads the prompts on the left: `input_ids` and `attention_mask` `(B, P)`."""
+    """Pads the prompts on the left, and returns `input_ids` and `attention_mask`, `(B, P)` each."""
     lengths = torch.from_numpy(prompts.lengths)
     input_ids = torch.from_numpy(prompts.padded(fill=pad_token_id, left=True))
     column = torch.arange(input_ids.shape[1])

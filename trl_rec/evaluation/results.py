@@ -26,10 +26,11 @@ class Evaluation:
     """The metrics of one recommender on one split.
 
     Args:
-        metrics (`dict[str, float]`): Every metric by name, as returned by [`evaluate_rankings`], and rewards if any.
+        metrics (`dict[str, float]`): The metrics by name, as returned by [`evaluate_rankings`], and rewards if any
+            were requested.
         intervals (`dict[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals of the means over users.
-        per_user (`dict[str, np.ndarray]`, *optional*): The values `(num_users,)` behind the intervals, for
-            [`paired_comparison`].
+        per_user (`dict[str, np.ndarray]`, *optional*): The values per user, `(num_users,)` each, from which the
+            intervals are computed. They can be passed to [`paired_comparison`].
     """
 
     metrics: dict[str, float]
@@ -47,17 +48,18 @@ def evaluate_split(
     reward_functions: Mapping[str, ListReward] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """All metrics of a ranking of a split's rows, with bootstrap intervals.
+    """Computes all metrics of a ranking for the rows of a split, with bootstrap intervals.
 
     Args:
-        ranked (`np.ndarray` of shape `(len(split), K)`): Item indices for each row of the split, best first, -1 for a
-            missing rank.
-        dataset (`RecDataset`): Gives the split, the catalogue and the training popularity.
+        ranked (`np.ndarray` of shape `(len(split), K)`): Item indices for each row of the split, best first, padded
+            with -1.
+        dataset (`RecDataset`): Contains the split, the catalogue, and the training split for the popularity.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
-        ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
-        rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]. They add two kinds of
-            metrics: `reward`, the weighted sum for the whole lists, and each single reward, as in `reward/ndcg`.
-        reward_functions (`Mapping[str, ListReward]`, *optional*): Further rewards by name.
+        ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
+        rewards (`Mapping[str, float]`, *optional*): Weights of rewards, as in [`score_lists`]. If given, the metrics
+            also include the weighted sum as `reward`, and each reward by name, such as `reward/ndcg`. Rewards are
+            computed from all K ranks.
+        reward_functions (`Mapping[str, ListReward]`, *optional*): Additional reward functions by name.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
     """
     rows = held_out(dataset, split)
@@ -71,7 +73,7 @@ def evaluate_split(
     per_user = per_user_metrics(ranked, relevant, ks=ks)  # (num_users,) each
 
     if rewards is not None:
-        # One list per user, as rewards score several lists per user.
+        # `score_split` expects several lists per user; here there is one.
         scored = score_split(ranked[:, None], rows, dataset.catalog, rewards, reward_functions)
         values = {"reward": scored.total, **{f"reward/{name}": part for name, part in scored.parts.items()}}
         per_user |= {name: value[:, 0] for name, value in values.items()}
@@ -96,15 +98,15 @@ def evaluate_baselines(
     Args:
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
-        ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): Lengths to cut the lists at.
-        exclude_history (`bool`, *optional*, defaults to `True`): Whether items of a user's history are never
-            recommended. If the catalogue's surface is the title, items with the same title as one of them are excluded
-            too, as they are for models.
+        ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether to exclude the items of a user's history. If
+            the catalogue's surface is the title, all items with the title of a history item are excluded, as they are
+            for models.
         rewards, reward_functions (*optional*): As in [`evaluate_split`].
         seed (`int`, *optional*, defaults to `0`): Seed of the random baseline and of the bootstrap.
 
     Returns:
-        `dict[str, Evaluation]`: each baseline by name.
+        `dict[str, Evaluation]`: the evaluation of each baseline by name.
     """
     histories = split_rows(held_out(dataset, split), "history")
     baselines: dict[str, RandomBaseline | PopularityBaseline | TransitionBaseline] = {
@@ -124,7 +126,7 @@ def evaluate_baselines(
 
 
 def held_out(dataset: RecDataset, split: str) -> Dataset:
-    """The split of that name, `"validation"` or `"test"`; raises for any other name and for an empty split."""
+    """Returns the validation or test split by name. Raises `ValueError` for any other name and for an empty split."""
     splits = {"validation": dataset.validation, "test": dataset.test}
     if split not in splits:
         raise ValueError(f"cannot evaluate on split {split!r}; choose validation or test")

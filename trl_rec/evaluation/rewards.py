@@ -1,12 +1,13 @@
-"""Scores recommended lists by rewards, for training: metrics of `metrics.py` per list, or any function.
+"""Computes the rewards of recommended lists for training. A reward is a metric of one list, or any other function.
 
-To add a named reward, write its function below and add it to `REWARDS` at the end of this file; nothing else changes.
+To add a named reward, write its function below and add it to `REWARDS` at the end of this file. No other change is
+needed.
 
-Rewards are computed from item indices, never from text, and are rounded to 12 decimals. The last bits of a sum depend
-on the order of a list's items and on how many lists are scored at a time; without rounding, equally good lists would
-not tie, which matters where lists are ranked by their rewards.
+Rewards are computed from item indices, never from text, and are rounded to 12 decimals. Without rounding, the last
+bits of a sum would depend on the order of the items and on the number of lists that are scored at a time. Equally good
+lists would then not tie, which would change results that rank lists by reward.
 
-Legend: B users, G lists per user, K ranks.
+Legend: B: users, G: lists per user, K: ranks.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ class ListBatch:
     """Lists to score, with the data that rewards may use.
 
     Args:
-        lists (`np.ndarray` of shape `(B, G, K)`): Item indices, best first; a negative one is a missing rank.
-        targets (`Ragged`): The items that each of the B users went on to choose.
+        lists (`np.ndarray` of shape `(B, G, K)`): Item indices, best first. A negative index marks a missing rank.
+        targets (`Ragged`): The items that each of the B users chose next.
         histories (`Ragged`): The items that each user chose before.
-        shares (`np.ndarray` of shape `(num_items, num_groups)`, *optional*): The groups of each item, as returned by
-            [`ItemCatalog.group_shares`].
+        shares (`np.ndarray` of shape `(num_items, num_groups)`, *optional*): Share of each item in each group, as
+            returned by [`ItemCatalog.group_shares`].
     """
 
     lists: np.ndarray
@@ -70,15 +71,15 @@ class ListBatch:
 
     @cached_property
     def hits(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ranks that contain a target, `(B, G, K)`, and the user's number of targets, `(B, G)`.
+        """The ranks that contain a target, `(B, G, K)`, and the number of targets of the user, `(B, G)`.
 
-        Raises if a user has no target.
+        Raises `ValueError` if a user has no target.
         """
         if not self.targets.lengths.all():
             row = int(np.flatnonzero(self.targets.lengths == 0)[0])
             raise ValueError(f"targets, row {row} is empty; leave users without a target out of training")
 
-        # Every list becomes a row of its own, with a copy of its user's targets.
+        # Flatten the lists to one row each, and repeat the targets of each user for every list.
         num_users, num_lists, num_ranks = self.lists.shape
         repeated = self.targets.take(np.repeat(np.arange(num_users), num_lists))
         hits, num_relevant = metrics.find_hits(self.lists.reshape(-1, num_ranks), repeated.row_ids, repeated.values)
@@ -86,7 +87,7 @@ class ListBatch:
 
     @property
     def groups(self) -> np.ndarray:
-        """`shares`, for rewards that need them; raises if there are none."""
+        """`shares`, for rewards that need groups. Raises `ValueError` if there are none."""
         if self.shares is None:
             raise ValueError(
                 "the rewards ild and mgu need groups of items; name a group_column when preparing the data"
@@ -101,8 +102,8 @@ class ListRewards(NamedTuple):
     """The rewards of a batch of lists, all float64 of shape `(B, G)`.
 
     Args:
-        total: The weighted sum, which is optimised.
-        parts: Each reward by name, not weighted, for logging.
+        total: The weighted sum of the rewards, which training optimises.
+        parts: The unweighted rewards by name, for logging.
     """
 
     total: np.ndarray
@@ -116,14 +117,14 @@ def score_lists(
 
     Args:
         batch (`ListBatch`): The lists.
-        weights (`Mapping[str, float]`): Weight of each reward, by the name of one of `REWARDS` (`"ndcg"`, `"recall"`,
-            `"hit"`, `"ild"`, `"mgu"`) or of `functions`: `{"ndcg": 1, "mgu": 4}`. A reward of weight 0 is computed for
-            logging only.
-        functions (`Mapping[str, ListReward]`, *optional*): Further rewards by name. Each maps the batch to an array
-            `(B, G)` of finite numbers, as in `{"novelty": lambda batch: -popularity[batch.lists].mean(-1)}`.
+        weights (`Mapping[str, float]`): Weight of each reward by name, for example `{"ndcg": 1, "mgu": 4}`. The name
+            is a key of `REWARDS` (`"ndcg"`, `"recall"`, `"hit"`, `"ild"`, `"mgu"`) or of `functions`. A reward of
+            weight 0 is only computed for logging.
+        functions (`Mapping[str, ListReward]`, *optional*): Additional reward functions by name. Each maps the batch to
+            an array `(B, G)` of finite numbers, as in `{"novelty": lambda batch: -popularity[batch.lists].mean(-1)}`.
 
     Returns:
-        The weighted sum and the single rewards.
+        The weighted sum and the unweighted rewards.
     """
     known = {**REWARDS, **(functions or {})}
     if not weights:
@@ -149,14 +150,14 @@ def score_split(
     weights: Mapping[str, float],
     functions: Mapping[str, ListReward] | None = None,
 ) -> ListRewards:
-    """Scores lists `(B, G, K)` for the B rows of a split, with their targets and histories, as in [`score_lists`]."""
+    """Scores lists `(B, G, K)` for the B rows of a split, as in [`score_lists`]."""
     shares = None if catalog.group_column is None else catalog.group_shares()[1]
     batch = ListBatch(lists, split_rows(rows, "targets"), split_rows(rows, "history"), shares)
     return score_lists(batch, weights, functions)
 
 
 def _checked(values: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A reward's values, rounded, after checking that there is one finite number per list."""
+    """Returns the rounded values of a reward, after checking that there is one finite number per list."""
     values = np.asarray(values, np.float64)
     if values.shape != shape:
         raise ValueError(
@@ -169,32 +170,32 @@ def _checked(values: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarra
 
 
 def ndcg(batch: ListBatch) -> np.ndarray:
-    """NDCG of each list over all its ranks, `(B, G)`."""
+    """Computes NDCG over all ranks of each list, `(B, G)`."""
     return metrics.ndcg(*batch.hits, batch.lists.shape[-1])
 
 
 def recall(batch: ListBatch) -> np.ndarray:
-    """Share of the user's targets that each list contains, `(B, G)`."""
+    """Computes the share of the user's targets that each list contains, `(B, G)`."""
     return metrics.recall(*batch.hits, batch.lists.shape[-1])
 
 
 def hit(batch: ListBatch) -> np.ndarray:
-    """1 where a list contains a target, else 0, `(B, G)`."""
+    """Returns 1 for lists that contain a target, else 0, `(B, G)`."""
     return metrics.hit(batch.hits[0], batch.lists.shape[-1])
 
 
 def ild(batch: ListBatch) -> np.ndarray:
-    """Intra-list diversity, `(B, G)`: mean cosine distance between the groups of two items of a list."""
+    """Computes intra-list diversity, `(B, G)`: the cosine distance of the groups, averaged over pairs of items."""
     return metrics.ild(batch.lists, batch.groups)
 
 
 def mgu(batch: ListBatch) -> np.ndarray:
-    """Minus the mean over groups of |share in the list - share in this user's own history|, `(B, G)`; at most 0.
+    """Computes minus |share in the list - share in the user's history|, averaged over the groups, `(B, G)`.
 
-    Reconstruction: the paper scores each list by MGU, but gives no formula for single lists. The metric
-    [`metrics.mgu`] compares whole corpora.
+    Reconstruction: the paper scores each list by MGU, but gives no formula for single lists. The metric of the same
+    name in `metrics.py` compares all recommendations with all histories.
     """
-    # A row per list with its present items, in the order of the flattened (B, G).
+    # Make one row per list with its items, without missing ranks. The order is that of the flattened (B, G).
     present = batch.lists >= 0
     listed = Ragged.from_lengths(batch.lists[present], present.sum(-1).ravel())
     recommended = _group_shares(listed, batch.groups).reshape(*batch.lists.shape[:2], batch.groups.shape[1])
@@ -203,14 +204,17 @@ def mgu(batch: ListBatch) -> np.ndarray:
 
 
 def _group_shares(items: Ragged, shares: np.ndarray) -> np.ndarray:
-    """Share of each group in each row of items, `(len(items), num_groups)`; zeros where no item is in any group."""
+    """Computes the share of each group in each row of items, `(len(items), num_groups)`.
+
+    A row is all zeros if none of its items belongs to a group.
+    """
     mass = np.zeros((len(items), shares.shape[1]))
 
-    # Blocks of rows bound the memory that the gathered shares take.
+    # Process the rows in blocks, to bound the memory of the gathered shares.
     step = max(1, metrics.GATHERED_VALUES // max(1, shares.shape[1] * int(items.lengths.max(initial=0))))
     for start in range(0, len(items), step):
         part = items.take(np.arange(start, min(start + step, len(items))))
-        filled = np.flatnonzero(part.lengths)  # for an empty row, `reduceat` would return the first item of the next
+        filled = np.flatnonzero(part.lengths)  # `reduceat` would return a wrong value for an empty row
         mass[start + filled] = np.add.reduceat(shares[part.values], part.offsets[filled], axis=0, dtype=np.float64)
     shares_of_rows: np.ndarray = mass / np.maximum(mass.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
     return shares_of_rows

@@ -1,4 +1,4 @@
-"""Accepts rows of item indices in several forms: `Ragged`, an Arrow list column, a split's column, lists of lists."""
+"""Converts rows of item indices to `Ragged`. Accepts `Ragged`, Arrow list columns, dataset columns and lists."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Rows: TypeAlias = Ragged | pa.Array | pa.ChunkedArray | Iterable[Sequence[int]]
 
 
 def item_rows(rows: Rows, name: str, num_items: int | None = None) -> Ragged:
-    """Converts rows of item indices to an int64 `Ragged`, and raises where a value is not a valid index.
+    """Converts rows of item indices to an int64 `Ragged`. Raises `ValueError` if a value is not a valid index.
 
     Args:
         rows (`Ragged`, Arrow list column or iterable of lists): One row of item indices per user, possibly empty.
-        name (`str`): What the rows contain, for the error message.
-        num_items (`int`, *optional*): Size of the catalogue. Without it, only the lower bound 0 is checked.
+        name (`str`): Name of the rows in the error message.
+        num_items (`int`, *optional*): Size of the catalogue. If it is not given, indices have no upper bound.
     """
     if isinstance(rows, pa.Array | pa.ChunkedArray):
         rows = Ragged.from_arrow(rows)

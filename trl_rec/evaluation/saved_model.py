@@ -1,4 +1,4 @@
-"""Evaluates a saved model beside the baselines, on the same rows. The model ranks items as it was trained to."""
+"""Evaluates a saved model and the baselines on the same rows. The model's settings are read from its run folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ranges import COUNT, FINITE, SEED, check_ranges
 
 
-# What a field of EvaluationConfig becomes if neither the user nor the model's run folder sets it.
+# Values of fields of EvaluationConfig that are set neither by the user nor in the model's run folder.
 DEFAULTS: dict[str, Any] = {
     "surface": "title",
     "list_length": None,
@@ -31,29 +31,29 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class EvaluationConfig:
-    """What is evaluated, and how its lists are made.
+    """Configuration of an evaluation: which model and rows are evaluated, and how lists are generated.
 
-    The fields in `DEFAULTS` are `None` until [`evaluation_settings`] fills them in from the model's run folder. For a
-    model from the hub they are not filled in: set them yourself.
+    The fields in `DEFAULTS` are `None` until [`evaluation_settings`] fills them in from the model's run folder. A
+    model from the hub has no run folder and gets the values of `DEFAULTS`, so set these fields to match its training.
 
     Args:
-        model (`str`, *optional*): A hub id, a folder or a GGUF file. Only the baselines are evaluated without one.
+        model (`str`, *optional*): A hub id, a folder or a GGUF file. If not set, only the baselines are evaluated.
         surface (`str`, *optional*): How the model writes items: `"title"`, `"item_token"` or `"semantic_id"`.
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
-        best_of (`int`, *optional*): Also draws this many lists per user and keeps the one with the highest reward,
-            which shows how good the model's lists could be. Needs `rewards` and a `list_length`.
+        best_of (`int`, *optional*): If set, also draws this number of lists per user and evaluates the list with the
+            highest reward, which is an upper bound for the model's lists. Requires `rewards` and `list_length`.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
-        max_users (`int`, *optional*): Number of rows of the split to evaluate, spread evenly. Defaults to all.
-        ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): Lengths to cut the lists at.
-        exclude_history (`bool`, *optional*, defaults to `True`): Whether items of a user's history are never
-            recommended.
-        num_beams (`int`, *optional*): Width of the beam search. Defaults to the largest of `ks`, and to 1 for lists.
-        length_penalty (`float`, *optional*): Scores are divided by the generated length to this power.
+        max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
+            Defaults to all rows.
+        ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the metrics.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether to exclude the items of a user's history.
+        num_beams (`int`, *optional*): Number of beams. Defaults to the largest of `ks`, and to 1 for lists.
+        length_penalty (`float`, *optional*): Exponent p of the length penalty. Scores are divided by length ** p.
         renormalize (`bool`, *optional*): Whether the softmax is over legal tokens rather than over the vocabulary.
         batch_size (`int`, *optional*, defaults to `16`): Prompts per forward pass.
-        max_length (`int`, *optional*): Limit on the tokens of a prompt and its completion together.
-        dtype (`str`, *optional*, defaults to `"auto"`): Number format of the model's weights.
+        max_length (`int`, *optional*): Maximum number of tokens of the prompt and the completion together.
+        dtype (`str`, *optional*, defaults to `"auto"`): Data type of the model's weights.
         seed (`int`, *optional*, defaults to `0`): Seed of the random baseline, of drawn lists and of the bootstrap.
     """
 
@@ -128,9 +128,9 @@ class EvaluationConfig:
 
 
 def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
-    """`config` with its open fields filled in: from the model's run folder, otherwise from `DEFAULTS`.
+    """Returns a copy of `config` with unset fields filled in from the model's run folder, or else from `DEFAULTS`.
 
-    Raises `ValueError` for settings that contradict each other.
+    Raises `ValueError` if settings contradict each other.
     """
     of_run = settings_of_run(config.model)
     of_run["list_length"] = of_run.get("prompt", {}).get("list_length")
@@ -146,23 +146,27 @@ def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
 
 
 def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> dict[str, Evaluation]:
-    """Evaluates the baselines and the model of `config`, by name.
+    """Evaluates the baselines and the model of `config`. Users are divided among the processes.
 
     Args:
-        dataset: The data. Its catalogue gets the model's surface.
-        config: What [`evaluation_settings`] returned. With several processes, the users are divided among them.
+        dataset: The dataset. Items are written with the surface in `config`.
+        config: The settings, as returned by [`evaluation_settings`].
+
+    Returns:
+        The evaluation of each recommender by name.
     """
-    # 1. Check that the model knows these items. Without a model nothing is written as a title: the baselines exclude
-    #    histories item by item, as in published tables.
+    # 1. Set the surface, and check that the model was trained on these items. Without a model, the surface is the
+    #    item token: the baselines then exclude only the items of a history, not all items with the same titles, as in
+    #    published results.
     if config.model is not None:
         dataset = dataset.with_surface(config.surface or DEFAULTS["surface"])
         check_same_items(config.model, dataset.catalog, dataset.path)
     else:
         dataset = dataset.with_surface("item_token")
 
-    # 2. Take the rows to evaluate.
+    # 2. Select the rows to evaluate.
     rows = at_most(config.max_users, held_out(dataset, config.split))
-    dataset = replace(dataset, **{config.split: rows})  # the split's name is also the field's
+    dataset = replace(dataset, **{config.split: rows})  # the fields of the dataset are named after the splits
 
     # 3. Evaluate the baselines, then the model.
     results = evaluate_baselines(dataset, exclude_history=config.exclude_history, **_measuring(config))
@@ -172,7 +176,7 @@ def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> di
 
 
 def _evaluate_model(model_name: str, dataset: RecDataset, config: EvaluationConfig) -> dict[str, Evaluation]:
-    """Evaluates the model, and if `best_of` is set also drawn lists and the best of them."""
+    """Evaluates the model and, if `best_of` is set, also drawn lists and the best of N drawn lists."""
     tokenizer = load_tokenizer(model_name)
     model = load_model(model_name, dtype=config.dtype).to(PartialState().device)
     prompt = {**settings_of_run(model_name).get("prompt", {}), "list_length": config.list_length}
@@ -214,5 +218,5 @@ def _evaluate_model(model_name: str, dataset: RecDataset, config: EvaluationConf
 
 
 def _measuring(config: EvaluationConfig) -> dict[str, Any]:
-    """The options that [`evaluate_baselines`] and [`evaluate_split`] share."""
+    """Returns the arguments shared by [`evaluate_baselines`] and [`evaluate_split`]."""
     return {"split": config.split, "ks": config.ks, "rewards": config.rewards, "seed": config.seed}

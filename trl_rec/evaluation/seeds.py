@@ -1,7 +1,7 @@
-"""Makes a table that compares recommenders, each trained with several seeds, with one recommender as the reference.
+"""Makes a table that compares recommenders, each trained with several seeds, with a reference recommender.
 
-Each user's values are first averaged over the seeds. So intervals and p-values describe the variation between users,
-not the variation between seeds; for the latter the table shows the value of every seed.
+The values of each user are first averaged over the seeds. So intervals and p-values describe the variation between
+users, not between seeds. To show the variation between seeds, the table lists the value of every seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trl_rec.evaluation.intervals import bootstrap_interval, paired_comparison
 from trl_rec.evaluation.tables import aligned
 
 
-Runs: TypeAlias = Sequence[Mapping[str, np.ndarray]]  # for each seed, the `Evaluation.per_user` of one recommender
+Runs: TypeAlias = Sequence[Mapping[str, np.ndarray]]  # `Evaluation.per_user` of one recommender for each seed
 
 
 def seeds_table(
@@ -25,19 +25,23 @@ def seeds_table(
     against: str,
     notes: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """Makes a table with one row per recommender. The last metric of each is compared with that of `against`.
+    """Makes a table with one row per recommender. The last metric is compared with the reference `against`.
 
-    The columns are: each metric with half the width of its interval; the ratio of the last metric to that of `against`
-    (the difference, if that is not above 0); the p-value of a paired test; and the last metric for each seed.
+    The columns are:
+
+    - each metric, with half the width of its interval;
+    - the ratio of the last metric to its value for the reference, or the difference if that value is not above 0;
+    - the p-value of a paired test against the reference;
+    - the last metric for each seed.
 
     Args:
-        runs (`Mapping[str, Sequence[Mapping[str, np.ndarray]]]`): For each recommender's name, the
-            `Evaluation.per_user` of each of its seeds; baselines have one. All are over the same users in the same
-            order.
-        metrics (`Sequence[str]`): Metrics to show; the last one is compared.
-        against (`str`): Name of the recommender that the others are compared to.
-        notes (`Mapping[str, Mapping[str, float]]`, *optional*): Further columns: for each heading, a number for some
-            or all recommenders by name.
+        runs (`Mapping[str, Sequence[Mapping[str, np.ndarray]]]`): Maps the name of each recommender to the
+            `Evaluation.per_user` of each of its seeds. Baselines have one. All runs must have the same users in the
+            same order.
+        metrics (`Sequence[str]`): Metrics to show. The last metric is used for the comparison.
+        against (`str`): Name of the reference recommender.
+        notes (`Mapping[str, Mapping[str, float]]`, *optional*): Additional columns. Maps each heading to a number for
+            some or all recommenders by name.
     """
     if against not in runs or not all(runs.values()):
         raise ValueError(
@@ -48,13 +52,13 @@ def seeds_table(
     reference = _mean_over_seeds(runs[against], compared)
     reference_mean = reference.mean()
 
-    # One row per recommender, below the headings.
+    # Write one row per recommender below the headings.
     rows = [["", *metrics, f"over {against}", "p", f"{compared} by seed", *notes]]
     for name, seeds in runs.items():
         values = _mean_over_seeds(seeds, compared)
         cells = [_with_interval(_mean_over_seeds(seeds, metric)) for metric in metrics]
 
-        # Below 0 a ratio would be higher for the worse recommender.
+        # If the reference value is negative, a higher ratio would mean a worse recommender; show the difference.
         if reference_mean > 0:
             ratio = f"{values.mean() / reference_mean:.3f}"
         else:
@@ -72,7 +76,7 @@ def seeds_table(
 
 
 def _mean_over_seeds(seeds: Runs, metric: str) -> np.ndarray:
-    """Each user's mean over the seeds, `(num_users,)`."""
+    """Returns the metric of each user, averaged over the seeds, `(num_users,)`."""
     means: np.ndarray = np.mean([seed[metric] for seed in seeds], 0)
     return means
 

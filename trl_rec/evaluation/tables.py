@@ -1,4 +1,4 @@
-"""Writes results as a table, in text or Markdown: one row per recommender, one column per metric, a legend below."""
+"""Formats results as text or Markdown: one row per recommender, one column per metric, and a legend below."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from trl_rec.evaluation.results import Evaluation
 from trl_rec.printing import printable
 
 
-# For each metric, its direction (1: higher is better, -1: lower is better, 0: neither) and its line in the legend.
+# Maps each metric to its direction (1: higher is better, -1: lower is better, 0: neither) and its line in the legend.
 MEANINGS = {
     "recall": (1, "share of a user's next items that the list contains"),
     "hit": (1, "share of users whose list contains at least one of their next items"),
@@ -43,16 +43,17 @@ def metrics_table(
     markdown: bool = False,
     caption: str | None = None,
 ) -> str:
-    """Makes a table of results. The best value of a column is marked, if higher or lower is better for its metric.
+    """Makes a table of results. In each column, the best value is marked if the metric has a better direction.
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, at least one.
-        columns (`Sequence[str]`, *optional*): Metrics to show, by default a choice of each kind at the largest k.
+        columns (`Sequence[str]`, *optional*): Metrics to show. Defaults to a selection of each kind at the largest k.
         intervals (`str`, *optional*, defaults to `"half_width"`): `"half_width"` shows half the width of an interval,
             "±0.0035"; `"range"` shows "[0.0754, 0.0824]"; `"none"` shows no interval.
-        markdown (`bool`, *optional*, defaults to `False`): Returns Markdown with the best values in bold, instead of
-            aligned text with the best values starred.
-        caption (`str`, *optional*): A line above the table: data, split, whether history is excluded.
+        markdown (`bool`, *optional*, defaults to `False`): Whether to return Markdown with the best values in bold,
+            instead of aligned text in which the best values have a star.
+        caption (`str`, *optional*): A line above the table, for example the dataset, the split and whether histories
+            are excluded.
     """
     if not results:
         raise ValueError("there are no results to show; evaluate a baseline or a model first")
@@ -65,7 +66,7 @@ def metrics_table(
     for name, evaluation in results.items():
         rows.append([name, *(_cell(evaluation, column, best[column], intervals, markdown) for column in columns)])
 
-    # Caption, table and legend, separated by empty lines.
+    # Join the caption, the table and the legend, separated by empty lines.
     head = [printable(caption), ""] if caption else []
     table = _markdown(rows) if markdown else aligned(rows)
     return "\n".join([*head, *table, "", *_legend(results, columns, intervals, markdown)])
@@ -74,11 +75,11 @@ def metrics_table(
 def _default_columns(results: Mapping[str, Evaluation]) -> list[str]:
     known = {column for evaluation in results.values() for column in evaluation.metrics}
 
-    # The largest k of any metric; rewards have no k.
+    # Find the largest k of any metric. Rewards have no k.
     k = max((int(column.split("@")[1]) for column in known if "@" in column), default=0)
     wanted = [*(f"{name}@{k}" for name in DEFAULT_NAMES), "reward"]
 
-    # The counts of errors are shown only if any recommender made one.
+    # Show the error counts only if at least one of them is not 0.
     errors = [
         name
         for name in ("invalid", "duplicates")
@@ -88,7 +89,7 @@ def _default_columns(results: Mapping[str, Evaluation]) -> list[str]:
 
 
 def _best(results: Mapping[str, Evaluation], column: str) -> float | None:
-    """The value to mark, or None if the metric has no direction or the values do not differ."""
+    """Returns the best value, or None if the metric has no better direction or all values are equal."""
     values = [evaluation.metrics[column] for evaluation in results.values() if column in evaluation.metrics]
     direction = MEANINGS.get(_stem(column), (0, ""))[0]
     if direction == 0 or len(set(values)) < 2:
@@ -100,7 +101,7 @@ def _cell(evaluation: Evaluation, column: str, best: float | None, intervals: st
     if column not in evaluation.metrics:
         return "-"
 
-    # The value with its mark. In text, the others get a space, so that the decimal points stay aligned.
+    # Write the value with its mark. In text, values that are not the best get a space, so that decimal points align.
     value = evaluation.metrics[column]
     text = _number(value)
     if markdown:
@@ -127,7 +128,7 @@ def _stem(column: str) -> str:
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
-    """The lines of a table: the first row underlined, the first column aligned left and the others right."""
+    """Returns the lines of a text table. The first row is underlined; all columns but the first are right-aligned."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -140,13 +141,13 @@ def aligned(rows: list[list[str]]) -> list[str]:
 
 def _markdown(rows: list[list[str]]) -> list[str]:
     escaped = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
-    # A colon on the right aligns a column of numbers.
+    # A colon on the right makes a column right-aligned.
     rule = ["---", *("---:" for _ in rows[0][1:])]
     return [f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]]]
 
 
 def _legend(results: Mapping[str, Evaluation], columns: Sequence[str], intervals: str, markdown: bool) -> list[str]:
-    # One line per metric, however many k it is shown for.
+    # Write one line per metric, even if it is shown for several k.
     directions = {1: " (higher is better)", -1: " (lower is better)", 0: ""}
     stems = dict.fromkeys(_stem(column) for column in columns if _stem(column) in MEANINGS)
     lines = []

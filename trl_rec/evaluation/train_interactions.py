@@ -1,7 +1,7 @@
-"""Collects the interactions of a training split. Each counts once, even if several rows of a user repeat it.
+"""Collects the interactions of a training split. Each interaction counts once, even if several rows contain it.
 
-Rows may overlap. In windowed data a user has many rows, and the history of each row repeats targets of earlier rows.
-So the new interactions of a row are its targets, plus its history if it is the user's first row.
+In windowed data a user has many overlapping rows: the history of a row contains the targets of earlier rows. So the
+new interactions of a row are its targets, plus its history if it is the first row of the user.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from trl_rec.ragged import Ragged, join, within
 
 @dataclass(frozen=True, eq=False)
 class TrainInteractions:
-    """What a baseline learns from.
+    """The interactions of a training split, from which baselines are fitted.
 
     Args:
-        sequences (`Ragged`): For each row of the split, its history followed by its targets.
+        sequences (`Ragged`): The history followed by the targets, for each row of the split.
         is_new (`np.ndarray` of shape `(len(sequences.values),)`): True where an interaction occurs for the first time.
         num_items (`int`): Size of the catalogue.
     """
@@ -32,10 +32,10 @@ class TrainInteractions:
 
     @classmethod
     def from_split(cls, train: Dataset, num_items: int | None = None) -> TrainInteractions:
-        """The interactions of a training split; raises for a validation or test split.
+        """Returns the interactions of a training split. Raises `ValueError` for a validation or test split.
 
         Args:
-            train (`Dataset`): The training split; the rows of each user are in time order.
+            train (`Dataset`): The training split. The rows of each user must be in chronological order.
             num_items (`int`, *optional*, defaults to the largest index in `train` plus 1): Size of the catalogue.
         """
         check_is_train(train, "a baseline")
@@ -43,7 +43,7 @@ class TrainInteractions:
         targets = split_rows(train, "targets")
         sequences = item_rows(join(history, targets), "train", num_items)
 
-        # The first row of each user, whose history no earlier row has shown.
+        # Find the first row of each user. Its history is not contained in any earlier row.
         users = train.select_columns(["user"]).with_format("numpy")[:]["user"]
         is_first_row = np.zeros(len(sequences), bool)
         is_first_row[np.unique(users, return_index=True)[1]] = True
@@ -64,15 +64,15 @@ class TrainInteractions:
         return np.argsort(-self.popularity, kind="stable")
 
     def pairs(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All pairs of an item and a new item at most `window` positions later in the same row.
+        """Returns all pairs of an item and a new item at most `window` positions later in the same row.
 
         Returns:
-            The first items, the second items and their distances, three arrays of one length.
+            The first items, the second items and their distances: three arrays of the same length.
         """
         values = self.sequences.values
         rows = self.sequences.row_ids
 
-        # For each distance, the positions in `values` where a pair ends.
+        # For each distance, find the positions of the second item of each pair in `values`.
         ends = [np.flatnonzero(self.is_new[d:] & (rows[d:] == rows[:-d])) + d for d in range(1, window + 1)]
         distance = np.repeat(np.arange(1, window + 1), [len(end) for end in ends])
         end = np.concatenate(ends)

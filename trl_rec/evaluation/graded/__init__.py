@@ -1,4 +1,4 @@
-"""Evaluates orders of rated candidates: graded NDCG, Kendall's tau, position bias, and baselines."""
+"""Evaluates how rated candidates are ordered: graded NDCG, Kendall's tau, position bias, and baselines."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,9 @@
 """Baselines that order rated candidates without a language model: random, popularity, mean rating, and rating bias.
 
-They use the training split alone. Each returns the place of every candidate, from 0 for the best, -1 where a list has
-fewer candidates than the longest. Equal scores keep the order in which the list contains the candidates.
+They use only the training split. Each function returns the place of every candidate: 0 for the best, and -1 as padding
+for lists shorter than the longest. Candidates with equal scores stay in the order in which they are listed.
 
-Legend: N lists, m candidates of the longest list.
+Legend: N: lists, m: candidates of the longest list.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from trl_rec.evaluation.train_interactions import TrainInteractions
 from trl_rec.ragged import Ragged, join
 
 
-SWEEPS = 20  # of the bias model; after these, its effects move by less than a thousandth of a star
+SWEEPS = 20  # iterations of the bias model; afterwards, its effects change by less than 0.001 per iteration
 
 
 def random_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:
-    """A random order of each list, `(N, m)`. Equal (seed, row) give equal orders."""
+    """Orders each list randomly, `(N, m)`. The order depends only on the seed and the row number."""
     row_numbers = rows.with_format("numpy")[:]["row"]
     counts = split_rows(rows, "candidates").lengths
     orders = [draw_slots(count, 1, (seed, row))[0] for count, row in zip(counts, row_numbers, strict=True)]
@@ -33,12 +33,12 @@ def random_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) 
 
 
 def popularity_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:
-    """Candidates by how often the item was chosen in training, `(N, m)`."""
+    """Orders candidates by how often they were chosen in training, `(N, m)`."""
     return _places(TrainInteractions.from_split(train, num_items).popularity, rows)
 
 
 def item_mean_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:
-    """Candidates by the item's mean training rating, `(N, m)`; an item without ratings has the mean of all ratings."""
+    """Orders candidates by their mean training rating, `(N, m)`. Items without ratings get the mean of all ratings."""
     ratings = _train_ratings(train, num_items)
     counts = np.bincount(ratings.item, minlength=num_items)
     totals = np.bincount(ratings.item, ratings.rating, num_items)
@@ -46,18 +46,18 @@ def item_mean_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 
 
 
 def bias_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0, damping: float = 5.0) -> np.ndarray:
-    """Candidates by the item effect in the model rating = mean + user effect + item effect, `(N, m)`.
+    """Orders candidates by the item effect in the model rating = mean + user effect + item effect, `(N, m)`.
 
-    Each effect is shrunk as if it had `damping` more ratings equal to 0. The user effect is the same for all
-    candidates of a list and does not change their order; it is fitted to take users' rating habits out of the item
-    effects.
+    Each effect is shrunk towards 0, as if `damping` additional residuals were 0. The user effect is the same for all
+    candidates of a list and does not change their order. It is fitted so that the item effects do not depend on how
+    generously the users rate.
     """
     ratings = _train_ratings(train, num_items)
     residual = ratings.rating - ratings.rating.mean()
     item_counts = np.bincount(ratings.item, minlength=num_items) + damping
     user_counts = np.bincount(ratings.user) + damping
 
-    # Alternating least squares: each effect in turn is fitted to what the other does not explain.
+    # Alternating least squares: fit each effect in turn to the residual that the other effect leaves.
     item_effect = np.zeros(num_items)
     user_effect = np.zeros(len(user_counts))
     for _ in range(SWEEPS):
@@ -75,7 +75,7 @@ RATED_BASELINES: dict[str, Callable[[Dataset, Dataset, int, int], np.ndarray]] =
 
 
 class _TrainRatings(NamedTuple):
-    """The training ratings, each once: three arrays of one length. Users are numbered from 0 without gaps."""
+    """The training ratings, without repetitions: three arrays of the same length. Users are numbered from 0."""
 
     user: np.ndarray
     item: np.ndarray
@@ -86,7 +86,7 @@ def _train_ratings(train: Dataset, num_items: int) -> _TrainRatings:
     interactions = TrainInteractions.from_split(train, num_items)
     ratings = join(split_rows(train, "history_ratings"), split_rows(train, "target_ratings"))
 
-    # One user per row becomes one user per rating.
+    # Repeat the user of each row for every rating in the row.
     user_of_row = np.unique(train.with_format("numpy")[:]["user"], return_inverse=True)[1]
     user = user_of_row[interactions.sequences.row_ids]
     is_new = interactions.is_new

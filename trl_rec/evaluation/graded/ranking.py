@@ -1,7 +1,7 @@
-"""Lets a model order the candidates of rated rows: prompts of similar length in batches, divided over the processes.
+"""Ranks the candidates of rated rows with a model. Prompts are batched by length and divided among the processes.
 
-Every process returns the places for all rows, in the order of the rows. The slots in which a list's candidates are
-shown depend only on the seed and the row.
+Every process returns the places for all rows, in the order of the rows. A slot is the position of a candidate in the
+prompt. Slots are drawn randomly and depend only on the seed and the row number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class RankedLists(NamedTuple):
-    """The model's orders of N lists of up to m candidates, each list shown in S orders. -1 pads shorter lists.
+    """The model's rankings of N lists of up to m candidates, each shown in S orders. Shorter lists are padded with -1.
 
     Args:
         places (`np.ndarray` of shape `(N, S, m)`): The place that the model gives each candidate, from 0 for the best.
@@ -49,24 +49,26 @@ def rank_rated_rows(
     max_length: int | None = None,
     seed: int = 0,
 ) -> RankedLists:
-    """Lets a model order each list, once for every order in which the list is shown.
+    """Ranks the candidates of each list with a model, once for every order in which the list is shown.
 
     Args:
         model: A causal language model.
         rows: Rows of [`held_out_rows`].
         prompt_format: How histories and candidates are written.
-        pad_token_id: Token that pads the prompts.
-        num_orders (*optional*, defaults to `1`): S, the number of orders in which each list is shown. Several orders
-            show how much the model depends on the order in the prompt, and [`borda`] combines their results into one.
+        pad_token_id: Id of the padding token.
+        num_orders (*optional*, defaults to `1`): S, the number of random orders in which each list is shown. With
+            several orders, [`order_consistency`] measures how much the ranking depends on the order in the prompt, and
+            [`borda`] combines the rankings into one.
         single_pass (*optional*, defaults to `False`): As in [`rank_candidates`].
         batch_size (*optional*, defaults to `16`): Prompts per forward pass.
-        max_length (*optional*): Limit on the tokens of prompt and answer; the oldest history is dropped first.
+        max_length (*optional*): Maximum number of tokens of the prompt and the answer together. The oldest items of a
+            history are dropped first.
         seed (*optional*, defaults to `0`): Seed of the slots.
     """
     COUNT.check("num_orders", num_orders)
     COUNT.check("batch_size", batch_size)
 
-    # 1. Draw the slots: a list shown in S orders becomes S prompts, one after the other.
+    # 1. Draw the slots. A list that is shown in S orders gives S consecutive prompts.
     candidates = split_rows(rows, "candidates")
     row_numbers = rows.with_format("numpy")[:]["row"]
     slots = Ragged.from_lists(
@@ -76,7 +78,7 @@ def rank_rated_rows(
     )
     source = np.repeat(np.arange(len(candidates)), num_orders)  # the list of each prompt
 
-    # 2. Build the prompts. The history gets the room that the candidates and the answer leave.
+    # 2. Build the prompts. The history is cut so that the candidates and the answer fit into `max_length`.
     shown, names = prompt_format.encode_candidates(candidates.take(source), slots)
     histories = split_rows(rows, "history").take(source)
     ratings = split_rows(rows, "history_ratings").take(source)
@@ -84,7 +86,7 @@ def rank_rated_rows(
     prompts = join(prompt_format.encode_histories(histories, ratings, room), shown)
     width = int(candidates.lengths.max())
 
-    # 3. Let the model order the candidates, and turn "candidate at each rank" into "place of each candidate".
+    # 3. Rank the candidates, and convert the candidate at each rank to the place of each candidate.
     def _places_of_batch(batch: np.ndarray) -> np.ndarray:
         tokens = torch.from_numpy(names.take(batch).padded(width=width))  # (B, m), -1 where there is no candidate
         inputs = left_padded(prompts.take(batch), pad_token_id)
@@ -97,7 +99,7 @@ def rank_rated_rows(
 
     places = map_rows(_places_of_batch, prompts.lengths, width=width, desc="ranking", batch_size=batch_size)
 
-    # 4. The slot of each candidate, from the candidate in each slot.
+    # 4. Convert the candidate in each slot to the slot of each candidate.
     slot_of = np.full_like(places, -1)
     slot_of[slots.row_ids, slots.values] = within(slots.lengths)
     shape = (len(candidates), num_orders, width)

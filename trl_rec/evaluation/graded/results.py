@@ -1,4 +1,4 @@
-"""Evaluates orders of rated candidates, and the baselines on the same lists in the same way."""
+"""Evaluates a model's orders of rated candidates, and the baselines on the same lists in the same way."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from trl_rec.evaluation.results import Evaluation
 def evaluate_orders(
     lists: RankedLists, rows: Dataset, *, ks: Sequence[int] = (1, 3, 5, 10), seed: int = 0
 ) -> Evaluation:
-    """Evaluates the orders of rated rows, with bootstrap intervals over the rows.
+    """Evaluates the orders of the candidates of rated rows, with bootstrap intervals over the rows.
 
     Args:
         lists: The orders, as returned by [`rank_rated_rows`] for these rows.
         rows: Rows of [`held_out_rows`].
-        ks (*optional*, defaults to `(1, 3, 5, 10)`): Lengths to cut the lists at.
+        ks (*optional*, defaults to `(1, 3, 5, 10)`): The cutoffs k of graded NDCG.
         seed (*optional*, defaults to `0`): Seed of the bootstrap.
 
     Returns:
-        The metrics `graded_ndcg@k` for every k and `tau`, Kendall's tau with the true order, both averaged over the
-        orders in which a list was shown. With several such orders also `consistency` and `slot_bias`.
+        The metrics `graded_ndcg@k` for every k, and `tau`, which is Kendall's tau with the order of the ratings. Both
+        are averaged over the orders in which a list was shown. If there are several such orders, the metrics also
+        include `consistency` and `slot_bias`.
     """
     ratings = split_rows(rows, "ratings").padded(fill=-1).astype(float)  # (N, m)
     orders = [lists.places[:, order] for order in range(lists.places.shape[1])]  # S times (N, m)
 
     per_user = {f"graded_ndcg@{k}": np.mean([order_ndcg(places, ratings, k) for places in orders], 0) for k in ks}
-    # Place 0 is the best and belongs to the highest rating, hence the sign.
+    # The ratings are negated because place 0 is the best, while the highest rating is the best.
     per_user["tau"] = np.mean([rank_correlation(places, -ratings) for places in orders], 0)
     if len(orders) > 1:
         per_user["consistency"] = order_consistency(lists.places)
@@ -54,11 +55,11 @@ def evaluate_rated_baselines(
         train: `RecDataset.train`.
         rows: Rows of [`held_out_rows`] to evaluate on.
         num_items: Size of the catalogue.
-        ks (*optional*, defaults to `(1, 3, 5, 10)`): Lengths to cut the lists at.
+        ks (*optional*, defaults to `(1, 3, 5, 10)`): The cutoffs k of graded NDCG.
         seed (*optional*, defaults to `0`): Seed of the random baseline and of the bootstrap.
 
     Returns:
-        `dict[str, Evaluation]`: each baseline by name.
+        `dict[str, Evaluation]`: the evaluation of each baseline by name.
     """
     results = {}
     for name, baseline in RATED_BASELINES.items():
