@@ -59,7 +59,7 @@ def dataset(folder: Path) -> RecDataset:
         ({"rewards": ["ndcg"]}, r"rewards must map names to numbers, not \['ndcg'\]"),
         ({"rewards": {"ndcg": "1.0"}}, "rewards: ndcg must be a number, not '1.0'"),
         ({"num_generations": 1}, "num_generations must be at least 2, not 1; rollouts are compared"),
-        ({"list_length": None}, "list_length is missing, and BLADE aligns lists"),
+        ({"list_length": None}, "list_length is None, but BLADE trains on lists"),
         ({"num_references": 0}, "num_references must be at least 1, not 0, with target blade"),
         ({"num_references": -1, "target": "rank"}, "num_references must be at least 0, not -1"),
         ({"num_iterations": 0}, "num_iterations must be at least 1, not 0"),
@@ -196,8 +196,8 @@ def test_a_model_with_nothing_to_train_is_refused(folder: Path, tmp_path: Path) 
 def test_wrong_data_are_refused_before_anything_is_drawn(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     rows, known = Dataset.from_dict({"input_ids": [[1]]}), [*range(56)]
     cases: list[tuple[str, dict]] = [
-        ("the train dataset is no split of a RecDataset; pass dataset.train", {"train_dataset": rows}),
-        ("the eval dataset is no split of a RecDataset", {"eval_dataset": rows}),
+        ("the train dataset is not a split of a RecDataset; pass dataset.train", {"train_dataset": rows}),
+        ("the eval dataset is not a split of a RecDataset", {"eval_dataset": rows}),
         ("training rows cannot come from the validation split", {"train_dataset": dataset.validation}),
         (
             "no user of the train split chooses 3 new items",
@@ -222,6 +222,6 @@ def test_fsdp_is_refused_before_anything_is_drawn(
 ) -> None:
     trainer = make_trainer(folder, tmp_path)
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
-    with pytest.raises(ValueError, match="FSDP cannot draw lists during training; use DDP or DeepSpeed"):
+    with pytest.raises(ValueError, match="lists cannot be sampled under FSDP; use DDP or DeepSpeed"):
         trainer.train()
     assert not list(tmp_path.glob("references-*"))

@@ -1,4 +1,4 @@
-"""BLADE: alignment of whole lists with a Best-of-N target that moves with the policy."""
+"""BLADE: aligns a policy that writes lists, with Best-of-N rewards that change with the policy."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Builds a [`BladeTrainer`] from a recipe: the policy, its reference and the rows of a dataset."""
+"""Builds a [`BladeTrainer`] from a recipe: loads the policy and its reference, and passes the dataset."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from trl_rec.trainer.blade.trainer import BladeTrainer
 
 
 def build_blade_trainer(dataset: RecDataset, config: BladeConfig, model_config: ModelConfig) -> BladeTrainer:
-    """The trainer, ready to train.
+    """Returns a trainer that is ready to train.
 
     Args:
-        dataset: The data, with the surface that the policy writes. The validation split is evaluated during training.
-        config: How the policy is trained.
-        model_config: The policy, which writes lists already, and perhaps an adapter to train.
+        dataset: The dataset. Its catalogue must have the surface that the policy was trained on. The validation split
+            is evaluated during training.
+        config: The training configuration.
+        model_config: A policy that has been trained to write lists, and optionally an adapter to train.
     """
     policy, reference, tokenizer, adapter = build_policy(model_config, trust_remote_code=config.trust_remote_code)
     return BladeTrainer(

@@ -1,7 +1,7 @@
-"""Batches of prompts for which a policy draws lists, with the histories and targets that rewards compare them to.
+"""Collates prompts into batches, with the histories and targets that the rewards of sampled lists depend on.
 
-Legend: B prompts, P tokens of the longest prompt, H items of the longest history, T targets of the row with most, M
-reference lists, K items per list.
+Legend: B prompts, P tokens of the longest prompt, H items of the longest history, T maximum number of targets per
+row, M reference lists, K items per list.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from trl_rec.ragged import Ragged
 
 @dataclass
 class ListPromptCollator:
-    """Pads prompts on the left, items with -1.
+    """Pads prompts on the left, and pads items with -1.
 
     Args:
-        pad_token_id (`int`): Fills prompts.
+        pad_token_id (`int`): Token id used to pad prompts.
     """
 
     pad_token_id: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`prompt_ids prompt_mask (B, P)`; `history (B, H)`; `targets (B, T)`; `row (B,)`, the number of each row in
-        the data; and `references (B, M, K)` if the rows have them."""
+        """Returns a batch with `prompt_ids` and `prompt_mask`, `(B, P)`; `history`, `(B, H)`; `targets`, `(B, T)`;
+        `row`, `(B,)`, the index of each row in the dataset; and, if the rows have them, `references`, `(B, M, K)`."""
         prompts = Ragged.from_lists([row["prompt_ids"] for row in rows])
         history = Ragged.from_lists([row["history"] for row in rows])
         targets = Ragged.from_lists([row["targets"] for row in rows])
@@ -49,20 +49,20 @@ class ListPromptCollator:
 
 
 def as_rows(padded: Tensor) -> Ragged:
-    """Items `(B, T)`, padded with -1, without their padding."""
+    """Removes the padding (-1) from items, `(B, T)`."""
     present = (padded >= 0).cpu().numpy()
     return Ragged.from_lengths(padded.cpu().numpy()[present], present.sum(1))
 
 
 def check_enough_items(prompts: Dataset, prompt_format: PromptFormat, list_length: int) -> None:
-    """Refuses a prompt whose history leaves fewer items than a list holds."""
+    """Raises ValueError if the history of a prompt leaves fewer items than a list contains."""
     num_items = len(prompt_format.paths)
     histories = prompt_format.exclusions(split_rows(prompts, "history"))
     for row in np.flatnonzero(histories.lengths > num_items - list_length).tolist():
-        # A history may hold an item several times.
+        # A history may contain an item several times.
         left = num_items - len(np.unique(histories[row]))
         if left < list_length:
             raise ValueError(
                 f"the history of training row {row} leaves {left} items to choose from, too few for a list of "
-                f"{list_length}; shorten the lists, leave such users out, or set eval_exclude_history to false"
+                f"{list_length}; reduce list_length, remove such users, or set eval_exclude_history to false"
             )

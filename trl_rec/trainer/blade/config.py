@@ -1,4 +1,4 @@
-"""Configuration of [`BladeTrainer`]: `DPOConfig` with the options of lists, rewards and the moving target."""
+"""Configuration of [`BladeTrainer`]: `DPOConfig` with options for lists, rewards and the learning target."""
 
 from __future__ import annotations
 
@@ -27,41 +27,45 @@ TARGETS = {"blade": "BLADE", "best_of_n": "static Best-of-N", "rank": "rank in t
 class BladeConfig(RecConfig, DPOConfig):
     """Arguments of [`BladeTrainer`], besides those of [`RecConfig`] and [`~trl.DPOConfig`].
 
-    A batch contains prompts, and the policy draws `num_generations` lists for each. Items that are excluded when lists
-    are ranked (`eval_exclude_history`) are excluded from the drawn lists as well.
+    A batch contains prompts, and the policy samples `num_generations` lists per prompt. With `eval_exclude_history`,
+    items of the history are excluded from sampled lists as well as from evaluated lists.
 
     Args:
-        list_length (`int`, *optional*, defaults to `10`): Items per list, the paper's K.
-        rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Weights of rewards by name: those
-            of [`~trl_rec.evaluation.rewards.REWARDS`], such as `ndcg` and `mgu`, or functions passed to the trainer.
-            All are higher for better lists.
-        target (`str`, *optional*, defaults to `"blade"`): What the policy learns from: `"blade"`; `"best_of_n"`,
-            its static limit; `"rank"`, the rank among the rollouts alone; or the `"reward"` itself, as GRPO does.
-        dynamic_coefficient (`float`, *optional*, defaults to `0.3`): The rollouts' share of the evidence, the paper's
-            tau, with `target="blade"`.
+        list_length (`int`, *optional*, defaults to `10`): Number of items per list, the paper's K.
+        rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Maps names of rewards to their
+            weights. Names are keys of [`~trl_rec.evaluation.rewards.REWARDS`], such as `ndcg` and `mgu`, or of the
+            reward functions passed to the trainer. All rewards are higher for better lists.
+        target (`str`, *optional*, defaults to `"blade"`): Value that the policy learns to maximise. `"blade"` is the
+            Best-of-N reward with the rank estimated from reference lists and rollouts. `"best_of_n"` estimates the
+            rank from reference lists only, `"rank"` from rollouts only. `"reward"` is the reward itself, as in GRPO.
+        dynamic_coefficient (`float`, *optional*, defaults to `0.3`): Weight of the rollouts in the rank estimate with
+            `target="blade"`, the paper's tau.
         best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
-        num_references (`int`, *optional*, defaults to `16`): Lists of the reference policy per prompt, drawn once.
-        prior (`float`, *optional*, defaults to `0.5`): Parameter of the Beta prior.
-        num_generations (`int`, *optional*, defaults to `8`): Rollouts per prompt and step, at least 2.
-        temperature (`float`, *optional*, defaults to `1.0`): Temperature of rollouts and references.
-        beta (`float`, *optional*): Weight of the KL to the reference policy. By default 1, as the target
-            already contains N; 0.001 with `target="reward"`.
-        standardize (`bool`, *optional*): Whether advantages are divided by their group's standard deviation. By
-            default only with `target="reward"`.
-        num_iterations (`int`, *optional*, defaults to `1`): Steps on the same rollouts.
-        clip (`float`, *optional*, defaults to `0.2`): Distance from 1 at which a list's probability ratio is clipped.
-        every_position (`bool`, *optional*, defaults to `False`): Whether a list begins at every item of a sequence,
-            instead of where the list before it ends.
-        max_prompts (`int`, *optional*): Most prompts to learn from, spread evenly over the users; by default all. Each
-            costs `num_references` lists before training begins, so a short run should not have more than it visits.
-        reference_batch_size (`int`, *optional*, defaults to `64`): Prompts whose reference lists are drawn together.
+        num_references (`int`, *optional*, defaults to `16`): Number of reference lists per prompt. They are sampled
+            from the reference policy once, before training.
+        prior (`float`, *optional*, defaults to `0.5`): Parameter a of the prior Beta(a, a).
+        num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
+        temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
+        beta (`float`, *optional*): Weight of the KL divergence from the reference policy. By default 0.001 with
+            `target="reward"`, and 1 otherwise, because Best-of-N rewards already control the divergence by N.
+        standardize (`bool`, *optional*): Whether to divide advantages by the standard deviation of their group. By
+            default true only with `target="reward"`.
+        num_iterations (`int`, *optional*, defaults to `1`): Number of optimizer steps per batch of rollouts.
+        clip (`float`, *optional*, defaults to `0.2`): Clip range: ratios are clipped to [1 - clip, 1 + clip].
+        every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every item of a sequence.
+            By default, a list starts where the previous one ends.
+        max_prompts (`int`, *optional*): Maximum number of training prompts, spread evenly over users. By default, all
+            prompts are used. Because `num_references` lists are sampled for each prompt before training, set it to the
+            number of prompts that a short run visits.
+        reference_batch_size (`int`, *optional*, defaults to `64`): Number of prompts per batch when reference lists
+            are sampled.
         learning_rate (`float`, *optional*, defaults to `1e-5`): Initial learning rate. The default of `DPOConfig` is
             `1e-6`.
     """
 
     may_change = (*RecConfig.may_change, "reference_batch_size")
 
-    list_length: Annotated[int | None, COUNT] = field(default=10, metadata={"help": "items per list"})
+    list_length: Annotated[int | None, COUNT] = field(default=10, metadata={"help": "number of items per list"})
     rewards: Annotated[dict[str, Any] | str | None, FINITE] = field(
         default=None, metadata={"help": "weights of rewards by name; ndcg by default"}
     )
@@ -69,38 +73,42 @@ class BladeConfig(RecConfig, DPOConfig):
         default="blade", metadata={"help": "blade, best_of_n, rank or reward"}
     )
     dynamic_coefficient: Annotated[float, SHARE] = field(
-        default=0.3, metadata={"help": "the rollouts' share of the evidence"}
+        default=0.3, metadata={"help": "weight of the rollouts in the rank estimate"}
     )
     best_of: Annotated[float, Range(1)] = field(default=8, metadata={"help": "N of Best-of-N"})
     num_references: Annotated[int, COUNT_FROM_0] = field(
-        default=16, metadata={"help": "lists of the reference policy per prompt"}
+        default=16, metadata={"help": "number of reference lists per prompt"}
     )
     prior: Annotated[float, POSITIVE] = field(default=0.5, metadata={"help": "parameter of the Beta prior"})
     num_generations: Annotated[int, replace(COUNT, low=2, hint="rollouts are compared with each other")] = field(
         default=8,
         metadata={
-            "help": "rollouts per prompt and step",
+            "help": "number of rollouts per prompt and step",
         },
     )
     temperature: Annotated[float, POSITIVE] = field(
-        default=1.0, metadata={"help": "temperature of rollouts and references"}
+        default=1.0, metadata={"help": "sampling temperature of rollouts and reference lists"}
     )
     beta: Annotated[float | None, NOT_NEGATIVE] = field(  # type: ignore[assignment]  # a float once the target is known
         default=None,
-        metadata={"help": "weight of the KL; 1 by default, 0.001 with target reward"},
+        metadata={"help": "weight of the KL divergence; 1 by default, 0.001 with target reward"},
     )
-    standardize: bool | None = field(default=None, metadata={"help": "divide advantages by their group's deviation"})
-    num_iterations: Annotated[int, COUNT] = field(default=1, metadata={"help": "steps on the same rollouts"})
+    standardize: bool | None = field(
+        default=None, metadata={"help": "divide advantages by the standard deviation of their group"}
+    )
+    num_iterations: Annotated[int, COUNT] = field(
+        default=1, metadata={"help": "number of optimizer steps per batch of rollouts"}
+    )
     clip: Annotated[float, POSITIVE] = field(
         default=0.2,
-        metadata={"help": "distance from 1 at which a list's probability ratio is clipped"},
+        metadata={"help": "clip ratios to [1 - clip, 1 + clip]"},
     )
-    every_position: bool = field(default=False, metadata={"help": "begin a list at every item of a sequence"})
+    every_position: bool = field(default=False, metadata={"help": "start a list at every item of a sequence"})
     max_prompts: Annotated[int | None, COUNT] = field(
-        default=None, metadata={"help": "most prompts to learn from, spread evenly over the users"}
+        default=None, metadata={"help": "maximum number of training prompts, spread evenly over users"}
     )
     reference_batch_size: Annotated[int, COUNT] = field(
-        default=64, metadata={"help": "prompts whose reference lists are drawn together"}
+        default=64, metadata={"help": "number of prompts per batch when reference lists are sampled"}
     )
 
     learning_rate: Annotated[float, NOT_NEGATIVE] = field(default=1e-5, metadata={"help": "initial learning rate"})
@@ -112,7 +120,7 @@ class BladeConfig(RecConfig, DPOConfig):
         super().__post_init__()
         check_padding(self, padding)
 
-        # 1. Options of DPOTrainer that would silently do nothing.
+        # 1. Refuse options of DPOTrainer that would silently have no effect.
         check_inert(self, INERT_DPO, "the loss is a policy gradient of whole lists")
         check_inert(
             self, INERT_DPO_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
@@ -120,28 +128,28 @@ class BladeConfig(RecConfig, DPOConfig):
         check_inert(self, INERT_REFERENCE, "rollouts are drawn anew, and the reference policy never changes")
         check_inert(self, ("disable_dropout",), "dropout is always off, for rollouts and for their gradient")
 
-        # 2. Defaults that depend on the target.
+        # 2. Set defaults that depend on the target.
         self.rewards = {"ndcg": 1.0} if self.rewards is None else self.rewards
         self.beta = (1e-3 if self.target == "reward" else 1.0) if self.beta is None else self.beta
         self.standardize = self.target == "reward" if self.standardize is None else self.standardize
 
-        # 3. Values that would otherwise be refused in the first step only, after the reference lists were drawn.
+        # 3. Check values here, because the first step comes only after all reference lists are sampled.
         self._check_sampling()
         self._check_iterations()
 
     @property
     def rollout_share(self) -> float:
-        """The dynamic coefficient of the target: 0 for the static one, 1 for rank and reward."""
+        """Weight of the rollouts in the rank estimate: 0 with `best_of_n`, and 1 with `rank` and `reward`."""
         return {"blade": self.dynamic_coefficient, "best_of_n": 0.0}.get(self.target, 1.0)
 
     @property
     def reward_weights(self) -> dict[str, float]:
-        """The weights of the rewards, by name."""
+        """Weights of the rewards by name."""
         return self.rewards if isinstance(self.rewards, dict) else {}
 
     @property
     def num_list_items(self) -> int:
-        """`list_length` as a plain number, which it always is here."""
+        """`list_length`, which is never None after `__post_init__`."""
         return self.list_length or 1
 
     def _check_sampling(self) -> None:
@@ -152,7 +160,9 @@ class BladeConfig(RecConfig, DPOConfig):
                 f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {self.rewards!r}"
             )
         if self.list_length is None:
-            raise ValueError("list_length is missing, and BLADE aligns lists; give the number of items per list")
+            raise ValueError(
+                "list_length is None, but BLADE trains on lists; set list_length to the number of items per list"
+            )
         least = 1 if self.target in ("blade", "best_of_n") else 0
         if self.num_references < least:
             raise ValueError(
@@ -160,12 +170,13 @@ class BladeConfig(RecConfig, DPOConfig):
             )
 
     def _check_iterations(self) -> None:
-        """Refuses checkpoints between the steps on the same rollouts: they could not be resumed to equal weights."""
+        """Raises ValueError if a checkpoint would be saved between two steps on the same rollouts. Rollouts are not
+        saved, so resuming from it would give different weights."""
         if self.num_iterations == 1:
             return
         check_inert(self, ("train_sampling_strategy",), "batches come num_iterations times in a row")
 
-        # Checkpoints are written every so many steps, and at the last step.
+        # Checkpoints are saved at regular steps and at the last step.
         every = {"steps": self.save_steps, "best": self.eval_steps}.get(SaveStrategy(self.save_strategy).value) or 0
         last = self.max_steps if every and self.max_steps > 0 else 0
         between = next((step for step in (every, last) if step % self.num_iterations), None)

@@ -1,8 +1,8 @@
-"""Draws lists of the reference policy for each training prompt, once, and keeps them on disk.
+"""Samples lists from the reference policy, once for each training prompt, and stores them on disk.
 
-The lists are drawn in parts, each by one process (see `parts.py`). A list depends on the seed and on the number of its
-row, not on parts, batches or processes. The lists are stored and not their rewards, so that a run with other rewards
-uses the same lists.
+The rows are divided into parts, and each part is processed by one process (see `parts.py`). The lists of a row depend
+only on the seed and the row index, not on parts, batches or processes. The lists are stored without rewards, so that
+runs with other rewards can reuse them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PART_SIZE = 256  # rows per part
 
 
 def reference_store(output_dir: str | Path, rows: Dataset, *settings: Any) -> PartStore:
-    """The store of these rows' reference lists. Its folder is named by a hash of rows and settings.
+    """Returns the store for the reference lists of these rows. Its folder name contains a hash of rows and settings.
 
     Args:
         output_dir: The run folder.
         rows: The training rows.
-        settings: Everything else that the lists depend on, the weights of the reference included.
+        settings: Everything else that the lists depend on, including the weights of the reference.
     """
     digest = hash_rows(rows.select_columns(["prompt_ids", "history"]), *settings)
     return PartStore(Path(output_dir) / f"references-{digest}", len(rows), PART_SIZE, lambda part: digest)
@@ -44,22 +44,22 @@ def draw_reference_lists(
     *,
     batch_size: int,
 ) -> None:
-    """Draws the lists that are missing, divided over the processes, and writes them.
+    """Samples the missing lists, divided among the processes, and writes them to the store.
 
     Args:
-        store: Where they are written.
+        store: The store to write to.
         rows: The training rows.
-        draw: Returns items `(B, M, K)` for a batch.
-        collate: Makes a batch of some rows.
-        accelerator: The trainer's, for its processes and its device.
-        batch_size: Rows drawn together, within a part.
+        draw: Samples lists for a batch and returns items, `(B, M, K)`.
+        collate: Collates rows into a batch.
+        accelerator: The accelerator of the trainer.
+        batch_size: Number of rows per batch. A batch never spans several parts.
     """
-    # 1. No process may write a part before all have seen which are missing.
+    # 1. Find the missing parts. No process may write a part until all processes have done this.
     missing = store.missing()
     accelerator.wait_for_everyone()
     mine = missing[accelerator.process_index :: accelerator.num_processes]
 
-    # 2. Draw each part in batches.
+    # 2. Process each part in batches.
     total = sum(map(len, mine))
     hidden = not total or not accelerator.is_main_process
     with tqdm(total=total, desc="reference lists", unit="prompt", disable=hidden) as progress:
@@ -73,10 +73,10 @@ def draw_reference_lists(
                 progress.update(len(numbers))
             store.write(part, np.concatenate(lists))
 
-    # 3. All parts have to be there before any process reads them.
+    # 3. Wait until all parts are written, before any process reads them.
     accelerator.wait_for_everyone()
 
 
 def with_reference_lists(rows: Dataset, store: PartStore) -> Dataset:
-    """The rows with a column `references`: M lists of K items each."""
+    """Adds a column `references` to the rows, with M lists of K items per row."""
     return rows.add_column("references", to_column(store.read_all()))

@@ -1,8 +1,9 @@
-"""Alignment of whole lists with a Best-of-N target that moves with the policy.
+"""Aligns a policy that writes lists, with Best-of-N rewards that change with the policy.
 
-In each step the policy draws several lists per prompt. It learns from how their rewards rank among lists of the
-reference policy and among themselves. All lists of a prompt are drawn from one cache and scored in one row (see
-`decoding.lists` and `models.completions`), under the softmax over legal tokens that they were drawn from.
+In each step, the policy samples several lists per prompt. It learns from the ranks of their rewards among reference
+lists and among each other. The prompt is processed once for sampling all of its lists, and once for scoring them (see
+`decoding.lists` and `models.completions`). Scoring uses the softmax over legal tokens that the lists were sampled
+from.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -55,25 +56,29 @@ from trl_rec.trainer.blade.rewards import BatchRewards, reward_target
 from trl_rec.trainer.blade.rollouts import Rollouts, rollout_metrics
 
 
-NO_DRAWING_UNDER_FSDP = "FSDP cannot draw lists during training; use DDP or DeepSpeed"
-# Two streams of noise, each seeded with args.seed and one of these.
+NO_DRAWING_UNDER_FSDP = "lists cannot be sampled under FSDP; use DDP or DeepSpeed"
+# Combined with args.seed, so that reference lists and rollouts use different random numbers.
 REFERENCE_SEED = 0
 ROLLOUT_SEED = 1
 
 
 class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
-    """[`~trl.DPOTrainer`] that draws lists itself and learns from them, with BLADE's target or one of its limits.
+    """[`~trl.DPOTrainer`] that samples lists and learns from their rewards, with BLADE's target or a simpler one.
 
     Args:
-        model (`str`, `PreTrainedModel` or `PeftModel`): The policy, already fine-tuned to write lists: on
-            lists or, with item tokens or semantic IDs, on whole sequences.
-        ref_model (`PreTrainedModel`, *optional*): The reference, by default as in [`SoftmaxDPOTrainer`].
+        model (`str`, `PreTrainedModel` or `PeftModel`): The policy. It must have been fine-tuned on lists or,
+            with item tokens or semantic IDs, on whole sequences.
+        ref_model (`PreTrainedModel`, *optional*): The reference. The default is the same as in
+            [`SoftmaxDPOTrainer`].
         args (`BladeConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): `RecDataset.train`.
-        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`, whose users are given lists at each evaluation.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; the model's own otherwise.
-        catalog (`ItemCatalog`): The items. The rewards `ild` and `mgu` use its groups.
-        reward_functions (`Mapping[str, ListReward]`, *optional*): Rewards besides the named ones; see [`score_lists`].
+        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`, for whose users lists are generated at each
+            evaluation.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer. By default, the tokenizer of the
+            model.
+        catalog (`ItemCatalog`): The catalogue. The rewards `ild` and `mgu` use its groups.
+        reward_functions (`Mapping[str, ListReward]`, *optional*): Additional reward functions by name; see
+            [`score_lists`].
         kwargs: Passed to `DPOTrainer`.
 
     Example:
@@ -93,8 +98,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     method = "blade"
     display_name = "BLADE"
     paper = Paper("Bayesian List-wise Alignment via Dynamic Estimation for LLM-based Recommendation", "2605.04559")
-    derived_columns = frozenset({"references"})  # of the reference model, which the fingerprint contains
-    measures_loss_on_splits = False  # the loss needs lists drawn in training; the users of a split are ranked
+    derived_columns = frozenset({"references"})  # determined by the reference model, which is part of the fingerprint
+    measures_loss_on_splits = False  # the loss needs rollouts; evaluation generates lists for the users of a split
 
     args: BladeConfig
     catalog: ItemCatalog
@@ -121,7 +126,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self.display_name = TARGETS[args.target]
         self.reward_weights = args.reward_weights
         self.rewards = BatchRewards(catalog, args.reward_weights, reward_functions or {})
-        # The rollouts of this step by the row numbers of their batch, and a number for the step that drew them.
+        # Rollouts by the row indices of their batch, and the index of the step group that sampled them.
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
         super().__init__(
@@ -151,10 +156,10 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         args: BladeConfig,
         dataset_name: str,
     ) -> Dataset:
-        """The training split becomes prompts; the splits that are ranked stay as they are."""
+        """Converts the training split to prompts. Evaluation splits are returned unchanged."""
         if not is_split(dataset):
             raise ValueError(
-                f"the {dataset_name} dataset is no split of a RecDataset; pass dataset.train, or dataset.validation"
+                f"the {dataset_name} dataset is not a split of a RecDataset; pass dataset.train or dataset.validation"
             )
         if dataset_name != "train":
             return dataset
@@ -171,7 +176,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self._signature_columns: Any = ["prompt_ids", "history", "targets", "row", "references"]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """With several steps on the same rollouts, each batch is repeated for that many steps in a row."""
+        """Returns a sampler that repeats each batch `num_iterations` times in a row."""
         if self.args.num_iterations == 1:
             return super()._get_train_sampler(train_dataset)
         rows = len(self.train_dataset if train_dataset is None else train_dataset)
@@ -186,10 +191,10 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         trial: dict[str, Any] | None = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Draws the reference lists, then trains as the parent does."""
+        """Same as `DPOTrainer.train`, except that missing reference lists are sampled first."""
         if self.is_fsdp_enabled:
             raise ValueError(NO_DRAWING_UNDER_FSDP)
-        self._drawn_at = -1  # rollouts of an earlier training came from another policy
+        self._drawn_at = -1  # discard the rollouts of an earlier call, which came from another policy
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _prepare_run(self) -> None:
@@ -197,41 +202,42 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             self.draw_references()
 
     def draw_references(self) -> None:
-        """Gives each training row M lists of the reference policy, drawn now or found on disk. `train` calls this."""
+        """Adds M reference lists to each training row. Missing lists are sampled, others are read from disk. Called by
+        `train`."""
         rows = self.train_dataset
         args = self.args
         if "references" in rows.column_names:
             return
 
-        # 1. The store is named by everything the lists depend on.
+        # 1. Open the store. Its name is a hash of everything that the lists depend on.
         settings = (args.num_references, args.list_length, args.temperature, args.eval_exclude_history, args.seed)
         weights = hash_weights(self.bare(self.reference_of(self.model)))
         store = reference_store(str(args.output_dir), rows, weights, settings, self.catalog.fingerprint)
 
-        # 2. The reference is a model of its own, or the policy with its adapter switched off.
+        # 2. Get the reference, which is either a separate model or the policy with its adapter disabled.
         model = self.reference_of(self.model)
         engine = None
         if self.ref_model is None and self.is_deepspeed_enabled:  # not prepared before training begins
             engine = prepare_deepspeed(self.model, self.accelerator)
             model = engine
 
-        # 3. Draw what is missing, in parts, divided over the processes.
+        # 3. Sample the missing lists in parts, divided among the processes.
         with self._generating(model) as drawing, self.switched_to_reference(model):
 
             def draw(batch: dict[str, Tensor]) -> Tensor:
-                """The reference lists of a batch of prompts."""
+                """Samples the reference lists of a batch of prompts."""
                 return self._draw(drawing, batch, args.num_references, (args.seed, REFERENCE_SEED))
 
             draw_reference_lists(
                 store, rows, draw, self.data_collator, self.accelerator, batch_size=args.reference_batch_size
             )
         if engine is not None:
-            engine.destroy()  # or its hooks would stay beside those of training's engine
+            engine.destroy()  # otherwise its hooks would interfere with the engine used for training
         self.train_dataset = with_reference_lists(rows, store)
 
     def best_reference_rows(self) -> Dataset:
-        """Rows for [`BearTrainer`] that complete each prompt with the best of its reference lists: Best-of-N learned
-        offline, a control."""
+        """Returns rows for [`BearTrainer`] in which each prompt is completed with the best of its reference lists.
+        Training on them is an offline Best-of-N baseline."""
         self.draw_references()
         best_lists: list[np.ndarray] = []
         for start in range(0, len(self.train_dataset), self.args.reference_batch_size):
@@ -248,8 +254,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
-        """Mean over all rollouts of the policy-gradient loss."""
-        # 1. Lists drawn earlier are reused for `num_iterations` steps; then new ones are drawn.
+        """Computes the policy gradient loss, averaged over all rollouts."""
+        # 1. Sample new lists, or reuse those of the same batch from the previous `num_iterations` - 1 steps.
         number = self.state.global_step // self.args.num_iterations
         key = tuple(inputs["row"].tolist())
         if number != self._drawn_at:
@@ -263,14 +269,14 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         else:
             items = rollouts.items
 
-        # 2. Score them with the policy; the first time, the scores are also what the advantages are made from.
+        # 2. Score the lists with the policy. New lists also get their rewards and advantages.
         read = self._read(model, inputs, items, balanced=self.aux_loss_enabled)
         logps = self._list_logps(read, inputs, items)  # (B, G)
         if rollouts is None:
             rollouts = self._valued(model, inputs, items, logps.detach())
             self._rollouts[key] = rollouts
 
-        # 3. The policy gradient.
+        # 3. Compute the policy gradient loss.
         output = list_policy_loss(logps, rollouts.old_logps, rollouts.advantages, clip=self.args.clip)
 
         values = rollout_metrics(rollouts, len(self.catalog))
@@ -282,8 +288,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return BatchLoss(loss, row_losses, means, num_tokens, row_ids=inputs["row"], aux_loss=read.aux_loss)
 
     def _valued(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, logps: Tensor) -> Rollouts:
-        """The rollouts with their advantages: the target minus the KL term, compared with the other lists of the
-        prompt."""
+        """Returns the rollouts with their rewards and advantages. The advantage of a list compares its target minus
+        its KL penalty with the other lists of the prompt."""
         rewards = self.rewards.score(items, inputs)
         references = self.rewards.of_references(inputs)
         targets = reward_target(rewards.total, references, self.args).to(items.device, logps.dtype)  # (B, G)
@@ -295,7 +301,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _read(
         self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, *, balanced: bool = False
     ) -> CompletionLogits:
-        """The model's logits where the lists `(B, G, K)` have a choice, from one forward pass."""
+        """Runs one forward pass, and returns the logits of the tokens of the lists, `(B, G, K)`, that are not
+        forced."""
         lists = list_tokens(self.trie, items)
         return read_completions(
             self.bare(model),
@@ -310,16 +317,16 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         )
 
     def _list_logps(self, read: CompletionLogits, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
-        """Log-probability `(B, G)` of each list under the softmax that it was drawn from."""
+        """Returns the log-probability of each list, `(B, G)`, under the softmax that it was sampled from."""
         exclude = self._excluded(inputs)
         return list_logps(read, items, self.trie, exclude=exclude, temperature=self.args.temperature).sum(-1)
 
     def _logps(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
-        """The same log-probabilities, from a forward pass of their own."""
+        """Runs a forward pass and returns the log-probability of each list, `(B, G)`."""
         return self._list_logps(self._read(model, inputs, items), inputs, items)
 
     def _ref_logps(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
-        """Log-probability `(B, G)` of each list under the reference."""
+        """Returns the log-probability of each list under the reference, `(B, G)`."""
         reference = self.reference_of(model)
         with self.computing_reference(reference):
             return self._logps(reference, inputs, items)
@@ -328,10 +335,10 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
 
     @contextmanager
     def _generating(self, wrapped: nn.Module) -> Iterator[PreTrainedModel]:
-        """Inside, yields the model itself, with all its weights and without dropout."""
+        """Yields the unwrapped model with all its weights and without dropout."""
         with (
             unwrapped_for_generation(wrapped, self.accelerator) as model,
-            without_step_hook(wrapped),  # processes may decode unequally often
+            without_step_hook(wrapped),  # the number of decoding steps may differ between processes
             not_training(model),
             self.accelerator.autocast(),
         ):
@@ -340,7 +347,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _draw(
         self, model: PreTrainedModel, inputs: dict[str, Tensor], num_lists: int, seed: tuple[int, ...]
     ) -> Tensor:
-        """Lists `(B, num_lists, K)`."""
+        """Samples lists, `(B, num_lists, K)`."""
         prompts = {"input_ids": inputs["prompt_ids"], "attention_mask": inputs["prompt_mask"].long()}
         return sample_item_lists(
             model,
@@ -355,7 +362,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         ).items
 
     def _excluded(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        """The items that no list may contain, `(B, E)`, padded with -1."""
+        """Returns the items that no list may contain, `(B, E)`, padded with -1, or None."""
         if not self.args.eval_exclude_history:
             return None
         if self.prompt_format.twins is None:
@@ -366,7 +373,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     # Evaluation
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """The parent's metrics, and the mean reward of the ranked lists with its parts, to choose a checkpoint by."""
+        """Generates lists and returns the usual metrics, and the mean rewards, which can be used to select a
+        checkpoint."""
         split = at_most(self.args.max_users, split)
         ranked = self.rank(split)
         scored = self.rewards.of_split(ranked, split)
