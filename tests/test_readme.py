@@ -19,9 +19,9 @@ from trl_rec import cli
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 LOG = ["user_id,item_id,timestamp"] + [
-    f"u{user},i{(user + step) % 7},{step}" for user in range(12) for step in range(8)
+    f"u{user},i{(user + step) % 10},{step}" for user in range(12) for step in range(8)
 ]
-ITEMS = ["item_id,title"] + [f"i{item},Item number {item}" for item in range(7)]
+ITEMS = ["item_id,title"] + [f"i{item},Item number {item}" for item in range(10)]
 
 
 def blocks(language: str) -> list[str]:
