@@ -252,7 +252,7 @@ def test_titles_are_one_line():
 
 
 def test_a_semantic_id_must_be_a_list():
-    with pytest.raises(ValueError, match="items: the column semantic_id must contain lists of tokens; rename it"):
+    with pytest.raises(ValueError, match="items: the column semantic_id must contain lists of tokens, as text"):
         items_table(pa.table({"item_id": ["1"], "title": ["A"], "semantic_id": ["<a_1>"]}), "items")
 
 
