@@ -14,13 +14,17 @@ OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/test_readme.py
 endef
 
-.PHONY: demo test test-newest test-oldest lint bench clean
+.PHONY: demo test test-long test-newest test-oldest lint bench clean
 
 demo: $(VENV)/.package
 	$(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml examples/blade.py
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# Tests that take minutes each: 1,000 steps of every trainer, many kills, long fuzzing. `-s` shows the figures.
+test-long: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -s
 
 # The fast tests and all of the README's with the newest, and with the oldest releases that setup.cfg allows, each in an
 # environment of its own. torch is that of constraints.txt in both.

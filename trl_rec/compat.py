@@ -260,7 +260,11 @@ def read_mappings(parser: ArgumentParser, read: Callable[[str], Any]) -> None:
 @contextmanager
 def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator[Any]:
     """Yields the bare model, with all of its weights, not compiled, and without activation checkpointing. After the
-    block the model trains as before."""
+    block the model trains as before.
+
+    Mixed precision applies inside as it does in training. accelerate leaves a model under autocast once it has been
+    trained, so lists would otherwise be ranked in float32 before training, and in bfloat16 after it.
+    """
     import torch
     from trl.models import unwrap_model_for_generation
 
@@ -268,6 +272,7 @@ def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator
     with (
         without_checkpointing(model),
         unwrap_model_for_generation(wrapped, accelerator),
+        accelerator.autocast(),
         torch.compiler.set_stance("force_eager"),  # DeepSpeed compiles the model in place
     ):
         yield model

@@ -340,7 +340,6 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             unwrapped_for_generation(wrapped, self.accelerator) as model,
             without_step_hook(wrapped),  # the number of decoding steps may differ between processes
             not_training(model),
-            self.accelerator.autocast(),
         ):
             yield model
 
