@@ -1,4 +1,4 @@
-"""Builds a [`SoftmaxDPOTrainer`] from a recipe: the policy and its reference, for preferences that were read."""
+"""Builds a [`SoftmaxDPOTrainer`] from a recipe: loads the policy and its reference, and passes the preferences."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def build_softmax_dpo_trainer(
     eval_dataset: Dataset | None = None,
     catalog: ItemCatalog | None = None,
 ) -> SoftmaxDPOTrainer:
-    """The trainer, ready to train.
+    """Returns a trainer that is ready to train.
 
     Args:
-        preferences: What to train on, from [`read_preferences`].
-        config: How the policy is trained.
-        model_config: The policy, and perhaps an adapter to train.
+        preferences: The training data, from [`read_preferences`].
+        config: The training configuration.
+        model_config: The policy, and optionally an adapter to train.
         eval_dataset (*optional*): Preferences whose loss is evaluated during training, or a split of a dataset to
             rank.
-        catalog (*optional*): The items, if the completions are items.
+        catalog (*optional*): The catalogue, if the completions are items.
     """
     policy, reference, tokenizer, adapter = build_policy(
         model_config,

@@ -1,6 +1,7 @@
-"""Batches of preference rows: in each row the chosen completion comes first, then its rejected ones.
+"""Collates preference rows into batches. In each row, the chosen completion is followed by the rejected ones.
 
-Legend: B rows, P tokens of the longest prompt, K completions of the row with most, C tokens of the longest completion.
+Legend: B rows, P tokens of the longest prompt, K maximum number of completions per row, C tokens of the longest
+    completion.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ CHECKED_TOGETHER = 10_000  # rows, so that memory stays bounded
 
 @dataclass
 class PreferenceCollator:
-    """Pads prompts on the left and completions on the right. A row with fewer completions gets empty ones.
+    """Pads prompts on the left and completions on the right. Rows with fewer than K completions get
+    empty completions.
 
     Args:
-        pad_token_id (`int`): Fills padded places.
-        trie (`TokenTrie`, *optional*): The catalogue. With it, each completion token gets the node at which it is
-            chosen.
+        pad_token_id (`int`): Token id used for padding.
+        trie (`TokenTrie`, *optional*): Trie of the catalogue. With it, each completion token gets the trie node from
+            which it continues.
     """
 
     pad_token_id: int
@@ -36,13 +38,13 @@ class PreferenceCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """`prompt_ids prompt_mask (B, P)`, `completion_ids completion_mask (B, K, C)`, `trie_nodes (B, K, C)` given a
         trie, and `ref_logps (B, K)` if the rows have them."""
-        # 1. All completions of the batch, padded to one length with -1.
+        # 1. Pad all completions of the batch to the same length with -1.
         completions = [[row["chosen_ids"], *row["rejected_ids"]] for row in rows]
         counts = np.array([len(of_row) for of_row in completions])
         tokens = Ragged.from_lists([completion for of_row in completions for completion in of_row])
         padded = torch.from_numpy(tokens.padded(fill=-1))  # (sum of counts, C)
 
-        # 2. Arranged by row. A missing completion takes the empty one that is added at the end.
+        # 2. Arrange them by row. Missing completions point to an empty completion at the end.
         empty = padded.new_full((1, padded.shape[1]), -1)
         numbers = Ragged.from_lengths(np.arange(len(tokens)), counts)
         place = torch.from_numpy(numbers.padded(fill=len(tokens)))  # (B, K)
@@ -65,7 +67,7 @@ class PreferenceCollator:
 
 
 def check_on_catalogue(rows: Dataset, trie: TokenTrie) -> None:
-    """Refuses token rows in which a completion is not exactly one item."""
+    """Raises ValueError if a completion of token rows is not exactly one item."""
     trie = trie.to("cpu")
     first = 0
     for batch in rows.select_columns(["chosen_ids", "rejected_ids"]).iter(CHECKED_TOGETHER):

@@ -23,9 +23,10 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
     Args:
         loss (`str`, *optional*, defaults to `"softmax"`): `"softmax"`, the log-sum-exp over all rejected completions,
             or `"dmpo"`, their mean.
-        beta (`float`, *optional*, defaults to `1.0`): How strongly the policy is tied to the reference.
-        sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the chosen completion's negative log-likelihood,
-            a mean over its tokens. It keeps the next-item task from being forgotten.
+        beta (`float`, *optional*, defaults to `1.0`): Weight of the divergence from the reference. Larger values keep
+            the policy closer to the reference.
+        sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the negative log-likelihood of the chosen
+            completion, averaged over its tokens. It prevents the policy from forgetting the next-item task.
         normalize (`str`, *optional*, defaults to `"vocabulary"`): Tokens over which log-probabilities are
             normalized: the whole `"vocabulary"`, or the legal tokens of the `"catalogue"`, which suits a policy that
             was trained with the legal softmax. Decoding uses the same normalization.
@@ -40,7 +41,7 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
     beta: Annotated[float, BETA] = field(
         default=1.0,
         metadata={
-            "help": "strength of the tie to the reference policy",
+            "help": "weight of the divergence from the reference policy",
         },
     )
     sft_weight: Annotated[float, SFT_WEIGHT] = field(

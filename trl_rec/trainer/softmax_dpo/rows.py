@@ -1,8 +1,8 @@
-"""Preferences among items, read from files and turned into token ids: a history, one chosen item and rejected items.
+"""Reads preferences among items and tokenizes them. Each row has a history, a chosen item and rejected items.
 
-The model sees only how items are written. So of several rejected items of a row that are written alike, only the first
-is kept, and a rejected item that is written like the chosen one is left out. A prompt that is too long loses its
-oldest items; a completion is never cut. Preferences given as texts are tokenized in `texts`.
+The model sees only the surfaces of items. Therefore a rejected item is left out if it has the same surface as the
+chosen item or as an earlier rejected item of the row. If a prompt is too long, its oldest items are dropped.
+Completions are never truncated. Preferences given as texts are tokenized in `texts`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset:
-    """Preferences from a JSONL, JSON, Parquet or CSV file, or the training split of a dataset on the hub.
+    """Reads preferences from a JSONL, JSON, Parquet or CSV file, or from the training split of a dataset on the Hub.
 
     The rows count as training rows. Nothing in a file shows whether they contain items of the validation or test
     split, so the caller has to check that. If a table of items has a column `user` (rows of `RecDataset.users`),
@@ -72,7 +72,7 @@ def _read_file(source: str, kind: str) -> Dataset:
 
 
 def _indices(ids: pa.Array, catalog: ItemCatalog) -> pa.Array:
-    """Item indices in place of ids, or lists of indices in place of lists of ids."""
+    """Converts item ids, or lists of item ids, to indices."""
     if not pa.types.is_list(ids.type):
         return pa.array(catalog.index_of(ids.cast(pa.string())), pa.int32())
     rows = Ragged.from_arrow(ids)
@@ -82,17 +82,17 @@ def _indices(ids: pa.Array, catalog: ItemCatalog) -> pa.Array:
 def preference_rows(
     table: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None, training: bool = True
 ) -> Dataset:
-    """Token rows of a preference table.
+    """Converts a preference table to token rows.
 
-    Rejected items that are written like the chosen one, or like an earlier one of the row, are left out, and their
-    number is logged. A row that rejects its chosen item is refused.
+    Rejected items with the same surface as the chosen item, or as an earlier rejected item of the row, are left out,
+    and their number is logged. Raises ValueError if a row rejects its chosen item.
 
     Args:
         table: `history` and `rejected` are lists of item indices, `chosen` is one index. If prompts name users, the
             column `user` has rows of `RecDataset.users`.
         prompt_format: How histories and items are written.
-        max_length (*optional*): Most tokens of a prompt with its longest completion. The oldest history is dropped
-            first.
+        max_length (*optional*): Maximum number of tokens of a prompt and its longest completion together. The
+            oldest items are dropped first.
         training (*optional*, defaults to `True`): Whether the rows are for training. A table from a validation or
             test split is then refused.
 
@@ -102,7 +102,7 @@ def preference_rows(
     if training and table.split is not None:
         check_is_train(table, "a preference")
 
-    # 1. Item indices, checked.
+    # 1. Read and check the item indices.
     num_items = len(prompt_format.paths)
     history = _items(table, "history", num_items)
     chosen = _items(table, "chosen", num_items).values  # (num_rows,)
@@ -113,7 +113,7 @@ def preference_rows(
             f"row {clash[0]}: item {chosen[clash[0]]} is both chosen and rejected; take it out of one of the two"
         )
 
-    # 2. Their tokens.
+    # 2. Tokenize them.
     rejected = _distinct(chosen, rejected, prompt_format.paths)
     users = split_users(table) if "user" in table.column_names else None
     columns = {

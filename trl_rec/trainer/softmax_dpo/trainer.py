@@ -1,8 +1,7 @@
-"""Preference training with one chosen and any number of rejected completions per prompt.
+"""Preference training with one chosen completion and any number of rejected completions per prompt.
 
-All completions of a prompt are scored in one row after it (see `models.completions`), by the policy and by the
-reference. Without a catalogue this is a list-wise DPO for any text; with one, lists are ranked and measured at each
-evaluation.
+The policy and the reference each score all completions of a prompt in one row (see `models.completions`). Without a
+catalogue, this is a list-wise DPO for any text. With a catalogue, the trainer can also rank it at each evaluation.
 
 Legend: B rows, K completions of the row with most (the chosen one first), C tokens of the longest completion.
 """
@@ -71,13 +70,13 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): The policy, as in `DPOTrainer`.
-        ref_model (`PreTrainedModel`, *optional*): The reference. By default it is the policy as it starts: with the
-            adapter switched off if the adapter is made here from `peft_config`; with a frozen copy of the adapter if
-            the policy comes with one; and else a copy of the policy.
+        ref_model (`PreTrainedModel`, *optional*): The reference. By default, it is the initial policy. If the trainer
+            makes an adapter from `peft_config`, the reference is the policy with the adapter disabled. If the policy
+            already has an adapter, the reference uses a frozen copy of it. Otherwise it is a copy of the policy.
         args (`SoftmaxDPOConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): A preference table (`history chosen rejected`, items of the catalogue); texts or
             conversations (`prompt chosen rejected`, one rejected or a list); or token ids (`prompt_ids chosen_ids
-            rejected_ids`). Rows with nothing rejected teach nothing and are left out.
+            rejected_ids`). Rows without rejected completions are left out.
         eval_dataset (`Dataset`, *optional*): The same, or `RecDataset.validation`, for whose users items are
             then ranked.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer. By default the model's own.
@@ -214,8 +213,9 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
-        """Mean over rows of the preference loss plus `sft_weight` times the chosen completion's mean token loss."""
-        # 1. Log-ratios of policy and reference, one per completion.
+        """Computes the preference loss plus `sft_weight` times the mean token loss of the chosen completion, averaged
+        over rows."""
+        # 1. Compute the log-ratio between policy and reference for each completion.
         mask = inputs["completion_mask"]  # (B, K, C)
         read = self._read(model, inputs, balanced=self.aux_loss_enabled)
         logps = self._token_logps(read, inputs).sum(-1)  # (B, K)
@@ -224,13 +224,13 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             ref_logps = self.compute_ref_log_probs(self.reference_of(model), inputs)
         logratios = logps - ref_logps.to(logps.dtype)
 
-        # 2. The loss of each row, whose rejected completions follow the chosen one.
+        # 2. Compute the loss of each row.
         is_rejected = mask.any(-1)[:, 1:]  # (B, K - 1)
         output = self.preference_loss(logratios[:, 0], logratios[:, 1:], is_rejected)
         nll = -logps[:, 0] / mask[:, 0].sum(-1)
         losses = output.loss + self.args.sft_weight * nll if self.args.sft_weight else output.loss  # (B,)
 
-        # 3. What is logged, under TRL's names.
+        # 3. Collect metrics under TRL's names.
         num_rejected = is_rejected.sum(1)
         rejected_logps = (logps[:, 1:] * is_rejected).sum(1) / num_rejected.clamp(min=1)
         values = {f"rewards/{name.removeprefix('rewards_')}": value for name, value in output.metrics.items()}
@@ -243,11 +243,12 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return BatchLoss(losses.mean(), losses.detach(), means, num_tokens, aux_loss=read.aux_loss)
 
     def preference_loss(self, chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor) -> LossOutput:
-        """The loss `(B,)` of log-ratios `(B,)` and `(B, K - 1)`; `mask` says which rejected completions there are."""
+        """Computes the loss, `(B,)`, from log-ratios, `(B,)` and `(B, K - 1)`. `mask` is True for existing
+        completions."""
         return LOSSES[self.args.loss](chosen_logratios, rejected_logratios, mask, beta=self.beta)
 
     def _read(self, model: nn.Module, inputs: dict[str, Tensor], *, balanced: bool = False) -> CompletionLogits:
-        """The model's logits of all completions, from one forward pass."""
+        """Runs one forward pass and returns the logits of all completions."""
         return read_completions(
             self.bare(model),
             inputs["prompt_ids"],
@@ -260,7 +261,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         )
 
     def _token_logps(self, read: CompletionLogits, inputs: dict[str, Tensor]) -> Tensor:
-        """Log-probability of each completion token, `(B, K, C)`, 0 where there is none."""
+        """Returns the log-probability of each completion token, `(B, K, C)`, and 0 for padding."""
         ids = inputs["completion_ids"]
         mask = inputs["completion_mask"]
         if self.renormalizes:
@@ -268,7 +269,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return completion_logps(read, ids, mask)
 
     def _logps(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Log-probability of each completion, `(B, K)`."""
+        """Returns the log-probability of each completion, `(B, K)`."""
         return self._token_logps(self._read(model, inputs), inputs).sum(-1)
 
     # Reference
@@ -324,7 +325,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
 
 
 def _vocab_size(model: str | PreTrainedModel | PeftModel, args: SoftmaxDPOConfig) -> int:
-    """How many tokens the model has. For a model given by name, its configuration is read."""
+    """Returns the vocabulary size of a model, which may be given by name."""
     if isinstance(model, str):
         options: Any = args.model_init_kwargs or {}
         trusted = options.get("trust_remote_code", args.trust_remote_code)
