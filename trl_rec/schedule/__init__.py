@@ -1,6 +1,6 @@
-"""Preference training in stages: sources of negatives, checks against leaks, and the loop over the stages.
+"""Preference training in stages: sources of negatives, checks for leaks, and the loop over the stages.
 
-The other two parts of Align³GR, which come before the stages, are in `pipeline.py`.
+`pipeline.py` runs all three parts of Align³GR: semantic IDs, supervised fine-tuning, and these stages.
 """
 
 from typing import TYPE_CHECKING

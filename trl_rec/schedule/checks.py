@@ -1,4 +1,4 @@
-"""Checks that run before any training, so that bad input is refused at once and not after hours."""
+"""Checks that run before any training, so that invalid input is rejected immediately and not after hours."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 def check_pipeline(
     stages: Sequence[PreferenceStage], schedule: Schedule, supervised: BearConfig | None = None
 ) -> None:
-    """Raises if the stages could not run, whatever policy and semantic IDs the parts before them make.
+    """Raises `ValueError` if the stages are certain to fail.
+
+    These checks do not depend on the policy and the semantic IDs that the earlier parts of the pipeline produce.
 
     Args:
         stages: The stages, in the order of training.
-        schedule: What all stages share.
-        supervised (`BearConfig`, *optional*): Configuration of the supervised part. The stages must prompt and rank
-            the policy in the same way.
+        schedule: The settings that all stages share.
+        supervised (`BearConfig`, *optional*): Configuration of the supervised part. The stages must use the same
+            prompts, and rank lists in the same way, as this part does.
     """
     check_not_sharded(schedule.config)
     if supervised is not None:
@@ -38,13 +40,15 @@ def check_pipeline(
 
 
 def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
-    """Raises if a stage could not start: because of the launcher, the first policy's folder, its items or prompts, or
-    the log's rows and ratings.
+    """Raises `ValueError` if a stage cannot start.
+
+    It checks the launcher, the folder of the first policy, its items and prompts, and the rows and ratings of the
+    dataset.
 
     Args:
         stages: The stages, in the order of training.
         start: Folder of the first policy.
-        schedule: What all stages share.
+        schedule: The settings that all stages share.
     """
     check_not_sharded(schedule.config)
     _check_folders(start, schedule)
@@ -53,7 +57,7 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
             "the validation split has no rows to compare stages on; prepare the data with more interactions per user"
         )
 
-    # The policy and the stages must agree on the items and on how prompts are written.
+    # Check that the policy was trained on the same items and prompts that the stages use.
     check_same_items(start, schedule.dataset.catalog, schedule.dataset.path)
     trained_with = settings_of_run(start)
     if trained_with:
@@ -61,7 +65,7 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
             f"the policy in {start}", trained_with["prompt"], trained_with["renormalize"], schedule.config
         )
 
-    # The tables of feedback stages need no policy, so their errors can be raised now.
+    # Build the tables of feedback stages once, because they do not depend on a policy. Errors are raised now.
     for number, stage in enumerate(stages, 1):
         is_finished = (schedule.folder(number, stage) / "stage.json").is_file()
         if stage.source == "feedback" and not is_finished:
@@ -72,7 +76,7 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
 
 
 def check_not_sharded(config: SoftmaxDPOConfig) -> None:
-    """Raises under ZeRO-3 and FSDP: the policy decodes outside of a trainer, which needs all of its weights."""
+    """Raises `ValueError` under ZeRO-3 and FSDP, because decoding needs the whole policy on each process."""
     fsdp = bool(config.fsdp) or launched_with_fsdp()
     if fsdp or is_deepspeed_zero3_enabled():
         raise ValueError(
@@ -82,7 +86,7 @@ def check_not_sharded(config: SoftmaxDPOConfig) -> None:
 
 
 def _check_folders(start: str | Path, schedule: Schedule) -> None:
-    """Raises if the first policy is not a folder, or would be overwritten."""
+    """Raises `ValueError` if `start` is not a folder, or if the first policy would be overwritten."""
     if not Path(start).is_dir():
         raise ValueError(
             f"{start} is not a folder; stages start from a policy on disk, such as the output folder of trl-rec bear"
@@ -95,9 +99,9 @@ def _check_folders(start: str | Path, schedule: Schedule) -> None:
 
 
 def _check_same_prompts(who: str, prompt: Mapping[str, Any], renormalize: bool, config: SoftmaxDPOConfig) -> None:
-    """Raises if the stages would prompt a policy, or rank its lists, differently from its training.
+    """Raises `ValueError` if the stages would use other prompts, or rank lists in another way, than the policy did.
 
-    Otherwise the policy would score worse from the first stage on, without an error.
+    Without this check, the policy would get worse metrics from the first stage on, without an error.
     """
     for name, value in prompt.items():
         in_stages = config.prompt_options.get(name)

@@ -1,6 +1,6 @@
-"""Sorts the policy's own recommendations by difficulty: how hard they are to tell from the target.
+"""Classifies the policy's own recommendations by how hard they are to distinguish from the target.
 
-Legend: N prompts, W beams per prompt, best first, -1 where a prompt has fewer.
+Legend: N: prompts, W: beams per prompt, best first, padded with -1.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ DIFFICULTIES = ("easy", "medium", "hard")
 
 
 def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog, *, train: Dataset) -> np.ndarray:
-    """The difficulty of each beam: 0 easy, 1 medium, 2 hard, -1 if it cannot be a negative.
+    """Returns the difficulty of each beam: 0 for easy, 1 for medium, 2 for hard, -1 if it cannot be a negative.
 
-    With semantic IDs, the difficulty is the number of first tokens that the beam shares with the target: none (easy),
-    one (medium), or more (hard). With titles and item tokens, it is the third of the policy's ranking that the beam is
-    in: the last third is easy, the first is hard. Only beams that can be negatives are counted.
+    With semantic IDs, the difficulty is the number of leading tokens that the beam shares with the target: none
+    (easy), one (medium), or more (hard). With titles and item tokens, it depends on the rank among the beams that can
+    be negatives: the last third is easy, the middle third medium, and the first third hard.
 
-    A beam cannot be a negative if it is written exactly like the target, like an item that the user chose in training,
-    or like a better beam of the same prompt. What counts is the text, because the model sees nothing else.
+    A beam cannot be a negative if its text equals the text of the target, of an item that the user chose in training,
+    or of a better beam of the same prompt. Texts are compared because the model cannot distinguish items with the same
+    text.
 
     Args:
         prefixes, beams, catalog, train: As in [`self_play_preferences`].
@@ -39,11 +40,11 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
     targets = column(prefixes, "target")
     possible = _can_be_negative(column(prefixes, "user"), targets, beams, surface_codes(catalog), train)
 
-    # 0 easy, 1 medium, 2 hard, (N, W); values at impossible beams are not used.
+    # Difficulty of each beam, (N, W). Values of beams that cannot be negatives are not used.
     if catalog.surface == "semantic_id":
         level = np.minimum(_num_shared_tokens(catalog, beams, targets), 2)
     else:
-        place = np.cumsum(possible, 1) - 1  # among the beams that can be negatives
+        place = np.cumsum(possible, 1) - 1  # rank among the beams that can be negatives
         level = 2 - 3 * place // np.maximum(possible.sum(1, keepdims=True), 1)
     return np.where(possible, level, -1).astype(np.int8)
 
@@ -65,7 +66,7 @@ def _check_beams(beams: np.ndarray, num_prompts: int, num_items: int) -> None:
 def _can_be_negative(
     users: np.ndarray, targets: np.ndarray, beams: np.ndarray, codes: np.ndarray, train: Dataset
 ) -> np.ndarray:
-    """Boolean `(N, W)`. Items are compared by `codes`, which are equal for items that are written in the same way."""
+    """Returns whether each beam can be a negative, `(N, W)`. `codes` are equal for items with the same text."""
     beam_codes = np.where(beams >= 0, codes[beams], -1)
     is_target = beam_codes == codes[targets][:, None]
     is_known = TrainingPairs.from_split(train, codes).contain(users[:, None], beam_codes)
@@ -74,16 +75,16 @@ def _can_be_negative(
 
 
 def _num_shared_tokens(catalog: ItemCatalog, beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """`(N, W)`: the number of first tokens that the semantic IDs of a beam and its target share.
+    """Returns the number of leading tokens that the semantic IDs of a beam and of the target share, `(N, W)`.
 
     The number may be too large for a beam with the same ID as the target, but such a beam is never a negative.
     """
     assert catalog.semantic_ids is not None
-    # Tokens as integers, so that whole levels are compared at once.
+    # Encode tokens as integers, so that all beams are compared at once per level.
     tokens = np.unique(catalog.semantic_ids.values.astype(str), return_inverse=True)[1]
     ids = Ragged(tokens, catalog.semantic_ids.offsets).padded()  # (num_items, longest ID)
 
-    # Level by level, a beam stays in as long as all tokens so far are the target's.
+    # Count levels until the first token that differs from the target.
     shared = np.ones(beams.shape, bool)
     num_shared = np.zeros(beams.shape, np.int64)
     for level in range(ids.shape[1]):

@@ -1,4 +1,4 @@
-"""Draws distinct random numbers for each row, as a function of (seed, row): batches and processes do not matter."""
+"""Draws distinct random numbers per row. They depend only on the seed and the row, not on batches or processes."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from trl_rec.evaluation.random_order import permuted
 def draw(
     rows: np.ndarray, count: int, size: int, seed: int, allowed: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """The first `count` allowed numbers of each row's permutation of `range(size)`.
+    """Draws `count` allowed numbers per row: the first in a random permutation of `range(size)`.
 
     Args:
-        rows (`np.ndarray` of shape `(N,)`): A number per row, which decides its permutation together with the seed.
+        rows (`np.ndarray` of shape `(N,)`): One number per row. Together with the seed, it determines the permutation.
         count: Numbers to draw per row.
-        size: The numbers are below it.
-        seed: Chooses the permutations.
-        allowed: Called with indices into `rows` `(M, 1)` and numbers `(M, W)`; returns a boolean `(M, W)`, which of
-            the numbers the row may have.
+        size: Exclusive upper bound of the numbers.
+        seed: Seed of the permutations.
+        allowed: Function that returns which numbers are allowed, a boolean array `(M, W)`. Its arguments are indices
+            into `rows` `(M, 1)` and numbers `(M, W)`.
 
     Returns:
-        `(N, count)`, in the order drawn, -1 where a row has fewer.
+        The numbers in the order drawn, `(N, count)`, padded with -1.
     """
     out = np.full((len(rows), count), -1, np.int64)
     num_drawn = np.zeros(len(rows), np.int64)
     for start in range(0, size, count):
-        # 1. The next W positions of the permutation, for the rows that need more numbers.
+        # 1. Read the next W positions of the permutation, for the rows that need more numbers.
         unfinished = np.flatnonzero(num_drawn < count)  # (M,)
         positions = np.arange(start, min(start + count, size))
         numbers = permuted(
             np.tile(positions, len(unfinished)), np.repeat(rows[unfinished], len(positions)), seed, size
         ).reshape(len(unfinished), len(positions))
 
-        # 2. Append those that are allowed, as far as there is room.
+        # 2. Append the allowed numbers, up to `count` per row.
         good = allowed(unfinished[:, None], numbers)  # (M, W)
         rank = num_drawn[unfinished, None] + np.cumsum(good, 1) - 1
         row, position = np.nonzero(good & (rank < count))
         out[unfinished[row], rank[row, position]] = numbers[row, position]
 
-        # 3. Stop when no row needs more.
+        # 3. Stop when all rows have `count` numbers.
         num_drawn[unfinished] += good.sum(1)
         if (num_drawn >= count).all():
             break
@@ -50,13 +50,14 @@ def draw(
 
 
 def draw_below(rows: np.ndarray, count: int, sizes: np.ndarray, seed: int) -> np.ndarray:
-    """Up to `count` distinct numbers below each row's own size, `(N, count)`, -1 where a row has fewer.
+    """Draws up to `count` distinct numbers below the size of each row, `(N, count)`, padded with -1.
 
-    A row whose size is at most `count` gets all of its numbers.
+    A row with a size of at most `count` gets all numbers below its size.
     """
     out = np.where(np.arange(count) < sizes[:, None], np.arange(count), -1)
 
-    # Rows with the same power of two above their size share a draw; numbers at or above a row's own size are skipped.
+    # Rows whose sizes round up to the same power of two are drawn together. Numbers that are not below the size of a
+    # row are skipped.
     bits = np.frexp(np.maximum(sizes - 1, 0))[1]  # bits of the largest number below each size
     for power in np.unique(bits[sizes > count]).tolist():
         group = np.flatnonzero((bits == power) & (sizes > count))

@@ -1,6 +1,6 @@
-"""Preference tables from users' ratings: items that a user liked against items that the same user disliked.
+"""Builds preference tables from ratings: chosen items that a user liked, and rejected items that the user did not.
 
-Ratings, or any other score per interaction that the caller provides, decide what is liked, neutral or disliked. All
+Interactions are liked, neutral or disliked according to their rating, or another score that the caller provides. All
 prompts, chosen items and rejected items come from the training split.
 """
 
@@ -41,27 +41,27 @@ def feedback_preferences(
     seed: int = 0,
     catalog: ItemCatalog | None = None,
 ) -> Dataset:
-    """Preference table with one prompt per training target that the user liked.
+    """Builds a preference table with one prompt per training target that the user liked.
 
-    The rejected items are the user's disliked (easy) or neutral (hard) items from anywhere in training, except those
-    that the user also liked at another time. If there are more than `num_negatives`, a sample that depends only on the
-    seed and the target is used.
+    The rejected items are the disliked (easy) or neutral (hard) items of the user in the whole training split, except
+    items that the user also liked at another time. If there are more than `num_negatives`, a random sample is used,
+    which depends only on the seed and the target.
 
     Args:
-        train: `RecDataset.train`. Raises for the validation and test splits.
+        train: `RecDataset.train`. Other splits raise `ValueError`.
         difficulty: `"easy"` or `"hard"`.
-        liked, neutral, disliked (*optional*): Lowest and highest score of such items, both included. Items with any
-            other score, NaN included, occur in histories only.
-        scores (*optional*, defaults to the ratings): One number per item of each row, history and targets joined: a
-            `Ragged`, the name of a column of lists in `train`, or a function from `train` to a `Ragged`. Dataset
-            folders do not contain review texts; a function that scores reviews finds them by the row's `user` and
-            items.
-        num_negatives (*optional*, defaults to `20`): Largest number of negatives per prompt.
-        max_prompts (*optional*, defaults to all): Number of prompts, drawn evenly by the seed.
-        max_history (*optional*, defaults to all): Number of items of a history; the newest ones are kept.
-        seed (*optional*, defaults to `0`): Chooses prompts and negatives.
-        catalog (*optional*): Needed if several items may be written in the same way. Such items then count
-            as one, which is liked if any of them is liked.
+        liked, neutral, disliked (*optional*): Lowest and highest score of liked, neutral and disliked items, both
+            inclusive. Items with any other score, including NaN, occur only in histories.
+        scores (*optional*, defaults to the ratings): One score per item of each row, for its history followed by its
+            targets: a `Ragged`, the name of a column of lists in `train`, or a function that maps `train` to a
+            `Ragged`. Dataset folders do not contain review texts, so a function that scores reviews has to look them
+            up by the `user` and the items of each row.
+        num_negatives (*optional*, defaults to `20`): Maximum number of negatives per prompt.
+        max_prompts (*optional*, defaults to all): Maximum number of prompts, sampled uniformly.
+        max_history (*optional*, defaults to all): Maximum number of history items. The newest items are kept.
+        seed (*optional*, defaults to `0`): Seed of the sampled prompts and negatives.
+        catalog (*optional*): Required if several items may have the same text. They then count as one item, which is
+            liked if any of them is liked.
     """
     check_is_train(train, "a preference")
     COUNT.check("num_negatives", num_negatives)
@@ -71,7 +71,7 @@ def feedback_preferences(
         )
     _check_ranges(liked, neutral, disliked)
 
-    # 1. Which interactions are liked, and which may be rejected.
+    # 1. Find the interactions that are liked, and those that may be rejected.
     item_scores = _load_scores(train, scores)
     _check_scale(item_scores, liked)
     is_liked = _inside(item_scores, liked, "liked")
@@ -80,16 +80,16 @@ def feedback_preferences(
     else:
         is_negative = _inside(item_scores, neutral, "neutral")
 
-    # 2. The liked targets, and the prompts that lead to them.
+    # 2. Sample the liked targets, and build their prompts.
     num_history = split_rows(train, "history").lengths
     is_liked_target = Ragged(is_liked, item_scores.offsets).slice(num_history, item_scores.lengths)
-    liked_targets = np.flatnonzero(is_liked_target.values)  # numbered through all rows
+    liked_targets = np.flatnonzero(is_liked_target.values)  # indices into the targets of all rows
     if not len(liked_targets):
         raise ValueError(f"no target of the train split has a score in liked={liked}; widen the range")
     targets = liked_targets[even_sample(len(liked_targets), max_prompts, seed)]
     prefixes = prefixes_at(train, targets, max_history=max_history)
 
-    # 3. Negatives of the same user.
+    # 3. Draw negatives of the same user.
     codes = None if catalog is None else surface_codes(catalog)
     pool = _NegativePool.from_split(train, is_liked, is_negative, codes)
     return preference_table(prefixes, pool.draw(column(prefixes, "user"), targets, num_negatives, seed))
@@ -104,7 +104,10 @@ def _check_ranges(liked: ScoreRange, neutral: ScoreRange, disliked: ScoreRange) 
 
 
 def _check_scale(scores: Ragged, liked: ScoreRange) -> None:
-    """Raises if a score is above `liked`: with ratings from 1 to 10, the defaults would take 5 for the best."""
+    """Raises `ValueError` if a score is above `liked`.
+
+    Without this check, the default ranges would treat 5 as the best rating on a scale from 1 to 10.
+    """
     best = scores.values.max(initial=-np.inf, where=~np.isnan(scores.values))
     if best > liked[1]:
         raise ValueError(
@@ -113,7 +116,7 @@ def _check_scale(scores: Ragged, liked: ScoreRange) -> None:
 
 
 def _load_scores(train: Dataset, scores: Scores | None) -> Ragged:
-    """The scores of all items of all rows, from whichever form they are given in."""
+    """Returns the scores of all items in all rows, converted to a `Ragged`."""
     if scores is None:
         ratings = ratings_of(train)
         if ratings is None:
@@ -136,7 +139,7 @@ def _load_scores(train: Dataset, scores: Scores | None) -> Ragged:
 
 
 def _inside(scores: Ragged, score_range: ScoreRange, name: str) -> np.ndarray:
-    """Which scores lie in the range, `(len(scores.values),)`; raises if none does."""
+    """Returns which scores lie in the range, `(len(scores.values),)`. Raises `ValueError` if there are none."""
     low, high = score_range
     inside = (scores.values >= low) & (scores.values <= high)
     if not inside.any():
@@ -150,13 +153,15 @@ def _inside(scores: Ragged, score_range: ScoreRange, name: str) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _NegativePool:
-    """The items that may be rejected, per user: scored badly and never well.
+    """The items that may be rejected, per user: items with a low score that the user never liked.
 
-    Items are compared by their codes, so that of several items with the same text one at most is in a user's pool.
+    Items are compared by the codes of their texts, so that a pool contains at most one of several items with the same
+    text.
 
     Args:
-        keys (`np.ndarray` of shape `(P,)`): The key of user and code, see [`pair_keys`], in ascending order.
-        items (`np.ndarray` of shape `(P,)`): An item with that code which the user scored badly.
+        keys (`np.ndarray` of shape `(P,)`): The key of each pair of user and code (see [`pair_keys`]), in ascending
+            order.
+        items (`np.ndarray` of shape `(P,)`): For each pair, an item with this code and a low score.
     """
 
     keys: np.ndarray
@@ -166,7 +171,7 @@ class _NegativePool:
     def from_split(
         cls, train: Dataset, is_liked: np.ndarray, is_negative: np.ndarray, codes: np.ndarray | None
     ) -> _NegativePool:
-        """The pool of a training split, given which of its interactions are liked and which may be rejected."""
+        """Builds the pool from a training split and masks of the interactions that are liked or may be rejected."""
         sequences = join(split_rows(train, "history"), split_rows(train, "targets"))
         items = sequences.values
         users = column(train, "user")[sequences.row_ids]
@@ -177,11 +182,11 @@ class _NegativePool:
         return cls(pool[never_liked], items[is_negative][first[never_liked]])
 
     def draw(self, users: np.ndarray, targets: np.ndarray, count: int, seed: int) -> Ragged:
-        """Up to `count` items of each user's pool, one row per target, drawn by the seed and the target's number."""
-        # The pool of a user is a slice, as keys sort by user first.
+        """Draws up to `count` items per target from the pool of the user. The draw depends on the seed and target."""
+        # The pool of a user is a slice, because keys are sorted by user first.
         start = np.searchsorted(self.keys, pair_keys(users, np.array(0)))
         stop = np.searchsorted(self.keys, pair_keys(users + 1, np.array(0)))
 
-        drawn = np.sort(draw_below(targets, count, stop - start, seed), 1)  # (N, count), -1 where there is none
+        drawn = np.sort(draw_below(targets, count, stop - start, seed), 1)  # (N, count), padded with -1
         is_drawn = drawn >= 0
         return Ragged.from_lengths(self.items[(start[:, None] + drawn)[is_drawn]], is_drawn.sum(1))

@@ -1,10 +1,10 @@
-"""Trains preferences stage by stage. Each stage starts from the policy that the previous stage kept; this policy is
-also its reference.
+"""Trains on preferences in stages. The policy that a stage starts from is also its reference.
 
-A stage has its own folder, with the policy's beams, checkpoints, the trained model and finally `stage.json`. Finished
-work is not repeated. After a kill, the same call continues in the stage, and at the beam search or training step,
-where the work stopped, and ends with the same weights. Every stage loads its policy from disk, so it makes no
-difference whether the same call trained the previous stage.
+Each stage starts from the result of the previous stage, if it was kept. A stage has its own folder, which contains the
+beams of its first policy, checkpoints, the trained model and, when it is finished, `stage.json`. Finished work is not
+repeated. After the process was killed, the same call resumes at the last completed part of the beam search or at the
+last checkpoint, and ends with the same weights. Every stage loads its policy from disk, so the result does not depend
+on whether the previous stage was trained by the same call.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
 
 logger = logging.getLogger(__name__)
 
-# Files in a policy's folder that are not part of the policy, but of the run or schedule that made the policy.
+# Files in the folder of a policy that do not belong to the policy, but to the run or schedule that trained it.
 NOT_THE_POLICY = (
     "checkpoint-*",
     "self-play",
@@ -57,12 +57,12 @@ NOT_THE_POLICY = (
 
 
 def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> list[dict[str, Any]]:
-    """Trains the stages in order and copies the last policy that was kept into `output_dir`.
+    """Trains the stages in order and copies the last kept policy into `output_dir`.
 
     Args:
         stages: The stages, in the order of training.
-        start: Folder of the supervised policy, with its tokenizer.
-        schedule: What all stages share.
+        start: Folder of the supervised policy and its tokenizer.
+        schedule: The settings that all stages share.
 
     Returns:
         One report per stage: its `stage` number and `name`, `num_prompts`, `without_negatives`, `mean_negatives` and
@@ -72,11 +72,11 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
     check_stages(stages, start, schedule)
     check_same_plan(stages, start, schedule)
 
-    folder = Path(start)  # of the policy that the next stage starts from
-    metrics: dict[str, float] | None = None  # of that policy, once they are known
+    folder = Path(start)  # folder of the policy that the next stage starts from
+    metrics: dict[str, float] | None = None  # validation metrics of this policy, once they are known
     reports = []
     for number, stage in enumerate(stages, 1):
-        # 1. Train the stage, or read the report of a finished one.
+        # 1. Train the stage, or read its report if it is finished.
         path = schedule.folder(number, stage) / "stage.json"
         if path.is_file():
             report = json.loads(path.read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
             _delete_checkpoints(path.parent)
         reports.append(report)
 
-        # 2. Hand on the stage's policy, or the one it started from.
+        # 2. The next stage starts from the trained policy if it was kept, or else from the same policy as this stage.
         metrics = report["after"] if report["kept"] else report["before"]
         folder = path.parent if report["kept"] else folder
 
@@ -102,9 +102,11 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
 def _run_stage(
     number: int, stage: PreferenceStage, start: Path, before: dict[str, float] | None, schedule: Schedule
 ) -> dict[str, Any]:
-    """Trains one stage from the policy in `start`, whose validation metrics are `before` if known; returns its
-    report."""
-    # 1. Collect the stage's preferences; a stage without any is skipped.
+    """Trains one stage from the policy in `start` and returns its report.
+
+    `before` contains the validation metrics of this policy, or None if they are not known.
+    """
+    # 1. Build the preference table. Skip the stage if no prompt has negatives.
     policy = load_on_device(load_policy, start, schedule)
     tokenizer = load_tokenizer(start)
     table, figures = stage_preferences(number, stage, policy, tokenizer, start, schedule)
@@ -113,13 +115,13 @@ def _run_stage(
         logger.warning("stage %d (%s) is skipped: it has no negatives for any prompt", number, stage.name)
         return {**report, "before": before or {}, "after": before or {}, "kept": False}
 
-    # 2. Train, and measure the policy before and after.
+    # 2. Train the policy, and evaluate it before and after.
     trainer = _build_trainer(number, stage, policy, tokenizer, table, start, schedule)
     before = before or _measure(trainer)
     trainer.train(resume_from_checkpoint=True)
     after = _measure(trainer)
 
-    # 3. Decide what the next stage starts from.
+    # 3. Decide whether the next stage starts from the trained policy.
     kept = schedule.keep == "last" or after[schedule.metric] > before[schedule.metric]
     save_run(trainer, {"stage": number, "model_name_or_path": str(start), **asdict(stage)})
     trainer.accelerator.free_memory()
@@ -135,15 +137,15 @@ def _build_trainer(
     start: Path,
     schedule: Schedule,
 ) -> SoftmaxDPOTrainer:
-    """The stage's trainer; a policy with an adapter needs no second model as its reference."""
+    """Builds the trainer of a stage. A policy with an adapter needs no second model as its reference."""
     has_adapter = (start / "adapter_config.json").is_file()
-    new_adapter = None if has_adapter else deepcopy(schedule.adapter)  # PEFT fills in fields of the object it is given
+    new_adapter = None if has_adapter else deepcopy(schedule.adapter)  # PEFT modifies the configuration
     if has_adapter or new_adapter is not None:
         reference = None
     else:
         reference = load_on_device(load_model, start, schedule)
 
-    reset_accelerator_state()  # each stage's trainer makes its own Accelerator
+    reset_accelerator_state()  # the trainer of each stage creates its own Accelerator
     return SoftmaxDPOTrainer(
         policy,
         reference,
@@ -157,7 +159,7 @@ def _build_trainer(
 
 
 def _stage_config(number: int, stage: PreferenceStage, schedule: Schedule) -> SoftmaxDPOConfig:
-    """The shared configuration with the stage's folder and its own settings."""
+    """Returns a copy of the shared configuration with the folder and the settings of the stage."""
     config = deepcopy(schedule.config)
     config.output_dir = str(schedule.folder(number, stage))
     for name, value in stage.training.items():
@@ -170,19 +172,19 @@ def _stage_config(number: int, stage: PreferenceStage, schedule: Schedule) -> So
 
 
 def _measure(trainer: SoftmaxDPOTrainer) -> dict[str, float]:
-    """The ranking metrics on the validation split."""
+    """Returns the ranking metrics on the validation split."""
     return {name: value for name, value in trainer.evaluate().items() if "@" in name}
 
 
 def _free_memory() -> None:
-    """Frees the models of the finished stage, which reference cycles keep alive: the next stage loads two more."""
+    """Frees the models of the finished stage, which reference cycles keep alive, before others are loaded."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _delete_checkpoints(folder: Path) -> None:
-    """Deletes the checkpoints of a finished stage, which never resumes."""
+    """Deletes the checkpoints of a finished stage, because it is never resumed."""
     if PartialState().is_main_process:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)

@@ -1,7 +1,7 @@
-"""All of Align³GR: semantic IDs of items and users, supervised fine-tuning on several tasks, and preference stages.
+"""The three parts of Align³GR: semantic IDs of items and users, multi-task fine-tuning, and preference stages.
 
-Each part has its own folder, and a finished part is not run again. A call that was killed resumes inside the part
-where it stopped, and ends with the same IDs and weights.
+Each part has its own folder, and a finished part is not run again. After the process was killed, the same call resumes
+in the unfinished part, and ends with the same IDs and weights.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from trl_rec.trainer.bear.config import BearConfig
 
 logger = logging.getLogger(__name__)
 
-# Written to a supervised policy's folder, with its validation metrics, once the policy is complete.
+# File with the validation metrics of a supervised policy. It is written when the policy is complete.
 DONE = "supervised.json"
 
 
 def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = False) -> RecDataset:
-    """Part 1: makes semantic IDs of items and users, or loads those that were made with the same settings before.
+    """Part 1: makes semantic IDs of items and users, or loads IDs that were made before with the same settings.
 
-    Only one process can make them; several can load them.
+    Making IDs requires a single process. Loading IDs works with several processes.
 
     Args:
-        dataset: The data, in whose folder the IDs are stored.
+        dataset: The dataset. The IDs are stored in its folder.
         config: How the IDs are made.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that were made with other settings.
-            Policies that write those cannot be used with the folder any more.
+            Policies that were trained with the old IDs can then no longer be used with this folder.
 
     Returns:
         The dataset with surface `semantic_id`.
@@ -56,17 +56,18 @@ def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = Fa
 
 
 def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecModelConfig) -> Path:
-    """Part 2: fine-tunes a policy on the tasks of `config.tasks`, or on the next item alone.
+    """Part 2: fine-tunes a policy on the tasks of `config.tasks`, or only on the next item if there are none.
 
     Args:
-        dataset: The data, with the surface that the policy is to write.
-        config: How the policy is trained. `output_dir` is its folder; training resumes from a checkpoint in it.
+        dataset: The dataset, with the surface in which the policy writes items.
+        config: Configuration of the trainer. The policy is saved to `output_dir`, and training resumes from the
+            newest checkpoint in this folder.
         model_config: Which model to load, or how to make one from scratch.
 
     Returns:
         The folder of the policy.
     """
-    # 1. A finished policy is taken from its folder if it was trained with the same settings.
+    # 1. Return the folder of a finished policy. Raise if it was trained with other settings.
     check_resumes_by_itself(config)
     folder = Path(str(config.output_dir))
     check_same_policy(folder, dataset, config, vars(model_config))
@@ -74,13 +75,13 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
         logger.info("part 2 of 3: the supervised policy in %s is complete", folder)
         return folder
 
-    # 2. Train it.
+    # 2. Train the policy.
     logger.info("part 2 of 3: supervised fine-tuning on %s", ", ".join(config.tasks or ["next_item"]))
     trainer = build_bear_trainer(dataset, config, model_config)
     trainer.train(resume_from_checkpoint=True)
     save_run(trainer, {"dataset": str(dataset.path), "surface": dataset.catalog.surface, **vars(model_config)})
 
-    # 3. Measure it, and mark it as complete.
+    # 3. Evaluate the policy, and mark it as complete.
     metrics = {name: value for name, value in trainer.evaluate().items() if "@" in name}
     trainer.accelerator.free_memory()
     write_entry(folder / DONE, metrics)
@@ -90,15 +91,15 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
 def align(
     stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule
 ) -> tuple[list[dict[str, Any]], dict[str, Evaluation]]:
-    """Part 3: runs the preference stages from a supervised policy and measures the result on the test split.
+    """Part 3: runs the preference stages from a supervised policy and evaluates the result on the test split.
 
     Args:
         stages: The stages, in the order of training.
         start: Folder of the supervised policy.
-        schedule: What all stages share.
+        schedule: The settings that all stages share.
 
     Returns:
-        The stages' reports (see [`run_stages`]) and the results by name (see [`conclude_stages`]).
+        The reports of the stages (see [`run_stages`]) and the test results by name (see [`conclude_stages`]).
     """
     logger.info("part 3 of 3: %d preference stages", len(stages))
     reports = run_stages(stages, start, schedule)

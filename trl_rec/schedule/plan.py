@@ -1,7 +1,8 @@
-"""Writes a plan of the work in an output folder. A later call resumes work with the same plan and refuses any other.
+"""Writes the settings of the work in an output folder to `plan.json`, so that later calls resume only the same work.
 
-The plan contains every setting that affects the trained weights or the reported figures, and is written to `plan.json`
-before any work. Settings that only affect speed, memory or logging may change between calls.
+The plan contains every setting that affects the trained weights or the reported metrics, and is written before any
+training. A later call with a different plan raises `ValueError`. Settings that only affect speed, memory or logging
+may change between calls.
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ from trl_rec.trainer.base.fingerprint import DECIDING, as_json, catalog_entries,
 from trl_rec.trainer.bear.config import BearConfig
 
 
-# Fields of TRL's and transformers' configurations that belong to a plan: they change the weights, or which checkpoint
-# is handed on. The fields that trl_rec adds all belong to it, since they define rows, loss, prompts and evaluation.
-# Any other inherited field only decides speed, memory, logging or where files go, and may change between calls.
+# Fields of TRL's and transformers' configurations that belong to a plan, because they change the weights or which
+# checkpoint the next stage starts from. All fields that trl_rec adds belong to the plan as well, because they define
+# rows, loss, prompts and evaluation. Other inherited fields only affect speed, memory, logging or output paths, and
+# may change between calls.
 INHERITED = (
     *DECIDING,
-    # the batches, whose size per process also decides how results are rounded
+    # the batches; their size per process also affects rounding errors
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "auto_find_batch_size",
-    # the length of a stage, which is handed on whole
+    # the number of training steps
     "num_train_epochs",
     "max_steps",
-    # the checkpoint that is handed on
+    # which checkpoint is kept
     "bf16_full_eval",
     "fp16_full_eval",
     "eval_strategy",
@@ -54,11 +56,11 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
 def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
-    """Writes the plan of a schedule to its folder; raises if the folder contains stages of another plan.
+    """Writes the plan of a schedule to its folder. Raises `ValueError` if the folder has stages of a different plan.
 
     Args:
         stages: The stages to train, in order.
-        start: Folder of the first policy, identified by its weights and not by its name.
+        start: Folder of the first policy. The plan identifies the policy by its weights, not by its path.
         schedule: The settings that all stages share: dataset, configuration, adapter and output folder.
     """
     options = {name: value for name, value in (schedule.model_options or {}).items() if value is not None}
@@ -80,15 +82,15 @@ def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedu
 
 
 def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, model: dict[str, Any]) -> None:
-    """Writes the plan of a supervised policy to its folder; raises if the folder contains a policy of another plan.
+    """Writes the plan of a supervised policy to its folder. Raises `ValueError` if the folder has a different plan.
 
     Args:
-        folder: Where the policy is trained.
-        dataset: What it is trained on.
-        config: Configuration of its trainer.
-        model: The options that it is loaded or made with, `model_name_or_path` among them.
+        folder: Output folder of the policy.
+        dataset: Dataset that the policy is trained on.
+        config: Configuration of the trainer.
+        model: Options for loading or making the model, including `model_name_or_path`.
     """
-    # A local model is identified by its name and its weights, a model from the hub by its name alone.
+    # A local model is identified by its path and weights, a model from the hub only by its name.
     pretrained = model.get("model_name_or_path") or ""
     weights = weights_digest(pretrained) if pretrained and Path(pretrained).is_dir() else None
 
@@ -105,17 +107,17 @@ def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, mod
 
 
 def write_entry(path: Path, entry: dict[str, Any]) -> None:
-    """Writes a JSON file atomically, from the main process alone; all processes wait for it."""
+    """Writes a JSON file atomically on the main process. All processes wait until it is written."""
     if PartialState().is_main_process:
         write_json(path, entry)
     PartialState().wait_for_everyone()
 
 
 def weights_digest(folder: str | Path) -> str:
-    """A hash of the weights in a policy's folder: it survives a move of the folder, and changes with training."""
+    """Returns a hash of the weights in a folder. It does not depend on the path of the folder."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
-        # The name of Trainer's training_args.bin ends like that of a weights file, but it contains no weights.
+        # `Trainer` also saves training_args.bin, which contains no weights in spite of its suffix.
         if path.suffix in WEIGHT_SUFFIXES and path.name != "training_args.bin":
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
@@ -123,10 +125,10 @@ def weights_digest(folder: str | Path) -> str:
 
 
 def _write_or_check(path: Path, plan: dict[str, Any], *, work: str, parts: str) -> None:
-    """Writes `plan` to `path`; raises if another plan is there and its folder contains files that match `work`.
+    """Writes `plan` to `path`. Raises `ValueError` if there is work that was done with a different plan.
 
-    If no work was done under the old plan, the new plan replaces it. `parts` names what a user may delete to begin
-    again.
+    `work` is a pattern of the files in the folder that count as work. If there are none, the new plan replaces the old
+    plan. `parts` tells the user in the error message what to delete to start again.
     """
     plan = as_json(plan)  # tuples become lists, as in the file
 
@@ -140,22 +142,22 @@ def _write_or_check(path: Path, plan: dict[str, Any], *, work: str, parts: str) 
                 f"{plan.get(name)!r} now); choose another output_dir, or delete {parts}"
             )
 
-    # No process may replace the file while another still compares it.
+    # Wait until all processes have read the file before it is replaced.
     PartialState().wait_for_everyone()
     write_entry(path, plan)
 
 
 def _adapter_entry(schedule: Schedule) -> dict[str, Any] | None:
-    """The adapter's settings, without the version of PEFT that made them."""
+    """Returns the settings of the adapter, without the version of PEFT that created them."""
     if schedule.adapter is None:
         return None
     return {name: value for name, value in schedule.adapter.to_dict().items() if name != "peft_version"}
 
 
 def _config_entries(config: TrainingArguments) -> dict[str, Any]:
-    """The fields of a trainer's configuration that belong to a plan."""
+    """Returns the fields of a trainer's configuration that belong to a plan."""
     entries = setting_entries(config, INHERITED)
-    entries.pop("overwrite", None)  # a schedule resumes by itself
+    entries.pop("overwrite", None)  # a schedule always resumes automatically
     return entries
 
 
@@ -164,7 +166,7 @@ def _digest(texts: Sequence[str]) -> str:
 
 
 def _split_digest(dataset: RecDataset) -> str:
-    """A hash of all rows: who chose what in which split, and the ratings that feedback comes from."""
+    """Returns a hash of the histories, targets and ratings of all splits."""
     digest = hashlib.sha256()
     for split in (dataset.train, dataset.validation, dataset.test):
         for name in ("history", "targets", "history_ratings", "target_ratings"):

@@ -1,7 +1,7 @@
-"""Compares a preference table with the training split, before anything is trained on the table.
+"""Checks before training that a preference table was built only from the training split.
 
-Chosen items, histories and users' feedback must come from training. The negatives of self-play may be any items, even
-held-out ones, because they were chosen without looking at the held-out data.
+Chosen items, histories and rated negatives must come from the training split. Negatives of self-play may be any items,
+including held-out items, because they are selected without using the held-out data.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from trl_rec.schedule.training_pairs import TrainingPairs, pair_keys
 
 
 def check_preference_leaks(table: Dataset, dataset: RecDataset, *, feedback: bool) -> None:
-    """Raises unless each row's chosen item is a training target of its user, and its history the items before it.
+    """Raises `ValueError` if a chosen item or its history does not come from the training data of the user.
 
-    The history may be shortened to its newest items.
+    Each chosen item must be a training target of the user, and the history must be the items before this target. It
+    may be truncated to the newest items.
 
     Args:
         table: The preference table.
-        dataset: The dataset that its items and users come from.
-        feedback: Whether the rejected items, too, must be items of the user's training data, as in the tables of
+        dataset: The dataset from which the table was built.
+        feedback: Whether the rejected items must come from the training data of the user too, as in tables of
             `feedback_preferences`.
     """
     users = column(table, "user")
@@ -52,17 +53,18 @@ def check_preference_leaks(table: Dataset, dataset: RecDataset, *, feedback: boo
 
 
 def _is_prefix(users: np.ndarray, chosen: np.ndarray, history: Ragged, train: Dataset) -> np.ndarray:
-    """`(N,)`: whether a training row of the user contains the history, followed by the chosen item as a target."""
+    """Returns whether a training row of the user has the history followed by the chosen item as a target, `(N,)`."""
     before = split_rows(train, "history")
     sequences = join(before, split_rows(train, "targets"))
 
-    # 1. The training targets, sorted by user and item; `positions` are indices into `sequences.values`.
+    # 1. Sort the training targets by user and item. `positions` are their indices into `sequences.values`.
     source = sequences.row_ids
     positions = np.flatnonzero(within(sequences.lengths) >= before.lengths[source])
     keys = pair_keys(column(train, "user")[source[positions]], sequences.values[positions])
     order = np.argsort(keys, kind="stable")
 
-    # 2. Each row's matches: the positions at which its user has its chosen item as a target. There may be several.
+    # 2. Find the matches of each row: the positions where the chosen item is a target of the user. There may be
+    #    several.
     wanted = pair_keys(users, chosen)
     first = np.searchsorted(keys[order], wanted, "left")
     last = np.searchsorted(keys[order], wanted, "right")
@@ -70,20 +72,21 @@ def _is_prefix(users: np.ndarray, chosen: np.ndarray, history: Ragged, train: Da
     row = np.repeat(np.arange(len(users)), num_matches)
     position = positions[order[np.repeat(first, num_matches) + within(num_matches)]]
 
-    # 3. Keep the matches with enough items before them, and compare these with the history.
+    # 3. Keep the matches that have enough items before them, and compare these items with the history.
     num_before = position - sequences.offsets[source[position]]
     fits = history.lengths[row] <= num_before
     return _ends_with(history, row[fits], sequences.values, position[fits])
 
 
 def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """`(N,)`: whether, for any match of a row, the row's history equals the `values` just before the position.
+    """Returns whether the history of each row equals the values just before any of its matches, `(N,)`.
 
-    A match is a pair `row[i]`, `position[i]`. All are compared at once, backwards from the newest item.
+    A match is a pair of `row[i]` and `position[i]`, where the position is an index into `values`. All matches are
+    compared together, backwards from the newest history item.
     """
     matched = np.zeros(len(history), bool)
     for back in range(1, int(history.lengths.max(initial=0)) + 2):
-        # Matches whose whole history has been compared are complete.
+        # A match is successful when its whole history has been compared.
         complete = history.lengths[row] < back
         matched[row[complete]] = True
         row = row[~complete]
@@ -91,7 +94,7 @@ def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: n
         if not len(row):
             break
 
-        # The others stay in if the next older item is the same.
+        # Keep the other matches only if the next older item is the same.
         same = history.values[history.offsets[row + 1] - back] == values[position - back]
         row = row[same]
         position = position[same]
@@ -99,7 +102,7 @@ def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: n
 
 
 def _held_out_note(dataset: RecDataset, user: int, item: int) -> str:
-    """For the error message: the held-out split in which the item is a target of the user, if any."""
+    """Returns a note for the error message if the item is a validation or test target of the user, else ""."""
     for split in (dataset.validation, dataset.test):
         targets = split_rows(split, "targets")
         if ((column(split, "user")[targets.row_ids] == user) & (targets.values == item)).any():

@@ -1,10 +1,10 @@
-"""Preference tables with negatives from two sources: the policy's own beams, by difficulty, and random items.
+"""Builds preference tables with negatives from two sources: the policy's own beams by difficulty, and random items.
 
-A *preference table* has one row per prompt, with the columns `user, history, chosen, rejected` of item indices. The
-rejected items of a row are distinct and never the chosen item; there may be none. If the catalogue is given, their
-texts are distinct too, because a model cannot tell items apart that are written in the same way.
+A *preference table* has one row per prompt. Its columns are `user`, `history`, `chosen` and `rejected`; the last three
+contain item indices. The rejected items of a row are distinct and do not include the chosen item. There may be none.
+If the catalogue is given, their texts are distinct too, because a model cannot distinguish items with the same text.
 
-Legend: N prompts, W beams per prompt, best first, -1 where a prompt has fewer.
+Legend: N: prompts, W: beams per prompt, best first, padded with -1.
 """
 
 from __future__ import annotations
@@ -34,28 +34,29 @@ def self_play_preferences(
     difficulty: str = "any",
     num_negatives: int = 20,
 ) -> Dataset:
-    """Preference table whose negatives are the policy's own recommendations, the best ones first.
+    """Builds a preference table from the policy's own recommendations, best first.
 
-    The target and all items that the user chose anywhere in training are left out: other rows teach them as right
-    answers for the same user.
+    The negatives do not include the target or any other item that the user chose in training, because these are
+    correct answers in other rows of the user.
 
-    The user's validation and test items stay in if the policy recommends them. To leave them out, the held-out data
-    would have to be read, and a model whose negatives never contain the held-out items could learn which they are. So
-    they are treated like every other item that the user did not choose in training.
+    The negatives may include validation and test items of the user. Excluding them would require the held-out data,
+    and a model could learn the held-out items from their absence among the negatives. So they are treated like every
+    other item that the user did not choose in training.
 
     Args:
         prefixes: Prompts from `training_prefixes`.
         beams (`np.ndarray` of shape `(N, W)`): Recommendations for the prefixes, from `self_play_beams`.
-        catalog: The items; its surface determines what difficulty means, see [`self_play_buckets`].
+        catalog: The catalogue. Its surface determines how difficulty is defined; see [`self_play_buckets`].
         train: The training split that the prefixes come from.
         difficulty (*optional*, defaults to `"any"`): `"easy"`, `"medium"`, `"hard"` or `"any"`.
-        num_negatives (*optional*, defaults to `20`): Largest number of negatives per prompt.
+        num_negatives (*optional*, defaults to `20`): Maximum number of negatives per prompt.
     """
     if difficulty not in (*DIFFICULTIES, "any"):
         raise ValueError(f"difficulty must be easy, medium, hard or any, not {difficulty!r}")
     COUNT.check("num_negatives", num_negatives)
 
-    # Beams are sorted by score, so the first `num_negatives` that fit are the best ones.
+    # Keep the first `num_negatives` beams of the given difficulty. They are the best, because beams are sorted by
+    # score.
     buckets = self_play_buckets(prefixes, beams, catalog, train=train)  # (N, W)
     keep = buckets >= 0 if difficulty == "any" else buckets == DIFFICULTIES.index(difficulty)
     keep &= np.cumsum(keep, 1) <= num_negatives
@@ -71,19 +72,19 @@ def random_preferences(
     seed: int = 0,
     catalog: ItemCatalog | None = None,
 ) -> Dataset:
-    """Preference table whose negatives are random items that the user did not choose in training.
+    """Builds a preference table with random negatives that the user did not choose in training.
 
-    This is the baseline of Softmax-DPO. The negatives depend only on the seed and the row.
+    Softmax-DPO uses such negatives. They depend only on the seed and the row.
 
     Args:
         prefixes: Prompts from `training_prefixes`.
         num_items: Size of the catalogue.
         train: The training split that the prefixes come from.
-        num_negatives (*optional*, defaults to `20`): Number of negatives per prompt; fewer if the catalogue has no
-            more.
-        seed (*optional*, defaults to `0`): Chooses the negatives.
-        catalog (*optional*): Needed if several items may be written in the same way. These then count as one item, and
-            the first of them is used.
+        num_negatives (*optional*, defaults to `20`): Maximum number of negatives per prompt. There are fewer if the
+            catalogue does not have enough items.
+        seed (*optional*, defaults to `0`): Seed of the negatives.
+        catalog (*optional*): Required if several items may have the same text. They then count as one item, and the
+            first of them is used.
     """
     check_prefixes(prefixes)
     COUNT.check("num_negatives", num_negatives)
@@ -92,7 +93,7 @@ def random_preferences(
             f"num_items={num_items}, but the catalogue has {len(catalog)} items; give the catalogue of the data"
         )
 
-    # Codes stand for distinct texts; without a catalogue every item is its own code.
+    # Draw codes, which identify distinct texts. Without a catalogue, every item has its own code.
     codes = np.arange(num_items) if catalog is None else surface_codes(catalog)
     first_item = np.unique(codes, return_index=True)[1]  # (num_codes,)
     users = column(prefixes, "user")
@@ -109,7 +110,7 @@ def random_preferences(
 
 
 def preference_table(prefixes: Dataset, rejected: Ragged) -> Dataset:
-    """The table of prefixes, their targets as chosen items, and the rejected items of each."""
+    """Builds the table from prefixes, with their targets as chosen items, and the rejected items of each prefix."""
     history = split_rows(prefixes, "history")
     columns = {
         "user": pa.array(column(prefixes, "user"), pa.int32()),
@@ -121,16 +122,16 @@ def preference_table(prefixes: Dataset, rejected: Ragged) -> Dataset:
 
 
 def bucket_report(table: Dataset, buckets: np.ndarray | None = None) -> dict[str, Any]:
-    """Statistics of a preference table for the report of a stage, ready for JSON.
+    """Computes statistics of a preference table for the report of a stage, as values that JSON can write.
 
     Args:
         table: The preference table.
-        buckets (*optional*): The result of `self_play_buckets`, whose three buckets are then described too.
+        buckets (*optional*): The difficulties of the beams, as returned by `self_play_buckets`.
 
     Returns:
-        `num_prompts`, `without_negatives` (a share of the prompts), `mean_negatives` and, given buckets, `buckets`,
-        which has for `easy`, `medium` and `hard` the number of `items`, their `mean` number per prompt, and the share
-        of prompts `without` any.
+        `num_prompts`, `without_negatives` (share of the prompts without negatives) and `mean_negatives` (mean number
+        per prompt). If buckets are given, the result also contains `buckets`. It maps `easy`, `medium` and `hard` to
+        the number of `items`, the `mean` number per prompt, and the share of prompts `without` such items.
     """
     counts = split_rows(table, "rejected").lengths
     without, mean = _statistics(counts)
@@ -146,6 +147,6 @@ def bucket_report(table: Dataset, buckets: np.ndarray | None = None) -> dict[str
 
 
 def _statistics(counts: np.ndarray) -> tuple[float, float]:
-    """The share of counts that are 0, and the mean; 0 and 0 if there are none."""
+    """Returns the share of counts that are 0, and the mean count. Both are 0 if there are no counts."""
     number = max(len(counts), 1)
     return float((counts == 0).sum() / number), float(counts.sum() / number)

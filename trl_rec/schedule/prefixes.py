@@ -1,7 +1,7 @@
-"""Builds prompts for preference training: each training target, or an even sample of them, with the history before it.
+"""Builds prefixes for preference training: each training target, or a uniform sample, with the history before it.
 
-The sample is drawn before any prefix is built, because all prefixes of long histories together are far larger than the
-log itself.
+Targets are sampled before their prefixes are built, because all prefixes of long histories would take far more memory
+than the interactions themselves.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from trl_rec.ranges import COUNT
 def training_prefixes(
     train: Dataset, *, max_prompts: int | None = None, max_history: int | None = None, seed: int = 0
 ) -> Dataset:
-    """Every `history + targets[:t]` of a training split, with `targets[t]` as its target.
+    """Builds a prefix `history + targets[:t]` with the target `targets[t]`, for every t and every row of the split.
 
     Args:
-        train: `RecDataset.train`. Raises for the validation and test splits.
-        max_prompts (*optional*, defaults to all): Number of prefixes, drawn evenly from all of them by the seed; they
-            stay in the order of the split.
-        max_history (*optional*, defaults to all): Number of items of a prefix; the newest ones are kept.
-        seed (*optional*, defaults to `0`): Chooses the sample.
+        train: `RecDataset.train`. Other splits raise `ValueError`.
+        max_prompts (*optional*, defaults to all): Maximum number of prefixes, sampled uniformly. They stay in the
+            order of the split.
+        max_history (*optional*, defaults to all): Maximum number of items in a prefix. The newest items are kept.
+        seed (*optional*, defaults to `0`): Seed of the sample.
 
     Returns:
-        `datasets.Dataset` with `user`, `history`, `target` and, if the log has ratings, `rating` (of the target).
+        `datasets.Dataset` with the columns `user`, `history`, `target` and, if the dataset has ratings, `rating` (the
+        rating of the target).
     """
     check_is_train(train, "a preference")
     total = len(split_rows(train, "targets").values)
@@ -39,12 +40,12 @@ def training_prefixes(
 
 
 def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None = None) -> Dataset:
-    """The prefixes of some targets, as in [`training_prefixes`].
+    """Builds the prefixes of the given targets, as in [`training_prefixes`].
 
     Args:
         train: The training split.
-        targets (`np.ndarray` of shape `(N,)`): Numbers of targets, counted from 0 through all rows of the split.
-        max_history (*optional*, defaults to all): Number of items of a prefix; the newest ones are kept.
+        targets (`np.ndarray` of shape `(N,)`): Indices into the concatenated targets of all rows.
+        max_history (*optional*, defaults to all): Maximum number of items in a prefix. The newest items are kept.
     """
     if max_history is not None:
         COUNT.check("max_history", max_history)
@@ -53,17 +54,17 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
     sequences = join(history, target)
     ratings = ratings_of(train)
 
-    # Each prefix is a slice of its row's sequence and ends just before its target, (N,) each.
+    # Find the slice of each prefix in the sequence of its row, which ends just before the target, (N,) each.
     source = np.searchsorted(target.offsets, targets, side="right") - 1  # the row of each target
     first = sequences.offsets[source]
     stop = first + history.lengths[source] + targets - target.offsets[source]
     start = first if max_history is None else np.maximum(first, stop - max_history)
 
-    # Prefixes of a row overlap, so their values are copied.
+    # Copy the values, because prefixes of the same row overlap.
     lengths = stop - start
     before = Ragged.from_lengths(sequences.values[np.repeat(start, lengths) + within(lengths)], lengths)
 
-    # int32, as in the splits; `stop` is the position of the target itself.
+    # Make the columns, in int32 as in the splits. `stop` is the position of the target.
     columns = {
         "user": pa.array(column(train, "user")[source], pa.int32()),
         "history": before.to_arrow(),
@@ -75,7 +76,7 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
 
 
 def even_sample(total: int, max_prompts: int | None, seed: int) -> np.ndarray:
-    """At most `max_prompts` of the numbers below `total`, in ascending order; all samples are equally likely."""
+    """Samples at most `max_prompts` numbers below `total` uniformly, and returns them in ascending order."""
     if max_prompts is not None:
         COUNT.check("max_prompts", max_prompts)
     if max_prompts is None or max_prompts >= total:
@@ -84,10 +85,10 @@ def even_sample(total: int, max_prompts: int | None, seed: int) -> np.ndarray:
 
 
 def ratings_of(train: Dataset) -> Ragged | None:
-    """The ratings of each row, those of its history and then of its targets; None if the log has no ratings."""
+    """Returns the ratings of the history and then of the targets of each row, or None if there are no ratings."""
     if not {"history_ratings", "target_ratings"} <= set(train.column_names):
         return None
-    # A log without ratings has the columns too, with empty lists.
+    # A dataset without ratings may have the columns, with empty lists.
     ratings = join(split_rows(train, "history_ratings"), split_rows(train, "target_ratings"))
     if not len(ratings.values):
         return None
@@ -96,7 +97,7 @@ def ratings_of(train: Dataset) -> Ragged | None:
 
 
 def check_aligned(scores: Ragged, train: Dataset, what: str) -> None:
-    """Raises unless `scores` has one value for each item of each row, history and targets joined."""
+    """Raises `ValueError` if `scores` does not have one value for each history item and target of each row."""
     lengths = split_rows(train, "history").lengths + split_rows(train, "targets").lengths
     if len(scores) != len(lengths):
         raise ValueError(
@@ -112,7 +113,7 @@ def check_aligned(scores: Ragged, train: Dataset, what: str) -> None:
 
 
 def check_prefixes(prefixes: Dataset) -> None:
-    """Raises unless the rows come from `training_prefixes`, or are a selection of such rows."""
+    """Raises `ValueError` if the rows do not come from `training_prefixes`. A selection of rows is allowed."""
     missing = {"user", "history", "target"} - set(prefixes.column_names)
     if missing:
         reason = f"the column {min(missing)!r} is missing"
@@ -124,6 +125,6 @@ def check_prefixes(prefixes: Dataset) -> None:
 
 
 def column(rows: Dataset, name: str) -> np.ndarray:
-    """A column of numbers. It respects rows that were selected or reordered."""
+    """Returns a column of numbers as an array, in the order of the rows."""
     values: np.ndarray = rows.select_columns([name]).with_format("numpy")[:][name]
     return values

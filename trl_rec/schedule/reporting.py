@@ -1,5 +1,4 @@
-"""Ends a schedule: measures the first and the last policy on the test split beside the baselines, and reports what
-each stage did."""
+"""Ends a schedule: evaluates the first policy, the last policy and the baselines, and reports on all stages."""
 
 from __future__ import annotations
 
@@ -22,28 +21,28 @@ from trl_rec.trainer.base.reporting import write_run
 
 
 def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedule: Schedule) -> dict[str, Evaluation]:
-    """Measures the first and the last policy on the test split, prints two tables, and completes the run folder in
-    `output_dir`.
+    """Evaluates the first and the last policy on the test split, prints two tables, and completes the run folder.
 
     Args:
-        reports: What `run_stages` returned.
+        reports: The reports returned by `run_stages`.
         start: Folder of the policy that the first stage started from.
-        schedule: What all stages shared.
+        schedule: The settings that all stages share.
 
     Returns:
-        The results of the baselines, and of the policies `before` and `after` the stages.
+        The results of the baselines by name, and of the policies `before` and `after` the stages.
     """
     config = schedule.config
     dataset = schedule.dataset
     check_not_sharded(config)
 
-    # 1. Measure, on every process.
+    # 1. Evaluate on every process.
     measured: dict[str, Any] = {"split": "test", "ks": config.eval_ks}
     results = evaluate_baselines(dataset, exclude_history=config.eval_exclude_history, **measured)
     for name, folder in (("before", start), ("after", schedule.output)):
         results[name] = evaluate_split(_rank(folder, schedule), dataset, **measured)
 
-    # 2. The main process writes and prints. The others wait: if one exited, the launcher would end the main one too.
+    # 2. Write and print on the main process. The other processes wait, because if one exited, the launcher would end
+    #    the main process too.
     if PartialState().is_main_process:
         _write_run_folder(reports, results, start, schedule)
         history = "excluded" if config.eval_exclude_history else "not excluded"
@@ -55,10 +54,10 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
 
 
 def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
-    """A text table with one line per stage: its prompts, their negatives, and the validation metric before and after.
+    """Makes a text table with one line per stage: prompts, negatives, and the validation metric before and after.
 
     Args:
-        reports: What `run_stages` returned.
+        reports: The reports returned by `run_stages`.
         metric: Name of the metric in the reports, such as `eval_ndcg@10`.
     """
     rows = [["stage", "prompts", "none", "negatives", "easy / medium / hard", "before", "after", "kept"]]
@@ -86,7 +85,7 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
 
 
 def _rank(folder: str | Path, schedule: Schedule) -> np.ndarray:
-    """The items that the policy in `folder` recommends to each test user, `(num_users, top_k)`."""
+    """Returns the items that the policy in `folder` recommends to each test user, `(num_users, top_k)`."""
     config = schedule.config
     dataset = schedule.dataset
     tokenizer = load_tokenizer(folder)
@@ -108,7 +107,7 @@ def _rank(folder: str | Path, schedule: Schedule) -> np.ndarray:
 def _write_run_folder(
     reports: Sequence[dict[str, Any]], results: dict[str, Evaluation], start: str | Path, schedule: Schedule
 ) -> None:
-    """Writes the files of every run folder, and `stages.json`."""
+    """Writes the usual files of a run folder, and `stages.json`."""
     write_run(
         schedule.output,
         schedule.config,
@@ -122,7 +121,7 @@ def _write_run_folder(
 
 
 def _recipe(start: str | Path, schedule: Schedule) -> dict[str, Any]:
-    """The keys of a recipe besides the trainer's configuration."""
+    """Returns the keys of the recipe that are not in the trainer's configuration."""
     plan = json.loads((schedule.output / "plan.json").read_text(encoding="utf-8"))
     return {
         "dataset": str(schedule.dataset.path),
@@ -134,7 +133,7 @@ def _recipe(start: str | Path, schedule: Schedule) -> dict[str, Any]:
 
 
 def _training_log(reports: Sequence[dict[str, Any]], schedule: Schedule) -> list[dict[str, Any]]:
-    """The log entries of all stages in order, each with its stage's number."""
+    """Returns the log entries of all stages in order, each with the number of its stage."""
     entries: list[dict[str, Any]] = []
     for report in reports:
         path = schedule.output / f"{report['stage']}-{report['name']}" / "eval.jsonl"

@@ -1,7 +1,7 @@
-"""The items that the current policy recommends after each training prefix, from which self-play takes its negatives.
+"""Computes the current policy's recommendations for each training prefix, from which self-play negatives are selected.
 
-The prefixes are ranked in parts of a few thousand. With a folder, each finished part becomes a file, so that a call
-that was killed resumes where it stopped (see `parts.py`).
+The prefixes are ranked in parts of a few thousand. If a folder is given, each finished part is saved to a file, so
+that the same call can resume after the process was killed (see `parts.py`).
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ def self_play_beams(
     part_size: int = 4096,
     **options: Any,
 ) -> np.ndarray:
-    """The policy's recommendations after each prefix: `(num_prefixes, num_beams)`, best first, -1 for a missing one.
+    """Returns the policy's recommendations for each prefix: `(num_prefixes, num_beams)`, best first, padded with -1.
 
-    The work is divided over the processes, and each of them returns all beams.
+    Prefixes are divided among the processes, and every process returns all beams.
 
     Args:
         model: The current policy.
         prefixes: Prompts from `training_prefixes`.
         prompt_format: How histories are written.
         trie: The catalogue.
-        pad_token_id: Token that pads the prompts.
-        num_beams (*optional*, defaults to `40`): Width of the beam search.
+        pad_token_id: Id of the padding token.
+        num_beams (*optional*, defaults to `40`): Number of beams, and of recommendations per prefix.
         folder (*optional*): Folder for the finished parts. A later call with the same prefixes, settings and key reads
-            them instead of ranking again.
-        key (*optional*): Identifies the model's weights, and must be a new one for every policy. Required with a
-            folder.
+            the parts instead of ranking again.
+        key (*optional*): Identifies the weights of the model, and must differ between policies. Required if a folder
+            is given.
         part_size (*optional*, defaults to `4096`): Number of prefixes per part.
-        options: As in [`~trl_rec.evaluation.rank_histories`]; `exclude_history` is on by default.
+        options: Passed to [`~trl_rec.evaluation.rank_histories`]; `exclude_history` defaults to `True`.
     """
     check_prefixes(prefixes)
     COUNT.check("part_size", part_size)
@@ -72,8 +72,8 @@ def self_play_beams(
     trie = trie.to(model.device)
     ranking = {"pad_token_id": pad_token_id, "top_k": num_beams, **options}
 
-    # 1. What the beams depend on: the histories of a part, and the digest of everything else. The batch size does not
-    # change beams.
+    # 1. Identify each part by everything that its beams depend on: its histories, and a digest of the settings, the
+    #    prompts and the catalogue. The batch size does not affect beams.
     digest = ""
     if folder is not None:
         settings = {name: value for name, value in options.items() if name != "batch_size"} | {"num_beams": num_beams}
@@ -87,7 +87,7 @@ def self_play_beams(
         rows = np.asarray(part)
         return rank_histories(model, histories.take(rows), prompt_format, trie, users=users[rows], **ranking)
 
-    # 2. Read the parts that are stored, and rank the others.
+    # 2. Read the stored parts, and rank the prefixes of the missing parts.
     store = PartStore(None if folder is None else Path(folder), len(histories), part_size, _fingerprint)
     beams = np.empty((len(histories), num_beams), np.int32)
     hidden = not PartialState().is_local_main_process
@@ -99,7 +99,7 @@ def self_play_beams(
 
 
 def _read_or_rank(store: PartStore, part: range, rank: Callable[[range], np.ndarray]) -> np.ndarray:
-    """The beams of a part, `(len(part), num_beams)`. All processes rank; the main process alone reads and writes."""
+    """Returns the beams of a part, `(len(part), num_beams)`. All processes rank; only the main process does I/O."""
     is_main = PartialState().is_main_process
     stored: np.ndarray | None = broadcast_object_list([store.read(part) if is_main else None])[0]
     if stored is not None:
@@ -111,18 +111,18 @@ def _read_or_rank(store: PartStore, part: range, rank: Callable[[range], np.ndar
 
 
 def _digest(settings: str, prompt_format: PromptFormat, trie: TokenTrie, users: np.ndarray) -> str:
-    """A hash of the settings, of how prompts are written, and of the catalogue's tokens."""
+    """Returns a hash of the settings, the prompt format and the tokens of the catalogue."""
     texts = [array for part in (prompt_format.pieces, prompt_format.paths) for array in (part.offsets, part.values)]
-    if prompt_format.users is not None:  # prompts name users, so the users of the prefixes matter
+    if prompt_format.users is not None:  # the prompts contain users
         texts += [users, prompt_format.users.offsets, prompt_format.users.values]
-    # The trie's tokens, and the items at its leaves, identify the catalogue and its surface.
+    # The tokens of the trie and the items at its leaves identify the catalogue and its surface.
     tree = [tensor.cpu().numpy() for tensor in (trie.row_offsets, trie.child_tokens, trie.items)]
     return _hash(settings, prompt_format.prompt_head, prompt_format.prompt_tail, *texts, *tree)
 
 
 def _hash(text: str, *arrays: np.ndarray) -> str:
     digest = hashlib.sha256(text.encode())
-    # The lengths separate the arrays: otherwise a value could move to the next array without changing the hash.
+    # The lengths separate the arrays. Without them, moving a value to the next array would not change the hash.
     for array in arrays:
         digest.update(f"|{len(array)}|".encode() + np.ascontiguousarray(array, np.int64).tobytes())
     return digest.hexdigest()

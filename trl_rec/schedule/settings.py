@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Data, trainer configuration and model options of a preference schedule.
+    """Dataset, trainer configuration and model options of a preference schedule.
 
     Args:
-        dataset (`RecDataset`): The data. Its catalogue has the surface that the policy writes.
+        dataset (`RecDataset`): The dataset. Its catalogue must have the surface that the policy writes.
         config (`SoftmaxDPOConfig`): Configuration of the trainer. Each stage gets a folder inside `output_dir`.
-        keep (`str`, *optional*, defaults to `"best"`): With `"best"` a stage hands on its best checkpoint by
-            validation NDCG, or the policy it started from if no checkpoint is better. With `"last"` it hands on the
-            policy of its last step.
-        adapter (`PeftConfig`, *optional*): Adapter to train if the first policy has none yet.
-        model_options (`dict`, *optional*): How models are loaded (`dtype`, `quantization_config`, ...).
+        keep (`str`, *optional*, defaults to `"best"`): Which policy the next stage starts from. With `"best"`, it is
+            the checkpoint with the best validation NDCG, or the first policy of the stage if no checkpoint is better.
+            With `"last"`, it is the policy after the last step.
+        adapter (`PeftConfig`, *optional*): Adapter to train if the first policy has no adapter.
+        model_options (`dict`, *optional*): Arguments for loading models (`dtype`, `quantization_config`, ...).
     """
 
     dataset: RecDataset
@@ -68,17 +68,17 @@ class Schedule:
         return Path(str(self.config.output_dir))
 
     def folder(self, number: int, stage: PreferenceStage) -> Path:
-        """The folder of the stage with this number, counted from 1."""
+        """Returns the folder of a stage. Stages are numbered from 1."""
         return self.output / f"{number}-{stage.name}"
 
 
 def load_on_device(load: Callable[..., Any], folder: str | Path, schedule: Schedule) -> Any:
-    """The model that `load` reads from `folder`, on this process's device.
+    """Loads a model from `folder` and moves it to the device of this process.
 
     Args:
-        load: `load_model` or `load_policy`. Both put a quantised model on the device themselves.
+        load: `load_model` or `load_policy`. Both already place a quantised model on the device.
         folder: Folder of the model.
-        schedule: Its `model_options` go to `load`.
+        schedule: The schedule. Its `model_options` are passed to `load`.
     """
     options = schedule.model_options or {}
     model = load(folder, **options)
@@ -86,7 +86,7 @@ def load_on_device(load: Callable[..., Any], folder: str | Path, schedule: Sched
 
 
 def check_resumes_by_itself(config: BearConfig | SoftmaxDPOConfig) -> None:
-    """Raises if a part of a schedule is told where to start: it resumes by itself, from its own folder."""
+    """Raises `ValueError` if `overwrite` or a checkpoint is set, because schedules resume automatically."""
     given = str(config.resume_from_checkpoint or "true").lower()
     option = "overwrite" if config.overwrite else f"resume_from_checkpoint: {config.resume_from_checkpoint}"
     if config.overwrite or given != "true":
@@ -97,9 +97,9 @@ def check_resumes_by_itself(config: BearConfig | SoftmaxDPOConfig) -> None:
 
 
 def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
-    """Raises unless every evaluation that may turn out the best has a checkpoint.
+    """Raises `ValueError` if the best evaluation could fall on a step at which no checkpoint is saved.
 
-    Without one, transformers' trainer silently loads the best of the checkpoints that exist.
+    In this case, `transformers.Trainer` would silently load another checkpoint, the best of those that were saved.
     """
     if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
         raise ValueError(
@@ -109,7 +109,7 @@ def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
 
     saves_with_evaluations = config.save_strategy in (config.eval_strategy, "best")
     if saves_with_evaluations and config.save_strategy == "steps":
-        # save_steps may be a fraction of all steps, and so may eval_steps; their ratio must be a whole number.
+        # Both save_steps and eval_steps may be fractions of all steps. Their ratio must be a whole number.
         evaluations_per_save = config.save_steps / (config.eval_steps or config.logging_steps)
         distance = abs(evaluations_per_save - round(evaluations_per_save))
         saves_with_evaluations = round(evaluations_per_save) >= 1 and distance < 1e-6

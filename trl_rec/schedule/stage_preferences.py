@@ -1,4 +1,4 @@
-"""The preference table of a stage: one chosen item and several rejected ones per prompt, from the stage's source."""
+"""Builds the preference table of a stage: one chosen item and several rejected items per prompt."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def stage_preferences(
     start: Path,
     schedule: Schedule,
 ) -> tuple[Dataset, dict[str, Any]]:
-    """The preference table of a stage, and figures about it (see [`bucket_report`]).
+    """Builds the preference table of a stage, and computes statistics of it (see [`bucket_report`]).
 
     Args:
-        number: The stage's number, from 1. With the seed it decides which prompts are drawn.
+        number: Number of the stage, from 1. It is added to the seed that prompts and negatives are drawn with.
         stage: The stage.
-        policy, tokenizer: What self-play decodes with.
-        start: The policy's folder.
-        schedule: What all stages share.
+        policy, tokenizer: The policy that the stage starts from, for self-play.
+        start: Folder of this policy.
+        schedule: The settings that all stages share.
     """
     if stage.source == "feedback":
         table = feedback_table(number, stage, schedule)
@@ -72,7 +72,7 @@ def stage_preferences(
 
 
 def feedback_table(number: int, stage: PreferenceStage, schedule: Schedule) -> Dataset:
-    """The preference table of a stage that learns from ratings; it needs no policy."""
+    """Builds the preference table of a feedback stage, which does not depend on the policy."""
     table = feedback_preferences(
         schedule.dataset.train,
         catalog=schedule.dataset.catalog,
@@ -97,7 +97,7 @@ def _self_play(
     start: Path,
     schedule: Schedule,
 ) -> np.ndarray:
-    """The policy's beams for each prefix, `(N, W)` item indices, kept in the stage's folder."""
+    """Computes the policy's beams for each prefix, `(N, W)` item indices, and saves them in the stage's folder."""
     config = schedule.config
     catalog = schedule.dataset.catalog
     return self_play_beams(
@@ -108,7 +108,7 @@ def _self_play(
         pad_token_id=tokenizer.pad_token_id,
         num_beams=stage.num_beams,
         folder=schedule.folder(number, stage) / "self-play",
-        key=weights_digest(start),  # beams of other weights are not reused
+        key=weights_digest(start),  # so that beams of another policy are not reused
         exclude_history=config.eval_exclude_history,
         renormalize=config.normalize == "catalogue",
         batch_size=config.per_device_eval_batch_size,

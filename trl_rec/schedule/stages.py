@@ -1,4 +1,4 @@
-"""One stage of preference training, as data: the source and difficulty of its negatives, and how it is trained."""
+"""Settings of a preference stage: the source and difficulty of its negatives, and options of its training."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Annotated, Any
 from trl_rec.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, STEPS, check_ranges
 
 
-# The difficulties of each source; the last one is its default.
+# Maps each source to its difficulties. The last difficulty is the default.
 SOURCES = {
     "self_play": ("easy", "medium", "hard", "any"),
     "feedback": ("easy", "hard"),
     "random": ("any",),
 }
 
-# Fields that replace the trainer's configuration in this stage; None keeps the configuration's value.
+# Fields that override the trainer's configuration in a stage, unless they are None.
 TRAINING = ("learning_rate", "num_train_epochs", "max_steps", "beta", "sft_weight")
 
 WORDS = ("source", "difficulty")
@@ -30,16 +30,18 @@ class PreferenceStage:
 
     Args:
         source (`str`): Where negatives come from: `"self_play"` (the policy's own beams), `"feedback"` (items that the
-            user rated lower) or `"random"` (any items).
+            user rated lower) or `"random"` (random items).
         difficulty (`str`, *optional*): `"easy"`, `"medium"`, `"hard"` or `"any"` for `self_play`; `"easy"` (disliked
-            items) or `"hard"` (neutral items) for `feedback`. Defaults to the last one of its source.
-        num_negatives (`int`, *optional*, defaults to `20`): Most negatives per prompt.
-        max_prompts (`int`, *optional*): Number of prompts, drawn evenly from all training prefixes. Defaults to all.
-        num_beams (`int`, *optional*, defaults to `40`): Width of the beam search that self-play negatives come from.
-        liked (`tuple`, *optional*, defaults to `(5, 5)`): Lowest and highest rating of an item that the user liked.
-        neutral (`tuple`, *optional*, defaults to `(3, 4)`): The same for a neutral item.
-        disliked (`tuple`, *optional*, defaults to `(1, 2)`): The same for a disliked item.
-        learning_rate, num_train_epochs, max_steps, beta, sft_weight (*optional*): Replace the values of the trainer's
+            items) or `"hard"` (neutral items) for `feedback`; `"any"` for `random`. Defaults to `"hard"` for
+            `feedback`, and to `"any"` otherwise.
+        num_negatives (`int`, *optional*, defaults to `20`): Maximum number of negatives per prompt.
+        max_prompts (`int`, *optional*): Maximum number of prompts, sampled uniformly from all training prefixes.
+            Defaults to all.
+        num_beams (`int`, *optional*, defaults to `40`): Number of beams per prompt in self-play.
+        liked (`tuple`, *optional*, defaults to `(5, 5)`): Lowest and highest rating of a liked item.
+        neutral (`tuple`, *optional*, defaults to `(3, 4)`): Lowest and highest rating of a neutral item.
+        disliked (`tuple`, *optional*, defaults to `(1, 2)`): Lowest and highest rating of a disliked item.
+        learning_rate, num_train_epochs, max_steps, beta, sft_weight (*optional*): Override the values of the trainer's
             configuration in this stage.
     """
 
@@ -79,17 +81,17 @@ class PreferenceStage:
 
     @property
     def name(self) -> str:
-        """A short name that can be a folder's: `self_play-easy`."""
+        """A short name that is also used as a folder name, such as `self_play-easy`."""
         return f"{self.source}-{self.difficulty}"
 
     @property
     def training(self) -> dict[str, Any]:
-        """The values that replace the trainer's configuration."""
+        """The values that override the trainer's configuration."""
         return {name: value for name, value in asdict(self).items() if name in TRAINING and value is not None}
 
 
 def align3gr_stages(**shared: Any) -> list[PreferenceStage]:
-    """The five stages of Align³GR, from easy self-play to hard feedback.
+    """Returns the five stages of Align³GR, from easy self-play to hard feedback.
 
     Args:
         shared: Fields of [`PreferenceStage`] for every stage.
@@ -105,7 +107,7 @@ def align3gr_stages(**shared: Any) -> list[PreferenceStage]:
 
 
 def read_stages(entries: Iterable[Mapping[str, Any]]) -> list[PreferenceStage]:
-    """The stages of a recipe's list; raises on keys that a stage does not have, and on an empty list."""
+    """Reads the stages of a recipe. Raises `ValueError` for unknown keys and for an empty list."""
     known = {one.name for one in fields(PreferenceStage)}
     stages = []
     for number, entry in enumerate(entries, 1):
@@ -131,9 +133,9 @@ def read_stages(entries: Iterable[Mapping[str, Any]]) -> list[PreferenceStage]:
 
 
 def _read_field(name: str, value: Any) -> Any:
-    """The value of a stage's field, with texts that write numbers turned into these: YAML 1.1 reads `1e-5` as text.
+    """Returns the value of a field, with numeric texts converted to numbers, because YAML 1.1 reads `1e-5` as text.
 
-    Raises where a word is not a text, or a range of ratings is not a pair.
+    Raises `ValueError` if a word is not a text, or if a range of ratings is not a pair.
     """
     if name in WORDS:
         if not isinstance(value, str):
@@ -147,7 +149,7 @@ def _read_field(name: str, value: Any) -> Any:
 
 
 def _number(value: Any, *, whole: bool) -> Any:
-    """The number that a value writes, whole or not; anything else as it is."""
+    """Converts a number or numeric text to `int` or `float`, and returns any other value unchanged."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return value
     try:

@@ -1,7 +1,7 @@
-"""The set of (user, item) pairs in training, as a sorted array of integers that is searched by binary search.
+"""The set of (user, item) pairs in training, stored as a sorted array of integers for binary search.
 
-A model cannot tell items apart that are written in the same way. Where that matters, a code for each distinct text
-takes the place of the item.
+A model cannot distinguish items with the same text. Where this matters, items are replaced by codes that identify
+distinct texts.
 """
 
 from __future__ import annotations
@@ -24,38 +24,41 @@ class TrainingPairs:
     """The distinct pairs of a user and an item (or the code of an item's text) in training.
 
     Args:
-        keys (`np.ndarray`): The key of each pair, see [`pair_keys`], in ascending order.
+        keys (`np.ndarray`): The key of each pair (see [`pair_keys`]), in ascending order.
     """
 
     keys: np.ndarray
 
     @classmethod
     def from_split(cls, train: Dataset, codes: np.ndarray | None = None) -> TrainingPairs:
-        """The pairs in the histories and targets of a training split; `codes` `(num_items,)` replace the items."""
+        """Collects the pairs in a training split. If given, `codes` `(num_items,)` replace the items."""
         check_is_train(train, "a preference")
         sequences = join(split_rows(train, "history"), split_rows(train, "targets"))
         items = sequences.values if codes is None else codes[sequences.values]
         return cls(np.unique(pair_keys(column(train, "user")[sequences.row_ids], items)))
 
     def contain(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Whether each user chose each item. The two arrays are broadcast against each other."""
+        """Returns whether each user chose each item. The two arrays are broadcast against each other."""
         if not len(self.keys):
             return np.zeros(np.broadcast_shapes(users.shape, items.shape), bool)
         keys = pair_keys(users, items)
 
-        # A key above all others would be past the end; compared with the last one, it is unequal.
+        # The position of a key above all others is past the end. Clip it; the key differs from the last key.
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         is_known: np.ndarray = self.keys[place] == keys
         return is_known
 
 
 def pair_keys(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """One int64 per pair, which sorts by user and then by item. Both are int32 in a dataset."""
-    # The user in the upper 32 bits, the item in the lower.
+    """Encodes each pair as one int64. Keys sort by user and then by item. Both are int32 in a dataset."""
+    # The upper 32 bits contain the user, the lower 32 bits the item.
     keys: np.ndarray = users.astype(np.int64) * (1 << 32) + items
     return keys
 
 
 def surface_codes(catalog: ItemCatalog) -> np.ndarray:
-    """`(num_items,)`: equal codes for items that are written in the same way, counted from 0 by first appearance."""
+    """Returns a code per item, `(num_items,)`, equal for items with the same text.
+
+    Codes are numbered from 0, in the order in which the texts first occur.
+    """
     return encode(pa.chunked_array([pa.array(catalog.surfaces, pa.string())]))[0]
