@@ -34,7 +34,8 @@ def main(argv: list[str]) -> None:
     """Trains and saves. With a dataset it also writes `metrics.json` for the test split."""
     data, model_config, config = parse((PreferenceArguments, ModelConfig, SoftmaxDPOConfig), argv, "softmax_dpo")
 
-    # 1. Read the preferences. Items must be chosen in the training split, not in validation or test.
+    # 1. Read the preferences. Check for leaks: chosen items must come from the user's training interactions, not from
+    #    validation or test.
     dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
     catalog = None if dataset is None else dataset.catalog
     preferences = read_preferences(data.preferences, catalog)
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
     trainer = build_softmax_dpo_trainer(preferences, config, model_config, eval_dataset=eval_dataset, catalog=catalog)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
 
-    # 3. Save, and rank the test users if there are any.
+    # 3. Save the model. If a dataset is given, also evaluate the model on the test split.
     settings = {**vars(data), **vars(model_config)}
     if dataset is None:
         save_run(trainer, settings)

@@ -1,4 +1,4 @@
-"""Lets a trainer rank the whole catalogue for each user, and measures the lists at each evaluation."""
+"""Mixin for trainers that rank the whole catalogue for each user and compute ranking metrics at each evaluation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CatalogRankingMixin(RecTrainerMixin):
             self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
 
     def rank(self, split: Dataset) -> np.ndarray:
-        """The model's lists `(num_rows, max(eval_ks))` for a split's users: item indices, -1 where there is none."""
+        """Ranks items for the users of a split: item indices `(num_rows, max(eval_ks))`, padded with -1."""
         if self.is_fsdp_enabled:
             raise ValueError(NO_RANKING_UNDER_FSDP)
         with unwrapped_for_generation(self.model_wrapped, self.accelerator) as model:
@@ -72,7 +72,7 @@ class CatalogRankingMixin(RecTrainerMixin):
             )
 
     def measure(self, ranked: np.ndarray, split: Dataset) -> dict[str, float]:
-        """Metrics of lists `(num_rows, max(eval_ks))` for the users of a split."""
+        """Computes metrics of lists `(num_rows, max(eval_ks))` for the users of a split."""
         return evaluate_rankings(
             ranked,
             split_rows(split, "targets"),
@@ -82,7 +82,7 @@ class CatalogRankingMixin(RecTrainerMixin):
         )
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Metrics of the model's lists for a split's users, at most `max_users` of them."""
+        """Ranks items for at most `max_users` users of a split, and computes the metrics."""
         split = at_most(self.args.max_users, split)
         return self.measure(self.rank(split), split)
 

@@ -1,9 +1,9 @@
-"""Complete checkpoints: a mark is written last, and says which run wrote which files.
+"""Marks complete checkpoints, and finds the newest complete checkpoint to resume from.
 
-The mark is a file called `complete`. It holds, as JSON, the fingerprint of the run (see `fingerprint.py`), the number
-of processes, and the size and a hash of each file that a resume reads. Everything is on the disk before the mark is
-written. So a damaged checkpoint is recognised before anything is loaded, and a resume takes the newest whole one.
-Earlier versions wrote an empty mark; their checkpoints are checked as far as possible.
+The mark is a JSON file called `complete`, which is written after all other files are on the disk. It contains the
+fingerprint of the run (see `fingerprint.py`), the number of processes, and the size and a hash of each file that is
+read on resume. So a damaged checkpoint is detected before anything is loaded. Earlier versions wrote an empty mark. Of
+their checkpoints, only the presence and the format of the files can be checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trl_rec.trainer.base.fingerprint import as_json, difference
 
 
 MARK = "complete"
-# Files of a checkpoint that a resume reads, in subfolders too; others may be changed or deleted.
+# Files of a checkpoint, including its subfolders, that are read on resume. Other files may be changed or deleted.
 READ = (
     "*.safetensors",
     "*.bin",
@@ -36,7 +36,7 @@ READ = (
     ".metadata",
 )
 NOT_READ = ("training_args.bin",)
-# What a whole checkpoint has, by what messages call it: any file of each line.
+# Parts of a complete checkpoint, by their names in messages. Each part needs a file that matches one of its patterns.
 PARTS: dict[str, tuple[str, ...]] = {
     "weights": ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*_model_states.pt", "*.distcp"),
     "optimizer state": ("optimizer.pt", "optimizer.bin", "*_optim_states.pt", "optimizer_*/*"),
@@ -44,7 +44,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "random state": ("rng_state*.pth",),
     "state of the trainer": ("trainer_state.json",),
 }
-# Up to this many blocks of a file are hashed, evenly spread: another run's file differs nearly everywhere.
+# Maximum number of blocks to hash per file, evenly spaced. A sample suffices, because files of different runs differ
+# nearly everywhere.
 NUM_BLOCKS = 64
 BLOCK = 16 * 1024  # bytes
 logger = logging.getLogger(__name__)
@@ -54,9 +55,9 @@ class Mark(NamedTuple):
     """The content of a mark.
 
     Args:
-        run (`Mapping[str, Any]`): The run's fingerprint.
-        launch (`Mapping[str, Any]`): How its processes shared the work.
-        files (`Mapping[str, list]`): The size and hash of each file that a resume reads.
+        run (`Mapping[str, Any]`): The fingerprint of the run.
+        launch (`Mapping[str, Any]`): The sharding and the number of processes.
+        files (`Mapping[str, list]`): The size and hash of each file that is read on resume.
     """
 
     run: Mapping[str, Any]
@@ -65,12 +66,12 @@ class Mark(NamedTuple):
 
 
 def write_mark(folder: Path, run: Mapping[str, Any], launch: Mapping[str, Any]) -> None:
-    """Marks a checkpoint as complete, once all of it is on the disk.
+    """Waits until all files of a checkpoint are on the disk, then marks it as complete.
 
     Args:
         folder: The checkpoint.
-        run: The run's fingerprint.
-        launch: How its processes share the work.
+        run: The fingerprint of the run.
+        launch: The sharding and the number of processes.
     """
     sync_folder(folder)
     files = {path.relative_to(folder).as_posix(): _state_of(path) for path in _read_files(folder)}
@@ -78,7 +79,7 @@ def write_mark(folder: Path, run: Mapping[str, Any], launch: Mapping[str, Any]) 
 
 
 def read_mark(folder: Path) -> Mark | None:
-    """The mark of a checkpoint; None if there is none. The mark of an older release is empty."""
+    """Reads the mark of a checkpoint, or returns None if there is no mark. Marks of older releases are empty."""
     path = folder / MARK
     if not path.is_file():
         return None
@@ -91,7 +92,7 @@ def read_mark(folder: Path) -> Mark | None:
 
 
 def find_damage(folder: Path, mark: Mark) -> str | None:
-    """What is wrong with a checkpoint that has a mark, in words; None if nothing is."""
+    """Describes what is wrong with a marked checkpoint, for messages. Returns None if it is intact."""
     changed = find_changed(folder, mark)
     if changed is not None:
         return changed
@@ -102,7 +103,7 @@ def find_damage(folder: Path, mark: Mark) -> str | None:
 
 
 def find_changed(folder: Path, mark: Mark) -> str | None:
-    """The first file that is missing, or not as the mark says, in words; None if there is none."""
+    """Describes the first file that is missing or differs from the mark. Returns None if there is no such file."""
     for name, state in mark.files.items():
         path = folder / name
         if not path.is_file():
@@ -113,7 +114,7 @@ def find_changed(folder: Path, mark: Mark) -> str | None:
 
 
 def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Mapping[str, Any]) -> None:
-    """Raises unless the checkpoint is of this run, and can be read by as many processes."""
+    """Raises `ValueError` if the checkpoint belongs to another run, or was sharded over other processes."""
     different = difference(mark.run, as_json(run))
     if different is not None:
         raise ValueError(
@@ -123,7 +124,7 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
     if not mark.run:
         logger.warning("%s does not say which run wrote it, so nobody knows whether it is of this run", folder)
 
-    # Sharded files can be read by the same number of processes alone. Other files can be read by any.
+    # Sharded files can only be read by the same number of processes. Other files can be read by any number.
     different = difference(mark.launch, as_json(launch))
     if different is None:
         return
@@ -133,9 +134,10 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
 
 
 def newest_complete(output_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint, or None. Newer ones that are not whole are named in a warning.
+    """Returns the newest complete checkpoint, or None. Warns about newer checkpoints that are not complete.
 
-    Raises if all that were once complete are damaged: a run from scratch would replace what is left of them.
+    Raises `ValueError` if there are marked checkpoints but all are damaged, because a run from scratch would replace
+    their remains.
     """
     damages = {}
     for folder in checkpoints(output_dir):
@@ -157,7 +159,7 @@ def newest_complete(output_dir: str | Path) -> Path | None:
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoints in a run folder, whole or not, the newest first."""
+    """Returns all checkpoints in a run folder, complete or not, newest first."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(folders, key=_step, reverse=True)
 
@@ -167,7 +169,7 @@ def _step(folder: Path) -> int:
 
 
 def _read_files(folder: Path) -> Iterator[Path]:
-    """The files that are read when a checkpoint, or a run folder apart from its checkpoints, is loaded."""
+    """Yields the files that are read when the folder is loaded. Checkpoints inside a run folder are left out."""
     for path in _matching(folder, READ):
         in_checkpoint = any(part.startswith("checkpoint-") for part in path.relative_to(folder).parts)
         if path.name not in NOT_READ and not in_checkpoint:
@@ -175,13 +177,13 @@ def _read_files(folder: Path) -> Iterator[Path]:
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
-    """The files in a folder and its subfolders that match any of the patterns."""
+    """Yields the files in a folder and its subfolders that match any of the patterns."""
     found = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
     return iter(sorted(found))
 
 
 def _state_of(path: Path) -> list[Any]:
-    """A file's size, and a hash of a sample of its content."""
+    """Returns the size of a file and a hash of a sample of its content."""
     size = path.stat().st_size
     digest = hashlib.blake2b(digest_size=16)
     step = max(size // NUM_BLOCKS, BLOCK)
@@ -193,7 +195,7 @@ def _state_of(path: Path) -> list[Any]:
 
 
 def _find_broken(folder: Path) -> str | None:
-    """The first file of a checkpoint that cannot be read, in words, as far as that shows without loading it."""
+    """Describes the first file of a checkpoint that cannot be opened. Contents are not loaded."""
     for path in _read_files(folder):
         check = CHECKS.get(path.suffix)
         try:

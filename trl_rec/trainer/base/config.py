@@ -61,16 +61,16 @@ class RecConfig(Base):
             template.
         list_length (`int`, *optional*): Number of items in each list that the model writes. By default, the model
             ranks single items.
-        eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): Lengths at which ranked lists are cut, none above
-            `list_length`.
+        eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the ranking metrics, at most
+            `list_length` if it is set.
         eval_num_beams (`int`, *optional*): Beam width when ranking. Defaults to the largest of `eval_ks`, or, with a
             `list_length`, to 1 (greedy decoding).
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history
             are never recommended.
-        eval_length_penalty (`float`, *optional*, defaults to `0.0`): Each score is divided by the item's number of
-            tokens to this power.
-        max_users (`int`, *optional*): Largest number of users of a split whose loss and lists an evaluation
-            measures. They are spread evenly over the split. Defaults to all users.
+        eval_length_penalty (`float`, *optional*, defaults to `0.0`): Exponent p of the length penalty. Each score is
+            divided by (number of tokens of the item) ** p.
+        max_users (`int`, *optional*): Maximum number of users to evaluate, spread evenly over the split. Defaults to
+            all users.
         overwrite (`bool`, *optional*, defaults to `False`): Whether training from scratch may replace the work of an
             earlier run in `output_dir`. Its checkpoints and weights are removed just before the first step.
         activation_checkpointing (`bool`, *optional*, defaults to `True`): Whether the backward pass recomputes

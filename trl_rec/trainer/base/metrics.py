@@ -1,4 +1,4 @@
-"""What a trainer computes for a batch (a loss, and means to log), and how the means of all processes are combined."""
+"""The loss and the logged metrics of a batch, and their reduction over all processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Mean(NamedTuple):
-    """The share of one process in a mean over all processes.
+    """The sum and the count that one process contributes to a mean over all processes.
 
     Args:
         total (`torch.Tensor` or `float`): Sum of the values.
@@ -23,7 +23,7 @@ class Mean(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor) -> Mean:
-        """The mean of a tensor with one value per row, per list or per prompt: `(N,)`."""
+        """Returns the mean of a tensor `(N,)` with one value per row, list or prompt."""
         return cls(values.detach().sum(), len(values))
 
 
@@ -31,18 +31,18 @@ class BatchLoss(NamedTuple):
     """The loss of a batch, and everything that is logged about it.
 
     Args:
-        loss (`torch.Tensor` of shape `()`): What is differentiated. The trainer's `loss_is_scaled_for_ga` says whether
-            it is already divided by the whole accumulated batch.
+        loss (`torch.Tensor` of shape `()`): The loss to differentiate. The trainer's `loss_is_scaled_for_ga` tells
+            whether it is already normalised over the whole accumulated batch.
         row_losses (`torch.Tensor` of shape `(B,)`): The loss of each row, detached. If one is not finite,
             training stops with an error that names the row.
         means (`Mapping[str, Mean]`): The means to log, by name. All processes give the same names in the same order.
         num_tokens (`torch.Tensor` of shape `()`): Number of tokens that the model read.
-        row_ids (`torch.Tensor` of shape `(B,)`, *optional*): Numbers of the rows in the training data, for messages.
-            Without them, messages count rows within the batch.
+        row_ids (`torch.Tensor` of shape `(B,)`, *optional*): Row numbers in the training data, for messages. If not
+            given, messages use row numbers within the batch.
         aux_loss (`torch.Tensor` of shape `()`, *optional*): The load-balancing loss of a mixture of experts in this
             batch. The trainer adds it to the loss with TRL's weight (`router_aux_loss_coef`), and logs it.
-        outputs (`dict[str, torch.Tensor]`, *optional*): What `compute_loss(return_outputs=True)` returns beside the
-            loss.
+        outputs (`dict[str, torch.Tensor]`, *optional*): Outputs that `compute_loss(return_outputs=True)` returns in
+            addition to the loss.
     """
 
     loss: Tensor
@@ -55,7 +55,7 @@ class BatchLoss(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """A batch over all processes: means, tokens read, and the number of rows whose loss is not finite."""
+    """The metrics of a batch over all processes, with the number of rows that have a non-finite loss."""
 
     means: dict[str, float]
     num_tokens: int
@@ -63,12 +63,12 @@ class Reduced(NamedTuple):
 
 
 def reduce_batch(batch: BatchLoss, accelerator: Accelerator) -> Reduced:
-    """Combines the batches of all processes in one exchange.
+    """Combines the metrics of all processes in a single gather.
 
-    Each process contributes its sums and counts. Both are added up before they are divided, so that every row weighs
-    the same even if the batches differ in size.
+    Sums and counts are added over the processes before they are divided, so that every row has the same weight even if
+    the batches differ in size.
     """
-    # 1. One vector per process: the sums, their counts, then tokens and broken rows.
+    # 1. Make one vector per process: sums, counts, number of tokens, and number of rows with a non-finite loss.
     sums = [mean.total for mean in batch.means.values()]
     counts = [mean.num_values for mean in batch.means.values()]
     num_broken = (~batch.row_losses.isfinite()).sum()
@@ -78,14 +78,14 @@ def reduce_batch(batch: BatchLoss, accelerator: Accelerator) -> Reduced:
     # 2. Sum over processes.
     *numbers, num_tokens, broken = accelerator.gather(local.unsqueeze(0)).sum(0).tolist()
 
-    # 3. Divide. A step may have had nothing to average, such as no row of one task.
+    # 3. Divide. A mean without values is left out, for example if a step had no rows of a task.
     pairs = zip(batch.means, numbers[: len(sums)], numbers[len(sums) :], strict=True)
     means = {name: total / count for name, total, count in pairs if count}
     return Reduced(means, int(num_tokens), int(broken))
 
 
 def _as_vector(values: Sequence[Tensor | float], device: torch.device) -> Tensor:
-    """The values as one float32 vector. All plain numbers are copied to the device at once."""
+    """Returns the values as one float32 vector. All Python numbers are copied to the device together."""
     vector = torch.tensor([0.0 if isinstance(value, Tensor) else value for value in values], device=device)
     places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
     vector[places] = torch.stack([value.to(vector) for value in values if isinstance(value, Tensor)])

@@ -1,6 +1,6 @@
-"""The order of training rows and the epoch count that collators draw by.
+"""Samplers that fix the order of training rows, and an epoch counter for collators that sample at random.
 
-Both follow from the seed and the epoch alone, so that a resumed run continues in the same order.
+Both depend only on the seed and the epoch, so that a resumed run continues in the same order.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from trl_rec.compat import LengthGroupedSampler
 
 
 class RepeatedBatches(Sampler[int]):
-    """Shuffles rows, cuts them into global batches, and repeats each batch several times before the next.
+    """Shuffles rows, splits them into global batches, and repeats each batch several times before the next.
 
-    A last batch that is not full is left out.
+    An incomplete last batch is dropped.
 
     Args:
         num_rows (`int`): Number of rows.
-        batch_size (`int`): Rows per step of all processes, accumulation included.
-        num_repeats (`int`): Steps on each batch.
+        batch_size (`int`): Rows per optimizer step over all processes, including gradient accumulation.
+        num_repeats (`int`): Number of optimizer steps on each batch.
         seed (`int`): Seed of the order, to which the epoch is added.
     """
 
@@ -55,12 +55,12 @@ class RepeatedBatches(Sampler[int]):
 
 
 class LengthGroups(LengthGroupedSampler):
-    """Batches of rows of about the same length, in an order that depends only on the seed and the epoch.
+    """Samples batches of rows of similar length, in an order that depends only on the seed and the epoch.
 
     The parent class draws the order from the global random state instead.
 
     Args:
-        grouped (`LengthGroupedSampler`): The sampler to replace, whose lengths are used.
+        grouped (`LengthGroupedSampler`): The sampler to replace. Its batch size and lengths are used.
         seed (`int`): Seed of the order, to which the epoch is added.
     """
 
@@ -80,13 +80,13 @@ class LengthGroups(LengthGroupedSampler):
 
 
 class EpochOrder(TrainerCallback):
-    """Tells a sampler which epoch begins.
+    """Callback that calls `set_epoch` of a sampler at the start of each epoch.
 
-    After a resume within an epoch, with several processes, neither Accelerate 1.15 nor transformers 5.23 passes the
-    epoch on to the sampler, so that every epoch would have the order of the first.
+    If a run with several processes resumes within an epoch, neither Accelerate 1.15 nor transformers 5.23 passes the
+    epoch to the sampler. Without this callback, every epoch would then have the same order as the first.
 
     Args:
-        sampler (`Sampler`, *optional*): A sampler with `set_epoch`, or any other.
+        sampler (`Sampler`, *optional*): The sampler. Without a method `set_epoch`, it is not called.
     """
 
     def __init__(self, sampler: Sampler[int] | None) -> None:
@@ -103,9 +103,9 @@ class EpochOrder(TrainerCallback):
 
 @dataclass
 class EpochCounter(TrainerCallback):
-    """Base class of collators that draw anew in each epoch. As a callback of the trainer, it knows the epoch."""
+    """Base class of collators that draw new samples in each epoch. It is a callback, so the trainer sets the epoch."""
 
-    # Shared memory, as the worker processes of a data loader may outlive an epoch.
+    # In shared memory, so that worker processes of a data loader that outlive an epoch see the new value.
     epoch: Tensor = field(init=False, default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_())
 
     def on_epoch_begin(
