@@ -1,6 +1,6 @@
-"""The card of a dataset: what it contains, where it comes from and how it was made.
+"""Makes the card of a dataset, which describes its contents, its source and its settings.
 
-The card contains no time of day, so the same source and settings give the same card.
+The card contains no creation time, so the same source and settings give the same card.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ def make_card(
     merged_timestamps: int,
     notes: tuple[str, ...],
 ) -> dict[str, Any]:
-    """The card's fields, in the order in which they are written.
+    """Returns the fields of the card, in the order in which they are written.
 
-    Fields that their names do not explain:
+    Most fields are explained by their names. The others are:
 
-    - `rows`, `targets`: counts per split.
+    - `rows`, `targets`: numbers of rows and targets per split.
     - `sparsity`: 1 - interactions / (users x items).
-    - `tied_timestamps`: share of the interactions that have the timestamp of another one of the same user.
-    - `cold_users`: per later split, the number of users who have items in the split but no history before it. Such
-      users have no row in the split. For a windowed source, the number of users without a training row.
-    - `cold_targets`: per split, the number of targets that occur in no training row.
+    - `tied_timestamps`: share of the interactions that have the same timestamp as another interaction of the user.
+    - `cold_users`: for validation and test, the number of users who have items in the split but no history before it,
+      and therefore no row. For a windowed source, the number of users who have a row but no training row.
+    - `cold_targets`: for validation and test, the number of targets that occur in no training row.
     - `repeated_interactions`: number of interactions with an item that the user had chosen before.
-    - `repeated_targets`: per split, the number of targets that are in their row's history. Recommenders that exclude
-      histories cannot recommend them.
-    - `left_out`: numbers of interactions that were left out on request: `events`, `empty_ratings`, `unknown_items` and
-      `repeats`.
-    - `merged_timestamps`: number of interactions whose timestamp differs from that of the interaction before, but not
-      as a float64. Their order is kept.
+    - `repeated_targets`: for validation and test, the number of targets that are in the history of their row.
+      Recommenders that exclude histories cannot recommend them.
+    - `left_out`: numbers of interactions that an option dropped, by reason: `events`, `empty_ratings`, `unknown_items`
+      and `repeats`.
+    - `merged_timestamps`: number of interactions whose timestamp differs from the user's previous one, but equals it
+      after rounding to float64. The original order is kept.
 
     Args:
         log: The interactions after filtering.
         catalog: The items.
         splits: The rows of each split.
-        settings: Everything that decides the dataset besides its source.
+        settings: All settings that affect the contents of the dataset.
         sources: SHA-256 of each file of the source.
-        dropped: Numbers of users, items and interactions that filtering dropped.
-        cold_users: Number of users without a history, per later split.
-        left_out: Number of interactions that were left out on request, by reason.
+        dropped: Numbers of users, items and interactions that k-core filtering dropped.
+        cold_users: As above.
+        left_out: As above, including reasons with a count of 0.
         merged_timestamps: As above.
-        notes: Sentences of the reader about the source.
+        notes: Remarks of the reader on the source.
     """
     num_users = log.users.num_rows
     num_items = len(catalog)
@@ -90,7 +90,7 @@ def make_card(
         "sources": dict(sources),
         "settings": dict(settings),
         "fingerprint": catalog.fingerprint,
-        # Only for people: `prepare` ignores them, so an upgrade does not make a dataset outdated.
+        # Informational: `prepare` ignores versions, so a dataset remains valid after an upgrade.
         "versions": {
             "python": platform.python_version(),
             "trl-rec": __version__,
@@ -102,7 +102,7 @@ def make_card(
 
 
 def describe(card: Mapping[str, Any]) -> str:
-    """The card in a few lines for people."""
+    """Returns a summary of the card in a few lines of text."""
     rows = ", ".join(f"{name} {count:,}" for name, count in card["rows"].items())
     dropped = ", ".join(f"{count:,} {name}" for name, count in card["dropped"].items() if count)
     lines = [
@@ -123,30 +123,30 @@ def describe(card: Mapping[str, Any]) -> str:
 
 
 def _items(rows: pa.Table, column: str) -> np.ndarray:
-    """The items of a list column, all rows in one array."""
+    """Returns the items of a list column as one array, joined over all rows."""
     return Ragged.from_arrow(rows[column]).values
 
 
 def _share_of_ties(log: IndexedLog, splits: Mapping[str, pa.Table], split: str) -> float:
-    """Share of the interactions, or of the windows, that have the timestamp of another one of the same user."""
+    """Returns the share of interactions (or windows) with the same timestamp as another one of the user."""
     user = log.user
     timestamp = log.timestamp
     if split == "windows":
-        # The log of windows is derived from them; only the rows have timestamps of their own.
+        # Interactions derived from windows have the timestamps of the windows, so count the rows instead.
         user = np.concatenate([rows["user"].to_numpy() for rows in splits.values()])
         timestamp = np.concatenate([rows["timestamp"].to_numpy() for rows in splits.values()])
         order = np.lexsort((timestamp, user))
         user = user[order]
         timestamp = timestamp[order]
 
-    # Sorted by user and time, ties are neighbours: a row is tied with the one before it or the one after it.
+    # Ties are neighbours after sorting by user and time, so compare each row with the previous and the next row.
     same_as_next = (np.diff(user) == 0) & (np.diff(timestamp) == 0)
     tied = np.concatenate([[False], same_as_next]) | np.concatenate([same_as_next, [False]])  # (num_rows,)
     return round(float(tied.mean()), 4)
 
 
 def _count_cold_targets(splits: Mapping[str, pa.Table], num_items: int) -> dict[str, int]:
-    """Per later split, the number of targets that occur in no training row."""
+    """Returns the numbers of validation and test targets that occur in no training row."""
     seen = np.zeros(num_items, bool)  # items that occur in a training row
     for column in ("history", "targets"):
         seen[_items(splits["train"], column)] = True
@@ -154,7 +154,7 @@ def _count_cold_targets(splits: Mapping[str, pa.Table], num_items: int) -> dict[
 
 
 def _count_repeated_targets(rows: pa.Table) -> int:
-    """The number of targets that are in the history of their row."""
+    """Returns the number of targets that are in the history of their row."""
     keys = []
     for column in ("targets", "history"):
         items = Ragged.from_arrow(rows[column])

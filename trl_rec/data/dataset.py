@@ -1,6 +1,6 @@
-"""A prepared dataset and its folder: the catalogue, the users, the interactions, the three splits and the card.
+"""Saves and loads a dataset folder: the catalogue, the users, the interactions, the three splits and the card.
 
-The card is written last, so a folder with a card is complete. Splits are memory-mapped when loaded.
+The card is written last, so a folder that contains a card is complete. Splits are memory-mapped when loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FILES = [
     "interactions.parquet",
     *(f"{split}/{name}" for split in SPLITS for name in ("dataset_info.json", "state.json")),
 ]
-# What `read_card` requires of a card. Other keys are for people.
+# Keys that `read_card` requires. The remaining keys of a card are informational.
 CARD_KEYS = {"split", "fingerprint", "settings", "sources", "rows", "num_interactions"}
 REMEDY = "run trl-rec prepare again with --overwrite"
 T = TypeVar("T")
@@ -41,11 +41,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class RecDataset:
-    """A dataset that [`prepare`] made, as [`load`] returns it.
+    """A dataset made by [`prepare`] and returned by [`load`].
 
-    A row of a split is `user, history, history_ratings, targets, target_ratings, timestamp`. Users and items are row
-    numbers in `users` and `catalog.items`. Ratings are empty lists if the source has none. The timestamp is the first
-    target's, or the last history item's in a row without targets.
+    A row of a split has the columns `user, history, history_ratings, targets, target_ratings, timestamp`. Users and
+    items are row numbers in `users` and `catalog.items`. If the source has no ratings, both rating columns contain
+    empty lists. `timestamp` is the time of the first target, or of the last history item if the row has no targets.
 
     Args:
         path (`Path`): The dataset folder.
@@ -54,7 +54,7 @@ class RecDataset:
         train (`Dataset`): Training rows.
         validation (`Dataset`): Validation rows.
         test (`Dataset`): Test rows; their histories include the validation targets.
-        card (`dict`): Counts, rules, sources and settings, as `trl_rec.data.card.make_card` lists them.
+        card (`dict`): Counts, rules, sources and settings; see `trl_rec.data.card.make_card` for its fields.
     """
 
     path: Path
@@ -67,32 +67,35 @@ class RecDataset:
 
     @cached_property
     def interactions(self) -> pa.Table:
-        """All interactions, sorted by user and time: `user, item, timestamp`, and `rating` if there are ratings.
+        """Table of all interactions, sorted by user and time. It is read from disk on first use.
 
-        They are read from disk on first use.
+        The columns are `user`, `item`, `timestamp`, and `rating` if the source has ratings.
         """
         return _read(self.path, "interactions.parquet", pq.read_table)
 
     def history_of(self, user_id: str) -> list[str]:
-        """Ids of all items that a user chose, oldest first, including those of validation and test."""
+        """Returns the ids of all items that a user chose, oldest first, including validation and test items."""
         rows = self.interactions.filter(pc.equal(self.interactions["user"], self.user_index(user_id)))
         return [self.catalog.ids[item] for item in rows["item"].to_pylist()]
 
     def user_index(self, user_id: str) -> int:
-        """The user's row in `users`."""
+        """Returns the row number of a user in `users`."""
         index = int(pc.index(self.users["user_id"], user_id).as_py())
         if index < 0:
             raise ValueError(f"user {user_id!r} is not in {self.path}; look into users.parquet")
         return index
 
     def with_surface(self, surface: str) -> RecDataset:
-        """The same dataset with another surface for its items."""
+        """Returns the same dataset with another surface for its items."""
         return replace(self, catalog=self.catalog.with_surface(surface))
 
 
 def load(path: str | Path) -> RecDataset:
-    """Loads a dataset folder that [`prepare`] wrote; raises if it is incomplete, was changed or leaks."""
-    # 1. Check that the card and all files are there.
+    """Loads a dataset folder written by [`prepare`].
+
+    Raises ValueError if the folder is incomplete or was changed, or if its splits leak.
+    """
+    # 1. Check that the card and all files exist.
     path = Path(path).absolute()
     card = read_card(path)
     if card["split"] not in list(RULES):
@@ -101,7 +104,7 @@ def load(path: str | Path) -> RecDataset:
     if missing is not None:
         raise ValueError(f"{path} is damaged ({missing} is missing); {REMEDY}")
 
-    # 2. Load catalogue and users, and compare them with the card.
+    # 2. Load the catalogue and the users, and compare them with the card.
     catalog = ItemCatalog.load(path / "catalog")
     users = _read(path, "users.parquet", pq.read_table)
     if catalog.fingerprint != card["fingerprint"]:
@@ -111,7 +114,7 @@ def load(path: str | Path) -> RecDataset:
             f"{path} has semantic IDs of {len(catalog.user_ids)} users, but {users.num_rows} users; make the IDs again"
         )
 
-    # 3. Load the splits, and check their numbers of rows, their indices, and that they do not leak.
+    # 3. Load the splits, and check their numbers of rows, their indices, and that they do not overlap.
     splits = {name: _read(path, name, _load_split) for name in SPLITS}
     num_rows = {name: len(rows) for name, rows in splits.items()}
     num_interactions = _read(path, "interactions.parquet", pq.read_metadata).num_rows
@@ -124,36 +127,40 @@ def load(path: str | Path) -> RecDataset:
 
 
 def split_rows(split: Dataset, column: str) -> Ragged:
-    """A list column of a split, in the order that `select`, `shuffle` or `sort` left the rows in."""
-    # Only this column is read; the Arrow format goes through the row indices that `select` leaves.
+    """Returns a list column of a split. Respects the row order set by `select`, `shuffle` or `sort`."""
+    # Only this column is read. Indexing in the Arrow format applies the indices mapping that `select` creates.
     return Ragged.from_arrow(split.select_columns([column]).with_format("arrow")[:][column])
 
 
 def split_users(split: Dataset) -> np.ndarray:
-    """The users of a split's rows, in the order that `select`, `shuffle` or `sort` left the rows in."""
+    """Returns the user of each row of a split. Respects the row order set by `select`, `shuffle` or `sort`."""
     users: np.ndarray = split.select_columns(["user"]).with_format("numpy")[:]["user"]
     return users
 
 
 def at_most(count: int | None, split: Dataset) -> Dataset:
-    """`count` rows of a split, spread evenly; all of them if `count` is None or larger."""
+    """Returns `count` evenly spaced rows of a split, or the whole split if `count` is None or exceeds its length."""
     if count is None or count >= len(split):
         return split
     return split.select(np.linspace(0, len(split) - 1, count).round().astype(int))
 
 
 def check_is_train(split: Dataset, what: str) -> None:
-    """Raises unless these are rows of a training split.
+    """Raises ValueError if the rows do not come from a training split.
 
-    Rows from `concatenate_datasets` have no split name, so they are compared with each other. Under leave-one-out,
-    leave-last-m and a split by time, a row that continues where another row of the user ends comes from a later split.
+    Rows joined by `concatenate_datasets` have no split name, so the rows of each user are compared with each other.
+    Under leave-one-out, leave-last-m and a split by time, a row whose history begins with a whole other row of the
+    same user comes from a later split.
 
-    Two cases go unnoticed. Rows of a single evaluation split have no other row to be compared with. Rows with one
-    target each (windows, or validation and test of leave-one-out) may continue each other within the training split.
+    Without a split name, two cases are not detected:
+
+    - The rows come from a single evaluation split, so that no user has a second row to compare with.
+    - Every row has one target (windows, or the validation and test splits of leave-one-out). Such rows may continue
+      each other within the training split too.
 
     Args:
         split: The rows.
-        what: What is going to learn from them (`"a model"`), for the message.
+        what: What is trained on the rows, such as `"a model"`, for the error message.
     """
     if split.split is not None and split.split != "train":
         raise ValueError(
@@ -161,7 +168,7 @@ def check_is_train(split: Dataset, what: str) -> None:
             f"and this one is {str(split.split)!r}; pass dataset.train"
         )
 
-    # Joined datasets have no name, so their rows are the only evidence of where they come from.
+    # Joined datasets have no split name, so only their rows show which splits they come from.
     if split.split is None:
         mixed = find_mixed_users(split_users(split), split_rows(split, "history"), split_rows(split, "targets"))
         if len(mixed):
@@ -172,7 +179,7 @@ def check_is_train(split: Dataset, what: str) -> None:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The card of a dataset folder; raises if the folder has none."""
+    """Returns the card of a dataset folder. Raises ValueError if the folder has no valid card."""
     if not (path / "card.json").is_file():
         raise ValueError(f"{path} is incomplete or not a dataset folder (card.json is missing); run trl-rec prepare")
     try:
@@ -207,7 +214,7 @@ def save(
 
 
 def _read(path: Path, name: str, read: Callable[[Path], T]) -> T:
-    """Reads a part of the dataset folder. If the file is damaged, the error names it."""
+    """Reads one file or split of the dataset folder. If it cannot be read, the error message names it."""
     try:
         return read(path / name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
@@ -219,13 +226,13 @@ def _load_split(path: Path) -> Dataset:
 
 
 def _check_indices(rows: Dataset, num_items: int, num_users: int, path: Path) -> None:
-    """Raises if a user or an item of a split is not in its table."""
+    """Raises ValueError if a user or item index of a split is out of range."""
     for name, size in (("user", num_users), ("history", num_items), ("targets", num_items)):
         column = rows.data.column(name)
         bounds = pc.min_max(column if name == "user" else pc.list_flatten(column))
         low = bounds["min"].as_py()
         high = bounds["max"].as_py()
-        if low is not None and (low < 0 or high >= size):  # low is None if there is no value
+        if low is not None and (low < 0 or high >= size):  # low is None if the column has no values
             raise ValueError(
                 f"{path}: {name} of the {rows.split} split runs from {low} to {high}, but there are {size}; prepare "
                 "it again"

@@ -11,16 +11,21 @@ from trl_rec.data.indexed_log import IndexedLog
 
 
 def k_core(log: IndexedLog, min_user_interactions: int, min_item_interactions: int) -> IndexedLog:
-    """The largest part of the log in which every user and every item has at least that many interactions.
+    """Returns the k-core: the largest part of the log in which all users and items have enough interactions.
 
-    If any minimum is above 0, users and items without an interaction are dropped as well; with two zeros the log is
-    returned unchanged.
+    If either minimum is positive, users and items without any interaction are dropped as well. If both are 0, the log
+    is returned unchanged.
+
+    Args:
+        log: The interactions.
+        min_user_interactions: Minimum number of interactions per user.
+        min_item_interactions: Minimum number of interactions per item.
     """
     if max(min_user_interactions, min_item_interactions) <= 0:
         return log
 
-    # Dropping a user takes interactions from items, and the other way round, so one pass is not enough.
-    rows = np.arange(len(log.user))  # interactions that are left
+    # Dropping a user lowers the counts of its items, and dropping an item those of its users, so repeat until stable.
+    rows = np.arange(len(log.user))  # indices of the remaining interactions
     while True:
         user = log.user[rows]
         item = log.item[rows]
@@ -39,8 +44,8 @@ def k_core(log: IndexedLog, min_user_interactions: int, min_item_interactions: i
 
 
 def is_repeated(log: IndexedLog) -> np.ndarray:
-    """A flag per interaction: whether the user has chosen the item before."""
-    # The log is in time order and the sort is stable, so the first of several equal pairs is the earliest.
+    """Returns a boolean per interaction: whether the user has chosen the item before."""
+    # Each user's interactions are in time order and the sort is stable, so the first of equal pairs is the earliest.
     order = np.lexsort((log.item, log.user))
     same = (np.diff(log.user[order]) == 0) & (np.diff(log.item[order]) == 0)
     repeated = np.empty(len(order), bool)
@@ -49,7 +54,7 @@ def is_repeated(log: IndexedLog) -> np.ndarray:
 
 
 def drop_repeats(log: IndexedLog, kept: str) -> IndexedLog:
-    """The log with only the `"first"` or only the `"last"` interaction of each user with each item."""
+    """Returns the log with only the `"first"` or only the `"last"` interaction of each user with each item."""
     if kept == "first":
         return log.take(np.flatnonzero(~is_repeated(log)))
     backwards = np.arange(len(log.user))[::-1]
@@ -57,14 +62,14 @@ def drop_repeats(log: IndexedLog, kept: str) -> IndexedLog:
 
 
 def _without_unused(log: IndexedLog) -> IndexedLog:
-    """The log without users and items that have no interaction; the others keep their order and get new indices."""
+    """Removes users and items without interactions. The remaining ones keep their order and get new indices."""
     user, kept_users = _renumbered(log.user, log.users.num_rows)
     item, kept_items = _renumbered(log.item, log.items.num_rows)
     return replace(log, users=log.users.take(kept_users), items=log.items.take(kept_items), user=user, item=item)
 
 
 def _renumbered(indices: np.ndarray, size: int) -> tuple[np.ndarray, pa.Array]:
-    """Indices without gaps, and the old index of each new one."""
+    """Returns the indices renumbered without gaps, and an array that maps new indices to old ones."""
     used = np.bincount(indices, minlength=size) > 0  # (size,)
     new_index = np.cumsum(used) - 1  # (size,)
     return new_index[indices].astype(np.int32), pa.array(np.flatnonzero(used))

@@ -1,4 +1,4 @@
-"""A log whose users and items are row numbers instead of ids, sorted by user and time."""
+"""Replaces the user and item ids of a log by row numbers, and sorts its interactions by user and time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from trl_rec.data.log import Log
 
 @dataclass(frozen=True, eq=False)
 class IndexedLog:
-    """Interactions as arrays of one length, sorted by user, then time; equal times keep the source's order.
+    """Interactions as arrays of equal length, sorted by user and then by time.
+
+    Interactions of a user with equal timestamps keep the order of the source.
 
     Args:
         users (`pa.Table`): One row per user, `user_id` first.
         items (`pa.Table`): One row per item, with `item_id` and `title`.
-        user (`np.ndarray`): Row in `users` of each interaction, int32.
-        item (`np.ndarray`): Row in `items` of each interaction, int32.
-        timestamp (`np.ndarray`): float64.
-        rating (`np.ndarray`, *optional*): float32.
+        user (`np.ndarray`): For each interaction, the index of its user's row in `users`, int32.
+        item (`np.ndarray`): For each interaction, the index of its item's row in `items`, int32.
+        timestamp (`np.ndarray`): Timestamp of each interaction, float64.
+        rating (`np.ndarray`, *optional*): Rating of each interaction, float32. None if the source has no ratings.
     """
 
     users: pa.Table
@@ -33,29 +35,30 @@ class IndexedLog:
     rating: np.ndarray | None
 
     def take(self, rows: np.ndarray) -> IndexedLog:
-        """The chosen interactions, in the order given."""
+        """Returns the interactions with these indices, in the order of `rows`."""
         rating = None if self.rating is None else self.rating[rows]
         return replace(self, user=self.user[rows], item=self.item[rows], timestamp=self.timestamp[rows], rating=rating)
 
     def to_table(self) -> pa.Table:
-        """The interactions as an Arrow table."""
+        """Returns the interactions as an Arrow table."""
         columns = {"user": self.user, "item": self.item, "timestamp": self.timestamp}
         return pa.table(columns if self.rating is None else columns | {"rating": self.rating})
 
 
 def index_log(log: Log, *, drop_unknown_items: bool = False) -> tuple[IndexedLog, dict[str, int]]:
-    """Replaces ids by row numbers, and sorts.
+    """Replaces ids by row numbers, and sorts the interactions by user and time.
 
-    Without a table of users or items, one is made from the ids, in the order in which they first occur.
+    If the log has no table of users or items, the table is made from the ids in order of first appearance.
 
     Args:
-        log: The interactions, and perhaps tables of users and items.
-        drop_unknown_items (*optional*, defaults to `False`): Whether interactions with an item that is not in the
-            table are left out. By default such an item is an error.
+        log: The interactions, optionally with tables of users and items.
+        drop_unknown_items (*optional*, defaults to `False`): Whether to drop interactions with an item that is not in
+            `log.items`. By default such an item raises a ValueError.
 
     Returns:
-        The log, and two counts: `unknown_items`, the interactions left out, and `merged_timestamps`, the interactions
-        whose timestamp differs from the one before by less than float64 can represent.
+        The log and two counts. `unknown_items` is the number of dropped interactions. `merged_timestamps` is the
+        number of interactions whose timestamp differs from the user's previous one, but equals it after rounding to
+        float64.
     """
     assert log.interactions is not None
     table = log.interactions
@@ -74,7 +77,7 @@ def index_log(log: Log, *, drop_unknown_items: bool = False) -> tuple[IndexedLog
     user, users = _index(table["user_id"], log.users, numbers, "user_id", where, log.names.get("users"))
     item, items = _index(table["item_id"], log.items, numbers, "item_id", where, log.names.get("items"))
 
-    # 2. Sort. lexsort is stable: equal times keep their order.
+    # 2. Sort. `lexsort` is stable, so equal timestamps keep their order.
     timestamp = table["timestamp"].to_numpy()
     exact = table["exact_time"].to_numpy() if "exact_time" in table.column_names else timestamp
     order = np.lexsort((exact, user))
@@ -86,7 +89,7 @@ def index_log(log: Log, *, drop_unknown_items: bool = False) -> tuple[IndexedLog
 
 
 def rows_of_ids(ids: pa.ChunkedArray, table_ids: pa.ChunkedArray) -> np.ndarray:
-    """Each id's row among `table_ids`, int32; -1 if it is not there."""
+    """Returns the position of each id in `table_ids`, int32, or -1 if `table_ids` does not contain it."""
     rows: np.ndarray = (
         pc.fill_null(pc.index_in(ids, pa.concat_arrays(table_ids.chunks)), -1).to_numpy().astype(np.int32)
     )
@@ -102,16 +105,16 @@ def check_known(
     numbers: np.ndarray,
     remedy: str = "add it there, or leave the row out",
 ) -> None:
-    """Raises if an id has no row in its table.
+    """Raises ValueError if an id has no row in its table.
 
     Args:
-        rows: What [`rows_of_ids`] returned for the ids.
+        rows: Row of each id, as returned by [`rows_of_ids`].
         ids: The ids.
-        kind: `"user"` or `"item"`, for the message.
+        kind: `"user"` or `"item"`, for the error message.
         where: Name of the file that contains the ids.
         table_name: Name of the file in which every id must have a row.
-        numbers: Each id's row number in its own file, from 1.
-        remedy (*optional*): What to do about it, for the message.
+        numbers: Row number of each id in the file `where`, starting from 1.
+        remedy (*optional*): How to fix the problem, for the error message.
     """
     missing = np.flatnonzero(rows < 0)
     if len(missing):
@@ -124,13 +127,13 @@ def check_known(
 def _index(
     ids: pa.ChunkedArray, table: pa.Table | None, numbers: np.ndarray, name: str, where: str, table_name: str | None
 ) -> tuple[np.ndarray, pa.Table]:
-    """Each id's row in the table, and the table, which is made from the ids if there is none."""
-    codes, values = encode(ids)  # (num_interactions,), and the distinct ids in order of appearance
+    """Returns the row of each id in `table`, and the table itself. A missing table is made from the ids."""
+    codes, values = encode(ids)  # (num_interactions,), and the distinct ids in order of first appearance
     if table is None:
         columns = {"user_id": values} if name == "user_id" else {"item_id": values, "title": values}
         return codes, pa.table(columns)
 
-    # Each distinct id is looked up once; the codes then spread the rows over all interactions.
+    # Look up each distinct id once, then index by `codes` to get the row of every interaction.
     rows = rows_of_ids(pa.chunked_array([values]), table[name])[codes]
     remedy = "add it there, or leave the row out"
     if name == "item_id":

@@ -1,6 +1,6 @@
 """Checks the interactions of a source, and turns events such as views and purchases into ratings.
 
-Rows may be left out on request. They are counted, and the rows of the others keep their numbers in messages.
+Options may drop rows. Dropped rows are counted, and error messages use the row numbers of the file.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from trl_rec.data.timestamps import exact_order, seconds
 
 
 def interactions_table(table: pa.Table, where: str) -> pa.Table:
-    """Checks interactions, none of which is left out; see [`read_interactions`]."""
+    """Same as [`read_interactions`], except that it takes no options and drops no rows."""
     return read_interactions(table, where, Options())[0]
 
 
 def read_interactions(table: pa.Table, where: str, options: Options) -> tuple[pa.Table, dict[str, int]]:
-    """Checks interactions, and leaves rows out as the options say.
+    """Checks interactions, and drops the rows that the options exclude.
 
     Args:
-        table: The interactions; columns that nothing uses are dropped.
-        where: The file's name, for messages.
+        table: The interactions. Columns that are not needed are dropped.
+        where: Name of the file, for error messages.
         options: `timestamp_format`, `empty_ratings`, `event_column` and `event_ratings` are used.
 
     Returns:
-        The columns of `Log.interactions`, and how many rows were left out, by reason.
+        The table `Log.interactions`, and the number of dropped rows by reason.
     """
-    # 1. Choose the rows.
+    # 1. Select the rows to keep.
     table = plain(table, where)
     require(table, ("user_id", "item_id", "timestamp"), where)
-    rows = np.arange(table.num_rows)  # of the file
+    rows = np.arange(table.num_rows)  # row numbers in the file, from 0
     left_out = {}
     if options.event_column is not None:
         table, rows, left_out["events"] = _rate_events(table, rows, where, options)
@@ -45,13 +45,13 @@ def read_interactions(table: pa.Table, where: str, options: Options) -> tuple[pa
     # 2. Convert them.
     try:
         columns = _converted(table, where, options.timestamp_format)
-    except RowError as error:  # it counts the rows that are left
+    except RowError as error:  # its row number counts only the kept rows
         raise RowError(error.where, int(rows[error.row]), error.problem) from error
     return pa.table({**columns, "row": rows + 1}), {reason: count for reason, count in left_out.items() if count}
 
 
 def _converted(table: pa.Table, where: str, time_format: str | None) -> dict[str, pa.ChunkedArray]:
-    """The columns in our types."""
+    """Converts the columns to the types of `Log.interactions`."""
     columns = {
         "user_id": ids(table, "user_id", where),
         "item_id": ids(table, "item_id", where),
@@ -71,13 +71,13 @@ def _converted(table: pa.Table, where: str, time_format: str | None) -> dict[str
 
 
 def _rate_events(table: pa.Table, rows: np.ndarray, where: str, options: Options) -> tuple[pa.Table, np.ndarray, int]:
-    """The table with the ratings of its events, without the events that have none."""
+    """Adds the ratings of events, and drops rows whose event has no rating; see `_kept` for the return values."""
     name = options.event_column or ""
     if name not in table.column_names:
         raise ValueError(f"{where} has no event_column {name!r}, only {', '.join(table.column_names)}; name another")
     ratings = dict(options.event_ratings or {})
 
-    # Each distinct event is looked up once; the codes then spread the ratings over all rows.
+    # Look up each distinct event once, then index by `codes` to get the rating of every row.
     codes, events = encode(pc.utf8_trim_whitespace(cast(table[name], pa.string(), name, where).fill_null("")))
     values = []
     for code, event in enumerate(events.to_pylist()):
@@ -93,13 +93,13 @@ def _rate_events(table: pa.Table, rows: np.ndarray, where: str, options: Options
 
 
 def _kept(table: pa.Table, rows: np.ndarray, kept: pa.ChunkedArray) -> tuple[pa.Table, np.ndarray, int]:
-    """The rows for which `kept` is true, their numbers, and the number of the others."""
+    """Returns the rows for which `kept` is true, their row numbers, and the number of dropped rows."""
     chosen = np.flatnonzero(kept.to_numpy())
     return table.take(pa.array(chosen)), rows[chosen], len(rows) - len(chosen)
 
 
 def _is_empty(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Where a column has null, NaN or blank text."""
+    """Returns a boolean per row: whether the value is null, NaN or blank text."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
     if pa.types.is_floating(column.type):

@@ -1,7 +1,7 @@
-"""What every reader has in common: the options it is given, the `Log` it returns, and the base class `Reader`.
+"""Defines the interface of readers: their `Options`, the `Log` that they return, and the base class `Reader`.
 
 To support a new format, write a subclass of `Reader` in a file of its own and add it to `READERS` in
-`trl_rec/data/readers/__init__.py`. Nothing else asks for a format by name.
+`trl_rec/data/readers/__init__.py`. No other code depends on the name of a format.
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from pathlib import Path
 import pyarrow as pa
 
 
-SPLITS = ("train", "validation", "test")  # in time order
+SPLITS = ("train", "validation", "test")  # in chronological order
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a reader. Each reader lists the ones it uses in [`Reader.options`].
+    """Options of all readers. Each reader lists the options that it uses in [`Reader.options`].
 
     Args:
-        columns (`Mapping[str, str]`, *optional*): Our column names to the source's, for all of its tables.
+        columns (`Mapping[str, str]`, *optional*): Maps our column names to the source's. Applies to all tables.
         title_column (`str`, *optional*): The item column that contains the title.
-        group_column (`str`, *optional*): The item column that puts items into groups.
-        group_separator (`str`, *optional*, defaults to `"|"`): Separates the groups of one item where they are text.
-        timestamp_format (`str`, *optional*): How timestamps are written, in the notation of `datetime.strptime`.
-        empty_ratings (`str`, *optional*, defaults to `"refuse"`): `"drop"` leaves interactions without a rating out.
+        group_column (`str`, *optional*): The item column that contains the groups (genres, brands) of an item.
+        group_separator (`str`, *optional*, defaults to `"|"`): Separates the groups of an item if they are given
+            as text.
+        timestamp_format (`str`, *optional*): Format of the timestamps, as in `datetime.strptime`.
+        empty_ratings (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions without a rating;
+            `"refuse"` raises a ValueError.
         event_column (`str`, *optional*): The column of the interactions that contains events, such as `purchase`.
-        event_ratings (`Mapping[str, float | None]`, *optional*): The rating of each event. Interactions with an event
-            whose rating is None are left out.
+        event_ratings (`Mapping[str, float | None]`, *optional*): Maps each event to a rating. Interactions whose
+            event maps to None are dropped.
         seed (`int`, *optional*, defaults to `0`): Seed of generated data.
         toy_users (`int`, *optional*, defaults to `300`): Number of users to generate.
         toy_items (`int`, *optional*, defaults to `200`): Number of items to generate.
@@ -51,22 +53,23 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Log:
-    """The tables of a source, checked row by row, but not yet filtered, sorted or split.
+    """The tables of a source. Their rows are checked, but not yet filtered, sorted or split.
 
     Args:
-        names (`Mapping[str, str]`): File name of each table, for messages.
+        names (`Mapping[str, str]`): File name of each table, for error messages.
         interactions (`pa.Table`, *optional*):
-            `user_id: string, item_id: string, timestamp: double`, `row: int64` (the row's number in its file, from 1),
-            `rating: float` if there are ratings, and `exact_time: int64` if float64 merges some timestamps.
-        windows (`dict[str, pa.Table]`, *optional*): Given instead of interactions by readers that are `windowed`: the
-            rows of the splits "train", "validation" and "test", with `user_id: string, item_ids: list<string>,
-            timestamp: double, row: int64` (the row's number in its file, from 1).
+            `user_id: string, item_id: string, timestamp: double`, `row: int64` (the row number in the file, from 1),
+            `rating: float` if there are ratings, and `exact_time: int64` if different timestamps may become equal when
+            they are rounded to float64.
+        windows (`dict[str, pa.Table]`, *optional*): Rows of the splits "train", "validation" and "test". A reader
+            that is `windowed` returns them instead of `interactions`. The columns are `user_id: string, item_ids:
+            list<string>, timestamp: double, row: int64` (the row number in the file, from 1).
         items (`pa.Table`, *optional*): `item_id: string, title: string`, any further columns, and `semantic_id:
-            list<string>` if the source has semantic IDs. Without this table the ids serve as titles.
+            list<string>` if the source has semantic IDs. Without this table the item ids are used as titles.
         users (`pa.Table`, *optional*): `user_id: string` and any further columns.
-        group_column (`str`, *optional*): The column of `items` that puts items into groups.
-        notes (`tuple[str, ...]`): Sentences for the dataset's card.
-        left_out (`Mapping[str, int]`): Number of interactions that were left out on request, by reason.
+        group_column (`str`, *optional*): The column of `items` that contains the groups of an item.
+        notes (`tuple[str, ...]`): Remarks on the source, for the card of the dataset.
+        left_out (`Mapping[str, int]`): Number of dropped interactions for each reason (such as `empty_ratings`).
     """
 
     names: Mapping[str, str]
@@ -80,14 +83,16 @@ class Log:
 
 
 class Reader(ABC):
-    """Reads one format. The attributes describe the format; a subclass sets those that differ.
+    """Base class of the readers, one per format. A subclass overrides the attributes that differ from the defaults.
 
     Attributes:
-        options (`frozenset[str]`): The fields of [`Options`] that the reader uses. Setting any other is an error.
-        windowed (`bool`): Whether the source has already cut its log into windows and split them, so that it can be
-            neither filtered nor split again.
-        has_timestamps (`bool`): Whether a split by time makes sense.
-        needs_folder (`bool`): Whether the user has to name a folder. If not, the format's name is a source by itself.
+        options (`frozenset[str]`): Names of the fields of [`Options`] that the reader uses. Setting any other
+            field is an error.
+        windowed (`bool`): Whether the source contains windows that are already split, so that it can be neither
+            filtered nor split again.
+        has_timestamps (`bool`): Whether the source has timestamps, which a split by time requires.
+        needs_folder (`bool`): Whether the source is a folder. If False, the name of the format can be given as
+            the source.
     """
 
     options: frozenset[str] = frozenset()
@@ -97,12 +102,15 @@ class Reader(ABC):
 
     @abstractmethod
     def find(self, folder: Path) -> dict[str, Path]:
-        """The format's files in a folder, by table; empty if the folder is not in this format."""
+        """Returns a dict from table names to the files in a folder; empty if the folder is not in this format."""
 
     @abstractmethod
     def read(self, files: dict[str, Path], options: Options) -> Log:
-        """The log in the files that `find` or `fetch` returned."""
+        """Reads the files returned by `find` or `fetch`."""
 
     def fetch(self) -> dict[str, Path]:
-        """The files of a source that needs no folder, downloaded if necessary; empty if it needs no files either."""
+        """Returns a dict from table names to files, for a source without a folder. Downloads missing files.
+
+        The dict is empty if the reader needs no files.
+        """
         return {}

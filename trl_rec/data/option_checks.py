@@ -1,4 +1,4 @@
-"""Checks the options of `prepare` that are texts and mappings, before anything is read."""
+"""Checks the options of `prepare` that are strings or mappings, before any file is read."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from trl_rec.data.log import Options
 from trl_rec.ranges import FINITE
 
 
-OWN_COLUMNS = ("item_id", "title", "semantic_id")  # columns of items that mean something else than groups
+OWN_COLUMNS = ("item_id", "title", "semantic_id")  # item columns that cannot contain groups
 
 
 def check_options(options: Options, unknown_items: str, repeats: str | None) -> None:
-    """Raises for an option of a wrong type, for an unknown choice, and for options that need each other."""
-    # 1. Texts and choices.
+    """Raises ValueError if an option has a wrong type or value, or needs another option that is not set."""
+    # 1. Check strings and choices.
     for name in ("title_column", "group_column", "group_separator", "timestamp_format", "event_column"):
         text = getattr(options, name)
         if text is not None and (not isinstance(text, str) or not text):
@@ -23,7 +23,7 @@ def check_options(options: Options, unknown_items: str, repeats: str | None) -> 
     if repeats is not None:
         _check_choice("repeats", repeats, ("keep", "first", "last"))
 
-    # 2. Columns.
+    # 2. Check column names.
     columns = options.columns
     if columns is not None and not _is_text_mapping(columns):
         raise ValueError(f"columns must map our column names to yours, as text to text, not {columns!r}; correct it")
@@ -33,14 +33,14 @@ def check_options(options: Options, unknown_items: str, repeats: str | None) -> 
             "as genres or brands"
         )
 
-    # 3. Timestamps.
+    # 3. Check the timestamp format.
     if options.timestamp_format is not None and "%" not in options.timestamp_format:
         raise ValueError(
             f"timestamp_format must contain directives such as %Y, unlike {options.timestamp_format!r}; write "
             "'%d/%m/%Y' for 28/03/2024"
         )
 
-    # 4. Events.
+    # 4. Check events and their ratings.
     if (options.event_column is None) != (options.event_ratings is None):
         raise ValueError("event_column and event_ratings need each other; set both, or none of them")
     if options.event_ratings is not None:
@@ -50,18 +50,18 @@ def check_options(options: Options, unknown_items: str, repeats: str | None) -> 
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises unless the value is one of the choices."""
+    """Raises ValueError if the value is not one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {value!r}")
 
 
 def _is_text_mapping(value: object) -> bool:
-    """Whether a value maps texts to texts."""
+    """Returns whether a value is a mapping from strings to strings."""
     return isinstance(value, Mapping) and all(isinstance(part, str) for pair in value.items() for part in pair)
 
 
 def _check_ratings(ratings: object) -> None:
-    """Raises unless the value maps events to numbers or None, and one of them to a number."""
+    """Raises ValueError unless the value maps events to numbers or None, with at least one number."""
     example = "write it as {'view': 2, 'cart': 4, 'purchase': 5, 'remove': null}"
     if not isinstance(ratings, Mapping) or not all(isinstance(event, str) for event in ratings):
         raise ValueError(f"event_ratings must map events to ratings, unlike {ratings!r}; {example}")

@@ -1,7 +1,7 @@
-"""Turns the timestamps of a source into float64 seconds, or leaves them in the unit of the source if they are numbers.
+"""Converts the timestamps of a source to float64: dates and text to seconds, numbers in the unit of the source.
 
-Times without a zone are taken for UTC. A float64 cannot tell apart all nanoseconds since 1970, so the order of such
-timestamps is taken from the integers themselves.
+Times without a time zone are interpreted as UTC. float64 cannot represent every nanosecond since 1970, so such
+timestamps are sorted by their original integers.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import pyarrow.compute as pc
 from trl_rec.data.columns import Parser, RowError, encode, parsed, shown, to_float
 
 
-LARGEST = 2**53  # from here on, float64 skips integers
+LARGEST = 2**53  # float64 represents every integer up to this value
 
 
 def seconds(column: pa.ChunkedArray, where: str, time_format: str | None = None) -> pa.ChunkedArray:
-    """Timestamps as float64. Numbers stay as they are; dates, times and ISO 8601 text become seconds since 1970.
+    """Converts timestamps to float64.
+
+    Numbers keep their unit; dates, times and ISO 8601 text become seconds since 1970.
 
     Args:
         column: Numbers, dates, times or text.
-        where: The file's name, for messages.
-        time_format (*optional*): How text is to be read, in the notation of `datetime.strptime`: `"%d/%m/%Y"`.
+        where: Name of the file, for error messages.
+        time_format (*optional*): Format of text, as in `datetime.strptime`, such as `"%d/%m/%Y"`.
     """
     if time_format is not None:
         return _from_format(column, where, time_format)
@@ -37,7 +39,7 @@ def seconds(column: pa.ChunkedArray, where: str, time_format: str | None = None)
 
 
 def exact_order(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """The timestamps as int64 if [`seconds`] may merge some of them, else None."""
+    """Returns the timestamps as int64 if [`seconds`] may round different ones to the same float64, else None."""
     kind = column.type
     if pa.types.is_timestamp(kind):
         return column.cast(pa.int64()) if kind.unit == "ns" else None
@@ -54,7 +56,7 @@ def exact_order(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def _from_format(column: pa.ChunkedArray, where: str, time_format: str) -> pa.ChunkedArray:
-    """Seconds of text in the given format; each distinct text is read once."""
+    """Converts text in the given format to seconds. Each distinct text is parsed once."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise ValueError(f"{where}: the timestamps are {column.type}, not text; leave timestamp_format out")
     codes, texts = encode(column.fill_null(""))
@@ -71,7 +73,7 @@ def _from_format(column: pa.ChunkedArray, where: str, time_format: str) -> pa.Ch
 
 
 def _check_zones(column: pa.ChunkedArray, where: str) -> None:
-    """Raises where text with and without a time zone is mixed, since the difference may be hours."""
+    """Raises RowError if only some texts have a time zone, since their order could be wrong by hours."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return
     is_time = pc.fill_null(pc.match_substring_regex(column, r"^\s*\d{4}-\d{2}-\d{2}[T ]\d"), False)
@@ -89,17 +91,17 @@ def _check_zones(column: pa.ChunkedArray, where: str) -> None:
 
 
 def _from_time(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Converts dates and times of any type to seconds since 1970, by way of microseconds."""
+    """Converts dates and times of any type to seconds since 1970, with microsecond resolution."""
     zone = column.type.tz if pa.types.is_timestamp(column.type) else None
     microseconds = column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
     return pc.divide(microseconds.cast(pa.float64()), 1e6)
 
 
 def _from_iso(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Seconds of ISO 8601 text without a zone."""
+    """Converts ISO 8601 text without a time zone to seconds."""
     return _from_time(column.cast(pa.timestamp("us")))
 
 
 def _from_zoned_iso(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Seconds of ISO 8601 text with a zone."""
+    """Converts ISO 8601 text with a time zone to seconds."""
     return _from_time(column.cast(pa.timestamp("us", "UTC")))

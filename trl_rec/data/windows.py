@@ -1,4 +1,7 @@
-"""Replaces the ids in the windows of a source by row numbers, and derives the interactions that the windows imply."""
+"""Replaces the ids in the windows of a source by row numbers, and derives the interactions from the windows.
+
+A window is a list of successive items of one user; the last item is the target.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,14 @@ from trl_rec.ragged import Ragged
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The windows of one split, sorted by user and time; equal times keep the source's order.
+    """The windows of one split, sorted by user and then by time.
+
+    Windows of a user with equal timestamps keep the order of the source.
 
     Args:
-        user (`np.ndarray`): The user of each window.
-        items (`Ragged`): The items of each window; the last is the target.
-        timestamp (`np.ndarray`): The time of each window.
+        user (`np.ndarray`): For each window, the index of its user's row in the table of users, int32.
+        items (`Ragged`): The item indices of each window, oldest first. The last item is the target.
+        timestamp (`np.ndarray`): Timestamp of each window, float64.
     """
 
     user: np.ndarray
@@ -30,10 +35,10 @@ class Windows:
 
 
 def index_windows(log: Log) -> tuple[IndexedLog, dict[str, Windows]]:
-    """The windows of each split, and the interactions that they imply."""
+    """Returns the interactions derived from all windows, and the windows of each split."""
     assert log.windows is not None and log.items is not None
     tables = [log.windows[split] for split in SPLITS]
-    # Users are numbered in the order in which they first occur, training first.
+    # Number the users in order of first appearance, starting with the training split.
     user_ids = encode(pa.concat_tables(tables)["user_id"])[1]
     users = pa.table({"user_id": user_ids})
     windows = {split: _index(log, split, users) for split in SPLITS}
@@ -41,14 +46,14 @@ def index_windows(log: Log) -> tuple[IndexedLog, dict[str, Windows]]:
 
 
 def _index(log: Log, split: str, users: pa.Table) -> Windows:
-    """The windows of one split, sorted by user and time."""
+    """Returns the windows of one split, sorted by user and time."""
     assert log.windows is not None and log.items is not None
     table = log.windows[split]
     user = rows_of_ids(table["user_id"], users["user_id"])
     timestamp = table["timestamp"].to_numpy()
     numbers = table["row"].to_numpy()
 
-    # The items of all windows are looked up at once, as one flat column.
+    # Look up the items of all windows at once, as one flat column.
     lists = Ragged.from_arrow(table["item_ids"])
     item_ids = pa.chunked_array([pa.array(lists.values, pa.string())])
     items = rows_of_ids(item_ids, log.items["item_id"])
@@ -59,8 +64,12 @@ def _index(log: Log, split: str, users: pa.Table) -> Windows:
 
 
 def _interactions(users: pa.Table, items: pa.Table, windows: Mapping[str, Windows]) -> IndexedLog:
-    """All items of each user's first window, and the last item of every later one, each at its window's time."""
-    # 1. Join the splits, and sort. The sort is stable: of equal times, training comes first and test last.
+    """Returns the interactions that the windows of all splits contain.
+
+    The first window of a user contributes all of its items, and each later window contributes its last item. Every
+    interaction has the timestamp of its window.
+    """
+    # 1. Join the splits and sort. The sort is stable, so training precedes validation and test at equal timestamps.
     parts = [windows[split] for split in SPLITS]
     user = np.concatenate([part.user for part in parts])
     timestamp = np.concatenate([part.timestamp for part in parts])
@@ -69,7 +78,7 @@ def _interactions(users: pa.Table, items: pa.Table, windows: Mapping[str, Window
     order = np.lexsort((timestamp, user))
     rows = Ragged.from_lengths(values, lengths).take(order)
 
-    # 2. Keep the items that a window adds: successive windows of a user overlap in all but the last item.
+    # 2. Keep only the items that a window adds, since successive windows of a user overlap in all but the last item.
     is_first = np.diff(user[order], prepend=-1) > 0
     new = rows.slice(np.where(is_first, 0, rows.lengths - 1), rows.lengths)
     source = np.repeat(order, new.lengths)
