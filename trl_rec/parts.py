@@ -1,4 +1,4 @@
-"""Long computations kept in parts, so that a call that was killed resumes with the parts that are left.
+"""Stores long computations in parts, so that the same call can resume after the process was killed.
 
 Each part is a Parquet file that is written atomically. It contains a fingerprint of everything its rows depend on. A
 part that is damaged, or that belongs to other rows, settings or weights, counts as missing and is computed again.

@@ -1,7 +1,7 @@
 """Rows of unequal length, stored as one flat array of values and the offset at which each row starts.
 
-Histories, targets and token paths are all stored like this. Every operation is a handful of array calls, so a log of
-ten million interactions needs no Python loop. numpy and pyarrow only.
+Histories, targets and token paths are stored in this way. Every operation is vectorised, so that ten million
+interactions are processed without a Python loop. numpy and pyarrow are the only dependencies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LIST_ARRAY_LIMIT = 2**31 - 1  # values that the 32-bit offsets of an Arrow list 
 
 
 def within(lengths: np.ndarray) -> np.ndarray:
-    """The position of each value in its row: lengths `[2, 3]` give `[0, 1, 0, 1, 2]`."""
+    """Returns the position of each value in its row. For example, lengths `[2, 3]` give `[0, 1, 0, 1, 2]`."""
     ends = np.cumsum(lengths)
     positions: np.ndarray = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
     return positions
@@ -30,7 +30,7 @@ class Ragged:
 
     Args:
         values (`np.ndarray` of shape `(total,)`): The values of all rows, one row after the other.
-        offsets (`np.ndarray` of shape `(num_rows + 1,)`): Where each row starts, and the total at the end.
+        offsets (`np.ndarray` of shape `(num_rows + 1,)`): Index at which each row starts, followed by `total`.
     """
 
     values: np.ndarray
@@ -130,7 +130,7 @@ class Ragged:
 
 def join(*parts: Ragged) -> Ragged:
     """Joins the parts row by row: row `i` of the result is row `i` of each part, one after the other."""
-    # Where each part of a row starts in the flat result: where the row starts, plus the parts before it.
+    # Start of each part in the flat result: the start of the row, plus the lengths of the parts before this part.
     lengths = np.stack([part.lengths for part in parts])  # (parts, rows)
     starts = np.cumsum(lengths.sum(0)) - lengths.sum(0) + np.cumsum(lengths, 0) - lengths
 

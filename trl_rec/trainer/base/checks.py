@@ -1,4 +1,4 @@
-"""Refuses arguments, launches and models that a trainer cannot work with, before anything is trained."""
+"""Checks before training that arguments, processes and models are supported by a trainer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOT_TAKEN_BY_SFT = {
 
 
 def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) -> dict[str, Any]:
-    """Returns the given arguments without those in `names`; raises if one of those is not None.
+    """Returns the given arguments without the unsupported ones. Raises `ValueError` if one of these is not None.
 
     Args:
         given: Keyword arguments.
@@ -38,7 +38,7 @@ def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) 
 
 
 def check_processes(args: TrainingArguments) -> None:
-    """Refuses several GPUs in one process: torch's DataParallel splits batches that our losses need whole."""
+    """Raises `ValueError` for several GPUs in one process: DataParallel splits batches that our losses need whole."""
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process; start the run with accelerate launch, which gives each "
@@ -47,14 +47,14 @@ def check_processes(args: TrainingArguments) -> None:
 
 
 def check_parallelism(accelerator: Accelerator) -> None:
-    """Refuses tensor parallelism: the losses count their target tokens over processes that see different rows."""
+    """Raises `ValueError` under tensor parallelism, because the losses assume that each process has other rows."""
     config = accelerator.parallelism_config
     if config is not None and config.tp_size > 1:
         raise ValueError("tensor parallelism is not supported; use DDP, ZeRO or FSDP (see recipes/accelerate)")
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Refuses a model without a trainable parameter."""
+    """Raises `ValueError` if the model has no trainable parameters."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             "no parameter of the model is trainable; load an adapter with trl_rec.models.load_policy, or pass "

@@ -1,11 +1,11 @@
-"""What decides the weights of a run: a fingerprint of its settings, rows, items and models.
+"""The fingerprint of a run: entries for the settings, rows, items and models that determine the trained weights.
 
-Checkpoints record the fingerprint, and a resume compares it with that of the present run. It consists of entries by
-name, so that an error can name what differs. Epochs, logging, saving and evaluation are not in it, nor is what only
-affects speed or memory: these may change when a run is resumed. `schedule/plan.py` uses the same entries.
+Checkpoints record the fingerprint. On resume, it is compared with the fingerprint of the current run, and an error
+names the entry that differs. Settings of epochs, logging, saving, evaluation, speed and memory are not included, so
+they may change when a run is resumed. `schedule/plan.py` uses the same entries.
 
-Reward functions, callbacks and the trainer's code are not in it, since their content cannot be compared. Of weights
-under ZeRO-3 only the main process's share is compared, and none of 4-bit and 8-bit layers.
+Reward functions, callbacks and the trainer's code are not included, because their content cannot be compared. Under
+ZeRO-3, only the weights held by the main process are compared. Weights of 4-bit and 8-bit layers are not compared.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ ROWS_AT_ONCE = 10_000
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """Names the first entry that differs, with both values; None if there is none.
+    """Names the first entry that differs, with both values. Returns None if there is no such entry.
 
-    Entries that only one of the two has are not compared: another release made them.
+    Entries that only one of the two has are ignored, because they come from another release.
     """
     for name in old:
         if name in new and old[name] != new[name]:
@@ -158,7 +158,7 @@ def row_entries(rows: Dataset, columns: Iterable[str]) -> Entries:
 
 
 def update_by_content(digest: hashlib.blake2b, array: pa.Array) -> None:
-    """Adds an array's values to a hash, whatever its buffers contain beside them."""
+    """Adds the values of an array to a hash. The hash does not depend on how Arrow stores the values."""
     if isinstance(array, pa.ChunkedArray):  # `combine_chunks` of an empty column
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     if pa.types.is_dictionary(array.type):

@@ -1,4 +1,4 @@
-"""The output folder of a run: where training starts from, and what an earlier run has left there."""
+"""Manages the output folder of a run: finds the checkpoint to start from, and protects the work of earlier runs."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def find_start(
     run: Callable[[], Mapping[str, Any]],
     launch: Mapping[str, Any],
 ) -> Path | None:
-    """The checkpoint that training starts from; None if it starts from scratch. Raises if it may not start.
+    """Returns the checkpoint to resume from, or None to start from scratch. Raises `ValueError` if the run is refused.
 
     Args:
         folder: The output folder.
-        resume: `True` for the newest whole checkpoint, if there is any; or the folder of a checkpoint.
+        resume: `True` for the newest complete checkpoint, if there is one; or the folder of a checkpoint.
         overwrite: Whether a run that starts from scratch may replace the work of another.
         run: Returns the fingerprint of the run. It is called only if there is a checkpoint.
         launch: How the run's processes share the work.
@@ -78,13 +78,13 @@ def find_start(
 
 
 def check_output(args: Any) -> None:
-    """Raises if a run with this configuration would be refused because of an earlier run's work."""
+    """Raises `ValueError` if `output_dir` contains the work of an earlier run that may not be replaced."""
     if not args.overwrite and not args.resume_from_checkpoint:
         check_no_work(Path(str(args.output_dir)))
 
 
 def check_no_work(folder: Path) -> None:
-    """Raises if the folder contains checkpoints or weights."""
+    """Raises `ValueError` if the folder contains checkpoints or weights."""
     work = find_work(folder)
     if work is not None:
         raise ValueError(
@@ -94,7 +94,7 @@ def check_no_work(folder: Path) -> None:
 
 
 def check_not_source(folder: Path, source: str) -> None:
-    """Raises if a run that replaces the work in `folder` would remove the model that it starts from.
+    """Raises `ValueError` if a run that replaces the work in `folder` would remove the model that it starts from.
 
     Args:
         folder: The output folder.
@@ -108,7 +108,7 @@ def check_not_source(folder: Path, source: str) -> None:
 
 
 def find_work(folder: Path) -> Path | None:
-    """A checkpoint or a file of weights in the folder; None if it has neither."""
+    """Returns a checkpoint or a weights file in the folder, or None if there is neither."""
     return next(iter([*checkpoints(folder), *_weights(folder)]), None)
 
 
@@ -165,10 +165,10 @@ class NotWrittenError(OSError):
 
 @contextmanager
 def writing(folder: Path, output_dir: Path) -> Iterator[None]:
-    """Inside the block, an error of the disk becomes a [`NotWrittenError`].
+    """Inside the block, write errors are raised as [`NotWrittenError`].
 
     Args:
-        folder: What is written.
+        folder: Folder that is written.
         output_dir: The output folder of the run.
     """
     try:
@@ -188,7 +188,7 @@ def writing(folder: Path, output_dir: Path) -> Iterator[None]:
 
 
 def describe_interrupt(output_dir: Path, step: int) -> str:
-    """What a user is told when training was interrupted."""
+    """Returns the message for the user when training was interrupted."""
     return f"interrupted after step {step}{_where_to_resume(output_dir)}"
 
 

@@ -1,4 +1,4 @@
-"""Lets the main process decide for all: they go on together, or fail together."""
+"""Runs a function on the main process and shares its result, or its error, with all processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ T = TypeVar("T")
 def on_main_process(decide: Callable[[], T]) -> T:
     """Calls `decide` on the main process, and returns its result on every process.
 
-    A `ValueError` or `OSError` is raised on every process too: were it raised on one, the others would wait forever.
+    A `ValueError` or `OSError` is raised as a `ValueError` on every process. If only the main process failed, the
+    other processes would wait forever.
     """
     state = PartialState()
     if state.num_processes == 1:

@@ -37,7 +37,7 @@ class ReferenceMixin(RecTrainerMixin):
     ref_model: Any
 
     def reference_of(self, policy: nn.Module) -> nn.Module:
-        """The model to call for the reference: one of its own, or else the policy."""
+        """Returns the model to call for the reference: `ref_model`, or the policy if there is no such model."""
         reference: nn.Module = policy if self.ref_model is None else self.ref_model
         return reference
 
@@ -54,7 +54,7 @@ class ReferenceMixin(RecTrainerMixin):
 
 
 def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
-    """A copy of the policy, to serve as its reference.
+    """Returns a copy of the policy, which serves as its reference.
 
     Returns None if the policy has an adapter, because it is then its own reference. Also returns None if the policy is
     given by name, because `DPOTrainer` then loads it a second time. For a policy that is already loaded, `DPOTrainer`
@@ -104,10 +104,10 @@ def not_training(model: Any) -> Iterator[None]:
 
 
 def hash_weights(model: Any) -> str:
-    """A hash of the model's weights, the same on all processes.
+    """Returns a hash of the model's weights, the same on all processes.
 
-    Under ZeRO-3 the parameters themselves are empty, so each process hashes the share that it holds. (TRL 1.16 hashes
-    the empty parameters, and all models get the same hash.)
+    Under ZeRO-3 the parameters themselves are empty, so each process hashes its own shard. (TRL 1.16 hashes the empty
+    parameters, so that all models get the same hash.)
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -118,7 +118,7 @@ def hash_weights(model: Any) -> str:
 
 
 def hash_rows(rows: Dataset, *settings: Any) -> str:
-    """A hash of rows and settings, which names the file or folder of results computed from them."""
+    """Returns a hash of rows and settings, used in the names of files with results computed from them."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
         for batch in table.combine_chunks().to_batches():
@@ -127,17 +127,17 @@ def hash_rows(rows: Dataset, *settings: Any) -> str:
 
 
 def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
-    """The file for the reference log-probabilities of these rows, named by a hash of the rows and settings."""
+    """Returns the path for the reference log-probabilities of the rows, named by a hash of rows and settings."""
     return Path(folder) / f"reference-{hash_rows(rows, *settings)}.parquet"
 
 
 def write_reference(path: Path, ref_logps: list[list[float]]) -> None:
-    """Writes the reference log-probabilities, one list per row, atomically."""
+    """Writes the reference log-probabilities atomically, one list per row."""
     table = pa.table({"ref_logps": pa.array(ref_logps, pa.list_(pa.float32()))})
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary)
 
 
 def with_reference(rows: Dataset, path: Path) -> Dataset:
-    """The rows with a new column `ref_logps`, read from the file that `write_reference` wrote."""
+    """Adds the column `ref_logps` to the rows, read from a file that `write_reference` wrote."""
     return rows.add_column("ref_logps", pq.read_table(path)["ref_logps"].combine_chunks())

@@ -1,4 +1,4 @@
-"""Ends a run: saves the model, measures it on the test split beside the baselines, and writes the run folder."""
+"""Ends a run: saves the model, evaluates it and the baselines on the test split, and writes the run folder."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def conclude_run(
     exclude_history: bool,
     instead: str,
 ) -> dict[str, Evaluation]:
-    """Saves a trained model, measures it, and writes and prints the results, which every process returns.
+    """Saves a trained model, evaluates it, and writes and prints the results. Every process returns them.
 
     Args:
         trainer: A trainer that has been trained.
