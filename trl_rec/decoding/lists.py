@@ -25,7 +25,7 @@ from trl_rec.decoding.list_constraint import list_tokens
 from trl_rec.decoding.list_prompts import open_lists
 from trl_rec.decoding.list_sampler import NOISE_BITS, ListSampler
 from trl_rec.items.trie import TokenTrie
-from trl_rec.ranges import COUNT, COUNT_FROM_0, POSITIVE
+from trl_rec.ranges import COUNT, POSITIVE, SEED
 
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def sample_item_lists(
     COUNT.check("list_length", list_length)
     POSITIVE.check("temperature", temperature)
     for number in [seed] if isinstance(seed, int) else seed:
-        COUNT_FROM_0.check("seed", number)
+        SEED.check("seed", number)
 
     # 2. Sample.
     with open_lists(model, prompts, trie, num_lists=num_lists, list_length=list_length, exclude=exclude) as decoder:
