@@ -52,7 +52,10 @@ class Range:
         # Every comparison with NaN is False.
         above_low = value > self.low if self.above else value >= self.low
         below_high = value < self.high if self.below else value <= self.high
-        is_finite = isinstance(value, Integral) or math.isfinite(value)  # a large int does not fit into a float
+        try:
+            is_finite = self.whole or math.isfinite(value)
+        except OverflowError:  # an integer that does not fit into a float
+            is_finite = False
         return (above_low and below_high and is_finite) or (self.also is not None and value == self.also)
 
     def check(self, name: str, value: object) -> None:
@@ -61,7 +64,7 @@ class Range:
         if not is_number or value not in self:
             wanted = self._bounds(value) if is_number else "a whole number" if self.whole else "a number"
             hint = f"; {self.hint}" if self.hint else ""
-            raise ValueError(f"{name} must be {wanted}, not {value!r}{hint}")
+            raise ValueError(f"{name} must be {wanted}, not {value!r:.80}{hint}")
 
     def _bounds(self, value: Any) -> str:
         """The bounds in words. `LARGEST` is a bound only for numbers above it."""

@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from datasets import Dataset
+from torch import Tensor
 
 from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation import metrics
@@ -36,7 +37,8 @@ class ListBatch:
     """Lists to score, with the data that rewards may use.
 
     Args:
-        lists (`np.ndarray` of shape `(B, G, K)`): Item indices, best first. A negative index marks a missing rank.
+        lists (`np.ndarray` of shape `(B, G, K)`): Item indices, best first. A negative index marks a missing rank. The
+            batch has a read-only view of the array, so that no reward can change the lists that another one scores.
         targets (`Ragged`): The items that each of the B users chose next.
         histories (`Ragged`): The items that each user chose before.
         shares (`np.ndarray` of shape `(num_items, num_groups)`, *optional*): Share of each item in each group, as
@@ -54,6 +56,10 @@ class ListBatch:
                 f"lists is {self.lists.dtype} of the shape {self.lists.shape}; "
                 "give item indices of shape (users, lists, ranks)"
             )
+
+        view = self.lists.view()
+        view.flags.writeable = False
+        object.__setattr__(self, "lists", view)
 
         num_items = None if self.shares is None else len(self.shares)
         if num_items is not None and self.lists.max(initial=-1) >= num_items:
@@ -119,7 +125,7 @@ def score_lists(
         batch (`ListBatch`): The lists.
         weights (`Mapping[str, float]`): Weight of each reward by name, for example `{"ndcg": 1, "mgu": 4}`. The name
             is a key of `REWARDS` (`"ndcg"`, `"recall"`, `"hit"`, `"ild"`, `"mgu"`) or of `functions`. A reward of
-            weight 0 is only computed for logging.
+            weight 0 is only computed for logging, and one of negative weight is a penalty.
         functions (`Mapping[str, ListReward]`, *optional*): Additional reward functions by name. Each maps the batch to
             an array `(B, G)` of finite numbers, as in `{"novelty": lambda batch: -popularity[batch.lists].mean(-1)}`.
 
@@ -127,20 +133,33 @@ def score_lists(
         The weighted sum and the unweighted rewards.
     """
     known = {**REWARDS, **(functions or {})}
-    if not weights:
-        raise ValueError(f"no reward is given; weigh at least one of {', '.join(sorted(known))}")
+    _check_weights(weights, known)
 
     total = np.zeros(batch.lists.shape[:2])  # (B, G)
     parts = {}
+    for name, weight in weights.items():
+        parts[name] = _checked(known[name](batch), name, total.shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = total + weight * parts[name]
+    if not np.isfinite(total).all():
+        raise ValueError(f"the weighted sum of the rewards {', '.join(parts)} is too large; lower their weights")
+    return ListRewards(total.round(DECIMALS), parts)
+
+
+def _check_weights(weights: Mapping[str, float], known: Mapping[str, ListReward]) -> None:
+    """Raises unless the weights are finite numbers of known rewards."""
+    if weights is not None and not isinstance(weights, Mapping):
+        raise ValueError(f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {weights!r:.60}")
+    if not weights:
+        raise ValueError(f"no reward is given; weigh at least one of {', '.join(sorted(known))}")
     for name, weight in weights.items():
         if name not in known:
             raise ValueError(
                 f"no reward is called {name!r}; choose from {', '.join(sorted(known))}, or give its function"
             )
+        if not callable(known[name]):
+            raise ValueError(f"reward {name!r} is {known[name]!r:.60}; give a function of a ListBatch")
         FINITE.check(f"the weight of reward {name!r}", weight)
-        parts[name] = _checked(known[name](batch), name, total.shape)
-        total = total + weight * parts[name]
-    return ListRewards(total.round(DECIMALS), parts)
 
 
 def score_split(
@@ -156,9 +175,9 @@ def score_split(
     return score_lists(batch, weights, functions)
 
 
-def _checked(values: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _checked(returned: object, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns the rounded values of a reward, after checking that there is one finite number per list."""
-    values = np.asarray(values, np.float64)
+    values = _as_floats(returned, name, shape)
     if values.shape != shape:
         raise ValueError(
             f"reward {name!r} has the shape {values.shape}; return one value for each of the {shape} lists"
@@ -167,6 +186,32 @@ def _checked(values: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarra
         row, number = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(f"reward {name!r}, row {row}, list {number} is {values[row, number]}; return finite numbers")
     return values.round(DECIMALS)
+
+
+def _as_floats(returned: object, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns what a reward has returned as an array, of any shape. Tensors may be on any device and need a gradient.
+
+    Raises `ValueError` if these are no numbers.
+    """
+    try:
+        if isinstance(returned, Tensor):
+            returned = returned.detach().cpu().double()  # numpy has no bfloat16
+        values = np.asarray(returned)
+        if returned is None or values.dtype.kind not in "biufO":  # texts, complex numbers, dates
+            raise TypeError(values.dtype)
+        return values.astype(np.float64)
+    # Meta tensors have no values, and a Python integer may be too large for a float.
+    except (TypeError, ValueError, NotImplementedError, OverflowError) as error:
+        raise ValueError(
+            f"reward {name!r} returned {_in_words(returned)}, which is no array of real numbers; return one value for "
+            f"each of the {shape} lists"
+        ) from error
+
+
+def _in_words(value: object) -> str:
+    """A value on one line, shortened."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def ndcg(batch: ListBatch) -> np.ndarray:

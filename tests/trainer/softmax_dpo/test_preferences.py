@@ -137,7 +137,7 @@ def test_a_file_names_items_by_their_ids(catalog: ItemCatalog, tmp_path: Path) -
     table = read_preferences(str(path), catalog)
     assert table[:] == {"history": [[0], []], "chosen": [2, 0], "rejected": [[1], [1, 2]]}
     path.write_text(json.dumps({"history": ["x"], "chosen": "w", "rejected": ["y"]}) + "\n")
-    with pytest.raises(ValueError, match="'w' .* is not in the catalogue of 3 items"):
+    with pytest.raises(ValueError, match="row 0: chosen has the item 'w', which is not in the catalogue of 3 items"):
         read_preferences(str(path), catalog)
 
 

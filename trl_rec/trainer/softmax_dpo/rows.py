@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
-from trl_rec.data.dataset import check_is_train, split_rows, split_users
+from trl_rec.data.dataset import check_is_train, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged
@@ -23,6 +24,7 @@ from trl_rec.ragged import Ragged
 
 FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 TABLE = {"history", "chosen", "rejected"}
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 logger = logging.getLogger(__name__)
 
 
@@ -39,8 +41,8 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
         catalog (*optional*): The catalogue. With it and with a column `history`, the rows are a preference table
             whose items are given by their ids.
     """
-    kind = FILES.get(Path(source).suffix)
-    rows = load_dataset(source, split="train") if kind is None else _read_file(source, kind)
+    kind = FILES.get(Path(source).suffix.lower())
+    rows = _load_from_hub(source) if kind is None else _read_file(source, kind)
     if catalog is None or "history" not in rows.column_names:
         return rows
     if kind == "csv":
@@ -51,10 +53,30 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
             "rejected"
         )
     table = rows.with_format("arrow")[:]
-    columns = {name: _indices(table[name].combine_chunks(), catalog) for name in ("history", "chosen", "rejected")}
-    if "user" in table.column_names:
-        columns["user"] = table["user"]
+    try:
+        columns = {name: _indices(table[name], name, catalog) for name in ("history", "chosen", "rejected")}
+        if "user" in table.column_names:
+            columns["user"] = _users(table["user"])
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     return Dataset(pa.table(columns), split="train")
+
+
+def _load_from_hub(source: str) -> Dataset:
+    """Loads the training split of a dataset on the hub, or of a folder of data files."""
+    if not source or Path(source).is_file():
+        raise ValueError(
+            f"the preferences {source!r} are no JSONL, JSON, Parquet or CSV file by their name; give a file that ends "
+            f"in {', '.join(FILES)}, or a dataset on the hub"
+        )
+    try:
+        return load_dataset(source, split="train")
+    except (DatasetsError, OSError, ValueError) as error:  # no such name, no connection, no such split
+        reason = str(error).split("\n", 1)[0]
+        raise ValueError(
+            f"there is no file {source}, and no training split of a dataset {source} could be loaded from the hub "
+            f"({reason}); correct the name"
+        ) from error
 
 
 def _read_file(source: str, kind: str) -> Dataset:
@@ -71,12 +93,52 @@ def _read_file(source: str, kind: str) -> Dataset:
         ) from error
 
 
-def _indices(ids: pa.Array, catalog: ItemCatalog) -> pa.Array:
+def _indices(ids: pa.ChunkedArray, name: str, catalog: ItemCatalog) -> pa.Array:
     """Converts item ids, or lists of item ids, to indices."""
-    if not pa.types.is_list(ids.type):
-        return pa.array(catalog.index_of(ids.cast(pa.string())), pa.int32())
-    rows = Ragged.from_arrow(ids)
-    return Ragged(catalog.index_of(pa.array(rows.values).cast(pa.string())), rows.offsets).to_arrow()
+    rows = _rows_of(ids, name, "item ids")
+    written = pa.array(rows.values)
+    if pa.types.is_nested(written.type) or pa.types.is_binary(written.type):
+        raise ValueError(f"the column {name} is of the type {ids.type}; give item ids as texts or whole numbers")
+
+    written = written.cast(pa.string())
+    unknown = pc.invert(pc.is_in(written, catalog.items["item_id"].combine_chunks()))
+    place = pc.index(unknown, True).as_py()
+    if place >= 0:
+        raise ValueError(
+            f"row {rows.row_ids[place]}: {name} has the item {written[place].as_py()!r}, which is not in the "
+            f"catalogue of {len(catalog)} items; give ids of its items, or leave the row out"
+        )
+    indices = catalog.index_of(written)
+    return pa.array(indices, pa.int32()) if name == "chosen" else Ragged(indices, rows.offsets).to_arrow()
+
+
+def _users(users: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns the column `user` as integers."""
+    wanted = "give the rows of users in the dataset, as whole numbers"
+    if users.null_count:
+        raise ValueError(f"row {pc.index(users.is_null(), True)}: user is null; {wanted}")
+    try:
+        return users.cast(pa.int64())
+    except pa.ArrowException as error:
+        raise ValueError(f"the column user is of the type {users.type}; {wanted}") from error
+
+
+def _rows_of(column: pa.ChunkedArray, name: str, values: str) -> Ragged:
+    """Returns the list of each row of a column; for `chosen`, the one value of each row. `values` describes the values."""
+    is_list = any(is_one(column.type) for is_one in LISTS)
+    if name == "chosen":
+        if is_list or pa.types.is_struct(column.type):
+            raise ValueError(f"the column chosen is of the type {column.type}; give one item per row")
+        return Ragged.from_lengths(column.to_numpy(), np.ones(len(column), np.int64))
+
+    if column.null_count:
+        row = pc.index(column.is_null(), True)
+        raise ValueError(f"row {row}: {name} is null; give a list of {values}, which may be empty")
+    if not is_list:
+        raise ValueError(f"the column {name} is of the type {column.type}; give a list of {values} per row")
+    if pa.types.is_fixed_size_list(column.type):
+        column = column.cast(pa.list_(column.type.value_type))
+    return Ragged.from_arrow(column)
 
 
 def preference_rows(
@@ -128,14 +190,15 @@ def preference_rows(
 
 def _items(table: Dataset, name: str, num_items: int) -> Ragged:
     """The rows of a column, each with one item for `chosen`. A value that is no index of the catalogue is refused."""
-    if name == "chosen":
-        values = table.select_columns([name]).with_format("arrow")[:][name].to_numpy()
-        rows = Ragged.from_lengths(values, np.ones(len(values), np.int64))
-    else:
-        rows = split_rows(table, name)
+    if name not in table.column_names:
+        raise ValueError(f"the preferences have no column {name}; a table of items needs history, chosen and rejected")
+    rows = _rows_of(table.select_columns([name]).with_format("arrow")[:][name], name, "item indices")
 
     # Compared as floats: a null is NaN here, and rows that are all empty have no number type in Arrow.
-    found = rows.values.astype(np.float64)
+    try:
+        found = rows.values.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the column {name} has items that are no numbers; give the indices of items") from error
     outside = np.flatnonzero(~((found >= 0) & (found < num_items) & (found == np.floor(found))))
     if len(outside):
         item = "null" if np.isnan(found[outside[0]]) else rows.values[outside[0]]

@@ -50,6 +50,11 @@ def tokenize_preferences(
     Returns:
         `datasets.Dataset` with `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).
     """
+    missing = TEXT.difference(texts.column_names)
+    if missing:
+        raise ValueError(
+            f"the preferences have the columns {', '.join(texts.column_names)}; they need prompt, chosen and rejected"
+        )
     if not len(texts):  # `map` would not change the columns
         return Dataset.from_dict({name: [] for name in FEATURES}, Features(FEATURES))
     rows = texts.map(
@@ -84,12 +89,10 @@ def _tokenize(row: dict[str, Any], number: int, tokenizer: PreTrainedTokenizerBa
         prompt = tokenizer(row["prompt"])["input_ids"]
         chosen_ids, *rejected_ids = (_ended(text, tokenizer) for text in (row["chosen"], *rejected))
     else:
-        tools = row.get("tools")
-        options = {
-            "tools": json.loads(tools) if isinstance(tools, str) else tools,
-            **(row.get("chat_template_kwargs") or {}),
-        }
-        prompt, chosen_ids, *rejected_ids = _chat(row["prompt"], [row["chosen"], *rejected], tokenizer, options)
+        options = _template_options(row, number)
+        prompt, chosen_ids, *rejected_ids = _chat(
+            row["prompt"], [row["chosen"], *rejected], tokenizer, options, number
+        )
 
     # 3. Each rejected completion once.
     distinct = [list(ids) for ids in dict.fromkeys(map(tuple, rejected_ids)) if list(ids) != chosen_ids]
@@ -123,6 +126,25 @@ def _kind(value: object) -> str:
     return "a null" if value is None else f"{value!r:.40}"
 
 
+def _template_options(row: dict[str, Any], number: int) -> dict[str, Any]:
+    """What a row passes to the chat template besides its messages."""
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"row {number}: tools is a text but no JSON ({error}); give a list of tools") from error
+    if not isinstance(tools, list | None):
+        raise ValueError(f"row {number}: tools holds {tools!r:.40}; give a list of tools")
+
+    options = row.get("chat_template_kwargs") or {}
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"row {number}: chat_template_kwargs holds {options!r:.40}; give a mapping of names to values"
+        )
+    return {"tools": tools, **options}
+
+
 def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of a text, with EOS at the end."""
     if tokenizer.eos_token_id is None:
@@ -136,16 +158,28 @@ def _chat(
     completions: list[list[dict[str, Any]]],
     tokenizer: PreTrainedTokenizerBase,
     options: dict[str, Any],
+    number: int,
 ) -> list[list[int]]:
     """The ids of the prompt, and of each completion.
 
     A template may write a prompt that awaits an answer in another way than one that has been answered. The prompt ends
     where the texts begin to differ.
     """
-    awaiting: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **options)
-    answered: list[Any] = [
-        tokenizer.apply_chat_template(prompt + completion, tokenize=False, **options) for completion in completions
-    ]
+    # A template is a program that runs on the row's data, so any error may come from it.
+    try:
+        awaiting: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **options)
+        answered: list[Any] = [
+            tokenizer.apply_chat_template(prompt + completion, tokenize=False, **options) for completion in completions
+        ]
+    except Exception as error:
+        if not tokenizer.chat_template:
+            raise ValueError(
+                "the preferences are conversations, but the tokenizer has no chat template; set "
+                "tokenizer.chat_template, or give texts"
+            ) from error
+        raise ValueError(
+            f"row {number}: the chat template cannot write the messages ({error}); correct the row or the template"
+        ) from error
     shared = commonprefix([awaiting, *answered])
     texts = [shared, *(text[len(shared) :] for text in answered)]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -171,11 +171,22 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             return dataset
 
         # All forms of preferences become token ids, which are checked against the model and the catalogue.
-        rows = self._tokenized(dataset, processing_class, args, dataset_name)
-        check_not_empty(rows)
-        check_known_tokens(rows, self._vocab_size)
-        if self.renormalizes and not set(dataset.column_names) >= TABLE:
-            check_on_catalogue(rows, self.trie)
+        columns = set(dataset.column_names)
+        is_table = self.catalog is not None and columns >= TABLE
+        if not (is_table or columns >= TEXT or columns >= TOKENS):
+            raise ValueError(
+                f"the {dataset_name} dataset has the columns {', '.join(dataset.column_names)}; it needs prompt, "
+                "chosen and rejected, or prompt_ids, chosen_ids and rejected_ids, or with a catalogue history, chosen "
+                "and rejected"
+            )
+        try:
+            rows = self._tokenized(dataset, processing_class, args, dataset_name)
+            check_not_empty(rows)
+            check_known_tokens(rows, self._vocab_size)
+            if self.renormalizes and not set(dataset.column_names) >= TABLE:
+                check_on_catalogue(rows, self.trie)
+        except ValueError as error:
+            raise ValueError(f"the {dataset_name} dataset: {error}") from error
         kept = rows.filter(any, input_columns="rejected_ids", desc="leaving out rows with nothing rejected")
         if not len(kept):
             raise ValueError(
@@ -196,13 +207,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
                 return tokenize_preferences(
                     dataset, tokenizer, max_length=args.max_length, num_proc=args.dataset_num_proc
                 )
-        if columns >= TOKENS:
-            check_well_formed(dataset)
-            return fit_preferences(dataset, args.max_length)
-        raise ValueError(
-            f"the {name} dataset has the columns {', '.join(dataset.column_names)}; it needs prompt, chosen and "
-            "rejected, or prompt_ids, chosen_ids and rejected_ids, or with a catalogue history, chosen and rejected"
-        )
+        check_well_formed(dataset)
+        return fit_preferences(dataset, args.max_length)
 
     def _set_signature_columns_if_needed(self) -> None:
         # A split keeps its history, as Trainer refuses a dataset of which no column is left.
