@@ -14,10 +14,15 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
-from trl_rec.scripts.interrupts import SAID, Interrupted, end, handling
+from trl_rec.scripts.interrupts import REMEDIES, SAID, TRAINING_REMEDY, Interrupted, end, handling
 from trl_rec.scripts.verbs import SCRIPTS, TRAINING, VERBS
 from trl_rec.version import __version__
+
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,8 +81,7 @@ def launch(verb: str, argv: list[str]) -> None:
             number = int(error.sigval)
         except (subprocess.CalledProcessError, ChildFailedError) as error:
             if forward.number is None:
-                status = getattr(error, "returncode", 2)
-                sys.exit(128 - status if status < 0 else 2)  # killed; or the script has said what was wrong
+                _end_failed(verb, error)
             number = forward.number
         finally:
             is_said = Path(os.environ.pop(SAID)).exists()
@@ -85,6 +89,20 @@ def launch(verb: str, argv: list[str]) -> None:
     if is_said:
         sys.exit(128 + number)
     raise Interrupted(number)  # it came before the script could say how to resume
+
+
+def _end_failed(verb: str, error: subprocess.CalledProcessError | ChildFailedError) -> NoReturn:
+    """Ends this process after a launched process failed. A process that was not killed has said itself what was
+    wrong."""
+    if isinstance(error, subprocess.CalledProcessError):
+        status = error.returncode
+    else:
+        status = error.get_first_failure()[1].exitcode
+    if status >= 0:
+        sys.exit(2)
+    remedy = REMEDIES.get(verb, TRAINING_REMEDY)
+    print(f"trl-rec {verb}: a process was killed by {signal.Signals(-status).name}; {remedy}", file=sys.stderr)
+    sys.exit(128 - status)
 
 
 class _Forward:

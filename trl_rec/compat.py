@@ -310,12 +310,13 @@ def launched_with_fsdp() -> bool:
 
 
 def accelerate_launch(argv: list[str]) -> None:
-    """Runs `accelerate launch` in this process, without its warnings about options that were not given. Without this,
-    training verbs would have to find and start the program `accelerate`."""
+    """Runs `accelerate launch` in this process, without its warnings about options that were not given, and without
+    torch's report of the processes that have failed. Without this, training verbs would have to find and start the
+    program `accelerate`."""
     from accelerate.commands.launch import launch_command, launch_command_parser
 
-    for name in ("accelerate.commands.launch", "torch.distributed.elastic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     launch_command(launch_command_parser().parse_args(argv))
 
 

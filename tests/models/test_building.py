@@ -12,6 +12,7 @@ from tests.conftest import make_model as make_family
 from trl_rec import ItemCatalog
 from trl_rec.models import RecModelConfig, building, load_model, load_policy, loading_options
 from trl_rec.models.building import build_model
+from trl_rec.models.scratch import make_model, make_tokenizer
 
 
 @pytest.fixture
@@ -77,3 +78,32 @@ def with_tokenizer(adapter: Path) -> Path:
     for file in adapter.glob("token*"):
         (adapter.parent / "base" / file.name).write_bytes(file.read_bytes())
     return adapter.parent / "base"
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ({"hidden_size": 0}, "hidden_size must be at least 1, not 0"),
+        ({"hidden_size": -64}, "hidden_size must be at least 1, not -64"),
+        ({"hidden_size": 64.0}, "hidden_size must be a whole number, not 64.0"),
+        ({"num_layers": 0}, "num_layers must be at least 1, not 0"),
+        ({"num_heads": 0}, "num_heads must be at least 1, not 0"),
+        ({"max_length": 0}, "max_length must be at least 1, not 0"),
+        ({"dropout": 1.0}, "dropout must be from 0 to below 1, not 1.0"),
+        ({"hidden_size": 65}, "hidden_size is 65 and num_heads is 2, but .* twice num_heads; set hidden_size to 64"),
+        ({"hidden_size": 6}, "hidden_size is 6 and num_heads is 2, but .* twice num_heads; set hidden_size to 8"),
+        ({"hidden_size": 16, "num_heads": 3}, "hidden_size is 16 and num_heads is 3, but .* set hidden_size to 18"),
+        ({"hidden_size": 2, "num_heads": 8}, "hidden_size is 2 and num_heads is 8, but .* set hidden_size to 16"),
+    ],
+)
+def test_sizes_of_no_model_are_refused(size: dict[str, float], says: str) -> None:
+    catalog = ItemCatalog(pa.table({"item_id": ["a"], "title": ["A"]}), surface="item_token")
+    with pytest.raises(ValueError, match=says):
+        make_model(make_tokenizer(catalog), **size)
+
+
+@pytest.mark.parametrize(("hidden_size", "num_heads"), [(64, 2), (16, 8), (2, 1), (18, 3)])
+def test_models_of_all_other_sizes_run(hidden_size: int, num_heads: int) -> None:
+    catalog = ItemCatalog(pa.table({"item_id": ["a"], "title": ["A"]}), surface="item_token")
+    model = make_model(make_tokenizer(catalog), hidden_size=hidden_size, num_heads=num_heads)
+    assert model(torch.tensor([[1, 2, 3]])).logits.shape[:2] == (1, 3)

@@ -192,3 +192,41 @@ def wait_for_checkpoint(run_folder: Path, launcher: subprocess.Popen) -> None:
 
 def weights_of(folder: Path) -> str:
     return hashlib.sha256((folder / "run" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_launched_processes_print_the_same_sentence_once(capsys, tmp_path: Path, monkeypatch) -> None:
+    def refuse(argv: list[str]) -> None:
+        raise ValueError(argv[0])
+
+    monkeypatch.setenv(interrupts.SAID, str(tmp_path / "said"))
+    for sentence in ("no such file", "no such file", "another"):
+        with pytest.raises(SystemExit) as ended:
+            run("bear", refuse, [sentence])
+        assert ended.value.code == 2
+    assert capsys.readouterr().err == "trl-rec bear: no such file\ntrl-rec bear: another\n"
+
+
+@pytest.mark.slow
+def test_two_processes_that_fail_end_in_one_sentence(tmp_path: Path) -> None:
+    words = ["--num_processes", "2", "--accelerate_config", "ddp", "--dataset", "nowhere"]
+    ended = subprocess.run([*PROGRAM, *words], cwd=tmp_path, capture_output=True, text=True)
+    printed = ended.stderr
+    assert ended.returncode == 2 and printed.count("trl-rec bear: ") == 1, printed
+    assert "nowhere" in printed and "exitcode" not in printed and "Traceback" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_that_is_killed_ends_in_a_sentence(processes: int, tmp_path: Path) -> None:
+    prepare("toy", tmp_path / "data", toy_users=60, toy_items=50)
+    words = ["--num_processes", str(processes), "--dataset", "data", "--save_steps", "10"]
+    words += ["--accelerate_config", "cpu" if processes == 1 else "ddp"]
+    with (tmp_path / "log").open("w+") as log:
+        launcher = subprocess.Popen([*PROGRAM, *words], cwd=tmp_path, stderr=log, stdout=log)
+        wait_for_checkpoint(tmp_path / "run", launcher)
+        psutil.Process(launcher.pid).children()[-1].kill()
+        assert launcher.wait(timeout=60) == 137
+        log.seek(0)
+        printed = log.read()
+    assert "trl-rec bear: a process was killed by SIGKILL; the same command with --resume_from_checkpoint" in printed
+    assert "exitcode" not in printed

@@ -29,7 +29,7 @@ class RecModelConfig(ModelConfig):
     A model is made from scratch if `model_name_or_path` is None. Otherwise the additional options have no effect.
 
     Args:
-        hidden_size (`int`, *optional*, defaults to `64`): Width of the hidden states.
+        hidden_size (`int`, *optional*, defaults to `64`): Width of the hidden states, a multiple of twice `num_heads`.
         num_layers (`int`, *optional*, defaults to `2`): Number of layers.
         num_heads (`int`, *optional*, defaults to `2`): Number of attention heads per layer.
         dropout (`float`, *optional*, defaults to `0.2`): Dropout probability for the attention weights and for the

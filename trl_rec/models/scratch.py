@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from trl_rec.items.catalog import ItemCatalog
+from trl_rec.ranges import COUNT, SHARE_BELOW_ONE
 
 
 WORDS = r"<[^<>\s]+>|\w+|[^\w\s]"  # a token in angle brackets, a word, or a punctuation mark
@@ -70,7 +71,7 @@ def make_model(
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer, for example from [`make_tokenizer`].
-        hidden_size (`int`, *optional*, defaults to `64`): Width of the hidden states.
+        hidden_size (`int`, *optional*, defaults to `64`): Width of the hidden states, a multiple of twice `num_heads`.
         num_layers (`int`, *optional*, defaults to `2`): Number of layers.
         num_heads (`int`, *optional*, defaults to `2`): Number of attention heads per layer.
         dropout (`float`, *optional*, defaults to `0.2`): Dropout probability for the attention weights and for the
@@ -78,6 +79,7 @@ def make_model(
         max_length (`int`, *optional*, defaults to `512`): Maximum number of tokens per text.
         seed (`int`, *optional*, defaults to `0`): Random seed for the weights.
     """
+    _check_size(hidden_size, num_layers, num_heads, dropout, max_length)
     config = Phi3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -94,3 +96,19 @@ def make_model(
     )
     set_seed(seed)
     return Phi3ForCausalLM(config)
+
+
+def _check_size(hidden_size: int, num_layers: int, num_heads: int, dropout: float, max_length: int) -> None:
+    """Raises where no model has these sizes."""
+    sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads, "max_length": max_length}
+    for name, size in sizes.items():
+        COUNT.check(name, size)
+    SHARE_BELOW_ONE.check("dropout", dropout)
+
+    # Each head has the same width, and rotary position embeddings turn pairs of its dimensions.
+    if hidden_size % (2 * num_heads):
+        near = max(1, round(hidden_size / (2 * num_heads))) * 2 * num_heads
+        raise ValueError(
+            f"hidden_size is {hidden_size} and num_heads is {num_heads}, but hidden_size must be a multiple of twice "
+            f"num_heads; set hidden_size to {near}, or change num_heads"
+        )

@@ -6,6 +6,7 @@ Contexts are left as after an error, so nothing is half-written and locks are re
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
@@ -76,6 +77,19 @@ def handling(handler: Handler) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def say_once(line: str) -> None:
+    """Prints a line on stderr, unless another of the launched processes has printed the same one."""
+    if SAID in os.environ:
+        digest = hashlib.sha256(line.encode(errors="replace")).hexdigest()
+        try:
+            Path(f"{os.environ[SAID]}-{digest}").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        except OSError:  # no folder to note it in, or a full disk
+            pass
+    print(line, file=sys.stderr)
 
 
 def end(verb: str, number: int, message: str = "", *, training: bool) -> NoReturn:

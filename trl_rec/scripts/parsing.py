@@ -23,7 +23,7 @@ import trl_rec
 from trl_rec.compat import read_mappings
 from trl_rec.printing import printable_lines
 from trl_rec.ranges import check_ranges
-from trl_rec.scripts.interrupts import Interrupts, end, handling
+from trl_rec.scripts.interrupts import Interrupts, end, handling, say_once
 from trl_rec.scripts.recipe_files import checked_values, read_recipe
 from trl_rec.scripts.verbs import TRAINING, VERBS
 
@@ -169,7 +169,7 @@ def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
             end(verb, number, str(error) if is_interrupt else "", training=verb in TRAINING)
         if not isinstance(error, ValueError | OSError):
             raise
-        print(printable_lines(f"trl-rec {verb}: {error}"), file=sys.stderr)
+        say_once(printable_lines(f"trl-rec {verb}: {error}"))
         sys.exit(2)
 
 

@@ -11,6 +11,7 @@ from trl import SFTTrainer
 from tests.trainer.runs import make_folder, make_trainer
 from trl_rec.trainer import BatchLoss, CatalogRankingMixin, Mean
 from trl_rec.trainer.base.metrics import describe_broken, reduce_batch
+from trl_rec.trainer.base.model_card import ModelCard, Paper, write_model_card
 
 
 def batch(row_losses: list[float], means: dict[str, Mean], row_ids: Tensor | None = None) -> BatchLoss:
@@ -60,3 +61,13 @@ def test_the_model_card_names_the_method_and_its_paper(folder: Path, tmp_path: P
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"Trained with {trainer.display_name}." in card
     assert f"[{trainer.paper.title}](https://arxiv.org/abs/2601.22925)" in card
+
+
+def test_a_model_card_has_no_control_characters(tmp_path: Path) -> None:
+    hostile = "\x1b[2Ja\u202e\r\nb"
+    settings = {"prompt_head": hostile, "split": "a|b"}
+    write_model_card(tmp_path, ModelCard(hostile, ["x"], "BEAR", Paper("A paper", "1"), hostile, settings, []))
+    lines = (tmp_path / "README.md").read_text(encoding="utf-8").split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert "# \ufffd[2Ja\ufffd  b" in lines and "| prompt_head | \ufffd[2Ja\ufffd  b |" in lines
+    assert "| split | a\\|b |" in lines

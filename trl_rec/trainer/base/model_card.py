@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from trl_rec.compat import BACKPORTED_FIELDS
 from trl_rec.files import write_text
 from trl_rec.items import ItemCatalog
+from trl_rec.printing import printable
 
 
 # Fields of TrainingArguments that a card lists beside those of our configs.
@@ -78,11 +79,12 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
         *([] if card.catalog is None else _catalog_lines(card.catalog, card.example)),
         "| setting | value |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in card.settings.items()),
+        *(f"| {name} | {_cell(value)} |" for name, value in card.settings.items()),
         "",
         *(_metric_lines(measured[-1]) if measured else []),
     ]
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
+    # Names and settings may contain any characters.
+    write_text(folder / "README.md", "\n".join(map(printable, lines)) + "\n")
 
 
 def shown_settings(args: object) -> dict[str, Any]:
@@ -91,6 +93,11 @@ def shown_settings(args: object) -> dict[str, Any]:
     ours = {name for config in configs for name in config.__annotations__ if name in vars(args)}
     names = sorted(ours.difference(BACKPORTED_FIELDS, NOT_SHOWN).union(RUN_SETTINGS))
     return {name: getattr(args, name) for name in names}
+
+
+def _cell(value: object) -> str:
+    """Returns a value as text for a table, whose columns are separated by `|`."""
+    return str(value).replace("|", "\\|")
 
 
 def _catalog_lines(catalog: ItemCatalog, example: Sequence[str]) -> list[str]:

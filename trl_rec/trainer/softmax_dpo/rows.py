@@ -124,7 +124,10 @@ def _users(users: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _rows_of(column: pa.ChunkedArray, name: str, values: str) -> Ragged:
-    """Returns the list of each row of a column; for `chosen`, the one value of each row. `values` describes the values."""
+    """Returns the list in each row of a column, or for `chosen` the one value in each row.
+
+    `values` says in words what the values are.
+    """
     is_list = any(is_one(column.type) for is_one in LISTS)
     if name == "chosen":
         if is_list or pa.types.is_struct(column.type):
