@@ -311,7 +311,7 @@ def test_bad_input_is_refused() -> None:
     refused("list_length must be at least 1, not 0", list_length=0)
     refused("temperature must be above 0, not 0", temperature=0)
     refused("seed must be from 0 to 4294967295, not -1", seed=-1)
-    refused("seed must be at least 0, not -2", seed=(1, -2))
+    refused("seed must be from 0 to 4294967295, not -2", seed=(1, -2))
     refused("take 513 tokens, but the model has 512 positions", pad([[3] * 510]))
     right = {"input_ids": torch.tensor([[3, 0]]), "attention_mask": torch.tensor([[1, 0]])}
     refused("padded on the left", right)
