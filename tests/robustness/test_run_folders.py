@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from datasets import Dataset
 
 from tests.robustness.attacks import Attack, assert_refused, each
 from trl_rec import ItemCatalog, Recommender
+from trl_rec.decoding.candidates import CandidateRanker, save_ranker
+from trl_rec.decoding.candidates.prompts import rated_tokens
 from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.evaluation import readable_lists
 from trl_rec.models import make_model, make_tokenizer
@@ -93,6 +96,7 @@ RUN_FOLDERS = [
     Attack("deep settings", "recommender.json is damaged and cannot be read", text(SETTINGS, "[" * 100000)),
     Attack("settings are a list", "does not contain the settings of a run", text(SETTINGS, "[]")),
     Attack("no prompt", "does not contain the settings of a run", changed(prompt=None)),
+    Attack("letters in a prompt", "the prompt has the unknown key 'letters'", changed(prompt={"letters": True})),
     Attack("prompt is a text", "does not contain the settings of a run", changed(prompt="x")),
     Attack("head is a number", "recommender.json: head must be a text, not 3", changed(prompt={"head": 3})),
     Attack("no beams", "recommender.json has no key 'num_beams'", changed(num_beams=None)),
@@ -169,3 +173,80 @@ def test_lists_end_at_the_first_missing_rank() -> None:
     text = readable_lists(np.array([[1, -1, -1]]), split, catalog, rows=[0])
     assert text.replace("\n", "").isprintable()
     assert text.count("\n") == 2 and text.endswith("next was: C")
+
+
+@pytest.fixture(scope="module")
+def ranker_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a model from scratch that orders rated candidates."""
+    folder = tmp_path_factory.mktemp("ranker")
+    catalog = ItemCatalog(pa.table({"item_id": IDS, "title": ["A", "B", "C"]}), surface="item_token")
+    tokenizer = make_tokenizer(catalog)
+    tokenizer.add_tokens(rated_tokens(catalog, [1.0, 5.0], letters=False))
+    tokenizer.save_pretrained(folder / "run")
+    make_model(tokenizer, hidden_size=16).save_pretrained(folder / "run")
+    settings = {"ratings": [1.0, 5.0], "max_length": 64, "max_history": None, "single_pass": True}
+    save_ranker(folder / "run", catalog, {"prompt": {"prompt_head": None, "letters": False}, **settings})
+    return folder
+
+
+def ranker_with(**values: object) -> Callable[[Path], None]:
+    """Changes keys of `ranker.json`."""
+
+    def change(folder: Path) -> None:
+        path = folder / "run/ranker.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def ranker_without(key: str) -> Callable[[Path], None]:
+    """Removes a key of `ranker.json`."""
+
+    def remove(folder: Path) -> None:
+        path = folder / "run/ranker.json"
+        settings = json.loads(path.read_text())
+        del settings[key]
+        path.write_text(json.dumps(settings))
+
+    return remove
+
+
+RANKER = "ranker.json"
+RANKER_FOLDERS = [
+    Attack("missing", "is not a run folder of AlroTrainer", lambda folder: (folder / "run" / RANKER).unlink()),
+    Attack("empty", "ranker.json is damaged and cannot be read", text(RANKER, "")),
+    Attack("truncated", "ranker.json is damaged and cannot be read", text(RANKER, '{"prompt": {')),
+    Attack("deep", "ranker.json is damaged and cannot be read", text(RANKER, "[" * 100000)),
+    Attack("a list", "ranker.json does not contain the settings of a run", text(RANKER, "[]")),
+    Attack("no prompt", "ranker.json does not contain the settings of a run", ranker_without("prompt")),
+    Attack("prompt is a text", "ranker.json does not contain the settings of a run", ranker_with(prompt="x")),
+    Attack("head is a number", "ranker.json: head must be a text, not 3", ranker_with(prompt={"head": 3})),
+    Attack("letters are a word", "letters must be true or false, not 'x'", ranker_with(prompt={"letters": "x"})),
+    Attack("no ratings", "ranker.json has no key 'ratings'", ranker_without("ratings")),
+    Attack("ratings are a text", "ratings must be a list of numbers, not 'x'", ranker_with(ratings="x")),
+    Attack("ratings are empty", "ratings must be a list of numbers, not []", ranker_with(ratings=[])),
+    Attack("a rating is a word", "ratings must be a number, not 'x'", ranker_with(ratings=[1.0, "x"])),
+    Attack("a rating is NaN", "ratings must be a finite number, not nan", ranker_with(ratings=[float("nan")])),
+    Attack("other ratings", "<", ranker_with(ratings=[1.0, 2.0, 3.0])),
+    Attack("no length", "ranker.json has no key 'max_length'", ranker_without("max_length")),
+    Attack("negative length", "max_length must be at least 1, not -1", ranker_with(max_length=-1)),
+    Attack("history is a word", "max_history must be a whole number, not 'x'", ranker_with(max_history="x")),
+    Attack("single_pass is a word", "single_pass must be true or false, not 'x'", ranker_with(single_pass="x")),
+    Attack(
+        "unknown prompt key",
+        "ranker.json: the prompt has the unknown key 'unknown'; restore",
+        ranker_with(prompt={"unknown": 1}),
+    ),
+    Attack("record is a text", "catalog is 'x', which is no mapping", ranker_with(catalog="x")),
+    Attack("catalogue of the dataset", "the surface title, but the model was trained with", with_surface("title")),
+    Attack("other items", "contains other items than the model was trained with", other_items),
+    Attack("no catalogue", "catalog.json is missing", lambda folder: shutil.rmtree(folder / "run/catalog")),
+]
+
+
+@each(RANKER_FOLDERS)
+def test_a_damaged_ranker_is_refused(attack: Attack, ranker_world: Path, tmp_path: Path) -> None:
+    shutil.copytree(ranker_world, tmp_path / "copy")
+    attack.damage(tmp_path / "copy")
+    with pytest.raises(ValueError, match=re.escape(attack.says)):
+        CandidateRanker.from_pretrained(tmp_path / "copy/run")

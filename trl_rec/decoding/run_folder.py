@@ -30,6 +30,11 @@ NUMBERS = {
     "list_length": COUNT,
 }
 FLAGS = ("renormalize", "single_pass", "chat_template")
+# The keys that the prompt may have in each file.
+PROMPT_KEYS = {
+    SETTINGS: {"head", "item", "tail", "chat_template", "list_length"},
+    "ranker.json": {"head", "item", "candidates", "tail", "chat_template", "letters"},
+}
 
 
 def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
@@ -155,6 +160,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
         _check_values(settings["prompt"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {REMEDY}") from error
+
+    unknown = sorted(set(settings["prompt"]) - PROMPT_KEYS[path.name])
+    if unknown:
+        raise ValueError(f"{path}: the prompt has the unknown key {unknown[0]!r}; {REMEDY}")
 
     prompt = {f"prompt_{key}" if key in TEXT_KEYS else key: value for key, value in settings["prompt"].items()}
     return {**settings, "prompt": prompt}
