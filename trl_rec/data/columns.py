@@ -1,6 +1,7 @@
-"""Converts a source's tables to common columns and types. A value that does not fit is refused with file and row.
+"""Converts the tables of a source to common columns and types.
 
-Rows are counted from 1, without the header.
+A value that cannot be converted raises an error that names the file and the row. Rows are counted from 1, without the
+header.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from trl_rec.ragged import Ragged
 
 
 Parser = Callable[[pa.ChunkedArray], pa.ChunkedArray]
-WHITE_SPACE = r"[\s\p{Z}\x{85}]+"  # with Unicode's separators and line breaks, which \s leaves out
+WHITE_SPACE = r"[\s\p{Z}\x{85}]+"  # \s does not match Unicode's separators and line breaks
 
 
 class RowError(ValueError):
-    """What is wrong with a row of a source's file.
+    """A row of a source file is invalid.
 
     Args:
-        where (`str`): The file's name.
-        row (`int`): The row, from 0.
-        problem (`str`): What is wrong, and the remedy.
+        where (`str`): Name of the file.
+        row (`int`): Row number, from 0. The message counts from 1.
+        problem (`str`): What is wrong with the row, and how to fix it.
     """
 
     def __init__(self, where: str, row: int, problem: str) -> None:
@@ -37,9 +38,9 @@ class RowError(ValueError):
 
 
 def items_table(table: pa.Table, where: str) -> pa.Table:
-    """Checks items, and returns `item_id, title` and the further columns.
+    """Checks a table of items, and returns it with `item_id` and `title` as the first columns.
 
-    Ids are distinct; titles are on one line and not empty.
+    Raises ValueError if an id is repeated or a title is empty. Line breaks in titles become spaces.
     """
     require(table, ("item_id", "title"), where)
     item_ids = distinct_ids(table, "item_id", where)
@@ -55,7 +56,7 @@ def items_table(table: pa.Table, where: str) -> pa.Table:
 
 
 def _semantic_ids(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    """Checks that a column contains lists of tokens, none of them empty."""
+    """Checks that a column contains lists of tokens, and that no list and no token is empty."""
     remedy = "rename the column if it means something else"
     values = column.type.value_type if _has_lists(column) else None
     if values is None or not (pa.types.is_string(values) or pa.types.is_large_string(values)):
@@ -72,7 +73,7 @@ def _semantic_ids(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
 
 
 def grouped(items: pa.Table | None, options: Options, where: str | None) -> pa.Table | None:
-    """The items, with their group column converted to lists of text if `options` names one."""
+    """Returns the items. If `options` names a group column, it is converted to lists of text."""
     name = options.group_column
     if name is None:
         return items
@@ -85,7 +86,7 @@ def grouped(items: pa.Table | None, options: Options, where: str | None) -> pa.T
 
 
 def plain(table: pa.Table, where: str) -> pa.Table:
-    """The table with values in place of dictionary codes, which Parquet uses for categories and partitions."""
+    """Decodes dictionary-encoded columns, which Parquet uses for categories and partitions."""
     for position, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):
             values = cast(table.column(position), field.type.value_type, field.name, where)
@@ -94,14 +95,17 @@ def plain(table: pa.Table, where: str) -> pa.Table:
 
 
 def users_table(table: pa.Table, where: str) -> pa.Table:
-    """Checks users, and returns `user_id` first, then the further columns. Ids are distinct."""
+    """Checks a table of users, and returns it with `user_id` first. Raises ValueError if an id is repeated."""
     require(table, ("user_id",), where)
     rest = table.drop_columns(["user_id"])
     return pa.table({"user_id": distinct_ids(table, "user_id", where), **_columns_of(rest)})
 
 
 def ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
-    """A column of ids as text, none of them empty; floats must be whole numbers and are written without a point."""
+    """Returns a column of ids as text. Raises ValueError if an id is empty.
+
+    Floats must be whole numbers and are written without a decimal point.
+    """
     column = table[name]
     if pa.types.is_floating(column.type):
         column = _whole(column, name, where)
@@ -112,9 +116,9 @@ def ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 
 
 def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
-    """A column of ids; raises if one of them occurs twice."""
+    """Same as [`ids`], except that a repeated id raises a ValueError."""
     column = ids(table, name, where)
-    # As long as every id is new, the numbers are 0, 1, 2 and so on.
+    # If every id is new, `encode` numbers the rows 0, 1, 2 and so on.
     repeated = encode(column)[0] != np.arange(len(column))
     message = f"the {name} {{}} occurs more than once; keep one of its rows"
     check_none(pa.chunked_array([repeated]), column, where, message)
@@ -122,29 +126,32 @@ def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 
 
 def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """Numbers the distinct values by first appearance. Returns each row's number, int32, and the distinct values."""
+    """Numbers the distinct values in order of first appearance.
+
+    Returns the number of each row's value, int32, and the distinct values.
+    """
     chunks = column.dictionary_encode().unify_dictionaries().chunks
     if not chunks:
         return np.empty(0, np.int32), pa.array([], column.type)
-    # Unified chunks share one dictionary, so the first chunk's is that of all.
+    # After unification all chunks have the same dictionary, so use the one of the first chunk.
     return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]), chunks[0].dictionary
 
 
 def single_line(titles: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Titles in which every run of white space, line breaks included, becomes one space."""
+    """Replaces every run of white space in titles, including line breaks, by one space."""
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(titles, WHITE_SPACE, " "))
 
 
 def numbers(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    """A column of finite float64 numbers, from numbers or text."""
+    """Converts numbers or text to float64. Raises RowError if a number is not finite."""
     return parsed(column, [to_float], where, f"the {name} {{}} is not a finite number")
 
 
 def split_lists(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
-    """Lists of trimmed texts. Empty texts are left out, and a null becomes an empty list.
+    """Converts a column to lists of trimmed texts. Empty texts are dropped, and null becomes an empty list.
 
     Args:
-        column: Text, which is split at the separator, or lists, which are not split again.
+        column: Text or lists of text. Only text is split at the separator.
         separator: Separates the parts of a text.
     """
     if _has_lists(column):
@@ -154,14 +161,15 @@ def split_lists(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
 
     parts = pc.utf8_trim_whitespace(rows.flatten())
     kept = pc.fill_null(pc.not_equal(parts, ""), False).to_numpy(zero_copy_only=False)
-    # A row's new offset is the number of parts kept before its old one. A slice's offsets do not begin at 0.
+    # The new offset of a row is the number of kept parts before its old offset. Old offsets of a slice do not start
+    # at 0, so subtract the first one.
     num_kept = np.concatenate([[0], np.cumsum(kept)])
     offsets = num_kept[rows.offsets.to_numpy() - rows.offsets[0].as_py()]
     return pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), parts.filter(pa.array(kept)))])
 
 
 def cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, where: str) -> pa.ChunkedArray:
-    """The column in another type; raises with the row of a value that cannot be converted."""
+    """Casts a column to another type. Raises RowError at the first value that cannot be converted."""
     try:
         return column.cast(kind)
     except pa.ArrowException as error:
@@ -171,13 +179,13 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, where: str) -> p
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: quoted if it is text, and cut if it is long."""
+    """Returns the `repr` of a value for an error message, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _can_cast(kind: pa.DataType, column: pa.ChunkedArray) -> bool:
-    """Whether the whole column can be converted."""
+    """Returns whether all values of the column can be converted."""
     try:
         return column.null_count == len(column) or column.cast(kind) is not None
     except pa.ArrowException:
@@ -194,14 +202,15 @@ def _has_lists(column: pa.ChunkedArray) -> bool:
 
 
 def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    """Whole floats as int64.
+    """Converts whole floats to int64.
 
-    Raises for numbers so large that the float type cannot represent every integer. Different ids of the source may
-    have become the same number there.
+    Raises RowError for fractions, and for numbers above which the float type skips integers. Different ids of the
+    source may have been rounded to the same number there.
     """
-    last = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)  # the last before integers are skipped
+    # The float type represents every integer up to `last` exactly.
+    last = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)
     values = column.cast(pa.float64())
-    # NaN and infinity are not whole; null passes, since `ids` reports it as empty.
+    # NaN and infinity are not whole. Null is accepted here, because `ids` reports it as an empty id.
     whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), last))
     message = f"the {name} {{}} is not a whole number that {column.type} represents exactly; write it as text"
     check_none(pc.invert(pc.fill_null(whole, True)), column, where, message)
@@ -209,7 +218,7 @@ def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
 
 
 def require(table: pa.Table, names: Sequence[str], where: str) -> None:
-    """Raises unless the table has these columns, and at least one row."""
+    """Raises ValueError if the table lacks one of these columns, or has no rows."""
     for name in names:
         if name not in table.column_names:
             raise ValueError(
@@ -221,7 +230,10 @@ def require(table: pa.Table, names: Sequence[str], where: str) -> None:
 
 
 def check_none(bad: pa.ChunkedArray, column: pa.ChunkedArray, where: str, message: str) -> None:
-    """Raises with the first row for which `bad` is true; `{}` in the message becomes the column's value there."""
+    """Raises RowError at the first row for which `bad` is true.
+
+    `{}` in the message is replaced by the value of `column` in that row.
+    """
     rows = np.flatnonzero(bad.to_numpy())
     if len(rows):
         value = column[int(rows[0])].as_py()
@@ -229,8 +241,8 @@ def check_none(bad: pa.ChunkedArray, column: pa.ChunkedArray, where: str, messag
 
 
 def parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, message: str) -> pa.ChunkedArray:
-    """The column as float64, by the first parser that can read its first value."""
-    # If no parser can read the first value, the check below refuses it, whichever parser is used.
+    """Converts a column to float64 with the first parser that can read its first value."""
+    # If no parser can read the first value, any parser fails the check below, so take the first one.
     parse = next((parse for parse in parsers if _can_parse(parse, column[:1])), parsers[0])
     if not _can_parse(parse, column):
         row = _first_failing(partial(_can_parse, parse), column)
@@ -240,16 +252,16 @@ def parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, messa
 
 
 def _can_parse(parse: Parser, column: pa.ChunkedArray) -> bool:
-    """Whether the parser turns every value into a finite number."""
+    """Returns whether the parser converts every value to a finite number."""
     try:
-        # With min_count=0 an empty column can be parsed.
+        # With min_count=0, `all` is true for an empty column.
         return column.null_count == 0 and bool(pc.all(pc.is_finite(parse(column)), min_count=0).as_py())
     except pa.ArrowException:
         return False
 
 
 def _first_failing(fits: Callable[[pa.ChunkedArray], bool], column: pa.ChunkedArray) -> int:
-    """The first row whose value does not fit, by binary search, as Arrow's errors do not name it."""
+    """Returns the first row whose value does not fit. Arrow's errors do not name the row, so use a binary search."""
     low = 0
     high = len(column)
     while high - low > 1:  # the first bad value is in column[low:high]
@@ -262,7 +274,7 @@ def _first_failing(fits: Callable[[pa.ChunkedArray], bool], column: pa.ChunkedAr
 
 
 def to_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Numbers, or text with numbers, as float64."""
-    # Not a safe cast: large integers and decimals may be rounded.
+    """Converts numbers, or text that contains numbers, to float64."""
+    # The cast is not safe, because large integers and decimals may be rounded.
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     return (pc.utf8_trim_whitespace(column) if is_text else column).cast(pa.float64(), safe=False)

@@ -1,11 +1,13 @@
-"""Rows whose completion is a list: the next few new items that a user chooses, in order.
+"""Builds rows whose completion is a list: the next few new items that a user chooses, in order.
 
-An item that the user has chosen before is skipped, whether it was chosen in the history or earlier in the list. So a
-list contains distinct items and none of its history, like the lists that a model samples when histories are excluded.
-The history in the prompt still contains every choice. The last list of a user's sequence may be shorter than the
-others. A shorter list does not end in EOS, since the rest of the list is unknown.
+Items that the user has chosen before are skipped, so a list contains distinct items and none of the items of its
+history. A model samples such lists when histories are excluded. The history in the prompt is complete, including
+repeated items.
 
-Where items are written as titles, items with the same title count as one item here.
+The last list of a user may have fewer than `list_length` items. It does not end in EOS, because the rest of the list
+is unknown.
+
+If items are written as titles, twins (items with the same title) count as one item.
 """
 
 from __future__ import annotations
@@ -24,19 +26,19 @@ from trl_rec.ragged import Ragged, join, within
 def build_list_rows(
     split: Dataset, prompt_format: PromptFormat, *, every_position: bool = False, max_length: int | None = None
 ) -> Dataset:
-    """Training rows of a training split, each with a list of the next `prompt_format.list_length` items.
+    """Returns training rows, each with a list of the next `prompt_format.list_length` new items.
 
     Args:
         split: `RecDataset.train`; the validation and test splits are refused.
         prompt_format: How histories and lists are written, made with a `list_length`.
-        every_position (*optional*, defaults to `False`): Whether a list begins at every target. By default a list
-            begins where the previous list ends.
-        max_length (*optional*): Limit on the tokens of a prompt with the longest list. The oldest items of the history
-            are left out.
+        every_position (*optional*, defaults to `False`): Whether a list begins at every new target, so that lists
+            overlap. By default a list begins where the previous list ends.
+        max_length (*optional*): Maximum number of tokens of a prompt and the longest list together. The oldest items
+            of the history are dropped first.
 
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 in the prompt), `user`, `history` (all items before the
-        list) and `items` (those of the list, at least one and at most `list_length`).
+        list) and `items` (the list, with 1 to `list_length` items).
     """
     prompts, before, items, users = _prompts(split, prompt_format, every_position, max_length)
     columns = {
@@ -51,12 +53,13 @@ def build_list_rows(
 def build_list_prompts(
     split: Dataset, prompt_format: PromptFormat, *, every_position: bool = False, max_length: int | None = None
 ) -> Dataset:
-    """The prompts of [`build_list_rows`] without completions, for a policy that samples its own lists.
+    """Returns the prompts of [`build_list_rows`] without completions, for a policy that samples its own lists.
 
-    The arguments are the same.
+    The arguments are the same as for [`build_list_rows`].
 
     Returns:
-        `datasets.Dataset` with `prompt_ids`, `user`, `history`, and `targets`, the items of the user's own list.
+        `datasets.Dataset` with `prompt_ids`, `user`, `history`, and `targets` (the list that the
+        user chose).
     """
     prompts, before, items, users = _prompts(split, prompt_format, every_position, max_length)
     columns = {
@@ -69,12 +72,12 @@ def build_list_prompts(
 
 
 def complete_list_prompts(prompts: Dataset, items: Ragged, prompt_format: PromptFormat) -> Dataset:
-    """Training rows of prompts and given lists, such as the best of several that were sampled.
+    """Returns training rows made from prompts and given lists, such as the best of several sampled lists.
 
     Args:
         prompts: Rows of [`build_list_prompts`], with `prompt_ids`, `user` and `history`.
-        items: A list for each of them.
-        prompt_format: The format that the prompts were made with.
+        items: One list of items per prompt.
+        prompt_format: The format of the prompts.
 
     Returns:
         `datasets.Dataset` with the columns of [`build_list_rows`].
@@ -90,14 +93,14 @@ def complete_list_prompts(prompts: Dataset, items: Ragged, prompt_format: Prompt
 
 
 def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None) -> Dataset:
-    """Rows that measure the loss on a validation or test split, with one list per user. Never train on them.
+    """Returns rows that measure the loss on a validation or test split, with one list per user. Never train on them.
 
-    A user who only returns to known items has no row.
+    A user without new items in the split has no row.
 
     Args:
         split: A split of a `RecDataset`.
         prompt_format: How histories and lists are written, made with a `list_length`.
-        max_length (*optional*): As in [`build_list_rows`].
+        max_length (*optional*): See [`build_list_rows`].
 
     Returns:
         `datasets.Dataset` with the columns of [`build_list_rows`].
@@ -117,9 +120,10 @@ def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_len
 
 
 def list_targets(split: Dataset, list_length: int, twins: Twins | None = None) -> Ragged:
-    """Row `i` has the first new items among the targets of the split's row `i`, at most `list_length` of them.
+    """Returns the first `list_length` new items among the targets of each row of a split.
 
-    A row is empty if the user only returns to known items. With `twins`, an item is known if one of its twins is.
+    A row with fewer new items gives a shorter list, which may be empty. With `twins`, an item is new only if all of
+    its twins are.
     """
     targets = split_rows(split, "targets")
     is_new = new_targets(split_rows(split, "history"), targets, twins)
@@ -128,7 +132,7 @@ def list_targets(split: Dataset, list_length: int, twins: Twins | None = None) -
 
 
 def new_targets(history: Ragged, targets: Ragged, twins: Twins | None = None) -> np.ndarray:
-    """Returns a flag per target, which is true if neither the history nor an earlier target is the same item.
+    """Returns a boolean per target, which is True if neither the history nor an earlier target is the same item.
 
     With `twins`, all twins count as the same item.
     """
@@ -136,7 +140,7 @@ def new_targets(history: Ragged, targets: Ragged, twins: Twins | None = None) ->
     if twins is not None:
         sequences = Ragged(twins.groups[sequences.values], sequences.offsets)
 
-    # Sorted by row and item, repetitions are neighbours. The sort is stable, so the first of them is the earliest.
+    # After sorting by row and item, repetitions are neighbours. The sort is stable, so the earliest comes first.
     order = np.lexsort((sequences.values, sequences.row_ids))
     row = sequences.row_ids[order]
     item = sequences.values[order]
@@ -145,7 +149,7 @@ def new_targets(history: Ragged, targets: Ragged, twins: Twins | None = None) ->
     is_new = np.empty(len(order), bool)
     is_new[order] = first
 
-    is_target = within(sequences.lengths) >= history.lengths[sequences.row_ids]  # a flag per item of `sequences`
+    is_target = within(sequences.lengths) >= history.lengths[sequences.row_ids]  # one boolean per item of `sequences`
     flags: np.ndarray = is_new[is_target]
     return flags
 
@@ -153,7 +157,7 @@ def new_targets(history: Ragged, targets: Ragged, twins: Twins | None = None) ->
 def _prompts(
     split: Dataset, prompt_format: PromptFormat, every_position: bool, max_length: int | None
 ) -> tuple[Ragged, Ragged, Ragged, pa.Array]:
-    """For each list: its prompt, all items before it, its items, and the user."""
+    """Returns the prompts of all lists, the items before each list, the items of each list, and the users."""
     check_is_train(split, "a model")
     length = prompt_format.list_length
     if length is None:
@@ -171,11 +175,11 @@ def _prompts(
 
 
 def _cut_lists(split: Dataset, length: int, stride: int, twins: Twins | None) -> tuple[Ragged, Ragged, np.ndarray]:
-    """For each list: all items before it, its items, and the row of the split that it comes from.
+    """Returns the items before each list, the items of each list, and the index of the row that it was cut from.
 
     A list begins at every `stride`-th new target of a row.
     """
-    # 1. Gather the new targets of each row, and their positions among all of its targets.
+    # 1. Gather the new targets of each row, and their positions among all targets of the row.
     history = split_rows(split, "history")
     targets = split_rows(split, "targets")
     new = np.flatnonzero(new_targets(history, targets, twins))
@@ -189,15 +193,15 @@ def _cut_lists(split: Dataset, length: int, stride: int, twins: Twins | None) ->
     start = within(num_lists) * stride
     lists = items.take(source).slice(start, np.minimum(start + length, num_new[source]))
 
-    # 3. Take everything before a list's first item, repeated choices included.
-    first = position[items.offsets[:-1][source] + start]  # of each list, among its row's targets
+    # 3. Take everything before the first item of a list, including repeated items.
+    first = position[items.offsets[:-1][source] + start]  # position of each list among the targets of its row
     stop = history.lengths[source] + first
     before = join(history, targets).take(source).head(stop)
     return before, lists, source
 
 
 def _tokens_and_labels(prompts: Ragged, items: Ragged, prompt_format: PromptFormat) -> dict[str, pa.Array]:
-    """The columns `input_ids` and `labels` of prompts and lists; complete lists end in EOS."""
+    """Returns the columns `input_ids` and `labels` of prompts and lists. Only lists of full length end in EOS."""
     is_complete = items.lengths == prompt_format.list_length
     ends = Ragged.from_lengths(
         np.tile(prompt_format.end, int(is_complete.sum())), is_complete * len(prompt_format.end)

@@ -1,8 +1,8 @@
-"""Describes items and users in words, from their columns and from what users chose in training.
+"""Makes texts that describe items and users, from their columns and from the training split.
 
-No language model writes these texts, so the same data gives the same texts. A user's taste is described by labels of
-the chosen items: their groups, or the words of their titles if the catalogue has no group column. Validation and test
-are not used.
+The texts are filled in without a language model, so they are deterministic. The preferences of a user are described by
+the labels of the items chosen in training. The labels of an item are its groups, or the words of its title if the
+catalogue has no group column.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from trl_rec.items.catalog import ItemCatalog
 from trl_rec.ragged import Ragged, join
 
 
-WORD = r"[^\W\d_]{4,}"  # a word of a title; words of fewer letters say little about an item
-CHUNK = 100_000  # histories per chunk, which bounds the memory for the labels of their items
+WORD = r"[^\W\d_]{4,}"  # a word of a title; shorter words are uninformative
+CHUNK = 100_000  # number of histories processed at once, which bounds memory
 
 
 def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
-    """One text per item, by index: `Silver Mirror; genres: Comedy, Romance; year: 1995`.
+    """Returns one text per item, such as `Silver Mirror; genres: Comedy, Romance; year: 1995`.
 
     Args:
         catalog: The items.
         template (*optional*): Text with column names in braces, such as `{title}, of {year}`; a missing value becomes
-            empty text. By default the title, then all other columns in which the item has a value.
+            empty text. The default text is the title, followed by all other columns in which the item has a value.
     """
     columns = _text_columns(catalog.items, leave_out=("item_id",))
     if template is None:
@@ -48,13 +48,13 @@ def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
 
 
 def user_profiles(dataset: RecDataset, *, most: int = 3) -> list[str]:
-    """One text per user, by number: `age 24, occupation technician; often Comedy, Drama, Action`.
+    """Returns one text per user, such as `age 24, occupation technician; often Comedy, Drama, Action`.
 
-    The text of a user without columns who chose nothing in training is empty.
+    The text is empty if the user has neither column values nor labels of items chosen in training.
 
     Args:
-        dataset: The users' columns and the training split are used.
-        most (*optional*, defaults to `3`): Largest number of labels in a text.
+        dataset: The dataset. Only its users and its training split are used.
+        most (*optional*, defaults to `3`): Maximum number of labels in a text.
     """
     facts = _facts(_text_columns(dataset.users, leave_out=("user_id",)), "{} {}", dataset.users.num_rows)
     preferences = preference_texts(_chosen_items(dataset), dataset.catalog, most=most)
@@ -66,12 +66,14 @@ def user_profiles(dataset: RecDataset, *, most: int = 3) -> list[str]:
 
 
 def preference_texts(histories: Ragged, catalog: ItemCatalog, *, most: int = 3) -> list[str]:
-    """The most frequent labels of each history's items: `Comedy, Drama`. Ties go to the first label by name.
+    """Returns the most frequent labels of the items of each history, such as `Comedy, Drama`.
+
+    Ties are broken in alphabetical order.
 
     Args:
         histories: Item indices.
         catalog: The items.
-        most (*optional*, defaults to `3`): Largest number of labels in a text.
+        most (*optional*, defaults to `3`): Maximum number of labels in a text.
     """
     names, labels = item_labels(catalog)
     texts: list[str] = []
@@ -83,13 +85,13 @@ def preference_texts(histories: Ragged, catalog: ItemCatalog, *, most: int = 3) 
 
 
 def item_labels(catalog: ItemCatalog) -> tuple[list[str], Ragged]:
-    """The names of all labels in alphabetical order, and the distinct labels of each item as rows of indices."""
+    """Returns the names of all labels in alphabetical order, and for each item the indices of its distinct labels."""
     values: list[Any]
     if catalog.group_column is None:
         values = [re.findall(WORD, title) for title in catalog.titles]
     else:
         values = catalog.items[catalog.group_column].to_pylist()
-    # A group column contains lists or single values. Empty labels are left out.
+    # A group column contains lists or single values. Drop empty labels.
     lists = [sorted({str(label) for label in _as_list(value) if label}) for value in values]
     members = Ragged.from_lists(lists, object)
     names, labels = np.unique(members.values.astype(str), return_inverse=True)
@@ -97,42 +99,42 @@ def item_labels(catalog: ItemCatalog) -> tuple[list[str], Ragged]:
 
 
 def _most_frequent(labels: Ragged, num_labels: int, most: int) -> Ragged:
-    """The labels that occur most often in each row; ties go to the lower index."""
-    # 1. Count each pair of row and label, as one number.
+    """Returns the `most` most frequent labels of each row. Ties are broken by the lower index."""
+    # 1. Encode each pair of row and label as one number, and count the pairs.
     base = max(num_labels, 1)
     pairs, counts = np.unique(labels.row_ids * base + labels.values, return_counts=True)
     rows, label = np.divmod(pairs, base)
 
-    # 2. Sort by row, then by falling count, then by label.
+    # 2. Sort by row, then by descending count, then by label.
     order = np.lexsort((label, -counts, rows))
     return Ragged.from_lengths(label[order], np.bincount(rows, minlength=len(labels))).head(most)
 
 
 def _chosen_items(dataset: RecDataset) -> Ragged:
-    """Row `u` has the distinct items that user `u` chose in training."""
+    """Returns the distinct items that each user chose in training. Row `u` belongs to user `u`."""
     check_is_train(dataset.train, "a profile")
     items = join(split_rows(dataset.train, "history"), split_rows(dataset.train, "targets"))
     users = split_users(dataset.train)[items.row_ids].astype(np.int64)
-    # Each pair of user and item as one number, so that `unique` removes repetitions and sorts by user.
+    # Encode each pair of user and item as one number, so that `unique` removes repetitions and sorts by user.
     pairs = np.unique(users * len(dataset.catalog) + items.values)
     users, chosen = np.divmod(pairs, len(dataset.catalog))
     return Ragged.from_lengths(chosen, np.bincount(users, minlength=dataset.users.num_rows))
 
 
 def _text_columns(table: pa.Table, leave_out: tuple[str, ...]) -> dict[str, list[str]]:
-    """Each column's values as texts."""
+    """Converts the values of each column to texts."""
     names = [name for name in table.column_names if name not in leave_out]
     return {name: [_as_text(value) for value in table[name].to_pylist()] for name in names}
 
 
 def _facts(columns: dict[str, list[str]], form: str, num_rows: int) -> list[list[str]]:
-    """Per row, name and value of each column in which the row has a value."""
+    """Returns for each row the names and values of all columns in which it has a value, formatted with `form`."""
     named = [(name.replace("_", " "), values) for name, values in columns.items()]
     return [[form.format(name, values[row]) for name, values in named if values[row]] for row in range(num_rows)]
 
 
 def _as_text(value: Any) -> str:
-    """A value on one line; empty for null and NaN."""
+    """Returns a value as text on one line. Null and NaN give empty text."""
     if isinstance(value, list):
         return ", ".join(filter(None, map(_as_text, value)))
     if value is None or value != value:  # NaN differs from itself
@@ -143,7 +145,7 @@ def _as_text(value: Any) -> str:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """The value if it is a list, else a list of the value. Null gives an empty list."""
+    """Returns a list unchanged, and wraps any other value in a list. Null gives an empty list."""
     if isinstance(value, list):
         return value
     return [] if value is None else [value]

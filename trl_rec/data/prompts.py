@@ -1,11 +1,13 @@
-"""Writes a history as a prompt: a head, one piece per item, and a tail, all as token ids.
+"""Converts histories to prompts of token ids.
 
-Each piece is tokenised once for the whole catalogue, and prompts are joined from token ids. So neither a prompt nor
-its boundary with the completion depends on how a tokenizer merges text across pieces, and a history that is too long
-loses its oldest items without being tokenised again.
+A prompt consists of a head, one piece per item of the history, and a tail. Each piece is tokenised once for the whole
+catalogue, and prompts are concatenated from token ids. This has two advantages:
 
-By default item tokens and semantic IDs are written compactly, as nothing but the items, and titles as a plain
-instruction with one title per line. A head that contains `{user}` names the user by semantic ID.
+- The tokenizer cannot merge text across pieces, so the boundary between prompt and completion is always the same.
+- The oldest items of a long history can be dropped without tokenising it again.
+
+By default, a prompt of item tokens or semantic IDs contains only the items, and a prompt of titles is an instruction
+with one title per line. `{user}` in the head is replaced by the user's semantic ID.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The default prompts, which are written down only here. Configs, recipes and run folders contain None for a default.
+# The default prompts. They are defined only here; None in a config, recipe or run folder selects the default.
 TITLE_PROMPT = {
     "prompt_head": "A user has chosen these items, oldest first:\n",
     "prompt_item": "{surface}\n",
@@ -35,17 +37,18 @@ COMPACT_PROMPT = {"prompt_head": "", "prompt_item": "{surface}", "prompt_tail": 
 
 @dataclass(frozen=True, eq=False)
 class PromptFormat:
-    """The token ids of all parts of prompts and completions. [`PromptFormat.for_catalog`] makes a format.
+    """The token ids of all parts of prompts and completions. Use [`PromptFormat.for_catalog`] to make a format.
 
     Args:
-        prompt_head (`np.ndarray`): Begins every prompt.
-        pieces (`Ragged`): Row `i` is item `i` as written in a history.
-        prompt_tail (`np.ndarray`): Follows the history.
-        paths (`Ragged`): Row `i` is the completion that recommends item `i` or, in a list, the item's part of it.
+        prompt_head (`np.ndarray`): Tokens at the beginning of every prompt.
+        pieces (`Ragged`): Row `i` contains the tokens of item `i` in a history.
+        prompt_tail (`np.ndarray`): Tokens after the history.
+        paths (`Ragged`): Row `i` contains the tokens of item `i` in a completion.
         list_length (`int`, *optional*): Number of items in a completion, if completions are lists.
-        end (`np.ndarray`, *optional*): Ends a list: EOS.
-        users (`Ragged`, *optional*): Row `u` follows the head in prompts for user `u`. None if prompts name no users.
-        twins (`Twins`, *optional*): Items with the same title, if items are written as titles.
+        end (`np.ndarray`, *optional*): Tokens at the end of a list: EOS. Empty if completions are single items.
+        users (`Ragged`, *optional*): Row `u` contains the tokens between the head and the history of user `u`. None if
+            prompts name no users.
+        twins (`Twins`, *optional*): Groups of items with the same title, if items are written as titles.
     """
 
     prompt_head: np.ndarray
@@ -69,18 +72,20 @@ class PromptFormat:
         chat_template: bool = False,
         list_length: int | None = None,
     ) -> PromptFormat:
-        """The format for a catalogue's surface.
+        """Returns the prompt format for the surface of a catalogue.
 
         Args:
-            catalog: The items, whose `surface` decides the defaults.
-            tokenizer: Prompts begin with its BOS. A compact prompt begins with its EOS if there is no BOS.
-            prompt_head (*optional*): Text before the history. It may contain `{user}` once, which becomes the user's
-                semantic ID.
-            prompt_item (*optional*): Text of an item in the history, with `{surface}` in it.
+            catalog: The items. The default texts depend on `catalog.surface`.
+            tokenizer: The tokenizer. Prompts begin with BOS if the tokenizer adds it to texts. Prompts of item tokens
+                and semantic IDs always begin with BOS, or with EOS if there is no BOS.
+            prompt_head (*optional*): Text before the history. It may contain `{user}` once, which is replaced by the
+                user's semantic ID.
+            prompt_item (*optional*): Text of an item in the history. It must contain `{surface}`.
             prompt_tail (*optional*): Text between the history and the completion.
             chat_template (*optional*, defaults to `False`): Whether the prompt is a user's turn in the tokenizer's
                 chat template.
-            list_length (*optional*): Makes completions lists of that many distinct items, which end in EOS.
+            list_length (*optional*): If set, a completion is a list of this many distinct items, followed by EOS. By
+                default, a completion is a single item.
         """
         # 1. Choose the texts.
         defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT
@@ -95,7 +100,7 @@ class PromptFormat:
         if prompt_head.count("{user}") > 1 or "{user}" in prompt_item + prompt_tail:
             raise ValueError("a prompt names its user once, in prompt_head; take {user} out of the other texts")
 
-        # 2. Tokenise them. A chat template brings its own BOS.
+        # 2. Tokenise them. A chat template contains its own BOS.
         start: list[int] = []
         if chat_template:
             prompt_head, prompt_tail = with_chat_template(tokenizer, prompt_head, prompt_tail)
@@ -120,19 +125,19 @@ class PromptFormat:
 
     @property
     def is_compact(self) -> bool:
-        """Whether a history is just its items' completions in a row, so that each of them can be a target."""
-        # Equal tables mean that items are written alike in histories and completions.
+        """Whether a history is only the concatenated paths of its items, so that every item of it can be a target."""
+        # Items have the same tokens in histories and completions if both tables are equal.
         same_values = np.array_equal(self.pieces.values, self.paths.values)
         return not len(self.prompt_tail) and same_values and np.array_equal(self.pieces.offsets, self.paths.offsets)
 
     def room(self, max_length: int | None) -> int | None:
-        """Tokens left for the history if the prompt and the longest completion have to fit `max_length`.
+        """Returns the number of tokens left for the history if prompt and longest completion have to fit `max_length`.
 
-        None if there is no limit; raises if the room is too small for some item.
+        Returns None if there is no limit. Raises ValueError if the longest item does not fit.
         """
         if max_length is None:
             return None
-        # A list has distinct items, so the longest list consists of the longest paths.
+        # The items of a list are distinct, so the longest list consists of the `list_length` longest paths.
         longest_completion = int(np.sort(self.paths.lengths)[-(self.list_length or 1) :].sum()) + len(self.end)
         longest_user = 0 if self.users is None else int(self.users.lengths.max())
         longest_piece = int(self.pieces.lengths.max())
@@ -147,13 +152,13 @@ class PromptFormat:
         return max_length - fixed
 
     def encode(self, histories: Ragged, users: np.ndarray | None = None, *, max_length: int | None = None) -> Ragged:
-        """Row `i`: the prompt for `histories[i]`.
+        """Returns the prompt of each history, one per row.
 
         Args:
             histories: Item indices, oldest first.
-            users (*optional*): The user of each history, a row in `RecDataset.users`; needed if prompts name users.
-            max_length (*optional*): Limit on the tokens of a prompt and the longest completion together. A history
-                that is too long loses its oldest items.
+            users (*optional*): Row of each user in `RecDataset.users`. Required if prompts name users.
+            max_length (*optional*): Maximum number of tokens of a prompt and the longest completion together. The
+                oldest items of a longer history are dropped.
         """
         room = self.room(max_length)
         if room is not None:
@@ -163,12 +168,14 @@ class PromptFormat:
         return join(heads, histories.flatten(self.pieces), tails)
 
     def exclusions(self, histories: Ragged) -> Ragged:
-        """Row `i`: the items that are excluded after `histories[i]`: those of the history and, where items are written
-        as titles, all other items with one of the history's titles."""
+        """Returns the items that must not be recommended after each history, one row per history.
+
+        These are the items of the history and their twins.
+        """
         return histories if self.twins is None else self.twins.complete(histories)
 
     def encode_heads(self, count: int, users: np.ndarray | None = None) -> Ragged:
-        """`count` prompts, up to where the history begins; row `i` names `users[i]` if prompts name users."""
+        """Returns the tokens before the history of `count` prompts. Row `i` names `users[i]` if prompts name users."""
         heads = Ragged.repeated(self.prompt_head, count)
         if self.users is None:
             return heads
@@ -184,29 +191,31 @@ class PromptFormat:
 
 
 def newest_that_fit(histories: Ragged, piece_lengths: np.ndarray, room: int | np.ndarray) -> Ragged:
-    """Drops the oldest items of each history until the pieces of the rest have at most `room` tokens.
+    """Drops the oldest items of each history until the remaining pieces have at most `room` tokens.
 
     Args:
         histories: Indices into `piece_lengths`, oldest first.
         piece_lengths: Number of tokens of each piece.
-        room: Number of tokens available, or an array with one number for each value of `histories`.
+        room: Maximum number of tokens. An array has one number for each value of `histories`.
     """
-    # Tokens before each item, counted over all histories; their differences are lengths of stretches.
+    # ends[i] is the number of tokens before item i of all histories joined.
     ends = np.concatenate([[0], np.cumsum(piece_lengths[histories.values])])
-    to_the_end = np.repeat(ends[histories.offsets[1:]], histories.lengths) - ends[:-1]  # tokens from an item on
+    # Number of tokens from each item to the end of its history.
+    to_the_end = np.repeat(ends[histories.offsets[1:]], histories.lengths) - ends[:-1]
     num_dropped = np.bincount(histories.row_ids[to_the_end > room], minlength=len(histories))
     return histories.slice(num_dropped, histories.lengths)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text, without special tokens around them."""
+    """Returns the tokens of a text, without special tokens around them."""
     return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 
 def beginning_ids(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]:
-    """The tokens that begin a prompt: BOS if the tokenizer adds it to texts, else nothing.
+    """Returns the first tokens of a prompt: BOS if the tokenizer adds it to texts, else nothing.
 
-    A compact prompt may have no other token before the first item, so it begins with BOS or EOS in any case.
+    Prompts of item tokens and semantic IDs always begin with BOS or EOS, because they may contain no other token
+    before the first item.
     """
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("a")["input_ids"][:1] == [bos]:
@@ -222,10 +231,10 @@ def beginning_ids(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]
 
 
 def with_chat_template(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) -> tuple[str, str]:
-    """Head and tail with the chat template's text around them, as one turn of a user."""
+    """Returns head and tail, extended by the text that the chat template writes around a message of the user."""
     if tokenizer.chat_template is None:
         raise ValueError("chat_template is on, but the tokenizer has no chat template; turn it off")
-    history = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands where the history will be
+    history = "\N{OBJECT REPLACEMENT CHARACTER}"  # placeholder for the history
     turn = [{"role": "user", "content": head + history + tail}]
     text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     before, after = text.split(history)
@@ -233,17 +242,17 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, head: str, tail: str)
 
 
 def item_pieces(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, item: str) -> Ragged:
-    """Row `i`: the token ids of the text `item` with item `i`'s surface in place of `{surface}`."""
+    """Returns the token ids of the text `item` for each item, with its surface in place of `{surface}`."""
     if item == "{surface}":
         return catalog.surface_ids(tokenizer)
     texts = [item.replace("{surface}", surface) for surface in catalog.surfaces]
-    # A title may contain the text of a control token, which must not become one.
+    # A title may contain the text of a special token, which must be split into ordinary tokens.
     special = catalog.surface == "title"
     return Ragged.from_lists(tokenizer(texts, add_special_tokens=False, split_special_tokens=special)["input_ids"])
 
 
 def _check_list_length(list_length: int, catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises if the catalogue has too few items for a list, or the tokenizer no token to end one with."""
+    """Raises ValueError if the catalogue has too few items for a list, or if the tokenizer has no EOS."""
     if not 1 <= list_length <= len(catalog):
         raise ValueError(
             f"a list of {list_length} distinct items cannot come from {len(catalog)}; choose another list_length"

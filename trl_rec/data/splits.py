@@ -1,8 +1,10 @@
-"""Splits a log into training, validation and test rows: leave-one-out, leave-last-m, by time, or as the source did.
+"""Splits a log into training, validation and test rows: leave-one-out, leave-last-m, by time, or as in the source.
 
-A row is `user, history, history_ratings, targets, target_ratings, timestamp`. A rule says where in each user's
-sequence training, validation and test end. The training row has the first item as history and the others, up to the
-end of training, as targets. A later row has everything before its split as history, and the split's items as targets.
+A row has the columns `user, history, history_ratings, targets, target_ratings, timestamp`. The split rule determines
+where training, validation and test end in the item sequence of each user:
+
+- In a training row, the history is the first item of the sequence. The targets are the following training items.
+- In a validation or test row, the history is everything before the split. The targets are the items of the split.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ RULES = {  # {num_held_out} and {fewest} are filled in by `describe_rule`
 
 
 def describe_rule(rule: str, num_held_out: int = 1) -> str:
-    """The rule in words."""
+    """Returns the description of a split rule."""
     return RULES[rule].format(num_held_out=num_held_out, fewest=2 * num_held_out + 1)
 
 
@@ -43,17 +45,17 @@ def split_log(log: IndexedLog, rule: str, num_held_out: int = 1) -> tuple[dict[s
         num_held_out (*optional*, defaults to `1`): For `"leave_last"`; 1 gives `"leave_one_out"`.
 
     Returns:
-        The rows of each split, and per later split the number of users who have items in the split but no row, since
-        they have no history.
+        The rows of each split, and the numbers of cold users in validation and test. A cold user has items in the
+        split but no row, because nothing precedes the split.
     """
     lengths = np.bincount(log.user, minlength=log.users.num_rows)  # (num_users,)
     ends = _ends_by_time(log, lengths) if rule == "time" else _ends_of_last(lengths, num_held_out)
-    # A split's targets begin where the split before it ends. In training, the first item is the history.
+    # The targets of a split begin where the previous split ends. In training, they begin after the first item.
     starts = [np.minimum(1, ends[0]), ends[0], ends[1]]
     tables = {}
     cold_users = {}
     for split, start, end in zip(SPLITS, starts, ends, strict=True):
-        # A training row may have no target: the user of one interaction still has a history.
+        # A user with a single training item has a training row without targets.
         wanted = (end > start) | (split == "train")
         has_history = start > 0
         if split != "train":
@@ -63,7 +65,7 @@ def split_log(log: IndexedLog, rule: str, num_held_out: int = 1) -> tuple[dict[s
 
 
 def split_windows(windows: Mapping[str, Windows]) -> dict[str, pa.Table]:
-    """The rows of each split, from windows that are already split. The last item of a window is the target."""
+    """Returns the rows of each split from windows that are already split. The last item of a window is the target."""
     tables = {}
     for split in SPLITS:
         rows = windows[split]
@@ -75,28 +77,31 @@ def split_windows(windows: Mapping[str, Windows]) -> dict[str, pa.Table]:
 
 
 def _ends_of_last(lengths: np.ndarray, num_held_out: int) -> list[np.ndarray]:
-    """Where training, validation and test end in each user's sequence. Short sequences are used for training only."""
+    """Returns where training, validation and test end in each user's sequence.
+
+    Sequences of fewer than `2 * num_held_out + 1` items are used for training only.
+    """
     held_out = np.where(lengths < 2 * num_held_out + 1, 0, num_held_out)
     return [lengths - 2 * held_out, lengths - held_out, lengths]
 
 
 def _ends_by_time(log: IndexedLog, lengths: np.ndarray) -> list[np.ndarray]:
-    """Where training, validation and test end in each user's sequence. All users are cut at the same two moments."""
+    """Returns where training, validation and test end in each user's sequence, at the same times for all users."""
     timestamps = np.sort(log.timestamp)
-    # Everything at a moment goes to the later side, so that equal times stay together.
+    # Interactions at exactly a split time go to the later split, so that ties stay together.
     moments = [timestamps[len(timestamps) * tenths // 10] for tenths in (8, 9)]
     ends = [np.bincount(log.user[log.timestamp < moment], minlength=len(lengths)) for moment in moments]
     return [*ends, lengths]
 
 
 def _cut_rows(log: IndexedLog, users: np.ndarray, lengths: np.ndarray, start: np.ndarray, end: np.ndarray) -> pa.Table:
-    """One row for each of `users`: the history ends at `start`, the targets at `end`."""
+    """Returns one row for each of `users`. The history ends at position `start`, and the targets end at `end`."""
     start = start[users]
     end = end[users]
     items = _cut(log.item, lengths, users, start, end)
     ratings = _cut(log.rating, lengths, users, start, end)
 
-    # The time of a row is its first target's, or its last history item's if it has no target.
+    # The timestamp of a row is the time of its first target, or of its last history item if it has no target.
     first_target = (np.cumsum(lengths) - lengths)[users] + start
     timestamp = log.timestamp[first_target - (end == start)]
     return _table(users.astype(np.int32), items, ratings, timestamp)
@@ -105,7 +110,10 @@ def _cut_rows(log: IndexedLog, users: np.ndarray, lengths: np.ndarray, start: np
 def _cut(
     values: np.ndarray | None, lengths: np.ndarray, users: np.ndarray, start: np.ndarray, end: np.ndarray
 ) -> tuple[Ragged, Ragged]:
-    """The values of each user up to `start`, and from there to `end`; empty rows if there are no values."""
+    """Returns the values of each user before `start`, and those from `start` to `end`.
+
+    The rows are empty if `values` is None.
+    """
     if values is None:
         return _empty_rows(len(users)), _empty_rows(len(users))
     sequences = Ragged.from_lengths(values, lengths).take(users)  # the log is sorted by user
@@ -113,14 +121,14 @@ def _cut(
 
 
 def _empty_rows(count: int) -> Ragged:
-    """`count` rows without values."""
+    """Returns `count` empty rows."""
     return Ragged(np.empty(0, np.float32), np.zeros(count + 1, np.int64))
 
 
 def _table(
     user: np.ndarray, items: tuple[Ragged, Ragged], ratings: tuple[Ragged, Ragged], timestamp: np.ndarray
 ) -> pa.Table:
-    """Rows as an Arrow table; `items` and `ratings` are pairs of history and targets."""
+    """Returns the rows as an Arrow table. `items` and `ratings` are pairs of history and targets."""
     columns = {
         "user": user,
         "history": items[0].to_arrow(),
