@@ -1,17 +1,18 @@
-"""Checks that nothing of validation or test is in a training row, by comparing the splits of a dataset.
+"""Checks that no validation or test item leaks into training rows, by comparing the splits of a dataset.
 
-Under leave-one-out, leave-last-m and a split by time, a user's later row must continue the earlier one exactly. That
-leaves no room for a leak.
+Under leave-one-out, leave-last-m and a split by time, the history of a validation or test row must equal the history
+and targets of the same user's row in the previous split. This rules out any leak.
 
-Windows cannot be held to this rule: they have a limited length, and the source may have left some out. Two weaker
-rules apply to windows:
+Windows do not satisfy this rule, because their length is limited and the source may have dropped some of them. Two
+weaker rules apply to windows:
 
-1. No row is later than a row of a later split. Equal times are allowed, since published data sets are often cut in the
-   middle of a day.
-2. No target occurs in an earlier split's row of the same user, unless the target also occurs in its own history.
+1. No row is later than any row of a later split. Equal times are allowed, because published data sets are often cut in
+   the middle of a day.
+2. No validation or test target occurs in a row of the same user in an earlier split, unless the target also occurs in
+   the history of its own row.
 
-Rule 2 also refuses a source in which users return to an item after more than a window's length. Such a source has to
-be prepared from its interactions.
+Rule 2 also rejects a source in which users return to an item after it has left the window. Such a source has to be
+prepared from its interactions.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ REMEDY = "prepare the data again from its source"
 
 
 def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
-    """Raises if the splits overlap or do not fit together; `split` is their rule, one of `splits.RULES`."""
-    # Windows of a user may overlap and have gaps, so only times and targets can be compared.
+    """Raises ValueError if the splits overlap or are inconsistent. `split` is their rule, a key of `splits.RULES`."""
+    # Windows of a user may overlap or have gaps, so compare only their times and targets.
     if split == "windows":
         _check_later(train, validation, test, strictly=False)
         _check_unseen_targets([train], validation)
@@ -49,32 +50,32 @@ def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) 
 
 
 def find_mixed_users(users: np.ndarray, history: Ragged, targets: Ragged) -> np.ndarray:
-    """The users whose rows come from several splits, in ascending order.
+    """Returns the users whose rows come from several splits, in ascending order.
 
-    A user is found if the history of one row begins with all items of the user's shortest row. If each row has one
-    target, nobody is found, since the windows of one split may continue each other in the same way.
+    A user is found if the history of one row begins with all items of the user's shortest row. If every row has one
+    target, no user is found, because the windows of one split may continue each other in the same way.
 
     Args:
         users: The user of each row.
-        history: The items before the targets.
-        targets: The targets.
+        history: The history of each row.
+        targets: The targets of each row.
     """
     if not len(users) or (targets.lengths == 1).all():
         return users[:0]
     sequences = join(history, targets)
 
-    # 1. Find the shortest row of each row's user.
+    # 1. For each row, find the shortest row of the same user.
     order = np.lexsort((sequences.lengths, users))
     _, first, group = np.unique(users[order], return_index=True, return_inverse=True)
     shortest = np.empty(len(users), np.int64)
     shortest[order] = order[first][group]  # (num_rows,)
 
-    # 2. Of the other rows, keep those whose history is long enough to contain the whole shortest row.
+    # 2. Keep the longer rows whose history is long enough to contain the whole shortest row.
     width = sequences.lengths[shortest]
     is_other = shortest != np.arange(len(users))
     longer = np.flatnonzero(is_other & (width > 0) & (width <= history.lengths))
 
-    # 3. Compare the beginning of their history with that row, item by item.
+    # 3. Compare the beginning of each such history with the shortest row, item by item.
     whole = sequences.take(shortest[longer])
     beginning = history.take(longer).head(width[longer])
     num_different = np.bincount(whole.row_ids, whole.values != beginning.values, minlength=len(longer))
@@ -82,18 +83,18 @@ def find_mixed_users(users: np.ndarray, history: Ragged, targets: Ragged) -> np.
 
 
 def _column(rows: Dataset, name: str) -> np.ndarray:
-    """A column of numbers."""
+    """Returns a column of numbers as an array."""
     values: np.ndarray = rows.data.column(name).to_numpy()
     return values
 
 
 def _ragged(rows: Dataset, name: str) -> Ragged:
-    """A column of lists."""
+    """Returns a column of lists."""
     return Ragged.from_arrow(rows.data.column(name))
 
 
 def _check_one_row_per_user(rows: Dataset) -> None:
-    """Raises if a user has several rows in the split."""
+    """Raises ValueError if a user has several rows in the split."""
     users, counts = np.unique(_column(rows, "user"), return_counts=True)
     if (counts > 1).any():
         raise ValueError(
@@ -102,7 +103,7 @@ def _check_one_row_per_user(rows: Dataset) -> None:
 
 
 def _check_same_users(train: Dataset, validation: Dataset, test: Dataset) -> None:
-    """Raises unless validation and test have the same users, and all of them have a training row."""
+    """Raises ValueError unless validation and test have the same users, each with a training row."""
     for rows, others in ((validation, test), (test, validation), (validation, train)):
         missing = np.setdiff1d(_column(rows, "user"), _column(others, "user"))
         if len(missing):
@@ -112,7 +113,7 @@ def _check_same_users(train: Dataset, validation: Dataset, test: Dataset) -> Non
 
 
 def _check_same_lengths(validation: Dataset, test: Dataset, split: str) -> None:
-    """Raises unless all rows of validation and test have the same number of targets: one under leave-one-out."""
+    """Raises ValueError unless all validation and test rows have the same number of targets (1 for leave-one-out)."""
     lengths = {str(rows.split): _ragged(rows, "targets").lengths for rows in (validation, test)}
     if split == "leave_one_out":
         num_targets = 1
@@ -128,7 +129,7 @@ def _check_same_lengths(validation: Dataset, test: Dataset, split: str) -> None:
 
 
 def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly: bool) -> None:
-    """Raises if a row is later than a row of a later split or, with `strictly`, has the same time."""
+    """Raises ValueError if a row is later than a row of a later split. With `strictly`, equal times also raise."""
     for earlier, later in ((train, validation), (validation, test), (train, test)):
         if not len(earlier) or not len(later):
             continue
@@ -143,9 +144,9 @@ def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly
 
 
 def _check_continued(earlier: Dataset, later: Dataset) -> None:
-    """Raises unless each user's later history consists of the earlier row's history and targets.
+    """Raises ValueError unless the history of each later row is the history plus the targets of the earlier row.
 
-    The later row must not have an earlier time either. Users with a row in only one of the splits are ignored.
+    The timestamp of the later row must not be smaller either. Users without a row in both splits are ignored.
     """
     users, earlier_rows, later_rows = np.intersect1d(
         _column(earlier, "user"), _column(later, "user"), return_indices=True
@@ -153,7 +154,7 @@ def _check_continued(earlier: Dataset, later: Dataset) -> None:
     sequence = join(_ragged(earlier, "history"), _ragged(earlier, "targets")).take(earlier_rows)
     history = _ragged(later, "history").take(later_rows)
 
-    # Rows of different lengths are broken; rows of equal length are compared item by item.
+    # Sequences of different lengths cannot be equal. Compare the remaining ones item by item.
     broken = sequence.lengths != history.lengths  # (num_users,)
     comparable = np.flatnonzero(~broken)
     sequence = sequence.take(comparable)
@@ -170,20 +171,20 @@ def _check_continued(earlier: Dataset, later: Dataset) -> None:
 
 
 def _without_users_of(rows: Dataset, others: Dataset) -> Dataset:
-    """The rows of users who have no row in `others`."""
+    """Returns the rows of users who have no row in `others`."""
     kept = ~np.isin(_column(rows, "user"), _column(others, "user"))
     return Dataset(rows.data.table.filter(kept), split=rows.split)
 
 
 def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
-    """Raises if a target is in an earlier split's row of the same user and not in its own history."""
-    # 1. Which targets are in an earlier row of the same user?
+    """Raises ValueError if a target is in an earlier split's row of the same user, but not in its own history."""
+    # 1. Find the targets that occur in a row of the same user in an earlier split.
     known = np.concatenate(
         [_keys(rows, column, _column(rows, "user")) for rows in earlier for column in ("history", "targets")]
     )
     was_known = np.isin(_keys(later, "targets", _column(later, "user")), known)
 
-    # 2. Which are in the history of their own row?
+    # 2. Except the targets that are in the history of their own row.
     row = np.arange(len(later))
     in_history = np.isin(_keys(later, "targets", row), _keys(later, "history", row))
     leaked = np.flatnonzero(was_known & ~in_history)
@@ -196,7 +197,7 @@ def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
 
 
 def _keys(rows: Dataset, column: str, owner: np.ndarray) -> np.ndarray:
-    """One number per pair of a row's owner and an item in the row's column, so that pairs can be compared."""
+    """Encodes each pair of an owner and an item of its row as one number, so that pairs can be compared."""
     values = _ragged(rows, column)
     keys: np.ndarray = owner[values.row_ids].astype(np.int64) * (1 << 32) + values.values  # item indices are int32
     return keys

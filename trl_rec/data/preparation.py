@@ -1,6 +1,6 @@
-"""`prepare`: reads a source, filters and splits it, and saves one dataset folder, completely or not at all.
+"""Defines `prepare`, which reads, filters and splits a source, and writes the dataset folder atomically.
 
-The module is not called `prepare` because that would hide the function of that name in `trl_rec.data`.
+The module is not named `prepare`, because it would then hide the function `trl_rec.data.prepare`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from trl_rec.ranges import COUNT, COUNT_FROM_0, SEED
 
 logger = logging.getLogger(__name__)
 
-# Everything that may be in a dataset folder, as patterns; overwriting deletes nothing else.
+# Patterns of all files that may be in a dataset folder. A folder with any other file is not overwritten.
 OWN = [
     "catalog",
     "catalog/catalog.json",
@@ -59,9 +59,9 @@ OWN = [
     "id_encoder.safetensors",
     "semantic_ids.svg",
 ]
-# The options that every card lists. The others are only listed where they are set.
+# Options that every card lists. All other options are listed only if they are set.
 FIRST_OPTIONS = {"columns", "title_column", "group_column", "group_separator", "seed", "toy_users", "toy_items"}
-LAYOUT = 1  # raised when the folders of earlier versions have to be prepared again
+LAYOUT = 1  # increased when existing dataset folders have to be prepared again
 
 
 def prepare(
@@ -90,55 +90,56 @@ def prepare(
 ) -> RecDataset:
     """Makes a dataset folder from an interaction log, and loads it.
 
-    If the folder was made before from the same files with the same settings, it is only loaded.
+    If the folder already exists and was made from the same files with the same settings, it is only loaded.
 
     Args:
-        source (`str` or `Path`): Folder of the source's files; or `"toy"`, which is generated from the seed; or
+        source (`str` or `Path`): Folder with the files of the source; `"toy"`, which is generated from the seed; or
             `"ml-100k"`, which is downloaded once and cached. Write `"./toy"` for a folder of that name.
-        output_dir (`str` or `Path`): The dataset folder. It appears when everything is done; a failure leaves nothing
-            behind.
+        output_dir (`str` or `Path`): The dataset folder. It is created in one step at the end, so a failure leaves no
+            incomplete folder.
         format (`str`, *optional*): `table`, `recbole`, `bigrec`, `lcrec`, `ml-100k` or `toy`; detected from the files
             by default.
         split (`str`, *optional*): `"leave_one_out"` (the default), `"leave_last"` or `"time"`. Sources of windows,
-            such as `bigrec`, are split already.
-        num_held_out (`int`, *optional*): With `"leave_last"`, the number of items per user in the test split, and as
-            many before them in the validation split; 10 by default. Users with fewer than `2 * num_held_out + 1`
-            items are only trained on.
+            such as `bigrec`, are already split and take no other value than `"windows"`.
+        num_held_out (`int`, *optional*): With `"leave_last"`, the number of items per user in the test split, and in
+            the validation split before it; 10 by default. Users with fewer than `2 * num_held_out + 1` items are used
+            for training only.
         min_user_interactions (`int`, *optional*, defaults to `0`): k-core: users with fewer interactions are dropped,
             repeatedly, until every user and item has enough.
         min_item_interactions (`int`, *optional*, defaults to `0`): k-core: items with fewer interactions are dropped
             in the same way.
-        columns (`Mapping[str, str]`, *optional*): For `table`, our column names (`user_id item_id timestamp rating
-            title`) to the source's.
+        columns (`Mapping[str, str]`, *optional*): For `table`, maps our column names (`user_id item_id timestamp
+            rating title`) to the source's.
         title_column (`str`, *optional*): For `recbole`, the item column that contains the title, if it is not `title`,
             `movie_title`, `name` or `item_name`.
         group_column (`str`, *optional*): The item column with the groups (genres, brands) that measures of fairness
             and diversity use.
-        group_separator (`str`, *optional*, defaults to `"|"`): Separates the groups of one item where they are text.
-        timestamp_format (`str`, *optional*): How timestamps are written if they are neither numbers nor ISO 8601, in
-            the notation of `datetime.strptime`: `"%d/%m/%Y"` for `28/03/2024`.
+        group_separator (`str`, *optional*, defaults to `"|"`): Separates the groups of an item if they are given
+            as text.
+        timestamp_format (`str`, *optional*): Format of timestamps that are neither numbers nor ISO 8601, as in
+            `datetime.strptime`: `"%d/%m/%Y"` for `28/03/2024`.
         event_column (`str`, *optional*): For `table` and `recbole`, the column of the interactions that contains
-            events, such as `view` and `purchase`. Their `event_ratings` become the ratings, in place of any column
+            events, such as `view` and `purchase`. Their `event_ratings` become the ratings, and replace any column
             `rating`.
         event_ratings (`Mapping[str, float | None]`, *optional*): The rating of each event, such as
-            `{"view": 2, "cart": 4, "purchase": 5}`. Interactions with an event whose rating is None are left out.
-        empty_ratings (`str`, *optional*, defaults to `"refuse"`): `"drop"` leaves out interactions without a rating.
-        unknown_items (`str`, *optional*, defaults to `"refuse"`): `"drop"` leaves out interactions with items that are
-            not in the item table.
-        repeats (`str`, *optional*): Which interactions remain of a user who chose an item several times: `"first"`,
-            `"last"`, or `"keep"` for all. All remain by default too, but then a split is refused if all of its targets
-            are in their histories, since they cannot be recommended where histories are excluded.
+            `{"view": 2, "cart": 4, "purchase": 5}`. Interactions with an event whose rating is None are dropped.
+        empty_ratings (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions without a rating;
+            `"refuse"` raises a ValueError.
+        unknown_items (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions with items that are not
+            in the item table; `"refuse"` raises a ValueError.
+        repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
+            `"last"`, or `"keep"` for all. By default all are kept, but a split whose targets are all in their
+            histories raises a ValueError, because such targets cannot be recommended if histories are excluded.
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a dataset folder that was made with
-            other settings or from other files. A shell whose current directory is that folder has to enter it again
-            (`cd .`).
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an existing dataset folder. A shell
+            whose current directory is that folder has to enter it again (`cd .`).
 
     Returns:
         [`RecDataset`], as [`load`] returns it.
     """
-    # 1. Find the files, and collect the settings that decide what the dataset contains.
+    # 1. Find the files, and collect the settings that affect the contents of the dataset.
     if not str(output_dir):
         raise ValueError("output_dir is empty; name the dataset folder")
     output_dir = resolved(output_dir)
@@ -173,8 +174,8 @@ def prepare(
     if output_dir.is_mount():
         raise ValueError(f"{output_dir} is where a disk is mounted; choose a folder in it, such as {output_dir}/data")
 
-    # 2. Make it. In the meantime another process may have made it, or a killed process may have left it under another
-    # name.
+    # 2. Make the dataset, unless another process has made it in the meantime. First clean up what a killed process may
+    # have left under a temporary name.
     with exclusive(output_dir):
         clean_up(output_dir)
         if not _is_made(output_dir, settings, sources, overwrite):
@@ -185,7 +186,7 @@ def prepare(
 
 
 def _make(output_dir: Path, log: Log, settings: dict[str, Any], sources: dict[str, str], overwrite: bool) -> None:
-    """Makes the dataset folder from a log."""
+    """Filters and splits a log, and writes the dataset folder."""
     # 1. Filter and split.
     made = _from_windows(log) if log.windows else _from_interactions(log, settings)
     splits = _checked_splits(made.splits, settings["split"])
@@ -204,8 +205,8 @@ def _make(output_dir: Path, log: Log, settings: dict[str, Any], sources: dict[st
     )
     _report_repeats(card, settings)
 
-    # 2. Write all files to a folder beside the final one, then rename. A file that a user has put into the old folder
-    # since the first check is noticed before anything is deleted.
+    # 2. Write all files to a temporary folder next to the final one, then rename it. The old folder is checked again
+    # before it is deleted, because a user may have added a file since the first check.
     check_old = partial(_check_own, name=output_dir) if overwrite else None
     logger.info("writing %s", output_dir)
     with atomic_folder(output_dir, check_old=check_old) as folder:
@@ -214,7 +215,7 @@ def _make(output_dir: Path, log: Log, settings: dict[str, Any], sources: dict[st
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """A log after filtering, its splits, and counts for the card."""
+    """A filtered log, its splits, and counts for the card."""
 
     log: IndexedLog
     splits: dict[str, pa.Table]
@@ -225,7 +226,7 @@ class _Made:
 
 
 def _split_settings(format: str, split: str | None, num_held_out: int | None) -> dict[str, Any]:
-    """The settings of the split: its rule, and `num_held_out` if the rule uses it."""
+    """Returns the settings of the split: its rule, and `num_held_out` if the rule uses it."""
     reader = READERS[format]
     if reader.windowed:
         if split not in (None, "windows"):
@@ -247,23 +248,26 @@ def _split_settings(format: str, split: str | None, num_held_out: int | None) ->
 
 
 def _settings(format: str, split: dict[str, Any], minima: dict[str, int], options: Options) -> dict[str, Any]:
-    """Everything that decides the dataset besides its source; raises for an option that would have no effect."""
+    """Returns all settings that affect the contents of the dataset, except those of `_row_settings`.
+
+    Raises ValueError if an option would have no effect.
+    """
     reader = READERS[format]
     values = asdict(options)
     for name, default in asdict(Options()).items():
-        # A seed is allowed everywhere, since recipes give one to all verbs.
+        # A seed is always allowed, because recipes pass the same seed to all commands.
         if name not in reader.options | {"seed"} and values[name] != default:
             raise ValueError(f"the format {format} takes no {name}; leave it out")
     if reader.windowed and max(minima.values()) > 0:
         raise ValueError(_is_windowed(format))
-    # Options of later versions are written down where they are set, so that the cards of older folders still fit.
+    # Newer options are listed only if they are set, so that cards of older folders still equal their settings.
     used = {name: values[name] for name in sorted(reader.options) if name in FIRST_OPTIONS or values[name] is not None}
     used = {name: value for name, value in used.items() if name in FIRST_OPTIONS or value != "refuse"}
     return {"layout": LAYOUT, "format": format, **split, **minima, **used}
 
 
 def _row_settings(format: str, unknown_items: str, repeats: str | None) -> dict[str, Any]:
-    """The settings of which rows are kept, as far as they are set."""
+    """Returns the settings that decide which rows are kept, if they differ from the defaults."""
     settings = {"unknown_items": unknown_items, "repeats": repeats}
     settings = {name: value for name, value in settings.items() if value not in (None, "refuse")}
     if settings and READERS[format].windowed:
@@ -272,12 +276,12 @@ def _row_settings(format: str, unknown_items: str, repeats: str | None) -> dict[
 
 
 def _is_windowed(format: str) -> str:
-    """The message for settings that a windowed source does not take."""
+    """Returns the error message for settings that have no effect on a windowed source."""
     return f"{format} data is filtered and split by its source; leave out split and the k-core's minima"
 
 
 def _sha256(path: Path) -> str:
-    """The checksum of a file, or of all files in a folder of parts."""
+    """Returns the SHA-256 of a file, or of all files in a folder of parts."""
     if path.is_dir():
         parts = [part for part in sorted(path.rglob("*")) if part.is_file()]
         names = [f"{part.relative_to(path).as_posix()} {_sha256(part)}" for part in parts]
@@ -287,7 +291,7 @@ def _sha256(path: Path) -> str:
 
 
 def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Warns of what the card says about repeated interactions; raises if they leave nothing to measure."""
+    """Warns about targets that are in their histories. Raises ValueError if all targets of a split are."""
     repeated = card["repeated_targets"]
     every = [name for name, count in repeated.items() if count and count == card["targets"][name]]
     if "repeats" in settings or not card["repeated_interactions"]:
@@ -312,18 +316,21 @@ def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
 
 
 def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str], overwrite: bool) -> bool:
-    """Whether the folder is this very dataset; raises if it is something that may not be replaced."""
+    """Returns whether the folder contains the dataset of these settings and sources.
+
+    Raises ValueError if the folder contains anything that must not be replaced.
+    """
     if not (output_dir / "card.json").is_file():
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
             raise ValueError(f"{output_dir} exists and is not a dataset folder; choose another output_dir")
         return False
 
-    card = read_card(output_dir)  # raises for the card of something else, even with overwrite
+    card = read_card(output_dir)  # raises if the card is not the card of a dataset, even with overwrite
     if overwrite:
         _check_own(output_dir, output_dir)
         return False
 
-    written = json.loads(json.dumps(settings))  # as the card has them: JSON turns tuples into lists
+    written = json.loads(json.dumps(settings))  # as in the card, since JSON turns tuples into lists
     if (card["settings"], card["sources"]) != (written, sources):
         raise ValueError(
             f"{output_dir} is a dataset made with other settings or from other files; replace it with overwrite=True "
@@ -333,7 +340,7 @@ def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str]
 
 
 def _check_own(folder: Path, name: Path) -> None:
-    """Raises if a dataset folder, which the message calls `name`, contains files that we have not written."""
+    """Raises ValueError if a dataset folder contains files of the user. The message calls the folder `name`."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         if not is_temporary(path) and not any(fnmatchcase(relative, pattern) for pattern in OWN):
@@ -344,7 +351,7 @@ def _check_own(folder: Path, name: Path) -> None:
 
 def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:
     """Filters and splits a log."""
-    # 1. Look up the items, and drop repeats.
+    # 1. Replace ids by row numbers, and drop repeated interactions.
     indexed, counts = index_log(log, drop_unknown_items=settings.get("unknown_items") == "drop")
     left_out = {"unknown_items": counts["unknown_items"]}
     if counts["merged_timestamps"]:
@@ -373,7 +380,7 @@ def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:
 
 
 def _from_windows(log: Log) -> _Made:
-    """Takes the source's windows and splits as they are."""
+    """Uses the windows and splits of the source unchanged."""
     indexed, windows = index_windows(log)
     logger.info("using the source's %s windows", " + ".join(str(len(windows[split].user)) for split in SPLITS))
     cold_users = {}
@@ -383,7 +390,7 @@ def _from_windows(log: Log) -> _Made:
 
 
 def _checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset]:
-    """The splits as datasets; raises if one is empty or leaks into another."""
+    """Converts the splits to datasets. Raises ValueError if a split is empty or overlaps with another."""
     for name, table in tables.items():
         if table.num_rows == 0:
             raise ValueError(
@@ -395,7 +402,7 @@ def _checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset
 
 
 def _make_catalog(items: pa.Table, group_column: str | None) -> ItemCatalog:
-    """The catalogue, with the semantic IDs of the column `semantic_id` if the source has them."""
+    """Makes the catalogue. A column `semantic_id` becomes its semantic IDs."""
     if "semantic_id" not in items.column_names:
         return ItemCatalog(items, group_column=group_column)
     tokens = Ragged.from_arrow(items["semantic_id"])

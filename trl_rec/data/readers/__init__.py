@@ -1,4 +1,4 @@
-"""The readers of all formats, and the detection of a source's format from its files."""
+"""Lists the readers of all formats, and detects the format of a source from its files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from trl_rec.data.log import Reader
 from trl_rec.data.readers import bigrec, lcrec, ml_100k, recbole, table, toy
 
 
-# Detection takes the first reader that finds its files, so special formats come before general ones: a folder with
-# RecBole's copy of MovieLens-100k is read as ml-100k.
+# Detection uses the first reader that finds its files, so specific formats precede general ones. For example, a folder
+# with RecBole's copy of MovieLens-100k is read as ml-100k.
 READERS: dict[str, Reader] = {
     "ml-100k": ml_100k.MovieLensReader(),
     "recbole": recbole.RecBoleReader(),
@@ -21,11 +21,11 @@ READERS: dict[str, Reader] = {
 
 
 def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str, Path]]:
-    """The format of a source, and its files by table.
+    """Returns the format of a source, and a dict from table names to its files.
 
     Args:
-        source: A folder, or the name of a format that needs none (`"toy"`, `"ml-100k"`).
-        format (*optional*): The format's name; detected from the files by default.
+        source: A folder, or the name of a format that needs no folder (`"toy"`, `"ml-100k"`).
+        format (*optional*): Name of the format. By default, it is detected from the files.
     """
     if format is not None and format not in READERS:
         raise ValueError(f"unknown format {format!r}; choose one of {', '.join(READERS)}")
@@ -45,7 +45,7 @@ def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str
 
 
 def detect(folder: Path) -> str:
-    """The format of the files in a folder."""
+    """Returns the format of the files in a folder. Raises ValueError if no reader finds its files."""
     for name, reader in READERS.items():
         if reader.find(folder):
             return name

@@ -1,9 +1,9 @@
-"""BIGRec's files: windows in `train.csv`, `test.csv` and perhaps `valid.csv`, item titles in `id2name*.json`.
+"""Reads BIGRec's files: windows in `train.csv`, `test.csv` and optionally `valid.csv`, and titles in `id2name*.json`.
 
-A row of the CSV files is `user_id,item_ids,timestamp`, where `item_ids` is a list whose last id is the target. The
-source has already cut the log into these windows and split them. Without a validation file the last tenth of the
-training rows is held out; the cut is moved so that rows of the same timestamp stay together. The published titles
-contain HTML entities, and one title contains a line break; both are cleaned up.
+The columns of the CSV files are `user_id,item_ids,timestamp`. Each row is a window: a list of ids whose last item is
+the target. The windows are already split by the source. If there is no validation file, the last tenth of the training
+rows by time is held out. Rows with equal timestamps are never separated. HTML entities and line breaks in titles,
+which the published data set contains, are replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trl_rec.data.timestamps import seconds
 
 
 COLUMNS = ("user_id", "item_ids", "timestamp")
-# Patterns of each file's name, the preferred one first.
+# File name patterns of each table, in order of preference.
 PATTERNS = {
     "train": ("train.csv", "train_*.csv"),
     "validation": ("valid.csv", "validation.csv", "valid_*.csv"),
@@ -32,18 +32,18 @@ PATTERNS = {
 
 
 class BigRecReader(Reader):
-    """Reads windows that are already split."""
+    """Reader of windows that are already split."""
 
     options = frozenset({"timestamp_format"})
     windowed = True
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """The splits and the item titles; empty unless train, test and titles are all there."""
+        """Returns a dict from table names to files; empty unless training, test and titles all exist."""
         files = {kind: path for kind, patterns in PATTERNS.items() if (path := _first_match(folder, patterns))}
         return files if {"train", "test", "items"} <= files.keys() else {}
 
     def read(self, files: dict[str, Path], options: Options) -> Log:
-        """The windows of the three splits, and the items."""
+        """Reads the windows of the three splits, and the items."""
         time_format = options.timestamp_format
         windows = {split: _read_windows(path, time_format) for split, path in files.items() if split != "items"}
         notes: tuple[str, ...] = ()
@@ -51,13 +51,16 @@ class BigRecReader(Reader):
             windows["train"], windows["validation"], note = _hold_out(windows["train"], files["train"].name)
             notes = (note,)
 
-        # Held-out validation rows are still rows of the training file.
+        # Error messages on held-out validation rows name the training file.
         names = {"validation": files["train"].name, **{kind: path.name for kind, path in files.items()}}
         return Log(windows=windows, items=_read_items(files["items"]), names=names, notes=notes)
 
 
 def _first_match(folder: Path, patterns: tuple[str, ...]) -> Path | None:
-    """The file that fits the first pattern with any match; raises if several files fit the same pattern."""
+    """Returns the file that matches the first pattern with any match, or None.
+
+    Raises ValueError if several files match the same pattern.
+    """
     for pattern in patterns:
         paths = sorted([*folder.glob(pattern), *folder.glob(f"{pattern}.gz")])
         check_single(paths, folder)
@@ -67,7 +70,7 @@ def _first_match(folder: Path, patterns: tuple[str, ...]) -> Path | None:
 
 
 def _read_windows(path: Path, time_format: str | None) -> pa.Table:
-    """The file's rows in time order; rows with equal timestamps keep the file's order."""
+    """Reads a CSV file. Rows are sorted by time; rows with equal timestamps keep the order of the file."""
     header = read_header(path)
     missing = [name for name in COLUMNS if name not in header]
     if missing:
@@ -76,7 +79,7 @@ def _read_windows(path: Path, time_format: str | None) -> pa.Table:
     if table.num_rows == 0:
         raise ValueError(f"{path.name} contains no rows; give a file with at least one")
 
-    # The ids are written as a Python list, perhaps with quotes: "['3', '1', '4']".
+    # The ids are written as a Python list, with or without quotes: "['3', '1', '4']".
     item_ids = split_lists(pc.replace_substring_regex(table["item_ids"], r"[\[\]()'\"\s]", ""), ",")
     short = np.flatnonzero(pc.list_value_length(item_ids).to_numpy() < 2)
     if len(short):
@@ -96,9 +99,9 @@ def _read_windows(path: Path, time_format: str | None) -> pa.Table:
 
 
 def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, str]:
-    """Cuts the training rows at nine tenths. Returns both parts, and a note for the card."""
+    """Splits the training rows at nine tenths. Returns both parts and a note for the card."""
     times = train["timestamp"].to_numpy()
-    # The first row with the timestamp at nine tenths: all rows of that time become validation rows.
+    # Cut before the first row with the timestamp at nine tenths, so that equal timestamps stay together.
     cut = int(np.searchsorted(times, times[len(times) * 9 // 10]))
     if cut == 0:
         raise ValueError(f"{where}: the timestamps are too alike to hold out the last tenth; give a valid.csv")
@@ -107,7 +110,7 @@ def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, str]:
 
 
 def _read_items(path: Path) -> pa.Table:
-    """The items, from a JSON object of ids and titles."""
+    """Reads the items from a JSON object that maps ids to titles."""
     names = load_json(path, dict)
     titles = [html.unescape("" if name is None else str(name)) for name in names.values()]
     columns = {"item_id": pa.array(names, pa.string()), "title": pa.array(titles, pa.string())}

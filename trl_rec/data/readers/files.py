@@ -1,4 +1,7 @@
-"""Finds and reads source files: delimited text, JSON and JSON Lines, gzipped or not. Every error names the file."""
+"""Finds and reads source files: delimited text, JSON and JSON Lines, optionally gzipped.
+
+Every error message names the file.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,15 @@ from pyarrow import json as arrow_json
 T = TypeVar("T")
 
 DELIMITERS = (",", ";", "\t", "|")
-# Arrow reads blocks of whole rows. A row that is longer than a block needs a larger one.
+# Block sizes to try, in bytes. Arrow cannot read a row that is longer than a block.
 BLOCK_SIZES = (1 << 20, 1 << 24, 1 << 28)
-DEEPEST = 64  # levels of JSON; from some thousands on, Arrow ends the whole process
+DEEPEST = 64  # maximum nesting depth of JSON; Arrow crashes the process at a depth of some thousands
 JSON_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"')
-JSON_TOKEN = re.compile(rb"[][{}]|[^][{}\s]+")  # a bracket, or what stands between brackets
+JSON_TOKEN = re.compile(rb"[][{}]|[^][{}\s]+")  # a bracket, or any text between brackets
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:
-    """The file with one of these names, gzipped or not; raises if a folder has several of them."""
+    """Returns the file with one of these names, optionally gzipped, or None. Raises ValueError if several exist."""
     candidates = [folder / f"{name}{suffix}" for name in names for suffix in ("", ".gz")]
     paths = [path for path in candidates if path.is_file()]
     check_single(paths, folder)
@@ -36,14 +39,14 @@ def find_file(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def check_single(paths: list[Path], folder: Path) -> None:
-    """Raises if a folder has several files where one is expected."""
+    """Raises ValueError if a folder contains several files where one is expected."""
     if len(paths) > 1:
         raise ValueError(f"{folder} contains {' and '.join(path.name for path in paths)}; keep only one of them")
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Names the file in every error that reading it may cause."""
+    """Converts errors while reading a file to ValueErrors that name the file."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -56,13 +59,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether the file's content is gzipped, whatever its name is."""
+    """Returns whether the content of a file is gzipped. The name does not matter."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
 def without_gz(path: Path) -> str:
-    """The file's name without `.gz`."""
+    """Returns the name of a file without `.gz`."""
     return path.name.removesuffix(".gz")
 
 
@@ -76,18 +79,18 @@ def read_delimited(
     names: list[str] | None = None,
     encoding: str = "utf8",
 ) -> pa.Table:
-    """A delimited text file as an Arrow table. An empty cell of a text column is empty text, not null.
+    """Reads a delimited text file as an Arrow table. Empty cells of text columns become empty text, not null.
 
     Args:
         path: The file.
         delimiter (*optional*, defaults to `","`): Separates the cells of a row.
-        quoted (*optional*, defaults to `True`): Whether cells may be quoted and then contain line breaks.
-        columns (*optional*): The columns to read; all by default.
-        text (*optional*): The columns to read as text; all by default. Arrow infers the types of the others.
+        quoted (*optional*, defaults to `True`): Whether cells may be quoted. Quoted cells may contain line breaks.
+        columns (*optional*): The columns to read. By default, all.
+        text (*optional*): The columns to read as text. By default, all. Arrow infers the types of other columns.
         names (*optional*): The column names of a file without a header.
-        encoding (*optional*, defaults to `"utf8"`): The file's encoding.
+        encoding (*optional*, defaults to `"utf8"`): Encoding of the file.
     """
-    # The header is read here rather than by Arrow, so that its names are stripped and repeated ones refused.
+    # Read the header here rather than with Arrow, to strip white space from names and to reject repeated names.
     header = names or read_header(path, delimiter)
     wanted = [name for name in header if columns is None or name in columns]
     text = wanted if text is None else text
@@ -103,7 +106,7 @@ def read_delimited(
         try:
             return arrow_csv.read_csv(file, read_options=reading, parse_options=parsing, convert_options=conversion)
         except pa.ArrowInvalid as error:
-            # Arrow refuses a file that has a header and no rows; here it is a table without rows.
+            # Arrow raises an error for a file with a header and no rows. Return a table without rows instead.
             if "Empty CSV" in str(error):
                 return pa.table({name: pa.array([], pa.string()) for name in wanted})
             raise
@@ -112,7 +115,7 @@ def read_delimited(
 
 
 def read_header(path: Path, delimiter: str = ",") -> list[str]:
-    """The names in the file's first row."""
+    """Returns the names in the first row of a file. Raises ValueError if a name is repeated."""
     names = [name.strip() for name in _first_row(path, delimiter)]
     if any("\n" in name or "\r" in name for name in names):
         raise ValueError(f"{path.name} has a header of several lines; is a quotation mark missing?")
@@ -120,12 +123,12 @@ def read_header(path: Path, delimiter: str = ",") -> list[str]:
 
 
 def find_delimiter(path: Path) -> str:
-    """The delimiter that cuts the file's header into the most names: a comma, semicolon, tab or vertical bar."""
-    return max(DELIMITERS, key=lambda delimiter: len(_first_row(path, delimiter)))  # the first one if several tie
+    """Returns the delimiter (comma, semicolon, tab or vertical bar) that splits the header into the most names."""
+    return max(DELIMITERS, key=lambda delimiter: len(_first_row(path, delimiter)))  # ties go to the first one
 
 
 def check_repeats(names: list[str], path: Path) -> list[str]:
-    """The names of a file's columns; raises if one occurs twice."""
+    """Returns the names of the columns of a file unchanged. Raises ValueError if a name is repeated."""
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise ValueError(f"{path.name} has more than one column {repeated!r}; rename or remove the others")
@@ -133,12 +136,12 @@ def check_repeats(names: list[str], path: Path) -> list[str]:
 
 
 def load_json(path: Path, kind: type) -> Any:
-    """The JSON value in a file; raises unless it has the given type."""
+    """Returns the JSON value in a file. Raises ValueError if it does not have the type `kind`."""
     with naming(path), _open_text(path) as file:
         text = file.read()
         try:
             value = json.loads(text)
-            if "\\ud" in text.lower():  # half of a surrogate pair is JSON, but no text
+            if "\\ud" in text.lower():  # half of a surrogate pair is valid JSON, but cannot be encoded
                 json.dumps(value, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             place = f"line {error.lineno}: {error.msg}"
@@ -155,11 +158,11 @@ def load_json(path: Path, kind: type) -> Any:
 
 
 def read_json_lines(path: Path, schema: pa.Schema | None = None) -> pa.Table:
-    """A JSON Lines file as an Arrow table.
+    """Reads a JSON Lines file as an Arrow table.
 
     Args:
         path: The file.
-        schema (*optional*): Types of some columns. Arrow infers the others.
+        schema (*optional*): Types of some columns. Arrow infers the types of other columns.
     """
     with naming(path):
         _check_objects(path)
@@ -177,13 +180,13 @@ def read_json_lines(path: Path, schema: pa.Schema | None = None) -> pa.Table:
 
 
 def _open_text(path: Path, encoding: str = "utf-8-sig") -> Any:
-    """The file opened as text. A byte order mark, as files from Windows may have, is no part of it."""
+    """Opens a file as text, gzipped or not. Skips a byte order mark, which files from Windows may have."""
     opener = gzip.open if is_gzip(path) else open
     return opener(path, "rt", encoding=encoding, newline="")
 
 
 def _first_row(path: Path, delimiter: str) -> list[str]:
-    """The cells of the file's first row."""
+    """Returns the cells in the first row of a file."""
     with naming(path), _open_text(path) as file:
         names = next(csv.reader(file, delimiter=delimiter), None)
     if not names:
@@ -192,24 +195,35 @@ def _first_row(path: Path, delimiter: str) -> list[str]:
 
 
 def _in_blocks(path: Path, read: Callable[[pa.NativeFile, int], T]) -> T:
-    """What `read` makes of the open file, with blocks as large as its longest row needs."""
+    """Returns `read(file, block_size)` of the open file, with the smallest block size that fits its longest row."""
     with naming(path):
         for block_size in BLOCK_SIZES:
-            try:
-                with pa.OSFile(str(path)) as file:
-                    return read(pa.CompressedInputStream(file, "gzip") if is_gzip(path) else file, block_size)
-            except pa.ArrowInvalid as error:
-                if "straddl" not in str(error):
-                    raise
+            result = _try_block_size(path, read, block_size)
+            if result is not None:
+                return result
     raise ValueError(
         f"{path.name} has a row of more than {BLOCK_SIZES[-1] >> 20} MiB; is a quotation mark or a line break missing?"
     )
 
 
-def _check_objects(path: Path) -> None:
-    """Raises unless a JSON Lines file is one object after another, none of them nested too deeply.
+def _try_block_size(path: Path, read: Callable[[pa.NativeFile, int], T], block_size: int) -> T | None:
+    """Opens a file, decompresses it if necessary, and returns `read(file, block_size)`.
 
-    Arrow 26 ends the whole process at a value `null` between the objects, and at very deep nesting.
+    Returns None if a row of the file is longer than the block size.
+    """
+    try:
+        with pa.OSFile(str(path)) as file:
+            return read(pa.CompressedInputStream(file, "gzip") if is_gzip(path) else file, block_size)
+    except pa.ArrowInvalid as error:
+        if "straddl" in str(error):
+            return None
+        raise
+
+
+def _check_objects(path: Path) -> None:
+    """Raises ValueError unless a JSON Lines file is a sequence of objects, none of them nested too deeply.
+
+    Arrow 26 crashes the process if a value `null` occurs between the objects, or if values are nested very deeply.
     """
     opener = gzip.open if is_gzip(path) else open
     depth = 0
@@ -220,13 +234,15 @@ def _check_objects(path: Path) -> None:
             is_object = stripped.startswith(b"{") and stripped.endswith(b"}")
             if not depth and (not stripped or (is_object and stripped.count(b"{") == 1 and stripped.count(b"[") < 9)):
                 continue  # most lines: one flat object
+            depth = _depth_after(stripped, depth, f"{path.name}, line {number}")
 
-            # An object may also extend over several lines.
-            for token in JSON_TOKEN.findall(JSON_TEXT.sub(b'""', stripped)):
-                if not depth and token != b"{":
-                    problem = "the file must have one object per line, such as {...}"
-                    raise ValueError(f"{path.name}, line {number}: {problem}; correct it")
-                depth += (token in b"[{") - (token in b"]}")
-                if depth > DEEPEST:
-                    problem = f"the values are nested more than {DEEPEST} levels deep"
-                    raise ValueError(f"{path.name}, line {number}: {problem}; flatten them")
+
+def _depth_after(line: bytes, depth: int, where: str) -> int:
+    """Returns the nesting depth after a line, given the depth before it, since an object may span several lines."""
+    for token in JSON_TOKEN.findall(JSON_TEXT.sub(b'""', line)):
+        if not depth and token != b"{":
+            raise ValueError(f"{where}: the file must have one object per line, such as {{...}}; correct it")
+        depth += (token in b"[{") - (token in b"]}")
+        if depth > DEEPEST:
+            raise ValueError(f"{where}: the values are nested more than {DEEPEST} levels deep; flatten them")
+    return depth

@@ -1,7 +1,11 @@
-"""LC-Rec's files: `X.inter.json` (each user's items in time order), `X.item.json` (texts), `X.index.json` (tokens).
+"""Reads LC-Rec's files `X.inter.json`, `X.item.json` and `X.index.json`.
 
-There are no timestamps, so an interaction's position in its user's list takes their place and a split by time is
-refused. The published sets contain a few items with an empty title. Such an item is called "item" and its id.
+`X.inter.json` maps users to their items in time order, `X.item.json` maps items to texts, and `X.index.json` maps
+items to the tokens of their semantic IDs.
+
+The files have no timestamps. The position of an interaction in the list of its user is used instead, and a split by
+time raises an error. The published data sets contain a few items with an empty title. Their title becomes "item"
+followed by their id.
 """
 
 from __future__ import annotations
@@ -25,13 +29,13 @@ PARTS = {"interactions": "inter", "items": "item", "semantic_ids": "index"}
 
 
 class LcRecReader(Reader):
-    """Reads lists of items per user, with the items' semantic IDs if there are any."""
+    """Reader of lists of items per user, with semantic IDs of the items if they exist."""
 
     options = frozenset({"group_column", "group_separator"})
     has_timestamps = False
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """The files of the folder's dataset; empty without interactions."""
+        """Returns a dict from table names to files; empty if there are no interactions."""
         paths = sorted([*folder.glob("*.inter.json"), *folder.glob("*.inter.json.gz")])
         check_single(paths, folder)
         if not paths:
@@ -41,7 +45,7 @@ class LcRecReader(Reader):
         return {kind: path for kind, path in files.items() if path is not None}
 
     def read(self, files: dict[str, Path], options: Options) -> Log:
-        """The log; without an item file the ids serve as titles."""
+        """Reads the log. Without an item file, the item ids are used as titles."""
         if "semantic_ids" in files and "items" not in files:
             raise ValueError(f"{files['semantic_ids'].name} has no item file beside it; add the dataset's .item.json")
         names = {kind: path.name for kind, path in files.items()}
@@ -62,7 +66,7 @@ class LcRecReader(Reader):
 
 
 def read_index(path: Path, items: list[str]) -> list[list[str]]:
-    """The tokens of each of the items, from an `X.index.json`."""
+    """Returns the tokens of each item in `items`, read from an `X.index.json`."""
     index = load_json(path, dict)
     missing = next((item for item in items if not index.get(item)), None)
     if missing is not None:
@@ -77,7 +81,7 @@ def read_index(path: Path, items: list[str]) -> list[list[str]]:
 
 
 def _read_interactions(path: Path) -> pa.Table:
-    """The interactions, from a JSON object of users and lists of items."""
+    """Reads the interactions from a JSON object that maps users to lists of items."""
     lists = load_json(path, dict)
     for user, items in lists.items():
         if not isinstance(items, list):
@@ -85,9 +89,9 @@ def _read_interactions(path: Path) -> pa.Table:
                 f"{path.name}: the items of user {user!r} must be a list, not {items!r}; correct the file"
             )
 
-    # All lists joined, with the user repeated for each item of a list.
+    # Join all lists, and repeat the user for each item of a list.
     lengths = np.fromiter(map(len, lists.values()), np.int64, len(lists))
-    rows = np.repeat(np.arange(len(lists)), lengths)  # the list that each interaction comes from
+    rows = np.repeat(np.arange(len(lists)), lengths)  # index of the list of each interaction
     columns = {
         "user_id": pa.array(lists, pa.string()).take(pa.array(rows)),
         "item_id": pa.array(map(_text, chain.from_iterable(lists.values())), pa.string()),
@@ -97,7 +101,7 @@ def _read_interactions(path: Path) -> pa.Table:
 
 
 def _read_items(files: dict[str, Path]) -> tuple[pa.Table, int]:
-    """The items' table, and the number of items that have no title of their own."""
+    """Returns the table of items, and the number of items with an empty title."""
     path = files["items"]
     entries = load_json(path, dict)
     titles = [_title(item, entry, path) for item, entry in entries.items()]
@@ -106,7 +110,7 @@ def _read_items(files: dict[str, Path]) -> tuple[pa.Table, int]:
         "title": [title or f"item {item}" for item, title in zip(entries, titles, strict=True)],
     }
 
-    # The further columns, in the order in which the entries first mention them.
+    # Add the other columns, in order of first appearance in the entries.
     for name in dict.fromkeys(chain.from_iterable(entries.values())):
         if name not in columns:
             columns[name] = _column([entry.get(name) for entry in entries.values()])
@@ -116,7 +120,7 @@ def _read_items(files: dict[str, Path]) -> tuple[pa.Table, int]:
 
 
 def _title(item: str, entry: Any, path: Path) -> str:
-    """The title on one line, perhaps empty."""
+    """Returns the title of an item on one line. It may be empty."""
     if not isinstance(entry, dict):
         raise ValueError(f"{path.name}: item {item!r} must have fields, not {entry!r}; correct the file")
     if "title" not in entry:
@@ -125,7 +129,7 @@ def _title(item: str, entry: Any, path: Path) -> str:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """A column of text lists if every value is a list or null, else a column of text."""
+    """Returns a column of lists of text if every value is a list or null, else a column of text."""
     present = [value for value in values if value is not None]
     if present and all(isinstance(value, list) for value in present):
         return pa.array([value and [_text(part) for part in value] for value in values], pa.list_(pa.string()))
@@ -133,5 +137,5 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _text(value: Any) -> str | None:
-    """Returns text unchanged, and other values as JSON writes them, so that the id 7 becomes "7"."""
+    """Returns text and None unchanged, and other values as JSON, so that the id 7 becomes "7"."""
     return value if value is None or isinstance(value, str) else json.dumps(value)

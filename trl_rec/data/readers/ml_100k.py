@@ -1,7 +1,7 @@
-"""MovieLens-100k from GroupLens' own files or from RecBole's copy: the same items, users and ratings from either.
+"""Reads MovieLens-100k from the files of GroupLens or from RecBole's copy. Both give the same log.
 
-RecBole's copy has the year in a column of its own, and spells the one unknown title "unkonwn". Two items have the
-genre "unknown", which is read as no genre at all.
+RecBole's copy has the year in a separate column, which contains "unkonwn" for the item with the title "unknown". Two
+items have the genre "unknown", which is converted to an empty list of genres.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trl_rec.data.readers.files import read_delimited, without_gz
 from trl_rec.data.readers.recbole import read_atomic
 
 
-# Columns of GroupLens' files, which have no header.
+# Columns of the files of GroupLens, which have no header.
 RATINGS = ["user_id", "item_id", "rating", "timestamp"]
 USERS = ["user_id", "age", "gender", "occupation", "zip_code"]
 GENRES = [
@@ -47,20 +47,20 @@ ITEMS = ["item_id", "title", "release_date", "video_release_date", "imdb_url", "
 
 
 class MovieLensReader(Reader):
-    """Reads MovieLens-100k, which is downloaded if no folder is named."""
+    """Reader of MovieLens-100k. Downloads the data if no folder is given."""
 
     needs_folder = False
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """The three files of either origin; empty unless all three are there."""
+        """Returns a dict from table names to the three files; empty unless all three exist."""
         return find_ml_100k(folder)
 
     def fetch(self) -> dict[str, Path]:
-        """The three files in the cache folder, downloaded if they are not there yet."""
+        """Returns a dict from table names to the three files in the cache folder. Downloads them if necessary."""
         return find_ml_100k(ml_100k_folder())
 
     def read(self, files: dict[str, Path], options: Options) -> Log:
-        """The log, with the items' year and genres, and the users' age, gender and occupation."""
+        """Reads the log, with year and genres of items, and age, gender and occupation of users."""
         names = {kind: path.name for kind, path in files.items()}
         if without_gz(files["items"]) == GROUPLENS["items"]:
             titles, genres = _grouplens_items(files["items"])
@@ -84,13 +84,13 @@ class MovieLensReader(Reader):
 
 
 def _read_plain(path: Path, delimiter: str, names: list[str]) -> pa.Table:
-    """A file without a header."""
-    # GroupLens' files are in Latin-1; a quotation mark is part of the text.
+    """Reads a file of GroupLens, which has no header."""
+    # The files are encoded in Latin-1. Quotation marks are part of the text.
     return read_delimited(path, delimiter=delimiter, quoted=False, names=names, encoding="latin-1")
 
 
 def _grouplens_items(path: Path) -> tuple[pa.Table, pa.ChunkedArray]:
-    """Ids with titles, and genres; the file has one column of zeros and ones per genre."""
+    """Returns the ids and titles, and the genres. The file has one column of zeros and ones per genre."""
     table = _read_plain(path, "|", ITEMS)
     flags = np.stack([pc.equal(table[name], "1").to_numpy() for name in GENRES], axis=1)  # (num_items, num_genres)
     offsets = np.concatenate([[0], np.cumsum(flags.sum(1))])
@@ -100,7 +100,7 @@ def _grouplens_items(path: Path) -> tuple[pa.Table, pa.ChunkedArray]:
 
 
 def _recbole_items(path: Path) -> tuple[pa.Table, pa.ChunkedArray]:
-    """Ids with titles, and genres; the year is put back behind the title."""
+    """Returns the ids and titles, and the genres. Appends the year to the title, as in the files of GroupLens."""
     table = read_atomic(path, texts=("movie_title", "class"))
     year = table["release_year"]
     in_brackets = pc.binary_join_element_wise("(", year, ")", "")
@@ -111,6 +111,6 @@ def _recbole_items(path: Path) -> tuple[pa.Table, pa.ChunkedArray]:
 
 
 def _years(titles: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The last year in brackets of each title, int32; null without one."""
-    # The greedy `.*` finds the last one: "2001: A Space Odyssey (1968)" has two numbers of four digits.
+    """Returns the last year in parentheses of each title, int32, or null if there is none."""
+    # The greedy `.*` makes the pattern match the last year.
     return pc.struct_field(pc.extract_regex(titles, r".*\((?P<year>\d{4})\)"), "year").cast(pa.int32())

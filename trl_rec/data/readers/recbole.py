@@ -1,7 +1,7 @@
-"""RecBole's atomic files `X.inter`, `X.item` and `X.user`: tab-separated, with each column's type in the header.
+"""Reads RecBole's atomic files `X.inter`, `X.item` and `X.user`.
 
-Columns of the types `token_seq` and `float_seq` become lists, split at spaces. The title is the exception: it stays
-text, although RecBole calls it a `token_seq`.
+Atomic files are tab-separated, with the type of each column in the header. Columns of the types `token_seq` and
+`float_seq` are split at spaces into lists. Only the title is kept as text, although its type is `token_seq`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from trl_rec.data.readers.files import check_repeats, check_single, find_file, r
 
 
 SUFFIXES = {"interactions": ".inter", "items": ".item", "users": ".user"}
-TITLES = ("title", "movie_title", "name", "item_name")  # columns that are taken for the title unless one is named
+TITLES = ("title", "movie_title", "name", "item_name")  # default names of the title column, the preferred one first
 
 
 class RecBoleReader(Reader):
-    """Reads atomic files."""
+    """Reader of atomic files."""
 
     options = frozenset({"title_column", "group_column", "group_separator", "timestamp_format", "empty_ratings"}) | {
         "event_column",
@@ -30,7 +30,7 @@ class RecBoleReader(Reader):
     }
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """The atomic files of the folder's dataset; empty without interactions."""
+        """Returns a dict from table names to atomic files; empty if there are no interactions."""
         paths = sorted([*folder.glob("*.inter"), *folder.glob("*.inter.gz")])
         check_single(paths, folder)
         if not paths:
@@ -40,7 +40,7 @@ class RecBoleReader(Reader):
         return {kind: path for kind, path in files.items() if path is not None}
 
     def read(self, files: dict[str, Path], options: Options) -> Log:
-        """The log; without an item file the ids serve as titles."""
+        """Reads the log. Without an item file, the item ids are used as titles."""
         names = {kind: path.name for kind, path in files.items()}
         items = _read_items(files["items"], options) if "items" in files else None
         interactions, left_out = read_interactions(read_atomic(files["interactions"]), names["interactions"], options)
@@ -55,7 +55,7 @@ class RecBoleReader(Reader):
 
 
 def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
-    """The file's columns in their types, under names without a type; the columns named in `texts` stay text."""
+    """Reads a file, converts each column to its type, and removes types from names. Columns in `texts` stay text."""
     table = read_delimited(path, delimiter="\t", quoted=False)  # a quotation mark is part of the text
     check_repeats([header.partition(":")[0] for header in table.column_names], path)
     columns = {}
@@ -71,8 +71,8 @@ def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
 
 
 def _typed(column: pa.ChunkedArray, kind: str, name: str, where: str) -> pa.ChunkedArray:
-    """The column in the type that its header names."""
-    if kind == "token" or name in ("timestamp", "rating"):  # interactions_table parses those two
+    """Converts a column to the type in its header."""
+    if kind == "token" or name in ("timestamp", "rating"):  # `read_interactions` converts these two
         return column
     if kind == "float":
         return _floats(column, name, where)
@@ -81,17 +81,17 @@ def _typed(column: pa.ChunkedArray, kind: str, name: str, where: str) -> pa.Chun
 
 
 def _floats(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    """Numbers; an empty cell becomes null."""
+    """Converts a column to float64. Empty cells become null."""
     present = pc.not_equal(column, "")
     numbers(pc.if_else(present, column, "0"), name, where)  # raises for a cell that is neither empty nor a number
     return pc.if_else(present, column, None).cast(pa.float64())
 
 
 def _read_items(path: Path, options: Options) -> pa.Table:
-    """The items, with the title column renamed to `title`."""
+    """Reads the items, and renames the title column to `title`."""
     names = [name.partition(":")[0] for name in read_header(path, "\t")]
     wanted = (options.title_column,) if options.title_column else TITLES
-    # The first of the wanted names that is there.
+    # Take the first candidate that exists.
     title = next((name for name in wanted if name in names), None)
     if title is None:
         raise ValueError(
@@ -99,7 +99,7 @@ def _read_items(path: Path, options: Options) -> pa.Table:
             "title_column"
         )
 
-    # If another column is the title, a column called `title` is dropped.
+    # If another column is used as the title, drop the column `title`.
     items = read_atomic(path, texts=(title,))
     items = items.select([name for name in items.column_names if name == title or name != "title"])
     items = items.rename_columns(["title" if name == title else name for name in items.column_names])

@@ -1,6 +1,6 @@
-"""Plain tables: `interactions`, `items` and `users` as CSV, Parquet or JSON Lines, with columns of any name.
+"""Reads plain tables: `interactions`, `items` and `users` as CSV, Parquet or JSON Lines, with any column names.
 
-Only the interactions are required, and their ratings are optional. Without an item table the ids serve as titles. CSV
+Only the interactions are required, and their ratings are optional. Without an item table, ids are used as titles. CSV
 files may be separated by commas, semicolons, tabs or vertical bars. CSV and JSON Lines may be gzipped. A Parquet table
 may be a folder of parts, as Spark and DuckDB write it: `interactions/` or `interactions.parquet/`.
 """
@@ -34,7 +34,7 @@ SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
 
 class TableReader(Reader):
-    """Reads tables, and renames their columns as `Options.columns` says."""
+    """Reader of plain tables, whose columns are renamed as given by `Options.columns`."""
 
     options = frozenset({"columns", "group_column", "group_separator", "timestamp_format", "empty_ratings"}) | {
         "event_column",
@@ -42,7 +42,7 @@ class TableReader(Reader):
     }
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """The tables in the folder; empty without interactions."""
+        """Returns a dict from table names to files or folders; empty if there are no interactions."""
         files: dict[str, Path] = {}
         for kind in KINDS:
             paths = [folder / f"{kind}{suffix}" for suffix in SUFFIXES if (folder / f"{kind}{suffix}").is_file()]
@@ -53,12 +53,12 @@ class TableReader(Reader):
         return files if "interactions" in files else {}
 
     def read(self, files: dict[str, Path], options: Options) -> Log:
-        """The log in those tables."""
+        """Reads the log from the tables."""
         renames = dict(options.columns or {})
         _check_renames(renames, files)
         tables = {}
         for kind, path in files.items():
-            # Extra columns of items and users are kept; those of interactions are never used, and may be large.
+            # Keep extra columns of items and users. Those of interactions are not used and may be large, so skip them.
             used = {*NAMES, options.event_column or "rating"} if kind == "interactions" else None
             tables[kind] = _renamed(_read(path, renames, used), renames)
 
@@ -77,12 +77,12 @@ class TableReader(Reader):
 
 
 def _has_parts(folder: Path) -> bool:
-    """Whether a folder contains Parquet files, perhaps in folders of its own."""
+    """Returns whether a folder contains Parquet files, directly or in subfolders."""
     return folder.is_dir() and next(folder.rglob("*.parquet"), None) is not None
 
 
 def _check_renames(renames: Mapping[str, str], files: dict[str, Path]) -> None:
-    """Raises if a column to rename is in none of the files; `renames` maps our names to the source's."""
+    """Raises ValueError if a column to rename is in none of the files. `renames` maps our names to the source's."""
     columns = {name for path in files.values() for name in _column_names(path)} if renames else set()
     for our_name, name in renames.items():
         if name not in columns:
@@ -93,7 +93,7 @@ def _check_renames(renames: Mapping[str, str], files: dict[str, Path]) -> None:
 
 
 def _column_names(path: Path) -> list[str]:
-    """The names of a file's columns."""
+    """Returns the column names of a file."""
     name = without_gz(path)
     if path.is_file() and name.endswith(".csv"):
         return read_header(path, find_delimiter(path))
@@ -104,11 +104,14 @@ def _column_names(path: Path) -> list[str]:
 
 
 def _read(path: Path, renames: Mapping[str, str], used: set[str] | None) -> pa.Table:
-    """Reads a file under its own column names; with `used`, only the columns that get one of these names."""
+    """Reads a file without renaming its columns.
+
+    With `used`, only the columns are read whose name, after renaming, is in `used`.
+    """
     known = {*NAMES, "title", *(used or ()), *renames.values()}
     name = without_gz(path)
     if path.is_file() and name.endswith(".csv"):
-        # Known columns are read as text, or Arrow would turn the id "007" into 7.
+        # Read known columns as text, because Arrow would convert the id "007" to 7.
         delimiter = find_delimiter(path)
         columns = [name for name in read_header(path, delimiter) if name in known] if used else None
         return read_delimited(path, delimiter=delimiter, columns=columns, text=known)
@@ -121,9 +124,10 @@ def _read(path: Path, renames: Mapping[str, str], used: set[str] | None) -> pa.T
 
 
 def _read_json(path: Path, timestamp: str) -> pa.Table:
-    """A JSON Lines file in which only the column `timestamp` may contain dates.
+    """Reads a JSON Lines file in which only the column `timestamp` may contain dates.
 
-    Arrow parses any text that looks like a date, such as the title "2001-01-01"; such columns are read again as text.
+    Arrow converts any text that looks like a date, such as the title "2001-01-01". If it has done so in other columns,
+    the file is read again with these columns as text.
     """
     table = read_json_lines(path)
     texts = {field.name: _without_dates(field.type) for field in table.schema if field.name != timestamp}
@@ -134,14 +138,14 @@ def _read_json(path: Path, timestamp: str) -> pa.Table:
 
 
 def _without_dates(kind: pa.DataType) -> pa.DataType:
-    """The type with text in place of dates."""
+    """Returns the type with timestamps replaced by text, also in lists."""
     if pa.types.is_list(kind):
         return pa.list_(_without_dates(kind.value_type))
     return pa.string() if pa.types.is_timestamp(kind) else kind
 
 
 def _renamed(table: pa.Table, renames: Mapping[str, str]) -> pa.Table:
-    """Renames columns to our names. A column that already has the new name of another column is dropped."""
+    """Renames columns to our names. Drops any column that already has the new name of another column."""
     ours = {name: our_name for our_name, name in renames.items() if name in table.column_names}
     table = table.select([name for name in table.column_names if name in ours or name not in ours.values()])
     return table.rename_columns([ours.get(name, name) for name in table.column_names])

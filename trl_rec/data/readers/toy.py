@@ -1,7 +1,8 @@
 """Generates a small log from a seed: users with drifting tastes, items with titles and genres, ratings, timestamps.
 
-Half of the steps go from an item to one of its few followers, the other half are drawn by taste and popularity. So
-counting transitions beats popularity, and popularity beats chance. No user gets the same item twice.
+Each item has a few followers. In half of the steps, the next item is a follower of the last item; otherwise it is
+drawn by taste and popularity. Therefore the transition baseline beats the popularity baseline, which beats the random
+baseline. No user gets the same item twice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from trl_rec.ranges import COUNT, Range
 
 
 GENRES = ["Adventure", "Comedy", "Crime", "Drama", "Fantasy", "Mystery", "Romance", "Western"]
-# A title is a first word, a second word and an ending: "Silver Mirror at Dawn".
+# A title consists of a first word, a second word and an ending: "Silver Mirror at Dawn".
 FIRST = (
     "Amber Broken Copper Distant Empty Frozen Gentle Hidden Iron Jade Lonely Midnight Paper Quiet Red Silver".split()
 )
@@ -37,29 +38,29 @@ THIRD = [
     " for Two",
 ]
 MOST_ITEMS = len(FIRST) * len(SECOND) * len(THIRD)
-NUM_STEPS = (20, 40)  # fewest and most interactions of a user
+NUM_STEPS = (20, 40)  # minimum and maximum number of interactions per user
 NUM_FOLLOWERS = 3
-FOLLOWING = 0.5  # chance that a step goes to a follower of the last item
+FOLLOWING = 0.5  # probability that the next item is a follower of the last item
 
 
 class ToyReader(Reader):
-    """Generates the log of a seed; there are no files."""
+    """Reader that generates the log from a seed, without files."""
 
     options = frozenset({"seed", "toy_users", "toy_items"})
     needs_folder = False
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Nothing: no folder is in this format."""
+        """Returns an empty dict, since the format has no files."""
         return {}
 
     def read(self, files: dict[str, Path], options: Options) -> Log:
-        """The log of `options.seed`, with `options.toy_users` users and `options.toy_items` items."""
+        """Generates the log from `options.seed`, with `options.toy_users` users and `options.toy_items` items."""
         num_users = options.toy_users
         num_items = options.toy_items
         COUNT.check("toy_users", num_users)
         Range(NUM_STEPS[1] + 1, MOST_ITEMS, whole=True).check("toy_items", num_items)
 
-        # The order of the draws is part of the data: a seed gives the same log on every machine.
+        # Do not change the order of the random draws, because a seed must always give the same log.
         rng = np.random.default_rng(options.seed)
         membership = _make_membership(rng, num_items)
         tastes = rng.normal(0, 1.5, (num_users, len(GENRES)))
@@ -74,13 +75,17 @@ class ToyReader(Reader):
 
 
 def _make_membership(rng: np.random.Generator, num_items: int) -> np.ndarray:
-    """`(num_items, num_genres)`: true for the one to three genres of each item."""
+    """Draws one to three genres per item. Returns a boolean array, `(num_items, num_genres)`."""
     ranks = np.argsort(rng.random((num_items, len(GENRES))), axis=1).argsort(axis=1)
     return ranks < rng.integers(1, 4, (num_items, 1))
 
 
 def _make_walks(rng: np.random.Generator, tastes: np.ndarray, membership: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each user's items, and how well each item suits the user's taste at that step; both `(num_users, num_steps)`."""
+    """Draws the items of each user.
+
+    Returns the items, and how well each item fits the taste of the user at that step. Both are
+    `(num_users, num_steps)`.
+    """
     num_users = len(tastes)
     num_items = len(membership)
     users = np.arange(num_users)
@@ -92,15 +97,15 @@ def _make_walks(rng: np.random.Generator, tastes: np.ndarray, membership: np.nda
     last = rng.integers(0, num_items, num_users)  # (num_users,)
     items, affinity = np.empty((2, num_users, NUM_STEPS[1]))
     for step in range(NUM_STEPS[1]):
-        # 1. Let the tastes drift.
+        # 1. Change the tastes a little.
         tastes = tastes + rng.normal(0, 0.15, tastes.shape)
         liking = tastes @ genres.T  # (num_users, num_items)
 
-        # 2. Draw an unseen item by taste and popularity. The largest score plus Gumbel noise is a draw from a softmax.
+        # 2. Draw an unseen item by taste and popularity. The argmax of scores plus Gumbel noise is a softmax sample.
         scores = liking + popularity + rng.gumbel(size=liking.shape)
         drawn = np.where(unseen, scores, -np.inf).argmax(1)
 
-        # 3. Half of the time take a follower of the last item instead, if the user has not seen it.
+        # 3. Half of the time, take a follower of the last item instead, if the user has not seen it.
         follower = followers[last, rng.integers(0, NUM_FOLLOWERS, num_users)]
         last = np.where((rng.random(num_users) < FOLLOWING) & unseen[users, follower], follower, drawn)
         unseen[users, last] = False
@@ -110,7 +115,7 @@ def _make_walks(rng: np.random.Generator, tastes: np.ndarray, membership: np.nda
 
 
 def _make_interactions(rng: np.random.Generator, items: np.ndarray, affinity: np.ndarray) -> pa.Table:
-    """The interactions: each user's first 20 to 40 steps, 1 to 100 hours apart, with ratings from 1 to 5 by taste."""
+    """Makes the interactions: the first 20 to 40 steps of each user, 1 to 100 hours apart, rated 1 to 5 by taste."""
     num_users, num_steps = items.shape
     lengths = rng.integers(NUM_STEPS[0], num_steps + 1, (num_users, 1))
     kept = np.arange(num_steps) < lengths  # (num_users, num_steps)
@@ -127,7 +132,7 @@ def _make_interactions(rng: np.random.Generator, items: np.ndarray, affinity: np
 
 
 def _make_items(rng: np.random.Generator, membership: np.ndarray) -> pa.Table:
-    """Ids, titles and genres."""
+    """Makes the table of items: ids, titles and genres."""
     titles = [f"{first} {second}{third}" for third in THIRD for first in FIRST for second in SECOND]
     genres = Ragged.from_lengths(np.nonzero(membership)[1], membership.sum(1))
     names = pa.array(GENRES).take(pa.array(genres.values))
@@ -140,7 +145,7 @@ def _make_items(rng: np.random.Generator, membership: np.ndarray) -> pa.Table:
 
 
 def _make_users(rng: np.random.Generator, tastes: np.ndarray) -> pa.Table:
-    """Ids, ages and the genre that each user liked most at first."""
+    """Makes the table of users: ids, ages, and the genre that each user likes most before the first step."""
     columns = {
         "user_id": pa.array(np.arange(1, len(tastes) + 1)).cast(pa.string()),
         "age": rng.integers(16, 80, len(tastes)),

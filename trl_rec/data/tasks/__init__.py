@@ -1,1 +1,1 @@
-"""Training rows of several tasks: prompt templates, what fills their slots, and the rows themselves."""
+"""Builds training rows of several tasks from prompt templates and the contents of their slots."""

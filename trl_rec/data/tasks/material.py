@@ -1,6 +1,7 @@
-"""Makes the contents of task rows: the user of each row, what fills the slots of its prompt, and its answer.
+"""Makes the contents of task rows: the user of each row, the contents of the slots of its prompt, and its answer.
 
-All of these are rows of token ids, gathered from tables that are tokenised once: titles, texts, users' semantic IDs.
+A slot is a placeholder of a prompt template, such as `{title}`. Slots and answers are token ids, gathered from tables
+that are tokenised once: titles, texts, and semantic IDs of users.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ NOBODY = -1  # the user of a row about an item
 
 @dataclass(frozen=True, eq=False)
 class TokenTables:
-    """Token ids that fill slots and answers, each table made on first use.
+    """Tables of token ids for slots and answers. Each table is made on first use.
 
     Args:
-        dataset (`RecDataset`): Items, users and training split.
+        dataset (`RecDataset`): The dataset. Only its items, users and training split are used.
         tokenizer (`PreTrainedTokenizerBase`): Tokenises texts.
         prompt_format (`PromptFormat`): Decides how items are written, and whether prompts name users.
-        longest_history (`int`): Largest number of items in a history.
+        longest_history (`int`): Maximum number of items in a history.
     """
 
     dataset: RecDataset
@@ -45,36 +46,36 @@ class TokenTables:
 
     @cached_property
     def titles(self) -> Ragged:
-        """Row `i`: item `i`'s title."""
+        """Row `i` contains the title of item `i`."""
         return self.tokenize(self.dataset.catalog.titles)
 
     @cached_property
     def listed_titles(self) -> Ragged:
-        """Row `i`: item `i` in a history of titles."""
+        """Row `i` contains the line of item `i` in a history of titles."""
         return self.tokenize([f'"{title}"\n' for title in self.dataset.catalog.titles])
 
     @cached_property
     def user_ids(self) -> Ragged:
-        """Row `u`: user `u`'s semantic ID."""
+        """Row `u` contains the semantic ID of user `u`."""
         return self.dataset.catalog.user_token_ids(self.tokenizer)
 
     def user_slots(self, users: np.ndarray) -> Ragged:
-        """The semantic ID of each user; empty if prompts do not name users."""
+        """Returns the semantic ID of each user, or empty rows if prompts do not name users."""
         if self.prompt_format.users is None:
             return Ragged.from_lengths(np.empty(0, np.int64), np.zeros(len(users), np.int64))
         return self.user_ids.take(users)
 
     def tokenize(self, texts: list[str]) -> Ragged:
-        """Token ids of texts, in which nothing is read as a control token or as an item's token."""
+        """Tokenises texts such that they cannot contain special tokens or the tokens of items."""
         if not texts:
             return Ragged.from_lists([])
-        # A title may contain "<a_1>". A space after the bracket keeps added tokens from matching.
+        # A title may contain "<a_1>". A space after the bracket prevents a match with an added token.
         texts = [re.sub(r"<(?=[^<>\s]+>)", "< ", text) for text in texts]
         tokens = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
         return Ragged.from_lists(tokens["input_ids"])
 
     def with_eos(self, texts: Ragged) -> Ragged:
-        """Texts as answers, which end in EOS."""
+        """Appends EOS to texts that are answers."""
         eos = self.tokenizer.eos_token_id
         if eos is None:
             raise ValueError("the tokenizer has no EOS token to end a text with; set tokenizer.eos_token")
@@ -83,13 +84,13 @@ class TokenTables:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """The contents of a task's rows before they are cut to `max_length`.
+    """The contents of the rows of a task before they are cut to `max_length`.
 
     Args:
         users (`np.ndarray`): The user of each row, or `NOBODY`.
-        slots (`dict[str, Ragged]`): What fills each slot of the prompt, except the history.
-        answers (`Ragged`): What is trained.
-        histories (`Ragged`, *optional*): Item indices of the history, if the task has one.
+        slots (`dict[str, Ragged]`): Maps the name of each slot, except the history, to its token ids in each row.
+        answers (`Ragged`): Token ids of the answer of each row.
+        histories (`Ragged`, *optional*): Item indices of the history of each row, if the task has histories.
     """
 
     users: np.ndarray
@@ -99,13 +100,13 @@ class Material:
 
 
 def make_material(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
-    """About `count` rows of a task; rows for which the data has no text are left out.
+    """Returns up to `count` rows of a task. Rows whose texts would be empty are dropped.
 
     Args:
         name: The task.
         count: Number of rows.
-        key: Seed of the sample.
-        tables: The token ids to choose from.
+        key: Seed of the sample, as for `np.random.default_rng`.
+        tables: The token ids of slots and answers.
     """
     if name in ITEM_TASKS:
         return _about_items(name, count, key, tables)
@@ -115,7 +116,7 @@ def make_material(name: str, count: int, key: list[int], tables: TokenTables) ->
 
 
 def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
-    """A sorted sample of `count` numbers below `total`. No number occurs more than once more often than another."""
+    """Returns a sorted sample of `count` numbers below `total`. How often they occur differs by at most one."""
     if not total:
         return np.empty(0, np.int64)
     rest = np.random.default_rng(key).choice(total, count % total, replace=False)
@@ -123,7 +124,7 @@ def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
 
 
 def _about_items(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
-    """Rows that translate between an item's semantic ID or token and its title and text."""
+    """Makes rows that translate between the semantic ID or token of an item and its title or text."""
     catalog = tables.dataset.catalog
     items = sample_evenly(len(catalog), count, key)
     users = np.full(len(items), NOBODY)
@@ -131,12 +132,12 @@ def _about_items(name: str, count: int, key: list[int], tables: TokenTables) -> 
     titles = tables.titles.take(items)
     if name == "id_to_item":
         return Material(users, {"item": item_ids}, tables.with_eos(titles))
-    texts = tables.tokenize(item_texts(catalog)).take(items)  # each text once, however often an item is drawn
+    texts = tables.tokenize(item_texts(catalog)).take(items)  # tokenise each text once, even if drawn repeatedly
     return Material(users, {"title": titles, "text": texts}, item_ids)
 
 
 def _about_users(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
-    """Rows that translate between a user's semantic ID and profile; users without a profile are left out."""
+    """Makes rows that translate between the semantic ID and the profile of a user. Drops users without a profile."""
     profiles = user_profiles(tables.dataset)
     described = np.flatnonzero([bool(profile) for profile in profiles])  # users with a profile
     users = described[sample_evenly(len(described), count, key)]
@@ -148,7 +149,7 @@ def _about_users(name: str, count: int, key: list[int], tables: TokenTables) -> 
 
 
 def _after_histories(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
-    """Rows about a training target and the history before it."""
+    """Makes rows about a training target and the history before it."""
     # 1. Sample training targets.
     train = tables.dataset.train
     catalog = tables.dataset.catalog
@@ -157,7 +158,7 @@ def _after_histories(name: str, count: int, key: list[int], tables: TokenTables)
     slots = {"user": tables.user_slots(users)}
     has_text = np.ones(len(users), bool)  # (count,)
 
-    # 2. Write the answers, and the slots that only some tasks have.
+    # 2. Make the answers, and the slots that only some tasks have.
     if name == "history_to_title":
         answers = tables.with_eos(tables.titles.take(targets))
     elif name == "history_to_preference":
@@ -173,35 +174,35 @@ def _after_histories(name: str, count: int, key: list[int], tables: TokenTables)
         slots["query"] = tables.tokenize(queries)
         has_text = np.array([bool(text and query) for text, query in zip(preferences, queries, strict=True)], bool)
 
-    # 3. Leave out rows in which a text would be empty.
+    # 3. Drop rows in which a text would be empty.
     rows = np.flatnonzero(has_text)
     slots = {slot: ids.take(rows) for slot, ids in slots.items()}
     return Material(users[rows], slots, answers.take(rows), histories.take(rows))
 
 
 def _query_texts(dataset: RecDataset, items: np.ndarray) -> list[str]:
-    """A search query for each item: its groups, or words of its title if the catalogue has no groups."""
+    """Returns a search query per item: its groups, or words of its title if the catalogue has no groups."""
     single_items = Ragged.from_lengths(items, np.ones(len(items), np.int64))
     return preference_texts(single_items, dataset.catalog, most=2)
 
 
 def _prefixes(train: Dataset, numbers: np.ndarray, most: int) -> tuple[np.ndarray, Ragged, np.ndarray]:
-    """For the training targets with these numbers: the user, the newest items before the target, and the target.
+    """Returns the users, the newest items before each target, and the targets with the given numbers.
 
     Args:
         train: The training split.
-        numbers: Which of all targets of the split, counted row by row.
-        most: Largest number of items before a target.
+        numbers: Indices into all targets of the split, joined row by row.
+        most: Maximum number of items before a target.
     """
     history = split_rows(train, "history")
     targets = split_rows(train, "targets")
     sequences = join(history, targets)
 
-    # The row of each target, and its place in the flat values of all sequences.
+    # Find the row of each target, and its position in the joined values of all sequences.
     source = np.searchsorted(targets.offsets, numbers, side="right") - 1
     stop = sequences.offsets[source] + history.lengths[source] + numbers - targets.offsets[source]
 
-    # The newest items before it, gathered from the same flat values.
+    # Gather the newest items before each target from the joined values.
     lengths = np.minimum(stop - sequences.offsets[source], most)
     before = sequences.values[np.repeat(stop - lengths, lengths) + within(lengths)]
     return split_users(train)[source], Ragged.from_lengths(before, lengths), sequences.values[stop]

@@ -1,13 +1,15 @@
-"""Rows of several tasks: the next item, and tasks that connect items and users with words.
+"""Builds rows of several tasks: predicting the next item, and tasks that relate items and users to text.
 
-These are the tasks of Align3GR's behaviour level. A row contains token ids: those that fill the slots of the task's
-prompt, and those of the answer. The template is chosen anew in every epoch, when the batch is made.
+These are the tasks of Align3GR's behaviour level. A row contains the token ids of the slots of its prompt
+(placeholders such as `{title}`) and of its answer. The prompt template is chosen when the batch is made, again in
+every epoch.
 
-Rows use the catalogue, the users' columns and the training split. A row describes a user's taste by items chosen
-before the row's target. Only profiles and the users' semantic IDs depend on the whole training sequence.
+Rows are made from the catalogue, the columns of users and the training split. The preferences of a user are described
+by the items chosen before the target of the row. Only profiles and semantic IDs of users depend on the whole training
+sequence.
 
-`item_to_id` and `id_to_item` have one row per item, `profile_to_user` and `user_to_profile` one per user with a
-profile, and the other tasks one per training target.
+`item_to_id` and `id_to_item` have one row per item, `profile_to_user` and `user_to_profile` have one row per user with
+a profile, and the other tasks have one row per training target.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# With titles as surface, these would ask for a title that the prompt contains.
+# With titles as surface, the answer to these tasks would be a title that the prompt contains.
 TITLE_TASKS = ("item_to_id", "id_to_item", "history_to_title", "titles_to_id")
 HISTORY_SLOTS = ("history", "titles")
 UNCUT_SLOTS = ("user", "item")
-# The reason why a task has no row, for messages.
+# Why a task has no rows, for error messages.
 NO_PROFILES = "users have no columns, and chose nothing with groups or a title"
 NO_PREFERENCES = "items have no groups, and no words in their titles"
 MISSING = {
@@ -68,21 +70,21 @@ def build_task_rows(
     chat_template: bool = False,
     seed: int = 0,
 ) -> Dataset:
-    """Training rows of several tasks, mixed.
+    """Returns the training rows of several tasks.
 
     Args:
-        dataset: The dataset; nothing of its validation and test splits is used.
+        dataset: The dataset. Its validation and test splits are not used.
         tokenizer: The tokenizer, with the catalogue's tokens added.
-        prompt_format: How the task `next_item` is prompted. The other tasks' prompts name users if this one does;
-            otherwise the place for the user stays empty.
-        tasks: Per task the number of its rows, as a multiple of the rows that [`build_rows`] makes for the next item.
-            If a task has fewer rows of its own, they are repeated; if it has more, they are sampled. Sampled targets
-            are left out of `history_to_preference` and `query_to_item` if no item before them has a group (or, in a
-            catalogue without groups, a word in its title). A task without any row is an error.
-        cap (*optional*): Largest number of rows per task. The next item has no such limit.
-        targets, max_length, max_history: As in [`build_rows`], for the next item. Rows of the other tasks fit
-            `max_length` as well: the oldest items of the history are left out, then texts in the prompt are cut.
-        longest_history (*optional*, defaults to `20`): Largest number of items in a history of the other tasks.
+        prompt_format: Prompt format of the task `next_item`. If it names users, the prompts of the other tasks do so
+            too; otherwise their slot `user` is empty.
+        tasks: Maps the name of each task to its number of rows, relative to the number of rows that [`build_rows`]
+            makes. Rows of a task are repeated if it has fewer, and sampled if it has more. Rows of
+            `history_to_preference` and `query_to_item` are dropped if no item before the target has a group (or, in a
+            catalogue without groups, a word in its title). A task without any row raises a ValueError.
+        cap (*optional*): Maximum number of rows per task. It does not apply to `next_item`.
+        targets, max_length, max_history: Same as in [`build_rows`], for `next_item`. `max_length` applies to the other
+            tasks too: texts in their prompts are truncated, and the oldest items of the history are dropped.
+        longest_history (*optional*, defaults to `20`): Maximum number of items in a history of the other tasks.
         chat_template (*optional*, defaults to `False`): Whether prompts are a user's turn in the tokenizer's chat
             template.
         seed (*optional*, defaults to `0`): Seed of the samples.
@@ -91,10 +93,11 @@ def build_task_rows(
         `datasets.Dataset` with these columns:
 
         - `task`: the task's name.
-        - `slots`: a list of lists of token ids.
-        - `input_ids`, `labels`: those of the answer; for the next item, those of the whole row.
-        - `user`: -1 in rows about an item.
-        - `length`: number of tokens of the row in its longest template, for samplers that group by length.
+        - `slots`: the token ids of each slot, a list of lists. Empty for `next_item`.
+        - `input_ids`, `labels`: token ids and labels of the answer; for `next_item`, of the whole row.
+        - `user`: the user, or -1 in rows about an item.
+        - `length`: number of tokens of the row with the longest template of its task, for samplers that group by
+          length.
         - `row`: the row's number, which seeds the choice of templates.
     """
     _check_tasks(tasks, dataset.catalog.surface)
@@ -107,7 +110,7 @@ def build_task_rows(
     parts = []
     for name, weight in tasks.items():
         count = max(1, round(weight * len(next_item)))
-        key = [seed, TASK_NAMES.index(name)]  # a task's sample does not depend on the other tasks
+        key = [seed, TASK_NAMES.index(name)]  # so that the sample of a task does not depend on the other tasks
         if name == NEXT_ITEM:
             part = _sample_next_item(next_item, count, key)
         else:
@@ -124,13 +127,13 @@ def build_task_rows(
 
 
 def task_texts(dataset: RecDataset) -> list[str]:
-    """All texts that the tasks may contain, for the vocabulary of a tokenizer made from scratch."""
+    """Returns all texts that the tasks may contain, for the vocabulary of a tokenizer made from scratch."""
     names = item_labels(dataset.catalog)[0]
     return [*template_texts(), *item_texts(dataset.catalog), *user_profiles(dataset), *names, '"']
 
 
 def _check_tasks(tasks: Mapping[str, float], surface: str) -> None:
-    """Raises for a task that does not exist, or that has no use with the surface."""
+    """Raises ValueError if a task does not exist, or has no use with the surface."""
     unknown = sorted(set(tasks) - set(TASK_NAMES))
     if unknown:
         raise ValueError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(TASK_NAMES)}")
@@ -140,7 +143,7 @@ def _check_tasks(tasks: Mapping[str, float], surface: str) -> None:
 
 
 def _sample_next_item(next_item: Dataset, count: int, key: list[int]) -> pa.Table:
-    """A sample of the rows for the next item."""
+    """Returns a sample of the rows of `next_item`."""
     rows = next_item.select(sample_evenly(len(next_item), count, key)).with_format("arrow")[:]
     tokens = Ragged.from_arrow(rows["input_ids"])
     labels = Ragged.from_arrow(rows["labels"])
@@ -150,7 +153,7 @@ def _sample_next_item(next_item: Dataset, count: int, key: list[int]) -> pa.Tabl
 def _task_table(
     name: str, count: int, key: list[int], tables: TokenTables, templates: list[TemplateIds], max_length: int | None
 ) -> pa.Table:
-    """The rows of one task, cut to `max_length`."""
+    """Returns the rows of one task, cut to `max_length`."""
     material = make_material(name, count, key, tables)
     template_length = longest_template(templates)
     slots = material.slots
@@ -168,8 +171,11 @@ def _task_table(
 
 
 def _cut_texts(name: str, material: Material, template_length: int, max_length: int) -> tuple[dict[str, Ragged], int]:
-    """Cuts texts so that a row fits the longest template. Returns the slots, and the tokens left for a history."""
-    # 1. Subtract what is never cut.
+    """Truncates texts so that a row fits `max_length` with the longest template.
+
+    Returns the slots, and the number of tokens left for a history.
+    """
+    # 1. Subtract the template, and the slots and answers that are never truncated.
     uncut = [material.answers, *(material.slots[slot] for slot in UNCUT_SLOTS if slot in material.slots)]
     room = max_length - template_length - sum(_longest(part) for part in uncut)
     if room < 0:
@@ -177,7 +183,7 @@ def _cut_texts(name: str, material: Material, template_length: int, max_length: 
             f"max_length {max_length} is too small for the task {name}, which takes up to {-room} tokens more"
         )
 
-    # 2. Share the rest. Templates with a history may contain all texts; other templates contain one text each.
+    # 2. Share the remaining tokens. A template with a history may contain all texts; any other contains only one.
     texts = {slot: ids for slot, ids in material.slots.items() if slot not in UNCUT_SLOTS}
     share = room if material.histories is None else room // (1 + len(texts))
     cut = {slot: ids.head(share) for slot, ids in texts.items()}
@@ -185,12 +191,12 @@ def _cut_texts(name: str, material: Material, template_length: int, max_length: 
 
 
 def _longest(rows: Ragged) -> int:
-    """The length of the longest row."""
+    """Returns the length of the longest row."""
     return int(rows.lengths.max(initial=0))
 
 
 def _history_slot(name: str, histories: Ragged, tables: TokenTables, room: int | None) -> dict[str, Ragged]:
-    """Fills the slot for the history. The oldest items are left out if they do not fit."""
+    """Fills the slot of the history. The oldest items are dropped if they do not fit."""
     slot = next(slot for slot in TASKS[name].slots if slot in HISTORY_SLOTS)
     pieces = tables.prompt_format.pieces if slot == "history" else tables.listed_titles
     if room is not None:
@@ -205,10 +211,10 @@ def _history_slot(name: str, histories: Ragged, tables: TokenTables, room: int |
 def _to_table(
     name: str, slots: list[Ragged], tokens: Ragged, labels: Ragged, users: Any, lengths: np.ndarray
 ) -> pa.Table:
-    """Rows as an Arrow table; `slots` are in the task's order."""
+    """Returns the rows as an Arrow table. `slots` are in the order of `Task.slots`."""
     count = len(tokens)
     num_slots = len(slots)
-    # A row's slots, joined, and their lengths, row by row: the flat form of a list of lists.
+    # Build the list of lists from its flat form: the joined slots of all rows, and the length of each slot.
     values = join(*slots).values if slots else np.empty(0, np.int64)
     sizes = np.stack([slot.lengths for slot in slots], 1).ravel() if slots else np.empty(0, np.int64)
     inner = Ragged.from_lengths(values.astype(np.int64), sizes).to_arrow()

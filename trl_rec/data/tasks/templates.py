@@ -1,11 +1,11 @@
-"""Prompt templates of the tasks other than the next item; one is chosen per row and epoch.
+"""Defines the prompt templates of all tasks except `next_item`. One template is chosen per row and epoch.
 
-A template is text with slots in braces. The segments between the slots are tokenised once, and a prompt is segments
-and slots joined as token ids. The wording is ours, and plain. Deviation: Align3GR takes LC-Rec's templates, 5 to 19
-per task.
+A template is a text with slots (placeholders) in braces. The segments between the slots are tokenised once, and a
+prompt is the concatenation of segments and slots as token ids. Deviation: the templates are our own; Align3GR uses
+LC-Rec's templates, 5 to 19 per task.
 
-The task `next_item` has no template, since it uses the prompt of decoding. Further wordings would leave fewer training
-rows with that prompt.
+The task `next_item` has no templates, because it is trained with the prompt that is used for decoding. With several
+wordings, fewer training rows would have that prompt.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NEXT_ITEM = "next_item"
-SLOT = r"{(\w+)}"  # the group makes `re.split` return the slots' names between the segments
+SLOT = r"{(\w+)}"  # because of the group, `re.split` returns the names of the slots between the segments
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: its templates, the slots in them, and the kind of answer that they ask for.
+    """A task: its templates, their slots, and the kind of its answers.
 
     Args:
-        slots (`tuple[str, ...]`): Names of the slots that a row fills, in the order in which the row lists them.
-        answer (`str`): `"item"`, one of the catalogue; `"user"`, a user's semantic ID; or `"text"`.
+        slots (`tuple[str, ...]`): Names of the slots, in the order of the column `slots` of task rows.
+        answer (`str`): Kind of the answer: `"item"`, `"user"` (the semantic ID of a user) or `"text"`.
         templates (`tuple[str, ...]`): The texts. A template contains some of the slots, each at most once.
     """
 
@@ -42,7 +42,7 @@ class Task:
     templates: tuple[str, ...]
 
 
-# The position of a task is part of the seed of its sample, so a new task goes to the end.
+# The position of a task is part of the seed of its sample, so add new tasks at the end.
 TASKS = {
     NEXT_ITEM: Task((), "item", ()),
     "item_to_id": Task(
@@ -127,13 +127,13 @@ TASK_NAMES = tuple(TASKS)
 
 @dataclass(frozen=True, eq=False)
 class TemplateIds:
-    """One template as token ids: `segments[0]`, slot `places[0]` of the task, `segments[1]`, and so on."""
+    """One template as token ids: `segments[0]`, the task's slot number `places[0]`, `segments[1]`, and so on."""
 
     segments: list[np.ndarray]
     places: list[int]
 
     def fill(self, slots: Sequence[Sequence[int]]) -> np.ndarray:
-        """The prompt, given the token ids that a row has for each of the task's slots."""
+        """Returns the prompt, given the token ids of each slot of the task."""
         parts = [self.segments[0]]
         for place, segment in zip(self.places, self.segments[1:], strict=True):
             parts += [np.asarray(slots[place], np.int64), segment]
@@ -143,11 +143,11 @@ class TemplateIds:
 def template_ids(
     tokenizer: PreTrainedTokenizerBase, surface: str, *, chat_template: bool = False
 ) -> dict[str, list[TemplateIds]]:
-    """The templates of each task, by its name.
+    """Returns the tokenised templates of each task.
 
     Args:
         tokenizer: Tokenises the segments.
-        surface: The catalogue's surface; templates begin with the same tokens as its prompts.
+        surface: Surface of the catalogue, which determines whether prompts begin with BOS; see `beginning_ids`.
         chat_template (*optional*, defaults to `False`): Whether templates are a user's turn in the tokenizer's chat
             template.
     """
@@ -161,12 +161,12 @@ def template_ids(
 
 
 def longest_template(templates: Sequence[TemplateIds]) -> int:
-    """Number of tokens of the longest template with empty slots."""
+    """Returns the number of tokens of the longest template with empty slots."""
     return max(sum(map(len, template.segments)) for template in templates)
 
 
 def template_texts() -> list[str]:
-    """All templates without their slots, for a vocabulary."""
+    """Returns the texts of all templates without their slots, for a vocabulary."""
     return [re.sub(SLOT, " ", text) for task in TASKS.values() for text in task.templates]
 
 
@@ -174,8 +174,8 @@ def _make_template(
     tokenizer: PreTrainedTokenizerBase, start: list[int], text: str, slots: tuple[str, ...]
 ) -> TemplateIds:
     """Tokenises the segments of a template."""
-    pieces = re.split(SLOT, text)  # segments and names of slots, in turn
+    pieces = re.split(SLOT, text)  # alternating segments and names of slots
     segments = [np.array(token_ids(tokenizer, piece), np.int64) for piece in pieces[::2]]
-    # The prompt's first tokens belong to the first segment.
+    # Put BOS and the like at the beginning of the first segment.
     segments[0] = np.concatenate([np.array(start, np.int64), segments[0]])
     return TemplateIds(segments, [slots.index(name) for name in pieces[1::2]])
