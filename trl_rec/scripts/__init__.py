@@ -4,7 +4,7 @@ import signal
 import sys
 
 
-# While a launched script imports its libraries, Ctrl-C ends it without a traceback; then `parsing.run` takes over.
-# Python calls a script "-m" until it has found the module.
+# While a launched script imports its libraries, Ctrl-C ends it without a traceback. Once the libraries are imported,
+# `parsing.run` handles Ctrl-C. `sys.argv[0]` is "-m" until Python has found the module that it runs.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

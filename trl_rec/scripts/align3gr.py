@@ -1,6 +1,6 @@
 """`trl-rec align3gr`: makes semantic IDs, fine-tunes on several tasks, and trains on preferences in stages.
 
-A recipe can also run the stages alone.
+A recipe can also run only the stages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
 from trl_rec.trainer.base.shutdown import end_processes
 
 
-# Fields that the supervised part takes from the configuration of the stages unless its own section sets them.
+# Fields that the supervised part copies from the configuration of the stages, unless its own section sets them.
 COMMON = (
     "max_steps",
     "prompt_head",
@@ -49,10 +49,10 @@ COMMON = (
 
 @dataclass
 class ScheduleArguments:
-    """The data, and which parts to run.
+    """Arguments for the data and for the parts to run.
 
-    Without `supervised`, the stages start from the policy in `model_name_or_path`. With `supervised`, this model is
-    fine-tuned first. If `model_name_or_path` is unset, a small model is trained from scratch instead.
+    Without `supervised`, the stages start from the policy in `model_name_or_path`. With `supervised`, the model in
+    `model_name_or_path` is fine-tuned first; if `model_name_or_path` is unset, a small model is trained from scratch.
     """
 
     dataset: str = field(metadata={"help": "dataset folder, made by trl-rec prepare"})
@@ -80,7 +80,7 @@ class ScheduleArguments:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the parts that are not finished, and measures the last policy on the test split."""
+    """Runs the parts that are not finished yet, and evaluates the final policy on the test split."""
     data, model_config, config = parse((ScheduleArguments, RecModelConfig, SoftmaxDPOConfig), argv, "align3gr")
     show_progress()
     start = model_config.model_name_or_path
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
             "or a supervised section"
         )
 
-    # 1. Read all sections of the recipe, and check them before any work.
+    # 1. Read and check all sections of the recipe before any work starts.
     stages = align3gr_stages() if data.stages is None else read_stages(data.stages)
     ids = None if data.tokenize is None else parse_section(DualIdsConfig, data.tokenize, "align3gr: tokenize")
     supervised = None if data.supervised is None else _supervised_config(data.supervised, config)
@@ -115,7 +115,10 @@ def main(argv: list[str]) -> None:
 
 
 def _supervised_config(section: dict[str, Any], config: SoftmaxDPOConfig) -> BearConfig:
-    """The configuration of the supervised part. Fields in `COMMON` that its section leaves out are the stages'."""
+    """Returns the configuration of the supervised part.
+
+    Fields in `COMMON` that the section does not set are copied from `config`, the configuration of the stages.
+    """
     common = {"output_dir": f"{config.output_dir}/supervised", **{name: getattr(config, name) for name in COMMON}}
     return parse_section(BearConfig, common | section, "align3gr: supervised")
 

@@ -1,4 +1,4 @@
-"""`trl-rec alro`: fine-tunes a model to order a user's rated candidates, and measures it beside the baselines."""
+"""`trl-rec alro`: fine-tunes a model to order a user's rated candidates, and compares it with the baselines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trl_rec.trainer import AlroConfig, RatingStageConfig, build_alro_trainer, c
 
 @dataclass
 class RatedDataArguments:
-    """The data, and how items are written."""
+    """Arguments for the data and for how items are written."""
 
     dataset: str = field(metadata={"help": "dataset folder with ratings, prepared with split leave_last or time"})
     surface: str = field(
@@ -22,7 +22,7 @@ class RatedDataArguments:
 
 
 def main(argv: list[str]) -> None:
-    """Trains, saves, and writes `metrics.json` for the test split."""
+    """Trains and saves a model, and writes `metrics.json` for the test split."""
     kinds = (RatedDataArguments, RecModelConfig, RatingStageConfig, AlroConfig)
     data, model_config, rating, config = parse(kinds, argv, "alro")
     show_progress()

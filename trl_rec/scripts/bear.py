@@ -11,7 +11,7 @@ from trl_rec.trainer import BearConfig, build_bear_trainer, conclude
 
 
 def main(argv: list[str]) -> None:
-    """Trains, saves, and writes `metrics.json` for the test split."""
+    """Trains and saves a model, and writes `metrics.json` for the test split."""
     data, model_config, config = parse((DataArguments, RecModelConfig, BearConfig), argv, "bear")
 
     dataset = load(data.dataset).with_surface(data.surface)

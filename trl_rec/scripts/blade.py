@@ -1,4 +1,4 @@
-"""`trl-rec blade`: aligns a model that writes lists to rewards of whole lists, and measures the result."""
+"""`trl-rec blade`: aligns a model that writes lists with rewards of whole lists, and evaluates the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trl_rec.trainer import BladeConfig, build_blade_trainer, conclude
 
 
 def main(argv: list[str]) -> None:
-    """Trains, saves, and writes `metrics.json` for the test split."""
+    """Trains and saves a model, and writes `metrics.json` for the test split."""
     data, model_config, config = parse((DataArguments, ModelConfig, BladeConfig), argv, "blade")
 
     dataset = load(data.dataset).with_surface(data.surface)

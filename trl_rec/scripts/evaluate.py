@@ -1,6 +1,6 @@
-"""`trl-rec evaluate`: measures the baselines and a model on the same rows.
+"""`trl-rec evaluate`: evaluates the baselines and a model on the same rows.
 
-Under `accelerate launch -m trl_rec.scripts.evaluate` the users are divided among the processes.
+Under `accelerate launch -m trl_rec.scripts.evaluate`, the users are divided among the processes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from trl_rec.scripts.parsing import parse, run
 
 @dataclass
 class EvaluateArguments:
-    """Where the data is, and where the metrics go."""
+    """Arguments for the dataset folder and the output folder."""
 
     dataset: str = field(metadata={"help": "dataset folder, made by trl-rec prepare"})
     output_dir: str = field(metadata={"help": "folder for metrics.json"})
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates, prints a table and writes `metrics.json`."""
+    """Evaluates the baselines and the model, prints a table, and writes `metrics.json`."""
     arguments, config = parse((EvaluateArguments, EvaluationConfig), argv, "evaluate")
     config = evaluation_settings(config)
     results = evaluate_with_baselines(load(arguments.dataset), config)

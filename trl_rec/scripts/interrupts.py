@@ -1,7 +1,8 @@
-"""How a verb ends that is told to stop, by Ctrl-C (SIGINT), `kill` (SIGTERM) or a closed terminal (SIGHUP).
+"""Ends a verb cleanly on Ctrl-C (SIGINT), `kill` (SIGTERM) or a closed terminal (SIGHUP).
 
-The work ends in one line that says how to continue, and with the exit status that shells use, 128 + the signal.
-Contexts are left as after an error, so nothing is half-written and locks are released. Standard library only.
+The process prints one line that says how to continue, and exits with the status that shells use, 128 + the signal
+number. Context managers exit as they do after an error, so no file is half-written and locks are released. This module
+imports only the standard library.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import NoReturn
 
 
 SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-SAID = "TRL_REC_SAID"  # a file that a launched process makes once it has printed the line, so that one process does
-SECONDS = 2.0  # a signal that follows so soon is the same one, sent to the whole terminal and forwarded as well
+SAID = "TRL_REC_SAID"  # path of a file that marks the line as printed, so that only one process prints it
+SECONDS = 2.0  # a second signal within this time is a copy, because terminal and launcher both send it
 REMEDIES = {
     "align3gr": "the same command continues where it stopped",
     "prepare": "nothing was written; run the same command again",
@@ -36,7 +37,7 @@ class Interrupted(KeyboardInterrupt):
     """Raised in the main thread when a signal asks the process to stop.
 
     Args:
-        number (`int`): The signal.
+        number (`int`): Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -45,7 +46,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Turns signals into one [`Interrupted`]. A second signal, some time later, ends the process at once."""
+    """Signal handler that raises [`Interrupted`] on the first signal.
+
+    Another signal within `SECONDS` is ignored. A later one ends the process immediately.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -53,7 +57,7 @@ class Interrupts:
         self._time = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
+        """Handles a signal."""
         if os.getpid() != self._process:  # a forked worker ends as if there were no handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -67,7 +71,7 @@ class Interrupts:
 
 @contextmanager
 def handling(handler: Handler) -> Iterator[None]:
-    """Inside the block, the signals call `handler`, except those that the process was started to ignore (`nohup`)."""
+    """Inside the block, `SIGNALS` call `handler`, except for signals that the process ignores (as under `nohup`)."""
     numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():
         numbers = []  # only the main thread may set handlers
@@ -80,34 +84,34 @@ def handling(handler: Handler) -> Iterator[None]:
 
 
 def say_once(line: str) -> None:
-    """Prints a line on stderr, unless another of the launched processes has printed the same one."""
+    """Prints a line on stderr, unless another launched process has already printed the same line."""
     if SAID in os.environ:
         digest = hashlib.sha256(line.encode(errors="replace")).hexdigest()
         try:
             Path(f"{os.environ[SAID]}-{digest}").touch(exist_ok=False)
         except FileExistsError:
             return
-        except OSError:  # no folder to note it in, or a full disk
+        except OSError:  # the marker file cannot be made, so the line may be printed more than once
             pass
     print(line, file=sys.stderr)
 
 
 def end(verb: str, number: int, message: str = "", *, training: bool) -> NoReturn:
-    """Ends the process after a signal, with one line.
+    """Prints one line and ends the process after a signal.
 
     Args:
         verb: The verb.
-        number: The signal.
-        message: What to print. By default, how to go on in general.
+        number: Number of the signal.
+        message: The message to print. Defaults to general advice on how to continue.
         training: Whether the verb trains a model.
     """
-    if os.environ.get("RANK", "0") == "0":  # other processes would say the same
+    if os.environ.get("RANK", "0") == "0":  # the other processes would print the same line
         remedy = REMEDIES.get(verb, TRAINING_REMEDY if training else "run the same command again")
         print(f"\ntrl-rec {verb}: {message or f'interrupted; {remedy}'}", file=sys.stderr)
         if SAID in os.environ:
             Path(os.environ[SAID]).touch()
 
-    # A process of several would wait at its end for processes that are gone already.
+    # With several processes, a normal exit would wait for peers that have already exited.
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         sys.stderr.flush()

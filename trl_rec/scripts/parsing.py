@@ -1,6 +1,6 @@
-"""The arguments of a verb: dataclasses filled from a recipe (`--config`) and from the command line.
+"""Parses the arguments of a verb into dataclasses, from a recipe (`--config`) and from the command line.
 
-TRL's own parser fills them, so the command line overrides any key of a recipe, and an unknown key is an error.
+TRL's own parser does the work, so the command line overrides any key of a recipe, and an unknown key is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass
 class DataArguments:
-    """The data, and how items are written."""
+    """Arguments for the data and for how items are written."""
 
     dataset: str = field(metadata={"help": "dataset folder, made by trl-rec prepare"})
     surface: str = field(
@@ -43,12 +43,12 @@ class DataArguments:
 
 @overload
 def parse(kinds: type[T], argv: list[str], verb: str) -> T:
-    """One dataclass."""
+    """Returns an instance of the dataclass."""
 
 
 @overload
 def parse(kinds: tuple[type, ...], argv: list[str], verb: str) -> tuple[Any, ...]:
-    """One dataclass of each kind."""
+    """Returns a tuple with an instance of each dataclass."""
 
 
 def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
@@ -57,12 +57,12 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     Args:
         kinds: The dataclass to fill, or several that share the command line.
         argv: The words of the command line after the verb.
-        verb: The verb, for messages.
+        verb: Name of the verb, used in messages.
 
     Returns:
-        An instance of the dataclass, or a tuple with one of each.
+        An instance of the dataclass, or a tuple with an instance of each.
     """
-    # 1. Split the words into the recipe and the rest. "--config=NAME" is accepted too.
+    # 1. Separate the recipe from the other words. "--config=NAME" is accepted too.
     words = []
     for word in argv:
         words += word.split("=", 1) if word.startswith("--config=") else [word]
@@ -74,8 +74,8 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
         recipe = find_recipe(words[place + 1])
         del words[place : place + 2]
 
-    # 2. Parse. The values of the recipe become the defaults, as TRL does it. TRL types its parameter as a NewType that
-    # no class is an instance of.
+    # 2. Parse. As in TRL, the values of the recipe become the parser's defaults. The type error is ignored because TRL
+    # declares the parameter as a NewType, which no class matches.
     all_kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     parser = _Parser(
         all_kinds,  # type: ignore[arg-type]
@@ -88,11 +88,12 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
         _use_recipe(parser, all_kinds, recipe)
     parsed = parser.parse_args_into_dataclasses(args=words)
 
-    # 3. Check the numbers.
+    # 3. Check that numbers are in their ranges.
     for arguments in parsed:
         check_ranges(arguments)
 
-    # 4. "true" means the newest checkpoint. The parser reads it as text, and the trainer would look for such a folder.
+    # 4. "true" means the newest checkpoint. The parser returns it as a string, which the trainer would take for the
+    # name of a folder.
     for arguments in parsed:
         if getattr(arguments, "resume_from_checkpoint", None) in ("true", "True"):
             arguments.resume_from_checkpoint = True
@@ -100,15 +101,15 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
 
 
 class _Parser(TrlParser):
-    """TRL's parser. A wrong command line is a `ValueError`, without the list of all options before it."""
+    """TRL's parser, except that an invalid command line raises `ValueError` and does not print all options."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises the error that argparse would print before it exits."""
+        """Raises `ValueError` with the message that argparse would print before exiting."""
         raise ValueError(message)
 
 
 def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path) -> None:
-    """Makes the values of a recipe the parser's defaults, and sets the environment variables in its `env`."""
+    """Sets the parser's defaults from a recipe, and the environment variables from the recipe's key `env`."""
     values = read_recipe(recipe)
     variables = values.pop("env", {})
     if not isinstance(variables, dict):
@@ -124,10 +125,10 @@ def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path) -> Non
 
 
 def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
-    """Fills a dataclass from a section of a recipe, by the rules of [`parse`].
+    """Fills a dataclass from a section of a recipe, under the same rules as [`parse`].
 
-    Unknown keys are errors, and numbers that YAML reads as text (`1e-3`) become numbers. A key without a value takes
-    its default, except `max_length`, which is then unlimited.
+    Unknown keys are errors, and numbers that YAML reads as strings (`1e-3`) become numbers. A key without a value gets
+    its default. The exception is `max_length`: without a value, it is unlimited.
     """
     argv = []
     for key, value in checked_values((kind,), section, name, optional=True).items():
@@ -138,12 +139,12 @@ def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
 
     arguments = parse(kind, argv, name)
     if "max_length" in section and section["max_length"] is None:
-        vars(arguments)["max_length"] = None  # only some of these dataclasses have it
+        vars(arguments)["max_length"] = None  # via vars(), because only some of these dataclasses have the field
     return arguments
 
 
 def json_mapping(text: str) -> dict[str, Any] | None:
-    """Reads a mapping written as JSON. The command line takes it in place of a recipe's nested keys."""
+    """Parses a mapping written as JSON, which is how the command line accepts the nested keys of a recipe."""
     if text.lower() in ("none", "null"):
         return None
     try:
@@ -156,7 +157,10 @@ def json_mapping(text: str) -> dict[str, Any] | None:
 
 
 def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs the `main` of a verb. A user's mistake becomes one sentence and exit status 2, an interrupt one line."""
+    """Runs the `main` of a verb.
+
+    A `ValueError` or `OSError` is printed as one sentence, with exit status 2. An interrupt is printed as one line.
+    """
     interrupts = Interrupts()
     try:
         with handling(interrupts):
@@ -164,7 +168,7 @@ def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
     except (Exception, KeyboardInterrupt) as error:
         is_interrupt = isinstance(error, KeyboardInterrupt)
         if is_interrupt or interrupts.number is not None:
-            # Other errors may follow a signal, such as those of a process whose peers are gone.
+            # A signal may cause other errors, for example in a process whose peers have already exited.
             number = getattr(error, "number", None) or interrupts.number or signal.SIGINT
             end(verb, number, str(error) if is_interrupt else "", training=verb in TRAINING)
         if not isinstance(error, ValueError | OSError):
@@ -174,16 +178,20 @@ def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
 
 
 def show_progress() -> None:
-    """Lets the main process print which part of a verb runs.
+    """Makes the main process log which part of a verb is running.
 
-    Call it after [`parse`], which chooses the device of the processes. `PartialState` cannot change it later.
+    Call this function after [`parse`], which chooses the device. It creates a `PartialState`, whose device cannot be
+    changed later.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trl_rec").setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: `name` itself if there is such a file, else the shipped recipe (`prepare/ml-100k`)."""
+    """Returns the file of a recipe: `name` if this file exists, or else the shipped recipe of that name.
+
+    The name of a shipped recipe is its path without the suffix, such as `prepare/ml-100k`.
+    """
     if Path(name).is_file():
         return Path(name)
     shipped = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"
@@ -193,14 +201,14 @@ def find_recipe(name: str) -> Path:
 
 
 def recipe_names() -> list[str]:
-    """The names that `--config` accepts. Those under `accelerate/` are for `--accelerate_config` instead."""
+    """Returns the names of shipped recipes. Files in `accelerate/` are left out: `--accelerate_config` takes them."""
     folder = recipes_folder()
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
     return sorted(name for name in names if not name.startswith("accelerate/"))
 
 
 def recipes_folder() -> Path:
-    """The folder of the shipped recipes: inside the installed package, or beside it in a checkout."""
+    """Returns the folder of the shipped recipes, which is in the installed package, or beside it in a checkout."""
     package = Path(trl_rec.__file__).parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"

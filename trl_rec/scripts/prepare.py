@@ -17,7 +17,7 @@ from trl_rec.scripts.parsing import parse
 
 @dataclass
 class PrepareArguments:
-    """Keys of a `prepare` recipe; [`prepare`] explains them."""
+    """Keys of a `prepare` recipe. They are documented in [`prepare`]."""
 
     source: str = field(metadata={"help": "folder of the source's files; or toy, or ml-100k"})
     output_dir: str = field(metadata={"help": "dataset folder to make"})
@@ -87,7 +87,7 @@ class PrepareArguments:
 def main(argv: list[str]) -> None:
     """Prepares the dataset, and prints what its folder contains."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    datasets.disable_progress_bars()  # there would be one per split, each gone in an instant
+    datasets.disable_progress_bars()  # there would be one per split, visible only for an instant
 
     arguments = parse(PrepareArguments, argv, "prepare")
     dataset = prepare(**asdict(arguments))

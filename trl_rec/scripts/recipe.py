@@ -1,4 +1,4 @@
-"""`trl-rec recipe`: prints a shipped recipe, to be copied and changed, or the names of all."""
+"""`trl-rec recipe`: prints a shipped recipe, to be copied and edited, or the names of all shipped recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trl_rec.scripts.verbs import VERBS
 
 
 def main(argv: list[str]) -> None:
-    """Prints a recipe, or the names of all recipes."""
+    """Prints a recipe, or the names of all shipped recipes if no name is given."""
     parser = argparse.ArgumentParser(prog="trl-rec recipe", description=VERBS["recipe"])
     parser.add_argument("name", nargs="?", help="name of a recipe, such as bear/toy; lists all names if unset")
 

@@ -1,6 +1,6 @@
 """Reads recipes: YAML files whose keys are the options of a verb.
 
-A recipe may be malformed in any way. It is then refused in one sentence, before any of it is used.
+A malformed recipe raises an error of one sentence before any of its values is used.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 
-MOST_VALUES = 10_000  # of a recipe, when every alias is written out; a few lines of aliases can stand for 10^9 values
+MOST_VALUES = 10_000  # per recipe with its aliases expanded; a few lines of aliases can expand to 10^9 values
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "empty"}
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Reads a recipe. Raises `ValueError` where the file is not a YAML mapping from texts to plain values."""
+    """Reads a recipe. Raises `ValueError` if the file is not a YAML mapping from strings to plain values."""
     try:
         with Path(path).open(encoding="utf-8") as file:
             loader = yaml.SafeLoader(file)
@@ -51,7 +51,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def _check_node(path: str | Path, node: yaml.Node | None) -> None:
-    """Raises where aliases make a recipe too large or endless, where a key is no text, or where it is given twice."""
+    """Raises `ValueError` if aliases make the recipe too large or endless, or if a key is not a string or repeated."""
     if node is None:
         return
     if _size(node, {}, set()) > MOST_VALUES:
@@ -74,7 +74,15 @@ def _check_node(path: str | Path, node: yaml.Node | None) -> None:
 
 
 def _size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
-    """The number of values below a node when every alias is written out. A node below itself has `MOST_VALUES`."""
+    """Returns the number of values in a node with its aliases expanded.
+
+    A node that contains itself has infinitely many values, so it counts as more than `MOST_VALUES`.
+
+    Args:
+        node: The node.
+        known: Sizes that have been computed already, by `id` of the node. This function adds to it.
+        above: The `id` of every node that contains `node`.
+    """
     if id(node) in above:
         return MOST_VALUES + 1
     if id(node) not in known:
@@ -92,24 +100,25 @@ def _size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
 def checked_values(
     kinds: tuple[type, ...], values: dict[str, Any], place: str | Path, *, optional: bool = False
 ) -> dict[str, Any]:
-    """The values of a recipe for the fields of some dataclasses. Raises `ValueError` where a value has a wrong type.
+    """Checks the values of a recipe against the types of dataclass fields, and returns them.
 
-    A text may stand for a number or a flag, since the parser reads both from the command line too. A number for a
-    field of text becomes a text, and a single text for a list of texts becomes a list. Unknown keys are left to the
-    parser.
+    Raises `ValueError` if a value has the wrong type. A string is accepted for a number or a flag, because the parser
+    converts it, as it does on the command line. A number is converted to a string if the field is a string, and a
+    single string to a list if the field is a list of strings. Unknown keys are returned unchanged, because the parser
+    reports them.
 
     Args:
         kinds: The dataclasses.
         values: The keys and values of the recipe.
-        place: The file or section, for messages.
-        optional: Whether a key may have no value, whatever its type.
+        place: The file or section, used in messages.
+        optional: Whether any key may be empty, even if its field does not allow `None`.
     """
     hints: dict[str, Any] = {}
     for kind in kinds:
         known = get_type_hints(kind)
         hints |= {field.name: known[field.name] for field in fields(kind)}
     if "resume_from_checkpoint" in hints:
-        hints["resume_from_checkpoint"] = str | bool | None  # transformers declares a text, and documents true as well
+        hints["resume_from_checkpoint"] = str | bool | None  # transformers declares a string, but also documents true
 
     checked = {}
     for key, value in values.items():
@@ -123,7 +132,10 @@ def checked_values(
 
 
 def _as_text(value: object, hint: Any) -> object:
-    """A number as a text, or a text as a list of one text, where the hint is for these; anything else as it is."""
+    """Converts a number to a string, or a string to a list of one string, if the hint asks for it.
+
+    Any other value is returned as it is.
+    """
     if isinstance(value, int | float) and not isinstance(value, bool) and _fits(str(value), hint, may_be_text=False):
         return str(value)
     if isinstance(value, str) and _fits([value], hint):
@@ -132,7 +144,7 @@ def _as_text(value: object, hint: Any) -> object:
 
 
 def _fits(value: object, hint: Any, *, may_be_text: bool = True) -> bool:
-    """Whether a value has the type of a hint. Hints that are not known here fit anything."""
+    """Returns whether a value matches a type hint. A hint of a kind that is not handled here matches any value."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, part, may_be_text=may_be_text) for part in get_args(hint))
@@ -141,7 +153,7 @@ def _fits(value: object, hint: Any, *, may_be_text: bool = True) -> bool:
     if origin is list:
         return isinstance(value, list) and all(_fits(one, get_args(hint)[0], may_be_text=False) for one in value)
     if origin is dict or hint is dict:
-        # The parser reads a text as JSON.
+        # The parser reads a string as JSON.
         return (isinstance(value, dict) and all(isinstance(key, str) for key in value)) or isinstance(value, str)
 
     if hint in (int, float, bool) and isinstance(value, str):
@@ -158,7 +170,7 @@ def _fits(value: object, hint: Any, *, may_be_text: bool = True) -> bool:
 
 
 def _words(hint: Any) -> str:
-    """What a hint allows, in words."""
+    """Describes in words which values a type hint allows."""
     origin = get_origin(hint)
     parts = get_args(hint)
     if origin in (Union, UnionType):
@@ -173,7 +185,7 @@ def _words(hint: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value for a message, on one line and not too long."""
+    """Returns a value as it is shown in a message: on one line, with at most 60 characters."""
     try:
         text = json.dumps(value, default=str)
     except (TypeError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""`trl-rec recommend`: prints a history, and what a trained model recommends after it."""
+"""`trl-rec recommend`: prints a history, and the items that a trained model recommends next."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trl_rec.ranges import COUNT
 from trl_rec.scripts.parsing import parse
 
 
-SHOWN = 10  # how many items of the history are printed
+SHOWN = 10  # maximum number of history items to print
 
 
 @dataclass
 class RecommendArguments:
-    """Whom to recommend to, and with which model."""
+    """Arguments for the model and for the user or history to recommend to."""
 
     model: str = field(metadata={"help": "run folder of a trainer, or hub id"})
     user: str | None = field(default=None, metadata={"help": "id of a user in --dataset"})
@@ -55,10 +55,13 @@ def main(argv: list[str]) -> None:
 
 
 def _history(arguments: RecommendArguments, recommender: Recommender) -> tuple[list[str], int | None]:
-    """The ids of the history's items, oldest first, and the row in `RecDataset.users` of `--user` if it is given."""
+    """Returns the ids of the history's items, oldest first, and the user's index in `RecDataset.users`.
+
+    The index is None if `--user` is not given.
+    """
     if arguments.user is not None and arguments.dataset is not None:
         dataset = load(arguments.dataset)
-        folder = local_folder(arguments.model)  # a hub repository is in the cache by now
+        folder = local_folder(arguments.model)  # a hub repository has been downloaded to the cache by now
         check_same_items(folder, dataset.with_surface(recommender.catalog.surface).catalog, arguments.dataset)
         return dataset.history_of(arguments.user), dataset.user_index(arguments.user)
 

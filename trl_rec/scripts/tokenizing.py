@@ -1,6 +1,7 @@
-"""`trl-rec tokenize`: gives semantic IDs to the items of a dataset folder, and with the method `dual` to its users.
+"""`trl-rec tokenize`: assigns semantic IDs to the items of a dataset folder and, with the method `dual`, to its users.
 
-A file called tokenize.py would hide Python's own module from every script of this folder that is run by its path.
+This file is not called tokenize.py, because scripts in this folder that are run by their path would then import it
+instead of Python's own module `tokenize`.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from trl_rec.semantic_ids.index_files import check_index_path
 
 
 KMEANS = ("width", "window", "iterations")  # keys of TokenizeArguments that only the method kmeans uses
-SHARED = ("levels", "codes", "collisions", "seed")  # keys of DualIdsConfig that kmeans uses too
+SHARED = ("levels", "codes", "collisions", "seed")  # keys of DualIdsConfig that the method kmeans uses too
 
 
 @dataclass
 class TokenizeArguments:
-    """Keys of a `tokenize` recipe, besides those of [`DualIdsConfig`]; [`make_semantic_ids`] explains them."""
+    """Keys of a `tokenize` recipe that are not in [`DualIdsConfig`]. See [`make_semantic_ids`] for their meaning."""
 
     dataset: str = field(metadata={"help": "dataset folder; the IDs are written into its catalogue"})
     method: str = field(
@@ -56,7 +57,7 @@ class TokenizeArguments:
 
 
 def main(argv: list[str]) -> None:
-    """Makes the IDs, prints their card, and draws how often each code is used."""
+    """Makes or imports the IDs, prints their card, and draws a chart of how often each code is used."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments, dual = parse((TokenizeArguments, DualIdsConfig), argv, "tokenize")
     if arguments.export_index is not None:
@@ -69,14 +70,17 @@ def main(argv: list[str]) -> None:
     card = read_ids_card(dataset.path)
     assert card is not None, "IDs are never written without their card"
     print(printable_lines(describe_ids(card)))
-    if all("counts" in level for level in card["levels"]):  # cards of earlier versions have none
+    if all("counts" in level for level in card["levels"]):  # cards written by earlier versions have no counts
         picture = dataset.path / "semantic_ids.svg"
         write_text(picture, code_use_picture(card))
         print(f"\nhow often each code is used: {picture}")
 
 
 def _with_ids(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsConfig) -> RecDataset:
-    """The dataset with imported IDs, or with those of the chosen method; raises on keys that have no effect on it."""
+    """Returns the dataset with imported IDs, or with IDs made by the chosen method.
+
+    Raises `ValueError` if a key is set that has no effect with this choice.
+    """
     dual_keys = tuple(one.name for one in fields(dual))
 
     if arguments.import_index is not None:
@@ -98,7 +102,7 @@ def _with_ids(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsCo
 
 
 def _check_unset(given: TokenizeArguments | DualIdsConfig, names: tuple[str, ...], why: str) -> None:
-    """Raises if one of these keys is not at its default."""
+    """Raises `ValueError` if any of the keys in `names` does not have its default value."""
     for one in fields(given):
         if one.name in names and getattr(given, one.name) != one.default:
             raise ValueError(f"{one.name} has no effect with {why}; leave it out")

@@ -1,4 +1,4 @@
-"""The verbs of `trl-rec`, one script each."""
+"""The verbs of `trl-rec`, with their descriptions. Each verb has its own script in this folder."""
 
 VERBS = {
     "prepare": "make a dataset folder from an interaction log and a catalogue",
@@ -14,5 +14,5 @@ VERBS = {
 }
 # These run under `accelerate launch`.
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
-# Scripts that are not named after their verb. A file tokenize.py would hide Python's own module of that name.
+# Scripts that are not named after their verb. A file tokenize.py would hide Python's own module `tokenize`.
 SCRIPTS = {"tokenize": "tokenizing"}
