@@ -1,8 +1,8 @@
-"""Reads preferences among items and tokenizes them. Each row has a history, a chosen item and rejected items.
+"""Reads and tokenizes preferences among items. Each row has a history, a chosen item and rejected items.
 
-The model sees only the surfaces of items. Therefore a rejected item is left out if it has the same surface as the
-chosen item or as an earlier rejected item of the row. If a prompt is too long, its oldest items are dropped.
-Completions are never truncated. Preferences given as texts are tokenized in `texts`.
+The model sees only the surfaces of items. Therefore a rejected item is dropped if it has the same surface as the
+chosen item or an earlier rejected item of the row. If a prompt is too long, its oldest items are dropped.
+Completions are never truncated. The module `texts` tokenizes preferences given as texts.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ logger = logging.getLogger(__name__)
 def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset:
     """Reads preferences from a JSONL, JSON, Parquet or CSV file, or from the training split of a dataset on the Hub.
 
-    The rows count as training rows. Nothing in a file shows whether they contain items of the validation or test
-    split, so the caller has to check that. If a table of items has a column `user` (rows of `RecDataset.users`),
-    `trl_rec.schedule.check_preference_leaks` compares it with the training split.
+    The rows are treated as training rows. Nothing in a file shows whether they contain items of the validation or test
+    split, so the caller has to check that. If the rows contain items and a column
+    `user` (rows of `RecDataset.users`), `trl_rec.schedule.check_preference_leaks` compares them with the training
+    split.
 
     Args:
-        source: The file, or the hub id. CSV has no lists: such a file can contain texts with one rejected completion,
-            but no histories.
-        catalog (*optional*): The catalogue. With it and with a column `history`, the rows are a preference table
-            whose items are given by their ids.
+        source: Path of the file, or id of the dataset on the Hub. CSV has no lists, so a CSV file can contain texts
+            with one rejected completion, but no histories.
+        catalog (*optional*): The catalogue. If it is given and there is a column `history`, the rows are a preference
+            table, and its item ids are converted to indices.
     """
     kind = FILES.get(Path(source).suffix.lower())
     rows = _load_from_hub(source) if kind is None else _read_file(source, kind)
@@ -84,8 +85,8 @@ def _read_file(source: str, kind: str) -> Dataset:
         raise ValueError(f"there is no file {source}; name a file of preferences, or a dataset on the hub")
     try:
         return load_dataset(kind, data_files=source, split="train")
-    # A file without rows raises StopIteration or ValueError; JSON that is no object raises TypeError in datasets below
-    # 5.2.
+    # A file without rows raises StopIteration or ValueError. JSON values that are not objects raise TypeError in
+    # datasets < 5.2.
     except (DatasetsError, StopIteration, TypeError, ValueError) as error:
         reason = str(error.__cause__ or error).strip() or "it is empty"
         raise ValueError(
@@ -149,17 +150,17 @@ def preference_rows(
 ) -> Dataset:
     """Converts a preference table to token rows.
 
-    Rejected items with the same surface as the chosen item, or as an earlier rejected item of the row, are left out,
-    and their number is logged. Raises ValueError if a row rejects its chosen item.
+    A rejected item is dropped if it has the same surface as the chosen item or an earlier rejected item of the row.
+    The number of dropped items is logged. Raises ValueError if a row rejects its chosen item.
 
     Args:
-        table: `history` and `rejected` are lists of item indices, `chosen` is one index. If prompts name users, the
-            column `user` has rows of `RecDataset.users`.
+        table: `history` and `rejected` are lists of item indices, and `chosen` is one index. If prompts name users,
+            the column `user` contains the row of each user in `RecDataset.users`.
         prompt_format: How histories and items are written.
         max_length (*optional*): Maximum number of tokens of a prompt and its longest completion together. The
             oldest items are dropped first.
-        training (*optional*, defaults to `True`): Whether the rows are for training. A table from a validation or
-            test split is then refused.
+        training (*optional*, defaults to `True`): Whether the rows are for training. If so, a table from a validation
+            or test split raises a ValueError.
 
     Returns:
         `datasets.Dataset` with `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).
@@ -178,7 +179,7 @@ def preference_rows(
             f"row {clash[0]}: item {chosen[clash[0]]} is both chosen and rejected; take it out of one of the two"
         )
 
-    # 2. Tokenize them.
+    # 2. Tokenize the prompts and completions.
     rejected = _distinct(chosen, rejected, prompt_format.paths)
     users = split_users(table) if "user" in table.column_names else None
     columns = {
@@ -192,12 +193,15 @@ def preference_rows(
 
 
 def _items(table: Dataset, name: str, num_items: int) -> Ragged:
-    """The rows of a column, each with one item for `chosen`. A value that is no index of the catalogue is refused."""
+    """Returns a column of item indices. Rows of `chosen` have one item each.
+
+    Raises ValueError if a value is not an index of the catalogue.
+    """
     if name not in table.column_names:
         raise ValueError(f"the preferences have no column {name}; a table of items needs history, chosen and rejected")
     rows = _rows_of(table.select_columns([name]).with_format("arrow")[:][name], name, "item indices")
 
-    # Compared as floats: a null is NaN here, and rows that are all empty have no number type in Arrow.
+    # Compare floats, because nulls become NaN here, and because the type is not numeric if all rows are empty.
     try:
         found = rows.values.astype(np.float64)
     except (TypeError, ValueError) as error:
@@ -213,12 +217,12 @@ def _items(table: Dataset, name: str, num_items: int) -> Ragged:
 
 
 def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
-    """The rejected items, without those that have the path of the chosen item or of an earlier item of the row."""
+    """Drops rejected items with the same path as the chosen item or an earlier rejected item of the row."""
     codes = _path_codes(paths)  # (num_items,)
     row_ids = rejected.row_ids
     written = codes[rejected.values]
 
-    # The first of each pair of row and path is kept.
+    # Keep the first rejected item of each pair of row and path, unless its path equals that of the chosen item.
     is_first = np.zeros(len(row_ids), bool)
     is_first[np.unique(row_ids * len(paths) + written, return_index=True)[1]] = True
     kept = is_first & (written != codes[chosen][row_ids])
@@ -233,9 +237,9 @@ def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
 
 
 def _path_codes(paths: Ragged) -> np.ndarray:
-    """`(num_items,)`: a number below `num_items` per item, equal for items that are written alike."""
+    """Numbers the distinct paths. Returns the number of the path of each item, `(num_items,)`."""
     codes = np.zeros(len(paths), np.int64)
     tokens = paths.padded() + 1  # padding becomes 0
-    for level in tokens.T:  # renumbered at each level, so that the products stay small
+    for level in tokens.T:  # renumber at each level, so that the products do not overflow
         codes = np.unique(codes * (tokens.max() + 1) + level, return_inverse=True)[1]
     return codes

@@ -1,7 +1,6 @@
-"""Tokenizes preferences given as texts or conversations.
+"""Tokenizes preferences given as texts or conversations. Unlike in TRL, a row may have several rejected completions.
 
-Prompt and completions are tokenized separately, so that the boundary between them never depends on a merge. Unlike in
-TRL, a row may reject several completions.
+Prompt and completions are tokenized separately, so that the tokenizer cannot merge text across their boundary.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 TEXT = {"prompt", "chosen", "rejected"}
 IDS = List(Value("int64"))
 FEATURES = {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": List(IDS)}
-REPEATED = "num_repeated"  # a temporary column: how many completions of the row were left out
+REPEATED = "num_repeated"  # temporary column: number of duplicates that were dropped from the row
 A_TEXT = "a text"
 MESSAGES = "a list of messages"
 logger = logging.getLogger(__name__)
@@ -31,20 +30,21 @@ logger = logging.getLogger(__name__)
 def tokenize_preferences(
     texts: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, num_proc: int | None = None
 ) -> Dataset:
-    """Token rows of texts or conversations.
+    """Tokenizes rows of texts or conversations.
 
-    Rejected completions with the tokens of the chosen one, or of an earlier one of the row, are left out, and their
-    number is logged.
+    A rejected completion is dropped if it has the same tokens as the chosen completion or an earlier rejected
+    completion of the row. The number of dropped completions is logged.
 
     Args:
-        texts: `prompt` and `chosen` are both texts or both lists of messages; `rejected` is one of these or a list of
-            them. Conversations may have `tools` (a list, or JSON) and `chat_template_kwargs`, which are passed to the
-            chat template. If `chosen` and `rejected` contain the prompt, and each row rejects one completion, separate
-            the prompt first by `texts.map(trl.extract_prompt)`.
-        tokenizer: Its EOS ends every text. Conversations end as its chat template says.
-        max_length (*optional*): Most tokens of a prompt with its longest completion. Longer prompts lose their
-            beginning. Rows without room for any of the prompt are left out, as are rows without a prompt; their
-            numbers are logged.
+        texts: Rows with the columns `prompt`, `chosen` and `rejected`. `prompt` and `chosen` are both texts or both
+            lists of messages. `rejected` is a single completion of the same kind, or a list of several. Conversations
+            may have `tools` (a list, or JSON) and `chat_template_kwargs`, which are passed to the chat template. If
+            `chosen` and `rejected` contain the prompt, and each row has one rejected completion, first call
+            `texts.map(trl.extract_prompt)` to separate the prompt.
+        tokenizer: The tokenizer. EOS is appended to text completions; conversations end as in its chat template.
+        max_length (*optional*): Maximum number of tokens of a prompt and its longest completion together. Longer
+            prompts are truncated at the beginning. Rows are dropped if their completions leave no room for the prompt,
+            or if their prompt is empty. The numbers of dropped rows are logged.
         num_proc (*optional*): Number of processes.
 
     Returns:
@@ -55,7 +55,7 @@ def tokenize_preferences(
         raise ValueError(
             f"the preferences have the columns {', '.join(texts.column_names)}; they need prompt, chosen and rejected"
         )
-    if not len(texts):  # `map` would not change the columns
+    if not len(texts):  # `map` does not change the columns of an empty dataset
         return Dataset.from_dict({name: [] for name in FEATURES}, Features(FEATURES))
     rows = texts.map(
         _tokenize,
@@ -77,14 +77,14 @@ def tokenize_preferences(
 
 
 def _tokenize(row: dict[str, Any], number: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    # 1. Rejected completions as a list, also where the row has one text, or the messages of one conversation.
+    # 1. Put a single rejected text or conversation into a list.
     rejected = row["rejected"]
     if not isinstance(rejected, list) or (rejected and isinstance(rejected[0], dict)):
         rejected = [rejected]
     named = [("prompt", row["prompt"]), ("chosen", row["chosen"])]
     _check_alike([*named, *(("rejected", completion) for completion in rejected)], number)
 
-    # 2. Tokens, prompt and completions apart.
+    # 2. Tokenize the prompt and each completion separately.
     if isinstance(row["prompt"], str):
         prompt = tokenizer(row["prompt"])["input_ids"]
         chosen_ids, *rejected_ids = (_ended(text, tokenizer) for text in (row["chosen"], *rejected))
@@ -94,7 +94,7 @@ def _tokenize(row: dict[str, Any], number: int, tokenizer: PreTrainedTokenizerBa
             row["prompt"], [row["chosen"], *rejected], tokenizer, options, number
         )
 
-    # 3. Each rejected completion once.
+    # 3. Drop rejected completions that repeat the chosen or an earlier rejected completion.
     distinct = [list(ids) for ids in dict.fromkeys(map(tuple, rejected_ids)) if list(ids) != chosen_ids]
     return {
         "prompt_ids": prompt,
@@ -105,7 +105,12 @@ def _tokenize(row: dict[str, Any], number: int, tokenizer: PreTrainedTokenizerBa
 
 
 def _check_alike(values: list[tuple[str, Any]], number: int) -> None:
-    """Refuses a row whose values (given with their columns) are not all texts or all lists of messages."""
+    """Raises ValueError unless all values of a row are texts, or all are lists of messages.
+
+    Args:
+        values: Pairs of a column name and a value.
+        number: Index of the row, for error messages.
+    """
     kinds = [(name, _kind(value)) for name, value in values]
     for name, kind in kinds:
         if kind not in (A_TEXT, MESSAGES):
@@ -117,7 +122,7 @@ def _check_alike(values: list[tuple[str, Any]], number: int) -> None:
 
 
 def _kind(value: object) -> str:
-    """What a value is, in words."""
+    """Describes the kind of a value, for error messages."""
     if isinstance(value, str):
         return A_TEXT
     messages = isinstance(value, list) and all(isinstance(message, dict) for message in value)
@@ -146,7 +151,7 @@ def _template_options(row: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens of a text, with EOS at the end."""
+    """Returns the tokens of a text, with EOS at the end."""
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token to end a text with; set tokenizer.eos_token")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -160,10 +165,10 @@ def _chat(
     options: dict[str, Any],
     number: int,
 ) -> list[list[int]]:
-    """The ids of the prompt, and of each completion.
+    """Returns the token ids of the prompt, followed by those of each completion.
 
-    A template may write a prompt that awaits an answer in another way than one that has been answered. The prompt ends
-    where the texts begin to differ.
+    A chat template may write the end of the prompt differently if an answer follows. Therefore the prompt is the
+    longest text with which the unanswered prompt and all answered conversations begin.
     """
     # A template is a program that runs on the row's data, so any error may come from it.
     try:

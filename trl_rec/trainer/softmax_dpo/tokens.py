@@ -1,7 +1,7 @@
-"""Checks preferences given as token ids (`prompt_ids`, `chosen_ids`, `rejected_ids`), and cuts them to length.
+"""Checks preferences given as token ids (`prompt_ids`, `chosen_ids`, `rejected_ids`), and truncates them.
 
-A prompt that is too long loses its beginning. A completion is never cut, so a row whose completions leave no room for
-the prompt is left out.
+A prompt that is too long is truncated at the beginning. Completions are never truncated, so a row is dropped if its
+completions leave no room for the prompt.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ logger = logging.getLogger(__name__)
 
 
 def fit_preferences(rows: Dataset, max_length: int | None) -> Dataset:
-    """Token rows in which the prompt and the longest completion have at most `max_length` tokens together.
+    """Limits the prompt and the longest completion of each row to `max_length` tokens together.
 
-    Longer prompts lose their beginning. Rows without room for any of the prompt are left out, and their number is
-    logged.
+    Longer prompts are truncated at the beginning. Rows without room for any token of the prompt are dropped, and their
+    number is logged.
     """
     if max_length is None or not len(rows):
         return rows
 
-    # Rows whose completions fill the whole length.
+    # Drop rows in which a completion leaves no room for the prompt.
     prompts, longest = _lengths(rows.select_columns(sorted(TOKENS)).with_format("arrow")[:])
     fits = longest < max_length
     if not fits.all():
@@ -39,7 +39,7 @@ def fit_preferences(rows: Dataset, max_length: int | None) -> Dataset:
         )
         rows = rows.select(np.flatnonzero(fits))
 
-    # Prompts that are too long.
+    # Truncate prompts that are too long.
     if (prompts + longest <= max_length)[fits].all():
         return rows
     options = {"fn_kwargs": {"max_length": max_length}, "features": rows.features, "desc": "shortening prompts"}
@@ -47,7 +47,7 @@ def fit_preferences(rows: Dataset, max_length: int | None) -> Dataset:
 
 
 def leave_out_empty_prompts(rows: Dataset) -> Dataset:
-    """The token rows whose prompt has a token. The number of the others is logged."""
+    """Drops rows with an empty prompt, and logs their number."""
     if not len(rows):
         return rows
     full = _count(rows.select_columns(["prompt_ids"]).with_format("arrow")[:]["prompt_ids"]) > 0
@@ -58,7 +58,10 @@ def leave_out_empty_prompts(rows: Dataset) -> Dataset:
 
 
 def check_well_formed(rows: Dataset) -> None:
-    """Refuses columns that are not lists of token ids (for `rejected_ids`, lists of such lists), and nulls in them."""
+    """Raises ValueError if a column contains nulls or has a wrong type.
+
+    Each value must be a list of token ids, and for `rejected_ids` a list of such lists.
+    """
     table = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:]
     for name, depth in {"prompt_ids": 1, "chosen_ids": 1, "rejected_ids": 2}.items():
         if not _holds_ids(table[name].type, depth):
@@ -71,14 +74,14 @@ def check_well_formed(rows: Dataset) -> None:
 
 
 def check_not_empty(rows: Dataset) -> None:
-    """Refuses token rows in which a prompt or a completion has no token."""
+    """Raises ValueError if a prompt or a completion has no tokens."""
     for name, texts, numbers in _texts(rows):
         if (place := pc.index(pc.list_value_length(texts), 0).as_py()) >= 0:
             raise ValueError(f"row {numbers[place]}: {name} holds a text without any token; leave it out")
 
 
 def check_known_tokens(rows: Dataset, vocab_size: int) -> None:
-    """Refuses token rows with an id outside a model's vocabulary."""
+    """Raises ValueError if a token id is outside the vocabulary of the model."""
     for name, texts, numbers in _texts(rows):
         tokens = pc.list_flatten(texts).to_numpy()
         outside = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
@@ -91,7 +94,10 @@ def check_known_tokens(rows: Dataset, vocab_size: int) -> None:
 
 
 def _texts(rows: Dataset) -> Iterator[tuple[str, pa.ChunkedArray, np.ndarray]]:
-    """Yields the name of each column that has any texts, its texts as lists of ids, and the row of each text."""
+    """Yields the name of each column, its texts as lists of token ids, and the row of each text.
+
+    A column without any text is skipped.
+    """
     table = rows.select_columns(sorted(TOKENS)).with_format("arrow")[:]
     numbers = np.arange(len(rows))
     rejected = table["rejected_ids"]
@@ -103,7 +109,10 @@ def _texts(rows: Dataset) -> Iterator[tuple[str, pa.ChunkedArray, np.ndarray]]:
 
 
 def _holds_ids(kind: pa.DataType, depth: int) -> bool:
-    """Whether a type is of token ids in lists nested to this depth. Arrow has no type for what is empty or null."""
+    """Returns whether an Arrow type means token ids in lists of this nesting depth.
+
+    The type null is accepted, because Arrow gives it to lists that are all empty or null.
+    """
     if pa.types.is_null(kind):
         return True
     if depth == 0:
@@ -113,7 +122,7 @@ def _holds_ids(kind: pa.DataType, depth: int) -> bool:
 
 
 def _null_row(values: pa.ChunkedArray) -> int | None:
-    """The first row that is null, or holds a null at any depth."""
+    """Returns the first row that is null or contains a null at any depth, or None if there is none."""
     if values.null_count:
         return int(pc.index(values.is_null(), True).as_py())
     if not pa.types.is_nested(values.type):
@@ -123,12 +132,12 @@ def _null_row(values: pa.ChunkedArray) -> int | None:
 
 
 def _list_of(place: int, lists: pa.ChunkedArray) -> int:
-    """The list that contains the value at this place of the flattened lists."""
+    """Returns the index of the list that contains the value at position `place` of the flattened lists."""
     return int(np.searchsorted(np.cumsum(_count(lists)), place, side="right"))
 
 
 def _lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Number of tokens of each row's prompt, and of its longest completion."""
+    """Returns the number of tokens of the prompt and of the longest completion of each row."""
     longest = _count(table["chosen_ids"])
     rejected = table["rejected_ids"]
     lengths = Ragged.from_lengths(_count(pc.list_flatten(rejected)), _count(rejected))
@@ -137,7 +146,7 @@ def _lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _count(lists: pa.ChunkedArray) -> np.ndarray:
-    """Length of each list. If no row rejects anything, Arrow has no type for the lists, which are all empty."""
+    """Returns the length of each list. If all lists are empty, their Arrow type may be null instead of a list."""
     if pa.types.is_null(lists.type):
         return np.zeros(len(lists), np.int64)
     lengths: np.ndarray = pc.list_value_length(lists).to_numpy().astype(np.int64)
@@ -145,7 +154,7 @@ def _count(lists: pa.ChunkedArray) -> np.ndarray:
 
 
 def _shortened(table: pa.Table, max_length: int) -> pa.Table:
-    """A batch whose prompts have lost the beginning that does not fit."""
+    """Truncates the prompts of a batch at the beginning."""
     prompts = Ragged.from_arrow(table["prompt_ids"])
     start = np.maximum(prompts.lengths + _lengths(table)[1] - max_length, 0)
     kept = prompts.slice(start, prompts.lengths).to_arrow()

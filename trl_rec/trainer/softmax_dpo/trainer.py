@@ -1,9 +1,10 @@
 """Preference training with one chosen completion and any number of rejected completions per prompt.
 
 The policy and the reference each score all completions of a prompt in one row (see `models.completions`). Without a
-catalogue, this is a list-wise DPO for any text. With a catalogue, the trainer can also rank it at each evaluation.
+catalogue, this is a list-wise DPO for any text. With a catalogue, the trainer can also rank its items at each
+evaluation.
 
-Legend: B rows, K completions of the row with most (the chosen one first), C tokens of the longest completion.
+Legend: B rows, K maximum number of completions per row (the chosen one first), C tokens of the longest completion.
 """
 
 from __future__ import annotations
@@ -74,12 +75,14 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             makes an adapter from `peft_config`, the reference is the policy with the adapter disabled. If the policy
             already has an adapter, the reference uses a frozen copy of it. Otherwise it is a copy of the policy.
         args (`SoftmaxDPOConfig`, *optional*): Configuration.
-        train_dataset (`Dataset`): A preference table (`history chosen rejected`, items of the catalogue); texts or
-            conversations (`prompt chosen rejected`, one rejected or a list); or token ids (`prompt_ids chosen_ids
-            rejected_ids`). Rows without rejected completions are left out.
-        eval_dataset (`Dataset`, *optional*): The same, or `RecDataset.validation`, for whose users items are
-            then ranked.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer. By default the model's own.
+        train_dataset (`Dataset`): Preferences in one of three forms. A preference table has the columns `history`,
+            `chosen` and `rejected`, which contain items of the catalogue. Texts or conversations have the columns
+            `prompt`, `chosen` and `rejected` (a single completion or a list). Token ids have the columns `prompt_ids`,
+            `chosen_ids` and `rejected_ids`. Rows without rejected completions are dropped.
+        eval_dataset (`Dataset`, *optional*): Preferences in the same forms, or `RecDataset.validation` to rank all
+            items for its users.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer. By default, it is loaded with the
+            model.
         catalog (`ItemCatalog`, *optional*): The items, if the completions are items.
         kwargs: Passed to `DPOTrainer`.
 
@@ -95,7 +98,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     method = "softmax_dpo"
     display_name = "Softmax-DPO"
     paper = Paper("On Softmax Direct Preference Optimization for Recommendation", "2406.09215")
-    measures_loss_on_splits = False  # the users of a split have chosen items, but no rejected ones
+    measures_loss_on_splits = False  # rows of a split contain no rejected items
 
     args: SoftmaxDPOConfig
 
@@ -131,7 +134,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             ref_model = copy_of_policy(model, kwargs.get("peft_config"))
         collator = PreferenceCollator(tokenizer.pad_token_id, self.trie if self.renormalizes else None)
         if catalog is not None:
-            self.trie = self.trie.to(args.device)  # the reference may be computed before the model is placed
+            self.trie = self.trie.to(args.device)  # the reference may be used before Trainer moves the model
         super().__init__(
             model,
             ref_model,
@@ -158,7 +161,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         args: SoftmaxDPOConfig,
         dataset_name: str,
     ) -> Dataset:
-        """Preferences of any kind become rows of token ids; a split is left for ranking."""
+        """Converts preferences of any form to rows of token ids. A validation or test split is returned unchanged."""
         if not isinstance(dataset, Dataset):
             raise ValueError(
                 f"the {dataset_name} dataset is a stream, whose rows cannot be checked beforehand; pass a Dataset"
@@ -170,7 +173,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
                 )
             return dataset
 
-        # All forms of preferences become token ids, which are checked against the model and the catalogue.
+        # Convert preferences to token ids, and check these against the model and the catalogue.
         columns = set(dataset.column_names)
         is_table = self.catalog is not None and columns >= TABLE
         if not (is_table or columns >= TEXT or columns >= TOKENS):
@@ -198,7 +201,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _tokenized(
         self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: SoftmaxDPOConfig, name: str
     ) -> Dataset:
-        """Rows of token ids from a table of items, from texts, or from token ids."""
+        """Returns rows of token ids, made from a preference table, from texts, or from token ids."""
         columns = set(dataset.column_names)
         if self.catalog is not None and columns >= TABLE:
             return preference_rows(dataset, self.prompt_format, max_length=args.max_length, training=name == "train")
@@ -211,7 +214,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return fit_preferences(dataset, args.max_length)
 
     def _set_signature_columns_if_needed(self) -> None:
-        # A split keeps its history, as Trainer refuses a dataset of which no column is left.
+        # Keep the column `history` of a split, because Trainer raises an error if no column of a dataset is left.
         self._signature_columns: Any = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_logps", "history"]
 
     # Loss
@@ -281,28 +284,31 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     # Reference
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """The reference's log-probability of each completion, `(B, K)`.
+        """Returns the log-probability of each completion under the reference, `(B, K)`.
 
         Args:
-            model: The reference; or the policy, if the reference is the policy with another adapter or with none.
+            model: The reference. If the reference is the policy with another adapter, or without one, the policy.
             inputs: A batch.
         """
         with self.computing_reference(model):
             return self._logps(model, inputs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """The rows with `ref_logps`. Each process computes its share, once for these rows and weights."""
+        """Returns the dataset with a column `ref_logps`.
+
+        Each process computes its share of the rows. The result is saved, and reused for the same rows and weights.
+        """
         if is_split(dataset):
             return dataset
-        if self.state.global_step == 0:  # later the adapter differs from the reference
+        if self.state.global_step == 0:  # after the first step the adapter differs from the reference
             complete_ref_adapter(self.model)
 
-        # Computed unless a run with the same rows and weights left it on disk.
+        # Compute the log-probabilities, unless an earlier run with the same rows and weights has saved them.
         weights = hash_weights(self.bare(self.reference_of(self.model)))
         path = [reference_file(str(self.args.output_dir), dataset, weights, self.renormalizes)]
         broadcast_object_list(path)
         if not path[0].is_file():
-            with torch.random.fork_rng([]):  # the loader draws a seed, but a run that finds the file has none
+            with torch.random.fork_rng([]):  # the loader uses the RNG; a run with a saved file does not
                 ref_logps = self._all_ref_logps(dataset, name, batch_size)
             if self.accelerator.is_main_process:
                 write_reference(path[0], ref_logps)
@@ -313,7 +319,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         if self.is_fsdp_enabled:
             raise ValueError("precompute_ref_log_probs does not work with FSDP; leave it out")
         model: Any = self.reference_of(self.model)
-        if self.ref_model is None and self.is_deepspeed_enabled:  # not prepared before training begins
+        if self.ref_model is None and self.is_deepspeed_enabled:  # DeepSpeed has not prepared the policy yet
             if self._precompute_engine is None:
                 self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
             model = self._precompute_engine
