@@ -1,4 +1,4 @@
-"""Config fields that all trainers share: how prompts are written, and how lists are ranked and measured."""
+"""Config fields that all trainers share, for writing prompts and for ranking and measuring lists."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ else:
     Base = object
 
 
-# Options of TRL's trainers that have no effect in ours. INERT_SFT are options of SFTTrainer's rows and losses,
-# INERT_DPO of DPOTrainer's losses, and INERT_DPO_ROWS of DPOTrainer's rows.
+# Options of TRL's trainers that have no effect in our trainers. INERT_SFT lists options for the rows and losses of
+# SFTTrainer, INERT_DPO options for the losses of DPOTrainer, and INERT_DPO_ROWS options for the rows of DPOTrainer.
 INERT_SFT = (
     "loss_type",
     "packing",
@@ -32,7 +32,7 @@ INERT_SFT = (
     "truncation_mode",
     "pad_token",
 )
-# Options by which SFTTrainer changes the tokenizer, after the catalogue has been tokenized.
+# Options that make SFTTrainer change the tokenizer. By then, the catalogue has already been tokenized.
 TOKENIZER_OPTIONS = ("eos_token", "chat_template_path")
 INERT_DPO = (
     "loss_type",
@@ -53,9 +53,10 @@ class RecConfig(Base):
     """Fields that the recommendation trainers add to TRL's configs.
 
     Args:
-        prompt_head (`str`, *optional*): Text before the history; the surface's default otherwise. It may
-            contain `{user}`, which is replaced by the user's semantic ID.
-        prompt_item (`str`, *optional*): Text of an item in the history, with `{surface}` in it.
+        prompt_head (`str`, *optional*): Text before the history. It may contain `{user}`, which is replaced by the
+            user's semantic ID. Like the next two fields, it defaults to the text for the catalogue's surface.
+        prompt_item (`str`, *optional*): Text of each item in the history. It contains `{surface}`, which is replaced
+            by the item's surface.
         prompt_tail (`str`, *optional*): Text between the history and the completion.
         chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a turn in the tokenizer's chat
             template.
@@ -65,8 +66,8 @@ class RecConfig(Base):
             `list_length` if it is set.
         eval_num_beams (`int`, *optional*): Beam width when ranking. Defaults to the largest of `eval_ks`, or, with a
             `list_length`, to 1 (greedy decoding).
-        eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history
-            are never recommended.
+        eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history are
+            excluded from the recommendations.
         eval_length_penalty (`float`, *optional*, defaults to `0.0`): Exponent p of the length penalty. Each score is
             divided by (number of tokens of the item) ** p.
         max_users (`int`, *optional*): Maximum number of users to evaluate, spread evenly over the split. Defaults to
@@ -78,7 +79,7 @@ class RecConfig(Base):
         activation_checkpointing_kwargs (`dict`, *optional*): Options of the recomputation, such as `every_n_layers`.
     """
 
-    # The fields of ours that may change when a run is resumed: they do not affect the weights.
+    # Fields of this package that may change when a run is resumed, because they do not affect the weights.
     may_change: ClassVar[tuple[str, ...]] = (
         "eval_ks",
         "eval_num_beams",
@@ -122,8 +123,8 @@ class RecConfig(Base):
     def __post_init__(self) -> None:
         settle_checkpointing(self)
         check_ranges(self)
-        super().__post_init__()  # type: ignore[no-untyped-call]  # that of the TRL config after this one among the bases
-        check_ranges(self)  # mappings that were given as JSON have been read
+        super().__post_init__()  # type: ignore[no-untyped-call]  # of the TRL config, the next class among the bases
+        check_ranges(self)  # again, because mappings that were given as JSON have been parsed by now
         if not self.eval_ks:
             raise ValueError("eval_ks is empty; give at least one length to cut lists at, such as 10")
         if self.list_length is None:
@@ -135,13 +136,19 @@ class RecConfig(Base):
 
     @property
     def prompt_options(self) -> dict[str, Any]:
-        """The options of [`PromptFormat.for_catalog`]."""
+        """The options to pass to [`PromptFormat.for_catalog`]."""
         names = ("prompt_head", "prompt_item", "prompt_tail", "chat_template", "list_length")
         return {name: getattr(self, name) for name in names}
 
 
 def check_inert(config: RecConfig, names: tuple[str, ...], why: str) -> None:
-    """Refuses these options unless they have their default values: TRL's trainer uses them, and ours does not."""
+    """Raises `ValueError` if an option that has no effect in our trainer does not have its default value.
+
+    Args:
+        config: The configuration.
+        names: Names of the options that have no effect.
+        why: The reason, for the message.
+    """
     options = {option.name: option for option in fields(config)}
     for name in names:
         option = options[name]
@@ -152,7 +159,7 @@ def check_inert(config: RecConfig, names: tuple[str, ...], why: str) -> None:
 
 
 def check_sft_options(config: RecConfig, why: str) -> None:
-    """Refuses options of SFTTrainer that have no effect here, or that would take effect too late."""
+    """Raises `ValueError` if an option of SFTTrainer is set that has no effect here, or takes effect too late."""
     check_inert(config, INERT_SFT, why)
     for name in TOKENIZER_OPTIONS:
         if getattr(config, name) is not None:
@@ -163,10 +170,10 @@ def check_sft_options(config: RecConfig, why: str) -> None:
 
 
 def check_padding(config: RecConfig, given: int | str | None) -> None:
-    """Refuses a `pad_to_multiple_of` that a user has given.
+    """Raises `ValueError` if the user has set `pad_to_multiple_of`.
 
-    TRL's configs replace "auto" by a number that suits the device, so the value has to be read before their
-    `__post_init__`.
+    `given` must be read before the `__post_init__` of TRL's config, which replaces "auto" by a number that suits the
+    device.
     """
     if given not in ("auto", "none", None):
         raise ValueError(f"{type(config).__name__}: pad_to_multiple_of={given!r} has no effect here; leave it out")

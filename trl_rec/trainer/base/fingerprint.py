@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 Entries = dict[str, Any]
 
-# Fields of TRL's and transformers' configurations that decide the weights after a number of steps. The fields that
-# trl_rec adds all do, except those that a config lists as `may_change`. Any other inherited field only decides speed,
-# memory, logging or where files go.
+# Fields of TRL's and transformers' configurations that affect the weights after a given number of steps. Every field
+# that trl_rec adds affects them too, unless a config lists it in `may_change`. All other inherited fields only affect
+# speed, memory, logging or where files are written.
 DECIDING = (
     # the rows and their order
     "max_length",
@@ -77,19 +77,19 @@ DECIDING = (
     "eos_token",
     "chat_template_path",
 )
-DIGEST = "blake2b:"  # begins the value of an entry that is a hash, and that no message shows
-SAMPLE = 1024  # values that are compared per parameter: another model differs nearly everywhere
-# Keys of a model's configuration that say nothing about what it computes.
+DIGEST = "blake2b:"  # prefix of entries that are hashes, which are not shown in messages
+SAMPLE = 1024  # number of compared values per parameter; few suffice, because two models differ almost everywhere
+# Keys of a model's configuration that do not affect what the model computes.
 CONFIG_NOISE = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
-# The same for an adapter, whose base model is compared by its weights.
+# Keys of an adapter's configuration that do not affect what it computes. The base model is compared by its weights.
 ADAPTER_NOISE = ("peft_version", "inference_mode", "base_model_name_or_path")
 ROWS_AT_ONCE = 10_000
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """Names the first entry that differs, with both values. Returns None if there is no such entry.
+    """Returns the name of the first entry that differs, with both values, or None if no entry differs.
 
-    Entries that only one of the two has are ignored, because they come from another release.
+    Entries that are in only one of the two mappings are ignored, because another release wrote them.
     """
     for name in old:
         if name in new and old[name] != new[name]:
@@ -99,31 +99,31 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
 
 
 def as_json(entries: Mapping[str, Any]) -> Entries:
-    """The entries as they are when they have been written to a JSON file and read again."""
+    """Returns the entries as they would be after being written to a JSON file and read again."""
     plain: Entries = json.loads(json.dumps(entries, default=_to_json))
     return plain
 
 
 def setting_entries(config: TrainingArguments, inherited: Collection[str]) -> Entries:
-    """The fields of a trainer's configuration that are in `inherited`, or that trl_rec adds."""
+    """Returns the fields of a trainer's configuration that are in `inherited` or that trl_rec adds."""
     of_parents = {one.name for base in (SFTConfig, DPOConfig) for one in fields(base)}.union(BACKPORTED_FIELDS)
     return {name: value for name, value in config.to_dict().items() if name in inherited or name not in of_parents}
 
 
 def run_entries(config: Any, num_processes: int) -> Entries:
-    """The settings of a run that decide its weights, wherever it is stopped.
+    """Returns the settings of a run that determine its weights after any number of steps.
 
     Args:
-        config: The configuration, a [`RecConfig`] that is a config of TRL too.
-        num_processes: Number of processes. Another number gives the same weights if the global batch is the same.
+        config: The configuration, a [`RecConfig`] that is also a config of TRL.
+        num_processes: Number of processes. It may change if the number of rows per step stays the same.
     """
     entries = setting_entries(config, DECIDING)
     for name in config.may_change:
         entries.pop(name, None)
-    if config.list_length is None:  # with it, items of the history are not legal in training either
+    if config.list_length is None:  # with list_length set, this field also excludes the history in training
         entries.pop("eval_exclude_history", None)
 
-    # An order by lengths is made within each process's batches.
+    # If rows are ordered by length, the order depends on the number of rows per process and step.
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if config.train_sampling_strategy not in ("random", "sequential"):
         entries["rows per process and step"] = rows
@@ -131,7 +131,7 @@ def run_entries(config: Any, num_processes: int) -> Entries:
 
 
 def catalog_entries(catalog: ItemCatalog) -> Entries:
-    """The items, and how they are written."""
+    """Returns the entries for the items and for how they are written."""
     texts = [*catalog.surfaces, *catalog.user_surfaces]
     return {
         "items": catalog.fingerprint,
@@ -141,11 +141,11 @@ def catalog_entries(catalog: ItemCatalog) -> Entries:
 
 
 def row_entries(rows: Dataset, columns: Iterable[str]) -> Entries:
-    """The number of rows, and a hash of each column's content. It takes 10 to 20 ms per million integers.
+    """Returns the number of rows, and a hash of each column's content. Takes 10 to 20 ms per million integers.
 
     Args:
-        rows: The rows. Columns are compared by content: how they are cut into chunks makes no difference.
-        columns: Names of columns that the run reads. Those that the rows do not have are left out.
+        rows: The rows. Columns are compared by content, so how they are divided into chunks does not matter.
+        columns: Names of the columns that the run reads. Names of columns that do not exist are ignored.
     """
     names = sorted(set(columns) & set(rows.column_names))
     digests = {name: hashlib.blake2b(digest_size=16) for name in names}
@@ -158,8 +158,8 @@ def row_entries(rows: Dataset, columns: Iterable[str]) -> Entries:
 
 
 def update_by_content(digest: hashlib.blake2b, array: pa.Array) -> None:
-    """Adds the values of an array to a hash. The hash does not depend on how Arrow stores the values."""
-    if isinstance(array, pa.ChunkedArray):  # `combine_chunks` of an empty column
+    """Updates a hash with the values of an array. The hash does not depend on how Arrow stores the values."""
+    if isinstance(array, pa.ChunkedArray):  # `combine_chunks` returns this type for an empty column
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
@@ -168,7 +168,7 @@ def update_by_content(digest: hashlib.blake2b, array: pa.Array) -> None:
         digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes())
         array = array.drop_null()
 
-    # Nested types: the lengths or names, then the values inside.
+    # For nested types, add the lengths or field names, then the nested values.
     kind = array.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         digest.update(pc.list_value_length(array).cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
@@ -190,13 +190,14 @@ def update_by_content(digest: hashlib.blake2b, array: pa.Array) -> None:
 
 
 def model_entries(model: Any, name: str) -> Entries:
-    """A model's configuration, its adapters, and a hash of a sample of its weights.
+    """Returns entries for a model's configuration and adapters, and a hash of a sample of its weights.
 
-    The weights of an adapter that is trained are left out: PEFT makes them at random, and a resume replaces them.
+    The weights of an adapter that is being trained are left out, because PEFT initialises them randomly and resuming
+    replaces them.
 
     Args:
-        model: The model before the first step, not wrapped.
-        name: What messages call the model.
+        model: The unwrapped model before the first step.
+        name: Name of the model in messages.
     """
     config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
     entries: Entries = {f"{name} config {key}": value for key, value in config.items() if key not in CONFIG_NOISE}
@@ -215,7 +216,8 @@ def _weights_digest(model: nn.Module) -> str:
         if isinstance(model, PeftModel) and parameter.requires_grad:
             continue
         held = held_weights(parameter).detach()
-        # Quantised weights are packed differently on other devices, and sharded ones are not all here.
+        # Skip quantised weights, which are packed differently on each device, and sharded weights, of which this
+        # process holds only a part.
         if not held.is_floating_point() or held.is_meta or hasattr(held, "to_local"):
             continue
         sample = held.flatten()[:: max(held.numel() // SAMPLE, 1)][:SAMPLE]
@@ -224,9 +226,9 @@ def _weights_digest(model: nn.Module) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """A plain form of a value that JSON cannot write."""
-    if isinstance(value, set):  # target modules, in no fixed order
+    """Converts a value that JSON does not support to one that it supports."""
+    if isinstance(value, set):  # such as target modules, whose order varies
         return sorted(value)
-    if callable(getattr(value, "to_dict", None)):  # a quantisation configuration
+    if callable(getattr(value, "to_dict", None)):  # such as a quantisation configuration
         return value.to_dict()
-    return str(value)  # a number format
+    return str(value)  # such as a dtype

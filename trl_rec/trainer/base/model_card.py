@@ -1,4 +1,4 @@
-"""The model card of a run: which method trained what, on which catalogue, with which settings and results."""
+"""Writes the model card of a run, which lists its method, base model, catalogue, settings and results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trl_rec.items import ItemCatalog
 from trl_rec.printing import printable
 
 
-# Fields of TrainingArguments that a card lists beside those of our configs.
+# Fields of TrainingArguments that a card lists besides the fields of our configs.
 RUN_SETTINGS = ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "seed")
 NOT_SHOWN = ("overwrite",)  # says nothing about the model
 
@@ -23,8 +23,8 @@ class Paper(NamedTuple):
     """The paper that a method comes from.
 
     Args:
-        title (`str`): Its title.
-        arxiv (`str`): Its arXiv id.
+        title (`str`): Title of the paper.
+        arxiv (`str`): The arXiv id of the paper.
     """
 
     title: str
@@ -37,13 +37,13 @@ class ModelCard(NamedTuple):
     Args:
         name (`str`): Name of the model.
         tags (`Sequence[str]`): Tags for the hub.
-        method (`str`): Name of the method, as in tables.
-        paper (`Paper`): Where the method comes from.
+        method (`str`): Name of the method as shown in tables.
+        paper (`Paper`): The paper that the method comes from.
         base_model (`str` or `None`): Name of the model that training started from; None for random weights.
         settings (`Mapping[str, Any]`): Settings to list.
-        log (`Sequence[dict[str, Any]]`): What was logged; the newest entry with ranking metrics is shown.
+        log (`Sequence[dict[str, Any]]`): Log entries of the run. The newest entry with ranking metrics is shown.
         catalog (`ItemCatalog`, *optional*): The items.
-        example (`Sequence[str]`): Lines of Python that use the model.
+        example (`Sequence[str]`, *optional*): Lines of Python that show how to use the model.
     """
 
     name: str
@@ -58,11 +58,11 @@ class ModelCard(NamedTuple):
 
 
 def write_model_card(folder: Path, card: ModelCard) -> None:
-    """Writes the card as `README.md` into a folder."""
+    """Writes the card to `README.md` in a folder."""
     measured = [entry for entry in card.log if any("@" in name for name in entry)]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("trl", "transformers", "torch"))
 
-    # Front matter, what was trained, how to use it, settings, metrics.
+    # The front matter, what was trained, how to use it, the settings and the metrics.
     lines = [
         "---",
         "library_name: trl-rec",
@@ -88,7 +88,7 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
 
 
 def shown_settings(args: object) -> dict[str, Any]:
-    """The fields that this package's configs add to TRL's, and `RUN_SETTINGS`, with their values."""
+    """Returns the values of `RUN_SETTINGS` and of the fields that this package's configs add to TRL's configs."""
     configs = [kind for kind in type(args).__mro__ if kind.__module__.startswith("trl_rec.")]
     ours = {name for config in configs for name in config.__annotations__ if name in vars(args)}
     names = sorted(ours.difference(BACKPORTED_FIELDS, NOT_SHOWN).union(RUN_SETTINGS))
@@ -96,7 +96,7 @@ def shown_settings(args: object) -> dict[str, Any]:
 
 
 def _cell(value: object) -> str:
-    """Returns a value as text for a table, whose columns are separated by `|`."""
+    """Returns a value as a table cell, with `|` escaped because it separates columns."""
     return str(value).replace("|", "\\|")
 
 

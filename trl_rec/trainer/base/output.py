@@ -25,8 +25,8 @@ from trl_rec.trainer.base.checkpoints import (
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 NOT_WEIGHTS = ("training_args.bin",)  # Trainer's copy of its arguments
-# Files that a run writes beside weights and checkpoints, and that would be wrong beside the work of another run.
-# Tokenizer, catalogue and model card are not listed: every run that saves a model replaces them.
+# Files that a run writes besides weights and checkpoints, and that must not stay when another run replaces its work.
+# The tokenizer, the catalogue and the model card are not listed, because every run that saves a model replaces them.
 OF_A_RUN = (
     "*.index.json",
     "config.json",
@@ -50,12 +50,15 @@ def find_start(
     run: Callable[[], Mapping[str, Any]],
     launch: Mapping[str, Any],
 ) -> Path | None:
-    """Returns the checkpoint to resume from, or None to start from scratch. Raises `ValueError` if the run is refused.
+    """Returns the checkpoint to resume from, or None to start from scratch.
+
+    Raises `ValueError` if the checkpoint is damaged or belongs to another run, or if a run from scratch would replace
+    the work of an earlier run without `overwrite`.
 
     Args:
         folder: The output folder.
-        resume: `True` for the newest complete checkpoint, if there is one; or the folder of a checkpoint.
-        overwrite: Whether a run that starts from scratch may replace the work of another.
+        resume: The folder of a checkpoint, or `True` for the newest complete checkpoint, if there is one.
+        overwrite: Whether a run that starts from scratch may replace the work of an earlier run.
         run: Returns the fingerprint of the run. It is called only if there is a checkpoint.
         launch: How the run's processes share the work.
     """
@@ -114,7 +117,7 @@ def find_work(folder: Path) -> Path | None:
 
 def remove_work(folder: Path) -> None:
     """Removes the checkpoints and files that an earlier run wrote to its output folder. Other files stay."""
-    (folder / MARK).unlink(missing_ok=True)  # marks first, which must not vouch for what is half removed
+    (folder / MARK).unlink(missing_ok=True)  # remove marks first, because a folder with a mark counts as complete
     for checkpoint in checkpoints(folder):
         (checkpoint / MARK).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
@@ -128,7 +131,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _mark_of_named(checkpoint: Path) -> Mark | None:
-    """The mark of a checkpoint that a user has named. Raises if the checkpoint is not whole."""
+    """Returns the mark of a checkpoint that the user has named. Raises `ValueError` if it is not complete."""
     if not checkpoint.is_dir():
         raise ValueError(f"there is no checkpoint {checkpoint}; name a folder, or set resume_from_checkpoint to true")
     mark = read_mark(checkpoint)
@@ -139,7 +142,7 @@ def _mark_of_named(checkpoint: Path) -> Mark | None:
 
 
 class RunStart(TrainerCallback):
-    """Called when the first step is about to begin, after everything that could refuse the run.
+    """Callback that runs just before the first step, when all checks of the run have passed.
 
     Args:
         replaced (`Path`, *optional*): The output folder, if the work of an earlier run in it is to be removed.
@@ -151,16 +154,16 @@ class RunStart(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Removes the work of an earlier run, and gives a resumed run its own intervals."""
+        """Removes the work of an earlier run, and sets the logging, saving and evaluation intervals from `args`."""
         if self.replaced is not None and PartialState().is_main_process:
             remove_work(self.replaced)
         PartialState().wait_for_everyone()
-        # transformers 5.23 takes logging_steps, save_steps and eval_steps from the checkpoint instead.
+        # When a run is resumed, transformers 5.23 reads logging_steps, save_steps and eval_steps from the checkpoint.
         state.compute_steps(args, state.max_steps)
 
 
 class NotWrittenError(OSError):
-    """A checkpoint or model could not be written. The message says what can be done."""
+    """Raised if a checkpoint or model could not be written. The message says what the user can do."""
 
 
 @contextmanager
@@ -168,7 +171,7 @@ def writing(folder: Path, output_dir: Path) -> Iterator[None]:
     """Inside the block, write errors are raised as [`NotWrittenError`].
 
     Args:
-        folder: Folder that is written.
+        folder: The folder that is written to.
         output_dir: The output folder of the run.
     """
     try:
@@ -176,7 +179,7 @@ def writing(folder: Path, output_dir: Path) -> Iterator[None]:
     except NotWrittenError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors raise errors of their own, known by their texts alone.
+        # torch and safetensors raise their own errors, which can only be recognised by the message.
         is_known = any(text in str(error) for text in ("PytorchStreamWriter", "inline_container", "os error"))
         if not is_known and getattr(error, "errno", None) is None:
             raise
@@ -188,7 +191,7 @@ def writing(folder: Path, output_dir: Path) -> Iterator[None]:
 
 
 def describe_interrupt(output_dir: Path, step: int) -> str:
-    """Returns the message for the user when training was interrupted."""
+    """Returns the message that the user sees when training is interrupted."""
     return f"interrupted after step {step}{_where_to_resume(output_dir)}"
 
 

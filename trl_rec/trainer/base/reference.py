@@ -1,7 +1,7 @@
-"""The reference policy of preference training, and its log-probabilities on disk.
+"""Manages the reference policy of preference training, and stores its log-probabilities on disk.
 
-A model with an adapter is its own reference: with the adapter switched off, or with a frozen copy of the adapter,
-which TRL calls "ref".
+A model with an adapter is its own reference. To compute the reference, the adapter is switched off, or replaced by a
+frozen copy of the adapter, which TRL calls "ref".
 """
 
 from __future__ import annotations
@@ -27,34 +27,38 @@ from trl_rec.trainer.base.trainer import RecTrainerMixin
 
 
 class ReferenceMixin(RecTrainerMixin):
-    """A trainer of a policy that is compared with a reference: a model of its own, or the policy with other adapters.
+    """Mixin for trainers that compare the policy with a reference.
+
+    The reference is a separate model, or the policy with other adapters.
 
     Attributes:
-        ref_model (`PreTrainedModel` or `None`): The reference as the engine wraps it, or None if the policy has
-            adapters. It may be compiled, and a compiled model has no truth value, so compare it with None.
+        ref_model (`PreTrainedModel` or `None`): The reference, possibly wrapped by an engine, or None if the policy
+            has adapters. Test it with `is None`, because a compiled model has no truth value.
     """
 
     ref_model: Any
 
     def reference_of(self, policy: nn.Module) -> nn.Module:
-        """Returns the model to call for the reference: `ref_model`, or the policy if there is no such model."""
+        """Returns the model that computes the reference: `ref_model`, or the policy if `ref_model` is None."""
         reference: nn.Module = policy if self.ref_model is None else self.ref_model
         return reference
 
     def switched_to_reference(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Inside the block, a model from [`~ReferenceMixin.reference_of`] has the adapters of the reference."""
+        """Inside the block, a model from [`~ReferenceMixin.reference_of`] uses the adapters of the reference."""
         return nullcontext() if self.ref_model is not None else as_reference(self.bare(model))
 
     @contextmanager
     def computing_reference(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block, a model from [`~ReferenceMixin.reference_of`] computes what the reference does, without
-        dropout and without a gradient."""
+        """Inside the block, a model from [`~ReferenceMixin.reference_of`] computes the outputs of the reference.
+
+        Dropout and gradients are off.
+        """
         with torch.no_grad(), not_training(model), self.switched_to_reference(model), self.accelerator.autocast():
             yield
 
 
 def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
-    """Returns a copy of the policy, which serves as its reference.
+    """Returns a copy of the policy to be used as its reference.
 
     Returns None if the policy has an adapter, because it is then its own reference. Also returns None if the policy is
     given by name, because `DPOTrainer` then loads it a second time. For a policy that is already loaded, `DPOTrainer`
@@ -71,7 +75,7 @@ def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
 
 @contextmanager
 def as_reference(model: Any) -> Iterator[None]:
-    """Inside the block, a PEFT model computes what its reference would. Any other model is not changed."""
+    """Inside the block, a PEFT model computes the outputs of its reference. Any other model is not changed."""
     if not isinstance(model, PeftModel):
         yield
     elif REF_ADAPTER not in model.peft_config:
@@ -88,10 +92,10 @@ def as_reference(model: Any) -> Iterator[None]:
 
 @contextmanager
 def not_training(model: Any) -> Iterator[None]:
-    """Inside the block, the model is in evaluation mode: no dropout, no checkpointing.
+    """Inside the block, the model is in evaluation mode, without dropout and activation checkpointing.
 
-    Layers of bitsandbytes stay in training mode. In evaluation mode on a CPU, bitsandbytes 0.50 repacks their weights
-    permanently, and no gradient can pass through them afterwards.
+    Layers of bitsandbytes are put into training mode. In evaluation mode on a CPU, bitsandbytes 0.50 would repack
+    their weights permanently, and no gradient could pass through them afterwards.
     """
     before = {module: module.training for module in model.modules()}
     for module in before:
@@ -104,7 +108,7 @@ def not_training(model: Any) -> Iterator[None]:
 
 
 def hash_weights(model: Any) -> str:
-    """Returns a hash of the model's weights, the same on all processes.
+    """Returns a hash of the model's weights, which is the same on all processes.
 
     Under ZeRO-3 the parameters themselves are empty, so each process hashes its own shard. (TRL 1.16 hashes the empty
     parameters, so that all models get the same hash.)
@@ -118,7 +122,7 @@ def hash_weights(model: Any) -> str:
 
 
 def hash_rows(rows: Dataset, *settings: Any) -> str:
-    """Returns a hash of rows and settings, used in the names of files with results computed from them."""
+    """Returns a hash of rows and settings. Files with results that are computed from them have it in their names."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
         for batch in table.combine_chunks().to_batches():
@@ -127,7 +131,7 @@ def hash_rows(rows: Dataset, *settings: Any) -> str:
 
 
 def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
-    """Returns the path for the reference log-probabilities of the rows, named by a hash of rows and settings."""
+    """Returns the path of the reference log-probabilities of the rows. The file is named by [`hash_rows`]."""
     return Path(folder) / f"reference-{hash_rows(rows, *settings)}.parquet"
 
 
@@ -139,5 +143,5 @@ def write_reference(path: Path, ref_logps: list[list[float]]) -> None:
 
 
 def with_reference(rows: Dataset, path: Path) -> Dataset:
-    """Adds the column `ref_logps` to the rows, read from a file that `write_reference` wrote."""
+    """Returns the rows with the column `ref_logps`, which is read from a file written by [`write_reference`]."""
     return rows.add_column("ref_logps", pq.read_table(path)["ref_logps"].combine_chunks())

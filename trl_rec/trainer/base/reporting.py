@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 class RunConfig(Protocol):
-    """The configuration of a trainer: a [`RecConfig`] that is a config of TRL too."""
+    """Configuration of a trainer: a [`RecConfig`] that is also a config of TRL."""
 
     eval_ks: list[int]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name."""
+        """Returns all fields by name."""
 
 
 def conclude(
@@ -39,13 +39,13 @@ def conclude(
     """Saves a trained model, ranks the test split, and writes and prints the results.
 
     Args:
-        trainer: A trainer that has been trained.
-        dataset: The data that it was trained on.
-        settings: What the run depends on besides the trainer's configuration, for `recipe.json` and `metrics.json`.
-        rewards, reward_functions (*optional*): As in [`evaluate_split`].
+        trainer: A trainer whose `train` has returned.
+        dataset: The dataset that the model was trained on.
+        settings: Settings of the run besides the trainer's configuration, for `recipe.json` and `metrics.json`.
+        rewards, reward_functions (*optional*): Same as in [`evaluate_split`].
 
     Returns:
-        The results of the baselines and of the model by name, on every process; empty under FSDP.
+        The results of the baselines and of the model by name, on every process. Empty under FSDP.
     """
     exclude_history = trainer.args.eval_exclude_history
     options: dict[str, Any] = {
@@ -56,7 +56,7 @@ def conclude(
     }
 
     def measure() -> tuple[dict[str, Evaluation], str]:
-        """The results on the test split, and their table."""
+        """Returns the results on the test split, and a table of them."""
         ranked = trainer.rank(dataset.test)
         results = evaluate_baselines(dataset, exclude_history=exclude_history, **options)
         results[trainer.display_name] = evaluate_split(ranked, dataset, **options)
@@ -77,11 +77,11 @@ def conclude_run(
     """Saves a trained model, evaluates it, and writes and prints the results. Every process returns them.
 
     Args:
-        trainer: A trainer that has been trained.
-        settings: What the run depends on besides the trainer's configuration.
+        trainer: A trainer whose `train` has returned.
+        settings: Settings of the run besides the trainer's configuration.
         measure: Returns the results on the test split by name, and a table to print. Every process calls it.
-        exclude_history: Whether items of a user's history were never recommended.
-        instead: What a user can do under FSDP, where nothing can be measured.
+        exclude_history: Whether items of a user's history were excluded from the recommendations.
+        instead: What the user can do under FSDP, where nothing can be measured.
     """
     # 1. Save before measuring, so that a failure while measuring loses nothing.
     folder = trainer.args.output_dir
@@ -90,8 +90,8 @@ def conclude_run(
         logger.warning("%s is saved; under FSDP it is not measured here: %s", folder, instead)
         return {}
 
-    # 2. Measure on all processes. The main process writes and prints, and the others wait: if one exited, the launcher
-    # would end the main process too.
+    # 2. Measure on all processes. The main process writes and prints. The other processes wait for it, because the
+    # launcher would end the main process if one of them exited.
     results, table = measure()
     if trainer.is_world_process_zero():
         log_history = trainer.state.log_history
@@ -103,11 +103,11 @@ def conclude_run(
 
 
 def save_run(trainer: RecTrainerMixin, settings: Mapping[str, Any]) -> None:
-    """Saves a trained model, its recipe and its training log. Returns when all of it is written.
+    """Saves a trained model, its recipe and its training log. Returns when everything is written.
 
     Args:
-        trainer: A trainer that has been trained.
-        settings: What the run depends on besides the trainer's configuration.
+        trainer: A trainer whose `train` has returned.
+        settings: Settings of the run besides the trainer's configuration.
     """
     trainer.save_model()
     if trainer.is_world_process_zero():
@@ -125,20 +125,21 @@ def write_run(
     exclude_history: bool = True,
     measured: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes what a run folder contains besides the model. Only one process may call it.
+    """Writes the files of a run folder besides the model. Only one process may call this function.
 
-    The files are `recipe.json` (the resolved recipe), `eval.jsonl` (one line per entry of the log) and, once there
-    are results, `metrics.json`.
+    The files are `recipe.json` (the resolved recipe), `eval.jsonl` (one line per log entry) and, if `results` is
+    given, `metrics.json`.
 
     Args:
         folder: The run folder.
         args: The trainer's configuration.
-        settings: What the run depends on besides `args`. The recipe contains the texts, numbers, lists and `None`s of
-            both.
-        log_history: What the trainer logged.
+        settings: Settings of the run besides `args`. The recipe contains every value of `settings` and `args` that is
+            a string, a number, a flag, a list or `None`.
+        log_history: Log entries of the trainer.
         results (*optional*): Results on the test split by name.
-        exclude_history (*optional*, defaults to `True`): Whether items of a user's history were never recommended.
-        measured (*optional*): Settings that are reported with the results; `settings` by default.
+        exclude_history (*optional*, defaults to `True`): Whether items of a user's history were excluded from the
+            recommendations.
+        measured (*optional*): Settings to report with the results. Defaults to `settings`.
     """
     folder = Path(folder)
     recipe = {name: value for name, value in {**settings, **args.to_dict()}.items() if _is_plain(value)}

@@ -1,12 +1,12 @@
 """The base of this package's trainers: a mixin that goes before a TRL trainer among a class's bases.
 
-A method defines four things: what the loss of a batch is (`batch_loss`), how a split is ranked and measured
-(`rank_and_measure`), what a run folder contains beside the model (`save_settings`), and its names and paper (`method`,
-`display_name`, `paper`). The mixin does the rest: it reduces and logs the metrics, measures splits at each evaluation,
-writes model cards, and resumes only from checkpoints that are complete.
+The trainer of a method defines four things: the loss of a batch (`batch_loss`), how a split is ranked and measured
+(`rank_and_measure`), what a run folder contains besides the model (`save_settings`), and the method's names and paper
+(`method`, `display_name`, `paper`). The mixin does the rest: it reduces and logs the metrics, measures splits at each
+evaluation, writes model cards, and resumes only from complete checkpoints.
 
-Two capabilities build on it: `CatalogRankingMixin` ranks the whole catalogue, `CandidateOrderingMixin` (ALRO) orders a
-few rated candidates.
+Two mixins build on this one: `CatalogRankingMixin` ranks the whole catalogue, and `CandidateOrderingMixin` (ALRO)
+orders a few rated candidates.
 """
 
 from __future__ import annotations
@@ -61,22 +61,23 @@ NO_RANKING_UNDER_FSDP = (
 
 
 class RecTrainerMixin(ABC, Base):
-    """What all trainers share. The mixin goes before a TRL trainer among a class's bases.
+    """Mixin with what all trainers share. It goes before a TRL trainer among a class's bases.
 
     Attributes:
-        method (`str`): One stem for verb, recipes, tags and metric names, such as `"bear"`.
+        method (`str`): Short name, such as `"bear"`, which is used for the verb, recipes, tags and metrics.
         display_name (`str`): Name of the method in tables and model cards.
         paper (`Paper`): The paper that the model card cites.
         catalog (`ItemCatalog` or `None`): The items.
         measures_loss_on_splits (`bool`): Whether the loss is defined on a split of a `RecDataset`; otherwise
             an evaluation only ranks the split.
+        derived_columns (`frozenset[str]`): Columns of the training rows that are left out of the fingerprint, because
+            they are computed from other columns and from settings in the fingerprint.
     """
 
     method: ClassVar[str]
     paper: Paper
     display_name: str = ""
     measures_loss_on_splits: ClassVar[bool] = True
-    # Columns of training rows that follow from the others and from what the fingerprint contains anyway.
     derived_columns: ClassVar[frozenset[str]] = frozenset()
 
     args: Any  # a RecConfig that is a config of TRL too
@@ -85,14 +86,14 @@ class RecTrainerMixin(ABC, Base):
     catalog: ItemCatalog | None = None
     _eval_sets: EvalSets | None = None
     _ranked_split: Dataset | None = None
-    _metrics: Any  # TRL's values by mode and name; `log` averages those appended since it was last called
+    _metrics: Any  # TRL's lists of values by mode and name; `log` averages the lists and empties them
     _total_train_tokens: int
-    aux_loss_enabled: bool  # TRL's: whether the model is a mixture of experts, and the term below has a weight
+    aux_loss_enabled: bool  # from TRL: whether the auxiliary loss of a mixture of experts is added
     router_aux_loss_coef: float
-    _tag_names: list[str]  # TRL tags models with it
+    _tag_names: list[str]  # TRL adds these tags to the model
     _signature_columns: Any
-    _run_models: dict[str, Any] | None = None  # entries of the fingerprint: the models before the first step
-    _run_rows: dict[str, Any] | None = None  # the training rows
+    _run_models: dict[str, Any] | None = None  # fingerprint entries of the models before the first step
+    _run_rows: dict[str, Any] | None = None  # fingerprint entries of the training rows
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -105,24 +106,24 @@ class RecTrainerMixin(ABC, Base):
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
-        """Returns the loss of a batch and what is logged about it.
+        """Returns the loss of a batch and the metrics to log.
 
         Args:
-            model: The model to call, as DDP or DeepSpeed wraps it.
+            model: The model to call, possibly wrapped by DDP or DeepSpeed.
             inputs: The collator's batch, on the model's device.
             num_items_in_batch: Number of target tokens in the whole accumulated batch, if the trainer counts them.
         """
 
     @abstractmethod
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Returns metrics of the model's recommendations to a split's users, at most `max_users` of them."""
+        """Returns metrics of the model's recommendations to the users of a split, at most `max_users` users."""
 
     @abstractmethod
     def save_settings(self, folder: Path) -> None:
-        """Writes the files that a saved model needs to recommend. Only the main process calls this."""
+        """Writes the files that a saved model needs to recommend items. Only the main process calls this method."""
 
     def card_example(self) -> Sequence[str]:
-        """Lines of Python for the model card that use a saved run; none by default."""
+        """Returns lines of Python for the model card that show how to use a saved run. By default, returns none."""
         return ()
 
     @property
@@ -139,7 +140,7 @@ class RecTrainerMixin(ABC, Base):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """The loss from [`batch_loss`], whose metrics are recorded for the log. Raises if a loss is not finite."""
+        """Returns the loss from [`batch_loss`], and records its metrics. Raises `ValueError` if it is not finite."""
         batch = self.batch_loss(model, inputs, num_items_in_batch)
         if batch.aux_loss is not None:
             batch = self._with_aux_loss(batch, batch.aux_loss, scaled=num_items_in_batch is not None)
@@ -148,15 +149,16 @@ class RecTrainerMixin(ABC, Base):
         return (batch.loss, outputs) if return_outputs else batch.loss
 
     def _with_aux_loss(self, batch: BatchLoss, aux_loss: Tensor, *, scaled: bool) -> BatchLoss:
-        """The batch with TRL's term for mixtures of experts in its loss, and in what is logged."""
-        # The term is a mean over batches, so it is divided here where the loss is divided already.
+        """Adds TRL's auxiliary loss for mixtures of experts to the loss and to the metrics of a batch."""
+        # The auxiliary loss is a mean over each batch. If the loss is already divided by the number of accumulated
+        # batches, the auxiliary loss must be divided by this number too.
         scaled = scaled if self.loss_is_scaled_for_ga is None else self.loss_is_scaled_for_ga
         steps = self.current_gradient_accumulation_steps if scaled else 1
         loss = batch.loss + self.router_aux_loss_coef * aux_loss.to(batch.loss.device) / steps
         return batch._replace(loss=loss, means={**batch.means, "aux_loss": Mean(aux_loss.detach(), 1)})
 
     def _record(self, batch: BatchLoss) -> None:
-        """Appends a batch's means to TRL's metrics, which the next `log` averages."""
+        """Appends the means of a batch to TRL's metrics. The next call of `log` averages them."""
         mode = "train" if self.model.training else "eval"
         reduced = reduce_batch(batch, self.accelerator)
         if reduced.num_broken:
@@ -171,8 +173,10 @@ class RecTrainerMixin(ABC, Base):
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
     def bare(self, model: nn.Module) -> Any:
-        """The model itself, without what a distributed engine or `torch.compile` wraps around it. Its class, its
-        layers and its adapters can be read and switched, which a wrapper may hide."""
+        """Returns the model without the wrappers of a distributed engine or of `torch.compile`.
+
+        A wrapper may hide the class, the layers and the adapters of the model.
+        """
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def train(
@@ -181,14 +185,16 @@ class RecTrainerMixin(ABC, Base):
         trial: dict[str, Any] | None = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Trains like the parent, except that nothing of another run is continued or lost.
+        """Same as `Trainer.train`, except that it never continues another run or overwrites its work unasked.
+
+        Raises `ValueError` if the checkpoint belongs to another run (see `fingerprint.py`).
 
         Args:
-            resume_from_checkpoint: `True` for the newest whole checkpoint of this run in `output_dir`; without any,
-                training starts from scratch. Or the folder of a checkpoint. Raises if the checkpoint is of another
-                run (see `fingerprint.py`). If nothing is given, `output_dir` may contain neither checkpoints nor
-                weights, unless `args.overwrite` is set.
-            trial, ignore_keys_for_eval: As in `Trainer`.
+            resume_from_checkpoint: The folder of a checkpoint, or `True` for the newest complete checkpoint in
+                `output_dir`. If it is `True` and there is no complete checkpoint, training starts from scratch. By
+                default, training starts from scratch, and `output_dir` must contain neither checkpoints nor weights
+                unless `args.overwrite` is set.
+            trial, ignore_keys_for_eval: Same as in `Trainer.train`.
         """
         check_parallelism(self.accelerator)
         self._check_ranking()
@@ -196,8 +202,9 @@ class RecTrainerMixin(ABC, Base):
         self.describe_run(resumes=bool(resume_from_checkpoint))
 
         with ExitStack() as held:
-            # 1. Find where training starts from. No other run may write to the folder meanwhile.
+            # 1. Find the checkpoint to start from. From here on, no other run may write to the folder.
             def find() -> Path | None:
+                """Locks and cleans the output folder, and returns the checkpoint to resume from, or None."""
                 held.enter_context(exclusive(output_dir))
                 clean_up(output_dir)
                 found = find_start(
@@ -213,9 +220,9 @@ class RecTrainerMixin(ABC, Base):
 
             start = on_main_process(find)
 
-            # 2. Train. What an earlier run left is removed only when the first step is about to begin.
+            # 2. Train. The work of an earlier run is removed only just before the first step.
             replaced = output_dir if self.args.overwrite and start is None else None
-            self.remove_callback(RunStart)  # of an earlier call
+            self.remove_callback(RunStart)  # from an earlier call
             self.add_callback(RunStart(replaced))
             try:
                 self._prepare_run()
@@ -224,22 +231,28 @@ class RecTrainerMixin(ABC, Base):
                 raise KeyboardInterrupt(describe_interrupt(output_dir, self.state.global_step)) from interrupt
 
     def _check_ranking(self) -> None:
-        """Refuses to rank under FSDP before the first step rather than at the first evaluation."""
+        """Raises `ValueError` before the first step if an evaluation would rank a split under FSDP."""
         sets = self._eval_sets.values() if isinstance(self._eval_sets, dict) else [self._eval_sets]
         ranks = self.args.eval_strategy != "no" and self.ranks_splits and any(map(is_split, sets))
         if self.is_fsdp_enabled and ranks:
             raise ValueError(NO_RANKING_UNDER_FSDP)
 
     def _prepare_run(self) -> None:
-        """Work before the first step of a run that may start; none by default."""
+        """Called before training, after the checks of the run have passed. Does nothing by default."""
 
     # The fingerprint of a run
 
     def describe_run(self, *, resumes: bool = False) -> None:
-        """Notes the parts of the fingerprint that training may change. The main process alone needs them."""
+        """Stores the fingerprint entries of the models, because training changes the models.
+
+        Only the main process stores them.
+
+        Args:
+            resumes: Whether a run is being resumed. The entries of an earlier call are then kept.
+        """
         self._run_rows = None
         if not self.is_world_process_zero() or (resumes and self._run_models is not None):
-            return  # the model has been trained since, but the run that is resumed started from what it was before
+            return  # the model may have been trained since then, but the resumed run started from the untrained model
 
         self._run_models = model_entries(self.accelerator.unwrap_model(self.model), "model")
         reference = getattr(self, "ref_model", None)
@@ -247,8 +260,8 @@ class RecTrainerMixin(ABC, Base):
             self._run_models |= model_entries(self.accelerator.unwrap_model(reference), "reference")
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the weights of this run, on the main process."""
-        # The rows are hashed once, and only for a run that has checkpoints.
+        """Returns the entries that determine the trained weights. Only the main process calls this method."""
+        # The rows are hashed once, and only if the run writes or resumes from checkpoints.
         if self._run_rows is None and isinstance(self.train_dataset, Dataset):
             self._set_signature_columns_if_needed()
             self._run_rows = row_entries(self.train_dataset, set(self._signature_columns) - self.derived_columns)
@@ -262,7 +275,7 @@ class RecTrainerMixin(ABC, Base):
 
     @property
     def launch(self) -> dict[str, Any]:
-        """How processes share the work, as far as checkpoints depend on it."""
+        """The sharding and the number of processes, on which the content of checkpoints depends."""
         sharding = "none"
         if self.is_deepspeed_enabled:
             sharding = f"ZeRO-{self.accelerator.state.deepspeed_plugin.zero_stage}"
@@ -271,7 +284,7 @@ class RecTrainerMixin(ABC, Base):
         return {"sharding": sharding, "number of processes": self.accelerator.num_processes}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """The parent's sampler, except that an order by length depends only on the seed, so that it can be resumed."""
+        """Returns the parent's sampler. If it orders rows by length, it is seeded, so that a run can be resumed."""
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):
             sampler.seed = self._data_seed
@@ -280,8 +293,8 @@ class RecTrainerMixin(ABC, Base):
         return self._following_epochs(sampler)
 
     def _following_epochs(self, sampler: Sampler[int] | None) -> Sampler[int] | None:
-        """Returns the sampler. A callback will tell it which epoch begins."""
-        self.remove_callback(EpochOrder)  # of an earlier dataloader
+        """Returns the sampler after registering a callback that sets its epoch when an epoch begins."""
+        self.remove_callback(EpochOrder)  # from an earlier dataloader
         self.add_callback(EpochOrder(sampler))
         return sampler
 
@@ -291,7 +304,7 @@ class RecTrainerMixin(ABC, Base):
         return seed
 
     def end(self) -> None:
-        """Ends the process group and the trackers. Call it once, at the very end of a script."""
+        """Ends the process group and the trackers. Call this method once, at the very end of a script."""
         end_processes(super().end)
 
     # Evaluation
@@ -302,10 +315,11 @@ class RecTrainerMixin(ABC, Base):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """The parent's metrics and, for a split of a `RecDataset`, those of the ranked lists (`eval_ndcg@10`)."""
+        """Returns the parent's metrics and, for a split of a `RecDataset`, ranking metrics such as `eval_ndcg@10`."""
         dataset = self._eval_sets if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):
-            # Evaluate one by one, as any of them may be a split. The parent knows those given to `__init__` by name.
+            # Evaluate the datasets one by one, because any of them may be a split. Datasets that were given to
+            # `__init__` are passed by name, because the parent looks them up by name.
             named: dict[str, Any] = dataset if eval_dataset is not None else {name: name for name in dataset}
             return self._evaluate_each(named, metric_key_prefix)
 
@@ -313,7 +327,7 @@ class RecTrainerMixin(ABC, Base):
             dataset = self._eval_sets[dataset] if isinstance(self._eval_sets, dict) else None
         self._ranked_split = dataset if self.ranks_splits and is_split(dataset) else None
         if self._ranked_split is not None and not self.measures_loss_on_splits:
-            # TRL's own `evaluate` would prepare the split for a loss.
+            # Skip TRL's own `evaluate`, which would prepare the split for computing a loss.
             return Trainer.evaluate(self, eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[arg-type]
 
@@ -331,14 +345,14 @@ class RecTrainerMixin(ABC, Base):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Adds the ranking metrics to the loss, so that logs, callbacks and `metric_for_best_model` see them."""
+        """Adds the ranking metrics to the output, so that logs, callbacks and `metric_for_best_model` see them."""
         split = self._ranked_split
         if split is None or self.measures_loss_on_splits:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         else:
-            self.model.eval()  # as in the parent's loop; `log` tells training from evaluation by the model's mode
+            self.model.eval()  # as in the parent's loop; `log` reads from this mode that it is an evaluation
             output = EvalLoopOutput(None, None, {}, len(split))  # type: ignore[arg-type]  # no predictions are kept
         if split is None:
             return output
@@ -349,13 +363,13 @@ class RecTrainerMixin(ABC, Base):
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> Any:
-        """Raises, because the logits that the parent would return are never computed as a whole."""
+        """Raises `ValueError`, because the complete logits that the parent would return are never computed."""
         raise ValueError("this trainer keeps no logits to predict with; call rank for lists, or evaluate for metrics")
 
     # Saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model, and beside it the files that it needs to recommend."""
+        """Saves the model together with the files that it needs to recommend items."""
         folder = Path(output_dir or str(self.args.output_dir))
         with writing(folder, Path(str(self.args.output_dir))):
             super().save_model(output_dir, _internal_call)
@@ -365,7 +379,10 @@ class RecTrainerMixin(ABC, Base):
     def create_model_card(  # type: ignore[override]  # TRL's signature, not that of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Writes a card with method, paper, catalogue, settings and metrics. TRL's own card shows how to chat."""
+        """Writes a card with method, paper, catalogue, settings and metrics.
+
+        It replaces TRL's own card, which shows how to chat with the model.
+        """
         if not self.is_world_process_zero():
             return
         folder = Path(str(self.args.output_dir))
@@ -384,20 +401,22 @@ class RecTrainerMixin(ABC, Base):
 
     def _save_checkpoint(self, model: nn.Module, trial: dict[str, Any] | None) -> None:
         """Saves a checkpoint into an empty folder. Older checkpoints are deleted only when this one is complete."""
-        # 1. Clear what an earlier run left under the same name: its mark would vouch for a half-written checkpoint.
+        # 1. Remove a checkpoint of the same name that an earlier run left, because its mark would make a half-written
+        # checkpoint count as complete.
         folder = checkpoint_folder(self, trial)
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-        # 2. Save. Without a limit, as the parent would delete older checkpoints before this one has its mark.
+        # 2. Save. The limit is lifted, because the parent would delete older checkpoints before this one is marked as
+        # complete.
         limit = self.args.save_total_limit
         self.args.save_total_limit = None
         try:
             with writing(folder, folder.parent):
                 super()._save_checkpoint(model, trial)
 
-                # 3. Every process has written: mark the checkpoint as complete.
+                # 3. Once every process has written its files, mark the checkpoint as complete.
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     write_mark(folder, self.fingerprint(), self.launch)
@@ -407,29 +426,32 @@ class RecTrainerMixin(ABC, Base):
         finally:
             self.args.save_total_limit = limit
 
-        # 4. Delete older ones.
+        # 4. Delete older checkpoints.
         if self.args.should_save:
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Loads the model like the parent, then the trained adapter, which older releases skip beside a frozen one."""
+        """Loads the model like the parent, then the trained adapter (see [`~compat.load_active_adapter`])."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if isinstance(self.model, PeftModel):
             load_active_adapter(self.model, resume_from_checkpoint)
 
 
 def is_split(dataset: object) -> bool:
-    """Whether this is a split of a `RecDataset`."""
+    """Returns whether `dataset` is a split of a `RecDataset`."""
     return isinstance(dataset, Dataset) and {"history", "targets"} <= set(dataset.column_names)
 
 
 def find_tokenizer(
     model: str | PreTrainedModel | PeftModel, given: PreTrainedTokenizerBase | None, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that a trainer was given, or else the model's own. Without a padding token, it pads with EOS."""
+    """Returns the tokenizer that a trainer was given, or else the tokenizer of the model.
+
+    A given tokenizer without a padding token gets its EOS token as the padding token.
+    """
     if given is not None:
         if given.pad_token is None and given.eos_token is not None:
-            given.pad_token = given.eos_token  # as TRL does, but before there is a collator
+            given.pad_token = given.eos_token  # TRL does the same, but only after our collator is made
         return given
     name = model if isinstance(model, str) else name_or_path(model)
     if not name:
