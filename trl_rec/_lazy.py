@@ -8,14 +8,14 @@ from typing import Any
 def lazy_names(
     package: str, modules: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Makes the functions `__getattr__` and `__dir__` of a package.
+    """Returns the functions `__getattr__` and `__dir__` for a package.
 
-    Type checkers do not see names that these functions provide, so each package also imports the names under
-    `TYPE_CHECKING`.
+    Type checkers do not see the names that these functions provide, so each package also imports its public names
+    under `TYPE_CHECKING`.
 
     Args:
         package: The package's `__name__`.
-        modules: The package's modules, each with its public names.
+        modules: Maps each module of the package to its public names.
     """
     homes = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
 

@@ -1,6 +1,6 @@
-"""`trl-rec VERB`: forwards each verb to its script.
+"""The command `trl-rec VERB`, which forwards each verb to its script.
 
-Nothing heavy is imported before the verb is known, so `trl-rec --help` answers at once.
+Heavy libraries are imported only once the verb is known, so `trl-rec --help` is fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a verb.
 
     Args:
-        argv: The words of the command line, the verb first. Defaults to the command line of this process.
+        argv: The words of the command line, starting with the verb. Defaults to the command line of this process.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     if verb not in VERBS:
         sys.exit(f"trl-rec: there is no verb {verb!r}; choose one of {', '.join(VERBS)}")
 
-    # An interrupt may come before `run` handles it: heavy libraries are imported first.
+    # The imports below take seconds, so an interrupt may arrive before `run` can handle it.
     try:
         from trl_rec.scripts.parsing import run
 
@@ -77,7 +77,7 @@ def launch(verb: str, argv: list[str]) -> None:
             with handling(forward):
                 accelerate_launch([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *for_script])
             return
-        except SignalException as error:  # torch has ended the processes
+        except SignalException as error:  # torch has already ended the launched processes
             number = int(error.sigval)
         except (subprocess.CalledProcessError, ChildFailedError) as error:
             if forward.number is None:
@@ -88,12 +88,14 @@ def launch(verb: str, argv: list[str]) -> None:
 
     if is_said:
         sys.exit(128 + number)
-    raise Interrupted(number)  # it came before the script could say how to resume
+    raise Interrupted(number)  # the signal came before the script could print how to resume
 
 
 def _end_failed(verb: str, error: subprocess.CalledProcessError | ChildFailedError) -> NoReturn:
-    """Ends this process after a launched process failed. A process that was not killed has said itself what was
-    wrong."""
+    """Ends this process after a launched process has failed.
+
+    Prints a message only if the launched process was killed by a signal. Otherwise it has printed its own error.
+    """
     if isinstance(error, subprocess.CalledProcessError):
         status = error.returncode
     else:
@@ -106,13 +108,16 @@ def _end_failed(verb: str, error: subprocess.CalledProcessError | ChildFailedErr
 
 
 class _Forward:
-    """A handler that sends a signal on to the process that was launched, and waits for its end."""
+    """Signal handler that forwards signals to the launched process.
+
+    It does not end this process, which goes on waiting for the launched process.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
+        """Forwards a signal. Raises `Interrupted` if there is no launched process yet."""
         from trl_rec.compat import child_processes
 
         self.number = number
@@ -124,7 +129,7 @@ class _Forward:
 
 
 def usage() -> str:
-    """The text of `trl-rec --help`."""
+    """Returns the text of `trl-rec --help`."""
     verbs = "\n".join(f"  {verb:<11} {text}" for verb, text in VERBS.items())
     return (
         f"usage: trl-rec VERB [--config RECIPE] [--KEY VALUE ...]\n\n{verbs}\n\n"
@@ -136,14 +141,14 @@ def usage() -> str:
 
 
 def _split_words(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Separates the words for `accelerate launch` from the words for the script."""
+    """Returns the words for `accelerate launch` and the words for the script."""
     from trl_rec.scripts.parsing import find_recipe
 
     for_script: list[str] = []
     for word in argv:
         for_script += word.split("=", 1) if word.startswith("--config=") else [word]
     if "--config" in for_script[:-1]:
-        find_recipe(for_script[for_script.index("--config") + 1])  # a mistyped name is an error before the launch
+        find_recipe(for_script[for_script.index("--config") + 1])  # raises before the launch if the name is mistyped
 
     for_accelerate: list[str] = []
     for key in ("--accelerate_config", "--num_processes"):

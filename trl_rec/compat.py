@@ -1,7 +1,7 @@
-"""All undocumented parts of dependencies that the package uses.
+"""Collects all undocumented parts of dependencies that the package uses.
 
-If a new release moves such a part, only this file has to change. `tests/test_compat.py` looks for each part in the
-installed versions; a test that fails names the part that has to be mended.
+If a new release changes such a part, only this file has to change. `tests/test_compat.py` looks for each part in the
+installed versions. A failing test names the part that has to be fixed.
 
 Written against torch 2.13, transformers 5.23, TRL 1.16, accelerate 1.15, DeepSpeed 0.19, PEFT 0.21 and bitsandbytes
 0.50, unless a docstring names others. Heavy libraries are imported inside the functions, so this module stays light.
@@ -47,10 +47,10 @@ __all__ = [
 
 Model = TypeVar("Model", bound="nn.Module")
 
-REF_ADAPTER = "ref"  # what DPOTrainer calls the frozen copy of an adapter
+REF_ADAPTER = "ref"  # DPOTrainer's name for the frozen copy of an adapter
 
 
-# Other modules import these names from here. Each is loaded when it is first imported.
+# Other modules import these names from this module. Each name is loaded when it is first imported.
 UNDOCUMENTED = {
     "BatchRebalanceSampler": "transformers.trainer_pt_utils",  # we seed this sampler with the run's seed
     "LengthGroupedSampler": "transformers.trainer_pt_utils",  # we seed this sampler with the run's seed
@@ -72,10 +72,11 @@ class Member(NamedTuple):
     """A member of a parent class that our classes override or use through `self`.
 
     Args:
-        owners: The parent classes, separated by a space.
-        name: The member.
-        parameters: Names of a method's parameters, `self` first and separated by spaces; empty for an attribute.
-        without: What breaks if the member is gone or renamed.
+        owners: The parent classes, separated by spaces.
+        name: Name of the member.
+        parameters: Names of a method's parameters, separated by spaces and starting with `self`. Empty for an
+            attribute.
+        without: What breaks if the member is removed or renamed.
     """
 
     owners: str
@@ -115,30 +116,36 @@ MEMBERS = (
 
 
 def name_or_path(model: PreTrainedModel | PeftModel) -> str:
-    """The hub id or folder that a model was loaded from; empty if the model was made in memory. Without this name, a
-    trainer that is given a model needs the tokenizer as well."""
+    """Returns the hub id or folder that a model was loaded from, or an empty string for a model made in memory.
+
+    Without this name, a trainer that is given a model would also have to be given its tokenizer.
+    """
     name: str = model.config._name_or_path
     return name
 
 
 def attention_kind(model: PreTrainedModel) -> str:
-    """`"sdpa"`, `"eager"`, `"flash_attention_2"` or another implementation. Without this, our attention mask
-    could have a form that the model misreads."""
+    """Returns the attention implementation of a model, such as `"sdpa"`, `"eager"` or `"flash_attention_2"`.
+
+    Without this function, our attention mask could have a format that the implementation misinterprets.
+    """
     kind: str = model.config.get_text_config()._attn_implementation
     return kind
 
 
 def is_stateful(model: PreTrainedModel) -> bool:
-    """Whether the model keeps a recurrent state, as Mamba does. Without this check, texts that share a row would leak
-    into each other."""
+    """Returns whether the model has a recurrent state, as Mamba does.
+
+    Without this check, texts that share a row would influence each other.
+    """
     return model._is_stateful
 
 
 def cache_arguments(model: PreTrainedModel, cache: Cache) -> dict[str, Any]:
-    """The arguments with which a model's `forward` uses a key-value cache.
+    """Returns the arguments that make a model's `forward` use a key-value cache.
 
     transformers 5.24 renamed the argument `past_key_values` to `cache`, and will remove the old name in 5.40. Models
-    with code of their own keep the old name.
+    with custom code keep the old name.
     """
     base = getattr(model, "get_base_model", lambda: model)()
     name = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
@@ -146,24 +153,27 @@ def cache_arguments(model: PreTrainedModel, cache: Cache) -> dict[str, Any]:
 
 
 def mark_unquantized(model: PreTrainedModel) -> None:
-    """Makes a model that was read from a GGUF file trainable. transformers has turned the weights into floats, but
-    still marks the model as quantised, and `Trainer` refuses quantised models."""
+    """Makes a model that was loaded from a GGUF file trainable.
+
+    transformers converts the weights to floats on loading, but still marks the model as quantised, and `Trainer` does
+    not accept quantised models.
+    """
     vars(model).update(is_quantized=False, hf_quantizer=None)
     del model.config.quantization_config
 
 
-# Fields that newer releases of transformers have. Our configs declare them too, for older releases.
+# Fields of newer releases of transformers. Our configs declare them too, for older releases.
 BACKPORTED_FIELDS = ("activation_checkpointing", "activation_checkpointing_kwargs")
 
 
 def settle_checkpointing(args: TrainingArguments) -> None:
-    """Settles which value checkpointing has, under its old and its new name. Call it before
-    `TrainingArguments.__post_init__`.
+    """Makes the options of activation checkpointing agree under their old and new names.
 
-    transformers 5.23 renamed `gradient_checkpointing` to `activation_checkpointing` and warns of the old name. TRL
-    1.16 still sets its own default, True, under the old name. This function moves that default to the new name. With
-    an older transformers, it moves a value from the new name to the old one. The function can go once TRL uses the new
-    name and 5.23 is the oldest transformers allowed.
+    Call this function before `TrainingArguments.__post_init__`. transformers 5.23 renamed `gradient_checkpointing` to
+    `activation_checkpointing`, and warns if the old name is set. TRL 1.16 still sets its own default, True, under the
+    old name. This function copies that default to the new name. With an older transformers, it also copies the value
+    of the new name to the old name. The function can go once TRL uses the new name and transformers 5.23 is the oldest
+    release allowed.
     """
     default = next(one.default for one in fields(args) if one.name == "gradient_checkpointing")
     if args.activation_checkpointing is None and args.gradient_checkpointing == default:
@@ -177,7 +187,7 @@ def settle_checkpointing(args: TrainingArguments) -> None:
 
 
 def knows_activation_checkpointing() -> bool:
-    """Whether the installed transformers has `activation_checkpointing` (5.23)."""
+    """Returns whether the installed transformers has `activation_checkpointing` (added in 5.23)."""
     from transformers import TrainingArguments
 
     return any(one.name == "activation_checkpointing" for one in fields(TrainingArguments))
@@ -185,11 +195,11 @@ def knows_activation_checkpointing() -> bool:
 
 @contextmanager
 def without_checkpointing(model: nn.Module) -> Iterator[None]:
-    """Switches activation checkpointing off inside the block, and afterwards restores the setting of every layer.
+    """Switches activation checkpointing off inside the block, and restores the setting of every layer afterwards.
 
-    TRL switches checkpointing off for generation too. But TRL switches it on again without `every_n_layers` and
-    `offload`, and with methods that transformers 5.23 has deprecated. TRL does neither to a layer whose checkpointing
-    is already off, so this block may enclose TRL's.
+    TRL switches checkpointing off for generation too. However, TRL switches it on again without `every_n_layers` and
+    `offload`, and with methods that transformers 5.23 has deprecated. TRL does not change a layer whose checkpointing
+    is already off, so TRL's context manager can be entered inside this block.
     """
     settings = ("gradient_checkpointing", "_gradient_checkpointing_func")
     before = {
@@ -206,8 +216,10 @@ def without_checkpointing(model: nn.Module) -> Iterator[None]:
 
 
 def checkpoint_folder(trainer: Trainer, trial: Any) -> Path:
-    """The folder to which the trainer saves the checkpoint of its present step. Without this, we could neither empty
-    the folder before saving nor mark it as complete afterwards."""
+    """Returns the folder to which the trainer saves the checkpoint of the current step.
+
+    Without this function, we could neither empty the folder before saving nor mark it as complete afterwards.
+    """
     return Path(trainer._get_output_dir(trial)) / f"checkpoint-{trainer.state.global_step}"
 
 
@@ -225,15 +237,20 @@ def load_active_adapter(model: nn.Module, folder: str) -> None:
 
 
 def train_batch_size(trainer: Trainer) -> int:
-    """The number of rows in the training batch of one process. Without this, we would not notice that
-    `auto_find_batch_size` made the batch smaller to fit the memory."""
+    """Returns the number of rows in the training batch of one process.
+
+    Without this function, we would not notice that `auto_find_batch_size` has reduced the batch to fit into memory.
+    """
     return trainer._train_batch_size
 
 
 def drop_plain_dropout(model: nn.Module) -> None:
-    """Turns off what TRL's `disable_dropout` leaves on: dropout that a layer keeps as a number, as Llama's attention
-    and all of OPT do, and the skipping of whole layers (`layerdrop`). With it, a policy differs from its reference
-    before anything is learned, and lists are scored otherwise than they were drawn."""
+    """Turns off the kinds of dropout that TRL's `disable_dropout` leaves on.
+
+    These are dropout whose rate a layer stores as a number, as Llama's attention and all layers of OPT do, and the
+    random skipping of layers (`layerdrop`). If they stayed on, a policy would differ from its reference before the
+    first step, and the log-probabilities of lists would differ from those at sampling.
+    """
     for module in model.modules():
         for name, value in vars(module).items():
             if isinstance(value, float) and any(kind in name for kind in ("dropout", "pdrop", "layerdrop")):
@@ -244,14 +261,18 @@ def drop_plain_dropout(model: nn.Module) -> None:
 
 
 def dict_fields(config: type[TrainingArguments], *names: str) -> list[str]:
-    """Returns a value for `_VALID_DICT_FIELDS`, the fields that may be given as JSON: those of the parent class, and
-    `names`."""
+    """Returns a value for `_VALID_DICT_FIELDS`, the names of the fields that may be given as JSON.
+
+    It contains the fields of `config`, the parent class, and `names`.
+    """
     return [*config._VALID_DICT_FIELDS, *names]
 
 
 def read_mappings(parser: ArgumentParser, read: Callable[[str], Any]) -> None:
-    """Makes a parser read every option that holds a mapping with `read`. By itself, TRL's parser calls `dict` on the
-    text, which fails."""
+    """Makes a parser convert every option that is a mapping with `read`.
+
+    Otherwise TRL's parser would call `dict` on the string, which fails.
+    """
     for action in parser._actions:
         if getattr(action.type, "__name__", None) == "dict":
             action.type = read
@@ -259,11 +280,11 @@ def read_mappings(parser: ArgumentParser, read: Callable[[str], Any]) -> None:
 
 @contextmanager
 def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator[Any]:
-    """Yields the bare model, with all of its weights, not compiled, and without activation checkpointing. After the
-    block the model trains as before.
+    """Yields the unwrapped model with gathered weights, without compilation and without activation checkpointing.
 
-    Mixed precision applies inside as it does in training. accelerate leaves a model under autocast once it has been
-    trained, so lists would otherwise be ranked in float32 before training, and in bfloat16 after it.
+    After the block, the model can be trained as before. Mixed precision applies inside the block as it does in
+    training. Otherwise lists would be ranked in float32 before training and in bfloat16 afterwards, because accelerate
+    leaves a model under autocast once it has been trained.
     """
     import torch
     from trl.models import unwrap_model_for_generation
@@ -279,9 +300,12 @@ def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator
 
 
 def complete_ref_adapter(model: nn.Module) -> None:
-    """Copies all parameters of the adapter "default" to the adapter "ref". Parameters are found by the names that PEFT
-    gives them. TRL does not copy trained tokens and embeddings, nor, on a quantised base, the dtype
-    (huggingface/trl#6975). This can go once that is mended in a release."""
+    """Copies all parameters of the adapter "default" to the adapter "ref".
+
+    TRL's own copy lacks trainable tokens and embeddings and, on a quantised base model, the dtype
+    (huggingface/trl#6975). The parameters are found by the names that PEFT gives them. This can go once a release
+    fixes the issue.
+    """
     if REF_ADAPTER not in getattr(model, "peft_config", {}):
         return
     tensors = {f"{name}.": tensor for name, tensor in model.named_parameters()}
@@ -294,25 +318,32 @@ def complete_ref_adapter(model: nn.Module) -> None:
 
 
 def reset_accelerator_state() -> None:
-    """Lets the next trainer of this process make a new `Accelerator`. Without this, the second stage of a schedule
-    would fail under DeepSpeed, which allows one Accelerator per process (huggingface/transformers#35073)."""
+    """Resets the state of accelerate, so that the next trainer of this process can make a new `Accelerator`.
+
+    Without this function, the second stage of a schedule would fail under DeepSpeed, which allows only one
+    `Accelerator` per process (huggingface/transformers#35073).
+    """
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
 
 
 def launched_with_fsdp() -> bool:
-    """Whether `accelerate launch` was asked for FSDP. Without this check, stages that need the whole model in every
-    process would start, and fail."""
+    """Returns whether `accelerate launch` was configured for FSDP.
+
+    Without this check, stages that need the complete model in every process would start and then fail.
+    """
     from accelerate.utils import parse_flag_from_env
 
     return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def accelerate_launch(argv: list[str]) -> None:
-    """Runs `accelerate launch` in this process, without its warnings about options that were not given, and without
-    torch's report of the processes that have failed. Without this, training verbs would have to find and start the
-    program `accelerate`."""
+    """Runs `accelerate launch` in this process.
+
+    Its warnings about options that were not given and torch's report of failed processes are not shown. Without this
+    function, training verbs would have to find and start the program `accelerate`.
+    """
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
@@ -321,8 +352,11 @@ def accelerate_launch(argv: list[str]) -> None:
 
 
 def child_processes() -> list[int]:
-    """The ids of the processes that this one has started. psutil comes with accelerate. Without this, a signal could
-    not be sent on to the process that `accelerate launch` has started, which would go on alone."""
+    """Returns the ids of the child processes of this process, with psutil, which accelerate depends on.
+
+    Without this function, a signal could not be forwarded to the process that `accelerate launch` has started, and
+    that process would go on running.
+    """
     import psutil
 
     return [child.pid for child in psutil.Process().children()]
@@ -332,20 +366,22 @@ def child_processes() -> list[int]:
 
 
 def held_weights(parameter: nn.Parameter) -> Tensor:
-    """The values of a parameter that this process holds. Under ZeRO-3 they are a part of the parameter, and the
-    parameter itself is empty. Without this, all models that ZeRO-3 has loaded would look the same."""
+    """Returns the values of a parameter that this process holds.
+
+    Under ZeRO-3, this is the process's shard, and the parameter itself is empty. Without this function, all models
+    under ZeRO-3 would look the same.
+    """
     held: Tensor = vars(parameter).get("ds_tensor", parameter)
     return held
 
 
 @contextmanager
 def without_step_hook(wrapped: Any) -> Iterator[None]:
-    """Inside the block, forward passes of a ZeRO-3 engine do not wait for other processes. The weights must have been
-    gathered.
+    """Inside the block, forward passes of a ZeRO-3 engine do not wait for other processes.
 
-    TRL's `unwrap_model_for_generation` (huggingface/trl#1617) leaves one hook in place, which exchanges data with the
-    other processes at the start of a forward pass. It would wait forever for a process that has fewer batches to
-    decode.
+    The weights must have been gathered before. TRL's `unwrap_model_for_generation` (huggingface/trl#1617) leaves one
+    hook in place, which communicates with the other processes at the start of a forward pass. It would wait forever
+    for a process that has fewer batches to decode.
     """
     optimizer = getattr(wrapped, "optimizer", None)
     offload: Any = getattr(optimizer, "parameter_offload", optimizer)
@@ -363,8 +399,11 @@ def without_step_hook(wrapped: Any) -> Iterator[None]:
 
 @contextmanager
 def torch_linear() -> Iterator[None]:
-    """Inside, `F.linear` is torch's own. ZeRO-3 replaces it for the whole process by a function that a torch function
-    mode does not see, and whose gradient is wrong for a product in another format."""
+    """Inside the block, `F.linear` is torch's own function.
+
+    ZeRO-3 replaces it in the entire process. A torch function mode does not intercept the replacement, and the
+    replacement computes a wrong gradient if the product has another dtype.
+    """
     import torch
     from torch.nn import functional
 
@@ -384,10 +423,11 @@ def torch_linear() -> Iterator[None]:
 
 
 def keep_differentiable(model: Model) -> Model:
-    """Makes sure that 4-bit layers still pass gradients after a use in evaluation mode on a CPU; returns the model.
+    """Returns the model after making sure that its 4-bit layers stay differentiable.
 
-    On processors with AVX-512 for bfloat16, such a use makes bitsandbytes repack the weights into a form without a
-    backward pass (bitsandbytes-foundation/bitsandbytes#1804). This can go once bitsandbytes unpacks them for training.
+    On CPUs with AVX-512 for bfloat16, a forward pass in evaluation mode makes bitsandbytes repack the weights into a
+    format without a backward pass (bitsandbytes-foundation/bitsandbytes#1804). This can go once bitsandbytes unpacks
+    the weights for training.
     """
     for layer in model.modules():
         if "support_avx512bf16_for_cpu" in vars(layer):
@@ -396,6 +436,9 @@ def keep_differentiable(model: Model) -> Model:
 
 
 def is_quantized_layer(module: nn.Module) -> bool:
-    """Whether this is a layer of bitsandbytes. Such a layer must stay in training mode: in evaluation mode on a CPU it
-    would repack its weights permanently (see `keep_differentiable`)."""
+    """Returns whether this is a layer of bitsandbytes.
+
+    Such a layer must stay in training mode, because in evaluation mode on a CPU it would permanently repack its
+    weights (see [`keep_differentiable`]).
+    """
     return type(module).__module__.startswith("bitsandbytes")

@@ -1,14 +1,14 @@
-"""Files and folders that are complete or absent: written under a temporary name, then renamed.
+"""Writes files and folders atomically: under a temporary name that is changed to the final name at the end.
 
-A process may be killed, or the power may fail, at any moment. A reader, or the next call, then finds the old content
-or the new content, never a part of it. When a function here returns, content and name are on the disk, so a mark that
-is written last is never found without what it vouches for.
+If the process is killed or the power fails, a reader finds either the old content or the new content, never a part of
+it. When a function of this module returns, both content and name have reached the disk. So if a file is written last,
+as a mark that the other files are complete, it never exists without these files.
 
-Temporary files and folders are hidden, and lie beside what they become: `.NAME.<32 hex digits>.tmp`. A folder that is
-being replaced is called `.NAME.<32 hex digits>.old` for a moment. Only a process that is killed leaves such names
-behind, and [`clean_up`] removes them.
+Temporary files and folders are hidden, and are in the same folder as the final ones. They are called
+`.NAME.<32 hex digits>.tmp`. A folder that is being replaced is briefly called `.NAME.<32 hex digits>.old`. Such names
+are left behind only if a process is killed, and [`clean_up`] removes them.
 
-[`exclusive`] keeps two processes from writing to one folder.
+[`exclusive`] prevents two processes from writing to the same folder.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if sys.platform != "win32":
 logger = logging.getLogger(__name__)
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.(tmp|old)")
-_held: set[tuple[int, Path]] = set()  # folders that this process has locked; with its id, since a fork copies the set
+_held: set[tuple[int, Path]] = set()  # (process id, locked folder); the id is needed because a fork copies the set
 
 
 @contextmanager
 def exclusive(folder: str | Path) -> Iterator[None]:
-    """Inside the block, no other process can enter `exclusive` for the same folder; it raises instead.
+    """Locks a folder inside the block. Raises `ValueError` if another process holds the lock.
 
-    The lock is that of a hidden file beside the folder. It ends with the process, however the process ends. The same
-    process may enter again, for a part of its work. Among processes that work together, only the main process may
-    enter. On Windows, and on file systems without locks, nothing is locked.
+    The lock is on a hidden file beside the folder. It is released when the process ends, even if the process is
+    killed. Blocks of the same process may be nested. Of processes that work together, only the main process may enter
+    the block. On Windows, and on file systems without locks, nothing is locked.
 
     Args:
         folder: The folder. It need not exist.
@@ -63,14 +63,14 @@ def exclusive(folder: str | Path) -> Iterator[None]:
         finally:
             _held.remove(key)
             file.unlink(missing_ok=True)
-            os.close(descriptor)  # last, so that nobody locks a file that is about to be removed
+            os.close(descriptor)  # last, so that no other process locks a file that is about to be removed
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path to write to; the file becomes `path` at the end, and is removed on failure.
+    """Yields a temporary path to write to. At the end, the file is renamed to `path`; on failure, it is removed.
 
-    Folders that are missing are made. A file called `path` is replaced.
+    Missing parent folders are created. An existing file at `path` is replaced.
     """
     path = Path(path)
     _make_folder(path.parent)
@@ -92,26 +92,27 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Any, **options: Any) -> None:
-    """Writes a JSON file, indented and with a newline at its end, atomically.
+    """Atomically writes a JSON file, indented and with a newline at the end.
 
     Args:
         path: The file.
-        content: What `json.dumps` accepts.
-        options: Passed to `json.dumps`; `indent` is 2 by default.
+        content: Any value that `json.dumps` accepts.
+        options: Passed to `json.dumps`. `indent` defaults to 2.
     """
     write_text(path, json.dumps(content, **{"indent": 2, **options}) + "\n")
 
 
 @contextmanager
 def atomic_folder(path: str | Path, *, check_old: Callable[[Path], object] | None = None) -> Iterator[Path]:
-    """Yields a new folder to fill, which becomes `path` at the end.
+    """Yields a new folder to fill, which is renamed to `path` at the end.
 
-    On failure `path` is as it was, and parents that were made for it are gone.
+    On failure, `path` is unchanged, and parent folders that were created for it are removed.
 
     Args:
-        path: The folder. If it exists, it has to be empty, unless `check_old` is given.
-        check_old (*optional*): Called with the old folder when its path no longer leads to it, so that its contents
-            cannot change any more. Raises if they must not be deleted; the old folder is then put back.
+        path: The folder. If it exists, it must be empty unless `check_old` is given.
+        check_old (*optional*): Function that raises if the content of the old folder must not be deleted. The old
+            folder is then put back. The function is called with the temporary path of the old folder, after the folder
+            was moved away from `path`, so that other programs no longer write to it.
     """
     path = resolved(path)
     with _new_parents(path), temporary_folder(path) as new:
@@ -128,7 +129,7 @@ def atomic_folder(path: str | Path, *, check_old: Callable[[Path], object] | Non
 
 @contextmanager
 def temporary_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a new folder beside `path`, removed at the end with all that is still in it."""
+    """Yields a new folder beside `path`. The folder and everything left in it are removed at the end."""
     temporary = _temporary_name(Path(path))
     try:
         with explained(path):
@@ -140,11 +141,15 @@ def temporary_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(path: str | Path) -> Iterator[None]:
-    """If the disk is full while `path` is written, raises an `OSError` that says so, whichever library was writing."""
+    """Inside the block, an error of any library because the disk is full is raised as an `OSError` that says so.
+
+    Args:
+        path: The file or folder that is being written, for the message.
+    """
     try:
         yield
     except Exception as error:
-        # pyarrow and safetensors give the number of the error in their texts alone.
+        # Errors of pyarrow and safetensors contain the error number only in their message.
         in_text = re.search(r"\b(?:os error|errno) (\d+)", str(error))
         number = getattr(error, "errno", None) or (int(in_text[1]) if in_text else None)
         if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -156,7 +161,7 @@ def explained(path: str | Path) -> Iterator[None]:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Waits until everything in a folder is on the disk, names included."""
+    """Waits until everything in a folder has reached the disk, including the names."""
     for path in Path(folder).rglob("*"):
         if path.is_file() or path.is_dir():
             _sync(path)
@@ -164,7 +169,7 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def leftovers(folder: str | Path) -> list[Path]:
-    """What killed processes have left in a folder, and beside it on the way to becoming the folder."""
+    """Returns temporary paths that killed processes have left inside a folder, and beside it under its name."""
     folder = resolved(folder)
     beside = [path for path in _entries(folder.parent) if is_temporary(path, folder.name)]
     return [*beside, *filter(is_temporary, folder.rglob("*"))]
@@ -173,7 +178,7 @@ def leftovers(folder: str | Path) -> list[Path]:
 def clean_up(folder: str | Path) -> None:
     """Removes the leftovers of killed processes. Call it inside [`exclusive`].
 
-    If a process was replacing the folder, and the folder is missing, the old folder is put back.
+    If a process was killed while it was replacing the folder, and the folder is missing, the old folder is put back.
     """
     folder = resolved(folder)
     found = leftovers(folder)
@@ -186,14 +191,14 @@ def clean_up(folder: str | Path) -> None:
 
 
 def tidy(folder: str | Path) -> None:
-    """Calls [`clean_up`] if there are leftovers, unless another process is writing to the folder or nobody may."""
+    """Calls [`clean_up`] if there are leftovers. Does nothing if the folder is locked or cannot be written to."""
     if leftovers(folder):
         with suppress(ValueError, OSError), exclusive(folder):
             clean_up(folder)
 
 
 def resolved(path: str | Path) -> Path:
-    """The absolute path without symbolic links and without `..`; of `missing/../folder`, that is `folder`."""
+    """Returns the absolute path without symbolic links and without `..`, even if a part before `..` does not exist."""
     try:
         return Path(path).resolve()
     except RuntimeError as error:
@@ -201,23 +206,28 @@ def resolved(path: str | Path) -> Path:
 
 
 def is_temporary(path: Path, name: str | None = None) -> bool:
-    """Whether a path has a name that only this module gives, on the way to the final `name` (by default, to any)."""
+    """Returns whether a path has a temporary name of this module.
+
+    Args:
+        path: The path.
+        name (*optional*): The final name that the temporary name must belong to. By default, any final name matches.
+    """
     match = TEMPORARY.fullmatch(path.name)
     return match is not None and (name is None or match["name"] == _short(name))
 
 
 def _temporary_name(path: Path) -> Path:
-    """A name that no other process uses, even on another machine that shares the folder."""
+    """Returns a path with a name that no other process uses, even on another machine that shares the folder."""
     return path.with_name(f".{_short(path.name)}.{uuid.uuid4().hex}.tmp")
 
 
 def _short(name: str) -> str:
-    """The beginning of a long name: a file system takes 255 bytes, of which a temporary name needs 38 more."""
+    """Truncates a name to 200 bytes, because a temporary name is 38 bytes longer and file systems allow 255 bytes."""
     return name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
 
 
 def _final(path: Path) -> Path:
-    """The path with final names in place of temporary ones."""
+    """Returns the path with every temporary name replaced by the final name."""
     matches = [TEMPORARY.fullmatch(part) for part in path.parts]
     return Path(*(part if match is None else match["name"] for part, match in zip(path.parts, matches, strict=True)))
 
@@ -227,7 +237,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file or a folder, if it can be removed."""
+    """Removes a file, or as much of a folder as possible."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -235,22 +245,22 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file's content is on the disk; for a folder, until the names in it are."""
+    """Waits until the content of a file, or the names in a folder, have reached the disk."""
     is_folder = path.is_dir()
     if sys.platform == "win32" and is_folder:
-        return  # Windows cannot open a folder, and syncs a file only if it may be written to
+        return  # Windows cannot open a folder; below, it can sync a file only if the file is open for writing
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not (is_folder and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some file systems do not sync folders
+        if not (is_folder and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 def _make_folder(path: Path) -> None:
-    """Makes a folder and its parents, unless it exists."""
+    """Creates a folder and its parents, unless the folder exists."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -259,7 +269,7 @@ def _make_folder(path: Path) -> None:
 
 @contextmanager
 def _new_parents(path: Path) -> Iterator[None]:
-    """Makes the parents of a path, and at the end removes those that were made and are empty."""
+    """Creates the missing parents of a path, and at the end removes created parents that are empty."""
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
         _make_folder(path.parent)
@@ -267,14 +277,14 @@ def _new_parents(path: Path) -> Iterator[None]:
         for parent in missing:
             _sync(parent.parent)
     finally:
-        for parent in missing:  # the innermost first
-            with suppress(OSError):  # it is not empty
+        for parent in missing:  # from the innermost to the outermost
+            with suppress(OSError):  # raised if the folder is not empty
                 parent.rmdir()
 
 
 @contextmanager
 def _follow(path: Path) -> Iterator[None]:
-    """If a folder is replaced inside the block, and the process is in it, the process enters the new one."""
+    """If the current directory is in `path`, enters it again after the block, which replaces the folder `path`."""
     try:
         is_inside = Path.cwd().is_relative_to(path)
     except FileNotFoundError:  # the current directory has been removed
@@ -285,7 +295,7 @@ def _follow(path: Path) -> Iterator[None]:
 
 
 def _place_folder(path: Path, new: Path) -> None:
-    """Renames `new` to `path`. Raises if there is anything, looking and renaming in one step."""
+    """Renames `new` to `path`. Raises `ValueError` if `path` is not empty; the check and the renaming are one step."""
     try:
         new.rename(path)
     except OSError as error:
@@ -299,25 +309,25 @@ def _place_folder(path: Path, new: Path) -> None:
 
 
 def _replace_folder(path: Path, new: Path, check_old: Callable[[Path], object]) -> None:
-    """Replaces `path` by `new` in two renames. After a kill between them, `clean_up` puts the old folder back."""
-    # 1. Move the old folder away, and look at it.
+    """Replaces `path` by `new` in two renames. If the process is killed between them, `clean_up` undoes the first."""
+    # 1. Move the old folder away, check it, and move the new folder to its place.
     old = new.with_suffix(".old")
     try:
         path.rename(old)
         check_old(old)
         new.rename(path)
     except BaseException:
-        if old.exists() and new.exists():  # an interrupt may come before the first rename, or after the second
+        if old.exists() and new.exists():  # unless interrupted before the first or after the second rename
             _put_back(old, path)
         raise
 
-    # 2. Delete it once the disk knows the new one.
+    # 2. Delete the old folder once the name of the new folder has reached the disk.
     _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _settle_old(old: Path, path: Path) -> None:
-    """Decides about an old folder that was moved away from `path` by a process that was killed."""
+    """Removes or puts back an old folder that a killed process had moved away from `path`."""
     was_replaced = not old.with_suffix(".tmp").exists()  # the new folder has become `path`
     if was_replaced and _entries(path):
         _remove(old)
@@ -326,7 +336,7 @@ def _settle_old(old: Path, path: Path) -> None:
 
 
 def _put_back(old: Path, path: Path) -> None:
-    """Renames an old folder to `path` again; if another program has written there, to a name that is not hidden."""
+    """Renames an old folder back to `path`, or to a visible name if another program has written to `path`."""
     try:
         old.rename(path)
     except OSError:
@@ -336,18 +346,21 @@ def _put_back(old: Path, path: Path) -> None:
 
 
 def _lock_file(folder: Path) -> Path:
-    """The file whose lock stands for the folder. It is beside the folder, which may not exist yet; or in it, if files
-    can be made only there."""
+    """Returns the path of the file to lock in place of the folder.
+
+    The file is beside the folder, because the folder may not exist yet. It is inside the folder if the folder exists
+    and its parent cannot be written to.
+    """
     if folder.is_dir() and not os.access(folder.parent, os.W_OK):
         return folder / ".lock"
     return folder.with_name(f".{_short(folder.name)}.lock")
 
 
 def _lock(file: Path, folder: Path) -> int:
-    """Makes and locks the file. Returns the descriptor that holds the lock.
+    """Creates and locks the file. Returns the descriptor that holds the lock.
 
-    The lock belongs to the process, not to the descriptor (as with `flock`), so a child that outlives the process does
-    not keep it.
+    The lock belongs to the process and not, as with `flock`, to the descriptor. So a child that outlives the process
+    does not hold the lock.
     """
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -363,12 +376,13 @@ def _lock(file: Path, folder: Path) -> int:
             logger.warning("%s is not protected against a second process: %s", folder, error)
             return descriptor
 
-        # The holder before may have removed the file after we opened it; others would then lock another file.
+        # The previous holder may have removed the file after this process opened it. Other processes would then lock a
+        # new file of the same name.
         if _is_open_at(descriptor, file):
             break
         os.close(descriptor)
 
-    # For the message above. A full disk must not matter.
+    # Store the holder for the message above. Errors are ignored, because a full disk must not prevent locking.
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f" ({os.getpid()} on {platform.node()})".encode())
@@ -376,7 +390,7 @@ def _lock(file: Path, folder: Path) -> int:
 
 
 def _is_open_at(descriptor: int, file: Path) -> bool:
-    """Whether the path still leads to the file that is open."""
+    """Returns whether the open file is still at this path."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:

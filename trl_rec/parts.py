@@ -1,10 +1,10 @@
-"""Stores long computations in parts, so that the same call can resume after the process was killed.
+"""Stores the results of long computations in parts, so that the same call can resume after the process was killed.
 
 Each part is a Parquet file that is written atomically. It contains a fingerprint of everything its rows depend on. A
 part that is damaged, or that belongs to other rows, settings or weights, counts as missing and is computed again.
 
-The callers divide the work. In `trainer/blade/reference_lists.py` each process computes parts of its own; in
-`schedule/self_play.py` all processes compute one part together, then the next.
+The callers divide the work among processes. In `trainer/blade/reference_lists.py`, each process computes different
+parts. In `schedule/self_play.py`, all processes compute one part together, and then the next part.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PartStore:
-    """The files of one computation. Its result is an array of integers with one row per input row.
+    """Reads and writes the files of one computation, whose result is an array of integers with one row per input row.
 
     Args:
-        folder (`Path`, *optional*): Where the files are. `None` stores nothing, so that every part is missing.
-        num_rows (`int`): Number of rows of all parts together.
-        part_size (`int`): Rows per part. The last part may have fewer.
+        folder (`Path` or `None`): Folder of the files. With `None`, nothing is stored, so every part is missing.
+        num_rows (`int`): Total number of rows.
+        part_size (`int`): Number of rows per part. The last part may have fewer.
         fingerprint (`Callable[[range], str]`): Returns a hash of everything that the rows of a part depend on.
     """
 
@@ -42,21 +42,21 @@ class PartStore:
 
     @property
     def parts(self) -> list[range]:
-        """The row numbers of each part."""
+        """The range of row numbers of each part."""
         rows = range(self.num_rows)
         return [rows[start : start + self.part_size] for start in range(0, self.num_rows, self.part_size)]
 
     def missing(self) -> list[range]:
-        """The parts that have to be computed."""
+        """Returns the parts that still have to be computed."""
         return [part for part in self.parts if self.read(part) is None]
 
     def read(self, part: range) -> np.ndarray | None:
-        """The rows of a part, `(len(part), ...)`, or None if the part is missing. Warns of a file that is unusable."""
+        """Returns the rows of a part, `(len(part), ...)`, or None if it is missing. Warns if its file is unusable."""
         path = self._path(part)
         if path is None or not path.is_file():
             return None
 
-        # The checksums of Parquet's pages reveal a file that can still be read, but was changed after it was written.
+        # Parquet's page checksums detect a file that can still be read but was changed after it was written.
         try:
             table = pq.read_table(path, page_checksum_verification=True)
             rows = _to_array(table["rows"].combine_chunks())
@@ -81,7 +81,7 @@ class PartStore:
             pq.write_table(table, temporary, write_page_checksum=True)
 
     def read_all(self) -> np.ndarray:
-        """The rows of all parts, `(num_rows, ...)`, once all parts are written."""
+        """Returns the rows of all parts, `(num_rows, ...)`. Raises `ValueError` if a part is missing."""
         arrays: list[np.ndarray] = []
         for part in self.parts:
             rows = self.read(part)
@@ -96,12 +96,12 @@ class PartStore:
         return self.folder / f"part-{part.start // self.part_size:05d}.parquet"
 
     def _stamp(self, part: range) -> bytes:
-        """The fingerprint with the row numbers, since parts of another size have the same file names."""
+        """Returns the fingerprint and the row numbers, because with another `part_size` file names stay the same."""
         return f"{self.fingerprint(part)} {part.start}:{part.stop}".encode()
 
 
 def to_column(rows: np.ndarray) -> pa.Array:
-    """Converts an array `(N, ...)` to N nested lists of fixed sizes, of 32-bit integers."""
+    """Converts an array `(N, ...)` to a column of N nested fixed-size lists of 32-bit integers."""
     column = pa.array(rows.ravel(), pa.int32())
     for size in reversed(rows.shape[1:]):
         column = pa.FixedSizeListArray.from_arrays(column, size)
@@ -109,7 +109,7 @@ def to_column(rows: np.ndarray) -> pa.Array:
 
 
 def _to_array(column: pa.Array) -> np.ndarray:
-    """Converts what `to_column` returned back into the array."""
+    """Converts a column that [`to_column`] returned back into an array."""
     shape = [len(column)]
     while pa.types.is_fixed_size_list(column.type):
         shape.append(column.type.list_size)

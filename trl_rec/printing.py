@@ -1,4 +1,4 @@
-"""Makes text from data safe to print: a title may contain the control characters of a terminal."""
+"""Makes text from data safe to print, because a title may contain control characters that a terminal obeys."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import unicodedata
 
 
 def printable(text: str) -> str:
-    """The text on one line, without control characters.
+    """Returns the text on one line, without control characters.
 
-    White space becomes a space. Escape sequences, characters that change the direction of the text, and all others
-    that have no shape become U+FFFD.
+    Each white-space character becomes a space. Every other character that cannot be printed becomes U+FFFD, including
+    escape characters and characters that change the direction of the text.
     """
     return text if text.isprintable() else "".join(map(_printable, text))
 
 
 def printable_lines(text: str) -> str:
-    """The text with its line breaks, and each line as [`printable`] returns it."""
+    """Applies [`printable`] to each line of the text, and keeps the line breaks."""
     return "\n".join(map(printable, text.split("\n")))
 
 

@@ -1,11 +1,11 @@
-"""Checks that numbers are in their range: the fields of configurations, and the arguments of functions.
+"""Checks that fields of configurations and arguments of functions are in their range.
 
-A dataclass declares the range of a field with its type, `num_beams: Annotated[int, COUNT]`, and `check_ranges` checks
-all of its fields. (Metadata would not do: the parser of transformers passes all of it to argparse.) `INHERITED` has
-the ranges of the fields that TRL and transformers declare. A function checks its arguments itself:
-`COUNT.check("top_k", top_k)`.
+A dataclass declares the range of a field in its type, as in `num_beams: Annotated[int, COUNT]`, and `check_ranges`
+checks all fields. (The range cannot be in the field's metadata, because the parser of transformers passes all metadata
+to argparse.) `INHERITED` contains the ranges of the fields that TRL and transformers declare. A function checks its
+arguments itself, as in `COUNT.check("top_k", top_k)`.
 
-NaN and infinity are in no range. The type of a field says whether it may be None or a text instead of a number.
+NaN and infinity are in no range. The type of a field says whether it may be None or a string instead of a number.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-LARGEST = 2**31 - 1  # more would overflow where counts are multiplied
+LARGEST = 2**31 - 1  # larger numbers would overflow where counts are multiplied
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field or an argument may have.
+    """The range of numbers that are allowed for a field or an argument.
 
     Args:
-        low (`float`, *optional*): The lowest number. Defaults to no limit.
-        high (`float`, *optional*): The highest number. Defaults to no limit.
+        low (`float`, *optional*): Lower bound. Unbounded by default.
+        high (`float`, *optional*): Upper bound. Unbounded by default.
         whole (`bool`, *optional*, defaults to `False`): Whether only whole numbers are in the range.
-        above (`bool`, *optional*, defaults to `False`): Whether `low` itself is outside.
-        below (`bool`, *optional*, defaults to `False`): Whether `high` itself is outside.
-        also (`int`, *optional*): A number that is allowed although it is outside the bounds.
-        hint (`str`, *optional*): What the error message adds, such as what to do instead.
+        above (`bool`, *optional*, defaults to `False`): Whether `low` itself is outside the range.
+        below (`bool`, *optional*, defaults to `False`): Whether `high` itself is outside the range.
+        also (`int`, *optional*): A number outside the bounds that is allowed too.
+        hint (`str`, *optional*): Text to add to the error message, such as the remedy.
     """
 
     low: float = -math.inf
@@ -49,7 +49,7 @@ class Range:
     hint: str = ""
 
     def __contains__(self, value: Any) -> bool:
-        # Every comparison with NaN is False.
+        # NaN is not in the range, because every comparison with NaN is False.
         above_low = value > self.low if self.above else value >= self.low
         below_high = value < self.high if self.below else value <= self.high
         try:
@@ -59,7 +59,7 @@ class Range:
         return (above_low and below_high and is_finite) or (self.also is not None and value == self.also)
 
     def check(self, name: str, value: object) -> None:
-        """Raises `ValueError` unless `value` is a number in the range. `name` is how the message calls it."""
+        """Raises `ValueError` unless `value` is a number in the range. The message calls the value `name`."""
         is_number = isinstance(value, Integral if self.whole else Real) and not isinstance(value, bool)
         if not is_number or value not in self:
             wanted = self._bounds(value) if is_number else "a whole number" if self.whole else "a number"
@@ -67,7 +67,7 @@ class Range:
             raise ValueError(f"{name} must be {wanted}, not {value!r:.80}{hint}")
 
     def _bounds(self, value: Any) -> str:
-        """The bounds in words. `LARGEST` is a bound only for numbers above it."""
+        """Describes the bounds in words. The bound `LARGEST` is mentioned only if `value` exceeds it."""
         low = f"{'above' if self.above else 'at least'} {self.low:g}"
         high = f"{'below' if self.below else 'at most'} {self.high:.10g}"
         if self.low == -math.inf and self.high == math.inf:
@@ -93,7 +93,8 @@ FINITE = Range()
 SEED = Range(0, 2**32 - 1, whole=True)  # what numpy accepts
 STEPS = Range(1, LARGEST, whole=True, also=-1, hint="-1 leaves the number of steps to num_train_epochs")
 
-# Numeric fields of transformers' and TRL's configurations. One that is declared again with a range is not looked up.
+# Ranges of numeric fields of transformers' and TRL's configurations. If one of our configs declares such a field again
+# with a range, its own range is used instead.
 INHERITED = {
     # the batches and their order
     "per_device_train_batch_size": COUNT,
@@ -126,7 +127,7 @@ INHERITED = {
     "discopop_tau": POSITIVE,
     "ref_model_mixup_alpha": SHARE,
     "ref_model_sync_steps": COUNT,
-    # logging, evaluation and checkpoints; a number of steps below 1 is a share of all steps
+    # logging, evaluation and checkpoints; a number of steps below 1 is a fraction of all steps
     "logging_steps": POSITIVE,
     "eval_steps": POSITIVE,
     "save_steps": POSITIVE,
@@ -151,12 +152,12 @@ class NumericField(NamedTuple):
     """A field of a dataclass that contains a number, or numbers in a list or mapping.
 
     Args:
-        range: The range of each number; None if it has not been declared.
+        range: The range of each number, or None if no range is declared.
         may_be_none: Whether the field may be None.
-        may_be_text: Whether the field may be a text.
+        may_be_text: Whether the field may be a string.
         is_list: Whether the field is a list of numbers.
         is_mapping: Whether the field maps names to numbers.
-        maps_to_none: Whether it may map a name to None.
+        maps_to_none: Whether the field may map a name to None.
     """
 
     range: Range | None
@@ -168,7 +169,7 @@ class NumericField(NamedTuple):
 
 
 def check_ranges(config: DataclassInstance) -> None:
-    """Raises `ValueError` where a field of a dataclass is a number outside its range, or no number at all."""
+    """Raises `ValueError` if a numeric field of a dataclass is outside its range, or is not a number."""
     for name, field in numeric_fields(type(config)).items():
         value = getattr(config, name)
         if field.range is None or (value is None and field.may_be_none):
@@ -191,7 +192,7 @@ def check_ranges(config: DataclassInstance) -> None:
 
 @cache
 def numeric_fields(kind: type[DataclassInstance]) -> dict[str, NumericField]:
-    """The fields of a dataclass that have a range, or a type with numbers in it."""
+    """Returns the fields of a dataclass that have a range, or whose type contains `int` or `float`."""
     hints = get_type_hints(kind, include_extras=True)
     found = {}
     for field in fields(kind):
@@ -212,8 +213,10 @@ def numeric_fields(kind: type[DataclassInstance]) -> dict[str, NumericField]:
 
 
 def _types(hint: Any) -> set[Any]:
-    """The types that make up a hint: `float | list[int]` consists of float, list and int. The keys of a mapping are
-    left out."""
+    """Returns the types in a type hint, such as `{float, list, int}` for `float | list[int]`.
+
+    The types of a mapping's keys are left out.
+    """
     origin = get_origin(hint)
     parts = get_args(hint)
     if not parts or origin is Literal:
@@ -224,7 +227,7 @@ def _types(hint: Any) -> set[Any]:
 
 
 def _maps_to_none(hint: Any) -> bool:
-    """Whether a hint consists of a mapping whose values may be None."""
+    """Returns whether a type hint contains a mapping whose values may be None."""
     parts = get_args(hint)
     if get_origin(hint) in (dict, Mapping):
         return NoneType in _types(parts[1])
