@@ -71,7 +71,7 @@ class RecTrainerMixin(ABC, Base):
         measures_loss_on_splits (`bool`): Whether the loss is defined on a split of a `RecDataset`; otherwise
             an evaluation only ranks the split.
         derived_columns (`frozenset[str]`): Columns of the training rows that are left out of the fingerprint, because
-            they are computed from other columns and from settings in the fingerprint.
+            they are computed from other columns and from other entries of the fingerprint.
     """
 
     method: ClassVar[str]
@@ -185,9 +185,10 @@ class RecTrainerMixin(ABC, Base):
         trial: dict[str, Any] | None = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Same as `Trainer.train`, except that it never continues another run or overwrites its work unasked.
+        """Same as `Trainer.train`, except that the work of another run is neither continued nor replaced by mistake.
 
-        Raises `ValueError` if the checkpoint belongs to another run (see `fingerprint.py`).
+        Raises `ValueError` if the checkpoint belongs to another run (see `fingerprint.py`), or if a run from scratch
+        would mix with the work of an earlier run.
 
         Args:
             resume_from_checkpoint: The folder of a checkpoint, or `True` for the newest complete checkpoint in
@@ -252,7 +253,7 @@ class RecTrainerMixin(ABC, Base):
         """
         self._run_rows = None
         if not self.is_world_process_zero() or (resumes and self._run_models is not None):
-            return  # the model may have been trained since then, but the resumed run started from the untrained model
+            return  # the model may have been trained since then, but the resumed run started from the stored state
 
         self._run_models = model_entries(self.accelerator.unwrap_model(self.model), "model")
         reference = getattr(self, "ref_model", None)
@@ -352,7 +353,7 @@ class RecTrainerMixin(ABC, Base):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         else:
-            self.model.eval()  # as in the parent's loop; `log` reads from this mode that it is an evaluation
+            self.model.eval()  # as in the parent's loop; `log` uses the model's mode to recognise an evaluation
             output = EvalLoopOutput(None, None, {}, len(split))  # type: ignore[arg-type]  # no predictions are kept
         if split is None:
             return output
@@ -431,7 +432,7 @@ class RecTrainerMixin(ABC, Base):
             rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Loads the model like the parent, then the trained adapter (see [`~compat.load_active_adapter`])."""
+        """Loads the model like the parent, then the trained adapter (see [`load_active_adapter`])."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if isinstance(self.model, PeftModel):
             load_active_adapter(self.model, resume_from_checkpoint)
