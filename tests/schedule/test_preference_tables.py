@@ -58,7 +58,7 @@ def test_all_prefixes_are_equally_likely() -> None:
 
 @pytest.mark.parametrize("options", [{"max_prompts": 0}, {"max_history": 0}])
 def test_limits_below_one_are_an_error(options) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(options))}=0"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least 1, not 0"):
         training_prefixes(make_split(ROWS), **options)
 
 
@@ -153,7 +153,7 @@ def test_invalid_beams_and_options_are_an_error() -> None:
         self_play_preferences(prefixes, np.array([[0], [9], [0]]), catalog, train=train)
     with pytest.raises(ValueError, match="difficulty must be"):
         self_play_preferences(prefixes, np.zeros((3, 1), int), catalog, train=train, difficulty="harder")
-    with pytest.raises(ValueError, match="num_negatives=0"):
+    with pytest.raises(ValueError, match="num_negatives must be at least 1, not 0"):
         self_play_preferences(prefixes, np.zeros((3, 1), int), catalog, train=train, num_negatives=0)
 
 

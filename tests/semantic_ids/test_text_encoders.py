@@ -84,6 +84,6 @@ def test_an_encoder_is_never_unpickled(content, sentence_encoder, tmp_path, monk
     shutil.copytree(sentence_encoder, tmp_path / "encoder")
     (tmp_path / "encoder" / "model.safetensors").unlink()
     (tmp_path / "encoder" / "pytorch_model.bin").write_bytes(content)
-    with pytest.raises(ValueError, match="is neither a folder nor the hub id of a sentence encoder that can be read"):
+    with pytest.raises(ValueError, match="cannot be loaded as a folder or hub id of a sentence-transformers model"):
         load_text_encoder(str(tmp_path / "encoder"))
     assert not (tmp_path / "touched").exists()
