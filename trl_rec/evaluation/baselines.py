@@ -43,8 +43,8 @@ class RandomBaseline:
     def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> np.ndarray:
         """Returns item indices `(num_users, top_k)`, best first, padded with -1 if the catalogue is exhausted.
 
-        If histories are excluded, the `twins` of their items are excluded too, because models that write items as
-        titles exclude them as well.
+        If histories are excluded, so are the `twins` of their items, which are other items with the same title. Models
+        that write items as titles cannot distinguish twins, so they exclude twins too.
         """
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
@@ -135,7 +135,7 @@ class TransitionBaseline:
         excluded = Ragged(self._position[excluded.values], excluded.offsets)
 
         # Number of (row, item) pairs per row: one for each item that followed a recent item, `top_k` popular items,
-        # and two per excluded item (the item itself, and one more popular item in case it replaces that item).
+        # and two per excluded item (the item itself, and a further popular item that may take its place).
         num_targets = np.bincount(recent.row_ids, self._targets.lengths[recent.values], len(recent))
         costs = num_targets.astype(np.int64) + 2 * excluded.lengths + top_k
 

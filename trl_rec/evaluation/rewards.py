@@ -5,7 +5,7 @@ needed.
 
 Rewards are computed from item indices, never from text, and are rounded to 12 decimals. Without rounding, the last
 bits of a sum would depend on the order of the items and on the number of lists that are scored at a time. Equally good
-lists would then not tie, which would change results that rank lists by reward.
+lists would then not tie, which would change every ranking of lists by reward.
 
 Legend: B: users, G: lists per user, K: ranks.
 """
@@ -41,8 +41,8 @@ class ListBatch:
             batch has a read-only view of the array, so that no reward can change the lists that another one scores.
         targets (`Ragged`): The items that each of the B users chose next.
         histories (`Ragged`): The items that each user chose before.
-        shares (`np.ndarray` of shape `(num_items, num_groups)`, *optional*): Share of each item in each group, as
-            returned by [`ItemCatalog.group_shares`].
+        shares (`np.ndarray` of shape `(num_items, num_groups)`, *optional*): `shares[i, g]` is the fraction of
+            item `i` that belongs to group `g`, as returned by [`ItemCatalog.group_shares`].
     """
 
     lists: np.ndarray
@@ -189,9 +189,9 @@ def _checked(returned: object, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _as_floats(returned: object, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns what a reward has returned as an array, of any shape. Tensors may be on any device and need a gradient.
+    """Converts the return value of a reward function to a float64 array. Tensors may be on any device.
 
-    Raises `ValueError` if these are no numbers.
+    Raises `ValueError` if the values are not numbers.
     """
     try:
         if isinstance(returned, Tensor):

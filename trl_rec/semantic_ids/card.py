@@ -65,7 +65,8 @@ def make_card(
     - `distinct`: the number of distinct IDs divided by the number of items, at each step: before any repair (`found`),
       after the Sinkhorn repair (`spread`, if it ran), after the repair of the last level (`repaired`), and with
       additional tokens (`written`).
-    - `moved` and `extended`: how many items were given other codes, and how many an additional token.
+    - `moved` and `extended`: the number of items whose codes were changed, and the number of items that got an
+      additional token.
     - `largest_group`: the largest number of items with the same ID.
     - `without_vector`: the number of items whose vector is zero because training contains no information about them.
     - `levels`: for each level, the number of codes `used`, their `perplexity` (the exponential of the entropy of
@@ -150,7 +151,7 @@ def _sharing(prefixes: Tensor) -> dict[str, Any]:
 def _neighbours(
     catalog: ItemCatalog, semantic_ids: Ragged, codes: np.ndarray, popularity: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Lists popular items with different first codes, each with the items that share most of its leading codes."""
+    """Lists popular items with different first codes, each with the items that share its longest prefix."""
     # 1. Find the most popular item for each first code, and keep the most popular of these items.
     by_popularity = np.argsort(-popularity, kind="stable")
     first = np.sort(np.unique(codes[by_popularity, 0], return_index=True)[1])[:NEIGHBOURHOODS]

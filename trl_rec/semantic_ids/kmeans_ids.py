@@ -1,7 +1,7 @@
 """`make_semantic_ids`: semantic IDs from the co-occurrence of items in the training split.
 
 Items that occur near the same items get IDs that begin with the same codes. The method is fast, since it needs no text
-encoder and no training by gradients: it quantises co-occurrence vectors by residual k-means and resolves collisions.
+encoder and no gradient-based training: it quantises co-occurrence vectors by residual k-means and resolves collisions.
 """
 
 from __future__ import annotations

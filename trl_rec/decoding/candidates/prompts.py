@@ -4,8 +4,8 @@ The prompt has two parts. The first is a head with the rated history; it does no
 candidates. The second lists the candidates. Each position in that list is a slot, and each slot has a one-token name.
 The answer lists the names, most preferred candidate first. By default the names are letters: the first slot is always
 called A, whichever candidate it contains. Where each item is a single token, that token is the name instead, because
-small models trained from scratch learn to rank with item tokens, but do not learn to look up letters. The order of the
-candidates then has little influence.
+small models trained from scratch learn to rank with item tokens, but do not learn to look up letters. With item tokens
+as names, the order in which the prompt lists the candidates has little influence on the ranking.
 
 As in `trl_rec/data/prompts.py`, texts are split into pieces, such as one item or one rating. Each piece is tokenised
 once, and prompts are assembled from the pieces' token ids.
@@ -69,7 +69,7 @@ class RatedPromptFormat:
 
     Args:
         prompt_head (`np.ndarray`): The text before the history.
-        items (`Ragged`): Row `i` contains item `i` as part of a history, up to its rating.
+        items (`Ragged`): Row `i` contains the text of item `i` in a history, without its rating.
         ratings (`Ragged`): Row `v` contains the rating `values[v]`, as it is written after an item.
         values (`np.ndarray`): The ratings that can be written, ascending. Other ratings are written as the nearest of
             these.
@@ -211,7 +211,8 @@ class RatedPromptFormat:
         Args:
             candidates (`Ragged`): Item indices of each list.
             max_length (`int` or `None`): Maximum number of tokens of prompt and answer together; `None` for no limit.
-            where (`str`, *optional*, defaults to `"row {row}"`): The error message's name for the list, as a template.
+            where (`str`, *optional*, defaults to `"row {row}"`): How the error message refers to a list. `{row}`
+                is replaced by the list's row number.
         """
         if max_length is None:
             return
@@ -255,8 +256,8 @@ def _split(item: str, catalog: ItemCatalog, ratings: Sequence[float]) -> tuple[s
     if not placeholder or "{surface}" not in before:
         raise ValueError(f"the prompt's item text {item!r} must contain {{surface}} and, after it, {{rating}}")
 
-    # Move a space before the rating to the rating's text, because most tokenizers merge a space with the text after
-    # it.
+    # A space in front of the rating becomes part of the rating's text, because most tokenizers merge a space with the
+    # text that follows.
     space = before[len(before.rstrip(" ")) :]
     write = "{:g}" if catalog.surface == "title" else "<rating_{:g}>"
     return before.rstrip(" "), [f"{space}{write.format(rating)}{after}" for rating in ratings]

@@ -62,15 +62,17 @@ class TaskCollator(EpochCounter, NextItemCollator):
 
 
 def free_rows(rows: Dataset) -> np.ndarray | None:
-    """Returns whether the answer of each row is not an item, `(num_rows,)`, or None if rows have no task."""
+    """Returns a mask `(num_rows,)` of the rows whose answer is not an item, or None if the rows have no tasks."""
     if "task" not in rows.column_names:
         return None
     return np.array([TASKS[name].answer != "item" for name in rows["task"]], bool)
 
 
 def item_places(learned: Tensor, tasks: Tensor | None) -> Tensor:
-    """Returns the subset of the mask `learned`, `(B, T)`, at which the target is a token of an item. Without `tasks`,
-    `(B,)`, all targets are tokens of items."""
+    """Returns a mask `(B, T)` of the positions in `learned` whose target is a token of an item.
+
+    If `tasks` is None, all targets are tokens of items.
+    """
     return learned if tasks is None else learned & ANSWERS_ITEM.to(tasks.device)[tasks].unsqueeze(1)
 
 

@@ -18,7 +18,7 @@ from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
 
 
-CHECKED_TOGETHER = 10_000  # rows, so that memory stays bounded
+CHECKED_TOGETHER = 10_000  # rows, to bound memory
 
 
 @dataclass
@@ -28,8 +28,8 @@ class PreferenceCollator:
 
     Args:
         pad_token_id (`int`): Token id used for padding.
-        trie (`TokenTrie`, *optional*): Trie of the catalogue. With it, each completion token gets the trie node from
-            which it continues.
+        trie (`TokenTrie`, *optional*): Trie of the catalogue. If given, the batch contains, for each completion
+            token, the trie node before that token.
     """
 
     pad_token_id: int
@@ -67,7 +67,7 @@ class PreferenceCollator:
 
 
 def check_on_catalogue(rows: Dataset, trie: TokenTrie) -> None:
-    """Raises ValueError if a completion of token rows is not exactly one item."""
+    """Raises ValueError if a completion in the tokenised rows is not exactly one item."""
     trie = trie.to("cpu")
     first = 0
     for batch in rows.select_columns(["chosen_ids", "rejected_ids"]).iter(CHECKED_TOGETHER):
