@@ -150,7 +150,7 @@ def test_checkpoints_of_weights_alone_cannot_be_resumed(world: Path, tmp_path: P
 @pytest.mark.parametrize("name", FILES)
 def test_a_named_checkpoint_has_to_be_whole(name: str, output: Path, shared: BearTrainer) -> None:
     (output / "checkpoint-4" / name).unlink()
-    with pytest.raises(ValueError, match=f"checkpoint-4 is not a whole checkpoint: {name} is missing"):
+    with pytest.raises(ValueError, match=f"checkpoint-4 is not a complete checkpoint: {name} is missing"):
         shared.train(resume_from_checkpoint=str(output / "checkpoint-4"))
 
 

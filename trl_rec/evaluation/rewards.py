@@ -194,14 +194,13 @@ def _as_floats(returned: object, name: str, shape: tuple[int, ...]) -> np.ndarra
     Raises `ValueError` if the values are not numbers.
     """
     try:
-        if isinstance(returned, Tensor):
+        if isinstance(returned, Tensor) and not returned.is_meta:
             returned = returned.detach().cpu().double()  # numpy has no bfloat16
         values = np.asarray(returned)
         if returned is None or values.dtype.kind not in "biufO":  # texts, complex numbers, dates
             raise TypeError(values.dtype)
         return values.astype(np.float64)
-    # Meta tensors have no values, and a Python integer may be too large for a float.
-    except (TypeError, ValueError, NotImplementedError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # numpy's reasons to refuse a conversion
         raise ValueError(
             f"reward {name!r} returned {_in_words(returned)}, which is no array of real numbers; return one value for "
             f"each of the {shape} lists"

@@ -137,7 +137,7 @@ def _mark_of_named(checkpoint: Path) -> Mark | None:
     mark = read_mark(checkpoint)
     damage = find_damage(checkpoint, mark or Mark({}, {}, {}))
     if damage is not None:
-        raise ValueError(f"{checkpoint} is not a whole checkpoint: {damage}; name an older one")
+        raise ValueError(f"{checkpoint} is not a complete checkpoint: {damage}; name an older one")
     return mark
 
 
