@@ -11,7 +11,7 @@ NaN and infinity are in no range. The type of a field says whether it may be Non
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
@@ -171,23 +171,27 @@ class NumericField(NamedTuple):
 def check_ranges(config: DataclassInstance) -> None:
     """Raises `ValueError` if a numeric field of a dataclass is outside its range, or is not a number."""
     for name, field in numeric_fields(type(config)).items():
-        value = getattr(config, name)
-        if field.range is None or (value is None and field.may_be_none):
+        if field.range is None:
             continue
-        if isinstance(value, str) and field.may_be_text:
-            continue
-        if field.is_list and isinstance(value, list | tuple):
-            for number in value:
-                field.range.check(name, number)
-        elif field.is_mapping and isinstance(value, dict):
-            for key, number in value.items():
-                if number is None and field.maps_to_none:
-                    continue
-                field.range.check(f"{name}: {key}", number)
-        elif field.is_mapping:
-            raise ValueError(f"{name} must map names to numbers, not {value!r}")
-        else:
-            field.range.check(name, value)
+        for label, number in _numbers(name, getattr(config, name), field):
+            field.range.check(label, number)
+
+
+def _numbers(name: str, value: object, field: NumericField) -> Iterator[tuple[str, object]]:
+    """Yields each number in a field's value, after the name that messages give it."""
+    is_exempt = (value is None and field.may_be_none) or (isinstance(value, str) and field.may_be_text)
+    if is_exempt:
+        return
+    if field.is_list and isinstance(value, list | tuple):
+        yield from ((name, number) for number in value)
+    elif field.is_mapping and isinstance(value, dict):
+        yield from (
+            (f"{name}: {key}", number) for key, number in value.items() if not (number is None and field.maps_to_none)
+        )
+    elif field.is_mapping:
+        raise ValueError(f"{name} must map names to numbers, not {value!r}")
+    else:
+        yield name, value
 
 
 @cache
