@@ -21,6 +21,7 @@ from tests.trainer import runs
 from tests.trainer.alro import alro_runs
 from tests.trainer.bear import task_runs
 from tests.trainer.blade import blade_runs
+from tests.trainer.kinds import make_folders
 from tests.trainer.softmax_dpo import preference_runs
 from trl_rec import load
 from trl_rec.models import attention, load_model
@@ -82,15 +83,7 @@ def assert_same(compiled: dict[str, Any], plain: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The datasets and models of the trainers' own tests."""
-    found = {}
-    for name, make_folder in {
-        "items": runs.make_folder,
-        "rated": alro_runs.make_folder,
-        "tasks": task_runs.make_folder,
-    }.items():
-        found[name] = tmp_path_factory.mktemp(name)
-        make_folder(found[name])
-    return found
+    return make_folders(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)

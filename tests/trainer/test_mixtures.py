@@ -20,6 +20,7 @@ from tests.trainer import runs
 from tests.trainer.alro import alro_runs
 from tests.trainer.bear import task_runs
 from tests.trainer.blade import blade_runs
+from tests.trainer.kinds import make_folders
 from tests.trainer.runs import QUIET, losses, with_known_names
 from tests.trainer.softmax_dpo import preference_runs
 from trl_rec import CandidateRanker, Recommender, load
@@ -46,18 +47,11 @@ CASES: dict[str, tuple[str, Make, dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The datasets of the trainers' own tests, each with a mixture of four experts."""
-    found = {}
-    for name, make_folder in {
-        "items": runs.make_folder,
-        "rated": alro_runs.make_folder,
-        "tasks": task_runs.make_folder,
-    }.items():
-        folder = tmp_path_factory.mktemp(name)
-        make_folder(folder)
+    found = make_folders(tmp_path_factory)
+    for folder in found.values():
         model = make_model("qwen3_moe", vocab_size=len(load_tokenizer(folder / "model")))
         model.config.router_aux_loss_coef = 0.1
         model.save_pretrained(folder / "model")
-        found[name] = folder
     return found
 
 
