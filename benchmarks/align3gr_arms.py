@@ -167,7 +167,7 @@ class Study:
             }
             measured = evaluate_split(lists["validation"], dataset, split="validation", ks=[10])
             print(f"{folder.name}: validation NDCG@10 {measured.metrics['ndcg@10']:.4f}", flush=True)
-            return {"test": lists["test"].tolist(), "validation": measured.metrics["ndcg@10"]}
+            return {"test": lists["test"].items.tolist(), "validation": measured.metrics["ndcg@10"]}
 
         ranked = kept(folder / "lists.json", rank)
         test = evaluate_split(np.array(ranked["test"]), dataset, ks=[10])

@@ -67,7 +67,7 @@ def train(options: dict[str, Any], dataset: RecDataset, seed: int, epochs: float
         return {
             "validation": max(entry["eval_ndcg@10"] for entry in log if "eval_ndcg@10" in entry),
             "pruned": [entry["eval_bear/pruned"] for entry in log if "eval_bear/pruned" in entry][-1],
-            "ranked": trainer.rank(dataset.test).tolist(),
+            "ranked": trainer.rank(dataset.test).items.tolist(),
         }
 
 

@@ -131,8 +131,8 @@ class Study:
 
     def measure(self, trainer: Any) -> dict[str, Any]:
         """Greedy test lists, the validation reward per user, and the test rewards of sampled lists."""
-        result: dict[str, Any] = {"test": trainer.rank(self.dataset.test).tolist()}
-        ranked = trainer.rank(self.dataset.validation)
+        result: dict[str, Any] = {"test": trainer.rank(self.dataset.test).items.tolist()}
+        ranked = trainer.rank(self.dataset.validation).items
         result["validation"] = self.reward(ranked[:, None], self.dataset.validation)[:, 0].tolist()
 
         start = time.perf_counter()

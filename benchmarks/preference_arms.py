@@ -82,7 +82,7 @@ def measure(folder: Path, dataset: RecDataset, output: Path) -> Any:
         tokenizer = load_tokenizer(folder)
         prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer)
         options = {"prompt_format": prompt_format, "batch_size": 128, "max_length": MAX_LENGTH}
-        return rank_split(model, tokenizer, dataset, **options).tolist()
+        return rank_split(model, tokenizer, dataset, **options).items.tolist()
 
     return evaluate_split(np.array(kept(output / "test.json", rank)), dataset, ks=[10]).per_user
 

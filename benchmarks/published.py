@@ -72,7 +72,7 @@ def rank(folder: Path, dataset: RecDataset, config: BearConfig) -> dict[str, Any
         "renormalize": config.softmax == "legal",
     }
     return {
-        name: rank_split(model, tokenizer, dataset, exclude_history=exclude, **options).tolist()
+        name: rank_split(model, tokenizer, dataset, exclude_history=exclude, **options).items.tolist()
         for name, exclude in (("excluded", True), ("not excluded", False))
     }
 

@@ -28,7 +28,7 @@ def test_transition_baseline_equals_loops(sequences, histories, top_k, exclude_h
         oracle.rank_by_transitions(sequences, history, NUM_ITEMS, top_k, exclude_history, window, 5)
         for history in histories
     ]
-    np.testing.assert_array_equal(baseline.rank(histories, top_k, exclude_history), expected)
+    np.testing.assert_array_equal(baseline.rank(histories, top_k, exclude_history).items, expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -38,14 +38,14 @@ def test_popularity_baseline_equals_loops(sequences, histories, top_k, exclude_h
     expected = [
         oracle.rank_by_popularity(sequences, history, NUM_ITEMS, top_k, exclude_history) for history in histories
     ]
-    np.testing.assert_array_equal(baseline.rank(histories, top_k, exclude_history), expected)
+    np.testing.assert_array_equal(baseline.rank(histories, top_k, exclude_history).items, expected)
 
 
 @settings(max_examples=40, deadline=None)
 @given(HISTORIES, st.integers(1, 10), st.booleans(), st.integers(0, 3))
 def test_random_baseline_ranks_distinct_allowed_items(histories, top_k, exclude_history, seed):
     baseline = RandomBaseline(seed).fit(make_split([(0, [0], [1])]), NUM_ITEMS)
-    for history, ranking in zip(histories, baseline.rank(histories, top_k, exclude_history), strict=True):
+    for history, ranking in zip(histories, baseline.rank(histories, top_k, exclude_history).items, strict=True):
         allowed = set(range(NUM_ITEMS)) - (set(history) if exclude_history else set())
         listed = [item for item in ranking.tolist() if item >= 0]
         assert len(listed) == len(set(listed)) == min(top_k, len(allowed)) and set(listed) <= allowed
@@ -56,14 +56,22 @@ def test_transitions_worked_by_hand():
     # From 0: item 1 at distance 1, item 2 at distances 2 and 1, so 1/2.5 and 1.5/2.5; from 1: item 2 alone.
     train = make_split([(0, [0], [1, 2]), (1, [0], [2])])
     baseline = TransitionBaseline().fit(train, 5)
-    assert baseline.rank([[0]], 5, True).tolist() == [[2, 1, 3, 4, -1]]
-    assert baseline.rank([[0]], 5, False).tolist() == [[2, 1, 0, 3, 4]]
-    assert baseline.rank([[1, 0], []], 2, False).tolist() == [[2, 1], [0, 2]]
+    assert baseline.rank([[0]], 5, True).items.tolist() == [[2, 1, 3, 4, -1]]
+    assert baseline.rank([[0]], 5, False).items.tolist() == [[2, 1, 0, 3, 4]]
+    assert baseline.rank([[1, 0], []], 2, False).items.tolist() == [[2, 1], [0, 2]]
+    np.testing.assert_allclose(baseline.rank([[0]], 5, True).scores, [[0.6, 0.4, 0, 0, -np.inf]], rtol=1e-6)
+
+
+def test_the_score_of_popular_items_is_their_popularity():
+    ranked = PopularityBaseline().fit(make_split([(0, [0], [1, 1]), (1, [2], [])]), 3).rank([[0], []], 3, True)
+    assert ranked.items.tolist() == [[1, 2, -1], [1, 0, 2]]
+    assert ranked.scores.tolist() == [[2, 1, -np.inf], [2, 1, 1]]
+    assert RandomBaseline().fit(make_split([(0, [0], [1])])).rank([[]], 2, True).scores is None
 
 
 def test_ties_go_to_the_more_popular_then_to_the_lower_index():
     train = make_split([(0, [0], [3]), (1, [0], [2]), (2, [0], [1]), (3, [3], [])])
-    assert TransitionBaseline().fit(train, 5).rank([[0]], 4, True).tolist() == [[3, 1, 2, 4]]
+    assert TransitionBaseline().fit(train, 5).rank([[0]], 4, True).items.tolist() == [[3, 1, 2, 4]]
 
 
 def test_scores_that_differ_only_by_rounding_tie():
@@ -71,13 +79,13 @@ def test_scores_that_differ_only_by_rounding_tie():
     # floats. Both were chosen three times.
     pairs = [(0, 3)] * 3 + [(0, 4)] + [(0, 2)] * 6 + [(1, 4)] * 2 + [(1, 2)] * 3
     train = make_split([(user, [first], [second]) for user, (first, second) in enumerate(pairs)])
-    assert TransitionBaseline(window=1).fit(train, 5).rank([[1, 0]], 3, True).tolist() == [[2, 3, 4]]
+    assert TransitionBaseline(window=1).fit(train, 5).rank([[1, 0]], 3, True).items.tolist() == [[2, 3, 4]]
 
 
 def test_the_whole_history_is_excluded_not_only_the_items_that_score():
     train = make_split([(0, [0], [1]), (1, [1], [2])])
     baseline = TransitionBaseline(max_history=1).fit(train, 3)
-    assert baseline.rank([[2, 0]], 3, True).tolist() == [[1, -1, -1]]
+    assert baseline.rank([[2, 0]], 3, True).items.tolist() == [[1, -1, -1]]
 
 
 @pytest.mark.parametrize("baseline", [RandomBaseline(3), PopularityBaseline(), TransitionBaseline()])
@@ -87,7 +95,7 @@ def test_rankings_depend_neither_on_the_block_size_nor_on_the_form_of_histories(
     histories = [rng.integers(0, 30, length).tolist() for length in rng.integers(0, 25, 50)]
     baseline.fit(make_split(whole_rows(sequences)), 30)
     ranked = baseline.rank(histories, 6, True)
-    assert ranked.shape == (50, 6)
+    assert ranked.items.shape == (50, 6)
     monkeypatch.setattr(baselines, "BLOCK_ENTRIES", 40)
     for form in (
         histories,
@@ -95,14 +103,16 @@ def test_rankings_depend_neither_on_the_block_size_nor_on_the_form_of_histories(
         pa.array(histories),
         pa.chunked_array([histories[:7], histories[7:]]),
     ):
-        np.testing.assert_array_equal(baseline.rank(form, 6, True), ranked)
-    assert baseline.rank([], 6, True).shape == (0, 6)
+        again = baseline.rank(form, 6, True)
+        np.testing.assert_array_equal(again.items, ranked.items)
+        np.testing.assert_array_equal(again.scores, ranked.scores)
+    assert baseline.rank([], 6, True).items.shape == (0, 6)
 
 
 def test_random_baseline_depends_on_seed_and_row():
     train = make_split([(0, [0], [1])])
     one, other = (RandomBaseline(seed).fit(train, 1000).rank([[]] * 20, 10, False) for seed in (0, 1))
-    assert len({tuple(row) for row in one.tolist() + other.tolist()}) == 40
+    assert len({tuple(row) for row in one.items.tolist() + other.items.tolist()}) == 40
 
 
 @pytest.mark.parametrize("baseline", [RandomBaseline(), PopularityBaseline(), TransitionBaseline()])

@@ -47,13 +47,15 @@ def load_saved(folder: Path):
 def test_each_row_is_ranked_as_if_it_were_alone(dataset: RecDataset, saved: Path) -> None:
     model, tokenizer = load_saved(saved)
     ranked = rank_split(model, tokenizer, dataset, top_k=5, batch_size=5)
+    assert ranked.items.dtype == np.int64 and ranked.scores.dtype == np.float32
     prompts = PromptFormat.for_catalog(dataset.catalog, tokenizer).encode(split_rows(dataset.test, "history"))
     trie = TokenTrie.from_catalog(dataset.catalog, tokenizer)
     for row, history in enumerate(dataset.test["history"]):
         prompt = left_padded(prompts.take(np.array([row])), tokenizer.pad_token_id)
         alone = rank_items(model, prompt, trie, num_beams=5, exclude=[history])
-        assert ranked[row].tolist() == alone.items[0].tolist()
-        assert not set(ranked[row]) & set(history)
+        assert ranked.items[row].tolist() == alone.items[0].tolist()
+        assert ranked.scores[row] == pytest.approx(alone.scores[0].tolist(), abs=1e-5)
+        assert not set(ranked.items[row]) & set(history)
 
 
 @pytest.mark.parametrize("num_beams", [None, 1, 3])
@@ -70,8 +72,9 @@ def test_with_a_list_length_the_ranking_is_the_list_that_the_model_writes(
     for row, history in enumerate(dataset.test["history"]):
         prompt = left_padded(prompts.take(np.array([row])), tokenizer.pad_token_id)
         expected = beam_list(model, prompt, trie, list_length=4, num_beams=num_beams or 1, exclude=[history])
-        assert ranked[row].tolist() == expected.items[0, :3].tolist()
-        assert not set(ranked[row]) & set(history)
+        assert ranked.items[row].tolist() == expected.items[0, :3].tolist()
+        assert ranked.scores[row] == pytest.approx(expected.scores[0, :3].tolist(), abs=1e-5)
+        assert not set(ranked.items[row]) & set(history)
     with pytest.raises(ValueError, match="top_k 5 exceeds the list length 4"):
         rank_split(model, tokenizer, dataset, prompt_format=prompt_format, top_k=5)
 
@@ -79,14 +82,16 @@ def test_with_a_list_length_the_ranking_is_the_list_that_the_model_writes(
 def test_history_items_are_ranked_too_unless_excluded(dataset: RecDataset, saved: Path) -> None:
     model, tokenizer = load_saved(saved)
     ranked = rank_split(model, tokenizer, dataset, top_k=len(dataset.catalog), exclude_history=False)
-    assert (np.sort(ranked, 1) == np.arange(len(dataset.catalog))).all()
+    assert (np.sort(ranked.items, 1) == np.arange(len(dataset.catalog))).all()
 
 
 def rank_a_share(dataset: Path, saved: Path, output: Path) -> None:
     """Writes the ranking of all users that each process returns."""
     state = PartialState(cpu=True)
     ranked = rank_split(*load_saved(saved), load(dataset).with_surface("item_token"), top_k=4)
-    (output / f"{state.process_index}.json").write_text(json.dumps([state.num_processes, ranked.tolist()]))
+    (output / f"{state.process_index}.json").write_text(
+        json.dumps([state.num_processes, *(part.tolist() for part in ranked)])
+    )
     state.destroy_process_group()
 
 
@@ -94,9 +99,11 @@ def rank_a_share(dataset: Path, saved: Path, output: Path) -> None:
 def test_two_processes_rank_like_one(dataset: RecDataset, saved: Path, tmp_path: Path) -> None:
     run_in_two("ddp", partial(rank_a_share, dataset.path, saved), tmp_path)
     model, tokenizer = load_saved(saved)
-    expected = rank_split(model, tokenizer, dataset, top_k=4).tolist()
+    expected = rank_split(model, tokenizer, dataset, top_k=4)
     for process in range(2):
-        assert json.loads((tmp_path / f"{process}.json").read_text()) == [2, expected]
+        num_processes, items, scores = json.loads((tmp_path / f"{process}.json").read_text())
+        assert num_processes == 2 and items == expected.items.tolist()
+        np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def test_baselines_are_fitted_on_train_and_evaluated_on_the_split(split):
     rows = vars(dataset)[split]
     results = evaluate_baselines(dataset, split=split, ks=(2, 5))
     assert list(results) == ["random", "popularity", "transition"]
-    ranked = TransitionBaseline().fit(dataset.train, 25).rank(rows["history"], 5, True)
+    ranked = TransitionBaseline().fit(dataset.train, 25).rank(rows["history"], 5, True).items
     popularity = np.bincount(np.concatenate([row["history"] + row["targets"] for row in dataset.train]), minlength=25)
     expected = evaluate_rankings(
         ranked, rows["targets"], ks=(2, 5), catalog=dataset.catalog, histories=rows["history"], popularity=popularity

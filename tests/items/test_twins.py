@@ -70,7 +70,7 @@ def test_no_title_of_the_history_is_recommended(dataset: RecDataset, list_length
         repeats = []
         for row, history in enumerate(dataset.test["history"]):
             known = {titles[item] for item in history}
-            repeats += [item for item in ranked[row].tolist() if item >= 0 and titles[item] in known]
+            repeats += [item for item in ranked.items[row].tolist() if item >= 0 and titles[item] in known]
         assert bool(repeats) is not excludes
 
 
@@ -91,7 +91,7 @@ def test_baselines_exclude_twins_where_items_are_written_as_titles(dataset: RecD
     histories = dataset.test["history"][:]
     for baseline in (RandomBaseline(), PopularityBaseline(), TransitionBaseline()):
         baseline.fit(dataset.train, len(dataset.catalog))
-        for history, ranked in zip(histories, baseline.rank(histories, 20, True, twins).tolist(), strict=True):
+        for history, ranked in zip(histories, baseline.rank(histories, 20, True, twins).items.tolist(), strict=True):
             known = {item % 10 for item in dataset.catalog.index_of([dataset.catalog.ids[item] for item in history])}
             expected = {item for item in range(20) if item % 10 not in known}
             assert {item for item in ranked if item >= 0} == expected

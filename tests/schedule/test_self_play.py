@@ -71,7 +71,7 @@ def test_parts_are_ranked_like_the_whole(setting) -> None:
     options = {"pad_token_id": setting.pad_token_id, "top_k": 6, "max_length": 20}
     whole = rank_histories(setting.model, histories, setting.prompt_format, setting.trie, **options)
     beams = setting.beams()
-    assert beams.tolist() == whole.tolist()
+    assert beams.tolist() == whole.items.tolist()
     table = self_play_preferences(setting.prefixes, beams, setting.dataset.catalog, train=setting.dataset.train)
     assert 0 < len(table["rejected"][0]) <= 6
 

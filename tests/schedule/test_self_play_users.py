@@ -46,11 +46,11 @@ def test_each_prefix_is_ranked_for_its_user(setting: Setting) -> None:
     histories, users = split_rows(setting.prefixes, "history"), split_users(setting.prefixes)
     options: dict[str, Any] = {"pad_token_id": setting.padding, "top_k": 6, "max_length": 24}
     whole = rank_histories(setting.policy, histories, setting.prompt_format, setting.trie, users=users, **options)
-    assert setting.beams().tolist() == whole.tolist()
+    assert setting.beams().tolist() == whole.items.tolist()
     others = rank_histories(
         setting.policy, histories, setting.prompt_format, setting.trie, users=users[::-1], **options
     )
-    assert others.tolist() != whole.tolist()
+    assert others.items.tolist() != whole.items.tolist()
 
 
 def test_parts_of_other_users_are_computed_again(

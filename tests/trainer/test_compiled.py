@@ -66,7 +66,7 @@ def trained(make: Make, folder: Path, output: Path, **options: Any) -> dict[str,
         "saved": load_file(saved),
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
         "weights": {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()},
-        "lists": np.asarray(getattr(ranked, "places", ranked)),
+        "lists": ranked[0],
     }
 
 

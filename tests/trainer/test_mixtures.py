@@ -91,7 +91,7 @@ def test_it_trains_ranks_and_recommends(case: str, asked: bool, folders: dict[st
     if case == "alro":
         assert_orders_alike(tmp_path, trainer.rows_of(split), ranked, trainer.catalog.ids)
     else:
-        assert_recommends_alike(case, tmp_path, split, ranked, trainer.catalog.ids)
+        assert_recommends_alike(case, tmp_path, split, ranked.items, trainer.catalog.ids)
     if "peft_config" not in CASES[case][2]:  # so that other libraries can generate with it
         assert not AutoConfig.from_pretrained(tmp_path).output_router_logits
 

@@ -13,6 +13,7 @@ __all__ = [
     "PopularityBaseline",
     "RandomBaseline",
     "RankedLists",
+    "Rankings",
     "TransitionBaseline",
     "best_of_split",
     "bootstrap_interval",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.lists import readable_lists
     from trl_rec.evaluation.metrics_file import write_metrics
     from trl_rec.evaluation.rank import rank_histories, rank_split
+    from trl_rec.evaluation.rankings import Rankings
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.evaluation.rewards import ListBatch, score_lists, score_split
     from trl_rec.evaluation.saved_model import EvaluationConfig, evaluate_with_baselines, evaluation_settings
@@ -74,6 +76,7 @@ else:
             "lists": ["readable_lists"],
             "metrics_file": ["write_metrics"],
             "rank": ["rank_histories", "rank_split"],
+            "rankings": ["Rankings"],
             "results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
             "rewards": ["ListBatch", "score_lists", "score_split"],
             "saved_model": ["EvaluationConfig", "evaluate_with_baselines", "evaluation_settings"],

@@ -7,11 +7,13 @@ sparse arrays: memory and time grow with the number of items that are scored per
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from trl_rec.evaluation.random_order import permuted
+from trl_rec.evaluation.rankings import INDEX, RANK, Rankings
 from trl_rec.evaluation.rows import Rows, item_rows
 from trl_rec.evaluation.train_interactions import TrainInteractions
 from trl_rec.items.twins import Twins
@@ -40,15 +42,15 @@ class RandomBaseline:
         self.num_items = TrainInteractions.from_split(train, num_items).num_items
         return self
 
-    def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> np.ndarray:
-        """Returns item indices `(num_users, top_k)`, best first, padded with -1 if the catalogue is exhausted.
+    def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
+        """Returns the best items `(num_users, top_k)`, without scores. A row ends early if the catalogue is exhausted.
 
         If histories are excluded, so are the `twins` of their items, which are other items with the same title. Models
         that write items as titles cannot distinguish twins, so they exclude twins too.
         """
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
-        return _rank_by_order(excluded, top_k, self.num_items, self._item_at)
+        return Rankings(_rank_by_order(excluded, top_k, self.num_items, self._item_at))
 
     def _item_at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return permuted(positions, rows, self.seed, self.num_items)
@@ -72,11 +74,12 @@ class PopularityBaseline:
         self.by_popularity = interactions.by_popularity
         return self
 
-    def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> np.ndarray:
-        """Item indices `(num_users, top_k)`, best first; the arguments are as for [`RandomBaseline`]."""
+    def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
+        """Items and their popularity `(num_users, top_k)`; the arguments are as for [`RandomBaseline`]."""
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
-        return _rank_by_order(excluded, top_k, self.num_items, lambda _, positions: self.by_popularity[positions])
+        items = _rank_by_order(excluded, top_k, self.num_items, lambda _, positions: self.by_popularity[positions])
+        return Rankings(items, np.where(items >= 0, self.popularity[items], -np.inf).astype(np.float32))
 
 
 class TransitionBaseline:
@@ -127,8 +130,8 @@ class TransitionBaseline:
         self._weights = Ragged.from_lengths(weights / totals[source], lengths)
         return self
 
-    def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> np.ndarray:
-        """Item indices `(num_users, top_k)`, best first; the arguments are as for [`RandomBaseline`]."""
+    def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
+        """Items and scores `(num_users, top_k)`; the arguments are as for [`RandomBaseline`]."""
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
         recent = Ragged(self._position[histories.values], histories.offsets).tail(self.max_history)
@@ -139,10 +142,11 @@ class TransitionBaseline:
         num_targets = np.bincount(recent.row_ids, self._targets.lengths[recent.values], len(recent))
         costs = num_targets.astype(np.int64) + 2 * excluded.lengths + top_k
 
-        ranked = _rank_in_blocks(
-            costs, top_k, lambda rows: self._rank_block(recent.take(rows), excluded.take(rows), top_k)
+        ranks = _rank_in_blocks(
+            costs, top_k, lambda rows: self._rank_block(recent.take(rows), excluded.take(rows), top_k), dtype=RANK
         )
-        return np.where(ranked >= 0, self.by_popularity[ranked], -1)
+        ranks["item"] = np.where(ranks["item"] >= 0, self.by_popularity[ranks["item"]], -1)
+        return Rankings.from_ranks(ranks)
 
     def _rank_block(self, recent: Ragged, excluded: Ragged, top_k: int) -> np.ndarray:
         # 1. Score the items that followed the recent items: one score per (recent item, following item).
@@ -168,8 +172,14 @@ class TransitionBaseline:
         )
         allowed = totals > -np.inf
         row, item = np.divmod(keys[allowed], self.num_items)
-        order = np.lexsort((-totals[allowed].round(SCORE_DECIMALS), row))
-        return _top_of_each_row(row[order], item[order], len(recent), top_k)
+        totals = totals[allowed].round(SCORE_DECIMALS)
+        order = np.lexsort((-totals, row))
+
+        # 5. Cut each row to its best items.
+        ranks = np.empty((len(recent), top_k), RANK)
+        ranks["item"] = _top_of_each_row(row[order], item[order], len(recent), top_k)
+        ranks["score"] = _top_of_each_row(row[order], totals[order], len(recent), top_k)
+        return ranks
 
 
 def _rank_by_order(
@@ -214,12 +224,14 @@ def _num_needed(excluded: Ragged, top_k: int, num_items: int) -> np.ndarray:
     return needed
 
 
-def _rank_in_blocks(costs: np.ndarray, top_k: int, rank_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _rank_in_blocks(
+    costs: np.ndarray, top_k: int, rank_block: Callable[[np.ndarray], np.ndarray], dtype: np.dtype[Any] = INDEX
+) -> np.ndarray:
     """Ranks consecutive rows in blocks, whose total `costs` are about `BLOCK_ENTRIES` each."""
     block = np.cumsum(costs) // BLOCK_ENTRIES  # block number of each row
     edges = np.flatnonzero(np.diff(block)) + 1
     parts = [rank_block(rows) for rows in np.split(np.arange(len(costs)), edges) if len(rows)]
-    return np.concatenate([np.empty((0, top_k), np.int64), *parts])
+    return np.concatenate([np.empty((0, top_k), dtype), *parts])
 
 
 def _sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -232,10 +244,10 @@ def _sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
     return keys[starts], np.add.reduceat(values[order], starts)
 
 
-def _top_of_each_row(rows: np.ndarray, items: np.ndarray, num_rows: int, top_k: int) -> np.ndarray:
-    """Returns the first `top_k` items of each row, `(num_rows, top_k)`, padded with -1. `rows` must be ascending."""
+def _top_of_each_row(rows: np.ndarray, values: np.ndarray, num_rows: int, top_k: int) -> np.ndarray:
+    """Returns the first `top_k` values of each row, `(num_rows, top_k)`, padded with -1. `rows` must be ascending."""
     rank = within(np.bincount(rows, minlength=num_rows))
     keep = rank < top_k
-    ranked = np.full((num_rows, top_k), -1, np.int64)
-    ranked[rows[keep], rank[keep]] = items[keep]
+    ranked = np.full((num_rows, top_k), -1, values.dtype)
+    ranked[rows[keep], rank[keep]] = values[keep]
     return ranked

@@ -108,7 +108,7 @@ def draw_lists(
     list_length = prompt_format.list_length or 1
     trie = trie.to(model.device)
 
-    def _draw(prompts: dict[str, Tensor], rows: np.ndarray, exclude: Tensor | None) -> Tensor:
+    def _draw(prompts: dict[str, Tensor], rows: np.ndarray, exclude: Tensor | None) -> np.ndarray:
         drawn = sample_item_lists(
             model,
             prompts,
@@ -120,7 +120,8 @@ def draw_lists(
             temperature=temperature,
             seed=seed,
         )
-        return drawn.items.flatten(1)  # (B, S * K)
+        items: np.ndarray = drawn.items.flatten(1).cpu().numpy()  # (B, S * K)
+        return items
 
     width = num_lists * list_length
     flat = map_histories(_draw, histories, prompt_format, width=width, desc="drawing lists", **options)

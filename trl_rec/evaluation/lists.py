@@ -8,22 +8,29 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
+from trl_rec.evaluation.rankings import Rankings
 from trl_rec.items.catalog import ItemCatalog
 from trl_rec.printing import printable
 
 
 def readable_lists(
-    ranked: np.ndarray, split: Dataset, catalog: ItemCatalog, *, rows: Sequence[int] = range(10), num_recent: int = 3
+    ranked: Rankings | np.ndarray,
+    split: Dataset,
+    catalog: ItemCatalog,
+    *,
+    rows: Sequence[int] = range(10),
+    num_recent: int = 3,
 ) -> str:
     """Formats the lists of some rows of a split as text. An arrow marks the items that the user chose next.
 
     Args:
-        ranked (`np.ndarray` of shape `(len(split), K)`): Item indices, best first.
+        ranked (`Rankings`, or `np.ndarray` of shape `(len(split), K)`): The items of each row, best first.
         split (`Dataset`): Split that contains the histories and targets.
         catalog (`ItemCatalog`): Catalogue that contains the titles.
         rows (`Sequence[int]`, *optional*, defaults to `range(10)`): Numbers of the rows to show.
         num_recent (`int`, *optional*, defaults to `3`): Number of history items to show, newest first.
     """
+    items = ranked.items if isinstance(ranked, Rankings) else ranked
     titles = [printable(title) for title in catalog.titles]
     histories = split_rows(split, "history")
     targets = split_rows(split, "targets")
@@ -35,12 +42,12 @@ def readable_lists(
         lines = [f"after {recent}"]
 
         # Write one line per rank, then one line for the chosen items that are not in the list.
-        for rank, item in enumerate(ranked[row], 1):
+        for rank, item in enumerate(items[row], 1):
             if item < 0:  # a missing rank, and so are all after it
                 break
             mark = "->" if item in chosen else "  "
             lines.append(f"{mark} {rank:>2}. {titles[item]}")
-        missed = sorted(chosen - set(ranked[row].tolist()))
+        missed = sorted(chosen - set(items[row].tolist()))
         if missed:
             lines.append(f"   next was: {', '.join(titles[item] for item in missed)}")
         blocks.append("\n".join(lines))

@@ -20,6 +20,7 @@ from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.beam import RankedItems, rank_items
 from trl_rec.decoding.list_beams import rank_list
+from trl_rec.evaluation.rankings import INDEX, RANK, Rankings
 from trl_rec.evaluation.results import held_out
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
@@ -40,8 +41,8 @@ def rank_split(
     split: str = "test",
     prompt_format: PromptFormat | None = None,
     **options: Any,
-) -> np.ndarray:
-    """Ranks the catalogue for every row of a split: `(num_rows, top_k)`, padded with -1.
+) -> Rankings:
+    """Ranks the catalogue for every row of a split: items and scores `(num_rows, top_k)`.
 
     Args:
         model: A causal language model whose vocabulary contains the tokens of the catalogue's surface.
@@ -81,11 +82,12 @@ def rank_histories(
     length_penalty: float = 0.0,
     batch_size: int = 16,
     max_length: int | None = None,
-) -> np.ndarray:
-    """Ranks the catalogue for each history: `(num_histories, top_k)`, padded with -1.
+) -> Rankings:
+    """Ranks the catalogue for each history: items and scores `(num_histories, top_k)`.
 
-    If the prompt format has a `list_length`, the ranking is the first `top_k` items of the list that the model writes.
-    Otherwise single items are ranked by score.
+    If the prompt format has a `list_length`, the ranking is the first `top_k` items of the list that the model writes,
+    and the score of a rank is the log-probability of the list up to that rank. Otherwise single items are ranked by
+    score.
 
     Args:
         model: A causal language model.
@@ -122,11 +124,19 @@ def rank_histories(
         num_beams = max(num_beams or 0, top_k)
         rank = partial(rank_items, num_beams=num_beams, renormalize=renormalize, length_penalty=length_penalty)
 
-    return map_histories(
-        lambda prompts, _, exclude: rank(model, prompts, trie, top_k=top_k, exclude=exclude).items,
+    def _rank(prompts: dict[str, Tensor], _: np.ndarray, exclude: Tensor | None) -> np.ndarray:
+        ranked = rank(model, prompts, trie, top_k=top_k, exclude=exclude)
+        ranks = np.empty(ranked.items.shape, RANK)
+        ranks["item"] = ranked.items.cpu().numpy()
+        ranks["score"] = ranked.scores.float().cpu().numpy()  # numpy has no bfloat16
+        return ranks
+
+    ranks = map_histories(
+        _rank,
         histories,
         prompt_format,
         width=top_k,
+        dtype=RANK,
         desc="ranking",
         pad_token_id=pad_token_id,
         users=users,
@@ -134,14 +144,16 @@ def rank_histories(
         batch_size=batch_size,
         max_length=max_length,
     )
+    return Rankings.from_ranks(ranks)
 
 
 def map_histories(
-    compute: Callable[[dict[str, Tensor], np.ndarray, Tensor | None], Tensor],
+    compute: Callable[[dict[str, Tensor], np.ndarray, Tensor | None], np.ndarray],
     histories: Ragged,
     prompt_format: PromptFormat,
     *,
     width: int,
+    dtype: np.dtype[Any] = INDEX,
     desc: str,
     pad_token_id: int,
     users: np.ndarray | None = None,
@@ -152,11 +164,12 @@ def map_histories(
     """Applies a function to batches of prompted histories, and returns `(num_histories, width)` on every process.
 
     Args:
-        compute: Maps a batch to items `(B, width)`. Its arguments are the padded prompts, their row numbers `(B,)`,
+        compute: Maps a batch to values `(B, width)`. Its arguments are the padded prompts, their row numbers `(B,)`,
             and the items to exclude: `(B, E)`, padded with -1, or None if nothing is excluded.
         histories, prompt_format, pad_token_id, users, exclude_history, batch_size, max_length: As in
             [`rank_histories`].
-        width: Number of items per row.
+        width: Number of values per row.
+        dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
     """
     prompts = prompt_format.encode(histories, users, max_length=max_length)
@@ -165,9 +178,9 @@ def map_histories(
         exclude = None
         if exclude_history:
             exclude = torch.from_numpy(prompt_format.exclusions(histories.take(rows)).padded())
-        return compute(left_padded(prompts.take(rows), pad_token_id), rows, exclude).cpu().numpy()
+        return compute(left_padded(prompts.take(rows), pad_token_id), rows, exclude)
 
-    return map_rows(_compute_batch, prompts.lengths, width=width, desc=desc, batch_size=batch_size)
+    return map_rows(_compute_batch, prompts.lengths, width=width, dtype=dtype, desc=desc, batch_size=batch_size)
 
 
 def map_rows(
@@ -175,15 +188,17 @@ def map_rows(
     lengths: np.ndarray,
     *,
     width: int,
+    dtype: np.dtype[Any] = INDEX,
     desc: str,
     batch_size: int,
 ) -> np.ndarray:
-    """Applies a function to batches of rows, and returns int64 `(num_rows, width)` on every process.
+    """Applies a function to batches of rows, and returns `(num_rows, width)` on every process.
 
     Args:
         compute: Maps row numbers `(B,)` to values `(B, width)`.
         lengths: Number of tokens of each row, `(num_rows,)`.
         width: Number of values per row.
+        dtype (*optional*, defaults to `int64`): Type of the values.
         desc: Label of the progress bar.
         batch_size: Rows per batch.
     """
@@ -195,14 +210,14 @@ def map_rows(
     own_rows = np.argsort(-lengths, kind="stable")[state.process_index :: state.num_processes]
 
     # 2. Compute the rows of this process.
-    own_values = np.full((len(own_rows), width), -1, np.int64)
+    own_values = np.empty((len(own_rows), width), dtype)
     starts = range(0, len(own_rows), batch_size)
     for start in tqdm(starts, desc=desc, unit="batch", leave=False, disable=not state.is_local_main_process):
         rows = own_rows[start : start + batch_size]
         own_values[start : start + batch_size] = compute(rows)
 
     # 3. Gather the rows of all processes on every process.
-    everything = np.empty((len(lengths), width), np.int64)
+    everything = np.empty((len(lengths), width), dtype)
     for rows, values in gather_object([(own_rows, own_values)]):
         everything[rows] = values
     return everything

@@ -13,6 +13,7 @@ from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.intervals import bootstrap_interval
+from trl_rec.evaluation.rankings import Rankings
 from trl_rec.evaluation.rewards import ListReward, score_split
 from trl_rec.evaluation.train_interactions import TrainInteractions
 
@@ -31,15 +32,17 @@ class Evaluation:
         intervals (`dict[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals of the means over users.
         per_user (`dict[str, np.ndarray]`, *optional*): The values per user, `(num_users,)` each, from which the
             intervals are computed. They can be passed to [`paired_comparison`].
+        rankings (`Rankings`, *optional*): The ranked items that were evaluated.
     """
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     per_user: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    rankings: Rankings | None = field(default=None, repr=False)
 
 
 def evaluate_split(
-    ranked: np.ndarray,
+    ranked: Rankings | np.ndarray,
     dataset: RecDataset,
     *,
     split: str = "test",
@@ -51,8 +54,8 @@ def evaluate_split(
     """Computes all metrics of a ranking for the rows of a split, with bootstrap intervals.
 
     Args:
-        ranked (`np.ndarray` of shape `(len(split), K)`): Item indices for each row of the split, best first, padded
-            with -1.
+        ranked (`Rankings`, or `np.ndarray` of shape `(len(split), K)`): The items for each row of the split, best
+            first, padded with -1.
         dataset (`RecDataset`): Contains the split, the catalogue, and the training split for the popularity.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
@@ -62,25 +65,27 @@ def evaluate_split(
         reward_functions (`Mapping[str, ListReward]`, *optional*): Additional reward functions by name.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
     """
+    rankings = ranked if isinstance(ranked, Rankings) else Rankings(np.asarray(ranked))
+    items = rankings.items
     rows = held_out(dataset, split)
     relevant = split_rows(rows, "targets")
     histories = split_rows(rows, "history")
     popularity = TrainInteractions.from_split(dataset.train, len(dataset.catalog)).popularity
 
     metrics = evaluate_rankings(
-        ranked, relevant, ks=ks, catalog=dataset.catalog, histories=histories, popularity=popularity
+        items, relevant, ks=ks, catalog=dataset.catalog, histories=histories, popularity=popularity
     )
-    per_user = per_user_metrics(ranked, relevant, ks=ks)  # (num_users,) each
+    per_user = per_user_metrics(items, relevant, ks=ks)  # (num_users,) each
 
     if rewards is not None:
         # `score_split` expects several lists per user; here there is one.
-        scored = score_split(ranked[:, None], rows, dataset.catalog, rewards, reward_functions)
+        scored = score_split(items[:, None], rows, dataset.catalog, rewards, reward_functions)
         values = {"reward": scored.total, **{f"reward/{name}": part for name, part in scored.parts.items()}}
         per_user |= {name: value[:, 0] for name, value in values.items()}
         metrics |= {name: float(value.mean()) for name, value in values.items()}
 
     intervals = {name: bootstrap_interval(values, seed=seed) for name, values in per_user.items()}
-    return Evaluation(metrics, intervals, per_user)
+    return Evaluation(metrics, intervals, per_user, rankings)
 
 
 def evaluate_baselines(

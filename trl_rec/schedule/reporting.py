@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, rank_split
+from trl_rec.evaluation import Evaluation, Rankings, evaluate_baselines, evaluate_split, metrics_table, rank_split
 from trl_rec.evaluation.tables import aligned
 from trl_rec.files import write_json
 from trl_rec.models.loading import load_model, load_tokenizer
@@ -84,8 +83,8 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
     return "\n".join([*aligned(rows), "", *legend])
 
 
-def _rank(folder: str | Path, schedule: Schedule) -> np.ndarray:
-    """Returns the items that the policy in `folder` recommends to each test user, `(num_users, top_k)`."""
+def _rank(folder: str | Path, schedule: Schedule) -> Rankings:
+    """Ranks items for each test user with the policy in `folder`: items and scores `(num_users, top_k)`."""
     config = schedule.config
     dataset = schedule.dataset
     tokenizer = load_tokenizer(folder)

@@ -85,7 +85,7 @@ def self_play_beams(
 
     def _rank(part: range) -> np.ndarray:
         rows = np.asarray(part)
-        return rank_histories(model, histories.take(rows), prompt_format, trie, users=users[rows], **ranking)
+        return rank_histories(model, histories.take(rows), prompt_format, trie, users=users[rows], **ranking).items
 
     # 2. Read the stored parts, and rank the prefixes of the missing parts.
     store = PartStore(None if folder is None else Path(folder), len(histories), part_size, _fingerprint)

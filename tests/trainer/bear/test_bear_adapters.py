@@ -65,7 +65,7 @@ def train(
 
 
 def assert_recommends(trainer: BearTrainer, folder: Path, split: Dataset) -> None:
-    ranked, recommender = trainer.rank(split), Recommender.from_pretrained(folder)
+    ranked, recommender = trainer.rank(split).items, Recommender.from_pretrained(folder)
     for row, history in enumerate(split["history"]):
         listed = recommender.recommend([str(item) for item in history], k=5)
         assert [int(one.item_id) for one in listed] == ranked[row].tolist()

@@ -179,7 +179,7 @@ def test_a_run_folder_writes_the_lists_that_the_trainer_ranks(
     trainer.train()
     trainer.save_model()
     recommender = Recommender.from_pretrained(tmp_path)
-    ranked = trainer.rank(dataset.test)
+    ranked = trainer.rank(dataset.test).items
     for row in range(4):
         history = [dataset.catalog.ids[item] for item in dataset.test["history"][row]]
         for k in (3, 2):

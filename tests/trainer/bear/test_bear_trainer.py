@@ -174,7 +174,7 @@ def test_a_run_folder_recommends_what_the_trainer_ranks(folder: Path, dataset: R
     trainer.train()
     trainer.save_model()
     recommender = Recommender.from_pretrained(tmp_path)
-    ranked = trainer.rank(dataset.test)
+    ranked = trainer.rank(dataset.test).items
     for row in range(5):
         history = [dataset.catalog.ids[item] for item in dataset.test["history"][row]]
         listed = recommender.recommend(history, k=5)

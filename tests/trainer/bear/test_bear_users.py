@@ -47,7 +47,7 @@ def test_a_run_whose_prompts_name_users_recommends_what_it_ranks(
     trainer.save_model()
     trainer.create_model_card()
     assert "recommend(history=[], k=10, user=0)" in (tmp_path / "README.md").read_text()
-    recommender, ranked = Recommender.from_pretrained(tmp_path), trainer.rank(dataset.test)
+    recommender, ranked = Recommender.from_pretrained(tmp_path), trainer.rank(dataset.test).items
     for row in range(3):
         user, history = dataset.test["user"][row], dataset.test["history"][row]
         listed = recommended(recommender, history, user)
@@ -66,7 +66,7 @@ def test_a_run_whose_prompts_name_users_recommends_what_it_ranks(
         num_beams=trainer.args.eval_num_beams,
         max_length=trainer.args.max_length,
     )
-    assert again.tolist() == ranked.tolist()
+    assert again.items.tolist() == ranked.tolist()
 
 
 def test_users_with_ids_change_nothing_where_prompts_do_not_name_them(folder: Path, tmp_path: Path) -> None:

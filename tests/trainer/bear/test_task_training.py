@@ -149,7 +149,7 @@ def test_lists_are_measured_and_a_run_folder_recommends(folder: Path, dataset: R
     told = trainer.evaluate()
     assert {"eval_loss", "eval_ndcg@5", "eval_bear/ce"} <= told.keys() and not any("task/" in name for name in told)
     trainer.save_model()
-    recommender, ranked = Recommender.from_pretrained(tmp_path), trainer.rank(dataset.test)
+    recommender, ranked = Recommender.from_pretrained(tmp_path), trainer.rank(dataset.test).items
     history = [dataset.catalog.ids[item] for item in dataset.test["history"][0]]
     listed = recommender.recommend(history, k=5, user=dataset.test["user"][0])
     assert [one.item_id for one in listed] == [dataset.catalog.ids[item] for item in ranked[0]]

@@ -77,7 +77,7 @@ def assert_trains(trainer: BladeTrainer) -> None:
 
 def assert_recommends(trainer: BladeTrainer, folder: Path) -> None:
     split = Dataset.from_dict({"history": [[item] for item in range(8)], "targets": [[0]] * 8})
-    ranked, recommender = trainer.rank(split), Recommender.from_pretrained(folder)
+    ranked, recommender = trainer.rank(split).items, Recommender.from_pretrained(folder)
     for row in range(8):
         assert [int(one.item_id) for one in recommender.recommend([str(row)], k=2)] == ranked[row].tolist()
 

@@ -240,7 +240,7 @@ def test_a_run_folder_writes_the_lists_of_the_trainer(folder: Path, dataset: Rec
     trainer.train()
     trainer.save_model()
     trainer.create_model_card()
-    recommender, ranked = Recommender.from_pretrained(tmp_path), trainer.rank(dataset.test)
+    recommender, ranked = Recommender.from_pretrained(tmp_path), trainer.rank(dataset.test).items
     for row in range(8):
         history = [dataset.catalog.ids[item] for item in dataset.test["history"][row]]
         assert [one.item_id for one in recommender.recommend(history, k=3)] == [

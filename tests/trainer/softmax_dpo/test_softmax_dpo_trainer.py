@@ -391,7 +391,7 @@ def test_a_run_folder_recommends_what_the_trainer_ranks(
     trainer = make_trainer(folder, tmp_path, eval_ks=[5], normalize=normalize, learning_rate=0.5)
     trainer.train()
     trainer.save_model()
-    recommender, ranked = Recommender.from_pretrained(tmp_path), trainer.rank(dataset.test)
+    recommender, ranked = Recommender.from_pretrained(tmp_path), trainer.rank(dataset.test).items
     assert recommender.settings["renormalize"] == (normalize == "catalogue")
     for row in range(8):
         history = [dataset.catalog.ids[item] for item in dataset.test["history"][row]]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -14,7 +13,7 @@ from trl_rec.compat import unwrapped_for_generation
 from trl_rec.data.dataset import at_most, split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.run_folder import save_recommender
-from trl_rec.evaluation import evaluate_rankings, rank_histories
+from trl_rec.evaluation import Rankings, evaluate_rankings, rank_histories
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.trainer.base.checks import check_processes
 from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTrainerMixin
@@ -50,8 +49,8 @@ class CatalogRankingMixin(RecTrainerMixin):
             self.prompt_format = PromptFormat.for_catalog(catalog, processing_class, **args.prompt_options)
             self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
 
-    def rank(self, split: Dataset) -> np.ndarray:
-        """Ranks items for the users of a split: item indices `(num_rows, max(eval_ks))`, padded with -1."""
+    def rank(self, split: Dataset) -> Rankings:
+        """Ranks items for the users of a split: items and scores `(num_rows, max(eval_ks))`."""
         if self.is_fsdp_enabled:
             raise ValueError(NO_RANKING_UNDER_FSDP)
         with unwrapped_for_generation(self.model_wrapped, self.accelerator) as model:
@@ -71,10 +70,10 @@ class CatalogRankingMixin(RecTrainerMixin):
                 max_length=self.args.max_length,
             )
 
-    def measure(self, ranked: np.ndarray, split: Dataset) -> dict[str, float]:
-        """Computes metrics of lists `(num_rows, max(eval_ks))` for the users of a split."""
+    def measure(self, ranked: Rankings, split: Dataset) -> dict[str, float]:
+        """Computes metrics of rankings `(num_rows, max(eval_ks))` for the users of a split."""
         return evaluate_rankings(
-            ranked,
+            ranked.items,
             split_rows(split, "targets"),
             ks=self.args.eval_ks,
             catalog=self.catalog,

@@ -1,0 +1,30 @@
+"""The ranking of a recommender for every row of a split, with scores where the recommender has them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+INDEX = np.dtype(np.int64)
+RANK = np.dtype([("item", np.int64), ("score", np.float32)])  # one rank, while rankings are computed in parts
+
+
+class Rankings(NamedTuple):
+    """One ranking of the catalogue per user, best item first.
+
+    Args:
+        items (`np.ndarray` of shape `(N, K)`): Item indices, padded with -1.
+        scores (`np.ndarray` of shape `(N, K)`, *optional*): The score of each rank in float32, padded with -inf.
+            `None` if the recommender has no scores.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray | None = None
+
+    @classmethod
+    def from_ranks(cls, ranks: np.ndarray) -> Rankings:
+        """Converts an array of type `RANK`, `(N, K)`. Missing ranks get the score -inf."""
+        items = ranks["item"].copy()
+        return cls(items, np.where(items < 0, np.float32(-np.inf), ranks["score"]))
