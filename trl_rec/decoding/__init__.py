@@ -22,8 +22,11 @@ __all__ = [
     "list_tokens",
     "rank_candidates",
     "rank_items",
+    "rank_scores",
     "rated_tokens",
     "sample_item_lists",
+    "score_catalog",
+    "score_items",
 ]
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from trl_rec.decoding.candidates.prompts import RatedPromptFormat, rated_tokens
     from trl_rec.decoding.candidates.ranker import CandidateRanker
     from trl_rec.decoding.candidates.ranking import RankedCandidates, rank_candidates
+    from trl_rec.decoding.exact import rank_scores, score_catalog, score_items
     from trl_rec.decoding.list_beams import beam_list
     from trl_rec.decoding.list_constraint import ListTokens, list_logps, list_tokens
     from trl_rec.decoding.lists import SampledLists, greedy_list, sample_item_lists
@@ -44,6 +48,7 @@ else:
             "candidates.prompts": ["RatedPromptFormat", "rated_tokens"],
             "candidates.ranker": ["CandidateRanker"],
             "candidates.ranking": ["RankedCandidates", "rank_candidates"],
+            "exact": ["rank_scores", "score_catalog", "score_items"],
             "list_beams": ["beam_list"],
             "list_constraint": ["ListTokens", "list_logps", "list_tokens"],
             "lists": ["SampledLists", "greedy_list", "sample_item_lists"],

@@ -165,7 +165,7 @@ def _search(
             logits, slots, valid = cache.extend(pending)  # (B, A, V), (B, A), (B, A)
 
         # 5. Score the children of the active beams. Together with the waiting beams they are the continuations.
-        logps, children = _child_logps(trie, logits, beams.nodes.gather(1, slots), max_children, renormalize)
+        logps, children = child_logps(trie, logits, beams.nodes.gather(1, slots), max_children, renormalize)
         grown, parents = _children_as_beams(trie, beams, slots, valid, logps, children, excluded, skips)
         continuations, parents = _with_waiting(grown, parents, beams, active)  # (B, N)
 
@@ -274,7 +274,7 @@ def _round_sizes(trie: TokenTrie, nodes: Tensor, lengths: Tensor, active: Tensor
     return torch.stack(sizes).tolist()
 
 
-def _child_logps(
+def child_logps(
     trie: TokenTrie, logits: Tensor, nodes: Tensor, max_children: int, renormalize: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns the log-probability of each child, -inf for padding, and the child nodes; both are `(B, A, C)`."""

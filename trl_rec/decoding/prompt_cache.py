@@ -151,6 +151,34 @@ class SharedPrompt:
         self.seen = torch.cat([self.seen, belongs], -1)
         return output.logits[:, -pending.num_active :], slots, valid
 
+    def read_beside(self, token_ids: Tensor, depths: Tensor, seen: Tensor, num_logits: int) -> Tensor:
+        """Reads the same tokens after every prompt, and removes them from the cache again.
+
+        Args:
+            token_ids (`torch.Tensor` of shape `(Q,)`): The tokens.
+            depths (`torch.Tensor` of shape `(Q,)`): Number of tokens after the prompt, including the token itself.
+            seen (`torch.Tensor` of shape `(Q, Q)`): Whether each token attends to each of the others. All tokens
+                attend to the prompt.
+            num_logits (`int`): Number of tokens, counted from the last one, whose logits are returned.
+
+        Returns:
+            `torch.Tensor` of shape `(B, num_logits, V)`: The logits after these tokens.
+        """
+        num_prompts = len(self.prompt_mask)
+        width = len(token_ids)
+        prompt = self.prompt_mask.unsqueeze(1).expand(-1, width, -1)
+        with logits_at(self.model, tokens=self.tokens):
+            output = self.model(
+                input_ids=token_ids.expand(num_prompts, -1),
+                attention_mask=mask_for(self.model, torch.cat([prompt, seen.expand(num_prompts, -1, -1)], -1)),
+                position_ids=self.prompt_mask.sum(1, keepdim=True) + depths - 1,
+                **self.caching,
+                logits_to_keep=num_logits,
+            )
+        self.cache.crop(-width)
+        logits: Tensor = output.logits[:, -num_logits:]
+        return logits
+
     def _columns(self, pending: Pending, slots: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns `owner, step, real`, each `(B, Q)`: for each column, the index of its beam among the active beams,
         the index of its token among the beam's pending tokens, and whether the column contains a token at all."""

@@ -1,0 +1,127 @@
+"""Exact scores against a beam search as wide as the catalogue, and against a forward pass per item."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import make_model
+from tests.decoding.test_beam import EOS, MODELS, as_rankings, assert_same, pad, random_catalogue, random_prompts
+from tests.oracles.decoding import brute_force
+from trl_rec.decoding import exact, rank_items
+from trl_rec.decoding.exact import rank_scores, score_catalog, score_items
+from trl_rec.items import TokenTrie
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans())
+def test_equals_beams_as_wide_as_the_catalogue(
+    monkeypatch: pytest.MonkeyPatch, shared: bool, seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool
+) -> None:
+    """With shared leaves, excluded items, forced chains, and the nodes of the trie in chunks of a few."""
+    monkeypatch.setattr("trl_rec.decoding.prompt_cache.why_separate", lambda *_: None if shared else "for this test")
+    rng = random.Random(seed)
+    monkeypatch.setattr(exact, "MOST_NODES", rng.choice([1, 2, 5, 1000]))
+    sequences = random_catalogue(rng, has_eos)
+    trie = TokenTrie.from_sequences(sequences)
+    prompts, rows = random_prompts(rng, rng.randint(1, 3))
+    exclude = [rng.sample(range(len(sequences)), rng.randint(0, len(sequences) // 2)) for _ in rows]
+    options = {"renormalize": renormalize, "length_penalty": rng.choice([0.0, 1.0])}
+
+    scores = score_catalog(MODELS[key], prompts, trie, **options)
+    ranked = rank_scores(scores, trie, len(sequences) + 2, exclude)
+    expected = rank_items(
+        MODELS[key], prompts, trie, num_beams=len(sequences), top_k=len(sequences) + 2, exclude=exclude, **options
+    )
+    assert ranked.items.shape == expected.items.shape
+    for ours, theirs in zip(as_rankings(ranked), as_rankings(expected), strict=True):
+        assert dict(ours) == pytest.approx(dict(theirs), abs=1e-4)
+        assert ours == sorted(ours, key=lambda pair: (-pair[1], pair[0]))
+        if shared:  # otherwise scores may round differently, and nearly equal ones change places
+            assert_same(ours, theirs)
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans())
+def test_scores_equal_a_forward_pass_per_item(
+    seed: int, key: tuple[str, str], has_eos: bool, renormalize: bool
+) -> None:
+    rng = random.Random(seed)
+    sequences = random_catalogue(rng, has_eos)
+    trie = TokenTrie.from_sequences(sequences)
+    prompts, rows = random_prompts(rng, 2)
+    options = {"renormalize": renormalize, "length_penalty": rng.choice([0.0, 0.5])}
+    every = score_catalog(MODELS[key], prompts, trie, **options)
+    given = torch.tensor([[rng.randrange(-1, len(sequences)) for _ in range(4)] for _ in rows])
+    some = score_items(MODELS[key], prompts, trie, given, **options)
+    for row, prompt in enumerate(rows):
+        expected = dict(brute_force(MODELS[key], prompt, sequences, **options))
+        assert dict(enumerate(every[row].tolist())) == pytest.approx(expected, abs=1e-4)
+        wanted = [expected.get(item, -torch.inf) for item in given[row].tolist()]
+        assert some[row].tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["mistral-window", "gemma2", "qwen3_moe"])
+def test_other_models_equal_brute_force(family: str) -> None:
+    """A window of 4 tokens needs a row per item; Gemma 2 caps its logits."""
+    model = make_model(family, attention="eager" if family == "gemma2" else "sdpa")
+    rng = random.Random(1)
+    sequences = random_catalogue(rng, has_eos=True)
+    rows = [[rng.randrange(3, 40) for _ in range(6)] for _ in range(2)]
+    scores = score_catalog(model, pad(rows), TokenTrie.from_sequences(sequences))
+    for row, prompt in enumerate(rows):
+        expected = dict(brute_force(model, prompt, sequences, renormalize=True))
+        assert dict(enumerate(scores[row].tolist())) == pytest.approx(expected, abs=1e-4)
+
+
+def test_only_branchings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token per item needs no pass besides the prompt's; a forward pass has at most `MOST_NODES` nodes and the
+    path to the first of them."""
+    model = MODELS["llama", "sdpa"]
+    widths = []
+    handle = model.register_forward_pre_hook(
+        lambda _, arguments, named: widths.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        score_catalog(model, pad([[5, 6, 7]]), TokenTrie.from_sequences([[token] for token in range(3, 30)]))
+        assert widths == [3]
+
+        widths.clear()
+        monkeypatch.setattr(exact, "MOST_NODES", 3)
+        sequences = [[first, second, third, EOS] for first in (4, 5) for second in (6, 7, 8) for third in (9, 10)]
+        score_catalog(model, pad([[5, 6, 7]]), TokenTrie.from_sequences(sequences))
+        assert widths == [3, 3, 4, 3]  # 8 inner nodes; the last two chunks repeat the node above their first one
+    finally:
+        handle.remove()
+
+
+def test_excluded_items_leave_before_the_softmax_where_lists_are_written() -> None:
+    """The score of an item is then that of the list that begins with it."""
+    model = MODELS["gpt2", "sdpa"]
+    sequences = [[4, 5, 6], [4, 7, 8], [4, 7, 9], [9, 9, 9], [9, 9, 9]]  # the last two share a leaf
+    trie = TokenTrie.from_sequences(sequences)
+    items = torch.tensor([[0, 1, 2, 3, 4]])
+    scores = score_items(model, pad([[3, 5]]), trie, items, exclude=[[1, 3]])
+    left = {item: path for item, path in enumerate(sequences) if item in (0, 2, 4)}
+    expected = brute_force(model, [3, 5], list(left.values()), renormalize=True)
+    wanted = {list(left)[place]: score for place, score in expected}
+    # Item 3 is excluded, but its leaf stays legal for item 4.
+    assert scores[0].tolist() == pytest.approx([wanted[0], -torch.inf, wanted[2], wanted[4], wanted[4]], abs=1e-4)
+    with pytest.raises(ValueError, match="cannot be removed from a softmax over the vocabulary"):
+        score_items(model, pad([[3]]), trie, items, exclude=[[0]], renormalize=False)
+
+
+def test_bad_input_is_refused() -> None:
+    trie = TokenTrie.from_sequences([[4, EOS], [5, EOS]])
+    model = MODELS["llama", "sdpa"]
+    with pytest.raises(ValueError, match="length_penalty must be a finite number, not nan"):
+        score_catalog(model, pad([[3]]), trie, length_penalty=torch.nan)
+    with pytest.raises(ValueError, match="a list has item 7, which is not in the trie of 2 items"):
+        score_items(model, pad([[3]]), trie, torch.tensor([[7]]))
+    broken = make_model("llama")
+    torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
+    with pytest.raises(ValueError, match="logits contain NaN"):
+        score_catalog(broken, pad([[3]]), trie)

@@ -1,0 +1,296 @@
+"""Scores items exactly, without a search: every item of the catalogue, or given items.
+
+The scores are those of `rank_items`. `score_catalog` computes the log-probabilities of all edges of the trie. It reads
+each prompt once, and then the trie's inner nodes in chunks beside the cached prompt. An attention mask shows each node
+its own path, so a common beginning of paths is read once per chunk, and memory does not grow with the number of
+chunks. `score_items` reads the paths of a few items as completions of the prompt.
+
+Legend: B: prompts, K: given items per prompt, I: items, Q: nodes that are read together, S: nodes among them whose
+logits are needed, C: children (padded), V: vocabulary, or the tokens of the trie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trl_rec.decoding.beam import RankedItems, best_first, child_logps
+from trl_rec.decoding.checks import check_no_nan, checked_prompts, evaluating
+from trl_rec.decoding.excluded import Excluded
+from trl_rec.decoding.list_constraint import list_logps, list_tokens
+from trl_rec.decoding.prompt_cache import SeparateRows, SharedPrompt, open_cache
+from trl_rec.items.trie import TokenTrie
+from trl_rec.models.completions import completion_logps, read_completions
+from trl_rec.ranges import COUNT, FINITE
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+MOST_NODES = 1024  # nodes that are read together for one prompt; the mask grows with the square of this number
+MOST_TOKENS = 1 << 12  # tokens of all prompts in a forward pass: 256 nodes for each of 16 prompts
+MOST_LOGITS = 1 << 25  # logits that a forward pass returns: 128 MB
+
+
+@torch.no_grad()
+def score_catalog(
+    model: PreTrainedModel,
+    prompts: Mapping[str, Tensor],
+    trie: TokenTrie,
+    *,
+    renormalize: bool = True,
+    length_penalty: float = 0.0,
+) -> Tensor:
+    """Computes the exact score of every item for each prompt.
+
+    Args:
+        model, prompts, trie, renormalize, length_penalty: As in [`rank_items`].
+
+    Returns:
+        `torch.Tensor` of shape `(B, I)`: The scores by item index, float32. An index without an item has the score
+        -inf.
+    """
+    FINITE.check("length_penalty", length_penalty)
+    input_ids, attention_mask = checked_prompts(model, prompts, trie)
+    trie = trie.to(input_ids.device)
+
+    with evaluating(model):
+        cache = open_cache(model, input_ids, attention_mask, trie.max_depth, trie.tokens if renormalize else None)
+        if isinstance(cache, SeparateRows):
+            given = {"input_ids": input_ids, "attention_mask": attention_mask}
+            by_place = _score_separately(model, given, trie, renormalize, length_penalty)
+        else:
+            by_place = _score_leaves(cache, trie, renormalize)[:, trie.leaves]
+            if length_penalty:
+                by_place = by_place / trie.depths(trie.leaves) ** length_penalty
+    check_no_nan(by_place)
+
+    scores = by_place.new_full((len(input_ids), len(trie.item_positions)), -torch.inf)
+    return scores.index_copy_(1, trie.items.long(), by_place)
+
+
+def rank_scores(
+    scores: Tensor, trie: TokenTrie, top_k: int, exclude: Tensor | Sequence[Sequence[int]] | None = None
+) -> RankedItems:
+    """Ranks items by the scores `(B, I)` of [`score_catalog`], with `exclude` and ties as in [`rank_items`]."""
+    COUNT.check("top_k", top_k)
+    trie = trie.to(scores.device)
+    places = Excluded(trie, exclude, len(scores)).places  # (B, E)
+    items = torch.cat([trie.items, trie.items.new_full((1,), scores.shape[1])])[places].long()
+
+    # Excluded items get the score -inf. Padding writes into a spare column.
+    padded = torch.cat([scores, scores.new_full((len(scores), 1), -torch.inf)], 1)
+    padded = padded.scatter(1, items, -torch.inf)
+    ties = torch.arange(padded.shape[1], device=scores.device).expand_as(padded)
+    best = best_first(padded, ties, top_k)
+    best_scores = padded.gather(1, best)
+    ranked = torch.where(best_scores > -torch.inf, best, -1)
+
+    missing = (0, top_k - best.shape[1])
+    return RankedItems(F.pad(ranked, missing, value=-1), F.pad(best_scores, missing, value=-torch.inf))
+
+
+@torch.no_grad()
+def score_items(
+    model: PreTrainedModel,
+    prompts: Mapping[str, Tensor],
+    trie: TokenTrie,
+    items: Tensor,
+    *,
+    exclude: Tensor | Sequence[Sequence[int]] | None = None,
+    renormalize: bool = True,
+    length_penalty: float = 0.0,
+) -> Tensor:
+    """Computes the exact scores of given items.
+
+    Args:
+        model, prompts, trie, renormalize, length_penalty: As in [`rank_items`].
+        items (`torch.Tensor` of shape `(B, K)`): Item indices; -1 is padding.
+        exclude (`torch.Tensor` or lists of `int`, *optional*): Items to remove *before* the softmax, as when a model
+            writes the first item of a list. Requires `renormalize`. [`rank_items`] excludes items after the softmax,
+            which changes no score.
+
+    Returns:
+        `torch.Tensor` of shape `(B, K)`: The scores, at least float32; -inf for padding, and for an excluded item
+        that shares its path with no other item.
+    """
+    FINITE.check("length_penalty", length_penalty)
+    if exclude is not None and not renormalize:
+        raise ValueError("items cannot be removed from a softmax over the vocabulary; leave out exclude")
+    input_ids, attention_mask = checked_prompts(model, prompts, trie)
+    trie = trie.to(input_ids.device)
+    items = items.to(input_ids.device)
+
+    # Read as many items together as the limits allow.
+    num_columns = len(trie.tokens) if renormalize else model.config.get_text_config().vocab_size
+    tokens_per_item = len(input_ids) * trie.max_depth
+    step = max(1, min(MOST_TOKENS // tokens_per_item, MOST_LOGITS // (tokens_per_item * num_columns)))
+    parts = [input_ids.new_zeros(len(items), 0, dtype=torch.float32)]
+    with evaluating(model):
+        for some in items.split(step, dim=1):
+            parts.append(_score_paths(model, input_ids, attention_mask, trie, some, exclude, renormalize))
+    scores = torch.cat(parts, 1)
+    check_no_nan(scores)
+
+    if length_penalty:
+        known = items.clamp(min=0)
+        scores = scores / trie.depths(trie.leaves[trie.item_positions[known].long()]) ** length_penalty
+    return scores.masked_fill(items < 0, -torch.inf)
+
+
+def _score_paths(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    trie: TokenTrie,
+    items: Tensor,
+    exclude: Tensor | Sequence[Sequence[int]] | None,
+    renormalize: bool,
+) -> Tensor:
+    """Returns the log-probabilities of the paths of the items `(B, K)`, `(B, K)`, in one forward pass."""
+    lists = items.unsqueeze(-1)  # each item as a list of one item, (B, K, 1)
+    paths = list_tokens(trie, lists)
+    read = read_completions(
+        model,
+        input_ids,
+        attention_mask,
+        paths.token_ids,
+        paths.mask,
+        scored=paths.branches if renormalize else paths.mask,
+        tokens=trie.tokens if renormalize else None,
+    )
+    if renormalize:
+        return list_logps(read, lists, trie, exclude=exclude).sum(-1)
+    return completion_logps(read, paths.token_ids, paths.mask).sum(-1)
+
+
+class _Chunk(NamedTuple):
+    """Nodes that are read together. Those whose logits are needed come last.
+
+    Args:
+        nodes (`torch.Tensor` of shape `(Q,)`): The nodes.
+        seen (`torch.Tensor` of shape `(Q, Q)`): Whether each node attends to each of the others.
+        num_scored (`int`): S.
+    """
+
+    nodes: Tensor
+    seen: Tensor
+    num_scored: int
+
+
+def _score_leaves(cache: SharedPrompt, trie: TokenTrie, renormalize: bool) -> Tensor:
+    """Returns the log-probability of the path to each node, `(B, num_nodes)`."""
+    num_prompts = len(cache.logits)
+    scores = cache.logits.new_zeros(num_prompts, trie.num_nodes, dtype=torch.float32)
+
+    def keep(logits: Tensor, nodes: Tensor) -> None:
+        """Stores the log-probabilities of the children of the nodes `(S,)`, given the logits `(B, S, V)`."""
+        width = int((trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]).max())
+        logps, children = child_logps(trie, logits, nodes.expand(num_prompts, -1), width, renormalize)
+        legal = children[0] > 0  # (S, C); the root is nobody's child
+        scores[:, children[0][legal]] = logps[:, legal]
+
+    # 1. Compute the log-probability of each edge, stored at the node that the edge leads to. An edge that is forced
+    # keeps the value 0.
+    keep(cache.logits, torch.zeros(1, dtype=torch.int64, device=scores.device))
+    for chunk in _chunks(trie, _nodes_per_chunk(num_prompts, cache.logits.shape[-1]), renormalize):
+        tokens = trie.child_tokens[chunk.nodes - 1].long()  # edge `n - 1` leads to node `n`
+        logits = cache.read_beside(tokens, trie.depths(chunk.nodes), chunk.seen, chunk.num_scored)
+        keep(logits, chunk.nodes[-chunk.num_scored :])
+
+    # 2. Sum the edges along the paths, level by level.
+    bounds = trie.depth_offsets.tolist()
+    for start, stop in zip(bounds[1:-1], bounds[2:], strict=True):
+        scores[:, start:stop] += scores[:, trie.parents[start:stop].long()]
+    return scores
+
+
+def _nodes_per_chunk(num_prompts: int, num_columns: int) -> int:
+    """Returns how many nodes may be read together for each of the prompts."""
+    return max(1, min(MOST_NODES, MOST_TOKENS // num_prompts, MOST_LOGITS // (num_prompts * num_columns)))
+
+
+def _chunks(trie: TokenTrie, size: int, renormalize: bool) -> Iterator[_Chunk]:
+    """Divides the nodes that must be read among chunks of at most `size` nodes, not counting repeated ancestors.
+
+    The root is not among them, because the prompt's logits predict its children.
+    """
+    # 1. Find the nodes whose logits are needed, and the nodes that must be read for them. With the softmax over the
+    # legal tokens, forced tokens have log-probability 0, so the chain from the last branching to a leaf is not read.
+    num_children = trie.row_offsets.diff()
+    is_inner = num_children > 0
+    needed = is_inner
+    scored = is_inner
+    if renormalize:
+        needed = _num_leaves_below(trie) > 1
+        scored = num_children > 1
+    nodes = needed.nonzero().squeeze(1)
+    nodes = nodes[nodes > 0]
+    if not len(nodes):
+        return
+
+    # 2. Sort them so that a node is followed by the nodes below it. Then an ancestor of any node of a chunk is in the
+    # chunk, or is an ancestor of the chunk's first node.
+    order = trie.item_starts[nodes].long() * (trie.max_depth + 1) + trie.depths(nodes)
+    nodes = nodes[order.argsort()]
+
+    for some in nodes.split(size):
+        # 3. Add the ancestors of the first node. Their own logits are not needed again.
+        first = some[:1]
+        depths = torch.arange(1, int(trie.depths(first)), device=nodes.device)
+        above = trie.above(trie.item_starts[first].long(), depths)
+
+        # 4. Move the nodes whose logits are needed to the end.
+        wanted = scored[some]
+        if not wanted.any():
+            continue
+        together = torch.cat([above, some[~wanted], some[wanted]])
+        yield _Chunk(together, _is_above(trie, together), int(wanted.sum()))
+
+
+def _num_leaves_below(trie: TokenTrie) -> Tensor:
+    """Returns the number of leaves below each node, `(num_nodes,)`."""
+    # Count the leaves up to each place in `trie.items`.
+    first_of_leaf = torch.ones(trie.num_items + 1, dtype=torch.int64, device=trie.items.device)
+    first_of_leaf[0] = 0
+    first_of_leaf[2:] = trie.leaves[1:] != trie.leaves[:-1]
+    before = first_of_leaf.cumsum(0)  # (num_items + 1,): number of leaves among the first items
+    return before[trie.item_ends.long()] - before[trie.item_starts.long()]
+
+
+def _is_above(trie: TokenTrie, nodes: Tensor) -> Tensor:
+    """Returns whether node `j` lies on the path to node `i`, the node itself included, `(Q, Q)`."""
+    starts = trie.item_starts[nodes]
+    ends = trie.item_ends[nodes]
+    depths = trie.depths(nodes)
+    contains = (starts <= starts.unsqueeze(1)) & (ends.unsqueeze(1) <= ends)
+    return contains & (depths <= depths.unsqueeze(1))
+
+
+def _score_separately(
+    model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, renormalize: bool, length_penalty: float
+) -> Tensor:
+    """Returns the score of the item at each place in `trie.items`, `(B, num_items)`, for models that cannot read
+    several nodes beside one prompt. Each path is read after a prompt of its own."""
+    num_prompts, prompt_length = prompts["input_ids"].shape
+    step = max(1, MOST_TOKENS // (num_prompts * (prompt_length + trie.max_depth)))
+
+    # Score one item per leaf, so that items that share a leaf have exactly the same score.
+    leaves, leaf_numbers = trie.leaves.unique_consecutive(return_inverse=True)
+    parts = [
+        score_items(
+            model,
+            prompts,
+            trie,
+            items.long().expand(num_prompts, -1),
+            renormalize=renormalize,
+            length_penalty=length_penalty,
+        )
+        for items in trie.items[trie.item_starts[leaves].long()].split(step)
+    ]
+    return torch.cat(parts, 1).float()[:, leaf_numbers]
