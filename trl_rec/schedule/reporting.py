@@ -20,7 +20,10 @@ from trl_rec.trainer.base.reporting import write_run
 
 
 def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedule: Schedule) -> dict[str, Evaluation]:
-    """Evaluates the first and the last policy on the test split, prints two tables, and completes the run folder.
+    """Evaluates the first and the last policy on a held-out split, prints two tables, and completes the run folder.
+
+    The split is `final_split` of the configuration. With `"none"`, nothing is evaluated and only the table of the
+    stages is printed.
 
     Args:
         reports: The reports returned by `run_stages`.
@@ -35,10 +38,13 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
     check_not_sharded(config)
 
     # 1. Evaluate on every process.
-    measured: dict[str, Any] = {"split": "test", "ks": config.eval_ks}
-    results = evaluate_baselines(dataset, exclude_history=config.eval_exclude_history, **measured)
-    for name, folder in (("before", start), ("after", schedule.output)):
-        results[name] = evaluate_split(_rank(folder, schedule), dataset, **measured)
+    split = config.final_split
+    results: dict[str, Evaluation] = {}
+    if split != "none":
+        measured: dict[str, Any] = {"split": split, "ks": config.eval_ks}
+        results = evaluate_baselines(dataset, exclude_history=config.eval_exclude_history, **measured)
+        for name, folder in (("before", start), ("after", schedule.output)):
+            results[name] = evaluate_split(_rank(folder, schedule), dataset, **measured)
 
     # 2. Write and print on the main process. The other processes wait, because if one exited, the launcher would end
     #    the main process too.
@@ -46,7 +52,8 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         _write_run_folder(reports, results, start, schedule)
         history = "excluded" if config.eval_exclude_history else "not excluded"
         print(stage_table(reports, schedule.metric), end="\n\n")  # noqa: T201
-        print(metrics_table(results, caption=f"{dataset.path}, test split, history {history}"))  # noqa: T201
+        if results:
+            print(metrics_table(results, caption=f"{dataset.path}, {split} split, history {history}"))  # noqa: T201
         print(f"\nthe model, metrics.json and the training log are in {schedule.output}")  # noqa: T201
     PartialState().wait_for_everyone()
     return results
@@ -84,7 +91,7 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
 
 
 def _rank(folder: str | Path, schedule: Schedule) -> Rankings:
-    """Ranks items for each test user with the policy in `folder`: items and scores `(num_users, top_k)`."""
+    """Ranks items for each user of the split with the policy in `folder`: items and scores `(num_users, top_k)`."""
     config = schedule.config
     dataset = schedule.dataset
     tokenizer = load_tokenizer(folder)
@@ -92,6 +99,7 @@ def _rank(folder: str | Path, schedule: Schedule) -> Rankings:
         load_on_device(load_model, folder, schedule),
         tokenizer,
         dataset,
+        split=config.final_split,
         prompt_format=PromptFormat.for_catalog(dataset.catalog, tokenizer, **config.prompt_options),
         top_k=max(config.eval_ks),
         num_beams=config.eval_num_beams,
@@ -112,7 +120,7 @@ def _write_run_folder(
         schedule.config,
         _recipe(start, schedule),
         _training_log(reports, schedule),
-        results,
+        results or None,
         exclude_history=schedule.config.eval_exclude_history,
         measured={"start": str(start), "keep": schedule.keep, "stages": [report["name"] for report in reports]},
     )

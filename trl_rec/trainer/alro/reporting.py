@@ -1,4 +1,4 @@
-"""Concludes a run on rated lists: saves the model, and evaluates it and the baselines on the test split."""
+"""Concludes a run on rated lists: saves the model, and evaluates it and the baselines on the split `final_split`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_baselines, metrics_table
+from trl_rec.evaluation.results import held_out
 from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
 from trl_rec.trainer.base.reporting import conclude_run
 
@@ -14,7 +15,7 @@ from trl_rec.trainer.base.reporting import conclude_run
 def conclude_ranking(
     trainer: CandidateOrderingMixin, dataset: RecDataset, settings: Mapping[str, Any]
 ) -> dict[str, Evaluation]:
-    """Saves a trained model, ranks the candidates of the test split, and writes and prints the results.
+    """Saves a trained model, ranks the candidates of the split `final_split`, and writes and prints the results.
 
     Args:
         trainer: A trainer after training.
@@ -23,15 +24,17 @@ def conclude_ranking(
             `recipe.json` and `metrics.json`.
 
     Returns:
-        The results of the baselines and of the model by name, on every process. Empty under FSDP.
+        The results of the baselines and of the model by name, on every process. Empty under FSDP, and where
+        `final_split` is `"none"`.
     """
     ks = trainer.args.eval_ks
 
     def measure() -> tuple[dict[str, Evaluation], str]:
-        """Returns the results on the test split, and a table of them."""
-        rows = trainer.rows_of(dataset.test)
+        """Returns the results on the split, and a table of them."""
+        split = held_out(dataset, trainer.args.final_split)
+        rows = trainer.rows_of(split)
         results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=ks)
-        results[trainer.display_name] = evaluate_orders(trainer.rank(dataset.test), rows, ks=ks)
+        results[trainer.display_name] = evaluate_orders(trainer.rank(split), rows, ks=ks)
         return results, orders_table(results, caption=f"{dataset.path}: {len(rows)} users' last rated items")
 
     return conclude_run(

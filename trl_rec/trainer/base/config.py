@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from trl_rec.compat import settle_checkpointing
 from trl_rec.ranges import COUNT, FINITE, check_ranges
@@ -46,6 +46,7 @@ INERT_DPO = (
     "discopop_tau",
 )
 INERT_DPO_ROWS = ("padding_free", "truncation_mode", "pad_token")
+FinalSplit = Literal["test", "validation", "none"]
 
 
 @dataclass
@@ -72,6 +73,9 @@ class RecConfig(Base):
             divided by (number of tokens of the item) ** p.
         max_users (`int`, *optional*): Maximum number of users to evaluate, spread evenly over the split. Defaults to
             all users.
+        final_split (`str`, *optional*, defaults to `"test"`): Split that the trained model is measured on at the end
+            of a run: `"test"`, `"validation"` or `"none"`. With `"validation"`, settings can be compared without
+            looking at the test split.
         overwrite (`bool`, *optional*, defaults to `False`): Whether training from scratch may replace the work of an
             earlier run in `output_dir`. Its checkpoints and weights are removed just before the first step.
         activation_checkpointing (`bool`, *optional*, defaults to `True`): Whether the backward pass recomputes
@@ -85,6 +89,7 @@ class RecConfig(Base):
         "eval_num_beams",
         "eval_length_penalty",
         "max_users",
+        "final_split",
         "overwrite",
         "activation_checkpointing",
         "activation_checkpointing_kwargs",
@@ -112,6 +117,9 @@ class RecConfig(Base):
             "help": "most users of a split that an evaluation measures",
         },
     )
+    final_split: FinalSplit = field(
+        default="test", metadata={"help": "split to measure the trained model on: test, validation or none"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the work of an earlier run in output_dir"})
     activation_checkpointing: bool | None = field(
         default=None, metadata={"help": "recompute activations in the backward pass rather than keep them"}
@@ -125,6 +133,8 @@ class RecConfig(Base):
         check_ranges(self)
         super().__post_init__()  # type: ignore[no-untyped-call]  # of the TRL config, the next class among the bases
         check_ranges(self)  # again, because mappings that were given as JSON have been parsed by now
+        if self.final_split not in get_args(FinalSplit):
+            raise ValueError(f"final_split must be test, validation or none, not {self.final_split!r}")
         if not self.eval_ks:
             raise ValueError("eval_ks is empty; give at least one length to cut lists at, such as 10")
         if self.list_length is None:

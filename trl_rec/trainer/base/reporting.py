@@ -1,4 +1,7 @@
-"""Ends a run: saves the model, evaluates it and the baselines on the test split, and writes the run folder."""
+"""Ends a run: saves the model, evaluates it and the baselines on a held-out split, and writes the run folder.
+
+The split is the test split, unless `final_split` says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from typing import Any, Protocol
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, write_metrics
+from trl_rec.evaluation.results import held_out
 from trl_rec.evaluation.rewards import ListReward
 from trl_rec.files import write_json, write_text
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
+from trl_rec.trainer.base.config import FinalSplit
 from trl_rec.trainer.base.trainer import RecTrainerMixin
 
 
@@ -23,6 +28,7 @@ class RunConfig(Protocol):
     """Configuration of a trainer: a [`RecConfig`] that is also a config of TRL."""
 
     eval_ks: list[int]
+    final_split: FinalSplit
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields by name."""
@@ -36,7 +42,7 @@ def conclude(
     rewards: Mapping[str, float] | None = None,
     reward_functions: Mapping[str, ListReward] | None = None,
 ) -> dict[str, Evaluation]:
-    """Saves a trained model, ranks the test split, and writes and prints the results.
+    """Saves a trained model, ranks the split `final_split`, and writes and prints the results.
 
     Args:
         trainer: A trainer whose `train` has returned.
@@ -45,22 +51,24 @@ def conclude(
         rewards, reward_functions (*optional*): Same as in [`evaluate_split`].
 
     Returns:
-        The results of the baselines and of the model by name, on every process. Empty under FSDP.
+        The results of the baselines and of the model by name, on every process. Empty under FSDP, and where
+        `final_split` is `"none"`.
     """
     exclude_history = trainer.args.eval_exclude_history
     options: dict[str, Any] = {
-        "split": "test",
+        "split": trainer.args.final_split,
         "ks": trainer.args.eval_ks,
         "rewards": rewards,
         "reward_functions": reward_functions,
     }
 
     def measure() -> tuple[dict[str, Evaluation], str]:
-        """Returns the results on the test split, and a table of them."""
-        ranked = trainer.rank(dataset.test)
+        """Returns the results on the split, and a table of them."""
+        ranked = trainer.rank(held_out(dataset, trainer.args.final_split))
         results = evaluate_baselines(dataset, exclude_history=exclude_history, **options)
         results[trainer.display_name] = evaluate_split(ranked, dataset, **options)
-        caption = f"{dataset.path}, test split, history {'excluded' if exclude_history else 'not excluded'}"
+        history = "excluded" if exclude_history else "not excluded"
+        caption = f"{dataset.path}, {trainer.args.final_split} split, history {history}"
         return results, metrics_table(results, caption=caption)
 
     return conclude_run(trainer, settings, measure, exclude_history=exclude_history, instead="run trl-rec evaluate")
@@ -76,10 +84,12 @@ def conclude_run(
 ) -> dict[str, Evaluation]:
     """Saves a trained model, evaluates it, and writes and prints the results. Every process returns them.
 
+    With `final_split: none`, the model is only saved.
+
     Args:
         trainer: A trainer whose `train` has returned.
         settings: Settings of the run besides the trainer's configuration.
-        measure: Returns the results on the test split by name, and a table to print. Every process calls it.
+        measure: Returns the results on the split `final_split` by name, and a table to print. Every process calls it.
         exclude_history: Whether items of a user's history were excluded from the recommendations.
         instead: What the user can do under FSDP, where nothing can be measured.
     """
@@ -88,6 +98,8 @@ def conclude_run(
     save_run(trainer, settings)
     if trainer.is_fsdp_enabled:
         logger.warning("%s is saved; under FSDP it is not measured here: %s", folder, instead)
+        return {}
+    if trainer.args.final_split == "none":
         return {}
 
     # 2. Measure on all processes. The main process writes and prints. The other processes wait for it, because the
@@ -136,7 +148,7 @@ def write_run(
         settings: Settings of the run besides `args`. The recipe contains every value of `settings` and `args` that is
             a string, a number, a flag, a list or `None`.
         log_history: Log entries of the trainer.
-        results (*optional*): Results on the test split by name.
+        results (*optional*): Results on the split `args.final_split` by name.
         exclude_history (*optional*, defaults to `True`): Whether items of a user's history were excluded from the
             recommendations.
         measured (*optional*): Settings to report with the results. Defaults to `settings`.
@@ -149,7 +161,7 @@ def write_run(
         write_metrics(
             folder / "metrics.json",
             results,
-            split="test",
+            split=args.final_split,
             ks=args.eval_ks,
             exclude_history=exclude_history,
             settings=settings if measured is None else measured,
