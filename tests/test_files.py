@@ -85,7 +85,7 @@ def test_a_folder_gets_all_of_its_new_contents_and_keeps_none_of_the_old(tmp_pat
 
 def test_without_a_check_only_an_empty_folder_is_filled(tmp_path: Path) -> None:
     fill(tmp_path / "folder", old="1")
-    with pytest.raises(ValueError, match="folder was empty at first, .* choose another folder"):
+    with pytest.raises(ValueError, match="folder, which was empty before; .* choose another folder"):
         with atomic_folder(tmp_path / "folder") as folder:
             fill(folder, new="2")
     assert entries(tmp_path) == ["folder", "folder/old"]

@@ -80,7 +80,7 @@ def test_a_failure_while_a_part_is_written_leaves_it_missing(tmp_path: Path, mon
 def test_parts_of_other_rows_or_settings_are_missing(store: PartStore, tmp_path: Path, change: dict, caplog) -> None:
     other = make_store(tmp_path, **change)
     assert other.missing() == other.parts
-    assert "part-00000.parquet belongs to other rows, settings or weights; it is computed again" in caplog.text
+    assert "part-00000.parquet was computed from other rows, settings or weights; it is computed again" in caplog.text
 
 
 def test_parts_that_two_numbers_of_rows_share_are_found(store: PartStore, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def explained(path: str | Path) -> Iterator[None]:
             raise
         problem = os.strerror(number)
         raise OSError(
-            f"{_final(Path(path))} cannot be written ({problem}); make room, or choose another disk"
+            f"{_final(Path(path))} cannot be written ({problem}); free some space, or choose another disk"
         ) from error
 
 
@@ -264,7 +264,9 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{path} is no folder, so nothing can be written into it; choose another folder") from error
+        raise ValueError(
+            f"{path} is not a folder, so nothing can be written into it; choose another folder"
+        ) from error
 
 
 @contextmanager
@@ -302,7 +304,7 @@ def _place_folder(path: Path, new: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         raise ValueError(
-            f"{path} was empty at first, but something else has written to it; nothing was changed, choose another "
+            f"another program has written to {path}, which was empty before; nothing was changed, so choose another "
             "folder"
         ) from error
     _sync(path.parent)
@@ -342,7 +344,9 @@ def _put_back(old: Path, path: Path) -> None:
     except OSError:
         kept = path.with_name(f"{path.name}-{old.stem[-32:]}")
         old.rename(kept)
-        logger.warning("what was in %s is in %s now, because another program has written to %s", path, kept, path)
+        logger.warning(
+            "the previous contents of %s were moved to %s, because another program has written to %s", path, kept, path
+        )
 
 
 def _lock_file(folder: Path) -> Path:
@@ -373,7 +377,7 @@ def _lock(file: Path, folder: Path) -> int:
                 f"another process{holder} is writing to {folder}; wait until it ends, or choose another folder"
             ) from error
         except OSError as error:
-            logger.warning("%s is not protected against a second process: %s", folder, error)
+            logger.warning("%s cannot be locked, so do not let two processes write to it: %s", folder, error)
             return descriptor
 
         # The previous holder may have removed the file after this process opened it. Other processes would then lock a

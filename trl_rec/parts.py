@@ -65,7 +65,7 @@ class PartStore:
             return None
 
         if (table.schema.metadata or {}).get(b"fingerprint") != self._stamp(part) or len(rows) != len(part):
-            logger.warning("%s belongs to other rows, settings or weights; it is computed again", path)
+            logger.warning("%s was computed from other rows, settings or weights; it is computed again", path)
             return None
         return rows
 

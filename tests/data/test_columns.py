@@ -115,7 +115,7 @@ def test_item_table_without_titles(tmp_path):
 
 def test_a_column_given_twice(tmp_path):
     header = ("user_id", "item_id", "timestamp", "timestamp")
-    refuse(write_table(tmp_path / "source", header=header), "interactions.csv has more than one column 'timestamp'")
+    refuse(write_table(tmp_path / "source", header=header), "interactions.csv has several columns named 'timestamp'")
 
 
 def test_empty_file(tmp_path):
@@ -131,7 +131,7 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path):
 
 
 def test_missing_source(tmp_path):
-    with pytest.raises(ValueError, match="nowhere is not a folder; give the source's folder"):
+    with pytest.raises(ValueError, match="nowhere is not a folder; give the folder of the source"):
         prepare(tmp_path / "nowhere", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

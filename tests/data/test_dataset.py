@@ -119,13 +119,13 @@ def test_a_damaged_card_says_what_to_do(prepared, damage):
 def test_other_numbers_of_rows_than_in_the_card_are_refused(prepared):
     table = prepared.interactions
     pq.write_table(table[:-1], prepared.path / "interactions.parquet")
-    with pytest.raises(ValueError, match="out is damaged .card.json lists other numbers of rows than there are"):
+    with pytest.raises(ValueError, match="out is damaged .the numbers of rows differ from those in card.json"):
         load(prepared.path)
     pq.write_table(table, prepared.path / "interactions.parquet")
     (prepared.path / "card.json").write_text(
         json.dumps(prepared.card | {"rows": prepared.card["rows"] | {"train": 4}})
     )
-    with pytest.raises(ValueError, match="out is damaged .card.json lists other numbers"):
+    with pytest.raises(ValueError, match="out is damaged .the numbers of rows differ"):
         load(prepared.path)
 
 
@@ -139,9 +139,9 @@ def test_another_catalogue_is_refused(prepared):
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("targets", [5], "targets of the test split runs from 1 to 5, but there are 5"),
-        ("history", [0, -1], "history of the test split runs from -1 to 2, but there are 5"),
-        ("user", 3, "user of the test split runs from 1 to 3, but there are 3"),
+        ("targets", [5], "targets of the test split contains indices from 1 to 5, but only 0 to 4 exist"),
+        ("history", [0, -1], "history of the test split contains indices from -1 to 2, but only 0 to 4 exist"),
+        ("user", 3, "user of the test split contains indices from 1 to 3, but only 0 to 2 exist"),
     ],
 )
 def test_indices_out_of_range_are_refused(prepared, tmp_path, column, value, message):

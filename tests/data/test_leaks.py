@@ -82,7 +82,7 @@ def test_clean_splits_pass(rule):
     ],
 )
 def test_a_training_row_that_the_validation_row_does_not_continue(rule, row):
-    message = "the train row of user 0 is not exactly what|train row 0 .time 5.5. is not before"
+    message = "the validation row of user 0 does not continue the train row|train row 0 .time 5.5. is not before"
     refused(rule, message, train=[row, *CLEAN[rule]["train"][1:]])
 
 
@@ -96,20 +96,30 @@ def test_a_held_out_row_copied_into_train(rule):
 def test_the_user_of_the_leak_is_named():
     clean = CLEAN["leave_one_out"]["train"]
     refused(
-        "leave_one_out", "the train row of user 2 is not exactly", train=[*clean[:2], (2, [4], [1], 9.0), clean[3]]
+        "leave_one_out",
+        "the validation row of user 2 does not continue the train row",
+        train=[*clean[:2], (2, [4], [1], 9.0), clean[3]],
     )
 
 
 def test_a_validation_row_with_the_test_target():
     rows = [(0, [1, 2, 3], [5], 4.0), *CLEAN["leave_one_out"]["validation"][1:]]
-    refused("leave_one_out", "the validation row of user 0 is not exactly", validation=rows)
-    refused("time", "the validation row of user 0 is not exactly", validation=[(0, [1, 2, 3], [4, 6, 5], 5.0)])
+    refused("leave_one_out", "the test row of user 0 does not continue the validation row", validation=rows)
+    refused(
+        "time",
+        "the test row of user 0 does not continue the validation row",
+        validation=[(0, [1, 2, 3], [4, 6, 5], 5.0)],
+    )
 
 
 def test_a_test_history_without_the_validation_row():
-    refused("time", "the train row of user 2 is not exactly", test=[*CLEAN["time"]["test"][:1], (2, [4, 4], [3], 8.0)])
+    refused(
+        "time",
+        "the test row of user 2 does not continue the train row",
+        test=[*CLEAN["time"]["test"][:1], (2, [4, 4], [3], 8.0)],
+    )
     rows = [(0, [1, 2, 3], [5], 5.0), *CLEAN["leave_one_out"]["test"][1:]]
-    refused("leave_one_out", "the validation row of user 0 is not exactly", test=rows)
+    refused("leave_one_out", "the test row of user 0 does not continue the validation row", test=rows)
 
 
 def test_leave_one_out_rows_are_paired_and_have_one_target():
@@ -131,7 +141,7 @@ def test_leave_last_rows_are_paired_and_have_the_same_number_of_targets():
     refused("leave_last", "user 2 has a validation row but none in the test split", test=clean["test"][:1])
     refused("leave_last", "user 2 has a validation row but none in the train split", train=clean["train"][:2])
     few = [clean["test"][0], (2, [4, 4, 4, 2], [1], 9.0)]
-    refused("leave_last", "test row 1 does not have exactly 2 targets, as other rows do", test=few)
+    refused("leave_last", "test row 1 does not have exactly 2 targets, as other rows have", test=few)
     moved = [(0, [1, 2, 3], [4], 4.0), *clean["validation"][1:]]
     refused("leave_last", "validation row 0 does not have exactly 2 targets", validation=moved)
 
@@ -151,12 +161,21 @@ def test_time_split_rows_in_another_period():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ((0, [3, 4], [5], 5.0), "the target of validation row 0 is in an earlier"),  # a validation row copied
-        ((0, [3, 4], [5], 1.0), "the target of validation row 0 is in an earlier"),  # and given an early time
+        (
+            (0, [3, 4], [5], 5.0),
+            "the target of validation row 0 already occurs in an earlier",
+        ),  # a validation row copied
+        (
+            (0, [3, 4], [5], 1.0),
+            "the target of validation row 0 already occurs in an earlier",
+        ),  # and given an early time
         ((7, [3, 4], [5], 5.5), "train row 0 .time 5.5. is not before the first validation row .time 5."),
         ((0, [4, 5], [6], 2.0), "the target of validation row 0"),  # a test row copied
-        ((0, [1, 2], [6], 1.0), "the target of test row 0 is in an earlier"),  # a test target instead of another
-        ((1, [2, 6], [1], 5.0), "the target of test row 1 is in an earlier"),  # a test target in a history
+        (
+            (0, [1, 2], [6], 1.0),
+            "the target of test row 0 already occurs in an earlier",
+        ),  # a test target instead of another
+        ((1, [2, 6], [1], 5.0), "the target of test row 1 already occurs in an earlier"),  # a test target in a history
     ],
 )
 def test_windows_with_later_targets(row, message):
@@ -181,39 +200,35 @@ def test_nameless_rows_of_several_splits_are_detected(rule):
     for parts in ([train, test], [test, train], [train, validation, test]):
         mixed = concatenate_datasets(parts)
         assert mixed.split is None and found(mixed) == MIXED_USERS[rule]
-        for use in (partial(check_is_train, what="a model"), TrainInteractions.from_split):
-            with pytest.raises(
-                ValueError, match="cannot come from several splits: a row of user 0 continues where another one ends"
-            ):
+        for use in (partial(check_is_train, what="models"), TrainInteractions.from_split):
+            with pytest.raises(ValueError, match="several splits .one row of user 0 continues another."):
                 use(mixed)
     assert found(concatenate_datasets([train])) == found(train) == []
-    check_is_train(concatenate_datasets([train.select([2, 0]), train.select([1])]), "a model")
+    check_is_train(concatenate_datasets([train.select([2, 0]), train.select([1])]), "models")
 
 
 def test_nameless_rows_of_one_split_pass():
     clean = make("train", CLEAN["windows"]["train"])
     for rows in (clean, clean.select([0]), clean.select([])):
-        check_is_train(concatenate_datasets([rows, rows]), "a model")
+        check_is_train(concatenate_datasets([rows, rows]), "models")
     sessions = make(
         "train", [(0, [1], [2, 3], 1.0), (0, [1], [2, 4], 2.0), (0, [], [5, 6], 3.0), (1, [1, 2, 3], [4], 4.0)]
     )
-    check_is_train(concatenate_datasets([sessions, sessions.select([])]), "a model")
+    check_is_train(concatenate_datasets([sessions, sessions.select([])]), "models")
     growing = make("train", [(0, [1], [2], 1.0), (0, [1, 2], [3], 2.0)])
-    check_is_train(concatenate_datasets([growing, growing.select([])]), "a model")
+    check_is_train(concatenate_datasets([growing, growing.select([])]), "models")
     other = make("train", [(0, [1], [2, 3], 1.0), (0, [1, 2, 4, 5], [6], 2.0)])
-    check_is_train(concatenate_datasets([other, other.select([])]), "a model")
+    check_is_train(concatenate_datasets([other, other.select([])]), "models")
     nothing = make("train", [(0, [], [], 0.0), (0, [1], [2, 3], 1.0)])
-    check_is_train(concatenate_datasets([nothing, nothing.select([])]), "a model")
+    check_is_train(concatenate_datasets([nothing, nothing.select([])]), "models")
 
 
 @pytest.mark.parametrize("name", ["validation", "test", "test[:50%]", "train[:50%]"])
 def test_splits_with_another_name_are_refused(name):
     rows = make("train", CLEAN["time"]["train"])
-    check_is_train(rows, "a model")
-    with pytest.raises(
-        ValueError, match="cannot come from the .* split: a model learns from the training split alone"
-    ):
-        check_is_train(Dataset(rows.data, split=NamedSplit(name)), "a model")
+    check_is_train(rows, "models")
+    with pytest.raises(ValueError, match="models must use only the training split, not the .* split"):
+        check_is_train(Dataset(rows.data, split=NamedSplit(name)), "models")
 
 
 def found(rows):
@@ -239,7 +254,7 @@ def test_load_refuses_a_leak_on_disk(tmp_path):
     leaking.save_to_disk(str(tmp_path / "leaking"))
     for file in (tmp_path / "leaking").iterdir():
         file.replace(tmp_path / "out" / "train" / file.name)
-    with pytest.raises(ValueError, match="leak: the train row of user 0 is not exactly"):
+    with pytest.raises(ValueError, match="leak: the validation row of user 0 does not continue"):
         load(tmp_path / "out")
 
 
@@ -258,9 +273,7 @@ def test_prepare_refuses_a_leak_before_writing(tmp_path, monkeypatch):
 
 def test_a_source_with_overlapping_windows_is_refused(tmp_path):
     source = write_bigrec(tmp_path / "source", test=[("u", [2, 3], 7)])  # item 3 is in training rows of u
-    with pytest.raises(
-        ValueError, match="leak: the target of test row 0 .* give the interactions themselves as a table"
-    ):
+    with pytest.raises(ValueError, match="leak: the target of test row 0 .* prepare a table of interactions instead"):
         prepare(source, tmp_path / "out")
     source = write_bigrec(tmp_path / "late", test=[("u", [2, 5], 4)])
     with pytest.raises(ValueError, match="leak: validation row . .time 5. is not before the first test row .time 4."):

@@ -138,25 +138,25 @@ def test_a_title_with_a_line_break_that_extends_another_is_refused() -> None:
     catalog = ItemCatalog(pa.table({"item_id": ["a", "b", "c"], "title": ["Pen", 'Pen"\nInk', "Cup"]}))
     TokenTrie.from_catalog(catalog, tokenizer)
     with pytest.raises(
-        ValueError, match="sequence 0 is the beginning of another one; .* remove line breaks from titles"
+        ValueError, match="sequence 0 is a prefix of another sequence; .* remove line breaks from titles"
     ):
         TokenTrie.from_catalog(catalog, tokenizer, lists=True)
 
 
 def test_list_rows_need_a_training_split_and_a_list_format(tokenizer_copy) -> None:
     prompt_format = FORMATS["item_token"][0]
-    with pytest.raises(ValueError, match="training rows cannot come from the validation split"):
+    with pytest.raises(ValueError, match="models must use only the training split, not the validation split"):
         build_list_rows(make_split([([0], [1, 2, 3])], split="validation"), prompt_format)
-    with pytest.raises(ValueError, match="training rows cannot come from the test split"):
+    with pytest.raises(ValueError, match="models must use only the training split, not the test split"):
         build_list_prompts(make_split([([0], [1, 2, 3])], split="test"), prompt_format)
     with pytest.raises(ValueError, match="no user of the train split chooses 3 new items in one row"):
         build_list_rows(make_split([([0], [1, 0, 2])]), prompt_format)
     table = pa.table({"item_id": ["a", "b"], "title": ["Pen", "Cup"]})
     single = PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy)
-    with pytest.raises(ValueError, match="the prompt format is one of single items"):
+    with pytest.raises(ValueError, match="the prompt format is for single items"):
         build_list_rows(make_split([([0], [1])]), single)
     for length in (0, 3):
-        with pytest.raises(ValueError, match=f"a list of {length} distinct items cannot come from 2"):
+        with pytest.raises(ValueError, match=f"list_length must be from 1 to 2, the number of items, not {length}"):
             PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy, list_length=length)
     with pytest.raises(ValueError, match="and the longest list take"):
         build_list_rows(make_split([([0], [1, 2, 3])]), FORMATS["title"][0], max_length=40)

@@ -139,7 +139,7 @@ def test_prepare_equals_the_slow_oracle(log, minima, rule, with_items):
         arguments = {"min_user_interactions": minima[0], "min_item_interactions": minima[1], "repeats": "keep"}
         arguments |= dict(zip(("split", "num_held_out"), rule, strict=False))
         if not all(expected.values()):
-            with pytest.raises(ValueError, match="no interaction is left|split is empty"):
+            with pytest.raises(ValueError, match="no interactions are left|split is empty"):
                 prepare(source, Path(folder, "out"), **arguments)
             assert sorted(path.name for path in Path(folder).iterdir()) == ["source"]
             return
@@ -325,13 +325,13 @@ def test_a_folder_with_another_card_is_never_replaced(tmp_path, content):
         ),
         ({"num_held_out": 1}, "num_held_out has no effect with the split leave_one_out"),
         ({"split": "leave_last", "num_held_out": 0}, "num_held_out must be at least 1, not 0"),
-        ({"split": "leave_last"}, "the validation split is empty under leave_last"),
-        ({"title_column": "name"}, "the format table takes no title_column; leave it out"),
+        ({"split": "leave_last"}, "the validation split is empty with split leave_last"),
+        ({"title_column": "name"}, "title_column has no effect with the format table; leave it out"),
         (
             {"min_user_interactions": 9},
-            "no interaction is left with at least 9 per user and 0 per item; lower min_user_interactions",
+            "at least 9 and every item at least 0; lower min_user_interactions",
         ),
-        ({"min_item_interactions": 3}, "the validation split is empty under leave_one_out"),
+        ({"min_item_interactions": 3}, "the validation split is empty with split leave_one_out"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, arguments, message):
@@ -356,7 +356,7 @@ def test_equal_times_keep_the_order_of_the_source(tmp_path):
 def test_overwriting_deletes_no_files_of_the_user(tmp_path: Path) -> None:
     prepare("toy", tmp_path / "out", toy_users=20)
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"also contains thesis.tex, which overwriting would delete"):
+    with pytest.raises(ValueError, match=r"also contains thesis.tex, which would be deleted"):
         prepare("toy", tmp_path / "out", toy_users=21, overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
     (tmp_path / "out" / "thesis.tex").unlink()

@@ -100,5 +100,5 @@ def test_overlapping_windows_count_an_item_once() -> None:
 
 
 def test_profiles_of_other_splits_are_refused() -> None:
-    with pytest.raises(ValueError, match="a profile learns from the training split alone"):
+    with pytest.raises(ValueError, match="profiles must use only the training split"):
         user_profiles(make_dataset([(0, [0], [1])], split="validation"))

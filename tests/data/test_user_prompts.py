@@ -109,15 +109,17 @@ def test_a_chat_template_goes_around_the_user() -> None:
 
 def test_unknown_users_are_refused() -> None:
     prompt_format, histories = NAMED["item_token"][0], Ragged.from_lists([[0], [1]])
-    with pytest.raises(ValueError, match="the prompt names the user, but no user was given; give the user.s row"):
+    with pytest.raises(
+        ValueError, match="the prompt names the user, but no user was given; pass the user.s row number"
+    ):
         prompt_format.encode(histories)
     for user in (-1, 4):
-        with pytest.raises(ValueError, match=f"user {user} is unknown: there are semantic IDs of the users 0 to 3"):
+        with pytest.raises(ValueError, match=f"user {user} has no semantic ID; choose a user from 0 to 3"):
             prompt_format.encode(histories, np.array([1, user]))
     for texts in ({"prompt_head": "{user}{user}"}, {"prompt_tail": "{user}"}, {"prompt_item": "{user}{surface}"}):
-        with pytest.raises(ValueError, match="a prompt names its user once, in prompt_head"):
+        with pytest.raises(ValueError, match="may occur only once, in prompt_head"):
             make_format("item_token", **texts)
-    with pytest.raises(ValueError, match="the catalogue has no semantic IDs of users"):
+    with pytest.raises(ValueError, match="the catalogue has no semantic IDs for users"):
         make_format("item_token", with_users=False, prompt_head="{user}")
     assert PLAIN["item_token"][0].encode(histories, np.array([1, 99])).lengths.tolist() == [
         2,

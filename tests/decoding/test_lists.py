@@ -22,7 +22,7 @@ EOS, END = 1, 2  # END ends a title in a list
 CATALOGUES = {
     "item_token": [[token] for token in (9, 5, 7, 12, 4)],
     "semantic_id": [[5, 11, 20], [5, 11, 21], [5, 12, 20], [6, 11, 20], [6, 13, 22]],
-    # a forced opening, chains, a title that is the beginning of another, and two items with the same title
+    # a forced opening, chains, a title that is a prefix of another, and two items with the same title
     "title": [
         [30, 31, 5, END],
         [30, 31, 5, 8, 8, END],

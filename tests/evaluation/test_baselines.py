@@ -118,7 +118,7 @@ def test_random_baseline_depends_on_seed_and_row():
 @pytest.mark.parametrize("baseline", [RandomBaseline(), PopularityBaseline(), TransitionBaseline()])
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_fitting_on_held_out_rows_is_an_error(baseline, name):
-    with pytest.raises(ValueError, match=f"learns from the training split alone, and this one is '{name}'"):
+    with pytest.raises(ValueError, match=f"must use only the training split, not the {name} split"):
         baseline.fit(make_split([(0, [0], [1])], name))
 
 

@@ -64,7 +64,7 @@ def test_equal_seeds_give_equal_baselines():
 
 def test_a_planted_leak_is_an_error():
     dataset = make_dataset()
-    with pytest.raises(ValueError, match="training split alone"):
+    with pytest.raises(ValueError, match="only the training split"):
         evaluate_baselines(make_dataset(train=dataset.test))
 
 

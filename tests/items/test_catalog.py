@@ -73,9 +73,9 @@ def test_bad_input_is_refused(catalog: ItemCatalog, tokenizer, tmp_path) -> None
         ItemCatalog(catalog.items, surface="semantic_id")
     with pytest.raises(ValueError, match="group_column='year' is not a column of the items"):
         ItemCatalog(catalog.items, group_column="year")
-    with pytest.raises(ValueError, match="the tokenizer lacks 3 of the catalogue's 3 tokens, '<item_0>' first"):
+    with pytest.raises(ValueError, match="the tokenizer lacks 3 of the catalogue's 3 tokens, such as '<item_0>'"):
         catalog.with_surface("item_token").paths(tokenizer)
-    with pytest.raises(ValueError, match="has no catalogue"):
+    with pytest.raises(ValueError, match="contains no catalogue"):
         ItemCatalog.load(tmp_path)
 
 

@@ -113,9 +113,9 @@ def test_saving_and_loading_gives_the_same_trie(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("sequences", "items", "message"),
     [
-        ([], None, "there are no sequences"),
+        ([], None, "built from no sequences"),
         ([[2, 3], []], None, "sequence 1 is empty"),
-        ([[2, 3, 4], [2, 3]], None, "sequence 1 is the beginning of another"),
+        ([[2, 3, 4], [2, 3]], None, "sequence 1 is a prefix of another"),
         ([[2], [3]], [4, 4], "item 4 occurs more than once"),
         ([[2], [3]], [4], "for each of the 2 sequences"),
         ([[2], [3]], [2**31, 4], "one integer from 0 to 2147483647"),
@@ -135,13 +135,13 @@ def test_equal_titles_share_a_leaf_or_are_refused(titles, tokenizer) -> None:
     import pyarrow as pa
 
     catalog = ItemCatalog(pa.table({"item_id": [f"i{row}" for row in range(len(titles))], "title": titles}))
-    with pytest.warns(UserWarning, match="1 of 8 items are written exactly like another"):
+    with pytest.warns(UserWarning, match="1 of 8 items have the same text as another"):
         trie = TokenTrie.from_catalog(catalog, tokenizer)
     paths = catalog.paths(tokenizer)
     leaf = trie.walk(torch.from_numpy(paths[4]))[-1]
     assert trie.items_at(leaf).tolist() == [4, 5]
     assert tokenizer.decode(paths[0][:-1]) == '"Blue Pen, 12 Pack"' and paths[0][-1] == tokenizer.eos_token_id
-    with pytest.raises(ValueError, match="1 items are written exactly like another"):
+    with pytest.raises(ValueError, match="1 items have the same text as another"):
         TokenTrie.from_catalog(catalog, tokenizer, duplicates="refuse")
 
 

@@ -22,7 +22,7 @@ from trl_rec.ragged import Ragged
 from trl_rec.trainer.blade.collator import check_enough_items
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:10 of 20 items are written exactly like another one")
+pytestmark = pytest.mark.filterwarnings("ignore:10 of 20 items have the same text as another item")
 TITLES = ["Ant", "Bee", "Cat", "Dog"]  # fewer than the items, so that some have the same
 
 

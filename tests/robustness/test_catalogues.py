@@ -136,8 +136,8 @@ FOLDERS = [
     Attack("rule as a number", "card.json", keys("card.json", split=5)),
     Attack("rule in a list", "card.json", keys("card.json", split=["time"])),
     Attack("unknown rule", "card.json", keys("card.json", split="random")),
-    Attack("counts in words", "card.json lists other numbers of rows", keys("card.json", rows="many")),
-    Attack("other counts", "card.json lists other numbers of rows", keys("card.json", num_interactions=1)),
+    Attack("counts in words", "the numbers of rows differ", keys("card.json", rows="many")),
+    Attack("other counts", "the numbers of rows differ", keys("card.json", num_interactions=1)),
     Attack("other items", "the catalogue is not the one", keys("card.json", fingerprint="0" * 16)),
     Attack("fewer users", "user of the", fewer_rows("users.parquet")),
 ]

@@ -105,7 +105,7 @@ FOLDERS = [
     Attack("by way of a link", "exists and is not a dataset folder", link("mine", "."), MINE),
     Attack("a file", NOT_A_DATASET, write("mine"), MINE),
     Attack(
-        "below a file", "mine is no folder, so nothing can be written", write("mine"), ["--output_dir", "mine/data"]
+        "below a file", "mine is not a folder, so nothing can be written", write("mine"), ["--output_dir", "mine/data"]
     ),
     Attack("a link to itself", "leads back to itself; remove the link", link("mine", "mine"), MINE),
     Attack("a name of 300 letters", "File name too long", words=["--output_dir", "x" * 300]),
@@ -133,7 +133,7 @@ def test_what_is_not_ours_is_never_touched(
 
 def test_a_mounted_disk_is_no_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_mount", lambda path: True)
-    with pytest.raises(ValueError, match="is where a disk is mounted; choose a folder in it"):
+    with pytest.raises(ValueError, match="is a mount point, which cannot be replaced; choose a folder in it"):
         prepare("toy", tmp_path / "data")
 
 
@@ -160,9 +160,7 @@ def test_a_file_that_comes_while_prepare_runs_stays(
         write(place)(data)
 
     monkeypatch.setattr(preparation, "save", save_meanwhile)
-    message = (
-        "also contains .*thesis.tex, which overwriting would delete" if overwrite else "something else has written"
-    )
+    message = "also contains .*thesis.tex, which would be deleted" if overwrite else "another program has written"
     with pytest.raises(ValueError, match=message):
         prepare("toy", data, toy_users=31, toy_items=50, overwrite=overwrite)
     assert (data / place).read_text() == "years of work"
@@ -182,7 +180,7 @@ def test_an_old_folder_is_never_put_over_something_new(start_folder: Path, tmp_p
     with exclusive(data):
         clean_up(data)
     assert (data / "thesis.tex").read_text() == "years of work"
-    assert load(tmp_path / f"data-{number}").card and f"data is in {tmp_path}/data-{number} now" in caplog.text
+    assert load(tmp_path / f"data-{number}").card and f"data were moved to {tmp_path}/data-{number}" in caplog.text
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -208,7 +206,7 @@ def test_a_full_disk_loses_nothing(
         run("verb", lambda argv: verb(data), [])
     printed = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2 and printed.startswith("trl-rec verb: ") and ".tmp" not in printed
-    assert printed.endswith("cannot be written (File too large); make room, or choose another disk")
+    assert printed.endswith("cannot be written (File too large); free some space, or choose another disk")
 
     (data / "vectors").rmdir() if (data / "vectors").exists() else None
     assert contents(data) == contents(start_folder)

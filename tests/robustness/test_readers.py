@@ -81,7 +81,7 @@ EVENTS = ["--event_column", "rating"]
 
 TABLE = [
     # Files
-    Attack("no interactions", "contains files of none of the formats", drop(CSV)),
+    Attack("no interactions", "contains no files of a known format", drop(CSV)),
     Attack("no folder", "is not a folder", words=["--source", "nowhere"]),
     Attack("two tables", "contains interactions.csv and interactions.jsonl", put("interactions.jsonl", "{}")),
     Attack("plain and gzipped", "contains interactions.csv and interactions.csv.gz", put("interactions.csv.gz", b"")),
@@ -146,22 +146,30 @@ TABLE = [
     Attack("repeated key", "interactions.jsonl", become(CSV, "interactions.jsonl", '{"user_id": 1, "user_id": 2}\n')),
     # Columns
     Attack("no user column", "interactions.csv has no column user_id", swap(CSV, "user_id", "customer")),
-    Attack("repeated column", "has more than one column 'user_id'", swap(CSV, "item_id", "user_id")),
+    Attack("repeated column", "has several columns named 'user_id'", swap(CSV, "item_id", "user_id")),
     Attack("no title", "items.csv has no column title", swap(ITEMS, "title", "name")),
     Attack("columns to nothing", "columns maps user_id to 'nobody'", words=["--columns", '{"user_id": "nobody"}']),
     Attack(
-        "nested columns", "columns must map our column names to yours", words=["--columns", '{"user_id": {"a": "b"}}']
+        "nested columns",
+        "columns must map our column names to your column names",
+        words=["--columns", '{"user_id": {"a": "b"}}'],
     ),
     Attack(
-        "columns to a list", "columns must map our column names to yours", words=["--columns", '{"user_id": ["b"]}']
+        "columns to a list",
+        "columns must map our column names to your column names",
+        words=["--columns", '{"user_id": ["b"]}'],
     ),
-    Attack("columns to a number", "columns must map our column names to yours", words=["--columns", '{"user_id": 1}']),
+    Attack(
+        "columns to a number",
+        "columns must map our column names to your column names",
+        words=["--columns", '{"user_id": 1}'],
+    ),
     Attack("columns in words", "is not a mapping", words=["--columns", "user_id"]),
     Attack("grouped by title", "group_column cannot be title", words=["--group_column", "title"]),
     Attack("grouped by id", "group_column cannot be item_id", words=["--group_column", "item_id"]),
-    Attack("grouped by nothing", "no item column 'brand' to group by", words=["--group_column", "brand"]),
+    Attack("grouped by nothing", "the items have no column 'brand' to group by", words=["--group_column", "brand"]),
     Attack("grouped without items", "there is no item table", drop(ITEMS), words=["--group_column", "brand"]),
-    Attack("empty separator", "group_separator must be text of at least one letter", words=["--group_separator", ""]),
+    Attack("empty separator", "group_separator must be a non-empty string", words=["--group_separator", ""]),
     Attack(
         "groups of structures",
         "items.parquet, row 1: the brand",
@@ -190,7 +198,7 @@ TABLE = [
     ),
     Attack(
         "no semantic IDs",
-        "items.parquet, row 2: the semantic_id is None, without a token",
+        "items.parquet, row 2: the semantic_id None contains no tokens",
         parquet("items", item_id=list("abcd"), title=list("abcd"), semantic_id=[["<a>"], None, [], ["<b>"]]),
     ),
     # Values
@@ -245,7 +253,7 @@ TABLE = [
     Attack("huge rating", "the rating '1e300' is out of float32's range", swap(CSV, ",1,5", ",1,1e300")),
     Attack(
         "repeats alone",
-        "is in its user's history, so nothing is left to measure",
+        "is in its user's history, so nothing can be measured",
         put(CSV, "user_id,item_id,timestamp\n" + "u,a,1\n" * 5),
     ),
     Attack(
@@ -257,7 +265,11 @@ TABLE = [
     Attack("unknown format", "unknown format 'excel'", words=["--format", "excel"]),
     Attack("other format than the files", "contains no files of the format bigrec", words=["--format", "bigrec"]),
     Attack("unknown split", "unknown split 'random'", words=["--split", "random"]),
-    Attack("option of another format", "the format table takes no title_column", words=["--title_column", "name"]),
+    Attack(
+        "option of another format",
+        "title_column has no effect with the format table",
+        words=["--title_column", "name"],
+    ),
     Attack("unknown choice of repeats", "repeats must be keep, first or last", words=["--repeats", "newest"]),
     Attack("unknown choice of items", "unknown_items must be refuse or drop", words=["--unknown_items", "keep"]),
     Attack("unknown choice of ratings", "empty_ratings must be refuse or drop", words=["--empty_ratings", "0"]),
@@ -272,10 +284,10 @@ TABLE = [
         words=["--timestamp_format", "%d/%m/%Y"],
     ),
     Attack("unknown directive", "does not have the timestamp_format '%Q'", words=["--timestamp_format", "%Q"]),
-    Attack("events without ratings", "event_column and event_ratings need each other", words=EVENTS),
+    Attack("events without ratings", "event_column and event_ratings must be set together", words=EVENTS),
     Attack(
         "ratings without events",
-        "event_column and event_ratings need each other",
+        "event_column and event_ratings must be set together",
         words=["--event_ratings", '{"a": 1}'],
     ),
     Attack(
@@ -293,7 +305,9 @@ TABLE = [
         "event_ratings: view must be a finite number",
         words=[*EVENTS, "--event_ratings", '{"view": NaN}'],
     ),
-    Attack("no event rated", "event_ratings rates no event", words=[*EVENTS, "--event_ratings", '{"view": null}']),
+    Attack(
+        "no event rated", "event_ratings gives no event a rating", words=[*EVENTS, "--event_ratings", '{"view": null}']
+    ),
     Attack(
         "no event column",
         "interactions.csv has no event_column 'event'",
@@ -301,7 +315,7 @@ TABLE = [
     ),
     Attack(
         "every event left out",
-        "every row is left out",
+        "no rows are left",
         put(CSV, "user_id,item_id,timestamp,rating\nu,a,1,view\n"),
         words=[*EVENTS, "--event_ratings", '{"view": null, "buy": 1}'],
     ),
@@ -310,27 +324,23 @@ TABLE = [
 RECBOLE = [
     Attack(
         "header without types",
-        "X.inter: the header 'user_id' contains no type",
+        "X.inter: the column 'user_id' has no type",
         swap("X.inter", "user_id:token", "user_id"),
     ),
+    Attack("unknown type", "the column 'user_id:text' has no type", swap("X.inter", "user_id:token", "user_id:text")),
     Attack(
-        "unknown type", "the header 'user_id:text' contains no type", swap("X.inter", "user_id:token", "user_id:text")
-    ),
-    Attack(
-        "same name twice", "X.item has more than one column 'price'", swap("X.item", "class:token_seq", "price:token")
+        "same name twice", "X.item has several columns named 'price'", swap("X.item", "class:token_seq", "price:token")
     ),
     Attack("two data sets", "contains X.inter and Y.inter", put("Y.inter", "")),
     Attack("empty interactions", "X.inter is empty", put("X.inter", "")),
-    Attack(
-        "no title column", "X.item has none of the title columns", swap("X.item", "name:token_seq", "label:token_seq")
-    ),
+    Attack("no title column", "X.item has no title column", swap("X.item", "name:token_seq", "label:token_seq")),
     Attack("word as price", "X.item, row 1: the price 'cheap' is not a finite number", swap("X.item", "1.5", "cheap")),
     Attack("word in a vector", "X.item, row 1: the vector", swap("X.item", "1 2", "1 two")),
     Attack("word as time", "X.inter, row 1: the timestamp 'x'", swap("X.inter", "\t4\t3\n", "\t4\tx\n")),
     Attack("rows of other widths", "X.inter cannot be read", swap("X.inter", "\t4\t3\n", "\t4\n")),
     Attack("truncated gzip", "X.inter cannot be read", put("X.inter", gzip.compress(b"user_id:token\n" * 99)[:-9])),
-    Attack("other title column", "name one of", words=["--title_column", "colour"]),
-    Attack("grouped by name", "no item column 'name' to group by", words=["--group_column", "name"]),
+    Attack("other title column", "set title_column to one of", words=["--title_column", "colour"]),
+    Attack("grouped by name", "the items have no column 'name' to group by", words=["--group_column", "name"]),
 ]
 
 BIGREC = [
@@ -346,7 +356,7 @@ BIGREC = [
     Attack("titles truncated", "id2name4Rec.json is not JSON", put("id2name4Rec.json", '{"1": "Pens')),
     Attack(
         "titles nested",
-        "id2name4Rec.json has values that are nested too deeply",
+        "id2name4Rec.json contains values that are nested too deeply",
         put("id2name4Rec.json", '{"1": ' + VERY_DEEP + "}"),
     ),
     Attack(
@@ -356,7 +366,7 @@ BIGREC = [
     ),
     Attack(
         "endless number",
-        "id2name4Rec.json contains a number of too many digits",
+        "id2name4Rec.json contains a number with too many digits",
         put("id2name4Rec.json", '{"1": ' + "9" * 5000 + "}"),
     ),
     Attack("no titles", "id2name4Rec.json contains no rows", put("id2name4Rec.json", "{}")),
@@ -367,8 +377,8 @@ BIGREC = [
         both(drop("train.csv"), put("train_1.csv", ""), put("train_2.csv", "")),
     ),
     Attack("word as time", "test.csv, row 1: the timestamp", swap("test.csv", ",7", ",later")),
-    Attack("filtered", "is filtered and split by its source", words=["--min_user_interactions", "2"]),
-    Attack("repeats", "so its rows stay; leave out repeats", words=["--repeats", "first"]),
+    Attack("filtered", "is already filtered and split by its source", words=["--min_user_interactions", "2"]),
+    Attack("repeats", "so no rows can be dropped; leave out repeats", words=["--repeats", "first"]),
 ]
 
 LCREC = [
@@ -379,11 +389,11 @@ LCREC = [
     Attack("items nested", "X.inter.json", put("X.inter.json", '{"u": [[0], [1], [2]]}')),
     Attack(
         "interactions nested",
-        "X.inter.json has values that are nested too deeply",
+        "X.inter.json contains values that are nested too deeply",
         put("X.inter.json", '{"u": ' + VERY_DEEP + "}"),
     ),
     Attack("not UTF-8", "X.inter.json is not UTF-8 text", put("X.inter.json", b'{"\xff": [0]}')),
-    Attack("item without fields", "item '0' must have fields", put("X.item.json", '{"0": "Soap"}')),
+    Attack("item without fields", "item '0' must be an object with fields", put("X.item.json", '{"0": "Soap"}')),
     Attack("item without a title", "item '0' has no title", put("X.item.json", '{"0": {"name": "Soap"}}')),
     Attack(
         "half a surrogate",
@@ -391,20 +401,20 @@ LCREC = [
         put("X.item.json", '{"0": {"title": "\\udc00"}}'),
     ),
     Attack("unknown item", "item '2' is not in X.item.json", put("X.item.json", '{"0": {"title": "Soap"}}')),
-    Attack("IDs missing", "X.index.json has no tokens for item '1'", put("X.index.json", '{"0": ["<a>"]}')),
+    Attack("IDs missing", "X.index.json contains no tokens for item '1'", put("X.index.json", '{"0": ["<a>"]}')),
     Attack(
         "IDs as numbers",
-        "the tokens of item '0' must be a list of texts",
+        "the tokens of item '0' must be a list of strings",
         put("X.index.json", json.dumps({str(item): [item] for item in range(4)})),
     ),
     Attack(
         "IDs as text",
-        "the tokens of item '0' must be a list of texts",
+        "the tokens of item '0' must be a list of strings",
         put("X.index.json", json.dumps({str(item): "<a>" for item in range(4)})),
     ),
     Attack(
         "IDs without items",
-        "X.index.json has no item file beside it",
+        "X.index.json needs an item file in the same folder",
         both(drop("X.item.json"), put("X.index.json", "{}")),
     ),
     Attack(
@@ -428,7 +438,7 @@ ML_100K = [
         "u.data, row 1: item '3' is not in u.item",
         put("u.item", "1|Toy Story (1995)|||" + "|0" * 19 + "\n"),
     ),
-    Attack("no file of users", "contains files of none of the formats", drop("u.user")),
+    Attack("no file of users", "contains no files of a known format", drop("u.user")),
 ]
 
 

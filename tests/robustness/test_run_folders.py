@@ -117,7 +117,7 @@ RUN_FOLDERS = [
     ),
     Attack("other JSON as tokenizer", "the tokenizer of run cannot be loaded", text("tokenizer.json", "{}")),
     Attack("no model", "there is no folder nowhere", words=["--model", "nowhere"]),
-    Attack("unknown title", "no item is called 'x'", words=["--titles", "x"]),
+    Attack("unknown title", "no item has the title 'x'", words=["--titles", "x"]),
     Attack("nothing to recommend", "k must be at least 1, not 0", words=["--k", "0"]),
     Attack("user without dataset", "give either --user with --dataset", words=["--user", "3"]),
 ]

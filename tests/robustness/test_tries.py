@@ -131,13 +131,13 @@ SAVED = [
     Attack("a pickle", "is not a complete trie", lambda path: path.write_bytes(pickle.dumps([1] * 99))),
     Attack("an array is missing", "item_ends", change(item_ends=[])),
     Attack("an unknown array", "unexpected keyword", change(more=[1])),
-    Attack("too few tokens", "lengths that do not fit", change(child_tokens=[5])),
-    Attack("offsets that descend", "offsets do not fit", change(row_offsets=[0, 2, 4, 3, 5, 5, 5])),
-    Attack("an edge to the node itself", "offsets do not fit", change(row_offsets=[0, 0, 1, 3, 5, 5, 5])),
-    Attack("items outside", "offsets do not fit", change(item_ends=[9, 2, 3, 1, 2, 3])),
-    Attack("negative items", "offsets do not fit", change(items=[0, -1, 2])),
-    Attack("depths that end early", "offsets do not fit", change(depth_offsets=[0, 1, 3, 5])),
-    Attack("a number for a list", "is no list of integers", change(items=[[0, 1, 2]])),
+    Attack("too few tokens", "lengths of its arrays are inconsistent", change(child_tokens=[5])),
+    Attack("offsets that descend", "offsets are inconsistent", change(row_offsets=[0, 2, 4, 3, 5, 5, 5])),
+    Attack("an edge to the node itself", "offsets are inconsistent", change(row_offsets=[0, 0, 1, 3, 5, 5, 5])),
+    Attack("items outside", "offsets are inconsistent", change(item_ends=[9, 2, 3, 1, 2, 3])),
+    Attack("negative items", "offsets are inconsistent", change(items=[0, -1, 2])),
+    Attack("depths that end early", "offsets are inconsistent", change(depth_offsets=[0, 1, 3, 5])),
+    Attack("a number for a list", "is not a list of integers", change(items=[[0, 1, 2]])),
 ]
 
 

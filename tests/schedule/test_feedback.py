@@ -98,7 +98,7 @@ def test_missing_and_misaligned_scores_are_an_error() -> None:
         feedback_preferences(train, difficulty="easy", scores=Ragged.from_lists([SCORES[0], SCORES[1][:2]]))
     with pytest.raises(ValueError, match="difficulty must be easy or hard"):
         feedback_preferences(train, difficulty="medium")
-    with pytest.raises(ValueError, match="learns from the training split alone"):
+    with pytest.raises(ValueError, match="must use only the training split"):
         feedback_preferences(make_split(ROWS, SCORES, split="validation"), difficulty="easy")
 
 

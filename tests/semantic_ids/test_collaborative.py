@@ -77,7 +77,7 @@ def test_every_item_of_a_long_sequence_is_predicted_once():
 
 
 def test_later_splits_are_refused(circles):
-    with pytest.raises(ValueError, match="learns from the training split alone"):
+    with pytest.raises(ValueError, match="must use only the training split"):
         collaborative_vectors(train_split(circles, "test"), 21)
 
 

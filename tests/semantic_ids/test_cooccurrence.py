@@ -50,7 +50,7 @@ def test_held_out_rows_are_refused():
     train, test = make_split([(0, [0], [1, 2])]), make_split([(0, [0, 1, 2], [3])], "test")
     for rows in (test, make_split([(0, [0, 1, 2], [3])], "validation"), concatenate_datasets([train, test])):
         for learn in (associations, popularity):
-            with pytest.raises(ValueError, match="a semantic ID learns from the training split alone"):
+            with pytest.raises(ValueError, match="semantic IDs must use only the training split"):
                 learn(rows, 4)
 
 

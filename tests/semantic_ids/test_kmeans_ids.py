@@ -197,9 +197,7 @@ def test_held_out_interactions_change_nothing(tmp_path):
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_held_out_split_in_place_of_training_is_refused(dataset, split):
-    with pytest.raises(
-        ValueError, match=f"a semantic ID learns from the training split alone, and this one is '{split}'"
-    ):
+    with pytest.raises(ValueError, match=f"semantic IDs must use only the training split, not the {split} split"):
         make_semantic_ids(replace(dataset, train=getattr(dataset, split)), **SMALL)
     assert load(dataset.path).catalog.semantic_ids is None
 

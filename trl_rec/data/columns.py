@@ -63,7 +63,7 @@ def _semantic_ids(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
         raise ValueError(f"{where}: the column semantic_id must contain lists of tokens, as text; {remedy}")
     column = column.cast(pa.list_(pa.string()))
     empty = pc.fill_null(pc.equal(pc.list_value_length(column), 0), True)
-    check_none(empty, column, where, f"the semantic_id is {{}}, without a token; add its tokens, or {remedy}")
+    check_none(empty, column, where, f"the semantic_id {{}} contains no tokens; add its tokens, or {remedy}")
     lists = Ragged.from_arrow(column)
     bad = np.array([not token for token in lists.values], bool)
     without = np.bincount(lists.row_ids[bad], minlength=len(lists)) > 0
@@ -79,7 +79,7 @@ def grouped(items: pa.Table | None, options: Options, where: str | None) -> pa.T
         return items
     if items is None or where is None or name not in items.column_names:
         reason = f"{where} has only {', '.join(items.column_names)}" if items is not None else "there is no item table"
-        raise ValueError(f"no item column {name!r} to group by: {reason}; name another group_column")
+        raise ValueError(f"the items have no column {name!r} to group by ({reason}); choose another group_column")
     kind = pa.list_(pa.string()) if _has_lists(items[name]) else pa.string()
     lists = split_lists(cast(items[name], kind, name, where), options.group_separator)
     return items.set_column(items.column_names.index(name), name, lists)

@@ -82,7 +82,7 @@ class RecDataset:
         """Returns the row number of a user in `users`."""
         index = int(pc.index(self.users["user_id"], user_id).as_py())
         if index < 0:
-            raise ValueError(f"user {user_id!r} is not in {self.path}; look into users.parquet")
+            raise ValueError(f"user {user_id!r} is not in {self.path}; users.parquet lists the users")
         return index
 
     def with_surface(self, surface: str) -> RecDataset:
@@ -99,7 +99,7 @@ def load(path: str | Path) -> RecDataset:
     path = Path(path).absolute()
     card = read_card(path)
     if card["split"] not in list(RULES):
-        raise ValueError(f"{path} is damaged (card.json names no split rule that exists); {REMEDY}")
+        raise ValueError(f"{path} is damaged (card.json contains an unknown split rule); {REMEDY}")
     missing = next((name for name in FILES if not (path / name).is_file()), None)
     if missing is not None:
         raise ValueError(f"{path} is damaged ({missing} is missing); {REMEDY}")
@@ -111,7 +111,7 @@ def load(path: str | Path) -> RecDataset:
         raise ValueError(f"{path}: the catalogue is not the one that card.json describes; {REMEDY}")
     if catalog.user_ids is not None and len(catalog.user_ids) != users.num_rows:
         raise ValueError(
-            f"{path} has semantic IDs of {len(catalog.user_ids)} users, but {users.num_rows} users; make the IDs again"
+            f"{path} has {users.num_rows} users, but semantic IDs for {len(catalog.user_ids)}; make the IDs again"
         )
 
     # 3. Load the splits, and check their numbers of rows, their indices, and that they do not overlap.
@@ -119,7 +119,7 @@ def load(path: str | Path) -> RecDataset:
     num_rows = {name: len(rows) for name, rows in splits.items()}
     num_interactions = _read(path, "interactions.parquet", pq.read_metadata).num_rows
     if (num_rows, num_interactions) != (card["rows"], card["num_interactions"]):
-        raise ValueError(f"{path} is damaged (card.json lists other numbers of rows than there are); {REMEDY}")
+        raise ValueError(f"{path} is damaged (the numbers of rows differ from those in card.json); {REMEDY}")
     for rows in splits.values():
         _check_indices(rows, len(catalog), users.num_rows, path)
     check_leaks(**splits, split=card["split"])
@@ -160,21 +160,18 @@ def check_is_train(split: Dataset, what: str) -> None:
 
     Args:
         split: The rows.
-        what: What is trained on the rows, such as `"a model"`, for the error message.
+        what: What is made from the rows, in the plural, such as `"models"`, for the error message.
     """
     if split.split is not None and split.split != "train":
-        raise ValueError(
-            f"training rows cannot come from the {split.split} split: {what} learns from the training split alone, "
-            f"and this one is {str(split.split)!r}; pass dataset.train"
-        )
+        raise ValueError(f"{what} must use only the training split, not the {split.split} split; pass dataset.train")
 
     # Joined datasets have no split name, so only their rows show which splits they come from.
     if split.split is None:
         mixed = find_mixed_users(split_users(split), split_rows(split, "history"), split_rows(split, "targets"))
         if len(mixed):
             raise ValueError(
-                f"training rows cannot come from several splits: a row of user {mixed[0]} continues where another one "
-                f"ends, and {what} learns from the training split alone; pass dataset.train"
+                f"{what} must use only the training split, but these rows come from several splits (one row of user "
+                f"{mixed[0]} continues another); pass dataset.train"
             )
 
 
@@ -234,6 +231,6 @@ def _check_indices(rows: Dataset, num_items: int, num_users: int, path: Path) ->
         high = bounds["max"].as_py()
         if low is not None and (low < 0 or high >= size):  # low is None if the column has no values
             raise ValueError(
-                f"{path}: {name} of the {rows.split} split runs from {low} to {high}, but there are {size}; prepare "
-                "it again"
+                f"{path}: the column {name} of the {rows.split} split contains indices from {low} to {high}, but "
+                f"only 0 to {size - 1} exist; {REMEDY}"
             )

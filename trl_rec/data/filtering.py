@@ -37,8 +37,8 @@ def k_core(log: IndexedLog, min_user_interactions: int, min_item_interactions: i
 
     if not len(rows):
         raise ValueError(
-            f"no interaction is left with at least {min_user_interactions} per user and {min_item_interactions} per "
-            "item; lower min_user_interactions or min_item_interactions"
+            f"no interactions are left when every user needs at least {min_user_interactions} and every item at "
+            f"least {min_item_interactions}; lower min_user_interactions or min_item_interactions"
         )
     return _without_unused(log.take(rows))
 

@@ -67,8 +67,8 @@ def index_log(log: Log, *, drop_unknown_items: bool = False) -> tuple[IndexedLog
         table = table.filter(pa.array(known))
         if not table.num_rows:
             raise ValueError(
-                f"{log.names['interactions']} contains none of the items of {log.names['items']}; are these files of "
-                "one data set?"
+                f"{log.names['interactions']} contains none of the items of {log.names['items']}; check that both "
+                "files belong to the same data set"
             )
 
     # 1. Look up the ids.

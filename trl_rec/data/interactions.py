@@ -40,7 +40,9 @@ def read_interactions(table: pa.Table, where: str, options: Options) -> tuple[pa
     elif options.empty_ratings == "drop" and "rating" in table.column_names:
         table, rows, left_out["empty_ratings"] = _kept(table, rows, pc.invert(_is_empty(table["rating"])))
     if not table.num_rows:
-        raise ValueError(f"{where}: every row is left out; correct event_ratings or empty_ratings")
+        raise ValueError(
+            f"{where}: no rows are left, because the options drop all of them; correct event_ratings or empty_ratings"
+        )
 
     # 2. Convert them.
     try:
@@ -74,7 +76,9 @@ def _rate_events(table: pa.Table, rows: np.ndarray, where: str, options: Options
     """Adds the ratings of events, and drops rows whose event has no rating; see `_kept` for the return values."""
     name = options.event_column or ""
     if name not in table.column_names:
-        raise ValueError(f"{where} has no event_column {name!r}, only {', '.join(table.column_names)}; name another")
+        raise ValueError(
+            f"{where} has no event_column {name!r}, only {', '.join(table.column_names)}; choose another event_column"
+        )
     ratings = dict(options.event_ratings or {})
 
     # Look up each distinct event once, then index by `codes` to get the rating of every row.

@@ -120,7 +120,7 @@ def _check_same_lengths(validation: Dataset, test: Dataset, split: str) -> None:
         expected = "one target, as leave-one-out requires"
     else:
         num_targets = max(int(counts.max(initial=0)) for counts in lengths.values())
-        expected = f"{num_targets} targets, as other rows do"
+        expected = f"{num_targets} targets, as other rows have"
 
     for name, counts in lengths.items():
         wrong = np.flatnonzero(counts != num_targets)
@@ -165,8 +165,9 @@ def _check_continued(earlier: Dataset, later: Dataset) -> None:
     if broken.any():
         user = users[broken][0]
         raise ValueError(
-            f"leak: the {earlier.split} row of user {user} is not exactly what the {later.split} row's history "
-            f"contains; {REMEDY}"
+            f"leak: the {later.split} row of user {user} does not continue the {earlier.split} row: its history "
+            f"must equal the history and targets of the {earlier.split} row, and its timestamp must not be earlier; "
+            f"{REMEDY}"
         )
 
 
@@ -191,8 +192,9 @@ def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
     if len(leaked):
         position = _ragged(later, "targets").row_ids[leaked[0]]
         raise ValueError(
-            f"leak: the target of {later.split} row {position} is in an earlier split's row of the same user; "
-            f"{REMEDY}, or, if users do come back to items, give the interactions themselves as a table"
+            f"leak: the target of {later.split} row {position} already occurs in an earlier split for the same "
+            f"user; {REMEDY}, or, if users may choose an item again, prepare a table of interactions instead of "
+            "windows"
         )
 
 

@@ -108,7 +108,9 @@ def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_len
     items = list_targets(split, prompt_format.list_length or 1, prompt_format.twins)
     rows = np.flatnonzero(items.lengths > 0)
     if not len(rows):
-        raise ValueError(f"no user of the {split.split} split chooses a new item; there is no list to measure")
+        raise ValueError(
+            f"no user of the {split.split} split chooses a new item, so there are no lists to evaluate; use more data"
+        )
     histories = split_rows(split, "history").take(rows)
     users = split_users(split)[rows]
     columns = {
@@ -158,11 +160,11 @@ def _prompts(
     split: Dataset, prompt_format: PromptFormat, every_position: bool, max_length: int | None
 ) -> tuple[Ragged, Ragged, Ragged, pa.Array]:
     """Returns the prompts of all lists, the items before each list, the items of each list, and the users."""
-    check_is_train(split, "a model")
+    check_is_train(split, "models")
     length = prompt_format.list_length
     if length is None:
         raise ValueError(
-            "the prompt format is one of single items; make it with PromptFormat.for_catalog(..., list_length=...)"
+            "the prompt format is for single items; create it with PromptFormat.for_catalog(..., list_length=...)"
         )
     before, items, source = _cut_lists(split, length, 1 if every_position else length, prompt_format.twins)
     if int(items.lengths.max(initial=0)) < length:

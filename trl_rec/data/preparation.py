@@ -168,11 +168,17 @@ def prepare(
     settings |= _row_settings(format, unknown_items, repeats)
     sources = {path.name: _sha256(path) for path in files.values()}
     if _is_made(output_dir, settings, sources, overwrite):
-        logger.info("%s exists already, made from the same files with the same settings", output_dir)
+        logger.info(
+            "%s already exists and was made from the same files with the same settings; nothing was changed",
+            output_dir,
+        )
         tidy(output_dir)
         return load(output_dir)
     if output_dir.is_mount():
-        raise ValueError(f"{output_dir} is where a disk is mounted; choose a folder in it, such as {output_dir}/data")
+        raise ValueError(
+            f"{output_dir} is a mount point, which cannot be replaced; choose a folder in it, such as "
+            f"{output_dir}/data"
+        )
 
     # 2. Make the dataset, unless another process has made it in the meantime. First clean up what a killed process may
     # have left under a temporary name.
@@ -257,7 +263,7 @@ def _settings(format: str, split: dict[str, Any], minima: dict[str, int], option
     for name, default in asdict(Options()).items():
         # A seed is always allowed, because recipes pass the same seed to all commands.
         if name not in reader.options | {"seed"} and values[name] != default:
-            raise ValueError(f"the format {format} takes no {name}; leave it out")
+            raise ValueError(f"{name} has no effect with the format {format}; leave it out")
     if reader.windowed and max(minima.values()) > 0:
         raise ValueError(_is_windowed(format))
     # Newer options are listed only if they are set, so that cards of older folders still equal their settings.
@@ -271,13 +277,19 @@ def _row_settings(format: str, unknown_items: str, repeats: str | None) -> dict[
     settings = {"unknown_items": unknown_items, "repeats": repeats}
     settings = {name: value for name, value in settings.items() if value not in (None, "refuse")}
     if settings and READERS[format].windowed:
-        raise ValueError(f"{format} data is split by its source, so its rows stay; leave out {' and '.join(settings)}")
+        raise ValueError(
+            f"{format} data is already split by its source, so no rows can be dropped; leave out "
+            f"{' and '.join(settings)}"
+        )
     return settings
 
 
 def _is_windowed(format: str) -> str:
     """Returns the error message for settings that have no effect on a windowed source."""
-    return f"{format} data is filtered and split by its source; leave out split and the k-core's minima"
+    return (
+        f"{format} data is already filtered and split by its source; leave out split, min_user_interactions and "
+        "min_item_interactions"
+    )
 
 
 def _sha256(path: Path) -> str:
@@ -302,13 +314,13 @@ def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
         remedy = "set repeats: first or last, or set repeats: keep and measure with exclude_history: false"
         if every:
             raise ValueError(
-                f"every target of the {every[0]} split is in its user's history, so nothing is left to measure where "
+                f"every target of the {every[0]} split is in its user's history, so nothing can be measured when "
                 f"histories are excluded; {remedy}"
             )
     if any(repeated.values()):
         logger.warning(
-            "%d of %d validation and test targets are in their user's history, and cannot be recommended where "
-            "histories are excluded; to change that, %s",
+            "%d of %d validation and test targets are in their user's history, and cannot be recommended when "
+            "histories are excluded; to avoid this, %s",
             sum(repeated.values()),
             card["targets"]["validation"] + card["targets"]["test"],
             remedy,
@@ -333,8 +345,8 @@ def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str]
     written = json.loads(json.dumps(settings))  # as in the card, since JSON turns tuples into lists
     if (card["settings"], card["sources"]) != (written, sources):
         raise ValueError(
-            f"{output_dir} is a dataset made with other settings or from other files; replace it with overwrite=True "
-            "(--overwrite true of trl-rec prepare)"
+            f"{output_dir} is a dataset that was made with other settings or from other files; replace it with "
+            "overwrite=True (--overwrite true of trl-rec prepare)"
         )
     return True
 
@@ -344,9 +356,7 @@ def _check_own(folder: Path, name: Path) -> None:
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         if not is_temporary(path) and not any(fnmatchcase(relative, pattern) for pattern in OWN):
-            raise ValueError(
-                f"{name} also contains {relative}, which overwriting would delete; move it elsewhere first"
-            )
+            raise ValueError(f"{name} also contains {relative}, which would be deleted; move it elsewhere first")
 
 
 def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:
@@ -356,7 +366,7 @@ def _from_interactions(log: Log, settings: dict[str, Any]) -> _Made:
     left_out = {"unknown_items": counts["unknown_items"]}
     if counts["merged_timestamps"]:
         logger.warning(
-            "%d timestamps differ from the one before by less than float64 represents; their order is kept",
+            "%d timestamps differ from the previous one by less than float64 can represent; their order is kept",
             counts["merged_timestamps"],
         )
     if settings.get("repeats") in ("first", "last"):
@@ -394,7 +404,8 @@ def _checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset
     for name, table in tables.items():
         if table.num_rows == 0:
             raise ValueError(
-                f"the {name} split is empty under {rule}; give a longer log, lower minima, or another split"
+                f"the {name} split is empty with split {rule}; use a longer log, lower min_user_interactions and "
+                "min_item_interactions, or choose another split"
             )
     splits = {name: Dataset(InMemoryTable(table), split=name) for name, table in tables.items()}
     check_leaks(**splits, split=rule)

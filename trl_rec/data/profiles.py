@@ -112,7 +112,7 @@ def _most_frequent(labels: Ragged, num_labels: int, most: int) -> Ragged:
 
 def _chosen_items(dataset: RecDataset) -> Ragged:
     """Returns the distinct items that each user chose in training. Row `u` belongs to user `u`."""
-    check_is_train(dataset.train, "a profile")
+    check_is_train(dataset.train, "profiles")
     items = join(split_rows(dataset.train, "history"), split_rows(dataset.train, "targets"))
     users = split_users(dataset.train)[items.row_ids].astype(np.int64)
     # Encode each pair of user and item as one number, so that `unique` removes repetitions and sorts by user.

@@ -96,9 +96,9 @@ class PromptFormat:
         prompt_item = defaults["prompt_item"] if prompt_item is None else prompt_item
         prompt_tail = defaults["prompt_tail"] if prompt_tail is None else prompt_tail
         if "{surface}" not in prompt_item:
-            raise ValueError(f"prompt_item must contain {{surface}}, unlike {prompt_item!r}")
+            raise ValueError(f"prompt_item must contain {{surface}}, but is {prompt_item!r}")
         if prompt_head.count("{user}") > 1 or "{user}" in prompt_item + prompt_tail:
-            raise ValueError("a prompt names its user once, in prompt_head; take {user} out of the other texts")
+            raise ValueError("{user} may occur only once, in prompt_head; remove the other occurrences")
 
         # 2. Tokenise them. A chat template contains its own BOS.
         start: list[int] = []
@@ -146,8 +146,8 @@ class PromptFormat:
             completion = "item" if self.list_length is None else "list"
             raise ValueError(
                 f"max_length {max_length} is too small: the prompt without a history and the longest {completion} "
-                f"take {fixed} tokens, an item in a history up to {longest_piece}; raise max_length or shorten the "
-                "titles"
+                f"take {fixed} tokens, and one item of a history takes up to {longest_piece}; raise max_length, or "
+                "shorten the titles"
             )
         return max_length - fixed
 
@@ -180,12 +180,14 @@ class PromptFormat:
         if self.users is None:
             return heads
         if users is None:
-            raise ValueError("the prompt names the user, but no user was given; give the user's row in the users")
+            raise ValueError(
+                "the prompt names the user, but no user was given; pass the user's row number in RecDataset.users"
+            )
         unknown = np.flatnonzero((users < 0) | (users >= len(self.users)))
         if len(unknown):
             raise ValueError(
-                f"user {users[unknown[0]]} is unknown: there are semantic IDs of the users 0 to {len(self.users) - 1}"
-                "; give one of these, or make the IDs again"
+                f"user {users[unknown[0]]} has no semantic ID; choose a user from 0 to {len(self.users) - 1}, or "
+                "make the IDs again"
             )
         return join(heads, self.users.take(users))
 
@@ -254,8 +256,6 @@ def item_pieces(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, item: 
 def _check_list_length(list_length: int, catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises ValueError if the catalogue has too few items for a list, or if the tokenizer has no EOS."""
     if not 1 <= list_length <= len(catalog):
-        raise ValueError(
-            f"a list of {list_length} distinct items cannot come from {len(catalog)}; choose another list_length"
-        )
+        raise ValueError(f"list_length must be from 1 to {len(catalog)}, the number of items, not {list_length}")
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token to end a list with; set tokenizer.eos_token")

@@ -51,7 +51,7 @@ def build_rows(
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 for tokens that are excluded from the loss) and `user`.
     """
-    check_is_train(split, "a model")
+    check_is_train(split, "models")
     if targets == "all" and max_history is not None:
         raise ValueError("max_history has no effect with targets='all'; limit the rows by max_length")
     if targets == "last":
@@ -75,7 +75,9 @@ def _build(split: Dataset, make: Callable[..., Parts], prompt_format: PromptForm
     users = split_users(split)
     tokens, is_target, source = make(history, target, users, prompt_format, max_length)
     if not len(tokens):
-        raise ValueError(f"the {split.split} split has no target: every user has a single interaction; add data")
+        raise ValueError(
+            f"the {split.split} split has no targets, because no user has more than one interaction; use more data"
+        )
     labels = Ragged(np.where(is_target, tokens.values, IGNORED), tokens.offsets)
     columns = {"input_ids": tokens.to_arrow(), "labels": labels.to_arrow(), "user": pa.array(users[source])}
     return Dataset(pa.table(columns), split=split.split)

@@ -38,7 +38,7 @@ class TrainInteractions:
             train (`Dataset`): The training split. The rows of each user must be in chronological order.
             num_items (`int`, *optional*, defaults to the largest index in `train` plus 1): Size of the catalogue.
         """
-        check_is_train(train, "a baseline")
+        check_is_train(train, "baselines")
         history = split_rows(train, "history")
         targets = split_rows(train, "targets")
         sequences = item_rows(join(history, targets), "train", num_items)

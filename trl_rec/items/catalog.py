@@ -113,7 +113,7 @@ class ItemCatalog:
         indices = pc.index_in(pa.array(titles, pa.string()), self.items["title"].combine_chunks()).to_pylist()
         for title, index in zip(titles, indices, strict=True):
             if index is None:
-                raise ValueError(f"no item is called {title!r}; the catalogue has titles like {self.titles[0]!r}")
+                raise ValueError(f"no item has the title {title!r}; titles are written like {self.titles[0]!r}")
         return [self.ids[index] for index in indices]
 
     def group_shares(self) -> tuple[list[str], np.ndarray]:
@@ -139,7 +139,7 @@ class ItemCatalog:
         if len(self) * len(names) > LARGEST_SHARES:
             raise ValueError(
                 f"group_column={self.group_column!r} has too many groups ({len(names)} for {len(self)} items) to "
-                "measure fairness and diversity; choose a coarser group_column, or leave it out"
+                "measure fairness and diversity; choose a group_column with fewer groups, or leave it out"
             )
 
         # 3. Give each group of an item an equal share.
@@ -200,7 +200,7 @@ class ItemCatalog:
         """Returns the token ids of each user's semantic ID; row `u` belongs to user `u`."""
         if self.user_ids is None:
             raise ValueError(
-                "the catalogue has no semantic IDs of users; make them first, or leave users out of prompts"
+                "the catalogue has no semantic IDs for users; make them first, or remove {user} from the prompt"
             )
         return _token_ids(self.user_ids, _checked_vocabulary(tokenizer, tokens_of(self.user_ids)))
 
@@ -271,7 +271,7 @@ class ItemCatalog:
         """Loads a catalogue that `save` wrote. If files are missing or damaged, the error ends with the `remedy`."""
         folder = Path(folder)
         if not (folder / "catalog.json").is_file():
-            raise ValueError(f"{folder} has no catalogue (catalog.json is missing); {remedy}")
+            raise ValueError(f"{folder} contains no catalogue (catalog.json is missing); {remedy}")
 
         # 1. Read the files.
         try:
@@ -303,7 +303,7 @@ def _checked_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -
     missing = [token for token in tokens if token not in vocabulary]
     if missing:
         raise ValueError(
-            f"the tokenizer lacks {len(missing)} of the catalogue's {len(tokens)} tokens, {missing[0]!r} first; "
+            f"the tokenizer lacks {len(missing)} of the catalogue's {len(tokens)} tokens, such as {missing[0]!r}; "
             "add them with tokenizer.add_tokens(catalog.new_tokens) and resize the model's embeddings"
         )
     return vocabulary
@@ -322,9 +322,9 @@ def _check_texts(items: pa.Table, where: str) -> None:
             raise ValueError(f"{where} has no column {name}, only {', '.join(items.column_names)}; add it")
         column = items[name]
         if not _is_text(column.type):
-            raise ValueError(f"{where}: the column {name} contains {column.type}, not text; convert it")
+            raise ValueError(f"{where}: the column {name} contains {column.type} instead of text; convert it")
         if column.null_count:
-            raise ValueError(f"{where}: {column.null_count} of the items have no {name}; fill it in")
+            raise ValueError(f"{where}: {column.null_count} items have no {name}; add it")
 
 
 def _check_semantic_ids(column: pa.ChunkedArray, folder: Path) -> None:
@@ -332,8 +332,8 @@ def _check_semantic_ids(column: pa.ChunkedArray, folder: Path) -> None:
     values = getattr(column.type, "value_type", None)
     if values is None or not _is_text(values) or column.null_count:
         raise ValueError(
-            f"{folder / 'items.parquet'}: the column semantic_id does not contain a list of tokens for each item; "
-            "make the IDs again, or prepare the data again"
+            f"{folder / 'items.parquet'}: the column semantic_id must contain a list of tokens for each item; make "
+            "the IDs again, or prepare the data again"
         )
 
 

@@ -63,7 +63,7 @@ def feedback_preferences(
         catalog (*optional*): Required if several items may have the same text. They then count as one item, which is
             liked if any of them is liked.
     """
-    check_is_train(train, "a preference")
+    check_is_train(train, "preferences")
     COUNT.check("num_negatives", num_negatives)
     if difficulty not in ("easy", "hard"):
         raise ValueError(

@@ -32,7 +32,7 @@ def training_prefixes(
         `datasets.Dataset` with the columns `user`, `history`, `target` and, if the dataset has ratings, `rating` (the
         rating of the target).
     """
-    check_is_train(train, "a preference")
+    check_is_train(train, "preferences")
     total = len(split_rows(train, "targets").values)
     if not total:
         raise ValueError("the train split has no targets: every user has a single interaction; add data")

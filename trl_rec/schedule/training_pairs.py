@@ -32,7 +32,7 @@ class TrainingPairs:
     @classmethod
     def from_split(cls, train: Dataset, codes: np.ndarray | None = None) -> TrainingPairs:
         """Collects the pairs in a training split. If given, `codes` `(num_items,)` replace the items."""
-        check_is_train(train, "a preference")
+        check_is_train(train, "preferences")
         sequences = join(split_rows(train, "history"), split_rows(train, "targets"))
         items = sequences.values if codes is None else codes[sequences.values]
         return cls(np.unique(pair_keys(column(train, "user")[sequences.row_ids], items)))

@@ -61,7 +61,7 @@ def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRo
     Returns:
         [`SparseRows`]: The positive entries, of a `(num_items, num_items)` matrix.
     """
-    check_is_train(train, "a semantic ID")
+    check_is_train(train, "semantic IDs")
     low, high, counts = _pair_counts(train, num_items, window)
     totals = np.bincount(low, counts, num_items) + np.bincount(high, counts, num_items)
     information = np.log(counts) + np.log(totals.sum()) - np.log(totals[low]) - np.log(totals[high])
@@ -71,7 +71,7 @@ def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRo
 
 def popularity(train: Dataset, num_items: int) -> np.ndarray:
     """Returns how often each item was chosen in training, `(num_items,)`."""
-    check_is_train(train, "a semantic ID")
+    check_is_train(train, "semantic IDs")
     sequences, is_new = training_sequences(train)
     return np.bincount(sequences.values[is_new], minlength=num_items)
 

@@ -236,7 +236,7 @@ def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
         `tuple[Dataset, torch.Tensor]`: The shorter training split, and the removed pairs of users and items,
         `(2, ...)`.
     """
-    check_is_train(train, "a semantic ID")
+    check_is_train(train, "semantic IDs")
     targets = split_rows(train, "targets")
     users = split_users(train).astype(np.int64)
 

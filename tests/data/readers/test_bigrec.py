@@ -86,7 +86,7 @@ def test_rows_out_of_order_and_quoted_ids(tmp_path):
         ({"test": []}, "test.csv contains no rows"),
         (
             {"train": [(*row[:2], 1) for row in TRAIN]},
-            "train.csv: the timestamps are too alike to hold out the last tenth",
+            "train.csv: too many rows have the same timestamp to hold out the last tenth",
         ),
         ({"names": NAMES | {"2": ""}}, "id2name4Rec.json, row 2: item '2' has an empty title"),
         ({"names": ["a"]}, "id2name4Rec.json contains a JSON list where a dict is expected"),
@@ -101,7 +101,7 @@ def test_bad_files(tmp_path, files, message):
 
 @pytest.mark.parametrize("arguments", [{"split": "leave_one_out"}, {"min_item_interactions": 2}])
 def test_windows_are_neither_split_nor_filtered(tmp_path, arguments):
-    with pytest.raises(ValueError, match="bigrec data is filtered and split by its source"):
+    with pytest.raises(ValueError, match="bigrec data is already filtered and split by its source"):
         prepare(write(tmp_path / "source"), tmp_path / "out", **arguments)
 
 

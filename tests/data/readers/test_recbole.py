@@ -56,13 +56,13 @@ def test_without_an_item_file_titles_are_ids(tmp_path):
         (
             {"item": ITEM.replace("name:", "label:")},
             {},
-            "X.item has none of the title columns title, movie_title, name, item_name",
+            "X.item has no title column .title, movie_title, name, item_name",
         ),
-        ({"item": ITEM}, {"group_column": "brand"}, "no item column 'brand' to group by: X.item has only"),
+        ({"item": ITEM}, {"group_column": "brand"}, "the items have no column 'brand' to group by .X.item has only"),
         (
             {"item": ITEM.replace("price:float", "price")},
             {},
-            "X.item: the header 'price' contains no type; write price:token, :float",
+            "X.item: the column 'price' has no type; write price:token, :float",
         ),
         ({"item": ITEM.replace("1.5", "cheap")}, {}, "X.item, row 1: the price 'cheap' is not a finite number"),
         ({"item": ITEM.replace("\t2\t", "\tdear\t")}, {}, "X.item, row 3: the price 'dear' is not a finite number"),

@@ -56,7 +56,7 @@ def test_line_breaks_in_a_file_of_several_blocks(tmp_path):
 
 def test_an_unknown_column_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match="columns maps rating to 'stars', which is in none of interactions.csv, items.csv"
+        ValueError, match="columns maps rating to 'stars', which is not a column of interactions.csv, items.csv"
     ):
         prepare(write_table(tmp_path / "source"), tmp_path / "out", columns={"rating": "stars"})
 
@@ -84,9 +84,11 @@ def test_groups_are_split(tmp_path):
 
 
 def test_group_column_must_exist(tmp_path):
-    with pytest.raises(ValueError, match="no item column 'kinds' to group by: items.csv has only item_id, title"):
+    with pytest.raises(
+        ValueError, match="the items have no column 'kinds' to group by .items.csv has only item_id, title"
+    ):
         prepare(write_table(tmp_path / "source"), tmp_path / "out", group_column="kinds")
-    with pytest.raises(ValueError, match="no item column 'kinds' to group by: there is no item table"):
+    with pytest.raises(ValueError, match="the items have no column 'kinds' to group by .there is no item table"):
         prepare(write_table(tmp_path / "bare", items=None), tmp_path / "out", group_column="kinds")
 
 

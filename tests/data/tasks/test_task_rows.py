@@ -220,7 +220,7 @@ def test_tasks_name_users_only_if_the_next_item_does(dataset: RecDataset) -> Non
     assert all(read.slots(row)["user"] == [] for row in rows)
     nobody = replace(dataset, catalog=replace(dataset.catalog, user_ids=None))
     assert len(build(nobody, dict.fromkeys(OF_USERS, 1.0), prompt_head="")[0]) == len(rows)
-    with pytest.raises(ValueError, match="the catalogue has no semantic IDs of users"):
+    with pytest.raises(ValueError, match="the catalogue has no semantic IDs for users"):
         build(nobody, {"profile_to_user": 1.0}, prompt_head="")
 
 
@@ -233,12 +233,12 @@ def test_senseless_tasks_are_refused(dataset: RecDataset) -> None:
     )
     tokenizer.add_tokens(titles.catalog.new_tokens)
     prompt_format = PromptFormat.for_catalog(titles.catalog, tokenizer)
-    with pytest.raises(ValueError, match="the task titles_to_id needs items that are not written as titles"):
+    with pytest.raises(ValueError, match="the task titles_to_id does not work with the surface title"):
         build_task_rows(titles, tokenizer, prompt_format, {"titles_to_id": 1.0})
     items = dataset.catalog.items.select(["item_id", "title"])
     short = items.set_column(1, "title", pa.array(["a b"] * len(items)))
     untold = replace(dataset, catalog=replace(dataset.catalog, items=short, group_column=None))
-    with pytest.raises(ValueError, match="the task query_to_item has no row: items have no groups"):
+    with pytest.raises(ValueError, match="the task query_to_item has no rows, because the items have neither groups"):
         build(untold, {"query_to_item": 1.0})
     rows = build_task_rows(titles, tokenizer, prompt_format, {"query_to_item": 1.0})
     assert rows["labels"][0][-1] == tokenizer.eos_token_id
@@ -299,11 +299,11 @@ def test_no_task_contains_validation_or_test_items(dataset: RecDataset) -> None:
 @pytest.mark.parametrize("name", list(TASKS))
 def test_each_task_refuses_other_splits(dataset: RecDataset, name: str) -> None:
     for rows in (dataset.validation, dataset.test, concatenate_datasets([dataset.train, dataset.test])):
-        with pytest.raises(ValueError, match="training rows cannot come from"):
+        with pytest.raises(ValueError, match="must use only the training split"):
             tokenizer = make_tokenizer(dataset.catalog)
             prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer)
             build_task_rows(replace(dataset, train=rows), tokenizer, prompt_format, {name: 1.0})
-    with pytest.raises(ValueError, match="a profile learns from the training split alone"):
+    with pytest.raises(ValueError, match="profiles must use only the training split"):
         task_texts(replace(dataset, train=dataset.test))
 
 

@@ -187,5 +187,5 @@ def test_every_rating_of_a_sequence_is_learned_once(catalog: ItemCatalog) -> Non
     assert rows["user"] == [8] * len(rows)
     with pytest.raises(ValueError, match="max_length 3 leaves room for 1 rated items"):
         build_rating_rows(split, written, max_length=3)
-    with pytest.raises(ValueError, match="training rows cannot come from the test split"):
+    with pytest.raises(ValueError, match="must use only the training split, not the test split"):
         build_rating_rows(Dataset.from_dict(split.to_dict(), split="test"), written, max_length=10)

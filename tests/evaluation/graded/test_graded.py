@@ -134,5 +134,5 @@ def test_baselines_are_evaluated_on_the_same_rows_and_fitted_on_train_only(datas
     baselines = evaluate_rated_baselines(dataset.train, rows, 50, ks=(5,))
     assert list(baselines) == ["random", "popularity", "item mean", "bias"]
     assert {one.metrics["num_users"] for one in baselines.values()} == {len(rows)}
-    with pytest.raises(ValueError, match="a baseline learns from the training split alone"):
+    with pytest.raises(ValueError, match="baselines must use only the training split"):
         evaluate_rated_baselines(dataset.test, rows, 50)

@@ -392,7 +392,7 @@ def test_arguments_without_use_are_refused(folder: Path, tmp_path: Path, name: s
 
 
 def test_wrong_rows_are_refused(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="training rows cannot come from the test split"):
+    with pytest.raises(ValueError, match="must use only the training split, not the test split"):
         make_trainer(folder, tmp_path, train_dataset=dataset.test)
     with pytest.raises(ValueError, match="max_length 20 is too small: list \\d+ of the train split takes"):
         make_trainer(folder, tmp_path, max_length=20)

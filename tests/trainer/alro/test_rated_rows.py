@@ -81,7 +81,7 @@ def test_candidates_are_never_in_the_history_nor_in_another_split(tmp_path, rule
 
 def test_what_cannot_be_ranked_is_refused(tmp_path) -> None:
     dataset = prepare("toy", tmp_path, toy_users=20, toy_items=60, split="leave_last", num_held_out=5)
-    with pytest.raises(ValueError, match="training rows cannot come from the test split"):
+    with pytest.raises(ValueError, match="must use only the training split, not the test split"):
         build_rated_rows(dataset.test)
     for count in (1, 27):
         with pytest.raises(ValueError, match=f"num_candidates must be from 2 to 26, not {count}"):

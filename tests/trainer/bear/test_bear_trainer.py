@@ -282,7 +282,7 @@ def test_prediction_and_a_frozen_model_are_refused(folder: Path, tmp_path: Path)
 def test_wrong_rows_are_refused(folder: Path, dataset: RecDataset, tmp_path: Path) -> None:
     common = {"processing_class": load_tokenizer(folder / "model"), "catalog": dataset.catalog}
     config = BearConfig(str(tmp_path), max_length=96, **QUIET)
-    with pytest.raises(ValueError, match="training rows cannot come from the test split"):
+    with pytest.raises(ValueError, match="must use only the training split, not the test split"):
         BearTrainer(load_model(folder / "model"), config, train_dataset=dataset.test, **common)
     with pytest.raises(ValueError, match="the train dataset has the columns text"):
         BearTrainer(load_model(folder / "model"), config, train_dataset=Dataset.from_dict({"text": ["a"]}), **common)

@@ -55,7 +55,7 @@ def test_a_run_whose_prompts_name_users_recommends_what_it_ranks(
         assert listed != recommended(recommender, history, user + 1)  # somebody else, after the same history
     with pytest.raises(ValueError, match="the prompt names the user, but no user was given"):
         recommended(recommender, [0], None)
-    with pytest.raises(ValueError, match="user 24 is unknown: there are semantic IDs of the users 0 to 23"):
+    with pytest.raises(ValueError, match="user 24 has no semantic ID; choose a user from 0 to 23"):
         recommended(recommender, [0], 24)
     again = rank_split(
         load_model(tmp_path),

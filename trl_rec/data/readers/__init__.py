@@ -36,11 +36,13 @@ def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str
 
     folder = Path(source)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give the source's folder, or one of the names {', '.join(names)}")
+        raise ValueError(
+            f"{folder} is not a folder; give the folder of the source, or one of the names {', '.join(names)}"
+        )
     format = format or detect(folder)
     files = READERS[format].find(folder)
     if not files:
-        raise ValueError(f"{folder} contains no files of the format {format}; name another format or another folder")
+        raise ValueError(f"{folder} contains no files of the format {format}; choose another format or another folder")
     return format, files
 
 
@@ -49,6 +51,4 @@ def detect(folder: Path) -> str:
     for name, reader in READERS.items():
         if reader.find(folder):
             return name
-    raise ValueError(
-        f"{folder} contains files of none of the formats {', '.join(READERS)}; see the documentation of data formats"
-    )
+    raise ValueError(f"{folder} contains no files of a known format ({', '.join(READERS)}); see docs/data.md")

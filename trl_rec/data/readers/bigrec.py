@@ -104,7 +104,9 @@ def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, str]:
     # Cut before the first row with the timestamp at nine tenths, so that equal timestamps stay together.
     cut = int(np.searchsorted(times, times[len(times) * 9 // 10]))
     if cut == 0:
-        raise ValueError(f"{where}: the timestamps are too alike to hold out the last tenth; give a valid.csv")
+        raise ValueError(
+            f"{where}: too many rows have the same timestamp to hold out the last tenth; provide a valid.csv"
+        )
     counts = f"the last {len(times) - cut} of its {len(times)} training rows by time are held out"
     return train[:cut], train[cut:], f"the source has no validation file: {counts}"
 

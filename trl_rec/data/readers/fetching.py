@@ -51,13 +51,13 @@ def ml_100k_folder() -> Path:
     reasons = []
     for origin, fetch in (("GroupLens", _from_grouplens), ("the wheel of recbole", _from_wheel)):
         try:
-            logger.info("fetching ml-100k from %s", origin)
+            logger.info("downloading ml-100k from %s", origin)
             _keep(fetch(), folder)
             return folder
         except (OSError, HTTPException, subprocess.SubprocessError, zipfile.BadZipFile, KeyError, FetchError) as error:
             reasons.append(f"{origin}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-    remedy = "give a folder with u.data, u.item and u.user as source, with format ml-100k"
-    raise FetchError(f"ml-100k can be fetched neither from GroupLens nor as a wheel ({'; '.join(reasons)}); {remedy}")
+    remedy = "download it yourself, and pass the folder with u.data, u.item and u.user as the source"
+    raise FetchError(f"ml-100k cannot be downloaded from GroupLens or as a wheel ({'; '.join(reasons)}); {remedy}")
 
 
 def find_ml_100k(folder: Path) -> dict[str, Path]:
@@ -93,7 +93,7 @@ def _from_wheel() -> dict[str, bytes]:
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             last_line = (done.stderr.strip().splitlines() or [""])[-1]
-            raise FetchError(f"pip download ended with {done.returncode}: {last_line}")
+            raise FetchError(f"pip download failed with exit status {done.returncode}: {last_line}")
         content = wheels[0].read_bytes()
 
     _verify(content, WHEEL_SHA256, wheels[0].name)

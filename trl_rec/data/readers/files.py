@@ -52,7 +52,7 @@ def naming(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is not UTF-8 text; convert it") from error
     except RecursionError as error:
-        raise ValueError(f"{path.name} has values that are nested too deeply; flatten them") from error
+        raise ValueError(f"{path.name} contains values that are nested too deeply; flatten them") from error
     except (OSError, EOFError, zlib.error, csv.Error, pa.ArrowException, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f"{path.name} cannot be read: {reason}; correct the file") from error
@@ -131,7 +131,7 @@ def check_repeats(names: list[str], path: Path) -> list[str]:
     """Returns the names of the columns of a file unchanged. Raises ValueError if a name is repeated."""
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
-        raise ValueError(f"{path.name} has more than one column {repeated!r}; rename or remove the others")
+        raise ValueError(f"{path.name} has several columns named {repeated!r}; rename or remove all but one")
     return names
 
 
@@ -149,7 +149,7 @@ def load_json(path: Path, kind: type) -> Any:
         except UnicodeEncodeError as error:
             raise ValueError(f"{path.name} contains half of a surrogate pair; correct the file") from error
         except ValueError as error:
-            raise ValueError(f"{path.name} contains a number of too many digits; correct the file") from error
+            raise ValueError(f"{path.name} contains a number with too many digits; correct the file") from error
     if not isinstance(value, kind):
         raise ValueError(
             f"{path.name} contains a JSON {type(value).__name__} where a {kind.__name__} is expected; correct the file"

@@ -47,7 +47,9 @@ class LcRecReader(Reader):
     def read(self, files: dict[str, Path], options: Options) -> Log:
         """Reads the log. Without an item file, the item ids are used as titles."""
         if "semantic_ids" in files and "items" not in files:
-            raise ValueError(f"{files['semantic_ids'].name} has no item file beside it; add the dataset's .item.json")
+            raise ValueError(
+                f"{files['semantic_ids'].name} needs an item file in the same folder; add the dataset's .item.json"
+            )
         names = {kind: path.name for kind, path in files.items()}
         notes = ["the source has no timestamps: they are positions in each user's list"]
 
@@ -70,12 +72,12 @@ def read_index(path: Path, items: list[str]) -> list[list[str]]:
     index = load_json(path, dict)
     missing = next((item for item in items if not index.get(item)), None)
     if missing is not None:
-        raise ValueError(f"{path.name} has no tokens for item {missing!r}; add them, or remove the file")
+        raise ValueError(f"{path.name} contains no tokens for item {missing!r}; add them, or remove the file")
     for item in items:
         tokens = index[item]
         if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
             raise ValueError(
-                f"{path.name}: the tokens of item {item!r} must be a list of texts, not {tokens!r}; correct the file"
+                f"{path.name}: the tokens of item {item!r} must be a list of strings, not {tokens!r}; correct the file"
             )
     return [index[item] for item in items]
 
@@ -122,7 +124,7 @@ def _read_items(files: dict[str, Path]) -> tuple[pa.Table, int]:
 def _title(item: str, entry: Any, path: Path) -> str:
     """Returns the title of an item on one line. It may be empty."""
     if not isinstance(entry, dict):
-        raise ValueError(f"{path.name}: item {item!r} must have fields, not {entry!r}; correct the file")
+        raise ValueError(f"{path.name}: item {item!r} must be an object with fields, not {entry!r}; correct the file")
     if "title" not in entry:
         raise ValueError(f"{path.name}: item {item!r} has no title; add one")
     return " ".join((_text(entry["title"]) or "").split())

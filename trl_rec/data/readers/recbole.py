@@ -63,8 +63,7 @@ def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
         name, _, kind = header.partition(":")
         if kind not in ("token", "float", "token_seq", "float_seq"):
             raise ValueError(
-                f"{path.name}: the header {header!r} contains no type; write {name}:token, :float, :token_seq or "
-                ":float_seq"
+                f"{path.name}: the column {header!r} has no type; write {name}:token, :float, :token_seq or :float_seq"
             )
         columns[name] = column if name in texts else _typed(column, kind, name, path.name)
     return pa.table(columns)
@@ -95,8 +94,7 @@ def _read_items(path: Path, options: Options) -> pa.Table:
     title = next((name for name in wanted if name in names), None)
     if title is None:
         raise ValueError(
-            f"{path.name} has none of the title columns {', '.join(wanted)}; name one of {', '.join(names)} as "
-            "title_column"
+            f"{path.name} has no title column ({', '.join(wanted)}); set title_column to one of {', '.join(names)}"
         )
 
     # If another column is used as the title, drop the column `title`.

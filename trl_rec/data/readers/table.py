@@ -88,7 +88,8 @@ def _check_renames(renames: Mapping[str, str], files: dict[str, Path]) -> None:
         if name not in columns:
             file_names = ", ".join(path.name for path in files.values())
             raise ValueError(
-                f"columns maps {our_name} to {name!r}, which is in none of {file_names}; correct it, or leave it out"
+                f"columns maps {our_name} to {name!r}, which is not a column of {file_names}; correct it, or leave "
+                "it out"
             )
 
 

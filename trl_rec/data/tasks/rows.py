@@ -46,8 +46,8 @@ TITLE_TASKS = ("item_to_id", "id_to_item", "history_to_title", "titles_to_id")
 HISTORY_SLOTS = ("history", "titles")
 UNCUT_SLOTS = ("user", "item")
 # Why a task has no rows, for error messages.
-NO_PROFILES = "users have no columns, and chose nothing with groups or a title"
-NO_PREFERENCES = "items have no groups, and no words in their titles"
+NO_PROFILES = "the users have no columns, and their items have neither groups nor titles with words"
+NO_PREFERENCES = "the items have neither groups nor titles with words"
 MISSING = {
     "profile_to_user": NO_PROFILES,
     "user_to_profile": NO_PROFILES,
@@ -118,7 +118,8 @@ def build_task_rows(
             part = _task_table(name, count, key, tables, templates[name], max_length)
         if not part.num_rows:
             raise ValueError(
-                f"the task {name} has no row: {MISSING.get(name, 'the data have nothing for it')}; leave it out"
+                f"the task {name} has no rows, because {MISSING.get(name, 'the data contain nothing for it')}; leave "
+                "it out"
             )
         parts.append(part)
 
@@ -139,7 +140,10 @@ def _check_tasks(tasks: Mapping[str, float], surface: str) -> None:
         raise ValueError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(TASK_NAMES)}")
     pointless = [name for name in TITLE_TASKS if name in tasks and surface == "title"]
     if pointless:
-        raise ValueError(f"the task {pointless[0]} needs items that are not written as titles; choose another surface")
+        raise ValueError(
+            f"the task {pointless[0]} does not work with the surface title; choose another surface, or leave the "
+            "task out"
+        )
 
 
 def _sample_next_item(next_item: Dataset, count: int, key: list[int]) -> pa.Table:
@@ -180,7 +184,8 @@ def _cut_texts(name: str, material: Material, template_length: int, max_length: 
     room = max_length - template_length - sum(_longest(part) for part in uncut)
     if room < 0:
         raise ValueError(
-            f"max_length {max_length} is too small for the task {name}, which takes up to {-room} tokens more"
+            f"max_length {max_length} is {-room} tokens too small for the task {name}; raise max_length, or leave "
+            "the task out"
         )
 
     # 2. Share the remaining tokens. A template with a history may contain all texts; any other contains only one.
@@ -202,7 +207,7 @@ def _history_slot(name: str, histories: Ragged, tables: TokenTables, room: int |
     if room is not None:
         if room < int(pieces.lengths.max()):
             raise ValueError(
-                f"the task {name} has room for {room} tokens of a history, too few for one item; raise max_length"
+                f"the task {name} leaves {room} tokens for the history, too few for one item; raise max_length"
             )
         histories = newest_that_fit(histories, pieces.lengths, room)
     return {slot: histories.flatten(pieces)}

@@ -37,7 +37,7 @@ def as_matrix(sequences: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tenso
 
     # 2. Check the token ids.
     if not paths.numel():
-        raise ValueError("there are no sequences to build a trie from; give at least one non-empty sequence")
+        raise ValueError("a trie cannot be built from no sequences; give at least one")
     if bool((paths[:, 0] < 0).any()):
         raise ValueError(
             f"sequence {int((paths[:, 0] < 0).nonzero()[0])} is empty; give every sequence at least one token"
@@ -162,7 +162,7 @@ def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: i
     if bool(clash.any()):
         row = int(order[ended[clash][0]])
         raise ValueError(
-            f"sequence {row} is the beginning of another one; end every sequence with a terminator such as EOS"
+            f"sequence {row} is a prefix of another sequence; end every sequence with a terminator such as EOS"
         )
 
 
@@ -173,7 +173,7 @@ def find_problem(arrays: dict[str, Tensor]) -> str | None:
         name for name, array in arrays.items() if array.ndim != 1 or array.dtype not in (torch.int32, torch.int64)
     ]
     if wrong:
-        return f"{wrong[0]} is no list of integers"
+        return f"{wrong[0]} is not a list of integers"
 
     # 2. Their lengths fit together.
     num_nodes = len(arrays["item_starts"])
@@ -181,7 +181,7 @@ def find_problem(arrays: dict[str, Tensor]) -> str | None:
     lengths = {"item_ends": num_nodes, "row_offsets": num_nodes + 1, "child_tokens": num_nodes - 1}
     wrong = [name for name, length in lengths.items() if len(arrays[name]) != length]
     if num_nodes < 2 or not num_items or len(arrays["depth_offsets"]) < 3 or wrong:
-        return "its arrays have lengths that do not fit together"
+        return "the lengths of its arrays are inconsistent"
 
     # 3. Offsets ascend, and point to nodes below their own, and to items.
     rows = arrays["row_offsets"]
@@ -195,4 +195,4 @@ def find_problem(arrays: dict[str, Tensor]) -> str | None:
         (starts >= 0).all() & (starts < ends).all() & (ends <= num_items).all(),
         (arrays["child_tokens"] >= 0).all() & (arrays["items"] >= 0).all(),
     )
-    return None if all(map(bool, is_right)) else "its offsets do not fit together"
+    return None if all(map(bool, is_right)) else "its offsets are inconsistent"

@@ -147,12 +147,12 @@ class TokenTrie:
         shared = trie.num_items - trie.num_leaves
         if shared and duplicates == "refuse":
             raise ValueError(
-                f"{shared} items are written exactly like another item; make their surfaces distinct, or pass "
+                f"{shared} items have the same text as another item; make their surfaces distinct, or pass "
                 "duplicates='share'"
             )
         if shared:
             warnings.warn(
-                f"{shared} of {trie.num_items} items are written exactly like another one and share its rank",
+                f"{shared} of {trie.num_items} items have the same text as another item and share its rank",
                 stacklevel=2,
             )
         return trie

@@ -30,7 +30,7 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
         `datasets.Dataset` with `input_ids`, `labels` (-100 except at ratings) and `user`.
     """
     # 1. Collect the items and ratings of each user in time order, and compute how many of them fit in a row.
-    check_is_train(split, "a model")
+    check_is_train(split, "models")
     items = join(split_rows(split, "history"), split_rows(split, "targets"))
     ratings = join(split_rows(split, "history_ratings"), split_rows(split, "target_ratings"))
     longest = int(prompt_format.items.lengths.max() + prompt_format.ratings.lengths.max())

@@ -45,7 +45,7 @@ def build_rated_rows(
         `datasets.Dataset` with the columns `user`, `history`, `history_ratings`, `candidates`, `ratings`, and `row`,
         which is the index of the row. Histories and candidates are ordered from oldest to newest.
     """
-    check_is_train(split, "a model")
+    check_is_train(split, "models")
     stride = num_candidates if stride is None else stride
     COUNT.check("stride", stride)
     if max_history is not None:

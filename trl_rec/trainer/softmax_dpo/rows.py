@@ -166,7 +166,7 @@ def preference_rows(
         `datasets.Dataset` with `prompt_ids`, `chosen_ids` and `rejected_ids` (a list of lists).
     """
     if training and table.split is not None:
-        check_is_train(table, "a preference")
+        check_is_train(table, "preferences")
 
     # 1. Read and check the item indices.
     num_items = len(prompt_format.paths)
