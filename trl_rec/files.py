@@ -99,7 +99,12 @@ def write_json(path: str | Path, content: Any, **options: Any) -> None:
         content: Any value that `json.dumps` accepts.
         options: Passed to `json.dumps`. `indent` defaults to 2.
     """
-    write_text(path, json.dumps(content, **{"indent": 2, **options}) + "\n")
+    write_text(path, json_text(content, **options))
+
+
+def json_text(content: Any, **options: Any) -> str:
+    """Returns the text that [`write_json`] writes."""
+    return json.dumps(content, **{"indent": 2, **options}) + "\n"
 
 
 @contextmanager

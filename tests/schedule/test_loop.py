@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from tests.processes import log_of, run_alone, run_in_two, start
 from tests.schedule.loops import STAGES, make_schedule, make_start, run, run_as_one_of_two
 from trl_rec import PreferenceStage, Recommender, load, run_stages
+from trl_rec.evaluation import read_evaluation
 from trl_rec.schedule import conclude_stages, loop, stage_table
 
 
@@ -85,6 +87,9 @@ def test_the_report_names_stages_and_baselines(finished: Any, folder: Path, caps
     printed = capsys.readouterr().out
     assert "1 self_play-easy" in printed and "transition" in printed
     assert json.loads((output / "stages.json").read_text()) == reports
+    kept = read_evaluation(output)
+    np.testing.assert_array_equal(kept.rankings_of("after").items, results["after"].rankings.items)
+    assert (kept.recommender, kept.settings["start"]) == ("after", str(folder / "sft"))
     recipe = json.loads((output / "recipe.json").read_text())
     assert (
         recipe["stages"][2]["learning_rate"] == 0.05 and recipe["beta"] == 1.0 and recipe["surface"] == "semantic_id"
@@ -144,13 +149,13 @@ def test_only_the_policy_is_copied(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "sft", start)
     for name in ("checkpoint-5", "2-random-any"):
         (start / name).mkdir()
-    for name in ("metrics.json", "recipe.json", "eval.jsonl", "plan.json", "stages.json"):
+    for name in ("metrics.json", "rankings.parquet", "recipe.json", "eval.jsonl", "plan.json", "stages.json"):
         (start / name).write_text("{}")
     schedule = make_schedule(folder, output, keep="best", learning_rate=0.0, max_steps=1)
     run_stages([PreferenceStage("random", num_negatives=3, max_prompts=8)], start, schedule)
     assert weights(output) == weights(start)
     assert {path.name for path in output.iterdir() if path.is_dir()} == {"1-random-any", "catalog"}
-    assert {"metrics.json", "recipe.json", "eval.jsonl", "stages.json"}.isdisjoint(
+    assert {"metrics.json", "rankings.parquet", "recipe.json", "eval.jsonl", "stages.json"}.isdisjoint(
         path.name for path in output.iterdir()
     )
 

@@ -142,7 +142,14 @@ def at_most(count: int | None, split: Dataset) -> Dataset:
     """Returns `count` evenly spaced rows of a split, or the whole split if `count` is None or exceeds its length."""
     if count is None or count >= len(split):
         return split
-    return split.select(np.linspace(0, len(split) - 1, count).round().astype(int))
+    return split.select(spread(count, len(split)))
+
+
+def spread(count: int | None, num_rows: int) -> np.ndarray:
+    """Returns the numbers of the rows that [`at_most`] selects from `num_rows` rows, in ascending order."""
+    if count is None or count >= num_rows:
+        return np.arange(num_rows)
+    return np.linspace(0, num_rows - 1, count).round().astype(int)
 
 
 def check_is_train(split: Dataset, what: str) -> None:

@@ -8,6 +8,7 @@ from trl_rec._lazy import lazy_names
 __all__ = [
     "Evaluation",
     "EvaluationConfig",
+    "KeptEvaluation",
     "ListBatch",
     "PairedComparison",
     "PopularityBaseline",
@@ -18,6 +19,7 @@ __all__ = [
     "best_of_split",
     "bootstrap_interval",
     "borda",
+    "check_comparable",
     "draw_lists",
     "evaluate_best_of",
     "evaluate_baselines",
@@ -35,12 +37,17 @@ __all__ = [
     "rank_histories",
     "rank_rated_rows",
     "rank_split",
+    "read_evaluation",
     "readable_lists",
     "score_lists",
     "score_split",
     "seeds_table",
+    "slices",
+    "slices_table",
     "slot_profile",
+    "write_evaluation",
     "write_metrics",
+    "write_results",
 ]
 
 if TYPE_CHECKING:
@@ -52,15 +59,22 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.graded.ranking import RankedLists, rank_rated_rows
     from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
     from trl_rec.evaluation.intervals import PairedComparison, bootstrap_interval, paired_comparison
+    from trl_rec.evaluation.kept import KeptEvaluation, check_comparable, read_evaluation, write_evaluation
     from trl_rec.evaluation.lists import readable_lists
     from trl_rec.evaluation.metrics_file import write_metrics
     from trl_rec.evaluation.rank import rank_histories, rank_split
     from trl_rec.evaluation.rankings import Rankings
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.evaluation.rewards import ListBatch, score_lists, score_split
-    from trl_rec.evaluation.saved_model import EvaluationConfig, evaluate_with_baselines, evaluation_settings
+    from trl_rec.evaluation.saved_model import (
+        EvaluationConfig,
+        evaluate_with_baselines,
+        evaluation_settings,
+        write_results,
+    )
     from trl_rec.evaluation.seeds import seeds_table
     from trl_rec.evaluation.tables import metrics_table
+    from trl_rec.evaluation.user_slices import slices, slices_table
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -73,14 +87,16 @@ else:
             "graded.ranking": ["RankedLists", "rank_rated_rows"],
             "graded.results": ["evaluate_orders", "evaluate_rated_baselines"],
             "intervals": ["PairedComparison", "bootstrap_interval", "paired_comparison"],
+            "kept": ["KeptEvaluation", "check_comparable", "read_evaluation", "write_evaluation"],
             "lists": ["readable_lists"],
             "metrics_file": ["write_metrics"],
             "rank": ["rank_histories", "rank_split"],
             "rankings": ["Rankings"],
             "results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
             "rewards": ["ListBatch", "score_lists", "score_split"],
-            "saved_model": ["EvaluationConfig", "evaluate_with_baselines", "evaluation_settings"],
+            "saved_model": ["EvaluationConfig", "evaluate_with_baselines", "evaluation_settings", "write_results"],
             "seeds": ["seeds_table"],
+            "user_slices": ["slices", "slices_table"],
             "tables": ["metrics_table"],
         },
     )

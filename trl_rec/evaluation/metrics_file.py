@@ -26,6 +26,8 @@ def write_metrics(
 ) -> None:
     """Writes results to a JSON file atomically.
 
+    [`write_evaluation`] writes the same file together with the values per user and the ranked items.
+
     Args:
         path (`str` or `Path`): The file. Its folder is created if necessary. An existing file is replaced.
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, all over the same number of
@@ -36,19 +38,43 @@ def write_metrics(
         settings (`Mapping[str, Any]`, *optional*): Other settings that the metrics depend on, such as the number of
             beams, the length penalty, the dataset and the seed.
     """
-    content = {
+    content = metrics_content(results, split=split, ks=ks, exclude_history=exclude_history, settings=settings)
+    # JSON has no NaN. `_entry` has already raised an error that names the metric; `allow_nan=False` checks the
+    # settings as well.
+    write_json(path, content, ensure_ascii=False, allow_nan=False)
+
+
+def metrics_content(
+    results: Mapping[str, Evaluation],
+    *,
+    split: str,
+    ks: Sequence[int],
+    exclude_history: bool,
+    settings: Mapping[str, Any] | None = None,
+    identity: Mapping[str, str] | None = None,
+    recommender: str | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Returns the content of `metrics.json`. Raises `ValueError` if a metric is not finite.
+
+    Args:
+        results, split, ks, exclude_history, settings: As in [`write_metrics`].
+        identity (`Mapping[str, str]`, *optional*): Fingerprints of the catalogue and of the evaluated rows.
+        recommender (`str`, *optional*): The name in `results` that the run is about.
+        seed (`int`, *optional*): Seed that the recommender was trained with.
+    """
+    return {
         "split": split,
         "ks": list(ks),
         "exclude_history": exclude_history,
+        "recommender": recommender,
+        "seed": seed,
+        "identity": None if identity is None else dict(identity),
         "num_users": _num_users(results),
         "settings": dict(settings or {}),
         "versions": {package: _version(package) for package in PACKAGES},
         "results": {name: _entry(name, evaluation) for name, evaluation in results.items()},
     }
-
-    # JSON has no NaN. `_entry` has already raised an error that names the metric; `allow_nan=False` checks the
-    # settings as well.
-    write_json(path, content, ensure_ascii=False, allow_nan=False)
 
 
 def _num_users(results: Mapping[str, Evaluation]) -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from accelerate import PartialState
 
-from trl_rec.data.dataset import RecDataset, at_most
+from trl_rec.data.dataset import RecDataset, at_most, spread
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.run_folder import check_same_items, settings_of_run
 from trl_rec.evaluation.best_of_n import best_of_split
+from trl_rec.evaluation.kept import METRICS, write_evaluation
 from trl_rec.evaluation.rank import rank_split
 from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split, held_out
 from trl_rec.models.loading import load_model, load_tokenizer
@@ -175,6 +178,48 @@ def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> di
     return results
 
 
+def write_results(
+    folder: str | Path, results: Mapping[str, Evaluation], dataset: RecDataset, config: EvaluationConfig
+) -> None:
+    """Writes what [`evaluate_with_baselines`] returned into a folder, as described in [`write_evaluation`].
+
+    Args:
+        folder: The folder. It is created if necessary.
+        results: The evaluation of each recommender by name.
+        dataset: The dataset that was passed to [`evaluate_with_baselines`].
+        config: The settings that were passed to [`evaluate_with_baselines`].
+    """
+    write_evaluation(
+        folder,
+        results,
+        dataset=dataset,
+        split=config.split,
+        ks=config.ks,
+        exclude_history=config.exclude_history,
+        settings=vars(config),
+        recommender=None if config.model is None else _model_row(config.model),
+        seed=_seed_of_run(config.model),
+        rows=spread(config.max_users, len(held_out(dataset, config.split))),
+    )
+
+
+def _model_row(model: str) -> str:
+    """Returns the name of the model in the results."""
+    return f"model {Path(model).name}"
+
+
+def _seed_of_run(model: str | None) -> int | None:
+    """Returns the seed that the model in a run folder was trained with, or None if it is unknown."""
+    path = Path(model or "") / METRICS
+    if model is None or not path.is_file():
+        return None
+    try:
+        seed = json.loads(path.read_text(encoding="utf-8"))["seed"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return seed if isinstance(seed, int) else None
+
+
 def _evaluate_model(model_name: str, dataset: RecDataset, config: EvaluationConfig) -> dict[str, Evaluation]:
     """Evaluates the model and, if `best_of` is set, also drawn lists and the best of N drawn lists."""
     tokenizer = load_tokenizer(model_name)
@@ -199,7 +244,7 @@ def _evaluate_model(model_name: str, dataset: RecDataset, config: EvaluationConf
         length_penalty=config.length_penalty,
         **decoding,
     )
-    name = f"model {Path(model_name).name}"
+    name = _model_row(model_name)
     results = {name: evaluate_split(ranked, dataset, **_measuring(config))}
 
     if config.best_of is not None:

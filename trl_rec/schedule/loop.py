@@ -25,6 +25,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.compat import reset_accelerator_state
+from trl_rec.evaluation.kept import KEPT_FILES
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.schedule.checks import check_stages
 from trl_rec.schedule.plan import check_same_plan, write_entry
@@ -50,6 +51,7 @@ NOT_THE_POLICY = (
     "plan.json",
     "supervised*",
     "metrics.json",
+    *KEPT_FILES,
     "recipe.json",
     "eval.jsonl",
     ".*.tmp",  # a file that was being written when a process was killed

@@ -10,7 +10,15 @@ from typing import Any
 from accelerate import PartialState
 
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.evaluation import Evaluation, Rankings, evaluate_baselines, evaluate_split, metrics_table, rank_split
+from trl_rec.evaluation import (
+    Evaluation,
+    Rankings,
+    evaluate_baselines,
+    evaluate_split,
+    metrics_table,
+    rank_split,
+    write_evaluation,
+)
 from trl_rec.evaluation.tables import aligned
 from trl_rec.files import write_json
 from trl_rec.models.loading import load_model, load_tokenizer
@@ -120,11 +128,20 @@ def _write_run_folder(
         schedule.config,
         _recipe(start, schedule),
         _training_log(reports, schedule),
-        results or None,
-        exclude_history=schedule.config.eval_exclude_history,
-        measured={"start": str(start), "keep": schedule.keep, "stages": [report["name"] for report in reports]},
     )
     write_json(schedule.output / "stages.json", list(reports))
+    if results:
+        write_evaluation(
+            schedule.output,
+            results,
+            dataset=schedule.dataset,
+            split=schedule.config.final_split,
+            ks=schedule.config.eval_ks,
+            exclude_history=schedule.config.eval_exclude_history,
+            settings={"start": str(start), "keep": schedule.keep, "stages": [report["name"] for report in reports]},
+            recommender="after",
+            seed=schedule.config.seed,
+        )
 
 
 def _recipe(start: str | Path, schedule: Schedule) -> dict[str, Any]:

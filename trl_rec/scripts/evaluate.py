@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from accelerate import PartialState
 
@@ -17,7 +16,7 @@ from trl_rec.evaluation import (
     evaluate_with_baselines,
     evaluation_settings,
     metrics_table,
-    write_metrics,
+    write_results,
 )
 from trl_rec.scripts.parsing import parse, run
 
@@ -27,28 +26,21 @@ class EvaluateArguments:
     """Arguments for the dataset folder and the output folder."""
 
     dataset: str = field(metadata={"help": "dataset folder, made by trl-rec prepare"})
-    output_dir: str = field(metadata={"help": "folder for metrics.json"})
+    output_dir: str = field(metadata={"help": "folder for the results"})
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates the baselines and the model, prints a table, and writes `metrics.json`."""
+    """Evaluates the baselines and the model, prints a table, and writes the results."""
     arguments, config = parse((EvaluateArguments, EvaluationConfig), argv, "evaluate")
     config = evaluation_settings(config)
-    results = evaluate_with_baselines(load(arguments.dataset), config)
+    dataset = load(arguments.dataset)
+    results = evaluate_with_baselines(dataset, config)
 
     if PartialState().is_main_process:
-        path = Path(arguments.output_dir) / "metrics.json"
-        write_metrics(
-            path,
-            results,
-            split=config.split,
-            ks=config.ks,
-            exclude_history=config.exclude_history,
-            settings={**vars(arguments), **vars(config)},
-        )
+        write_results(arguments.output_dir, results, dataset, config)
         history = "excluded" if config.exclude_history else "not excluded"
         print(metrics_table(results, caption=f"{arguments.dataset}, {config.split} split, history {history}"))
-        print(f"\nmetrics written to {path}")
+        print(f"\nmetrics.json, the ranked items and the values per user are in {arguments.output_dir}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from tests.oracles import alro as oracle
 from tests.trainer.alro.alro_runs import DEFAULTS, first_batch, make_folder, make_trainer
 from tests.trainer.runs import QUIET, losses
 from trl_rec import AlroConfig, AlroTrainer, CandidateRanker, RecDataset, load, prepare
+from trl_rec.evaluation import read_evaluation
 from trl_rec.models import load_model, make_tokenizer
 from trl_rec.trainer import build_rated_rows, conclude_ranking
 
@@ -321,6 +322,14 @@ def test_a_run_is_concluded_beside_the_baselines(folder: Path, dataset: RecDatas
     assert list(results) == ["random", "popularity", "item mean", "bias", "ALRO"]
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["results"]["ALRO"]["metrics"]["graded_ndcg@4"] == results["ALRO"].metrics["graded_ndcg@4"]
+    kept = read_evaluation(tmp_path)
+    assert (kept.recommender, kept.seed) == ("ALRO", trainer.args.seed)
+    rows = trainer.rows_of(dataset.test)
+    assert kept.users["row"].tolist() == rows["row"][:]
+    for name in ("ALRO", "bias"):
+        np.testing.assert_array_equal(kept.results[name].per_user["tau"], results[name].per_user["tau"])
+        for ordered, candidates in zip(kept.rankings_of(name).items.tolist(), rows["candidates"], strict=True):
+            assert sorted(ordered[: len(candidates)]) == sorted(candidates)
     told = capsys.readouterr().out
     assert "graded_ndcg@4" in told and "consistency" in told and "item mean" in told
     assert (tmp_path / "recipe.json").is_file() and (tmp_path / "ranker.json").is_file()

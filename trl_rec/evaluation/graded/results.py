@@ -12,6 +12,7 @@ from trl_rec.evaluation.graded.baselines import RATED_BASELINES
 from trl_rec.evaluation.graded.measures import order_consistency, order_ndcg, rank_correlation, slot_correlation
 from trl_rec.evaluation.graded.ranking import RankedLists
 from trl_rec.evaluation.intervals import bootstrap_interval
+from trl_rec.evaluation.rankings import Rankings
 from trl_rec.evaluation.results import Evaluation
 
 
@@ -29,7 +30,7 @@ def evaluate_orders(
     Returns:
         The metrics `graded_ndcg@k` for every k, and `tau`, which is Kendall's tau with the order of the ratings. Both
         are averaged over the orders in which a list was shown. If there are several such orders, the metrics also
-        include `consistency` and `slot_bias`.
+        include `consistency` and `slot_bias`. The rankings are those of the first order.
     """
     ratings = split_rows(rows, "ratings").padded(fill=-1).astype(float)  # (N, m)
     orders = [lists.places[:, order] for order in range(lists.places.shape[1])]  # S times (N, m)
@@ -43,7 +44,16 @@ def evaluate_orders(
 
     metrics: dict[str, float] = {name: float(values.mean()) for name, values in per_user.items()}
     intervals = {name: bootstrap_interval(values, seed=seed) for name, values in per_user.items()}
-    return Evaluation({**metrics, "num_users": len(ratings)}, intervals, per_user)
+    return Evaluation({**metrics, "num_users": len(ratings)}, intervals, per_user, _rankings(orders[0], rows))
+
+
+def _rankings(places: np.ndarray, rows: Dataset) -> Rankings:
+    """Returns the candidates of each row in the order of their places, `(N, m)`."""
+    candidates = split_rows(rows, "candidates").padded()
+    items = np.full_like(candidates, -1)
+    row, candidate = np.nonzero(places >= 0)
+    items[row, places[row, candidate]] = candidates[row, candidate]
+    return Rankings(items)
 
 
 def evaluate_rated_baselines(

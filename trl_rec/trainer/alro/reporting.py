@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trl_rec.data.dataset import RecDataset
+from trl_rec.data.dataset import RecDataset, split_rows
 from trl_rec.evaluation import Evaluation, evaluate_orders, evaluate_rated_baselines, metrics_table
 from trl_rec.evaluation.results import held_out
 from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
-from trl_rec.trainer.base.reporting import conclude_run
+from trl_rec.trainer.base.reporting import Measured, conclude_run
 
 
 def conclude_ranking(
@@ -29,16 +29,19 @@ def conclude_ranking(
     """
     ks = trainer.args.eval_ks
 
-    def measure() -> tuple[dict[str, Evaluation], str]:
-        """Returns the results on the split, and a table of them."""
+    def measure() -> Measured:
+        """Orders the candidates of the split with the model and the baselines."""
         split = held_out(dataset, trainer.args.final_split)
         rows = trainer.rows_of(split)
         results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=ks)
         results[trainer.display_name] = evaluate_orders(trainer.rank(split), rows, ks=ks)
-        return results, orders_table(results, caption=f"{dataset.path}: {len(rows)} users' last rated items")
+        table = orders_table(results, caption=f"{dataset.path}: {len(rows)} users' last rated items")
+        numbers = rows.with_format("numpy")[:]["row"]
+        return Measured(results, table, numbers, split_rows(rows, "candidates"))
 
     return conclude_run(
         trainer,
+        dataset,
         settings,
         measure,
         exclude_history=True,  # no candidate is in its user's history

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trl_rec.evaluation.kept import KEPT_FILES
 from trl_rec.trainer.base.checkpoints import (
     MARK,
     Mark,
@@ -39,6 +40,7 @@ OF_A_RUN = (
     "recipe.json",
     "eval.jsonl",
     "metrics.json",
+    *KEPT_FILES,
 )
 
 

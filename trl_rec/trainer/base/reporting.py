@@ -9,15 +9,17 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from trl_rec.data.dataset import RecDataset
-from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, write_metrics
+from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, write_evaluation
 from trl_rec.evaluation.results import held_out
 from trl_rec.evaluation.rewards import ListReward
 from trl_rec.files import write_json, write_text
+from trl_rec.ragged import Ragged
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
-from trl_rec.trainer.base.config import FinalSplit
 from trl_rec.trainer.base.trainer import RecTrainerMixin
 
 
@@ -27,11 +29,23 @@ logger = logging.getLogger(__name__)
 class RunConfig(Protocol):
     """Configuration of a trainer: a [`RecConfig`] that is also a config of TRL."""
 
-    eval_ks: list[int]
-    final_split: FinalSplit
-
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields by name."""
+
+
+class Measured(NamedTuple):
+    """What is known about a model after it was measured on a held-out split.
+
+    Args:
+        results (`dict[str, Evaluation]`): The results by name.
+        table (`str`): The table to print.
+        rows, targets (*optional*): The measured rows and their targets, as in [`write_evaluation`].
+    """
+
+    results: dict[str, Evaluation]
+    table: str
+    rows: np.ndarray | None = None
+    targets: Ragged | None = None
 
 
 def conclude(
@@ -62,22 +76,25 @@ def conclude(
         "reward_functions": reward_functions,
     }
 
-    def measure() -> tuple[dict[str, Evaluation], str]:
-        """Returns the results on the split, and a table of them."""
+    def measure() -> Measured:
+        """Ranks the split with the model and the baselines."""
         ranked = trainer.rank(held_out(dataset, trainer.args.final_split))
         results = evaluate_baselines(dataset, exclude_history=exclude_history, **options)
         results[trainer.display_name] = evaluate_split(ranked, dataset, **options)
         history = "excluded" if exclude_history else "not excluded"
         caption = f"{dataset.path}, {trainer.args.final_split} split, history {history}"
-        return results, metrics_table(results, caption=caption)
+        return Measured(results, metrics_table(results, caption=caption))
 
-    return conclude_run(trainer, settings, measure, exclude_history=exclude_history, instead="run trl-rec evaluate")
+    return conclude_run(
+        trainer, dataset, settings, measure, exclude_history=exclude_history, instead="run trl-rec evaluate"
+    )
 
 
 def conclude_run(
     trainer: RecTrainerMixin,
+    dataset: RecDataset,
     settings: Mapping[str, Any],
-    measure: Callable[[], tuple[dict[str, Evaluation], str]],
+    measure: Callable[[], Measured],
     *,
     exclude_history: bool,
     instead: str,
@@ -88,8 +105,9 @@ def conclude_run(
 
     Args:
         trainer: A trainer whose `train` has returned.
+        dataset: The dataset that the model was trained on.
         settings: Settings of the run besides the trainer's configuration.
-        measure: Returns the results on the split `final_split` by name, and a table to print. Every process calls it.
+        measure: Measures the model on the split `final_split`. Every process calls it.
         exclude_history: Whether items of a user's history were excluded from the recommendations.
         instead: What the user can do under FSDP, where nothing can be measured.
     """
@@ -104,14 +122,25 @@ def conclude_run(
 
     # 2. Measure on all processes. The main process writes and prints. The other processes wait for it, because the
     # launcher would end the main process if one of them exited.
-    results, table = measure()
+    measured = measure()
     if trainer.is_world_process_zero():
-        log_history = trainer.state.log_history
-        write_run(folder, trainer.args, settings, log_history, results, exclude_history=exclude_history)
-        print(table)  # noqa: T201
+        write_evaluation(
+            folder,
+            measured.results,
+            dataset=dataset,
+            split=trainer.args.final_split,
+            ks=trainer.args.eval_ks,
+            exclude_history=exclude_history,
+            settings=settings,
+            recommender=trainer.display_name,
+            seed=trainer.args.seed,
+            rows=measured.rows,
+            targets=measured.targets,
+        )
+        print(measured.table)  # noqa: T201
         print(f"\nthe model, metrics.json and the training log are in {folder}")  # noqa: T201
     trainer.accelerator.wait_for_everyone()
-    return results
+    return measured.results
 
 
 def save_run(trainer: RecTrainerMixin, settings: Mapping[str, Any]) -> None:
@@ -132,15 +161,10 @@ def write_run(
     args: RunConfig,
     settings: Mapping[str, Any],
     log_history: Sequence[Mapping[str, Any]],
-    results: Mapping[str, Evaluation] | None = None,
-    *,
-    exclude_history: bool = True,
-    measured: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the files of a run folder besides the model. Only one process may call this function.
+    """Writes the files that describe how a model was trained. Only one process may call this function.
 
-    The files are `recipe.json` (the resolved recipe), `eval.jsonl` (one line per log entry) and, if `results` is
-    given, `metrics.json`.
+    The files are `recipe.json` (the resolved recipe) and `eval.jsonl` (one line per log entry).
 
     Args:
         folder: The run folder.
@@ -148,24 +172,11 @@ def write_run(
         settings: Settings of the run besides `args`. The recipe contains every value of `settings` and `args` that is
             a string, a number, a flag, a list or `None`.
         log_history: Log entries of the trainer.
-        results (*optional*): Results on the split `args.final_split` by name.
-        exclude_history (*optional*, defaults to `True`): Whether items of a user's history were excluded from the
-            recommendations.
-        measured (*optional*): Settings to report with the results. Defaults to `settings`.
     """
     folder = Path(folder)
     recipe = {name: value for name, value in {**settings, **args.to_dict()}.items() if _is_plain(value)}
     write_json(folder / "recipe.json", recipe)
     write_text(folder / "eval.jsonl", "".join(f"{json.dumps(entry)}\n" for entry in log_history))
-    if results is not None:
-        write_metrics(
-            folder / "metrics.json",
-            results,
-            split=args.final_split,
-            ks=args.eval_ks,
-            exclude_history=exclude_history,
-            settings=settings if measured is None else measured,
-        )
 
 
 def _is_plain(value: object) -> bool:

@@ -1,0 +1,71 @@
+"""Divides the users of an evaluation into slices by target frequency in training, history length and group."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trl_rec.evaluation.kept import KeptEvaluation
+from trl_rec.evaluation.tables import aligned
+
+
+MOST_GROUPS = 10  # the largest groups; the others share one slice
+NUM_HISTORIES = 3  # slices by history length, with about equally many users
+
+
+def slices(kept: KeptEvaluation) -> dict[str, np.ndarray]:
+    """Returns slices of the users by name, each a boolean array `(num_users,)`. Empty slices are left out.
+
+    - By target frequency: how often the rarest target of a user occurs in the training split.
+    - By history length: a third of the users each, from short to long histories. Equal lengths stay together.
+    - By group of the first target, largest first, if the catalogue has groups.
+    """
+    count = kept.users["target_count"]
+    parts = {
+        "target never in training": count == 0,
+        "target 1 to 5 times in training": (count >= 1) & (count <= 5),
+        "target more than 5 times in training": count > 5,
+        **_by_history(kept.users["history_length"]),
+        **_by_group(kept.users["group"]),
+    }
+    return {name: mask for name, mask in parts.items() if mask.any()}
+
+
+def slices_table(kept: KeptEvaluation, metric: str) -> str:
+    """Makes a text table of the mean of a metric: one row per slice, one column per recommender.
+
+    Args:
+        kept (`KeptEvaluation`): The evaluation.
+        metric (`str`): A metric that was kept per user, such as `"ndcg@10"`.
+    """
+    named = {name: one.per_user[metric] for name, one in kept.results.items() if metric in one.per_user}
+    if not named:
+        known = dict.fromkeys(metric for one in kept.results.values() for metric in one.per_user)
+        raise ValueError(f"{kept.folder} has no {metric} per user; choose one of {', '.join(known)}")
+
+    rows = [[metric, "users", *named]]
+    everyone = np.ones(kept.num_users, bool)
+    for name, mask in {"all users": everyone, **slices(kept)}.items():
+        means = [f"{values[mask].mean():.4f}" for values in named.values()]
+        rows.append([name, f"{mask.sum():,}", *means])
+    return "\n".join(aligned(rows))
+
+
+def _by_history(lengths: np.ndarray) -> dict[str, np.ndarray]:
+    edges = np.unique(np.quantile(lengths, np.arange(1, NUM_HISTORIES) / NUM_HISTORIES, method="lower"))
+    part = np.searchsorted(edges, lengths)  # a length that equals an edge belongs to the part below
+    parts = {}
+    for number in np.unique(part):
+        own = lengths[part == number]
+        bounds = f"{own.min()}" if own.min() == own.max() else f"{own.min()} to {own.max()}"
+        parts[f"history of {bounds} items"] = part == number
+    return parts
+
+
+def _by_group(groups: np.ndarray) -> dict[str, np.ndarray]:
+    known = groups[groups != np.array(None)]
+    names, counts = np.unique(known.astype(str), return_counts=True)
+    if not len(names):
+        return {}
+    largest = names[np.argsort(-counts, kind="stable")][:MOST_GROUPS]
+    parts = {f"first target in {name}": groups == name for name in largest.tolist()}
+    return {**parts, "first target in another group, or in none": ~np.any(list(parts.values()), 0)}
