@@ -206,7 +206,7 @@ def test_bad_input_is_refused() -> None:
         torch.zeros(1, 0, dtype=torch.int64),
         torch.zeros(1, 2, dtype=torch.int64),
     ):
-        with pytest.raises(ValueError, match="there is no prompt, or an empty one"):
+        with pytest.raises(ValueError, match="input_ids contains no prompts, or a prompt without tokens"):
             rank_items(model, {"input_ids": empty, "attention_mask": empty}, trie, num_beams=2)
     with pytest.raises(
         ValueError, match="take 602 tokens, but the model has 512 positions; encode prompts with max_length=512"
@@ -214,7 +214,7 @@ def test_bad_input_is_refused() -> None:
         rank_items(model, pad([[3] * 600]), trie, num_beams=2)
     with pytest.raises(ValueError, match="exclude has 1 lists for 2 prompts"):
         rank_items(model, pad([[3], [4]]), trie, num_beams=2, exclude=[[0]])
-    with pytest.raises(ValueError, match="the trie has token 99, but the model's vocabulary ends at 39"):
+    with pytest.raises(ValueError, match="the trie contains token 99, but the model's vocabulary ends at 39"):
         rank_items(model, pad([[3]]), TokenTrie.from_sequences([[99, EOS]]), num_beams=2)
     broken = make_model("llama")
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
@@ -255,7 +255,7 @@ def test_models_that_cannot_be_decoded_are_refused() -> None:
         BloomForCausalLM(BloomConfig(**small)),
         MptForCausalLM(MptConfig(vocab_size=VOCABULARY, d_model=16, n_heads=2, n_layers=1)),
     ):
-        with pytest.raises(ValueError, match="takes no position ids"):
+        with pytest.raises(ValueError, match="does not accept position ids"):
             rank_items(model, pad([[3]]), trie, num_beams=1)
     lfm = Lfm2Config(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2

@@ -119,7 +119,7 @@ def test_bad_input_is_refused() -> None:
     model = MODELS["llama", "sdpa"]
     with pytest.raises(ValueError, match="length_penalty must be a finite number, not nan"):
         score_catalog(model, pad([[3]]), trie, length_penalty=torch.nan)
-    with pytest.raises(ValueError, match="a list has item 7, which is not in the trie of 2 items"):
+    with pytest.raises(ValueError, match="a list contains item 7, which is not one of the 2 items of the trie"):
         score_items(model, pad([[3]]), trie, torch.tensor([[7]]))
     broken = make_model("llama")
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)

@@ -124,7 +124,7 @@ def test_bad_input_and_nan_are_reported() -> None:
     model, trie = make_model("llama"), TokenTrie.from_sequences(CATALOGUES["title"])
     with pytest.raises(ValueError, match="num_beams must be at least 1, not 0"):
         beam_list(model, pad(ROWS), trie, list_length=2, num_beams=0)
-    with pytest.raises(ValueError, match="prompt 1 has 2 items to choose from, too few for a list of 3"):
+    with pytest.raises(ValueError, match="prompt 1 leaves 2 items to choose from, too few for a list of 3"):
         beam_list(model, pad([[3], [4]]), trie, list_length=3, num_beams=2, exclude=[[0], [0, 1, 2]])
     torch.nn.init.constant_(model.lm_head.weight, torch.nan)
     for sequences in CATALOGUES.values():

@@ -147,7 +147,7 @@ def test_given_lists_may_be_shorter_and_an_illegal_token_is_impossible() -> None
     assert not logps[0, 3].any()
     finite = torch.where(logps.isneginf(), 0.0, logps).sum() + logps[0, 1].sum() + logps[0, 2].sum()
     assert all(bool(one.isfinite().all()) for one in gradient(model, finite) if one is not None)
-    with pytest.raises(ValueError, match="a list has item 5, which is not in the trie of 5 items"):
+    with pytest.raises(ValueError, match="a list contains item 5, which is not one of the 5 items of the trie"):
         list_tokens(trie, torch.tensor([[5]]))
 
 
@@ -303,9 +303,9 @@ def test_bad_input_is_refused() -> None:
         with pytest.raises(ValueError, match=match):
             sample_item_lists(model, prompts or pad([[3], [4]]), trie, **options)
 
-    refused("prompt 1 has 2 items to choose from, too few for a list of 3", exclude=[[0], [0, 1, 2, 2, -1]])
-    refused("prompt 0 has 5 items to choose from, too few for a list of 6", list_length=6)
-    refused("rows has 1 numbers for 2 prompts", rows=[4])
+    refused("prompt 1 leaves 2 items to choose from, too few for a list of 3", exclude=[[0], [0, 1, 2, 2, -1]])
+    refused("prompt 0 leaves 5 items to choose from, too few for a list of 6", list_length=6)
+    refused("rows has 1 entries for 2 prompts", rows=[4])
     refused("exclude has 1 lists for 2 prompts", exclude=[[0]])
     refused("num_lists must be at least 1, not 0", num_lists=0)
     refused("list_length must be at least 1, not 0", list_length=0)

@@ -166,7 +166,7 @@ def test_a_window_shorter_than_the_text_still_applies(kind: str, lengths: list[t
     assert_equals_one_by_one(tiny("mistral-window", kind), make_case(lengths))
 
 
-@pytest.mark.parametrize(("longest", "reasons"), [(2, []), (3, ["do not fit the attention window of 4 tokens"])])
+@pytest.mark.parametrize(("longest", "reasons"), [(2, []), (3, ["do not fit into the attention window of 4 tokens"])])
 def test_prompt_and_longest_completion_must_fit_the_window(
     longest: int, reasons: list[str], warnings: list[str]
 ) -> None:
@@ -185,7 +185,7 @@ def test_models_without_positions_or_with_a_state_get_separate_rows(warnings: li
     )  # fmt: skip
     neo = {"num_layers": 2, "num_heads": 4, "max_position_embeddings": 64, "window_size": 4, "initializer_range": 0.4}
     models = {
-        "BloomForCausalLM takes no position ids": BloomForCausalLM(
+        "BloomForCausalLM does not accept position ids": BloomForCausalLM(
             BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.4)
         ),
         "local attention measures distances in columns": GPTNeoForCausalLM(

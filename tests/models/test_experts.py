@@ -116,5 +116,5 @@ def test_the_models_own_configuration_has_no_say(
 def test_a_model_that_returns_no_such_loss_is_refused(model: PreTrainedModel, texts: tuple[Tensor, ...]) -> None:
     forward = model.forward
     model.forward = lambda *given, **options: forward(*given, **{**options, "output_router_logits": False})
-    with pytest.raises(ValueError, match="Qwen3MoeForCausalLM returns no .* loss; set router_aux_loss_coef"):
+    with pytest.raises(ValueError, match="Qwen3MoeForCausalLM does not return a .* loss; set router_aux_loss_coef"):
         read(model, texts, balanced=True)

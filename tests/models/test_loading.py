@@ -26,7 +26,7 @@ def test_a_model_from_scratch_knows_its_items(catalog: ItemCatalog) -> None:
     assert torch.equal(
         model.lm_head.weight, make_model(tokenizer, hidden_size=16, num_layers=1, max_length=32).lm_head.weight
     )
-    with pytest.raises(ValueError, match="titles need a pretrained tokenizer"):
+    with pytest.raises(ValueError, match="the surface title needs a pretrained tokenizer"):
         make_tokenizer(catalog.with_surface("title"))
 
 
@@ -53,7 +53,7 @@ def test_padding_is_on_the_left_and_with_eos_if_there_is_no_padding_token(tokeni
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has neither config.json nor a single GGUF file"):
+    with pytest.raises(ValueError, match="contains neither config.json nor exactly one GGUF file"):
         load_model(tmp_path)
 
 

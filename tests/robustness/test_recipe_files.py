@@ -61,11 +61,13 @@ RECIPES = [
     text("binary", "mine.yaml is not a text in UTF-8", bytes(range(256))),
     # Keys and values
     text("unknown key", "mine.yaml: there is no key 'bogus'", GOOD + "bogus: 1\n"),
-    text("list for a text", "mine.yaml: dataset must be a text, not [1]", "dataset: [1]\noutput_dir: out\n"),
-    text("mapping for a text", 'mine.yaml: dataset must be a text, not {"a": 1}', "dataset: {a: 1}\noutput_dir: o\n"),
-    text("nothing for a text", "mine.yaml: dataset must be a text, not null", "dataset:\noutput_dir: out\n"),
-    text("flag for a text", "mine.yaml: split must be a text, not false", GOOD + "split: no\n"),
-    text("date for a text", 'mine.yaml: split must be a text, not "2024-01-01"', GOOD + "split: 2024-01-01\n"),
+    text("list for a text", "mine.yaml: dataset must be a string, not [1]", "dataset: [1]\noutput_dir: out\n"),
+    text(
+        "mapping for a text", 'mine.yaml: dataset must be a string, not {"a": 1}', "dataset: {a: 1}\noutput_dir: o\n"
+    ),
+    text("nothing for a text", "mine.yaml: dataset must be a string, not null", "dataset:\noutput_dir: out\n"),
+    text("flag for a text", "mine.yaml: split must be a string, not false", GOOD + "split: no\n"),
+    text("date for a text", 'mine.yaml: split must be a string, not "2024-01-01"', GOOD + "split: 2024-01-01\n"),
     text("list for a number", "mine.yaml: batch_size must be a whole number, not [16]", GOOD + "batch_size: [16]\n"),
     text("flag for a number", "mine.yaml: batch_size must be a whole number, not true", GOOD + "batch_size: true\n"),
     text("fraction", "mine.yaml: batch_size must be a whole number, not 1.5", GOOD + "batch_size: 1.5\n"),
@@ -86,7 +88,7 @@ RECIPES = [
     text("list for a mapping", "mine.yaml: rewards must be a mapping or empty", GOOD + "rewards: [ndcg]\n"),
     text("keys that are no texts", "mine.yaml: rewards must be a mapping or empty", GOOD + "rewards: {1: 2}\n"),
     text("text in a mapping", "rewards: ndcg must be a number, not 'x'", GOOD + "rewards: {ndcg: x}\n"),
-    text("env is no mapping", "mine.yaml: env must map names of environment variables", GOOD + "env: [a]\n"),
+    text("env is not a mapping", "mine.yaml: env must map names of environment variables", GOOD + "env: [a]\n"),
     text("negative number", "batch_size must be at least 1, not -1", GOOD + "batch_size: -1\n"),
     text("no users", "max_users must be at least 1, not 0", GOOD + "max_users: 0\n"),
     text("huge number", "num_beams must be at most 2147483647", GOOD + "num_beams: 99999999999999999999\n"),

@@ -82,8 +82,8 @@ FILES = [
     Attack("catalog.json nested", "catalog.json cannot be read", write(CATALOG, NESTED)),
     Attack("catalog.json with a number as surface", "unknown surface 5", edit(CATALOG, surface=5)),
     Attack("catalog.json without fingerprint", "catalog.json cannot be read", edit(CATALOG, fingerprint=...)),
-    Attack("export to a folder", "data is a folder; name a file", words=["--export_index", "data"]),
-    Attack("export below a file", "is no folder", write("file", ""), ["--export_index", "file/x/y.index.json"]),
+    Attack("export to a folder", "data is a folder; give a file name", words=["--export_index", "data"]),
+    Attack("export below a file", "is not a folder", write("file", ""), ["--export_index", "file/x/y.index.json"]),
 ]
 
 
@@ -109,7 +109,7 @@ INDEXES = [
     Attack("index with empty tokens", "must be a list of strings", index(lambda item: [""])),
     Attack(
         "index with prefixes",
-        "x.index.json: the tokens of item '1' are the beginning of those of item '2'; add a token",
+        "x.index.json: the tokens of item '1' are a prefix of the tokens of item '2'; add a token",
         index(lambda item: ["<a>"] * item),
     ),
 ]
@@ -203,7 +203,7 @@ ENCODERS = [
     Attack("description is a list", "id_encoder.json is damaged", write(TOWER, "[]")),
     Attack("description nested", "id_encoder.json is damaged", write(TOWER, NESTED)),
     Attack("description without tower", "id_encoder.json is damaged", edit(TOWER, tower=...)),
-    Attack("description of other IDs", "does not match the semantic IDs", edit(TOWER, fingerprint="x")),
+    Attack("description of other IDs", "does not belong to the semantic IDs", edit(TOWER, fingerprint="x")),
     Attack("another text encoder", "the text encoder words has changed", edit(TOWER, text_encoder_hash="x")),
     Attack("tower with unknown keys", "damaged or belongs to other IDs", edit(TOWER, tower={"size": 3})),
     Attack("tower is a text", "damaged or belongs to other IDs", edit(TOWER, tower="big")),
@@ -213,7 +213,7 @@ ENCODERS = [
     Attack("weights are a pickle", "id_encoder.safetensors is damaged", write(WEIGHTS, pickle.dumps([1] * 99))),
     Attack("weights saved by torch", "id_encoder.safetensors is damaged", saved_by_torch),
     Attack("a weight is missing", "id_encoder.safetensors is damaged", without_a_weight),
-    Attack("no card", "does not match the semantic IDs", lambda folder: (folder / CARD).unlink()),
+    Attack("no card", "does not belong to the semantic IDs", lambda folder: (folder / CARD).unlink()),
 ]
 
 

@@ -151,7 +151,7 @@ def test_a_run_is_evaluated_as_it_was_trained(tmp_path: Path, monkeypatch, capsy
         ["prepare", "--config", "prepare/toy", "--toy_users", "20", "--toy_items", "60", "--output_dir", "data/other"]
     )
     for options, message in (
-        (["--dataset", "data/other"], "was trained on other items than those in .*data/other"),
+        (["--dataset", "data/other"], "was trained on items other than those in .*data/other"),
         (["--dataset", "data/toy", "--surface", "title"], "was trained on the surface item_token, not title"),
     ):
         with pytest.raises(SystemExit):

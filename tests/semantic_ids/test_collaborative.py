@@ -82,5 +82,5 @@ def test_later_splits_are_refused(circles):
 
 
 def test_a_log_of_users_with_one_item_is_refused():
-    with pytest.raises(ValueError, match="no user of the training split has two items"):
+    with pytest.raises(ValueError, match="no user of the training split has chosen two items"):
         collaborative_vectors(train_split([[1], [2]]), 5)

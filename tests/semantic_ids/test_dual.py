@@ -91,8 +91,8 @@ def test_the_card_describes_the_training(made):
     assert sum(card["levels"][0]["counts"]) == 50
     text = describe_ids(card)
     assert (
-        "held-out users find what they chose" in text
-        and f"{training['u2i_chance']:.1%} would by chance" in text
+        "chosen item ranks first among" in text
+        and f"(by chance: {training['u2i_chance']:.1%})" in text
         and "words-" in text
     )
     assert code_use_picture(card).count("<rect") == 1 + 3 * 6
@@ -400,7 +400,7 @@ def test_an_encoder_of_other_ids_is_refused(dataset):
     """The tower of earlier IDs does not fit the IDs that replaced them."""
     make_dual_ids(dataset, DualIdsConfig(**SMALL))
     make_semantic_ids(load(dataset.path), codes=6, overwrite=True)
-    with pytest.raises(ValueError, match="does not match the semantic IDs"):
+    with pytest.raises(ValueError, match="does not belong to the semantic IDs"):
         ItemIdEncoder.from_pretrained(dataset.path)
 
 

@@ -22,15 +22,18 @@ def checked_prompts(model: PreTrainedModel, prompts: Mapping[str, Tensor], trie:
     attention_mask = prompts["attention_mask"].to(model.device)
 
     if not input_ids.numel() or not bool(attention_mask.any(1).all()):
-        raise ValueError("there is no prompt, or an empty one; give every prompt at least one token, such as BOS")
+        raise ValueError(
+            "input_ids contains no prompts, or a prompt without tokens; give every prompt at least one token, such "
+            "as BOS"
+        )
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("prompts must be padded on the left; set tokenizer.padding_side = 'left'")
 
     config = model.config.get_text_config()
     if trie.max_token >= config.vocab_size:
         raise ValueError(
-            f"the trie has token {trie.max_token}, but the model's vocabulary ends at {config.vocab_size - 1}; build "
-            "the trie with the model's own tokenizer, and resize the model's embeddings after adding tokens"
+            f"the trie contains token {trie.max_token}, but the model's vocabulary ends at {config.vocab_size - 1}; "
+            "build the trie with the model's own tokenizer, and resize the model's embeddings after adding tokens"
         )
 
     longest = input_ids.shape[1] + trie.max_depth

@@ -59,8 +59,8 @@ def list_tokens(trie: TokenTrie, items: Tensor) -> ListTokens:
     unknown = (places < 0) & (items >= 0)
     if bool(unknown.any()):
         raise ValueError(
-            f"a list has item {int(items[unknown][0])}, which is not in the trie of {trie.num_items} items; pass "
-            "item indices of the catalogue from which the trie was made"
+            f"a list contains item {int(items[unknown][0])}, which is not one of the {trie.num_items} items of the "
+            "trie; pass item indices of the catalogue from which the trie was built"
         )
     node = torch.where(places < 0, 0, trie.leaves[places.clamp(min=0)])
     lengths = trie.depths(node)

@@ -50,8 +50,8 @@ def _check_enough_items(trie: TokenTrie, excluded: Tensor, list_length: int) -> 
     if bool((left < list_length).any()):
         row = int((left < list_length).nonzero()[0])
         raise ValueError(
-            f"prompt {row} has {int(left[row])} items to choose from, too few for a list of {list_length}; exclude "
-            "fewer items, or reduce list_length"
+            f"prompt {row} leaves {int(left[row])} items to choose from, too few for a list of {list_length}; "
+            "exclude fewer items, or reduce list_length"
         )
 
 
@@ -60,6 +60,6 @@ def _check_length(model: PreTrainedModel, prompt: int, longest: int) -> None:
     room = model.config.get_text_config().to_dict().get("max_position_embeddings")
     if room is not None and prompt + longest > room:
         raise ValueError(
-            f"prompt and longest list take {prompt + longest} tokens, but the model has {room} positions; make the "
-            f"PromptFormat with list_length, and encode prompts with max_length={room}"
+            f"prompt and longest list take {prompt + longest} tokens, but the model has {room} positions; create "
+            f"the PromptFormat with list_length, and encode prompts with max_length={room}"
         )

@@ -138,7 +138,7 @@ def _noise(seed: int | Sequence[int], rows: Tensor | Sequence[int] | None, shape
     the noise is the same for every device and batch."""
     rows = range(shape[0]) if rows is None else rows.tolist() if isinstance(rows, Tensor) else rows
     if len(rows) != shape[0]:
-        raise ValueError(f"rows has {len(rows)} numbers for {shape[0]} prompts; pass one number per prompt")
+        raise ValueError(f"rows has {len(rows)} entries for {shape[0]} prompts; pass one row number per prompt")
     seeds = [seed] if isinstance(seed, int) else [*seed]
     noise = [np.random.default_rng([*seeds, int(row)]).integers(0, 2**NOISE_BITS, shape[1:]) for row in rows]
     return torch.from_numpy(np.stack(noise))

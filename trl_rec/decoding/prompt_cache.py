@@ -78,12 +78,13 @@ def _check_decodable(model: PreTrainedModel) -> None:
     check_suitable(model)
     if keeps_state(model):
         raise ValueError(
-            f"{name} keeps a recurrent state, which cannot be shared between beams; choose a model with attention only"
+            f"{name} keeps a recurrent state, which cannot be shared between beams; choose a model that uses only "
+            "attention"
         )
     if not takes_positions(model):
         raise ValueError(
-            f"{name} takes no position ids, so tokens of padded prompts and beams would get wrong positions; "
-            "choose another model"
+            f"{name} does not accept position ids, so the tokens of padded prompts and beams would get wrong "
+            "positions; choose another model"
         )
     if "logits_to_keep" not in inspect.signature(base.forward).parameters:
         raise ValueError(f"the forward method of {name} has no argument logits_to_keep; choose another model")

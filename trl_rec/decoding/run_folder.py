@@ -85,15 +85,15 @@ def _check_record(folder: Path, catalog: ItemCatalog, trained: dict[str, Any]) -
     place = folder / CATALOG
     if catalog.fingerprint != trained.get("fingerprint"):
         raise ValueError(
-            f"{place} contains other items than the model was trained with; restore it from a copy of the run folder, "
-            "or train again"
+            f"{place} does not contain the items that the model was trained with; restore it from a copy of the run "
+            "folder, or train again"
         )
     if catalog.surface != trained.get("surface"):
         raise _wrong_surface(place, catalog.surface, str(trained.get("surface")))
     if _record(catalog)["surfaces"] != trained.get("surfaces"):
         raise ValueError(
-            f"{place} contains other semantic IDs than the model was trained with; restore it from a copy of the run "
-            "folder, or train again"
+            f"{place} does not contain the semantic IDs that the model was trained with; restore it from a copy of "
+            "the run folder, or train again"
         )
 
 
@@ -152,9 +152,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged and cannot be read ({error}); {REMEDY}") from error
 
     if not isinstance(settings, dict) or not isinstance(settings.get("prompt"), dict):
-        raise ValueError(f"{path} does not contain the settings of a run with their prompt; {REMEDY}")
+        raise ValueError(f"{path} does not contain the settings of a run, or lacks their prompt; {REMEDY}")
     if not isinstance(settings.get(RECORD, {}), dict):
-        raise ValueError(f"{path}: {RECORD} is {settings[RECORD]!r}, which is no mapping; {REMEDY}")
+        raise ValueError(f"{path}: {RECORD} is {settings[RECORD]!r}, which is not a mapping; {REMEDY}")
     try:
         _check_values(settings)
         _check_values(settings["prompt"])
@@ -163,7 +163,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
     unknown = sorted(set(settings["prompt"]) - PROMPT_KEYS[path.name])
     if unknown:
-        raise ValueError(f"{path}: the prompt has the unknown key {unknown[0]!r}; {REMEDY}")
+        raise ValueError(f"{path}: the prompt contains the unknown key {unknown[0]!r}; {REMEDY}")
 
     prompt = {f"prompt_{key}" if key in TEXT_KEYS else key: value for key, value in settings["prompt"].items()}
     return {**settings, "prompt": prompt}
@@ -175,7 +175,7 @@ def _check_values(settings: dict[str, Any]) -> None:
         if key in FLAGS and not isinstance(value, bool):
             raise ValueError(f"{key} must be true or false, not {value!r}")
         if key in TEXT_KEYS and not isinstance(value, str | None):
-            raise ValueError(f"{key} must be a text, not {value!r}")
+            raise ValueError(f"{key} must be a string, not {value!r}")
         if key in NUMBERS and (value is not None or key in ("num_beams", "length_penalty")):
             NUMBERS[key].check(key, value)
     if "ratings" in settings:
@@ -197,14 +197,17 @@ def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path
     trained = ItemCatalog.load(Path(folder) / CATALOG)
     subject = f"the policy in {folder} was trained on"
     if trained.fingerprint != catalog.fingerprint:
-        raise ValueError(f"{subject} other items than those in {where}; train it again, or pass its own dataset")
+        raise ValueError(
+            f"{subject} items other than those in {where}; train it again, or pass the dataset that it was trained on"
+        )
     if trained.surface != catalog.surface:
         raise ValueError(
-            f"{subject} the surface {trained.surface}, not {catalog.surface}; set surface: {trained.surface}"
+            f"{subject} items with the surface {trained.surface}, not {catalog.surface}; set surface: "
+            f"{trained.surface}"
         )
     same_users = not _names_users(folder) or trained.user_surfaces == catalog.user_surfaces
     if trained.surfaces != catalog.surfaces or not same_users:
-        raise ValueError(f"{subject} other semantic IDs than those now in {where}; train it again on the new ones")
+        raise ValueError(f"{subject} semantic IDs other than those in {where}; train it again")
 
 
 def _names_users(folder: str | Path) -> bool:
@@ -223,5 +226,5 @@ def local_folder(folder: str | Path) -> Path:
     except (OSError, ValueError) as error:  # no such repository, no connection, or not a valid name
         reason = str(error).split("\n", 1)[0]
         raise ValueError(
-            f"there is no folder {folder}, and no hub repository of that name could be downloaded: {reason}"
+            f"there is no folder {folder}, and a hub repository of that name cannot be downloaded: {reason}"
         ) from error

@@ -51,9 +51,9 @@ def why_separate(model: PreTrainedModel, length: int) -> str | None:
     if keeps_state(model):
         return f"{name} keeps a recurrent state, which completions cannot share"
     if not takes_positions(model):
-        return f"{name} takes no position ids"
+        return f"{name} does not accept position ids"
     if attention_kind(model) not in ("sdpa", "eager"):
-        return f"attention implementation {attention_kind(model)!r} accepts no custom mask"
+        return f"the attention implementation {attention_kind(model)!r} does not accept a custom mask"
 
     # 2. No layer may attend to fewer tokens than the mask allows.
     settings = config.to_dict()
@@ -64,7 +64,7 @@ def why_separate(model: PreTrainedModel, length: int) -> str | None:
     # Without `layer_types`, a model with a window uses it unless `use_sliding_window` is False.
     slides = set(kinds) != {"full_attention"} if kinds else settings.get("use_sliding_window", True)
     if slides and window and length > window:
-        return f"prompt and completion do not fit the attention window of {window} tokens"
+        return f"prompt and completion do not fit into the attention window of {window} tokens"
     return None
 
 

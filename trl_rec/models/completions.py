@@ -102,7 +102,7 @@ def read_completions(
     check_suitable(model)
     reason = why_separate(model, prompt_ids.shape[1] + completion_ids.shape[2])
     if reason is not None:
-        warn_once(reason, "each completion is read in a separate row, which is slower")
+        warn_once(reason, "each completion is processed in a separate row, which is slower")
 
     mask = completion_mask.bool()
     texts = (prompt_ids, prompt_mask.bool(), completion_ids, mask, mask if scored is None else mask & scored)
@@ -125,7 +125,7 @@ def completion_logps(
         `torch.Tensor` of shape `(B, K, C)`: At least float32; 0 where masked.
     """
     if read.tokens is not None:
-        raise ValueError("the completions were read with logits of some tokens only; leave out tokens")
+        raise ValueError("the logits cover only some tokens; call read_completions without tokens")
     mask = completion_mask.bool()
     log_probs = (at_least_float32(read.logits) / temperature).log_softmax(-1)  # (N, V)
     return _unpack(log_probs[read.rows, completion_ids[mask]], mask)

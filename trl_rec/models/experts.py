@@ -39,7 +39,9 @@ def balancing_loss(model: PreTrainedModel, outputs: Mapping[str, Any]) -> Tensor
     """The load-balancing loss that a forward pass was asked for."""
     loss = outputs.get("aux_loss")
     if not isinstance(loss, Tensor):
-        raise ValueError(f"{type(model).__name__} returns no load-balancing loss; set router_aux_loss_coef to 0")
+        raise ValueError(
+            f"{type(model).__name__} does not return a load-balancing loss; set router_aux_loss_coef to 0"
+        )
     return loss
 
 

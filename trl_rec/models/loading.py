@@ -96,7 +96,7 @@ def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
             raise
         reason = str(error).strip().split("\n", 1)[0].rstrip(".")
         raise ValueError(
-            f"the {part} of {name_or_path} cannot be loaded: {reason}; name a hub id, or a folder with whole files"
+            f"the {part} of {name_or_path} cannot be loaded: {reason}; give a hub id, or a folder with complete files"
         ) from error
 
 
@@ -110,7 +110,8 @@ def _source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1:
             raise ValueError(
-                f"{path} has neither config.json nor a single GGUF file; give the folder, file or hub id of a model"
+                f"{path} contains neither config.json nor exactly one GGUF file; give the folder, file or hub id of "
+                "a model"
             )
         return str(path), {"gguf_file": files[0].name}
 

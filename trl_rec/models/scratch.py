@@ -37,7 +37,9 @@ def make_tokenizer(catalog: ItemCatalog, texts: Iterable[str] = ()) -> PreTraine
             the tokenizer maps all other words to `<unk>` and ignores white space.
     """
     if catalog.surface == "title":
-        raise ValueError("titles need a pretrained tokenizer; choose the surface item_token or semantic_id")
+        raise ValueError(
+            "the surface title needs a pretrained tokenizer; choose the surface item_token or semantic_id"
+        )
 
     # 1. Collect the tokens. The special tokens and the catalogue's tokens come first, so that their ids do not depend
     # on the texts.

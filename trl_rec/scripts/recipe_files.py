@@ -16,7 +16,7 @@ import yaml
 
 
 MOST_VALUES = 10_000  # per recipe with its aliases expanded; a few lines of aliases can expand to 10^9 values
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "empty"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", NoneType: "empty"}
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -171,22 +171,24 @@ def _neighbours(
 
 def describe_ids(card: Mapping[str, Any]) -> str:
     """Formats the card as human-readable text."""
-    lines = [*_summary(card), "", "level  codes used  perplexity  left of the vectors"]
+    lines = [*_summary(card), "", "level  codes used  perplexity  quantisation error"]
     for number, level in enumerate(card["levels"], 1):
-        left = "" if level["left"] is None else f"{level['left']:.1%}"
-        lines.append(f"{number:>5}  {level['used']:>10}  {level['perplexity']:>10.1f}  {left:>19}")
+        error = "" if level["left"] is None else f"{level['left']:.1%}"
+        lines.append(f"{number:>5}  {level['used']:>10}  {level['perplexity']:>10.1f}  {error:>18}")
 
     lines.append("")
     for length, group in enumerate(card["prefixes"], 1):
         codes = "code" if length == 1 else f"{length} codes"
         lines.append(
-            f"first {codes}: {group['groups']:,} groups, {group['mean_size']:.1f} items each; an item has "
-            f"{group['others']:.1f} others in its group"
+            f"first {codes}: {group['groups']:,} groups of {group['mean_size']:.1f} items on average; an item shares "
+            f"its group with {group['others']:.1f} other items on average"
         )
 
+    if card["neighbours"]:
+        lines += ["", "popular items, and the items with which they share the most codes:"]
     for entry in card["neighbours"]:
         lines += ["", f"{entry['title']}  {entry['id']}"]
-        lines += [f"  {other['shared']} shared: {other['title']}" for other in entry["items"]]
+        lines += [f"  codes shared: {other['shared']}  {other['title']}" for other in entry["items"]]
     return "\n".join(lines)
 
 
@@ -198,22 +200,26 @@ def _summary(card: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{card['num_items']:,} items, {settings['levels']} levels of {settings['codes']} codes, "
         f"{card['num_tokens']:,} tokens",
-        f"distinct IDs over items: {distinct['found']:.2%} as found, {spread}{distinct['repaired']:.2%} after "
-        f"{card['moved']:,} items took another last code, {distinct['written']:.2%} as written",
+        f"distinct IDs, as a share of the items: {distinct['found']:.2%} before the repair, {spread}"
+        f"{distinct['repaired']:.2%} after the repair of the last code, {distinct['written']:.2%} in the catalogue",
     ]
+    if card["moved"]:
+        lines.append(f"{card['moved']:,} items received other codes in the repair")
 
     if "training" in card:
         lines += _training_summary(card["training"])
 
     # Possible problems, listed only if they occur.
     if card["extended"]:
-        lines.append(f"{card['extended']:,} items whose codes were still not unique have one more token")
+        lines.append(f"{card['extended']:,} items have an additional token, because their codes are not unique")
     if card["largest_group"] > 1:
         lines.append(
-            f"up to {card['largest_group']:,} items share an ID; a list with one of them contains all of them"
+            f"up to {card['largest_group']:,} items share an ID; a list that contains one of them contains all of them"
         )
     if card["without_vector"]:
-        lines.append(f"{card['without_vector']:,} items have a vector of zeros: training says nothing about them")
+        lines.append(
+            f"{card['without_vector']:,} items have a zero vector, because there is no information about them"
+        )
     return lines
 
 
@@ -222,20 +228,21 @@ def _training_summary(training: Mapping[str, Any]) -> list[str]:
     lines = []
     if training["text_encoder"]:
         lines.append(f"texts encoded by {training['text_encoder']} ({training['text_encoder_hash']})")
-    lines.append(f"{training['rebuilding_error']:.1%} of the inputs' squared length is lost between input and codes")
+    lines.append(f"reconstruction error: {training['rebuilding_error']:.1%} of the squared length of the inputs")
 
     if training["u2i_pairs"]:
         # Cards written by earlier versions do not contain the chance level.
         chance = training.get("u2i_chance", 1 / (training["u2i_others"] + 1))
         lines.append(
-            f"{training['u2i_accuracy']:.1%} of {training['u2i_pairs']:,} held-out users find what they chose among "
-            f"{training['u2i_others']} other items, drawn by popularity; {chance:.1%} would by chance"
+            f"U2I accuracy: for {training['u2i_accuracy']:.1%} of {training['u2i_pairs']:,} held-out users, the "
+            f"chosen item ranks first among {training['u2i_others']} other items drawn by popularity (by chance: "
+            f"{chance:.1%})"
         )
 
     if training["user_levels"]:
         levels = [f"{level['used']} (perplexity {level['perplexity']:.1f})" for level in training["user_levels"]]
         lines.append(
-            f"{training['num_users']:,} users, distinct IDs over users {training['distinct_users']:.1%}; "
-            f"codes used: {', '.join(levels)}"
+            f"{training['num_users']:,} users; distinct IDs, as a share of the users: "
+            f"{training['distinct_users']:.1%}; codes used per level: {', '.join(levels)}"
         )
     return lines

@@ -148,8 +148,8 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
     usable = np.flatnonzero(windows.lengths > 1)
     if not len(usable):
         raise ValueError(
-            "no user of the training split has two items, so there is no next item to predict; use a log with longer "
-            "histories, or set behaviour to cooccurrence"
+            "no user of the training split has chosen two items, so there is no next item to predict; use a log "
+            "with longer histories, or set behaviour to cooccurrence"
         )
     return windows.take(usable), is_new_rows.take(usable)
 

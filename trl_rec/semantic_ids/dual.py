@@ -64,17 +64,18 @@ class DualIdsConfig:
     """
 
     text_encoder: str = field(
-        default=WORDS, metadata={"help": "words, or the hub id or folder of a sentence-transformers model"}
+        default=WORDS,
+        metadata={"help": "words (needs no model), or the hub id or folder of a sentence-transformers model"},
     )
     item_text: str | None = field(
         default=None, metadata={"help": "template for the text of an item, such as '{title}, {genres}'"}
     )
-    signals: str = field(default="both", metadata={"help": "what IDs are learned from: both, text or behaviour"})
+    signals: str = field(default="both", metadata={"help": "what the IDs are learned from: text, behaviour or both"})
     behaviour: str = field(
         default="cooccurrence",
-        metadata={"help": "how collaborative vectors are computed: from cooccurrence or by a sequence encoder"},
+        metadata={"help": "source of the collaborative vectors: cooccurrence, or sequence (a trained encoder)"},
     )
-    users: bool = field(default=True, metadata={"help": "whether users get IDs too"})
+    users: bool = field(default=True, metadata={"help": "whether to make IDs for users as well"})
     align: bool = field(default=True, metadata={"help": "whether to align users with the items they chose"})
     levels: Annotated[int, COUNT] = field(default=3, metadata={"help": "number of codes per ID"})
     codes: Annotated[int, replace(COUNT, low=2)] = field(
@@ -104,7 +105,10 @@ class DualIdsConfig:
         default=3, metadata={"help": "number of epochs without improvement after which a phase ends"}
     )
     collisions: str = field(
-        default="share", metadata={"help": "whether items with the same codes share an ID or extend it by a token"}
+        default="share",
+        metadata={
+            "help": "items with the same codes: share (they share an ID) or extend (they get an additional token)"
+        },
     )
     seed: Annotated[int, SEED] = field(default=0, metadata={"help": "random seed"})
 

@@ -56,7 +56,7 @@ class ItemIdEncoder:
         description = _read_description(file)
         card = read_ids_card(folder)
         if card is None or card["fingerprint"] != description["fingerprint"]:
-            raise ValueError(f"{file} does not match the semantic IDs in the folder; {REMEDY}")
+            raise ValueError(f"{file} does not belong to the semantic IDs in the folder; {REMEDY}")
 
         # 2. Load the text encoder, and check that the tower was trained with it.
         if description["text_encoder"] is None:

@@ -212,8 +212,8 @@ class DualTraining:
             self.curve.append({"stage": name, "epoch": epoch, **rounded})
             if not all(map(math.isfinite, measured.values())):
                 raise ValueError(
-                    f"{name}: a measurement of epoch {epoch} is not finite ({measured}); lower learning_rate, or "
-                    "check the vectors of the text encoder"
+                    f"{name}: the loss or a metric of epoch {epoch} is not finite ({measured}); lower "
+                    "learning_rate, or check the vectors of the text encoder"
                 )
             progress.set_postfix({measure: f"{value:.3f}" for measure, value in measured.items()})
 

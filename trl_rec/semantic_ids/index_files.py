@@ -24,10 +24,10 @@ def check_index_path(path: str | Path) -> None:
     """Raises if no file can be written to the path, so that a verb notices before hours of work."""
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file, such as {path / 'items.index.json'}")
+        raise ValueError(f"{path} is a folder; give a file name, such as {path / 'items.index.json'}")
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     if not existing.is_dir():
-        raise ValueError(f"{existing} is no folder, so {path} cannot be written; name a file in a folder")
+        raise ValueError(f"{existing} is not a folder, so {path} cannot be written; give another path")
 
 
 def export_index(catalog: ItemCatalog, path: str | Path) -> None:
@@ -67,8 +67,8 @@ def _check_prefixes(tokens: list[list[str]], items: list[str], name: str) -> Non
         owner = next((owners[tuple(row[:end])] for end in range(1, len(row)) if tuple(row[:end]) in owners), None)
         if owner is not None:
             raise ValueError(
-                f"{name}: the tokens of item {owner!r} are the beginning of those of item {item!r}; add a token to "
-                f"those of item {owner!r}"
+                f"{name}: the tokens of item {owner!r} are a prefix of the tokens of item {item!r}; add a token to "
+                f"item {owner!r}"
             )
 
 

@@ -81,7 +81,7 @@ def _make(dataset: RecDataset, settings: dict[str, Any]) -> None:
     seed = settings["seed"]
 
     # 1. Compute item vectors and quantise them.
-    logger.info("computing vectors of %d items", num_items)
+    logger.info("computing the vectors of %d items", num_items)
     vectors = cooccurrence_vectors(
         dataset.train, num_items, width=settings["width"], window=settings["window"], seed=seed
     )

@@ -79,6 +79,9 @@ def residual_kmeans(
 
         errors.append(squared_length(rest) / total)
         logger.info(
-            "level %d of %d: %.1f %% of the vectors' squared length is left", level + 1, levels, 100 * errors[-1]
+            "level %d of %d: the quantisation error is %.1f %% of the vectors' squared length",
+            level + 1,
+            levels,
+            100 * errors[-1],
         )
     return ResidualCodes(torch.stack(assigned, 1), torch.stack(codebooks), residuals, errors)

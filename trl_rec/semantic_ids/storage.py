@@ -81,7 +81,9 @@ def write_ids(
     folder = dataset.path / "catalog"
     stored = ItemCatalog.load(folder)
     if stored.fingerprint != dataset.catalog.fingerprint:
-        raise ValueError(f"the items in {dataset.path} have changed since the dataset was loaded; load it again")
+        raise ValueError(
+            f"the items in {dataset.path} have changed since the dataset was loaded; load the dataset again"
+        )
 
     card = {**card, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}
     with temporary_folder(folder / "semantic_ids") as new:

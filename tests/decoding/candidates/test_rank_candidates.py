@@ -116,9 +116,9 @@ def test_generation_config_and_training_mode_have_no_effect(model: PreTrainedMod
 
 def test_bad_input_is_refused(model: PreTrainedModel) -> None:
     prompts, names, mask = make_batch(3, 4, seed=0)
-    with pytest.raises(ValueError, match=r"names \(3, 4\), mask \(2, 4\) and 3 prompts do not belong together"):
+    with pytest.raises(ValueError, match=r"names has the shape \(3, 4\) and mask \(2, 4\), but there are 3 prompts"):
         rank_candidates(model, prompts, names, mask[:2])
-    with pytest.raises(ValueError, match="list 1 has no candidate; leave it out"):
+    with pytest.raises(ValueError, match="list 1 has no candidates; leave it out"):
         rank_candidates(model, prompts, names, mask & torch.tensor([[True], [False], [True]]))
     right = {name: part.flip(1) for name, part in prompts.items()}
     with pytest.raises(ValueError, match="prompts must be padded on the left"):

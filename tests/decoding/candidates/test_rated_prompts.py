@@ -77,7 +77,7 @@ def test_another_alphabet_is_tried_where_letters_merge(catalog: ItemCatalog) -> 
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", eos_token="<eos>")
         if found is None:
-            with pytest.raises(ValueError, match="no alphabet whose letters are single tokens after"):
+            with pytest.raises(ValueError, match="does not write the letters of any alphabet as single tokens after"):
                 RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS)
         else:
             names = RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS).letters
@@ -135,7 +135,7 @@ def test_bad_input_is_refused(catalog: ItemCatalog, tokenizer: PreTrainedTokeniz
         RatedPromptFormat.for_catalog(catalog, tokenizer, [1.0], prompt_head="{user}")
     with pytest.raises(ValueError, match="must contain {surface} and, after it, {rating}"):
         RatedPromptFormat.for_catalog(catalog, tokenizer, RATINGS, prompt_item="{rating}: {surface}")
-    with pytest.raises(ValueError, match="lacks 5 tokens of the prompts, for example '<candidates>'"):
+    with pytest.raises(ValueError, match="lacks 5 tokens of the prompts, such as '<candidates>'"):
         RatedPromptFormat.for_catalog(
             catalog.with_surface("item_token"), make_tokenizer(catalog.with_surface("item_token")), RATINGS
         )

@@ -308,9 +308,9 @@ def test_a_run_folder_orders_what_the_trainer_orders(folder: Path, dataset: RecD
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert "CandidateRanker.from_pretrained" in card and "lambda_weight" in card and "ALRO" in card
-    with pytest.raises(ValueError, match="give two or more different ids"):
+    with pytest.raises(ValueError, match="must contain at least two ids"):
         ranker.rank([], [], [ids[0], ids[0]])
-    with pytest.raises(ValueError, match="1 items in the history and 0 ratings"):
+    with pytest.raises(ValueError, match="history has 1 items, but ratings has 0 values"):
         ranker.rank([ids[0]], [], ids[1:3])
     with pytest.raises(ValueError, match="is not a run folder of AlroTrainer"):
         CandidateRanker.from_pretrained(folder / "model")

@@ -222,6 +222,6 @@ def test_rows_that_could_not_be_drawn_are_refused(folder: Path, dataset: RecData
     refused("row 1: its labels are not the paths of its items", items=[second, first, third])
     refused("row 1: its labels are not the paths of its items", items=[first])
     refused("row 1: its labels are not the paths of its items", labels=[-100] * (len(good[1]["labels"]) - 2) + [3, 4])
-    refused("a list has item 60, which is not in the trie of 60 items", items=[first, second, 60])
+    refused("a list contains item 60, which is not one of the 60 items of the trie", items=[first, second, 60])
     rows = Dataset.from_list([{**good[1], "history": [*good[1]["history"], third]}])
     make_trainer(folder, tmp_path, train_dataset=rows, eval_exclude_history=False, **LISTS)

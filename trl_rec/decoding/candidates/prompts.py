@@ -279,8 +279,8 @@ def _letter_ids(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> 
         if len(names) == len(alphabet):
             return [ids[-1] for ids in texts]
     raise ValueError(
-        f"the tokenizer has no alphabet whose letters are single tokens after {tail[-20:]!r}; change prompt_tail, or "
-        "choose another model"
+        f"the tokenizer does not write the letters of any alphabet as single tokens after {tail[-20:]!r}; change "
+        "prompt_tail, or choose another model"
     )
 
 
@@ -290,6 +290,6 @@ def _check_known_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str
     missing = [token for token in tokens if token not in vocabulary]
     if missing:
         raise ValueError(
-            f"the tokenizer lacks {len(missing)} tokens of the prompts, for example {missing[0]!r}; add them with "
+            f"the tokenizer lacks {len(missing)} tokens of the prompts, such as {missing[0]!r}; add them with "
             "tokenizer.add_tokens(rated_tokens(catalog, ratings)) before creating or resizing the model"
         )

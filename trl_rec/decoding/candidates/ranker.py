@@ -126,7 +126,7 @@ class CandidateRanker:
         """Raises ValueError if the arguments of `rank` are invalid."""
         if len(history) != len(ratings):
             raise ValueError(
-                f"there are {len(history)} items in the history and {len(ratings)} ratings; give one rating per item"
+                f"history has {len(history)} items, but ratings has {len(ratings)} values; give one rating per item"
             )
         finite = np.isfinite(np.array(ratings, float))
         if not finite.all():
@@ -134,7 +134,7 @@ class CandidateRanker:
             raise ValueError(f"the rating of {history[place]!r} is {ratings[place]}; leave out items without a rating")
 
         if len({*candidates}) < max(2, len(candidates)):
-            raise ValueError("candidates has repeated ids or fewer than two; give two or more different ids")
+            raise ValueError("candidates must contain at least two ids, and no id twice; correct the list")
         letters = len(self.prompt_format.letters)
         if letters and len(candidates) > letters:
             raise ValueError(

@@ -121,10 +121,10 @@ def _pending(tokens: Tensor, depth: int) -> Pending:
 def _check(prompts: Mapping[str, Tensor], names: Tensor, mask: Tensor) -> None:
     if names.shape != mask.shape or len(names) != len(prompts["input_ids"]):
         raise ValueError(
-            f"names {tuple(names.shape)}, mask {tuple(mask.shape)} and {len(prompts['input_ids'])} prompts do not "
-            "belong together; give one row of names and one row of mask per prompt"
+            f"names has the shape {tuple(names.shape)} and mask {tuple(mask.shape)}, but there are "
+            f"{len(prompts['input_ids'])} prompts; give one row of names and one row of mask per prompt"
         )
     if not bool(mask.any(1).all()):
-        raise ValueError(f"list {int((~mask.any(1)).nonzero()[0])} has no candidate; leave it out")
+        raise ValueError(f"list {int((~mask.any(1)).nonzero()[0])} has no candidates; leave it out")
     if not bool(prompts["attention_mask"][:, -1].all()):
         raise ValueError("prompts must be padded on the left; set tokenizer.padding_side = 'left'")
