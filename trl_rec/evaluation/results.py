@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
+from trl_rec.data.list_rows import new_targets
 from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.intervals import bootstrap_interval
@@ -20,6 +22,10 @@ from trl_rec.evaluation.train_interactions import TrainInteractions
 
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset
+    from trl_rec.items.twins import Twins
+    from trl_rec.ragged import Ragged
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +119,10 @@ def evaluate_baselines(
     Returns:
         `dict[str, Evaluation]`: the evaluation of each baseline by name.
     """
-    histories = split_rows(held_out(dataset, split), "history")
+    rows = held_out(dataset, split)
+    histories = split_rows(rows, "history")
+    if exclude_history:
+        _warn_of_known_targets(histories, split_rows(rows, "targets"), dataset.catalog.twins)
     baselines: dict[str, RandomBaseline | PopularityBaseline | TransitionBaseline] = {
         "random": RandomBaseline(seed),
         "popularity": PopularityBaseline(),
@@ -128,6 +137,19 @@ def evaluate_baselines(
             ranked, dataset, split=split, ks=ks, rewards=rewards, reward_functions=reward_functions, seed=seed
         )
     return results
+
+
+def _warn_of_known_targets(histories: Ragged, targets: Ragged, twins: Twins | None) -> None:
+    """Warns if at least a tenth of the targets are excluded because they are in the histories of their rows."""
+    is_new = new_targets(histories, targets, twins)
+    if is_new.mean() <= 0.9:
+        logger.warning(
+            "%d of %d targets are in their user's history, so no recommender can find them when histories are "
+            "excluded, and all metrics are low; prepare the data with repeats: first or last, or do not exclude "
+            "histories",
+            (~is_new).sum(),
+            len(is_new),
+        )
 
 
 def held_out(dataset: RecDataset, split: str) -> Dataset:
