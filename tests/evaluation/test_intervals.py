@@ -88,5 +88,5 @@ def test_bad_input_is_an_error(values, settings, message):
 
 
 def test_runs_over_different_users_are_an_error():
-    with pytest.raises(ValueError, match="a has 2 users and b has 3"):
+    with pytest.raises(ValueError, match="a has 2 users, but b has 3"):
         paired_comparison(np.zeros(2), np.zeros(3))

@@ -34,8 +34,11 @@ def test_the_file_contains_results_settings_and_versions(tmp_path):
     ("results", "message"),
     [
         ({"bear": Evaluation({"recall@10": float("nan"), "num_users": 3})}, "recall@10 of bear is nan"),
-        ({"bear": BEAR, "baseline": Evaluation({"num_users": 4})}, "the numbers of users are: bear 3, baseline 4"),
-        ({}, "the numbers of users are: none at all"),
+        (
+            {"bear": BEAR, "baseline": Evaluation({"num_users": 4})},
+            "their numbers of users differ: bear 3, baseline 4",
+        ),
+        ({}, "their numbers of users differ: unknown"),
     ],
 )
 def test_bad_results_are_an_error_and_nothing_is_written(tmp_path, results, message):

@@ -182,23 +182,23 @@ def test_accuracy_needs_no_groups_and_fairness_no_targets():
     batch = batch_of([[[1, 2], [2, 9]]], [[9]], [[]])
     np.testing.assert_array_equal(parts_of(batch, ["hit"])["hit"], [[0, 1]])
     for name in ("ild", "mgu"):
-        with pytest.raises(ValueError, match="ild and mgu need groups of items; name a group_column"):
+        with pytest.raises(ValueError, match="ild and mgu need groups of items; set group_column"):
             parts_of(batch, [name])
     batch = batch_of([[[1, 0]], [[0, 1]]], [[1], []], [[0], [0]], np.eye(2))
     np.testing.assert_allclose(parts_of(batch, ["mgu"])["mgu"], -0.5)
     for name in ("ndcg", "recall", "hit"):
-        with pytest.raises(ValueError, match="targets, row 1 is empty"):
+        with pytest.raises(ValueError, match="targets, row 1: the user has no targets"):
             parts_of(batch, [name])
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"lists": [[0, 1]]}, r"lists is int64 of the shape \(1, 2\); give item indices"),
-        ({"lists": [[[0.0, np.nan]], [[0, 1]]]}, "lists is float64 of the shape"),
+        ({"lists": [[0, 1]]}, r"lists has the dtype int64 and the shape \(1, 2\); give item indices"),
+        ({"lists": [[[0.0, np.nan]], [[0, 1]]]}, "lists has the dtype float64 and the shape"),
         ({"lists": [[[0, 1]], [[1, 5]]]}, "lists, row 1, list 0: item 5 is not in the catalogue of 5 items"),
-        ({"targets": [[1]]}, "targets has 1 rows and lists has 2"),
-        ({"histories": [[1], [2], [3]]}, "histories has 3 rows and lists has 2"),
+        ({"targets": [[1]]}, "targets has 1 rows, but lists has 2"),
+        ({"histories": [[1], [2], [3]]}, "histories has 3 rows, but lists has 2"),
         ({"targets": [[1], [5]]}, "targets, row 1: 5 is not an item index"),
         ({"histories": [[1], [2, -1]]}, "histories, row 1: -1 is not an item index"),
     ],
@@ -215,14 +215,15 @@ def test_a_reward_that_is_not_finite_is_an_error_that_names_the_row(value):
     batch = random_batch()
     values = np.zeros((6, 5))
     values[3, 2] = value
-    with pytest.raises(ValueError, match=f"reward 'mine', row 3, list 2 is {value}; return finite numbers"):
+    with pytest.raises(ValueError, match=f"reward 'mine' returned {value} for list 2 of row 3; return finite numbers"):
         score_lists(batch, {"hit": 1.0, "mine": 0.0}, {"mine": lambda batch: values})
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 1), (5, 6), (6, 5, 4), ()])
 def test_a_reward_of_another_shape_is_an_error(shape):
     with pytest.raises(
-        ValueError, match=r"reward 'mine' has the shape .*; return one value for each of the \(6, 5\) lists"
+        ValueError,
+        match=r"reward 'mine' returned values of the shape .*; return one value per list, of the shape \(6, 5\)",
     ):
         score_lists(random_batch(), {"mine": 1.0}, {"mine": lambda batch: np.zeros(shape)})
 
@@ -230,8 +231,8 @@ def test_a_reward_of_another_shape_is_an_error(shape):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({}, f"no reward is given; weigh at least one of {NAMED_REWARDS}"),
-        ({"ndgc": 1.0}, f"no reward is called 'ndgc'; choose from {NAMED_REWARDS}, or give its function"),
+        ({}, f"rewards is empty; give a weight to at least one of {NAMED_REWARDS}"),
+        ({"ndgc": 1.0}, f"there is no reward 'ndgc'; choose from {NAMED_REWARDS}, or pass your own function"),
         ({"hit": np.nan}, "the weight of reward 'hit' must be a finite number, not nan"),
     ],
 )

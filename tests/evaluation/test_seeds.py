@@ -55,5 +55,5 @@ def test_a_reference_not_above_zero_is_compared_by_difference(value: float) -> N
 
 @pytest.mark.parametrize(("runs", "against"), [(RUNS, "counter"), ({**RUNS, "b": []}, "baseline"), ({}, "baseline")])
 def test_a_missing_reference_or_run_is_an_error(runs: dict, against: str) -> None:
-    with pytest.raises(ValueError, match=f"one run of each recommender, and '{against}' among them"):
+    with pytest.raises(ValueError, match=f"one run of each recommender, including '{against}'"):
         seeds_table(runs, metrics=["ndcg@5"], against=against)

@@ -27,7 +27,7 @@ def test_columns_are_aligned_and_the_best_values_marked():
         "popularity          0.0859   0.9800           312.2        -",
         "bear|ml     0.1835* ±0.0240  0.8000*          170.0   0.1000",
     ]
-    gini = "gini: inequality of how often items are recommended, from 0 (all equal) to 1 (one item takes all)"
+    gini = "gini: inequality of how often items are recommended, from 0 (all equally) to 1 (only one item)"
     assert f"{gini} (lower is better)" in lines
     assert "±: half the width of the 95 % bootstrap interval over users" in lines
     assert lines[-1] == "*: best of its column"

@@ -11,10 +11,12 @@ from tests.robustness.attacks import Attack, assert_refused, each
 
 COMMAND_LINES = [
     Attack("unknown key", "--nonsense", words=["--nonsense", "1"]),
-    Attack("unknown recipe", "there is no file and no recipe 'prepare/moon'", words=["--config", "prepare/moon"]),
-    Attack("recipe is a folder", "there is no file and no recipe '.'", words=["--config", "."]),
-    Attack("no recipe", "--config needs a recipe", words=["--config"]),
-    Attack("no recipe, with =", "there is no file and no recipe ''", words=["--config="]),
+    Attack(
+        "unknown recipe", "'prepare/moon' is neither a file nor a shipped recipe", words=["--config", "prepare/moon"]
+    ),
+    Attack("recipe is a folder", "'.' is neither a file nor a shipped recipe", words=["--config", "."]),
+    Attack("no recipe", "--config needs a value", words=["--config"]),
+    Attack("no recipe, with =", "'' is neither a file nor a shipped recipe", words=["--config="]),
     Attack("key without value", "argument --seed: expected one argument", words=["--seed"]),
     Attack("word for a number", "argument --seed: invalid int value: 'x'", words=["--seed", "x"]),
     Attack("fraction", "argument --toy_users/--toy-users: invalid int value: '1.5'", words=["--toy_users", "1.5"]),

@@ -37,8 +37,8 @@ def recipe(content: str) -> Callable[[Path], object]:
 
 RECIPE = ["--config", "recipe.yaml"]
 COMMAND_LINES = [
-    Attack("unknown name", "no reward is called 'x'; choose from hit, ild, mgu", words=["--rewards", '{"x": 1}']),
-    Attack("no rewards", "no reward is given; weigh at least one of hit", words=["--rewards", "{}"]),
+    Attack("unknown name", "there is no reward 'x'; choose from hit, ild, mgu", words=["--rewards", '{"x": 1}']),
+    Attack("no rewards", "rewards is empty; give a weight to at least one of hit", words=["--rewards", "{}"]),
     Attack("no mapping", "ndcg is not a mapping; write it as JSON", words=["--rewards", "ndcg"]),
     Attack("a list", '["ndcg"] is not a mapping; write it as JSON', words=["--rewards", '["ndcg"]']),
     Attack("truncated", "is not a mapping; write it as JSON", words=["--rewards", '{"ndcg": ']),
@@ -59,7 +59,7 @@ COMMAND_LINES = [
         "the weighted sum of the rewards ndcg, hit, recall is too large; lower",
         words=["--rewards", '{"ndcg": 1e308, "hit": 1e308, "recall": 1e308}'],
     ),
-    Attack("best of without rewards", "give rewards and list_length", words=["--best_of", "4"]),
+    Attack("best of without rewards", "set rewards and list_length", words=["--best_of", "4"]),
     Attack("a text in a recipe", "rewards", recipe("rewards: ndcg"), RECIPE),
     Attack("a list in a recipe", "rewards", recipe("rewards: [ndcg, mgu]"), RECIPE),
     Attack("a number in a recipe", "rewards", recipe("rewards: 3"), RECIPE),
@@ -116,22 +116,30 @@ def score(weights: Any, function: Any = None) -> ListRewards:
     return score_lists(batch, weights, {"mine": function})
 
 
-NO_ARRAY = r"which is no array of real numbers; return one value for each of the \(2, 3\) lists"
-WRONG_SHAPE = r"; return one value for each of the \(2, 3\) lists"
+NO_ARRAY = r"which is not an array of real numbers; return one value per list, of the shape \(2, 3\)"
+WRONG_SHAPE = r"; return one value per list, of the shape \(2, 3\)"
 FUNCTIONS = [
-    PythonAttack("too short", rf"reward 'mine' has the shape \(2,\){WRONG_SHAPE}", np.zeros(2)),
-    PythonAttack("transposed", rf"reward 'mine' has the shape \(3, 2\){WRONG_SHAPE}", ZEROS.T),
-    PythonAttack("one number", rf"reward 'mine' has the shape \(\){WRONG_SHAPE}", 1.0),
-    PythonAttack("per item", rf"reward 'mine' has the shape \(2, 3, 2\){WRONG_SHAPE}", np.zeros((2, 3, 2))),
-    PythonAttack("nothing", rf"reward 'mine' has the shape \(0,\){WRONG_SHAPE}", []),
-    PythonAttack("a tensor of another shape", rf"has the shape \(3, 2\){WRONG_SHAPE}", torch.zeros(3, 2)),
+    PythonAttack("too short", rf"reward 'mine' returned values of the shape \(2,\){WRONG_SHAPE}", np.zeros(2)),
+    PythonAttack("transposed", rf"reward 'mine' returned values of the shape \(3, 2\){WRONG_SHAPE}", ZEROS.T),
+    PythonAttack("one number", rf"reward 'mine' returned values of the shape \(\){WRONG_SHAPE}", 1.0),
+    PythonAttack(
+        "per item", rf"reward 'mine' returned values of the shape \(2, 3, 2\){WRONG_SHAPE}", np.zeros((2, 3, 2))
+    ),
+    PythonAttack("nothing", rf"reward 'mine' returned values of the shape \(0,\){WRONG_SHAPE}", []),
+    PythonAttack(
+        "a tensor of another shape", rf"returned values of the shape \(3, 2\){WRONG_SHAPE}", torch.zeros(3, 2)
+    ),
     PythonAttack(
         "a tensor without values", f"reward 'mine' returned tensor.*, {NO_ARRAY}", torch.empty(2, 3, device="meta")
     ),
-    PythonAttack("NaN", "reward 'mine', row 0, list 0 is nan; return finite numbers", ZEROS * NAN),
-    PythonAttack("infinite", "reward 'mine', row 1, list 2 is inf; return finite", [[0, 0, 0], [0, 0, float("inf")]]),
+    PythonAttack("NaN", "reward 'mine' returned nan for list 0 of row 0; return finite numbers", ZEROS * NAN),
+    PythonAttack(
+        "infinite", "reward 'mine' returned inf for list 2 of row 1; return finite", [[0, 0, 0], [0, 0, float("inf")]]
+    ),
     PythonAttack("None", f"reward 'mine' returned None, {NO_ARRAY}", None),
-    PythonAttack("None per list", "reward 'mine', row 0, list 1 is nan; return finite numbers", [[0, None, 0]] * 2),
+    PythonAttack(
+        "None per list", "reward 'mine' returned nan for list 1 of row 0; return finite numbers", [[0, None, 0]] * 2
+    ),
     PythonAttack("a text", f"reward 'mine' returned 'high', {NO_ARRAY}", "high"),
     PythonAttack("texts", f"reward 'mine' returned .*, {NO_ARRAY}", [["1", "2", "3"]] * 2),
     PythonAttack("complex numbers", f"reward 'mine' returned array.*, {NO_ARRAY}", ZEROS + 1j),
@@ -150,13 +158,13 @@ def test_what_is_no_reward_is_refused(attack: PythonAttack) -> None:
 
 
 WEIGHTS = [
-    PythonAttack("no groups", "the rewards ild and mgu need groups of items; name a group_column", {"mgu": 1}),
+    PythonAttack("no groups", "the rewards ild and mgu need groups of items; set group_column", {"mgu": 1}),
     PythonAttack("a text", "rewards must map names to weights, as in .*, not 'mine'", "mine"),
     PythonAttack("a list", r"rewards must map names to weights, as in .*, not \['mine'\]", ["mine"]),
-    PythonAttack("None", "no reward is given; weigh at least one of hit", None),
+    PythonAttack("None", "rewards is empty; give a weight to at least one of hit", None),
     PythonAttack("an array", "the weight of reward 'mine' must be a number, not array", {"mine": np.ones(2)}),
     PythonAttack("complex", "the weight of reward 'mine' must be a number, not 1j", {"mine": 1j}),
-    PythonAttack("no function", "reward 'mine' is 3; give a function of a ListBatch", {"mine": 1}),
+    PythonAttack("no function", "reward 'mine' is 3; pass a function that takes a ListBatch", {"mine": 1}),
 ]
 
 

@@ -172,7 +172,7 @@ def test_lists_end_at_the_first_missing_rank() -> None:
     split = Dataset(pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in rows.items()}))
     text = readable_lists(np.array([[1, -1, -1]]), split, catalog, rows=[0])
     assert text.replace("\n", "").isprintable()
-    assert text.count("\n") == 2 and text.endswith("next was: C")
+    assert text.count("\n") == 2 and text.endswith("next items: C")
 
 
 @pytest.fixture(scope="module")

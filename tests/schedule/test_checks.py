@@ -39,7 +39,10 @@ def test_missing_feedback_of_a_later_stage_is_refused(folder: Path, tmp_path: Pa
     schedule = make_schedule(folder, tmp_path / "out")
     cut = [STAGES[0], PreferenceStage("feedback", "easy", disliked=(-2, -1))]
     check_refused(
-        r"stage 2 \(feedback-easy\): no score of the training split lies in disliked", schedule, folder / "model", cut
+        r"stage 2 \(feedback-easy\): no score of the training split is in the range disliked",
+        schedule,
+        folder / "model",
+        cut,
     )
     bare = schedule.dataset.train.remove_columns(["history_ratings", "target_ratings"])
     schedule = replace(schedule, dataset=replace(schedule.dataset, train=bare))
@@ -62,7 +65,7 @@ def test_sharded_weights_are_refused(kind: str, folder: Path, tmp_path: Path, mo
 def test_a_policy_must_have_a_folder_of_its_own(folder: Path, tmp_path: Path) -> None:
     check_refused("some/policy is not a folder", make_schedule(folder, tmp_path / "out"), "some/policy")
     for output in (folder / "model", folder / "model" / "stages" / "here"):
-        with pytest.raises(ValueError, match="output_dir is, or lies in, the folder of the policy"):
+        with pytest.raises(ValueError, match="output_dir must not be or be inside the folder of the policy"):
             run_stages(STAGES, folder / "model", make_schedule(folder, output))
 
 

@@ -88,15 +88,15 @@ def test_scores_from_elsewhere_replace_ratings(kind) -> None:
 
 def test_missing_and_misaligned_scores_are_an_error() -> None:
     train = make_split(ROWS)
-    with pytest.raises(ValueError, match="no ratings to tell liked from disliked"):
+    with pytest.raises(ValueError, match="no ratings that distinguish liked from disliked"):
         feedback_preferences(train, difficulty="easy")
     with pytest.raises(ValueError, match="no column 'mood' of scores; it has user, history"):
         feedback_preferences(train, difficulty="easy", scores="mood")
-    with pytest.raises(ValueError, match="scores has 1 rows and the training split 2"):
+    with pytest.raises(ValueError, match="scores has 1 rows, but the training split has 2"):
         feedback_preferences(train, difficulty="easy", scores=Ragged.from_lists(SCORES[:1]))
-    with pytest.raises(ValueError, match="scores, row 1: 2 values for 3 items"):
+    with pytest.raises(ValueError, match="scores, row 1: there are 2 scores for 3 items"):
         feedback_preferences(train, difficulty="easy", scores=Ragged.from_lists([SCORES[0], SCORES[1][:2]]))
-    with pytest.raises(ValueError, match="difficulty must be easy or hard"):
+    with pytest.raises(ValueError, match="difficulty must be easy .disliked items. or hard"):
         feedback_preferences(train, difficulty="medium")
     with pytest.raises(ValueError, match="must use only the training split"):
         feedback_preferences(make_split(ROWS, SCORES, split="validation"), difficulty="easy")
@@ -110,8 +110,8 @@ def test_missing_and_misaligned_scores_are_an_error() -> None:
         ({"liked": (1, 2), "disliked": (5, 5)}, "must not overlap"),
         ({"neutral": (4, 3)}, "a lowest and a highest"),
         ({"liked": (5, float("nan"))}, "a lowest and a highest"),
-        ({"liked": (6, 9)}, r"in liked=\(6, 9\): they run from 1 to 5"),
-        ({"disliked": (-9, -8)}, r"in disliked=\(-9, -8\): they run from 1 to 5"),
+        ({"liked": (6, 9)}, r"in the range liked=\(6, 9\) \(the scores are from 1 to 5\)"),
+        ({"disliked": (-9, -8)}, r"in the range disliked=\(-9, -8\) \(the scores are from 1 to 5\)"),
     ],
 )
 def test_invalid_ranges_are_an_error(ranges, message) -> None:
@@ -121,7 +121,7 @@ def test_invalid_ranges_are_an_error(ranges, message) -> None:
 
 def test_scores_that_are_all_nan_are_an_error() -> None:
     unknown = Ragged.from_lists([[float("nan")] * 4, [float("nan")] * 3], float)
-    with pytest.raises(ValueError, match="there are no scores at all"):
+    with pytest.raises(ValueError, match="there are no scores"):
         feedback_preferences(make_split(ROWS), difficulty="easy", scores=unknown)
 
 

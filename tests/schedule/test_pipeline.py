@@ -208,8 +208,11 @@ def test_stages_must_prompt_and_rank_the_policy_like_its_training(source: Path, 
     """Otherwise it would be measured with another softmax, or without its users, and look worse."""
     supervised = BearConfig(str(tmp_path / "policy"), **SHARED)
     for options, message in (
-        ({}, "ranked by its softmax over legal tokens; give the stages normalize: catalogue"),
-        ({"normalize": "catalogue", "prompt_head": None}, "prompted with prompt_head='{user}', the stages with None"),
+        ({}, "ranks lists with a softmax over legal tokens; set normalize: catalogue"),
+        (
+            {"normalize": "catalogue", "prompt_head": None},
+            "uses prompt_head='{user}' in its prompts, but the stages use None",
+        ),
     ):
         schedule = Schedule(
             load(source), SoftmaxDPOConfig(str(tmp_path / "run"), **{**SHARED, **options}), keep="last"

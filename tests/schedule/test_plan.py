@@ -142,7 +142,7 @@ def test_adapter_and_quantisation_are_written_the_same_each_time(folder: Path, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"save_strategy": "no"}, "save_strategy 'no' does not save when eval_strategy 'steps'"),
+        ({"save_strategy": "no"}, "save_strategy 'no' does not save whenever eval_strategy 'steps'"),
         ({"save_strategy": "epoch"}, "save_strategy 'epoch' does not save"),
         ({"save_steps": 3}, "save and evaluate at the same steps"),
         ({"metric_for_best_model": "eval_recall@5"}, "keep='best' compares policies by eval_ndcg@10"),

@@ -159,7 +159,7 @@ def test_a_damaged_part_is_computed_again(setting, ranked, tmp_path, caplog) -> 
 
 
 def test_invalid_arguments_are_an_error(setting, tmp_path) -> None:
-    with pytest.raises(ValueError, match="need a key that identifies the model's weights"):
+    with pytest.raises(ValueError, match="pass a key that identifies the model's weights"):
         setting.beams(folder=tmp_path)
     with pytest.raises(ValueError, match="part_size must be at least 1, not 0"):
         setting.beams(part_size=0)

@@ -40,11 +40,14 @@ def test_the_default_difficulty_is_the_last_of_the_source() -> None:
     [
         ([], "no stages"),
         ([{"difficulty": "easy"}], "stage 1 has no source"),
-        ([{"source": "random"}, {"source": "random", "lr": 1}], "stage 2: there is no key 'lr'"),
+        ([{"source": "random"}, {"source": "random", "lr": 1}], "stage 2 has the unknown key 'lr'"),
         ([{"source": "beams"}], "unknown source 'beams'"),
-        ([{"source": "feedback", "difficulty": "medium"}], "feedback negatives are easy, hard, not 'medium'"),
-        (["self_play"], "stage 1 is 'self_play'"),
-        ([{"source": "random"}, {"source": 3}], "stage 2: source must be a word, not 3"),
+        (
+            [{"source": "feedback", "difficulty": "medium"}],
+            "the difficulty of feedback negatives must be one of easy, hard, not 'medium'",
+        ),
+        (["self_play"], "stage 1 must be a mapping with a source"),
+        ([{"source": "random"}, {"source": 3}], "stage 2: source must be a string, not 3"),
         ([{"source": "feedback", "liked": 5}], "stage 1: liked must be a lowest and a highest rating"),
         ([{"source": "feedback", "liked": [5, 4]}], "stage 1: liked must be a lowest and a highest rating"),
         ([{"source": "feedback", "neutral": [3, "x"]}], "stage 1: neutral must be a"),

@@ -117,7 +117,7 @@ def test_a_saved_model_is_evaluated_beside_the_baselines(
     assert rewards[2] > rewards[1] and "reward" in results["transition"]["metrics"]
     with pytest.raises(SystemExit):
         main(["evaluate", "--model", "random", "--best_of", "4", *options])
-    assert "give rewards and list_length" in capsys.readouterr().err
+    assert "set rewards and list_length" in capsys.readouterr().err
     catalog = load("data/toy").with_surface("item_token").catalog
     save_recommender(
         "random", catalog, {"prompt": {"list_length": 5}, "num_beams": 1}
@@ -214,7 +214,7 @@ def test_recipes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == find_recipe("bear/toy").read_text()
     with pytest.raises(SystemExit):
         main(["bear", "--config=bear/nothing"])
-    assert "there is no file and no recipe 'bear/nothing'" in capsys.readouterr().err
+    assert "'bear/nothing' is neither a file nor a shipped recipe" in capsys.readouterr().err
 
 
 def test_a_training_verb_is_launched_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,12 +271,15 @@ def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["prepare", "--config", "prepare/nothing"], "no recipe 'prepare/nothing'; the shipped recipes are align3gr/"),
+        (
+            ["prepare", "--config", "prepare/nothing"],
+            "'prepare/nothing' is neither a file nor a shipped recipe; the shipped recipes are align3gr/",
+        ),
         (["prepare", "--source", "nowhere", "--output_dir", "x"], "nowhere is not a folder"),
         (["evaluate", "--dataset", "nowhere", "--output_dir", "x"], "not a dataset folder"),
         (
             ["evaluate", "--dataset", "x", "--output_dir", "x", "--list_length", "3"],
-            "ks=[1, 5, 10] goes beyond list_length=3",
+            "ks=[1, 5, 10] contains a k above list_length=3",
         ),
         (["evaluate", "--dataset", "x", "--output_dir", "x", "--bogus", "1"], "not used by the HfArgumentParser"),
     ],

@@ -213,7 +213,7 @@ def _excluded(histories: Ragged, exclude_history: bool, twins: Twins | None) -> 
 
 def _checked_histories(histories: Rows, top_k: int, num_items: int) -> Ragged:
     if num_items == 0:
-        raise ValueError("the baseline has no items yet; call fit with a training split first")
+        raise ValueError("the baseline is not fitted; call fit with a training split first")
     COUNT.check("top_k", top_k)
     return item_rows(histories, "histories", num_items)
 

@@ -60,7 +60,7 @@ def best_of_split(
         Two evaluations by name: `"drawn"` for a single list, and `"best of N"` with N replaced by its value.
     """
     if prompt_format.list_length is None:
-        raise ValueError("the best of several lists needs a policy that writes lists; give list_length")
+        raise ValueError("best_of requires a policy that writes lists; set list_length")
 
     rows = held_out(dataset, split)
     lists = draw_lists(
@@ -124,7 +124,7 @@ def draw_lists(
         return items
 
     width = num_lists * list_length
-    flat = map_histories(_draw, histories, prompt_format, width=width, desc="drawing lists", **options)
+    flat = map_histories(_draw, histories, prompt_format, width=width, desc="sampling lists", **options)
     return flat.reshape(len(histories), num_lists, list_length)
 
 
@@ -141,7 +141,9 @@ def expected_best(values: np.ndarray, rewards: np.ndarray, best_of: int) -> np.n
     """
     num_lists = rewards.shape[1]
     if not 1 <= best_of <= num_lists:
-        raise ValueError(f"the best of {best_of} cannot be chosen from {num_lists} lists; draw at least best_of lists")
+        raise ValueError(
+            f"best_of={best_of} is larger than the number of sampled lists, {num_lists}; sample at least best_of lists"
+        )
 
     # For each list, the number of lists with a lower reward, and with a lower or equal reward, (U, S) each.
     below = (rewards[:, None] < rewards[..., None]).sum(-1)

@@ -48,7 +48,7 @@ def line_charts(panels: Mapping[str, Curves], *, x_label: str = "step") -> str:
         x_label (*optional*, defaults to `"step"`): Label of every horizontal axis.
     """
     if not panels or not any(curve for curves in panels.values() for curve in curves.values()):
-        raise ValueError("there is nothing to draw: no run has a point; log the quantity first")
+        raise ValueError("there is nothing to draw, because no run contains a value; log the quantity first")
 
     # Assign one colour per run, the same in every panel.
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))

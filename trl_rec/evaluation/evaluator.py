@@ -96,7 +96,7 @@ def _per_user(ranked: np.ndarray, relevant: Rows, ks: Sequence[int], num_items: 
     if not rows.lengths.all():
         row = int(np.flatnonzero(rows.lengths == 0)[0])
         raise ValueError(
-            f"relevant, row {row}: the user has no relevant item; leave such users out of both ranked and relevant"
+            f"relevant, row {row}: the user has no relevant items; leave such users out of ranked and relevant"
         )
 
     hits, num_relevant = metrics.find_hits(ranked, rows.row_ids, rows.values)  # (N, K) and (N,)
@@ -154,7 +154,8 @@ def _checked_ranking(ranked: np.ndarray, ks: Sequence[int]) -> np.ndarray:
     num_ranks = ranked.shape[1]
     if not ks or min(ks) < 1 or max(ks) > num_ranks:
         raise ValueError(
-            f"ks={tuple(ks)} does not fit lists of {num_ranks}; choose k from 1 to {num_ranks}, or rank more items"
+            f"ks={tuple(ks)} contains a value outside 1 to {num_ranks}, the number of ranks; change ks, or rank "
+            "more items"
         )
     return ranked.astype(np.int64, copy=False)
 
@@ -162,7 +163,7 @@ def _checked_ranking(ranked: np.ndarray, ks: Sequence[int]) -> np.ndarray:
 def _check_same_users(rows: Ragged, ranked: np.ndarray, name: str) -> None:
     if len(rows) != len(ranked):
         raise ValueError(
-            f"{name} has {len(rows)} rows and ranked has {len(ranked)}; give the same users, in the same order"
+            f"{name} has {len(rows)} rows, but ranked has {len(ranked)}; give the same users, in the same order"
         )
 
 
@@ -181,5 +182,5 @@ def _catalog_size(catalog: ItemCatalog | None, popularity: np.ndarray | None, nu
         raise ValueError(f"{listed} disagree on the number of items")
     if popularity is not None and not np.isfinite(popularity).all():
         item = int(np.flatnonzero(~np.isfinite(popularity))[0])
-        raise ValueError(f"popularity of item {item} is {popularity[item]}; give a finite number per item")
+        raise ValueError(f"the popularity of item {item} is {popularity[item]}; give one finite number per item")
     return next(iter(sizes.values()), None)

@@ -81,7 +81,7 @@ def paired_comparison(
     b = _checked(b, "b")
     if len(a) != len(b):
         raise ValueError(
-            f"a has {len(a)} users and b has {len(b)}; compare runs over the same users, in the same order"
+            f"a has {len(a)} users, but b has {len(b)}; compare runs over the same users, in the same order"
         )
     low, high = bootstrap_interval(a - b, num_resamples=num_resamples, level=level, seed=seed)
     return PairedComparison(float((a - b).mean()), low, high, _sign_flip_p_value(a - b, num_resamples, seed))

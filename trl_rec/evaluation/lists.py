@@ -49,6 +49,6 @@ def readable_lists(
             lines.append(f"{mark} {rank:>2}. {titles[item]}")
         missed = sorted(chosen - set(items[row].tolist()))
         if missed:
-            lines.append(f"   next was: {', '.join(titles[item] for item in missed)}")
+            lines.append(f"   next items: {', '.join(titles[item] for item in missed)}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

@@ -80,15 +80,17 @@ def metrics_content(
 def _num_users(results: Mapping[str, Evaluation]) -> int:
     counts = {name: int(evaluation.metrics["num_users"]) for name, evaluation in results.items()}
     if len(set(counts.values())) != 1:
-        listed = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none at all"
-        raise ValueError(f"results in one file must be over the same users, but the numbers of users are: {listed}")
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items()) or "unknown"
+        raise ValueError(
+            f"the results in one file must cover the same users, but their numbers of users differ: {listed}"
+        )
     return next(iter(counts.values()))
 
 
 def _entry(name: str, evaluation: Evaluation) -> dict[str, Any]:
     for metric, value in evaluation.metrics.items():
         if not math.isfinite(value):
-            raise ValueError(f"{metric} of {name} is {value}; check the run that produced it; nothing was written")
+            raise ValueError(f"{metric} of {name} is {value}, so nothing was written; check the run that produced it")
     return {
         "metrics": dict(evaluation.metrics),
         "intervals": {metric: list(interval) for metric, interval in evaluation.intervals.items()},

@@ -53,8 +53,8 @@ class ListBatch:
     def __post_init__(self) -> None:
         if self.lists.ndim != 3 or not np.issubdtype(self.lists.dtype, np.integer):
             raise ValueError(
-                f"lists is {self.lists.dtype} of the shape {self.lists.shape}; "
-                "give item indices of shape (users, lists, ranks)"
+                f"lists has the dtype {self.lists.dtype} and the shape {self.lists.shape}; give item indices of the "
+                "shape (users, lists, ranks)"
             )
 
         view = self.lists.view()
@@ -72,7 +72,7 @@ class ListBatch:
         for name, rows in (("targets", self.targets), ("histories", self.histories)):
             if len(item_rows(rows, name, num_items)) != len(self.lists):
                 raise ValueError(
-                    f"{name} has {len(rows)} rows and lists has {len(self.lists)}; give the same users to both"
+                    f"{name} has {len(rows)} rows, but lists has {len(self.lists)}; give the same users in both"
                 )
 
     @cached_property
@@ -83,7 +83,7 @@ class ListBatch:
         """
         if not self.targets.lengths.all():
             row = int(np.flatnonzero(self.targets.lengths == 0)[0])
-            raise ValueError(f"targets, row {row} is empty; leave users without a target out of training")
+            raise ValueError(f"targets, row {row}: the user has no targets; leave such users out")
 
         # Flatten the lists to one row each, and repeat the targets of each user for every list.
         num_users, num_lists, num_ranks = self.lists.shape
@@ -95,9 +95,7 @@ class ListBatch:
     def groups(self) -> np.ndarray:
         """`shares`, for rewards that need groups. Raises `ValueError` if there are none."""
         if self.shares is None:
-            raise ValueError(
-                "the rewards ild and mgu need groups of items; name a group_column when preparing the data"
-            )
+            raise ValueError("the rewards ild and mgu need groups of items; set group_column when preparing the data")
         return self.shares
 
 
@@ -151,14 +149,14 @@ def _check_weights(weights: Mapping[str, float], known: Mapping[str, ListReward]
     if weights is not None and not isinstance(weights, Mapping):
         raise ValueError(f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {weights!r:.60}")
     if not weights:
-        raise ValueError(f"no reward is given; weigh at least one of {', '.join(sorted(known))}")
+        raise ValueError(f"rewards is empty; give a weight to at least one of {', '.join(sorted(known))}")
     for name, weight in weights.items():
         if name not in known:
             raise ValueError(
-                f"no reward is called {name!r}; choose from {', '.join(sorted(known))}, or give its function"
+                f"there is no reward {name!r}; choose from {', '.join(sorted(known))}, or pass your own function"
             )
         if not callable(known[name]):
-            raise ValueError(f"reward {name!r} is {known[name]!r:.60}; give a function of a ListBatch")
+            raise ValueError(f"reward {name!r} is {known[name]!r:.60}; pass a function that takes a ListBatch")
         FINITE.check(f"the weight of reward {name!r}", weight)
 
 
@@ -180,11 +178,14 @@ def _checked(returned: object, name: str, shape: tuple[int, ...]) -> np.ndarray:
     values = _as_floats(returned, name, shape)
     if values.shape != shape:
         raise ValueError(
-            f"reward {name!r} has the shape {values.shape}; return one value for each of the {shape} lists"
+            f"reward {name!r} returned values of the shape {values.shape}; return one value per list, of the shape "
+            f"{shape}"
         )
     if not np.isfinite(values).all():
         row, number = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(f"reward {name!r}, row {row}, list {number} is {values[row, number]}; return finite numbers")
+        raise ValueError(
+            f"reward {name!r} returned {values[row, number]} for list {number} of row {row}; return finite numbers"
+        )
     return values.round(DECIMALS)
 
 
@@ -202,8 +203,8 @@ def _as_floats(returned: object, name: str, shape: tuple[int, ...]) -> np.ndarra
         return values.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:  # numpy's reasons to refuse a conversion
         raise ValueError(
-            f"reward {name!r} returned {_in_words(returned)}, which is no array of real numbers; return one value for "
-            f"each of the {shape} lists"
+            f"reward {name!r} returned {_in_words(returned)}, which is not an array of real numbers; return one "
+            f"value per list, of the shape {shape}"
         ) from error
 
 

@@ -61,16 +61,19 @@ class EvaluationConfig:
     """
 
     model: str | None = field(
-        default=None, metadata={"help": "hub id, folder or GGUF file of the model; without one, only baselines"}
+        default=None,
+        metadata={"help": "hub id, folder or GGUF file of the model; if unset, only the baselines are evaluated"},
     )
     surface: str | None = field(
         default=None,
-        metadata={"help": "how the model writes items: title, item_token, semantic_id; from its run folder if unset"},
+        metadata={
+            "help": "how the model writes items: title, item_token or semantic_id; from its run folder if unset"
+        },
     )
     list_length: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "number of items in a list, for a model that writes lists; from its run folder if unset",
+            "help": "number of items per list, for a model that writes lists; from its run folder if unset",
         },
     )
     rewards: Annotated[dict[str, float] | None, FINITE] = field(
@@ -82,16 +85,16 @@ class EvaluationConfig:
     best_of: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "also draw this many lists per user and keep the one with the highest reward, as an upper bound",
+            "help": "also sample this many lists per user and keep the one with the highest reward, as an upper bound",
         },
     )
     split: str = field(default="test", metadata={"help": "split to evaluate: validation or test"})
     max_users: Annotated[int | None, COUNT] = field(
         default=None,
-        metadata={"help": "number of users to evaluate, spread evenly over the split; all if unset"},
+        metadata={"help": "maximum number of users to evaluate, spread evenly over the split; all if unset"},
     )
     ks: Annotated[list[int], COUNT] = field(
-        default_factory=lambda: [1, 5, 10], metadata={"help": "lengths to cut the lists at"}
+        default_factory=lambda: [1, 5, 10], metadata={"help": "values of k for metrics at k"}
     )
     exclude_history: bool = field(
         default=True, metadata={"help": "never recommend items that are in the user's history"}
@@ -99,35 +102,37 @@ class EvaluationConfig:
     num_beams: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "width of the beam search; from the run folder if unset, else the largest k (for lists, 1)",
+            "help": "width of the beam search; if unset, from the run folder, or else the largest k (1 for lists)",
         },
     )
     length_penalty: Annotated[float | None, FINITE] = field(
         default=None,
         metadata={
-            "help": "divide scores by the generated length to this power; from the run folder if unset, else 0",
+            "help": "divide scores by the generated length to this power; if unset, from the run folder, or else 0",
         },
     )
     renormalize: bool | None = field(
         default=None,
-        metadata={"help": "softmax over legal tokens, not the vocabulary; from the run folder if unset, else true"},
+        metadata={
+            "help": "softmax over legal tokens, not the vocabulary; if unset, from the run folder, or else true"
+        },
     )
     batch_size: Annotated[int, COUNT] = field(default=16, metadata={"help": "prompts per forward pass"})
     max_length: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "limit on the tokens of prompt and completion together; from the run folder if unset",
+            "help": "maximum number of tokens of prompt and completion together; from the run folder if unset",
         },
     )
-    dtype: str = field(default="auto", metadata={"help": "number format of the model's weights"})
+    dtype: str = field(default="auto", metadata={"help": "dtype of the model's weights"})
     seed: Annotated[int, SEED] = field(
-        default=0, metadata={"help": "seed of the random baseline, of drawn lists and of the bootstrap"}
+        default=0, metadata={"help": "seed of the random baseline, of sampled lists and of the bootstrap"}
     )
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if not self.ks:
-            raise ValueError("ks is empty; give at least one length to cut lists at, such as 10")
+            raise ValueError("ks is empty; give at least one k, such as 10")
 
 
 def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
@@ -142,9 +147,9 @@ def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
     filled = replace(config, **values)
 
     if filled.list_length is not None and max(filled.ks) > filled.list_length:
-        raise ValueError(f"ks={filled.ks} goes beyond list_length={filled.list_length}; lower ks")
+        raise ValueError(f"ks={filled.ks} contains a k above list_length={filled.list_length}; lower it")
     if filled.best_of is not None and (filled.rewards is None or filled.list_length is None):
-        raise ValueError("best_of chooses among whole lists by their rewards; give rewards and list_length")
+        raise ValueError("best_of chooses lists by their rewards; set rewards and list_length as well")
     return filled
 
 

@@ -45,7 +45,7 @@ def seeds_table(
     """
     if against not in runs or not all(runs.values()):
         raise ValueError(
-            f"runs of {', '.join(runs)}: give at least one run of each recommender, and {against!r} among them"
+            f"there are runs of {', '.join(runs)}; give at least one run of each recommender, including {against!r}"
         )
     notes = notes or {}
     compared = metrics[-1]
@@ -70,7 +70,10 @@ def seeds_table(
 
     legend = [
         "±: half the width of the 95 % bootstrap interval over users, of the mean over seeds",
-        f"p: paired test of {compared} against {against} over the same users; neither includes the seeds' variation",
+        (
+            f"p: paired test of {compared} against {against} over the same users; neither includes the variation "
+            "between seeds"
+        ),
     ]
     return "\n".join([*aligned(rows), "", *legend])
 

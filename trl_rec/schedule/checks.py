@@ -81,7 +81,7 @@ def check_not_sharded(config: SoftmaxDPOConfig) -> None:
     if fsdp or is_deepspeed_zero3_enabled():
         raise ValueError(
             f"preference training in stages does not work under {'FSDP' if fsdp else 'ZeRO-3'}, because self-play "
-            "and evaluation need the whole model on each process; use DDP or ZeRO-2"
+            "and evaluation need the whole model in each process; use DDP or ZeRO-2"
         )
 
 
@@ -94,7 +94,8 @@ def _check_folders(start: str | Path, schedule: Schedule) -> None:
     output = schedule.output.resolve()
     if Path(start).resolve() in (output, *output.parents):
         raise ValueError(
-            f"output_dir is, or lies in, the folder of the policy to start from, {start}; choose another output_dir"
+            f"output_dir must not be or be inside the folder of the policy to start from, {start}; choose another "
+            "output_dir"
         )
 
 
@@ -107,11 +108,10 @@ def _check_same_prompts(who: str, prompt: Mapping[str, Any], renormalize: bool, 
         in_stages = config.prompt_options.get(name)
         if value != in_stages:
             raise ValueError(
-                f"{who} is prompted with {name}={value!r}, the stages with {in_stages!r}; give the same to both"
+                f"{who} uses {name}={value!r} in its prompts, but the stages use {in_stages!r}; give both the same "
+                "value"
             )
 
     if renormalize != (config.normalize == "catalogue"):
         over, needed = ("legal tokens", "catalogue") if renormalize else ("the vocabulary", "vocabulary")
-        raise ValueError(
-            f"the lists of {who} are ranked by its softmax over {over}; give the stages normalize: {needed}"
-        )
+        raise ValueError(f"{who} ranks lists with a softmax over {over}; set normalize: {needed} for the stages")

@@ -52,14 +52,15 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
 def _check_beams(beams: np.ndarray, num_prompts: int, num_items: int) -> None:
     if beams.ndim != 2 or len(beams) != num_prompts:
         raise ValueError(
-            f"the beams have shape {beams.shape}, but there are {num_prompts} prefixes; compute them from these"
+            f"the beams have shape {beams.shape}, but there are {num_prompts} prefixes; compute the beams from "
+            "these prefixes"
         )
     invalid = np.argwhere((beams < -1) | (beams >= num_items))
     if len(invalid):
         row, rank = invalid[0]
         raise ValueError(
             f"the beams of row {row} contain item {beams[row, rank]}, but the catalogue has {num_items} items; "
-            "compute them with this catalogue"
+            "compute the beams with this catalogue"
         )
 
 

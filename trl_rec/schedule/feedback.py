@@ -67,7 +67,7 @@ def feedback_preferences(
     COUNT.check("num_negatives", num_negatives)
     if difficulty not in ("easy", "hard"):
         raise ValueError(
-            f"difficulty must be easy or hard, not {difficulty!r}: feedback is either disliked or neutral"
+            f"difficulty must be easy (disliked items) or hard (neutral items) for feedback, not {difficulty!r}"
         )
     _check_ranges(liked, neutral, disliked)
 
@@ -85,7 +85,7 @@ def feedback_preferences(
     is_liked_target = Ragged(is_liked, item_scores.offsets).slice(num_history, item_scores.lengths)
     liked_targets = np.flatnonzero(is_liked_target.values)  # indices into the targets of all rows
     if not len(liked_targets):
-        raise ValueError(f"no target of the train split has a score in liked={liked}; widen the range")
+        raise ValueError(f"no target of the training split has a score in liked={liked}; widen the range")
     targets = liked_targets[even_sample(len(liked_targets), max_prompts, seed)]
     prefixes = prefixes_at(train, targets, max_history=max_history)
 
@@ -98,9 +98,9 @@ def feedback_preferences(
 def _check_ranges(liked: ScoreRange, neutral: ScoreRange, disliked: ScoreRange) -> None:
     values = f"liked={liked}, neutral={neutral}, disliked={disliked}"
     if not all(low <= high for low, high in (liked, neutral, disliked)):
-        raise ValueError(f"{values}: each is a lowest and a highest score, in this order")
+        raise ValueError(f"{values}: each range must be a lowest and a highest score, in this order")
     if not disliked[1] < neutral[0] <= neutral[1] < liked[0]:
-        raise ValueError(f"{values}: the ranges must not overlap, and must rise from disliked over neutral to liked")
+        raise ValueError(f"{values}: the ranges must not overlap, and must be in the order disliked, neutral, liked")
 
 
 def _check_scale(scores: Ragged, liked: ScoreRange) -> None:
@@ -111,7 +111,8 @@ def _check_scale(scores: Ragged, liked: ScoreRange) -> None:
     best = scores.values.max(initial=-np.inf, where=~np.isnan(scores.values))
     if best > liked[1]:
         raise ValueError(
-            f"the training split has scores up to {best:g}, above liked={liked}; give ranges that fit its scale"
+            f"the training split has scores up to {best:g}, above liked={liked}; give ranges that fit the scale of "
+            "the scores"
         )
 
 
@@ -121,8 +122,8 @@ def _load_scores(train: Dataset, scores: Scores | None) -> Ragged:
         ratings = ratings_of(train)
         if ratings is None:
             raise ValueError(
-                "the training split has no ratings to tell liked from disliked items; prepare the data with ratings, "
-                "or leave out the stages with source: feedback"
+                "the training split has no ratings that distinguish liked from disliked items; prepare the data "
+                "with ratings, or leave out the stages with source: feedback"
             )
         return ratings
 
@@ -144,9 +145,10 @@ def _inside(scores: Ragged, score_range: ScoreRange, name: str) -> np.ndarray:
     inside = (scores.values >= low) & (scores.values <= high)
     if not inside.any():
         known = scores.values[~np.isnan(scores.values)]
-        extent = f"they run from {known.min():g} to {known.max():g}" if len(known) else "there are no scores at all"
+        extent = f"the scores are from {known.min():g} to {known.max():g}" if len(known) else "there are no scores"
         raise ValueError(
-            f"no score of the training split lies in {name}={score_range}: {extent}; give ranges that fit them"
+            f"no score of the training split is in the range {name}={score_range} ({extent}); give ranges that fit "
+            "the scores"
         )
     return inside
 

@@ -114,7 +114,7 @@ def _run_stage(
     table, figures = stage_preferences(number, stage, policy, tokenizer, start, schedule)
     report = {"stage": number, "name": stage.name, **figures}
     if report["without_negatives"] == 1:
-        logger.warning("stage %d (%s) is skipped: it has no negatives for any prompt", number, stage.name)
+        logger.warning("stage %d (%s) is skipped, because it has no negatives for any prompt", number, stage.name)
         return {**report, "before": before or {}, "after": before or {}, "kept": False}
 
     # 2. Train the policy, and evaluate it before and after.

@@ -138,8 +138,8 @@ def _write_or_check(path: Path, plan: dict[str, Any], *, work: str, parts: str) 
         if differing:
             name = differing[0]
             raise ValueError(
-                f"{path.parent} contains the work of a plan that differs in {name} ({old.get(name)!r} there, "
-                f"{plan.get(name)!r} now); choose another output_dir, or delete {parts}"
+                f"{path.parent} contains stages or a policy of a plan that differs in {name} ({old.get(name)!r} "
+                f"there, {plan.get(name)!r} now); choose another output_dir, or delete {parts}"
             )
 
     # Wait until all processes have read the file before it is replaced.

@@ -90,7 +90,7 @@ def random_preferences(
     COUNT.check("num_negatives", num_negatives)
     if catalog is not None and len(catalog) != num_items:
         raise ValueError(
-            f"num_items={num_items}, but the catalogue has {len(catalog)} items; give the catalogue of the data"
+            f"num_items={num_items}, but the catalogue has {len(catalog)} items; pass the catalogue of the dataset"
         )
 
     # Draw codes, which identify distinct texts. Without a catalogue, every item has its own code.

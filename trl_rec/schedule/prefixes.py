@@ -35,7 +35,9 @@ def training_prefixes(
     check_is_train(train, "preferences")
     total = len(split_rows(train, "targets").values)
     if not total:
-        raise ValueError("the train split has no targets: every user has a single interaction; add data")
+        raise ValueError(
+            "the training split has no targets, because no user has more than one interaction; use more data"
+        )
     return prefixes_at(train, even_sample(total, max_prompts, seed), max_history=max_history)
 
 
@@ -101,14 +103,15 @@ def check_aligned(scores: Ragged, train: Dataset, what: str) -> None:
     lengths = split_rows(train, "history").lengths + split_rows(train, "targets").lengths
     if len(scores) != len(lengths):
         raise ValueError(
-            f"{what} has {len(scores)} rows and the training split {len(lengths)}; give one row of scores per row"
+            f"{what} has {len(scores)} rows, but the training split has {len(lengths)}; give one row of scores per "
+            "row of the split"
         )
     wrong = np.flatnonzero(scores.lengths != lengths)
     if len(wrong):
         row = wrong[0]
         raise ValueError(
-            f"{what}, row {row}: {scores.lengths[row]} values for {lengths[row]} items; "
-            "give one per item of history and targets"
+            f"{what}, row {row}: there are {scores.lengths[row]} scores for {lengths[row]} items; give one score "
+            "per item of history and targets"
         )
 
 

@@ -91,9 +91,12 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
         )
 
     legend = [
-        "none: prompts without negatives, which are left out; negatives: mean number per prompt",
+        "none: share of prompts without negatives, which are left out; negatives: mean number per prompt",
         "easy / medium / hard: mean number of the policy's beams per prompt, by difficulty",
-        f"before, after: {metric.removeprefix('eval_')} on the validation split; kept: handed on to the next stage",
+        (
+            f"before, after: {metric.removeprefix('eval_')} on the validation split; kept: whether the next stage "
+            "starts from this policy"
+        ),
     ]
     return "\n".join([*aligned(rows), "", *legend])
 

@@ -65,7 +65,7 @@ def self_play_beams(
     COUNT.check("part_size", part_size)
     COUNT.check("num_beams", num_beams)
     if folder is not None and not key:
-        raise ValueError("beams that are kept in a folder need a key that identifies the model's weights; give one")
+        raise ValueError("to store beams in a folder, pass a key that identifies the model's weights")
 
     histories = split_rows(prefixes, "history")
     users = split_users(prefixes)

@@ -46,8 +46,8 @@ class Schedule:
         check_resumes_by_itself(self.config)
         if self.config.push_to_hub:
             raise ValueError(
-                "push_to_hub would push every stage; leave it out and push the final policy: "
-                f"hf upload NAME {self.config.output_dir} --exclude '[0-9]*-*/*' 'supervised/*'"
+                "push_to_hub would push every stage; leave it out, and push the final policy with hf upload NAME "
+                f"{self.config.output_dir} --exclude '[0-9]*-*/*' 'supervised/*'"
             )
         if self.picks_checkpoints:
             _check_best_is_saved(self.config, self.metric)
@@ -91,8 +91,8 @@ def check_resumes_by_itself(config: BearConfig | SoftmaxDPOConfig) -> None:
     option = "overwrite" if config.overwrite else f"resume_from_checkpoint: {config.resume_from_checkpoint}"
     if config.overwrite or given != "true":
         raise ValueError(
-            f"{option} does not work with stages, which always resume by themselves; leave it out, and to begin again "
-            f"choose another output_dir, or delete {config.output_dir}"
+            f"{option} has no effect with stages, which always resume automatically; leave it out, or, to start "
+            f"again, delete {config.output_dir} or choose another output_dir"
         )
 
 
@@ -118,7 +118,7 @@ def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
         saves = SaveStrategy(config.save_strategy).value
         evaluates = IntervalStrategy(config.eval_strategy).value
         raise ValueError(
-            f"keep='best' hands on the best checkpoint, but save_strategy {saves!r} does not save when "
+            f"keep='best' keeps the best checkpoint, but save_strategy {saves!r} does not save whenever "
             f"eval_strategy {evaluates!r} evaluates; save and evaluate at the same steps, or leave out "
             "eval_strategy to compare only the end of a stage with its start"
         )

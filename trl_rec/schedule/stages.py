@@ -77,7 +77,10 @@ class PreferenceStage:
         if not self.difficulty:
             object.__setattr__(self, "difficulty", difficulties[-1])
         if self.difficulty not in difficulties:
-            raise ValueError(f"{self.source} negatives are {', '.join(difficulties)}, not {self.difficulty!r}")
+            raise ValueError(
+                f"the difficulty of {self.source} negatives must be one of {', '.join(difficulties)}, not "
+                f"{self.difficulty!r}"
+            )
 
     @property
     def name(self) -> str:
@@ -113,11 +116,12 @@ def read_stages(entries: Iterable[Mapping[str, Any]]) -> list[PreferenceStage]:
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, Mapping):
             raise ValueError(
-                f"stage {number} is {entry!r}; write a mapping with a source, such as {{source: self_play}}"
+                f"stage {number} must be a mapping with a source, such as {{source: self_play}}, not {entry!r}"
             )
         if unknown := set(entry) - known:
             raise ValueError(
-                f"stage {number}: there is no key {min(unknown, key=str)!r}; a stage has {', '.join(sorted(known))}"
+                f"stage {number} has the unknown key {min(unknown, key=str)!r}; the keys are "
+                f"{', '.join(sorted(known))}"
             )
         if "source" not in entry:
             raise ValueError(f"stage {number} has no source; choose one of {', '.join(SOURCES)}")
@@ -139,7 +143,7 @@ def _read_field(name: str, value: Any) -> Any:
     """
     if name in WORDS:
         if not isinstance(value, str):
-            raise ValueError(f"{name} must be a word, not {value!r}")
+            raise ValueError(f"{name} must be a string, not {value!r}")
         return value
     if name in RATING_RANGES:
         if not isinstance(value, list | tuple) or len(value) != 2:

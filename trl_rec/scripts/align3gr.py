@@ -60,18 +60,26 @@ class ScheduleArguments:
         default="semantic_id", metadata={"help": "how items are written: title, item_token or semantic_id"}
     )
     tokenize: dict[str, Any] | None = field(
-        default=None, metadata={"help": "settings of trl-rec tokenize --method dual; makes semantic IDs first"}
+        default=None,
+        metadata={"help": "settings of trl-rec tokenize --method dual; if set, semantic IDs are made first"},
     )
-    overwrite_ids: bool = field(default=False, metadata={"help": "replace IDs that were made with other settings"})
+    overwrite_ids: bool = field(
+        default=False, metadata={"help": "replace semantic IDs that were made with other settings"}
+    )
     supervised: dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "settings of trl-rec bear; fine-tunes a policy first. Prompts and max_steps default to the stages'"
+            "help": (
+                "settings of trl-rec bear; if set, a policy is fine-tuned first, by default with the prompts and "
+                "max_steps of the stages"
+            )
         },
     )
     stages: list[dict[str, Any]] | None = field(
         default=None,
-        metadata={"help": "the stages, each a mapping such as {source: self_play}; those of Align3GR if unset"},
+        metadata={
+            "help": "list of stages, each a mapping such as {source: self_play}; the stages of Align3GR if unset"
+        },
     )
     keep: str = field(
         default="best",

@@ -70,7 +70,7 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     if "--config" in words:
         place = words.index("--config")
         if place == len(words) - 1:
-            raise ValueError("--config needs a recipe: give a YAML file or the name of a shipped recipe after it")
+            raise ValueError("--config needs a value; give a YAML file or the name of a shipped recipe")
         recipe = find_recipe(words[place + 1])
         del words[place : place + 2]
 
@@ -113,7 +113,9 @@ def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path) -> Non
     values = read_recipe(recipe)
     variables = values.pop("env", {})
     if not isinstance(variables, dict):
-        raise ValueError(f"{recipe}: env must map names of environment variables to values, not {variables!r}")
+        raise ValueError(
+            f"{recipe}: env must be a mapping from names of environment variables to values, not {variables!r}"
+        )
     values = checked_values(kinds, values, recipe)
 
     unknown = parser.set_defaults_with_config(**values)[::2]
@@ -197,7 +199,9 @@ def find_recipe(name: str) -> Path:
     shipped = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"
     if shipped.is_file():
         return shipped
-    raise ValueError(f"there is no file and no recipe {name!r}; the shipped recipes are {', '.join(recipe_names())}")
+    raise ValueError(
+        f"{name!r} is neither a file nor a shipped recipe; the shipped recipes are {', '.join(recipe_names())}"
+    )
 
 
 def recipe_names() -> list[str]:

@@ -19,8 +19,8 @@ from trl_rec.scripts.parsing import parse
 class PrepareArguments:
     """Keys of a `prepare` recipe. They are documented in [`prepare`]."""
 
-    source: str = field(metadata={"help": "folder of the source's files; or toy, or ml-100k"})
-    output_dir: str = field(metadata={"help": "dataset folder to make"})
+    source: str = field(metadata={"help": "folder of the source, or toy or ml-100k"})
+    output_dir: str = field(metadata={"help": "dataset folder to create"})
     format: str | None = field(
         default=None,
         metadata={"help": "table, recbole, bigrec, lcrec, ml-100k or toy; detected from the files if unset"},
@@ -31,7 +31,7 @@ class PrepareArguments:
     num_held_out: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "with split leave_last: items per user in the test split, and in validation; 10 if unset",
+            "help": "split leave_last: number of test items and of validation items per user; 10 if unset",
         },
     )
     min_user_interactions: Annotated[int, COUNT_FROM_0] = field(
@@ -51,32 +51,35 @@ class PrepareArguments:
         metadata={"help": 'format table: our column names to yours, as JSON: \'{"user_id": "customer"}\''},
     )
     title_column: str | None = field(
-        default=None, metadata={"help": "format recbole: item column with the title, unless it has a usual name"}
+        default=None, metadata={"help": "format recbole: item column with the title; detected if it has a common name"}
     )
     group_column: str | None = field(
-        default=None, metadata={"help": "item column with groups, such as genres, for fairness and diversity"}
+        default=None, metadata={"help": "item column with groups, such as genres, to measure fairness and diversity"}
     )
-    group_separator: str = field(default="|", metadata={"help": "text between the groups of one item"})
+    group_separator: str = field(default="|", metadata={"help": "separator between the groups of one item"})
     timestamp_format: str | None = field(
         default=None,
-        metadata={"help": "how timestamps are written, such as %%d/%%m/%%Y; numbers and ISO 8601 need none"},
+        metadata={"help": "format of the timestamps, such as %%d/%%m/%%Y; not needed for numbers and ISO 8601"},
     )
     event_column: str | None = field(
-        default=None, metadata={"help": "column with events such as view or purchase, to be rated by event_ratings"}
+        default=None, metadata={"help": "column with events, such as view or purchase; requires event_ratings"}
     )
     event_ratings: Annotated[dict[str, float | None] | None, FINITE] = field(
         default=None,
-        metadata={"help": 'rating of each event, as JSON: \'{"view": 2, "purchase": 5}\'; null leaves its rows out'},
+        metadata={
+            "help": 'rating of each event, as JSON: \'{"view": 2, "purchase": 5}\'; null drops the rows of an event'
+        },
     )
     empty_ratings: str = field(
-        default="refuse", metadata={"help": "interactions without a rating: refuse, or drop them"}
+        default="refuse", metadata={"help": "interactions without a rating: refuse (an error) or drop"}
     )
     unknown_items: str = field(
-        default="refuse", metadata={"help": "interactions with items that the item table lacks: refuse, or drop them"}
+        default="refuse",
+        metadata={"help": "interactions with items that are not in the item table: refuse (an error) or drop"},
     )
     repeats: str | None = field(
         default=None,
-        metadata={"help": "of several interactions of a user with an item: keep all, the first or the last"},
+        metadata={"help": "repeated interactions of a user with an item: keep (all), first or last"},
     )
     seed: Annotated[int, SEED] = field(default=0, metadata={"help": "seed of the toy log"})
     toy_users: Annotated[int, COUNT] = field(default=300, metadata={"help": "number of users in the toy log"})

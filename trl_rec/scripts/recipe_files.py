@@ -35,18 +35,22 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         raise ValueError(f"{path}{place}: {error.problem or error.context}; correct the YAML") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a text in UTF-8: {_one_line(error)}; name a YAML file") from error
+        raise ValueError(f"{path} is not a text file in UTF-8: {_one_line(error)}; give a YAML file") from error
     except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply; a recipe has keys, and lists or mappings as values") from error
+        raise ValueError(
+            f"{path} is nested too deeply; write options and their values, without deep nesting"
+        ) from error
     except (ValueError, TypeError, OverflowError) as error:
         if str(error).startswith(str(path)):
             raise
         raise ValueError(
-            f"{path} has a value that YAML cannot read: {_one_line(error)}; write it in quotes"
+            f"{path} contains a value that YAML cannot read: {_one_line(error)}; write the value in quotes"
         ) from error
 
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no recipe: it must contain a mapping, such as 'seed: 1'; name a recipe")
+        raise ValueError(
+            f"{path} is not a recipe, because it does not contain a mapping such as 'seed: 1'; give a recipe"
+        )
     return content
 
 
@@ -56,8 +60,8 @@ def _check_node(path: str | Path, node: yaml.Node | None) -> None:
         return
     if _size(node, {}, set()) > MOST_VALUES:
         raise ValueError(
-            f"{path} has more than {MOST_VALUES} values, or an alias (*name) that contains itself; write a shorter "
-            "recipe, without aliases"
+            f"{path} contains more than {MOST_VALUES} values, or an alias (*name) that contains itself; write a "
+            "shorter recipe without aliases"
         )
     if not isinstance(node, yaml.MappingNode):
         return
@@ -69,7 +73,7 @@ def _check_node(path: str | Path, node: yaml.Node | None) -> None:
         if key.tag != "tag:yaml.org,2002:str":
             raise ValueError(f"{place}: a key must be the name of an option; correct the key")
         if key.value in seen:
-            raise ValueError(f"{place}: the key {key.value} is given twice; leave one of the two out")
+            raise ValueError(f"{place}: the key {key.value} occurs twice; remove one of the two")
         seen.add(key.value)
 
 
@@ -181,7 +185,7 @@ def _words(hint: Any) -> str:
         return f"a list, each entry {_words(parts[0])}"
     if origin is dict or hint is dict:
         return "a mapping"
-    return WORDS.get(hint, "a word")
+    return WORDS.get(hint, "a string")
 
 
 def _shown(value: object) -> str:

@@ -24,10 +24,10 @@ class RecommendArguments:
     user: str | None = field(default=None, metadata={"help": "id of a user in --dataset"})
     dataset: str | None = field(default=None, metadata={"help": "dataset folder with the user's history"})
     titles: list[str] | None = field(
-        default=None, metadata={"help": "titles of a history, oldest first, instead of --user"}
+        default=None, metadata={"help": "titles of the items of a history, oldest first, instead of --user"}
     )
     k: Annotated[int, COUNT] = field(default=10, metadata={"help": "number of items to recommend"})
-    exclude_history: bool = field(default=True, metadata={"help": "never recommend items of the history"})
+    exclude_history: bool = field(default=True, metadata={"help": "do not recommend items of the history"})
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +45,9 @@ def main(argv: list[str]) -> None:
     print(f"history, newest first ({len(history)} items, at most {SHOWN} shown)")
     print("\n".join(f"      {printable(titles[item_id])}" for item_id in reversed(history[-SHOWN:])))
     print(
-        "recommended" if recommended else "nothing to recommend: all items are in the history (see --exclude_history)"
+        "recommended"
+        if recommended
+        else "there is nothing to recommend, because all items are in the history (see --exclude_history)"
     )
     print(
         "\n".join(

@@ -24,9 +24,11 @@ class PreferenceArguments:
         metadata={"help": "file or hub id with prompt, chosen, rejected; or with history, chosen, rejected (item ids)"}
     )
     eval_preferences: str | None = field(
-        default=None, metadata={"help": "file or hub id of preferences to evaluate the loss on during training"}
+        default=None, metadata={"help": "file or hub id of preferences on which the loss is evaluated during training"}
     )
-    dataset: str | None = field(default=None, metadata={"help": "dataset folder, if the completions are items"})
+    dataset: str | None = field(
+        default=None, metadata={"help": "dataset folder; required if the completions are items"}
+    )
     surface: str = field(default="title", metadata={"help": "how items are written: title, item_token or semantic_id"})
 
 

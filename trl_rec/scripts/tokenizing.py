@@ -39,20 +39,23 @@ class TokenizeArguments:
 
     dataset: str = field(metadata={"help": "dataset folder; the IDs are written into its catalogue"})
     method: str = field(
-        default="kmeans", metadata={"help": "kmeans: from co-occurrence; dual: from texts and users' choices"}
+        default="kmeans",
+        metadata={"help": "kmeans: from co-occurrences; dual: from the texts of items and the behaviour of users"},
     )
     width: Annotated[int, COUNT] = field(default=64, metadata={"help": "kmeans: width of the item vectors"})
     window: Annotated[int, COUNT] = field(
         default=5,
         metadata={
-            "help": "kmeans: largest distance at which two items of a user count as near each other",
+            "help": "kmeans: maximum distance between two items of a user that are counted as co-occurring",
         },
     )
-    iterations: Annotated[int, COUNT] = field(default=25, metadata={"help": "kmeans: maximum rounds per level"})
-    import_index: str | None = field(
-        default=None, metadata={"help": "an X.index.json to take the IDs from, instead of making them"}
+    iterations: Annotated[int, COUNT] = field(
+        default=25, metadata={"help": "kmeans: maximum number of iterations per level"}
     )
-    export_index: str | None = field(default=None, metadata={"help": "file to also write the IDs to, as X.index.json"})
+    import_index: str | None = field(
+        default=None, metadata={"help": "X.index.json file to import the IDs from, instead of making them"}
+    )
+    export_index: str | None = field(default=None, metadata={"help": "X.index.json file to export the IDs to as well"})
     overwrite: bool = field(default=False, metadata={"help": "replace IDs that were made with other settings"})
 
 
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> None:
     if all("counts" in level for level in card["levels"]):  # cards written by earlier versions have no counts
         picture = dataset.path / "semantic_ids.svg"
         write_text(picture, code_use_picture(card))
-        print(f"\nhow often each code is used: {picture}")
+        print(f"\nthe chart of how often each code is used is in {picture}")
 
 
 def _with_ids(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsConfig) -> RecDataset:

@@ -2,14 +2,14 @@
 
 VERBS = {
     "prepare": "make a dataset folder from an interaction log and a catalogue",
-    "tokenize": "give semantic IDs to the items of a dataset folder",
+    "tokenize": "make semantic IDs for the items of a dataset folder",
     "bear": "fine-tune a recommender: BEAR, MSL (--bear_weight 0) or plain SFT (also --softmax vocabulary)",
-    "blade": "align a model that writes lists to rewards of whole lists: accuracy, diversity, fairness",
-    "alro": "fine-tune a model to order a user's rated candidates, whatever order they are shown in",
+    "blade": "align a model that writes lists with rewards of whole lists: accuracy, diversity, fairness",
+    "alro": "fine-tune a model to order a user's rated candidates, independently of the order in which they are shown",
     "softmax_dpo": "train on preferences: one chosen and several rejected completions per prompt",
     "align3gr": "make semantic IDs, fine-tune on several tasks and train on preferences in stages, or only the stages",
     "evaluate": "measure the baselines and a model on a split, print a table and write metrics.json",
-    "recommend": "print what a trained model recommends to a user, or to somebody who liked given titles",
+    "recommend": "print what a trained model recommends to a user, or for a history of titles",
     "recipe": "print a shipped recipe to copy and change, or the names of all recipes",
 }
 # These run under `accelerate launch`.

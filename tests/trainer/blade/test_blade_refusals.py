@@ -126,17 +126,20 @@ def returns(value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rewards": {"novelty": 1.0}}, f"no reward is called 'novelty'; choose from {', '.join(sorted(REWARDS))}"),
+        ({"rewards": {"novelty": 1.0}}, f"there is no reward 'novelty'; choose from {', '.join(sorted(REWARDS))}"),
         ({"rewards": {"ndcg": float("nan")}}, "rewards: ndcg must be a finite number, not nan"),
-        (returns(lambda lists: lists.mean(-1) * np.nan), "reward 'own', row 0, list 0 is nan; return finite numbers"),
-        (returns(lambda lists: lists.mean(-1) - np.inf), "reward 'own', row 0, list 0 is -inf"),
+        (
+            returns(lambda lists: lists.mean(-1) * np.nan),
+            "reward 'own' returned nan for list 0 of row 0; return finite numbers",
+        ),
+        (returns(lambda lists: lists.mean(-1) - np.inf), "reward 'own' returned -inf for list 0 of row 0"),
         (
             returns(lambda lists: lists.mean(1)),
-            r"reward 'own' has the shape \(2, 3\); return one value for each of the \(2, 4\)",
+            r"reward 'own' returned values of the shape \(2, 3\); return one value per list, of the shape \(2, 4\)",
         ),
-        (returns(lambda lists: lists.mean((1, 2))), r"reward 'own' has the shape \(2,\)"),
-        (returns(lambda lists: lists), r"reward 'own' has the shape \(2, 4, 3\)"),
-        (returns(lambda lists: 1.0), r"reward 'own' has the shape \(\)"),
+        (returns(lambda lists: lists.mean((1, 2))), r"reward 'own' returned values of the shape \(2,\)"),
+        (returns(lambda lists: lists), r"reward 'own' returned values of the shape \(2, 4, 3\)"),
+        (returns(lambda lists: 1.0), r"reward 'own' returned values of the shape \(\)"),
     ],
 )
 def test_wrong_rewards_are_refused_before_anything_is_drawn(
@@ -150,7 +153,7 @@ def test_wrong_rewards_are_refused_before_anything_is_drawn(
 def test_rewards_of_groups_need_groups(folder: Path, dataset: RecDataset, tmp_path: Path, name: str) -> None:
     catalog = ItemCatalog(dataset.catalog.items, "semantic_id", None, dataset.catalog.semantic_ids)
     with pytest.raises(
-        ValueError, match="the rewards ild and mgu need groups of items; name a group_column when preparing"
+        ValueError, match="the rewards ild and mgu need groups of items; set group_column when preparing"
     ):
         make_trainer(folder, tmp_path, catalog=catalog, rewards={"ndcg": 1.0, name: 0.5})
 
@@ -161,7 +164,7 @@ def test_a_reward_that_fails_later_names_the_training_rows(folder: Path, tmp_pat
         return np.where(batch.lists.shape[1] == 5, np.nan, values)  # of rollouts alone
 
     trainer = make_trainer(folder, tmp_path, rewards={"own": 1.0}, reward_functions={"own": fails}, num_generations=5)
-    message = r"reward 'own', row 0, list 0 is nan; .* \(of a batch of the training rows \[\d+, \d+"
+    message = r"reward 'own' returned nan for list 0 of row 0; .* \(of a batch of the training rows \[\d+, \d+"
     with pytest.raises(ValueError, match=message):
         trainer.train()
 
