@@ -5,6 +5,7 @@ Heavy libraries are imported only once the verb is known, so `trl-rec --help` is
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from trl_rec.scripts.interrupts import REMEDIES, SAID, TRAINING_REMEDY, Interrupted, end, handling
 from trl_rec.scripts.verbs import SCRIPTS, TRAINING, VERBS
@@ -61,18 +62,22 @@ def launch(verb: str, argv: list[str]) -> None:
 
     Args:
         verb: The verb.
-        argv: The words after the verb. `--num_processes` and `--accelerate_config` (a file, or the name of a shipped
-            configuration) go to `accelerate launch`. All other words go to the verb's script.
+        argv: The words after the verb. `num_processes` and `accelerate_config` (a file, or the name of a shipped
+            configuration), on the command line or in the recipe, go to `accelerate launch`. All other words go to the
+            verb's script.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from trl_rec.compat import accelerate_launch
+    from trl_rec.scripts.parsing import LAUNCH
 
-    for_accelerate, for_script = _split_words(argv)
+    options, for_script = _split_words(argv)
+    for_accelerate = _accelerate_words(options)
     forward = _Forward()
     with TemporaryDirectory() as folder:
         os.environ[SAID] = f"{folder}/said"
+        os.environ[LAUNCH] = json.dumps(options)
         try:
             with handling(forward):
                 accelerate_launch([*for_accelerate, "--module", f"trl_rec.scripts.{verb}", *for_script])
@@ -85,6 +90,7 @@ def launch(verb: str, argv: list[str]) -> None:
             number = forward.number
         finally:
             is_said = Path(os.environ.pop(SAID)).exists()
+            del os.environ[LAUNCH]
 
     if is_said:
         sys.exit(128 + number)
@@ -140,29 +146,48 @@ def usage() -> str:
     )
 
 
-def _split_words(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Returns the words for `accelerate launch` and the words for the script."""
-    from trl_rec.scripts.parsing import find_recipe
+def _split_words(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Returns the options for `accelerate launch`, from the command line or else the recipe, and the other words."""
+    from trl_rec.scripts.parsing import LAUNCH_KEYS, find_recipe
+    from trl_rec.scripts.recipe_files import read_recipe
 
+    # 1. Read the recipe. A mistyped name raises before the launch.
     for_script: list[str] = []
     for word in argv:
         for_script += word.split("=", 1) if word.startswith("--config=") else [word]
+    options: dict[str, Any] = {}
     if "--config" in for_script[:-1]:
-        find_recipe(for_script[for_script.index("--config") + 1])  # raises before the launch if the name is mistyped
+        recipe = read_recipe(find_recipe(for_script[for_script.index("--config") + 1]))
+        options = {key: recipe[key] for key in LAUNCH_KEYS if key in recipe}
 
-    for_accelerate: list[str] = []
-    for key in ("--accelerate_config", "--num_processes"):
-        if key not in for_script[:-1]:
-            continue
-        place = for_script.index(key)
-        value = for_script[place + 1]
-        del for_script[place : place + 2]
-        if key == "--accelerate_config":
-            file = find_recipe(value if value.endswith(".yaml") else f"accelerate/{value}")
-            for_accelerate += ["--config_file", str(file)]
-        else:
-            for_accelerate += [key, value]
-    return for_accelerate, for_script
+    # 2. Take the options out of the command line.
+    for key in LAUNCH_KEYS:
+        if f"--{key}" in for_script[:-1]:
+            place = for_script.index(f"--{key}")
+            options[key] = for_script[place + 1]
+            del for_script[place : place + 2]
+
+    # 3. Check the values.
+    if "num_processes" in options:
+        if not str(options["num_processes"]).isdecimal():
+            raise ValueError(f"num_processes must be a whole number, not {options['num_processes']!r}")
+        options["num_processes"] = int(options["num_processes"])
+    if not isinstance(options.get("accelerate_config", ""), str):
+        raise ValueError(f"accelerate_config must be a file or a name, not {options['accelerate_config']!r}")
+    return options, for_script
+
+
+def _accelerate_words(options: dict[str, Any]) -> list[str]:
+    """Returns the command line of `accelerate launch`. A configuration is a file, or the name of a shipped one."""
+    from trl_rec.scripts.parsing import find_recipe
+
+    words = []
+    if "accelerate_config" in options:
+        name = options["accelerate_config"]
+        words += ["--config_file", str(find_recipe(name if name.endswith(".yaml") else f"accelerate/{name}"))]
+    if "num_processes" in options:
+        words += ["--num_processes", str(options["num_processes"])]
+    return words
 
 
 if __name__ == "__main__":

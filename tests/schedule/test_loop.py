@@ -24,9 +24,14 @@ from tests.schedule.loops import STAGES, make_schedule, make_start, run, run_as_
 from trl_rec import PreferenceStage, Recommender, load, run_stages
 from trl_rec.evaluation import read_evaluation
 from trl_rec.schedule import conclude_stages, loop, stage_table
+from trl_rec.schedule.stages import read_stages
+from trl_rec.scripts.recipe_files import read_recipe
 
 
 NAMES = ["1-self_play-easy", "2-feedback-hard", "3-random-any"]
+
+# Files that describe a whole schedule or the run of one policy.
+WRITTEN = {"metrics.json", "rankings.parquet", "recipe.yaml", "environment.json", "eval.jsonl", "stages.json"}
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +95,10 @@ def test_the_report_names_stages_and_baselines(finished: Any, folder: Path, caps
     kept = read_evaluation(output)
     np.testing.assert_array_equal(kept.rankings_of("after").items, results["after"].rankings.items)
     assert (kept.recommender, kept.settings["start"]) == ("after", str(folder / "sft"))
-    recipe = json.loads((output / "recipe.json").read_text())
-    assert (
-        recipe["stages"][2]["learning_rate"] == 0.05 and recipe["beta"] == 1.0 and recipe["surface"] == "semantic_id"
-    )
+    recipe = read_recipe(output / "recipe.yaml")
+    assert recipe["stages"][2] == {"source": "random", "difficulty": "any", **recipe["stages"][2]}
+    assert recipe["stages"][2]["learning_rate"] == 0.05 and recipe["surface"] == "semantic_id"
+    assert read_stages(recipe["stages"]) == [*STAGES]
     logged = [json.loads(line) for line in (output / "eval.jsonl").read_text().splitlines()]
     assert [entry["loss"] for entry in logged if entry["stage"] == 2 and "loss" in entry] == losses(output / NAMES[1])
     assert stage_table(reports, "eval_ndcg@10").splitlines()[0].split()[:3] == ["stage", "prompts", "none"]
@@ -149,15 +154,28 @@ def test_only_the_policy_is_copied(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "sft", start)
     for name in ("checkpoint-5", "2-random-any"):
         (start / name).mkdir()
-    for name in ("metrics.json", "rankings.parquet", "recipe.json", "eval.jsonl", "plan.json", "stages.json"):
+    for name in (
+        "metrics.json",
+        "rankings.parquet",
+        "recipe.yaml",
+        "environment.json",
+        "eval.jsonl",
+        "plan.json",
+        "stages.json",
+    ):
         (start / name).write_text("{}")
     schedule = make_schedule(folder, output, keep="best", learning_rate=0.0, max_steps=1)
     run_stages([PreferenceStage("random", num_negatives=3, max_prompts=8)], start, schedule)
     assert weights(output) == weights(start)
     assert {path.name for path in output.iterdir() if path.is_dir()} == {"1-random-any", "catalog"}
-    assert {"metrics.json", "rankings.parquet", "recipe.json", "eval.jsonl", "stages.json"}.isdisjoint(
-        path.name for path in output.iterdir()
-    )
+    assert {
+        "metrics.json",
+        "rankings.parquet",
+        "recipe.yaml",
+        "environment.json",
+        "eval.jsonl",
+        "stages.json",
+    }.isdisjoint(path.name for path in output.iterdir())
 
 
 def test_models_are_freed_before_the_next_stage(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

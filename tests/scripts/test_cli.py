@@ -260,7 +260,14 @@ def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys:
     assert output.returncode == 0, output.stderr[-2000:]
     assert "BEAR" in output.stdout and "transition" in output.stdout
     written = {path.name for path in Path("runs/bear-toy").iterdir()}
-    assert {"metrics.json", "recipe.json", "eval.jsonl", "recommender.json"} <= written
+    assert {
+        "metrics.json",
+        "rankings.parquet",
+        "recipe.yaml",
+        "environment.json",
+        "eval.jsonl",
+        "recommender.json",
+    } <= written
     assert list(Path("runs/bear-toy").glob("checkpoint-*/rng_state_1.pth")), "the second process has written nothing"
     capsys.readouterr()
     main(["recommend", "--model", "runs/bear-toy", "--dataset", "data/toy", "--user", "3", "--k", "5"])

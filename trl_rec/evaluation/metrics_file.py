@@ -72,7 +72,7 @@ def metrics_content(
         "identity": None if identity is None else dict(identity),
         "num_users": _num_users(results),
         "settings": dict(settings or {}),
-        "versions": {package: _version(package) for package in PACKAGES},
+        "versions": {package: package_version(package) for package in PACKAGES},
         "results": {name: _entry(name, evaluation) for name, evaluation in results.items()},
     }
 
@@ -97,7 +97,8 @@ def _entry(name: str, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Returns the version of an installed package, or None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # the package is imported from a source checkout that was not installed

@@ -15,7 +15,6 @@ import logging
 import shutil
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.compat import reset_accelerator_state
+from trl_rec.evaluation.environment import ENVIRONMENT
 from trl_rec.evaluation.kept import KEPT_FILES
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.schedule.checks import check_stages
@@ -32,6 +32,7 @@ from trl_rec.schedule.plan import check_same_plan, write_entry
 from trl_rec.schedule.settings import Schedule, load_on_device
 from trl_rec.schedule.stage_preferences import stage_preferences
 from trl_rec.schedule.stages import PreferenceStage
+from trl_rec.trainer.base.recipe import RECIPE
 from trl_rec.trainer.base.reporting import save_run
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 from trl_rec.trainer.softmax_dpo.trainer import SoftmaxDPOTrainer
@@ -52,7 +53,8 @@ NOT_THE_POLICY = (
     "supervised*",
     "metrics.json",
     *KEPT_FILES,
-    "recipe.json",
+    RECIPE,
+    ENVIRONMENT,
     "eval.jsonl",
     ".*.tmp",  # a file that was being written when a process was killed
 )
@@ -125,7 +127,7 @@ def _run_stage(
 
     # 3. Decide whether the next stage starts from the trained policy.
     kept = schedule.keep == "last" or after[schedule.metric] > before[schedule.metric]
-    save_run(trainer, {"stage": number, "model_name_or_path": str(start), **asdict(stage)})
+    save_run(trainer)
     trainer.accelerator.free_memory()
     return {**report, "before": before, "after": after, "kept": kept}
 

@@ -22,6 +22,7 @@ from trl_rec.schedule.reporting import conclude_stages
 from trl_rec.schedule.settings import Schedule, check_resumes_by_itself
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.semantic_ids import DualIdsConfig, has_dual_ids, make_dual_ids
+from trl_rec.trainer.base.recipe import given_values
 from trl_rec.trainer.base.reporting import save_run
 from trl_rec.trainer.bear.building import build_bear_trainer
 from trl_rec.trainer.bear.config import BearConfig
@@ -79,7 +80,8 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
     logger.info("part 2 of 3: supervised fine-tuning on %s", ", ".join(config.tasks or ["next_item"]))
     trainer = build_bear_trainer(dataset, config, model_config)
     trainer.train(resume_from_checkpoint=True)
-    save_run(trainer, {"dataset": str(dataset.path), "surface": dataset.catalog.surface, **vars(model_config)})
+    origin = {"dataset": str(dataset.path), "surface": dataset.catalog.surface}
+    save_run(trainer, {**origin, **given_values(model_config)})
 
     # 3. Evaluate the policy, and mark it as complete.
     metrics = {name: value for name, value in trainer.evaluate().items() if "@" in name}

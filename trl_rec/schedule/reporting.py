@@ -24,6 +24,8 @@ from trl_rec.files import write_json
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.schedule.checks import check_not_sharded
 from trl_rec.schedule.settings import Schedule, load_on_device
+from trl_rec.schedule.stages import read_stages
+from trl_rec.trainer.base.recipe import given_values
 from trl_rec.trainer.base.reporting import write_run
 
 
@@ -126,12 +128,8 @@ def _write_run_folder(
     reports: Sequence[dict[str, Any]], results: dict[str, Evaluation], start: str | Path, schedule: Schedule
 ) -> None:
     """Writes the usual files of a run folder, and `stages.json`."""
-    write_run(
-        schedule.output,
-        schedule.config,
-        _recipe(start, schedule),
-        _training_log(reports, schedule),
-    )
+    recipe = _recipe(start, schedule) if schedule.recipe is None else schedule.recipe
+    write_run(schedule.output, "align3gr", {**recipe, **schedule.config.given}, _training_log(reports, schedule))
     write_json(schedule.output / "stages.json", list(reports))
     if results:
         write_evaluation(
@@ -148,14 +146,15 @@ def _write_run_folder(
 
 
 def _recipe(start: str | Path, schedule: Schedule) -> dict[str, Any]:
-    """Returns the keys of the recipe that are not in the trainer's configuration."""
+    """Returns keys of a recipe of `trl-rec align3gr` that runs the stages in the plan of the schedule."""
     plan = json.loads((schedule.output / "plan.json").read_text(encoding="utf-8"))
+    stages = read_stages([stage for name, stage in plan.items() if name.startswith("stage ")])
     return {
         "dataset": str(schedule.dataset.path),
         "surface": schedule.dataset.catalog.surface,
         "model_name_or_path": str(start),
         "keep": schedule.keep,
-        "stages": [stage for name, stage in plan.items() if name.startswith("stage ")],
+        "stages": [given_values(stage) for stage in stages],
     }
 
 

@@ -32,6 +32,7 @@ class Schedule:
             With `"last"`, it is the policy after the last step.
         adapter (`PeftConfig`, *optional*): Adapter to train if the first policy has no adapter.
         model_options (`dict`, *optional*): Arguments for loading models (`dtype`, `quantization_config`, ...).
+        recipe (`dict`, *optional*): Keys of `recipe.yaml` besides `config`. Defaults to keys that run the stages.
     """
 
     dataset: RecDataset
@@ -39,6 +40,7 @@ class Schedule:
     keep: str = "best"
     adapter: PeftConfig | None = None
     model_options: dict[str, Any] | None = None
+    recipe: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.keep not in ("best", "last"):

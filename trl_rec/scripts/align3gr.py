@@ -15,7 +15,7 @@ from trl import get_peft_config
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig, loading_options
 from trl_rec.schedule import Schedule, align, align3gr_stages, check_pipeline, give_ids, learn_supervised, read_stages
-from trl_rec.scripts.parsing import parse, parse_section, run, show_progress
+from trl_rec.scripts.parsing import given, parse, parse_section, run, show_progress
 from trl_rec.semantic_ids import DualIdsConfig
 from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
 from trl_rec.trainer.base.shutdown import end_processes
@@ -109,6 +109,7 @@ def main(argv: list[str]) -> None:
         keep=data.keep,
         adapter=get_peft_config(model_config),
         model_options=loading_options(model_config, config.trust_remote_code),
+        recipe=given(argv, data, model_config),
     )
     check_pipeline(stages, schedule, supervised)
 

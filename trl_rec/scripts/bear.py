@@ -6,7 +6,7 @@ import sys
 
 from trl_rec.data import load
 from trl_rec.models import RecModelConfig
-from trl_rec.scripts.parsing import DataArguments, parse, run
+from trl_rec.scripts.parsing import DataArguments, given, parse, run
 from trl_rec.trainer import BearConfig, build_bear_trainer, conclude
 
 
@@ -17,7 +17,8 @@ def main(argv: list[str]) -> None:
     dataset = load(data.dataset).with_surface(data.surface)
     trainer = build_bear_trainer(dataset, config, model_config)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    conclude(trainer, dataset, {**vars(data), **vars(model_config)})
+    settings = {**vars(data), **vars(model_config)}
+    conclude(trainer, dataset, settings, recipe=given(argv, data, model_config))
     trainer.end()
 
 

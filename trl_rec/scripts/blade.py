@@ -7,7 +7,7 @@ import sys
 from trl import ModelConfig
 
 from trl_rec.data import load
-from trl_rec.scripts.parsing import DataArguments, parse, run
+from trl_rec.scripts.parsing import DataArguments, given, parse, run
 from trl_rec.trainer import BladeConfig, build_blade_trainer, conclude
 
 
@@ -18,7 +18,9 @@ def main(argv: list[str]) -> None:
     dataset = load(data.dataset).with_surface(data.surface)
     trainer = build_blade_trainer(dataset, config, model_config)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    conclude(trainer, dataset, {**vars(data), **vars(model_config)}, rewards=trainer.reward_weights)
+    settings = {**vars(data), **vars(model_config)}
+    recipe = given(argv, data, model_config)
+    conclude(trainer, dataset, settings, recipe=recipe, rewards=trainer.reward_weights)
     trainer.end()
 
 

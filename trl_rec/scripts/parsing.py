@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from argparse import ArgumentTypeError
@@ -26,9 +27,13 @@ from trl_rec.ranges import check_ranges
 from trl_rec.scripts.interrupts import Interrupts, end, handling, say_once
 from trl_rec.scripts.recipe_files import checked_values, read_recipe
 from trl_rec.scripts.verbs import TRAINING, VERBS
+from trl_rec.trainer.base.recipe import given_values
 
 
 T = TypeVar("T")
+SECRET = re.compile("token|key|secret|password", re.IGNORECASE)  # in names of environment variables
+LAUNCH = "TRL_REC_LAUNCH"  # environment variable with the options of `trl-rec` for `accelerate launch`, as JSON
+LAUNCH_KEYS = ("num_processes", "accelerate_config")
 
 
 @dataclass
@@ -62,17 +67,8 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     Returns:
         An instance of the dataclass, or a tuple with an instance of each.
     """
-    # 1. Separate the recipe from the other words. "--config=NAME" is accepted too.
-    words = []
-    for word in argv:
-        words += word.split("=", 1) if word.startswith("--config=") else [word]
-    recipe: Path | None = None
-    if "--config" in words:
-        place = words.index("--config")
-        if place == len(words) - 1:
-            raise ValueError("--config needs a value; give a YAML file or the name of a shipped recipe")
-        recipe = find_recipe(words[place + 1])
-        del words[place : place + 2]
+    # 1. Separate the recipe from the other words.
+    recipe, words = _split_config(argv)
 
     # 2. Parse. As in TRL, the values of the recipe become the parser's defaults. The type error is ignored because TRL
     # declares the parameter as a NewType, which no class matches.
@@ -85,7 +81,7 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     )
     read_mappings(parser, json_mapping)
     if recipe is not None:
-        _use_recipe(parser, all_kinds, recipe)
+        _use_recipe(parser, all_kinds, recipe, launched=verb in TRAINING)
     parsed = parser.parse_args_into_dataclasses(args=words)
 
     # 3. Check that numbers are in their ranges.
@@ -108,9 +104,14 @@ class _Parser(TrlParser):
         raise ValueError(message)
 
 
-def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path) -> None:
-    """Sets the parser's defaults from a recipe, and the environment variables from the recipe's key `env`."""
+def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path, *, launched: bool) -> None:
+    """Sets the parser's defaults from a recipe, and the environment variables from the recipe's key `env`.
+
+    The keys in `LAUNCH_KEYS` have been used already if the verb is launched.
+    """
     values = read_recipe(recipe)
+    if launched:
+        values = {name: value for name, value in values.items() if name not in LAUNCH_KEYS}
     variables = values.pop("env", {})
     if not isinstance(variables, dict):
         raise ValueError(
@@ -143,6 +144,37 @@ def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
     if "max_length" in section and section["max_length"] is None:
         vars(arguments)["max_length"] = None  # via vars(), because only some of these dataclasses have the field
     return arguments
+
+
+def given(argv: list[str], *arguments: Any) -> dict[str, Any]:
+    """Returns what the user gave besides the trainer's configuration, for `recipe.yaml`.
+
+    Args:
+        argv: The words of the command line after the verb.
+        arguments: What [`parse`] returned for them, except the trainer's configuration.
+
+    Returns:
+        The fields that differ from their defaults, the environment variables of the recipe except secrets, and how
+        `trl-rec` launched the verb.
+    """
+    launch = json.loads(os.environ.get(LAUNCH, "{}"))
+    recipe, _ = _split_config(argv)
+    variables = {} if recipe is None else read_recipe(recipe).get("env", {})
+    shown = {name: value for name, value in variables.items() if not SECRET.search(str(name))}
+    return {**given_values(*arguments), **launch, **({"env": shown} if shown else {})}
+
+
+def _split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """Returns the recipe that `--config` names, if any, and the other words. `--config=NAME` is accepted too."""
+    words = []
+    for word in argv:
+        words += word.split("=", 1) if word.startswith("--config=") else [word]
+    if "--config" not in words:
+        return None, words
+    place = words.index("--config")
+    if place == len(words) - 1:
+        raise ValueError("--config needs a value; give a YAML file or the name of a shipped recipe")
+    return find_recipe(words[place + 1]), words[:place] + words[place + 2 :]
 
 
 def json_mapping(text: str) -> dict[str, Any] | None:

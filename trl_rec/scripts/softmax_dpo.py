@@ -9,7 +9,7 @@ from trl import ModelConfig
 
 from trl_rec.data import load
 from trl_rec.schedule import check_preference_leaks
-from trl_rec.scripts.parsing import parse, run
+from trl_rec.scripts.parsing import given, parse, run
 from trl_rec.trainer import SoftmaxDPOConfig, build_softmax_dpo_trainer, conclude, read_preferences, save_run
 
 
@@ -53,11 +53,11 @@ def main(argv: list[str]) -> None:
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
 
     # 3. Save the model. If a dataset is given, also evaluate the model on the test split.
-    settings = {**vars(data), **vars(model_config)}
+    recipe = given(argv, data, model_config)
     if dataset is None:
-        save_run(trainer, settings)
+        save_run(trainer, recipe)
     else:
-        conclude(trainer, dataset, settings)
+        conclude(trainer, dataset, {**vars(data), **vars(model_config)}, recipe=recipe)
     trainer.end()
 
 

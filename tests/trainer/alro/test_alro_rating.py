@@ -122,8 +122,8 @@ def test_the_verb_ranks_with_the_model_that_learned_to_rate(
     monkeypatch.setattr(AlroTrainer, "train", watched)
     main(write(tmp_path, dataset))
     rated = tmp_path / "run" / "rating"
-    settings = json.loads((rated / "recipe.json").read_text())
-    assert (settings["num_train_epochs"], settings["learning_rate"], settings["max_steps"]) == (2, 3e-3, 3)
+    settings = torch.load(rated / "training_args.bin", weights_only=False)
+    assert (settings.num_train_epochs, settings.learning_rate, settings.max_steps) == (2, 3e-3, 3)
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert written["settings"]["rating_epochs"] == 2 and "ALRO" in written["results"]
     begun = (rated / "complete").stat().st_mtime_ns

@@ -332,7 +332,7 @@ def test_a_run_is_concluded_beside_the_baselines(folder: Path, dataset: RecDatas
             assert sorted(ordered[: len(candidates)]) == sorted(candidates)
     told = capsys.readouterr().out
     assert "graded_ndcg@4" in told and "consistency" in told and "item mean" in told
-    assert (tmp_path / "recipe.json").is_file() and (tmp_path / "ranker.json").is_file()
+    assert (tmp_path / "recipe.yaml").is_file() and (tmp_path / "ranker.json").is_file()
 
 
 @pytest.mark.parametrize(

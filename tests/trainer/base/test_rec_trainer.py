@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests.trainer.runs import losses, make_folder, make_trainer
 from trl_rec import BearTrainer, load
 from trl_rec.models import load_model
+from trl_rec.scripts.recipe_files import read_recipe
 from trl_rec.trainer import conclude
 from trl_rec.trainer.base.checkpoints import newest_complete
 
@@ -135,7 +136,8 @@ def test_under_fsdp_a_run_ends_with_the_model_saved_and_a_word_on_ranking(
     assert conclude(trainer, load(folder / "data"), {}) == {}
     assert saved and "run trl-rec evaluate" in caplog.text
     assert [json.loads(line)["loss"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()] == [1.5, 1.0]
-    assert json.loads((tmp_path / "recipe.json").read_text())["max_length"] == 96
+    recipe = read_recipe(tmp_path / "recipe.yaml")
+    assert (recipe["max_length"], recipe["dataset"]) == (96, str(folder / "data"))
 
 
 @pytest.mark.parametrize(("strategy", "size"), [("group_by_length", 4), ("batch_rebalance", 2)])

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests.conftest import make_model as make_family
 from tests.trainer.softmax_dpo.preference_runs import TEXT_TOKENIZER, text_rows
 from trl_rec.models import building, load_model
+from trl_rec.scripts.recipe_files import read_recipe
 from trl_rec.scripts.softmax_dpo import main
 
 
@@ -44,8 +45,9 @@ def test_a_policy_is_trained_and_the_run_written_down(inputs: Path, policy: str)
     assert before.keys() == after.keys() and all(
         not torch.equal(tensor, after[name]) for name, tensor in before.items()
     )
-    recipe = json.loads((inputs / "run" / "recipe.json").read_text())
-    assert (recipe["model_name_or_path"], recipe["max_steps"], recipe["dataset"]) == (str(inputs / policy), 2, None)
+    recipe = read_recipe(inputs / "run" / "recipe.yaml")
+    assert (recipe["model_name_or_path"], recipe["max_steps"]) == (str(inputs / policy), 2)
+    assert "dataset" not in recipe and recipe["preferences"] == str(inputs / "preferences.jsonl")
     logged = [json.loads(line) for line in (inputs / "run" / "eval.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in logged if "loss" in entry] == [1, 2]
 

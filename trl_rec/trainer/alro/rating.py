@@ -145,7 +145,7 @@ def learn_ratings(
     # 3. Train. Write the marker only after everything is saved, because a finished stage is never resumed.
     logger.info("starting the rating stage; its model is saved in %s", folder)
     trainer.train(resume_from_checkpoint=resume)
-    save_run(trainer, {"dataset": str(dataset.path)})
+    save_run(trainer)
     if trainer.is_world_process_zero():
         write_mark(folder, trainer.fingerprint(), trainer.launch)
         for checkpoint in folder.glob("checkpoint-*"):

@@ -13,15 +13,19 @@ from trl_rec.trainer.base.reporting import Measured, conclude_run
 
 
 def conclude_ranking(
-    trainer: CandidateOrderingMixin, dataset: RecDataset, settings: Mapping[str, Any]
+    trainer: CandidateOrderingMixin,
+    dataset: RecDataset,
+    settings: Mapping[str, Any],
+    *,
+    recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Evaluation]:
     """Saves a trained model, ranks the candidates of the split `final_split`, and writes and prints the results.
 
     Args:
         trainer: A trainer after training.
         dataset: The dataset that the model was trained on.
-        settings: Settings of the run that are not part of the trainer's configuration. They are written to
-            `recipe.json` and `metrics.json`.
+        settings: Settings of the run besides the trainer's configuration, for `metrics.json`.
+        recipe (*optional*): Keys of `recipe.yaml` besides the trainer's configuration, as in [`conclude`].
 
     Returns:
         The results of the baselines and of the model by name, on every process. Empty under FSDP, and where
@@ -44,6 +48,7 @@ def conclude_ranking(
         dataset,
         settings,
         measure,
+        recipe=recipe,
         exclude_history=True,  # no candidate is in its user's history
         instead="use CandidateRanker in one process",
     )

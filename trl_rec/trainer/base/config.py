@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from trl_rec.compat import settle_checkpointing
 from trl_rec.ranges import COUNT, FINITE, check_ranges
+from trl_rec.trainer.base.recipe import given_values
 
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ class RecConfig(Base):
     )
 
     def __post_init__(self) -> None:
+        self._given = given_values(self)  # before the configs of TRL replace values
         settle_checkpointing(self)
         check_ranges(self)
         super().__post_init__()  # type: ignore[no-untyped-call]  # of the TRL config, the next class among the bases
@@ -143,6 +145,11 @@ class RecConfig(Base):
         check_inert(self, ("eval_length_penalty",), "the model's lists are all of list_length items")
         if max(self.eval_ks) > self.list_length:
             raise ValueError(f"eval_ks={self.eval_ks} goes beyond list_length={self.list_length}; lower eval_ks")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were set to other values than their defaults, for `recipe.yaml`."""
+        return self._given
 
     @property
     def prompt_options(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trl_rec.evaluation.environment import ENVIRONMENT
 from trl_rec.evaluation.kept import KEPT_FILES
 from trl_rec.trainer.base.checkpoints import (
     MARK,
@@ -22,6 +23,7 @@ from trl_rec.trainer.base.checkpoints import (
     newest_complete,
     read_mark,
 )
+from trl_rec.trainer.base.recipe import RECIPE
 
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
@@ -37,7 +39,9 @@ OF_A_RUN = (
     "trainer_state.json",
     "recommender.json",
     "ranker.json",
-    "recipe.json",
+    RECIPE,
+    ENVIRONMENT,
+    "recipe.json",  # written by older versions
     "eval.jsonl",
     "metrics.json",
     *KEPT_FILES,

@@ -9,28 +9,23 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, write_evaluation
+from trl_rec.evaluation.environment import write_environment
 from trl_rec.evaluation.results import held_out
 from trl_rec.evaluation.rewards import ListReward
-from trl_rec.files import write_json, write_text
+from trl_rec.files import write_text
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
+from trl_rec.trainer.base.recipe import write_recipe
 from trl_rec.trainer.base.trainer import RecTrainerMixin
 
 
 logger = logging.getLogger(__name__)
-
-
-class RunConfig(Protocol):
-    """Configuration of a trainer: a [`RecConfig`] that is also a config of TRL."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns all fields by name."""
 
 
 class Measured(NamedTuple):
@@ -53,6 +48,7 @@ def conclude(
     dataset: RecDataset,
     settings: Mapping[str, Any],
     *,
+    recipe: Mapping[str, Any] | None = None,
     rewards: Mapping[str, float] | None = None,
     reward_functions: Mapping[str, ListReward] | None = None,
 ) -> dict[str, Evaluation]:
@@ -61,7 +57,9 @@ def conclude(
     Args:
         trainer: A trainer whose `train` has returned.
         dataset: The dataset that the model was trained on.
-        settings: Settings of the run besides the trainer's configuration, for `recipe.json` and `metrics.json`.
+        settings: Settings of the run besides the trainer's configuration, for `metrics.json`.
+        recipe (*optional*): Keys of `recipe.yaml` besides the trainer's configuration. Defaults to the dataset, its
+            surface and `settings`.
         rewards, reward_functions (*optional*): Same as in [`evaluate_split`].
 
     Returns:
@@ -86,7 +84,13 @@ def conclude(
         return Measured(results, metrics_table(results, caption=caption))
 
     return conclude_run(
-        trainer, dataset, settings, measure, exclude_history=exclude_history, instead="run trl-rec evaluate"
+        trainer,
+        dataset,
+        settings,
+        measure,
+        recipe=recipe,
+        exclude_history=exclude_history,
+        instead="run trl-rec evaluate",
     )
 
 
@@ -96,6 +100,7 @@ def conclude_run(
     settings: Mapping[str, Any],
     measure: Callable[[], Measured],
     *,
+    recipe: Mapping[str, Any] | None,
     exclude_history: bool,
     instead: str,
 ) -> dict[str, Evaluation]:
@@ -106,14 +111,17 @@ def conclude_run(
     Args:
         trainer: A trainer whose `train` has returned.
         dataset: The dataset that the model was trained on.
-        settings: Settings of the run besides the trainer's configuration.
+        settings: Settings of the run besides the trainer's configuration, for `metrics.json`.
         measure: Measures the model on the split `final_split`. Every process calls it.
+        recipe: Keys of `recipe.yaml` besides the trainer's configuration, as in [`conclude`].
         exclude_history: Whether items of a user's history were excluded from the recommendations.
         instead: What the user can do under FSDP, where nothing can be measured.
     """
     # 1. Save before measuring, so that a failure while measuring loses nothing.
     folder = trainer.args.output_dir
-    save_run(trainer, settings)
+    if recipe is None:
+        recipe = {"dataset": str(dataset.path), "surface": dataset.catalog.surface, **settings}
+    save_run(trainer, recipe)
     if trainer.is_fsdp_enabled:
         logger.warning("%s is saved; under FSDP it is not measured here: %s", folder, instead)
         return {}
@@ -143,41 +151,36 @@ def conclude_run(
     return measured.results
 
 
-def save_run(trainer: RecTrainerMixin, settings: Mapping[str, Any]) -> None:
-    """Saves a trained model, its recipe and its training log. Returns when everything is written.
+def save_run(trainer: RecTrainerMixin, recipe: Mapping[str, Any] | None = None) -> None:
+    """Saves a trained model, and describes how it was trained. Returns when everything is written.
 
     Args:
         trainer: A trainer whose `train` has returned.
-        settings: Settings of the run besides the trainer's configuration.
+        recipe (*optional*): Keys of `recipe.yaml` besides the trainer's configuration. By default, no recipe is
+            written, because no verb repeats the run.
     """
     trainer.save_model()
     if trainer.is_world_process_zero():
-        write_run(trainer.args.output_dir, trainer.args, settings, trainer.state.log_history)
+        keys = None if recipe is None else {**recipe, **trainer.args.given}
+        write_run(trainer.args.output_dir, trainer.method, keys, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
 
 
 def write_run(
-    folder: str | Path,
-    args: RunConfig,
-    settings: Mapping[str, Any],
-    log_history: Sequence[Mapping[str, Any]],
+    folder: str | Path, verb: str, recipe: Mapping[str, Any] | None, log_history: Sequence[Mapping[str, Any]]
 ) -> None:
     """Writes the files that describe how a model was trained. Only one process may call this function.
 
-    The files are `recipe.json` (the resolved recipe) and `eval.jsonl` (one line per log entry).
+    The files are `eval.jsonl` (one line per log entry), `environment.json` and, if `recipe` is given, `recipe.yaml`.
 
     Args:
         folder: The run folder.
-        args: The trainer's configuration.
-        settings: Settings of the run besides `args`. The recipe contains every value of `settings` and `args` that is
-            a string, a number, a flag, a list or `None`.
+        verb: The verb of `trl-rec` that takes the recipe.
+        recipe: The keys of the recipe.
         log_history: Log entries of the trainer.
     """
     folder = Path(folder)
-    recipe = {name: value for name, value in {**settings, **args.to_dict()}.items() if _is_plain(value)}
-    write_json(folder / "recipe.json", recipe)
+    if recipe is not None:
+        write_recipe(folder, verb, recipe)
     write_text(folder / "eval.jsonl", "".join(f"{json.dumps(entry)}\n" for entry in log_history))
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float | bool | list)
+    write_environment(folder)
