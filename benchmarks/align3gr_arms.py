@@ -29,7 +29,7 @@ from studies import SMALL, kept
 
 from trl_rec import BearConfig, RecDataset, Schedule, SoftmaxDPOConfig, load
 from trl_rec.data import PromptFormat
-from trl_rec.evaluation import evaluate_baselines, evaluate_split, rank_split, seeds_table
+from trl_rec.evaluation import compare, comparison_table, evaluate_baselines, evaluate_split, rank_split
 from trl_rec.files import atomic_file, atomic_folder
 from trl_rec.models import RecModelConfig, load_model, load_tokenizer
 from trl_rec.schedule import align3gr_stages, learn_supervised, run_stages
@@ -259,9 +259,8 @@ def main() -> None:
     runs = {**{name: [baselines[name].per_user] for name in ("popularity", "transition")}, **runs}
     print_ids(study, arguments.arms)
     against = arguments.against or ("dual" if "dual" in runs else arguments.arms[0])
-    print(
-        "\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against=against, notes={"validation": validation})
-    )
+    compared = compare(runs, against=against, metric="ndcg@10")
+    print("\n" + comparison_table(runs, compared, metrics=["recall@10"], notes={"validation": validation}))
 
 
 if __name__ == "__main__":

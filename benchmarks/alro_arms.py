@@ -33,7 +33,15 @@ from studies import SMALL, kept
 
 from trl_rec import AlroConfig, AlroTrainer, RecDataset, prepare
 from trl_rec.decoding import RatedPromptFormat
-from trl_rec.evaluation import RankedLists, borda, evaluate_orders, evaluate_rated_baselines, seeds_table, slot_profile
+from trl_rec.evaluation import (
+    RankedLists,
+    borda,
+    comparison_table,
+    evaluate_orders,
+    evaluate_rated_baselines,
+    slot_profile,
+)
+from trl_rec.evaluation import compare as compare_runs
 from trl_rec.models import RecModelConfig, load_model, load_tokenizer
 from trl_rec.trainer import build_ranker, held_out_rows, learn_ratings, rating_values
 
@@ -199,7 +207,8 @@ def compare(study: Study, arguments: argparse.Namespace) -> None:
 
     # 3. Print the table, then time and slots per arm.
     print(f"\n{study.count} candidates, {len(study.rows)} users, weights {arms}")
-    print(seeds_table(runs, metrics=METRICS, against="SFT"))
+    compared = compare_runs(runs, against="SFT", metric="graded_ndcg@10")
+    print(comparison_table(runs, compared, metrics=METRICS))
     for name, by_seed in results.items():
         first = [slot_profile(np.array(result["places"]), np.array(result["slots"])) for result in by_seed]
         ranking = np.mean([result["seconds"]["rank"] for result in by_seed])

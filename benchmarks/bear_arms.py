@@ -26,7 +26,7 @@ import numpy as np
 from studies import SMALL, kept
 
 from trl_rec import BearConfig, BearTrainer, RecDataset, load
-from trl_rec.evaluation import evaluate_baselines, evaluate_split, seeds_table
+from trl_rec.evaluation import compare, comparison_table, evaluate_baselines, evaluate_split
 from trl_rec.models import make_model, make_tokenizer
 
 
@@ -104,7 +104,8 @@ def main() -> None:
         key: {name: float(np.mean([result[key] for result in by_seed])) for name, by_seed in results.items()}
         for key in ("validation", "pruned")
     }
-    print("\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against="transition", notes=notes))
+    compared = compare(runs, against="transition", metric="ndcg@10")
+    print("\n" + comparison_table(runs, compared, metrics=["recall@10"], notes=notes))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ from studies import SMALL, kept
 from trl_rec import BearConfig, BearTrainer, BladeConfig, BladeTrainer, RecDataset, load
 from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation import (
+    compare,
+    comparison_table,
     draw_lists,
     evaluate_baselines,
     evaluate_best_of,
@@ -44,7 +46,6 @@ from trl_rec.evaluation import (
     line_charts,
     logged_curve,
     score_split,
-    seeds_table,
 )
 from trl_rec.models import load_model, load_tokenizer
 
@@ -202,7 +203,8 @@ def main() -> None:
     # 3. Print the table, the baselines, and Best-of-N at inference.
     runs = {name: [study.per_user(result) for result in by_seed] for name, by_seed in results.items()}
     metrics = ["recall@10", "ndcg@10", "ild", "mgu", "sampled reward", "reward"]
-    print("\n" + seeds_table(runs, metrics=metrics, against="SFT"))
+    compared = compare(runs, against="SFT", metric="reward")
+    print("\n" + comparison_table(runs, compared, metrics=metrics))
     for name, baseline in evaluate_baselines(dataset, ks=[10], rewards=rewards).items():
         print(
             f"{name}: "

@@ -27,7 +27,7 @@ from studies import SMALL, kept
 
 from trl_rec import PreferenceStage, RecDataset, Schedule, SoftmaxDPOConfig, load, run_stages
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.evaluation import evaluate_baselines, evaluate_split, rank_split, seeds_table
+from trl_rec.evaluation import compare, comparison_table, evaluate_baselines, evaluate_split, rank_split
 from trl_rec.models import load_model, load_tokenizer
 
 
@@ -132,7 +132,8 @@ def main() -> None:
     for name in all_arms:
         folders = [folder(name, chosen[name], seed) for seed in seeds]
         runs[name] = [measure(path, dataset, path) for path in folders]
-    print("\n" + seeds_table(runs, metrics=["recall@10", "ndcg@10"], against="SFT", notes={"validation": validation}))
+    compared = compare(runs, against="SFT", metric="ndcg@10")
+    print("\n" + comparison_table(runs, compared, metrics=["recall@10"], notes={"validation": validation}))
 
 
 if __name__ == "__main__":

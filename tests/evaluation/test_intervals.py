@@ -77,7 +77,7 @@ def test_p_values_are_uniform_under_no_difference():
     [
         ([0.1, np.nan], {}, "values, row 1: nan is not a finite number"),
         ([], {}, r"values has the shape \(0,\)"),
-        ([[0.1]], {}, r"values has the shape \(1, 1\)"),
+        ([[[0.1]]], {}, r"values has the shape \(1, 1, 1\)"),
         ([0.1], {"level": 1.0}, "level must be"),
         ([0.1], {"num_resamples": 0}, "num_resamples must be at least 1, not 0"),
     ],

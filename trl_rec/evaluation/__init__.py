@@ -6,6 +6,7 @@ from trl_rec._lazy import lazy_names
 
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "EvaluationConfig",
     "KeptEvaluation",
@@ -20,6 +21,8 @@ __all__ = [
     "bootstrap_interval",
     "borda",
     "check_comparable",
+    "compare",
+    "comparison_table",
     "draw_lists",
     "evaluate_best_of",
     "evaluate_baselines",
@@ -41,10 +44,11 @@ __all__ = [
     "readable_lists",
     "score_lists",
     "score_split",
-    "seeds_table",
     "slices",
     "slices_table",
     "slot_profile",
+    "smallest_difference",
+    "verdict",
     "write_evaluation",
     "write_metrics",
     "write_results",
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
     from trl_rec.evaluation.best_of_n import best_of_split, draw_lists, evaluate_best_of
     from trl_rec.evaluation.charts import line_charts, logged_curve
+    from trl_rec.evaluation.comparison import Comparison, compare, comparison_table
     from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
     from trl_rec.evaluation.graded.measures import borda, slot_profile
     from trl_rec.evaluation.graded.ranking import RankedLists, rank_rated_rows
@@ -64,6 +69,7 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.metrics_file import write_metrics
     from trl_rec.evaluation.rank import rank_histories, rank_split
     from trl_rec.evaluation.rankings import Rankings
+    from trl_rec.evaluation.resolution import smallest_difference
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.evaluation.rewards import ListBatch, score_lists, score_split
     from trl_rec.evaluation.saved_model import (
@@ -72,9 +78,9 @@ if TYPE_CHECKING:
         evaluation_settings,
         write_results,
     )
-    from trl_rec.evaluation.seeds import seeds_table
     from trl_rec.evaluation.tables import metrics_table
     from trl_rec.evaluation.user_slices import slices, slices_table
+    from trl_rec.evaluation.verdicts import verdict
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -82,6 +88,7 @@ else:
             "baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "best_of_n": ["best_of_split", "draw_lists", "evaluate_best_of"],
             "charts": ["line_charts", "logged_curve"],
+            "comparison": ["Comparison", "compare", "comparison_table"],
             "evaluator": ["evaluate_rankings", "per_user_metrics"],
             "graded.measures": ["borda", "slot_profile"],
             "graded.ranking": ["RankedLists", "rank_rated_rows"],
@@ -92,11 +99,12 @@ else:
             "metrics_file": ["write_metrics"],
             "rank": ["rank_histories", "rank_split"],
             "rankings": ["Rankings"],
+            "resolution": ["smallest_difference"],
             "results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
             "rewards": ["ListBatch", "score_lists", "score_split"],
             "saved_model": ["EvaluationConfig", "evaluate_with_baselines", "evaluation_settings", "write_results"],
-            "seeds": ["seeds_table"],
             "user_slices": ["slices", "slices_table"],
             "tables": ["metrics_table"],
+            "verdicts": ["verdict"],
         },
     )

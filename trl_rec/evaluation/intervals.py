@@ -1,9 +1,13 @@
-"""Bootstrap intervals for means over users, and a paired test of whether two runs differ.
+"""Bootstrap intervals for means over users and seeds, and a paired test of whether two recommenders differ.
 
 A metric has few distinct values over the users. So a bootstrap resample only draws how often each *distinct* value
 occurs, which follows a multinomial distribution. 1,000 resamples of 100,000 users then take milliseconds instead of
 10^8 look-ups. The result has the same distribution as if users were resampled one by one, and does not depend on the
 order of the users.
+
+Seeds are too few to be resampled: a resample of three seeds understates their variance by a third, and draws a single
+seed in one case of nine. So each resample of the users gets an error of the seeds, drawn from what a few seeds say
+about their variance ([`seed_errors`]). One seed has no such error, and its result says nothing about other seeds.
 """
 
 from __future__ import annotations
@@ -20,13 +24,13 @@ DRAWS_IN_MEMORY = 1 << 21  # maximum number of int64 counts drawn at a time: 16 
 
 
 class PairedComparison(NamedTuple):
-    """Result of comparing run a with run b over the same users.
+    """Result of comparing recommender a with recommender b over the same users.
 
     Args:
         difference (`float`): Mean of a - b.
         low (`float`): Lower end of the bootstrap interval of the difference.
         high (`float`): Upper end of the bootstrap interval of the difference.
-        p_value (`float`): Two-sided p-value of the null hypothesis that the runs do not differ.
+        p_value (`float`): Two-sided p-value of the null hypothesis that the recommenders do not differ.
     """
 
     difference: float
@@ -41,8 +45,8 @@ def bootstrap_interval(
     """Computes the percentile bootstrap interval of the mean.
 
     Args:
-        values (`np.ndarray` of shape `(N,)`): One finite value per user.
-        num_resamples (`int`, *optional*, defaults to `1000`): Number of bootstrap resamples of the N users.
+        values (`np.ndarray` of shape `(N,)` or `(S, N)`): One finite value per user, or per seed and user.
+        num_resamples (`int`, *optional*, defaults to `1000`): Number of bootstrap resamples.
         level (`float`, *optional*, defaults to `0.95`): Confidence level of the interval.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
 
@@ -50,54 +54,111 @@ def bootstrap_interval(
         `tuple[float, float]`: the lower and the upper end of the interval.
     """
     _check_settings(num_resamples, level)
-    distinct, counts = np.unique(_checked(values, "values"), return_counts=True)
+    by_seed = _checked(values, "values")  # (S, N)
+    distinct, counts = np.unique(by_seed.mean(0), return_counts=True)
     size = counts.sum()  # N
 
+    # Resample the users, then add the error that the seeds leave.
     rng = np.random.default_rng(seed)
     means = [
         rng.multinomial(size, counts / size, chunk) @ distinct / size  # (chunk,)
         for chunk in _chunks(num_resamples, len(distinct))
     ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    drawn = np.concatenate(means) + seed_errors(by_seed, num_resamples, rng)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def paired_comparison(
     a: np.ndarray, b: np.ndarray, *, num_resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> PairedComparison:
-    """Compares two runs user by user: mean difference, its bootstrap interval, and the p-value of a permutation test.
+    """Compares two recommenders user by user: mean difference, bootstrap interval, and p-value of a permutation test.
 
-    The permutation test randomly flips the signs of the users' differences. The p-value is the share of flips with a
-    mean that is at least as far from 0 as the observed mean. The observed differences count as one of the flips, so
-    the p-value is at least 1 / (num_resamples + 1). It is 1 if the runs agree for every user.
+    The permutation test randomly flips the signs of the users' differences, each averaged over the seeds, and adds an
+    error of the seeds. The p-value is the share of the results that are at least as far from 0 as the observed mean.
+    The observed differences count as one of the flips, so the p-value is at least 1 / (num_resamples + 1). It is 1 if
+    the recommenders agree for every user.
 
     Args:
-        a, b (`np.ndarray` of shape `(N,)`): One finite value per user, with the same users in the same order.
+        a, b (`np.ndarray` of shape `(N,)` or `(S, N)`): One finite value per user, or per seed and user, with the same
+            users in the same order. Seed s of a is paired with seed s of b. If one side has a single row, it is paired
+            with every seed of the other.
         num_resamples (`int`, *optional*, defaults to `1000`): Number of bootstrap resamples, and of sign flips.
         level (`float`, *optional*, defaults to `0.95`): Confidence level of the interval.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap and of the sign flips.
     """
     a = _checked(a, "a")
     b = _checked(b, "b")
-    if len(a) != len(b):
+    if a.shape[1] != b.shape[1]:
         raise ValueError(
-            f"a has {len(a)} users, but b has {len(b)}; compare runs over the same users, in the same order"
+            f"a has {a.shape[1]} users, but b has {b.shape[1]}; compare runs over the same users, in the same order"
         )
-    low, high = bootstrap_interval(a - b, num_resamples=num_resamples, level=level, seed=seed)
-    return PairedComparison(float((a - b).mean()), low, high, _sign_flip_p_value(a - b, num_resamples, seed))
+    if len(a) != len(b) and 1 not in (len(a), len(b)):
+        raise ValueError(f"a has {len(a)} seeds, but b has {len(b)}; pair the seeds, or give one run of a side")
+
+    differences = a - b  # (S, N)
+    low, high = bootstrap_interval(differences, num_resamples=num_resamples, level=level, seed=seed)
+    return PairedComparison(float(differences.mean()), low, high, _p_value(differences, num_resamples, seed))
 
 
-def _sign_flip_p_value(differences: np.ndarray, num_resamples: int, seed: int) -> float:
+def seed_errors(values: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws errors of the mean that come from having few seeds: 0 for one seed.
+
+    The means of the seeds vary because the seeds differ, and because a finite number of users is averaged. Resampling
+    users covers the second part. The variance of the first part is uncertain, so each error has a variance of its own:
+    the observed variance, divided by a draw of chi-squared / (S - 1), minus the users' part, and at least 0. Without
+    the users' part, the errors have a t distribution with S - 1 degrees of freedom. Variance components are treated in
+    this way by Weerahandi, "Generalized Confidence Intervals", J. of the American Statistical Association 88, 1993.
+
+    Args:
+        values: One value per seed and user, `(S, N)`.
+        num_resamples: Number R of errors.
+        rng: Source of randomness.
+
+    Returns:
+        The errors, `(R,)`.
+    """
+    if len(values) == 1:
+        return np.zeros(num_resamples)
+    observed, of_users = seed_variances(values)
+    degrees = len(values) - 1
+    variances = np.maximum(0, observed * degrees / rng.chisquare(degrees, num_resamples) - of_users)
+    errors: np.ndarray = np.sqrt(variances) * rng.standard_normal(num_resamples)
+    return errors
+
+
+def seed_variances(values: np.ndarray) -> tuple[float, float]:
+    """Returns the variance of the mean over seeds, and the part of it that the users' variation explains.
+
+    Args:
+        values: One value per seed and user, `(S, N)`, of at least two seeds. With one user, the second part is 0.
+    """
+    num_seeds, num_users = values.shape
+    observed = values.mean(1).var(ddof=1) / num_seeds
+    if num_users == 1:
+        return float(observed), 0.0
+    residuals = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()  # (S, N)
+    mean_square = np.square(residuals).sum() / ((num_seeds - 1) * (num_users - 1))
+    return float(observed), float(mean_square / (num_seeds * num_users))
+
+
+def _p_value(differences: np.ndarray, num_resamples: int, seed: int) -> float:
+    """Returns the p-value of the sign-flip test with the seeds' error, of differences `(S, N)`."""
     # Of c users with the same |difference|, the number with a plus sign after a flip follows Binomial(c, 1/2).
-    sizes, counts = np.unique(np.abs(differences), return_counts=True)
-    observed = abs(differences.sum())
+    means = differences.mean(0)  # (N,)
+    sizes, counts = np.unique(np.abs(means), return_counts=True)
+    observed = abs(means.sum())
     slack = 1e-9 * max(observed, sizes[-1])  # sums that differ only by rounding errors count as ties
 
     rng = np.random.default_rng(seed)
+    errors = len(means) * seed_errors(differences, num_resamples, rng)  # (num_resamples,), of sums over users
     num_as_far = 0
+    start = 0
     for chunk in _chunks(num_resamples, len(sizes)):
         flipped = (2 * rng.binomial(counts, 0.5, (chunk, len(sizes))) - counts) @ sizes  # (chunk,)
-        num_as_far += int((np.abs(flipped) >= observed - slack).sum())
+        moved = flipped + errors[start : start + chunk]
+        num_as_far += int((np.abs(moved) >= observed - slack).sum())
+        start += chunk
     return (num_as_far + 1) / (num_resamples + 1)
 
 
@@ -108,16 +169,20 @@ def _chunks(num_resamples: int, width: int) -> list[int]:
 
 
 def _checked(values: np.ndarray, name: str) -> np.ndarray:
-    """Returns the values as float64, after checking that there is one finite value per user."""
+    """Returns the values as float64 `(S, N)`, after checking that there is one finite value per seed and user."""
     values = np.asarray(values, np.float64)
-    if values.ndim != 1 or len(values) == 0:
+    if values.ndim not in (1, 2) or values.size == 0:
         raise ValueError(
-            f"{name} has the shape {values.shape}; give at least one user, with one value per user: (num_users,)"
+            f"{name} has the shape {values.shape}; give at least one user, with one value per user: (num_users,), or "
+            "(num_seeds, num_users)"
         )
-    if not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ValueError(f"{name}, row {row}: {values[row]} is not a finite number; check the run that produced it")
-    return values
+    by_seed = np.atleast_2d(values)
+    if not np.isfinite(by_seed).all():
+        seed, row = np.argwhere(~np.isfinite(by_seed))[0]
+        raise ValueError(
+            f"{name}, row {row}: {by_seed[seed, row]} is not a finite number; check the run that produced it"
+        )
+    return by_seed
 
 
 def _check_settings(num_resamples: int, level: float) -> None:

@@ -91,7 +91,7 @@ def _default_columns(results: Mapping[str, Evaluation]) -> list[str]:
 def _best(results: Mapping[str, Evaluation], column: str) -> float | None:
     """Returns the best value, or None if the metric has no better direction or all values are equal."""
     values = [evaluation.metrics[column] for evaluation in results.values() if column in evaluation.metrics]
-    direction = MEANINGS.get(_stem(column), (0, ""))[0]
+    direction = direction_of(column)
     if direction == 0 or len(set(values)) < 2:
         return None
     return max(values) if direction > 0 else min(values)
@@ -121,6 +121,14 @@ def _number(value: float) -> str:
     if isinstance(value, int):
         return str(value)
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def direction_of(column: str) -> int:
+    """Returns 1 if higher values of a metric are better, -1 if lower values are, and 0 if neither or unknown."""
+    stem = _stem(column)
+    if stem.startswith("reward/"):  # training maximises every reward, including those of the user
+        return 1
+    return MEANINGS.get(stem, (0, ""))[0]
 
 
 def _stem(column: str) -> str:
