@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trl_rec.evaluation import intervals
-from trl_rec.evaluation.intervals import bootstrap_interval, paired_comparison
+from trl_rec.evaluation.intervals import bootstrap_interval, paired_comparison, seed_errors, seed_variances
 
 
 def resampled_by_index(values, num_resamples, seed):
@@ -72,10 +72,60 @@ def test_p_values_are_uniform_under_no_difference():
     assert 0.02 <= (p <= 0.1).mean() <= 0.2
 
 
+def by_seed(rng, num_seeds, num_users, seed_sd, both_sd=1.0):
+    """Values with a variance between users, between seeds, and between users and seeds together."""
+    of_users = rng.normal(size=num_users)
+    of_seeds = seed_sd * rng.normal(size=(num_seeds, 1))
+    return of_users + of_seeds + both_sd * rng.normal(size=(num_seeds, num_users))
+
+
+def test_one_seed_has_no_error_of_seeds():
+    values = np.random.default_rng(10).normal(0.1, 1, 60)
+    assert not seed_errors(values[None], 5, np.random.default_rng(0)).any()
+    assert bootstrap_interval(values[None]) == bootstrap_interval(values)
+    assert paired_comparison(values[None], np.zeros(60)) == paired_comparison(values, np.zeros(60))
+
+
+def test_without_the_users_part_the_errors_of_seeds_have_a_t_distribution():
+    values = np.repeat([[0.1], [0.2], [0.6]], 8, axis=1)  # all users agree
+    drawn = seed_errors(values, 200_000, np.random.default_rng(11))
+    standard_error = np.std([0.1, 0.2, 0.6], ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(np.quantile(drawn, [0.9, 0.975]), standard_error * np.array([1.886, 4.303]), rtol=0.03)
+
+
+def test_the_variances_of_seeds_are_estimated_without_bias():
+    rng = np.random.default_rng(12)
+    drawn = np.array([seed_variances(by_seed(rng, 3, 40, seed_sd=0.5, both_sd=2)) for _ in range(2000)])
+    expected = [(0.5**2 + 2**2 / 40) / 3, 2**2 / 40 / 3]
+    np.testing.assert_allclose(drawn.mean(0), expected, rtol=0.06)
+    assert seed_variances(np.array([[0.0], [2.0]])) == (1, 0)
+
+
+@pytest.mark.parametrize(("num_seeds", "seed_sd"), [(3, 0.0), (3, 0.2), (6, 1.0)])
+def test_intervals_and_p_values_cover_the_variation_between_seeds(num_seeds, seed_sd):
+    rng = np.random.default_rng(13)
+    zeros = np.zeros(50)
+    results = [
+        paired_comparison(by_seed(rng, num_seeds, 50, seed_sd), zeros, num_resamples=199, seed=seed)
+        for seed in range(200)
+    ]
+    assert np.mean([one.low <= 0 <= one.high for one in results]) >= 0.91
+    assert np.mean([one.p_value < 0.05 for one in results]) <= 0.08
+
+
+def test_a_single_run_is_paired_with_every_seed():
+    rng = np.random.default_rng(14)
+    a, b = rng.random((3, 40)), rng.random(40)
+    assert paired_comparison(a, b) == paired_comparison(a, np.tile(b, (3, 1)))
+    with pytest.raises(ValueError, match="a has 3 seeds and b has 2; pair the seeds"):
+        paired_comparison(a, rng.random((2, 40)))
+
+
 @pytest.mark.parametrize(
     ("values", "settings", "message"),
     [
         ([0.1, np.nan], {}, "values, row 1: nan is not a finite number"),
+        ([[0.1, 0.2], [0.1, np.inf]], {}, "values, row 1: inf is not a finite number"),
         ([], {}, r"values has the shape \(0,\)"),
         ([[[0.1]]], {}, r"values has the shape \(1, 1, 1\)"),
         ([0.1], {"level": 1.0}, "level must be"),
