@@ -43,8 +43,6 @@ from trl_rec.evaluation import (
     evaluate_baselines,
     evaluate_best_of,
     evaluate_split,
-    line_charts,
-    logged_curve,
     score_split,
 )
 from trl_rec.models import load_model, load_tokenizer
@@ -63,12 +61,6 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 SHARED = {**SMALL, "eval_strategy": "no", "save_strategy": "no", "list_length": 10, "max_length": 128}
 NUM_SAMPLED = 8  # lists per user, sampled at temperature 1
-PANELS = {
-    "reward": "reward of rollouts",
-    "blade/target_std": "deviation of the target in a group",
-    "blade/tied_pairs": "share of pairs that tie",
-    "blade/quantile": "quantile among references",
-}
 
 
 class Study:
@@ -215,14 +207,6 @@ def main() -> None:
         f"SFT, the best of {NUM_SAMPLED} sampled lists: {best}; "
         f"{before['seconds_to_draw']:.0f} s for {dataset.test.num_rows} users"
     )
-
-    # 4. Draw the training signal.
-    for x in ("step", "kl"):
-        logs = {name: by_seed[0]["log"] for name, by_seed in results.items() if name not in ("SFT", "offline")}
-        panels = {
-            title: {name: logged_curve(log, key, x=x) for name, log in logs.items()} for key, title in PANELS.items()
-        }
-        (arguments.output / f"signal-by-{x}.svg").write_text(line_charts(panels, x_label=x))
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ from trl_rec.evaluation import (
     Evaluation,
     evaluate_baselines,
     evaluate_split,
-    line_charts,
-    logged_curve,
     metrics_table,
     paired_comparison,
     readable_lists,
+    write_evaluation,
+    write_report,
 )
 from trl_rec.models import load_model, load_tokenizer, make_model, make_tokenizer
+from trl_rec.trainer import save_run
 
 
 REWARDS = {"ndcg": 1.0, "mgu": 4.0}
@@ -36,11 +37,7 @@ ARMS = {
     "BLADE": {"target": "blade"},  # that rank, combined with the rank among the lists of the step
 }
 COLUMNS = ["recall@10", "ndcg@10", "ild@10", "coverage@10", "reward/mgu", "reward"]
-CHARTS = {
-    "rewards/ndcg": "NDCG",
-    "rewards/mgu": "-MGU",
-    "blade/tied_pairs": "pairs of lists that the target cannot tell apart",
-}
+REPORT = "runs/example-blade.html"
 SHARED: dict[str, Any] = {
     "list_length": 10,
     "max_length": 128,
@@ -83,7 +80,6 @@ def supervised(dataset: RecDataset, folder: str, max_steps: int) -> BearTrainer:
         model, config, train_dataset=dataset.train, processing_class=tokenizer, catalog=dataset.catalog
     )
     trainer.train()
-    trainer.save_model()
     return trainer
 
 
@@ -112,6 +108,28 @@ def aligned(target: dict[str, str], start: str, dataset: RecDataset, folder: str
     return trainer
 
 
+def measured(
+    trainer: BearTrainer | BladeTrainer, name: str, results: dict[str, Evaluation], dataset: RecDataset
+) -> Any:
+    """Ranks the test users, adds the evaluation to the results, and keeps it with the model in the run folder."""
+    save_run(trainer)
+    ranked = trainer.rank(dataset.test)
+    evaluation = evaluate_split(ranked, dataset, rewards=REWARDS)
+    baselines = {name: results[name] for name in ("random", "popularity", "transition")}
+    results[name] = evaluation
+    if PartialState().is_main_process:
+        write_evaluation(
+            trainer.args.output_dir,
+            {**baselines, name: evaluation},
+            dataset=dataset,
+            ks=[1, 5, 10],
+            exclude_history=True,
+            recommender=name,
+            seed=trainer.args.seed,
+        )
+    return ranked
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", default="ml-100k", help="ml-100k, toy, or the folder of a log")
@@ -123,40 +141,31 @@ def main() -> None:
     results: dict[str, Evaluation] = evaluate_baselines(dataset, rewards=REWARDS)
     print("training the supervised model")
     start = "runs/example-blade-sft"
-    before = supervised(dataset, start, arguments.max_steps).rank(dataset.test)
-    results["SFT"] = evaluate_split(before, dataset, rewards=REWARDS)
-
-    logs = {}
+    before = measured(supervised(dataset, start, arguments.max_steps), "SFT", results, dataset)
     for name, target in ARMS.items():
         print(f"training {name}")
         trainer = aligned(target, start, dataset, f"runs/example-{name.lower()}", arguments.max_steps)
-        after = trainer.rank(dataset.test)
-        results[name] = evaluate_split(after, dataset, rewards=REWARDS)
-        logs[name] = trainer.state.log_history
+        after = measured(trainer, name, results, dataset)
 
     if PartialState().is_main_process:
-        report(dataset, results, logs, before, after)
+        report(dataset, results, before, after)
 
 
-def report(dataset: RecDataset, results: dict[str, Evaluation], logs: dict[str, Any], before: Any, after: Any) -> None:
-    """Prints lists and the table, and draws the training signal."""
+def report(dataset: RecDataset, results: dict[str, Evaluation], before: Any, after: Any) -> None:
+    """Prints lists and the table, and writes a page with the charts."""
     for name, ranked in (("before", before), ("after", after)):
         print(f"\nTen lists {name} BLADE; an arrow marks what the user chose next.\n")
         print(readable_lists(ranked, dataset.test, dataset.catalog))
     caption = f"{dataset.path}: {dataset.test.num_rows} users, the next ten items, history excluded"
     print("\n" + metrics_table(results, columns=COLUMNS, caption=caption))
 
-    chart = Path("runs/example-blade.svg")
-    chart.write_text(
-        line_charts(
-            {title: {run: logged_curve(log, name) for run, log in logs.items()} for name, title in CHARTS.items()}
-        )
-    )
     gain = paired_comparison(results["BLADE"].per_user["reward"], results["SFT"].per_user["reward"])
     print(
         f"\nBLADE over SFT, reward: {gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {gain.p_value:.3f}"
     )
-    print(f"the training signal is drawn in {chart}")
+
+    write_report(["runs/example-blade-sft", *(f"runs/example-{name.lower()}" for name in ARMS)], REPORT)
+    print(f"{REPORT} shows the training signal; open it in a browser")
 
 
 if __name__ == "__main__":

@@ -67,12 +67,10 @@ __all__ = [
     "learn_ratings",
     "learn_supervised",
     "leave_one_out",
-    "line_charts",
     "list_policy_loss",
     "load",
     "load_model",
     "load_tokenizer",
-    "logged_curve",
     "make_dual_ids",
     "make_model",
     "make_semantic_ids",
@@ -95,6 +93,7 @@ __all__ = [
     "softmax_dpo_loss",
     "standardized",
     "training_prefixes",
+    "write_report",
 ]
 
 if TYPE_CHECKING:
@@ -112,11 +111,11 @@ if TYPE_CHECKING:
     from trl_rec.decoding.recommender import Recommendation, Recommender
     from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
     from trl_rec.evaluation.best_of_n import evaluate_best_of
-    from trl_rec.evaluation.charts import line_charts, logged_curve
     from trl_rec.evaluation.evaluator import evaluate_rankings
     from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
     from trl_rec.evaluation.intervals import paired_comparison
     from trl_rec.evaluation.lists import readable_lists
+    from trl_rec.evaluation.report.page import write_report
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.evaluation.saved_model import EvaluationConfig, evaluate_with_baselines
     from trl_rec.evaluation.tables import metrics_table
@@ -175,11 +174,11 @@ else:
             "decoding.recommender": ["Recommendation", "Recommender"],
             "evaluation.baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "evaluation.best_of_n": ["evaluate_best_of"],
-            "evaluation.charts": ["line_charts", "logged_curve"],
             "evaluation.evaluator": ["evaluate_rankings"],
             "evaluation.graded.results": ["evaluate_orders", "evaluate_rated_baselines"],
             "evaluation.intervals": ["paired_comparison"],
             "evaluation.lists": ["readable_lists"],
+            "evaluation.report.page": ["write_report"],
             "evaluation.results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
             "evaluation.saved_model": ["EvaluationConfig", "evaluate_with_baselines"],
             "evaluation.tables": ["metrics_table"],

@@ -32,8 +32,6 @@ __all__ = [
     "evaluate_split",
     "evaluate_with_baselines",
     "evaluation_settings",
-    "line_charts",
-    "logged_curve",
     "metrics_table",
     "paired_comparison",
     "per_user_metrics",
@@ -51,13 +49,13 @@ __all__ = [
     "verdict",
     "write_evaluation",
     "write_metrics",
+    "write_report",
     "write_results",
 ]
 
 if TYPE_CHECKING:
     from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
     from trl_rec.evaluation.best_of_n import best_of_split, draw_lists, evaluate_best_of
-    from trl_rec.evaluation.charts import line_charts, logged_curve
     from trl_rec.evaluation.comparison import Comparison, compare, comparison_table
     from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
     from trl_rec.evaluation.graded.measures import borda, slot_profile
@@ -69,6 +67,7 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.metrics_file import write_metrics
     from trl_rec.evaluation.rank import rank_histories, rank_split
     from trl_rec.evaluation.rankings import Rankings
+    from trl_rec.evaluation.report.page import write_report
     from trl_rec.evaluation.resolution import smallest_difference
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.evaluation.rewards import ListBatch, score_lists, score_split
@@ -87,7 +86,6 @@ else:
         {
             "baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "best_of_n": ["best_of_split", "draw_lists", "evaluate_best_of"],
-            "charts": ["line_charts", "logged_curve"],
             "comparison": ["Comparison", "compare", "comparison_table"],
             "evaluator": ["evaluate_rankings", "per_user_metrics"],
             "graded.measures": ["borda", "slot_profile"],
@@ -99,6 +97,7 @@ else:
             "metrics_file": ["write_metrics"],
             "rank": ["rank_histories", "rank_split"],
             "rankings": ["Rankings"],
+            "report.page": ["write_report"],
             "resolution": ["smallest_difference"],
             "results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
             "rewards": ["ListBatch", "score_lists", "score_split"],

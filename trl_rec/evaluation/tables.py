@@ -60,8 +60,8 @@ def metrics_table(
     if intervals not in ("half_width", "range", "none"):
         raise ValueError(f"unknown intervals {intervals!r}; choose half_width, range or none")
 
-    columns = _default_columns(results) if columns is None else list(columns)
-    best = {column: _best(results, column) for column in columns}
+    columns = default_columns(results) if columns is None else list(columns)
+    best = {column: best_value(results, column) for column in columns}
     rows = [["", *columns]]
     for name, evaluation in results.items():
         rows.append([name, *(_cell(evaluation, column, best[column], intervals, markdown) for column in columns)])
@@ -72,7 +72,8 @@ def metrics_table(
     return "\n".join([*head, *table, "", *_legend(results, columns, intervals, markdown)])
 
 
-def _default_columns(results: Mapping[str, Evaluation]) -> list[str]:
+def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
+    """Returns the metrics to show where none are named: a selection of each kind at the largest k."""
     known = {column for evaluation in results.values() for column in evaluation.metrics}
 
     # Find the largest k of any metric. Rewards have no k.
@@ -88,7 +89,7 @@ def _default_columns(results: Mapping[str, Evaluation]) -> list[str]:
     return [column for column in wanted if column in known] + errors
 
 
-def _best(results: Mapping[str, Evaluation], column: str) -> float | None:
+def best_value(results: Mapping[str, Evaluation], column: str) -> float | None:
     """Returns the best value, or None if the metric has no better direction or all values are equal."""
     values = [evaluation.metrics[column] for evaluation in results.values() if column in evaluation.metrics]
     direction = direction_of(column)
@@ -103,7 +104,7 @@ def _cell(evaluation: Evaluation, column: str, best: float | None, intervals: st
 
     # Write the value with its mark. In text, values that are not the best get a space, so that decimal points align.
     value = evaluation.metrics[column]
-    text = _number(value)
+    text = number_text(value)
     if markdown:
         text = f"**{text}**" if value == best else text
     elif best is not None:
@@ -113,11 +114,12 @@ def _cell(evaluation: Evaluation, column: str, best: float | None, intervals: st
         return text
     low, high = evaluation.intervals[column]
     if intervals == "half_width":
-        return f"{text} ±{_number((high - low) / 2)}"
-    return f"{text} [{_number(low)}, {_number(high)}]"
+        return f"{text} ±{number_text((high - low) / 2)}"
+    return f"{text} [{number_text(low)}, {number_text(high)}]"
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """Returns a metric as text, with as many digits as are worth reading."""
     if isinstance(value, int):
         return str(value)
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
@@ -125,13 +127,14 @@ def _number(value: float) -> str:
 
 def direction_of(column: str) -> int:
     """Returns 1 if higher values of a metric are better, -1 if lower values are, and 0 if neither or unknown."""
-    stem = _stem(column)
+    stem = stem_of(column)
     if stem.startswith("reward/"):  # training maximises every reward, including those of the user
         return 1
     return MEANINGS.get(stem, (0, ""))[0]
 
 
-def _stem(column: str) -> str:
+def stem_of(column: str) -> str:
+    """Returns the name of a metric without its k."""
     return column.split("@")[0]
 
 
@@ -157,7 +160,7 @@ def _markdown(rows: list[list[str]]) -> list[str]:
 def _legend(results: Mapping[str, Evaluation], columns: Sequence[str], intervals: str, markdown: bool) -> list[str]:
     # Write one line per metric, even if it is shown for several k.
     directions = {1: " (higher is better)", -1: " (lower is better)", 0: ""}
-    stems = dict.fromkeys(_stem(column) for column in columns if _stem(column) in MEANINGS)
+    stems = dict.fromkeys(stem_of(column) for column in columns if stem_of(column) in MEANINGS)
     lines = []
     for stem in stems:
         direction, meaning = MEANINGS[stem]

@@ -10,6 +10,7 @@ VERBS = {
     "align3gr": "make semantic IDs, fine-tune on several tasks and train on preferences in stages, or only the stages",
     "evaluate": "measure the baselines and a model on a split, print a table and write metrics.json",
     "recommend": "print what a trained model recommends to a user, or for a history of titles",
+    "report": "write one HTML page on runs, evaluations or a study: verdicts, tables, charts, lists",
     "recipe": "print a shipped recipe to copy and change, or the names of all recipes",
 }
 # These run under `accelerate launch`.

@@ -1,0 +1,101 @@
+"""A page on runs contains what their folders contain, is inert whatever their texts are, and is repeatable."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.hostile import GROUPS, NAME, TITLES, hostile_run
+from trl_rec.evaluation import write_report
+from trl_rec.printing import printable
+
+
+ALLOWED = {  # every tag that a page may contain
+    *"html head meta title style body header main nav section article h1 h2 h3 p a ul li ol dl dt dd span".split(),
+    *"small div table thead tbody tr th td figure figcaption details summary pre".split(),
+    *"svg g defs path use text clippath rect".split(),
+}
+
+
+class Page(HTMLParser):
+    """The tags, attributes and texts of a page, as a browser would find them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.texts: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(tag, name, value) for name, value in attributes]
+        self.anchors |= {value or "" for name, value in attributes if tag == "section" and name == "id"}
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        raise AssertionError(f"the page has the comment {data!r}")
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with hostile texts; tests copy what they change."""
+    return hostile_run(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="module")
+def page(hostile: Path) -> Page:
+    write_report([hostile], hostile.parent / "report.html")
+    return Page(hostile.parent / "report.html")
+
+
+def test_hostile_texts_are_shown_as_text(page: Page) -> None:
+    assert page.tags <= ALLOWED
+    for title in [*TITLES, *GROUPS, NAME]:
+        assert printable(title.replace("ADDRESS", "http://127.0.0.1:9")) in page.text
+
+
+def test_a_page_has_no_handlers_and_no_links_to_anything_outside(page: Page) -> None:
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on"), (tag, name)
+        assert name not in ("src", "srcset", "srcdoc", "action", "formaction", "xlink:href"), (tag, name)
+        if name in ("href", "clip-path") or (name == "style" and "url" in (value or "")):
+            assert (value or "").startswith(("#", "url(#")), (tag, name, value)
+    policy = next(value for tag, name, value in page.attributes if name == "content" and "default-src" in str(value))
+    assert "default-src 'none'" in policy and "script" not in policy
+
+
+def test_no_control_character_reaches_the_page(hostile: Path, page: Page) -> None:
+    text = (hostile.parent / "report.html").read_text(encoding="utf-8")
+    assert all(line == printable(line) for line in text.split("\n"))
+
+
+def test_equal_folders_give_equal_pages(hostile: Path, tmp_path: Path) -> None:
+    for name in ("a.html", "b.html"):
+        write_report([hostile], tmp_path / name)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert (tmp_path / "a.html").stat().st_size < 500_000
+
+
+def test_ids_are_distinct_and_every_reference_has_its_target(page: Page) -> None:
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    references = [value for _, name, value in page.attributes if name in ("href", "clip-path")]
+    assert {value.removeprefix("url(").removesuffix(")")[1:] for value in references} <= set(ids)
+
+
+def test_users_are_named_only_if_asked_for(hostile: Path, page: Page, tmp_path: Path) -> None:
+    assert "row 0" in page.text and "<u onclick=alert(1)>" not in page.text
+    write_report([hostile], tmp_path / "named.html", show_users=True)
+    named = Page(tmp_path / "named.html")
+    assert "user <u onclick=alert(1)>" in named.text and named.tags <= ALLOWED

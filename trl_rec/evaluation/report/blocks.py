@@ -1,0 +1,178 @@
+"""The parts of a page: sections, and in them verdicts, tables, charts, lists of items, facts and texts.
+
+They contain plain text. `page.html` turns them into HTML and escapes every text; only charts are HTML already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+
+INK_COLOR = -1  # in a legend: the colour of text rather than one of the recommenders' colours
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence on whether a recommender is better than another.
+
+    Args:
+        text (`str`): The sentence.
+        outcome (`str`, *optional*, defaults to `"open"`): `"better"`, `"worse"`, or `"open"` where nothing is decided.
+    """
+
+    text: str
+    outcome: Literal["better", "worse", "open"] = "open"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Sentences that stand out."""
+
+    verdicts: Sequence[Verdict]
+    kind: ClassVar[str] = "verdicts"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value of a table.
+
+    Args:
+        text (`str`): The value.
+        small (`str`, *optional*): Its interval, or another remark in small print.
+        is_best (`bool`, *optional*, defaults to `False`): Whether it is the best value of its column.
+    """
+
+    text: str
+    small: str = ""
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Args:
+        name (`str`): The first cell.
+        cells (`Sequence[Cell]`): The other cells.
+        is_own (`bool`, *optional*, defaults to `False`): Whether the row is of a recommender that the page is about,
+            rather than of a baseline.
+    """
+
+    name: str
+    cells: Sequence[Cell]
+    is_own: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, and remarks below it."""
+
+    headings: Sequence[str]
+    rows: Sequence[Row]
+    title: str = ""
+    notes: Sequence[str] = ()
+    is_folded: bool = False
+    kind: ClassVar[str] = "table"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart with its title and a remark on how to read it. `svg` is inserted into the page as it is."""
+
+    svg: str
+    title: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Charts side by side, with one legend: the number of each name's colour.
+
+    Args:
+        panels (`Sequence[Panel]`): The charts.
+        legend (`Sequence[tuple[str, int]]`, *optional*): The names, each with the number of its colour.
+        title (`str`, *optional*): The heading above the charts.
+        is_wide (`bool`, *optional*, defaults to `False`): Whether each chart takes a line of its own.
+    """
+
+    panels: Sequence[Panel]
+    legend: Sequence[tuple[str, int]] = ()
+    title: str = ""
+    is_wide: bool = False
+    kind: ClassVar[str] = "charts"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An item of a list, with a remark in words, and whether it stands out."""
+
+    title: str
+    remark: str = ""
+    is_hit: bool = False
+
+
+@dataclass(frozen=True)
+class ItemList:
+    """What one user got, after which history, and what the user chose that is not in the list."""
+
+    name: str
+    entries: Sequence[Entry]
+    history: str = ""
+    missed: str = ""
+
+
+@dataclass(frozen=True)
+class ItemLists:
+    """Lists of several users."""
+
+    lists: Sequence[ItemList]
+    kind: ClassVar[str] = "lists"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values."""
+
+    facts: Sequence[tuple[str, str]]
+    title: str = ""
+    kind: ClassVar[str] = "facts"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Lines of a file, which a reader may fold."""
+
+    title: str
+    lines: Sequence[str]
+    is_open: bool = False
+    kind: ClassVar[str] = "text"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A remark."""
+
+    text: str
+    kind: ClassVar[str] = "note"
+
+
+Block: TypeAlias = Verdicts | Table | Charts | ItemLists | Facts | Text | Note
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page.
+
+    Args:
+        anchor (`str`): Its id in the page.
+        title (`str`): Its heading.
+        says (`str`): One sentence that tells a newcomer what to look at.
+        blocks (`Sequence[Block]`): Its parts, in order.
+    """
+
+    anchor: str
+    title: str
+    says: str
+    blocks: Sequence[Block]

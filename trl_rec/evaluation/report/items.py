@@ -1,0 +1,211 @@
+"""Sections on what is recommended: shares of groups, use of semantic codes, and readable lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trl_rec.data.dataset import split_rows, split_users
+from trl_rec.evaluation import metrics
+from trl_rec.evaluation.report.blocks import (
+    INK_COLOR,
+    Block,
+    Cell,
+    Charts,
+    Entry,
+    ItemList,
+    ItemLists,
+    Note,
+    Panel,
+    Row,
+    Section,
+    Table,
+)
+from trl_rec.evaluation.report.drawing import line_chart, share_chart
+from trl_rec.evaluation.report.material import Material
+from trl_rec.items import ItemCatalog
+
+
+ITEMS_COLOR = 6
+NUM_GROUPS = 20  # the groups with the largest shares in histories are shown
+NUM_LISTS = 10
+NUM_RECENT = 3  # history items above each list
+NEEDS_DATASET = "Histories are not shown, because the page was made without the dataset; give --dataset."
+
+
+def groups_section(material: Material) -> Section | None:
+    """The share of each group of items in recommendations, against its share in the users' histories."""
+    catalog, dataset = material.catalog, material.dataset
+    if catalog is None or catalog.group_column is None or not material.ranked or material.is_rated:
+        return None
+    names, item_shares = catalog.group_shares()
+    arms = [arm for arm in material.ranked if arm.is_own or arm is material.strongest_baseline]
+    shares = {arm.name: metrics.group_share(material.ranked[arm], item_shares) for arm in arms}
+    legend = material.legend(arms)
+    blocks: list[Block] = []
+    history = None
+    if dataset is None:
+        order = np.argsort(-np.mean(list(shares.values()), 0), kind="stable")[:NUM_GROUPS]
+        blocks.append(Note(NEEDS_DATASET))
+    else:
+        history = metrics.group_share(split_rows(material.split, "history").values, item_shares)
+        order = np.argsort(-history, kind="stable")[:NUM_GROUPS]
+        legend = [("histories", INK_COLOR), *legend]
+
+    # Show the largest groups, from the largest to the smallest.
+    rows = [names[group] for group in order]
+    svg = share_chart(
+        {name: share[order] for name, share in shares.items()},
+        rows,
+        material.colors,
+        x_label=f"share by {catalog.group_column}",
+        reference=None if history is None else history[order],
+    )
+    if len(rows) < len(names):
+        blocks.append(Note(f"The {len(rows)} largest of {len(names)} groups."))
+    return Section(
+        "groups",
+        "Share per group",
+        "A fair recommender shows each group as often as users chose it: its marks lie on the bars of the histories.",
+        [Charts([Panel(svg)], legend, is_wide=True), *blocks],
+    )
+
+
+def codes_section(material: Material) -> Section | None:
+    """How evenly the codes of semantic IDs are used, by items and in recommendations."""
+    arms = [arm for arm in material.own if arm in material.ranked and _has_ids(arm.runs[0].catalog)]
+    if not arms:
+        return None
+
+    # Recommenders with other IDs than the first one's cannot be shown in the same charts.
+    catalog = arms[0].runs[0].catalog
+    assert catalog is not None and catalog.semantic_ids is not None
+    arms = [arm for arm in arms if arm.runs[0].catalog.surfaces == catalog.surfaces]  # type: ignore[union-attr]
+    legend = [("items", ITEMS_COLOR), *material.legend(arms)]
+    rows: list[Row] = []
+    panels = []
+    for level in range(int(catalog.semantic_ids.lengths.max())):
+        title = f"level {level + 1}"
+        counts = _code_counts(catalog, level, [material.ranked[arm] for arm in arms])
+        # The codes of each line are sorted by its own counts, so that a level line means even use.
+        shares = [np.sort(count)[::-1] / max(count.sum(), 1) for count in counts]
+        rows += [_code_row(f"{title}, {name}", share) for (name, _), share in zip(legend, shares, strict=True)]
+        if len(counts[0]) > 1:
+            curves = [
+                (list(enumerate(share.tolist(), 1)), color) for (_, color), share in zip(legend, shares, strict=True)
+            ]
+            panels.append(
+                Panel(line_chart(curves, label=title, x_label="code, by share"), f"{title}: share of each code")
+            )
+    headings = ["", "codes used", "effective codes", "largest share"]
+    note = "Effective codes: the exponential of the entropy; equal to the number of codes if all are used equally."
+    return Section(
+        "codes",
+        "Use of codes",
+        "A level line uses all codes equally; a recommender whose line is steeper than that of the items returns to a "
+        "few codes.",
+        [Charts(panels, legend), Table(headings, rows, notes=[note])],
+    )
+
+
+def _has_ids(catalog: ItemCatalog | None) -> bool:
+    """Whether the items of a catalogue are written as semantic IDs."""
+    return catalog is not None and catalog.surface == "semantic_id"
+
+
+def _code_counts(catalog: ItemCatalog, level: int, rankings: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """How many items have each code of a level, and how often each code is recommended in each of the rankings."""
+    codes = _codes(catalog, level)
+    num_codes = int(codes.max()) + 1
+    parts = [codes, *(codes[items[items >= 0]] for items in rankings)]
+    return [np.bincount(part[part >= 0], minlength=num_codes) for part in parts]
+
+
+def _code_row(name: str, share: np.ndarray) -> Row:
+    """How many codes are used, and how evenly."""
+    used = share[share > 0]
+    effective = float(np.exp(-(used * np.log(used)).sum()))
+    cells = [Cell(f"{len(used)} of {len(share)}"), Cell(f"{effective:.1f}"), Cell(f"{share.max():.1%}")]
+    return Row(name, cells)
+
+
+def _codes(catalog: ItemCatalog, level: int) -> np.ndarray:
+    """Numbers the tokens that stand at a level of the items' semantic IDs, `(num_items,)`; -1 where there is none."""
+    assert catalog.semantic_ids is not None
+    ids = catalog.semantic_ids
+    has_level = ids.lengths > level
+    tokens = ids.values[ids.offsets[:-1][has_level] + level].astype(str)
+    codes = np.full(len(catalog), -1)
+    codes[has_level] = np.unique(tokens, return_inverse=True)[1]
+    return codes
+
+
+def lists_section(material: Material) -> Section | None:
+    """The lists of the first evaluated rows."""
+    arm = material.best_own or material.strongest_baseline
+    catalog = material.catalog
+    if arm is None or arm not in material.ranked or catalog is None:
+        return None
+
+    rows = material.kept.users["row"].tolist()
+    make = _rated_list if material.is_rated else _list
+    lists = [
+        make(material, catalog, number, row, items[items >= 0].tolist())
+        for number, (row, items) in enumerate(zip(rows[:NUM_LISTS], material.ranked[arm], strict=False))
+    ]
+    blocks: list[Block] = [ItemLists(lists)]
+    if material.dataset is None:
+        blocks.append(Note(NEEDS_DATASET))
+    what = (
+        f"How {arm.name} orders the rated items of the first {len(lists)} users: high ratings belong at the top."
+        if material.is_rated
+        else f"What {arm.name} recommends to the first {len(lists)} users, as a check against common sense: do the "
+        "titles fit what came before?"
+    )
+    return Section("lists", "Ten lists" if len(lists) == NUM_LISTS else "Lists", what, blocks)
+
+
+def _list(material: Material, catalog: ItemCatalog, number: int, row: int, items: list[int]) -> ItemList:
+    """A list with its history and with what the user chose next, where the dataset is at hand."""
+    titles = catalog.titles
+    if material.dataset is None:
+        return ItemList(f"row {row}", [Entry(titles[item]) for item in items])
+    chosen = split_rows(material.split, "targets")[number].tolist()
+    return ItemList(
+        _name(material, number, row),
+        [Entry(titles[item], "chosen next" if item in chosen else "", item in chosen) for item in items],
+        history=_history(material, catalog, number),
+        missed=", ".join(titles[item] for item in chosen if item not in items),
+    )
+
+
+def _rated_list(material: Material, catalog: ItemCatalog, number: int, row: int, items: list[int]) -> ItemList:
+    """An order of rated items with the user's ratings, where the dataset is at hand."""
+    titles = catalog.titles
+    if material.dataset is None:
+        return ItemList(f"row {row}", [Entry(titles[item]) for item in items])
+
+    # A user's first rating of an item counts.
+    targets = split_rows(material.split, "targets")[number].tolist()
+    ratings = split_rows(material.split, "target_ratings")[number].tolist()
+    rated = dict(zip(reversed(targets), reversed(ratings), strict=True))
+    return ItemList(
+        _name(material, number, row),
+        [Entry(titles[item], f"rated {rated[item]:g}" if item in rated else "") for item in items],
+        history=_history(material, catalog, number),
+    )
+
+
+def _name(material: Material, number: int, row: int) -> str:
+    """The number of the row. The user is named only if that was asked for."""
+    if not material.shows_users or material.dataset is None:
+        return f"row {row}"
+    user = int(split_users(material.split)[number])
+    return f"user {material.dataset.users['user_id'][user].as_py()}"
+
+
+def _history(material: Material, catalog: ItemCatalog, number: int) -> str:
+    """The titles of the newest history items, newest first."""
+    newest = split_rows(material.split, "history")[number][::-1][:NUM_RECENT]
+    return " | ".join(catalog.titles[item] for item in newest)

@@ -1,0 +1,215 @@
+"""What a page is made from: the measured folders, their recommenders, and the dataset if it is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+
+from trl_rec.evaluation.comparison import Comparison, Runs
+from trl_rec.evaluation.intervals import bootstrap_interval
+from trl_rec.evaluation.kept import KeptEvaluation
+from trl_rec.evaluation.report.drawing import NUM_COLORS
+from trl_rec.evaluation.results import Evaluation, held_out
+from trl_rec.items import ItemCatalog
+
+
+if TYPE_CHECKING:
+    from trl_rec.data.dataset import RecDataset
+
+# The colours of recommenders, as numbers of CSS variables: first of those that the page is about, then of baselines.
+OWN_COLORS = (0, 1, 2, 4, 5, 8)
+BASELINE_COLORS = (6, 7, 3, 9)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A folder with an evaluation, and what else a run folder contains.
+
+    Args:
+        name (`str`): Its name in the page.
+        kept (`KeptEvaluation`): The evaluation.
+        log (`list[dict]`): The lines of `eval.jsonl`; empty where there are none.
+        recipe (`str`): The text of the recipe; empty where there is none.
+        environment (`Sequence[tuple[str, str]]`): Names and values of `environment.json`; empty where there is none.
+        catalog (`ItemCatalog`, *optional*): The catalogue of the run folder.
+    """
+
+    name: str
+    kept: KeptEvaluation
+    log: list[dict[str, Any]] = field(default_factory=list)
+    recipe: str = ""
+    environment: Sequence[tuple[str, str]] = ()
+    catalog: ItemCatalog | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """A recommender, trained with one seed or with several.
+
+    Args:
+        name (`str`): Its name in the page.
+        runs (`Sequence[Run]`): The folder of each seed.
+        row (`str`): Its name in the results of these folders.
+        is_own (`bool`): Whether the page is about it; False for baselines.
+    """
+
+    name: str
+    runs: Sequence[Run]
+    row: str
+    is_own: bool
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The evaluation. With several seeds, the metrics are means over the seeds, and the intervals are those of the
+        users' means over the seeds."""
+        seeds = [run.kept.results[self.row] for run in self.runs]
+        if len(seeds) == 1:
+            return seeds[0]
+        names = [name for name in seeds[0].metrics if all(name in seed.metrics for seed in seeds)]
+        measured = [name for name in seeds[0].per_user if all(name in seed.per_user for seed in seeds)]
+        per_user = {name: np.mean([seed.per_user[name] for seed in seeds], 0) for name in measured}
+        return Evaluation(
+            {name: float(np.mean([seed.metrics[name] for seed in seeds])) for name in names},
+            {name: bootstrap_interval(values) for name, values in per_user.items() if np.isfinite(values).all()},
+            per_user,
+        )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the evaluation."""
+        return self.evaluation.metrics
+
+    def per_user_by_seed(self) -> Runs:
+        """Returns the values per user of each run, by seed where the seeds are known and distinct."""
+        seeds = [run.kept.seed for run in self.runs]
+        values = [run.kept.results[self.row].per_user for run in self.runs]
+        if self.is_own and None not in seeds and len(set(seeds)) == len(seeds):
+            return dict(zip(seeds, values, strict=True))
+        return values
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study states besides the measurements of its arms.
+
+    Args:
+        name (`str`): The name of its folder.
+        primary (`str`): The measure that was named before anything ran.
+        comparisons (`Sequence[Comparison]`): The comparisons that were named before anything ran.
+        conclusion (`str`): What it recommends; empty where it recommends nothing.
+        left_out (`Sequence[tuple[str, str]]`): The arms that were not run, each with the reason.
+        facts (`Sequence[tuple[str, str]]`): The command, the commit and the like.
+    """
+
+    name: str
+    primary: str
+    comparisons: Sequence[Comparison]
+    conclusion: str
+    left_out: Sequence[tuple[str, str]]
+    facts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Everything that the sections of a page need.
+
+    Args:
+        arms (`Sequence[Arm]`): The recommenders in the order of the tables.
+        dataset (`RecDataset`, *optional*): The dataset that they were measured on.
+        study (`Study`, *optional*): The study that they belong to.
+        shows_users (`bool`, *optional*, defaults to `False`): Whether lists are headed by user ids.
+    """
+
+    arms: Sequence[Arm]
+    dataset: RecDataset | None = None
+    study: Study | None = None
+    shows_users: bool = False
+
+    @cached_property
+    def own(self) -> list[Arm]:
+        """The recommenders that the page is about."""
+        return [arm for arm in self.arms if arm.is_own]
+
+    @property
+    def kept(self) -> KeptEvaluation:
+        """One of the evaluations. All are over the same users of the same split."""
+        return self.arms[0].runs[0].kept
+
+    @cached_property
+    def primary(self) -> str:
+        """The metric to look at first."""
+        if self.study is not None:
+            return self.study.primary
+        known = self.arms[0].metrics
+        wanted = [f"{stem}@{max(self.kept.ks)}" for stem in ("ndcg", "graded_ndcg")]
+        return next(name for name in [*wanted, *known] if name in known)
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether rated items were ordered, rather than the catalogue ranked."""
+        return is_rated(self.kept)
+
+    @cached_property
+    def colors(self) -> dict[str, int]:
+        """The number of each recommender's colour. Numbers from 10 on repeat the colours with other dashes."""
+        colors = {}
+        for own, palette in ((True, OWN_COLORS), (False, BASELINE_COLORS)):
+            for number, arm in enumerate(arm for arm in self.arms if arm.is_own is own):
+                colors[arm.name] = palette[number % len(palette)] + NUM_COLORS * (number // len(palette))
+        return colors
+
+    def legend(self, arms: Sequence[Arm]) -> list[tuple[str, int]]:
+        """Returns the names of recommenders with their colours."""
+        return [(arm.name, self.colors[arm.name]) for arm in arms]
+
+    @cached_property
+    def catalog(self) -> ItemCatalog | None:
+        """The items: of the first run folder that has them, or of the dataset."""
+        catalogs = [run.catalog for arm in self.own for run in arm.runs if run.catalog is not None]
+        if not catalogs and self.dataset is not None:
+            return self.dataset.catalog
+        return catalogs[0] if catalogs else None
+
+    @cached_property
+    def split(self) -> Dataset:
+        """The rows that were measured, in their order. Only where the dataset is known."""
+        assert self.dataset is not None
+        return held_out(self.dataset, self.kept.split).select(self.kept.users["row"])
+
+    @cached_property
+    def ranked(self) -> dict[Arm, np.ndarray]:
+        """The ranked items of the first seed of each recommender that has rankings, `(num_users, K)` each."""
+        ranked = {}
+        for arm in self.arms:
+            kept = arm.runs[0].kept
+            rankings = kept.rankings_of(arm.row)
+            if rankings is None:
+                continue
+            if self.catalog is not None and rankings.items.max(initial=-1) >= len(self.catalog):
+                raise ValueError(f"{kept.folder} ranks items that the catalogue does not have; evaluate again")
+            ranked[arm] = rankings.items
+        return ranked
+
+    @property
+    def best_own(self) -> Arm | None:
+        """The best recommender that the page is about."""
+        return self._best(self.own)
+
+    @property
+    def strongest_baseline(self) -> Arm | None:
+        """The best baseline."""
+        return self._best([arm for arm in self.arms if not arm.is_own])
+
+    def _best(self, arms: Sequence[Arm]) -> Arm | None:
+        measured = [arm for arm in arms if self.primary in arm.metrics]
+        return max(measured, key=lambda arm: arm.metrics[self.primary], default=None)
+
+
+def is_rated(kept: KeptEvaluation) -> bool:
+    """Returns whether an evaluation is about orders of rated items."""
+    return any(name.startswith("graded_ndcg") for one in kept.results.values() for name in one.metrics)

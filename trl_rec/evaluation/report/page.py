@@ -1,0 +1,118 @@
+"""Writes a page on one or several runs, or on a study: one HTML file that needs no other file and no network.
+
+The page has no scripts. A policy in its head forbids scripts, frames, images and every connection, should a title ever
+get past the escaping. It contains no dates and no random ids, so equal folders give equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from trl_rec.evaluation.report.blocks import Section
+from trl_rec.evaluation.report.drawing import NUM_COLORS
+from trl_rec.evaluation.report.items import codes_section, groups_section, lists_section
+from trl_rec.evaluation.report.material import Material
+from trl_rec.evaluation.report.origin import origin_section
+from trl_rec.evaluation.report.overview import plane_section, results_section, slices_section
+from trl_rec.evaluation.report.reading import read_material
+from trl_rec.evaluation.report.training import curves_section, signal_sections
+from trl_rec.evaluation.report.verdicts import verdicts_section
+from trl_rec.files import write_text
+from trl_rec.printing import printable
+
+
+MOST_IN_TITLE = 5
+FOLDER = Path(__file__).parent  # of the template and the style sheet
+
+
+def write_report(
+    sources: Sequence[str | Path],
+    output: str | Path,
+    *,
+    dataset: str | Path | None = None,
+    show_users: bool = False,
+) -> None:
+    """Writes a page on measured folders.
+
+    Args:
+        sources (`Sequence[str | Path]`): Run folders and folders of `trl-rec evaluate` over the same users, or one
+            study folder.
+        output (`str` or `Path`): The HTML file. An existing file is replaced.
+        dataset (`str` or `Path`, *optional*): The dataset folder, for histories and for what users chose next. By
+            default, the folder that the runs were measured on, if it is still there.
+        show_users (`bool`, *optional*, defaults to `False`): Whether lists are headed by user ids rather than by the
+            numbers of their rows.
+    """
+    write_text(output, render(read_material(sources, dataset=dataset, show_users=show_users)))
+
+
+def render(material: Material) -> str:
+    """Returns the text of the page."""
+    sections: list[Section | None] = [
+        verdicts_section(material),
+        results_section(material),
+        plane_section(material),
+        curves_section(material),
+        *signal_sections(material),
+        groups_section(material),
+        codes_section(material),
+        slices_section(material),
+        lists_section(material),
+        origin_section(material),
+    ]
+    environment = _environment()
+    style = Markup((FOLDER / "style.css").read_text(encoding="utf-8"))
+    page = environment.get_template("page.html")
+    return page.render(
+        title=_title(material),
+        facts=_facts(material),
+        style=style,
+        num_colors=NUM_COLORS,
+        sections=[section for section in sections if section is not None],
+    )
+
+
+def _title(material: Material) -> str:
+    """The name of the study, or the recommenders that the page is about."""
+    if material.study is not None:
+        return f"Study {material.study.name}"
+    names = [arm.name for arm in material.own] or ["Baselines"]
+    if len(names) > MOST_IN_TITLE:
+        names = [*names[: MOST_IN_TITLE - 1], f"{len(names) - MOST_IN_TITLE + 1} more"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _facts(material: Material) -> list[str]:
+    """What was measured, in sentences below the title."""
+    kept = material.kept
+    folder = kept.settings.get("dataset")
+    where = f" of {Path(folder).name}" if isinstance(folder, str) else ""
+    history = "are excluded from" if kept.exclude_history else "may appear in"
+    what = (
+        "Each recommender orders items that the user rated."
+        if material.is_rated
+        else f"Items of a user's history {history} the lists."
+    )
+    return [f"Measured on {kept.num_users:,} users in the {kept.split} split{where}. {what}"]
+
+
+@cache
+def _environment() -> Environment:
+    """The templates. Every text is escaped and cleaned of control characters where it is inserted."""
+    return Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        finalize=_clean,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+
+
+def _clean(value: object) -> object:
+    """Removes control characters from a text. Charts and the style sheet are inserted as they are."""
+    return value if isinstance(value, Markup) else printable(str(value))

@@ -1,0 +1,232 @@
+"""Reads run folders, evaluation folders or a study folder for a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl_rec.data.dataset import load
+from trl_rec.evaluation.comparison import Comparison
+from trl_rec.evaluation.evaluated_rows import describe_rows
+from trl_rec.evaluation.kept import KeptEvaluation, check_comparable, read_evaluation
+from trl_rec.evaluation.report.material import Arm, Material, Run, Study, is_rated
+from trl_rec.items import ItemCatalog
+
+
+if TYPE_CHECKING:
+    from trl_rec.data.dataset import RecDataset
+
+STUDY = "study.json"
+REMEDY = "restore it from a copy of the folder, or delete it"
+
+
+def read_material(
+    sources: Sequence[str | Path], *, dataset: str | Path | None = None, show_users: bool = False
+) -> Material:
+    """Reads folders, and the dataset that they were measured on.
+
+    Args:
+        sources: Run folders and evaluation folders over the same users, or one study folder.
+        dataset: The dataset folder. By default, the one that was recorded, if it is still there and unchanged.
+        show_users: Whether lists are headed by user ids.
+    """
+    folders = [Path(source) for source in sources]
+    if not folders:
+        raise ValueError("there is nothing to report on; give run folders or a study folder")
+    studies = [folder for folder in folders if (folder / STUDY).is_file()]
+    if studies and len(folders) > 1:
+        raise ValueError(f"{studies[0]} is a study; give a study alone, or run folders without it")
+
+    if studies:
+        arms, study = _read_study(folders[0])
+    else:
+        arms, study = _read_runs(folders), None
+    kept = [run.kept for arm in arms for run in arm.runs]
+    for one in kept[1:]:
+        check_comparable(kept[0], one)
+    return Material(arms, _dataset(kept[0], dataset), study, show_users)
+
+
+# Runs
+
+
+def _read_runs(folders: Sequence[Path]) -> list[Arm]:
+    """Returns the recommenders of the folders. Baselines are the same in all folders, and are taken from the first
+    folder that has them."""
+    runs = [_read_run(folder, folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    arms: dict[str, Arm] = {}
+    for run in runs:
+        for name in run.kept.results:
+            if name != run.kept.recommender:
+                arms.setdefault(name, Arm(name, [run], name, is_own=False))
+
+    # A recommender is called by its name in the results, and by its folder as well if another one has that name.
+    rows = [run.kept.recommender for run in runs]
+    for run, row in zip(runs, rows, strict=True):
+        if row is not None:
+            name = row if rows.count(row) == 1 and row not in arms else f"{row} ({run.name})"
+            arms[name] = Arm(name, [run], row, is_own=True)
+    return list(arms.values())
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Returns a short name for each folder: the last parts of its path, as many as tell the folders apart."""
+    parts = [folder.absolute().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"{folders[0]} and the other folders: one of them is given twice; give each once")
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(parts):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def _read_run(evaluated: Path, trained: Path, name: str) -> Run:
+    """Reads the folder of an evaluation, and the run folder of the model. Only the evaluation has to be there."""
+    kept = read_evaluation(evaluated)
+    log = trained / "eval.jsonl"
+    environment = trained / "environment.json"
+    recipe = next((path for path in (trained / "recipe.yaml", trained / "recipe.json") if path.is_file()), None)
+
+    catalog = None
+    if (trained / "catalog").is_dir():
+        catalog = ItemCatalog.load(trained / "catalog", remedy="restore it from a copy of the run folder")
+        if catalog.fingerprint != kept.identity["catalog"]:
+            raise ValueError(f"{trained / 'catalog'} is not the catalogue that was evaluated; evaluate again")
+    return Run(
+        name,
+        kept,
+        _read_lines(log) if log.is_file() else [],
+        "" if recipe is None else recipe.read_text(encoding="utf-8", errors="replace"),
+        _read_environment(environment) if environment.is_file() else [],
+        catalog,
+    )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a file with one JSON mapping per line."""
+    try:
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged and cannot be read ({error}); {REMEDY}") from error
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path} is damaged (a line is not a mapping); {REMEDY}")
+    return entries
+
+
+def _read_environment(path: Path) -> list[tuple[str, str]]:
+    """Reads the names and values in `environment.json`."""
+    try:
+        return _flat(_read_mapping(path))
+    except RecursionError as error:
+        raise ValueError(f"{path} is damaged (it is nested too deeply); {REMEDY}") from error
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """Reads a file that contains one JSON mapping."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged and cannot be read ({error}); {REMEDY}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (it is not a mapping); {REMEDY}")
+    return content
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Returns the names and values of nested mappings, with names such as `versions.torch`."""
+    found = []
+    for name, value in content.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)))
+    return found
+
+
+# Studies
+
+
+def _read_study(folder: Path) -> tuple[list[Arm], Study]:
+    """Returns the arms of a study that were measured, and what the study states about them."""
+    path = folder / STUDY
+    content = _read_mapping(path)
+    try:
+        arms = [_read_arm(folder, name, arm) for name, arm in content["arms"].items() if arm.get("runs")]
+        study = Study(
+            name=folder.absolute().name,
+            primary=str(content["primary"]),
+            comparisons=[_comparison(entry) for entry in content["comparisons"]],
+            conclusion=str(content.get("recommendation") or ""),
+            left_out=[(name, str(arm["reason"])) for name, arm in content["arms"].items() if arm.get("reason")],
+            facts=_facts(content),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); run the study again, which repeats no training") from error
+    if not arms:
+        raise ValueError(f"{path} has no measured arm; run the study again")
+    return arms, study
+
+
+def _read_arm(folder: Path, name: str, arm: Mapping[str, Any]) -> Arm:
+    """Reads the folders of an arm's seeds."""
+    runs = []
+    for seed, entry in arm["runs"].items():
+        evaluated = folder / entry["test"]
+        trained = folder / entry["run"] if "run" in entry else evaluated
+        runs.append(_read_run(evaluated, trained, name if seed == "none" else f"{name}, seed {seed}"))
+    return Arm(name, runs, next(iter(arm["runs"].values()))["row"], is_own=arm["kind"] != "baseline")
+
+
+def _comparison(entry: Mapping[str, Any]) -> Comparison:
+    return Comparison(**{**entry, "by_seed": tuple(entry["by_seed"])})
+
+
+def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what the study was and what it can resolve."""
+    smallest = content.get("smallest_difference")
+    facts = [
+        ("command", content.get("command")),
+        ("commit", content.get("commit")),
+        ("trl-rec", content.get("version")),
+        ("finished", content.get("finished")),
+        ("seeds", ", ".join(str(seed) for seed in content.get("seeds", []))),
+        (f"smallest difference in {content['primary']} that it resolves", smallest and f"{smallest:.4f}"),
+    ]
+    for name, arm in content["arms"].items():
+        if isinstance(arm.get("headroom"), int | float):
+            facts.append((f"headroom of {name}", f"{arm['headroom']:.4f}"))
+        if arm.get("chosen"):
+            facts.append((f"chosen for {name}", json.dumps(arm["chosen"])))
+    return [(name, str(value)) for name, value in facts if value]
+
+
+# The dataset
+
+
+def _dataset(kept: KeptEvaluation, path: str | Path | None) -> RecDataset | None:
+    """Loads the dataset that was evaluated, or returns None where it is not there."""
+    recorded = kept.settings.get("dataset")
+    if path is None and (not isinstance(recorded, str) or not (Path(recorded) / "card.json").is_file()):
+        return None
+    try:
+        dataset = load(str(recorded) if path is None else path)
+        _check_same_rows(kept, dataset)
+    except ValueError:
+        if path is None:  # the folder that was recorded has another dataset by now
+            return None
+        raise
+    return dataset
+
+
+def _check_same_rows(kept: KeptEvaluation, dataset: RecDataset) -> None:
+    """Raises `ValueError` if an evaluation was not made on a dataset."""
+    is_same = dataset.catalog.fingerprint == kept.identity["catalog"]
+    if is_same and not is_rated(kept):  # the candidates of rated lists depend on the recipe
+        is_same = describe_rows(dataset, kept.split, rows=kept.users["row"])[1] == kept.identity["rows"]
+    if not is_same:
+        raise ValueError(
+            f"{kept.folder} was not measured on {dataset.path}, whose items or users differ; give the dataset folder "
+            "of the run"
+        )

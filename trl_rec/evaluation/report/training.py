@@ -1,0 +1,142 @@
+"""Sections on training: learning curves, and the signals that each method logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from trl_rec.evaluation.report.blocks import Charts, Panel, Section
+from trl_rec.evaluation.report.drawing import Points, line_chart
+from trl_rec.evaluation.report.material import Material, Run
+
+
+LARGEST = 1e300  # larger numbers, infinity and NaN are left out
+MOST_POINTS = 400  # per line; longer logs are thinned out evenly
+
+
+class Signal(NamedTuple):
+    """A logged quantity, and what it means."""
+
+    name: str
+    title: str
+    note: str
+
+
+# Logged by all methods. BLADE's own loss is a policy gradient's: it says nothing, because it is 0 on average.
+LOSS = Signal("loss", "training loss", "falls while the model learns")
+VALIDATION = [
+    Signal("eval_loss", "loss on validation users", "where it turns upwards, the model begins to memorise"),
+    Signal("eval_reward", "reward on validation users", "the weighted sum that training optimises"),
+]
+BLADE = [
+    Signal("reward", "reward of sampled lists", "what the policy is paid for: should rise"),
+    Signal(
+        "blade/quantile",
+        "quantile among the reference lists",
+        "0.5: as good as the policy that training started from; 1: better than all its lists",
+    ),
+    Signal("blade/saturated", "share of lists above all references", "near 1, the static target teaches no more"),
+    Signal("blade/tied_pairs", "tied pairs of lists", "pairs that the target cannot tell apart"),
+    Signal(
+        "blade/dead_groups", "zero-advantage share", "prompts whose lists all have the same target and teach nothing"
+    ),
+    Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy leaves what it had learned"),
+]
+DISTANCE = Signal("reward", "reward over distance (KL)", "where the points lie level, distance buys no reward")
+OTHERS = [
+    Signal("bear/ce", "cross-entropy of the target", "should fall"),
+    Signal("bear/pruned", "share of target tokens outside the beam", "what beam search would lose: should fall"),
+    Signal("bear/margin", "margin over the last beam", "above 0, the beam keeps the target"),
+    Signal("alro/sft", "supervised loss", "should fall"),
+    Signal("alro/soft_lambda", "loss of the order (soft lambda)", "should fall"),
+    Signal("alro/permutation", "loss between orders", "near 0, the order shown has no effect"),
+    Signal("rewards/margins", "margin of the chosen answer", "the implicit reward over rejected ones: should rise"),
+    Signal("rewards/accuracies", "share of pairs in the right order", "1: every chosen answer is preferred"),
+    Signal("logps/chosen", "log-probability of the chosen answer", "a fall means that it is unlearned too"),
+]
+
+
+def curves_section(material: Material) -> Section | None:
+    """The loss, and the metrics of validation users, over the steps of training."""
+    measured = Signal(f"eval_{material.primary}", f"{material.primary} on validation users", "should rise, then level")
+    panels = _panels(material, [measured, *(VALIDATION if _is_blade(material) else [LOSS, *VALIDATION])])
+    if not panels:
+        return None
+    return Section(
+        "curves",
+        "Learning curves",
+        f"Training should end where {material.primary} on validation users no longer rises; a curve that still climbs "
+        "at its right end asks for a longer run.",
+        [Charts(panels, _legend(material))],
+    )
+
+
+def signal_sections(material: Material) -> list[Section]:
+    """What BLADE and the other methods log about what they learn from."""
+    sections = []
+    if _is_blade(material):
+        over = _chart(material, DISTANCE, over="kl")
+        sections.append(
+            Section(
+                "blade",
+                "BLADE's signal",
+                "BLADE learns from differences between the lists of one prompt: the reward should rise while ties and "
+                "the zero-advantage share stay low, at a moderate distance from the reference.",
+                [Charts([*_panels(material, BLADE), *([] if over is None else [over])], _legend(material))],
+            )
+        )
+
+    others = _panels(material, OTHERS)
+    if others:
+        sections.append(
+            Section(
+                "signal",
+                "Training signal",
+                "What the method learns from, step by step; each remark says which way the line should go.",
+                [Charts(others, _legend(material))],
+            )
+        )
+    return sections
+
+
+def _is_blade(material: Material) -> bool:
+    """Whether at least one run logged BLADE's signal."""
+    logs = [run.log for arm in material.own for run in arm.runs]
+    return any(name.startswith("blade/") for log in logs for entry in log for name in entry)
+
+
+def _panels(material: Material, signals: Sequence[Signal]) -> list[Panel]:
+    """One chart per quantity that was logged."""
+    charts = [_chart(material, signal) for signal in signals]
+    return [chart for chart in charts if chart is not None]
+
+
+def _chart(material: Material, signal: Signal, *, over: str = "step") -> Panel | None:
+    """Draws a quantity over the step, or as points over another quantity. One curve per run, in its arm's colour."""
+    curves = [
+        (points, material.colors[arm.name])
+        for arm in material.own
+        for run in arm.runs
+        if len(points := _points(run, signal.name, over)) > 1
+    ]
+    if not curves:
+        return None
+    svg = line_chart(curves, label=signal.title, x_label=over, marks_only=over != "step")
+    return Panel(svg, signal.title, signal.note)
+
+
+def _points(run: Run, name: str, over: str) -> Points:
+    """The logged points of a quantity, thinned out evenly, with the last one."""
+    points = [(float(entry[over]), float(entry[name])) for entry in run.log if _is_number(entry, over, name)]
+    stride = -(-len(points) // MOST_POINTS) or 1
+    return [*points[:-1:stride], *points[-1:]]
+
+
+def _is_number(entry: Mapping[str, Any], *names: str) -> bool:
+    """Whether an entry of a log has these names, with numbers that a chart can show."""
+    return all(isinstance(value := entry.get(name), int | float) and abs(value) < LARGEST for name in names)
+
+
+def _legend(material: Material) -> list[tuple[str, int]]:
+    """The recommenders with their colours, where there are several."""
+    return material.legend(material.own) if len(material.own) > 1 else []

@@ -1,0 +1,83 @@
+"""The first section of a page: who is better than whom, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from trl_rec.evaluation.comparison import Comparison, Runs, compare
+from trl_rec.evaluation.report.blocks import Block, Facts, Note, Section, Verdict, Verdicts
+from trl_rec.evaluation.report.material import Arm, Material, Study
+
+
+REMARK = (
+    "Differences are between the same users. p is adjusted by Holm's method over the comparisons with the same "
+    "reference and measure. With one seed, a verdict is about these models, not about their methods."
+)
+
+
+def verdicts_section(material: Material) -> Section | None:
+    """The comparisons of a study, or of all runs with the strongest baseline and with the first run."""
+    if material.study is not None:
+        blocks = _study_blocks(material.study)
+    else:
+        comparisons = _comparisons(material)
+        if not comparisons:
+            return None
+        blocks = [Verdicts([_verdict(comparison) for comparison in comparisons]), Note(REMARK)]
+    return Section(
+        "verdicts",
+        "Verdicts",
+        "What these figures allow to say; a difference counts as one only if chance would produce it in less than "
+        "one of 20 such comparisons.",
+        blocks,
+    )
+
+
+def _study_blocks(study: Study) -> list[Block]:
+    """What the study recommends and compares, and what it left out."""
+    conclusion = [Verdict(study.conclusion, "better" if study.conclusion.startswith("use ") else "open")]
+    verdicts = [*(conclusion if study.conclusion else []), *map(_verdict, study.comparisons)]
+    return [
+        Verdicts(verdicts),
+        Note(
+            f"{study.primary} and these comparisons were named before the first run. Differences are between the same "
+            "users and seeds; p is adjusted by Holm's method over all comparisons."
+        ),
+        *([Facts(study.left_out, "Left out")] if study.left_out else []),
+    ]
+
+
+def _comparisons(material: Material) -> list[Comparison]:
+    """Compares every recommender with the strongest baseline, and every other one with the first."""
+    own = material.own
+    references = [arm for arm in (material.strongest_baseline, *own[:1]) if arm is not None]
+    if not own:
+        own = list(material.arms)
+    found = []
+    for reference in references:
+        others = [arm for arm in own if arm is not reference]
+        for metric in dict.fromkeys((material.primary, "reward")):
+            found += _compared(others, reference, metric)
+    return found
+
+
+def _compared(others: Sequence[Arm], reference: Arm, metric: str) -> list[Comparison]:
+    """Compares recommenders with a reference, or returns nothing where the metric was not kept per user."""
+    arms = [arm for arm in (*others, reference) if metric in arm.evaluation.per_user]
+    if reference not in arms or len(arms) < 2:
+        return []
+    runs: dict[str, Runs] = {arm.name: arm.per_user_by_seed() for arm in arms}
+    return compare(runs, against=reference.name, metric=metric)
+
+
+def _verdict(comparison: Comparison) -> Verdict:
+    """Puts a comparison into words and figures."""
+    p_value = "below .001" if comparison.adjusted_p < 0.001 else f"{comparison.adjusted_p:.3f}"
+    text = (
+        f"{comparison.name} against {comparison.against}: {comparison.verdict}. {comparison.metric} "
+        f"{comparison.mean:.4f} against {comparison.reference:.4f}, difference {comparison.difference:+.4f} "
+        f"(95 % interval {comparison.low:+.4f} to {comparison.high:+.4f}), adjusted p {p_value}."
+    )
+    outcomes: tuple[Literal["better", "worse"], ...] = ("better", "worse")
+    return Verdict(text, next((word for word in outcomes if comparison.verdict.startswith(word)), "open"))

@@ -1,0 +1,42 @@
+"""`trl-rec report`: writes one HTML page on runs, evaluations or a study, to be read in any browser."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from transformers.hf_argparser import string_to_bool
+
+from trl_rec.evaluation.report import write_report
+from trl_rec.scripts.verbs import VERBS
+
+
+def main(argv: list[str]) -> None:
+    """Writes the page and prints its path."""
+    parser = _Parser(prog="trl-rec report", description=VERBS["report"], allow_abbrev=False)
+    parser.add_argument("sources", nargs="+", metavar="RUN_OR_STUDY", help="run folders, or a study folder")
+    parser.add_argument("--output", default="report.html", help="HTML file to write (default: report.html)")
+    parser.add_argument(
+        "--dataset", help="dataset folder, for histories and for what users chose next (default: the runs' own)"
+    )
+    parser.add_argument(
+        "--show_users",
+        nargs="?",
+        const=True,
+        default=False,
+        type=string_to_bool,
+        metavar="true",
+        help="head the lists with user ids, not with row numbers",
+    )
+    arguments = parser.parse_args(argv)
+
+    write_report(arguments.sources, arguments.output, dataset=arguments.dataset, show_users=arguments.show_users)
+    print(f"the report is in {arguments.output}; open it in a browser")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises `ValueError` where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `ValueError` with the message."""
+        raise ValueError(f"{message}; trl-rec report --help lists the options")
