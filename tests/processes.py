@@ -37,6 +37,7 @@ PRELOADED = [
     "tests.trainer.blade.blade_runs",
     "tests.trainer.softmax_dpo.preference_runs",
     "tests.schedule.loops",
+    "tests.schedule.studies.study_runs",
     "deepspeed",
 ]
 SECONDS = 300  # work that takes longer has failed

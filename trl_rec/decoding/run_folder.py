@@ -27,6 +27,7 @@ NUMBERS = {
     "num_beams": COUNT,
     "length_penalty": FINITE,
     "max_history": COUNT,
+    "num_candidates": COUNT,
     "list_length": COUNT,
 }
 FLAGS = ("renormalize", "single_pass", "chat_template")
@@ -211,7 +212,9 @@ def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path
 
 
 def _names_users(folder: str | Path) -> bool:
-    """Returns whether the prompts of the policy in a run folder name the user."""
+    """Returns whether the prompts of the policy in a run folder name the user. Those for rated candidates never do."""
+    if (Path(folder) / "ranker.json").is_file():
+        return False
     return "{user}" in (settings_of_run(folder).get("prompt", {}).get("prompt_head") or "")
 
 

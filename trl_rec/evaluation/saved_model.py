@@ -56,6 +56,8 @@ class EvaluationConfig:
         renormalize (`bool`, *optional*): Whether the softmax is over legal tokens rather than over the vocabulary.
         batch_size (`int`, *optional*, defaults to `16`): Prompts per forward pass.
         max_length (`int`, *optional*): Maximum number of tokens of the prompt and the completion together.
+        num_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of orders in which each list of
+            candidates is shown; 2 by default.
         dtype (`str`, *optional*, defaults to `"auto"`): Data type of the model's weights.
         seed (`int`, *optional*, defaults to `0`): Seed of the random baseline, of drawn lists and of the bootstrap.
     """
@@ -123,6 +125,10 @@ class EvaluationConfig:
         metadata={
             "help": "maximum number of tokens of prompt and completion together; from the run folder if unset",
         },
+    )
+    num_orders: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={"help": "for a model of trl-rec alro: number of orders in which candidates are shown; 2 if unset"},
     )
     dtype: str = field(default="auto", metadata={"help": "dtype of the model's weights"})
     seed: Annotated[int, SEED] = field(
@@ -202,18 +208,18 @@ def write_results(
         ks=config.ks,
         exclude_history=config.exclude_history,
         settings=vars(config),
-        recommender=None if config.model is None else _model_row(config.model),
-        seed=_seed_of_run(config.model),
+        recommender=None if config.model is None else model_row(config.model),
+        seed=seed_of_run(config.model),
         rows=spread(config.max_users, len(held_out(dataset, config.split))),
     )
 
 
-def _model_row(model: str) -> str:
+def model_row(model: str) -> str:
     """Returns the name of the model in the results."""
     return f"model {Path(model).name}"
 
 
-def _seed_of_run(model: str | None) -> int | None:
+def seed_of_run(model: str | None) -> int | None:
     """Returns the seed that the model in a run folder was trained with, or None if it is unknown."""
     path = Path(model or "") / METRICS
     if model is None or not path.is_file():
@@ -249,7 +255,7 @@ def _evaluate_model(model_name: str, dataset: RecDataset, config: EvaluationConf
         length_penalty=config.length_penalty,
         **decoding,
     )
-    name = _model_row(model_name)
+    name = model_row(model_name)
     results = {name: evaluate_split(ranked, dataset, **_measuring(config))}
 
     if config.best_of is not None:

@@ -87,9 +87,12 @@ class ScheduleArguments:
     )
 
 
+KINDS = (ScheduleArguments, RecModelConfig, SoftmaxDPOConfig)
+
+
 def main(argv: list[str]) -> None:
     """Runs the parts that are not finished yet, and evaluates the final policy on the test split."""
-    data, model_config, config = parse((ScheduleArguments, RecModelConfig, SoftmaxDPOConfig), argv, "align3gr")
+    data, model_config, config = parse(KINDS, argv, "align3gr")
     show_progress()
     start = model_config.model_name_or_path
     if start is None and data.supervised is None:

@@ -21,10 +21,12 @@ class RatedDataArguments:
     )
 
 
+KINDS = (RatedDataArguments, RecModelConfig, RatingStageConfig, AlroConfig)
+
+
 def main(argv: list[str]) -> None:
     """Trains and saves a model, and writes `metrics.json` for the test split."""
-    kinds = (RatedDataArguments, RecModelConfig, RatingStageConfig, AlroConfig)
-    data, model_config, rating, config = parse(kinds, argv, "alro")
+    data, model_config, rating, config = parse(KINDS, argv, "alro")
     show_progress()
 
     dataset = load(data.dataset).with_surface(data.surface)

@@ -10,9 +10,12 @@ from trl_rec.scripts.parsing import DataArguments, given, parse, run
 from trl_rec.trainer import BearConfig, build_bear_trainer, conclude
 
 
+KINDS = (DataArguments, RecModelConfig, BearConfig)
+
+
 def main(argv: list[str]) -> None:
     """Trains and saves a model, and writes `metrics.json` for the test split."""
-    data, model_config, config = parse((DataArguments, RecModelConfig, BearConfig), argv, "bear")
+    data, model_config, config = parse(KINDS, argv, "bear")
 
     dataset = load(data.dataset).with_surface(data.surface)
     trainer = build_bear_trainer(dataset, config, model_config)

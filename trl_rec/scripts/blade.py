@@ -11,9 +11,12 @@ from trl_rec.scripts.parsing import DataArguments, given, parse, run
 from trl_rec.trainer import BladeConfig, build_blade_trainer, conclude
 
 
+KINDS = (DataArguments, ModelConfig, BladeConfig)
+
+
 def main(argv: list[str]) -> None:
     """Trains and saves a model, and writes `metrics.json` for the test split."""
-    data, model_config, config = parse((DataArguments, ModelConfig, BladeConfig), argv, "blade")
+    data, model_config, config = parse(KINDS, argv, "blade")
 
     dataset = load(data.dataset).with_surface(data.surface)
     trainer = build_blade_trainer(dataset, config, model_config)

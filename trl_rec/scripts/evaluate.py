@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from accelerate import PartialState
 
-from trl_rec.data import load
+from trl_rec.data import RecDataset, load
 from trl_rec.evaluation import (
     EvaluationConfig,
     evaluate_with_baselines,
@@ -18,7 +18,9 @@ from trl_rec.evaluation import (
     metrics_table,
     write_results,
 )
+from trl_rec.evaluation.saved_ranker import evaluate_ranker, is_ranker
 from trl_rec.scripts.parsing import parse, run
+from trl_rec.trainer import orders_table
 
 
 @dataclass
@@ -32,8 +34,11 @@ class EvaluateArguments:
 def main(argv: list[str]) -> None:
     """Evaluates the baselines and the model, prints a table, and writes the results."""
     arguments, config = parse((EvaluateArguments, EvaluationConfig), argv, "evaluate")
-    config = evaluation_settings(config)
     dataset = load(arguments.dataset)
+    if is_ranker(config.model):
+        _evaluate_ranker(dataset, config, arguments.output_dir)
+        return
+    config = evaluation_settings(config)
     results = evaluate_with_baselines(dataset, config)
 
     if PartialState().is_main_process:
@@ -41,6 +46,15 @@ def main(argv: list[str]) -> None:
         history = "excluded" if config.exclude_history else "not excluded"
         print(metrics_table(results, caption=f"{arguments.dataset}, {config.split} split, history {history}"))
         print(f"\nmetrics.json, the ranked items and the values per user are in {arguments.output_dir}")
+
+
+def _evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str) -> None:
+    """Evaluates a model that orders rated candidates, prints a table, and writes the results."""
+    results = evaluate_ranker(dataset, config, output)
+    if PartialState().is_main_process:
+        count = int(next(iter(results.values())).metrics["num_users"])
+        print(orders_table(results, caption=f"{dataset.path}: {count} users' rated items of the {config.split} split"))
+        print(f"\nmetrics.json and the values per user are in {output}")
 
 
 if __name__ == "__main__":

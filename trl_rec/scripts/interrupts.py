@@ -25,6 +25,7 @@ SAID = "TRL_REC_SAID"  # path of a file that marks the line as printed, so that 
 SECONDS = 2.0  # a second signal within this time is a copy, because terminal and launcher both send it
 REMEDIES = {
     "align3gr": "the same command continues where it stopped",
+    "study": "the same command continues where it stopped",
     "prepare": "nothing was written; run the same command again",
     "tokenize": "run the same command again; finished vectors are reused",
 }

@@ -32,9 +32,12 @@ class PreferenceArguments:
     surface: str = field(default="title", metadata={"help": "how items are written: title, item_token or semantic_id"})
 
 
+KINDS = (PreferenceArguments, ModelConfig, SoftmaxDPOConfig)
+
+
 def main(argv: list[str]) -> None:
     """Trains and saves. With a dataset it also writes `metrics.json` for the test split."""
-    data, model_config, config = parse((PreferenceArguments, ModelConfig, SoftmaxDPOConfig), argv, "softmax_dpo")
+    data, model_config, config = parse(KINDS, argv, "softmax_dpo")
 
     # 1. Read the preferences. Check for leaks: chosen items must come from the user's training interactions, not from
     #    validation or test.

@@ -108,6 +108,7 @@ class CandidateOrderingMixin(RecTrainerMixin):
             "ratings": self.ratings,
             "max_length": self.args.max_length,
             "max_history": self.args.max_history,
+            "num_candidates": self.args.num_candidates,
             "single_pass": self.args.eval_single_pass,
         }
         save_ranker(folder, self.catalog, settings)

@@ -1,0 +1,37 @@
+"""`trl-rec evaluate` measures a model of `trl-rec alro` as its trainer does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trl_rec import prepare
+from trl_rec.evaluation.kept import check_comparable, read_evaluation
+from trl_rec.scripts import alro, evaluate
+
+
+def test_a_saved_ranker_is_measured_like_by_its_trainer(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    prepare("toy", data, toy_users=30, toy_items=60, split="leave_last", num_held_out=5)
+    options = {"dataset": data, "output_dir": run, "max_steps": 2, "rating_epochs": 0, "eval_num_orders": 3}
+    options |= {
+        "num_candidates": 4,
+        "hidden_size": 16,
+        "max_history": 12,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+    }
+    options |= {"load_best_model_at_end": False}
+    alro.main(["--config", "alro/toy", *(word for key, value in options.items() for word in (f"--{key}", str(value)))])
+    words = ["--dataset", str(data), "--model", str(run), "--output_dir", str(tmp_path / "again"), "--num_orders", "3"]
+    evaluate.main([*words, "--ks", "1", "3", "5"])
+
+    trained, again = read_evaluation(run), read_evaluation(tmp_path / "again")
+    check_comparable(trained, again)
+    assert trained.seed == again.seed == 42
+    for name, row in (("item mean", "item mean"), (trained.recommender, again.recommender)):
+        for metric, values in trained.results[name].per_user.items():
+            np.testing.assert_array_equal(values, again.results[row].per_user[metric])
+
+    with pytest.raises(ValueError, match="num_beams has no effect on .*, which orders rated candidates"):
+        evaluate.main([*words, "--num_beams", "3"])

@@ -1,0 +1,103 @@
+"""What a study leaves out, and what it refuses once it has begun."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.processes import run_alone
+from tests.schedule.studies.study_runs import ARMS, make_data, run_study, study
+from trl_rec.schedule.studies.results import recommendation
+from trl_rec.schedule.studies.study import Study
+
+
+ONE_ARM = {"arms": {"counter": ARMS["counter"], "sft": ARMS["sft"]}, "seeds": [0], "comparisons": None}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    make_data(folder / "data")
+    run_alone(partial(run_study, folder / "data", **ONE_ARM), folder / "study")
+    return folder / "study"
+
+
+@pytest.fixture
+def again(finished: Path, tmp_path: Path) -> Study:
+    """The finished study in a folder of its own, ready to run again."""
+    output = finished.with_name(f"{finished.name}-{tmp_path.name}")
+    shutil.copytree(finished, output)
+    for path in output.rglob("*.json"):
+        path.write_text(path.read_text().replace(f"{finished}/", f"{output}/"))
+    return study(finished.with_name("data"), output, **ONE_ARM)
+
+
+@pytest.mark.slow
+def test_a_finished_study_holds_its_figures_and_their_source(finished: Path) -> None:
+    content = json.loads((finished / "study.json").read_text())
+    assert (content["status"], content["against"], content["seeds"]) == ("complete", "counter", [0])
+    arm = content["arms"]["sft"]
+    run = arm["runs"]["0"]
+    assert json.loads((finished / run["run"] / "metrics.json").read_text())["split"] == "validation"
+    test = json.loads((finished / run["test"] / "metrics.json").read_text())
+    assert test["split"] == "test"
+    assert arm["figures"]["ndcg@10"]["mean"] == pytest.approx(test["results"][run["row"]]["metrics"]["ndcg@10"])
+    assert [one["name"] for one in content["comparisons"]] == ["sft"] and "verdict" in content["comparisons"][0]
+    assert content["recommendation"] == "no difference from counter" or content["recommendation"].startswith("use sft")
+
+
+@pytest.mark.slow
+def test_a_study_that_would_choose_otherwise_is_refused(again: Study) -> None:
+    path = again.folder / "choice.json"
+    choice = json.loads(path.read_text())
+    choice["arms"]["sft"]["chosen"] = {"bear_weight": 2}
+    path.write_text(json.dumps(choice))
+    with pytest.raises(ValueError, match="chose bear_weight=2 for sft, but the runs now choose its recipe"):
+        again.run()
+
+
+@pytest.mark.slow
+def test_the_test_split_is_not_measured_twice(again: Study) -> None:
+    again.evaluation["max_users"] = 7
+    with pytest.raises(ValueError, match="measured on the test split already, and keys has changed since"):
+        again.run()
+
+
+@pytest.mark.slow
+def test_another_study_in_the_same_folder_is_refused(again: Study) -> None:
+    with pytest.raises(ValueError, match="contains a study that differs in primary"):
+        study(Path(again.dataset_folder), again.folder, **ONE_ARM, primary="recall@10").run()
+
+
+@pytest.mark.slow
+def test_arms_without_what_they_need_or_without_headroom_are_not_run(finished: Path, tmp_path: Path) -> None:
+    sft = ARMS["sft"]
+    arms = {
+        "counter": ARMS["counter"],
+        "big": {**sft, "needs": {"users": 10_000}},
+        "after big": {**sft, "start": "big"},
+        "hopeless": {**sft, "headroom": 0.0001},
+    }
+    lines: list[str] = []
+    one = study(finished.with_name("data"), tmp_path / "study", arms=arms, seeds=[0], comparisons=None)
+    one.say = lines.append
+    content = one.run()
+    assert "big is left out: the test split has 60 users, and it needs 10000" in lines
+    assert "after big is left out: it starts from big" in lines
+    assert any(line.startswith("hopeless is undecidable: it can gain at most 0.0001") for line in lines)
+    assert [arm["status"] for arm in content["arms"].values()] == ["measured", *["left out"] * 3]
+    assert content["recommendation"] == "no difference from counter"
+
+
+def test_the_recommendation_is_the_best_on_validation_of_the_better_arms() -> None:
+    class Compared:
+        def __init__(self, name: str, mean: float, verdict: str) -> None:
+            self.name, self.mean, self.verdict = name, mean, verdict
+            self.against, self.metric, self.reference = "counter", "ndcg@10", 0.1
+
+    arms = {name: {"validation": value} for name, value in (("a", 0.3), ("b", 0.2), ("c", 0.4))}
+    compared = [Compared("a", 0.2, "better"), Compared("b", 0.25, "better"), Compared("c", 0.3, "no difference")]
+    assert recommendation("counter", compared, arms).startswith("use a (better than counter: ndcg@10 0.2000")
+    assert recommendation("counter", compared[2:], arms) == "no difference from counter"

@@ -1,0 +1,80 @@
+"""A study is read strictly, before anything runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.schedule.studies.study_runs import ARMS, TRAINING, config
+from trl_rec.schedule.studies.arms import read_arms, read_comparisons
+
+
+SFT = ARMS["sft"]
+
+
+def read(**changes: Any) -> None:
+    one = config(Path("data"), Path("runs"), **changes)
+    read_comparisons(one, read_arms(one, lambda name: dict(TRAINING)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": [0, 1, 0]}, "seeds: .* names a seed twice"),
+        ({"seeds": []}, "seeds: .* is empty"),
+        ({"arms": {}}, "arms: there is none"),
+        ({"arms": {"a": 3}}, "arms: a must be a mapping"),
+        ({"arms": {"a": {}}}, "arms: a: verb must be a text"),
+        ({"arms": {"a": {"verb": "prepare"}}}, "'prepare' is not a training verb"),
+        ({"arms": {"a": {**SFT, "sets": {}}}}, "arms: a: there is no key 'sets'"),
+        (
+            {"arms": {"a": {"baseline": "popularity", "verb": "bear"}}},
+            "arms: a: there is no key 'verb'; an arm with baseline",
+        ),
+        ({"arms": {"a b": SFT, "a-b": SFT}}, "'a-b' and 'a b' would share a folder"),
+        ({"arms": {"a": {**SFT, "set": {"seed": 3}}}}, "arms: a: set: the study sets seed itself"),
+        ({"arms": {"a": {**SFT, "set": {"final_split": "test"}}}}, "the study sets final_split itself"),
+        ({"arms": {"a": {**SFT, "set": [1]}}}, "arms: a: set must map keys"),
+        ({"arms": {"a": {**SFT, "grid": {"bear_weight": 1}}}}, "grid: bear_weight must be a list of values"),
+        ({"arms": {"a": {**SFT, "grid": {"bear_weight": [1, 1]}}}}, "grid is empty or has a point twice"),
+        ({"arms": {"a": {**SFT, "grid": []}}}, "grid is empty"),
+        ({"arms": {"a": {**SFT, "grid": {"output_dir": ["x"]}}}}, "grid: the study sets output_dir itself"),
+        ({"arms": {"a": {**SFT, "seeds": [1]}}}, "seeds must begin with the study's first seed, 0"),
+        ({"arms": {"a": {**SFT, "seeds": [0, 7]}}}, r"seeds must be some of the study's \[0, 1\]"),
+        ({"arms": {"a": {**SFT, "start": "b"}}}, "start: 'b' is not a training of this study"),
+        ({"arms": {"a": {**SFT, "start": "b"}, "b": {"baseline": "random"}}}, "start: 'b' is not a training"),
+        ({"arms": {"a": {**SFT, "start": "b"}, "b": {**SFT, "start": "a"}}}, "a, b start from each other"),
+        (
+            {"arms": {"a": {**SFT, "start": "b"}, "b": {**SFT, "seeds": [0]}}},
+            "'b', its start, does not run with the seed 1",
+        ),
+        ({"arms": {"a": {**SFT, "needs": {"user": 3}}}}, "needs: there is no key 'user'"),
+        ({"arms": {"a": {**SFT, "needs": {"users": True}}}}, "needs: users must be a whole number, not True"),
+        ({"arms": {"a": {**SFT, "headroom": "much"}}}, "headroom must be a number"),
+        ({"against": "nobody"}, "against: 'nobody' is not an arm of this study"),
+        ({"comparisons": ["sft against nobody"]}, "'nobody' is not an arm of this study"),
+        ({"comparisons": ["sft vs bear"]}, "does not name two arms"),
+        ({"comparisons": ["sft against sft"]}, "compares an arm with itself"),
+        ({"comparisons": ["sft against bear", "bear against sft"]}, "is given twice"),
+    ],
+)
+def test_a_study_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(**{"against": "sft", "comparisons": None, "arms": ARMS, **changes})
+
+
+def test_a_grid_has_all_combinations_in_the_order_of_the_keys() -> None:
+    arms = {"a": {**SFT, "grid": {"bear_weight": [1, 2], "variant": ["paper", "survival"]}}}
+    found = read_arms(config(Path("data"), Path("runs"), arms=arms), lambda name: {})
+    assert [tuple(point.values()) for point in found["a"].grid] == [
+        (1, "paper"),
+        (1, "survival"),
+        (2, "paper"),
+        (2, "survival"),
+    ]
+
+
+def test_without_comparisons_every_arm_is_compared_with_the_reference() -> None:
+    one = config(Path("data"), Path("runs"), comparisons=None)
+    pairs = read_comparisons(one, read_arms(one, lambda name: {}))
+    assert pairs == [(name, "counter") for name in ARMS if name != "counter"]

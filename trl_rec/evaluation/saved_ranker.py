@@ -1,0 +1,84 @@
+"""Evaluates a saved model that orders rated candidates (`trl-rec alro`), and its baselines, on the same lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import PartialState
+
+from trl_rec.data.dataset import RecDataset, at_most, split_rows, spread
+from trl_rec.decoding.candidates.ranker import SETTINGS, CandidateRanker
+from trl_rec.decoding.run_folder import check_same_items
+from trl_rec.evaluation.graded.ranking import rank_rated_rows
+from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
+from trl_rec.evaluation.kept import write_evaluation
+from trl_rec.evaluation.results import Evaluation, held_out
+from trl_rec.evaluation.saved_model import EvaluationConfig, model_row, seed_of_run
+from trl_rec.trainer.alro.rows import held_out_rows
+
+
+NUM_CANDIDATES = 10  # of run folders that do not record the number
+NUM_ORDERS = 2
+INERT = ("rewards", "best_of", "list_length", "num_beams")
+
+
+def is_ranker(model: str | None) -> bool:
+    """Returns whether a model is the run folder of `trl-rec alro`."""
+    return model is not None and (Path(model) / SETTINGS).is_file()
+
+
+def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str | Path) -> dict[str, Evaluation]:
+    """Evaluates the model of `config` and the baselines on the rated lists of a split, and writes the results.
+
+    Args:
+        dataset: The dataset, which must have ratings.
+        config: The settings. The model is a run folder of `trl-rec alro`.
+        output: Folder for the results, as described in [`write_evaluation`].
+
+    Returns:
+        The evaluation of each recommender by name.
+    """
+    # 1. Load the model, and check that it was trained on these items.
+    assert config.model is not None
+    for name in INERT:
+        if getattr(config, name) is not None:
+            raise ValueError(f"{name} has no effect on {config.model}, which orders rated candidates; leave it out")
+    ranker = CandidateRanker.from_pretrained(config.model, dtype=config.dtype)
+    dataset = dataset.with_surface(ranker.catalog.surface)
+    check_same_items(config.model, dataset.catalog, dataset.path)
+
+    # 2. Order the candidates, and evaluate the orders and the baselines.
+    settings = ranker.settings
+    split = at_most(config.max_users, held_out(dataset, config.split))
+    count = settings.get("num_candidates") or NUM_CANDIDATES
+    rows = held_out_rows(split, num_candidates=count, max_history=settings["max_history"])
+    lists = rank_rated_rows(
+        ranker.model.to(PartialState().device),
+        rows,
+        ranker.prompt_format,
+        pad_token_id=ranker.tokenizer.pad_token_id,
+        num_orders=config.num_orders or NUM_ORDERS,
+        single_pass=settings["single_pass"],
+        batch_size=config.batch_size,
+        max_length=settings["max_length"],
+    )
+    results = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=config.ks, seed=config.seed)
+    name = model_row(config.model)
+    results[name] = evaluate_orders(lists, rows, ks=config.ks, seed=config.seed)
+
+    # 3. Write the results.
+    if PartialState().is_main_process:
+        write_evaluation(
+            output,
+            results,
+            dataset=dataset,
+            split=config.split,
+            ks=config.ks,
+            exclude_history=True,  # no candidate is in its user's history
+            settings=vars(config),
+            recommender=name,
+            seed=seed_of_run(config.model),
+            rows=spread(config.max_users, len(held_out(dataset, config.split)))[rows.with_format("numpy")[:]["row"]],
+            targets=split_rows(rows, "candidates"),
+        )
+    return results

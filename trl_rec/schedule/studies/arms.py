@@ -1,0 +1,242 @@
+"""The arms of a study: baselines, foreign lists and trainings, read strictly from a configuration."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl_rec.schedule.studies.config import StudyConfig
+
+
+TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
+KINDS = {"baseline": {"baseline"}, "lists": {"lists", "needs"}}
+OF_A_TRAINING = {"verb", "config", "set", "grid", "start", "seeds", "headroom", "needs"}
+# Keys of a recipe that the study sets itself.
+SET_BY_STUDY = ("dataset", "output_dir", "seed", "final_split", "resume_from_checkpoint", "overwrite")
+NEEDS = {"users": int, "ratings": bool, "titles": bool}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing that a study compares.
+
+    Args:
+        name: Name of the arm in the table.
+        baseline (*optional*): Name of the baseline that this arm is.
+        lists (*optional*): File with lists that were made elsewhere.
+        verb (*optional*): The training verb.
+        recipe: The keys of the verb, without those that the study sets.
+        grid: The points to choose from. Each maps keys of the recipe to values; without a grid there is one, empty.
+        start (*optional*): Name of the arm whose policy this training starts from.
+        seeds: The seeds of the training.
+        headroom (*optional*): A bound on what the arm can gain in the primary measure, measured before.
+        needs: What the data must have: `users` (a number), `ratings`, `titles`.
+    """
+
+    name: str
+    baseline: str | None = None
+    lists: str | None = None
+    verb: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    grid: tuple[dict[str, Any], ...] = ({},)
+    start: str | None = None
+    seeds: tuple[int, ...] = ()
+    headroom: float | None = None
+    needs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def slug(self) -> str:
+        """The name as the name of a folder."""
+        return slug(self.name)
+
+
+def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Arm]:
+    """Reads the arms, each after the arm that it starts from. Raises `ValueError` if they are not consistent.
+
+    Args:
+        config: The configuration of the study.
+        read_recipe: Returns the keys of a recipe by its name or file.
+    """
+    # 1. Read each arm by itself.
+    if len(set(config.seeds)) != len(config.seeds) or not config.seeds:
+        raise ValueError(f"seeds: {config.seeds} is empty or names a seed twice; list each seed once")
+    if not config.arms:
+        raise ValueError("arms: there is none; give at least one arm, such as 'counter: {baseline: transition}'")
+    arms = {name: _read_arm(name, entry, config, read_recipe) for name, entry in config.arms.items()}
+    slugs: dict[str, str] = {}
+    for name, arm in arms.items():
+        if arm.slug in slugs:
+            raise ValueError(f"arms: {name!r} and {slugs[arm.slug]!r} would share a folder; rename one of them")
+        slugs[arm.slug] = name
+
+    # 2. Check what they say about each other.
+    for name, arm in arms.items():
+        if arm.start is None:
+            continue
+        if arm.start not in arms or arms[arm.start].verb is None:
+            raise ValueError(
+                f"arms: {name}: start: {arm.start!r} is not a training of this study; name one of {_listed(arms)}"
+            )
+        lacking = [seed for seed in arm.seeds if seed not in arms[arm.start].seeds]
+        if lacking:
+            raise ValueError(f"arms: {name}: seeds: {arm.start!r}, its start, does not run with the seed {lacking[0]}")
+    return _in_order(arms)
+
+
+def read_comparisons(config: StudyConfig, arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
+    """Returns the pairs of arms to compare: the arm, and the arm that it is compared with."""
+    if config.against not in arms:
+        raise ValueError(f"against: {config.against!r} is not an arm of this study; name one of {_listed(arms)}")
+    if config.comparisons is None:
+        return [(name, config.against) for name in arms if name != config.against]
+
+    pairs: list[tuple[str, str]] = []
+    for text in config.comparisons:
+        parts = text.split(" against ")
+        if len(parts) != 2:
+            raise ValueError(f'comparisons: {text!r} does not name two arms; write it as "bear against sft"')
+        for name in parts:
+            if name not in arms:
+                raise ValueError(
+                    f"comparisons: {text!r}: {name!r} is not an arm of this study; name one of {_listed(arms)}"
+                )
+        if parts[0] == parts[1] or (parts[0], parts[1]) in pairs or (parts[1], parts[0]) in pairs:
+            raise ValueError(f"comparisons: {text!r} compares an arm with itself, or is given twice; leave it out")
+        pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def slug(name: str) -> str:
+    """Returns a name as the name of a folder: other characters than letters, digits and `.=,+_` become hyphens."""
+    return re.sub(r"[^\w.=,+]+", "-", name).strip("-.") or "arm"
+
+
+def point_name(point: Mapping[str, Any]) -> str:
+    """Returns a point of a grid in words, such as `bear_weight=2.75, variant=paper`."""
+    return ", ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in point.items())
+
+
+def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]]) -> Arm:
+    """Reads one arm. Raises `ValueError` if it has an unknown key, or a value of the wrong kind."""
+    where = f"arms: {name}"
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where} must be a mapping, such as {{baseline: transition}}, not {entry!r}")
+    kind = next((key for key in KINDS if key in entry), "verb")
+    known = KINDS.get(kind, OF_A_TRAINING)
+    unknown = sorted(set(entry) - known, key=str)
+    if unknown:
+        raise ValueError(f"{where}: there is no key {unknown[0]!r}; an arm with {kind} has {', '.join(sorted(known))}")
+    needs = _read_needs(where, entry.get("needs", {}))
+    if kind == "baseline":
+        return Arm(name, baseline=_text(where, kind, entry[kind]), needs=needs)
+    if kind == "lists":
+        return Arm(name, lists=_text(where, kind, entry[kind]), needs=needs)
+
+    # A training: the recipe with its differences, the points of its grid, and its seeds.
+    verb = _text(where, "verb", entry.get("verb"))
+    if verb not in TRAINING:
+        raise ValueError(f"{where}: verb: {verb!r} is not a training verb; choose one of {', '.join(TRAINING)}")
+    recipe = read_recipe(_text(where, "config", entry["config"])) if "config" in entry else {}
+    for key in SET_BY_STUDY:
+        recipe.pop(key, None)
+    recipe |= _keys(where, "set", entry.get("set", {}))
+    start = None if entry.get("start") is None else _text(where, "start", entry["start"])
+    if start is not None:
+        recipe.pop("model_name_or_path", None)
+    return Arm(
+        name,
+        verb=verb,
+        recipe=recipe,
+        grid=_read_grid(where, entry.get("grid")),
+        start=start,
+        seeds=_read_seeds(where, entry.get("seeds"), config.seeds),
+        headroom=_read_headroom(where, entry.get("headroom")),
+        needs=needs,
+    )
+
+
+def _read_grid(where: str, grid: Any) -> tuple[dict[str, Any], ...]:
+    """Returns the points of a grid: all combinations of the values of a mapping, or the entries of a list."""
+    if grid is None:
+        return ({},)
+    if isinstance(grid, Mapping):
+        for key, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"{where}: grid: {key} must be a list of values, not {values!r}")
+        points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    else:
+        points = list(grid) if isinstance(grid, list) else []
+    points = [_keys(where, "grid", point) for point in points]
+    names = [point_name(point) for point in points]
+    if not points or len(set(names)) != len(names):
+        raise ValueError(f"{where}: grid is empty or has a point twice; list each value once")
+    return tuple(points)
+
+
+def _read_seeds(where: str, seeds: Any, of_study: Sequence[int]) -> tuple[int, ...]:
+    """Returns the seeds of a training. The first one is the study's, because grids are compared with it."""
+    if seeds is None:
+        return tuple(of_study)
+    if not isinstance(seeds, list) or not seeds or not set(seeds) <= set(of_study) or len(set(seeds)) != len(seeds):
+        raise ValueError(f"{where}: seeds must be some of the study's {list(of_study)}, each once, not {seeds!r}")
+    if seeds[0] != of_study[0]:
+        raise ValueError(f"{where}: seeds must begin with the study's first seed, {of_study[0]}, not with {seeds[0]}")
+    return tuple(seeds)
+
+
+def _read_headroom(where: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{where}: headroom must be a number in units of the primary measure, not {value!r}")
+    return float(value)
+
+
+def _read_needs(where: str, needs: Any) -> dict[str, Any]:
+    if not isinstance(needs, Mapping):
+        raise ValueError(f"{where}: needs must be a mapping, such as {{users: 200}}, not {needs!r}")
+    for key, value in needs.items():
+        if key not in NEEDS:
+            raise ValueError(f"{where}: needs: there is no key {key!r}; it has {', '.join(NEEDS)}")
+        if type(value) is not NEEDS[key]:
+            kind = "a whole number" if NEEDS[key] is int else "true or false"
+            raise ValueError(f"{where}: needs: {key} must be {kind}, not {value!r}")
+    return dict(needs)
+
+
+def _keys(where: str, name: str, keys: Any) -> dict[str, Any]:
+    """Returns keys of a recipe. Raises `ValueError` if one of them is set by the study."""
+    if not isinstance(keys, Mapping) or not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"{where}: {name} must map keys of the recipe to values, not {keys!r}")
+    taken = [key for key in keys if key in SET_BY_STUDY]
+    if taken:
+        raise ValueError(f"{where}: {name}: the study sets {taken[0]} itself; leave it out")
+    return dict(keys)
+
+
+def _text(where: str, key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{where}: {key} must be a text, not {value!r}")
+    return value
+
+
+def _in_order(arms: dict[str, Arm]) -> dict[str, Arm]:
+    """Returns the arms, each after the arm that it starts from. Raises `ValueError` for a circle."""
+    ordered: dict[str, Arm] = {}
+    while len(ordered) < len(arms):
+        ready = [
+            arm for name, arm in arms.items() if name not in ordered and (arm.start is None or arm.start in ordered)
+        ]
+        if not ready:
+            left = ", ".join(name for name in arms if name not in ordered)
+            raise ValueError(f"arms: {left} start from each other; let one of them start from scratch")
+        ordered |= {ready[0].name: ready[0]}
+    return ordered
+
+
+def _listed(arms: Mapping[str, Arm]) -> str:
+    return ", ".join(arms)

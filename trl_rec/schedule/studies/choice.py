@@ -1,0 +1,91 @@
+"""The choice of a study: the point of each arm's grid, decided on validation and written down before the test split.
+
+`choice.json` holds what was chosen and the figures that decided. It is never replaced: a study whose runs would now
+choose otherwise is refused, because its test split may have been seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trl_rec.files import write_json
+from trl_rec.schedule.studies.arms import Arm, point_name
+from trl_rec.trainer.base.fingerprint import as_json
+
+
+CHOICE = "choice.json"
+
+
+def choose(arm: Arm, values: Mapping[int, float | None], primary: str) -> int:
+    """Returns the number of the point with the highest value; of equal ones, the first.
+
+    Args:
+        arm: The arm.
+        values: The primary measure on validation of each point, by its number. With a single point it may be None.
+        primary: The primary measure, for the message.
+    """
+    if len(values) == 1:
+        return next(iter(values))
+    lacking = [number for number, value in values.items() if value is None]
+    if lacking:
+        raise ValueError(
+            f"arms: {arm.name}: its runs do not measure {primary} on validation, so there is nothing to choose by; "
+            "name a measure of the verb's metrics.json as primary"
+        )
+    return max(values, key=lambda number: values[number] or 0.0)
+
+
+def write_choice(
+    folder: Path,
+    arms: Mapping[str, Arm],
+    values: Mapping[str, Mapping[int, float | None]],
+    chosen: Mapping[str, int],
+    decided: Mapping[str, Any],
+) -> None:
+    """Writes the choice, or checks that the choice that was written before is the same.
+
+    Args:
+        folder: The study's folder.
+        arms: The trainings.
+        values: The primary measure on validation, for each arm and point.
+        chosen: The number of the chosen point, for each arm.
+        decided: What else was decided before the test split: measure, seed, smallest difference, undecidable arms.
+    """
+    choice: dict[str, Any] = as_json(
+        {
+            **decided,
+            "split": "validation",
+            "arms": {
+                name: {
+                    "chosen": arms[name].grid[point],
+                    "grid": [
+                        {"point": arms[name].grid[number], "value": value} for number, value in values[name].items()
+                    ],
+                }
+                for name, point in chosen.items()
+            },
+        }
+    )
+    path = folder / CHOICE
+    if not path.is_file():
+        write_json(path, choice)
+        return
+
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before == choice:
+        return
+    for name, entry in choice["arms"].items():
+        old = before.get("arms", {}).get(name)
+        if old is None or old["chosen"] != entry["chosen"]:
+            was = "nothing" if old is None else point_name(old["chosen"]) or "its recipe"
+            now = point_name(entry["chosen"]) or "its recipe"
+            raise ValueError(
+                f"{path} chose {was} for {name}, but the runs now choose {now}; the test split may have been measured "
+                "with the first choice, so choose another output_dir for a new study"
+            )
+    raise ValueError(
+        f"{path} was written from other figures than the runs have now; choose another output_dir for a new study"
+    )

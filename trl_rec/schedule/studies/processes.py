@@ -1,0 +1,98 @@
+"""Runs verbs of `trl-rec` as processes of their own, at most one per run folder.
+
+A process inherits the lock of its run. So if only the study is killed, the process goes on, and the next study waits
+for it instead of starting a second process in the same folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from trl_rec.files import resolved
+
+
+if sys.platform != "win32":
+    import fcntl
+
+
+class Process(Protocol):
+    """A process that was started; `subprocess.Popen` is one."""
+
+    def poll(self) -> int | None:
+        """Returns the exit status, or None while the process runs."""
+
+    def terminate(self) -> None:
+        """Asks the process to end."""
+
+    def wait(self) -> int:
+        """Waits for the end, and returns the exit status."""
+
+
+# Starts `trl-rec` with the given words. The other arguments are the file for its output, the descriptor of the lock
+# that it inherits (None where there are no locks), and its number of threads.
+Launch = Callable[[Sequence[str], Path, int | None, int], Process]
+
+
+def launch(words: Sequence[str], log: Path, lock: int | None, threads: int) -> Process:
+    """Starts `trl-rec WORDS` in a new interpreter."""
+    with log.open("a", encoding="utf-8") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "trl_rec.cli", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **thread_variables(threads)},
+            pass_fds=() if lock is None else (lock,),
+        )
+
+
+def thread_variables(threads: int) -> Mapping[str, str]:
+    """Returns the environment variables that limit the threads of numerical libraries."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {**dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
+
+
+class Busy(Exception):
+    """Raised if a process of an interrupted study is still working on a run."""
+
+
+class Lock:
+    """Lock of a run that the processes of the run inherit. Raises [`Busy`] if such a process is still alive.
+
+    Args:
+        run (`Path`): The run folder. The lock is on a hidden file beside it.
+
+    Attributes:
+        descriptor (`int`, *optional*): What a process has to inherit. None on Windows, which has no such locks.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.descriptor: int | None = None
+        if sys.platform == "win32":
+            return
+        run = resolved(run)
+        run.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run.with_name(f".{run.name}.run"), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise Busy(str(run)) from error
+        self.descriptor = descriptor
+
+    def release(self) -> None:
+        """Releases the lock, unless a process that inherited it is still alive."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+def last_lines(log: Path, count: int = 3) -> str:
+    """Returns the last lines of a log that are not empty, joined by ` | `."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return " | ".join([line.strip() for line in lines if line.strip()][-count:]) or "it printed nothing"

@@ -1,0 +1,123 @@
+"""What a study can find out: the smallest difference that it resolves, and the headroom of its arms.
+
+Both are known before the first training: from the baselines on the validation split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trl_rec.data.dataset import RecDataset, split_rows
+from trl_rec.evaluation import evaluate_baselines, evaluate_rated_baselines
+from trl_rec.evaluation.resolution import smallest_difference
+from trl_rec.schedule.studies.arms import Arm
+from trl_rec.trainer.alro.rows import held_out_rows
+
+
+BOUNDED = ("ndcg", "recall", "hit", "mrr")  # measures that are at most the share of rows with a reachable target
+KS = (1, 5, 10)
+OF_BASELINES = ("split", "ks", "exclude_history", "rewards", "seed")
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a study resolves.
+
+    Args:
+        smallest: The smallest difference in the primary measure that test split and seeds resolve; None if no pilot
+            measures it.
+        ceiling: The largest value that a recommender can reach that knows only items of the training split; None if
+            the measure has no such bound.
+        reference: The validation value of the baseline that `against` names; None if it is not a baseline.
+    """
+
+    smallest: float | None
+    ceiling: float | None
+    reference: float | None
+
+    def headroom(self, arm: Arm) -> float | None:
+        """Returns the most that an arm can gain over the reference, or None if nothing is known about that."""
+        if arm.headroom is not None:
+            return arm.headroom
+        knows_only_ids = arm.recipe.get("surface", "item_token") == "item_token" and arm.verb != "alro"
+        if self.ceiling is None or self.reference is None or not knows_only_ids:
+            return None
+        return self.ceiling - self.reference
+
+    def is_decidable(self, arm: Arm) -> bool:
+        """Returns whether the headroom of a training, if it is known, is at least the smallest difference."""
+        headroom = self.headroom(arm)
+        return headroom is None or self.smallest is None or headroom >= self.smallest
+
+
+def resolution(
+    dataset: RecDataset,
+    against: Arm,
+    primary: str,
+    *,
+    num_seeds: int,
+    num_comparisons: int,
+    num_candidates: int,
+    evaluation: Mapping[str, Any],
+) -> Resolution:
+    """Measures the baselines on the validation split, as a pilot.
+
+    Args:
+        dataset: The dataset.
+        against: The arm that the others are compared with.
+        primary: The primary measure.
+        num_seeds: Number of seeds of the study.
+        num_comparisons: Number of comparisons of the study.
+        num_candidates: Number of rated candidates per list, for measures of `trl-rec alro`.
+        evaluation: Keys of `trl-rec evaluate` for every measurement.
+    """
+    is_rated = primary == "tau" or primary.startswith("graded_")
+    options = {name: value for name, value in evaluation.items() if name in OF_BASELINES}
+    if is_rated:
+        rows = held_out_rows(dataset.validation, num_candidates=num_candidates)
+        baselines = evaluate_rated_baselines(dataset.train, rows, len(dataset.catalog), ks=options.get("ks", KS))
+        pilot, num_users = ("item mean", "popularity"), len(held_out_rows(dataset.test, num_candidates=num_candidates))
+    else:
+        surfaced = dataset.with_surface("item_token")
+        baselines = evaluate_baselines(surfaced, **{**options, "split": "validation"})
+        pilot, num_users = ("transition", "popularity"), len(dataset.test)
+    if any(primary not in one.per_user for one in baselines.values()):
+        return Resolution(None, None, None)
+
+    # The pilot is a strong baseline against another one, since a difference of a trained model and a baseline varies
+    # over the users in a similar way.
+    smallest = smallest_difference(
+        [baselines[pilot[0]].per_user],
+        [baselines[pilot[1]].per_user],
+        metric=primary,
+        num_seeds=num_seeds,
+        num_users=num_users,
+        num_comparisons=num_comparisons,
+    )
+    reference = None if against.baseline not in baselines else baselines[against.baseline].metrics[primary]
+    ceiling = None
+    if primary.split("@")[0] in BOUNDED:
+        ceiling = _reachable(dataset, bool(options.get("exclude_history", True)))
+    return Resolution(smallest, ceiling, reference)
+
+
+def _reachable(dataset: RecDataset, exclude_history: bool) -> float:
+    """Returns the share of validation rows with a target that occurs in training, and that may be recommended."""
+    known = np.zeros(len(dataset.catalog), bool)
+    for column in ("history", "targets"):
+        known[np.asarray(split_rows(dataset.train, column).values, int)] = True
+
+    histories = split_rows(dataset.validation, "history")
+    targets = split_rows(dataset.validation, "targets")
+    reachable = 0
+    for row in range(len(dataset.validation)):
+        wanted = targets[row]
+        can = known[wanted]
+        if exclude_history:
+            can &= ~np.isin(wanted, histories[row])
+        reachable += bool(can.any())
+    return reachable / max(1, len(dataset.validation))

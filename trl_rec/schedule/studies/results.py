@@ -1,0 +1,267 @@
+"""Ends a study: reads what was measured, compares the arms, and writes the table, `study.json` and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trl_rec.evaluation.comparison import Comparison, adjust, compare
+from trl_rec.evaluation.environment import environment
+from trl_rec.evaluation.intervals import bootstrap_interval
+from trl_rec.evaluation.kept import KeptEvaluation, check_comparable, read_evaluation
+from trl_rec.evaluation.tables import aligned
+from trl_rec.files import write_json, write_text
+from trl_rec.schedule.studies.resolution import Resolution
+
+
+if TYPE_CHECKING:
+    from trl_rec.schedule.studies.study import Study
+
+RESULTS = "study.json"
+TABLE = "table.txt"
+REPORT = "report.html"
+PerUser = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Where the measurements of an arm are.
+
+    Args:
+        folders: The evaluation folder of each seed; the seed is None for an arm without seeds.
+        row: The name of the arm in these evaluations; None for the recommender that an evaluation is about.
+    """
+
+    folders: Mapping[int | None, Path]
+    row: str | None
+
+    def read(self) -> dict[int | None, tuple[KeptEvaluation, str]]:
+        """Returns the evaluation of each seed, and the arm's name in it."""
+        found = {}
+        for seed, folder in self.folders.items():
+            kept = read_evaluation(folder)
+            row = self.row or kept.recommender or ""
+            if row not in kept.results:
+                raise ValueError(f"{folder} has no results of {row!r}, only of {', '.join(kept.results)}")
+            found[seed] = (kept, row)
+        return found
+
+
+def conclude(
+    study: Study, resolved: Resolution, chosen: Mapping[str, int], measured: Mapping[str, Measured]
+) -> dict[str, Any]:
+    """Compares the arms, prints the table, writes `study.json` and the page, and returns what `study.json` contains.
+
+    Args:
+        study: The study.
+        resolved: What the study resolves.
+        chosen: The number of the chosen point of each training.
+        measured: The measurements of each arm.
+    """
+    # 1. Read and compare.
+    evaluations = {name: one.read() for name, one in measured.items()}
+    everything = [kept for by_seed in evaluations.values() for kept, _ in by_seed.values()]
+    for kept in everything[1:]:
+        check_comparable(everything[0], kept)
+    runs = {
+        name: {seed: kept.results[row].per_user for seed, (kept, row) in by_seed.items()}
+        for name, by_seed in evaluations.items()
+    }
+    comparisons = compare_pairs(study.comparisons, runs, study.config.primary)
+
+    # 2. Write the results.
+    arms = {
+        name: {
+            **_arm_entry(study, name, chosen, resolved),
+            **(_figures(runs[name], measured[name], evaluations[name], study) if name in runs else {}),
+        }
+        for name in study.arms
+    }
+    content: dict[str, Any] = {
+        "status": "complete",
+        "command": study.command,
+        **{name: value for name, value in environment().items() if name in ("git", "versions", "platform", "device")},
+        "finished": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "dataset": study.dataset_folder,
+        "identity": everything[0].identity,
+        "num_users": everything[0].num_users,
+        "exclude_history": everything[0].exclude_history,
+        "seeds": study.config.seeds,
+        "primary": study.config.primary,
+        "metrics": study.config.metrics,
+        "against": study.config.against,
+        "smallest_difference": resolved.smallest,
+        "comparisons": [asdict(one) for one in comparisons],
+        "arms": arms,
+    }
+    if study.config.recommend:
+        content["recommendation"] = recommendation(study.config.against, comparisons, arms)
+    write_json(study.folder / RESULTS, content, ensure_ascii=False)
+
+    # 3. Print the table and write the page.
+    metrics = [*study.config.metrics, study.config.primary]
+    table = study_table(arms, comparisons, metrics=metrics, against=study.config.against)
+    write_text(study.folder / TABLE, table + "\n")
+    study.say(f"\n{table}\n")
+    _write_page(study)
+    if study.config.recommend:
+        study.say(content["recommendation"])
+    return content
+
+
+def compare_pairs(
+    pairs: Sequence[tuple[str, str]], runs: Mapping[str, Mapping[int | None, PerUser]], metric: str
+) -> list[Comparison]:
+    """Compares the pairs of arms that were measured. The p-values are adjusted over all pairs together."""
+    found = []
+    for name, against in pairs:
+        if name in runs and against in runs:
+            found += compare({name: runs[name], against: runs[against]}, against=against, metric=metric)
+    return adjust(found)
+
+
+def recommendation(against: str, comparisons: Sequence[Comparison], arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns "use ARM", or "no difference from" the reference if no arm is better than it.
+
+    Of several arms that are better, it is the one with the highest primary measure on validation, because the highest
+    on the test split would be overestimated.
+    """
+    better = [one for one in comparisons if one.against == against and one.verdict.startswith("better")]
+    if not better:
+        return f"no difference from {against}"
+    best = max(better, key=lambda one: arms[one.name].get("validation") or one.mean)
+    return (
+        f"use {best.name} ({best.verdict} than {against}: {best.metric} {best.mean:.4f} against {best.reference:.4f})"
+    )
+
+
+def _arm_entry(study: Study, name: str, chosen: Mapping[str, int], resolved: Resolution) -> dict[str, Any]:
+    """Returns what an arm is, and whether it was measured."""
+    arm = study.arms[name]
+    entry: dict[str, Any] = {"status": "measured"}
+    if arm.baseline is not None:
+        entry |= {"kind": "baseline", "baseline": arm.baseline}
+    elif arm.lists is not None:
+        entry |= {"kind": "lists", "lists": arm.lists}
+    else:
+        entry |= {"kind": "training", "verb": arm.verb, "recipe": arm.recipe, "start": arm.start}
+        entry["headroom"] = resolved.headroom(arm)
+        if len(arm.grid) > 1 and name in chosen:
+            entry["chosen"] = arm.grid[chosen[name]]
+    if name in study.left_out:
+        entry |= {"status": "left out", "reason": study.left_out[name]}
+    return entry
+
+
+def _figures(
+    runs: Mapping[int | None, PerUser],
+    measured: Measured,
+    evaluations: Mapping[int | None, tuple[KeptEvaluation, str]],
+    study: Study,
+) -> dict[str, Any]:
+    """Returns means over users and seeds, intervals and the means of each seed, and where the measurements are."""
+    shown = [*study.config.metrics, study.config.primary]
+    known = [metric for metric in shown if all(metric in per_user for per_user in runs.values())]
+    figures: dict[str, Any] = {}
+    for metric in known:
+        values = np.stack([per_user[metric] for per_user in runs.values()])  # (S, N)
+        figures[metric] = {
+            "mean": float(values.mean()),
+            "interval": list(bootstrap_interval(values)),
+            "by_seed": [float(value) for value in values.mean(1)],
+        }
+    folders = {
+        "none" if seed is None else str(seed): {
+            "test": str(folder.relative_to(study.folder)),
+            "row": evaluations[seed][1],
+            **study.trained(folder),
+        }
+        for seed, folder in measured.folders.items()
+    }
+    validation = [one["validation"] for one in folders.values() if one.get("validation") is not None]
+    return {
+        "figures": figures,
+        "runs": folders,
+        "validation": float(np.mean(validation)) if validation else None,
+    }
+
+
+def study_table(
+    arms: Mapping[str, Mapping[str, Any]], comparisons: Sequence[Comparison], *, metrics: Sequence[str], against: str
+) -> str:
+    """Makes the table of a study: one row per arm, and one line per comparison with another arm than `against`.
+
+    Args:
+        arms: The arms, as in `study.json`.
+        comparisons: The comparisons.
+        metrics: The measures to show. The last one is the one that was compared.
+        against: The arm that the column "verdict" compares with.
+    """
+    # 1. One row per arm.
+    with_reference = {one.name: one for one in comparisons if one.against == against}
+    rows = [["", "seeds", *metrics, f"{metrics[-1]} by seed", "validation", "difference", "adjusted p", "verdict"]]
+    for name, arm in arms.items():
+        if "figures" not in arm:
+            continue
+        figures = [arm["figures"].get(metric) for metric in metrics]
+        cells = [
+            "-" if one is None else f"{one['mean']:.4f} \N{PLUS-MINUS SIGN}{_half(one['interval']):.4f}"
+            for one in figures
+        ]
+        by_seed = figures[-1]["by_seed"] if figures[-1] is not None and arm["kind"] == "training" else []
+        compared = with_reference.get(name)
+        verdict = ["-", "-", "reference" if name == against else "-"]
+        if compared is not None:
+            verdict = [f"{compared.difference:+.4f}", f"{compared.adjusted_p:.4f}", compared.verdict]
+        rows.append(
+            [
+                name,
+                str(len(by_seed) or "-"),
+                *cells,
+                " ".join(f"{value:.4f}" for value in by_seed) or "-",
+                "-" if arm["validation"] is None else f"{arm['validation']:.4f}",
+                *verdict,
+            ]
+        )
+    width = max(len(row[-1]) for row in rows)
+    lines = aligned([[*row[:-1], row[-1].ljust(width)] for row in rows])
+
+    # 2. The other comparisons, and the arms without a measurement.
+    lines += [""]
+    for one in comparisons:
+        if one.against != against:
+            lines.append(
+                f"{one.name} against {one.against}: {one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f}), "
+                f"adjusted p {one.adjusted_p:.4f}: {one.verdict}"
+            )
+    lines += [f"{name}: left out, {arm['reason']}" for name, arm in arms.items() if arm["status"] == "left out"]
+    return "\n".join([*lines, *_legend(comparisons, against)])
+
+
+def _half(interval: Sequence[float]) -> float:
+    return (interval[1] - interval[0]) / 2
+
+
+def _legend(comparisons: Sequence[Comparison], against: str) -> list[str]:
+    if not comparisons:
+        return []
+    return [
+        f"{comparisons[0].num_users:,} test users; differences are to {against}, paired by user and by seed",
+        "\N{PLUS-MINUS SIGN}: half of the 95 % bootstrap interval over seeds and users; adjusted p: by Holm over the "
+        f"{len(comparisons)} comparisons of the study",
+    ]
+
+
+def _write_page(study: Study) -> None:
+    """Writes the page of the study."""
+    try:
+        from trl_rec.evaluation.report import write_report
+    except ImportError:
+        return
+    write_report([study.folder], study.folder / REPORT)
+    study.say(f"the page is {study.folder / REPORT}, the figures are in {study.folder / RESULTS}")

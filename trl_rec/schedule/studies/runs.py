@@ -1,0 +1,195 @@
+"""The runs of a study: trainings and measurements, each in a folder of its own, with a record once it is finished.
+
+A run `NAME` has the folder `NAME`, and beside it `NAME.yaml` (what the verb was given), `NAME.log` (what it printed)
+and `NAME.json` (the record, written last).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trl_rec.files import write_json, write_text
+from trl_rec.schedule.plan import weights_digest
+from trl_rec.schedule.studies.processes import Busy, Launch, Lock, Process, last_lines
+from trl_rec.trainer.base.fingerprint import as_json
+
+
+POLL = 0.1  # seconds between two looks at the processes
+
+
+@dataclass(frozen=True)
+class Run:
+    """A verb with its keys.
+
+    Args:
+        title: What the run is, for messages, such as `bear (bear_weight=2.75), seed 0`.
+        verb: The verb.
+        keys: All keys of the verb besides `output_dir`.
+        path: The run folder.
+        once: Whether the run must never be repeated with other keys, as a measurement of the test split.
+        has_folder: Whether the verb writes to the run folder, rather than to a dataset folder.
+    """
+
+    title: str
+    verb: str
+    keys: dict[str, Any]
+    path: Path
+    once: bool = False
+    has_folder: bool = True
+
+    @property
+    def recipe(self) -> Path:
+        """The file that the verb is given."""
+        return self.path.with_name(f"{self.path.name}.yaml")
+
+    @property
+    def log(self) -> Path:
+        """The file with everything that the verb printed."""
+        return self.path.with_name(f"{self.path.name}.log")
+
+    @property
+    def record(self) -> Path:
+        """The file that exists once the run is finished."""
+        return self.path.with_name(f"{self.path.name}.json")
+
+    @property
+    def command(self) -> list[str]:
+        """The words after `trl-rec`."""
+        return [self.verb, "--config", str(self.recipe)]
+
+
+def write_recipe(run: Run) -> None:
+    """Writes the keys of a run, and its folder, as the recipe that its verb is given."""
+    keys = {**run.keys, "output_dir": str(run.path)} if run.has_folder else run.keys
+    write_text(run.recipe, yaml.safe_dump(keys, sort_keys=False, allow_unicode=True))
+
+
+def seconds_if_finished(run: Run) -> float | None:
+    """Returns how long a finished run took, or None if it is not finished, or was finished with other keys.
+
+    Raises `ValueError` if the run must not be repeated with other keys.
+    """
+    if not run.record.is_file():
+        return None
+    record = json.loads(run.record.read_text(encoding="utf-8"))
+    now = _asked(run)
+    if {name: record.get(name) for name in now} == now:
+        return float(record["seconds"])
+    if run.once:
+        differing = next(name for name in now if record.get(name) != now[name])
+        raise ValueError(
+            f"{run.path} was measured on the test split already, and {differing} has changed since; the test split is "
+            "measured once, so choose another output_dir for a new study"
+        )
+    return None
+
+
+def finish_all(
+    runs: Sequence[Run],
+    launch: Launch,
+    *,
+    jobs: int,
+    threads: int,
+    say: Callable[[str], None],
+    done: Callable[[Run, float], None],
+) -> None:
+    """Finishes the runs, `jobs` of them at a time. Finished runs are not repeated.
+
+    A training that was interrupted continues from its newest checkpoint. Raises [`RunFailedError`] if a verb fails,
+    after ending the processes that run beside it.
+
+    Args:
+        runs: The runs, which must not depend on each other.
+        launch: Starts a process.
+        jobs: Number of processes at the same time.
+        threads: Number of threads of each process.
+        say: Receives lines for the user.
+        done: Called after each run that was not finished before, with the seconds that it took.
+    """
+    waiting = list(runs)
+    active: list[_Active] = []
+    has_said: set[Path] = set()  # runs that another process is working on
+    try:
+        while waiting or active:
+            for run in waiting[: jobs - len(active)]:
+                waiting.remove(run)
+                try:
+                    started = _start(run, launch, threads)
+                except Busy:
+                    waiting.append(run)
+                    if run.path not in has_said:
+                        say(f"{run.title}: a process of an interrupted study is still at work; waiting for it")
+                    has_said.add(run.path)
+                    time.sleep(POLL)
+                    continue
+                if started is not None:
+                    active.append(started)
+            for one in [one for one in active if one.process.poll() is not None]:
+                active.remove(one)
+                done(one.run, one.conclude())
+            time.sleep(POLL if active else 0)
+    finally:
+        for one in active:
+            one.process.terminate()
+        for one in active:
+            one.process.wait()
+            one.lock.release()
+
+
+def _start(run: Run, launch: Launch, threads: int) -> _Active | None:
+    """Starts the process of a run. Returns None if the run is finished."""
+    lock = Lock(run.path)
+    try:
+        if seconds_if_finished(run) is not None:
+            lock.release()
+            return None
+        run.record.unlink(missing_ok=True)
+        write_recipe(run)
+        return _Active(run, lock, launch(run.command, run.log, lock.descriptor, threads), time.monotonic())
+    except BaseException:
+        lock.release()
+        raise
+
+
+@dataclass
+class _Active:
+    """A run whose process has been started."""
+
+    run: Run
+    lock: Lock
+    process: Process
+    begin: float
+
+    def conclude(self) -> float:
+        """Writes the record of the run, whose process has ended, and returns the seconds that the process took."""
+        seconds = round(time.monotonic() - self.begin, 1)
+        status = self.process.poll()
+        try:
+            if status != 0:
+                raise RunFailedError(
+                    f"{self.run.title} ended with status {status}: {last_lines(self.run.log)}; see {self.run.log}, "
+                    "correct the cause, and start the study again, which continues from here"
+                )
+            write_json(self.run.record, {**_asked(self.run), "seconds": seconds})
+        finally:
+            self.lock.release()
+        return seconds
+
+
+class RunFailedError(ValueError):
+    """Raised if a verb of a study fails. The message says which, and where its log is."""
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """Returns what decides a run: the verb, its keys, and the weights of the policy that it starts from."""
+    model = run.keys.get("model_name_or_path") or run.keys.get("model")
+    weights = weights_digest(model) if isinstance(model, str) and Path(model).is_dir() else None
+    asked: dict[str, Any] = as_json({"command": run.command, "keys": run.keys, "weights of the start": weights})
+    return asked

@@ -1,0 +1,51 @@
+"""`trl-rec study`: trains and compares the arms of a study, and measures each of them once on the test split."""
+
+from __future__ import annotations
+
+import shlex
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from trl_rec.printing import printable_lines
+from trl_rec.schedule.studies import Study, StudyConfig
+from trl_rec.scripts.parsing import find_recipe, parse
+from trl_rec.scripts.recipe_files import read_recipe
+
+
+def main(argv: list[str]) -> None:
+    """Runs the study, or what is left of it."""
+    config = parse(StudyConfig, argv, "study")
+    study = Study(config, read_recipe=_read, say=_say, command=shlex.join(["trl-rec", "study", *argv]))
+    for title, verb, keys in study.recipes():
+        check_keys(title, verb, keys)
+    study.run()
+
+
+def check_keys(title: str, verb: str, keys: dict[str, Any]) -> None:
+    """Raises `ValueError` if a training verb would not accept these keys.
+
+    Args:
+        title: The run that the keys are for, for the message.
+        verb: The training verb.
+        keys: All keys of the run.
+    """
+    kinds = import_module(f"trl_rec.scripts.{verb}").KINDS
+    with TemporaryDirectory() as folder:
+        recipe = Path(folder) / f"{verb}.yaml"
+        recipe.write_text(yaml.safe_dump(keys), encoding="utf-8")
+        try:
+            parse(kinds, ["--config", str(recipe)], verb)
+        except ValueError as error:
+            raise ValueError(f"{title}: {str(error).removeprefix(f'{recipe}: ')}") from error
+
+
+def _read(name: str) -> dict[str, Any]:
+    return read_recipe(find_recipe(name))
+
+
+def _say(line: str) -> None:
+    print(printable_lines(line), flush=True)
