@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from safetensors.torch import load_file, save_file
@@ -47,6 +47,7 @@ def test_integer_arrays_are_refused_or_right(data: st.DataObject) -> None:
     check(array.reshape(rows, columns), None)
 
 
+@example(np.array([[0]], ">i2"))
 @given(DTYPES.flatmap(lambda dtype: st_numpy.arrays(dtype, st_numpy.array_shapes(min_dims=0, max_dims=3, max_side=4))))
 def test_arrays_of_any_kind_are_refused_or_right(array: np.ndarray) -> None:
     check(array, None)

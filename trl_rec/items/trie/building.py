@@ -9,14 +9,11 @@ Legend: N paths, L tokens in the longest path, R new nodes at a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-
-if TYPE_CHECKING:
-    import numpy as np
 
 LARGEST = torch.iinfo(torch.int32).max  # tokens, items and nodes are stored as int32
 KEY_BITS = 62  # usable bits of an int64 sort key; the sign bit and one more bit remain unused
@@ -60,7 +57,10 @@ def as_integers(values: object, message: str, *, ndim: int) -> Tensor:
         message: What the `ValueError` says if they are anything else: what they must be.
         ndim: The number of dimensions.
     """
-    # 1. Convert them, without rounding numbers or reading truth values as numbers.
+    # 1. Convert them, without rounding numbers or reading truth values as numbers. Torch reads numpy arrays in the
+    # machine's byte order only.
+    if isinstance(values, np.ndarray):
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
