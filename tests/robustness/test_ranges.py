@@ -140,7 +140,7 @@ def test_bounds_are_accepted_and_what_is_outside_is_refused(kind: type[Any]) -> 
         ("warmup_steps", [1], r"warmup_steps must be a number, not \[1\]"),
         ("eval_ks", [5, 0], "eval_ks must be at least 1, not 0"),
         ("eval_ks", [], "eval_ks is empty"),
-        ("max_users", 0, "max_users must be at least 1, not 0; leave it out to measure all users"),
+        ("max_users", 0, "max_users must be at least 1, not 0; leave it out to evaluate all users"),
         ("seed", -1, "seed must be from 0 to 4294967295, not -1"),
         ("max_length", 2.5, "max_length must be a whole number, not 2.5"),
     ],
@@ -161,7 +161,7 @@ def test_a_configuration_of_a_trainer_checks_its_numbers(kind: type[Any], name: 
         (AlroConfig, "num_candidates", 27, "num_candidates must be from 2 to 26, not 27"),
         (BladeConfig, "rewards", {"ndcg": math.nan}, "rewards: ndcg must be a finite number, not nan"),
         (BladeConfig, "num_generations", 1, "num_generations must be at least 2, not 1; rollouts are compared"),
-        (SoftmaxDPOConfig, "beta", 0.0, "beta must be above 0, not 0.0; at 0 nothing is learned"),
+        (SoftmaxDPOConfig, "beta", 0.0, "beta must be above 0, not 0.0; with 0 nothing is learned"),
     ],
 )
 def test_numbers_of_a_method_are_checked(kind: type[Any], name: str, value: object, says: str) -> None:

@@ -139,7 +139,10 @@ def test_the_verb_ranks_with_the_model_that_learned_to_rate(
         ({}, "the test split has no ratings to rank by"),
         ({"max_length": 12}, r"max_length 12 is too small: list \d+ of the train split takes up to"),
         ({"rating_epochs": -1}, "rating_epochs must be at least 0, not -1"),
-        ({"model_name_or_path": "some/model"}, "rating_epochs requires a model from scratch; remove rating_epochs"),
+        (
+            {"model_name_or_path": "some/model"},
+            "rating_epochs requires a model trained from scratch; remove rating_epochs",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_training(

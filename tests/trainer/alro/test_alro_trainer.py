@@ -260,7 +260,7 @@ def test_a_run_resumed_within_an_epoch_ends_at_the_same_weights(folder: Path, tm
         (tmp_path / "cut" / f"checkpoint-{step}" / "complete").unlink()
     resumed = make_trainer(folder, tmp_path / "cut", **options)
     resumed.train(resume_from_checkpoint=True)
-    assert "checkpoint-12 is passed over: it was not written to its end" in caplog.text
+    assert "checkpoint-12 is skipped: it was not written completely" in caplog.text
     assert_close(resumed.model, weights(whole.model), tolerance=0)
 
 
@@ -375,13 +375,13 @@ def test_other_surfaces_train_and_rank(surface: str, tokenizer_copy, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"packing": True}, "packing=True has no effect here"),
-        ({"list_length": 5}, "list_length=5 has no effect here, since candidates are ranked"),
-        ({"eval_exclude_history": False}, "eval_exclude_history=False has no effect here"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect here"),
-        ({"shuffle_dataset": True}, "shuffle_dataset=True has no effect here"),
+        ({"packing": True}, "packing=True has no effect"),
+        ({"list_length": 5}, "list_length=5 has no effect, because AlroTrainer ranks candidates"),
+        ({"eval_exclude_history": False}, "eval_exclude_history=False has no effect"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect"),
+        ({"shuffle_dataset": True}, "shuffle_dataset=True has no effect"),
         ({"eos_token": "<bos>"}, "eos_token='<bos>' would change the tokenizer"),
-        ({"pad_to_multiple_of": 8}, "pad_to_multiple_of=8 has no effect here"),
+        ({"pad_to_multiple_of": 8}, "pad_to_multiple_of=8 has no effect"),
         ({"distance": "wasserstein"}, "distance must be one of jsd, symkl, ce"),
         ({"softmax": "both"}, "softmax must be one of legal, vocabulary"),
         ({"lambda_weight": -1.0}, "lambda_weight must be at least 0"),
@@ -396,7 +396,7 @@ def test_options_without_effect_are_refused(options: dict, message: str, tmp_pat
 
 @pytest.mark.parametrize("name", ["data_collator", "compute_metrics", "compute_loss_func", "formatting_func"])
 def test_arguments_without_use_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=f"AlroTrainer cannot use {name}, since .*; leave it out"):
+    with pytest.raises(ValueError, match=f"AlroTrainer does not support {name}, because .*; leave it out"):
         make_trainer(folder, tmp_path, **{name: lambda given: given})
 
 
@@ -418,7 +418,7 @@ def test_wrong_rows_are_refused(folder: Path, dataset: RecDataset, tmp_path: Pat
         make_trainer(folder, tmp_path, eval_dataset=dataset.validation, **short)
     with pytest.raises(ValueError, match="no parameter of the model is trainable"):
         make_trainer(folder, tmp_path, model=load_model(folder / "model").requires_grad_(False))
-    with pytest.raises(ValueError, match="keeps no logits to predict with; call rank"):
+    with pytest.raises(ValueError, match="keeps no logits; call rank"):
         make_trainer(folder, tmp_path).predict(dataset.test)
     ready = make_trainer(
         folder, tmp_path, train_dataset=build_rated_rows(dataset.train, num_candidates=4, max_history=20)
@@ -430,16 +430,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     model = load_model(folder / "model")
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(
-        ValueError, match=r"the loss of 4 rows is not finite at step 0, among them rows \[0, 1, 2, 3\]"
-    ):
+    with pytest.raises(ValueError, match=r"the loss of 4 rows is not finite at step 0, including rows \[0, 1, 2, 3\]"):
         make_trainer(folder, tmp_path, model=model).train()
 
 
 def test_fsdp_refuses_to_rank(folder: Path, dataset: RecDataset, tmp_path: Path, monkeypatch) -> None:
     trainer = make_trainer(folder, tmp_path)
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
-    with pytest.raises(ValueError, match="FSDP cannot rank lists during training"):
+    with pytest.raises(ValueError, match="evaluation during training does not work under FSDP"):
         trainer.evaluate(dataset.validation)
 
 

@@ -43,5 +43,5 @@ def test_a_run_in_two_processes_is_resumed_and_another_one_refused(name: str, fo
         alone.train(resume_from_checkpoint=True)
         assert alone.state.global_step == 7 and torch.isfinite(torch.tensor(alone.state.log_history[-2]["loss"]))
     else:
-        with pytest.raises(ValueError, match="was written by processes that differ in sharding"):
+        with pytest.raises(ValueError, match="was written by a launch that differs in sharding"):
             alone.train(resume_from_checkpoint=True)

@@ -40,10 +40,10 @@ def test_means_are_sums_over_counts_and_what_nothing_was_counted_for_is_left_out
 def test_rows_with_a_broken_loss_are_counted_and_named() -> None:
     losses = [0.0, float("nan"), float("inf"), 1.0]
     assert reduce_batch(batch(losses, {}), Accelerator(cpu=True)).num_broken == 2
-    assert describe_broken(batch(losses, {})) == "among them rows [1, 2] of this process's batch"
+    assert describe_broken(batch(losses, {})) == "including rows [1, 2] of this process's batch"
     named = batch(losses, {}, torch.tensor([40, 41, 42, 43]))
-    assert describe_broken(named) == "among them the training rows [41, 42]"
-    assert describe_broken(batch([0.0], {})) == "all of them in batches of other processes"
+    assert describe_broken(named) == "including the training rows [41, 42]"
+    assert describe_broken(batch([0.0], {})) == "all in the batches of other processes"
 
 
 def test_a_trainer_without_a_loss_cannot_be_made() -> None:

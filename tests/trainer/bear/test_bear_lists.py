@@ -191,14 +191,14 @@ def test_a_run_folder_writes_the_lists_that_the_trainer_ranks(
 
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for options, message in (
-        ({"list_length": 3}, r"eval_ks=\[1, 5, 10\] goes beyond list_length=3; lower eval_ks"),
-        ({**LISTS, "eval_length_penalty": 1.0}, "eval_length_penalty=1.0 has no effect here"),
+        ({"list_length": 3}, r"eval_ks=\[1, 5, 10\] contains a k above list_length=3; lower it"),
+        ({**LISTS, "eval_length_penalty": 1.0}, "eval_length_penalty=1.0 has no effect"),
         (
             {**LISTS, "max_history": 4},
-            "max_history=4 has no effect here, since prompts of lists are bounded by max_length",
+            "max_history=4 has no effect, because the prompts of lists are limited by max_length",
         ),
-        ({**LISTS, "targets": "all", "every_position": True}, "every_position=True has no effect here"),
-        ({"every_position": True}, "every_position=True has no effect here"),
+        ({**LISTS, "targets": "all", "every_position": True}, "every_position=True has no effect"),
+        ({"every_position": True}, "every_position=True has no effect"),
     ):
         with pytest.raises(ValueError, match=message):
             BearConfig(str(tmp_path), **QUIET, **options)

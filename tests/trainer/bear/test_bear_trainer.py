@@ -197,7 +197,7 @@ def test_resuming_passes_over_a_broken_checkpoint_and_ends_at_the_same_weights(
         (tmp_path / "cut" / name / "complete").unlink()
     resumed = make_trainer(folder, tmp_path / "cut", max_steps=6, save_strategy="steps", save_steps=2)
     resumed.train(resume_from_checkpoint=True)
-    assert "checkpoint-6 is passed over: it was not written to its end" in caplog.text
+    assert "checkpoint-6 is skipped: it was not written completely" in caplog.text
     assert_close(resumed.model, weights(whole.model), tolerance=0)
     assert (tmp_path / "cut" / "checkpoint-2" / "README.md").is_file() or (tmp_path / "cut" / "README.md").is_file()
 
@@ -240,16 +240,16 @@ def test_titles_train_on_a_pretrained_tokenizer(tokenizer_copy, titles, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"packing": True}, "packing=True has no effect here"),
-        ({"loss_type": "dft"}, "loss_type='dft' has no effect here"),
+        ({"packing": True}, "packing=True has no effect"),
+        ({"loss_type": "dft"}, "loss_type='dft' has no effect"),
         ({"softmax": "both"}, "softmax must be 'legal' or 'vocabulary'"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect here"),
-        ({"shuffle_dataset": True}, "shuffle_dataset=True has no effect here"),
-        ({"dataset_text_field": "body"}, "dataset_text_field='body' has no effect here"),
-        ({"packing_strategy": "wrapped"}, "packing_strategy='wrapped' has no effect here"),
-        ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' has no effect here"),
-        ({"pad_token": "<eos>"}, "pad_token='<eos>' has no effect here"),
-        ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "dataset_kwargs=.* has no effect here"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect"),
+        ({"shuffle_dataset": True}, "shuffle_dataset=True has no effect"),
+        ({"dataset_text_field": "body"}, "dataset_text_field='body' has no effect"),
+        ({"packing_strategy": "wrapped"}, "packing_strategy='wrapped' has no effect"),
+        ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' has no effect"),
+        ({"pad_token": "<eos>"}, "pad_token='<eos>' has no effect"),
+        ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "dataset_kwargs=.* has no effect"),
         (
             {"eos_token": "<bos>"},
             "eos_token='<bos>' would change the tokenizer after the catalogue has been tokenized",
@@ -267,13 +267,13 @@ REFUSED = ["data_collator", "compute_metrics", "preprocess_logits_for_metrics", 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_arguments_without_use_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=f"BearTrainer cannot use {name}, since .*; leave it out"):
+    with pytest.raises(ValueError, match=f"BearTrainer does not support {name}, because .*; leave it out"):
         make_trainer(folder, tmp_path, **{name: lambda given: given})
 
 
 def test_prediction_and_a_frozen_model_are_refused(folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(folder, tmp_path, data_collator=None)
-    with pytest.raises(ValueError, match="keeps no logits to predict with; call rank"):
+    with pytest.raises(ValueError, match="keeps no logits; call rank"):
         trainer.predict(trainer.train_dataset)
     with pytest.raises(ValueError, match="no parameter of the model is trainable"):
         make_trainer(folder, tmp_path, model=load_model(folder / "model").requires_grad_(False))
@@ -287,7 +287,7 @@ def test_wrong_rows_are_refused(folder: Path, dataset: RecDataset, tmp_path: Pat
     with pytest.raises(ValueError, match="the train dataset has the columns text"):
         BearTrainer(load_model(folder / "model"), config, train_dataset=Dataset.from_dict({"text": ["a"]}), **common)
     rows = Dataset.from_dict({"input_ids": [[1, 5, 2]], "labels": [[-100, -100, 2]]})
-    with pytest.raises(ValueError, match="row 0: label 2 continues no item"):
+    with pytest.raises(ValueError, match="row 0: label 2 does not continue any item"):
         BearTrainer(load_model(folder / "model"), config, train_dataset=rows, **common)
 
 
@@ -295,9 +295,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     model = load_model(folder / "model")
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(
-        ValueError, match=r"the loss of 4 rows is not finite at step 0, among them rows \[0, 1, 2, 3\]"
-    ):
+    with pytest.raises(ValueError, match=r"the loss of 4 rows is not finite at step 0, including rows \[0, 1, 2, 3\]"):
         make_trainer(folder, tmp_path, model=model).train()
 
 

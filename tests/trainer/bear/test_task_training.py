@@ -200,8 +200,8 @@ def test_a_split_is_no_rows_of_tasks(folder: Path, dataset: RecDataset, tmp_path
         ({"tasks": {"colour": 1.0}}, "there is no task 'colour'; the tasks are next_item"),
         ({"tasks": {"next_item": 0}}, "tasks: next_item must be above 0, not 0"),
         ({"tasks": {}}, "tasks must map names to numbers"),
-        ({"tasks": None}, "task_history=5 has no effect here"),
-        ({"list_length": 3, "eval_ks": [3]}, "tasks are about single items, so they have no list_length"),
+        ({"tasks": None}, "task_history=5 has no effect"),
+        ({"list_length": 3, "eval_ks": [3]}, "tasks and list_length cannot be combined"),
         ({"task_cap": 0}, "task_cap must be at least 1"),
     ],
 )

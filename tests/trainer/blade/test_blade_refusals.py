@@ -38,22 +38,22 @@ def dataset(folder: Path) -> RecDataset:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss_type": ["hinge"]}, r"BladeConfig: loss_type=\['hinge'\] has no effect here"),
-        ({"ld_alpha": 0.5}, "ld_alpha=0.5 has no effect here, since the loss is a policy gradient of whole lists"),
-        ({"label_smoothing": 0.1}, "label_smoothing=0.1 has no effect here"),
-        ({"f_divergence_type": "js_divergence"}, "f_divergence_type='js_divergence' has no effect here"),
-        ({"use_weighting": True}, "use_weighting=True has no effect here"),
-        ({"padding_free": True}, "padding_free=True has no effect here"),
-        ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' has no effect here"),
-        ({"pad_to_multiple_of": 64}, "pad_to_multiple_of=64 has no effect here"),
-        ({"pad_token": "<eos>"}, "pad_token='<eos>' has no effect here"),
-        ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs=True has no effect here"),
+        ({"loss_type": ["hinge"]}, r"BladeConfig: loss_type=\['hinge'\] has no effect"),
+        ({"ld_alpha": 0.5}, "ld_alpha=0.5 has no effect, because the loss is a policy gradient of whole lists"),
+        ({"label_smoothing": 0.1}, "label_smoothing=0.1 has no effect"),
+        ({"f_divergence_type": "js_divergence"}, "f_divergence_type='js_divergence' has no effect"),
+        ({"use_weighting": True}, "use_weighting=True has no effect"),
+        ({"padding_free": True}, "padding_free=True has no effect"),
+        ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' has no effect"),
+        ({"pad_to_multiple_of": 64}, "pad_to_multiple_of=64 has no effect"),
+        ({"pad_token": "<eos>"}, "pad_token='<eos>' has no effect"),
+        ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs=True has no effect"),
         (
             {"sync_ref_model": True},
-            "sync_ref_model=True has no effect here, since .* the reference policy never changes",
+            "sync_ref_model=True has no effect, because .* the reference policy never changes",
         ),
-        ({"disable_dropout": False}, "disable_dropout=False has no effect here"),
-        ({"eval_length_penalty": 1.0}, "eval_length_penalty=1.0 has no effect here"),
+        ({"disable_dropout": False}, "disable_dropout=False has no effect"),
+        ({"eval_length_penalty": 1.0}, "eval_length_penalty=1.0 has no effect"),
         ({"target": "grpo"}, "target must be one of blade, best_of_n, rank, reward, not 'grpo'"),
         ({"rewards": {}}, r"rewards must map names to weights, as in .*, not \{\}"),
         ({"rewards": ["ndcg"]}, r"rewards must map names to numbers, not \['ndcg'\]"),
@@ -85,7 +85,7 @@ def dataset(folder: Path) -> RecDataset:
         ),
         (
             {"num_iterations": 2, "train_sampling_strategy": "sequential"},
-            "train_sampling_strategy='sequential' has no effect here",
+            "train_sampling_strategy='sequential' has no effect",
         ),
     ],
 )
@@ -180,14 +180,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     with torch.no_grad():
         trainer.ref_model.model.norm.weight.mul_(1e3)  # so far off that beta times the log-ratio is infinite
     with pytest.raises(
-        ValueError, match=r"the loss of \d rows is not finite at step 0, among them the training rows \[\d+"
+        ValueError, match=r"the loss of \d rows is not finite at step 0, including the training rows \[\d+"
     ):
         trainer.train()
 
 
 @pytest.mark.parametrize("name", ["data_collator", "compute_metrics"])
 def test_arguments_without_use_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=f"BladeTrainer cannot use {name}, since .*; leave it out"):
+    with pytest.raises(ValueError, match=f"BladeTrainer does not support {name}, because .*; leave it out"):
         make_trainer(folder, tmp_path, **{name: lambda given: given})
 
 
@@ -207,7 +207,7 @@ def test_wrong_data_are_refused_before_anything_is_drawn(folder: Path, dataset: 
             {"train_dataset": make_split([([0], [1, 0, 2])])},
         ),
         (
-            "the history of training row 1 leaves 2 items to choose from, too few for a list of 3",
+            "the history of training row 1 leaves 2 items, too few for a list of 3",
             {"train_dataset": make_split([([0, 0], [1, 2, 3]), ([*known, *known, 56, 57], [58])]), "max_length": 250},
         ),
     ]

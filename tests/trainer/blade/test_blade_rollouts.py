@@ -197,7 +197,7 @@ def test_each_global_batch_comes_as_often_in_a_row() -> None:
     batches.set_epoch(1)
     assert len(list(batches)) == 24 and list(batches) != order
     assert sorted(RepeatedBatches(8, 4, 1, seed=0)) == list(range(8))
-    with pytest.raises(ValueError, match="3 rows do not fill a batch of 4; make the batch smaller, or add data"):
+    with pytest.raises(ValueError, match="3 rows are too few for one batch of 4; use smaller batches or more data"):
         RepeatedBatches(3, 4, 2, seed=0)
 
 

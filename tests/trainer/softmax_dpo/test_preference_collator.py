@@ -77,8 +77,8 @@ def test_completions_off_the_catalogue_are_refused(wrong: list[int]) -> None:
     rows = [([1], ITEMS[0], []), ([1], ITEMS[2], [ITEMS[1], ITEMS[3]]), ([1], ITEMS[0], [ITEMS[1]])]
     check_on_catalogue(Dataset.from_list(as_rows(rows)), TRIE)
     for chosen, rejected in ((wrong, [ITEMS[1]]), (ITEMS[0], [ITEMS[1], wrong])):
-        with pytest.raises(ValueError, match="row 3: a completion is no item of the catalogue"):
+        with pytest.raises(ValueError, match="row 3: a completion is not an item of the catalogue"):
             check_on_catalogue(Dataset.from_list(as_rows([*rows, ([1], chosen, rejected)])), TRIE)
     many = Dataset.from_list(as_rows([rows[0]] * 10_001 + [([1], wrong, [])]))
-    with pytest.raises(ValueError, match="row 10001: a completion is no item of the catalogue"):
+    with pytest.raises(ValueError, match="row 10001: a completion is not an item of the catalogue"):
         check_on_catalogue(many, TRIE)

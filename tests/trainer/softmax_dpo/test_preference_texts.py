@@ -125,8 +125,8 @@ def test_rows_left_out_are_counted_by_their_reason(caplog: pytest.LogCaptureFixt
         made = tokenize_preferences(rows, TOKENIZER, max_length=30)
     assert made["prompt_ids"][:] == [ids("blue")]
     assert caplog.messages == [
-        "left out 2 of 4 preferences: their prompt has no token",
-        "left out 1 of 2 preferences: a completion fills max_length=30",
+        "dropped 2 of 4 preferences, because their prompt has no tokens",
+        "dropped 1 of 2 preferences, because a completion leaves no room for the prompt in max_length=30",
     ]
     caplog.clear()
     tokenize_preferences(rows.select([2]), TOKENIZER, max_length=30)
@@ -143,7 +143,8 @@ def test_a_completion_is_rejected_once_and_never_the_chosen_one(caplog: pytest.L
     assert made["rejected_ids"][:] == [[[*ids(text), EOS] for text in row] for row in kept]
     assert made.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
     assert caplog.messages == [
-        "left out 3 rejected completions: they have the tokens of the chosen one, or of an earlier one of the row"
+        "dropped 3 rejected completions, whose tokens are equal to those of the chosen completion or an earlier "
+        "rejected one"
     ]
     tokenizer, rows = chat(CHAT)
     said = [rows[0]["chosen"], *rows[0]["rejected"], rows[0]["rejected"][0]]
@@ -161,7 +162,7 @@ TALK: dict[str, Any] = {"prompt": SAID, "chosen": SAID, "rejected": [SAID]}
 def test_a_row_with_a_null_is_refused(row: dict[str, Any], name: str) -> None:
     tokenizer = chat(CHAT)[0]
     for value in [None] if name != "rejected" else [None, [None], [*row[name], None]]:
-        message = f"row 1: {name} holds a null; give a text or a list of messages, or leave the row out"
+        message = f"row 1: {name} is null; give a text or a list of messages, or leave the row out"
         with pytest.raises(ValueError, match=message):
             tokenize_preferences(Dataset.from_list([row, {**row, name: value}]), tokenizer)
 
@@ -169,14 +170,14 @@ def test_a_row_with_a_null_is_refused(row: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({**WORDS, "chosen": SAID}, "prompt holds a text, chosen a list of messages; write both in the same way"),
-        ({**WORDS, "rejected": SAID}, "prompt holds a text, rejected a list of messages; write"),
-        ({**WORDS, "rejected": [SAID]}, "prompt holds a text, rejected a list of messages; write"),
-        ({**TALK, "chosen": "b"}, "prompt holds a list of messages, chosen a text; write"),
-        ({**TALK, "rejected": "c"}, "prompt holds a list of messages, rejected a text; write"),
-        ({**TALK, "rejected": ["c"]}, "prompt holds a list of messages, rejected a text; write"),
-        ({**WORDS, "chosen": 3}, "chosen holds 3; give a text or a list of messages"),
-        ({**WORDS, "chosen": ["b"]}, r"chosen holds \['b'\]; give a text or a list of messages"),
+        ({**WORDS, "chosen": SAID}, "prompt is a text, but chosen is a list of messages; give both in the same form"),
+        ({**WORDS, "rejected": SAID}, "prompt is a text, but rejected is a list of messages; give"),
+        ({**WORDS, "rejected": [SAID]}, "prompt is a text, but rejected is a list of messages; give"),
+        ({**TALK, "chosen": "b"}, "prompt is a list of messages, but chosen is a text; give"),
+        ({**TALK, "rejected": "c"}, "prompt is a list of messages, but rejected is a text; give"),
+        ({**TALK, "rejected": ["c"]}, "prompt is a list of messages, but rejected is a text; give"),
+        ({**WORDS, "chosen": 3}, "chosen is 3; give a text or a list of messages"),
+        ({**WORDS, "chosen": ["b"]}, r"chosen is \['b'\]; give a text or a list of messages"),
     ],
 )
 def test_texts_and_conversations_are_not_mixed(row: dict[str, Any], message: str) -> None:

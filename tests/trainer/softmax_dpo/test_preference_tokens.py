@@ -33,7 +33,9 @@ def test_token_rows_without_room_are_counted(caplog: pytest.LogCaptureFixture) -
     rows = {"prompt_ids": [[1], [2]], "chosen_ids": [[3], [4]], "rejected_ids": [[[5, 5, 5]], [[6]]]}
     with caplog.at_level(logging.WARNING, "trl_rec"):
         assert len(fit_preferences(Dataset.from_dict(rows), 3)) == 1
-    assert caplog.messages == ["left out 1 of 2 preferences: a completion fills max_length=3"]
+    assert caplog.messages == [
+        "dropped 1 of 2 preferences, because a completion leaves no room for the prompt in max_length=3"
+    ]
 
 
 NAMES = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -46,9 +48,9 @@ def test_rows_without_any_token_are_refused(name: str) -> None:
     check_not_empty(Dataset.from_dict(rows))
     check_not_empty(Dataset.from_dict({**rows, "rejected_ids": [[], []]}))
     rows[name] = [[[7]], [[5], []]] if name == "rejected_ids" else [[3], []]
-    with pytest.raises(ValueError, match=f"row 1: {name} holds a text without any token; leave it out"):
+    with pytest.raises(ValueError, match=f"row 1: {name} contains a text without tokens"):
         check_not_empty(Dataset.from_dict(rows))
-    with pytest.raises(ValueError, match=f"row 0: {name} holds"):
+    with pytest.raises(ValueError, match=f"row 0: {name} contains"):
         check_not_empty(Dataset.from_dict(rows).select([1]))
 
 
@@ -59,10 +61,11 @@ def test_a_token_that_the_model_does_not_have_is_refused(name: str) -> None:
     for token in (10, -1):
         wrong = {**ROWS, name: [ROWS[name][0], [[5], [6, token]] if name == "rejected_ids" else [2, token]]}
         with pytest.raises(
-            ValueError, match=f"row 1: {name} has the token {token}, but the model's are 0 to 9; use the model"
+            ValueError,
+            match=f"row 1: {name} contains the token {token}, but the model's tokens are 0 to 9; use the model",
         ):
             check_known_tokens(Dataset.from_dict(wrong), 10)
-        with pytest.raises(ValueError, match=f"row 0: {name} has the token {token}"):
+        with pytest.raises(ValueError, match=f"row 0: {name} contains the token {token}"):
             check_known_tokens(Dataset.from_dict(wrong).select([1]), 10)
 
 
@@ -75,12 +78,12 @@ def test_columns_that_hold_no_tokens_are_refused(name: str) -> None:
     deep = [[[[1]]], [[[2]]]] if name == "rejected_ids" else [[[1]], [[2]]]
     flat = [[1], [2]] if name == "rejected_ids" else [1, 2]
     for column in (deep, flat, [["a"], ["b"]], [[0.5], [1.5]], ["a", "b"], [{"a": 1}] * 2):
-        with pytest.raises(ValueError, match=f"the column {name} is of the type .*; give each row a {lists}"):
+        with pytest.raises(ValueError, match=f"the column {name} has the type .*; give each row a {lists}"):
             check_well_formed(Dataset.from_dict({**ROWS, name: column}))
     for column in (
         [ROWS[name][0], None],
         [[], [None]],
         [[], [[1], [2, None]] if name == "rejected_ids" else [1, None]],
     ):
-        with pytest.raises(ValueError, match=f"row 1: {name} holds a null; give token ids, or leave the row out"):
+        with pytest.raises(ValueError, match=f"row 1: {name} contains null; give token ids, or leave the row out"):
             check_well_formed(Dataset.from_dict({**ROWS, name: column}))

@@ -77,14 +77,14 @@ def test_only_training_rows_may_be_learned_from(split: str) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (([0], 2, [1, 2]), "row 1: item 2 is both chosen and rejected; take it out"),
+        (([0], 2, [1, 2]), "row 1: item 2 is both chosen and rejected; remove it"),
         (
             ([0], NUM_ITEMS, [1]),
-            f"row 1: chosen has the item {NUM_ITEMS}, but the catalogue's are 0 to {NUM_ITEMS - 1}",
+            f"row 1: chosen contains the item {NUM_ITEMS}, but item indices are 0 to {NUM_ITEMS - 1}",
         ),
-        (([0], -1, [1]), "row 1: chosen has the item -1"),
-        (([0, -1], 2, [1]), "row 1: history has the item -1"),
-        (([0], 2, [1, NUM_ITEMS]), f"row 1: rejected has the item {NUM_ITEMS}"),
+        (([0], -1, [1]), "row 1: chosen contains the item -1"),
+        (([0, -1], 2, [1]), "row 1: history contains the item -1"),
+        (([0], 2, [1, NUM_ITEMS]), f"row 1: rejected contains the item {NUM_ITEMS}"),
     ],
 )
 def test_wrong_items_are_refused(row: tuple, message: str) -> None:
@@ -98,7 +98,7 @@ def test_what_is_no_whole_number_is_no_item(name: str, item: float | None, told:
     right = {"history": [[0], [3]], "chosen": [1, 4], "rejected": [[2], [5]]}
     wrong = {**right, name: [right[name][0], item if name == "chosen" else [item]]}
     with pytest.raises(
-        ValueError, match=f"row 1: {name} has the item {told}, but the catalogue's are 0 to {NUM_ITEMS - 1}"
+        ValueError, match=f"row 1: {name} contains the item {told}, but item indices are 0 to {NUM_ITEMS - 1}"
     ):
         preference_rows(Dataset.from_dict(wrong), FORMATS["item_token"])
     floats = {**right, name: [4.0, 4.0] if name == "chosen" else [[6.0], [6.0]]}  # as pandas has them
@@ -116,7 +116,7 @@ def test_rejected_items_are_told_apart_by_their_paths(caplog: pytest.LogCaptureF
         made = preference_rows(table, prompt_format)
     assert made["rejected_ids"][:] == [[[7, 2], [7, 2, 1]], [[7, 1], [7, 2, 1]], [[7, 2]], []]
     assert caplog.messages == [
-        "left out 5 of 10 rejected items: they are written like the chosen one, or like an earlier one of their row"
+        "dropped 5 of 10 rejected items, whose text is equal to that of the chosen item or an earlier rejected item"
     ]
 
 
@@ -135,7 +135,9 @@ def test_a_file_names_items_by_their_ids(catalog: ItemCatalog, tmp_path: Path) -
     table = read_preferences(str(path), catalog)
     assert table[:] == {"history": [[0], []], "chosen": [2, 0], "rejected": [[1], [1, 2]]}
     path.write_text(json.dumps({"history": ["x"], "chosen": "w", "rejected": ["y"]}) + "\n")
-    with pytest.raises(ValueError, match="row 0: chosen has the item 'w', which is not in the catalogue of 3 items"):
+    with pytest.raises(
+        ValueError, match="row 0: chosen contains the item 'w', which is not in the catalogue of 3 items"
+    ):
         read_preferences(str(path), catalog)
 
 
@@ -155,7 +157,8 @@ def test_a_table_keeps_its_users_and_cannot_be_csv(catalog: ItemCatalog, tmp_pat
     path = tmp_path / "preferences.csv"
     path.write_text("history,chosen,rejected\nx,z,y\n")
     with pytest.raises(
-        ValueError, match="preferences.csv has a column history, but CSV holds no lists of items; give JSONL"
+        ValueError,
+        match="preferences.csv has a column history, but a CSV file cannot contain lists of items; give a JSONL",
     ):
         read_preferences(str(path), catalog)
 
@@ -185,7 +188,5 @@ def test_a_table_without_a_column_is_refused(catalog: ItemCatalog, tmp_path: Pat
 )
 def test_a_file_without_rows_is_refused_by_name(tmp_path: Path, name: str, text: str, reason: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(
-        ValueError, match=rf"{name} holds no preferences that can be read as \w+ \({reason}.*\); correct"
-    ):
+    with pytest.raises(ValueError, match=rf"{name} cannot be read as \w+ preferences \({reason}.*\); correct"):
         read_preferences(str(tmp_path / name))

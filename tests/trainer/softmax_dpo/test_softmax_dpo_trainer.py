@@ -413,7 +413,7 @@ def test_resuming_passes_over_a_broken_checkpoint_and_ends_the_same(
         (tmp_path / "cut" / name / "complete").unlink()
     resumed = make_trainer(folder, tmp_path / "cut", **options, save_strategy="steps", save_steps=2)
     resumed.train(resume_from_checkpoint=True)
-    assert "checkpoint-6 is passed over: it was not written to its end" in caplog.text
+    assert "checkpoint-6 is skipped: it was not written completely" in caplog.text
     assert losses(resumed) == losses(whole)
     assert_close(resumed.model, weights(whole.model), tolerance=0)
 
@@ -437,20 +437,20 @@ def test_without_a_catalogue_it_is_a_trainer_like_any_other(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss_type": ["hinge"]}, r"loss_type=\['hinge'\] has no effect here"),
-        ({"loss_weights": [0.5]}, r"loss_weights=\[0.5\] has no effect here"),
-        ({"ld_alpha": 0.5}, "ld_alpha=0.5 has no effect here"),
-        ({"label_smoothing": 0.1}, "label_smoothing=0.1 has no effect here"),
-        ({"ref_model_mixup_alpha": 0.9}, "ref_model_mixup_alpha=0.9 has no effect here, since sync_ref_model is off"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect here"),
-        ({"f_divergence_type": "js_divergence"}, "f_divergence_type='js_divergence' has no effect here"),
-        ({"use_weighting": True}, "use_weighting=True has no effect here"),
-        ({"list_length": 10}, "list_length=10 has no effect here"),
-        ({"padding_free": True}, "padding_free=True has no effect here"),
-        ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' has no effect here"),
-        ({"pad_to_multiple_of": 64}, "pad_to_multiple_of=64 has no effect here"),
-        ({"pad_to_multiple_of": "8"}, "pad_to_multiple_of='8' has no effect here"),
-        ({"pad_token": "<eos>"}, "pad_token='<eos>' has no effect here"),
+        ({"loss_type": ["hinge"]}, r"loss_type=\['hinge'\] has no effect"),
+        ({"loss_weights": [0.5]}, r"loss_weights=\[0.5\] has no effect"),
+        ({"ld_alpha": 0.5}, "ld_alpha=0.5 has no effect"),
+        ({"label_smoothing": 0.1}, "label_smoothing=0.1 has no effect"),
+        ({"ref_model_mixup_alpha": 0.9}, "ref_model_mixup_alpha=0.9 has no effect, because sync_ref_model is off"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect"),
+        ({"f_divergence_type": "js_divergence"}, "f_divergence_type='js_divergence' has no effect"),
+        ({"use_weighting": True}, "use_weighting=True has no effect"),
+        ({"list_length": 10}, "list_length=10 has no effect"),
+        ({"padding_free": True}, "padding_free=True has no effect"),
+        ({"truncation_mode": "keep_end"}, "truncation_mode='keep_end' has no effect"),
+        ({"pad_to_multiple_of": 64}, "pad_to_multiple_of=64 has no effect"),
+        ({"pad_to_multiple_of": "8"}, "pad_to_multiple_of='8' has no effect"),
+        ({"pad_token": "<eos>"}, "pad_token='<eos>' has no effect"),
         ({"normalize": "items"}, "normalize must be 'vocabulary' or 'catalogue', not 'items'"),
         ({"loss": "ipo"}, "loss must be one of softmax, dmpo, not 'ipo'"),
         ({"beta": 0.0}, "beta must be above 0, not 0.0"),
@@ -477,10 +477,10 @@ def test_defaults_that_differ_from_trls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["data_collator", "compute_metrics"])
 def test_arguments_without_use_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=f"SoftmaxDPOTrainer cannot use {name}, since .*; leave it out"):
+    with pytest.raises(ValueError, match=f"SoftmaxDPOTrainer does not support {name}, because .*; leave it out"):
         make_trainer(folder, tmp_path, **{name: lambda given: given})
     trainer = make_trainer(folder, tmp_path, **{name: None})
-    with pytest.raises(ValueError, match="keeps no logits to predict with; call rank"):
+    with pytest.raises(ValueError, match="keeps no logits; call rank"):
         trainer.predict(trainer.train_dataset)
 
 
@@ -502,23 +502,31 @@ def test_wrong_rows_are_refused_before_training(folder: Path, dataset: RecDatase
     table = preference_table(dataset)
     paths = [dataset.catalog.paths(load_tokenizer(folder / "model"))[item].tolist() for item in range(3)]
     cases: list[tuple[str, Any, dict]] = [
-        ("the training split holds no rejected items", dataset.train, {}),
+        ("the training split contains no rejected items", dataset.train, {}),
         ("the train dataset has the columns input_ids; it needs prompt", Dataset.from_dict({"input_ids": [[1]]}), {}),
         ("the train dataset has the columns user, history, chosen, rejected", table, {"catalog": None}),
-        ("the train dataset is a stream", table.to_iterable_dataset(), {}),
-        ("the train dataset has no row; give one with preferences", text_rows().select([]), {}),
-        ("no row of the eval dataset has a rejected", table, {"eval_dataset": text_rows().select([])}),
-        ("the column rejected_ids is of the type list", token_rows(rejected_ids=[[7], [9]]), {}),
-        ("row 1: chosen_ids has the token 999, but the model's are 0 to", token_rows(chosen_ids=[[5], [999]]), {}),
-        ("row 1: chosen_ids has the token 999", token_rows(chosen_ids=[[5], [999]]), {"model": str(folder / "model")}),
-        ("row 1: chosen_ids has the token 999", table, {"eval_dataset": token_rows(chosen_ids=[[5], [999]])}),
-        ("no row of the train dataset has a rejected completion", token_rows(rejected_ids=[[], []]), {}),
-        ("row 1: prompt_ids holds a text without any token", token_rows(prompt_ids=[[1], []]), {}),
-        ("row 1: rejected_ids holds a text without any token", token_rows(rejected_ids=[[[7]], [[9], []]]), {}),
-        ("normalize='catalogue' needs the catalogue", table, {"catalog": None, "normalize": "catalogue"}),
-        ("row 0: a completion is no item of the catalogue", token_rows(), {"normalize": "catalogue"}),
+        ("the train dataset must be a Dataset", table.to_iterable_dataset(), {}),
+        ("the train dataset has no rows; pass a dataset with preferences", text_rows().select([]), {}),
+        ("no row of the eval dataset is left with a rejected", table, {"eval_dataset": text_rows().select([])}),
+        ("the column rejected_ids has the type list", token_rows(rejected_ids=[[7], [9]]), {}),
         (
-            "row 1: a completion is no item of the catalogue",  # only the beginning of one
+            "row 1: chosen_ids contains the token 999, but the model's tokens are 0 to",
+            token_rows(chosen_ids=[[5], [999]]),
+            {},
+        ),
+        (
+            "row 1: chosen_ids contains the token 999",
+            token_rows(chosen_ids=[[5], [999]]),
+            {"model": str(folder / "model")},
+        ),
+        ("row 1: chosen_ids contains the token 999", table, {"eval_dataset": token_rows(chosen_ids=[[5], [999]])}),
+        ("no row of the train dataset is left with a rejected completion", token_rows(rejected_ids=[[], []]), {}),
+        ("row 1: prompt_ids contains a text without tokens", token_rows(prompt_ids=[[1], []]), {}),
+        ("row 1: rejected_ids contains a text without tokens", token_rows(rejected_ids=[[[7]], [[9], []]]), {}),
+        ("normalize='catalogue' needs the catalogue", table, {"catalog": None, "normalize": "catalogue"}),
+        ("row 0: a completion is not an item of the catalogue", token_rows(), {"normalize": "catalogue"}),
+        (
+            "row 1: a completion is not an item of the catalogue",  # only the beginning of one
             token_rows(chosen_ids=[paths[0]] * 2, rejected_ids=[[paths[1]], [paths[2], paths[1][:2]]]),
             {"normalize": "catalogue"},
         ),
@@ -534,9 +542,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, tmp_path: Path) -
     model = load_model(folder / "model")
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(
-        ValueError, match=r"the loss of 4 rows is not finite at step 0, among them rows \[0, 1, 2, 3\]"
-    ):
+    with pytest.raises(ValueError, match=r"the loss of 4 rows is not finite at step 0, including rows \[0, 1, 2, 3\]"):
         make_trainer(folder, tmp_path, model=model).train()
     rows = Dataset.from_dict({**token_rows().to_dict(), "ref_logps": [[0.0, 0.0, 0.0], [math.inf, 0.0, 0.0]]})
     with pytest.raises(ValueError, match="the loss of 1 rows is not finite at step 0"):
@@ -567,13 +573,15 @@ def test_a_model_that_knows_fewer_tokens_than_its_tokenizer_is_refused(tmp_path:
     rows, size = text_rows().map(lambda row: {"prompt": "<new> " + row["prompt"]}), len(TEXT_TOKENIZER)
     config = SoftmaxDPOConfig(str(tmp_path), **DEFAULTS)
     model = make_family("llama", vocab_size=size)
-    with pytest.raises(ValueError, match=f"row 0: prompt_ids has the token {size}, .* resize the model's embeddings"):
+    with pytest.raises(
+        ValueError, match=f"row 0: prompt_ids contains the token {size}, .* resize the model's embeddings"
+    ):
         SoftmaxDPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
 
 
 def test_a_model_from_nowhere_needs_a_tokenizer(tmp_path: Path) -> None:
     model = make_family("llama", vocab_size=len(TEXT_TOKENIZER))
-    with pytest.raises(ValueError, match="the model was made in memory, .* pass processing_class"):
+    with pytest.raises(ValueError, match="the model was not loaded from a folder or hub id, .* pass processing_class"):
         SoftmaxDPOTrainer(model, args=SoftmaxDPOConfig(str(tmp_path), **DEFAULTS), train_dataset=text_rows())
 
 

@@ -44,7 +44,9 @@ def build_alro_trainer(
     if rating is not None and rating.rating_epochs == 0:
         rating = None
     if rating is not None and model_config.model_name_or_path is not None:
-        raise ValueError("rating_epochs requires a model from scratch; remove rating_epochs or model_name_or_path")
+        raise ValueError(
+            "rating_epochs requires a model trained from scratch; remove rating_epochs or model_name_or_path"
+        )
     check_output(config)  # before the rating stage, and not after it
 
     # 1. Build the model, and check that it can read the lists.

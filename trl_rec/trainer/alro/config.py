@@ -98,12 +98,12 @@ class AlroConfig(RecConfig, SFTConfig):
         default=10, metadata={"help": "maximum number of candidates per list"}
     )
     stride: Annotated[int | None, COUNT] = field(
-        default=None, metadata={"help": "number of new items between the starts of two training lists"}
+        default=None, metadata={"help": "number of items between the starts of two training lists"}
     )
     max_history: Annotated[int | None, COUNT] = field(
         default=20, metadata={"help": "maximum number of rated items in a history"}
     )
-    letters: bool | None = field(default=None, metadata={"help": "name the candidates by letters"})
+    letters: bool | None = field(default=None, metadata={"help": "use letters as the names of candidates"})
     prompt_candidates: str | None = field(
         default=None, metadata={"help": "text between the history and the candidates"}
     )
@@ -131,7 +131,7 @@ class AlroConfig(RecConfig, SFTConfig):
 
     def __post_init__(self) -> None:
         # Refuse options of catalogue ranking and of SFTTrainer that would silently have no effect.
-        check_inert(self, INERT_LISTS, "candidates are ranked, not the catalogue")
+        check_inert(self, INERT_LISTS, "AlroTrainer ranks candidates, not the catalogue")
         padding = self.pad_to_multiple_of
         super().__post_init__()
         check_padding(self, padding)

@@ -133,8 +133,8 @@ def learn_ratings(
     )
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise ValueError(
-            "the rating stage does not support DeepSpeed or FSDP, because every process needs the whole model; launch "
-            "with cpu or ddp"
+            "the rating stage does not support DeepSpeed or FSDP, because every process needs the whole model; use "
+            "--accelerate_config cpu or ddp"
         )
 
     # 2. Reuse the model of a finished stage if it has the same settings and data.

@@ -38,8 +38,8 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     if width < 2 or len(items.values) != len(ratings.values):
         raise ValueError(
             f"max_length {max_length} leaves room for {width} rated items, and {len(ratings.values)} of "
-            f"{len(items.values)} items have ratings; a row needs at least two items, all of which must have ratings. "
-            "Increase max_length or use data with ratings"
+            f"{len(items.values)} items have ratings; a row needs at least two items, and all items need ratings. "
+            "Increase max_length, or use data with ratings"
         )
 
     # 2. Split each sequence into windows of that width. Consecutive windows overlap by half.

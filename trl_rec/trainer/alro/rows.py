@@ -68,7 +68,8 @@ def rating_values(split: Dataset) -> list[float]:
         raise ValueError(_unrated(split))
     if len(values) > MOST_VALUES:
         raise ValueError(
-            f"there are {len(values)} distinct ratings, but at most {MOST_VALUES} are supported; round the ratings"
+            f"the data contain {len(values)} distinct ratings, but at most {MOST_VALUES} are supported; round the "
+            "ratings"
         )
     ratings: list[float] = values.astype(float).tolist()
     return ratings

@@ -86,7 +86,10 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         args = args or AlroConfig("alro")
         kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "AlroTrainer")
         if train_dataset is None:
-            raise ValueError("AlroTrainer needs train_dataset, because its ratings define the rating tokens; pass it")
+            raise ValueError(
+                "AlroTrainer needs train_dataset, because the ratings in it define the rating tokens; pass "
+                "train_dataset"
+            )
         tokenizer = find_tokenizer(model, processing_class, args.trust_remote_code)
         self._set_candidates(catalog, tokenizer, args, train_dataset, eval_dataset)
         self.display_name = _display_name(args)
@@ -98,7 +101,8 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         balance_on_request(self.model)
         if args.log_gradient_norms and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError(
-                "log_gradient_norms does not support DeepSpeed or FSDP, which may shard gradients; set it to false"
+                "log_gradient_norms does not support DeepSpeed or FSDP, which may shard gradients; set "
+                "log_gradient_norms to false"
             )
         self.data_collator = RatedListCollator(
             self.rated_format,

@@ -40,9 +40,9 @@ NOT_READ = ("training_args.bin",)
 PARTS: dict[str, tuple[str, ...]] = {
     "weights": ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*_model_states.pt", "*.distcp"),
     "optimizer state": ("optimizer.pt", "optimizer.bin", "*_optim_states.pt", "optimizer_*/*"),
-    "state of the learning rate": ("scheduler.pt", "*_model_states.pt"),
+    "state of the learning rate scheduler": ("scheduler.pt", "*_model_states.pt"),
     "random state": ("rng_state*.pth",),
-    "state of the trainer": ("trainer_state.json",),
+    "trainer state": ("trainer_state.json",),
 }
 # Maximum number of blocks to hash per file, evenly spaced. A sample suffices, because files of different runs differ
 # nearly everywhere.
@@ -88,7 +88,7 @@ def read_mark(folder: Path) -> Mark | None:
         content = json.loads(text or "{}")
         return Mark(*(dict(content.get(name, {})) for name in Mark._fields))
     except (ValueError, AttributeError, TypeError):
-        return Mark({}, {}, {MARK: []})  # "complete is not as it was written"
+        return Mark({}, {}, {MARK: []})  # "complete has changed since it was written"
 
 
 def find_damage(folder: Path, mark: Mark) -> str | None:
@@ -98,7 +98,7 @@ def find_damage(folder: Path, mark: Mark) -> str | None:
         return changed
     for part, patterns in PARTS.items():
         if not any(_matching(folder, patterns)):
-            return f"it has no {part}"
+            return f"its {part} is missing"
     return None if mark.files else _find_broken(folder)
 
 
@@ -109,7 +109,7 @@ def find_changed(folder: Path, mark: Mark) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         if _state_of(path) != state:
-            return f"{name} is not as it was written"
+            return f"{name} has changed since it was written"
     return None
 
 
@@ -118,19 +118,25 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
     different = difference(mark.run, as_json(run))
     if different is not None:
         raise ValueError(
-            f"{folder} is of another run, which differs in {different}; a resume can only change epochs, max_steps, "
-            "logging, saving and evaluation, so undo the difference, or choose another output_dir"
+            f"{folder} belongs to a run that differs in {different}; a resumed run may only change epochs, "
+            "max_steps, logging, saving and evaluation, so undo the change, or choose another output_dir"
         )
     if not mark.run:
-        logger.warning("%s does not say which run wrote it, so nobody knows whether it is of this run", folder)
+        logger.warning(
+            "%s does not record which run wrote it, so it cannot be checked whether it belongs to this run", folder
+        )
 
     # Sharded files can only be read by the same number of processes. Other files can be read by any number.
     different = difference(mark.launch, as_json(launch))
     if different is None:
         return
     if {of.get("sharding") for of in (mark.launch, launch)} != {"none"}:
-        raise ValueError(f"{folder} was written by processes that differ in {different}; launch the run as before")
-    logger.warning("%s was written by processes that differ in %s; dropout will draw other numbers", folder, different)
+        raise ValueError(
+            f"{folder} is sharded, and was written by a launch that differs in {different}; launch the run as before"
+        )
+    logger.warning(
+        "%s was written by a launch that differs in %s, so dropout will draw other random numbers", folder, different
+    )
 
 
 def newest_complete(output_dir: str | Path) -> Path | None:
@@ -142,18 +148,18 @@ def newest_complete(output_dir: str | Path) -> Path | None:
     damages = {}
     for folder in checkpoints(output_dir):
         mark = read_mark(folder)
-        damage = "it was not written to its end" if mark is None else find_damage(folder, mark)
+        damage = "it was not written completely" if mark is None else find_damage(folder, mark)
         if damage is None:
             return folder
-        logger.warning("%s is passed over: %s", folder, damage)
+        logger.warning("%s is skipped: %s", folder, damage)
         if mark is not None:
             damages[folder] = damage
 
     if damages:
         folder, damage = next(iter(damages.items()))
         raise ValueError(
-            f"{output_dir} has no checkpoint to resume from, since {folder} is damaged: {damage}; to start from "
-            "scratch, leave out resume_from_checkpoint and set overwrite, or choose another output_dir"
+            f"{output_dir} contains no complete checkpoint to resume from: {folder} is damaged ({damage}); to start "
+            "from scratch, set overwrite instead of resume_from_checkpoint, or choose another output_dir"
         )
     return None
 

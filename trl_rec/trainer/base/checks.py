@@ -11,8 +11,8 @@ from transformers import TrainingArguments
 
 # Arguments of TRL's trainers that ours do not take, and why.
 NOT_TAKEN = {
-    "data_collator": "its own collator makes the batches that its loss needs",
-    "compute_metrics": "no logits are kept (the eval_* fields say how lists are measured, and rank returns the lists)",
+    "data_collator": "its own collator makes the batches that the loss needs",
+    "compute_metrics": "it keeps no logits (set the eval_* options to configure evaluation, and call rank for lists)",
 }
 # Arguments that our trainers on top of SFTTrainer do not take, and why.
 NOT_TAKEN_BY_SFT = {
@@ -33,7 +33,7 @@ def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) 
     """
     for name, why in names.items():
         if given.get(name) is not None:
-            raise ValueError(f"{trainer} cannot use {name}, since {why}; leave it out")
+            raise ValueError(f"{trainer} does not support {name}, because {why}; leave it out")
     return {name: value for name, value in given.items() if name not in names}
 
 
@@ -41,8 +41,8 @@ def check_processes(args: TrainingArguments) -> None:
     """Raises `ValueError` for several GPUs in one process: DataParallel splits batches that our losses need whole."""
     if args.n_gpu > 1:
         raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process; start the run with accelerate launch, which gives each "
-            "its own process, or set CUDA_VISIBLE_DEVICES to one of them"
+            f"{args.n_gpu} GPUs are visible to one process; start the run with accelerate launch, which starts one "
+            "process per GPU, or set CUDA_VISIBLE_DEVICES to one of them"
         )
 
 

@@ -96,26 +96,32 @@ class RecConfig(Base):
         "activation_checkpointing_kwargs",
     )
 
-    prompt_head: str | None = field(default=None, metadata={"help": "text before the history, perhaps with {user}"})
-    prompt_item: str | None = field(default=None, metadata={"help": "text of an item in the history, with {surface}"})
+    prompt_head: str | None = field(default=None, metadata={"help": "text before the history; may contain {user}"})
+    prompt_item: str | None = field(
+        default=None, metadata={"help": "text of each item in the history; must contain {surface}"}
+    )
     prompt_tail: str | None = field(default=None, metadata={"help": "text between the history and the completion"})
-    chat_template: bool = field(default=False, metadata={"help": "put the prompt into the tokenizer's chat template"})
+    chat_template: bool = field(
+        default=False, metadata={"help": "whether to apply the tokenizer's chat template to the prompt"}
+    )
     list_length: Annotated[int | None, COUNT] = field(
         default=None,
-        metadata={"help": "items per list that the model writes; by default, it ranks single items"},
+        metadata={
+            "help": "number of items per list, for a model that writes lists; if unset, the model writes single items"
+        },
     )
     eval_ks: Annotated[list[int], COUNT] = field(
-        default_factory=lambda: [1, 5, 10], metadata={"help": "lengths at which lists are cut"}
+        default_factory=lambda: [1, 5, 10], metadata={"help": "values of k for metrics at k"}
     )
     eval_num_beams: Annotated[int | None, COUNT] = field(default=None, metadata={"help": "beam width when ranking"})
-    eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend the user's own history"})
+    eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend items of the user's history"})
     eval_length_penalty: Annotated[float, FINITE] = field(
-        default=0.0, metadata={"help": "divide scores by length to this power"}
+        default=0.0, metadata={"help": "divide scores by the generated length to this power"}
     )
-    max_users: Annotated[int | None, replace(COUNT, hint="leave it out to measure all users")] = field(
+    max_users: Annotated[int | None, replace(COUNT, hint="leave it out to evaluate all users")] = field(
         default=None,
         metadata={
-            "help": "most users of a split that an evaluation measures",
+            "help": "maximum number of users per evaluation, spread evenly over the split",
         },
     )
     final_split: FinalSplit = field(
@@ -123,10 +129,10 @@ class RecConfig(Base):
     )
     overwrite: bool = field(default=False, metadata={"help": "replace the work of an earlier run in output_dir"})
     activation_checkpointing: bool | None = field(
-        default=None, metadata={"help": "recompute activations in the backward pass rather than keep them"}
+        default=None, metadata={"help": "recompute activations in the backward pass instead of storing them"}
     )
     activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "options of the recomputation, such as every_n_layers"}
+        default=None, metadata={"help": "options of activation checkpointing, such as every_n_layers"}
     )
 
     def __post_init__(self) -> None:
@@ -138,13 +144,13 @@ class RecConfig(Base):
         if self.final_split not in get_args(FinalSplit):
             raise ValueError(f"final_split must be test, validation or none, not {self.final_split!r}")
         if not self.eval_ks:
-            raise ValueError("eval_ks is empty; give at least one length to cut lists at, such as 10")
+            raise ValueError("eval_ks is empty; give at least one k, such as 10")
         if self.list_length is None:
             return
 
-        check_inert(self, ("eval_length_penalty",), "the model's lists are all of list_length items")
+        check_inert(self, ("eval_length_penalty",), "all lists of the model have list_length items")
         if max(self.eval_ks) > self.list_length:
-            raise ValueError(f"eval_ks={self.eval_ks} goes beyond list_length={self.list_length}; lower eval_ks")
+            raise ValueError(f"eval_ks={self.eval_ks} contains a k above list_length={self.list_length}; lower it")
 
     @property
     def given(self) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def check_inert(config: RecConfig, names: tuple[str, ...], why: str) -> None:
         default = option.default if option.default_factory is MISSING else option.default_factory()
         if getattr(config, name) != default:
             given = f"{type(config).__name__}: {name}={getattr(config, name)!r}"
-            raise ValueError(f"{given} has no effect here, since {why}; leave it out")
+            raise ValueError(f"{given} has no effect, because {why}; leave it out")
 
 
 def check_sft_options(config: RecConfig, why: str) -> None:
@@ -193,4 +199,4 @@ def check_padding(config: RecConfig, given: int | str | None) -> None:
     device.
     """
     if given not in ("auto", "none", None):
-        raise ValueError(f"{type(config).__name__}: pad_to_multiple_of={given!r} has no effect here; leave it out")
+        raise ValueError(f"{type(config).__name__}: pad_to_multiple_of={given!r} has no effect; leave it out")

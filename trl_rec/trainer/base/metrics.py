@@ -96,7 +96,7 @@ def describe_broken(batch: BatchLoss) -> str:
     """Names the rows of this process whose loss is not finite, for an error message."""
     broken = ~batch.row_losses.isfinite()
     if not broken.any():
-        return "all of them in batches of other processes"
+        return "all in the batches of other processes"
     if batch.row_ids is not None:
-        return f"among them the training rows {batch.row_ids[broken].tolist()}"
-    return f"among them rows {broken.nonzero().flatten().tolist()} of this process's batch"
+        return f"including the training rows {batch.row_ids[broken].tolist()}"
+    return f"including rows {broken.nonzero().flatten().tolist()} of this process's batch"

@@ -139,11 +139,13 @@ def _weights(folder: Path) -> list[Path]:
 def _mark_of_named(checkpoint: Path) -> Mark | None:
     """Returns the mark of a checkpoint that the user has named. Raises `ValueError` if it is not complete."""
     if not checkpoint.is_dir():
-        raise ValueError(f"there is no checkpoint {checkpoint}; name a folder, or set resume_from_checkpoint to true")
+        raise ValueError(
+            f"there is no checkpoint {checkpoint}; give an existing folder, or set resume_from_checkpoint to true"
+        )
     mark = read_mark(checkpoint)
     damage = find_damage(checkpoint, mark or Mark({}, {}, {}))
     if damage is not None:
-        raise ValueError(f"{checkpoint} is not a complete checkpoint: {damage}; name an older one")
+        raise ValueError(f"{checkpoint} is not a complete checkpoint: {damage}; choose an older checkpoint")
     return mark
 
 
@@ -191,8 +193,8 @@ def writing(folder: Path, output_dir: Path) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise NotWrittenError(
-            f"{folder} could not be written ({reason}); free some space, or lift the limit on the size of files"
-            f"{_where_to_resume(output_dir)}"
+            f"{folder} could not be written ({reason}); free some space, or raise the limit on file "
+            f"sizes{_where_to_resume(output_dir)}"
         ) from error
 
 

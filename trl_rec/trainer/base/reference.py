@@ -68,7 +68,7 @@ def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
         return None
     if is_deepspeed_zero3_enabled():
         raise ValueError(
-            "under ZeRO-3 a policy cannot be copied; pass ref_model, loaded from the same folder as the policy"
+            "a policy cannot be copied under ZeRO-3; pass ref_model, loaded from the same folder as the policy"
         )
     return deepcopy(model)
 

@@ -123,7 +123,11 @@ def conclude_run(
         recipe = {"dataset": str(dataset.path), "surface": dataset.catalog.surface, **settings}
     save_run(trainer, recipe)
     if trainer.is_fsdp_enabled:
-        logger.warning("%s is saved; under FSDP it is not measured here: %s", folder, instead)
+        logger.warning(
+            "the model is saved in %s, but is not evaluated, because this does not work under FSDP: %s",
+            folder,
+            instead,
+        )
         return {}
     if trainer.args.final_split == "none":
         return {}

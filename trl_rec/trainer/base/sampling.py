@@ -32,7 +32,7 @@ class RepeatedBatches(Sampler[int]):
     def __init__(self, num_rows: int, batch_size: int, num_repeats: int, seed: int) -> None:
         if num_rows < batch_size:
             raise ValueError(
-                f"{num_rows} rows do not fill a batch of {batch_size}; make the batch smaller, or add data"
+                f"{num_rows} rows are too few for one batch of {batch_size}; use smaller batches or more data"
             )
         self.num_rows = num_rows
         self.batch_size = batch_size

@@ -55,8 +55,8 @@ else:
 
 EvalSets: TypeAlias = "Dataset | dict[str, Dataset]"
 NO_RANKING_UNDER_FSDP = (
-    "FSDP cannot rank lists during training: set eval_strategy to no, and evaluate the saved model with "
-    "trl-rec evaluate"
+    "evaluation during training does not work under FSDP; set eval_strategy to no, and evaluate the saved model "
+    "with trl-rec evaluate"
 )
 
 
@@ -164,7 +164,7 @@ class RecTrainerMixin(ABC, Base):
         if reduced.num_broken:
             raise ValueError(
                 f"the loss of {reduced.num_broken} rows is not finite at step {self.state.global_step}, "
-                f"{describe_broken(batch)}; lower the learning rate, or look at the data"
+                f"{describe_broken(batch)}; lower learning_rate, or check the data"
             )
         for name, value in reduced.means.items():
             self._metrics[mode][name].append(value)
@@ -365,7 +365,10 @@ class RecTrainerMixin(ABC, Base):
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> Any:
         """Raises `ValueError`, because the complete logits that the parent would return are never computed."""
-        raise ValueError("this trainer keeps no logits to predict with; call rank for lists, or evaluate for metrics")
+        raise ValueError(
+            "predict is not supported, because this trainer keeps no logits; call rank for lists, or evaluate for "
+            "metrics"
+        )
 
     # Saving
 
@@ -456,5 +459,7 @@ def find_tokenizer(
         return given
     name = model if isinstance(model, str) else name_or_path(model)
     if not name:
-        raise ValueError("the model was made in memory, so its tokenizer is unknown; pass processing_class")
+        raise ValueError(
+            "the model was not loaded from a folder or hub id, so its tokenizer is unknown; pass processing_class"
+        )
     return load_tokenizer(name, trust_remote_code=trust_remote_code or None)

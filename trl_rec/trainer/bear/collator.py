@@ -122,7 +122,7 @@ def _nodes(targets: Ragged, trie: TokenTrie) -> np.ndarray:
         if bool(strayed.any()):
             row = int(strayed.nonzero()[0])
             raise ValueError(
-                f"row {row}: label {int(column[row])} continues no item; build the rows with this catalogue"
+                f"row {row}: label {int(column[row])} does not continue any item; build the rows with this catalogue"
             )
 
         leaf = trie.row_offsets[reached] == trie.row_offsets[reached + 1]

@@ -56,7 +56,7 @@ class BearConfig(RecConfig, SFTConfig):
 
     bear_weight: Annotated[float, NOT_NEGATIVE] = field(
         default=0.25 * 2.75,
-        metadata={"help": "weight of the beam term; 0 gives plain cross-entropy"},
+        metadata={"help": "weight of the beam term; 0 turns it off"},
     )
     sharpness: Annotated[float, POSITIVE] = field(default=2.75, metadata={"help": "divisor of the margin"})
     variant: Literal["paper", "survival"] = field(default="paper", metadata={"help": "paper or survival"})
@@ -68,7 +68,8 @@ class BearConfig(RecConfig, SFTConfig):
         default="legal", metadata={"help": "softmax over the legal tokens or over the vocabulary"}
     )
     targets: Literal["last", "all"] = field(
-        default="last", metadata={"help": "last: one row per target; all: every item of a row is a target"}
+        default="last",
+        metadata={"help": "last: one row per target; all: one row per sequence, in which every item is a target"},
     )
     every_position: bool = field(
         default=False, metadata={"help": "start a list at every target; requires list_length"}
@@ -95,19 +96,24 @@ class BearConfig(RecConfig, SFTConfig):
         if self.softmax not in ("legal", "vocabulary"):
             raise ValueError(f"softmax must be 'legal' or 'vocabulary', not {self.softmax!r}")
         if self.list_length is not None and self.targets == "last":
-            check_inert(self, ("max_history",), "prompts of lists are bounded by max_length")
+            check_inert(self, ("max_history",), "the prompts of lists are limited by max_length")
         else:
-            check_inert(self, ("every_position",), "it is for rows of lists, made with list_length and targets='last'")
+            check_inert(
+                self,
+                ("every_position",),
+                "it applies only to rows of lists, which require list_length and targets='last'",
+            )
         self._check_tasks()
 
     def _check_tasks(self) -> None:
         if self.tasks is None:
-            return check_inert(
-                self, ("task_cap", "task_history"), "there are no tasks but the next item; name them in tasks"
-            )
+            return check_inert(self, ("task_cap", "task_history"), "next_item is the only task; list others in tasks")
 
         if self.list_length is not None:
-            raise ValueError("tasks are about single items, so they have no list_length; leave one of the two out")
+            raise ValueError(
+                "tasks and list_length cannot be combined, because tasks have single items as answers; leave one of "
+                "the two out"
+            )
         if not isinstance(self.tasks, dict) or not self.tasks:
             raise ValueError(
                 f"tasks must map names to numbers, as in {{'next_item': 1.0, 'item_to_id': 0.5}}, not {self.tasks!r}"

@@ -63,6 +63,6 @@ def check_enough_items(prompts: Dataset, prompt_format: PromptFormat, list_lengt
         left = num_items - len(np.unique(histories[row]))
         if left < list_length:
             raise ValueError(
-                f"the history of training row {row} leaves {left} items to choose from, too few for a list of "
-                f"{list_length}; reduce list_length, remove such users, or set eval_exclude_history to false"
+                f"the history of training row {row} leaves {left} items, too few for a list of {list_length}; "
+                "reduce list_length, remove such users, or set eval_exclude_history to false"
             )

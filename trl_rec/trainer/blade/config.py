@@ -80,7 +80,7 @@ class BladeConfig(RecConfig, DPOConfig):
         default=16, metadata={"help": "number of reference lists per prompt"}
     )
     prior: Annotated[float, POSITIVE] = field(default=0.5, metadata={"help": "parameter of the Beta prior"})
-    num_generations: Annotated[int, replace(COUNT, low=2, hint="rollouts are compared with each other")] = field(
+    num_generations: Annotated[int, replace(COUNT, low=2, hint="rollouts are compared only with each other")] = field(
         default=8,
         metadata={
             "help": "number of rollouts per prompt and step",
@@ -103,7 +103,7 @@ class BladeConfig(RecConfig, DPOConfig):
         default=0.2,
         metadata={"help": "clip ratios to [1 - clip, 1 + clip]"},
     )
-    every_position: bool = field(default=False, metadata={"help": "start a list at every item of a sequence"})
+    every_position: bool = field(default=False, metadata={"help": "start a training list at every item of a sequence"})
     max_prompts: Annotated[int | None, COUNT] = field(
         default=None, metadata={"help": "maximum number of training prompts, spread evenly over users"}
     )
@@ -123,10 +123,12 @@ class BladeConfig(RecConfig, DPOConfig):
         # 1. Refuse options of DPOTrainer that would silently have no effect.
         check_inert(self, INERT_DPO, "the loss is a policy gradient of whole lists")
         check_inert(
-            self, INERT_DPO_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
+            self, INERT_DPO_ROWS, "rows are packed without padding, and long prompts are always cut at their beginning"
         )
-        check_inert(self, INERT_REFERENCE, "rollouts are drawn anew, and the reference policy never changes")
-        check_inert(self, ("disable_dropout",), "dropout is always off, for rollouts and for their gradient")
+        check_inert(
+            self, INERT_REFERENCE, "rollouts are sampled again in each step, and the reference policy never changes"
+        )
+        check_inert(self, ("disable_dropout",), "dropout is always off")
 
         # 2. Set defaults that depend on the target.
         self.rewards = {"ndcg": 1.0} if self.rewards is None else self.rewards
@@ -174,7 +176,7 @@ class BladeConfig(RecConfig, DPOConfig):
         saved, so resuming from it would give different weights."""
         if self.num_iterations == 1:
             return
-        check_inert(self, ("train_sampling_strategy",), "batches come num_iterations times in a row")
+        check_inert(self, ("train_sampling_strategy",), "each batch is used num_iterations times in a row")
 
         # Checkpoints are saved at regular steps and at the last step.
         every = {"steps": self.save_steps, "best": self.eval_steps}.get(SaveStrategy(self.save_strategy).value) or 0

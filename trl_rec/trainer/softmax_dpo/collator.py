@@ -83,6 +83,6 @@ def check_on_catalogue(rows: Dataset, trie: TokenTrie) -> None:
             row_ids = np.repeat(np.arange(len(completions)), [len(of_row) for of_row in completions])
             row = first + int(row_ids[wrong.numpy()][0])
             raise ValueError(
-                f"row {row}: a completion is no item of the catalogue; with normalize='catalogue' all have to be"
+                f"row {row}: a completion is not an item of the catalogue; correct it, or set normalize='vocabulary'"
             )
         first += len(completions)

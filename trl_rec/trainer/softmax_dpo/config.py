@@ -12,8 +12,8 @@ from trl_rec.trainer.base.config import INERT_DPO, INERT_DPO_ROWS, RecConfig, ch
 
 
 LOSSES = ("softmax", "dmpo")
-BETA = replace(POSITIVE, hint="at 0 nothing is learned")
-SFT_WEIGHT = replace(NOT_NEGATIVE, hint="below 0 the chosen completion would become less likely")
+BETA = replace(POSITIVE, hint="with 0 nothing is learned")
+SFT_WEIGHT = replace(NOT_NEGATIVE, hint="with a negative value the chosen completion becomes less likely")
 
 
 @dataclass
@@ -66,12 +66,12 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         check_inert(self, INERT_DPO, "the loss is a softmax over the chosen and all rejected completions")
         check_inert(self, ("list_length",), "preferences are about single items; BladeTrainer aligns lists")
         check_inert(
-            self, INERT_DPO_ROWS, "rows are packed without padding, and only a prompt is ever cut, at its beginning"
+            self, INERT_DPO_ROWS, "rows are packed without padding, and long prompts are always cut at their beginning"
         )
         if self.sync_ref_model:
             raise ValueError(
-                "sync_ref_model=True moves the reference during training, and checkpoints do not contain it, so a "
-                "resumed run would end with other weights; leave it out"
+                "sync_ref_model=True changes the reference during training, but checkpoints do not contain the "
+                "reference, so a resumed run would end with other weights; leave it out"
             )
         check_inert(self, ("ref_model_mixup_alpha", "ref_model_sync_steps"), "sync_ref_model is off")
         if self.normalize not in ("vocabulary", "catalogue"):

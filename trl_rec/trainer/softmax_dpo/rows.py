@@ -47,7 +47,10 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
     if catalog is None or "history" not in rows.column_names:
         return rows
     if kind == "csv":
-        raise ValueError(f"{source} has a column history, but CSV holds no lists of items; give JSONL or Parquet")
+        raise ValueError(
+            f"{source} has a column history, but a CSV file cannot contain lists of items; give a JSONL or Parquet "
+            "file"
+        )
     if not set(rows.column_names) >= TABLE:
         raise ValueError(
             f"{source} has the columns {', '.join(rows.column_names)}; a table of items needs history, chosen and "
@@ -67,31 +70,29 @@ def _load_from_hub(source: str) -> Dataset:
     """Loads the training split of a dataset on the hub, or of a folder of data files."""
     if not source or Path(source).is_file():
         raise ValueError(
-            f"the preferences {source!r} are no JSONL, JSON, Parquet or CSV file by their name; give a file that ends "
-            f"in {', '.join(FILES)}, or a dataset on the hub"
+            f"{source!r} does not have the name of a JSONL, JSON, Parquet or CSV file; give a file that ends in "
+            f"{', '.join(FILES)}, or a dataset on the hub"
         )
     try:
         return load_dataset(source, split="train")
     except (DatasetsError, OSError, ValueError) as error:  # no such name, no connection, no such split
         reason = str(error).split("\n", 1)[0]
         raise ValueError(
-            f"there is no file {source}, and no training split of a dataset {source} could be loaded from the hub "
-            f"({reason}); correct the name"
+            f"there is no file {source}, and the training split of a dataset of that name cannot be loaded from the "
+            f"hub ({reason}); correct the name"
         ) from error
 
 
 def _read_file(source: str, kind: str) -> Dataset:
     if not Path(source).is_file():
-        raise ValueError(f"there is no file {source}; name a file of preferences, or a dataset on the hub")
+        raise ValueError(f"there is no file {source}; give a file of preferences, or a dataset on the hub")
     try:
         return load_dataset(kind, data_files=source, split="train")
     # A file without rows raises StopIteration or ValueError. JSON values that are not objects raise TypeError in
     # datasets < 5.2.
     except (DatasetsError, StopIteration, TypeError, ValueError) as error:
         reason = str(error.__cause__ or error).strip() or "it is empty"
-        raise ValueError(
-            f"{source} holds no preferences that can be read as {kind} ({reason}); correct the file"
-        ) from error
+        raise ValueError(f"{source} cannot be read as {kind} preferences ({reason}); correct the file") from error
 
 
 def _indices(ids: pa.ChunkedArray, name: str, catalog: ItemCatalog) -> pa.Array:
@@ -99,15 +100,15 @@ def _indices(ids: pa.ChunkedArray, name: str, catalog: ItemCatalog) -> pa.Array:
     rows = _rows_of(ids, name, "item ids")
     written = pa.array(rows.values)
     if pa.types.is_nested(written.type) or pa.types.is_binary(written.type):
-        raise ValueError(f"the column {name} is of the type {ids.type}; give item ids as texts or whole numbers")
+        raise ValueError(f"the column {name} has the type {ids.type}; give item ids as strings or whole numbers")
 
     written = written.cast(pa.string())
     unknown = pc.invert(pc.is_in(written, catalog.items["item_id"].combine_chunks()))
     place = pc.index(unknown, True).as_py()
     if place >= 0:
         raise ValueError(
-            f"row {rows.row_ids[place]}: {name} has the item {written[place].as_py()!r}, which is not in the "
-            f"catalogue of {len(catalog)} items; give ids of its items, or leave the row out"
+            f"row {rows.row_ids[place]}: {name} contains the item {written[place].as_py()!r}, which is not in the "
+            f"catalogue of {len(catalog)} items; correct the id, or leave the row out"
         )
     indices = catalog.index_of(written)
     return pa.array(indices, pa.int32()) if name == "chosen" else Ragged(indices, rows.offsets).to_arrow()
@@ -115,13 +116,13 @@ def _indices(ids: pa.ChunkedArray, name: str, catalog: ItemCatalog) -> pa.Array:
 
 def _users(users: pa.ChunkedArray) -> pa.ChunkedArray:
     """Returns the column `user` as integers."""
-    wanted = "give the rows of users in the dataset, as whole numbers"
+    wanted = "give the row number of each user in RecDataset.users"
     if users.null_count:
         raise ValueError(f"row {pc.index(users.is_null(), True)}: user is null; {wanted}")
     try:
         return users.cast(pa.int64())
     except pa.ArrowException as error:
-        raise ValueError(f"the column user is of the type {users.type}; {wanted}") from error
+        raise ValueError(f"the column user has the type {users.type}; {wanted}") from error
 
 
 def _rows_of(column: pa.ChunkedArray, name: str, values: str) -> Ragged:
@@ -132,14 +133,14 @@ def _rows_of(column: pa.ChunkedArray, name: str, values: str) -> Ragged:
     is_list = any(is_one(column.type) for is_one in LISTS)
     if name == "chosen":
         if is_list or pa.types.is_struct(column.type):
-            raise ValueError(f"the column chosen is of the type {column.type}; give one item per row")
+            raise ValueError(f"the column chosen has the type {column.type}; give one item per row")
         return Ragged.from_lengths(column.to_numpy(), np.ones(len(column), np.int64))
 
     if column.null_count:
         row = pc.index(column.is_null(), True)
         raise ValueError(f"row {row}: {name} is null; give a list of {values}, which may be empty")
     if not is_list:
-        raise ValueError(f"the column {name} is of the type {column.type}; give a list of {values} per row")
+        raise ValueError(f"the column {name} has the type {column.type}; give a list of {values} per row")
     if pa.types.is_fixed_size_list(column.type):
         column = column.cast(pa.list_(column.type.value_type))
     return Ragged.from_arrow(column)
@@ -176,7 +177,7 @@ def preference_rows(
     clash = rejected.row_ids[rejected.values == chosen[rejected.row_ids]]
     if len(clash):
         raise ValueError(
-            f"row {clash[0]}: item {chosen[clash[0]]} is both chosen and rejected; take it out of one of the two"
+            f"row {clash[0]}: item {chosen[clash[0]]} is both chosen and rejected; remove it from one of the two"
         )
 
     # 2. Tokenize the prompts and completions.
@@ -205,13 +206,15 @@ def _items(table: Dataset, name: str, num_items: int) -> Ragged:
     try:
         found = rows.values.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the column {name} has items that are no numbers; give the indices of items") from error
+        raise ValueError(
+            f"the column {name} contains items that are not numbers; give the indices of items"
+        ) from error
     outside = np.flatnonzero(~((found >= 0) & (found < num_items) & (found == np.floor(found))))
     if len(outside):
         item = "null" if np.isnan(found[outside[0]]) else rows.values[outside[0]]
         raise ValueError(
-            f"row {rows.row_ids[outside[0]]}: {name} has the item {item}, but the catalogue's are 0 to "
-            f"{num_items - 1}; give the indices of its items"
+            f"row {rows.row_ids[outside[0]]}: {name} contains the item {item}, but item indices are 0 to "
+            f"{num_items - 1}; correct the index"
         )
     return Ragged(rows.values.astype(np.int64), rows.offsets)
 
@@ -229,7 +232,7 @@ def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
     if kept.all():
         return rejected
     logger.warning(
-        "left out %d of %d rejected items: they are written like the chosen one, or like an earlier one of their row",
+        "dropped %d of %d rejected items, whose text is equal to that of the chosen item or an earlier rejected item",
         (~kept).sum(),
         len(kept),
     )

@@ -69,8 +69,8 @@ def tokenize_preferences(
     repeated = sum(rows[REPEATED][:])
     if repeated:
         logger.warning(
-            "left out %d rejected completions: they have the tokens of the chosen one, or of an earlier one of the "
-            "row",
+            "dropped %d rejected completions, whose tokens are equal to those of the chosen completion or an "
+            "earlier rejected one",
             repeated,
         )
     return fit_preferences(leave_out_empty_prompts(rows.remove_columns(REPEATED)), max_length)
@@ -115,10 +115,12 @@ def _check_alike(values: list[tuple[str, Any]], number: int) -> None:
     for name, kind in kinds:
         if kind not in (A_TEXT, MESSAGES):
             raise ValueError(
-                f"row {number}: {name} holds {kind}; give a text or a list of messages, or leave the row out"
+                f"row {number}: {name} is {kind}; give a text or a list of messages, or leave the row out"
             )
         if kind != kinds[0][1]:
-            raise ValueError(f"row {number}: prompt holds {kinds[0][1]}, {name} {kind}; write both in the same way")
+            raise ValueError(
+                f"row {number}: prompt is {kinds[0][1]}, but {name} is {kind}; give both in the same form"
+            )
 
 
 def _kind(value: object) -> str:
@@ -128,7 +130,7 @@ def _kind(value: object) -> str:
     messages = isinstance(value, list) and all(isinstance(message, dict) for message in value)
     if messages:
         return MESSAGES
-    return "a null" if value is None else f"{value!r:.40}"
+    return "null" if value is None else f"{value!r:.40}"
 
 
 def _template_options(row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -138,15 +140,15 @@ def _template_options(row: dict[str, Any], number: int) -> dict[str, Any]:
         try:
             tools = json.loads(tools)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"row {number}: tools is a text but no JSON ({error}); give a list of tools") from error
+            raise ValueError(
+                f"row {number}: tools is a string that is not JSON ({error}); give a list of tools"
+            ) from error
     if not isinstance(tools, list | None):
-        raise ValueError(f"row {number}: tools holds {tools!r:.40}; give a list of tools")
+        raise ValueError(f"row {number}: tools is {tools!r:.40}; give a list of tools")
 
     options = row.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
-        raise ValueError(
-            f"row {number}: chat_template_kwargs holds {options!r:.40}; give a mapping of names to values"
-        )
+        raise ValueError(f"row {number}: chat_template_kwargs is {options!r:.40}; give a mapping from names to values")
     return {"tools": tools, **options}
 
 
@@ -183,7 +185,8 @@ def _chat(
                 "tokenizer.chat_template, or give texts"
             ) from error
         raise ValueError(
-            f"row {number}: the chat template cannot write the messages ({error}); correct the row or the template"
+            f"row {number}: the chat template cannot be applied to the messages ({error}); correct the row or the "
+            "template"
         ) from error
     shared = commonprefix([awaiting, *answered])
     texts = [shared, *(text[len(shared) :] for text in answered)]

@@ -35,14 +35,17 @@ def fit_preferences(rows: Dataset, max_length: int | None) -> Dataset:
     fits = longest < max_length
     if not fits.all():
         logger.warning(
-            "left out %d of %d preferences: a completion fills max_length=%d", (~fits).sum(), len(rows), max_length
+            "dropped %d of %d preferences, because a completion leaves no room for the prompt in max_length=%d",
+            (~fits).sum(),
+            len(rows),
+            max_length,
         )
         rows = rows.select(np.flatnonzero(fits))
 
     # Truncate prompts that are too long.
     if (prompts + longest <= max_length)[fits].all():
         return rows
-    options = {"fn_kwargs": {"max_length": max_length}, "features": rows.features, "desc": "shortening prompts"}
+    options = {"fn_kwargs": {"max_length": max_length}, "features": rows.features, "desc": "truncating prompts"}
     return rows.with_format("arrow").map(_shortened, batched=True, **options).with_format(None)
 
 
@@ -53,7 +56,7 @@ def leave_out_empty_prompts(rows: Dataset) -> Dataset:
     full = _count(rows.select_columns(["prompt_ids"]).with_format("arrow")[:]["prompt_ids"]) > 0
     if full.all():
         return rows
-    logger.warning("left out %d of %d preferences: their prompt has no token", (~full).sum(), len(rows))
+    logger.warning("dropped %d of %d preferences, because their prompt has no tokens", (~full).sum(), len(rows))
     return rows.select(np.flatnonzero(full))
 
 
@@ -68,16 +71,18 @@ def check_well_formed(rows: Dataset) -> None:
             one = "a list of token ids"
             several = "a list of lists of token ids, one for each rejected completion"
             wanted = one if depth == 1 else several
-            raise ValueError(f"the column {name} is of the type {table[name].type}; give each row {wanted}")
+            raise ValueError(f"the column {name} has the type {table[name].type}; give each row {wanted}")
         if (row := _null_row(table[name])) is not None:
-            raise ValueError(f"row {row}: {name} holds a null; give token ids, or leave the row out")
+            raise ValueError(f"row {row}: {name} contains null; give token ids, or leave the row out")
 
 
 def check_not_empty(rows: Dataset) -> None:
     """Raises ValueError if a prompt or a completion has no tokens."""
     for name, texts, numbers in _texts(rows):
         if (place := pc.index(pc.list_value_length(texts), 0).as_py()) >= 0:
-            raise ValueError(f"row {numbers[place]}: {name} holds a text without any token; leave it out")
+            raise ValueError(
+                f"row {numbers[place]}: {name} contains a text without tokens; leave the text or the row out"
+            )
 
 
 def check_known_tokens(rows: Dataset, vocab_size: int) -> None:
@@ -87,9 +92,9 @@ def check_known_tokens(rows: Dataset, vocab_size: int) -> None:
         outside = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
         if len(outside):
             raise ValueError(
-                f"row {numbers[_list_of(outside[0], texts)]}: {name} has the token {tokens[outside[0]]}, but the "
-                f"model's are 0 to {vocab_size - 1}; use the model's own tokenizer, and resize the model's embeddings "
-                "where tokens were added"
+                f"row {numbers[_list_of(outside[0], texts)]}: {name} contains the token {tokens[outside[0]]}, but "
+                f"the model's tokens are 0 to {vocab_size - 1}; use the model's own tokenizer, and resize the "
+                "model's embeddings after adding tokens"
             )
 
 

@@ -117,7 +117,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         args = args or SoftmaxDPOConfig("softmax_dpo")
         kwargs = check_arguments(kwargs, NOT_TAKEN, "SoftmaxDPOTrainer")
         if isinstance(train_dataset, Dataset) and not len(train_dataset):
-            raise ValueError("the train dataset has no row; give one with preferences")
+            raise ValueError("the train dataset has no rows; pass a dataset with preferences")
         self.renormalizes = args.normalize == "catalogue"
         if self.renormalizes and catalog is None:
             raise ValueError("normalize='catalogue' needs the catalogue; pass catalog")
@@ -164,12 +164,14 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         """Converts preferences of any form to rows of token ids. A validation or test split is returned unchanged."""
         if not isinstance(dataset, Dataset):
             raise ValueError(
-                f"the {dataset_name} dataset is a stream, whose rows cannot be checked beforehand; pass a Dataset"
+                f"the {dataset_name} dataset must be a Dataset, because the rows of a stream cannot be checked "
+                "before training; load it without streaming"
             )
         if self.catalog is not None and is_split(dataset):
             if dataset_name == "train":
                 raise ValueError(
-                    "the training split holds no rejected items; make preferences of it (trl_rec.schedule) first"
+                    "the training split contains no rejected items; make preferences from it first (see "
+                    "trl_rec.schedule)"
                 )
             return dataset
 
@@ -190,11 +192,11 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
                 check_on_catalogue(rows, self.trie)
         except ValueError as error:
             raise ValueError(f"the {dataset_name} dataset: {error}") from error
-        kept = rows.filter(any, input_columns="rejected_ids", desc="leaving out rows with nothing rejected")
+        kept = rows.filter(any, input_columns="rejected_ids", desc="dropping rows without rejected completions")
         if not len(kept):
             raise ValueError(
-                f"no row of the {dataset_name} dataset has a rejected completion that fits; there is nothing to "
-                "learn from"
+                f"no row of the {dataset_name} dataset is left with a rejected completion; check the log for the "
+                "reasons why rows were dropped"
             )
         return kept
 
@@ -317,7 +319,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
 
     def _all_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> list[list[float]]:
         if self.is_fsdp_enabled:
-            raise ValueError("precompute_ref_log_probs does not work with FSDP; leave it out")
+            raise ValueError("precompute_ref_log_probs does not work under FSDP; leave it out")
         model: Any = self.reference_of(self.model)
         if self.ref_model is None and self.is_deepspeed_enabled:  # DeepSpeed has not prepared the policy yet
             if self._precompute_engine is None:
