@@ -25,6 +25,7 @@ __all__ = [
     "ItemCatalog",
     "ItemIdEncoder",
     "LossOutput",
+    "Policy",
     "PopularityBaseline",
     "PreferenceStage",
     "PromptFormat",
@@ -58,6 +59,7 @@ __all__ = [
     "evaluate_baselines",
     "evaluate_best_of",
     "evaluate_orders",
+    "evaluate_policy",
     "evaluate_rankings",
     "evaluate_rated_baselines",
     "evaluate_split",
@@ -115,6 +117,7 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
     from trl_rec.evaluation.intervals import paired_comparison
     from trl_rec.evaluation.lists import readable_lists
+    from trl_rec.evaluation.policy import Policy, evaluate_policy
     from trl_rec.evaluation.report.page import write_report
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.evaluation.saved_model import EvaluationConfig, evaluate_with_baselines
@@ -175,6 +178,7 @@ else:
             "evaluation.baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "evaluation.best_of_n": ["evaluate_best_of"],
             "evaluation.evaluator": ["evaluate_rankings"],
+            "evaluation.policy": ["Policy", "evaluate_policy"],
             "evaluation.graded.results": ["evaluate_orders", "evaluate_rated_baselines"],
             "evaluation.intervals": ["paired_comparison"],
             "evaluation.lists": ["readable_lists"],

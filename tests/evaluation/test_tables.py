@@ -55,6 +55,22 @@ def test_default_columns_are_those_at_the_largest_k_and_any_errors():
     assert "invalid" not in metrics_table({"popularity": RESULTS["popularity"]}).splitlines()[0]
 
 
+def test_recall_far_down_and_preferences_have_columns():
+    """The larger cutoff of recall does not hide the other metrics."""
+    metrics = {"recall@10": 0.2, "recall@50": 0.4, "ndcg@10": 0.1, "liked@10": 0.3, "disliked@10": 0.2}
+    assert metrics_table({"model": Evaluation(metrics)}).split("\n")[0].split() == [
+        "recall@10",
+        "recall@50",
+        "ndcg@10",
+    ]
+    text = metrics_table({"model": Evaluation(metrics | {"preference_accuracy": 0.6})})
+    header = text.splitlines()[0].split()
+    assert header[3:] == ["preference_accuracy", "liked@10", "disliked@10"]
+    assert (
+        "chance is 0.5 (higher is better)" in text and "rated 1 or 2 that the list contains (lower is better)" in text
+    )
+
+
 def test_a_single_result_and_equal_results_have_no_best_value():
     one = Evaluation({"recall@1": 0.5})
     assert "0.5000*" not in metrics_table({"one": one}) + metrics_table({"one": one, "two": one})

@@ -1,6 +1,6 @@
 """Metrics with loops over users, items and pairs."""
 
-from itertools import combinations
+from itertools import combinations, permutations
 from math import log2, sqrt
 
 
@@ -89,3 +89,35 @@ def mgu(recommended, consumed):
 def dgu(recommended, consumed):
     gaps = [a - b for a, b in zip(recommended, consumed, strict=True)]
     return max(gaps) - min(gaps)
+
+
+def preferences(lists, scores, rows, k):
+    """`(liked@k, disliked@k, preference_accuracy)` per user, None where undefined. A row lists `(item, rating)`."""
+    result = []
+    for ranking, values, row in zip(lists, scores, rows, strict=True):
+        liked = {item for item, rating in row if rating >= 4}
+        disliked = {item for item, rating in row if rating <= 2}
+        shares = [len(wanted & set(ranking[:k])) / len(wanted) if wanted else None for wanted in (liked, disliked)]
+        pairs = [
+            1.0 if better > worse else 0.5 if better == worse else 0.0
+            for (_, high), better in zip(row, values, strict=True)
+            for (_, low), worse in zip(row, values, strict=True)
+            if high >= 4 and low <= 2
+        ]
+        result.append((*shares, sum(pairs) / len(pairs) if pairs else None))
+    return result
+
+
+def orders_of_leaves(ranking, leaves, allowed):
+    """The ranking with the items of every leaf in every order, for a ranking in which items may be cut off."""
+    lists = [[]]
+    for leaf in dict.fromkeys(leaves[item] for item in ranking if item >= 0):
+        places = [place for place, item in enumerate(ranking) if item >= 0 and leaves[item] == leaf]
+        members = [item for item in allowed if leaves[item] == leaf]
+        lists = [[*chosen, (places, order)] for chosen in lists for order in permutations(members, len(places))]
+    for chosen in lists:
+        result = [-1] * len(ranking)
+        for places, order in chosen:
+            for place, item in zip(places, order, strict=True):
+                result[place] = item
+        yield result

@@ -54,6 +54,7 @@ def test_settings_of_speed_and_logging_may_change(folder: Path) -> None:
         "dataloader_num_workers": 1,
         "run_name": "again",
         "final_split": "none",
+        "eval_recall_at": 0,
     }
     check_same_plan(STAGES, folder / "model", now(folder, **free))
 
@@ -62,7 +63,7 @@ def test_settings_of_speed_and_logging_may_change(folder: Path) -> None:
 def test_a_plan_contains_all_fields_of_ours_and_of_the_inherited_ones_the_list(kind: type, tmp_path: Path) -> None:
     config = kind(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
     ours = {name for base in (kind, RecConfig) for name in base.__annotations__ if name in vars(config)}
-    ours -= {*BACKPORTED_FIELDS, "overwrite", "final_split"}
+    ours -= {*BACKPORTED_FIELDS, "overwrite", "final_split", "eval_recall_at"}
     listed = {field.name for field in fields(kind)} & set(INHERITED)
     assert _config_entries(config).keys() == ours | listed
 

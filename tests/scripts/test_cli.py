@@ -102,14 +102,19 @@ def test_a_saved_model_is_evaluated_beside_the_baselines(
         "--max_length",
         "64",
     ]
-    main(["evaluate", "--model", "random", *options])
+    main(["evaluate", "--model", "random", "--exhaustive", "6", "--recall_at", "20", *options])
+    gap = json.loads(Path("out/beam_gap.json").read_text())["model random"]
+    assert gap["num_users"] == 6 and gap["gaps"]["ndcg@5"]["difference"] == 0  # item tokens are all scored anyway
     results = json.loads(Path("out/metrics.json").read_text())["results"]
+    assert all("recall@20" in result["metrics"] for result in results.values())
     assert list(results) == ["random", "popularity", "transition", "model random"]
     assert results["model random"]["metrics"]["invalid"] == results["model random"]["metrics"]["duplicates"] == 0
-    assert "model random" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "model random" in output and "recall@20" in output and "PruningRate@5" in output
     main(["evaluate", "--model", "random", "--list_length", "5", "--num_beams", "2", *options])
     metrics = json.loads(Path("out/metrics.json").read_text())["results"]["model random"]["metrics"]
     assert metrics["invalid"] == metrics["duplicates"] == 0 and "ndcg@5" in metrics
+    assert not Path("out/beam_gap.json").exists()
     best = ["--list_length", "5", "--rewards", '{"ndcg": 1, "mgu": 2}', "--best_of", "4"]
     main(["evaluate", "--model", "random", *best, *options])
     results = json.loads(Path("out/metrics.json").read_text())["results"]
@@ -118,6 +123,9 @@ def test_a_saved_model_is_evaluated_beside_the_baselines(
     with pytest.raises(SystemExit):
         main(["evaluate", "--model", "random", "--best_of", "4", *options])
     assert "set rewards and list_length" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model", "random", "--list_length", "5", "--exhaustive", "4", *options])
+    assert "this model writes lists, so leave exhaustive out" in capsys.readouterr().err
     catalog = load("data/toy").with_surface("item_token").catalog
     save_recommender(
         "random", catalog, {"prompt": {"list_length": 5}, "num_beams": 1}
@@ -287,6 +295,10 @@ def test_bear_from_recipe_to_recommendation(tmp_path: Path, monkeypatch, capsys:
         (
             ["evaluate", "--dataset", "x", "--output_dir", "x", "--list_length", "3"],
             "ks=[1, 5, 10] contains a k above list_length=3",
+        ),
+        (
+            ["evaluate", "--dataset", "x", "--output_dir", "x", "--exhaustive", "3"],
+            "a model that ranks single items; set model as well",
         ),
         (["evaluate", "--dataset", "x", "--output_dir", "x", "--bogus", "1"], "not used by the HfArgumentParser"),
     ],

@@ -6,17 +6,20 @@ from trl_rec._lazy import lazy_names
 
 
 __all__ = [
+    "BeamGap",
     "Comparison",
     "Evaluation",
     "EvaluationConfig",
     "KeptEvaluation",
     "ListBatch",
     "PairedComparison",
+    "Policy",
     "PopularityBaseline",
     "RandomBaseline",
     "RankedLists",
     "Rankings",
     "TransitionBaseline",
+    "beam_gap_table",
     "best_of_split",
     "bootstrap_interval",
     "borda",
@@ -27,11 +30,13 @@ __all__ = [
     "evaluate_best_of",
     "evaluate_baselines",
     "evaluate_orders",
+    "evaluate_policy",
     "evaluate_rankings",
     "evaluate_rated_baselines",
     "evaluate_split",
     "evaluate_with_baselines",
     "evaluation_settings",
+    "measure_beam_gap",
     "metrics_table",
     "paired_comparison",
     "per_user_metrics",
@@ -47,6 +52,7 @@ __all__ = [
     "slot_profile",
     "smallest_difference",
     "verdict",
+    "write_beam_gaps",
     "write_evaluation",
     "write_metrics",
     "write_report",
@@ -55,6 +61,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
+    from trl_rec.evaluation.beam_gap import BeamGap, beam_gap_table, measure_beam_gap, write_beam_gaps
     from trl_rec.evaluation.best_of_n import best_of_split, draw_lists, evaluate_best_of
     from trl_rec.evaluation.comparison import Comparison, compare, comparison_table
     from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
@@ -65,6 +72,7 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.kept import KeptEvaluation, check_comparable, read_evaluation, write_evaluation
     from trl_rec.evaluation.lists import readable_lists
     from trl_rec.evaluation.metrics_file import write_metrics
+    from trl_rec.evaluation.policy import Policy, evaluate_policy
     from trl_rec.evaluation.rank import rank_histories, rank_split
     from trl_rec.evaluation.rankings import Rankings
     from trl_rec.evaluation.report.page import write_report
@@ -85,6 +93,7 @@ else:
         __name__,
         {
             "baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
+            "beam_gap": ["BeamGap", "beam_gap_table", "measure_beam_gap", "write_beam_gaps"],
             "best_of_n": ["best_of_split", "draw_lists", "evaluate_best_of"],
             "comparison": ["Comparison", "compare", "comparison_table"],
             "evaluator": ["evaluate_rankings", "per_user_metrics"],
@@ -95,6 +104,7 @@ else:
             "kept": ["KeptEvaluation", "check_comparable", "read_evaluation", "write_evaluation"],
             "lists": ["readable_lists"],
             "metrics_file": ["write_metrics"],
+            "policy": ["Policy", "evaluate_policy"],
             "rank": ["rank_histories", "rank_split"],
             "rankings": ["Rankings"],
             "report.page": ["write_report"],

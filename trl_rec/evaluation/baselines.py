@@ -52,6 +52,10 @@ class RandomBaseline:
         excluded = _excluded(histories, exclude_history, twins)
         return Rankings(_rank_by_order(excluded, top_k, self.num_items, self._item_at))
 
+    def score(self, histories: Rows, items: Ragged) -> np.ndarray:
+        """Returns 0 for each of the given items: none of them is preferred, on average over the seeds."""
+        return np.zeros(len(items.values))
+
     def _item_at(self, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return permuted(positions, rows, self.seed, self.num_items)
 
@@ -80,6 +84,11 @@ class PopularityBaseline:
         excluded = _excluded(histories, exclude_history, twins)
         items = _rank_by_order(excluded, top_k, self.num_items, lambda _, positions: self.by_popularity[positions])
         return Rankings(items, np.where(items >= 0, self.popularity[items], -np.inf).astype(np.float32))
+
+    def score(self, histories: Rows, items: Ragged) -> np.ndarray:
+        """Returns the popularity of each of the given items, `(len(items.values),)`. Histories do not matter."""
+        scores: np.ndarray = self.popularity[items.values].astype(np.float64)
+        return scores
 
 
 class TransitionBaseline:
@@ -110,6 +119,7 @@ class TransitionBaseline:
         """Counts each training transition once. `num_items` defaults to the largest index in `train` plus 1."""
         interactions = TrainInteractions.from_split(train, num_items)
         self.num_items = interactions.num_items
+        self.popularity = interactions.popularity
         self.by_popularity = interactions.by_popularity
 
         # From here on, items are numbered by their position in `by_popularity`, so that a stable sort breaks ties by
@@ -148,16 +158,47 @@ class TransitionBaseline:
         ranks["item"] = np.where(ranks["item"] >= 0, self.by_popularity[ranks["item"]], -1)
         return Rankings.from_ranks(ranks)
 
-    def _rank_block(self, recent: Ragged, excluded: Ragged, top_k: int) -> np.ndarray:
-        # 1. Score the items that followed the recent items: one score per (recent item, following item).
+    def score(self, histories: Rows, items: Ragged) -> np.ndarray:
+        """Returns numbers that order the given items of each row as `rank` does, `(len(items.values),)`.
+
+        The numbers are places in the order of all given items by score, then by popularity. Items that differ in
+        neither have the same number.
+        """
+        histories = _checked_histories(histories, 1, self.num_items)
+        recent = Ragged(self._position[histories.values], histories.offsets).tail(self.max_history)
+        costs = np.bincount(recent.row_ids, self._targets.lengths[recent.values], len(recent)).astype(np.int64)
+
+        scores = np.zeros(len(items.values))
+        for rows in _blocks(costs + items.lengths):
+            # Sum the scores of each (row, item), and look up the given items.
+            followers, parts = self._followers(recent.take(rows))
+            given = items.take(rows)
+            wanted = given.row_ids * self.num_items + self._position[given.values]
+            keys = np.concatenate([followers.row_ids * self.num_items + followers.values, wanted])
+            keys, totals = _sum_by_key(keys, np.concatenate([parts, np.zeros(len(wanted))]))
+            start = items.offsets[rows[0]]
+            scores[start : start + len(wanted)] = totals[np.searchsorted(keys, wanted)]
+
+        both = np.stack([scores.round(SCORE_DECIMALS), self.popularity[items.values]], 1)
+        places: np.ndarray = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1).astype(np.float64)
+        return places
+
+    def _followers(self, recent: Ragged) -> tuple[Ragged, np.ndarray]:
+        """Returns the items that followed the recent items of each row, and the score of each one. An item occurs once
+        for each recent item that it followed."""
         age = np.repeat(recent.lengths, recent.lengths) - 1 - within(recent.lengths)  # 0 for the newest item
         targets = self._targets.take(recent.values)
         scores = self._weights.take(recent.values).values / (1 + age)[targets.row_ids]
+        return Ragged(targets.values, targets.offsets[recent.offsets]), scores
+
+    def _rank_block(self, recent: Ragged, excluded: Ragged, top_k: int) -> np.ndarray:
+        # 1. Score the items that followed the recent items: one score per (recent item, following item).
+        followers, scores = self._followers(recent)
 
         # 2. Add the most popular items at score 0, enough to fill a list even if all excluded items are among them.
         num_popular = _num_needed(excluded, top_k, self.num_items)
-        rows = [recent.row_ids[targets.row_ids], np.repeat(np.arange(len(recent)), num_popular)]
-        items = [targets.values, within(num_popular)]
+        rows = [followers.row_ids, np.repeat(np.arange(len(recent)), num_popular)]
+        items = [followers.values, within(num_popular)]
         parts = [scores, np.zeros(num_popular.sum())]
 
         # 3. Add -inf for each excluded item, so that its sum is -inf whatever its other scores are.
@@ -227,11 +268,16 @@ def _num_needed(excluded: Ragged, top_k: int, num_items: int) -> np.ndarray:
 def _rank_in_blocks(
     costs: np.ndarray, top_k: int, rank_block: Callable[[np.ndarray], np.ndarray], dtype: np.dtype[Any] = INDEX
 ) -> np.ndarray:
-    """Ranks consecutive rows in blocks, whose total `costs` are about `BLOCK_ENTRIES` each."""
+    """Ranks consecutive rows in blocks (see [`_blocks`])."""
+    parts = [rank_block(rows) for rows in _blocks(costs)]
+    return np.concatenate([np.empty((0, top_k), dtype), *parts])
+
+
+def _blocks(costs: np.ndarray) -> list[np.ndarray]:
+    """Divides rows among blocks of consecutive rows, whose total `costs` are about `BLOCK_ENTRIES` each."""
     block = np.cumsum(costs) // BLOCK_ENTRIES  # block number of each row
     edges = np.flatnonzero(np.diff(block)) + 1
-    parts = [rank_block(rows) for rows in np.split(np.arange(len(costs)), edges) if len(rows)]
-    return np.concatenate([np.empty((0, top_k), dtype), *parts])
+    return [rows for rows in np.split(np.arange(len(costs)), edges) if len(rows)]
 
 
 def _sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -125,11 +125,7 @@ def rank_histories(
         rank = partial(rank_items, num_beams=num_beams, renormalize=renormalize, length_penalty=length_penalty)
 
     def _rank(prompts: dict[str, Tensor], _: np.ndarray, exclude: Tensor | None) -> np.ndarray:
-        ranked = rank(model, prompts, trie, top_k=top_k, exclude=exclude)
-        ranks = np.empty(ranked.items.shape, RANK)
-        ranks["item"] = ranked.items.cpu().numpy()
-        ranks["score"] = ranked.scores.float().cpu().numpy()  # numpy has no bfloat16
-        return ranks
+        return as_ranks(rank(model, prompts, trie, top_k=top_k, exclude=exclude))
 
     ranks = map_histories(
         _rank,
@@ -145,6 +141,14 @@ def rank_histories(
         max_length=max_length,
     )
     return Rankings.from_ranks(ranks)
+
+
+def as_ranks(ranked: RankedItems) -> np.ndarray:
+    """Converts ranked items to an array of type `RANK`."""
+    ranks = np.empty(ranked.items.shape, RANK)
+    ranks["item"] = ranked.items.cpu().numpy()
+    ranks["score"] = ranked.scores.float().cpu().numpy()  # numpy has no bfloat16
+    return ranks
 
 
 def map_histories(

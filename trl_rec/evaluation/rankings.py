@@ -28,3 +28,7 @@ class Rankings(NamedTuple):
         """Converts an array of type `RANK`, `(N, K)`. Missing ranks get the score -inf."""
         items = ranks["item"].copy()
         return cls(items, np.where(items < 0, np.float32(-np.inf), ranks["score"]))
+
+    def head(self, top_k: int) -> Rankings:
+        """Keeps the first `top_k` ranks."""
+        return Rankings(self.items[:, :top_k], None if self.scores is None else self.scores[:, :top_k])

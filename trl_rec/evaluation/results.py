@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
-from trl_rec.data.list_rows import new_targets
 from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.intervals import bootstrap_interval
+from trl_rec.evaluation.preferences import RatedTargets
 from trl_rec.evaluation.rankings import Rankings
 from trl_rec.evaluation.rewards import ListReward, score_split
 from trl_rec.evaluation.train_interactions import TrainInteractions
@@ -22,10 +21,7 @@ from trl_rec.evaluation.train_interactions import TrainInteractions
 
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset
-    from trl_rec.items.twins import Twins
-    from trl_rec.ragged import Ragged
-
-logger = logging.getLogger(__name__)
+    from trl_rec.evaluation.beam_gap import BeamGap
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +33,34 @@ class Evaluation:
             were requested.
         intervals (`dict[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals of the means over users.
         per_user (`dict[str, np.ndarray]`, *optional*): The values per user, `(num_users,)` each, from which the
-            intervals are computed. They can be passed to [`paired_comparison`].
+            intervals are computed. They can be passed to [`paired_comparison`]. A value is NaN if the metric does not
+            apply to the user, for example `liked@10` to a user who liked no held-out item.
         rankings (`Rankings`, *optional*): The ranked items that were evaluated.
+        beam_gap (`BeamGap`, *optional*): What the beam search loses, if it was measured.
     """
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     per_user: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     rankings: Rankings | None = field(default=None, repr=False)
+    beam_gap: BeamGap | None = field(default=None, repr=False)
+
+    def with_values(self, values: Mapping[str, np.ndarray], *, seed: int = 0) -> Evaluation:
+        """Returns the evaluation with further metrics.
+
+        Args:
+            values (`Mapping[str, np.ndarray]`): The values per user of each metric, `(num_users,)`. Users with NaN are
+                left out of the mean and of the interval. A metric that applies to no user is left out.
+            seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
+        """
+        per_user = {name: value for name, value in values.items() if not np.isnan(value).all()}
+        known = {name: value[~np.isnan(value)] for name, value in per_user.items()}
+        return replace(
+            self,
+            metrics=self.metrics | {name: float(value.mean()) for name, value in known.items()},
+            intervals=self.intervals | {name: bootstrap_interval(value, seed=seed) for name, value in known.items()},
+            per_user=self.per_user | per_user,
+        )
 
 
 def evaluate_split(
@@ -88,10 +104,12 @@ def evaluate_split(
         scored = score_split(items[:, None], rows, dataset.catalog, rewards, reward_functions)
         values = {"reward": scored.total, **{f"reward/{name}": part for name, part in scored.parts.items()}}
         per_user |= {name: value[:, 0] for name, value in values.items()}
-        metrics |= {name: float(value.mean()) for name, value in values.items()}
 
-    intervals = {name: bootstrap_interval(values, seed=seed) for name, values in per_user.items()}
-    return Evaluation(metrics, intervals, per_user, rankings)
+    rated = RatedTargets.from_split(rows)
+    if rated is not None:
+        per_user |= rated.found(items, ks)
+        metrics |= rated.num_users
+    return Evaluation(metrics, rankings=rankings).with_values(per_user, seed=seed)
 
 
 def evaluate_baselines(
@@ -99,6 +117,7 @@ def evaluate_baselines(
     *,
     split: str = "test",
     ks: Sequence[int] = (1, 5, 10),
+    recall_at: int | None = None,
     exclude_history: bool = True,
     rewards: Mapping[str, float] | None = None,
     reward_functions: Mapping[str, ListReward] | None = None,
@@ -110,6 +129,7 @@ def evaluate_baselines(
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
+        recall_at (`int`, *optional*): A further cutoff above `ks`, for recall alone, as in [`evaluate_policy`].
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to exclude the items of a user's history. If
             the catalogue's surface is the title, all items with the title of a history item are excluded, as they are
             for models.
@@ -121,8 +141,8 @@ def evaluate_baselines(
     """
     rows = held_out(dataset, split)
     histories = split_rows(rows, "history")
-    if exclude_history:
-        _warn_of_known_targets(histories, split_rows(rows, "targets"), dataset.catalog.twins)
+    rated = RatedTargets.from_split(rows)
+    further = further_cutoff(recall_at, ks, len(dataset.catalog))
     baselines: dict[str, RandomBaseline | PopularityBaseline | TransitionBaseline] = {
         "random": RandomBaseline(seed),
         "popularity": PopularityBaseline(),
@@ -132,24 +152,39 @@ def evaluate_baselines(
     results = {}
     for name, baseline in baselines.items():
         baseline.fit(dataset.train, len(dataset.catalog))
-        ranked = baseline.rank(histories, max(ks), exclude_history, dataset.catalog.twins)
-        results[name] = evaluate_split(
-            ranked, dataset, split=split, ks=ks, rewards=rewards, reward_functions=reward_functions, seed=seed
+        ranked = baseline.rank(histories, further or max(ks), exclude_history, dataset.catalog.twins)
+        evaluation = evaluate_split(
+            ranked.head(max(ks)),
+            dataset,
+            split=split,
+            ks=ks,
+            rewards=rewards,
+            reward_functions=reward_functions,
+            seed=seed,
         )
+
+        # Add what the first ranks do not tell.
+        values = recall_far_down(ranked, rows, further)
+        if rated is not None:
+            values["preference_accuracy"] = rated.accuracy(baseline.score(histories, rated.items))
+        results[name] = evaluation.with_values(values, seed=seed)
     return results
 
 
-def _warn_of_known_targets(histories: Ragged, targets: Ragged, twins: Twins | None) -> None:
-    """Warns if at least a tenth of the targets are excluded because they are in the histories of their rows."""
-    is_new = new_targets(histories, targets, twins)
-    if is_new.mean() <= 0.9:
-        logger.warning(
-            "%d of %d targets are in their user's history, so no recommender can find them when histories are "
-            "excluded, and all metrics are low; prepare the data with repeats: first or last, or do not exclude "
-            "histories",
-            (~is_new).sum(),
-            len(is_new),
-        )
+def further_cutoff(recall_at: int | None, ks: Sequence[int], num_items: int) -> int | None:
+    """Returns the cutoff of `recall_at`, or None if it adds nothing: at or below one of the `ks`, or where a list of
+    this length contains the whole catalogue."""
+    if not recall_at or recall_at <= max(ks) or recall_at >= num_items:
+        return None
+    return recall_at
+
+
+def recall_far_down(ranked: Rankings, rows: Dataset, k: int | None) -> dict[str, np.ndarray]:
+    """Returns the values per user of `recall@k`, by name; nothing if k is None."""
+    if k is None:
+        return {}
+    name = f"recall@{k}"
+    return {name: per_user_metrics(ranked.items, split_rows(rows, "targets"), ks=[k])[name]}
 
 
 def held_out(dataset: RecDataset, split: str) -> Dataset:

@@ -13,12 +13,14 @@ from accelerate import PartialState
 from trl_rec.data.dataset import RecDataset, at_most, spread
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.run_folder import check_same_items, settings_of_run
+from trl_rec.evaluation.beam_gap import measure_beam_gap, write_beam_gaps
 from trl_rec.evaluation.best_of_n import best_of_split
 from trl_rec.evaluation.kept import METRICS, write_evaluation
-from trl_rec.evaluation.rank import rank_split
-from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split, held_out
+from trl_rec.evaluation.policy import Policy, evaluate_policy
+from trl_rec.evaluation.results import Evaluation, evaluate_baselines, held_out
+from trl_rec.items.trie import TokenTrie
 from trl_rec.models.loading import load_model, load_tokenizer
-from trl_rec.ranges import COUNT, FINITE, SEED, check_ranges
+from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, SEED, check_ranges
 
 
 # Values of fields of EvaluationConfig that are set neither by the user nor in the model's run folder.
@@ -50,6 +52,10 @@ class EvaluationConfig:
         max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
             Defaults to all rows.
         ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the metrics.
+        recall_at (`int`, *optional*, defaults to `50`): A further cutoff, for recall alone. It costs a second pass
+            over the users with this number of beams, except for item tokens. 0 leaves it out.
+        exhaustive (`int`, *optional*): If set, also scores every item of the catalogue for this number of users, and
+            compares the result with the beam search, as in [`measure_beam_gap`].
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to exclude the items of a user's history.
         num_beams (`int`, *optional*): Number of beams. Defaults to the largest of `ks`, and to 1 for lists.
         length_penalty (`float`, *optional*): Exponent p of the length penalty. Scores are divided by length ** p.
@@ -97,6 +103,18 @@ class EvaluationConfig:
     )
     ks: Annotated[list[int], COUNT] = field(
         default_factory=lambda: [1, 5, 10], metadata={"help": "values of k for metrics at k"}
+    )
+    recall_at: Annotated[int, COUNT_FROM_0] = field(
+        default=50,
+        metadata={
+            "help": "cutoff of a further recall, from a second pass with this many beams; 0 leaves the pass out",
+        },
+    )
+    exhaustive: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={
+            "help": "number of users for whom every item is scored, to measure what the beam search loses",
+        },
     )
     exclude_history: bool = field(
         default=True, metadata={"help": "never recommend items that are in the user's history"}
@@ -156,6 +174,11 @@ def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
         raise ValueError(f"ks={filled.ks} contains a k above list_length={filled.list_length}; lower it")
     if filled.best_of is not None and (filled.rewards is None or filled.list_length is None):
         raise ValueError("best_of chooses lists by their rewards; set rewards and list_length as well")
+    if filled.exhaustive is not None and (filled.model is None or filled.list_length is not None):
+        raise ValueError(
+            "exhaustive scores every item with a model that ranks single items; "
+            + ("set model as well" if filled.model is None else "this model writes lists, so leave exhaustive out")
+        )
     return filled
 
 
@@ -192,7 +215,8 @@ def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> di
 def write_results(
     folder: str | Path, results: Mapping[str, Evaluation], dataset: RecDataset, config: EvaluationConfig
 ) -> None:
-    """Writes what [`evaluate_with_baselines`] returned into a folder, as described in [`write_evaluation`].
+    """Writes what [`evaluate_with_baselines`] returned into a folder, as described in [`write_evaluation`] and
+    [`write_beam_gaps`].
 
     Args:
         folder: The folder. It is created if necessary.
@@ -212,6 +236,7 @@ def write_results(
         seed=seed_of_run(config.model),
         rows=spread(config.max_users, len(held_out(dataset, config.split))),
     )
+    write_beam_gaps(folder, results)
 
 
 def model_row(model: str) -> str:
@@ -233,46 +258,58 @@ def seed_of_run(model: str | None) -> int | None:
 
 def _evaluate_model(model_name: str, dataset: RecDataset, config: EvaluationConfig) -> dict[str, Evaluation]:
     """Evaluates the model and, if `best_of` is set, also drawn lists and the best of N drawn lists."""
+    # 1. Load the policy.
     tokenizer = load_tokenizer(model_name)
     model = load_model(model_name, dtype=config.dtype).to(PartialState().device)
     prompt = {**settings_of_run(model_name).get("prompt", {}), "list_length": config.list_length}
-    prompt_format = PromptFormat.for_catalog(dataset.catalog, tokenizer, **prompt)
-    decoding: dict[str, Any] = {
-        "split": config.split,
-        "exclude_history": config.exclude_history,
-        "batch_size": config.batch_size,
-        "max_length": config.max_length,
-    }
-
-    ranked = rank_split(
+    policy = Policy(
         model,
-        tokenizer,
-        dataset,
-        prompt_format=prompt_format,
-        top_k=max(config.ks),
+        PromptFormat.for_catalog(dataset.catalog, tokenizer, **prompt),
+        TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=config.list_length is not None),
+        pad_token_id=tokenizer.pad_token_id,
         num_beams=config.num_beams,
-        renormalize=config.renormalize,
-        length_penalty=config.length_penalty,
-        **decoding,
+        exclude_history=config.exclude_history,
+        renormalize=config.renormalize is not False,
+        length_penalty=config.length_penalty or 0.0,
+        batch_size=config.batch_size,
+        max_length=config.max_length,
     )
-    name = model_row(model_name)
-    results = {name: evaluate_split(ranked, dataset, **_measuring(config))}
 
+    # 2. Evaluate it.
+    evaluation = evaluate_policy(policy, dataset, **_measuring(config))
+    if config.exhaustive is not None:
+        gap = measure_beam_gap(
+            policy, dataset, num_users=config.exhaustive, split=config.split, k=max(config.ks), seed=config.seed
+        )
+        evaluation = replace(evaluation, beam_gap=gap)
+    name = model_row(model_name)
+    results = {name: evaluation}
+
+    # 3. Evaluate drawn lists.
     if config.best_of is not None:
         drawn = best_of_split(
             model,
             tokenizer,
             dataset,
-            prompt_format,
+            policy.prompt_format,
             config.rewards or {},
             best_of=config.best_of,
             seed=config.seed,
-            **decoding,
+            split=config.split,
+            exclude_history=config.exclude_history,
+            batch_size=config.batch_size,
+            max_length=config.max_length,
         )
         results |= {f"{name}, {kind}": evaluation for kind, evaluation in drawn.items()}
     return results
 
 
 def _measuring(config: EvaluationConfig) -> dict[str, Any]:
-    """Returns the arguments shared by [`evaluate_baselines`] and [`evaluate_split`]."""
-    return {"split": config.split, "ks": config.ks, "rewards": config.rewards, "seed": config.seed}
+    """Returns the arguments shared by [`evaluate_baselines`] and [`evaluate_policy`]."""
+    return {
+        "split": config.split,
+        "ks": config.ks,
+        "recall_at": config.recall_at,
+        "rewards": config.rewards,
+        "seed": config.seed,
+    }

@@ -14,6 +14,17 @@ MEANINGS = {
     "hit": (1, "share of users whose list contains at least one of their next items"),
     "ndcg": (1, "like recall, but a hit counts more near the top"),
     "mrr": (1, "1 / rank of the first hit"),
+    "preference_accuracy": (
+        1,
+        "how often a held-out item that the user liked scores above one that they disliked; chance is 0.5",
+    ),
+    "liked": (1, "share of a user's next items rated 4 or 5 that the list contains"),
+    "disliked": (-1, "share of a user's next items rated 1 or 2 that the list contains"),
+    "liked_users": (0, "number of users with a next item rated 4 or 5"),
+    "disliked_users": (0, "number of users with a next item rated 1 or 2"),
+    "preference_users": (0, "number of users with both"),
+    "expected_recall": (1, "recall, in expectation over the order of items that share a leaf"),
+    "expected_ndcg": (1, "ndcg, in expectation over the order of items that share a leaf"),
     "coverage": (1, "share of the catalogue that is recommended to at least one user"),
     "gini": (-1, "inequality of how often items are recommended, from 0 (all equally) to 1 (only one item)"),
     "popularity": (0, "how often the recommended items were chosen in training"),
@@ -76,9 +87,18 @@ def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
     """Returns the metrics to show where none are named: a selection of each kind at the largest k."""
     known = {column for evaluation in results.values() for column in evaluation.metrics}
 
-    # Find the largest k of any metric. Rewards have no k.
-    k = max((int(column.split("@")[1]) for column in known if "@" in column), default=0)
-    wanted = [*(f"{name}@{k}" for name in DEFAULT_NAMES), "reward"]
+    # Find the largest k. Recall alone may have a larger one. Rewards have no k.
+    cutoffs = [column.split("@") for column in known if "@" in column]
+    recalls = {int(k) for stem, k in cutoffs if stem == "recall"}
+    others = {int(k) for stem, k in cutoffs if stem != "recall"}
+    k = max(others or recalls, default=0)
+    further = [f"recall@{cutoff}" for cutoff in sorted(recalls) if cutoff > k]
+    recall, *names = (f"{name}@{k}" for name in DEFAULT_NAMES)
+    wanted = [recall, *further, *names, "reward"]
+
+    # Show how many liked and disliked items a list contains only where both kinds are compared.
+    if "preference_accuracy" in known:
+        wanted += ["preference_accuracy", f"liked@{k}", f"disliked@{k}"]
 
     # Show the error counts only if at least one of them is not 0.
     errors = [

@@ -159,6 +159,7 @@ def _config_entries(config: TrainingArguments) -> dict[str, Any]:
     entries = setting_entries(config, INHERITED)
     entries.pop("overwrite", None)  # a schedule always resumes automatically
     entries.pop("final_split", None)  # only decides where the finished policy is measured
+    entries.pop("eval_recall_at", None)  # only adds to the measures of the finished policy
     return entries
 
 

@@ -12,15 +12,15 @@ from accelerate import PartialState
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.evaluation import (
     Evaluation,
-    Rankings,
+    Policy,
     evaluate_baselines,
-    evaluate_split,
+    evaluate_policy,
     metrics_table,
-    rank_split,
     write_evaluation,
 )
 from trl_rec.evaluation.tables import aligned
 from trl_rec.files import write_json
+from trl_rec.items import TokenTrie
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.schedule.checks import check_not_sharded
 from trl_rec.schedule.settings import Schedule, load_on_device
@@ -51,10 +51,10 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
     split = config.final_split
     results: dict[str, Evaluation] = {}
     if split != "none":
-        measured: dict[str, Any] = {"split": split, "ks": config.eval_ks}
+        measured: dict[str, Any] = {"split": split, "ks": config.eval_ks, "recall_at": config.eval_recall_at}
         results = evaluate_baselines(dataset, exclude_history=config.eval_exclude_history, **measured)
         for name, folder in (("before", start), ("after", schedule.output)):
-            results[name] = evaluate_split(_rank(folder, schedule), dataset, **measured)
+            results[name] = evaluate_policy(_policy(folder, schedule), dataset, **measured)
 
     # 2. Write and print on the main process. The other processes wait, because if one exited, the launcher would end
     #    the main process too.
@@ -103,18 +103,16 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
     return "\n".join([*aligned(rows), "", *legend])
 
 
-def _rank(folder: str | Path, schedule: Schedule) -> Rankings:
-    """Ranks items for each user of the split with the policy in `folder`: items and scores `(num_users, top_k)`."""
+def _policy(folder: str | Path, schedule: Schedule) -> Policy:
+    """Loads the policy in `folder`, to be evaluated as in the stages."""
     config = schedule.config
-    dataset = schedule.dataset
+    catalog = schedule.dataset.catalog
     tokenizer = load_tokenizer(folder)
-    return rank_split(
+    return Policy(
         load_on_device(load_model, folder, schedule),
-        tokenizer,
-        dataset,
-        split=config.final_split,
-        prompt_format=PromptFormat.for_catalog(dataset.catalog, tokenizer, **config.prompt_options),
-        top_k=max(config.eval_ks),
+        PromptFormat.for_catalog(catalog, tokenizer, **config.prompt_options),
+        TokenTrie.from_catalog(catalog, tokenizer, lists=config.list_length is not None),
+        pad_token_id=tokenizer.pad_token_id,
         num_beams=config.eval_num_beams,
         exclude_history=config.eval_exclude_history,
         renormalize=config.normalize == "catalogue",

@@ -31,6 +31,7 @@ COMMON = (
     "list_length",
     "max_length",
     "eval_ks",
+    "eval_recall_at",
     "eval_exclude_history",
     "eval_num_beams",
     "eval_length_penalty",

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from trl_rec.data import RecDataset, load
 from trl_rec.evaluation import (
     EvaluationConfig,
+    beam_gap_table,
     evaluate_with_baselines,
     evaluation_settings,
     metrics_table,
@@ -45,6 +46,9 @@ def main(argv: list[str]) -> None:
         write_results(arguments.output_dir, results, dataset, config)
         history = "excluded" if config.exclude_history else "not excluded"
         print(metrics_table(results, caption=f"{arguments.dataset}, {config.split} split, history {history}"))
+        for evaluation in results.values():
+            if evaluation.beam_gap is not None:
+                print(f"\n{beam_gap_table(evaluation.beam_gap)}")
         print(f"\nmetrics.json, the ranked items and the values per user are in {arguments.output_dir}")
 
 

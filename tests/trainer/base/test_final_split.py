@@ -33,7 +33,10 @@ def test_a_run_ends_with_the_split_that_was_asked_for(data: Path, tmp_path: Path
     assert (tmp_path / "run" / "model.safetensors").is_file()
     metrics = tmp_path / "run" / "metrics.json"
     assert metrics.is_file() is (split != "none")
-    assert split == "none" or json.loads(metrics.read_text())["split"] == split
+    if split != "none":
+        written = json.loads(metrics.read_text())
+        assert written["split"] == split
+        assert all("recall@50" in result["metrics"] for result in written["results"].values())
 
 
 def test_another_split_is_refused(tmp_path: Path) -> None:

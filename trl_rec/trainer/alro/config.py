@@ -15,7 +15,7 @@ from trl_rec.trainer.base.config import RecConfig, check_inert, check_padding, c
 # The allowed values of string options.
 CHOICES = {"score": Score, "delta": Delta, "distance": Distance, "softmax": Literal["legal", "vocabulary"]}
 NUM_CANDIDATES = Range(2, 26, whole=True)  # candidates may be named by the letters A to Z
-INERT_LISTS = ("list_length", "eval_num_beams", "eval_exclude_history", "eval_length_penalty")
+INERT_LISTS = ("list_length", "eval_recall_at", "eval_num_beams", "eval_exclude_history", "eval_length_penalty")
 
 
 @dataclass

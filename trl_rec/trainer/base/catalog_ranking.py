@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_rec.compat import unwrapped_for_generation
-from trl_rec.data.dataset import at_most, split_rows, split_users
+from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.run_folder import save_recommender
-from trl_rec.evaluation import Rankings, evaluate_rankings, rank_histories
+from trl_rec.evaluation import Policy, Rankings, evaluate_rankings
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.trainer.base.checks import check_processes
 from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTrainerMixin
@@ -49,19 +50,17 @@ class CatalogRankingMixin(RecTrainerMixin):
             self.prompt_format = PromptFormat.for_catalog(catalog, processing_class, **args.prompt_options)
             self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
 
-    def rank(self, split: Dataset) -> Rankings:
-        """Ranks items for the users of a split: items and scores `(num_rows, max(eval_ks))`."""
+    @contextmanager
+    def policy(self) -> Iterator[Policy]:
+        """Yields the model as it is evaluated, with all its weights. Every process must enter the block."""
         if self.is_fsdp_enabled:
             raise ValueError(NO_RANKING_UNDER_FSDP)
         with unwrapped_for_generation(self.model_wrapped, self.accelerator) as model:
-            return rank_histories(
+            yield Policy(
                 model,
-                split_rows(split, "history"),
                 self.prompt_format,
                 self.trie,
                 pad_token_id=self.processing_class.pad_token_id,
-                users=split_users(split) if self.prompt_format.users is not None else None,
-                top_k=max(self.args.eval_ks),
                 num_beams=self.args.eval_num_beams,
                 exclude_history=self.args.eval_exclude_history,
                 renormalize=self.renormalizes,
@@ -69,6 +68,11 @@ class CatalogRankingMixin(RecTrainerMixin):
                 batch_size=self.args.per_device_eval_batch_size,
                 max_length=self.args.max_length,
             )
+
+    def rank(self, split: Dataset) -> Rankings:
+        """Ranks items for the users of a split: items and scores `(num_rows, max(eval_ks))`."""
+        with self.policy() as policy:
+            return policy.rank(split, max(self.args.eval_ks))
 
     def measure(self, ranked: Rankings, split: Dataset) -> dict[str, float]:
         """Computes metrics of rankings `(num_rows, max(eval_ks))` for the users of a split."""

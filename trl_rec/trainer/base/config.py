@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from trl_rec.compat import settle_checkpointing
-from trl_rec.ranges import COUNT, FINITE, check_ranges
+from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, check_ranges
 from trl_rec.trainer.base.recipe import given_values
 
 
@@ -66,6 +66,9 @@ class RecConfig(Base):
             ranks single items.
         eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the ranking metrics, at most
             `list_length` if it is set.
+        eval_recall_at (`int`, *optional*, defaults to `50`): Further cutoff, for the recall in the table at the end of
+            a run. It costs a second pass over the users with this number of beams, except for item tokens. The other
+            metrics keep `eval_num_beams`. 0 leaves it out, and so does a `list_length`.
         eval_num_beams (`int`, *optional*): Beam width when ranking. Defaults to the largest of `eval_ks`, or, with a
             `list_length`, to 1 (greedy decoding).
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history are
@@ -87,6 +90,7 @@ class RecConfig(Base):
     # Fields of this package that may change when a run is resumed, because they do not affect the weights.
     may_change: ClassVar[tuple[str, ...]] = (
         "eval_ks",
+        "eval_recall_at",
         "eval_num_beams",
         "eval_length_penalty",
         "max_users",
@@ -112,6 +116,13 @@ class RecConfig(Base):
     )
     eval_ks: Annotated[list[int], COUNT] = field(
         default_factory=lambda: [1, 5, 10], metadata={"help": "values of k for metrics at k"}
+    )
+    eval_recall_at: Annotated[int, COUNT_FROM_0] = field(
+        default=50,
+        metadata={
+            "help": "cutoff of the further recall in the final table, from a second pass with this many beams; "
+            "0 leaves the pass out",
+        },
     )
     eval_num_beams: Annotated[int | None, COUNT] = field(default=None, metadata={"help": "beam width when ranking"})
     eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend items of the user's history"})

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trl_rec.data.dataset import RecDataset
-from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, write_evaluation
+from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_policy, metrics_table, write_evaluation
 from trl_rec.evaluation.environment import write_environment
-from trl_rec.evaluation.results import held_out
 from trl_rec.evaluation.rewards import ListReward
 from trl_rec.files import write_text
 from trl_rec.ragged import Ragged
@@ -70,15 +69,17 @@ def conclude(
     options: dict[str, Any] = {
         "split": trainer.args.final_split,
         "ks": trainer.args.eval_ks,
+        "recall_at": trainer.args.eval_recall_at,
         "rewards": rewards,
         "reward_functions": reward_functions,
     }
 
     def measure() -> Measured:
         """Ranks the split with the model and the baselines."""
-        ranked = trainer.rank(held_out(dataset, trainer.args.final_split))
+        with trainer.policy() as policy:
+            evaluation = evaluate_policy(policy, dataset, **options)
         results = evaluate_baselines(dataset, exclude_history=exclude_history, **options)
-        results[trainer.display_name] = evaluate_split(ranked, dataset, **options)
+        results[trainer.display_name] = evaluation
         history = "excluded" if exclude_history else "not excluded"
         caption = f"{dataset.path}, {trainer.args.final_split} split, history {history}"
         return Measured(results, metrics_table(results, caption=caption))

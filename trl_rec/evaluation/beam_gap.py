@@ -1,0 +1,166 @@
+"""Measures the beam gap: what a policy loses because its beam search prunes items.
+
+Some users are ranked twice: by the beam search, and by the exact scores of all items. The difference is headroom for a
+better search with the same policy. It is not a bound on what another policy can reach, and it may be negative: items
+that the search loses are not always worse recommendations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+
+from trl_rec.data.dataset import at_most, split_rows
+from trl_rec.evaluation import metrics
+from trl_rec.evaluation.evaluator import per_user_metrics
+from trl_rec.evaluation.intervals import PairedComparison, paired_comparison
+from trl_rec.evaluation.policy import Policy
+from trl_rec.evaluation.rankings import Rankings
+from trl_rec.evaluation.results import Evaluation, held_out
+from trl_rec.evaluation.tables import aligned
+from trl_rec.files import write_json
+from trl_rec.ranges import COUNT
+
+
+if TYPE_CHECKING:
+    from trl_rec.data.dataset import RecDataset
+
+
+@dataclass(frozen=True, eq=False)
+class BeamGap:
+    """The results of the beam search beside those of exact scores, for the same users.
+
+    Args:
+        num_users (`int`): Number of users.
+        num_beams (`int`): B, the number of beams.
+        beam (`dict[str, float]`): `ndcg@k` and `recall@k` of the beam search.
+        exhaustive (`dict[str, float]`): The same of the exact ranking.
+        gaps (`dict[str, PairedComparison]`): Exact ranking minus beam search, per metric, with a 95 % bootstrap
+            interval over users.
+        num_reachable (`int`): Number of targets that are among the B items with the highest exact scores.
+        num_pruned (`int`): How many of these are missing from the B items that the beam search returns.
+        beam_seconds (`float`): Time of the beam search.
+        exhaustive_seconds (`float`): Time of the exact ranking.
+    """
+
+    num_users: int
+    num_beams: int
+    beam: dict[str, float]
+    exhaustive: dict[str, float]
+    gaps: dict[str, PairedComparison]
+    num_reachable: int
+    num_pruned: int
+    beam_seconds: float
+    exhaustive_seconds: float
+
+    @property
+    def pruning_rate(self) -> float | None:
+        """PruningRate@B: the share of the reachable targets that the beam search loses. None if there are none."""
+        return self.num_pruned / self.num_reachable if self.num_reachable else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as plain values, for a JSON file."""
+        gaps = {name: gap._asdict() for name, gap in self.gaps.items()}
+        return {**asdict(self), "gaps": gaps, "pruning_rate": self.pruning_rate}
+
+
+def measure_beam_gap(
+    policy: Policy, dataset: RecDataset, *, num_users: int, split: str = "test", k: int = 10, seed: int = 0
+) -> BeamGap:
+    """Ranks users both by beam search and by the exact scores of all items.
+
+    The time grows with the size of the catalogue: for each user, the model reads every inner node of the trie.
+
+    Args:
+        policy (`Policy`): A policy that ranks single items.
+        dataset (`RecDataset`): The dataset.
+        num_users (`int`): Number of users, spread evenly over the split.
+        split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
+        k (`int`, *optional*, defaults to `10`): The cutoff of the metrics.
+        seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
+    """
+    COUNT.check("num_users", num_users)
+    if policy.writes_lists:
+        raise ValueError("the model writes lists; the beam gap compares rankings of single items")
+    rows = at_most(num_users, held_out(dataset, split))
+    num_beams = max(policy.num_beams or 0, k)
+
+    # 1. Rank the users in both ways. B ranks are enough for NDCG at k and for the pruned targets.
+    started = time.perf_counter()
+    beam = policy.rank(rows, num_beams)
+    between = time.perf_counter()
+    exact = policy.rank_exhaustively(rows, num_beams)
+    ended = time.perf_counter()
+
+    # 2. Compare them.
+    targets = split_rows(rows, "targets")
+    names = (f"ndcg@{k}", f"recall@{k}")
+    by_beam, by_exact = (per_user_metrics(ranked.items, targets, ks=[k]) for ranked in (beam, exact))
+    num_reachable, num_pruned = _pruned(beam, exact, rows)
+    return BeamGap(
+        num_users=len(rows),
+        num_beams=num_beams,
+        beam={name: float(by_beam[name].mean()) for name in names},
+        exhaustive={name: float(by_exact[name].mean()) for name in names},
+        gaps={name: paired_comparison(by_exact[name], by_beam[name], seed=seed) for name in names},
+        num_reachable=num_reachable,
+        num_pruned=num_pruned,
+        beam_seconds=between - started,
+        exhaustive_seconds=ended - between,
+    )
+
+
+def write_beam_gaps(folder: str | Path, results: Mapping[str, Evaluation]) -> None:
+    """Writes `beam_gap.json`, which maps recommenders to their beam gaps. Removes the file if none was measured."""
+    path = Path(folder) / "beam_gap.json"
+    gaps = {name: result.beam_gap.to_dict() for name, result in results.items() if result.beam_gap is not None}
+    if gaps:
+        write_json(path, gaps)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def beam_gap_table(gap: BeamGap) -> str:
+    """Makes a table of the beam search and the exact ranking, with the pruned targets and the times below."""
+    # 1. Write one row per metric.
+    rows = [["", f"{gap.num_beams} beams", "every item", "difference", "95 % interval"]]
+    for name, difference in gap.gaps.items():
+        interval = f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+        means = (f"{gap.beam[name]:.4f}", f"{gap.exhaustive[name]:.4f}")
+        rows.append([name, *means, f"{difference.difference:+.4f}", interval])
+
+    # 2. Write the pruned targets and the times.
+    pruned = f"PruningRate@{gap.num_beams}: no target is among the {gap.num_beams} best items"
+    if gap.pruning_rate is not None:
+        pruned = (
+            f"PruningRate@{gap.num_beams}: {gap.pruning_rate:.4f} (the beam search loses {gap.num_pruned} of the "
+            f"{gap.num_reachable} targets among the {gap.num_beams} best items)"
+        )
+    times = f"time: {gap.beam_seconds:.1f} s by beam search, {gap.exhaustive_seconds:.1f} s with every item scored"
+    caption = (
+        f"beam gap over {gap.num_users} users: what this policy loses because its beam search prunes items (headroom "
+        "for the search, not a bound on other policies)"
+    )
+    return "\n".join([caption, "", *aligned(rows), "", pruned, times])
+
+
+def _pruned(beam: Rankings, exact: Rankings, rows: Dataset) -> tuple[int, int]:
+    """Returns the number of targets in the exact ranking, and how many of these are missing from the beam's."""
+    targets = split_rows(rows, "targets")
+    row_ids = targets.row_ids
+    reachable = _contained(exact.items, row_ids, targets.values)
+    lost = reachable - _contained(beam.items, row_ids, targets.values)
+    return len(reachable), len(lost)
+
+
+def _contained(ranked: np.ndarray, row_ids: np.ndarray, items: np.ndarray) -> set[tuple[int, int]]:
+    """Returns the (row, item) pairs of the given items that the rankings `(N, K)` contain."""
+    hits, _ = metrics.find_hits(ranked, row_ids, items)
+    found = np.nonzero(hits)[0]
+    return set(zip(found.tolist(), ranked[hits].tolist(), strict=True))

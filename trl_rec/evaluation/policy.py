@@ -1,0 +1,226 @@
+"""Evaluates a policy: a model together with how it is prompted and decoded.
+
+`evaluate_policy` adds to the metrics of a ranking what only the model can tell: recall far down the list, from a pass
+with more beams, the order of held-out items that the user liked and disliked, and expectations over items that share a
+leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from trl_rec.data.dataset import split_rows, split_users
+from trl_rec.data.prompts import PromptFormat
+from trl_rec.decoding.exact import rank_scores, score_catalog, score_items
+from trl_rec.evaluation.preferences import RatedTargets
+from trl_rec.evaluation.rank import as_ranks, map_histories, rank_histories
+from trl_rec.evaluation.rankings import RANK, Rankings
+from trl_rec.evaluation.results import Evaluation, evaluate_split, further_cutoff, held_out, recall_far_down
+from trl_rec.evaluation.rewards import ListReward
+from trl_rec.evaluation.shared_leaves import expected_metrics, leaf_of_items
+from trl_rec.items.trie import TokenTrie
+from trl_rec.ragged import Ragged
+from trl_rec.ranges import COUNT
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from trl_rec.data.dataset import RecDataset
+
+# Maps padded prompts, their row numbers and the items to exclude to values, as `map_histories` expects.
+BatchFunction: TypeAlias = Callable[[dict[str, Tensor], np.ndarray, Tensor | None], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A model, and how it is prompted and decoded.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        prompt_format (`PromptFormat`): How histories are written.
+        trie (`TokenTrie`): The catalogue, built with `lists=True` if the prompt format has a `list_length`.
+        pad_token_id (`int`): Id of the padding token.
+        num_beams, exclude_history, renormalize, length_penalty, batch_size, max_length (*optional*): As in
+            [`rank_histories`].
+    """
+
+    model: PreTrainedModel
+    prompt_format: PromptFormat
+    trie: TokenTrie
+    pad_token_id: int
+    num_beams: int | None = None
+    exclude_history: bool = True
+    renormalize: bool = True
+    length_penalty: float = 0.0
+    batch_size: int = 16
+    max_length: int | None = None
+
+    @property
+    def writes_lists(self) -> bool:
+        """Whether the model writes lists. Otherwise it scores single items."""
+        return self.prompt_format.list_length is not None
+
+    def rank(self, rows: Dataset, top_k: int, *, num_beams: int | None = None) -> Rankings:
+        """Ranks items for the rows of a split: items and scores `(len(rows), top_k)`.
+
+        `num_beams` defaults to that of the policy.
+        """
+        return rank_histories(
+            self.model,
+            split_rows(rows, "history"),
+            self.prompt_format,
+            self.trie,
+            pad_token_id=self.pad_token_id,
+            users=self._users(rows),
+            top_k=top_k,
+            num_beams=self.num_beams if num_beams is None else num_beams,
+            exclude_history=self.exclude_history,
+            renormalize=self.renormalize,
+            length_penalty=self.length_penalty,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+        )
+
+    def rank_exhaustively(self, rows: Dataset, top_k: int) -> Rankings:
+        """Same as [`rank`], but from the exact scores of all items instead of a beam search.
+
+        The model must not write lists.
+        """
+        COUNT.check("top_k", top_k)
+        trie = self.trie.to(self.model.device)
+
+        def _rank(prompts: dict[str, Tensor], _: np.ndarray, exclude: Tensor | None) -> np.ndarray:
+            scores = score_catalog(
+                self.model, prompts, trie, renormalize=self.renormalize, length_penalty=self.length_penalty
+            )
+            return as_ranks(rank_scores(scores, trie, top_k, exclude))
+
+        return Rankings.from_ranks(self._map(_rank, rows, top_k, RANK, "scoring every item"))
+
+    def score(self, rows: Dataset, items: Ragged) -> np.ndarray:
+        """Computes the exact scores of given items, `(len(items.values),)` in float32.
+
+        If the model writes lists, the score of an item is the log-probability that a list begins with it.
+
+        Args:
+            rows (`Dataset`): Rows of a split.
+            items (`Ragged`): The items to score for each row, at least one in total.
+        """
+        trie = self.trie.to(self.model.device)
+        given = items.padded()  # (N, K)
+
+        def _score(prompts: dict[str, Tensor], numbers: np.ndarray, exclude: Tensor | None) -> np.ndarray:
+            # Excluded items leave before the softmax in lists. In rankings, they change no score.
+            scores = score_items(
+                self.model,
+                prompts,
+                trie,
+                torch.from_numpy(given[numbers]),
+                exclude=exclude if self.writes_lists else None,
+                renormalize=self.renormalize or self.writes_lists,
+                length_penalty=0.0 if self.writes_lists else self.length_penalty,
+            )
+            values: np.ndarray = scores.float().cpu().numpy()
+            return values
+
+        scores = self._map(_score, rows, given.shape[1], np.dtype(np.float32), "scoring rated items")
+        return scores[given >= 0]
+
+    def excluded(self, rows: Dataset) -> Ragged | None:
+        """Returns the items that are never recommended for each row, or None if histories are not excluded."""
+        return self.prompt_format.exclusions(split_rows(rows, "history")) if self.exclude_history else None
+
+    def _map(self, compute: BatchFunction, rows: Dataset, width: int, dtype: np.dtype[Any], desc: str) -> np.ndarray:
+        return map_histories(
+            compute,
+            split_rows(rows, "history"),
+            self.prompt_format,
+            width=width,
+            dtype=dtype,
+            desc=desc,
+            pad_token_id=self.pad_token_id,
+            users=self._users(rows),
+            exclude_history=self.exclude_history,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+        )
+
+    def _users(self, rows: Dataset) -> np.ndarray | None:
+        return split_users(rows) if self.prompt_format.users is not None else None
+
+
+def evaluate_policy(
+    policy: Policy,
+    dataset: RecDataset,
+    *,
+    split: str = "test",
+    ks: Sequence[int] = (1, 5, 10),
+    recall_at: int | None = None,
+    rewards: Mapping[str, float] | None = None,
+    reward_functions: Mapping[str, ListReward] | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Ranks the rows of a split with a policy, and computes all metrics.
+
+    Args:
+        policy (`Policy`): The policy.
+        dataset (`RecDataset`): The dataset.
+        split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
+        ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
+        recall_at (`int`, *optional*): A further cutoff above `ks`, for recall alone. It needs a second pass over the
+            users with this number of beams, except where the first pass scores every item. The other metrics keep
+            their own number of beams. It is left out for models that write lists, and where the list would contain the
+            whole catalogue.
+        rewards, reward_functions, seed (*optional*): As in [`evaluate_split`].
+
+    Returns:
+        [`Evaluation`]: The metrics of [`evaluate_split`] and, where they apply:
+
+        - `recall@k` for `recall_at`;
+        - `preference_accuracy`, if users have held-out items that they liked and others that they disliked;
+        - `expected_recall@k` and `expected_ndcg@k`, if items share a leaf of the trie.
+    """
+    rows = held_out(dataset, split)
+    further = None if policy.writes_lists else further_cutoff(recall_at, ks, len(dataset.catalog))
+
+    # 1. Rank. Paths of one token are all scored in one step, so the number of beams does not matter.
+    if further is None:
+        ranked = policy.rank(rows, max(ks))
+        further_ranked = ranked
+    else:
+        num_beams = max(policy.num_beams or 0, further)
+        further_ranked = policy.rank(rows, further, num_beams=num_beams)
+        one_pass = policy.trie.max_depth == 1 or policy.num_beams == num_beams
+        ranked = further_ranked.head(max(ks)) if one_pass else policy.rank(rows, max(ks))
+    evaluation = evaluate_split(
+        ranked, dataset, split=split, ks=ks, rewards=rewards, reward_functions=reward_functions, seed=seed
+    )
+
+    # 2. Add what the first ranks do not tell.
+    values = recall_far_down(further_ranked, rows, further)
+    values |= _preference_accuracy(policy, rows)
+    if policy.trie.max_shared > 1:
+        leaves = leaf_of_items(policy.trie)
+        relevant = split_rows(rows, "targets")
+        values |= expected_metrics(ranked.items, relevant, leaves, ks=ks, excluded=policy.excluded(rows))
+    return evaluation.with_values(values, seed=seed)
+
+
+def _preference_accuracy(policy: Policy, rows: Dataset) -> dict[str, np.ndarray]:
+    """Returns the values per user of `preference_accuracy`, by name; nothing if no user has a pair."""
+    rated = RatedTargets.from_split(rows)
+    if rated is None or not rated.has_pairs.any():
+        return {}
+    with_pairs = np.flatnonzero(rated.has_pairs)
+    values = np.full(len(rows), np.nan)
+    some = rated.take(with_pairs)
+    values[with_pairs] = some.accuracy(policy.score(rows.select(with_pairs), some.items))
+    return {"preference_accuracy": values}

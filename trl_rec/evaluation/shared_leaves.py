@@ -1,0 +1,76 @@
+"""Metrics in expectation over the order of items that share a leaf of the trie.
+
+Items that are written alike (equal titles, or equal semantic IDs) share a leaf and have the same score. `rank_items`
+lists them in catalogue order, so whether a target comes first or last among them is arbitrary. The metrics
+`expected_recall@k` and `expected_ndcg@k` are the means over all orders of the items of each leaf. Without shared
+leaves they equal `recall@k` and `ndcg@k`. Both metrics are sums over ranks, so it suffices to replace each hit by the
+probability of a hit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trl_rec.evaluation import metrics
+from trl_rec.evaluation.rows import Rows, item_rows
+from trl_rec.items.trie import TokenTrie
+from trl_rec.ragged import Ragged
+
+
+def leaf_of_items(trie: TokenTrie) -> np.ndarray:
+    """Returns the number of each item's leaf, by item index, counted from 0."""
+    leaves = np.full(len(trie.item_positions), -1, np.int64)
+    leaves[trie.items.cpu().numpy()] = trie.leaves.cpu().numpy()
+    numbers: np.ndarray = np.unique(leaves, return_inverse=True)[1]
+    return numbers
+
+
+def expected_metrics(
+    ranked: np.ndarray, relevant: Rows, leaves: np.ndarray, *, ks: Sequence[int], excluded: Ragged | None = None
+) -> dict[str, np.ndarray]:
+    """Computes `expected_recall@k` and `expected_ndcg@k` per user, `(N,)` each.
+
+    Args:
+        ranked (`np.ndarray` of shape `(N, K)`): Item indices, best first, padded with -1.
+        relevant (`Ragged`, Arrow list column or list of lists): The items that each user chose next.
+        leaves (`np.ndarray` of shape `(num_items,)`): The leaf of each item, as returned by [`leaf_of_items`].
+        ks (`Sequence[int]`): The cutoffs k.
+        excluded (`Ragged`, *optional*): The items that could not be recommended to each user.
+    """
+    relevant = item_rows(relevant, "relevant", len(leaves))
+    num_items = len(leaves)
+    wanted = np.unique(relevant.row_ids * num_items + relevant.values)
+    num_relevant = np.bincount(wanted // num_items, minlength=len(ranked))
+
+    # 1. For each ranked item, count the items of its leaf that could be recommended, and the relevant ones among them.
+    left_out = np.empty(0, np.int64)
+    if excluded is not None:
+        left_out = np.unique(excluded.row_ids * num_items + excluded.values)
+    num_leaves = int(leaves.max(initial=-1)) + 1
+    keys = np.arange(len(ranked))[:, None] * num_leaves + leaves[np.maximum(ranked, 0)]  # (N, K)
+    sizes = np.bincount(leaves, minlength=num_leaves)[leaves[np.maximum(ranked, 0)]]
+    sizes = sizes - _count(keys, left_out, leaves, num_leaves)
+    relevant_in = _count(keys, np.setdiff1d(wanted, left_out, assume_unique=True), leaves, num_leaves)
+
+    # 2. The probability of a hit is the share of the relevant ones. A repeated item is never a hit.
+    possible = metrics.first_occurrences(ranked) & (sizes > 0)
+    hits = np.where(possible, relevant_in / np.maximum(sizes, 1), 0.0)
+
+    values = {}
+    for k in ks:
+        values[f"expected_recall@{k}"] = metrics.recall(hits, num_relevant, k)
+        values[f"expected_ndcg@{k}"] = metrics.ndcg(hits, num_relevant, k)
+    return values
+
+
+def _count(keys: np.ndarray, pairs: np.ndarray, leaves: np.ndarray, num_leaves: int) -> np.ndarray:
+    """Returns how many of the pairs of a user and an item have each key, in the shape of `keys`.
+
+    A pair is encoded as `user * num_items + item`, and a key as `user * num_leaves + leaf`.
+    """
+    rows, items = np.divmod(pairs, len(leaves))
+    found = np.sort(rows * num_leaves + leaves[items])
+    counts: np.ndarray = np.searchsorted(found, keys, side="right") - np.searchsorted(found, keys)
+    return counts
