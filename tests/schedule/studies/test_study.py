@@ -45,6 +45,7 @@ def test_a_finished_study_holds_its_figures_and_their_source(finished: Path) -> 
     assert test["split"] == "test"
     assert arm["figures"]["ndcg@10"]["mean"] == pytest.approx(test["results"][run["row"]]["metrics"]["ndcg@10"])
     assert [one["name"] for one in content["comparisons"]] == ["sft"] and "verdict" in content["comparisons"][0]
+    assert "<html" in (finished / "report.html").read_text() and "ndcg@10" in (finished / "table.txt").read_text()
     assert content["recommendation"] == "no difference from counter" or content["recommendation"].startswith("use sft")
 
 

@@ -14,6 +14,7 @@ from trl_rec.evaluation.comparison import Comparison, adjust, compare
 from trl_rec.evaluation.environment import environment
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.kept import KeptEvaluation, check_comparable, read_evaluation
+from trl_rec.evaluation.report import write_report
 from trl_rec.evaluation.tables import aligned
 from trl_rec.files import write_json, write_text
 from trl_rec.schedule.studies.resolution import Resolution
@@ -82,10 +83,14 @@ def conclude(
         }
         for name in study.arms
     }
+    state = environment()
     content: dict[str, Any] = {
         "status": "complete",
         "command": study.command,
-        **{name: value for name, value in environment().items() if name in ("git", "versions", "platform", "device")},
+        "commit": _commit(state["git"]),
+        "version": state["versions"]["trl-rec"],
+        "versions": state["versions"],
+        "device": state["device"],
         "finished": datetime.now(UTC).strftime("%Y-%m-%d"),
         "dataset": study.dataset_folder,
         "identity": everything[0].identity,
@@ -138,6 +143,11 @@ def recommendation(against: str, comparisons: Sequence[Comparison], arms: Mappin
     return (
         f"use {best.name} ({best.verdict} than {against}: {best.metric} {best.mean:.4f} against {best.reference:.4f})"
     )
+
+
+def _commit(git: Mapping[str, Any] | None) -> str | None:
+    """Returns the commit of the current directory, with `+` if files have changed since."""
+    return None if git is None else f"{git['commit'][:12]}{'+' if git['dirty'] else ''}"
 
 
 def _arm_entry(study: Study, name: str, chosen: Mapping[str, int], resolved: Resolution) -> dict[str, Any]:
@@ -259,9 +269,5 @@ def _legend(comparisons: Sequence[Comparison], against: str) -> list[str]:
 
 def _write_page(study: Study) -> None:
     """Writes the page of the study."""
-    try:
-        from trl_rec.evaluation.report import write_report
-    except ImportError:
-        return
     write_report([study.folder], study.folder / REPORT)
     study.say(f"the page is {study.folder / REPORT}, the figures are in {study.folder / RESULTS}")
