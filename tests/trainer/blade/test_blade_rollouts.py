@@ -247,6 +247,10 @@ def slow_metrics(rollouts: Rollouts, row: int, num_items: int) -> dict[str, floa
     pairs = [(i, k) for i in range(count) for k in range(count) if i != k]
     found["blade/tied_pairs"] = sum(targets[i] == targets[k] for i, k in pairs) / len(pairs)
     found["blade/dead_groups"] = float(len(set(targets)) == 1)
+    others = [[targets[k] for k in range(count) if k != i] for i in range(count)]
+    found["blade/zero_advantages"] = (
+        sum(sum(rest) == own * len(rest) for own, rest in zip(targets, others, strict=True)) / count
+    )
     references = rollouts.reference_rewards[row]
     if len(references):
         beaten = [sum(1.0 * (other < own) + 0.5 * (other == own) for other in references) for own in total]

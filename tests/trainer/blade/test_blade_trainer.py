@@ -105,7 +105,13 @@ def test_training_moves_every_tensor_but_the_references(folder: Path, tmp_path: 
     assert_close(trainer.ref_model, reference, tolerance=0)
     told = {name for entry in trainer.state.log_history for name in entry}
     assert {"reward", "rewards/ndcg", "kl", "blade/kl_k3", "blade/logps", "blade/target_std", "num_tokens"} <= told
-    assert {"blade/quantile", "blade/saturated", "blade/tied_pairs", "blade/dead_groups"} <= told
+    assert {
+        "blade/quantile",
+        "blade/saturated",
+        "blade/tied_pairs",
+        "blade/dead_groups",
+        "blade/zero_advantages",
+    } <= told
     assert {"blade/ratio", "blade/clipped", "blade/invalid", "blade/duplicates"} <= told
     assert trainer.display_name == name
 

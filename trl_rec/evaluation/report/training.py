@@ -37,9 +37,7 @@ BLADE = [
     ),
     Signal("blade/saturated", "share of lists above all references", "near 1, the static target teaches no more"),
     Signal("blade/tied_pairs", "tied pairs of lists", "pairs that the target cannot tell apart"),
-    Signal(
-        "blade/dead_groups", "zero-advantage share", "prompts whose lists all have the same target and teach nothing"
-    ),
+    Signal("blade/zero_advantages", "zero-advantage share", "lists that teach nothing beyond the distance (KL)"),
     Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy leaves what it had learned"),
 ]
 DISTANCE = Signal("reward", "reward over distance (KL)", "where the points lie level, distance buys no reward")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trl_rec.evaluation.rewards import ListRewards
+from trl_rec.losses.blade import leave_one_out
 
 
 class Rollouts(NamedTuple):
@@ -47,6 +48,8 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     - `blade/target_std`: Standard deviation of the target within the group.
     - `blade/tied_pairs`: Fraction of pairs of rollouts with equal targets.
     - `blade/dead_groups`: 1 if all rollouts of the prompt have the same target, so that nothing is learned from them.
+    - `blade/zero_advantages`: Fraction of rollouts whose target equals the mean of the other targets of the prompt, so
+      that their advantage is 0 before the KL penalty. It has the same name for all targets, GRPO included.
     - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts. Ties
       count half, so it is 0.5 for the reference policy.
     - `blade/saturated`: Fraction of rollouts whose reward is at least as high as that of every reference list.
@@ -69,6 +72,7 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     num_pairs = num_rollouts * (num_rollouts - 1)
     metrics["blade/tied_pairs"] = (tied.sum((1, 2)) - num_rollouts) / num_pairs
     metrics["blade/dead_groups"] = tied.all(-1).all(-1)
+    metrics["blade/zero_advantages"] = (leave_one_out(rollouts.targets) == 0).float().mean(1)
     if rollouts.reference_rewards.shape[1]:
         metrics.update(_against_references(rewards.total, rollouts.reference_rewards))
 
