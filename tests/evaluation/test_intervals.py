@@ -117,7 +117,7 @@ def test_a_single_run_is_paired_with_every_seed():
     rng = np.random.default_rng(14)
     a, b = rng.random((3, 40)), rng.random(40)
     assert paired_comparison(a, b) == paired_comparison(a, np.tile(b, (3, 1)))
-    with pytest.raises(ValueError, match="a has 3 seeds, but b has 2; pair the seeds"):
+    with pytest.raises(ValueError, match="a has 3 seeds, but b has 2; give the same seeds"):
         paired_comparison(a, rng.random((2, 40)))
 
 

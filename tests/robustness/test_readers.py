@@ -280,10 +280,10 @@ TABLE = [
     ),
     Attack(
         "wrong timestamp format",
-        "row 1: the timestamp '1' does not have the timestamp_format '%d/%m/%Y'",
+        "row 1: the timestamp '1' does not match the timestamp_format '%d/%m/%Y'",
         words=["--timestamp_format", "%d/%m/%Y"],
     ),
-    Attack("unknown directive", "does not have the timestamp_format '%Q'", words=["--timestamp_format", "%Q"]),
+    Attack("unknown directive", "does not match the timestamp_format '%Q'", words=["--timestamp_format", "%Q"]),
     Attack("events without ratings", "event_column and event_ratings must be set together", words=EVENTS),
     Attack(
         "ratings without events",

@@ -67,7 +67,7 @@ def _from_format(column: pa.ChunkedArray, where: str, time_format: str) -> pa.Ch
             values[position] = (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError) as error:
             row = int(np.flatnonzero(codes == position)[0])
-            problem = f"the timestamp {shown(text)} does not have the timestamp_format {time_format!r}; correct one"
+            problem = f"the timestamp {shown(text)} does not match the timestamp_format {time_format!r}; correct one"
             raise RowError(where, row, f"{problem} of them, or leave the row out") from error
     return pa.chunked_array([values[codes]])
 

@@ -14,14 +14,14 @@ from trl_rec.ranges import COUNT, FINITE
 
 SETTINGS = "recommender.json"
 CATALOG = "catalog"
-RECORD = "catalog"  # the key of the record of the catalogue in these settings
+RECORD = "catalog"  # key under which the settings record the catalogue
 REMEDY = "restore the file from a copy of the run folder, or train again"
 # The keys of the prompt's texts are `head`, `item`, ... in the JSON files, but `prompt_head`, `prompt_item`, ...
 # everywhere else.
 TEXT_KEYS = ("head", "item", "candidates", "tail")
 
 
-# What the settings may be; a key that is not listed is not used.
+# Types and ranges of the settings. Keys that are not listed are ignored.
 NUMBERS = {
     "max_length": COUNT,
     "num_beams": COUNT,
@@ -55,7 +55,7 @@ def save_run_settings(folder: str | Path, name: str, catalog: ItemCatalog, setti
 
 
 def _record(catalog: ItemCatalog) -> dict[str, str]:
-    """What identifies the catalogue that a model was trained with."""
+    """Returns the entries that identify the catalogue that a model was trained with."""
     return {
         "surface": catalog.surface,
         "fingerprint": catalog.fingerprint,
@@ -66,8 +66,8 @@ def _record(catalog: ItemCatalog) -> dict[str, str]:
 def load_run(folder: str | Path, name: str) -> tuple[dict[str, Any], ItemCatalog]:
     """Loads the settings of a run folder from the file `name`, and the catalogue.
 
-    Raises `ValueError` where one of the two is damaged, or where the catalogue is not the one that the model was
-    trained with. Folders that were written before this was recorded are checked as far as the tokenizer allows.
+    Raises `ValueError` if one of them is damaged, or if the catalogue is not the one that the model was trained with.
+    In folders of earlier versions, which do not record the catalogue, only the tokens of the items are checked.
     """
     folder = Path(folder)
     settings = _read_settings(folder / name)
@@ -82,7 +82,7 @@ def load_run(folder: str | Path, name: str) -> tuple[dict[str, Any], ItemCatalog
 
 
 def _check_record(folder: Path, catalog: ItemCatalog, trained: dict[str, Any]) -> None:
-    """Raises where the catalogue is not the one of the record."""
+    """Raises ValueError if the catalogue differs from the recorded one."""
     place = folder / CATALOG
     if catalog.fingerprint != trained.get("fingerprint"):
         raise ValueError(
@@ -99,7 +99,7 @@ def _check_record(folder: Path, catalog: ItemCatalog, trained: dict[str, Any]) -
 
 
 def _check_tokens(folder: Path, catalog: ItemCatalog) -> None:
-    """Raises where the tokenizer has tokens of items that the catalogue does not write with tokens."""
+    """Raises ValueError if the tokenizer contains tokens of items that are not in the catalogue."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
@@ -117,7 +117,7 @@ def _check_tokens(folder: Path, catalog: ItemCatalog) -> None:
 
 
 def _wrong_surface(place: Path, surface: str, trained: str) -> ValueError:
-    """The error for a catalogue of the right items with the wrong surface."""
+    """Returns the error for a catalogue with the right items but the wrong surface."""
     return ValueError(
         f"{place} writes items with the surface {surface}, but the model was trained with {trained}; restore it from "
         f"a copy of the run folder, or run ItemCatalog.load({str(place)!r}).with_surface({trained!r})"
@@ -139,14 +139,14 @@ def settings_of_run(folder: str | Path | None) -> dict[str, Any]:
 
 
 def check_keys(path: Path, settings: dict[str, Any], keys: tuple[str, ...]) -> None:
-    """Raises where the settings that were read from `path` lack one of the keys."""
+    """Raises ValueError if the settings that were read from `path` lack one of the keys."""
     missing = [key for key in keys if key not in settings]
     if missing:
         raise ValueError(f"{path} has no key {missing[0]!r}; {REMEDY}")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """Reads and checks the settings of a run folder. The texts in `["prompt"]` get back their keys with `prompt_`."""
+    """Reads and checks the settings of a run folder. The texts in `["prompt"]` get keys with `prompt_`."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -171,7 +171,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _check_values(settings: dict[str, Any]) -> None:
-    """Raises where a value is none that the key can have. What may be left out may be None."""
+    """Raises ValueError if a value is invalid for its key. Optional values may be None."""
     for key, value in settings.items():
         if key in FLAGS and not isinstance(value, bool):
             raise ValueError(f"{key} must be true or false, not {value!r}")

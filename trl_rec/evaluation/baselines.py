@@ -79,7 +79,7 @@ class PopularityBaseline:
         return self
 
     def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
-        """Items and their popularity `(num_users, top_k)`; the arguments are as for [`RandomBaseline`]."""
+        """Returns items and their popularity, `(num_users, top_k)`. The arguments are those of [`RandomBaseline`]."""
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
         items = _rank_by_order(excluded, top_k, self.num_items, lambda _, positions: self.by_popularity[positions])
@@ -141,7 +141,7 @@ class TransitionBaseline:
         return self
 
     def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
-        """Items and scores `(num_users, top_k)`; the arguments are as for [`RandomBaseline`]."""
+        """Returns items and their scores, `(num_users, top_k)`. The arguments are those of [`RandomBaseline`]."""
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
         recent = Ragged(self._position[histories.values], histories.offsets).tail(self.max_history)

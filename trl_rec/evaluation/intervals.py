@@ -94,7 +94,9 @@ def paired_comparison(
             f"a has {a.shape[1]} users, but b has {b.shape[1]}; compare runs over the same users, in the same order"
         )
     if len(a) != len(b) and 1 not in (len(a), len(b)):
-        raise ValueError(f"a has {len(a)} seeds, but b has {len(b)}; pair the seeds, or give one run of a side")
+        raise ValueError(
+            f"a has {len(a)} seeds, but b has {len(b)}; give the same seeds on both sides, or a single run on one side"
+        )
 
     differences = a - b  # (S, N)
     low, high = bootstrap_interval(differences, num_resamples=num_resamples, level=level, seed=seed)

@@ -22,9 +22,9 @@ def read(**changes: Any) -> None:
     [
         ({"seeds": [0, 1, 0]}, "seeds: .* names a seed twice"),
         ({"seeds": []}, "seeds: .* is empty"),
-        ({"arms": {}}, "arms: there is none"),
+        ({"arms": {}}, "arms is empty"),
         ({"arms": {"a": 3}}, "arms: a must be a mapping"),
-        ({"arms": {"a": {}}}, "arms: a: verb must be a text"),
+        ({"arms": {"a": {}}}, "arms: a: verb must be a string"),
         ({"arms": {"a": {"verb": "prepare"}}}, "'prepare' is not a training verb"),
         ({"arms": {"a": {**SFT, "sets": {}}}}, "arms: a: there is no key 'sets'"),
         (

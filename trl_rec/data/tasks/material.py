@@ -116,7 +116,7 @@ def make_material(name: str, count: int, key: list[int], tables: TokenTables) ->
 
 
 def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
-    """Returns a sorted sample of `count` numbers below `total`. How often they occur differs by at most one."""
+    """Returns a sorted sample of `count` numbers below `total`. All numbers occur equally often, give or take one."""
     if not total:
         return np.empty(0, np.int64)
     rest = np.random.default_rng(key).choice(total, count % total, replace=False)

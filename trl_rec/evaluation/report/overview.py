@@ -94,8 +94,8 @@ def plane_section(material: Material) -> Section | None:
     return Section(
         "plane",
         "Reward and accuracy",
-        "Right is more accurate, up is more reward; a recommender that went up without going left has bought its "
-        "reward with nothing.",
+        "Points further right are more accurate, and points further up have more reward. A recommender that is "
+        "above another and not to the left of it gained reward without losing accuracy.",
         [Charts([Panel(svg)], material.legend(arms), is_wide=True)],
     )
 

@@ -35,12 +35,14 @@ BLADE = [
         "quantile among the reference lists",
         "0.5: as good as the policy that training started from; 1: better than all its lists",
     ),
-    Signal("blade/saturated", "share of lists above all references", "near 1, the static target teaches no more"),
+    Signal("blade/saturated", "share of lists above all references", "near 1, the static target gives no more signal"),
     Signal("blade/tied_pairs", "tied pairs of lists", "pairs that the target cannot tell apart"),
     Signal("blade/zero_advantages", "zero-advantage share", "lists that teach nothing beyond the distance (KL)"),
     Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy leaves what it had learned"),
 ]
-DISTANCE = Signal("reward", "reward over distance (KL)", "where the points lie level, distance buys no reward")
+DISTANCE = Signal(
+    "reward", "reward over distance (KL)", "where the points are level, more distance gives no more reward"
+)
 OTHERS = [
     Signal("bear/ce", "cross-entropy of the target", "should fall"),
     Signal("bear/pruned", "share of target tokens outside the beam", "what beam search would lose: should fall"),
@@ -63,8 +65,8 @@ def curves_section(material: Material) -> Section | None:
     return Section(
         "curves",
         "Learning curves",
-        f"Training should end where {material.primary} on validation users no longer rises; a curve that still climbs "
-        "at its right end asks for a longer run.",
+        f"Training should end where {material.primary} on validation users no longer rises; if the curve still "
+        "rises at its end, train longer.",
         [Charts(panels, _legend(material))],
     )
 
@@ -90,7 +92,8 @@ def signal_sections(material: Material) -> list[Section]:
             Section(
                 "signal",
                 "Training signal",
-                "What the method learns from, step by step; each remark says which way the line should go.",
+                "The quantities that the method learns from, per step. Each remark describes how the curve should "
+                "develop.",
                 [Charts(others, _legend(material))],
             )
         )

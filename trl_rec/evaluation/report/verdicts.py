@@ -28,8 +28,8 @@ def verdicts_section(material: Material) -> Section | None:
     return Section(
         "verdicts",
         "Verdicts",
-        "What these figures allow to say; a difference counts as one only if chance would produce it in less than "
-        "one of 20 such comparisons.",
+        "Which differences are more than chance: a difference counts only if chance alone would produce it in "
+        "fewer than one of 20 such comparisons.",
         blocks,
     )
 

@@ -20,7 +20,7 @@ KEY_BITS = 62  # usable bits of an int64 sort key; the sign bit and one more bit
 
 
 def as_matrix(sequences: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tensor:
-    """Returns the paths as `(N, L)`, padded on the right with -1. Raises ValueError if they are no valid token ids."""
+    """Returns the paths as `(N, L)`, padded on the right with -1. Raises ValueError for invalid token ids."""
     # 1. Convert lists and arrays to a tensor.
     if isinstance(sequences, Tensor) or hasattr(sequences, "shape"):
         paths = as_integers(sequences, "sequences must be a 2-D array of token ids", ndim=2)
@@ -54,11 +54,11 @@ def as_integers(values: object, message: str, *, ndim: int) -> Tensor:
 
     Args:
         values: The values.
-        message: What the `ValueError` says if they are anything else: what they must be.
+        message: Beginning of the error message: what the values must be.
         ndim: The number of dimensions.
     """
-    # 1. Convert them, without rounding numbers or reading truth values as numbers. Torch reads numpy arrays in the
-    # machine's byte order only.
+    # 1. Convert them. Floats and booleans are refused below rather than converted to integers. Torch reads only numpy
+    # arrays in the byte order of the machine.
     if isinstance(values, np.ndarray):
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:

@@ -65,7 +65,7 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
     if len(set(config.seeds)) != len(config.seeds) or not config.seeds:
         raise ValueError(f"seeds: {config.seeds} is empty or names a seed twice; list each seed once")
     if not config.arms:
-        raise ValueError("arms: there is none; give at least one arm, such as 'counter: {baseline: transition}'")
+        raise ValueError("arms is empty; give at least one arm, such as 'counter: {baseline: transition}'")
     arms = {name: _read_arm(name, entry, config, read_recipe) for name, entry in config.arms.items()}
     slugs: dict[str, str] = {}
     for name, arm in arms.items():
@@ -220,7 +220,7 @@ def _keys(where: str, name: str, keys: Any) -> dict[str, Any]:
 
 def _text(where: str, key: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{where}: {key} must be a text, not {value!r}")
+        raise ValueError(f"{where}: {key} must be a string, not {value!r}")
     return value
 
 
