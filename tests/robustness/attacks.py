@@ -1,4 +1,4 @@
-"""Malformed inputs in tables: what each attack writes, what is called, and what the user must read.
+"""Runs tables of malformed inputs. Each entry says what is damaged, what is run, and what the user must be told.
 
 A test module has a table of attacks on one thing (readers, recipes, run folders). Each attack has to end in one clear
 sentence and exit status 2, without a traceback, and must leave every file as it was.
@@ -25,9 +25,9 @@ class Attack:
 
     Args:
         name: The test's id.
-        says: A part of the sentence that must be printed: the file or key, and what to do.
-        damage: Changes files in the folder that it is given, before the call.
-        words: More words on the command line of the verb.
+        says: A part of the sentence that must be printed, such as the file or key and the remedy.
+        damage: Changes files in the folder before the verb runs.
+        words: Additional words on the command line of the verb.
     """
 
     name: str
@@ -46,14 +46,14 @@ def each(attacks: Sequence[Attack]) -> pytest.MarkDecorator:
 def assert_refused(
     attack: Attack, verb: str, words: Sequence[str], folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Damages the folder, runs the verb in it, and holds its end to the promise.
+    """Damages the folder, runs the verb in it, and checks how the verb ends.
 
     Args:
         attack: The attack.
         verb: The verb of `trl-rec`.
-        words: Its command line, before that of the attack.
-        folder: The current directory during the call.
-        capsys: What is printed.
+        words: The command line of the verb, to which the words of the attack are added.
+        folder: The current directory while the verb runs.
+        capsys: The fixture that captures what is printed.
     """
     attack.damage(folder)
     before = contents(folder)
@@ -74,7 +74,7 @@ def assert_refused(
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """A hash of each file under a folder, hidden ones included; folders have an empty one."""
+    """Returns a hash of each file under a folder, including hidden files. The hash of a folder is empty."""
     found = {}
     for path in sorted(folder.rglob("*")):
         is_file = path.is_file()

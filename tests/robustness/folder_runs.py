@@ -1,4 +1,4 @@
-"""Verbs that write to a dataset folder, as work for `tests.processes`: each replaces what an earlier call has made."""
+"""Runs verbs that replace the contents of a dataset folder, in processes started by `tests.processes`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trl_rec.semantic_ids import make_semantic_ids
 
 
 def make_start(output: Path) -> None:
-    """The folder that the verbs find: a dataset with semantic IDs, made with other settings than theirs."""
+    """Makes the folder that the verbs replace: a dataset with semantic IDs, made with different settings."""
     prepare("toy", output, toy_users=30, toy_items=50)
     make_semantic_ids(load(output), levels=2, codes=10)
 

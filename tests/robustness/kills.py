@@ -1,6 +1,6 @@
-"""Kills work at the steps at which it changes files: SIGKILL comes just before a chosen call of the operating system.
+"""Kills a process with SIGKILL just before a chosen system call that changes files.
 
-Unlike a kill after some time, such a kill comes where it hurts, whatever the speed of the machine.
+Unlike a kill after some time, this interrupts every file operation, however fast the machine is.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ CALLS = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")
 
 
 def count_steps(work: Work, output: Path) -> int:
-    """Runs the work to its end, and returns the number of its calls that change files."""
+    """Runs the work to its end, and returns the number of system calls that changed files."""
     run_alone(partial(_run_counted, work, None), output)
     return int(output.with_suffix(".steps").read_text())
 
 
 def kill_at(work: Work, output: Path, step: int) -> None:
-    """Runs the work and kills it before its call number `step`, counted from 1."""
+    """Runs the work, and kills it before system call number `step`, counted from 1."""
     process = start(partial(_run_counted, work, step), output)
     process.join()
     assert process.exitcode == -signal.SIGKILL, f"exit code {process.exitcode}\n{log_of(output)}"
 
 
 def draw_steps(num_steps: int, num_kills: int, seed: int = 0) -> Iterator[int]:
-    """`num_kills` different steps, spread over the work: one in each stretch of about equal length."""
+    """Returns `num_kills` distinct steps, one from each of as many equal parts of the work."""
     draw = random.Random(seed)
     bounds = [1 + num_steps * place // num_kills for place in range(num_kills + 1)]
     return (draw.randrange(low, high) for low, high in zip(bounds, bounds[1:], strict=False) if low < high)

@@ -1,4 +1,4 @@
-"""Attacks on dataset folders and the catalogues in them: one sentence names the damaged file."""
+"""Attacks on dataset folders and the catalogues in them: the error must name the damaged file in one sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEEP = "[" * 100_000
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset folder."""
+    """Makes a dataset folder."""
     return prepare("toy", tmp_path_factory.mktemp("whole") / "toy", toy_users=5, toy_items=45).path
 
 

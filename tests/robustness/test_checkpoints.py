@@ -1,4 +1,4 @@
-"""Damaged checkpoints, those of other runs, and runs that would replace another's work."""
+"""Attacks on checkpoints: damaged files, checkpoints of other runs, and runs that would replace an earlier run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "overwrite"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with the checkpoints 2 and 4, another run with a checkpoint 4, and a model whose weights are others."""
+    """Makes a run with the checkpoints 2 and 4, another run with a checkpoint 4, and a model with other weights."""
     folder = tmp_path_factory.mktemp("world")
     make_folder(folder)
     make_trainer(folder, folder / "run", **SAVING).train()
@@ -51,18 +51,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(world: Path, tmp_path: Path) -> Path:
-    """A copy of the run that a test may damage."""
+    """Copies the run, so that a test may damage the copy."""
     return Path(shutil.copytree(world / "run", tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
 def shared(world: Path) -> BearTrainer:
-    """A trainer that is about to resume, and never does."""
+    """Makes a trainer that tests ask from where it would resume. It never trains."""
     return make_trainer(world, world / "run", **SAVING)
 
 
 def started(trainer: Any, monkeypatch: pytest.MonkeyPatch, resume: str | bool | None = True) -> str | None:
-    """The checkpoint from which the trainer's parent would start."""
+    """Returns the checkpoint from which the trainer would resume."""
     given: list[str | None] = []
     monkeypatch.setattr(Trainer, "train", lambda self, checkpoint=None, *others: given.append(checkpoint))
     trainer.train(resume_from_checkpoint=resume)
@@ -79,7 +79,7 @@ def cut(path: Path) -> None:
 
 
 def zero(path: Path) -> None:
-    """What a power cut leaves of a file that had not reached the disk."""
+    """Fills the file with zeros, as a power cut does if the file had not reached the disk."""
     path.write_bytes(bytes(path.stat().st_size))
 
 
@@ -171,7 +171,7 @@ def test_other_files_of_a_checkpoint_may_change(output: Path, shared: BearTraine
 
 @dataclass(frozen=True)
 class Change:
-    """A resume with other settings, and what the refusal says of them; nothing if it is allowed."""
+    """Other settings for a resumed run, and what the error must say; nothing if the change is allowed."""
 
     options: dict[str, Any] = field(default_factory=dict)
     says: str = ""
@@ -264,7 +264,7 @@ def test_an_adapter_begins_at_random_but_its_base_counts(world: Path, tmp_path: 
 
 
 def test_rows_are_compared_by_content(world: Path, monkeypatch) -> None:
-    """Not by their cache file, nor by how they are cut into chunks."""
+    """Neither their cache file nor their division into chunks matters."""
     rows = make_trainer(world, world / "run", **SAVING).train_dataset
     again = Dataset.from_dict(rows.to_dict(), features=rows.features)
     turned = rows.select(range(len(rows) - 1, -1, -1)).flatten_indices().select(range(len(rows) - 1, -1, -1))
@@ -274,7 +274,7 @@ def test_rows_are_compared_by_content(world: Path, monkeypatch) -> None:
 
 
 def test_the_same_trainer_may_resume_itself(world: Path, tmp_path: Path) -> None:
-    """Its model has been trained since the checkpoint's run began."""
+    """The weights have changed since the run began, because the same model was trained."""
     trainer = make_trainer(world, tmp_path / "run", **SAVING)
     trainer.train()
     trainer.args.max_steps = 6
@@ -364,7 +364,7 @@ def train_in(world: Path, options: dict[str, Any], output: Path) -> None:
 
 
 def sentences(output: Path) -> list[str]:
-    """What the processes told a user; nothing may end in a traceback."""
+    """Returns the messages that the processes printed, after checking that none is a traceback."""
     log = output.with_suffix(".log").read_text()
     assert "Traceback" not in log, log
     return [line for line in log.splitlines() if line.startswith("trl-rec bear: ")]
@@ -419,7 +419,7 @@ def test_two_runs_do_not_share_a_folder_and_a_dead_one_holds_nothing(world: Path
 def test_a_full_disk_ends_in_a_sentence_and_leaves_the_older_checkpoint(
     limit: int, fails: str, world: Path, tmp_path: Path
 ) -> None:
-    """A limit on the size of files stands for the disk: below the model's size, then below the optimizer's."""
+    """A limit on file sizes simulates the full disk: first below the size of the model, then of the optimizer."""
     output, whole = tmp_path / "run", tmp_path / "whole"
     options = {"optim": "adamw_torch", "learning_rate": 0.01}
     make_trainer(world, output, **SAVING, **options, max_steps=2).train()

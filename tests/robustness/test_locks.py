@@ -1,4 +1,4 @@
-"""One process at a time writes to a folder, and a dead process keeps nobody out."""
+"""Only one process at a time may write to a folder, and a lock must not outlive its process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def python(code: str, *words: object, **options: object) -> subprocess.Popen[str
 
 @contextmanager
 def held(folder: Path, meanwhile: str = "pass") -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock of a folder."""
+    """Starts another process that locks a folder."""
     with python(HOLD.format(meanwhile=meanwhile), folder) as process:
         assert process.stdout is not None and process.stdout.readline() == "locked\n"
         yield process

@@ -1,4 +1,4 @@
-"""Verbs that write a folder lose nothing: not by a kill, a full disk or a second writer, nor what is not theirs."""
+"""Verbs that write a folder must lose no data: after a kill, on a full disk, with a second writer, or of the user."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VERBS = [folder_runs.prepare_again, folder_runs.tokenize_kmeans, folder_runs.tok
 
 @pytest.fixture(scope="module")
 def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with semantic IDs."""
+    """Makes a dataset with semantic IDs."""
     folder = tmp_path_factory.mktemp("start") / "data"
     folder_runs.make_start(folder)
     return folder
@@ -57,7 +57,7 @@ def test_a_killed_verb_ends_with_the_same_bytes(
 
 
 def assert_one_version(data: Path) -> None:
-    """The old or the new version is there, complete; under a hidden name if the kill came between two renames."""
+    """Checks that the old or the new version is complete, possibly under a hidden name between two renames."""
     hidden = list(data.parent.glob(".data.*.old"))
     load(data if data.exists() else hidden[0])
 
@@ -78,7 +78,7 @@ def test_a_verb_that_is_killed_again_and_again_leaves_nothing_in_the_end(start_f
 
 
 def write(name: str) -> Callable[[Path], object]:
-    """Writes a file of the user's."""
+    """Writes a file that belongs to the user."""
 
     def damage(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def test_a_file_that_comes_while_prepare_runs_stays(
 
 
 def test_an_old_folder_is_never_put_over_something_new(start_folder: Path, tmp_path: Path, caplog) -> None:
-    """A kill came between the two renames, and a user has made a folder of that name since."""
+    """The process was killed between the two renames, and then the user made a folder of that name."""
     data = tmp_path / "data"
     number = "0123456789abcdef" * 2
     shutil.copytree(start_folder, tmp_path / f".data.{number}.old")
@@ -186,7 +186,7 @@ def test_an_old_folder_is_never_put_over_something_new(start_folder: Path, tmp_p
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Inside the block, no file may have more bytes, as with `ulimit -f` or on a full disk."""
+    """Limits the size of files inside the block, as `ulimit -f` does, to simulate a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

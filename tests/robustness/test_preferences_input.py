@@ -31,7 +31,7 @@ WORDS += ["--model_name_or_path", "model", "--disable_tqdm", "true"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset and a model that knows its items, and a model of texts that has a chat template."""
+    """Makes a dataset with a model of its items, and a model of texts with a chat template."""
     folder = tmp_path_factory.mktemp("world")
     make_folder(folder)
     (folder / "texts").mkdir()
@@ -48,12 +48,12 @@ def rows(*found: object, name: str = "preferences.jsonl") -> Callable[[Path], ob
 
 
 def item_rows(**values: object) -> Callable[[Path], object]:
-    """Writes a right row, and one with other values."""
+    """Writes a valid row, and a row in which the given values are replaced."""
     return rows(ITEMS, {**ITEMS, **values})
 
 
 def text_rows(**values: object) -> Callable[[Path], object]:
-    """Writes a right row, and one with other values."""
+    """Writes a valid row, and a row in which the given values are replaced."""
     return rows(TEXTS, {**TEXTS, **values})
 
 
@@ -63,14 +63,14 @@ def content(text: str | bytes, name: str = "preferences.jsonl") -> Callable[[Pat
 
 
 def parquet(**columns: pa.Array) -> Callable[[Path], object]:
-    """Writes a Parquet file with one right row, and with these columns."""
+    """Writes a Parquet file with one valid row, in which the given columns are replaced."""
     empty = pa.array([[]], pa.list_(pa.string()))
     right = {"history": empty, "chosen": pa.array(["i1"]), "rejected": empty}
     return lambda folder: pq.write_table(pa.table({**right, **columns}), folder / "preferences.parquet")
 
 
 def file(name: str) -> list[str]:
-    """The words that name the preferences."""
+    """Returns the words of the command line that name the preferences."""
     return ["--preferences", name]
 
 
@@ -134,7 +134,7 @@ TABLES = [
 
 
 def with_real_ids(attack: Attack, ids: list[str]) -> Attack:
-    """The attack with ids of the catalogue in place of i0, i1 and i2."""
+    """Replaces i0, i1 and i2 in the attack by ids of the catalogue."""
 
     def damage(folder: Path) -> None:
         attack.damage(folder)
@@ -150,7 +150,7 @@ def with_real_ids(attack: Attack, ids: list[str]) -> Attack:
 
 @pytest.fixture
 def clean(world: Path) -> Path:
-    """The folder without the files of an earlier attack."""
+    """Removes the files of an earlier attack from the folder."""
     for path in [*world.glob("preferences.*"), *world.glob("x.*")]:
         path.rmdir() if path.is_dir() else path.unlink()
     return world
@@ -164,7 +164,7 @@ def test_malformed_items_are_refused(attack: Attack, clean: Path, capsys: pytest
 
 
 def said(text: object, role: str = "assistant") -> list[dict[str, object]]:
-    """A conversation of one message."""
+    """Returns a conversation with one message."""
     return [{"role": role, "content": text}]
 
 
@@ -172,7 +172,7 @@ CONVERSATION = {"prompt": said("a", "user"), "chosen": said("b"), "rejected": [s
 
 
 def chat_rows(**values: object) -> Callable[[Path], object]:
-    """Writes a conversation with other values."""
+    """Writes a row with a conversation, in which the given values are replaced."""
     return rows({**CONVERSATION, **values})
 
 

@@ -1,4 +1,4 @@
-"""Every number in a configuration has a range: its bounds are accepted, and what is just outside them is refused."""
+"""Every number in a configuration has a range. Its bounds are accepted, and values just outside are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUFFIXES = ("Config", "Arguments", "Stage")
 
 
 def configurations() -> list[type[Any]]:
-    """All dataclasses of the package that a recipe or a caller fills."""
+    """Returns all dataclasses of the package that contain options."""
     found: set[type[Any]] = set()
     for module in pkgutil.walk_packages(trl_rec.__path__, "trl_rec."):
         for kind in vars(importlib.import_module(module.name)).values():
@@ -69,7 +69,7 @@ def test_whole_numbers_have_ranges_of_whole_numbers(kind: type[Any]) -> None:
 
 
 def bounds(range: Range) -> tuple[list[float], list[float]]:
-    """Numbers at the bounds of a range, and numbers just outside."""
+    """Returns the numbers at the bounds of a range, and the numbers just outside."""
     step = 1 if range.whole else math.ulp(1.0)
     inside: list[float] = [] if range.also is None else [range.also]
     outside: list[float] = [math.nan, math.inf, -math.inf]
@@ -85,14 +85,14 @@ def bounds(range: Range) -> tuple[list[float], list[float]]:
 
 
 def set_field(config: Any, name: str, value: object) -> Any:
-    """The configuration with another value, without running its `__post_init__`."""
+    """Returns the configuration with another value, without calling `__post_init__`."""
     changed = object.__new__(type(config))
     vars(changed).update(vars(config) | {name: value})
     return changed
 
 
 def example(kind: type[Any]) -> Any:
-    """An instance with the defaults, for which nothing is run: a configuration of a trainer would choose a device."""
+    """Returns an instance with the defaults, not via `__init__`, because trainer configs would choose a device."""
     made = object.__new__(kind)
     for name, field in kind.__dataclass_fields__.items():
         if field.default_factory is not importlib.import_module("dataclasses").MISSING:
@@ -206,6 +206,6 @@ def test_a_refusal_names_the_bounds(range: Range, value: object, says: str) -> N
 
 
 def test_no_inherited_range_is_left_over() -> None:
-    """A name in the table that no installed configuration has could be a slip of the pen."""
+    """A name in the table that no installed configuration has may be a typing error."""
     known = {name for kind in CONFIGURATIONS for name in kind.__dataclass_fields__}
     assert set(INHERITED) <= known

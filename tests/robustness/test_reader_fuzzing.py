@@ -1,4 +1,4 @@
-"""Random damage to the files of every format: the end is one sentence, or a dataset that loads."""
+"""Damages files of every format at random. The result must be an error of one sentence, or a dataset that loads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trl_rec.data import load, prepare
 
 
 def as_json_lines(folder: Path) -> None:
-    """The small log of other tests as JSON Lines."""
+    """Returns the small log of other tests as JSON Lines."""
     folder.mkdir()
     names = ("user_id", "item_id", "timestamp", "rating")
     rows = [json.dumps(dict(zip(names, row, strict=True))) for row in LOG]
@@ -65,7 +65,7 @@ edit = st.tuples(
 
 
 def edited(content: bytes, kind: str, place: float, length: float, new: bytes) -> bytes:
-    """The content after one edit."""
+    """Returns the content after one edit."""
     start = int(place * len(content))
     stop = start + (len(new) if kind == "replace" else int(length * len(content)))
     if kind == "insert":
@@ -77,7 +77,7 @@ def edited(content: bytes, kind: str, place: float, length: float, new: bytes) -
 
 
 def check(source: Path, output: Path, **options: Any) -> None:
-    """Prepares the source; the end has to be one sentence, or a dataset that loads."""
+    """Prepares the source. The result must be an error of one sentence, or a dataset that loads."""
     try:
         prepare(source, output, **options)
     except ValueError as error:
@@ -89,7 +89,7 @@ def check(source: Path, output: Path, **options: Any) -> None:
 
 
 def fuzz(name: str, data: st.DataObject) -> None:
-    """Writes the source, damages one of its files by a few edits, and prepares it."""
+    """Writes the source, makes a few edits in one of its files, and prepares it."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
         FORMATS[name](source)
@@ -104,7 +104,7 @@ def fuzz(name: str, data: st.DataObject) -> None:
 
 
 def fuzz_bytes(name: str, content: bytes) -> None:
-    """Every file of the source has the same random content."""
+    """Writes the same random content to every file of the source, and prepares it."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
         FORMATS[name](source)

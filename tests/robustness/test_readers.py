@@ -1,4 +1,4 @@
-"""Attacks on the readers of all formats: each file, option and value that a source may get wrong."""
+"""Attacks on the readers of all formats: wrong files, options and values."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def drop(name: str) -> Damage:
 
 
 def become(name: str, other: str, content: str | bytes) -> Damage:
-    """Replaces a file of the source by one of another name."""
+    """Replaces a file of the source by a file with another name."""
     return both(drop(name), put(other, content))
 
 
 def both(*damages: Damage) -> Damage:
-    """Several damages, in order."""
+    """Applies several damages, in order."""
     return lambda folder: [damage(folder) for damage in damages]
 
 
 def parquet(name: str, **columns: Any) -> Damage:
-    """Puts a Parquet file in the place of the CSV file of the same name."""
+    """Replaces the CSV file by a Parquet file of the same name."""
 
     def _write(folder: Path) -> None:
         (folder / "source" / f"{name}.csv").unlink(missing_ok=True)
@@ -64,7 +64,7 @@ def parquet(name: str, **columns: Any) -> Damage:
 
 
 def parts(folder: Path) -> None:
-    """A table in two Parquet parts with different columns."""
+    """Writes a table in two Parquet parts with different columns."""
     (folder / "source" / "interactions.csv").unlink()
     place = folder / "source" / "interactions"
     place.mkdir()

@@ -24,7 +24,7 @@ LAUGHS = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
 
 
 def text(name: str, says: str, content: str | bytes) -> Attack:
-    """An attack by a recipe with this content."""
+    """Returns an attack that writes a recipe with this content."""
     data = content if isinstance(content, bytes) else content.encode()
     return Attack(name, says, lambda folder: (folder / "mine.yaml").write_bytes(data), ["--config", "mine.yaml"])
 
@@ -115,7 +115,7 @@ KEYS = st.sampled_from([*EvaluationConfig.__dataclass_fields__, "dataset", "outp
 
 
 def read(path: Path) -> None:
-    """Parses a recipe. Whatever is wrong with it, the error is one that the verbs print as a sentence."""
+    """Parses a recipe. Any error must be of a type that the verbs print as one sentence."""
     try:
         parse((EvaluateArguments, EvaluationConfig), ["--config", str(path)], "evaluate")
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Attacks on rewards: names and weights in a recipe or on the command line, and what functions of the user return."""
+"""Attacks on rewards: wrong names and weights, and wrong return values of the user's functions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAN = float("nan")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset."""
+    """Makes a dataset."""
     folder = tmp_path_factory.mktemp("world")
     prepare("toy", folder / "data", toy_users=24, toy_items=60)
     return folder
@@ -81,7 +81,7 @@ class PythonAttack(NamedTuple):
 
     Args:
         name: The test's id.
-        says: What the error must say, as a regular expression.
+        says: A regular expression that the error must match.
         value: The argument.
     """
 

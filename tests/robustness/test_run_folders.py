@@ -29,7 +29,7 @@ HOSTILE = "\x1b[2J\x1b]0;owned\x07evil\r\n\u202ename"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of a model from scratch that writes item tokens."""
+    """Makes a run folder of a model that is trained from scratch on item tokens."""
     folder = tmp_path_factory.mktemp("world")
     titles = ["A", HOSTILE, "C"]
     catalog = ItemCatalog(pa.table({"item_id": IDS, "title": titles}), surface="item_token")
@@ -42,7 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_surface(surface: str) -> Callable[[Path], None]:
-    """Writes the catalogue again with another surface, as a copy of the dataset's would have."""
+    """Writes the catalogue with another surface, as if it had been copied from the dataset."""
     return lambda folder: ItemCatalog.load(folder / "run/catalog").with_surface(surface).save(folder / "run/catalog")
 
 
@@ -65,7 +65,7 @@ def changed(**values: object) -> Callable[[Path], None]:
 
 
 def old_with_titles(folder: Path) -> None:
-    """A folder that was written before the catalogue was recorded, with the dataset's catalogue."""
+    """Makes a folder of an earlier version, which does not record its catalogue, with the catalogue of the dataset."""
     changed(catalog=None)(folder)
     with_surface("title")(folder)
 
@@ -177,7 +177,7 @@ def test_lists_end_at_the_first_missing_rank() -> None:
 
 @pytest.fixture(scope="module")
 def ranker_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of a model from scratch that orders rated candidates."""
+    """Makes a run folder of a model that is trained from scratch to order rated candidates."""
     folder = tmp_path_factory.mktemp("ranker")
     catalog = ItemCatalog(pa.table({"item_id": IDS, "title": ["A", "B", "C"]}), surface="item_token")
     tokenizer = make_tokenizer(catalog)

@@ -20,26 +20,26 @@ from trl_rec.semantic_ids import DualIdsConfig, ItemIdEncoder, make_dual_ids
 
 @pytest.fixture(scope="module")
 def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with the IDs of another call."""
+    """Makes a dataset with IDs of other settings."""
     folder = tmp_path_factory.mktemp("start") / "data"
     folder_runs.make_start(folder)
     return folder
 
 
 def write(name: str, content: str | bytes) -> Callable[[Path], object]:
-    """Writes a file, in place of an old one."""
+    """Writes a file, and replaces an old one."""
     return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def cut(name: str) -> Callable[[Path], object]:
-    """Takes the second half of a file away."""
+    """Removes the second half of a file."""
     return lambda folder: (folder / name).write_bytes(
         (folder / name).read_bytes()[: (folder / name).stat().st_size // 2]
     )
 
 
 def edit(name: str, **values: object) -> Callable[[Path], object]:
-    """Sets keys of a JSON file, or removes those that are `...`."""
+    """Sets keys of a JSON file. The value `...` removes a key."""
 
     def change(folder: Path) -> None:
         content = json.loads((folder / name).read_text()) | values
@@ -174,7 +174,7 @@ def test_impossible_settings_are_refused(
 
 @pytest.fixture(scope="module")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory, start_folder: Path) -> Path:
-    """A dataset with a trained item tower."""
+    """Makes a dataset with a trained item tower."""
     folder = tmp_path_factory.mktemp("encoder") / "data"
     shutil.copytree(start_folder, folder)
     config = DualIdsConfig(levels=2, codes=8, hidden=8, fused_width=4, code_width=4, max_epochs=1)

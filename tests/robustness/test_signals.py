@@ -1,4 +1,4 @@
-"""A verb that is told to stop ends in one line with the status of the signal, leaves nothing running, and resumes."""
+"""A verb that receives a signal prints one line, exits with the status of the signal, and can be resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trl_rec.semantic_ids import kmeans_ids
 
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
-    """No signal is ignored, although a script may have started the tests in the background."""
+    """Restores the default handlers, because a shell ignores SIGINT for background processes."""
     handlers = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,

@@ -1,4 +1,4 @@
-"""Whatever a trie is made from, it is either refused with a sentence or right."""
+"""Builds tries from arbitrary inputs. Each must be correct, or refused with an error."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_items_of_any_kind_are_refused_or_right(items: Any) -> None:
 
 
 def check(sequences: Any, items: Any) -> None:
-    """Builds the trie: right if the input is, and a `ValueError` if it is not."""
+    """Checks that the trie is correct if the input is valid, and that invalid input raises a `ValueError`."""
     paths = as_paths(sequences)
     numbers = list(range(len(paths or []))) if items is None else as_numbers(items)
     is_right = paths is not None and numbers is not None and is_prefix_free(paths)
@@ -87,7 +87,7 @@ def check(sequences: Any, items: Any) -> None:
 
 
 def as_paths(sequences: Any) -> list[list[int]] | None:
-    """The paths without padding; None if they are not all lists of tokens."""
+    """Returns the paths without padding, or None if they are not all lists of tokens."""
     if not isinstance(sequences, list | np.ndarray) or isinstance(sequences, np.ndarray) and sequences.ndim != 2:
         return None
     paths = [as_numbers(row) for row in sequences]
@@ -103,7 +103,7 @@ def as_paths(sequences: Any) -> list[list[int]] | None:
 
 
 def as_numbers(values: Any) -> list[int] | None:
-    """Whole numbers that fit into 64 bits, or None."""
+    """Returns the values as whole numbers of 64 bits, or None if this is impossible."""
     if isinstance(values, np.ndarray):
         return values.tolist() if values.ndim == 1 and values.dtype.kind in "iu" else None
     is_right = isinstance(values, list) and all(type(value) is int and -(2**63) <= value < 2**63 for value in values)
@@ -115,7 +115,7 @@ def is_prefix_free(paths: list[list[int]]) -> bool:
 
 
 def change(**arrays: list[int]) -> Any:
-    """Replaces arrays of a saved trie; an empty list removes one."""
+    """Replaces arrays of a saved trie. An empty list removes an array."""
 
     def damage(path: Path) -> None:
         tensors = {**load_file(path), **{name: torch.tensor(values) for name, values in arrays.items()}}
