@@ -166,6 +166,8 @@ def _read_study(folder: Path) -> tuple[list[Arm], Study]:
         raise ValueError(f"{path} is damaged ({error!r}); run the study again, which repeats no training") from error
     if not arms:
         raise ValueError(f"{path} has no measured arm; run the study again")
+    if not any(study.primary in arm.metrics for arm in arms):
+        raise ValueError(f"{path}: no arm has the measure {study.primary!r}; run the study again")
     return arms, study
 
 
@@ -175,7 +177,10 @@ def _read_arm(folder: Path, name: str, arm: Mapping[str, Any]) -> Arm:
     for seed, entry in arm["runs"].items():
         evaluated = folder / entry["test"]
         trained = folder / entry["run"] if "run" in entry else evaluated
-        runs.append(_read_run(evaluated, trained, name if seed == "none" else f"{name}, seed {seed}"))
+        run = _read_run(evaluated, trained, name if seed == "none" else f"{name}, seed {seed}")
+        if entry["row"] not in run.kept.results:
+            raise ValueError(f"{evaluated} has no results of {entry['row']!r}; run the study again")
+        runs.append(run)
     return Arm(name, runs, next(iter(arm["runs"].values()))["row"], is_own=arm["kind"] != "baseline")
 
 
