@@ -24,6 +24,7 @@ __all__ = [
     "bootstrap_interval",
     "borda",
     "check_comparable",
+    "closing_verdict",
     "compare",
     "comparison_table",
     "draw_lists",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
     from trl_rec.evaluation.beam_gap import BeamGap, beam_gap_table, measure_beam_gap, write_beam_gaps
     from trl_rec.evaluation.best_of_n import best_of_split, draw_lists, evaluate_best_of
+    from trl_rec.evaluation.closing import closing_verdict
     from trl_rec.evaluation.comparison import Comparison, compare, comparison_table
     from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
     from trl_rec.evaluation.graded.measures import borda, slot_profile
@@ -95,6 +97,7 @@ else:
             "baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "beam_gap": ["BeamGap", "beam_gap_table", "measure_beam_gap", "write_beam_gaps"],
             "best_of_n": ["best_of_split", "draw_lists", "evaluate_best_of"],
+            "closing": ["closing_verdict"],
             "comparison": ["Comparison", "compare", "comparison_table"],
             "evaluator": ["evaluate_rankings", "per_user_metrics"],
             "graded.measures": ["borda", "slot_profile"],

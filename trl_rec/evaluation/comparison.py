@@ -68,7 +68,7 @@ def compare(
     against: str,
     metric: str,
     alpha: float = 0.05,
-    num_resamples: int = 10_000,
+    num_resamples: int = 5000,
     seed: int = 0,
 ) -> list[Comparison]:
     """Compares all recommenders but `against` with it. All runs must have the same users in the same order.
@@ -83,7 +83,7 @@ def compare(
         against (`str`): Name of the reference.
         metric (`str`): The metric to compare.
         alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts.
-        num_resamples (`int`, *optional*, defaults to `10_000`): Number of bootstrap resamples, and of sign flips.
+        num_resamples (`int`, *optional*, defaults to `5000`): Number of bootstrap resamples, and of sign flips.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap and of the sign flips.
     """
     if against not in runs or not all(len(of_name) for of_name in runs.values()):

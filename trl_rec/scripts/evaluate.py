@@ -14,6 +14,7 @@ from trl_rec.data import RecDataset, load
 from trl_rec.evaluation import (
     EvaluationConfig,
     beam_gap_table,
+    closing_verdict,
     evaluate_with_baselines,
     evaluation_settings,
     metrics_table,
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> None:
         for evaluation in results.values():
             if evaluation.beam_gap is not None:
                 print(f"\n{beam_gap_table(evaluation.beam_gap)}")
+        print(f"\n{closing_verdict(results)}")
         print(f"\nmetrics.json, the ranked items and the values per user are in {arguments.output_dir}")
 
 

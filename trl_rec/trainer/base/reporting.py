@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trl_rec.data.dataset import RecDataset
-from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_policy, metrics_table, write_evaluation
+from trl_rec.evaluation import (
+    Evaluation,
+    closing_verdict,
+    evaluate_baselines,
+    evaluate_policy,
+    metrics_table,
+    write_evaluation,
+)
 from trl_rec.evaluation.environment import write_environment
 from trl_rec.evaluation.rewards import ListReward
 from trl_rec.files import write_text
@@ -151,6 +158,7 @@ def conclude_run(
             targets=measured.targets,
         )
         print(measured.table)  # noqa: T201
+        print(f"\n{closing_verdict(measured.results, trainer.display_name)}")  # noqa: T201
         print(f"\nthe model, metrics.json and the training log are in {folder}")  # noqa: T201
     trainer.accelerator.wait_for_everyone()
     return measured.results
