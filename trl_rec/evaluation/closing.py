@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from trl_rec.evaluation.comparison import Comparison, adjust, compare
 from trl_rec.evaluation.graded.baselines import RATED_BASELINES
 from trl_rec.evaluation.resolution import smallest_difference
@@ -37,7 +39,7 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
     baselines = [one for one in results if one in BASELINES]
     if name is None:
         name = next((one for one in results if one not in BASELINES), None)
-    for metric in _metrics(next(iter(results.values())) if name is None else results[name]):
+    for metric in main_metrics((next(iter(results.values())) if name is None else results[name]).per_user):
         ordered = sorted(baselines, key=lambda one: results[one].metrics[metric], reverse=True)
         if name is None:
             best, *others = ordered
@@ -53,15 +55,23 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
     return "\n".join(lines)
 
 
-def _metrics(evaluation: Evaluation) -> list[str]:
-    """Returns the metrics to compare: NDCG at the largest k, and the reward if there is one."""
+def strongest_baseline(results: Mapping[str, Evaluation], metric: str) -> str:
+    """Returns the name of the baseline with the highest value of a metric."""
+    known = [name for name in results if name in BASELINES and metric in results[name].metrics]
+    if not known:
+        raise ValueError(f"there is no baseline with {metric} to compare with; give another run")
+    return max(known, key=lambda name: results[name].metrics[metric])
+
+
+def main_metrics(per_user: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns the metrics that matter most: NDCG at the largest k, and the reward if there is one."""
     at_k: dict[int, str] = {}
-    for metric in evaluation.per_user:
+    for metric in per_user:
         stem, _, k = metric.partition("@")
         if stem in ("ndcg", "graded_ndcg") and k:
             at_k[int(k)] = metric
     found = [at_k[max(at_k)]] if at_k else []
-    return [*found, "reward"] if "reward" in evaluation.per_user else found
+    return [*found, "reward"] if "reward" in per_user else found
 
 
 def _against_each(
@@ -70,7 +80,7 @@ def _against_each(
     """Compares a recommender with each reference, with p-values adjusted for the number of references."""
     compared: list[Comparison] = []
     for reference in references:
-        runs = {reference: {None: results[reference].per_user}, name: {None: results[name].per_user}}
+        runs = {one: [results[one].per_user] for one in (reference, name)}
         compared += compare(runs, against=reference, metric=metric, num_resamples=NUM_RESAMPLES)
     return adjust(compared)
 

@@ -10,6 +10,7 @@ VERBS = {
     "align3gr": "make semantic IDs, fine-tune on several tasks and train on preferences in stages, or only the stages",
     "study": "train and compare several arms over several seeds, and measure each once on the test split",
     "evaluate": "measure the baselines and a model on a split, print a table and write metrics.json",
+    "compare": "compare runs over the same users: differences with intervals, p-values and a verdict",
     "recommend": "print what a trained model recommends to a user, or for a history of titles",
     "report": "write one HTML page on runs, evaluations or a study: verdicts, tables, charts, lists",
     "recipe": "print a shipped recipe to copy and change, or the names of all recipes",
