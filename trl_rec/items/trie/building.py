@@ -167,15 +167,15 @@ def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: i
 
 
 def find_problem(arrays: dict[str, Tensor]) -> str | None:
-    """Returns what is wrong with the arrays of a `TokenTrie`, or None if every lookup in them stays inside them."""
-    # 1. Each array is a list of integers.
+    """Describes the first error in the arrays of a `TokenTrie`. Returns None if no lookup can leave the arrays."""
+    # 1. Check that each array is a list of integers.
     wrong = [
         name for name, array in arrays.items() if array.ndim != 1 or array.dtype not in (torch.int32, torch.int64)
     ]
     if wrong:
         return f"{wrong[0]} is not a list of integers"
 
-    # 2. Their lengths fit together.
+    # 2. Check that the lengths are consistent.
     num_nodes = len(arrays["item_starts"])
     num_items = len(arrays["items"])
     lengths = {"item_ends": num_nodes, "row_offsets": num_nodes + 1, "child_tokens": num_nodes - 1}
@@ -183,7 +183,7 @@ def find_problem(arrays: dict[str, Tensor]) -> str | None:
     if num_nodes < 2 or not num_items or len(arrays["depth_offsets"]) < 3 or wrong:
         return "the lengths of its arrays are inconsistent"
 
-    # 3. Offsets ascend, and point to nodes below their own, and to items.
+    # 3. Check that offsets ascend, and that they point to later nodes and to existing items.
     rows = arrays["row_offsets"]
     depths = arrays["depth_offsets"]
     starts = arrays["item_starts"]
