@@ -45,6 +45,7 @@ __all__ = [
     "rank_rated_rows",
     "rank_split",
     "read_evaluation",
+    "read_lists",
     "readable_lists",
     "score_lists",
     "score_split",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.closing import closing_verdict
     from trl_rec.evaluation.comparison import Comparison, compare, comparison_table
     from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
+    from trl_rec.evaluation.given_lists import read_lists
     from trl_rec.evaluation.graded.measures import borda, slot_profile
     from trl_rec.evaluation.graded.ranking import RankedLists, rank_rated_rows
     from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
@@ -100,6 +102,7 @@ else:
             "closing": ["closing_verdict"],
             "comparison": ["Comparison", "compare", "comparison_table"],
             "evaluator": ["evaluate_rankings", "per_user_metrics"],
+            "given_lists": ["read_lists"],
             "graded.measures": ["borda", "slot_profile"],
             "graded.ranking": ["RankedLists", "rank_rated_rows"],
             "graded.results": ["evaluate_orders", "evaluate_rated_baselines"],

@@ -9,7 +9,7 @@ VERBS = {
     "softmax_dpo": "train on preferences: one chosen and several rejected completions per prompt",
     "align3gr": "make semantic IDs, fine-tune on several tasks and train on preferences in stages, or only the stages",
     "study": "train and compare several arms over several seeds, and measure each once on the test split",
-    "evaluate": "measure the baselines and a model on a split, print a table and write metrics.json",
+    "evaluate": "measure the baselines and a model, or lists made elsewhere, on a split, and keep all values",
     "compare": "compare runs over the same users: differences with intervals, p-values and a verdict",
     "recommend": "print what a trained model recommends to a user, or for a history of titles",
     "report": "write one HTML page on runs, evaluations or a study: verdicts, tables, charts, lists",
