@@ -45,8 +45,12 @@ class EvaluateArguments:
 def main(argv: list[str]) -> None:
     """Evaluates the baselines and a model or lists, prints tables, and writes the results."""
     arguments, config = parse((EvaluateArguments, EvaluationConfig), argv, "evaluate")
+    if is_ranker(config.model):
+        evaluate = _order_candidates
+    else:
+        evaluate = _rank_catalog
+        config = evaluation_settings(config)
     dataset = load(arguments.dataset)
-    evaluate = _order_candidates if is_ranker(config.model) else _rank_catalog
 
     def lock() -> None:
         """Makes sure that no other process writes to the folder, and removes what a killed one has left there."""
@@ -69,7 +73,6 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
 
     Returns a table of the results, and the metric to show by slices.
     """
-    config = evaluation_settings(config)
     results = evaluate_with_baselines(dataset, config)
     if PartialState().is_main_process:
         write_results(output, results, dataset, config)
