@@ -79,7 +79,7 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
     history = "excluded" if config.exclude_history else "not excluded"
     tables = [metrics_table(results, caption=f"{dataset.path}, {config.split} split, history {history}")]
     tables += [beam_gap_table(one.beam_gap) for one in results.values() if one.beam_gap is not None]
-    return "\n\n".join(tables), f"ndcg@{max(config.ks)}"
+    return "\n\n".join([*tables, closing_verdict(results)]), f"ndcg@{max(config.ks)}"
 
 
 def _order_candidates(dataset: RecDataset, config: EvaluationConfig, output: str) -> tuple[str, str]:
