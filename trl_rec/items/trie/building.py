@@ -57,8 +57,8 @@ def as_integers(values: object, message: str, *, ndim: int) -> Tensor:
         message: Beginning of the error message: what the values must be.
         ndim: The number of dimensions.
     """
-    # 1. Convert them. Floats and booleans are refused below rather than converted to integers. Torch reads only numpy
-    # arrays in the byte order of the machine.
+    # 1. Convert them. Floats and booleans are refused below rather than converted to integers. Torch cannot read numpy
+    # arrays in another byte order than the machine's, so that order is changed first.
     if isinstance(values, np.ndarray):
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
@@ -72,7 +72,7 @@ def as_integers(values: object, message: str, *, ndim: int) -> Tensor:
     if tensor.dtype in (torch.int32, torch.int64):
         return tensor
 
-    # 2. Unsigned numbers of 64 bits would become negative.
+    # 2. Convert the other integer types. Unsigned 64-bit integers above the range of int64 would become negative.
     integers = tensor.long()
     if tensor.dtype == torch.uint64 and bool((integers < 0).any()):
         raise ValueError(f"{message}, each at most {LARGEST}")
@@ -106,7 +106,7 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
     """
     num_rows, depth = paths.shape
 
-    # For each row, in sorted order: whether its prefix differs from the previous row, and the node of its prefix.
+    # For each row, in sorted order: whether its prefix differs from the previous row's, and the node of its prefix.
     differs = torch.zeros(num_rows, dtype=torch.bool)
     differs[0] = True
     node_of_row = torch.zeros(num_rows, dtype=torch.int32)
