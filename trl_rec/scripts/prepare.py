@@ -87,6 +87,9 @@ class PrepareArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace a dataset folder made with other settings"})
 
 
+KINDS = (PrepareArguments,)
+
+
 def main(argv: list[str]) -> None:
     """Prepares the dataset, and prints what its folder contains."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -14,26 +14,27 @@ from trl_rec.printing import printable_lines
 from trl_rec.schedule.studies import Study, StudyConfig
 from trl_rec.scripts.parsing import find_recipe, parse
 from trl_rec.scripts.recipe_files import read_recipe
+from trl_rec.scripts.verbs import SCRIPTS
 
 
 def main(argv: list[str]) -> None:
     """Runs the study, or what is left of it."""
     config = parse(StudyConfig, argv, "study")
-    study = Study(config, read_recipe=_read, say=_say, command=shlex.join(["trl-rec", "study", *argv]))
+    study = Study(config, read_recipe=read_named, say=_say, command=shlex.join(["trl-rec", "study", *argv]))
     for title, verb, keys in study.recipes():
         check_keys(title, verb, keys)
     study.run()
 
 
 def check_keys(title: str, verb: str, keys: dict[str, Any]) -> None:
-    """Raises `ValueError` if a training verb would not accept these keys.
+    """Raises `ValueError` if a verb would not accept these keys.
 
     Args:
         title: The run that the keys are for, for the message.
-        verb: The training verb.
+        verb: The verb.
         keys: All keys of the run.
     """
-    kinds = import_module(f"trl_rec.scripts.{verb}").KINDS
+    kinds = import_module(f"trl_rec.scripts.{SCRIPTS.get(verb, verb)}").KINDS
     with TemporaryDirectory() as folder:
         recipe = Path(folder) / f"{verb}.yaml"
         recipe.write_text(yaml.safe_dump(keys), encoding="utf-8")
@@ -43,7 +44,8 @@ def check_keys(title: str, verb: str, keys: dict[str, Any]) -> None:
             raise ValueError(f"{title}: {str(error).removeprefix(f'{recipe}: ')}") from error
 
 
-def _read(name: str) -> dict[str, Any]:
+def read_named(name: str) -> dict[str, Any]:
+    """Returns the keys of a recipe by its name or file."""
     return read_recipe(find_recipe(name))
 
 

@@ -59,10 +59,13 @@ class TokenizeArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace IDs that were made with other settings"})
 
 
+KINDS = (TokenizeArguments, DualIdsConfig)
+
+
 def main(argv: list[str]) -> None:
     """Makes or imports the IDs, prints their card, and draws a chart of how often each code is used."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments, dual = parse((TokenizeArguments, DualIdsConfig), argv, "tokenize")
+    arguments, dual = parse(KINDS, argv, "tokenize")
     if arguments.export_index is not None:
         check_index_path(arguments.export_index)
 

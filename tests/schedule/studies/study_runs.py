@@ -16,6 +16,7 @@ from trl_rec import prepare
 from trl_rec.schedule.studies import Study, StudyConfig
 from trl_rec.scripts import bear, evaluate  # noqa: F401  # forked processes need no imports
 from trl_rec.scripts.study import check_keys
+from trl_rec.scripts.verbs import SCRIPTS
 
 
 TRAINING: dict[str, Any] = {
@@ -60,7 +61,7 @@ class Forked:
             os.dup2(output, 1), os.dup2(output, 2)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             torch.set_num_threads(threads)
-            import_module(f"trl_rec.scripts.{words[0]}").main(list(words[1:]))
+            import_module(f"trl_rec.scripts.{SCRIPTS.get(words[0], words[0])}").main(list(words[1:]))
             status = 0
         except BaseException as error:
             sys.stderr.write(f"{error!r}\n")

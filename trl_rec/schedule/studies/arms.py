@@ -14,7 +14,7 @@ from trl_rec.schedule.studies.config import StudyConfig
 
 TRAINING = ("bear", "alro", "blade", "softmax_dpo", "align3gr")
 KINDS = {"baseline": {"baseline"}, "lists": {"lists", "needs"}}
-OF_A_TRAINING = {"verb", "config", "set", "grid", "start", "seeds", "headroom", "needs"}
+OF_A_TRAINING = {"verb", "config", "set", "tokenize", "grid", "start", "seeds", "headroom", "needs"}
 # Keys of a recipe that the study sets itself.
 SET_BY_STUDY = ("dataset", "output_dir", "seed", "final_split", "resume_from_checkpoint", "overwrite")
 NEEDS = {"users": int, "ratings": bool, "titles": bool}
@@ -30,6 +30,7 @@ class Arm:
         lists (*optional*): File with lists that were made elsewhere.
         verb (*optional*): The training verb.
         recipe: The keys of the verb, without those that the study sets.
+        tokenize: Keys of `trl-rec tokenize`; the arm then works on a copy of the dataset with these semantic IDs.
         grid: The points to choose from. Each maps keys of the recipe to values; without a grid there is one, empty.
         start (*optional*): Name of the arm whose policy this training starts from.
         seeds: The seeds of the training.
@@ -42,6 +43,7 @@ class Arm:
     lists: str | None = None
     verb: str | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
+    tokenize: dict[str, Any] = field(default_factory=dict)
     grid: tuple[dict[str, Any], ...] = ({},)
     start: str | None = None
     seeds: tuple[int, ...] = ()
@@ -110,6 +112,13 @@ def read_comparisons(config: StudyConfig, arms: Mapping[str, Arm]) -> list[tuple
     return pairs
 
 
+def with_recipe(keys: Mapping[str, Any], read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Returns the keys of a section, in addition to those of the recipe that its key `config` names."""
+    own = dict(keys)
+    named = own.pop("config", None)
+    return {**(read_recipe(str(named)) if named is not None else {}), **own}
+
+
 def slug(name: str) -> str:
     """Returns a name as the name of a folder: other characters than letters, digits and `.=,+_` become hyphens."""
     return re.sub(r"[^\w.=,+]+", "-", name).strip("-.") or "arm"
@@ -144,6 +153,8 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
     for key in SET_BY_STUDY:
         recipe.pop(key, None)
     recipe |= _keys(where, "set", entry.get("set", {}))
+    tokenize = with_recipe(_keys(where, "tokenize", entry.get("tokenize", {})), read_recipe)
+    tokenize.pop("dataset", None)
     start = None if entry.get("start") is None else _text(where, "start", entry["start"])
     if start is not None:
         recipe.pop("model_name_or_path", None)
@@ -151,6 +162,7 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
         name,
         verb=verb,
         recipe=recipe,
+        tokenize=tokenize,
         grid=_read_grid(where, entry.get("grid")),
         start=start,
         seeds=_read_seeds(where, entry.get("seeds"), config.seeds),
@@ -212,7 +224,7 @@ def _keys(where: str, name: str, keys: Any) -> dict[str, Any]:
     """Returns keys of a recipe. Raises `ValueError` if one of them is set by the study."""
     if not isinstance(keys, Mapping) or not all(isinstance(key, str) for key in keys):
         raise ValueError(f"{where}: {name} must map keys of the recipe to values, not {keys!r}")
-    taken = [key for key in keys if key in SET_BY_STUDY]
+    taken = [key for key in keys if key in (("dataset", "output_dir") if name == "tokenize" else SET_BY_STUDY)]
     if taken:
         raise ValueError(f"{where}: {name}: the study sets {taken[0]} itself; leave it out")
     return dict(keys)

@@ -20,10 +20,15 @@ class StudyConfig:
             - `{lists: FILE}`, lists made elsewhere, in the format of `trl-rec evaluate --lists`;
             - a training: its `verb`, a recipe (`config`), and what differs from the recipe (`set`).
 
-            A training may also have a `grid` (values of keys, all combinations; or a list of mappings), from which the
-            primary measure on validation chooses with the first seed; `start`, the arm whose trained policy of the
-            same seed it starts from; `seeds`, if it runs with fewer than the study; `headroom`, a measured bound on
-            what it can gain; and `needs`, what the data must have: `{users: 200, ratings: true, titles: true}`.
+            A training may also have:
+
+            - `grid`: values of keys (all combinations) or a list of mappings, from which the primary measure on
+              validation chooses with the first seed;
+            - `start`: the arm whose trained policy of the same seed the training starts from;
+            - `tokenize`: keys of `trl-rec tokenize`; the arm then works on a copy of the data with these semantic IDs;
+            - `seeds`: some of the study's seeds;
+            - `needs`: what the data must have, such as `{users: 200, ratings: true, titles: true}`;
+            - `headroom`: a bound on what the arm can gain in the primary measure, if one was measured before.
         against (`str`): The arm that the table compares with, and that a recommendation has to beat.
         dataset (`str`, *optional*): The dataset folder. Takes precedence over `prepare`.
         prepare (`dict`, *optional*): Keys of `trl-rec prepare`, which makes the dataset; `config` names a recipe.

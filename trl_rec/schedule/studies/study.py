@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from trl_rec.data import RecDataset, load
-from trl_rec.files import clean_up, exclusive, write_json
-from trl_rec.schedule.studies.arms import Arm, point_name, read_arms, read_comparisons, slug
+from trl_rec.files import atomic_folder, clean_up, exclusive, write_json
+from trl_rec.schedule.studies.arms import Arm, point_name, read_arms, read_comparisons, slug, with_recipe
 from trl_rec.schedule.studies.choice import choose, write_choice
 from trl_rec.schedule.studies.config import StudyConfig
 from trl_rec.schedule.studies.processes import Launch, launch
@@ -62,9 +63,7 @@ class Study:
         # The dataset is given, or made by a recipe.
         self._made = {}
         for verb in ("prepare", "tokenize"):
-            keys = dict(getattr(config, verb) or {})
-            named = keys.pop("config", None)
-            self._made[verb] = {**(read_recipe(named) if named is not None else {}), **keys}
+            self._made[verb] = with_recipe(getattr(config, verb) or {}, read_recipe)
         if config.dataset is None and not self._made["prepare"].get("output_dir"):
             raise ValueError("give dataset, a folder that trl-rec prepare made, or prepare with its keys")
         self.dataset_folder = config.dataset or str(self._made["prepare"]["output_dir"])
@@ -93,7 +92,17 @@ class Study:
         return int(next(iter(counts), 10))
 
     def recipes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Returns title, verb and keys of every training with the first seed, to be checked before anything runs."""
+        """Returns title, verb and keys of every kind of run, to be checked before anything runs."""
+        if self.config.dataset is None:
+            yield "prepare", "prepare", self._made["prepare"]
+        for title, keys in [
+            ("tokenize", self._made["tokenize"]),
+            *((name, arm.tokenize) for name, arm in self.arms.items()),
+        ]:
+            if keys:
+                yield f"{title}, semantic IDs", "tokenize", {**keys, "dataset": self.dataset_folder}
+        folders = {"dataset": self.dataset_folder, "output_dir": str(self.folder)}
+        yield "evaluation", "evaluate", {**self.evaluation, **folders, "split": "test"}
         for arm in self.arms.values():
             for point in arm.grid if arm.verb is not None else ():
                 run = self._training(arm, point, arm.seeds[0], start=None)
@@ -107,6 +116,7 @@ class Study:
             self._check_plan(dataset)
             self._check_needs(dataset)
             resolved = self._say_resolution(dataset)
+            self._make_ids()
             self._say_plan()
             chosen = self._choose(resolved)
             trained = self._train(chosen)
@@ -157,6 +167,26 @@ class Study:
             run.record.unlink(missing_ok=True)  # the dataset was removed since
         self._finish([run], None, run.verb)
 
+    def _make_ids(self) -> None:
+        """Makes the copies of the dataset whose semantic IDs differ. Arms with the same IDs share a copy."""
+        for arm in self.trainings.values():
+            folder = Path(self.dataset_of(arm))
+            if not arm.tokenize:
+                continue
+            if not folder.is_dir():
+                with atomic_folder(folder) as copy:
+                    shutil.copytree(self.dataset_folder, copy, dirs_exist_ok=True)
+            keys = {**arm.tokenize, "dataset": str(folder)}
+            run = Run(f"semantic IDs of {arm.name}", "tokenize", keys, folder.with_name(f"{folder.name}-ids"))
+            self._finish([replace(run, has_folder=False)], None, "tokenize")
+
+    def dataset_of(self, arm: Arm) -> str:
+        """Returns the dataset folder of an arm: the study's, or a copy with the arm's semantic IDs."""
+        if not arm.tokenize:
+            return self.dataset_folder
+        digest = hashlib.sha256(json.dumps(arm.tokenize, sort_keys=True).encode()).hexdigest()[:8]
+        return str(self.folder / "data" / f"dataset-{digest}")
+
     def _check_needs(self, dataset: RecDataset) -> None:
         """Leaves out the arms whose needs the data does not meet, and says why."""
         has = {
@@ -204,11 +234,11 @@ class Study:
                 f"{len(dataset.test):,} test users and {len(config.seeds)} seeds resolve differences in "
                 f"{config.primary} from {found.smallest:.4f} on (80 % of studies find one of that size)"
             )
+        self._say_headroom(found)
         for name, arm in self.trainings.items():
             headroom = found.headroom(arm)
             if headroom is None:
                 continue
-            self.say(f"{name}: at most {headroom:.4f} to gain over {config.against}")
             if not found.is_decidable(arm):
                 self.left_out[name] = f"undecidable: it can gain at most {headroom:.4f}, less than the study resolves"
                 self.say(f"{name} is {self.left_out[name]}; it is not run")
@@ -217,6 +247,16 @@ class Study:
                 self.left_out[name] = f"it starts from {arm.start}, which is left out"
                 self.say(f"{name} is left out: {self.left_out[name]}")
         return found
+
+    def _say_headroom(self, found: Resolution) -> None:
+        """Says how much the arms can gain, one line for arms with the same bound."""
+        arms: dict[float, list[str]] = {}
+        for name, arm in self.trainings.items():
+            headroom = found.headroom(arm)
+            if headroom is not None:
+                arms.setdefault(headroom, []).append(name)
+        for headroom, names in arms.items():
+            self.say(f"{' and '.join(names)} can gain at most {headroom:.4f} over {self.config.against}")
 
     def _say_plan(self) -> None:
         """Says how many runs there are."""
@@ -294,7 +334,7 @@ class Study:
         runs: dict[tuple[str, int | None], Run] = {}
         for name, by_seed in trained.items():
             for seed, run in by_seed.items():
-                keys = {**common, "model": str(run.path)}
+                keys = {**common, "dataset": self.dataset_of(self.arms[name]), "model": str(run.path)}
                 test = self._test(f"{name}, seed {seed}", keys, f"{self.arms[name].slug}/seed-{seed}")
                 runs[name, seed] = test
                 self._trained[test.path] = run
@@ -340,7 +380,7 @@ class Study:
         keys = {
             **arm.recipe,
             **point,
-            "dataset": self.dataset_folder,
+            "dataset": self.dataset_of(arm),
             "seed": seed,
             "final_split": "validation",
             "resume_from_checkpoint": True,
