@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor, nn
     from transformers import Cache, PreTrainedModel, Trainer, TrainingArguments
+    from transformers.hf_argparser import string_to_bool
     from transformers.integrations import is_deepspeed_zero3_enabled
     from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
     from transformers.trainer_utils import EvalLoopOutput, TrainOutput, rotate_checkpoints
@@ -43,6 +44,7 @@ __all__ = [
     "is_deepspeed_zero3_enabled",
     "prepare_deepspeed",
     "rotate_checkpoints",
+    "string_to_bool",
 ]
 
 Model = TypeVar("Model", bound="nn.Module")
@@ -59,6 +61,7 @@ UNDOCUMENTED = {
     "rotate_checkpoints": "transformers.trainer_utils",  # deletes old checkpoints once the new one is complete
     "is_deepspeed_zero3_enabled": "transformers.integrations",  # documented only for integrations
     "prepare_deepspeed": "trl.models",  # makes the engine of the reference pass before training
+    "string_to_bool": "transformers.hf_argparser",  # reads flags as the other verbs do
 }
 
 

@@ -62,6 +62,16 @@ def test_equal_seeds_give_equal_baselines():
     assert one == same != other
 
 
+def test_targets_that_are_excluded_with_their_histories_are_reported(caplog):
+    evaluate_baselines(make_dataset(), ks=(10,))
+    assert not caplog.records
+    repeated = make_split([(user, [user % 25, 3], [user % 25]) for user in range(40)], "test")
+    evaluate_baselines(make_dataset(test=repeated), ks=(10,), exclude_history=False)
+    assert not caplog.records
+    evaluate_baselines(make_dataset(test=repeated), ks=(10,))
+    assert "40 of 40 targets are in their user's history" in caplog.text
+
+
 def test_a_planted_leak_is_an_error():
     dataset = make_dataset()
     with pytest.raises(ValueError, match="only the training split"):

@@ -156,6 +156,7 @@ def test_a_configuration_of_a_trainer_checks_its_numbers(kind: type[Any], name: 
         (BearConfig, "bear_weight", -1, "bear_weight must be at least 0, not -1"),
         (BearConfig, "tasks", {"item_to_id": -1}, "tasks: item_to_id must be above 0, not -1"),
         (BearConfig, "tasks", '{"item_to_id": 0}', "tasks: item_to_id must be above 0, not 0"),
+        (BearConfig, "eval_recall_at", -50, "eval_recall_at must be at least 0, not -50"),
         (BearConfig, "eval_num_beams", -1, "eval_num_beams must be at least 1, not -1"),
         (BearConfig, "eval_length_penalty", math.nan, "eval_length_penalty must be a finite number, not nan"),
         (AlroConfig, "num_candidates", 27, "num_candidates must be from 2 to 26, not 27"),

@@ -195,12 +195,12 @@ def test_several_processes_load_ids_but_do_not_make_them(
     config = replace(IDS, users=users)
     with monkeypatch.context() as patched:
         patched.setattr(PartialState(), "num_processes", 2)
-        with pytest.raises(ValueError, match="made by one process"):
+        with pytest.raises(ValueError, match="only a single process can make semantic IDs"):
             give_ids(load(tmp_path / "data"), config)
     made = give_ids(load(tmp_path / "data"), config)
     monkeypatch.setattr(PartialState(), "num_processes", 2)
     assert give_ids(load(tmp_path / "data"), config).catalog.surfaces == made.catalog.surfaces
-    with pytest.raises(ValueError, match="made by one process"):
+    with pytest.raises(ValueError, match="only a single process can make semantic IDs"):
         give_ids(load(tmp_path / "data"), replace(config, seed=1), overwrite=True)
 
 

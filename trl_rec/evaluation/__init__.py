@@ -24,6 +24,7 @@ __all__ = [
     "bootstrap_interval",
     "borda",
     "check_comparable",
+    "closing_verdict",
     "compare",
     "comparison_table",
     "draw_lists",
@@ -44,6 +45,7 @@ __all__ = [
     "rank_rated_rows",
     "rank_split",
     "read_evaluation",
+    "read_lists",
     "readable_lists",
     "score_lists",
     "score_split",
@@ -63,8 +65,10 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
     from trl_rec.evaluation.beam_gap import BeamGap, beam_gap_table, measure_beam_gap, write_beam_gaps
     from trl_rec.evaluation.best_of_n import best_of_split, draw_lists, evaluate_best_of
+    from trl_rec.evaluation.closing import closing_verdict
     from trl_rec.evaluation.comparison import Comparison, compare, comparison_table
     from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
+    from trl_rec.evaluation.given_lists import read_lists
     from trl_rec.evaluation.graded.measures import borda, slot_profile
     from trl_rec.evaluation.graded.ranking import RankedLists, rank_rated_rows
     from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
@@ -95,8 +99,10 @@ else:
             "baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "beam_gap": ["BeamGap", "beam_gap_table", "measure_beam_gap", "write_beam_gaps"],
             "best_of_n": ["best_of_split", "draw_lists", "evaluate_best_of"],
+            "closing": ["closing_verdict"],
             "comparison": ["Comparison", "compare", "comparison_table"],
             "evaluator": ["evaluate_rankings", "per_user_metrics"],
+            "given_lists": ["read_lists"],
             "graded.measures": ["borda", "slot_profile"],
             "graded.ranking": ["RankedLists", "rank_rated_rows"],
             "graded.results": ["evaluate_orders", "evaluate_rated_baselines"],

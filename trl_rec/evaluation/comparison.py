@@ -68,7 +68,7 @@ def compare(
     against: str,
     metric: str,
     alpha: float = 0.05,
-    num_resamples: int = 10_000,
+    num_resamples: int = 5000,
     seed: int = 0,
 ) -> list[Comparison]:
     """Compares all recommenders but `against` with it. All runs must have the same users in the same order.
@@ -83,7 +83,7 @@ def compare(
         against (`str`): Name of the reference.
         metric (`str`): The metric to compare.
         alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts.
-        num_resamples (`int`, *optional*, defaults to `10_000`): Number of bootstrap resamples, and of sign flips.
+        num_resamples (`int`, *optional*, defaults to `5000`): Number of bootstrap resamples, and of sign flips.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap and of the sign flips.
     """
     if against not in runs or not all(len(of_name) for of_name in runs.values()):
@@ -143,6 +143,7 @@ def comparison_table(
     *,
     metrics: Sequence[str] = (),
     notes: Mapping[str, Mapping[str, float]] | None = None,
+    legend: bool = True,
 ) -> str:
     """Makes a table of comparisons with one reference: one row per recommender, the reference first, and a legend.
 
@@ -152,6 +153,7 @@ def comparison_table(
         metrics (`Sequence[str]`, *optional*): Metrics to show beside the one that was compared.
         notes (`Mapping[str, Mapping[str, float]]`, *optional*): Additional columns. Maps each heading to a number for
             some or all recommenders by name.
+        legend (`bool`, *optional*, defaults to `True`): Whether to explain the columns below the table.
     """
     if not comparisons:
         raise ValueError("there are no comparisons to show; give at least one recommender besides the reference")
@@ -161,10 +163,9 @@ def comparison_table(
     by_name = {comparison.name: comparison for comparison in comparisons}
 
     # Write one row per recommender below the headings.
-    rows = [
-        ["", *shown, "difference", "95 % interval", "p", "adjusted p", f"{first.metric} by seed", *notes, "verdict"]
-    ]
-    width = max(len(comparison.verdict) for comparison in comparisons)
+    width = max(len("reference"), *(len(comparison.verdict) for comparison in comparisons))
+    headings = ["difference", "95 % interval", "p", "adjusted p", f"{first.metric} by seed"]
+    rows = [["", *shown, *headings, *notes, "verdict".ljust(width)]]
     for name in (first.against, *by_name):
         of_seeds = list(_by_seed(runs[name]).values())
         cells = [_with_interval(of_seeds, metric) for metric in shown]
@@ -173,7 +174,7 @@ def comparison_table(
         words = by_name[name].verdict if name in by_name else "reference"
         compared = _comparison_cells(by_name[name]) if name in by_name else ["-"] * 4
         rows.append([name, *cells, *compared, by_seed, *noted, words.ljust(width)])
-    return "\n".join([*aligned(rows), "", *_legend(first)])
+    return "\n".join([*aligned(rows), *(["", *_legend(first)] if legend else [])])
 
 
 def _legend(comparison: Comparison) -> list[str]:

@@ -153,8 +153,11 @@ class KeptEvaluation:
             return None
 
         # Place each rank in its row. Missing ranks are not in the file.
-        position = np.searchsorted(self.users["row"], table["row"].to_numpy())
+        row = table["row"].to_numpy()
         rank = table["rank"].to_numpy() - 1
+        if not np.isin(row, self.users["row"]).all() or rank.min() < 0:
+            raise ValueError(f"{self.folder / RANKINGS} is damaged: it has ranks of other rows; {REMEDY}")
+        position = np.searchsorted(self.users["row"], row)
         shape = (self.num_users, max(*self.ks, int(rank.max()) + 1))
         items = np.full(shape, -1, np.int64)
         items[position, rank] = table["item"].to_numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
+from trl_rec.data.list_rows import new_targets
 from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.intervals import bootstrap_interval
@@ -22,6 +24,11 @@ from trl_rec.evaluation.train_interactions import TrainInteractions
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset
     from trl_rec.evaluation.beam_gap import BeamGap
+    from trl_rec.items.twins import Twins
+    from trl_rec.ragged import Ragged
+
+logger = logging.getLogger(__name__)
+BASELINES = ("random", "popularity", "transition")  # their names in results
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +148,8 @@ def evaluate_baselines(
     """
     rows = held_out(dataset, split)
     histories = split_rows(rows, "history")
+    if exclude_history:
+        _warn_of_known_targets(histories, split_rows(rows, "targets"), dataset.catalog.twins)
     rated = RatedTargets.from_split(rows)
     further = further_cutoff(recall_at, ks, len(dataset.catalog))
     baselines: dict[str, RandomBaseline | PopularityBaseline | TransitionBaseline] = {
@@ -169,6 +178,19 @@ def evaluate_baselines(
             values["preference_accuracy"] = rated.accuracy(baseline.score(histories, rated.items))
         results[name] = evaluation.with_values(values, seed=seed)
     return results
+
+
+def _warn_of_known_targets(histories: Ragged, targets: Ragged, twins: Twins | None) -> None:
+    """Warns if at least a tenth of the targets are excluded because they are in the histories of their rows."""
+    is_new = new_targets(histories, targets, twins)
+    if is_new.mean() <= 0.9:
+        logger.warning(
+            "%d of %d targets are in their user's history, so no recommender can find them when histories are "
+            "excluded, and all metrics are low; prepare the data with repeats: first or last, or do not exclude "
+            "histories",
+            (~is_new).sum(),
+            len(is_new),
+        )
 
 
 def further_cutoff(recall_at: int | None, ks: Sequence[int], num_items: int) -> int | None:

@@ -1,4 +1,7 @@
-"""Evaluates a saved model and the baselines on the same rows. The model's settings are read from its run folder."""
+"""Evaluates a saved model, or lists made elsewhere, beside the baselines on the same rows.
+
+The model's settings are read from its run folder.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,19 @@ from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.run_folder import check_same_items, settings_of_run
 from trl_rec.evaluation.beam_gap import measure_beam_gap, write_beam_gaps
 from trl_rec.evaluation.best_of_n import best_of_split
+from trl_rec.evaluation.given_lists import read_lists
 from trl_rec.evaluation.kept import METRICS, write_evaluation
 from trl_rec.evaluation.policy import Policy, evaluate_policy
-from trl_rec.evaluation.results import Evaluation, evaluate_baselines, held_out
+from trl_rec.evaluation.rankings import Rankings
+from trl_rec.evaluation.results import (
+    BASELINES,
+    Evaluation,
+    evaluate_baselines,
+    evaluate_split,
+    further_cutoff,
+    held_out,
+    recall_far_down,
+)
 from trl_rec.items.trie import TokenTrie
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, SEED, check_ranges
@@ -43,6 +56,8 @@ class EvaluationConfig:
 
     Args:
         model (`str`, *optional*): A hub id, a folder or a GGUF file. If not set, only the baselines are evaluated.
+        lists (`str`, *optional*): A file of recommendations to evaluate instead of a model, see [`read_lists`].
+        name (`str`, *optional*): What to call the recommender of `lists`. Defaults to the name of the file.
         surface (`str`, *optional*): How the model writes items: `"title"`, `"item_token"` or `"semantic_id"`.
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
@@ -71,6 +86,13 @@ class EvaluationConfig:
     model: str | None = field(
         default=None,
         metadata={"help": "hub id, folder or GGUF file of the model; if unset, only the baselines are evaluated"},
+    )
+    lists: str | None = field(
+        default=None,
+        metadata={"help": "CSV or Parquet file with user_id, rank and item_id: recommendations made elsewhere"},
+    )
+    name: str | None = field(
+        default=None, metadata={"help": "what to call the recommender of the lists; the name of the file if unset"}
     )
     surface: str | None = field(
         default=None,
@@ -157,6 +179,12 @@ class EvaluationConfig:
         check_ranges(self)
         if not self.ks:
             raise ValueError("ks is empty; give at least one k, such as 10")
+        if self.lists is not None and self.model is not None:
+            raise ValueError("model and lists are both set; evaluate them one after the other, into two folders")
+        if self.name is not None and self.lists is None:
+            raise ValueError("name has no effect without lists; leave it out, or set lists as well")
+        if self.name in BASELINES:
+            raise ValueError(f"name must not be {self.name!r}, which is the name of a baseline; choose another name")
 
 
 def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
@@ -201,15 +229,42 @@ def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> di
     else:
         dataset = dataset.with_surface("item_token")
 
-    # 2. Select the rows to evaluate.
+    # 2. Read the lists, and select the rows to evaluate.
+    lists = None if config.lists is None else _read_lists(config.lists, dataset, config)
     rows = at_most(config.max_users, held_out(dataset, config.split))
     dataset = replace(dataset, **{config.split: rows})  # the fields of the dataset are named after the splits
 
-    # 3. Evaluate the baselines, then the model.
+    # 3. Evaluate the baselines, then the model or the lists.
     results = evaluate_baselines(dataset, exclude_history=config.exclude_history, **_measuring(config))
+    name = recommender_name(config)
     if config.model is not None:
         results |= _evaluate_model(config.model, dataset, config)
+    elif lists is not None and name is not None:
+        results[name] = _evaluate_lists(lists, dataset, config)
     return results
+
+
+def _read_lists(path: str, dataset: RecDataset, config: EvaluationConfig) -> Rankings:
+    """Reads lists for the rows to evaluate, with as many ranks as any metric needs and the lists have."""
+    return read_lists(
+        path,
+        dataset,
+        split=config.split,
+        rows=spread(config.max_users, len(held_out(dataset, config.split))),
+        top_k=max(config.ks),
+        at_most=further_cutoff(config.recall_at, config.ks, len(dataset.catalog)),
+        exclude_history=config.exclude_history,
+    )
+
+
+def _evaluate_lists(lists: Rankings, dataset: RecDataset, config: EvaluationConfig) -> Evaluation:
+    """Evaluates lists made elsewhere. Recall far down is left out if no list is long enough."""
+    measuring = _measuring(config)
+    further = further_cutoff(measuring.pop("recall_at"), config.ks, len(dataset.catalog))
+    evaluation = evaluate_split(lists.head(max(config.ks)), dataset, **measuring)
+    if further is None or lists.items.shape[1] < further:
+        return evaluation
+    return evaluation.with_values(recall_far_down(lists, held_out(dataset, config.split), further), seed=config.seed)
 
 
 def write_results(
@@ -232,15 +287,24 @@ def write_results(
         ks=config.ks,
         exclude_history=config.exclude_history,
         settings=vars(config),
-        recommender=None if config.model is None else model_row(config.model),
+        recommender=recommender_name(config),
         seed=seed_of_run(config.model),
         rows=spread(config.max_users, len(held_out(dataset, config.split))),
     )
     write_beam_gaps(folder, results)
 
 
+def recommender_name(config: EvaluationConfig) -> str | None:
+    """Returns the name of the model or of the lists in the results, or None if there are only baselines."""
+    if config.model is not None:
+        return model_row(config.model)
+    if config.lists is not None:
+        return config.name or f"lists {Path(config.lists).name.split('.')[0]}"
+    return None
+
+
 def model_row(model: str) -> str:
-    """Returns the name of the model in the results."""
+    """Returns the name of a model in the results."""
     return f"model {Path(model).name}"
 
 

@@ -45,9 +45,15 @@ def slices_table(kept: KeptEvaluation, metric: str) -> str:
     rows = [[metric, "users", *named]]
     everyone = np.ones(kept.num_users, bool)
     for name, mask in {"all users": everyone, **slices(kept)}.items():
-        means = [f"{values[mask].mean():.4f}" for values in named.values()]
+        means = [_mean(values[mask]) for values in named.values()]
         rows.append([name, f"{mask.sum():,}", *means])
     return "\n".join(aligned(rows))
+
+
+def _mean(values: np.ndarray) -> str:
+    """Returns the mean over the users that the metric applies to, or "-" if there are none."""
+    known = values[~np.isnan(values)]
+    return f"{known.mean():.4f}" if len(known) else "-"
 
 
 def _by_history(lengths: np.ndarray) -> dict[str, np.ndarray]:

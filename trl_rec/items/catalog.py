@@ -172,7 +172,7 @@ class ItemCatalog:
 
     @cached_property
     def item_tokens(self) -> list[str]:
-        """The tokens that must be added to a tokenizer for these surfaces; empty for titles."""
+        """The tokens that must be added to a tokenizer for the surfaces of the items; empty for titles."""
         if self.surface == "title":
             return []
         return self.surfaces if self.surface == "item_token" else tokens_of(self.semantic_ids)
@@ -205,7 +205,7 @@ class ItemCatalog:
         return _token_ids(self.user_ids, _checked_vocabulary(tokenizer, tokens_of(self.user_ids)))
 
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Returns the path of each item, the token ids that the model writes to recommend it; row `i` is for item `i`.
+        """Returns the path of each item: the token ids that the model writes to recommend it. Row `i` is for item `i`.
 
         The path of a title ends with EOS, so that no path is a prefix of another path. Item tokens and semantic IDs
         need no EOS, because none of them is a prefix of another.
@@ -219,7 +219,7 @@ class ItemCatalog:
         return join(surfaces, Ragged.from_lengths(eos, np.ones(len(self), np.int64)))
 
     def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Returns the path of each item in a written list, the token ids of the item's entry; row `i` is for item `i`.
+        """Returns the path of each item when it is written as an entry of a list; row `i` is for item `i`.
 
         The path of a title ends with a line break. The EOS at the end of a list is not part of any path.
         """
@@ -268,7 +268,7 @@ class ItemCatalog:
 
     @classmethod
     def load(cls, folder: str | Path, *, remedy: str = "run trl-rec prepare again with --overwrite") -> ItemCatalog:
-        """Loads a catalogue that `save` wrote. If files are missing or damaged, the error ends with the `remedy`."""
+        """Loads a catalogue that `save` wrote. Errors about missing or unreadable files suggest the `remedy`."""
         folder = Path(folder)
         if not (folder / "catalog.json").is_file():
             raise ValueError(f"{folder} contains no catalogue (catalog.json is missing); {remedy}")

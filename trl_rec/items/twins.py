@@ -39,7 +39,7 @@ class Twins:
         return cls(groups, Ragged.from_lengths(order, np.bincount(groups, minlength=num_groups)))
 
     def complete(self, rows: Ragged) -> Ragged:
-        """Adds all twins of its items to each row. The items of a returned row are distinct and in arbitrary order."""
+        """Adds to each row the twins of the row's items. A returned row has distinct items, in arbitrary order."""
         # Find the distinct groups of each row first, so that each group is expanded only once per row.
         num_groups = len(self.members)
         keys = np.unique(rows.row_ids * num_groups + self.groups[rows.values])

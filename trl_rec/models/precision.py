@@ -1,9 +1,9 @@
-"""The product of the output embedding in float32, whatever format the model computes in.
+"""Computes logits in float32, even if the model computes in bfloat16 or float16.
 
-In bfloat16 a logit of 20 has neighbours 0.125 apart, so the candidates of a beam search tie or change places. Operands
-in bfloat16 or float16 are exact in float32, and so, but for float32's own rounding, is their product here. A CUDA
-device computes it from the operands as they are. Other devices convert the output embedding in parts, so that no
-float32 copy of it exists.
+Near 20, bfloat16 numbers are 0.125 apart, so rounded logits make different beams tie or change places. Hidden states
+and output embedding can be converted to float32 exactly, so that only float32 rounding affects their product. A CUDA
+device takes them unconverted and returns a float32 product. Other devices convert the output embedding in parts, so
+that there is never a float32 copy of the whole embedding.
 
 Legend: N positions, H hidden size, V vocabulary, U tokens whose logits are wanted.
 """
@@ -23,11 +23,11 @@ PART_ROWS = 4096  # rows of the output embedding that are converted at a time
 
 
 class PreciseLinear(TorchFunctionMode):
-    """Inside the block, linear layers with `num_outputs` outputs return float32 at least, and those of `tokens` only.
+    """Inside the block, linear layers with `num_outputs` outputs compute in at least float32, and only `tokens`.
 
     Args:
-        num_outputs (`int`): V. Other layers, such as the first half of a LoRA adapter, are left alone.
-        tokens (`torch.Tensor` of shape `(U,)`, *optional*): The outputs to compute; all by default.
+        num_outputs (`int`): V. Other layers, such as the first half of a LoRA adapter, do not change.
+        tokens (`torch.Tensor` of shape `(U,)`, *optional*): The outputs to compute. Defaults to all.
     """
 
     def __init__(self, num_outputs: int, tokens: Tensor | None = None) -> None:
@@ -36,12 +36,14 @@ class PreciseLinear(TorchFunctionMode):
         self.tokens = tokens
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replaces `F.linear`, which layers and adapters alike call in the end."""
+        """Replaces `F.linear`, which both layers and adapters call."""
         if func is not F.linear:
             return func(*args, **(kwargs or {}))
         return self._linear(*args, **(kwargs or {}))
 
-    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # F.linear's own names
+    def _linear(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:  # parameter names of F.linear
         if len(weight) != self.num_outputs:
             return F.linear(input, weight, bias)
         if self.tokens is not None:
@@ -51,10 +53,10 @@ class PreciseLinear(TorchFunctionMode):
 
 
 def precise_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear` whose result is float32 at least.
+    """Same as `F.linear`, except that the result has at least float32 precision.
 
-    Under autocast the operands are rounded as autocast rounds them. The gradient of a low-precision product is rounded
-    to the operands' format, as that of `F.linear` is.
+    Under autocast, the operands are first rounded to the autocast dtype. As with `F.linear`, gradients are rounded to
+    the dtype of the operands.
     """
     device = hidden_states.device.type
     if torch.is_autocast_enabled(device):
@@ -71,11 +73,11 @@ def precise_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -
 
 
 class _LowPrecisionProduct(torch.autograd.Function):
-    """`(N, V)` in float32 from `(N, H)` and `(V, H)` in a low-precision format."""
+    """Multiplies `(N, H)` and `(V, H)` in a low-precision dtype. Returns `(N, V)` in float32."""
 
     @staticmethod
     def forward(ctx: Any, hidden_states: Tensor, weight: Tensor) -> Tensor:
-        """Keeps the operands as they are, so that ZeRO-3 can take the weight away in between."""
+        """Saves the unconverted operands for the backward pass, so that ZeRO-3 can release the weight in between."""
         ctx.save_for_backward(hidden_states, weight)
         if hidden_states.is_cuda and len(hidden_states):
             return torch.mm(hidden_states, weight.T, out_dtype=torch.float32)
@@ -83,7 +85,7 @@ class _LowPrecisionProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of hidden states and weight, in their format."""
+        """Returns the gradients of hidden states and weight, in the dtype of the operands."""
         hidden_states, weight = ctx.saved_tensors
         gradient = gradients[0].to(weight.dtype)  # (N, V)
         return (
@@ -93,7 +95,7 @@ class _LowPrecisionProduct(torch.autograd.Function):
 
 
 def _product_in_parts(hidden_states: Tensor, weight: Tensor) -> Tensor:
-    """The product, by converting `PART_ROWS` rows of the weight at a time."""
+    """Computes the product in float32, converting `PART_ROWS` rows of the weight at a time."""
     hidden_states = hidden_states.float()
     product = hidden_states.new_empty(len(hidden_states), len(weight))
     for start in range(0, len(weight), PART_ROWS):

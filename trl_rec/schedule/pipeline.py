@@ -1,6 +1,6 @@
 """The three parts of Align³GR: semantic IDs of items and users, multi-task fine-tuning, and preference stages.
 
-Each part has its own folder, and a finished part is not run again. After the process was killed, the same call resumes
+Each part has its own folder, and a finished part is not run again. If the process is killed, the same call resumes
 in the unfinished part, and ends with the same IDs and weights.
 """
 
@@ -51,7 +51,7 @@ def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = Fa
     logger.info("part 1 of 3: semantic IDs")
     if PartialState().num_processes > 1 and not has_dual_ids(dataset, config):
         raise ValueError(
-            "semantic IDs are made by one process; run trl-rec tokenize --method dual with these settings first"
+            "only a single process can make semantic IDs; run trl-rec tokenize --method dual with these settings first"
         )
     return make_dual_ids(dataset, config, overwrite=overwrite).with_surface("semantic_id")
 

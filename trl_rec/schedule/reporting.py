@@ -13,6 +13,7 @@ from trl_rec.data.prompts import PromptFormat
 from trl_rec.evaluation import (
     Evaluation,
     Policy,
+    closing_verdict,
     evaluate_baselines,
     evaluate_policy,
     metrics_table,
@@ -64,6 +65,7 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         print(stage_table(reports, schedule.metric), end="\n\n")  # noqa: T201
         if results:
             print(metrics_table(results, caption=f"{dataset.path}, {split} split, history {history}"))  # noqa: T201
+            print(f"\n{closing_verdict(results, 'after', start='before')}")  # noqa: T201
         print(f"\nthe model, metrics.json and the training log are in {schedule.output}")  # noqa: T201
     PartialState().wait_for_everyone()
     return results

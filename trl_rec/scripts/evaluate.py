@@ -1,4 +1,4 @@
-"""`trl-rec evaluate`: evaluates the baselines and a model on the same rows.
+"""`trl-rec evaluate`: evaluates the baselines, and a model or lists made elsewhere, on the same rows.
 
 Under `accelerate launch -m trl_rec.scripts.evaluate`, the users are divided among the processes.
 """
@@ -6,6 +6,7 @@ Under `accelerate launch -m trl_rec.scripts.evaluate`, the users are divided amo
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
@@ -14,14 +15,19 @@ from trl_rec.data import RecDataset, load
 from trl_rec.evaluation import (
     EvaluationConfig,
     beam_gap_table,
+    closing_verdict,
     evaluate_with_baselines,
     evaluation_settings,
     metrics_table,
+    read_evaluation,
+    slices_table,
     write_results,
 )
 from trl_rec.evaluation.saved_ranker import evaluate_ranker, is_ranker
+from trl_rec.files import clean_up, exclusive
 from trl_rec.scripts.parsing import parse, run
 from trl_rec.trainer import orders_table
+from trl_rec.trainer.base.processes import on_main_process
 
 
 @dataclass
@@ -30,38 +36,61 @@ class EvaluateArguments:
 
     dataset: str = field(metadata={"help": "dataset folder, made by trl-rec prepare"})
     output_dir: str = field(metadata={"help": "folder for the results"})
+    slices: bool = field(
+        default=False,
+        metadata={"help": "also print NDCG by target frequency in training, by history length and by group"},
+    )
 
 
 KINDS = (EvaluateArguments, EvaluationConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates the baselines and the model, prints a table, and writes the results."""
+    """Evaluates the baselines and a model or lists, prints tables, and writes the results."""
     arguments, config = parse(KINDS, argv, "evaluate")
-    dataset = load(arguments.dataset)
     if is_ranker(config.model):
-        _evaluate_ranker(dataset, config, arguments.output_dir)
-        return
-    config = evaluation_settings(config)
-    results = evaluate_with_baselines(dataset, config)
+        evaluate = _order_candidates
+    else:
+        evaluate = _rank_catalog
+        config = evaluation_settings(config)
+    dataset = load(arguments.dataset)
+
+    def lock() -> None:
+        """Makes sure that no other process writes to the folder, and removes what a killed one has left there."""
+        held.enter_context(exclusive(arguments.output_dir))
+        clean_up(arguments.output_dir)
+
+    with ExitStack() as held:
+        on_main_process(lock)
+        table, metric = evaluate(dataset, config, arguments.output_dir)
 
     if PartialState().is_main_process:
-        write_results(arguments.output_dir, results, dataset, config)
-        history = "excluded" if config.exclude_history else "not excluded"
-        print(metrics_table(results, caption=f"{arguments.dataset}, {config.split} split, history {history}"))
-        for evaluation in results.values():
-            if evaluation.beam_gap is not None:
-                print(f"\n{beam_gap_table(evaluation.beam_gap)}")
+        print(table)
+        if arguments.slices:
+            print(f"\n{slices_table(read_evaluation(arguments.output_dir), metric)}")
         print(f"\nmetrics.json, the ranked items and the values per user are in {arguments.output_dir}")
 
 
-def _evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str) -> None:
-    """Evaluates a model that orders rated candidates, prints a table, and writes the results."""
-    results = evaluate_ranker(dataset, config, output)
+def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) -> tuple[str, str]:
+    """Evaluates recommendations from the whole catalogue, and writes the results.
+
+    Returns a table of the results, and the metric to show by slices.
+    """
+    results = evaluate_with_baselines(dataset, config)
     if PartialState().is_main_process:
-        count = int(next(iter(results.values())).metrics["num_users"])
-        print(orders_table(results, caption=f"{dataset.path}: {count} users' rated items of the {config.split} split"))
-        print(f"\nmetrics.json and the values per user are in {output}")
+        write_results(output, results, dataset, config)
+    history = "excluded" if config.exclude_history else "not excluded"
+    tables = [metrics_table(results, caption=f"{dataset.path}, {config.split} split, history {history}")]
+    tables += [beam_gap_table(one.beam_gap) for one in results.values() if one.beam_gap is not None]
+    return "\n\n".join([*tables, closing_verdict(results)]), f"ndcg@{max(config.ks)}"
+
+
+def _order_candidates(dataset: RecDataset, config: EvaluationConfig, output: str) -> tuple[str, str]:
+    """Evaluates a model that orders rated candidates. Returns the same as [`_rank_catalog`]."""
+    results = evaluate_ranker(dataset, config, output)
+    count = int(next(iter(results.values())).metrics["num_users"])
+    caption = f"{dataset.path}: {count} users' rated items of the {config.split} split"
+    return orders_table(results, caption=caption), f"graded_ndcg@{max(config.ks)}"
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from transformers.hf_argparser import string_to_bool
-
+from trl_rec.compat import string_to_bool
 from trl_rec.evaluation.report import write_report
 from trl_rec.scripts.verbs import VERBS
 

@@ -54,20 +54,25 @@ class Arm:
     Args:
         name (`str`): Its name in the page.
         runs (`Sequence[Run]`): The folder of each seed.
-        row (`str`): Its name in the results of these folders.
+        rows (`Sequence[str]`): Its name in the results of each folder.
         is_own (`bool`): Whether the page is about it; False for baselines.
     """
 
     name: str
     runs: Sequence[Run]
-    row: str
+    rows: Sequence[str]
     is_own: bool
+
+    @cached_property
+    def seeds(self) -> list[Evaluation]:
+        """The evaluation of each seed."""
+        return [run.kept.results[row] for run, row in zip(self.runs, self.rows, strict=True)]
 
     @cached_property
     def evaluation(self) -> Evaluation:
         """The evaluation. With several seeds, the metrics are means over the seeds, and the intervals are those of the
         users' means over the seeds."""
-        seeds = [run.kept.results[self.row] for run in self.runs]
+        seeds = self.seeds
         if len(seeds) == 1:
             return seeds[0]
         names = [name for name in seeds[0].metrics if all(name in seed.metrics for seed in seeds)]
@@ -87,7 +92,7 @@ class Arm:
     def per_user_by_seed(self) -> Runs:
         """Returns the values per user of each run, by seed where the seeds are known and distinct."""
         seeds = [run.kept.seed for run in self.runs]
-        values = [run.kept.results[self.row].per_user for run in self.runs]
+        values = [evaluation.per_user for evaluation in self.seeds]
         if self.is_own and None not in seeds and len(set(seeds)) == len(seeds):
             return dict(zip(seeds, values, strict=True))
         return values
@@ -187,7 +192,7 @@ class Material:
         ranked = {}
         for arm in self.arms:
             kept = arm.runs[0].kept
-            rankings = kept.rankings_of(arm.row)
+            rankings = kept.rankings_of(arm.rows[0])
             if rankings is None:
                 continue
             if self.catalog is not None and rankings.items.max(initial=-1) >= len(self.catalog):

@@ -60,14 +60,14 @@ def _read_runs(folders: Sequence[Path]) -> list[Arm]:
     for run in runs:
         for name in run.kept.results:
             if name != run.kept.recommender:
-                arms.setdefault(name, Arm(name, [run], name, is_own=False))
+                arms.setdefault(name, Arm(name, [run], [name], is_own=False))
 
     # A recommender is called by its name in the results, and by its folder as well if another one has that name.
     rows = [run.kept.recommender for run in runs]
     for run, row in zip(runs, rows, strict=True):
         if row is not None:
             name = row if rows.count(row) == 1 and row not in arms else f"{row} ({run.name})"
-            arms[name] = Arm(name, [run], row, is_own=True)
+            arms[name] = Arm(name, [run], [row], is_own=True)
     return list(arms.values())
 
 
@@ -166,6 +166,8 @@ def _read_study(folder: Path) -> tuple[list[Arm], Study]:
         raise ValueError(f"{path} is damaged ({error!r}); run the study again, which repeats no training") from error
     if not arms:
         raise ValueError(f"{path} has no measured arm; run the study again")
+    if not any(study.primary in arm.metrics for arm in arms):
+        raise ValueError(f"{path}: no arm has the measure {study.primary!r}; run the study again")
     return arms, study
 
 
@@ -175,8 +177,12 @@ def _read_arm(folder: Path, name: str, arm: Mapping[str, Any]) -> Arm:
     for seed, entry in arm["runs"].items():
         evaluated = folder / entry["test"]
         trained = folder / entry["run"] if "run" in entry else evaluated
-        runs.append(_read_run(evaluated, trained, name if seed == "none" else f"{name}, seed {seed}"))
-    return Arm(name, runs, next(iter(arm["runs"].values()))["row"], is_own=arm["kind"] != "baseline")
+        run = _read_run(evaluated, trained, name if seed == "none" else f"{name}, seed {seed}")
+        if entry["row"] not in run.kept.results:
+            raise ValueError(f"{evaluated} has no results of {entry['row']!r}; run the study again")
+        runs.append(run)
+    rows = [entry["row"] for entry in arm["runs"].values()]
+    return Arm(name, runs, rows, is_own=arm["kind"] != "baseline")
 
 
 def _comparison(entry: Mapping[str, Any]) -> Comparison:

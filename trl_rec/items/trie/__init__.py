@@ -1,4 +1,4 @@
-"""The prefix tree of a catalogue's token paths. It depends on torch only, since it is below the catalogue's layer."""
+"""The prefix tree of a catalogue's token paths. It does not import the catalogue, which belongs to a higher layer."""
 
 from trl_rec.items.trie.token_trie import TokenTrie
 

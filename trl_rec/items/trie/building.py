@@ -57,8 +57,8 @@ def as_integers(values: object, message: str, *, ndim: int) -> Tensor:
         message: Beginning of the error message: what the values must be.
         ndim: The number of dimensions.
     """
-    # 1. Convert them. Floats and booleans are refused below rather than converted to integers. Torch reads only numpy
-    # arrays in the byte order of the machine.
+    # 1. Convert them. Floats and booleans are refused below rather than converted to integers. Torch cannot read numpy
+    # arrays in another byte order than the machine's, so that order is changed first.
     if isinstance(values, np.ndarray):
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
@@ -72,7 +72,7 @@ def as_integers(values: object, message: str, *, ndim: int) -> Tensor:
     if tensor.dtype in (torch.int32, torch.int64):
         return tensor
 
-    # 2. Unsigned numbers of 64 bits would become negative.
+    # 2. Convert the other integer types. Unsigned 64-bit integers above the range of int64 would become negative.
     integers = tensor.long()
     if tensor.dtype == torch.uint64 and bool((integers < 0).any()):
         raise ValueError(f"{message}, each at most {LARGEST}")
@@ -106,7 +106,7 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
     """
     num_rows, depth = paths.shape
 
-    # For each row, in sorted order: whether its prefix differs from the previous row, and the node of its prefix.
+    # For each row, in sorted order: whether its prefix differs from the previous row's, and the node of its prefix.
     differs = torch.zeros(num_rows, dtype=torch.bool)
     differs[0] = True
     node_of_row = torch.zeros(num_rows, dtype=torch.int32)
@@ -167,15 +167,15 @@ def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: i
 
 
 def find_problem(arrays: dict[str, Tensor]) -> str | None:
-    """Returns what is wrong with the arrays of a `TokenTrie`, or None if every lookup in them stays inside them."""
-    # 1. Each array is a list of integers.
+    """Describes the first error in the arrays of a `TokenTrie`. Returns None if no lookup can leave the arrays."""
+    # 1. Check that each array is a list of integers.
     wrong = [
         name for name, array in arrays.items() if array.ndim != 1 or array.dtype not in (torch.int32, torch.int64)
     ]
     if wrong:
         return f"{wrong[0]} is not a list of integers"
 
-    # 2. Their lengths fit together.
+    # 2. Check that the lengths are consistent.
     num_nodes = len(arrays["item_starts"])
     num_items = len(arrays["items"])
     lengths = {"item_ends": num_nodes, "row_offsets": num_nodes + 1, "child_tokens": num_nodes - 1}
@@ -183,7 +183,7 @@ def find_problem(arrays: dict[str, Tensor]) -> str | None:
     if num_nodes < 2 or not num_items or len(arrays["depth_offsets"]) < 3 or wrong:
         return "the lengths of its arrays are inconsistent"
 
-    # 3. Offsets ascend, and point to nodes below their own, and to items.
+    # 3. Check that offsets ascend, and that they point to later nodes and to existing items.
     rows = arrays["row_offsets"]
     depths = arrays["depth_offsets"]
     starts = arrays["item_starts"]

@@ -49,7 +49,7 @@ def build_alro_trainer(
         )
     check_output(config)  # before the rating stage, and not after it
 
-    # 1. Build the model, and check that it can read the lists.
+    # 1. Build the model, and check that each split has lists to rank and that they fit in `max_length`.
     ratings = rating_values(dataset.train)
     model, tokenizer, adapter = build_ranker(
         dataset.catalog,

@@ -52,7 +52,9 @@ class RatedListCollator(EpochCounter):
             - `completion_ids`, `completion_mask` and `answer_mask`, `(B, S, C)`: The lists, each followed by its
               answer. `answer_mask` is True for the tokens of the answer.
             - `names`, `(B, S, m)`: The token that names each candidate in each order.
-            - `ratings`, `gold_rank` and `candidate_mask`, `(B, m)`: The labels.
+            - `ratings` and `gold_rank`, `(B, m)`: The labels: the rating of each candidate, and its position in the
+              answer.
+            - `candidate_mask`, `(B, m)`: False for padding.
         """
         # 1. Randomly draw the order of equal ratings in the answer, and the orders of the candidates in the prompt.
         candidates = _column(rows, "candidates", np.int64)

@@ -60,7 +60,7 @@ class RatingStageConfig:
 
     Args:
         rating_epochs (`float`, *optional*, defaults to `0.0`): Number of epochs of the rating stage. 0 skips the
-            stage, which is required for a pretrained model.
+            stage. A pretrained model requires 0.
         rating_learning_rate (`float`, *optional*, defaults to `3e-3`): Learning rate of the rating stage.
         rating_max_length (`int`, *optional*, defaults to `128`): Maximum number of tokens per row.
     """
@@ -111,11 +111,11 @@ def learn_ratings(
         output_dir: A folder that only this stage writes to.
         max_length (*optional*, defaults to `128`): Maximum number of tokens per row.
         resume (*optional*, defaults to `False`): Whether to resume from the newest checkpoint in `output_dir`. If the
-            stage is already finished, its model is loaded and returned. By default, the stage starts over.
+            stage is already finished, its model is loaded and returned. By default, the stage starts from scratch.
         options: Fields of [`BearConfig`]. By default, the stage trains for 8 epochs with a learning rate of 3e-3 and
             saves one checkpoint per epoch.
     """
-    # 1. Plain supervised fine-tuning.
+    # 1. Build a trainer for plain supervised fine-tuning.
     folder = Path(output_dir)
     settings = {
         "num_train_epochs": 8,
@@ -142,7 +142,7 @@ def learn_ratings(
         logger.info("the rating stage in %s is already finished; loading its model", folder)
         return load_model(folder)
 
-    # 3. Train. Write the marker only after everything is saved, because a finished stage is never resumed.
+    # 3. Train. Write the marker only after everything is saved, because a stage with a marker is never trained again.
     logger.info("starting the rating stage; its model is saved in %s", folder)
     trainer.train(resume_from_checkpoint=resume)
     save_run(trainer)

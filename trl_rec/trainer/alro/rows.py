@@ -54,8 +54,9 @@ def build_rated_rows(
 
 
 def held_out_rows(split: Dataset, *, num_candidates: int = 10, max_history: int | None = None) -> Dataset:
-    """Builds at most one row per row of a validation or test split. The candidates are the first `num_candidates` new
-    targets. The columns are the same as in [`build_rated_rows`], except that `row` is the index in the split."""
+    """Builds at most one list per row of a validation or test split. Its candidates are the first `num_candidates` new
+    targets of the row. The columns are those of [`build_rated_rows`], but `row` is the index of the row in the split.
+    """
     return _rows(split, num_candidates, None, max_history)
 
 
@@ -91,8 +92,8 @@ def ranked_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroCon
 
 
 def check_rankable(dataset: RecDataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> None:
-    """Raises ValueError if a split has no list that can be trained on or ranked. Otherwise the error might occur only
-    after hours of training."""
+    """Raises ValueError if a split has no list that can be trained on or ranked, or if a list does not fit in
+    `max_length`. Without this check, the error might occur only after hours of training."""
     training_lists(dataset.train, prompt_format, args)
     ranked_lists(at_most(args.max_users, dataset.validation), prompt_format, args)
     ranked_lists(dataset.test, prompt_format, args)

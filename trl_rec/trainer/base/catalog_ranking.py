@@ -52,7 +52,10 @@ class CatalogRankingMixin(RecTrainerMixin):
 
     @contextmanager
     def policy(self) -> Iterator[Policy]:
-        """Yields the model as it is evaluated, with all its weights. Every process must enter the block."""
+        """Yields the [`Policy`] that is evaluated, with sharded weights gathered.
+
+        Gathering is collective, so every process must enter the block.
+        """
         if self.is_fsdp_enabled:
             raise ValueError(NO_RANKING_UNDER_FSDP)
         with unwrapped_for_generation(self.model_wrapped, self.accelerator) as model:
@@ -70,7 +73,7 @@ class CatalogRankingMixin(RecTrainerMixin):
             )
 
     def rank(self, split: Dataset) -> Rankings:
-        """Ranks items for the users of a split: items and scores `(num_rows, max(eval_ks))`."""
+        """Returns the best items for the users of a split, and their scores, `(num_rows, max(eval_ks))` each."""
         with self.policy() as policy:
             return policy.rank(split, max(self.args.eval_ks))
 

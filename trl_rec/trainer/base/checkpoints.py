@@ -1,9 +1,9 @@
 """Marks complete checkpoints, and finds the newest complete checkpoint to resume from.
 
 The mark is a JSON file called `complete`, which is written after all other files are on the disk. It contains the
-fingerprint of the run (see `fingerprint.py`), the number of processes, and the size and a hash of each file that is
-read on resume. So a damaged checkpoint is detected before anything is loaded. Earlier versions wrote an empty mark. Of
-their checkpoints, only the presence and the format of the files can be checked.
+fingerprint of the run (see `fingerprint.py`), the sharding and the number of processes, and the size and a hash of
+each file that is read on resume. So a damaged checkpoint is detected before anything is loaded. Earlier versions wrote
+an empty mark. Of their checkpoints, only the presence and the format of the files can be checked.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def read_mark(folder: Path) -> Mark | None:
         content = json.loads(text or "{}")
         return Mark(*(dict(content.get(name, {})) for name in Mark._fields))
     except (ValueError, AttributeError, TypeError):
-        return Mark({}, {}, {MARK: []})  # "complete has changed since it was written"
+        return Mark({}, {}, {MARK: []})  # so that `find_changed` reports the mark itself as changed
 
 
 def find_damage(folder: Path, mark: Mark) -> str | None:
@@ -114,7 +114,7 @@ def find_changed(folder: Path, mark: Mark) -> str | None:
 
 
 def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Mapping[str, Any]) -> None:
-    """Raises `ValueError` if the checkpoint belongs to another run, or was sharded over other processes."""
+    """Raises `ValueError` if the checkpoint belongs to another run, or if its sharding does not fit this launch."""
     different = difference(mark.run, as_json(run))
     if different is not None:
         raise ValueError(
@@ -201,7 +201,7 @@ def _state_of(path: Path) -> list[Any]:
 
 
 def _find_broken(folder: Path) -> str | None:
-    """Describes the first file of a checkpoint that cannot be opened. Contents are not loaded."""
+    """Describes the first file of a checkpoint that cannot be opened. Tensors are not loaded."""
     for path in _read_files(folder):
         check = CHECKS.get(path.suffix)
         try:

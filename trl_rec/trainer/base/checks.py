@@ -24,12 +24,12 @@ NOT_TAKEN_BY_SFT = {
 
 
 def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) -> dict[str, Any]:
-    """Returns the given arguments without the unsupported ones. Raises `ValueError` if one of these is not None.
+    """Removes unsupported arguments from the given ones. Raises `ValueError` if an unsupported argument is not None.
 
     Args:
         given: Keyword arguments.
         names: Arguments that the trainer cannot use, and why.
-        trainer: The class, for the message.
+        trainer: Name of the trainer's class, for the message.
     """
     for name, why in names.items():
         if given.get(name) is not None:
@@ -47,7 +47,7 @@ def check_processes(args: TrainingArguments) -> None:
 
 
 def check_parallelism(accelerator: Accelerator) -> None:
-    """Raises `ValueError` under tensor parallelism, because the losses assume that each process has other rows."""
+    """Raises `ValueError` under tensor parallelism, because the losses assume different rows on each process."""
     config = accelerator.parallelism_config
     if config is not None and config.tp_size > 1:
         raise ValueError("tensor parallelism is not supported; use DDP, ZeRO or FSDP (see recipes/accelerate)")

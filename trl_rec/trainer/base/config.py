@@ -66,9 +66,10 @@ class RecConfig(Base):
             ranks single items.
         eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the ranking metrics, at most
             `list_length` if it is set.
-        eval_recall_at (`int`, *optional*, defaults to `50`): Further cutoff, for the recall in the table at the end of
-            a run. It costs a second pass over the users with this number of beams, except for item tokens. The other
-            metrics keep `eval_num_beams`. 0 leaves it out, and so does a `list_length`.
+        eval_recall_at (`int`, *optional*, defaults to `50`): An additional cutoff, at which only recall is computed,
+            for the table at the end of a run. Unless every item is a single token, this takes a second pass over the
+            users with this number of beams. The other metrics keep `eval_num_beams`. This recall is left out if the
+            cutoff is 0 or not above all `eval_ks`, or if `list_length` is set.
         eval_num_beams (`int`, *optional*): Beam width when ranking. Defaults to the largest of `eval_ks`, or, with a
             `list_length`, to 1 (greedy decoding).
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history are

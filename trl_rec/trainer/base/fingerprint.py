@@ -89,7 +89,7 @@ ROWS_AT_ONCE = 10_000
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """Returns the name of the first entry that differs, with both values, or None if no entry differs.
 
-    Entries that are in only one of the two mappings are ignored, because another release wrote them.
+    Entries that are in only one of the two mappings are ignored, because releases record different entries.
     """
     for name in old:
         if name in new and old[name] != new[name]:
@@ -120,7 +120,7 @@ def run_entries(config: Any, num_processes: int) -> Entries:
     entries = setting_entries(config, DECIDING)
     for name in config.may_change:
         entries.pop(name, None)
-    if config.list_length is None:  # with list_length set, this field also excludes the history in training
+    if config.list_length is None:  # with list_length set, this field affects training too, so it is kept
         entries.pop("eval_exclude_history", None)
 
     # If rows are ordered by length, the order depends on the number of rows per process and step.

@@ -66,7 +66,7 @@ def find_start(
         resume: The folder of a checkpoint, or `True` for the newest complete checkpoint, if there is one.
         overwrite: Whether a run that starts from scratch may replace the work of an earlier run.
         run: Returns the fingerprint of the run. It is called only if there is a checkpoint.
-        launch: How the run's processes share the work.
+        launch: The sharding and the number of processes.
     """
     if not resume:
         if not overwrite:

@@ -15,8 +15,8 @@ T = TypeVar("T")
 def on_main_process(decide: Callable[[], T]) -> T:
     """Calls `decide` on the main process, and returns its result on every process.
 
-    A `ValueError` or `OSError` is raised as a `ValueError` on every process. If only the main process failed, the
-    other processes would wait forever.
+    With several processes, a `ValueError` or `OSError` of `decide` is raised as a `ValueError` on every process. If it
+    were raised only on the main process, the other processes would wait forever.
     """
     state = PartialState()
     if state.num_processes == 1:

@@ -1,7 +1,8 @@
 """Writes `recipe.yaml`, the recipe that repeats a run: what the user gave, without defaults.
 
 `trl-rec VERB --config RUN/recipe.yaml --output_dir OTHER` trains the same weights on the same machine, with the same
-versions and the same number of threads. Secrets are left out, and so is what only said how to treat the output folder.
+versions and the same number of threads. The recipe does not contain secrets, nor options about work that already
+exists, such as `overwrite`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NOT_REPEATED = ("overwrite", "overwrite_ids", "resume_from_checkpoint", "hub_tok
 def given_values(*configs: Any) -> dict[str, Any]:
     """Returns the fields of dataclass instances that differ from their defaults, as values that YAML can store.
 
-    Fields without a default are always returned. Other values, such as objects, are left out.
+    Fields without a default are returned as well. Values that YAML cannot store, such as objects, are left out.
     """
     given = {}
     for config in configs:
@@ -52,7 +53,7 @@ def write_recipe(folder: str | Path, verb: str, recipe: Mapping[str, Any]) -> No
 
 
 def _as_parsed(default: Any) -> Any:
-    """Returns a default as the command line's parser reads it: an empty text as nothing, and "no" as false."""
+    """Returns a default as the command line's parser reads it: "" as None, and "no" as False."""
     return {"": None, "no": False}.get(default, default) if isinstance(default, str) else default
 
 

@@ -1,7 +1,7 @@
 """Manages the reference policy of preference training, and stores its log-probabilities on disk.
 
-A model with an adapter is its own reference. To compute the reference, the adapter is switched off, or replaced by a
-frozen copy of the adapter, which TRL calls "ref".
+By default, a model with an adapter is its own reference. To compute the outputs of the reference, the adapter is
+switched off, or replaced by a frozen copy of itself, which TRL calls "ref".
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from trl_rec.trainer.base.trainer import RecTrainerMixin
 class ReferenceMixin(RecTrainerMixin):
     """Mixin for trainers that compare the policy with a reference.
 
-    The reference is a separate model, or the policy with other adapters.
+    The reference is a separate model, or the policy with its adapter switched off or replaced.
 
     Attributes:
-        ref_model (`PreTrainedModel` or `None`): The reference, possibly wrapped by an engine, or None if the policy
-            has adapters. Test it with `is None`, because a compiled model has no truth value.
+        ref_model (`PreTrainedModel` or `None`): The separate model, possibly wrapped by an engine, or None if the
+            policy is its own reference. Test it with `is None`, because a compiled model has no truth value.
     """
 
     ref_model: Any
@@ -61,8 +61,8 @@ def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
     """Returns a copy of the policy to be used as its reference.
 
     Returns None if the policy has an adapter, because it is then its own reference. Also returns None if the policy is
-    given by name, because `DPOTrainer` then loads it a second time. For a policy that is already loaded, `DPOTrainer`
-    would load the folder that the policy came from, which may contain another model by now.
+    given by name, because `DPOTrainer` then loads it a second time. A policy that is already loaded is copied here,
+    because `DPOTrainer` would load the folder that it came from, which may contain another model by now.
     """
     if isinstance(model, str | PeftModel) or peft_config is not None:
         return None
@@ -122,7 +122,7 @@ def hash_weights(model: Any) -> str:
 
 
 def hash_rows(rows: Dataset, *settings: Any) -> str:
-    """Returns a hash of rows and settings. Files with results that are computed from them have it in their names."""
+    """Returns a hash of rows and settings, for the name of a file with results computed from them."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
         for batch in table.combine_chunks().to_batches():
@@ -131,7 +131,7 @@ def hash_rows(rows: Dataset, *settings: Any) -> str:
 
 
 def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
-    """Returns the path of the reference log-probabilities of the rows. The file is named by [`hash_rows`]."""
+    """Returns the path of the file for the rows' reference log-probabilities. [`hash_rows`] determines its name."""
     return Path(folder) / f"reference-{hash_rows(rows, *settings)}.parquet"
 
 

@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trl_rec.data.dataset import RecDataset
-from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_policy, metrics_table, write_evaluation
+from trl_rec.evaluation import (
+    Evaluation,
+    closing_verdict,
+    evaluate_baselines,
+    evaluate_policy,
+    metrics_table,
+    write_evaluation,
+)
 from trl_rec.evaluation.environment import write_environment
 from trl_rec.evaluation.rewards import ListReward
 from trl_rec.files import write_text
@@ -28,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Measured(NamedTuple):
-    """What is known about a model after it was measured on a held-out split.
+    """The outcome of measuring a model on a held-out split.
 
     Args:
         results (`dict[str, Evaluation]`): The results by name.
@@ -105,9 +112,9 @@ def conclude_run(
     exclude_history: bool,
     instead: str,
 ) -> dict[str, Evaluation]:
-    """Saves a trained model, evaluates it, and writes and prints the results. Every process returns them.
+    """Saves a trained model, evaluates it, and writes and prints the results. Every process returns the results.
 
-    With `final_split: none`, the model is only saved.
+    With `final_split="none"` and under FSDP, the model is only saved, and the returned results are empty.
 
     Args:
         trainer: A trainer whose `train` has returned.
@@ -151,6 +158,7 @@ def conclude_run(
             targets=measured.targets,
         )
         print(measured.table)  # noqa: T201
+        print(f"\n{closing_verdict(measured.results, trainer.display_name)}")  # noqa: T201
         print(f"\nthe model, metrics.json and the training log are in {folder}")  # noqa: T201
     trainer.accelerator.wait_for_everyone()
     return measured.results
@@ -162,7 +170,7 @@ def save_run(trainer: RecTrainerMixin, recipe: Mapping[str, Any] | None = None) 
     Args:
         trainer: A trainer whose `train` has returned.
         recipe (*optional*): Keys of `recipe.yaml` besides the trainer's configuration. By default, no recipe is
-            written, because no verb repeats the run.
+            written, which is right for a run that no verb repeats.
     """
     trainer.save_model()
     if trainer.is_world_process_zero():

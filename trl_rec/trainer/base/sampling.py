@@ -1,6 +1,7 @@
 """Samplers that fix the order of training rows, and an epoch counter for collators that sample at random.
 
-Both depend only on the seed and the epoch, so that a resumed run continues in the same order.
+The order and the random samples depend only on the seed and the epoch, so a resumed run continues as if it had not
+been interrupted.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class RepeatedBatches(Sampler[int]):
 class LengthGroups(LengthGroupedSampler):
     """Samples batches of rows of similar length, in an order that depends only on the seed and the epoch.
 
-    The parent class draws the order from the global random state instead.
+    By default, the parent class draws the order from the global random state.
 
     Args:
         grouped (`LengthGroupedSampler`): The sampler to replace. Its batch size and lengths are used.
@@ -86,7 +87,7 @@ class EpochOrder(TrainerCallback):
     epoch to the sampler. Without this callback, every epoch would then have the same order as the first.
 
     Args:
-        sampler (`Sampler`, *optional*): The sampler. Without a method `set_epoch`, it is not called.
+        sampler (`Sampler`, *optional*): The sampler. A sampler without a `set_epoch` method is ignored.
     """
 
     def __init__(self, sampler: Sampler[int] | None) -> None:
@@ -105,7 +106,7 @@ class EpochOrder(TrainerCallback):
 class EpochCounter(TrainerCallback):
     """Base class of collators that draw new samples in each epoch. It is a callback, so the trainer sets the epoch."""
 
-    # In shared memory, so that worker processes of a data loader that outlive an epoch see the new value.
+    # In shared memory, so that data loader workers that outlive an epoch see the new value.
     epoch: Tensor = field(init=False, default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_())
 
     def on_epoch_begin(

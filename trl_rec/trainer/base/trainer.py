@@ -116,14 +116,14 @@ class RecTrainerMixin(ABC, Base):
 
     @abstractmethod
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Returns metrics of the model's recommendations to the users of a split, at most `max_users` users."""
+        """Returns metrics of the model's recommendations to at most `max_users` users of a split."""
 
     @abstractmethod
     def save_settings(self, folder: Path) -> None:
         """Writes the files that a saved model needs to recommend items. Only the main process calls this method."""
 
     def card_example(self) -> Sequence[str]:
-        """Returns lines of Python for the model card that show how to use a saved run. By default, returns none."""
+        """Returns lines of Python for the model card that show how to use a saved run. Empty by default."""
         return ()
 
     @property
@@ -140,7 +140,10 @@ class RecTrainerMixin(ABC, Base):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss from [`batch_loss`], and records its metrics. Raises `ValueError` if it is not finite."""
+        """Returns the loss from [`batch_loss`], and records its metrics.
+
+        Raises `ValueError` if the loss of any row, on any process, is not finite.
+        """
         batch = self.batch_loss(model, inputs, num_items_in_batch)
         if batch.aux_loss is not None:
             batch = self._with_aux_loss(batch, batch.aux_loss, scaled=num_items_in_batch is not None)
@@ -285,7 +288,10 @@ class RecTrainerMixin(ABC, Base):
         return {"sharding": sharding, "number of processes": self.accelerator.num_processes}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """Returns the parent's sampler. If it orders rows by length, it is seeded, so that a run can be resumed."""
+        """Returns the parent's sampler. A sampler that groups rows by length is seeded or replaced by a seeded one.
+
+        Without the seed, a resumed run would not continue in the same order.
+        """
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):
             sampler.seed = self._data_seed

@@ -20,8 +20,8 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
         dataset: The dataset. Its catalogue determines the surface to train on. The validation split is evaluated
             during training.
         config: The training configuration.
-        model_config: Which model to load or make. The vocabulary of a model from scratch also contains the words that
-            occur in its tasks.
+        model_config: Which model to load or make. The vocabulary of a model from scratch also contains the words of
+            the tasks, if `config.tasks` is set.
     """
     is_from_scratch = model_config.model_name_or_path is None
     model, tokenizer, adapter = build_model(
@@ -44,8 +44,9 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
 
 
 def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase, config: BearConfig) -> Dataset:
-    """Returns the training data of a [`BearTrainer`]: the rows of `config.tasks`, or `dataset.train` without tasks.
-    The rows of tasks also use the users and the catalogue of the dataset.
+    """Returns the training data of a [`BearTrainer`]: the rows of `config.tasks`, or `dataset.train` if that is None.
+
+    The rows of tasks are also made from the users and the catalogue of the dataset.
 
     Args:
         dataset: The dataset. Its catalogue determines the surface to train on.

@@ -31,8 +31,8 @@ FREE = -2
 class NextItemCollator:
     """Pads rows and, given a trie, removes forced tokens from the labels.
 
-    A target token is forced if it is the only legal token. Its loss is constant, so no logits should be computed for
-    it, and it should not count as a target token.
+    A target token is forced if it is the only legal token. Under the softmax over legal tokens, its loss is constant,
+    so no logits should be computed for it, and it should not count as a target token.
 
     Args:
         pad_token_id (`int`): Token id used to pad `input_ids`.

@@ -42,7 +42,8 @@ def list_choices(
         twins (*optional*): Items with the same title. If one is illegal, so are its twins.
 
     Returns:
-        - `trie_nodes`, `(B, T)`: The node of each label, or -1 if the label is forced. The EOS after a list is forced.
+        - `trie_nodes`, `(B, T)`: The node of each label, or -1 where there is no label or the label is forced. The EOS
+          after a list is forced.
         - `ranks`, `(B, T)`: The rank of the label's item in the list.
         - `items`, `(B, K)`: The lists, padded with -1.
         - `excluded`, `(B, E)`: The excluded items in the format of `Excluded.places`.

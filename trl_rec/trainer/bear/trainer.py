@@ -44,8 +44,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         model (`str`, `PreTrainedModel` or `PeftModel`): Same as in `SFTTrainer`.
         args (`BearConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): One of the following: `RecDataset.train`; rows with `input_ids` and `labels`, whose
-            labels are items of the catalogue; list rows from [`build_list_rows`]; rows of several tasks from
-            [`build_training_rows`].
+            labels must be items of the catalogue unless `softmax="vocabulary"`; list rows from [`build_list_rows`];
+            rows of several tasks from [`build_training_rows`].
         eval_dataset (`Dataset`, *optional*): Rows as in `train_dataset`, or `RecDataset.validation`. With the latter,
             the catalogue is also ranked for its users.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Tokenizer that contains the tokens of the catalogue.
@@ -185,8 +185,11 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
-        """Computes BEAR's loss, averaged over all target tokens of the accumulated batch on all processes that are not
-        forced. The loss of target tokens that are not part of an item is cross-entropy over the vocabulary."""
+        """Computes BEAR's loss, averaged over the target tokens of the accumulated batch on all processes.
+
+        Forced tokens are not target tokens. The loss of target tokens that are not part of an item is cross-entropy
+        over the vocabulary.
+        """
         inputs = dict(inputs)
         labels = inputs.pop("labels")  # (B, T)
         tasks = inputs.pop("tasks", None)  # (B,)

@@ -43,11 +43,12 @@ class BladeConfig(RecConfig, DPOConfig):
         best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
         num_references (`int`, *optional*, defaults to `16`): Number of reference lists per prompt. They are sampled
             from the reference policy once, before training.
-        prior (`float`, *optional*, defaults to `0.5`): Parameter a of the prior Beta(a, a).
+        prior (`float`, *optional*, defaults to `0.5`): Parameter a of the prior Beta(a, a) in the rank estimate.
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
         beta (`float`, *optional*): Weight of the KL divergence from the reference policy. By default 0.001 with
-            `target="reward"`, and 1 otherwise, because Best-of-N rewards already control the divergence by N.
+            `target="reward"`, and 1 otherwise. With weight 1, the Best-of-N policy is optimal for Best-of-N rewards,
+            so that `best_of` controls the divergence.
         standardize (`bool`, *optional*): Whether to divide advantages by the standard deviation of their group. By
             default true only with `target="reward"`.
         num_iterations (`int`, *optional*, defaults to `1`): Number of optimizer steps per batch of rollouts.
@@ -55,8 +56,8 @@ class BladeConfig(RecConfig, DPOConfig):
         every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every item of a sequence.
             By default, a list starts where the previous one ends.
         max_prompts (`int`, *optional*): Maximum number of training prompts, spread evenly over users. By default, all
-            prompts are used. Because `num_references` lists are sampled for each prompt before training, set it to the
-            number of prompts that a short run visits.
+            prompts are used. `num_references` lists are sampled for each prompt before training, so limit the prompts
+            of a short run to the number that it visits.
         reference_batch_size (`int`, *optional*, defaults to `64`): Number of prompts per batch when reference lists
             are sampled.
         learning_rate (`float`, *optional*, defaults to `1e-5`): Initial learning rate. The default of `DPOConfig` is
@@ -141,7 +142,7 @@ class BladeConfig(RecConfig, DPOConfig):
 
     @property
     def rollout_share(self) -> float:
-        """Weight of the rollouts in the rank estimate: 0 with `best_of_n`, and 1 with `rank` and `reward`."""
+        """Weight of the rollouts in the rank estimate: `dynamic_coefficient` for `blade`, 0 for `best_of_n`, or 1."""
         return {"blade": self.dynamic_coefficient, "best_of_n": 0.0}.get(self.target, 1.0)
 
     @property

@@ -55,8 +55,8 @@ class BatchRewards:
         return score_split(ranked[:, None], split, self.catalog, self.weights, self.functions)
 
     def check(self, inputs: dict[str, Tensor], list_length: int) -> None:
-        """Scores some lists, so that a wrong reward raises its error before anything is drawn."""
-        # The sizes differ as a rule (here 2, K + 1 and K), so that a reward that mixes up its axes fails.
+        """Scores some lists, so that a wrong reward function raises its error before any list is sampled."""
+        # The axes usually have different sizes (2, K + 1 and K), so that a reward that mixes up its axes fails.
         lists = torch.arange(list_length).expand(len(inputs["row"]), list_length + 1, -1)
         self._score(lists, inputs)
 
@@ -68,12 +68,12 @@ class BatchRewards:
 
 
 def reward_target(rewards: np.ndarray, references: np.ndarray, config: BladeConfig) -> Tensor:
-    """What the policy learns from, `(B, G)` in float64, before the KL term.
+    """Returns the value that the policy learns to maximise, `(B, G)` in float64, before the KL penalty.
 
     Args:
         rewards: `(B, G)`, the rewards of the rollouts.
-        references: `(B, M)`, those of the reference lists.
-        config: Which target, and its options.
+        references: `(B, M)`, the rewards of the reference lists.
+        config: The configuration, which contains the target and its options.
     """
     if config.target == "reward":
         return torch.from_numpy(rewards)

@@ -51,7 +51,7 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     - `blade/zero_advantages`: Fraction of rollouts whose target equals the mean of the other targets of the prompt, so
       that their advantage is 0 before the KL penalty. It has the same name for all targets, GRPO included.
     - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts. Ties
-      count half, so it is 0.5 for the reference policy.
+      count half, so its expected value is 0.5 for the reference policy.
     - `blade/saturated`: Fraction of rollouts whose reward is at least as high as that of every reference list.
     - `blade/invalid` and `blade/duplicates`: Numbers of invalid and of repeated items. Always 0.
     """

@@ -1,9 +1,9 @@
 """Aligns a policy that writes lists, with Best-of-N rewards that change with the policy.
 
-In each step, the policy samples several lists per prompt. It learns from the ranks of their rewards among reference
-lists and among each other. The prompt is processed once for sampling all of its lists, and once for scoring them (see
-`decoding.lists` and `models.completions`). Scoring uses the softmax over legal tokens that the lists were sampled
-from.
+In each step, the policy samples several lists per prompt. By default, it learns from the rank of each list's reward
+among the rewards of reference lists and of the other sampled lists. The prompt is processed once for
+sampling all of its lists, and once for scoring them (see `decoding.lists` and `models.completions`). Scoring uses the
+softmax over legal tokens that the lists were sampled from.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -214,10 +214,10 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         weights = hash_weights(self.bare(self.reference_of(self.model)))
         store = reference_store(str(args.output_dir), rows, weights, settings, self.catalog.fingerprint)
 
-        # 2. Get the reference, which is either a separate model or the policy with its adapter disabled.
+        # 2. Get the reference: a separate model, or the policy, whose adapter is switched off or replaced below.
         model = self.reference_of(self.model)
         engine = None
-        if self.ref_model is None and self.is_deepspeed_enabled:  # not prepared before training begins
+        if self.ref_model is None and self.is_deepspeed_enabled:  # DeepSpeed has not prepared the policy yet
             engine = prepare_deepspeed(self.model, self.accelerator)
             model = engine
 
@@ -255,7 +255,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
         """Computes the policy gradient loss, averaged over all rollouts."""
-        # 1. Sample new lists, or reuse those of the same batch from the previous `num_iterations` - 1 steps.
+        # 1. Sample lists in the first of the `num_iterations` steps on a batch, and reuse them in the other steps.
         number = self.state.global_step // self.args.num_iterations
         key = tuple(inputs["row"].tolist())
         if number != self._drawn_at:
@@ -288,8 +288,11 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return BatchLoss(loss, row_losses, means, num_tokens, row_ids=inputs["row"], aux_loss=read.aux_loss)
 
     def _valued(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, logps: Tensor) -> Rollouts:
-        """Returns the rollouts with their rewards and advantages. The advantage of a list compares its target minus
-        its KL penalty with the other lists of the prompt."""
+        """Returns the rollouts with their rewards and advantages.
+
+        The value of a list is its target minus its KL penalty. Its advantage compares this value with the values of
+        the prompt's other lists.
+        """
         rewards = self.rewards.score(items, inputs)
         references = self.rewards.of_references(inputs)
         targets = reward_target(rewards.total, references, self.args).to(items.device, logps.dtype)  # (B, G)

@@ -36,8 +36,8 @@ class PreferenceCollator:
     trie: TokenTrie | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`prompt_ids prompt_mask (B, P)`, `completion_ids completion_mask (B, K, C)`, `trie_nodes (B, K, C)` given a
-        trie, and `ref_logps (B, K)` if the rows have them."""
+        """Returns a batch with `prompt_ids` and `prompt_mask`, `(B, P)`; `completion_ids` and `completion_mask`,
+        `(B, K, C)`; given a trie, `trie_nodes`, `(B, K, C)`; and, if the rows have them, `ref_logps`, `(B, K)`."""
         # 1. Pad all completions of the batch to the same length with -1.
         completions = [[row["chosen_ids"], *row["rejected_ids"]] for row in rows]
         counts = np.array([len(of_row) for of_row in completions])

@@ -32,9 +32,8 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
     """Reads preferences from a JSONL, JSON, Parquet or CSV file, or from the training split of a dataset on the Hub.
 
     The rows are treated as training rows. Nothing in a file shows whether they contain items of the validation or test
-    split, so the caller has to check that. If the rows contain items and a column
-    `user` (rows of `RecDataset.users`), `trl_rec.schedule.check_preference_leaks` compares them with the training
-    split.
+    split, so the caller has to check that. `trl_rec.schedule.check_preference_leaks` compares rows of items with the
+    training split, if they have a column `user` with the row number of each user in `RecDataset.users`.
 
     Args:
         source: Path of the file, or id of the dataset on the Hub. CSV has no lists, so a CSV file can contain texts
@@ -158,8 +157,8 @@ def preference_rows(
         table: `history` and `rejected` are lists of item indices, and `chosen` is one index. If prompts name users,
             the column `user` contains the row of each user in `RecDataset.users`.
         prompt_format: How histories and items are written.
-        max_length (*optional*): Maximum number of tokens of a prompt and its longest completion together. The
-            oldest items are dropped first.
+        max_length (*optional*): Maximum number of tokens of a prompt and the longest item of the catalogue together.
+            The oldest items of the history are dropped first.
         training (*optional*, defaults to `True`): Whether the rows are for training. If so, a table from a validation
             or test split raises a ValueError.
 

@@ -134,7 +134,7 @@ def _kind(value: object) -> str:
 
 
 def _template_options(row: dict[str, Any], number: int) -> dict[str, Any]:
-    """What a row passes to the chat template besides its messages."""
+    """Returns what a row passes to the chat template besides its messages."""
     tools = row.get("tools")
     if isinstance(tools, str):
         try:

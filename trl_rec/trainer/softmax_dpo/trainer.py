@@ -254,8 +254,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return BatchLoss(losses.mean(), losses.detach(), means, num_tokens, aux_loss=read.aux_loss)
 
     def preference_loss(self, chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor) -> LossOutput:
-        """Computes the loss, `(B,)`, from log-ratios, `(B,)` and `(B, K - 1)`. `mask` is True for existing
-        completions."""
+        """Computes the loss, `(B,)`, from log-ratios, `(B,)` and `(B, K - 1)`. `mask`, `(B, K - 1)`, is False for
+        padding."""
         return LOSSES[self.args.loss](chosen_logratios, rejected_logratios, mask, beta=self.beta)
 
     def _read(self, model: nn.Module, inputs: dict[str, Tensor], *, balanced: bool = False) -> CompletionLogits:

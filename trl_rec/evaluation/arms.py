@@ -1,0 +1,109 @@
+"""Reads the evaluations of several runs and groups them: runs that differ only in their seed are one arm."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import yaml
+
+from trl_rec.evaluation.comparison import PerUser
+from trl_rec.evaluation.kept import KeptEvaluation, check_comparable, read_evaluation
+
+
+Arms: TypeAlias = dict[str, dict[int | None, KeptEvaluation]]  # by name, then by seed
+NOT_IN_ARM = ("seed", "data_seed", "output_dir", "run_name", "logging_dir", "hub_model_id")
+RECIPE = "recipe.yaml"
+
+
+def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None) -> Arms:
+    """Reads evaluations of the same users, and groups them into arms.
+
+    Args:
+        folders (`Sequence[str | Path]`): Output folders of training verbs or of `trl-rec evaluate`.
+        names (`Sequence[str]`, *optional*): Name of the arm of each folder. Without names, folders whose `recipe.yaml`
+            differ only in the seed and in where the run was written are one arm, named by what the names of the
+            folders have in common. A folder without a recipe is an arm of its own.
+
+    Returns:
+        `Arms`: the evaluations by name of the arm and by seed, in the order given.
+    """
+    if names is not None and len(names) != len(folders):
+        raise ValueError(
+            f"the number of names ({len(names)}) is not that of the runs ({len(folders)}); give one name per run"
+        )
+    if not folders:
+        raise ValueError("there are no runs to compare; name the output folders of training verbs or of evaluations")
+
+    # 1. Read the folders, and check that they can be compared.
+    evaluations = [read_evaluation(folder) for folder in folders]
+    for evaluation in evaluations:
+        check_comparable(evaluations[0], evaluation)
+        if evaluation.recommender is None:
+            raise ValueError(
+                f"{evaluation.folder} has only baselines; name the folder of a model, and compare it with a baseline "
+                "by --against"
+            )
+
+    # 2. Group them.
+    groups: dict[str, list[KeptEvaluation]] = {}
+    for number, evaluation in enumerate(evaluations):
+        key = _recipe_key(evaluation.folder) if names is None else names[number]
+        groups.setdefault(key, []).append(evaluation)
+    if names is None:
+        groups = _named(list(groups.values()))
+    return {name: _by_seed(name, group) for name, group in groups.items()}
+
+
+def runs_of(arm: Mapping[int | None, KeptEvaluation]) -> dict[int | None, PerUser]:
+    """Returns the values per user of an arm by seed, as [`compare`] takes them."""
+    return {seed: kept.results[kept.recommender or ""].per_user for seed, kept in arm.items()}
+
+
+def _recipe_key(folder: Path) -> str:
+    """Returns a text that is equal for the runs of one arm."""
+    path = folder / RECIPE
+    if not path.is_file():
+        return os.path.abspath(folder)
+    text = path.read_text(encoding="utf-8")
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged and cannot be read; name the arms by --names") from error
+    if not isinstance(recipe, dict):
+        return os.path.abspath(folder)
+    verb = re.search(r"trl-rec (\w+)", text.splitlines()[0])
+    kept = {name: value for name, value in recipe.items() if name not in NOT_IN_ARM}
+    return json.dumps([verb and verb[1], kept], sort_keys=True, default=str)
+
+
+def _named(groups: Sequence[list[KeptEvaluation]]) -> dict[str, list[KeptEvaluation]]:
+    """Names each group by what its folders' names have in common, or by its first folder if that is not unique."""
+    short = []
+    for group in groups:
+        names = [kept.folder.resolve().name for kept in group]
+        common = names[0] if len(group) == 1 else re.sub(r"[-_. ]*(seed)?[-_. ]*$", "", os.path.commonprefix(names))
+        short.append(common or names[0])
+    return {
+        name if short.count(name) == 1 else str(group[0].folder): group
+        for name, group in zip(short, groups, strict=True)
+    }
+
+
+def _by_seed(name: str, group: Sequence[KeptEvaluation]) -> dict[int | None, KeptEvaluation]:
+    """Returns the evaluations of an arm by seed. If a seed is unknown, they are numbered in the order given."""
+    if len(group) > 1 and any(kept.seed is None for kept in group):
+        return dict(enumerate(group))
+    by_seed: dict[int | None, KeptEvaluation] = {}
+    for kept in group:
+        if kept.seed in by_seed:
+            raise ValueError(
+                f"{by_seed[kept.seed].folder} and {kept.folder} are both runs of {name} with seed {kept.seed}; leave "
+                "one of them out, or tell them apart by --names"
+            )
+        by_seed[kept.seed] = kept
+    return by_seed

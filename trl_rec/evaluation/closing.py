@@ -1,0 +1,111 @@
+"""The sentences that end a table of results: whether the model beats the strongest baseline, and what to do if not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from trl_rec.evaluation.comparison import Comparison, adjust, compare
+from trl_rec.evaluation.graded.baselines import RATED_BASELINES
+from trl_rec.evaluation.resolution import smallest_difference
+from trl_rec.evaluation.results import Evaluation
+
+
+BASELINES = ("popularity", "transition", "random", *RATED_BASELINES)
+ALPHA = 0.05
+NUM_RESAMPLES = 1000
+REMEDIES = {
+    "ndcg": "more data, a longer run or a pretrained language model may help",
+    "graded_ndcg": "more ratings, a longer run or a pretrained language model may help",
+    "reward": "a longer run or a higher learning rate may help",
+}
+GUIDE = "see docs/evaluation.md"
+
+
+def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, *, start: str | None = None) -> str:
+    """Compares a model with the strongest baseline in the metrics of interest, and returns one line per comparison.
+
+    The metrics are NDCG (of rated candidates: graded NDCG) at the largest k, and the reward if there is one. The
+    p-values are adjusted for the number of baselines.
+
+    Args:
+        results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, with values per user.
+        name (`str`, *optional*): The model. Defaults to the first recommender that is not a baseline. If there is
+            none, the strongest baseline is compared with the next.
+        start (`str`, *optional*): The policy that the model was trained from, to compare it with as well.
+    """
+    lines = []
+    baselines = [one for one in results if one in BASELINES]
+    if name is None:
+        name = next((one for one in results if one not in BASELINES), None)
+    for metric in main_metrics((next(iter(results.values())) if name is None else results[name]).per_user):
+        ordered = sorted(baselines, key=lambda one: results[one].metrics[metric], reverse=True)
+        if name is None:
+            best, *others = ordered
+            if others:
+                compared = _against_each(results, best, others, metric)[0]
+                lines.append(f"the strongest baseline is {_line(compared, results, of_model=False)}")
+            continue
+        references = [*ordered[:1], *([] if start is None else [start])]
+        compared_with = {one.against: one for one in _against_each(results, name, ordered, metric)}
+        if start is not None:
+            compared_with |= {start: _against_each(results, name, [start], metric)[0]}
+        lines += [_line(compared_with[reference], results) for reference in references]
+    return "\n".join(lines)
+
+
+def strongest_baseline(results: Mapping[str, Evaluation], metric: str) -> str:
+    """Returns the name of the baseline with the highest value of a metric."""
+    known = [name for name in results if name in BASELINES and metric in results[name].metrics]
+    if not known:
+        raise ValueError(f"there is no baseline with {metric} to compare with; give another run")
+    return max(known, key=lambda name: results[name].metrics[metric])
+
+
+def main_metrics(per_user: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns the metrics that matter most: NDCG at the largest k, and the reward if there is one."""
+    at_k: dict[int, str] = {}
+    for metric in per_user:
+        stem, _, k = metric.partition("@")
+        if stem in ("ndcg", "graded_ndcg") and k:
+            at_k[int(k)] = metric
+    found = [at_k[max(at_k)]] if at_k else []
+    return [*found, "reward"] if "reward" in per_user else found
+
+
+def _against_each(
+    results: Mapping[str, Evaluation], name: str, references: Sequence[str], metric: str
+) -> list[Comparison]:
+    """Compares a recommender with each reference, with p-values adjusted for the number of references."""
+    compared: list[Comparison] = []
+    for reference in references:
+        runs = {one: [results[one].per_user] for one in (reference, name)}
+        compared += compare(runs, against=reference, metric=metric, num_resamples=NUM_RESAMPLES)
+    return adjust(compared)
+
+
+def _line(compared: Comparison, results: Mapping[str, Evaluation], *, of_model: bool = True) -> str:
+    """Returns the verdict on a model (or on the strongest baseline) in a sentence."""
+    reference = f"the {compared.against} baseline" if compared.against in BASELINES else compared.against
+    figures = f"95 % interval {compared.low:+.4f} to {compared.high:+.4f}, p {compared.adjusted_p:.3f}"
+    if of_model:
+        figures += ", one seed"
+
+    # Say what differs, and how large a difference would have to be if none is found.
+    if compared.adjusted_p >= ALPHA:
+        line = (
+            f"{compared.name}: no difference from {reference} in {compared.metric} that this split resolves "
+            f"({compared.difference:+.4f}, {figures})"
+        )
+        if compared.num_users == 1:
+            return line
+        runs = ([results[name].per_user] for name in (compared.name, compared.against))
+        return f"{line}; it resolves about {smallest_difference(*runs, metric=compared.metric):.4f}"
+    direction = "above" if compared.difference > 0 else "below"
+    line = (
+        f"{compared.name}: {direction} {reference} by {abs(compared.difference):.4f} in {compared.metric} ({figures})"
+    )
+    if compared.difference > 0:
+        return line
+    return f"{line}: {REMEDIES[compared.metric.split('@')[0]]}; {GUIDE}"

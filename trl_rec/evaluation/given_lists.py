@@ -1,0 +1,240 @@
+"""Reads recommendations that were made elsewhere, so that they are measured as the models of this package are.
+
+A file has the columns `user_id`, `rank` (from 1) and `item_id`, one line per recommendation in any order, and perhaps
+`score`. Whatever would make the comparison unfair is refused: items or users that the dataset does not know, users
+without a list, lists shorter than the largest k, and items of the history where histories are excluded.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trl_rec.data.columns import RowError, check_none, ids, numbers, plain, shown
+from trl_rec.data.dataset import split_rows, split_users
+from trl_rec.data.readers.files import find_delimiter, naming, read_delimited, without_gz
+from trl_rec.evaluation.rankings import Rankings
+from trl_rec.evaluation.results import held_out
+from trl_rec.ragged import Ragged
+
+
+if TYPE_CHECKING:
+    from trl_rec.data.dataset import RecDataset
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("user_id", "row", "rank", "item_id", "score")
+
+
+def read_lists(
+    path: str | Path,
+    dataset: RecDataset,
+    *,
+    split: str = "test",
+    rows: np.ndarray | None = None,
+    top_k: int = 10,
+    at_most: int | None = None,
+    exclude_history: bool = True,
+) -> Rankings:
+    """Reads the lists of a file for rows of a split. Raises `ValueError` if they cannot be compared fairly.
+
+    Args:
+        path (`str` or `Path`): A CSV file, possibly gzipped, or a Parquet file or folder, with the columns `user_id`,
+            `rank`, `item_id` and perhaps `score`. If a user has several rows in the split, the column `row` with the
+            number of the row takes the place of `user_id`.
+        dataset (`RecDataset`): The dataset.
+        split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
+        rows (`np.ndarray`, *optional*): Numbers of the rows to read lists for. Defaults to all rows of the split.
+        top_k (`int`, *optional*, defaults to `10`): Number of ranks that the longest list must have.
+        at_most (`int`, *optional*): Maximum number of ranks to read. Defaults to `top_k`.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether lists may not contain items of the history.
+
+    Returns:
+        `Rankings`: the items `(len(rows), K)`, with scores if the file has them. K is the length of the longest list,
+        but at most `at_most`.
+    """
+    # 1. Read the lines. Those about other rows are checked for unknown ids alone.
+    held = held_out(dataset, split)
+    row_numbers = np.arange(len(held)) if rows is None else rows
+    table, where = _read(Path(path))
+    place = _places(table, dataset, split, row_numbers, where)
+    lines = _Lines(table, where, place, _items(table, dataset, where), _ranks(table, where))
+
+    # 2. Check the lists.
+    lengths = np.bincount(place[place >= 0], minlength=len(row_numbers))
+    _check_distinct(lines, lines.ranks, "rank", "the rank {} occurs twice in one list; correct the ranks")
+    _check_distinct(lines, lines.items, "item_id", "the item {} occurs twice in one list; leave one out")
+    _check_every_row_has_one(lengths, dataset, split, row_numbers, where)
+    _check_lengths(lines, lengths, top_k)
+    if exclude_history:
+        _check_history(lines, split_rows(held, "history").take(row_numbers), len(dataset.catalog))
+
+    # 3. Arrange the lists.
+    width = min(int(lengths.max()), max(at_most or 0, top_k))
+    kept = (place >= 0) & (lines.ranks <= width)
+    ranked = np.full((len(row_numbers), width), -1, np.int64)
+    ranked[place[kept], lines.ranks[kept] - 1] = lines.items[kept]
+    if "score" not in table.column_names:
+        return Rankings(ranked)
+    scores = np.full(ranked.shape, -np.inf, np.float32)
+    scores[place[kept], lines.ranks[kept] - 1] = numbers(table["score"], "score", where).to_numpy()[kept]
+    return Rankings(ranked, scores)
+
+
+class _Lines(NamedTuple):
+    """The lines of a file.
+
+    Args:
+        table (`pa.Table`): The columns.
+        where (`str`): Name of the file.
+        place (`np.ndarray` of shape `(num_lines,)`): Position of the line's row among the rows to read, or -1.
+        items (`np.ndarray` of shape `(num_lines,)`): Index of the line's item in the catalogue.
+        ranks (`np.ndarray` of shape `(num_lines,)`): Rank of the item, from 1.
+    """
+
+    table: pa.Table
+    where: str
+    place: np.ndarray
+    items: np.ndarray
+    ranks: np.ndarray
+
+
+def _read(path: Path) -> tuple[pa.Table, str]:
+    """Returns the columns of the file that are used, and its name for messages."""
+    name = without_gz(path)
+    if not path.exists():
+        raise ValueError(f"there is no file {path}; name a CSV or Parquet file with user_id, rank and item_id")
+    if path.is_file() and name.endswith((".csv", ".tsv")):
+        table = read_delimited(path, delimiter=find_delimiter(path))
+    elif path.is_dir() or name.endswith(".parquet"):
+        with naming(path):
+            table = pq.read_table(path)
+    else:
+        raise ValueError(f"{path} is neither a CSV nor a Parquet file; its name must end in .csv, .csv.gz or .parquet")
+
+    user = "row" if "row" in table.column_names else "user_id"
+    for column in (user, "rank", "item_id"):
+        if column not in table.column_names:
+            raise ValueError(
+                f"{path.name} has no column {column}, only {', '.join(table.column_names)}; lists need user_id, rank "
+                "and item_id"
+            )
+    if not table.num_rows:
+        raise ValueError(f"{path.name} contains no lists; write a line for each user, rank and item")
+    return plain(table.select([column for column in COLUMNS if column in table.column_names]), path.name), path.name
+
+
+def _places(table: pa.Table, dataset: RecDataset, split: str, row_numbers: np.ndarray, where: str) -> np.ndarray:
+    """Returns the position in `row_numbers` of the row that each line is about, or -1 if it is not among them."""
+    held = held_out(dataset, split)
+    if "row" in table.column_names:
+        line_rows = _whole(table, "row", where)
+        unknown = (line_rows < 0) | (line_rows >= len(held))
+        message = f"there is no row {{}} in the {split} split of {len(held)} rows; rows count from 0"
+        check_none(pa.chunked_array([unknown]), table["row"], where, message)
+        position_of = np.full(len(held), -1)
+        position_of[row_numbers] = np.arange(len(row_numbers))
+        positions: np.ndarray = position_of[line_rows]
+        return positions
+
+    # A user without a row in the split is known, but has no list to measure.
+    line_ids = ids(table, "user_id", where)
+    users = pc.index_in(line_ids, value_set=dataset.users["user_id"].combine_chunks())
+    check_none(users.is_null(), line_ids, where, f"the user {{}} is not in {dataset.path}; leave the line out")
+    users_of_rows = split_users(held)
+    if len(np.unique(users_of_rows)) < len(users_of_rows):
+        raise ValueError(
+            f"{where}: users have several rows in the {split} split of {dataset.path}; replace the column user_id by "
+            "row, the number of the row from 0"
+        )
+    position_of = np.full(dataset.users.num_rows, -1)
+    position_of[users_of_rows[row_numbers]] = np.arange(len(row_numbers))
+    positions = position_of[users.to_numpy()]
+    ignored = len(np.unique(users.to_numpy()[positions < 0]))
+    if ignored:
+        logger.info("%s: the lists of %d users who are not measured are ignored", where, ignored)
+    return positions
+
+
+def _items(table: pa.Table, dataset: RecDataset, where: str) -> np.ndarray:
+    """Returns the index of each item in the catalogue."""
+    line_ids = ids(table, "item_id", where)
+    items = pc.index_in(line_ids, value_set=pa.array(dataset.catalog.ids, pa.string()))
+    message = f"the item {{}} is not in the catalogue of {dataset.path}; recommend only items of its catalogue"
+    check_none(items.is_null(), line_ids, where, message)
+    indices: np.ndarray = items.to_numpy().astype(np.int64)
+    return indices
+
+
+def _ranks(table: pa.Table, where: str) -> np.ndarray:
+    ranks = _whole(table, "rank", where)
+    below = pa.chunked_array([ranks < 1])
+    check_none(below, table["rank"], where, "the rank {} is below 1; the best item of a list has the rank 1")
+    return ranks
+
+
+def _whole(table: pa.Table, name: str, where: str) -> np.ndarray:
+    """Returns a column of whole numbers."""
+    values = numbers(table[name], name, where).to_numpy()
+    bad = (values != np.floor(values)) | (np.abs(values) > 2**31)
+    message = f"the {name} {{}} is not a whole number of at most 2^31; correct it"
+    check_none(pa.chunked_array([bad]), table[name], where, message)
+    whole: np.ndarray = values.astype(np.int64)
+    return whole
+
+
+def _check_distinct(lines: _Lines, values: np.ndarray, column: str, message: str) -> None:
+    """Raises `ValueError` at the first line that repeats the value of an earlier line of the same list."""
+    order = np.lexsort((values, lines.place))  # stable, so equal values stay in the order of their lines
+    place = lines.place[order]
+    same = (np.diff(place) == 0) & (np.diff(values[order]) == 0) & (place[1:] >= 0)
+    repeated = np.zeros(len(order), bool)
+    repeated[order[1:][same]] = True
+    check_none(pa.chunked_array([repeated]), lines.table[column], lines.where, message)
+
+
+def _check_every_row_has_one(
+    lengths: np.ndarray, dataset: RecDataset, split: str, row_numbers: np.ndarray, where: str
+) -> None:
+    """Raises `ValueError` if a row has no list."""
+    missing = np.flatnonzero(lengths == 0)
+    if len(missing):
+        user = split_users(held_out(dataset, split))[row_numbers[missing[0]]]
+        name = shown(dataset.users["user_id"][int(user)].as_py())
+        raise ValueError(
+            f"{where} has no list for {len(missing)} of {len(lengths)} rows of the {split} split, such as the row of "
+            f"user {name}; give every user a list"
+        )
+
+
+def _check_lengths(lines: _Lines, lengths: np.ndarray, top_k: int) -> None:
+    """Raises `ValueError` if a list skips a rank, or if no list has `top_k` items."""
+    # The ranks of a list are distinct and at least 1, so a rank above the number of items means that one is skipped.
+    skips = np.flatnonzero((lines.place >= 0) & (lines.ranks > lengths[lines.place]))
+    if len(skips):
+        line = int(skips[0])
+        length = lengths[lines.place[line]]
+        problem = f"the list has {length} items, so it cannot have the rank {lines.ranks[line]}; skip no rank"
+        raise RowError(lines.where, line, problem)
+    if lengths.max() < top_k:
+        raise ValueError(
+            f"{lines.where}: the longest list has {lengths.max()} items, but ks goes up to {top_k}; give longer "
+            "lists, or lower ks"
+        )
+
+
+def _check_history(lines: _Lines, histories: Ragged, num_items: int) -> None:
+    """Raises `ValueError` at the first line that recommends an item of the history."""
+    chosen = histories.row_ids * num_items + histories.values
+    known = (lines.place >= 0) & np.isin(lines.place * num_items + lines.items, chosen)
+    message = (
+        "the item {} is in the user's history; leave such items out, or set exclude_history to false for all "
+        "recommenders"
+    )
+    check_none(pa.chunked_array([known]), lines.table["item_id"], lines.where, message)
