@@ -313,6 +313,23 @@ def test_a_model_generates_without_checkpointing_and_trains_as_before() -> None:
     assert checkpointed(model) == before
 
 
+def test_uploads_leave_out_more_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import trainer
+
+    asked: list[dict[str, Any]] = []
+    hub = SimpleNamespace(upload_folder=lambda **options: asked.append(options), create_repo=lambda: "made")
+    for name, usual in (("hf_api", lambda: hub), ("upload_folder", hub.upload_folder)):
+        with monkeypatch.context() as patched:
+            patched.delattr(trainer, "hf_api", raising=False)
+            patched.setattr(trainer, name, usual, raising=False)
+            with compat.uploading_without(["*.parquet"]):
+                api = trainer.hf_api() if name == "hf_api" else trainer
+                api.upload_folder(folder_path="run", ignore_patterns=["_*"])
+                assert name != "hf_api" or api.create_repo() == "made"
+            assert getattr(trainer, name) is usual
+    assert asked == [{"folder_path": "run", "ignore_patterns": ["_*", "*.parquet"]}] * 2
+
+
 def test_the_reference_is_the_whole_adapter() -> None:
     model = adapted()
     model.add_adapter(compat.REF_ADAPTER, model.peft_config["default"])

@@ -110,6 +110,12 @@ MEMBERS = (
         "a saved model lacks the files that `Recommender` needs",
     ),
     Member(
+        TRAINERS,
+        "_push_from_checkpoint",
+        "self checkpoint_folder",
+        "rankings and values per user are uploaded with a checkpoint",
+    ),
+    Member(
         DPO,
         "_precompute_ref_logps",
         "self dataset name batch_size",
@@ -239,6 +245,39 @@ def checkpoint_folder(trainer: Trainer, trial: Any) -> Path:
     Without this function, we could neither empty the folder before saving nor mark it as complete afterwards.
     """
     return Path(trainer._get_output_dir(trial)) / f"checkpoint-{trainer.state.global_step}"
+
+
+@contextmanager
+def uploading_without(patterns: list[str]) -> Iterator[None]:
+    """Inside the block, `Trainer` uploads no files that match the patterns.
+
+    `Trainer` passes its own `ignore_patterns` to `upload_folder`, and has no option for more. Older versions call a
+    function of this name, newer ones a method of the object that `hf_api` returns.
+    """
+    from transformers import trainer
+
+    def _more(usual: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns `upload_folder` with the patterns added to those that are given."""
+
+        def _upload(*args: Any, ignore_patterns: list[str] | None = None, **options: Any) -> Any:
+            return usual(*args, ignore_patterns=[*(ignore_patterns or []), *patterns], **options)
+
+        return _upload
+
+    class Api:
+        """The object of `hf_api`, with another `upload_folder`."""
+
+        def __getattr__(self, name: str) -> Any:
+            member = getattr(usual(), name)
+            return _more(member) if name == "upload_folder" else member
+
+    name = "hf_api" if hasattr(trainer, "hf_api") else "upload_folder"
+    usual = getattr(trainer, name)
+    setattr(trainer, name, Api if name == "hf_api" else _more(usual))
+    try:
+        yield
+    finally:
+        setattr(trainer, name, usual)
 
 
 def load_active_adapter(model: nn.Module, folder: str) -> None:

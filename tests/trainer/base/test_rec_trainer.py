@@ -3,11 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
+from transformers import trainer as transformers_trainer
 
 from tests.trainer.runs import losses, make_folder, make_trainer
 from trl_rec import BearTrainer, load
@@ -159,3 +162,25 @@ def test_an_order_by_lengths_is_the_same_after_a_resume(
     cut.train(resume_from_checkpoint=True)
     assert losses(cut) == losses(whole) and len(set(losses(whole))) == 14
     assert cut._get_train_sampler().seed == 3
+
+
+def test_what_describes_single_users_is_not_pushed(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Neither with the model nor with a checkpoint."""
+    trainer, pushed = make_trainer(folder, tmp_path, hub_model_id="me/mine"), []
+    hub = SimpleNamespace(upload_folder=lambda **options: pushed.append(options))
+    monkeypatch.setattr(transformers_trainer, "hf_api", lambda: hub)
+    monkeypatch.setattr(trainer, "hub_model_id", "me/mine")
+    conclude(trainer, load(folder / "data"), {})
+    (tmp_path / "nested").mkdir()
+    (tmp_path / "nested" / "users.parquet").touch()
+    trainer.push_to_hub()
+    trainer.push_in_progress = None
+    trainer.args.hub_strategy = "every_save"
+    trainer._push_from_checkpoint(str(tmp_path / "checkpoint-1"))
+
+    names = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    for options in pushed:
+        kept = set(filter_repo_objects(names, ignore_patterns=options["ignore_patterns"]))
+        assert {"rankings.parquet", "per_user.parquet", "users.parquet", "nested/users.parquet"} == {*names} - kept
+        assert {"metrics.json", "model.safetensors", "recipe.yaml", "README.md"} <= kept
+    assert len(pushed) == 2

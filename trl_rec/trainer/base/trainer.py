@@ -33,7 +33,9 @@ from trl_rec.compat import (
     load_active_adapter,
     name_or_path,
     rotate_checkpoints,
+    uploading_without,
 )
+from trl_rec.evaluation.kept import KEPT_FILES
 from trl_rec.files import clean_up, exclusive
 from trl_rec.items import ItemCatalog
 from trl_rec.models.loading import load_tokenizer
@@ -54,6 +56,7 @@ else:
     Base = object
 
 EvalSets: TypeAlias = "Dataset | dict[str, Dataset]"
+NOT_PUSHED = [pattern for name in KEPT_FILES for pattern in (name, f"*/{name}")]
 NO_RANKING_UNDER_FSDP = (
     "evaluation during training does not work under FSDP; set eval_strategy to no, and evaluate the saved model "
     "with trl-rec evaluate"
@@ -385,6 +388,18 @@ class RecTrainerMixin(ABC, Base):
             super().save_model(output_dir, _internal_call)
             if self.args.should_save:
                 self.save_settings(folder)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Same as `Trainer.push_to_hub`, without the ranked items and the values per user of an evaluation.
+
+        They describe single users, so they stay in the run folder.
+        """
+        with uploading_without(NOT_PUSHED):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        with uploading_without(NOT_PUSHED):
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(  # type: ignore[override]  # TRL's signature, not that of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
