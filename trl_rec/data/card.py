@@ -41,6 +41,7 @@ def make_card(
     - `rows`, `targets`: numbers of rows and targets per split.
     - `sparsity`: 1 - interactions / (users x items).
     - `tied_timestamps`: share of the interactions that have the same timestamp as another interaction of the user.
+      For a windowed source, the share of the windows that have the same timestamp as another window of the user.
     - `cold_users`: for validation and test, the number of users who have items in the split but no history before it,
       and therefore no row. For a windowed source, the number of users who have a row but no training row.
     - `cold_targets`: for validation and test, the number of targets that occur in no training row.
@@ -49,8 +50,8 @@ def make_card(
       Recommenders that exclude histories cannot recommend them.
     - `left_out`: numbers of interactions that an option dropped, by reason: `events`, `empty_ratings`, `unknown_items`
       and `repeats`.
-    - `merged_timestamps`: number of interactions whose timestamp differs from the user's previous one, but equals it
-      after rounding to float64. The original order is kept.
+    - `merged_timestamps`: number of interactions whose timestamp differs from that of the user's previous interaction,
+      but equals it after rounding to float64. The original order is kept.
 
     Args:
         log: The interactions after filtering.

@@ -128,7 +128,7 @@ def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """Numbers the distinct values in order of first appearance.
 
-    Returns the number of each row's value, int32, and the distinct values.
+    Returns for each row the number of its value, int32, and the distinct values.
     """
     chunks = column.dictionary_encode().unify_dictionaries().chunks
     if not chunks:
@@ -204,8 +204,8 @@ def _has_lists(column: pa.ChunkedArray) -> bool:
 def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Converts whole floats to int64.
 
-    Raises RowError for fractions, and for numbers above which the float type skips integers. Different ids of the
-    source may have been rounded to the same number there.
+    Raises RowError for fractions, and for numbers so large that the float type cannot represent every integer. Such
+    numbers may be different ids of the source that have been rounded to the same float.
     """
     # The float type represents every integer up to `last` exactly.
     last = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)
@@ -275,6 +275,6 @@ def _first_failing(fits: Callable[[pa.ChunkedArray], bool], column: pa.ChunkedAr
 
 def to_float(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Converts numbers, or text that contains numbers, to float64."""
-    # The cast is not safe, because large integers and decimals may be rounded.
+    # A safe cast would raise an error for integers that float64 cannot represent. Here they are rounded instead.
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     return (pc.utf8_trim_whitespace(column) if is_text else column).cast(pa.float64(), safe=False)

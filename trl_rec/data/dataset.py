@@ -53,7 +53,7 @@ class RecDataset:
         users (`pa.Table`): One row per user, `user_id` first.
         train (`Dataset`): Training rows.
         validation (`Dataset`): Validation rows.
-        test (`Dataset`): Test rows; their histories include the validation targets.
+        test (`Dataset`): Test rows. Unless they are windows, their histories include the validation targets.
         card (`dict`): Counts, rules, sources and settings; see `trl_rec.data.card.make_card` for its fields.
     """
 

@@ -57,8 +57,8 @@ def index_log(log: Log, *, drop_unknown_items: bool = False) -> tuple[IndexedLog
 
     Returns:
         The log and two counts. `unknown_items` is the number of dropped interactions. `merged_timestamps` is the
-        number of interactions whose timestamp differs from the user's previous one, but equals it after rounding to
-        float64.
+        number of interactions whose timestamp differs from that of the user's previous interaction, but equals it
+        after rounding to float64.
     """
     assert log.interactions is not None
     table = log.interactions

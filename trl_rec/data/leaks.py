@@ -178,7 +178,7 @@ def _without_users_of(rows: Dataset, others: Dataset) -> Dataset:
 
 
 def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
-    """Raises ValueError if a target is in an earlier split's row of the same user, but not in its own history."""
+    """Raises ValueError if a target is in an earlier split's row of its user, but not in the history of its row."""
     # 1. Find the targets that occur in a row of the same user in an earlier split.
     known = np.concatenate(
         [_keys(rows, column, _column(rows, "user")) for rows in earlier for column in ("history", "targets")]
@@ -199,7 +199,7 @@ def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
 
 
 def _keys(rows: Dataset, column: str, owner: np.ndarray) -> np.ndarray:
-    """Encodes each pair of an owner and an item of its row as one number, so that pairs can be compared."""
+    """Encodes each pair of an item and the owner of its row as one number, so that pairs can be compared."""
     values = _ragged(rows, column)
     keys: np.ndarray = owner[values.row_ids].astype(np.int64) * (1 << 32) + values.values  # item indices are int32
     return keys

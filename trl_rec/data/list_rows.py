@@ -93,9 +93,9 @@ def complete_list_prompts(prompts: Dataset, items: Ragged, prompt_format: Prompt
 
 
 def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None) -> Dataset:
-    """Returns rows that measure the loss on a validation or test split, with one list per user. Never train on them.
+    """Returns rows that measure the loss on a validation or test split, one per row of the split. Never train on them.
 
-    A user without new items in the split has no row.
+    A row of the split without new items among its targets is left out.
 
     Args:
         split: A split of a `RecDataset`.
@@ -134,7 +134,7 @@ def list_targets(split: Dataset, list_length: int, twins: Twins | None = None) -
 
 
 def new_targets(history: Ragged, targets: Ragged, twins: Twins | None = None) -> np.ndarray:
-    """Returns a boolean per target, which is True if neither the history nor an earlier target is the same item.
+    """Returns a boolean per target, which is True if the item is neither in its row's history nor an earlier target.
 
     With `twins`, all twins count as the same item.
     """
@@ -177,7 +177,7 @@ def _prompts(
 
 
 def _cut_lists(split: Dataset, length: int, stride: int, twins: Twins | None) -> tuple[Ragged, Ragged, np.ndarray]:
-    """Returns the items before each list, the items of each list, and the index of the row that it was cut from.
+    """Returns the items before each list, the items of each list, and the index of each list's row in the split.
 
     A list begins at every `stride`-th new target of a row.
     """

@@ -91,8 +91,8 @@ class Reader(ABC):
         windowed (`bool`): Whether the source contains windows that are already split, so that it can be neither
             filtered nor split again.
         has_timestamps (`bool`): Whether the source has timestamps, which a split by time requires.
-        needs_folder (`bool`): Whether the source is a folder. If False, the name of the format can be given as
-            the source.
+        needs_folder (`bool`): Whether the source must be a folder. If False, the name of the format can also be given
+            as the source.
     """
 
     options: frozenset[str] = frozenset()

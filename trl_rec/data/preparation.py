@@ -59,7 +59,7 @@ OWN = [
     "id_encoder.safetensors",
     "semantic_ids.svg",
 ]
-# Options that every card lists. All other options are listed only if they are set.
+# Options that a card lists even if they are not set, provided that the reader uses them.
 FIRST_OPTIONS = {"columns", "title_column", "group_column", "group_separator", "seed", "toy_users", "toy_items"}
 LAYOUT = 1  # increased when existing dataset folders have to be prepared again
 
@@ -129,7 +129,8 @@ def prepare(
             in the item table; `"refuse"` raises a ValueError.
         repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
             `"last"`, or `"keep"` for all. By default all are kept, but a split whose targets are all in their
-            histories raises a ValueError, because such targets cannot be recommended if histories are excluded.
+            histories raises a ValueError (a warning for windows), because such targets cannot be recommended if
+            histories are excluded.
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
@@ -303,7 +304,10 @@ def _sha256(path: Path) -> str:
 
 
 def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Warns about targets that are in their histories. Raises ValueError if all targets of a split are."""
+    """Warns about targets that are in their histories, unless `repeats` is set.
+
+    Raises ValueError if all targets of a split are in their histories, except in splits of windows.
+    """
     repeated = card["repeated_targets"]
     every = [name for name, count in repeated.items() if count and count == card["targets"][name]]
     if "repeats" in settings or not card["repeated_interactions"]:
@@ -328,9 +332,10 @@ def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
 
 
 def _is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str], overwrite: bool) -> bool:
-    """Returns whether the folder contains the dataset of these settings and sources.
+    """Returns whether the folder contains the dataset of these settings and sources, and can be used as it is.
 
-    Raises ValueError if the folder contains anything that must not be replaced.
+    With `overwrite`, the result is always False. Raises ValueError if the folder contains anything that must not be
+    replaced.
     """
     if not (output_dir / "card.json").is_file():
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):

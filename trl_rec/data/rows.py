@@ -24,8 +24,8 @@ from trl_rec.ragged import Ragged, join, within
 
 
 IGNORED = -100  # label of a token that is excluded from the loss
-# The rows of token ids, a boolean per token (whether it belongs to a target), and for each row the index of the row of
-# the split that it was made from.
+# The rows of token ids; a boolean per token (whether it belongs to a target); and per output row, the index of its
+# source row in the split.
 Parts: TypeAlias = tuple[Ragged, np.ndarray, np.ndarray]
 
 
@@ -93,7 +93,7 @@ def _last_targets(
 ) -> Parts:
     """Returns one row per target."""
     # 1. Limit the number of items before a target, because the prefixes of a long history take memory quadratic in its
-    # length. Never drop an item that could fit.
+    # length. The limit assumes the shortest pieces, so no item that could fit is dropped.
     room = prompt_format.room(max_length)
     if room is not None:
         most = room // int(prompt_format.pieces.lengths.min())
@@ -128,7 +128,8 @@ def _all_targets(
     if room is None:
         width = int(items.lengths.max(initial=1))
     else:
-        # `room` does not include the longest completion. Here the completion is the last item of the window, so add 1.
+        # The longest completion is already subtracted from `room`. Here the completion is the last item of the window,
+        # so one more item fits.
         width = room // int(prompt_format.paths.lengths.max()) + 1
     step = width - width // 2
 

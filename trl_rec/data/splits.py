@@ -5,6 +5,8 @@ where training, validation and test end in the item sequence of each user:
 
 - In a training row, the history is the first item of the sequence. The targets are the following training items.
 - In a validation or test row, the history is everything before the split. The targets are the items of the split.
+
+Windows are already split. Their last item is the target, and the items before it are the history.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Converts the timestamps of a source to float64: dates and text to seconds, numbers in the unit of the source.
 
-Times without a time zone are interpreted as UTC. float64 cannot represent every nanosecond since 1970, so such
-timestamps are sorted by their original integers.
+Times without a time zone are interpreted as UTC. float64 cannot represent all integers above 2**53, such as
+nanoseconds since 1970. Integers that large, and all nanosecond timestamps, are therefore sorted by their original
+values.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def _column_names(path: Path) -> list[str]:
 def _read(path: Path, renames: Mapping[str, str], used: set[str] | None) -> pa.Table:
     """Reads a file without renaming its columns.
 
-    With `used`, only the columns are read whose name, after renaming, is in `used`.
+    With `used`, only these columns are read: those with our own names, those in `used`, and those to be renamed.
     """
     known = {*NAMES, "title", *(used or ()), *renames.values()}
     name = without_gz(path)

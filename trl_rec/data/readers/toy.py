@@ -1,8 +1,8 @@
 """Generates a small log from a seed: users with drifting tastes, items with titles and genres, ratings, timestamps.
 
-Each item has a few followers. In half of the steps, the next item is a follower of the last item; otherwise it is
-drawn by taste and popularity. Therefore the transition baseline beats the popularity baseline, which beats the random
-baseline. No user gets the same item twice.
+Each item has a few followers. In almost half of the steps, the next item is a follower of the last item; otherwise it
+is drawn by taste and popularity. Therefore the transition baseline beats the popularity baseline, which beats the
+random baseline. No user gets the same item twice.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ Rows are made from the catalogue, the columns of users and the training split. T
 by the items chosen before the target of the row. Only profiles and semantic IDs of users depend on the whole training
 sequence.
 
-`item_to_id` and `id_to_item` have one row per item, `profile_to_user` and `user_to_profile` have one row per user with
-a profile, and the other tasks have one row per training target.
+`item_to_id` and `id_to_item` have one distinct row per item, `profile_to_user` and `user_to_profile` have one per user
+with a profile, and the other tasks have one per training target. Only `next_item` with `targets="all"` has one per
+sequence. These rows are repeated or sampled to obtain the requested number of rows.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# With titles as surface, the answer to these tasks would be a title that the prompt contains.
+# With titles as surface, the first two tasks would copy a title from the prompt, and the others would be `next_item`.
 TITLE_TASKS = ("item_to_id", "id_to_item", "history_to_title", "titles_to_id")
 HISTORY_SLOTS = ("history", "titles")
 UNCUT_SLOTS = ("user", "item")

@@ -127,7 +127,7 @@ TASK_NAMES = tuple(TASKS)
 
 @dataclass(frozen=True, eq=False)
 class TemplateIds:
-    """One template as token ids: `segments[0]`, the task's slot number `places[0]`, `segments[1]`, and so on."""
+    """One template as token ids: `segments[0]`, the slot with index `places[0]`, `segments[1]`, and so on."""
 
     segments: list[np.ndarray]
     places: list[int]
