@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from tests.evaluation.hostile import GROUPS, NAME, TITLES, hostile_run
-from trl_rec.evaluation import write_report
+from trl_rec.evaluation import PairedComparison, write_report
+from trl_rec.evaluation.beam_gap import BeamGap
 from trl_rec.printing import printable
 
 
@@ -92,6 +95,28 @@ def test_ids_are_distinct_and_every_reference_has_its_target(page: Page) -> None
     assert len(ids) == len(set(ids))
     references = [value for _, name, value in page.attributes if name in ("href", "clip-path")]
     assert {value.removeprefix("url(").removesuffix(")")[1:] for value in references} <= set(ids)
+
+
+def test_runs_of_one_name_are_seeds_of_one_recommender(hostile: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(hostile, tmp_path / "other")
+    content = json.loads((other / "metrics.json").read_text(encoding="utf-8"))
+    (other / "metrics.json").write_text(json.dumps({**content, "seed": 1}), encoding="utf-8")
+    write_report([hostile, other], tmp_path / "page.html", names=["<mine>", "<mine>"])
+    page = Page(tmp_path / "page.html")
+    assert "<mine> against popularity: " in page.text and ", one seed. " not in page.text
+
+
+def test_a_beam_gap_is_shown(hostile: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(hostile, tmp_path / "run")
+    gap = BeamGap(
+        9, 10, {"ndcg@10": 0.1}, {"ndcg@10": 0.3}, {"ndcg@10": PairedComparison(0.2, 0.1, 0.3, 0.01)}, 8, 2, 1, 1
+    )
+    (run / "beam_gap.json").write_text(json.dumps({NAME: gap.to_dict()}))
+    write_report([run], tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert "beam" in page.anchors
+    for value in ("+0.2000", "+0.1000 to +0.3000", "25.0%", "0.3000"):
+        assert value in page.text
 
 
 def test_users_are_named_only_if_asked_for(hostile: Path, page: Page, tmp_path: Path) -> None:

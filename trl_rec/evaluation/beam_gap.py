@@ -64,6 +64,12 @@ class BeamGap:
         """PruningRate@B: the share of the reachable targets that the beam search loses. None if there are none."""
         return self.num_pruned / self.num_reachable if self.num_reachable else None
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> BeamGap:
+        """Returns what `to_dict` was called on."""
+        values = {name: content[name] for name in cls.__dataclass_fields__}
+        return cls(**{**values, "gaps": {name: PairedComparison(**gap) for name, gap in content["gaps"].items()}})
+
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as plain values, for a JSON file."""
         gaps = {name: gap._asdict() for name, gap in self.gaps.items()}

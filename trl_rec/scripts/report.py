@@ -16,6 +16,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("sources", nargs="+", metavar="RUN_OR_STUDY", help="run folders, or a study folder")
     parser.add_argument("--output", default="report.html", help="HTML file to write (default: report.html)")
     parser.add_argument(
+        "--names",
+        nargs="+",
+        help="a name for each run; runs of one name are its seeds (default: by recipe)",
+    )
+    parser.add_argument(
         "--dataset", help="dataset folder, for histories and for what users chose next (default: the runs' own)"
     )
     parser.add_argument(
@@ -29,7 +34,13 @@ def main(argv: list[str]) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    write_report(arguments.sources, arguments.output, dataset=arguments.dataset, show_users=arguments.show_users)
+    write_report(
+        arguments.sources,
+        arguments.output,
+        names=arguments.names,
+        dataset=arguments.dataset,
+        show_users=arguments.show_users,
+    )
     print(f"the report is in {arguments.output}; open it in a browser")
 
 

@@ -105,7 +105,9 @@ def line_chart(curves: Sequence[Curve], *, label: str, x_label: str, marks_only:
             panel.axes.plot(*values.T, color=SERIES[number % NUM_COLORS], marker=marker, linestyle=dash)
             lowest = min(lowest, values[:, 1].min(initial=np.inf))
         if lowest >= 0:
-            panel.axes.set_ylim(bottom=max(0, panel.axes.get_ylim()[0]))  # a share or a loss is never below 0
+            # A share or a loss is never below 0. A line at 0 stays visible above the axis.
+            bottom, top = panel.axes.get_ylim()
+            panel.axes.set_ylim(bottom=max(bottom, -0.04 * top))
         panel.axes.set_xlabel(x_label)
         panel.axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
         panel.axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))

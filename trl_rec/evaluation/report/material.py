@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 
+from trl_rec.evaluation.beam_gap import BeamGap
 from trl_rec.evaluation.comparison import Comparison, Runs
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.kept import KeptEvaluation
@@ -36,6 +37,7 @@ class Run:
         log (`list[dict]`): The lines of `eval.jsonl`; empty where there are none.
         recipe (`str`): The text of the recipe; empty where there is none.
         environment (`Sequence[tuple[str, str]]`): Names and values of `environment.json`; empty where there is none.
+        beam_gaps (`Mapping[str, BeamGap]`): What beam search loses, by recommender; empty where it was not measured.
         catalog (`ItemCatalog`, *optional*): The catalogue of the run folder.
     """
 
@@ -44,6 +46,7 @@ class Run:
     log: list[dict[str, Any]] = field(default_factory=list)
     recipe: str = ""
     environment: Sequence[tuple[str, str]] = ()
+    beam_gaps: Mapping[str, BeamGap] = field(default_factory=dict)
     catalog: ItemCatalog | None = None
 
 
@@ -80,7 +83,7 @@ class Arm:
         per_user = {name: np.mean([seed.per_user[name] for seed in seeds], 0) for name in measured}
         return Evaluation(
             {name: float(np.mean([seed.metrics[name] for seed in seeds])) for name in names},
-            {name: bootstrap_interval(values) for name, values in per_user.items() if np.isfinite(values).all()},
+            {name: bootstrap_interval(known) for name, values in per_user.items() if len(known := _known(values))},
             per_user,
         )
 
@@ -96,6 +99,12 @@ class Arm:
         if self.is_own and None not in seeds and len(set(seeds)) == len(seeds):
             return dict(zip(seeds, values, strict=True))
         return values
+
+
+def _known(values: np.ndarray) -> np.ndarray:
+    """The values of the users that a metric applies to."""
+    known: np.ndarray = values[np.isfinite(values)]
+    return known
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from trl_rec.evaluation.intervals import bootstrap_interval
-from trl_rec.evaluation.report.blocks import Block, Cell, Charts, Facts, Panel, Row, Section, Table
+from trl_rec.evaluation.report.blocks import Block, Cell, Charts, Facts, Note, Panel, Row, Section, Table
 from trl_rec.evaluation.report.drawing import Dot, interval_chart, plane_chart
 from trl_rec.evaluation.report.material import Arm, Material
-from trl_rec.evaluation.tables import MEANINGS, best_value, default_columns, number_text, stem_of
+from trl_rec.evaluation.tables import MEANINGS, best_value, default_columns, direction_of, number_text, stem_of
 from trl_rec.evaluation.user_slices import slices
 
 
+OF_LISTS = ("coverage", "gini", "popularity", "ild", "div_ratio", "or_ratio", "mgu", "dgu", "invalid", "duplicates")
 DIRECTIONS = {1: "higher is better", -1: "lower is better", 0: "neither high nor low is better"}
 
 
@@ -26,15 +29,13 @@ def results_section(material: Material) -> Section:
         columns = [name for name in known if name != "num_users"]
     rest = [name for name in known if name not in columns and name != "num_users"]
 
-    blocks: list[Block] = [
-        _intervals(material),
-        Table(
-            ["", *columns],
-            _rows(material, columns),
-            notes=["±: half the width of the 95 % bootstrap interval over users. Shaded: best of its column."],
-        ),
-        Facts(_legend(columns)),
-    ]
+    of_lists = [column for column in columns if stem_of(column) in OF_LISTS]
+    of_users = [column for column in columns if column not in of_lists]
+    blocks: list[Block] = [_intervals(material)]
+    for part, title in ((of_users, "Accuracy"), (of_lists, "Diversity, popularity and fairness")):
+        if part:
+            blocks += [Table(["", *part], _rows(material, part), title), Facts(_legend(part))]
+    blocks.append(Note("±: half the width of the 95 % bootstrap interval over users. Shaded: best of its column."))
     if rest:
         blocks.append(Table(["", *rest], _rows(material, rest), "All other measures", is_folded=True))
     return Section(
@@ -107,21 +108,58 @@ def slices_section(material: Material) -> Section | None:
     if not masks or not arms:
         return None
 
-    rows = []
-    for name, mask in masks.items():
-        cells = [Cell(str(int(mask.sum())))]
-        values = {arm.name: arm.evaluation.per_user[material.primary][mask] for arm in arms}
-        means = {name: float(value.mean()) for name, value in values.items()}
-        best = max(means.values()) if len(set(means.values())) > 1 else None
-        for arm_name, value in values.items():
-            low, high = bootstrap_interval(value)
-            cells.append(
-                Cell(number_text(means[arm_name]), f"±{number_text((high - low) / 2)}", means[arm_name] == best)
-            )
-        rows.append(Row(name, cells))
+    rows = [Row(name, _slice_cells(material, arms, mask)) for name, mask in masks.items()]
     return Section(
         "slices",
         "For whom it works",
         f"{material.primary} for parts of the users; look for a part in which a recommender that wins overall loses.",
         [Table(["", "users", *(arm.name for arm in arms)], rows, notes=["Parts of few users have wide intervals."])],
+    )
+
+
+def _slice_cells(material: Material, arms: Sequence[Arm], mask: np.ndarray) -> list[Cell]:
+    """The number of users in a slice, and the primary metric of each recommender over those that have a value."""
+    cells = [Cell(f"{mask.sum():,}")]
+    values = [arm.evaluation.per_user[material.primary][mask] for arm in arms]
+    measured = [value[np.isfinite(value)] for value in values]
+    means = [float(value.mean()) if len(value) else None for value in measured]
+    known = {mean for mean in means if mean is not None}
+    best = max(known) if len(known) > 1 and direction_of(material.primary) > 0 else None
+    for value, mean in zip(measured, means, strict=True):
+        if mean is None:
+            cells.append(Cell("-"))
+        else:
+            low, high = bootstrap_interval(value)
+            cells.append(Cell(number_text(mean), f"±{number_text((high - low) / 2)}", mean == best))
+    return cells
+
+
+def beam_section(material: Material) -> Section | None:
+    """What beam search loses against scoring every item, where that was measured."""
+    rows = []
+    for arm in material.own:
+        gap = arm.runs[0].beam_gaps.get(arm.rows[0])
+        if gap is None:
+            continue
+        for metric, found in gap.gaps.items():
+            cells = [
+                Cell(str(gap.num_beams)),
+                Cell(number_text(gap.beam[metric])),
+                Cell(number_text(gap.exhaustive[metric])),
+                Cell(f"{found.difference:+.4f}", f"{found.low:+.4f} to {found.high:+.4f}"),
+                Cell("-" if gap.pruning_rate is None else f"{gap.pruning_rate:.1%}"),
+                Cell(f"{gap.num_users:,}"),
+            ]
+            rows.append(Row(f"{arm.name}, {metric}", cells))
+    if not rows:
+        return None
+    headings = ["", "beams", "beam search", "every item scored", "difference", "targets pruned", "users"]
+    note = (
+        "Targets pruned: of the targets that are among the best items by exact score, the share that the beam loses."
+    )
+    return Section(
+        "beam",
+        "What beam search loses",
+        "The same model with beam search and with every item scored: a large difference asks for more beams.",
+        [Table(headings, rows, notes=[note])],
     )

@@ -18,7 +18,7 @@ from trl_rec.evaluation.report.drawing import NUM_COLORS
 from trl_rec.evaluation.report.items import codes_section, groups_section, lists_section
 from trl_rec.evaluation.report.material import Material
 from trl_rec.evaluation.report.origin import origin_section
-from trl_rec.evaluation.report.overview import plane_section, results_section, slices_section
+from trl_rec.evaluation.report.overview import beam_section, plane_section, results_section, slices_section
 from trl_rec.evaluation.report.reading import read_material
 from trl_rec.evaluation.report.training import curves_section, signal_sections
 from trl_rec.evaluation.report.verdicts import verdicts_section
@@ -34,6 +34,7 @@ def write_report(
     sources: Sequence[str | Path],
     output: str | Path,
     *,
+    names: Sequence[str] | None = None,
     dataset: str | Path | None = None,
     show_users: bool = False,
 ) -> None:
@@ -43,12 +44,14 @@ def write_report(
         sources (`Sequence[str | Path]`): Run folders and folders of `trl-rec evaluate` over the same users, or one
             study folder.
         output (`str` or `Path`): The HTML file. An existing file is replaced.
+        names (`Sequence[str]`, *optional*): A name per folder; folders of one name are seeds of one recommender. By
+            default, runs whose recipes differ only in the seed belong together.
         dataset (`str` or `Path`, *optional*): The dataset folder, for histories and for what users chose next. By
             default, the folder that the runs were measured on, if it is still there.
         show_users (`bool`, *optional*, defaults to `False`): Whether lists are headed by user ids rather than by the
             numbers of their rows.
     """
-    write_text(output, render(read_material(sources, dataset=dataset, show_users=show_users)))
+    write_text(output, render(read_material(sources, names=names, dataset=dataset, show_users=show_users)))
 
 
 def render(material: Material) -> str:
@@ -62,6 +65,7 @@ def render(material: Material) -> str:
         groups_section(material),
         codes_section(material),
         slices_section(material),
+        beam_section(material),
         lists_section(material),
         origin_section(material),
     ]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_rec.data.dataset import load
+from trl_rec.evaluation.arms import read_arms
+from trl_rec.evaluation.beam_gap import BeamGap
 from trl_rec.evaluation.comparison import Comparison
 from trl_rec.evaluation.evaluated_rows import describe_rows
 from trl_rec.evaluation.kept import KeptEvaluation, check_comparable, read_evaluation
@@ -23,12 +25,17 @@ REMEDY = "restore it from a copy of the folder, or delete it"
 
 
 def read_material(
-    sources: Sequence[str | Path], *, dataset: str | Path | None = None, show_users: bool = False
+    sources: Sequence[str | Path],
+    *,
+    names: Sequence[str] | None = None,
+    dataset: str | Path | None = None,
+    show_users: bool = False,
 ) -> Material:
     """Reads folders, and the dataset that they were measured on.
 
     Args:
         sources: Run folders and evaluation folders over the same users, or one study folder.
+        names: A name per folder, as in [`write_report`].
         dataset: The dataset folder. By default, the one that was recorded, if it is still there and unchanged.
         show_users: Whether lists are headed by user ids.
     """
@@ -36,13 +43,15 @@ def read_material(
     if not folders:
         raise ValueError("there is nothing to report on; give run folders or a study folder")
     studies = [folder for folder in folders if (folder / STUDY).is_file()]
+    if studies and names is not None:
+        raise ValueError(f"{studies[0]} is a study, whose arms have names; leave out the names")
     if studies and len(folders) > 1:
         raise ValueError(f"{studies[0]} is a study; give a study alone, or run folders without it")
 
     if studies:
         arms, study = _read_study(folders[0])
     else:
-        arms, study = _read_runs(folders), None
+        arms, study = _read_runs(folders, names), None
     kept = [run.kept for arm in arms for run in arm.runs]
     for one in kept[1:]:
         check_comparable(kept[0], one)
@@ -52,30 +61,48 @@ def read_material(
 # Runs
 
 
-def _read_runs(folders: Sequence[Path]) -> list[Arm]:
-    """Returns the recommenders of the folders. Baselines are the same in all folders, and are taken from the first
-    folder that has them."""
-    runs = [_read_run(folder, folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm]:
+    """Returns the recommenders of the folders: baselines, which are the same in all folders, and what [`read_arms`]
+    makes of the runs."""
+    if names is not None and len(names) != len(folders):
+        raise ValueError(
+            f"the number of names ({len(names)}) is not that of the runs ({len(folders)}); give one name per run"
+        )
+    short = dict(zip((folder.absolute() for folder in folders), _short_names(folders), strict=True))
+    runs = {folder: _read_run(folder, folder, name) for folder, name in short.items()}
     arms: dict[str, Arm] = {}
-    for run in runs:
+    for run in runs.values():
         for name in run.kept.results:
             if name != run.kept.recommender:
                 arms.setdefault(name, Arm(name, [run], [name], is_own=False))
 
-    # A recommender is called by its name in the results, and by its folder as well if another one has that name.
-    rows = [run.kept.recommender for run in runs]
-    for run, row in zip(runs, rows, strict=True):
-        if row is not None:
-            name = row if rows.count(row) == 1 and row not in arms else f"{row} ({run.name})"
-            arms[name] = Arm(name, [run], [row], is_own=True)
+    # Without names, a recommender is called by its name in the results, and by its folder as well if that is not
+    # enough to tell it from the others.
+    own = [folder for folder, run in runs.items() if run.kept.recommender is not None]
+    named = None if names is None else [name for name, folder in zip(names, runs, strict=True) if folder in own]
+    if len(own) == 1 and named is None:
+        named = [runs[own[0]].name]  # there is nothing to group, so its recipe need not be read
+    groups = [
+        (name, [runs[kept.folder] for kept in group.values()], [str(kept.recommender) for kept in group.values()])
+        for name, group in (read_arms(own, named) if own else {}).items()
+    ]
+    firsts = [rows[0] for _, _, rows in groups]
+    for name, members, rows in groups:
+        if names is None:
+            is_known = firsts.count(rows[0]) == 1 and rows[0] not in arms
+            name = rows[0] if is_known else f"{rows[0]} ({name if len(members) > 1 else members[0].name})"
+        if name in arms:
+            raise ValueError(f"{name!r} is the name of a baseline; give another name to {members[0].kept.folder}")
+        arms[name] = Arm(name, members, rows, is_own=True)
     return list(arms.values())
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def _short_names(folders: Sequence[Path]) -> list[str]:
     """Returns a short name for each folder: the last parts of its path, as many as tell the folders apart."""
     parts = [folder.absolute().parts for folder in folders]
     if len(set(parts)) < len(parts):
-        raise ValueError(f"{folders[0]} and the other folders: one of them is given twice; give each once")
+        repeated = next(folder for folder, part in zip(folders, parts, strict=True) if parts.count(part) > 1)
+        raise ValueError(f"{repeated} is given twice; give each folder once")
     depth = 1
     while len({part[-depth:] for part in parts}) < len(parts):
         depth += 1
@@ -86,8 +113,9 @@ def _read_run(evaluated: Path, trained: Path, name: str) -> Run:
     """Reads the folder of an evaluation, and the run folder of the model. Only the evaluation has to be there."""
     kept = read_evaluation(evaluated)
     log = trained / "eval.jsonl"
+    recipe = trained / "recipe.yaml"
     environment = trained / "environment.json"
-    recipe = next((path for path in (trained / "recipe.yaml", trained / "recipe.json") if path.is_file()), None)
+    gaps = evaluated / "beam_gap.json"
 
     catalog = None
     if (trained / "catalog").is_dir():
@@ -97,11 +125,21 @@ def _read_run(evaluated: Path, trained: Path, name: str) -> Run:
     return Run(
         name,
         kept,
-        _read_lines(log) if log.is_file() else [],
-        "" if recipe is None else recipe.read_text(encoding="utf-8", errors="replace"),
-        _read_environment(environment) if environment.is_file() else [],
-        catalog,
+        log=_read_lines(log) if log.is_file() else [],
+        recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
+        environment=_read_environment(environment) if environment.is_file() else [],
+        beam_gaps=_read_gaps(gaps) if gaps.is_file() else {},
+        catalog=catalog,
     )
+
+
+def _read_gaps(path: Path) -> dict[str, BeamGap]:
+    """Reads what [`write_beam_gaps`] wrote."""
+    content = _read_mapping(path)
+    try:
+        return {name: BeamGap.from_dict(entry) for name, entry in content.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); {REMEDY}") from error
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -122,7 +122,8 @@ def _chart(material: Material, signal: Signal, *, over: str = "step") -> Panel |
     ]
     if not curves:
         return None
-    svg = line_chart(curves, label=signal.title, x_label=over, marks_only=over != "step")
+    label = "step" if over == "step" else over.upper()
+    svg = line_chart(curves, label=signal.title, x_label=label, marks_only=over != "step")
     return Panel(svg, signal.title, signal.note)
 
 
