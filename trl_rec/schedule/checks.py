@@ -26,7 +26,7 @@ def check_pipeline(
         stages: The stages, in the order of training.
         schedule: The settings that all stages share.
         supervised (`BearConfig`, *optional*): Configuration of the supervised part. The stages must use the same
-            prompts, and rank lists in the same way, as this part does.
+            prompts, and the same softmax for ranking.
     """
     check_not_sharded(schedule.config)
     if supervised is not None:
@@ -42,8 +42,7 @@ def check_pipeline(
 def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
     """Raises `ValueError` if a stage cannot start.
 
-    It checks the launcher, the folder of the first policy, its items and prompts, and the rows and ratings of the
-    dataset.
+    Checks the launcher, the folder, items and prompts of the first policy, and the rows and ratings of the dataset.
 
     Args:
         stages: The stages, in the order of training.
@@ -65,7 +64,8 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
             f"the policy in {start}", trained_with["prompt"], trained_with["renormalize"], schedule.config
         )
 
-    # Build the tables of feedback stages once, because they do not depend on a policy. Errors are raised now.
+    # Build the tables of unfinished feedback stages already now, to raise their errors before any training. This is
+    # possible because these tables do not depend on a policy.
     for number, stage in enumerate(stages, 1):
         is_finished = (schedule.folder(number, stage) / "stage.json").is_file()
         if stage.source == "feedback" and not is_finished:
@@ -86,7 +86,7 @@ def check_not_sharded(config: SoftmaxDPOConfig) -> None:
 
 
 def _check_folders(start: str | Path, schedule: Schedule) -> None:
-    """Raises `ValueError` if `start` is not a folder, or if the first policy would be overwritten."""
+    """Raises `ValueError` if `start` is not a folder, or if the output folder is `start` or inside it."""
     if not Path(start).is_dir():
         raise ValueError(
             f"{start} is not a folder; stages start from a policy on disk, such as the output folder of trl-rec bear"
@@ -100,7 +100,7 @@ def _check_folders(start: str | Path, schedule: Schedule) -> None:
 
 
 def _check_same_prompts(who: str, prompt: Mapping[str, Any], renormalize: bool, config: SoftmaxDPOConfig) -> None:
-    """Raises `ValueError` if the stages would use other prompts, or rank lists in another way, than the policy did.
+    """Raises `ValueError` if the stages would use other prompts, or another softmax for ranking, than the policy did.
 
     Without this check, the policy would get worse metrics from the first stage on, without an error.
     """

@@ -78,7 +78,8 @@ def _can_be_negative(
 def _num_shared_tokens(catalog: ItemCatalog, beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Returns the number of leading tokens that the semantic IDs of a beam and of the target share, `(N, W)`.
 
-    The number may be too large for a beam with the same ID as the target, but such a beam is never a negative.
+    Padding counts as shared, so the number may exceed the length of the ID if a beam has the target's ID. Such a beam
+    is never a negative.
     """
     assert catalog.semantic_ids is not None
     # Encode tokens as integers, so that all beams are compared at once per level.

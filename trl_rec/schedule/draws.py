@@ -13,10 +13,11 @@ from trl_rec.evaluation.random_order import permuted
 def draw(
     rows: np.ndarray, count: int, size: int, seed: int, allowed: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Draws `count` allowed numbers per row: the first in a random permutation of `range(size)`.
+    """Draws up to `count` allowed numbers per row: the first allowed ones in a random permutation of `range(size)`.
 
     Args:
-        rows (`np.ndarray` of shape `(N,)`): One number per row. Together with the seed, it determines the permutation.
+        rows (`np.ndarray` of shape `(N,)`): One number per row, which determines the permutation of the row
+            together with the seed.
         count: Numbers to draw per row.
         size: Exclusive upper bound of the numbers.
         seed: Seed of the permutations.

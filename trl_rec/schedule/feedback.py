@@ -155,7 +155,7 @@ def _inside(scores: Ragged, score_range: ScoreRange, name: str) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _NegativePool:
-    """The items that may be rejected, per user: items with a low score that the user never liked.
+    """The items that may be rejected, per user: disliked (or neutral) items that the user never liked.
 
     Items are compared by the codes of their texts, so that a pool contains at most one of several items with the same
     text.
@@ -163,7 +163,8 @@ class _NegativePool:
     Args:
         keys (`np.ndarray` of shape `(P,)`): The key of each pair of user and code (see [`pair_keys`]), in ascending
             order.
-        items (`np.ndarray` of shape `(P,)`): For each pair, an item with this code and a low score.
+        items (`np.ndarray` of shape `(P,)`): For each pair, an item with this code that the user
+            scored as disliked (or neutral).
     """
 
     keys: np.ndarray

@@ -1,7 +1,7 @@
 """Checks before training that a preference table was built only from the training split.
 
-Chosen items, histories and rated negatives must come from the training split. Negatives of self-play may be any items,
-including held-out items, because they are selected without using the held-out data.
+Chosen items, histories and rated negatives must come from the training split. Random negatives and negatives of
+self-play may be any items, including held-out items, because they are selected without using the held-out data.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from trl_rec.schedule.training_pairs import TrainingPairs, pair_keys
 def check_preference_leaks(table: Dataset, dataset: RecDataset, *, feedback: bool) -> None:
     """Raises `ValueError` if a chosen item or its history does not come from the training data of the user.
 
-    Each chosen item must be a training target of the user, and the history must be the items before this target. It
-    may be truncated to the newest items.
+    Each chosen item must be a training target of the user, and the history must be the items before this target. The
+    history may be truncated to its newest items.
 
     Args:
         table: The preference table.

@@ -1,4 +1,4 @@
-"""Builds prefixes for preference training: each training target, or a uniform sample, with the history before it.
+"""Builds prefixes for preference training: each training target, or a sample of them, with the history before it.
 
 Targets are sampled before their prefixes are built, because all prefixes of long histories would take far more memory
 than the interactions themselves.

@@ -51,7 +51,7 @@ def self_play_beams(
         model: The current policy.
         prefixes: Prompts from `training_prefixes`.
         prompt_format: How histories are written.
-        trie: The catalogue.
+        trie: Trie of the catalogue.
         pad_token_id: Id of the padding token.
         num_beams (*optional*, defaults to `40`): Number of beams, and of recommendations per prefix.
         folder (*optional*): Folder for the finished parts. A later call with the same prefixes, settings and key reads

@@ -28,8 +28,9 @@ class Schedule:
         dataset (`RecDataset`): The dataset. Its catalogue must have the surface that the policy writes.
         config (`SoftmaxDPOConfig`): Configuration of the trainer. Each stage gets a folder inside `output_dir`.
         keep (`str`, *optional*, defaults to `"best"`): Which policy the next stage starts from. With `"best"`, it is
-            the checkpoint with the best validation NDCG, or the first policy of the stage if no checkpoint is better.
-            With `"last"`, it is the policy after the last step.
+            the stage's checkpoint with the best validation NDCG (with `eval_strategy="no"`, the policy after the last
+            step), or the policy that the stage started from if that is not worse. With `"last"`, it is the policy
+            after the last step.
         adapter (`PeftConfig`, *optional*): Adapter to train if the first policy has no adapter.
         model_options (`dict`, *optional*): Arguments for loading models (`dtype`, `quantization_config`, ...).
         recipe (`dict`, *optional*): Keys of `recipe.yaml` besides `config`. Defaults to keys that run the stages.

@@ -139,7 +139,7 @@ def read_stages(entries: Iterable[Mapping[str, Any]]) -> list[PreferenceStage]:
 def _read_field(name: str, value: Any) -> Any:
     """Returns the value of a field, with numeric texts converted to numbers, because YAML 1.1 reads `1e-5` as text.
 
-    Raises `ValueError` if a word is not a text, or if a range of ratings is not a pair.
+    Raises `ValueError` if a field of `WORDS` is not a string, or if a range of ratings is not a pair.
     """
     if name in WORDS:
         if not isinstance(value, str):

@@ -43,14 +43,14 @@ class TrainingPairs:
             return np.zeros(np.broadcast_shapes(users.shape, items.shape), bool)
         keys = pair_keys(users, items)
 
-        # The position of a key above all others is past the end. Clip it; the key differs from the last key.
+        # A key above all others has a position past the end. Clipping leads to the last key, which differs from it.
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         is_known: np.ndarray = self.keys[place] == keys
         return is_known
 
 
 def pair_keys(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Encodes each pair as one int64. Keys sort by user and then by item. Both are int32 in a dataset."""
+    """Encodes each pair as one int64. Keys sort by user and then by item. Users and items are int32 in a dataset."""
     # The upper 32 bits contain the user, the lower 32 bits the item.
     keys: np.ndarray = users.astype(np.int64) * (1 << 32) + items
     return keys

@@ -92,7 +92,7 @@ KINDS = (ScheduleArguments, RecModelConfig, SoftmaxDPOConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Runs the parts that are not finished yet, and evaluates the final policy on the test split."""
+    """Runs the parts that are not finished yet, and evaluates the final policy on the split `final_split`."""
     data, model_config, config = parse(KINDS, argv, "align3gr")
     show_progress()
     start = model_config.model_name_or_path

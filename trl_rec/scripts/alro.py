@@ -25,7 +25,7 @@ KINDS = (RatedDataArguments, RecModelConfig, RatingStageConfig, AlroConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves a model, and writes `metrics.json` for the test split."""
+    """Trains and saves a model, and writes `metrics.json` for the split `final_split`."""
     data, model_config, rating, config = parse(KINDS, argv, "alro")
     show_progress()
 

@@ -107,7 +107,7 @@ class _Parser(TrlParser):
 def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path, *, launched: bool) -> None:
     """Sets the parser's defaults from a recipe, and the environment variables from the recipe's key `env`.
 
-    The keys in `LAUNCH_KEYS` have been used already if the verb is launched.
+    If the verb was started by a launcher, the keys in `LAUNCH_KEYS` are ignored, because the launcher has used them.
     """
     values = read_recipe(recipe)
     if launched:

@@ -148,7 +148,10 @@ def _as_text(value: object, hint: Any) -> object:
 
 
 def _fits(value: object, hint: Any, *, may_be_text: bool = True) -> bool:
-    """Returns whether a value matches a type hint. A hint of a kind that is not handled here matches any value."""
+    """Returns whether a value matches a type hint. A hint of a kind that is not handled here matches any value.
+
+    If `may_be_text` is True, a string matches a number or a flag.
+    """
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, part, may_be_text=may_be_text) for part in get_args(hint))

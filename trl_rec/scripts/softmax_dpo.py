@@ -15,9 +15,9 @@ from trl_rec.trainer import SoftmaxDPOConfig, build_softmax_dpo_trainer, conclud
 
 @dataclass
 class PreferenceArguments:
-    """Where the preferences are. With a dataset folder, they name items of its catalogue.
+    """Arguments for the preferences and, if their completions are items, for the dataset with these items.
 
-    The model is then also measured on the test split of the dataset.
+    If a dataset is given, the model is also evaluated on its split `final_split`.
     """
 
     preferences: str = field(
@@ -36,7 +36,7 @@ KINDS = (PreferenceArguments, ModelConfig, SoftmaxDPOConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves. With a dataset it also writes `metrics.json` for the test split."""
+    """Trains and saves a model. With a dataset, also writes `metrics.json` for the split `final_split`."""
     data, model_config, config = parse(KINDS, argv, "softmax_dpo")
 
     # 1. Read the preferences. Check for leaks: chosen items must come from the user's training interactions, not from
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     trainer = build_softmax_dpo_trainer(preferences, config, model_config, eval_dataset=eval_dataset, catalog=catalog)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
 
-    # 3. Save the model. If a dataset is given, also evaluate the model on the test split.
+    # 3. Save the model. If a dataset is given, also evaluate the model on the split `final_split`.
     recipe = given(argv, data, model_config)
     if dataset is None:
         save_run(trainer, recipe)

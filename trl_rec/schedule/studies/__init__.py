@@ -1,4 +1,4 @@
-"""Studies: arms, seeds and comparisons that are named first, run as processes, and measured once on the test split."""
+"""Studies fix arms, seeds and comparisons first, run the arms as processes, and measure the test split once."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The arms of a study: baselines, foreign lists and trainings, read strictly from a configuration."""
+"""The arms of a study: baselines, lists made elsewhere and trainings. Unknown or inconsistent options are refused."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class Arm:
         verb (*optional*): The training verb.
         recipe: The keys of the verb, without those that the study sets.
         tokenize: Keys of `trl-rec tokenize`; the arm then works on a copy of the dataset with these semantic IDs.
-        grid: The points to choose from. Each maps keys of the recipe to values; without a grid there is one, empty.
+        grid: The points to choose from. Each maps keys of the recipe to values. Without a grid, there is one
+            point, an empty mapping.
         start (*optional*): Name of the arm whose policy this training starts from.
         seeds: The seeds of the training.
-        headroom (*optional*): A bound on what the arm can gain in the primary measure, measured before.
+        headroom (*optional*): A bound on what the arm can gain in the primary measure, measured beforehand.
         needs: What the data must have: `users` (a number), `ratings`, `titles`.
     """
 
@@ -52,12 +53,12 @@ class Arm:
 
     @property
     def slug(self) -> str:
-        """The name as the name of a folder."""
+        """The name of the arm's folder."""
         return slug(self.name)
 
 
 def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Arm]:
-    """Reads the arms, each after the arm that it starts from. Raises `ValueError` if they are not consistent.
+    """Reads the arms, ordered so that each comes after its start. Raises `ValueError` if they are not consistent.
 
     Args:
         config: The configuration of the study.
@@ -75,7 +76,7 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
             raise ValueError(f"arms: {name!r} and {slugs[arm.slug]!r} would share a folder; rename one of them")
         slugs[arm.slug] = name
 
-    # 2. Check what they say about each other.
+    # 2. Check that each start is a training that runs with the same seeds.
     for name, arm in arms.items():
         if arm.start is None:
             continue
@@ -120,7 +121,7 @@ def with_recipe(keys: Mapping[str, Any], read_recipe: Callable[[str], dict[str, 
 
 
 def slug(name: str) -> str:
-    """Returns a name as the name of a folder: other characters than letters, digits and `.=,+_` become hyphens."""
+    """Converts a name to a folder name: characters other than letters, digits and `.=,+_` become hyphens."""
     return re.sub(r"[^\w.=,+]+", "-", name).strip("-.") or "arm"
 
 
@@ -190,7 +191,7 @@ def _read_grid(where: str, grid: Any) -> tuple[dict[str, Any], ...]:
 
 
 def _read_seeds(where: str, seeds: Any, of_study: Sequence[int]) -> tuple[int, ...]:
-    """Returns the seeds of a training. The first one is the study's, because grids are compared with it."""
+    """Returns the seeds of a training. They start with the study's first seed, which is used to choose from grids."""
     if seeds is None:
         return tuple(of_study)
     if not isinstance(seeds, list) or not seeds or not set(seeds) <= set(of_study) or len(set(seeds)) != len(seeds):
@@ -237,7 +238,7 @@ def _text(where: str, key: str, value: Any) -> str:
 
 
 def _in_order(arms: dict[str, Arm]) -> dict[str, Arm]:
-    """Returns the arms, each after the arm that it starts from. Raises `ValueError` for a circle."""
+    """Orders the arms so that each comes after the arm that it starts from. Raises `ValueError` for a cycle."""
     ordered: dict[str, Arm] = {}
     while len(ordered) < len(arms):
         ready = [

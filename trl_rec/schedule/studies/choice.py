@@ -1,4 +1,4 @@
-"""The choice of a study: the point of each arm's grid, decided on validation and written down before the test split.
+"""The choice of a study: the point of each arm's grid, decided on validation before the test split is measured.
 
 `choice.json` holds what was chosen and the figures that decided. It is never replaced: a study whose runs would now
 choose otherwise is refused, because its test split may have been seen.

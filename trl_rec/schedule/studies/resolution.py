@@ -28,10 +28,10 @@ class Resolution:
     """What a study resolves.
 
     Args:
-        smallest: The smallest difference in the primary measure that test split and seeds resolve; None if no pilot
-            measures it.
-        ceiling: The largest value that a recommender can reach that knows only items of the training split; None if
-            the measure has no such bound.
+        smallest: The smallest difference in the primary measure that test split and seeds resolve; None if the
+            baselines do not have this measure.
+        ceiling: The largest value that a recommender can reach if it knows only the items of the training split; None
+            if the measure has no such bound.
         reference: The validation value of the baseline that `against` names; None if it is not a baseline.
     """
 
@@ -88,8 +88,8 @@ def resolution(
     if any(primary not in one.per_user for one in baselines.values()):
         return Resolution(None, None, None)
 
-    # The pilot is a strong baseline against another one, since a difference of a trained model and a baseline varies
-    # over the users in a similar way.
+    # The pilot compares two baselines, because the difference between them varies over the users in a similar way as
+    # the difference between a trained model and a baseline.
     smallest = smallest_difference(
         [baselines[pilot[0]].per_user],
         [baselines[pilot[1]].per_user],

@@ -133,8 +133,9 @@ def compare_pairs(
 def recommendation(against: str, comparisons: Sequence[Comparison], arms: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns "use ARM", or "no difference from" the reference if no arm is better than it.
 
-    Of several arms that are better, it is the one with the highest primary measure on validation, because the highest
-    on the test split would be overestimated.
+    If several arms are better, ARM is the one with the highest primary measure on validation. Choosing the highest
+    measure on the test split would overestimate it. An arm without a validation measure is represented by its test
+    measure.
     """
     better = [one for one in comparisons if one.against == against and one.verdict.startswith("better")]
     if not better:

@@ -355,7 +355,10 @@ class Study:
         return measured
 
     def trained(self, folder: Path) -> dict[str, Any]:
-        """Returns where the training that a test measurement belongs to is, and what it reached on validation."""
+        """Returns the folder, seconds and validation measure of the training that was measured in a test folder.
+
+        Empty if the arm is not a training.
+        """
         run = self._trained.get(folder)
         if run is None:
             return {}
@@ -369,7 +372,10 @@ class Study:
         return Run(f"{title}, test split", "evaluate", keys, self.folder / "test" / path, once=True)
 
     def training(self, arm: Arm, number: int, seed: int, chosen: Mapping[str, int]) -> Run:
-        """Returns the run of a point of an arm with a seed. Its start, if it has one, is the chosen point's policy."""
+        """Returns the run of a point of an arm with a seed.
+
+        If the arm has a start, the run starts from the policy of the start's chosen point and of the same seed.
+        """
         start = None
         if arm.start is not None:
             start = self.training(self.arms[arm.start], chosen[arm.start], seed, chosen)
