@@ -97,7 +97,7 @@ def draw_lists(
         model: A causal language model that writes lists.
         histories: Item indices, oldest first.
         prompt_format: How histories are written. It must have a `list_length`.
-        trie: The catalogue, built with `lists=True`.
+        trie: Trie of the catalogue, built with `lists=True`.
         num_lists: S, the number of lists per user.
         temperature (*optional*, defaults to `1.0`): Sampling temperature, which divides the logits.
         seed (*optional*, defaults to `0`): Seed of the lists. They depend only on the seed and the row number.

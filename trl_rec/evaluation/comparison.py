@@ -71,9 +71,9 @@ def compare(
     num_resamples: int = 5000,
     seed: int = 0,
 ) -> list[Comparison]:
-    """Compares all recommenders but `against` with it. All runs must have the same users in the same order.
+    """Compares every other recommender with `against`. All runs must have the same users in the same order.
 
-    Users without a value (NaN) of one of the two recommenders are left out of their comparison.
+    A user for whom one of two compared recommenders has no value (NaN) is left out of that comparison.
 
     Args:
         runs (`Mapping[str, Runs]`): Maps the name of each recommender to the `Evaluation.per_user` of its runs, by
@@ -99,7 +99,7 @@ def compare(
 
 
 def adjust(comparisons: Sequence[Comparison], alpha: float = 0.05) -> list[Comparison]:
-    """Adjusts the p-values of comparisons that are made together by Holm's method, and renews the verdicts.
+    """Adjusts, by Holm's method, the p-values of comparisons that are made together, and renews the verdicts.
 
     If no recommender differs from its reference, at most a share `alpha` of such families of comparisons has any
     adjusted p-value below `alpha`.

@@ -32,9 +32,9 @@ def describe_rows(
         targets (*optional*): The items to be ranked for each of these rows. Defaults to the targets of the split.
 
     Returns:
-        The table and a hash of all histories and targets, in order. The columns are `row`, `target_count` (how often
-        the rarest target of the row occurs in the training split), `history_length`, and `group` (the first group of
-        the first target, or null if there are no groups).
+        The table, and a hash of the histories and targets of its rows. The columns are `row`, `target_count` (how
+        often the rarest target of the row occurs in the training split), `history_length`, and `group` (the first
+        group of the first target, or null if there are no groups).
     """
     held = held_out(dataset, split)
     numbers = np.arange(len(held)) if rows is None else np.asarray(rows, np.int64)

@@ -1,8 +1,9 @@
 """Reads recommendations that were made elsewhere, so that they are measured as the models of this package are.
 
-A file has the columns `user_id`, `rank` (from 1) and `item_id`, one line per recommendation in any order, and perhaps
+A file has one line per recommendation, in any order. Its columns are `user_id`, `rank` (from 1), `item_id` and perhaps
 `score`. Whatever would make the comparison unfair is refused: items or users that the dataset does not know, users
-without a list, lists shorter than the largest k, and items of the history where histories are excluded.
+without a list, files whose longest list is shorter than the largest k, and items of the history where histories are
+excluded.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def read_lists(
 
     Returns:
         `Rankings`: the items `(len(rows), K)`, with scores if the file has them. K is the length of the longest list,
-        but at most `at_most`.
+        but at most the larger of `top_k` and `at_most`.
     """
     # 1. Read the lines. Those about other rows are checked for unknown ids alone.
     held = held_out(dataset, split)

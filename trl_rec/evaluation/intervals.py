@@ -75,7 +75,8 @@ def paired_comparison(
     """Compares two recommenders user by user: mean difference, bootstrap interval, and p-value of a permutation test.
 
     The permutation test randomly flips the signs of the users' differences, each averaged over the seeds, and adds an
-    error of the seeds. The p-value is the share of the results that are at least as far from 0 as the observed mean.
+    error of the seeds. The p-value is the share of the resulting means that are at least as far from 0 as the observed
+    mean.
     The observed differences count as one of the flips, so the p-value is at least 1 / (num_resamples + 1). It is 1 if
     the recommenders agree for every user.
 

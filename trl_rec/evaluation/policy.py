@@ -1,8 +1,8 @@
 """Evaluates a policy: a model together with how it is prompted and decoded.
 
-`evaluate_policy` adds to the metrics of a ranking what only the model can tell: recall far down the list, from a pass
-with more beams, the order of held-out items that the user liked and disliked, and expectations over items that share a
-leaf.
+`evaluate_policy` adds to the metrics of a ranking what only the model can tell: recall far down the list (from a pass
+with more beams), whether held-out items that the user liked score above those that they disliked, and expectations
+over the order of items that share a leaf of the trie.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Policy:
     Args:
         model (`PreTrainedModel`): The model.
         prompt_format (`PromptFormat`): How histories are written.
-        trie (`TokenTrie`): The catalogue, built with `lists=True` if the prompt format has a `list_length`.
+        trie (`TokenTrie`): Trie of the catalogue, built with `lists=True` if the prompt format has a `list_length`.
         pad_token_id (`int`): Id of the padding token.
         num_beams, exclude_history, renormalize, length_penalty, batch_size, max_length (*optional*): As in
             [`rank_histories`].
@@ -118,7 +118,8 @@ class Policy:
         given = items.padded()  # (N, K)
 
         def _score(prompts: dict[str, Tensor], numbers: np.ndarray, exclude: Tensor | None) -> np.ndarray:
-            # Excluded items leave before the softmax in lists. In rankings, they change no score.
+            # In lists, excluded items are removed before the softmax, which changes all scores. In rankings, they
+            # change no score.
             scores = score_items(
                 self.model,
                 prompts,
@@ -176,9 +177,9 @@ def evaluate_policy(
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
         recall_at (`int`, *optional*): A further cutoff above `ks`, for recall alone. It needs a second pass over the
-            users with this number of beams, except where the first pass scores every item. The other metrics keep
-            their own number of beams. It is left out for models that write lists, and where the list would contain the
-            whole catalogue.
+            users with this number of beams, unless the first pass scores every item or has as many beams. The other
+            metrics keep their own number of beams. This recall is left out for models that write lists, and where the
+            list would contain the whole catalogue.
         rewards, reward_functions, seed (*optional*): As in [`evaluate_split`].
 
     Returns:
@@ -204,7 +205,7 @@ def evaluate_policy(
         ranked, dataset, split=split, ks=ks, rewards=rewards, reward_functions=reward_functions, seed=seed
     )
 
-    # 2. Add what the first ranks do not tell.
+    # 2. Add the metrics that need more than the first ranks.
     values = recall_far_down(further_ranked, rows, further)
     values |= _preference_accuracy(policy, rows)
     if policy.trie.max_shared > 1:

@@ -93,7 +93,7 @@ def rank_histories(
         model: A causal language model.
         histories: Item indices, oldest first.
         prompt_format: How histories are written.
-        trie: The catalogue, built with `lists=True` for lists.
+        trie: Trie of the catalogue, built with `lists=True` if the model writes lists.
         pad_token_id: Id of the padding token.
         users (*optional*): The user of each history, as a row number of `RecDataset.users`. Required if the prompts
             contain users.

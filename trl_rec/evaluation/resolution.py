@@ -2,8 +2,9 @@
 
 With one seed, or when the seeds are as good as equal, it is 2.8 times the paired standard error of the pilot: 1.96 for
 the level of 5 %, and .84 so that 80 % of the studies find a difference of that size. Few seeds resolve less, because
-neither the pilot nor the study knows the variance between seeds well. So studies are drawn that agree with the pilot,
-with the verdict's own rule, and the smallest difference is one that 80 % of them find, while 90 % find twice as much.
+neither the pilot nor the study knows the variance between seeds well. So studies that agree with the pilot are drawn,
+and judged by the verdict's own rule. The smallest difference is large enough that 80 % of them find it, and 90 % of
+them find a difference twice as large.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def smallest_difference(
         num_seeds (`int`, *optional*): Number of seeds of the study. Defaults to that of the pilot.
         num_users (`int`, *optional*): Number of users of the study's split. Defaults to that of the pilot.
         num_comparisons (`int`, *optional*, defaults to `1`): Number of comparisons that the study adjusts for. It
-            counts only with a pilot of several seeds.
-        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts.
+            has an effect only if both the pilot and the study have several seeds.
+        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts. It has an effect in the same case.
         seed (`int`, *optional*, defaults to `0`): Seed of the drawn studies.
     """
     values, of_reference = paired_values(

@@ -172,7 +172,7 @@ def evaluate_baselines(
             seed=seed,
         )
 
-        # Add what the first ranks do not tell.
+        # Add the metrics that need more than the first ranks.
         values = recall_far_down(ranked, rows, further)
         if rated is not None:
             values["preference_accuracy"] = rated.accuracy(baseline.score(histories, rated.items))
@@ -194,7 +194,7 @@ def _warn_of_known_targets(histories: Ragged, targets: Ragged, twins: Twins | No
 
 
 def further_cutoff(recall_at: int | None, ks: Sequence[int], num_items: int) -> int | None:
-    """Returns the cutoff of `recall_at`, or None if it adds nothing: at or below one of the `ks`, or where a list of
+    """Returns `recall_at`, or None if it is not set or adds nothing: it is not above the largest of `ks`, or a list of
     this length contains the whole catalogue."""
     if not recall_at or recall_at <= max(ks) or recall_at >= num_items:
         return None

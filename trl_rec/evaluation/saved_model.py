@@ -68,7 +68,8 @@ class EvaluationConfig:
             Defaults to all rows.
         ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the metrics.
         recall_at (`int`, *optional*, defaults to `50`): A further cutoff, for recall alone. It costs a second pass
-            over the users with this number of beams, except for item tokens. 0 leaves it out.
+            over the users with this number of beams, unless every item is a single token or `num_beams` is at least as
+            large. 0 leaves this recall out.
         exhaustive (`int`, *optional*): If set, also scores every item of the catalogue for this number of users, and
             compares the result with the beam search, as in [`measure_beam_gap`].
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to exclude the items of a user's history.
@@ -211,10 +212,10 @@ def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
 
 
 def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> dict[str, Evaluation]:
-    """Evaluates the baselines and the model of `config`. Users are divided among the processes.
+    """Evaluates the baselines, and the model or the lists of `config`. Users are divided among the processes.
 
     Args:
-        dataset: The dataset. Items are written with the surface in `config`.
+        dataset: The dataset, with any surface. The model writes items with the surface in `config`.
         config: The settings, as returned by [`evaluation_settings`].
 
     Returns:

@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
 
 
 def _with_runs(argv: Sequence[str]) -> list[str]:
-    """Returns the words with `--runs` before the first, if the first is not an option."""
+    """Returns the words, with `--runs` in front if the first word is not an option."""
     return ["--runs", *argv] if argv and not argv[0].startswith("-") else list(argv)
 
 
@@ -96,7 +96,7 @@ def _is_other_run(against: str, folders: Sequence[str]) -> bool:
 
 
 def _metric(arms: Arms) -> str:
-    """Returns the metric that all runs have and that matters most."""
+    """Returns the most important metric that all runs have."""
     of_runs = [main_metrics(run) for arm in arms.values() for run in runs_of(arm).values()]
     common = [metric for metric in of_runs[0] if all(metric in others for others in of_runs)]
     if not common:

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     dataset = load(arguments.dataset)
 
     def lock() -> None:
-        """Makes sure that no other process writes to the folder, and removes what a killed one has left there."""
+        """Locks the output folder, and removes unfinished files that a killed process has left there."""
         held.enter_context(exclusive(arguments.output_dir))
         clean_up(arguments.output_dir)
 

@@ -88,7 +88,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts side by side, with one legend: the number of each name's colour.
+    """Charts side by side, with one legend that maps names to colours.
 
     Args:
         panels (`Sequence[Panel]`): The charts.

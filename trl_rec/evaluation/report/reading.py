@@ -265,7 +265,7 @@ def _dataset(kept: KeptEvaluation, path: str | Path | None) -> RecDataset | None
 
 
 def _check_same_rows(kept: KeptEvaluation, dataset: RecDataset) -> None:
-    """Raises `ValueError` if an evaluation was not made on a dataset."""
+    """Raises `ValueError` if the evaluation was not made on this dataset."""
     is_same = dataset.catalog.fingerprint == kept.identity["catalog"]
     if is_same and not is_rated(kept):  # the candidates of rated lists depend on the recipe
         is_same = describe_rows(dataset, kept.split, rows=kept.users["row"])[1] == kept.identity["rows"]
