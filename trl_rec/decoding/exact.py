@@ -117,7 +117,7 @@ def score_items(
 
     Returns:
         `torch.Tensor` of shape `(B, K)`: The scores, at least float32; -inf for padding, and for an excluded item
-        that shares its path with no other item.
+        (unless it shares its path with an item that is not excluded).
     """
     FINITE.check("length_penalty", length_penalty)
     if exclude is not None and not renormalize:
@@ -195,8 +195,8 @@ def _score_leaves(cache: SharedPrompt, trie: TokenTrie, renormalize: bool) -> Te
         legal = children[0] > 0  # (S, C); the root is nobody's child
         scores[:, children[0][legal]] = logps[:, legal]
 
-    # 1. Compute the log-probability of each edge, stored at the node that the edge leads to. An edge that is forced
-    # keeps the value 0.
+    # 1. Compute the log-probability of each edge, stored at the node that the edge leads to. With `renormalize`, a
+    # forced edge keeps the value 0.
     keep(cache.logits, torch.zeros(1, dtype=torch.int64, device=scores.device))
     for chunk in _chunks(trie, _nodes_per_chunk(num_prompts, cache.logits.shape[-1]), renormalize):
         tokens = trie.child_tokens[chunk.nodes - 1].long()  # edge `n - 1` leads to node `n`

@@ -128,8 +128,8 @@ def num_legal(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> Tensor:
 
 
 def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns, for each taken item, its ancestor at the depth of the row's children, and whether this ancestor is a
-    child of the row's node with no item left. Both have the shape `(M, S)`.
+    """Returns, for each taken item, its ancestor one level below the row's node, and whether this ancestor is a child
+    of that node whose items are all taken. Both have the shape `(M, S)`.
 
     Only a child with a taken item below it can be empty, and there are far fewer taken items than children.
     """

@@ -6,8 +6,8 @@ the list there (`move`), and lets the model read the new tokens (`read`).
 Tokens that the trie forces need no choice and get no forward pass of their own. The model reads them together with the
 last chosen token, just before the next choice. This also holds where an item ends and the next one begins. Because the
 number of tokens to read varies, each round copies four integers from the device to size its forward pass. Where all
-paths have the same length and branch at every depth, as with item tokens and most semantic IDs, there are no forced
-tokens, and nothing is copied from the device.
+paths have the same length and some node branches at every depth, as with item tokens and most semantic IDs, skipping
+would save no round. There, all lists advance by one token per round, and nothing is copied from the device.
 
 Legend: B: prompts, G: lists per prompt, R = B * G, A: lists per prompt read in this round (padded), K: items per list,
 S: taken items (padded), C: children (padded), W: tokens to read (right-aligned), U: distinct tokens of the trie.
@@ -106,9 +106,10 @@ class ListDecoder:
         self.shape = (len(excluded), num_lists)
         self.max_steps = list_length * trie.max_depth
 
-        # Skip forced tokens, unless there are none or the whole catalogue is a single forced path. Without skipping,
-        # each round goes one token deeper, so if all leaves have the same depth, the depth of each round is known in
-        # advance.
+        # Skip forced tokens, except with a cache that reads one token of every list per step, if the whole catalogue
+        # is a single forced path, or if skipping would save no round (all leaves have the same depth, and some node
+        # branches at every depth above). Without skipping, each round goes one token deeper, so if all leaves have the
+        # same depth, the depth of each round is known in advance.
         equally_deep = trie.num_leaves == int(trie.depth_offsets.diff()[-1])
         first_branching = int(trie.forced_ends[0])
         branches = int(trie.row_offsets[first_branching + 1] - trie.row_offsets[first_branching]) > 0

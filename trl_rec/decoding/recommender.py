@@ -77,7 +77,8 @@ class Recommender:
 
         Args:
             history (list of `str`): Item ids, oldest first.
-            k (`int`, *optional*, defaults to `10`): Number of items to recommend.
+            k (`int`, *optional*, defaults to `10`): Number of items to recommend. A model that writes lists can
+                recommend at most as many items as its lists have.
             user (`int`, *optional*): The user's row in `RecDataset.users`; required if the prompts name the user.
             exclude_history (`bool`, *optional*, defaults to `True`): Whether to leave out the items of the history.
                 Where items are written as titles, other items with the same titles are left out too.

@@ -99,7 +99,7 @@ def _check_record(folder: Path, catalog: ItemCatalog, trained: dict[str, Any]) -
 
 
 def _check_tokens(folder: Path, catalog: ItemCatalog) -> None:
-    """Raises ValueError if the tokenizer contains tokens of items that are not in the catalogue."""
+    """Raises ValueError if the tokenizer contains tokens of further items or of another surface of the catalogue."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return

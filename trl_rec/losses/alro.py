@@ -2,9 +2,9 @@
 
 `soft_lambda_loss` penalises candidates at wrong positions. `permutation_loss` penalises an answer that depends on the
 order of the candidates in the prompt. Both take one table per list, whose entry (k, i) is the log-probability that
-answer position k names candidate i. The columns follow a fixed order of the candidates, not their order in the prompt,
-so the caller has to undo the latter. If a list has n candidates, only its first n answer positions count, and their
-entries must be finite.
+answer position k names candidate i. The columns follow a fixed order of the candidates, which does not depend on the
+prompt, so the caller has to sort the columns. If a list has n candidates, only its first n answer positions count, and
+their entries must be finite.
 
 Training also needs a supervised loss on the tokens of the answer, which the trainer adds.
 

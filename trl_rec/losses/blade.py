@@ -1,11 +1,12 @@
 """BLADE: converts the rewards of lists to Best-of-N rewards, and computes the policy gradient loss from them.
 
 A Best-of-N reward depends only on the rank of a reward, never on its scale. The rank is computed among the reference
-lists, which were sampled from the initial policy, and the rollouts of the same step. Therefore it changes with the
-policy. There are four steps: `posterior_cdf` estimates the rank as a probability, `best_of_n_reward` converts it to a
-reward, `leave_one_out` or `standardized` computes advantages, and `list_policy_loss` computes the loss. Only the last
-step has a gradient. The KL penalty is left to the caller, who subtracts beta times the difference of
-log-probabilities, without a gradient, from the advantages.
+lists, which were sampled from the initial policy, and the rollouts of the same step. With a positive
+`dynamic_coefficient`, the rollouts count, so the rank changes with the policy. There are four steps: `posterior_cdf`
+estimates the rank as a probability, `best_of_n_reward` converts it to a reward, `leave_one_out` or `standardized`
+computes advantages, and `list_policy_loss` computes the loss. Only the last step has a gradient. The KL penalty is
+left to the caller, who subtracts beta times the difference of log-probabilities, without a gradient, from the
+advantages.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, N the `best_of`.
 """
@@ -26,16 +27,17 @@ LARGEST_LOG_RATIO = 20.0  # a ratio of 5e8; a log-ratio above 88 overflows in fl
 def posterior_cdf(
     rewards: Tensor, reference_rewards: Tensor, *, dynamic_coefficient: float, prior: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    r"""Estimates for each rollout the probability that another list has at most the same reward, or a smaller one.
+    r"""Estimates two probabilities per rollout: that another list has at most the same reward, or strictly less.
 
     BLADE, arXiv 2605.04559. With $S_{ref}(t)$ and $S_{on}(t)$ the numbers of reference lists and of rollouts whose
     reward is at most $t$:
 
     $$ F_\tau(t) = (1 - \tau) \frac{S_{ref}(t) + a}{M + 2a} + \tau \frac{S_{on}(t)}{G} $$
 
-    This is the mean of a Beta posterior. The reference lists are trials under the prior Beta(a, a), and the rollouts
-    are further evidence with weight tau. With `dynamic_coefficient=0`, the estimate depends only on the reference
-    lists, so it is static. With `dynamic_coefficient=1`, it is the rank within the group of rollouts.
+    The first fraction is the mean of a Beta posterior: the reference lists are trials under the prior Beta(a, a). The
+    rollouts are further evidence, and tau is their share of the total weight. With `dynamic_coefficient=0`, the
+    estimate depends only on the reference lists, so it is static. With `dynamic_coefficient=1`, it is the rank within
+    the group of rollouts.
 
     Reconstruction: the paper's body was not available. Notes on it mention a Beta model with a static prior, on-policy
     evidence and a dynamic coefficient; the formula is ours.
@@ -47,7 +49,7 @@ def posterior_cdf(
             `rewards`, because equal rewards in float32 and float64 would not tie.
         dynamic_coefficient (`float`): Weight of the rollouts in the estimate, from 0 to 1; the paper's tau.
         prior (`float`, *optional*, defaults to `0.5`): Parameter a of the prior Beta(a, a). It must be positive, so
-            that no estimate is 0. 0.5 is Jeffreys' prior.
+            that `at_most` is never 0. 0.5 is Jeffreys' prior.
 
     Returns:
         `at_most` and `below`, `(B, G)` each: the estimates $F_\tau$ with $S$ counting rewards that are at most, or
@@ -68,9 +70,9 @@ def best_of_n_reward(at_most: Tensor, below: Tensor, *, best_of: float) -> Tenso
 
     $$ R = \log \frac{F^N - F_-^N}{F - F_-} $$
 
-    Without ties, $F_-$ approaches $F$, and the limit $\log N + (N - 1) \log F$ is used. The policy that maximises
-    $E[R] - KL$ is proportional to the initial policy times $\exp R$. If F is exact, this is the Best-of-N policy, so
-    the KL penalty needs the coefficient 1. With N = 1, all rewards are 0.
+    If $F_-$ equals $F$, R is the limit $\log N + (N - 1) \log F$. The policy that maximises $E[R] - KL$ is
+    proportional to the initial policy times $\exp R$. If F is exact, that policy is Best-of-N sampling, so the KL
+    penalty needs the coefficient 1. With N = 1, all rewards are 0.
 
     Args:
         at_most (`torch.Tensor` of shape `(B, G)`): $F$, greater than 0 and at most 1.
@@ -99,8 +101,9 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     advantage by (G - 1) / G. G must be at least 2.
 
     The policy gradient is unbiased if a reward does not depend on the other rollouts. With a positive
-    `dynamic_coefficient` it does: a list with a high rank lowers the ranks of the other rollouts, so the gradient of
-    E[R] is overestimated. This bias shrinks as G grows.
+    `dynamic_coefficient`, rewards depend on the other rollouts: a list with a high reward lowers the ranks of the
+    others, and so its own baseline. Its advantage, and thus the gradient of E[R], is overestimated. This bias shrinks
+    as G grows.
     """
     num_rollouts = rewards.shape[-1]
     if num_rollouts < 2:

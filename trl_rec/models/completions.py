@@ -195,7 +195,8 @@ def _read(
 ) -> CompletionLogits:
     # 1. For separate rows, repeat the prompt for each completion, so that each row has one completion. Absent
     # completions are dropped.
-    repeated = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)  # the prompt of the row before
+    # For each row, whether its prompt is the prompt of the previous row.
+    repeated = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)
     if not shared:
         present = completion_mask.any(-1).flatten().nonzero().squeeze(1)
         present = present if len(present) else present.new_zeros(1)  # a forward pass needs at least one row
@@ -221,7 +222,7 @@ def _read(
             outputs = wrapped(attention_mask=attention_mask, **inputs)
         return CompletionLogits(outputs.logits[0], rows, tokens=tokens)
 
-    # 4. The same with the load-balancing loss, in which each token of a prompt counts once.
+    # 4. Or run it with the load-balancing loss, in which each token of a prompt counts once.
     counted = packed.real & ((packed.owners >= 0) | ~repeated.unsqueeze(1))
     with logits_at(model, positions, tokens=tokens), attending_by(model, attention_mask):
         outputs = wrapped(attention_mask=counted.long(), **inputs)

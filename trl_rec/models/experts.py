@@ -1,8 +1,9 @@
 """The load-balancing loss of mixture-of-experts models: when it is computed, and over which tokens.
 
-Such a model computes this loss in its forward pass, over the tokens that its `attention_mask` marks, and reads a mask
-of two dimensions only. Decoding with a cache and rows that several texts share pass other masks, so the loss is asked
-for in the passes that train, and there its mask is passed apart from the one by which the model attends.
+A mixture of experts computes this loss in its forward pass, over the tokens that the `attention_mask` marks. The mask
+must be two-dimensional for this. Decoding with a cache, and rows that several completions share, need other masks.
+Therefore only training passes request the loss. In these passes, [`attending_by`] passes a separate mask to the
+attention layers.
 """
 
 from __future__ import annotations
@@ -18,25 +19,30 @@ from transformers import PreTrainedModel
 
 
 def is_mixture(model: PreTrainedModel) -> bool:
-    """Whether the model has experts among which it routes each token, and can return its router logits."""
+    """Returns whether the model is a mixture of experts that can return its router logits."""
     return hasattr(model.config.get_text_config(), "output_router_logits")
 
 
 def routing(model: PreTrainedModel, balanced: bool) -> dict[str, bool]:
-    """Arguments of a forward pass that computes the load-balancing loss if `balanced`, and else never does, whatever
-    the model's configuration says."""
+    """Returns the arguments with which a forward pass computes the load-balancing loss if and only if `balanced`.
+
+    They override the model's configuration. The dict is empty for a model that is not a mixture.
+    """
     return {"output_router_logits": balanced} if is_mixture(model) else {}
 
 
 def balance_on_request(model: PreTrainedModel) -> None:
-    """Lets the model compute its load-balancing loss only where [`routing`] asks for it. `SFTTrainer` switches it on
-    in the configuration, with which a saved model could not generate for a batch of prompts."""
+    """Turns the load-balancing loss off in the model's configuration, so that only [`routing`] turns it on.
+
+    `SFTTrainer` turns it on in the configuration. A model saved with that setting could not generate for a batch of
+    prompts.
+    """
     if is_mixture(model):
         model.config.get_text_config().output_router_logits = False
 
 
 def balancing_loss(model: PreTrainedModel, outputs: Mapping[str, Any]) -> Tensor:
-    """The load-balancing loss that a forward pass was asked for."""
+    """Returns the load-balancing loss from the outputs of a forward pass that computed it."""
     loss = outputs.get("aux_loss")
     if not isinstance(loss, Tensor):
         raise ValueError(
@@ -48,7 +54,7 @@ def balancing_loss(model: PreTrainedModel, outputs: Mapping[str, Any]) -> Tensor
 @contextmanager
 def attending_by(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
     """Inside the block, the layers of the model attend by `mask`. The `attention_mask` of a forward pass then only
-    says over which tokens the load-balancing loss is.
+    selects the tokens over which the load-balancing loss is computed.
 
     Args:
         model: The model itself, not the wrapper of a distributed engine.
@@ -57,7 +63,7 @@ def attending_by(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
 
     def exchange(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The arguments of the decoder, with the mask exchanged."""
+        """Returns the arguments of the decoder, with the mask exchanged."""
         return args, {**kwargs, "attention_mask": mask}
 
     # Compiled code would not notice that the hook is added and removed.

@@ -101,13 +101,13 @@ def make_model(
 
 
 def _check_size(hidden_size: int, num_layers: int, num_heads: int, dropout: float, max_length: int) -> None:
-    """Raises where no model has these sizes."""
+    """Raises ValueError if no model can have these sizes."""
     sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads, "max_length": max_length}
     for name, size in sizes.items():
         COUNT.check(name, size)
     SHARE_BELOW_ONE.check("dropout", dropout)
 
-    # Each head has the same width, and rotary position embeddings turn pairs of its dimensions.
+    # All heads have the same width. It must be even, because rotary position embeddings rotate pairs of dimensions.
     if hidden_size % (2 * num_heads):
         near = max(1, round(hidden_size / (2 * num_heads))) * 2 * num_heads
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Computes logits only at selected positions, since the output embedding is by far the widest layer, and in float32.
+"""Computes logits in float32, and only at selected positions, since the output embedding is by far the widest layer.
 
 A forward pre-hook on the output embedding selects the hidden states inside the wrapped forward pass. Therefore this
-works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2, and transformations that a model applies to its
-logits, such as soft-capping or scaling, still take place, in float32.
+works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2. The model still applies its transformations of
+logits, such as soft-capping or scaling, and does so in float32.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _precise(head: nn.Module, tokens: Tensor | None) -> Iterator[None]:
             logits = forward(*inputs)
         return logits
 
-    own = vars(head).get("forward")  # of a layer that accelerate moves between devices
+    own = vars(head).get("forward")  # set by accelerate on layers that it moves between devices
     vars(head)["forward"] = torch.compiler.disable(forward_precisely)
     try:
         yield

@@ -1,8 +1,8 @@
 """Adds item tokens or semantic IDs to a pretrained model's vocabulary, and configures adapters to train them.
 
-With PEFT, only the embeddings of new tokens are trained. If the input and output embeddings are not tied, both modules
-have to be listed in the adapter configuration. Otherwise the model would learn to read the new tokens but not to write
-them.
+With PEFT, the embeddings of new tokens are trained, and all other embeddings stay frozen. If the input and output
+embeddings are not tied, both modules have to be listed in the adapter configuration. Otherwise the model would learn
+to read the new tokens but not to write them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from trl_rec.items.catalog import ItemCatalog
 def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalog: ItemCatalog) -> list[int]:
     """Adds the catalogue's tokens to the tokenizer and the model. Existing tokens remain unchanged.
 
-    transformers initialises new embeddings randomly around the mean of the existing embeddings.
+    If the model has too few embeddings, transformers initialises new ones randomly around the mean of the existing
+    embeddings.
 
     Returns:
-        The ids of the catalogue's tokens; empty for titles.
+        The ids of the catalogue's tokens; empty for titles without user IDs.
     """
     tokenizer.add_tokens(catalog.new_tokens)
     # Many models have more embeddings than their tokenizer has tokens. The unused embeddings are used first.

@@ -109,7 +109,7 @@ class RatedPromptFormat:
         Args:
             catalog (`ItemCatalog`): The items; their `surface` decides the default texts.
             tokenizer (`PreTrainedTokenizerBase`): A tokenizer with the tokens of the surface and of [`rated_tokens`].
-            ratings (list of `float`): The ratings that can be written.
+            ratings (list of `float`): The ratings that can be written, ascending.
             prompt_head (`str`, *optional*): Text before the history.
             prompt_item (`str`, *optional*): Text of a rated item. Must contain `{surface}` and, after it, `{rating}`.
             prompt_candidates (`str`, *optional*): Text between the history and the candidates.
