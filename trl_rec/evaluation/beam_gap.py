@@ -66,7 +66,7 @@ class BeamGap:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> BeamGap:
-        """Returns what `to_dict` was called on."""
+        """Restores a beam gap from the values that `to_dict` returned."""
         values = {name: content[name] for name in cls.__dataclass_fields__}
         return cls(**{**values, "gaps": {name: PairedComparison(**gap) for name, gap in content["gaps"].items()}})
 

@@ -62,7 +62,7 @@ NOT_THE_POLICY = (
 
 
 def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> list[dict[str, Any]]:
-    """Trains the stages in order and copies the last kept policy into `output_dir`.
+    """Trains the stages in order and copies the last kept policy, or else the first policy, into `output_dir`.
 
     Args:
         stages: The stages, in the order of training.
@@ -70,9 +70,9 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
         schedule: The settings that all stages share.
 
     Returns:
-        One report per stage: its `stage` number and `name`, `num_prompts`, `without_negatives`, `mean_negatives` and
-        `buckets` (see [`bucket_report`]), the validation metrics `before` and `after`, and whether its policy was
-        `kept`.
+        One report per stage: its `stage` number and `name`, `num_prompts`, `without_negatives`, `mean_negatives` and,
+        for self-play, `buckets` (see [`bucket_report`]), the validation metrics `before` and `after`, and whether its
+        policy was `kept`.
     """
     check_stages(stages, start, schedule)
     check_same_plan(stages, start, schedule)

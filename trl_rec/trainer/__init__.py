@@ -1,4 +1,4 @@
-"""Trainers on TRL's: each a config, and a subclass that overrides as little as it can."""
+"""The trainers. Each one is a subclass of a TRL trainer, with a config of its own."""
 
 from typing import TYPE_CHECKING
 

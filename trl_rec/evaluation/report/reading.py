@@ -62,8 +62,8 @@ def read_material(
 
 
 def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm]:
-    """Returns the recommenders of the folders: baselines, which are the same in all folders, and what [`read_arms`]
-    makes of the runs."""
+    """Returns the recommenders of the folders: the baselines, each from the first folder that has it, and the models,
+    whose runs are grouped by [`read_arms`]."""
     if names is not None and len(names) != len(folders):
         raise ValueError(
             f"the number of names ({len(names)}) is not that of the runs ({len(folders)}); give one name per run"

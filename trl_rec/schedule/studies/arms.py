@@ -30,7 +30,7 @@ class Arm:
         lists (*optional*): File with lists that were made elsewhere.
         verb (*optional*): The training verb.
         recipe: The keys of the verb, without those that the study sets.
-        tokenize: Keys of `trl-rec tokenize`; the arm then works on a copy of the dataset with these semantic IDs.
+        tokenize: Keys of `trl-rec tokenize`. If given, the arm uses a copy of the dataset with IDs made by them.
         grid: The points to choose from. Each maps keys of the recipe to values. Without a grid, there is one
             point, an empty mapping.
         start (*optional*): Name of the arm whose policy this training starts from.

@@ -25,10 +25,10 @@ class StudyConfig:
             - `grid`: values of keys (all combinations) or a list of mappings, from which the primary measure on
               validation chooses with the first seed;
             - `start`: the arm whose trained policy of the same seed the training starts from;
-            - `tokenize`: keys of `trl-rec tokenize`; the arm then works on a copy of the data with these semantic IDs;
+            - `tokenize`: keys of `trl-rec tokenize`; the arm then uses a copy of the data with IDs made by them;
             - `seeds`: some of the study's seeds;
             - `needs`: what the data must have, such as `{users: 200, ratings: true, titles: true}`;
-            - `headroom`: a bound on what the arm can gain in the primary measure, if one was measured before.
+            - `headroom`: a bound on what the arm can gain in the primary measure, if one was measured beforehand.
         against (`str`): The arm that the table compares with, and that a recommendation has to beat.
         dataset (`str`, *optional*): The dataset folder. Takes precedence over `prepare`.
         prepare (`dict`, *optional*): Keys of `trl-rec prepare`, which makes the dataset; `config` names a recipe.

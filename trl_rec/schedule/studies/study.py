@@ -168,7 +168,8 @@ class Study:
         self._finish([run], None, run.verb)
 
     def _make_ids(self) -> None:
-        """Makes the copies of the dataset whose semantic IDs differ. Arms with the same IDs share a copy."""
+        """Copies the dataset for arms with semantic IDs of their own, and makes these IDs. Arms with the same settings
+        share a copy."""
         for arm in self.trainings.values():
             folder = Path(self.dataset_of(arm))
             if not arm.tokenize:
