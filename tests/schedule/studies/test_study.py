@@ -9,6 +9,7 @@ import pytest
 
 from tests.processes import run_alone
 from tests.schedule.studies.study_runs import ARMS, make_data, run_study, study
+from trl_rec import load
 from trl_rec.schedule.studies.results import recommendation
 from trl_rec.schedule.studies.study import Study
 
@@ -80,6 +81,7 @@ def test_arms_without_what_they_need_or_without_headroom_are_not_run(finished: P
         "big": {**sft, "needs": {"users": 10_000}},
         "after big": {**sft, "start": "big"},
         "hopeless": {**sft, "headroom": 0.0001},
+        "theirs": {"lists": str(write_lists(finished.with_name("data"), tmp_path / "lists.csv"))},
     }
     lines: list[str] = []
     one = study(finished.with_name("data"), tmp_path / "study", arms=arms, seeds=[0], comparisons=None)
@@ -88,8 +90,23 @@ def test_arms_without_what_they_need_or_without_headroom_are_not_run(finished: P
     assert "big is left out: the test split has 60 users, and it needs 10000" in lines
     assert "after big is left out: it starts from big" in lines
     assert any(line.startswith("hopeless is undecidable: it can gain at most 0.0001") for line in lines)
-    assert [arm["status"] for arm in content["arms"].values()] == ["measured", *["left out"] * 3]
-    assert content["recommendation"] == "no difference from counter"
+    assert [arm["status"] for arm in content["arms"].values()] == ["measured", *["left out"] * 3, "measured"]
+    assert content["arms"]["theirs"]["figures"]["recall@10"]["mean"] == 1
+    assert content["recommendation"].startswith("use theirs (better")
+
+
+def write_lists(data: Path, path: Path) -> Path:
+    """Writes lists of ten items that begin with the one that each test user chose."""
+    dataset = load(data)
+    users, ids = dataset.users["user_id"].to_pylist(), dataset.catalog.ids
+    lines = ["user_id,rank,item_id"]
+    for row in dataset.test:
+        target = row["targets"][0]
+        others = [item for item in range(len(ids)) if item not in {*row["history"], target}]
+        for rank, item in enumerate([target, *others[:9]], 1):
+            lines.append(f"{users[row['user']]},{rank},{ids[item]}")
+    path.write_text("\n".join(lines))
+    return path
 
 
 def test_the_recommendation_is_the_best_on_validation_of_the_better_arms() -> None:
