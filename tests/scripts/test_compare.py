@@ -12,7 +12,7 @@ import pytest
 from tests.robustness.attacks import Attack, assert_refused, each
 from trl_rec.data import prepare
 from trl_rec.evaluation import Evaluation, compare, evaluate_baselines, read_evaluation, write_evaluation
-from trl_rec.scripts.compare import main
+from trl_rec.scripts.compare import _compare_slices, main
 
 
 METRIC = "ndcg@10"
@@ -153,3 +153,10 @@ def test_what_cannot_be_compared(
     folder = tmp_path / "world"
     shutil.copytree(world, folder)
     assert_refused(attack, "compare", [], folder, capsys)
+
+
+def test_slices_without_users_that_the_metric_applies_to_are_left_out() -> None:
+    values = np.array([0.5, 0.1, np.nan, 0.2, np.nan, np.nan])
+    runs = {name: {None: {METRIC: values + shift}} for name, shift in (("a", 0.0), ("b", 0.1))}
+    masks = {"known": np.array([True] * 4 + [False] * 2), "unknown": np.array([False] * 3 + [True] * 3)}
+    assert list(_compare_slices(runs, "a", METRIC, masks)) == ["known"]

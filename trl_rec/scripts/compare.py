@@ -18,7 +18,7 @@ from trl_rec.printing import printable
 from trl_rec.scripts.parsing import parse
 
 
-SMALLEST_SLICE = 2  # users
+SMALLEST_SLICE = 2  # users that the metric applies to
 SliceRuns: TypeAlias = dict[str, dict[int | None, PerUser]]
 
 
@@ -122,14 +122,19 @@ def _reference(against: str | None, arms: Arms, first: KeptEvaluation, metric: s
 def _compare_slices(
     runs: Mapping[str, Mapping[int | None, PerUser]], against: str, metric: str, masks: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[SliceRuns, list[Comparison]]]:
-    """Returns the runs and the comparisons of each slice, adjusted together."""
+    """Returns the runs and the comparisons of each slice, adjusted together.
+
+    Slices are left out if the metric applies to fewer than `SMALLEST_SLICE` of their users.
+    """
+    values = [per_user[metric] for by_seed in runs.values() for per_user in by_seed.values()]
+    applies = ~np.isnan(values).any(0)  # (num_users,)
     found: list[tuple[str, SliceRuns, list[Comparison]]] = []
     for name, mask in masks.items():
         of_slice: SliceRuns = {
             arm: {seed: {metric: per_user[metric][mask]} for seed, per_user in by_seed.items()}
             for arm, by_seed in runs.items()
         }
-        if mask.sum() >= SMALLEST_SLICE:
+        if (mask & applies).sum() >= SMALLEST_SLICE:
             found.append((name, of_slice, compare(of_slice, against=against, metric=metric)))
 
     adjusted = iter(adjust([comparison for *_, comparisons in found for comparison in comparisons]))
