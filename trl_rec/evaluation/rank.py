@@ -209,7 +209,7 @@ def map_rows(
     COUNT.check("batch_size", batch_size)
 
     # 1. Sort the rows from longest to shortest and assign them to the processes round-robin. So the rows of a batch
-    #    have similar lengths, and all processes have the same amount of work.
+    #    have similar lengths, and all processes have about the same amount of work.
     state = PartialState()
     own_rows = np.argsort(-lengths, kind="stable")[state.process_index :: state.num_processes]
 

@@ -39,7 +39,8 @@ class ModelCard(NamedTuple):
         tags (`Sequence[str]`): Tags for the hub.
         method (`str`): Name of the method as shown in tables.
         paper (`Paper`): The paper that the method comes from.
-        base_model (`str` or `None`): Name of the model that training started from; None for random weights.
+        base_model (`str` or `None`): Name of the model that training started from. Empty or None for
+            random weights.
         settings (`Mapping[str, Any]`): Settings to list.
         log (`Sequence[dict[str, Any]]`): Log entries of the run. The newest entry with ranking metrics is shown.
         catalog (`ItemCatalog`, *optional*): The items.

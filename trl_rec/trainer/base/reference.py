@@ -60,9 +60,9 @@ class ReferenceMixin(RecTrainerMixin):
 def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
     """Returns a copy of the policy to be used as its reference.
 
-    Returns None if the policy has an adapter, because it is then its own reference. Also returns None if the policy is
-    given by name, because `DPOTrainer` then loads it a second time. A policy that is already loaded is copied here,
-    because `DPOTrainer` would load the folder that it came from, which may contain another model by now.
+    Returns None if the policy has or gets an adapter, because it is then its own reference. Also returns None if the
+    policy is given by name, because `DPOTrainer` then loads it a second time. A policy that is already loaded is
+    copied here, because `DPOTrainer` would load the folder that it came from, which may contain another model by now.
     """
     if isinstance(model, str | PeftModel) or peft_config is not None:
         return None
