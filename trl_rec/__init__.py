@@ -1,6 +1,6 @@
-"""An interaction log and a catalogue become an aligned LLM recommender, on top of TRL.
+"""Turns an interaction log and a catalogue into an aligned LLM recommender, on top of TRL.
 
-Importing this loads neither torch nor transformers: every public name loads its module when first asked for.
+Importing this package loads neither torch nor transformers: every public name loads its module when it is first used.
 """
 
 from typing import TYPE_CHECKING

@@ -100,7 +100,8 @@ def launch(verb: str, argv: list[str]) -> None:
 def _end_failed(verb: str, error: subprocess.CalledProcessError | ChildFailedError) -> NoReturn:
     """Ends this process after a launched process has failed.
 
-    Prints a message only if the launched process was killed by a signal. Otherwise it has printed its own error.
+    Prints a message only if the launched process was killed by a signal. Otherwise that process has printed its own
+    error.
     """
     if isinstance(error, subprocess.CalledProcessError):
         status = error.returncode

@@ -251,8 +251,8 @@ def checkpoint_folder(trainer: Trainer, trial: Any) -> Path:
 def uploading_without(patterns: list[str]) -> Iterator[None]:
     """Inside the block, `Trainer` uploads no files that match the patterns.
 
-    `Trainer` passes its own `ignore_patterns` to `upload_folder`, and has no option for more. Older versions call a
-    function of this name, newer ones a method of the object that `hf_api` returns.
+    `Trainer` passes its own `ignore_patterns` to `upload_folder`, and has no option for more. In older versions,
+    `upload_folder` is a function; in newer versions, it is a method of the object that `hf_api` returns.
     """
     from transformers import trainer
 

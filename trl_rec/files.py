@@ -146,7 +146,9 @@ def temporary_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(path: str | Path) -> Iterator[None]:
-    """Inside the block, an error of any library because the disk is full is raised as an `OSError` that says so.
+    """Inside the block, if a library fails because the disk is full, raises an `OSError` that says so.
+
+    The same holds if a disk quota or the maximum size of a file is exceeded.
 
     Args:
         path: The file or folder that is being written, for the message.

@@ -96,7 +96,7 @@ class PartStore:
         return self.folder / f"part-{part.start // self.part_size:05d}.parquet"
 
     def _stamp(self, part: range) -> bytes:
-        """Returns the fingerprint and the row numbers, because with another `part_size` file names stay the same."""
+        """Returns the fingerprint and the row numbers. A file name may mean other rows if `part_size` has changed."""
         return f"{self.fingerprint(part)} {part.start}:{part.stop}".encode()
 
 

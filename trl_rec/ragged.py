@@ -1,7 +1,7 @@
 """Rows of unequal length, stored as one flat array of values and the offset at which each row starts.
 
-Histories, targets and token paths are stored in this way. Every operation is vectorised, so that ten million
-interactions are processed without a Python loop. numpy and pyarrow are the only dependencies.
+Histories, targets and token paths are stored in this way. Every operation except `from_lists` is vectorised, so that
+ten million interactions are processed without a Python loop. numpy and pyarrow are the only dependencies.
 """
 
 from __future__ import annotations

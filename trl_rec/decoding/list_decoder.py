@@ -268,9 +268,8 @@ class ListDecoder:
 def _first_free(trie: TokenTrie, leaves: Tensor, taken: Tensor) -> Tensor:
     """Returns the first index into `trie.items` of each leaf that is not taken, `(R,)`."""
     # The items of a leaf have the indices `starts, ..., ends - 1`. Count how many of them are taken without a gap,
-    # beginning with `starts`; the first free index follows this run. Since `taken` is sorted and has no repeats, an
-    # entry is in the run if it is as far above `starts` as its column is to the right of the first entry that is not
-    # below `starts`.
+    # beginning with `starts`; the first free index follows this run. Since `taken` is sorted and has no repeats, the
+    # run begins at the first entry that is not below `starts`, and entry `d` of the run (from 0) is `starts + d`.
     starts = trie.item_starts[leaves].long().unsqueeze(1)
     ends = trie.item_ends[leaves].unsqueeze(1)
     distance = torch.arange(taken.shape[1], device=taken.device) - torch.searchsorted(taken, starts)

@@ -2,8 +2,8 @@
 
     SC = fuse([text; behaviour])        z = quantize(encode(SC))        decode(z) ~ [text; behaviour]
 
-SC is the paper's fused vector (semantic and collaborative). Training aligns the SC vector of a user with the SC
-vectors of the items that the user chose. The decoder reconstructs the fixed input and not SC, because the tower could
+SC is Align3GR's fused vector (semantic and collaborative). Training aligns the SC vector of a user with the SC vectors
+of the items that the user chose. The decoder reconstructs the fixed input rather than SC. Otherwise, the tower could
 learn an SC that is trivial to reconstruct.
 
 Legend: N items or users, W width of the input, S width of SC, B pairs of a user and an item.
@@ -64,7 +64,7 @@ class Tower(nn.Module):
 
 
 def u2i_loss(users: Tensor, items: Tensor, also_chosen: Tensor) -> Tensor:
-    """Computes the paper's user-to-item alignment loss (U2I), an in-batch softmax loss.
+    """Computes Align3GR's user-to-item alignment loss (U2I), an in-batch softmax loss.
 
     The loss of a pair is -log softmax over the items of the batch, evaluated at the item that the user chose.
 

@@ -3,8 +3,8 @@
     L = alpha U2I + gamma (RQ of users + RQ of items)
 
 In stage 1, (alpha, gamma) = (1, 0), the SC vectors (see `dual_model`) are aligned until the ranks of held-out items no
-longer improve. Then the codebooks are initialised by k-means over the encoded SC vectors. In stage 2, (0.1, 1), all
-weights are trained until the reconstruction of the inputs no longer improves.
+longer improve. Then the codebooks are initialised by k-means over the encoded SC vectors. In stage 2, (alpha, 1) with
+alpha 0.1 by default, all weights are trained until the reconstruction of the inputs no longer improves.
 
 Reconstruction: between the two stages, encoder and decoder learn to reconstruct the inputs without quantisation,
 because the outputs of an untrained encoder would be a meaningless initialisation for the codebooks.

@@ -21,7 +21,7 @@ from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
 def check_index_path(path: str | Path) -> None:
-    """Raises if no file can be written to the path, so that a verb notices before hours of work."""
+    """Raises ValueError if the path is a folder or is inside a file, so that a command fails before hours of work."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a file name, such as {path / 'items.index.json'}")
@@ -61,7 +61,7 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
 
 
 def _check_prefixes(tokens: list[list[str]], items: list[str], name: str) -> None:
-    """Raises where the tokens of an item are the beginning of another item's: a model could not write such an ID."""
+    """Raises ValueError if an ID is a prefix of a longer ID, because decoding stops only at the leaves of the trie."""
     owners = {tuple(row): item for row, item in zip(tokens, items, strict=True)}
     for row, item in zip(tokens, items, strict=True):
         owner = next((owners[tuple(row[:end])] for end in range(1, len(row)) if tuple(row[:end]) in owners), None)

@@ -3,7 +3,7 @@
 Each level quantises the residual of the previous level: a latent vector minus the centroids chosen so far.
 
 This module does not use `vector-quantize-pytorch`, for three reasons. The codebooks are initialised by this package's
-k-means over all vectors, not over the first batch. They are trained by gradients, as in the paper, not by moving
+k-means over all vectors, not over the first batch. They are trained by gradients, as in Align3GR, not by moving
 averages. Resolving collisions requires the residuals of the last level.
 
 Legend: N vectors, L levels, C codes per level, D width of a latent vector.

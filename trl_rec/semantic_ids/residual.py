@@ -1,8 +1,8 @@
 """Residual quantisation by k-means: each level clusters the residuals of the previous level.
 
 The first level clusters the vectors themselves. The residual of a vector is the vector minus its centroids so far. The
-codes of a vector are the indices of its centroids, one per level. Vectors that share their first codes are close to
-each other, and the more codes they share, the closer they are.
+codes of a vector are the indices of its centroids, one per level. Vectors that share their first codes are usually
+close to each other, and the closer, the more codes they share.
 """
 
 from __future__ import annotations

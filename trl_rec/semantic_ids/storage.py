@@ -1,4 +1,4 @@
-"""Reads and writes the semantic IDs in a dataset folder.
+"""Reads and writes the semantic IDs in a dataset folder, which are stored in these places:
 
 - a column of `catalog/items.parquet`: the IDs of the items;
 - `catalog/user_ids.parquet`: the IDs of the users, if they have any;
