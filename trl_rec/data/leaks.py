@@ -11,7 +11,7 @@ weaker rules apply to windows:
 2. No validation or test target occurs in a row of the same user in an earlier split, unless the target also occurs in
    the history of its own row.
 
-Rule 2 also rejects a source in which users return to an item after it has left the window. Such a source has to be
+Rule 2 also rejects a source in which users choose an item again after it has left the window. Such a source has to be
 prepared from its interactions.
 """
 

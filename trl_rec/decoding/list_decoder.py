@@ -33,7 +33,7 @@ class Lists(NamedTuple):
     Args:
         nodes (`torch.Tensor`): The node at which each list chooses next.
         reached (`torch.Tensor`): The node that the last choice of each list led to. Equal to `nodes`, except where
-            that choice led to a leaf and so ended an item. There, `nodes` is already the start of the next item.
+            that choice led to a leaf and so ended an item. There, `nodes` is already the beginning of the next item.
         ranks (`torch.Tensor`): Number of items in each list; K if the list is complete.
         num_written (`torch.Tensor`): Number of tokens in each list, up to `nodes`.
         num_read (`torch.Tensor`): Number of these tokens that the model has read.

@@ -5,8 +5,8 @@ lists, which were sampled from the initial policy, and the rollouts of the same 
 `dynamic_coefficient`, the rollouts count, so the rank changes with the policy. There are four steps: `posterior_cdf`
 estimates the rank as a probability, `best_of_n_reward` converts it to a reward, `leave_one_out` or `standardized`
 computes advantages, and `list_policy_loss` computes the loss. Only the last step has a gradient. The KL penalty is
-left to the caller, who subtracts beta times the difference of log-probabilities, without a gradient, from the
-advantages.
+left to the caller, who subtracts beta times the difference of log-probabilities, without a gradient, from the rewards
+before computing the advantages.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, N the `best_of`.
 """

@@ -70,7 +70,7 @@ def why_separate(model: PreTrainedModel, length: int) -> str | None:
 
 @cache
 def warn_once(reason: str, consequence: str) -> None:
-    """Logs why completions are read in separate rows, and the consequence. Each reason is logged once per process."""
+    """Logs why completions or beams get separate rows, and the consequence. Each pair is logged once per process."""
     logger.warning(f"{reason}: {consequence}")
 
 

@@ -1,9 +1,9 @@
 """Computes logits in float32, even if the model computes in bfloat16 or float16.
 
 Near 20, bfloat16 numbers are 0.125 apart, so rounded logits make different beams tie or change places. Hidden states
-and output embedding can be converted to float32 exactly, so that only float32 rounding affects their product. A CUDA
-device takes them unconverted and returns a float32 product. Other devices convert the output embedding in parts, so
-that there is never a float32 copy of the whole embedding.
+and output embedding can be converted to float32 exactly, so that only float32 rounding affects their product. On a
+CUDA device, the matrix product takes both unconverted and returns float32. On other devices, the output embedding is
+converted in parts, so that there is never a float32 copy of the whole embedding.
 
 Legend: N positions, H hidden size, V vocabulary, U tokens whose logits are wanted.
 """
@@ -23,7 +23,7 @@ PART_ROWS = 4096  # rows of the output embedding that are converted at a time
 
 
 class PreciseLinear(TorchFunctionMode):
-    """Inside the block, linear layers with `num_outputs` outputs compute in at least float32, and only `tokens`.
+    """Inside the block, linear layers with `num_outputs` outputs compute only `tokens`, in at least float32.
 
     Args:
         num_outputs (`int`): V. Other layers, such as the first half of a LoRA adapter, do not change.

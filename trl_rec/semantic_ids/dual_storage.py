@@ -96,7 +96,7 @@ class ItemIdEncoder:
         """Returns the tokens of the codes from [`ItemIdEncoder.encode`], one row per text.
 
         Several new items may get the same ID, and a new item may get the ID of a known item. With `collisions: extend`
-        the IDs of some known items have an additional token, so the ID of a new item may be a prefix of such an ID.
+        the IDs of some known items have an additional token, so the ID of a new item may be a prefix of a known ID.
         """
         codes = self.encode(texts)
         return id_tokens(codes, torch.full((len(codes),), -1))
