@@ -257,7 +257,7 @@ class Study:
             if headroom is not None:
                 arms.setdefault(headroom, []).append(name)
         for headroom, names in arms.items():
-            self.say(f"{' and '.join(names)} can gain at most {headroom:.4f} over {self.config.against}")
+            self.say(f"{_listed(names)} can gain at most {headroom:.4f} over {self.config.against}")
 
     def _say_plan(self) -> None:
         """Says how many runs there are."""
@@ -423,3 +423,8 @@ def validation_value(run: Run, measure: str) -> float | None:
     recommender = content.get("recommender") or list(content["results"])[-1]
     value = content["results"][recommender]["metrics"].get(measure)
     return None if value is None else float(value)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Returns names in words, such as `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
