@@ -116,7 +116,8 @@ def measured(study: dict[str, Any]) -> list[str]:
         f"{study['num_users']:,} test users; the study resolves differences in {study['primary']} from "
         f"{shown(study['smallest_difference'])} on."
     )
-    lines = [*wrapped(f"`{study['command']}` (commit {study['commit']}). {facts}"), "", *table(rows)]
+    origin = f"`{study['command']}`" + (f" (commit {study['commit']})" if study.get("commit") else "")
+    lines = [*wrapped(f"{origin}. {facts}"), "", *table(rows)]
     return [*lines, *(["", *others, *left_out] if others or left_out else [])]
 
 
