@@ -106,11 +106,12 @@ def describe(card: Mapping[str, Any]) -> str:
     """Returns a summary of the card in a few lines of text."""
     rows = ", ".join(f"{name} {count:,}" for name, count in card["rows"].items())
     dropped = ", ".join(f"{count:,} {name}" for name, count in card["dropped"].items() if count)
+    interactions = "rows" if card["split"] == "windows" else "interactions"
     lines = [
         f"{card['num_users']:,} users, {card['num_items']:,} items, {card['num_interactions']:,} interactions",
         f"split {card['split']}: {card['split_rule']}",
         f"rows: {rows}",
-        f"{card['tied_timestamps']:.0%} of the interactions share their timestamp with another of the same user",
+        f"{card['tied_timestamps']:.0%} of the {interactions} share their timestamp with another of the same user",
         *card["notes"],
     ]
     if dropped:

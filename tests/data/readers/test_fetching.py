@@ -104,6 +104,15 @@ def test_a_damaged_cache_is_downloaded_again(tmp_path, monkeypatch, origins):
     assert (fetching.ml_100k_folder() / "ml-100k.inter").read_bytes() == content
 
 
+def test_a_damaged_cache_with_a_file_of_the_users_is_refused(tmp_path, monkeypatch, origins):
+    play_pip(monkeypatch, origins[1])
+    path = fetching.ml_100k_folder() / "ml-100k.inter"
+    path.write_bytes(path.read_bytes()[:-3])
+    path.with_name("notes.txt").write_text("mine")
+    with pytest.raises(FetchError, match="also contains notes.txt"):
+        fetching.ml_100k_folder()
+
+
 def test_another_process_may_be_quicker(tmp_path, monkeypatch, origins):
     play_pip(monkeypatch, origins[1])
 

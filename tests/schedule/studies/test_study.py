@@ -119,3 +119,5 @@ def test_the_recommendation_is_the_best_on_validation_of_the_better_arms() -> No
     compared = [Compared("a", 0.2, "better"), Compared("b", 0.25, "better"), Compared("c", 0.3, "no difference")]
     assert recommendation("counter", compared, arms).startswith("use a (better than counter: ndcg@10 0.2000")
     assert recommendation("counter", compared[2:], arms) == "no difference from counter"
+    arms["b"] = {}
+    assert recommendation("counter", compared, arms).startswith("use one of a, b: not all of them have a validation")

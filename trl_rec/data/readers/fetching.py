@@ -43,9 +43,7 @@ class FetchError(ValueError):
 def ml_100k_folder() -> Path:
     """Returns the cached folder with MovieLens-100k, downloaded if necessary. Raises FetchError if that fails."""
     folder = cache_folder() / "ml-100k"
-    files = find_ml_100k(folder)
-    # Download a damaged copy again.
-    if files and _ratings_sha256(files["interactions"].read_bytes()) == RATINGS_SHA256:
+    if _is_cached(folder):
         return folder
 
     reasons = []
@@ -127,8 +125,14 @@ def _keep(contents: dict[str, bytes], folder: Path) -> None:
                 (temporary / name).write_bytes(content)
     except (OSError, ValueError):
         # Ignore the error if another process has written the same files in the meantime.
-        if not find_ml_100k(folder):
+        if not _is_cached(folder):
             raise
+
+
+def _is_cached(folder: Path) -> bool:
+    """Returns whether the folder contains the three files, with undamaged ratings."""
+    files = find_ml_100k(folder)
+    return bool(files) and _ratings_sha256(files["interactions"].read_bytes()) == RATINGS_SHA256
 
 
 def _check_cached(folder: Path) -> None:

@@ -134,13 +134,16 @@ def recommendation(against: str, comparisons: Sequence[Comparison], arms: Mappin
     """Returns "use ARM", or "no difference from" the reference if no arm is better than it.
 
     If several arms are better, ARM is the one with the highest primary measure on validation. Choosing the highest
-    measure on the test split would overestimate it. An arm without a validation measure is represented by its test
-    measure.
+    measure on the test split would overestimate it. So if some of these arms have no validation measure, such as lists
+    made elsewhere, all better arms are named.
     """
     better = [one for one in comparisons if one.against == against and one.verdict.startswith("better")]
     if not better:
         return f"no difference from {against}"
-    best = max(better, key=lambda one: arms[one.name].get("validation") or one.mean)
+    validation = {one.name: arms[one.name].get("validation") for one in better}
+    if len(better) > 1 and None in validation.values():
+        return f"use one of {', '.join(validation)}: not all of them have a validation measure to choose by"
+    best = max(better, key=lambda one: validation[one.name] or 0.0)
     return (
         f"use {best.name} ({best.verdict} than {against}: {best.metric} {best.mean:.4f} against {best.reference:.4f})"
     )
