@@ -85,8 +85,8 @@ def smallest_difference(
     # 4. A study finds a difference that lifts its mean above its threshold, and its worst seed above 0.
     thresholds = _thresholds(found, users + both, both, alpha / num_comparisons, rng)
     needed = np.maximum(thresholds - found.mean(1), -found.min(1))
-    floor = FACTOR * np.sqrt(users + both + max(0.0, (observed - both) * seeds_of_pilot / num_seeds))
-    return float(max(floor, np.quantile(needed, 0.8), np.quantile(needed, 0.9) / 2))
+    lowest = FACTOR * np.sqrt(users + both + max(0.0, (observed - both) * seeds_of_pilot / num_seeds))
+    return float(max(lowest, np.quantile(needed, 0.8), np.quantile(needed, 0.9) / 2))
 
 
 def _thresholds(found: np.ndarray, users: float, both: float, alpha: float, rng: np.random.Generator) -> np.ndarray:

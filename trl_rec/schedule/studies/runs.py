@@ -115,22 +115,10 @@ def finish_all(
     """
     waiting = list(runs)
     active: list[_Active] = []
-    has_said: set[Path] = set()  # runs that another process is working on
+    has_said: set[Path] = set()
     try:
         while waiting or active:
-            for run in waiting[: jobs - len(active)]:
-                waiting.remove(run)
-                try:
-                    started = _start(run, launch, threads)
-                except Busy:
-                    waiting.append(run)
-                    if run.path not in has_said:
-                        say(f"{run.title}: a process of an interrupted study is still at work; waiting for it")
-                    has_said.add(run.path)
-                    time.sleep(POLL)
-                    continue
-                if started is not None:
-                    active.append(started)
+            active += _start_some(waiting, jobs - len(active), launch, threads, say, has_said)
             for one in [one for one in active if one.process.poll() is not None]:
                 active.remove(one)
                 done(one.run, one.conclude())
@@ -141,6 +129,36 @@ def finish_all(
         for one in active:
             one.process.wait()
             one.lock.release()
+
+
+def _start_some(
+    waiting: list[Run],
+    num_places: int,
+    launch: Launch,
+    threads: int,
+    say: Callable[[str], None],
+    has_said: set[Path],
+) -> list[_Active]:
+    """Starts up to `num_places` of the waiting runs, and removes them from `waiting`.
+
+    A run that another process is working on moves to the end of `waiting`. The user is told so once; `has_said`
+    contains the folders of the runs that the user was told about.
+    """
+    started = []
+    for run in waiting[:num_places]:
+        waiting.remove(run)
+        try:
+            process = _start(run, launch, threads)
+        except Busy:
+            waiting.append(run)
+            if run.path not in has_said:
+                say(f"{run.title}: a process of an interrupted study is still at work; waiting for it")
+            has_said.add(run.path)
+            time.sleep(POLL)
+            continue
+        if process is not None:
+            started.append(process)
+    return started
 
 
 def _start(run: Run, launch: Launch, threads: int) -> _Active | None:

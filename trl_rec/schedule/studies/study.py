@@ -401,7 +401,8 @@ class Study:
     def _finish(self, runs: Sequence[Run], kinds: Mapping[Path, str] | None, kind: str = "") -> None:
         """Finishes runs that do not depend on each other. Says what remains after each."""
 
-        def done(run: Run, seconds: float) -> None:
+        def _report(run: Run, seconds: float) -> None:
+            """Says how long a run took, what it reached on validation, and what remains."""
             name = kind if kinds is None else kinds[run.path]
             if run.verb in ("prepare", "tokenize"):
                 self.say(f"{run.verb}: {seconds:.0f} s")
@@ -412,7 +413,7 @@ class Study:
             self.say(f"[{self.progress.place}] {run.title}: {shown}{seconds:.0f} s; {self.progress.remaining()}")
 
         config = self.config
-        finish_all(runs, self._launch, jobs=config.jobs, threads=config.threads, say=self.say, done=done)
+        finish_all(runs, self._launch, jobs=config.jobs, threads=config.threads, say=self.say, done=_report)
 
 
 def validation_value(run: Run, measure: str) -> float | None:
