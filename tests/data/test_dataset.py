@@ -111,7 +111,7 @@ def test_a_damaged_file_is_named_and_can_be_prepared_again(prepared, tmp_path, n
 def test_a_damaged_card_says_what_to_do(prepared, damage):
     DAMAGES[damage](prepared.path / "card.json")
     with pytest.raises(
-        ValueError, match="out is damaged .card.json is not a JSON object.; if it is a dataset, delete it and"
+        ValueError, match="out is damaged .card.json is not a JSON object.; if the folder is a dataset, delete it and"
     ):
         load(prepared.path)
 

@@ -135,13 +135,13 @@ def test_equal_titles_share_a_leaf_or_are_refused(titles, tokenizer) -> None:
     import pyarrow as pa
 
     catalog = ItemCatalog(pa.table({"item_id": [f"i{row}" for row in range(len(titles))], "title": titles}))
-    with pytest.warns(UserWarning, match="1 of 8 items have the same text as another"):
+    with pytest.warns(UserWarning, match="1 of 8 items have the same text as an earlier"):
         trie = TokenTrie.from_catalog(catalog, tokenizer)
     paths = catalog.paths(tokenizer)
     leaf = trie.walk(torch.from_numpy(paths[4]))[-1]
     assert trie.items_at(leaf).tolist() == [4, 5]
     assert tokenizer.decode(paths[0][:-1]) == '"Blue Pen, 12 Pack"' and paths[0][-1] == tokenizer.eos_token_id
-    with pytest.raises(ValueError, match="1 items have the same text as another"):
+    with pytest.raises(ValueError, match="1 items have the same text as an earlier"):
         TokenTrie.from_catalog(catalog, tokenizer, duplicates="refuse")
 
 

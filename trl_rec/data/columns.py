@@ -18,7 +18,7 @@ from trl_rec.ragged import Ragged
 
 
 Parser = Callable[[pa.ChunkedArray], pa.ChunkedArray]
-WHITE_SPACE = r"[\s\p{Z}\x{85}]+"  # \s does not match Unicode's separators and line breaks
+WHITE_SPACE = r"[\s\p{Z}\x{85}]+"  # \s is ASCII only; add separators and U+0085
 
 
 class RowError(ValueError):
@@ -73,7 +73,7 @@ def _semantic_ids(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
 
 
 def grouped(items: pa.Table | None, options: Options, where: str | None) -> pa.Table | None:
-    """Returns the items. If `options` names a group column, it is converted to lists of text."""
+    """Returns the items. If `options` names a group column, that column is converted to lists of text."""
     name = options.group_column
     if name is None:
         return items
@@ -128,7 +128,7 @@ def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """Numbers the distinct values in order of first appearance.
 
-    Returns for each row the number of its value, int32, and the distinct values.
+    Returns the number of each row's value, int32, and the array of distinct values.
     """
     chunks = column.dictionary_encode().unify_dictionaries().chunks
     if not chunks:
@@ -204,15 +204,18 @@ def _has_lists(column: pa.ChunkedArray) -> bool:
 def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Converts whole floats to int64.
 
-    Raises RowError for fractions, and for numbers so large that the float type cannot represent every integer. Such
-    numbers may be different ids of the source that have been rounded to the same float.
+    Raises RowError for fractions, and for numbers so large that the float type cannot represent every integer.
+    Different ids of the source may have been rounded to the same such number.
     """
     # The float type represents every integer up to `last` exactly.
     last = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)
     values = column.cast(pa.float64())
     # NaN and infinity are not whole. Null is accepted here, because `ids` reports it as an empty id.
     whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), last))
-    message = f"the {name} {{}} is not a whole number that {column.type} represents exactly; write it as text"
+    message = (
+        f"the {name} {{}} is not a whole number, or so large that {column.type} may have rounded it; write the ids as "
+        "text"
+    )
     check_none(pc.invert(pc.fill_null(whole, True)), column, where, message)
     return values.cast(pa.int64())
 

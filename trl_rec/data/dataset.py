@@ -156,14 +156,14 @@ def check_is_train(split: Dataset, what: str) -> None:
     """Raises ValueError if the rows do not come from a training split.
 
     Rows joined by `concatenate_datasets` have no split name, so the rows of each user are compared with each other.
-    Under leave-one-out, leave-last-m and a split by time, a row whose history begins with a whole other row of the
-    same user comes from a later split.
+    Under leave-one-out, leave-last-m and a split by time, a row comes from a later split if its history begins with
+    all items of another row of the same user.
 
     Without a split name, two cases are not detected:
 
     - The rows come from a single evaluation split, so that no user has a second row to compare with.
-    - Every row has one target (windows, or the validation and test splits of leave-one-out). Such rows may continue
-      each other within the training split too.
+    - Every row has one target (windows, or the validation and test splits of leave-one-out). Rows of the training
+      split may also continue each other in this case, so a continuation is no evidence.
 
     Args:
         split: The rows.
@@ -192,8 +192,8 @@ def read_card(path: Path) -> dict[str, Any]:
         card = None
     if not isinstance(card, dict):
         raise ValueError(
-            f"{path} is damaged (card.json is not a JSON object); if it is a dataset, delete it and run trl-rec "
-            "prepare again"
+            f"{path} is damaged (card.json is not a JSON object); if the folder is a dataset, delete it and run "
+            "trl-rec prepare again"
         )
     if not CARD_KEYS <= card.keys():
         raise ValueError(f"{path}: card.json is not the card of a dataset; run trl-rec prepare into another folder")

@@ -146,7 +146,7 @@ def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly
 def _check_continued(earlier: Dataset, later: Dataset) -> None:
     """Raises ValueError unless the history of each later row is the history plus the targets of the earlier row.
 
-    The timestamp of the later row must not be smaller either. Users without a row in both splits are ignored.
+    Also raises ValueError if the later row has a smaller timestamp. Users without a row in both splits are ignored.
     """
     users, earlier_rows, later_rows = np.intersect1d(
         _column(earlier, "user"), _column(later, "user"), return_indices=True
@@ -178,7 +178,7 @@ def _without_users_of(rows: Dataset, others: Dataset) -> Dataset:
 
 
 def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
-    """Raises ValueError if a target is in an earlier split's row of its user, but not in the history of its row."""
+    """Raises ValueError if a target is in a row of the same user in an earlier split, but not in its row's history."""
     # 1. Find the targets that occur in a row of the same user in an earlier split.
     known = np.concatenate(
         [_keys(rows, column, _column(rows, "user")) for rows in earlier for column in ("history", "targets")]

@@ -125,7 +125,7 @@ def list_targets(split: Dataset, list_length: int, twins: Twins | None = None) -
     """Returns the first `list_length` new items among the targets of each row of a split.
 
     A row with fewer new items gives a shorter list, which may be empty. With `twins`, an item is new only if all of
-    its twins are.
+    its twins are new.
     """
     targets = split_rows(split, "targets")
     is_new = new_targets(split_rows(split, "history"), targets, twins)

@@ -128,9 +128,9 @@ def prepare(
         unknown_items (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions with items that are not
             in the item table; `"refuse"` raises a ValueError.
         repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
-            `"last"`, or `"keep"` for all. By default all are kept, but a split whose targets are all in their
-            histories raises a ValueError (a warning for windows), because such targets cannot be recommended if
-            histories are excluded.
+            `"last"`, or `"keep"` for all. By default all are kept, with a warning if targets are in their histories,
+            because such targets cannot be recommended if histories are excluded. If all targets of a split are in
+            their histories, a ValueError is raised, except for windows.
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
@@ -267,14 +267,14 @@ def _settings(format: str, split: dict[str, Any], minima: dict[str, int], option
             raise ValueError(f"{name} has no effect with the format {format}; leave it out")
     if reader.windowed and max(minima.values()) > 0:
         raise ValueError(_is_windowed(format))
-    # Newer options are listed only if they are set, so that cards of older folders still equal their settings.
+    # List newer options only if they are set, so that the same settings still equal those in cards of older folders.
     used = {name: values[name] for name in sorted(reader.options) if name in FIRST_OPTIONS or values[name] is not None}
     used = {name: value for name, value in used.items() if name in FIRST_OPTIONS or value != "refuse"}
     return {"layout": LAYOUT, "format": format, **split, **minima, **used}
 
 
 def _row_settings(format: str, unknown_items: str, repeats: str | None) -> dict[str, Any]:
-    """Returns the settings that decide which rows are kept, if they differ from the defaults."""
+    """Returns the settings that determine which rows are kept, if they differ from the defaults."""
     settings = {"unknown_items": unknown_items, "repeats": repeats}
     settings = {name: value for name, value in settings.items() if value not in (None, "refuse")}
     if settings and READERS[format].windowed:

@@ -235,7 +235,7 @@ def beginning_ids(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]
 def with_chat_template(tokenizer: PreTrainedTokenizerBase, head: str, tail: str) -> tuple[str, str]:
     """Returns head and tail, extended by the text that the chat template writes around a message of the user."""
     if tokenizer.chat_template is None:
-        raise ValueError("chat_template is on, but the tokenizer has no chat template; turn it off")
+        raise ValueError("chat_template is on, but the tokenizer has no chat template; set chat_template to false")
     history = "\N{OBJECT REPLACEMENT CHARACTER}"  # placeholder for the history
     turn = [{"role": "user", "content": head + history + tail}]
     text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
@@ -244,7 +244,7 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, head: str, tail: str)
 
 
 def item_pieces(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerBase, item: str) -> Ragged:
-    """Returns the token ids of the text `item` for each item, with its surface in place of `{surface}`."""
+    """Replaces `{surface}` in the text `item` by each item's surface. Returns the token ids, one row per item."""
     if item == "{surface}":
         return catalog.surface_ids(tokenizer)
     texts = [item.replace("{surface}", surface) for surface in catalog.surfaces]

@@ -88,7 +88,7 @@ def _ends_of_last(lengths: np.ndarray, num_held_out: int) -> list[np.ndarray]:
 
 
 def _ends_by_time(log: IndexedLog, lengths: np.ndarray) -> list[np.ndarray]:
-    """Returns where training, validation and test end in each user's sequence, at the same times for all users."""
+    """Returns where training, validation and test end in each user's sequence. All users share the same end times."""
     timestamps = np.sort(log.timestamp)
     # Interactions at exactly a split time go to the later split, so that ties stay together.
     moments = [timestamps[len(timestamps) * tenths // 10] for tenths in (8, 9)]

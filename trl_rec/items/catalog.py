@@ -316,7 +316,7 @@ def _token_ids(ids: Ragged, vocabulary: dict[str, int]) -> Ragged:
 
 
 def _check_texts(items: pa.Table, where: str) -> None:
-    """Raises unless every item has an id and a title, as text."""
+    """Raises ValueError unless every item has an id and a title, as text."""
     for name in ("item_id", "title"):
         if name not in items.column_names:
             raise ValueError(f"{where} has no column {name}, only {', '.join(items.column_names)}; add it")
@@ -328,7 +328,7 @@ def _check_texts(items: pa.Table, where: str) -> None:
 
 
 def _check_semantic_ids(column: pa.ChunkedArray, folder: Path) -> None:
-    """Raises unless every item has a list of tokens."""
+    """Raises ValueError unless every item has a list of tokens."""
     values = getattr(column.type, "value_type", None)
     if values is None or not _is_text(values) or column.null_count:
         raise ValueError(

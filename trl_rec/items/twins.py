@@ -1,7 +1,8 @@
 """Twins: items with the same title, which are indistinguishable if items are written as titles.
 
 If a user's history contains an item, its twins are excluded from recommendations too, because the user would see the
-same title again. Items that share a semantic ID are not twins: they are different products whose titles differ.
+same title again. Items that share only a semantic ID, but have different titles, are not twins: they are different
+products.
 """
 
 from __future__ import annotations

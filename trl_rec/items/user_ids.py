@@ -44,7 +44,10 @@ def tokens_of(ids: Ragged | None) -> list[str]:
 
 
 def check_shared_tokens(user_ids: Ragged, semantic_ids: Ragged | None) -> None:
-    """Raises ValueError if a user has no tokens, or has a token of a semantic ID of items or one like `<item_17>`."""
+    """Raises ValueError if a user has no tokens, or has a token that items use.
+
+    Items use the tokens of their semantic IDs, and tokens like `<item_17>`.
+    """
     items = set(tokens_of(semantic_ids))
     shared = [token for token in tokens_of(user_ids) if token in items or re.fullmatch(r"<item_\d+>", token)]
     if shared:

@@ -48,7 +48,7 @@ def title_trainer(output: Path, tokenizer: Any, titles: list[str], **options: An
     )
     rows, catalog = Dataset(pa.table(split), split="train"), ItemCatalog(pa.table(columns))
     model = make_family("llama", vocab_size=len(tokenizer))
-    with pytest.warns(UserWarning, match="1 of 8 items have the same text as another item"):
+    with pytest.warns(UserWarning, match="1 of 8 items have the same text as an earlier item"):
         return BearTrainer(model, config, train_dataset=rows, processing_class=tokenizer, catalog=catalog)
 
 

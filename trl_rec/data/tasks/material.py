@@ -35,7 +35,7 @@ class TokenTables:
     Args:
         dataset (`RecDataset`): The dataset. Only its items, users and training split are used.
         tokenizer (`PreTrainedTokenizerBase`): Tokenises texts.
-        prompt_format (`PromptFormat`): Decides how items are written, and whether prompts name users.
+        prompt_format (`PromptFormat`): Determines how items are written, and whether prompts name users.
         longest_history (`int`): Maximum number of items in a history.
     """
 

@@ -9,8 +9,8 @@ by the items chosen before the target of the row. Only profiles and semantic IDs
 sequence.
 
 `item_to_id` and `id_to_item` have one distinct row per item, `profile_to_user` and `user_to_profile` have one per user
-with a profile, and the other tasks have one per training target. Only `next_item` with `targets="all"` has one per
-sequence. These rows are repeated or sampled to obtain the requested number of rows.
+with a profile, and the other tasks have one per training target. The exception is `next_item` with `targets="all"`,
+which has the rows that `build_rows` makes. These distinct rows are repeated or sampled to obtain the requested number.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def build_task_rows(
         prompt_format: Prompt format of the task `next_item`. If it names users, the prompts of the other tasks do so
             too; otherwise their slot `user` is empty.
         tasks: Maps the name of each task to its number of rows, relative to the number of rows that [`build_rows`]
-            makes. Rows of a task are repeated if it has fewer, and sampled if it has more. Rows of
+            makes. If a task has fewer distinct rows than that, they are repeated; if more, they are sampled. Rows of
             `history_to_preference` and `query_to_item` are dropped if no item before the target has a group (or, in a
             catalogue without groups, a word in its title). A task without any row raises a ValueError.
         cap (*optional*): Maximum number of rows per task. It does not apply to `next_item`.

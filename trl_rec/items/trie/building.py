@@ -167,7 +167,7 @@ def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: i
 
 
 def find_problem(arrays: dict[str, Tensor]) -> str | None:
-    """Describes the first error in the arrays of a `TokenTrie`. Returns None if no lookup can leave the arrays."""
+    """Describes the first error in the arrays of a `TokenTrie`, or returns None if no lookup can be out of range."""
     # 1. Check that each array is a list of integers.
     wrong = [
         name for name, array in arrays.items() if array.ndim != 1 or array.dtype not in (torch.int32, torch.int64)

@@ -50,7 +50,7 @@ class _HasPaths(Protocol):
         """Returns the path of each item."""
 
     def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Returns the path of each item in a written list."""
+        """Returns the path of each item when it is written as an entry of a list."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +147,12 @@ class TokenTrie:
         shared = trie.num_items - trie.num_leaves
         if shared and duplicates == "refuse":
             raise ValueError(
-                f"{shared} items have the same text as another item; make their surfaces distinct, or pass "
+                f"{shared} items have the same text as an earlier item; make their surfaces distinct, or pass "
                 "duplicates='share'"
             )
         if shared:
             warnings.warn(
-                f"{shared} of {trie.num_items} items have the same text as another item and share its rank",
+                f"{shared} of {trie.num_items} items have the same text as an earlier item and share its rank",
                 stacklevel=2,
             )
         return trie
@@ -251,7 +251,7 @@ class TokenTrie:
 
     @cached_property
     def level_keys(self) -> Tensor:
-        """A sort key for each node, `(num_nodes,)`, that combines its depth and its first place. It is ascending."""
+        """A sort key for each node, `(num_nodes,)`, that combines its depth and its first place. Keys ascend."""
         nodes = torch.arange(self.num_nodes, device=self.items.device)
         return self.depths(nodes) * (self.num_items + 1) + self.item_starts
 
@@ -290,7 +290,7 @@ class TokenTrie:
         return torch.where(legal, _pick(self.child_tokens, edges), 0).long(), torch.where(legal, edges + 1, 0), legal
 
     def columns(self, tokens: Tensor) -> Tensor:
-        """Returns the index of each token in `self.tokens`; an arbitrary one for a token that no path contains."""
+        """Returns the index of each token in `self.tokens`; an arbitrary index for a token that no path contains."""
         return torch.searchsorted(self.tokens, tokens).clamp(max=len(self.tokens) - 1)
 
     def advance(self, nodes: Tensor, tokens: Tensor) -> Tensor:
