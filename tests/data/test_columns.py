@@ -204,7 +204,7 @@ def test_large_whole_floats_keep_their_digits():
         (
             1.5,
             pa.float64(),
-            "the user_id 1.5 is not a whole number, or so large that double may have rounded it; write the ids as text",
+            "the user_id 1.5 is not a whole number, or so large that double may have rounded it; write the ids",
         ),
         (float("nan"), pa.float64(), "the user_id nan is not a whole number"),
         (float("inf"), pa.float64(), "the user_id inf is not a whole number"),
