@@ -161,8 +161,13 @@ def test_a_configuration_of_a_trainer_checks_its_numbers(kind: type[Any], name: 
         (BearConfig, "eval_length_penalty", math.nan, "eval_length_penalty must be a finite number, not nan"),
         (AlroConfig, "num_candidates", 27, "num_candidates must be from 2 to 26, not 27"),
         (BladeConfig, "rewards", {"ndcg": math.nan}, "rewards: ndcg must be a finite number, not nan"),
-        (BladeConfig, "num_generations", 1, "num_generations must be at least 2, not 1; rollouts are compared"),
-        (SoftmaxDPOConfig, "beta", 0.0, "beta must be above 0, not 0.0; with 0 nothing is learned"),
+        (
+            BladeConfig,
+            "num_generations",
+            1,
+            "num_generations must be at least 2, not 1; the advantage of a rollout is relative",
+        ),
+        (SoftmaxDPOConfig, "beta", 0.0, "beta must be above 0, not 0.0; with 0, the preferences have no effect"),
     ],
 )
 def test_numbers_of_a_method_are_checked(kind: type[Any], name: str, value: object, says: str) -> None:

@@ -191,7 +191,7 @@ def test_a_run_folder_writes_the_lists_that_the_trainer_ranks(
 
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for options, message in (
-        ({"list_length": 3}, r"eval_ks=\[1, 5, 10\] contains a k above list_length=3; lower it"),
+        ({"list_length": 3}, r"eval_ks=\[1, 5, 10\] contains a k above list_length=3; lower that k"),
         ({**LISTS, "eval_length_penalty": 1.0}, "eval_length_penalty=1.0 has no effect"),
         (
             {**LISTS, "max_history": 4},

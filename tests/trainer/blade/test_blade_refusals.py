@@ -58,7 +58,7 @@ def dataset(folder: Path) -> RecDataset:
         ({"rewards": {}}, r"rewards must map names to weights, as in .*, not \{\}"),
         ({"rewards": ["ndcg"]}, r"rewards must map names to numbers, not \['ndcg'\]"),
         ({"rewards": {"ndcg": "1.0"}}, "rewards: ndcg must be a number, not '1.0'"),
-        ({"num_generations": 1}, "num_generations must be at least 2, not 1; rollouts are compared"),
+        ({"num_generations": 1}, "num_generations must be at least 2, not 1; the advantage of a rollout is relative"),
         ({"list_length": None}, "list_length is None, but BLADE trains on lists"),
         ({"num_references": 0}, "num_references must be at least 1, not 0, with target blade"),
         ({"num_references": -1, "target": "rank"}, "num_references must be at least 0, not -1"),

@@ -41,17 +41,17 @@ class AlroConfig(RecConfig, SFTConfig):
             positions in the soft lambda loss, sigma in the summaries.
         delta (`str`, *optional*, defaults to `"target"`): Whether the soft lambda loss weights a pair by its distance
             in the `"target"` order or in the order predicted by the `"model"`.
-        distance (`str`, *optional*, defaults to `"jsd"`): Distance in the permutation-sensitive loss: `"jsd"`,
-            `"symkl"` or `"ce"`.
+        distance (`str`, *optional*, defaults to `"jsd"`): Distance in the permutation-sensitive loss: `"jsd"`
+            (Jensen-Shannon divergence), `"symkl"` (symmetric KL divergence) or `"ce"` (cross-entropy).
         softmax (`str`, *optional*, defaults to `"legal"`): Softmax of the supervised loss. `"legal"` is over the names
             of the candidates that are not yet in the answer, as in decoding. `"vocabulary"` is over the whole
             vocabulary, which also teaches the model to end the answer with EOS.
         num_candidates (`int`, *optional*, defaults to `10`): Maximum number of candidates per list, from 2 to 26.
-        stride (`int`, *optional*): Number of new items between the starts of two consecutive training lists of a user.
-            By default `num_candidates`.
+        stride (`int`, *optional*): Number of candidates by which each training list of a user starts after the one
+            before. By default `num_candidates`, so that the lists do not overlap.
         max_history (`int`, *optional*, defaults to `20`): Maximum number of rated items in a history.
-        letters (`bool`, *optional*): Whether candidates are named by letters. By default they are, unless every item
-            is a single token, which then names the candidate.
+        letters (`bool`, *optional*): Whether candidates are named by letters. By default, letters are used unless
+            every item is a single token. In that case, this token names the candidate.
         prompt_candidates (`str`, *optional*): Text between the history and the candidates. Note that `prompt_item`
             must contain `{rating}` after `{surface}`.
         log_gradient_norms (`bool`, *optional*, defaults to `False`): Whether to log the gradient norm of each part of
@@ -76,34 +76,39 @@ class AlroConfig(RecConfig, SFTConfig):
         default=1.0, metadata={"help": "weight of the permutation-sensitive loss"}
     )
     score: Literal["logprob", "prob"] = field(
-        default="logprob", metadata={"help": "compute expected positions from logprob or prob"}
+        default="logprob",
+        metadata={"help": "compute expected positions from log-probabilities (logprob) or probabilities (prob)"},
     )
     sharpness: Annotated[float, POSITIVE] = field(
-        default=1.0, metadata={"help": "sharpness of the softmax over positions"}
+        default=1.0, metadata={"help": "sharpness of the softmax over positions in the soft lambda loss"}
     )
     pair_sharpness: Annotated[float, POSITIVE] = field(
-        default=1.0, metadata={"help": "sharpness of the comparison of expected positions"}
+        default=1.0,
+        metadata={"help": "sharpness of the pairwise comparison of expected positions in the soft lambda loss"},
     )
     delta: Literal["target", "model"] = field(
         default="target",
-        metadata={"help": "measure distances in the order of the target or of the model"},
+        metadata={"help": "order in which the distance of a pair is measured: target or model"},
     )
     distance: Literal["jsd", "symkl", "ce"] = field(
         default="jsd", metadata={"help": "distance between the answers to two orders: jsd, symkl or ce"}
     )
     softmax: Literal["legal", "vocabulary"] = field(
-        default="legal", metadata={"help": "softmax over the legal names or over the vocabulary"}
+        default="legal", metadata={"help": "tokens that the softmax is computed over: legal names or the vocabulary"}
     )
     num_candidates: Annotated[int, NUM_CANDIDATES] = field(
         default=10, metadata={"help": "maximum number of candidates per list"}
     )
     stride: Annotated[int | None, COUNT] = field(
-        default=None, metadata={"help": "number of items between the starts of two training lists"}
+        default=None,
+        metadata={
+            "help": "number of candidates by which each list starts after the one before; by default num_candidates"
+        },
     )
     max_history: Annotated[int | None, COUNT] = field(
         default=20, metadata={"help": "maximum number of rated items in a history"}
     )
-    letters: bool | None = field(default=None, metadata={"help": "use letters as the names of candidates"})
+    letters: bool | None = field(default=None, metadata={"help": "name candidates by letters"})
     prompt_candidates: str | None = field(
         default=None, metadata={"help": "text between the history and the candidates"}
     )
@@ -113,9 +118,13 @@ class AlroConfig(RecConfig, SFTConfig):
     eval_num_orders: Annotated[int, COUNT] = field(
         default=2, metadata={"help": "number of orders in which each list is presented in an evaluation"}
     )
-    eval_single_pass: bool = field(default=False, metadata={"help": "rank by the logits of a single forward pass"})
+    eval_single_pass: bool = field(
+        default=False,
+        metadata={"help": "rank candidates by the logits of a single forward pass instead of decoding an answer"},
+    )
     eval_ks: Annotated[list[int], COUNT] = field(
-        default_factory=lambda: [1, 3, 5, 10], metadata={"help": "values of k for metrics at k"}
+        default_factory=lambda: [1, 3, 5, 10],
+        metadata={"help": "cutoffs k of the ranking metrics, as in graded_ndcg@k"},
     )
 
     @property

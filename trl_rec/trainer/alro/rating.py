@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RatingStageConfig:
-    """Options of the rating stage in a recipe. The fields listed in `SHARED` are copied from [`AlroConfig`].
+    """Options of the rating stage in a recipe. Its other options, listed in `SHARED`, are copied from [`AlroConfig`].
 
     Args:
         rating_epochs (`float`, *optional*, defaults to `0.0`): Number of epochs of the rating stage. 0 skips the
@@ -67,7 +67,7 @@ class RatingStageConfig:
 
     rating_epochs: Annotated[float, NOT_NEGATIVE] = field(
         default=0.0,
-        metadata={"help": "number of epochs of the rating stage of a model from scratch"},
+        metadata={"help": "number of epochs of the rating stage, for a model from scratch; 0 skips the stage"},
     )
     rating_learning_rate: Annotated[float, NOT_NEGATIVE] = field(
         default=3e-3, metadata={"help": "learning rate of the rating stage"}

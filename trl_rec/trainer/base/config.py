@@ -63,14 +63,14 @@ class RecConfig(Base):
         chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a turn in the tokenizer's chat
             template.
         list_length (`int`, *optional*): Number of items in each list that the model writes. By default, the model
-            ranks single items.
+            writes single items.
         eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the ranking metrics, at most
             `list_length` if it is set.
         eval_recall_at (`int`, *optional*, defaults to `50`): An additional cutoff, at which only recall is computed,
             for the table at the end of a run. This takes a second pass over the users with this number of beams,
             unless every item is a single token or `eval_num_beams` is at least as large. The other metrics keep
-            `eval_num_beams`. This recall is left out if the cutoff is 0 or not above all `eval_ks`, or if
-            `list_length` is set.
+            `eval_num_beams`. This recall is left out if the cutoff is 0, is not above the largest of `eval_ks`, or
+            is not below the number of items, or if `list_length` is set.
         eval_num_beams (`int`, *optional*): Beam width when ranking. Defaults to the largest of `eval_ks`, or, with a
             `list_length`, to 1 (greedy decoding).
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history are
@@ -117,19 +117,22 @@ class RecConfig(Base):
         },
     )
     eval_ks: Annotated[list[int], COUNT] = field(
-        default_factory=lambda: [1, 5, 10], metadata={"help": "values of k for metrics at k"}
+        default_factory=lambda: [1, 5, 10], metadata={"help": "cutoffs k of the ranking metrics, as in ndcg@k"}
     )
     eval_recall_at: Annotated[int, COUNT_FROM_0] = field(
         default=50,
         metadata={
-            "help": "cutoff of the further recall in the final table, from a second pass with this many beams; "
-            "0 leaves the pass out",
+            "help": "additional cutoff for recall alone, in the final table; needs a second pass with this many "
+            "beams; 0 skips it",
         },
     )
-    eval_num_beams: Annotated[int | None, COUNT] = field(default=None, metadata={"help": "beam width when ranking"})
+    eval_num_beams: Annotated[int | None, COUNT] = field(
+        default=None, metadata={"help": "beam width when ranking; by default the largest of eval_ks, or 1 for lists"}
+    )
     eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend items of the user's history"})
     eval_length_penalty: Annotated[float, FINITE] = field(
-        default=0.0, metadata={"help": "divide scores by the generated length to this power"}
+        default=0.0,
+        metadata={"help": "exponent p of the length penalty: scores are divided by (number of generated tokens) ** p"},
     )
     max_users: Annotated[int | None, replace(COUNT, hint="leave it out to evaluate all users")] = field(
         default=None,
@@ -140,7 +143,9 @@ class RecConfig(Base):
     final_split: FinalSplit = field(
         default="test", metadata={"help": "split to measure the trained model on: test, validation or none"}
     )
-    overwrite: bool = field(default=False, metadata={"help": "replace the work of an earlier run in output_dir"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "replace the checkpoints and weights of an earlier run in output_dir"}
+    )
     activation_checkpointing: bool | None = field(
         default=None, metadata={"help": "recompute activations in the backward pass instead of storing them"}
     )
@@ -163,7 +168,7 @@ class RecConfig(Base):
 
         check_inert(self, ("eval_length_penalty",), "all lists of the model have list_length items")
         if max(self.eval_ks) > self.list_length:
-            raise ValueError(f"eval_ks={self.eval_ks} contains a k above list_length={self.list_length}; lower it")
+            raise ValueError(f"eval_ks={self.eval_ks} contains a k above list_length={self.list_length}; lower that k")
 
     @property
     def given(self) -> dict[str, Any]:
@@ -195,7 +200,8 @@ def check_inert(config: RecConfig, names: tuple[str, ...], why: str) -> None:
 
 
 def check_sft_options(config: RecConfig, why: str) -> None:
-    """Raises `ValueError` if an option of SFTTrainer is set that has no effect here, or takes effect too late."""
+    """Raises `ValueError` if an option of SFTTrainer is set that has no effect here, or that would change the
+    tokenizer too late."""
     check_inert(config, INERT_SFT, why)
     for name in TOKENIZER_OPTIONS:
         if getattr(config, name) is not None:

@@ -58,14 +58,18 @@ class BearConfig(RecConfig, SFTConfig):
         default=0.25 * 2.75,
         metadata={"help": "weight of the beam term; 0 turns it off"},
     )
-    sharpness: Annotated[float, POSITIVE] = field(default=2.75, metadata={"help": "divisor of the margin"})
-    variant: Literal["paper", "survival"] = field(default="paper", metadata={"help": "paper or survival"})
+    sharpness: Annotated[float, POSITIVE] = field(
+        default=2.75, metadata={"help": "divisor of the margin in the beam term"}
+    )
+    variant: Literal["paper", "survival"] = field(
+        default="paper", metadata={"help": "form of the beam term: paper or survival"}
+    )
     num_beams: Annotated[int, COUNT] = field(default=10, metadata={"help": "number of beams in the beam term"})
     temperature: Annotated[float, POSITIVE] = field(
         default=1.0, metadata={"help": "divisor of the logits in the loss"}
     )
     softmax: Literal["legal", "vocabulary"] = field(
-        default="legal", metadata={"help": "softmax over the legal tokens or over the vocabulary"}
+        default="legal", metadata={"help": "tokens that the softmax is computed over: legal or vocabulary"}
     )
     targets: Literal["last", "all"] = field(
         default="last",
@@ -79,7 +83,7 @@ class BearConfig(RecConfig, SFTConfig):
     )
     tasks: Annotated[dict[str, Any] | str | None, POSITIVE] = field(
         default=None,
-        metadata={"help": "number of rows per task, as a multiple of the number of next-item rows"},
+        metadata={"help": "mapping from tasks to their numbers of rows, as multiples of the number of next-item rows"},
     )
     task_cap: Annotated[int | None, COUNT] = field(
         default=None, metadata={"help": "maximum number of rows of each task except next_item"}
@@ -91,7 +95,7 @@ class BearConfig(RecConfig, SFTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
 
-        # Refuse options of SFTTrainer and of other kinds of rows that would silently have no effect.
+        # Refuse options that would silently have no effect: those of SFTTrainer, and those for other kinds of rows.
         check_sft_options(self, "rows are built from whole items and the loss is BEAR's")
         if self.softmax not in ("legal", "vocabulary"):
             raise ValueError(f"softmax must be 'legal' or 'vocabulary', not {self.softmax!r}")
@@ -107,12 +111,12 @@ class BearConfig(RecConfig, SFTConfig):
 
     def _check_tasks(self) -> None:
         if self.tasks is None:
-            return check_inert(self, ("task_cap", "task_history"), "next_item is the only task; list others in tasks")
+            return check_inert(self, ("task_cap", "task_history"), "it applies only to tasks, which is unset")
 
         if self.list_length is not None:
             raise ValueError(
-                "tasks and list_length cannot be combined, because tasks have single items as answers; leave one of "
-                "the two out"
+                "tasks and list_length cannot be combined, because no task has a list as its answer; leave one of the "
+                "two out"
             )
         if not isinstance(self.tasks, dict) or not self.tasks:
             raise ValueError(

@@ -20,6 +20,7 @@ INERT_REFERENCE = (
     "ref_model_mixup_alpha",
     "ref_model_sync_steps",
 )
+NUM_ROLLOUTS = replace(COUNT, low=2, hint="the advantage of a rollout is relative to the other rollouts of its prompt")
 TARGETS = {"blade": "BLADE", "best_of_n": "static Best-of-N", "rank": "rank in the group", "reward": "GRPO"}
 
 
@@ -35,9 +36,11 @@ class BladeConfig(RecConfig, DPOConfig):
         rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Maps names of rewards to their
             weights. Names are keys of [`~trl_rec.evaluation.rewards.REWARDS`], such as `ndcg` and `mgu`, or of the
             reward functions passed to the trainer. All rewards are higher for better lists.
-        target (`str`, *optional*, defaults to `"blade"`): Value that the policy learns to maximise. `"blade"` is the
-            Best-of-N reward with the rank estimated from reference lists and rollouts. `"best_of_n"` estimates the
-            rank from reference lists only, `"rank"` from rollouts only. `"reward"` is the reward itself, as in GRPO.
+        target (`str`, *optional*, defaults to `"blade"`): Value that the policy learns to maximise. `"blade"`,
+            `"best_of_n"` and `"rank"` are Best-of-N rewards, which depend on the rank of a list's reward among the
+            rewards of other lists of the prompt. `"blade"` estimates the rank from reference lists and rollouts,
+            `"best_of_n"` from reference lists only, and `"rank"` from rollouts only. `"reward"` is the reward itself,
+            as in GRPO.
         dynamic_coefficient (`float`, *optional*, defaults to `0.3`): Weight of the rollouts in the rank estimate with
             `target="blade"`, the paper's tau.
         best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
@@ -47,10 +50,10 @@ class BladeConfig(RecConfig, DPOConfig):
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
         beta (`float`, *optional*): Weight of the KL divergence from the reference policy. By default 0.001 with
-            `target="reward"`, and 1 otherwise. With weight 1, the Best-of-N policy is optimal for Best-of-N rewards,
-            so that `best_of` controls the divergence.
-        standardize (`bool`, *optional*): Whether to divide advantages by the standard deviation of their group. By
-            default true only with `target="reward"`.
+            `target="reward"`, and 1 otherwise. With weight 1, the policy that maximises Best-of-N rewards is the
+            Best-of-N policy itself, so its divergence from the reference policy is set by `best_of`.
+        standardize (`bool`, *optional*): Whether to divide advantages by the standard deviation of the values of the
+            prompt's rollouts. By default true only with `target="reward"`.
         num_iterations (`int`, *optional*, defaults to `1`): Number of optimizer steps per batch of rollouts.
         clip (`float`, *optional*, defaults to `0.2`): Clip range: ratios are clipped to [1 - clip, 1 + clip].
         every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every item of a sequence.
@@ -68,23 +71,25 @@ class BladeConfig(RecConfig, DPOConfig):
 
     list_length: Annotated[int | None, COUNT] = field(default=10, metadata={"help": "number of items per list"})
     rewards: Annotated[dict[str, Any] | str | None, FINITE] = field(
-        default=None, metadata={"help": "weights of rewards by name; ndcg by default"}
+        default=None, metadata={"help": "mapping from names of rewards to their weights; by default, ndcg alone"}
     )
     target: Literal["blade", "best_of_n", "rank", "reward"] = field(
-        default="blade", metadata={"help": "blade, best_of_n, rank or reward"}
+        default="blade", metadata={"help": "value that the policy maximises: blade, best_of_n, rank or reward"}
     )
     dynamic_coefficient: Annotated[float, SHARE] = field(
-        default=0.3, metadata={"help": "weight of the rollouts in the rank estimate"}
+        default=0.3, metadata={"help": "weight of the rollouts in the rank estimate, with target blade"}
     )
     best_of: Annotated[float, Range(1)] = field(default=8, metadata={"help": "N of Best-of-N"})
     num_references: Annotated[int, COUNT_FROM_0] = field(
         default=16, metadata={"help": "number of reference lists per prompt"}
     )
-    prior: Annotated[float, POSITIVE] = field(default=0.5, metadata={"help": "parameter of the Beta prior"})
-    num_generations: Annotated[int, replace(COUNT, low=2, hint="rollouts are compared only with each other")] = field(
+    prior: Annotated[float, POSITIVE] = field(
+        default=0.5, metadata={"help": "parameter a of the prior Beta(a, a) in the rank estimate"}
+    )
+    num_generations: Annotated[int, NUM_ROLLOUTS] = field(
         default=8,
         metadata={
-            "help": "number of rollouts per prompt and step",
+            "help": "number of rollouts per prompt and step, at least 2",
         },
     )
     temperature: Annotated[float, POSITIVE] = field(
@@ -92,17 +97,22 @@ class BladeConfig(RecConfig, DPOConfig):
     )
     beta: Annotated[float | None, NOT_NEGATIVE] = field(  # type: ignore[assignment]  # a float once the target is known
         default=None,
-        metadata={"help": "weight of the KL divergence; 1 by default, 0.001 with target reward"},
+        metadata={
+            "help": "weight of the KL divergence from the reference policy; by default 1, or 0.001 with target reward"
+        },
     )
     standardize: bool | None = field(
-        default=None, metadata={"help": "divide advantages by the standard deviation of their group"}
+        default=None,
+        metadata={
+            "help": "divide advantages by the standard deviation within the prompt; by default with target reward"
+        },
     )
     num_iterations: Annotated[int, COUNT] = field(
         default=1, metadata={"help": "number of optimizer steps per batch of rollouts"}
     )
     clip: Annotated[float, POSITIVE] = field(
         default=0.2,
-        metadata={"help": "clip ratios to [1 - clip, 1 + clip]"},
+        metadata={"help": "clip range of the policy gradient: ratios are clipped to [1 - clip, 1 + clip]"},
     )
     every_position: bool = field(default=False, metadata={"help": "start a training list at every item of a sequence"})
     max_prompts: Annotated[int | None, COUNT] = field(
@@ -124,10 +134,12 @@ class BladeConfig(RecConfig, DPOConfig):
         # 1. Refuse options of DPOTrainer that would silently have no effect.
         check_inert(self, INERT_DPO, "the loss is a policy gradient of whole lists")
         check_inert(
-            self, INERT_DPO_ROWS, "rows are packed without padding, and long prompts are always cut at their beginning"
+            self, INERT_DPO_ROWS, "the trainer packs its rows, and always cuts long prompts at their beginning"
         )
         check_inert(
-            self, INERT_REFERENCE, "rollouts are sampled again in each step, and the reference policy never changes"
+            self,
+            INERT_REFERENCE,
+            "log-probabilities of new rollouts cannot be precomputed, and the reference policy never changes",
         )
         check_inert(self, ("disable_dropout",), "dropout is always off")
 
@@ -142,7 +154,8 @@ class BladeConfig(RecConfig, DPOConfig):
 
     @property
     def rollout_share(self) -> float:
-        """Weight of the rollouts in the rank estimate: `dynamic_coefficient` for `blade`, 0 for `best_of_n`, or 1."""
+        """Weight of the rollouts in the rank estimate: `dynamic_coefficient` for the target `blade`, 0 for
+        `best_of_n`, and 1 for the other targets."""
         return {"blade": self.dynamic_coefficient, "best_of_n": 0.0}.get(self.target, 1.0)
 
     @property

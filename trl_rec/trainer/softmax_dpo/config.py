@@ -12,8 +12,8 @@ from trl_rec.trainer.base.config import INERT_DPO, INERT_DPO_ROWS, RecConfig, ch
 
 
 LOSSES = ("softmax", "dmpo")
-BETA = replace(POSITIVE, hint="with 0 nothing is learned")
-SFT_WEIGHT = replace(NOT_NEGATIVE, hint="with a negative value the chosen completion becomes less likely")
+BETA = replace(POSITIVE, hint="with 0, the preferences have no effect")
+SFT_WEIGHT = replace(NOT_NEGATIVE, hint="a negative weight makes the chosen completion less likely")
 
 
 @dataclass
@@ -21,8 +21,8 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
     """Arguments of [`SoftmaxDPOTrainer`], besides those of [`RecConfig`] and [`~trl.DPOConfig`].
 
     Args:
-        loss (`str`, *optional*, defaults to `"softmax"`): `"softmax"`, the log-sum-exp over all rejected completions,
-            or `"dmpo"`, their mean.
+        loss (`str`, *optional*, defaults to `"softmax"`): How the rejected completions are combined: by the
+            log-sum-exp of their log-ratios (`"softmax"`) or by the mean of their log-ratios (`"dmpo"`).
         beta (`float`, *optional*, defaults to `1.0`): Weight of the divergence from the reference. Larger values keep
             the policy closer to the reference.
         sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the negative log-likelihood of the chosen
@@ -52,7 +52,9 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
     )
     normalize: Literal["vocabulary", "catalogue"] = field(
         default="vocabulary",
-        metadata={"help": "log-probabilities over the vocabulary or over the catalogue's legal tokens"},
+        metadata={
+            "help": "tokens over which log-probabilities are normalized: vocabulary, or catalogue (its legal tokens)"
+        },
     )
 
     learning_rate: Annotated[float, NOT_NEGATIVE] = field(default=1e-5, metadata={"help": "initial learning rate"})
@@ -63,10 +65,10 @@ class SoftmaxDPOConfig(RecConfig, DPOConfig):
         check_padding(self, padding)
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
-        check_inert(self, INERT_DPO, "the loss is a softmax over the chosen and all rejected completions")
+        check_inert(self, INERT_DPO, "the losses softmax and dmpo do not use it")
         check_inert(self, ("list_length",), "preferences are about single items; BladeTrainer aligns lists")
         check_inert(
-            self, INERT_DPO_ROWS, "rows are packed without padding, and long prompts are always cut at their beginning"
+            self, INERT_DPO_ROWS, "the trainer packs its rows, and always cuts long prompts at their beginning"
         )
         if self.sync_ref_model:
             raise ValueError(
