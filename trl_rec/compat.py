@@ -61,7 +61,7 @@ UNDOCUMENTED = {
     "rotate_checkpoints": "transformers.trainer_utils",  # deletes old checkpoints once the new one is complete
     "is_deepspeed_zero3_enabled": "transformers.integrations",  # documented only for integrations
     "prepare_deepspeed": "trl.models",  # makes the engine of the reference pass before training
-    "string_to_bool": "transformers.hf_argparser",  # reads flags as the other verbs do
+    "string_to_bool": "transformers.hf_argparser",  # converts "yes", "true", ... to a bool
 }
 
 
@@ -304,9 +304,9 @@ def train_batch_size(trainer: Trainer) -> int:
 def drop_plain_dropout(model: nn.Module) -> None:
     """Turns off the kinds of dropout that TRL's `disable_dropout` leaves on.
 
-    These are dropout whose rate a layer stores as a number, as Llama's attention and all layers of OPT do, and the
-    random skipping of layers (`layerdrop`). If they stayed on, a policy would differ from its reference before the
-    first step, and the log-probabilities of lists would differ from those at sampling.
+    One kind is dropout whose rate a layer stores as a number, as Llama's attention and all layers of OPT do. The other
+    kind is the random skipping of layers (`layerdrop`). If they stayed on, a policy would differ from its reference
+    before the first step, and the log-probabilities of lists would differ from those at sampling.
     """
     for module in model.modules():
         for name, value in vars(module).items():
@@ -320,7 +320,7 @@ def drop_plain_dropout(model: nn.Module) -> None:
 def dict_fields(config: type[TrainingArguments], *names: str) -> list[str]:
     """Returns a value for `_VALID_DICT_FIELDS`, the names of the fields that may be given as JSON.
 
-    It contains the fields of `config`, the parent class, and `names`.
+    The value contains the names in the parent class `config`, followed by `names`.
     """
     return [*config._VALID_DICT_FIELDS, *names]
 

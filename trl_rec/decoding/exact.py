@@ -113,7 +113,7 @@ def score_items(
         items (`torch.Tensor` of shape `(B, K)`): Item indices; -1 is padding.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items to remove *before* the softmax, as when a model
             writes the first item of a list. Requires `renormalize`. [`rank_items`] excludes items after the softmax,
-            which changes no score.
+            which leaves the scores of the other items unchanged.
 
     Returns:
         `torch.Tensor` of shape `(B, K)`: The scores, at least float32; -inf for padding, and for an excluded item

@@ -4,8 +4,8 @@ The beam search works as in `generate`: the beams of a prompt advance one token 
 `num_beams` lists, complete or not. As in sampling, excluded items and items already in the list are removed before the
 softmax, so a score is the log-probability of a list under the policy. Tokens that the trie forces have log-probability
 0 and are skipped. A beam at the end of a chain of forced tokens therefore has more tokens than the other beams; it
-keeps its slot and its score until they have caught up. Equal scores are ordered by the rank of the beam before the
-step; continuations of the same beam, by the lowest item index below them.
+keeps its slot and its score until they have caught up. Continuations with equal scores are ordered by the rank that
+their beams had before the step. Those of the same beam are ordered by the lowest item index below them.
 
 Legend: B: prompts, N: beams, R = B * N, C: children (padded), M = min(N, C), K: items per list.
 """

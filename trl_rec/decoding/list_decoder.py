@@ -106,10 +106,10 @@ class ListDecoder:
         self.shape = (len(excluded), num_lists)
         self.max_steps = list_length * trie.max_depth
 
-        # Skip forced tokens, except with a cache that reads one token of every list per step, if the whole catalogue
-        # is a single forced path, or if skipping would save no round (all leaves have the same depth, and some node
-        # branches at every depth above). Without skipping, each round goes one token deeper, so if all leaves have the
-        # same depth, the depth of each round is known in advance.
+        # Skip forced tokens, except in three cases: the cache reads one token of every list per step; the whole
+        # catalogue is a single forced path; or skipping would save no round, because all leaves have the same depth
+        # and some node branches at every depth above. Without skipping, each round goes one token deeper. If all
+        # leaves have the same depth, the depth of each round is then known in advance.
         equally_deep = trie.num_leaves == int(trie.depth_offsets.diff()[-1])
         first_branching = int(trie.forced_ends[0])
         branches = int(trie.row_offsets[first_branching + 1] - trie.row_offsets[first_branching]) > 0
@@ -266,7 +266,7 @@ class ListDecoder:
 
 
 def _first_free(trie: TokenTrie, leaves: Tensor, taken: Tensor) -> Tensor:
-    """Returns the first index into `trie.items` of each leaf that is not taken, `(R,)`."""
+    """Returns, for each leaf, the first of its indices into `trie.items` that is not taken, `(R,)`."""
     # The items of a leaf have the indices `starts, ..., ends - 1`. Count how many of them are taken without a gap,
     # beginning with `starts`; the first free index follows this run. Since `taken` is sorted and has no repeats, the
     # run begins at the first entry that is not below `starts`, and entry `d` of the run (from 0) is `starts + d`.

@@ -216,7 +216,7 @@ class SeparateRows:
     """A cache with one row per beam that reads one token of every beam per step, as `generate` does.
 
     It is used for models that do not support the mask of `SharedPrompt`. `logits` and the methods have the same
-    meaning as there.
+    meaning as in `SharedPrompt`.
     """
 
     shared = False

@@ -99,7 +99,7 @@ def _check_record(folder: Path, catalog: ItemCatalog, trained: dict[str, Any]) -
 
 
 def _check_tokens(folder: Path, catalog: ItemCatalog) -> None:
-    """Raises ValueError if the tokenizer contains tokens of further items or of another surface of the catalogue."""
+    """Raises ValueError if the tokenizer has tokens of items that the catalogue lacks, or of another surface."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
@@ -190,8 +190,9 @@ def _check_values(settings: dict[str, Any]) -> None:
 
 
 def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path) -> None:
-    """Raises ValueError if the policy in a run folder was trained on other items or another surface than `catalog`,
-    the catalogue of the dataset folder `where`. A model that is not a run folder is not checked."""
+    """Raises ValueError if the policy in a run folder was trained on other items, another surface or other semantic
+    IDs than those of `catalog`, the catalogue of the dataset folder `where`. A model that is not a run folder is not
+    checked."""
     if not (Path(folder) / CATALOG / "catalog.json").is_file():
         return
 
@@ -212,7 +213,7 @@ def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path
 
 
 def _names_users(folder: str | Path) -> bool:
-    """Returns whether the prompts of the policy in a run folder name the user. Those for rated candidates never do."""
+    """Returns whether the prompts of the policy in a run folder name the user. Prompts of rankers never do."""
     if (Path(folder) / "ranker.json").is_file():
         return False
     return "{user}" in (settings_of_run(folder).get("prompt", {}).get("prompt_head") or "")

@@ -76,6 +76,6 @@ def check_beta(beta: float) -> None:
     """Raises ValueError if `beta` is not positive."""
     if beta <= 0:
         raise ValueError(
-            f"`beta` must be positive, but is {beta}; the chosen completion would not be preferred. Set it to 1, for "
-            "example."
+            f"`beta` must be positive, but is {beta}; otherwise the chosen completion would not be preferred. Set it "
+            "to 1, for example."
         )

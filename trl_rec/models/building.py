@@ -132,8 +132,8 @@ def loading_options(config: ModelConfig, trust_remote_code: bool = False) -> dic
     Args:
         config (`ModelConfig`): The configuration of the model.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run custom code from the model's
-            repository. It is a separate argument because this field belongs to the trainer's configuration, not to
-            `ModelConfig`.
+            repository. It is a separate argument because `trust_remote_code` is a field of the trainer's
+            configuration, not of `ModelConfig`.
     """
     options: dict[str, Any] = {
         "dtype": config.dtype,

@@ -2,7 +2,7 @@
 
 A mixture of experts computes this loss in its forward pass, over the tokens that the `attention_mask` marks. The mask
 must be two-dimensional for this. Decoding with a cache, and rows that several completions share, need other masks.
-Therefore only training passes request the loss. Those that read completions use [`attending_by`], which passes a
+Therefore only training passes request the loss. Training passes over completions use [`attending_by`], which passes a
 separate mask to the attention layers.
 """
 

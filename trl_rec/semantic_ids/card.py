@@ -151,7 +151,7 @@ def _sharing(prefixes: Tensor) -> dict[str, Any]:
 def _neighbours(
     catalog: ItemCatalog, semantic_ids: Ragged, codes: np.ndarray, popularity: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Lists popular items with different first codes, each with the items that share its longest prefix."""
+    """Lists popular items with different first codes, each with the items that share the most leading codes."""
     # 1. Find the most popular item for each first code, and keep the most popular of these items.
     by_popularity = np.argsort(-popularity, kind="stable")
     first = np.sort(np.unique(codes[by_popularity, 0], return_index=True)[1])[:NEIGHBOURHOODS]
@@ -214,7 +214,7 @@ def _summary(card: Mapping[str, Any]) -> list[str]:
         lines.append(f"{card['extended']:,} items have an additional token, because their codes are not unique")
     if card["largest_group"] > 1:
         lines.append(
-            f"up to {card['largest_group']:,} items share an ID; a list that contains one of them contains all of them"
+            f"up to {card['largest_group']:,} items share an ID, so a model that writes IDs cannot distinguish them"
         )
     if card["without_vector"]:
         lines.append(
@@ -235,7 +235,7 @@ def _training_summary(training: Mapping[str, Any]) -> list[str]:
         chance = training.get("u2i_chance", 1 / (training["u2i_others"] + 1))
         lines.append(
             f"U2I accuracy: for {training['u2i_accuracy']:.1%} of {training['u2i_pairs']:,} held-out users, the "
-            f"chosen item ranks first among {training['u2i_others']} other items drawn by popularity (by chance: "
+            f"chosen item ranks above all of {training['u2i_others']} other items drawn by popularity (by chance: "
             f"{chance:.1%})"
         )
 

@@ -156,7 +156,7 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
 
 def _train(windows: Ragged, is_new: Ragged, num_items: int, width: int, max_epochs: int) -> Tensor:
     """Trains the encoder and returns its item embeddings after the best epoch, `(num_items, width)`."""
-    # 1. Hold out some of the windows. If there are too few, the loss is measured on the training windows.
+    # 1. Hold out some of the windows. With fewer than HELD_OUT windows, the loss is measured on those for training.
     is_held_out = np.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
     fitted = np.flatnonzero(~is_held_out)
     held_out = np.flatnonzero(is_held_out)

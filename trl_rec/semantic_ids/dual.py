@@ -38,9 +38,10 @@ class DualIdsConfig:
             `"{title}, {genres}"`. By default the text contains all columns.
         signals (`str`, *optional*, defaults to `"both"`): What the IDs are learned from: `"text"`, `"behaviour"` or
             `"both"`.
-        behaviour (`str`, *optional*, defaults to `"cooccurrence"`): How the collaborative vectors, which describe who
-            chooses an item, are computed: from `"cooccurrence"`, which led to IDs that were easier to decode, or as
-            the embeddings of a small `"sequence"` encoder.
+        behaviour (`str`, *optional*, defaults to `"cooccurrence"`): How the collaborative vectors of the items are
+            computed. `"cooccurrence"` factorises a matrix of co-occurrences. `"sequence"` trains a small encoder to
+            predict the next item, and takes its item embeddings. In our comparison, the IDs from `"cooccurrence"` were
+            easier to decode.
         users (`bool`, *optional*, defaults to `True`): Whether users get IDs too.
         align (`bool`, *optional*, defaults to `True`): Whether to align users with the items they chose (U2I loss).
         levels (`int`, *optional*, defaults to `3`): Number of codes per ID.
@@ -91,7 +92,7 @@ class DualIdsConfig:
     without_behaviour: Annotated[float, SHARE_BELOW_ONE] = field(
         default=0.1,
         metadata={
-            "help": "probability that training hides the collaborative vector of an item",
+            "help": "probability that an item's collaborative vector is replaced with zeros in training",
         },
     )
     learning_rate: Annotated[float, NOT_NEGATIVE] = field(

@@ -196,7 +196,7 @@ class DualTraining:
             losses: Maps a batch, given as indices of pairs, to its losses. `"loss"` is minimised; other entries are
                 only measured.
             score: Maps the measurements of an epoch to a score; higher is better.
-            after: Called after each epoch except the last.
+            after: Called after each epoch, except after an epoch that ends the phase early.
         """
         towers = self._towers()
         optimizer = torch.optim.AdamW(towers.parameters(), lr=self.learning_rate, weight_decay=1e-4)

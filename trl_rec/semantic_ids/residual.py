@@ -2,7 +2,7 @@
 
 The first level clusters the vectors themselves. The residual of a vector is the vector minus its centroids so far. The
 codes of a vector are the indices of its centroids, one per level. Vectors that share their first codes are usually
-close to each other, and the closer, the more codes they share.
+close to each other. The more codes they share, the closer they usually are.
 """
 
 from __future__ import annotations

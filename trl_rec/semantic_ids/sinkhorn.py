@@ -1,8 +1,8 @@
-"""Resolves collisions as published: distributes items with the same ID evenly over the codes of the last level.
+"""Reduces collisions with the Sinkhorn algorithm: spreads items with the same ID over the codes of the last level.
 
-It follows the released code of LC-Rec, LETTER and Align3GR. For each group of colliding items, the distances to the
-codes are centred and scaled to [-1, 1]. The Sinkhorn algorithm turns them into a soft assignment in which all codes
-receive the same share, and each item is given its most probable code. This is repeated for the items that still
+The method follows the released code of LC-Rec, LETTER and Align3GR. For each group of colliding items, the distances
+to the codes are centred and scaled to [-1, 1]. The Sinkhorn algorithm turns them into a soft assignment in which all
+codes receive the same share, and each item is given its most probable code. This is repeated for the items that still
 collide.
 
 The repair may change the code of every item in a group. It ignores which codes other items with the same leading codes

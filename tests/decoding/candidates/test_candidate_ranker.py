@@ -36,7 +36,7 @@ def test_candidates_must_leave_room_for_a_rated_item() -> None:
         ranker.rank(IDS[:3], [1, 3, 5], IDS[10:15])
     assert calls == [10, 1, 1, 1]
     message = (
-        "5 candidates and their order take 12 of the {} tokens of max_length, .* no room for a rated item; give fewer"
+        "5 candidates and the answer take 12 of the {} tokens of max_length, .* no room for a rated item; give fewer"
     )
     ranker.settings["max_length"] = 14
     with pytest.raises(ValueError, match=message.format(14)):

@@ -107,7 +107,7 @@ class RatedPromptFormat:
         """Returns the format for a catalogue's surface.
 
         Args:
-            catalog (`ItemCatalog`): The items; their `surface` decides the default texts.
+            catalog (`ItemCatalog`): The items. The default texts depend on `catalog.surface`.
             tokenizer (`PreTrainedTokenizerBase`): A tokenizer with the tokens of the surface and of [`rated_tokens`].
             ratings (list of `float`): The ratings that can be written, ascending.
             prompt_head (`str`, *optional*): Text before the history.

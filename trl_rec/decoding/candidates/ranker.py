@@ -117,7 +117,7 @@ class CandidateRanker:
         nothing_fits = len(history) > 0 and written.lengths[0] == len(self.prompt_format.prompt_head)
         if room is not None and (nothing_fits or written.lengths[0] > room[0]):
             raise ValueError(
-                f"{count} candidates and their order take {shown.lengths[0] + count} of the {max_length} tokens of "
+                f"{count} candidates and the answer take {shown.lengths[0] + count} of the {max_length} tokens of "
                 "max_length, which leaves no room for a rated item; give fewer candidates"
             )
         return torch.from_numpy(join(written, shown).padded()), torch.from_numpy(names.padded())
