@@ -113,8 +113,8 @@ def measured(study: dict[str, Any]) -> list[str]:
     ]
     left_out = [f"- {name}: left out, {arm['reason']}." for name, arm in study["arms"].items() if "reason" in arm]
     facts = (
-        f"{study['num_users']:,} test users; the study resolves differences in {study['primary']} from "
-        f"{shown(study['smallest_difference'])} on."
+        f"{study['num_users']:,} test users; the study can detect differences in {study['primary']} of about "
+        f"{shown(study['smallest_difference'])} or more."
     )
     origin = f"`{study['command']}`" + (f" (commit {study['commit']})" if study.get("commit") else "")
     lines = [*wrapped(f"{origin}. {facts}"), "", *table(rows)]

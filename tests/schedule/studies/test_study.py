@@ -63,7 +63,7 @@ def test_a_study_that_would_choose_otherwise_is_refused(again: Study) -> None:
 @pytest.mark.slow
 def test_the_test_split_is_not_measured_twice(again: Study) -> None:
     again.evaluation["max_users"] = 7
-    with pytest.raises(ValueError, match="measured on the test split already, and keys has changed since"):
+    with pytest.raises(ValueError, match="contains a measurement of the test split, made with other keys"):
         again.run()
 
 
@@ -87,7 +87,7 @@ def test_arms_without_what_they_need_or_without_headroom_are_not_run(finished: P
     one = study(finished.with_name("data"), tmp_path / "study", arms=arms, seeds=[0], comparisons=None)
     one.say = lines.append
     content = one.run()
-    assert "big is left out: the test split has 60 users, and it needs 10000" in lines
+    assert "big is left out: the test split has 60 users, but the arm needs 10000" in lines
     assert "after big is left out: it starts from big" in lines
     assert any(line.startswith("hopeless is undecidable: it can gain at most 0.0001") for line in lines)
     assert [arm["status"] for arm in content["arms"].values()] == ["measured", *["left out"] * 3, "measured"]

@@ -46,7 +46,7 @@ def read(**changes: Any) -> None:
         ({"arms": {"a": {**SFT, "start": "b"}, "b": {**SFT, "start": "a"}}}, "a, b start from each other"),
         (
             {"arms": {"a": {**SFT, "start": "b"}, "b": {**SFT, "seeds": [0]}}},
-            "'b', its start, does not run with the seed 1",
+            "'a' starts from 'b', which does not run with seed 1",
         ),
         ({"arms": {"a": {**SFT, "needs": {"user": 3}}}}, "needs: there is no key 'user'"),
         ({"arms": {"a": {**SFT, "needs": {"users": True}}}}, "needs: users must be a whole number, not True"),

@@ -1,4 +1,4 @@
-"""Studies fix arms, seeds and comparisons first, run the arms as processes, and measure the test split once."""
+"""Studies fix arms, seeds and comparisons first. Then they train the arms, and measure each once on the test split."""
 
 from typing import TYPE_CHECKING
 

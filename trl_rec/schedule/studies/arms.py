@@ -26,17 +26,20 @@ class Arm:
 
     Args:
         name: Name of the arm in the table.
-        baseline (*optional*): Name of the baseline that this arm is.
-        lists (*optional*): File with lists that were made elsewhere.
-        verb (*optional*): The training verb.
+        baseline (*optional*): Name of a baseline, if the arm is a baseline.
+        lists (*optional*): File with lists that were made elsewhere, if the arm is made of such lists.
+        verb (*optional*): The training verb, if the arm is a training. The fields below, except `needs`, are for
+            trainings.
         recipe: The keys of the verb, without those that the study sets.
-        tokenize: Keys of `trl-rec tokenize`. If given, the arm uses a copy of the dataset with IDs made by them.
+        tokenize: Keys of `trl-rec tokenize`. If given, the arm uses a copy of the dataset whose semantic IDs are made
+            with these keys.
         grid: The points to choose from. Each maps keys of the recipe to values. Without a grid, there is one
             point, an empty mapping.
         start (*optional*): Name of the arm whose policy this training starts from.
         seeds: The seeds of the training.
-        headroom (*optional*): A bound on what the arm can gain in the primary measure, measured beforehand.
-        needs: What the data must have: `users` (a number), `ratings`, `titles`.
+        headroom (*optional*): An upper bound on the arm's gain over `against` in the primary measure, measured
+            beforehand.
+        needs: What the data must have: `users` (a minimum number of test users), `ratings`, `titles`.
     """
 
     name: str
@@ -86,7 +89,10 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
             )
         lacking = [seed for seed in arm.seeds if seed not in arms[arm.start].seeds]
         if lacking:
-            raise ValueError(f"arms: {name}: seeds: {arm.start!r}, its start, does not run with the seed {lacking[0]}")
+            raise ValueError(
+                f"arms: {name}: seeds: {name!r} starts from {arm.start!r}, which does not run with seed {lacking[0]}; "
+                "use only seeds that both arms have"
+            )
     return _in_order(arms)
 
 
@@ -114,7 +120,7 @@ def read_comparisons(config: StudyConfig, arms: Mapping[str, Arm]) -> list[tuple
 
 
 def with_recipe(keys: Mapping[str, Any], read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Returns the keys of a section, in addition to those of the recipe that its key `config` names."""
+    """Returns the keys of a section on top of those of the recipe that the section names with `config`, if any."""
     own = dict(keys)
     named = own.pop("config", None)
     return {**(read_recipe(str(named)) if named is not None else {}), **own}
@@ -139,7 +145,9 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
     known = KINDS.get(kind, OF_A_TRAINING)
     unknown = sorted(set(entry) - known, key=str)
     if unknown:
-        raise ValueError(f"{where}: there is no key {unknown[0]!r}; an arm with {kind} has {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{where}: there is no key {unknown[0]!r}; an arm with {kind} may have {', '.join(sorted(known))}"
+        )
     needs = _read_needs(where, entry.get("needs", {}))
     if kind == "baseline":
         return Arm(name, baseline=_text(where, kind, entry[kind]), needs=needs)
@@ -214,7 +222,7 @@ def _read_needs(where: str, needs: Any) -> dict[str, Any]:
         raise ValueError(f"{where}: needs must be a mapping, such as {{users: 200}}, not {needs!r}")
     for key, value in needs.items():
         if key not in NEEDS:
-            raise ValueError(f"{where}: needs: there is no key {key!r}; it has {', '.join(NEEDS)}")
+            raise ValueError(f"{where}: needs: there is no key {key!r}; the keys are {', '.join(NEEDS)}")
         if type(value) is not NEEDS[key]:
             kind = "a whole number" if NEEDS[key] is int else "true or false"
             raise ValueError(f"{where}: needs: {key} must be {kind}, not {value!r}")

@@ -1,7 +1,7 @@
-"""The choice of a study: the point of each arm's grid, decided on validation before the test split is measured.
+"""Chooses a point of each arm's grid by its validation measure, before the test split is measured.
 
-`choice.json` holds what was chosen and the figures that decided. It is never replaced: a study whose runs would now
-choose otherwise is refused, because its test split may have been seen.
+`choice.json` contains the chosen points and the validation measures. It is never replaced: if the runs now lead to
+another choice, an error is raised, because the test split may have been measured with the first choice.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def write_choice(
         arms: The trainings.
         values: The primary measure on validation, for each arm and point.
         chosen: The number of the chosen point, for each arm.
-        decided: What else was decided before the test split: measure, seed, smallest difference, undecidable arms.
+        decided: Other entries of the file, also fixed before the test split is measured: the primary measure, the
+            seed, the smallest difference, and the arms that are left out.
     """
     choice: dict[str, Any] = as_json(
         {
@@ -87,5 +88,5 @@ def write_choice(
                 "with the first choice, so choose another output_dir for a new study"
             )
     raise ValueError(
-        f"{path} was written from other figures than the runs have now; choose another output_dir for a new study"
+        f"the figures in {path} differ from those that the study has now; choose another output_dir for a new study"
     )

@@ -68,7 +68,8 @@ class Lock:
         run (`Path`): The run folder. The lock is on a hidden file beside it.
 
     Attributes:
-        descriptor (`int`, *optional*): What a process has to inherit. None on Windows, which has no such locks.
+        descriptor (`int`, *optional*): The file descriptor that a process has to inherit. None on Windows, which has
+            no such locks.
     """
 
     def __init__(self, run: Path) -> None:

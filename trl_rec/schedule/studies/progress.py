@@ -1,4 +1,4 @@
-"""Says what remains of a study and how long it takes, from the run times measured so far."""
+"""Counts the remaining runs of a study, and estimates their time from the run times measured so far."""
 
 from __future__ import annotations
 
@@ -43,11 +43,14 @@ class Progress:
         runs = "1 run remains" if left == 1 else f"{left} runs remain"
         seconds = self._estimate()
         if seconds is None:
-            return f"{runs}; how long they take is known after the first"
+            return f"{runs}; the time will be estimated after the first run"
         return f"{runs}, about {in_words(seconds)}"
 
     def _estimate(self) -> float | None:
-        """Returns the seconds that remain. A kind without a finished run is taken to be like the others on average."""
+        """Returns the estimated seconds of the remaining runs, or None if no run is finished.
+
+        A kind without a finished run is assumed to take the mean time of all finished runs.
+        """
         measured = [seconds for of_kind in self._seconds.values() for seconds in of_kind]
         if not measured:
             return None

@@ -1,6 +1,6 @@
-"""What a study can find out: the smallest difference that it resolves, and the headroom of its arms.
+"""Estimates the smallest difference that a study can detect, and how much each arm can gain (its headroom).
 
-Both are known before the first training: from the baselines on the validation split.
+Both are estimated before the first training, from the baselines on the validation split.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ OF_BASELINES = ("split", "ks", "exclude_history", "rewards", "seed")
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a study resolves.
+    """What a study can detect, and what limits the gain of its arms.
 
     Args:
-        smallest: The smallest difference in the primary measure that test split and seeds resolve; None if the
-            baselines do not have this measure.
+        smallest: The smallest difference in the primary measure that the study can detect; None if the baselines do
+            not have this measure.
         ceiling: The largest value that a recommender can reach if it knows only the items of the training split; None
             if the measure has no such bound.
-        reference: The validation value of the baseline that `against` names; None if it is not a baseline.
+        reference: The validation value of the baseline that `against` names; None if `against` is not a baseline.
     """
 
     smallest: float | None
@@ -40,7 +40,7 @@ class Resolution:
     reference: float | None
 
     def headroom(self, arm: Arm) -> float | None:
-        """Returns the most that an arm can gain over the reference, or None if nothing is known about that."""
+        """Returns an upper bound on the gain of an arm over the reference, or None if no bound is known."""
         if arm.headroom is not None:
             return arm.headroom
         knows_only_ids = arm.recipe.get("surface", "item_token") == "item_token" and arm.verb != "alro"
@@ -64,7 +64,7 @@ def resolution(
     num_candidates: int,
     evaluation: Mapping[str, Any],
 ) -> Resolution:
-    """Measures the baselines on the validation split, as a pilot.
+    """Measures the baselines on the validation split, and estimates from them what the study can detect.
 
     Args:
         dataset: The dataset.
@@ -73,7 +73,7 @@ def resolution(
         num_seeds: Number of seeds of the study.
         num_comparisons: Number of comparisons of the study.
         num_candidates: Number of rated candidates per list, for measures of `trl-rec alro`.
-        evaluation: Keys of `trl-rec evaluate` for every measurement.
+        evaluation: The study's keys of `trl-rec evaluate`. Those in `OF_BASELINES` are used, except `split`.
     """
     is_rated = primary == "tau" or primary.startswith("graded_")
     options = {name: value for name, value in evaluation.items() if name in OF_BASELINES}
@@ -88,8 +88,8 @@ def resolution(
     if any(primary not in one.per_user for one in baselines.values()):
         return Resolution(None, None, None)
 
-    # The pilot compares two baselines, because the difference between them varies over the users in a similar way as
-    # the difference between a trained model and a baseline.
+    # The pilot compares two baselines. The difference between them is assumed to vary over the users as much as the
+    # difference between a trained model and a baseline.
     smallest = smallest_difference(
         [baselines[pilot[0]].per_user],
         [baselines[pilot[1]].per_user],
@@ -106,7 +106,10 @@ def resolution(
 
 
 def _reachable(dataset: RecDataset, exclude_history: bool) -> float:
-    """Returns the share of validation rows with a target that occurs in training, and that may be recommended."""
+    """Returns the share of validation rows with a target that occurs in training and that may be recommended.
+
+    If `exclude_history` is True, a target in the history of its row may not be recommended.
+    """
     known = np.zeros(len(dataset.catalog), bool)
     for column in ("history", "targets"):
         known[np.asarray(split_rows(dataset.train, column).values, int)] = True

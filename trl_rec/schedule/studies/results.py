@@ -35,7 +35,8 @@ class Measured:
 
     Args:
         folders: The evaluation folder of each seed; the seed is None for an arm without seeds.
-        row: The name of the arm in these evaluations; None for the recommender that an evaluation is about.
+        row: The name of the arm in these evaluations, such as the name of a baseline; None selects the recommender
+            that each evaluation was made for.
     """
 
     folders: Mapping[int | None, Path]
@@ -60,7 +61,7 @@ def conclude(
 
     Args:
         study: The study.
-        resolved: What the study resolves.
+        resolved: What the study can detect, and what limits the gain of its arms.
         chosen: The number of the chosen point of each training.
         measured: The measurements of each arm.
     """
@@ -131,11 +132,11 @@ def compare_pairs(
 
 
 def recommendation(against: str, comparisons: Sequence[Comparison], arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns "use ARM", or "no difference from" the reference if no arm is better than it.
+    """Returns "use ARM", or "no difference from X" if no arm is better than X, the arm named by `against`.
 
-    If several arms are better, ARM is the one with the highest primary measure on validation. Choosing the highest
-    measure on the test split would overestimate it. So if some of these arms have no validation measure, such as lists
-    made elsewhere, all better arms are named.
+    If several arms are better, ARM is the one with the highest primary measure on validation. Choosing by the test
+    split instead would overestimate the measure of the chosen arm. So if some of these arms have no validation
+    measure, such as lists made elsewhere, all better arms are named.
     """
     better = [one for one in comparisons if one.against == against and one.verdict.startswith("better")]
     if not better:
@@ -178,7 +179,11 @@ def _figures(
     evaluations: Mapping[int | None, tuple[KeptEvaluation, str]],
     study: Study,
 ) -> dict[str, Any]:
-    """Returns means over users and seeds, intervals and the means of each seed, and where the measurements are."""
+    """Returns the figures of an arm in `study.json`.
+
+    They are, per measure, the mean over users and seeds, its interval, and the mean of each seed; the folders of the
+    measurements; and the mean of the primary measure on validation.
+    """
     shown = [*study.config.metrics, study.config.primary]
     known = [metric for metric in shown if all(metric in per_user for per_user in runs.values())]
     figures: dict[str, Any] = {}
@@ -265,9 +270,9 @@ def _legend(comparisons: Sequence[Comparison], against: str) -> list[str]:
     if not comparisons:
         return []
     return [
-        f"{comparisons[0].num_users:,} test users; differences are to {against}, paired by user and by seed",
-        "\N{PLUS-MINUS SIGN}: half of the 95 % bootstrap interval over seeds and users; adjusted p: by Holm over the "
-        f"{len(comparisons)} comparisons of the study",
+        f"{comparisons[0].num_users:,} test users; difference: from {against}, paired by user and by seed",
+        "\N{PLUS-MINUS SIGN}: half of the 95 % bootstrap interval over seeds and users; adjusted p: p-value, adjusted "
+        f"by Holm's method over {len(comparisons)} comparisons",
     ]
 
 

@@ -66,7 +66,10 @@ class Run:
 
 
 def write_recipe(run: Run) -> None:
-    """Writes the keys of a run, and its folder, as the recipe that its verb is given."""
+    """Writes the recipe file that is given to the verb. It contains the run's keys and, as `output_dir`, its folder.
+
+    A verb that does not write to the run folder is given only the keys.
+    """
     keys = {**run.keys, "output_dir": str(run.path)} if run.has_folder else run.keys
     write_text(run.recipe, yaml.safe_dump(keys, sort_keys=False, allow_unicode=True))
 
@@ -85,8 +88,8 @@ def seconds_if_finished(run: Run) -> float | None:
     if run.once:
         differing = next(name for name in now if record.get(name) != now[name])
         raise ValueError(
-            f"{run.path} was measured on the test split already, and {differing} has changed since; the test split is "
-            "measured once, so choose another output_dir for a new study"
+            f"{run.path} contains a measurement of the test split, made with other {differing}; a study measures the "
+            "test split only once, so choose another output_dir for a new study"
         )
     return None
 
@@ -202,11 +205,11 @@ class _Active:
 
 
 class RunFailedError(ValueError):
-    """Raised if a verb of a study fails. The message says which, and where its log is."""
+    """Raised if a verb of a study fails. The message contains the title of the run and the path of its log."""
 
 
 def _asked(run: Run) -> dict[str, Any]:
-    """Returns what decides a run: the verb, its keys, and the weights of the policy that it starts from."""
+    """Returns what the results of a run depend on: its command, its keys, and the weights of a model that it loads."""
     model = run.keys.get("model_name_or_path") or run.keys.get("model")
     weights = weights_digest(model) if isinstance(model, str) and Path(model).is_dir() else None
     asked: dict[str, Any] = as_json({"command": run.command, "keys": run.keys, "weights of the start": weights})

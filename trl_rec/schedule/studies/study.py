@@ -1,9 +1,9 @@
-"""Runs a study: trains the arms, chooses on validation, and measures the test split once.
+"""Runs a study: trains the arms, chooses their settings on validation, and measures the test split once.
 
-Order of work: the dataset; what the study resolves; every point of every grid with the first seed; the choice, written
-down; the chosen points with the other seeds; the test split; the table. Every run is a process with a folder of its
-own, and a finished run is not repeated, so the same call continues after the study was killed and ends with the same
-table.
+A study makes the dataset; estimates the smallest difference that it can detect; trains every point of every grid with
+the first seed; writes down the choice; trains the chosen points with the other seeds; measures the test split; and
+makes the table. Every run is a process with its own folder, and a finished run is not repeated. So the same call
+continues a study that was killed, and ends with the same table.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trl_rec.trainer.base.fingerprint import as_json
 
 PLAN = "plan.json"
 MAY_CHANGE = ("output_dir", "threads", "jobs")  # fields that do not affect the results
-TEST = "test split"  # the kind of the measurements, for the estimate of their time
+TEST = "test split"  # the kind (see `Progress`) of runs that measure the test split
 
 
 class Study:
@@ -65,7 +65,10 @@ class Study:
         for verb in ("prepare", "tokenize"):
             self._made[verb] = with_recipe(getattr(config, verb) or {}, read_recipe)
         if config.dataset is None and not self._made["prepare"].get("output_dir"):
-            raise ValueError("give dataset, a folder that trl-rec prepare made, or prepare with its keys")
+            raise ValueError(
+                "the study has no dataset; set dataset to a folder made by trl-rec prepare, or set prepare, including "
+                "its output_dir"
+            )
         self.dataset_folder = config.dataset or str(self._made["prepare"]["output_dir"])
 
         # The arms, and what is compared.
@@ -88,11 +91,14 @@ class Study:
         """Number of rated candidates per list, which all arms of `trl-rec alro` share."""
         counts = {arm.recipe.get("num_candidates", 10) for arm in self.arms.values() if arm.verb == "alro"}
         if len(counts) > 1:
-            raise ValueError(f"arms order lists of {sorted(counts)} candidates; a study has lists of one length")
+            raise ValueError(
+                f"arms have num_candidates {', '.join(map(str, sorted(counts)))}; all arms of a study must use the "
+                "same num_candidates"
+            )
         return int(next(iter(counts), 10))
 
     def recipes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Returns title, verb and keys of every kind of run, to be checked before anything runs."""
+        """Yields title, verb and keys of every kind of run, so that all keys can be checked before the first run."""
         if self.config.dataset is None:
             yield "prepare", "prepare", self._made["prepare"]
         for title, keys in [
@@ -124,7 +130,7 @@ class Study:
             return conclude(self, resolved, chosen, measured)
 
     def _check_plan(self, dataset: RecDataset) -> None:
-        """Writes what the study decides to its folder. Raises `ValueError` if the folder has another study."""
+        """Writes the study's plan to its folder. Raises `ValueError` if the folder already has a different plan."""
         plan: dict[str, Any] = as_json(
             {
                 **{name: value for name, value in asdict(self.config).items() if name not in MAY_CHANGE},
@@ -138,8 +144,8 @@ class Study:
             differing = [name for name in {**before, **plan} if before.get(name) != plan.get(name)]
             if differing:
                 raise ValueError(
-                    f"{self.folder} contains a study that differs in {differing[0]}; a study is decided before it "
-                    "runs, so choose another output_dir for the new one"
+                    f"{self.folder} contains a study that differs in {differing[0]}; a study cannot be changed once "
+                    "it has started, so choose another output_dir for the changed study"
                 )
         else:
             write_json(path, plan)
@@ -164,7 +170,7 @@ class Study:
         keys = {"output_dir": self.dataset_folder} if run.verb == "prepare" else {}
         run = replace(run, keys={**run.keys, **keys}, has_folder=False)
         if not (Path(self.dataset_folder) / "card.json").is_file():
-            run.record.unlink(missing_ok=True)  # the dataset was removed since
+            run.record.unlink(missing_ok=True)  # the dataset has been removed since the run finished
         self._finish([run], None, run.verb)
 
     def _make_ids(self) -> None:
@@ -202,7 +208,7 @@ class Study:
         }
         for name, arm in self.arms.items():
             lacking = [
-                reasons[key] + (f", and it needs {need}" if key == "users" else "")
+                reasons[key] + (f", but the arm needs {need}" if key == "users" else "")
                 for key, need in arm.needs.items()
                 if (has[key] < need if key == "users" else need and not has[key])
             ]
@@ -212,12 +218,18 @@ class Study:
                 self.left_out[name] = "; ".join(lacking)
                 self.say(f"{name} is left out: {self.left_out[name]}")
         if not has["titles"]:
-            self.say("the items have no titles, so the lists in the page show ids")
+            self.say("the items have no titles, so the example lists in the results page show item ids")
         if self.config.against in self.left_out:
-            raise ValueError(f"against: {self.config.against} is left out: {self.left_out[self.config.against]}")
+            raise ValueError(
+                f"against: {self.config.against!r} is left out ({self.left_out[self.config.against]}), so the other "
+                "arms cannot be compared with it; name another arm"
+            )
 
     def _say_resolution(self, dataset: RecDataset) -> Resolution:
-        """Says what the study resolves, and leaves out the arms that it cannot decide about."""
+        """Reports the smallest difference that the study can detect, and leaves out the arms that can only gain less.
+
+        Arms that start from an arm that is left out are left out too.
+        """
         config = self.config
         found = resolution(
             dataset,
@@ -229,11 +241,15 @@ class Study:
             evaluation=self.evaluation,
         )
         if found.smallest is None:
-            self.say(f"the smallest difference in {config.primary} that this study resolves is not known beforehand")
+            self.say(
+                f"the baselines do not have {config.primary}, so the smallest difference that this study can detect "
+                "is not known beforehand"
+            )
         else:
             self.say(
-                f"{len(dataset.test):,} test users and {len(config.seeds)} seeds resolve differences in "
-                f"{config.primary} from {found.smallest:.4f} on (80 % of studies find one of that size)"
+                f"with {len(dataset.test):,} test users, the study can detect differences in {config.primary} of "
+                f"about {found.smallest:.4f} or more (one comparison detects a true difference of "
+                f"{found.smallest:.4f} with 80 % probability, if the seeds differ little)"
             )
         self._say_headroom(found)
         for name, arm in self.trainings.items():
@@ -241,7 +257,7 @@ class Study:
             if headroom is None:
                 continue
             if not found.is_decidable(arm):
-                self.left_out[name] = f"undecidable: it can gain at most {headroom:.4f}, less than the study resolves"
+                self.left_out[name] = f"undecidable: it can gain at most {headroom:.4f}, which is too little to detect"
                 self.say(f"{name} is {self.left_out[name]}; it is not run")
         for name, arm in self.trainings.items():
             if arm.start in self.left_out:
@@ -250,7 +266,7 @@ class Study:
         return found
 
     def _say_headroom(self, found: Resolution) -> None:
-        """Says how much the arms can gain, one line for arms with the same bound."""
+        """Reports how much the arms can gain, in one line for all arms with the same bound."""
         arms: dict[float, list[str]] = {}
         for name, arm in self.trainings.items():
             headroom = found.headroom(arm)
@@ -260,7 +276,7 @@ class Study:
             self.say(f"{_listed(names)} can gain at most {headroom:.4f} over {self.config.against}")
 
     def _say_plan(self) -> None:
-        """Says how many runs there are."""
+        """Reports how many runs are finished and how many remain."""
         kinds = [name for name, arm in self.trainings.items() for _ in range(len(arm.grid) + len(arm.seeds) - 1)]
         others = [name for name, arm in self.arms.items() if arm.lists is not None and name not in self.left_out]
         of_baselines = not any(arm.verb == "alro" for arm in self.trainings.values())
@@ -269,7 +285,7 @@ class Study:
         self.say(f"study in {self.folder}: {self.progress.place} runs finished, {self.progress.remaining()}")
 
     def _finished(self) -> list[tuple[str, float]]:
-        """Returns kind and seconds of the runs that an earlier call finished."""
+        """Returns the kind and the seconds of each run that an earlier call finished."""
         found = []
         names = {arm.slug: name for name, arm in self.trainings.items()}
         for path in self.folder.glob("[rt]*s*/**/*.json"):
@@ -280,12 +296,15 @@ class Study:
         return found
 
     def _choose(self, resolved: Resolution) -> dict[str, int]:
-        """Trains every point of every grid with the first seed, and writes the choice. Returns a point per arm."""
+        """Trains every point of every grid with the first seed, and writes the choice.
+
+        Returns the number of the chosen point of each training.
+        """
         primary = self.config.primary
         chosen: dict[str, int] = {}
         values: dict[str, dict[int, float | None]] = {}
         while len(chosen) < len(self.trainings):
-            # Arms whose start is chosen, each with all its points.
+            # Train all points of the arms that can start: a point is already chosen for the arm that they start from.
             ready = [
                 arm
                 for name, arm in self.trainings.items()
@@ -303,7 +322,10 @@ class Study:
                 }
                 chosen[arm.name] = choose(arm, values[arm.name], primary)
                 if len(arm.grid) > 1:
-                    self.say(f"{arm.name}: {primary} on validation chooses {point_name(arm.grid[chosen[arm.name]])}")
+                    self.say(
+                        f"{arm.name}: {point_name(arm.grid[chosen[arm.name]])} is chosen, because it has the highest "
+                        f"{primary} on validation"
+                    )
         decided = {
             "primary": primary,
             "seed": self.config.seeds[0],
@@ -330,7 +352,7 @@ class Study:
         return trained
 
     def _measure(self, trained: Mapping[str, Mapping[int, Run]]) -> dict[str, Measured]:
-        """Measures every arm on the test split, once. Returns the measured folders by arm."""
+        """Measures every arm once on the test split. Returns the folders with the measurements, by arm."""
         common = {**self.evaluation, "dataset": self.dataset_folder, "split": "test"}
         runs: dict[tuple[str, int | None], Run] = {}
         for name, by_seed in trained.items():
@@ -342,7 +364,8 @@ class Study:
         for name, arm in self.arms.items():
             if arm.lists is not None and name not in self.left_out:
                 runs[name, None] = self._test(name, {**common, "lists": arm.lists, "name": name}, f"{arm.slug}/lists")
-        # Every measurement of a model that orders rated candidates contains the baselines of that task.
+        # Every measurement of a model that orders rated candidates contains the baselines of that task. For the other
+        # task, the baselines are measured by a run of their own.
         rated = next((runs[name, arm.seeds[0]] for name, arm in self.trainings.items() if arm.verb == "alro"), None)
         baselines = rated or self._test("baselines", common, "baselines/all")
         self._finish(list({run.path: run for run in (baselines, *runs.values())}.values()), None, TEST)
@@ -356,9 +379,11 @@ class Study:
         return measured
 
     def trained(self, folder: Path) -> dict[str, Any]:
-        """Returns the folder, seconds and validation measure of the training that was measured in a test folder.
+        """Returns the folder of a training, its seconds and its primary measure on validation, for `study.json`.
 
-        Empty if the arm is not a training.
+        Args:
+            folder: The folder with the measurement of the trained model on the test split. For the measurement of any
+                other arm, the result is empty.
         """
         run = self._trained.get(folder)
         if run is None:
@@ -373,9 +398,16 @@ class Study:
         return Run(f"{title}, test split", "evaluate", keys, self.folder / "test" / path, once=True)
 
     def training(self, arm: Arm, number: int, seed: int, chosen: Mapping[str, int]) -> Run:
-        """Returns the run of a point of an arm with a seed.
+        """Returns the run that trains an arm with one point of its grid and one seed.
 
-        If the arm has a start, the run starts from the policy of the start's chosen point and of the same seed.
+        If the arm starts from another arm, the run starts from the policy that was trained with the other arm's chosen
+        point and the same seed.
+
+        Args:
+            arm: The arm.
+            number: The number of the point.
+            seed: The seed.
+            chosen: The number of the chosen point of each arm whose choice is known.
         """
         start = None
         if arm.start is not None:
@@ -399,10 +431,16 @@ class Study:
         return Run(f"{arm.name}{f' ({name})' if name else ''}, seed {seed}", arm.verb, keys, folder / f"seed-{seed}")
 
     def _finish(self, runs: Sequence[Run], kinds: Mapping[Path, str] | None, kind: str = "") -> None:
-        """Finishes runs that do not depend on each other. Says what remains after each."""
+        """Finishes runs that do not depend on each other. Reports what remains after each run.
+
+        Args:
+            runs: The runs.
+            kinds: The kind (see [`Progress`]) of each run, by run folder. If None, all runs have the kind `kind`.
+            kind: The kind of all runs, if `kinds` is None.
+        """
 
         def _report(run: Run, seconds: float) -> None:
-            """Says how long a run took, what it reached on validation, and what remains."""
+            """Reports how long a run took, its primary measure on validation, and what remains."""
             name = kind if kinds is None else kinds[run.path]
             if run.verb in ("prepare", "tokenize"):
                 self.say(f"{run.verb}: {seconds:.0f} s")
