@@ -61,7 +61,7 @@ ATTACKS = [
     Attack("other-dataset", "was not measured on", words=["run", "--dataset", "other"]),
     Attack("no-dataset", "not a dataset folder", words=["run", "--dataset", "run"]),
     Attack("twice", "given twice", words=["run", "./run"]),
-    Attack("names", "the number of names (2) is not that of the runs (1)", words=["run", "--names", "a", "b"]),
+    Attack("names", "the number of names (2) differs from the number of runs (1)", words=["run", "--names", "a", "b"]),
     Attack("name-of-a-baseline", "is the name of a baseline", words=["run", "--names", "popularity"]),
     Attack("names-of-a-study", "leave out the names", study(), ["study", "--names", "a"]),
     Attack("beam-gap", "beam_gap.json is damaged", write("beam_gap.json", '{"a": {}}'), ["run"]),

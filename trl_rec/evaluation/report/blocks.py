@@ -19,7 +19,7 @@ class Verdict:
 
     Args:
         text (`str`): The sentence.
-        outcome (`str`, *optional*, defaults to `"open"`): `"better"`, `"worse"`, or `"open"` where nothing is decided.
+        outcome (`str`, *optional*, defaults to `"open"`): `"better"`, `"worse"`, or `"open"` if neither is certain.
     """
 
     text: str
@@ -28,7 +28,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Sentences that stand out."""
+    """Verdicts, each shown as a highlighted sentence."""
 
     verdicts: Sequence[Verdict]
     kind: ClassVar[str] = "verdicts"
@@ -106,7 +106,7 @@ class Charts:
 
 @dataclass(frozen=True)
 class Entry:
-    """An item of a list, with a remark in words, and whether it stands out."""
+    """An item of a list. The remark is shown after the title, and an item with `is_hit` is highlighted."""
 
     title: str
     remark: str = ""
@@ -115,7 +115,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class ItemList:
-    """What one user got, after which history, and what the user chose that is not in the list."""
+    """The list for one user, the history before it, and the items that the user chose but that the list misses."""
 
     name: str
     entries: Sequence[Entry]
@@ -142,7 +142,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Text:
-    """Lines of a file, which a reader may fold."""
+    """Lines of a file, in a block that a reader can open and close."""
 
     title: str
     lines: Sequence[str]
@@ -168,7 +168,7 @@ class Section:
     Args:
         anchor (`str`): Its id in the page.
         title (`str`): Its heading.
-        says (`str`): One sentence that tells a newcomer what to look at.
+        says (`str`): A short text that tells a newcomer what to look at.
         blocks (`Sequence[Block]`): Its parts, in order.
     """
 

@@ -1,8 +1,9 @@
 """Draws the charts of a report with matplotlib, as SVG elements that can be placed in an HTML page.
 
 An SVG element has no scripts, no links to other files and no random or dated parts, so that equal values give equal
-bytes. Its colours are CSS variables of the page (`--ink`, `--rule`, `--series-0`, ...), so that it follows the page
-from light to dark. Text stays text. The legend is left to the page, which can wrap it on a narrow screen.
+bytes. Its colours are CSS variables of the page (`--ink`, `--rule`, `--series-0`, ...), so that a chart is light or
+dark like its page. Labels stay text, rather than shapes. The page writes the legend, because it can wrap a long legend
+on a narrow screen.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SERIES = [f"#abc1{number:02x}" for number in range(NUM_COLORS)]
 MARKERS = "osD^vPX*<>"
 DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2))]
 
-ROUND = [1, 2, 2.5, 5, 10]  # ticks are a power of ten times one of these numbers apart
+ROUND = [1, 2, 2.5, 5, 10]  # the distance between two ticks is one of these numbers times a power of ten
 
 WIDTH = 3.0  # size of a panel in inches, small enough for a phone
 HEIGHT = 2.1
@@ -105,7 +106,7 @@ def line_chart(curves: Sequence[Curve], *, label: str, x_label: str, marks_only:
             panel.axes.plot(*values.T, color=SERIES[number % NUM_COLORS], marker=marker, linestyle=dash)
             lowest = min(lowest, values[:, 1].min(initial=np.inf))
         if lowest >= 0:
-            # A share or a loss is never below 0. A line at 0 stays visible above the axis.
+            # Start the axis just below 0: most measures are never negative, and a line at 0 stays visible.
             bottom, top = panel.axes.get_ylim()
             panel.axes.set_ylim(bottom=max(bottom, -0.04 * top))
         panel.axes.set_xlabel(x_label)
@@ -149,12 +150,12 @@ def share_chart(
     x_label: str,
     reference: np.ndarray | None = None,
 ) -> str:
-    """Draws one row per group and one mark per name in it, joined by a line from the smallest to the largest share.
+    """Draws one row per group. A row has one mark per name, and a line from its smallest to its largest share.
 
     Args:
-        shares: The share of each row by name, `(num_rows,)`.
+        shares: For each name, its share in each row, `(num_rows,)`.
         rows: The names of the rows, from top to bottom.
-        reference: The share of each row that the marks are compared with, drawn as an upright bar.
+        reference: The share in each row that the marks are compared with, `(num_rows,)`, drawn as an upright bar.
         colors: The number of each name's colour.
         x_label: Label of the horizontal axis.
     """
@@ -206,8 +207,8 @@ def _panel(*, label: str, width: float = WIDTH, height: float = HEIGHT) -> Itera
         width: Width in inches.
         height: Height in inches.
     """
-    # The user's own settings of matplotlib have no effect. Warnings about letters that its font lacks have no meaning
-    # here, because the browser draws the text.
+    # The defaults replace the user's own settings of matplotlib. Warnings about letters that matplotlib's font lacks
+    # are ignored, because the browser draws the text.
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         matplotlib.rcdefaults()
@@ -252,7 +253,7 @@ def _inline(svg: str, label: str) -> str:
 
 
 def _renamed(attributes: dict[str, str], used: set[str], prefix: str) -> dict[str, str]:
-    """Returns attributes with the prefix in all ids, without ids that nothing refers to, and with CSS variables."""
+    """Returns attributes with the prefix added to all ids, without unused ids, and with CSS variables as colours."""
     renamed = {}
     for name, value in attributes.items():
         if name == "id":

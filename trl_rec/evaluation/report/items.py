@@ -63,7 +63,7 @@ def groups_section(material: Material) -> Section | None:
         reference=None if history is None else history[order],
     )
     if len(rows) < len(names):
-        blocks.append(Note(f"The {len(rows)} largest of {len(names)} groups."))
+        blocks.append(Note(f"Only the {len(rows)} largest of {len(names)} groups are shown."))
     return Section(
         "groups",
         "Share per group",
@@ -78,7 +78,7 @@ def codes_section(material: Material) -> Section | None:
     if not arms:
         return None
 
-    # Recommenders with other IDs than the first one's cannot be shown in the same charts.
+    # Show only the recommenders that have the same IDs as the first. Others cannot be drawn in the same charts.
     catalog = arms[0].runs[0].catalog
     assert catalog is not None and catalog.semantic_ids is not None
     arms = [arm for arm in arms if arm.runs[0].catalog.surfaces == catalog.surfaces]  # type: ignore[union-attr]
@@ -88,7 +88,7 @@ def codes_section(material: Material) -> Section | None:
     for level in range(int(catalog.semantic_ids.lengths.max())):
         title = f"level {level + 1}"
         counts = _code_counts(catalog, level, [material.ranked[arm] for arm in arms])
-        # The codes of each line are sorted by its own counts, so that a level line means even use.
+        # Each line sorts the codes by its own counts, so that a horizontal line means even use.
         shares = [np.sort(count)[::-1] / max(count.sum(), 1) for count in counts]
         rows += [_code_row(f"{title}, {name}", share) for (name, _), share in zip(legend, shares, strict=True)]
         if len(counts[0]) > 1:
@@ -103,8 +103,8 @@ def codes_section(material: Material) -> Section | None:
     return Section(
         "codes",
         "Use of codes",
-        "A level line uses all codes equally; a recommender whose line is steeper than that of the items returns to a "
-        "few codes.",
+        "A horizontal line means that all codes are used equally. A recommender whose line is steeper than that of "
+        "the items concentrates on few codes.",
         [Charts(panels, legend), Table(headings, rows, notes=[note])],
     )
 
@@ -115,7 +115,7 @@ def _has_ids(catalog: ItemCatalog | None) -> bool:
 
 
 def _code_counts(catalog: ItemCatalog, level: int, rankings: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """How many items have each code of a level, and how often each code is recommended in each of the rankings."""
+    """Counts how many items have each code of a level, and how often each ranking recommends each code."""
     codes = _codes(catalog, level)
     num_codes = int(codes.max()) + 1
     parts = [codes, *(codes[items[items >= 0]] for items in rankings)]
@@ -131,7 +131,7 @@ def _code_row(name: str, share: np.ndarray) -> Row:
 
 
 def _codes(catalog: ItemCatalog, level: int) -> np.ndarray:
-    """Numbers the tokens that stand at a level of the items' semantic IDs, `(num_items,)`; -1 where there is none."""
+    """Returns the token of each item's semantic ID at a level, as a number, `(num_items,)`; -1 for shorter IDs."""
     assert catalog.semantic_ids is not None
     ids = catalog.semantic_ids
     has_level = ids.lengths > level
@@ -167,7 +167,7 @@ def lists_section(material: Material) -> Section | None:
 
 
 def _list(material: Material, catalog: ItemCatalog, number: int, row: int, items: list[int]) -> ItemList:
-    """A list with its history and with what the user chose next, where the dataset is at hand."""
+    """A list and, if the dataset is at hand, the history before it and what the user chose next."""
     titles = catalog.titles
     if material.dataset is None:
         return ItemList(f"row {row}", [Entry(titles[item]) for item in items])
@@ -181,12 +181,12 @@ def _list(material: Material, catalog: ItemCatalog, number: int, row: int, items
 
 
 def _rated_list(material: Material, catalog: ItemCatalog, number: int, row: int, items: list[int]) -> ItemList:
-    """An order of rated items with the user's ratings, where the dataset is at hand."""
+    """An order of rated items and, if the dataset is at hand, the history and the user's ratings."""
     titles = catalog.titles
     if material.dataset is None:
         return ItemList(f"row {row}", [Entry(titles[item]) for item in items])
 
-    # A user's first rating of an item counts.
+    # If a user rated an item several times, the first rating counts.
     targets = split_rows(material.split, "targets")[number].tolist()
     ratings = split_rows(material.split, "target_ratings")[number].tolist()
     rated = dict(zip(reversed(targets), reversed(ratings), strict=True))
@@ -198,7 +198,7 @@ def _rated_list(material: Material, catalog: ItemCatalog, number: int, row: int,
 
 
 def _name(material: Material, number: int, row: int) -> str:
-    """The number of the row. The user is named only if that was asked for."""
+    """The heading of a list: the number of the row or, if requested, the id of the user."""
     if not material.shows_users or material.dataset is None:
         return f"row {row}"
     user = int(split_users(material.split)[number])

@@ -1,4 +1,4 @@
-"""What a page is made from: the measured folders, their recommenders, and the dataset if it is at hand."""
+"""The data that a page is made from: the measured folders, their recommenders, and the dataset if it is at hand."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Arm:
         return self.evaluation.metrics
 
     def per_user_by_seed(self) -> Runs:
-        """Returns the values per user of each run, by seed where the seeds are known and distinct."""
+        """Returns the values per user of each run, by seed if the seeds are known and distinct, or else as a list."""
         seeds = [run.kept.seed for run in self.runs]
         values = [evaluation.per_user for evaluation in self.seeds]
         if self.is_own and None not in seeds and len(set(seeds)) == len(seeds):
@@ -109,13 +109,13 @@ def _known(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study states besides the measurements of its arms.
+    """The content of a study besides the measurements of its arms.
 
     Args:
         name (`str`): The name of its folder.
-        primary (`str`): The measure that was named before anything ran.
-        comparisons (`Sequence[Comparison]`): The comparisons that were named before anything ran.
-        conclusion (`str`): What it recommends; empty where it recommends nothing.
+        primary (`str`): The primary measure, fixed before the first run.
+        comparisons (`Sequence[Comparison]`): The comparisons, fixed before the first run.
+        conclusion (`str`): The recommendation; empty if the study makes none.
         left_out (`Sequence[tuple[str, str]]`): The arms that were not run, each with the reason.
         facts (`Sequence[tuple[str, str]]`): The command, the commit and the like.
     """
@@ -170,7 +170,7 @@ class Material:
 
     @cached_property
     def colors(self) -> dict[str, int]:
-        """The number of each recommender's colour. Numbers from 10 on repeat the colours with other dashes."""
+        """The number of each recommender's colour. Numbers from 10 on repeat the colours; lines get other dashes."""
         colors = {}
         for own, palette in ((True, OWN_COLORS), (False, BASELINE_COLORS)):
             for number, arm in enumerate(arm for arm in self.arms if arm.is_own is own):

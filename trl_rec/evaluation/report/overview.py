@@ -35,7 +35,7 @@ def results_section(material: Material) -> Section:
     for part, title in ((of_users, "Accuracy"), (of_lists, "Diversity, popularity and fairness")):
         if part:
             blocks += [Table(["", *part], _rows(material, part), title), Facts(_legend(part))]
-    blocks.append(Note("±: half the width of the 95 % bootstrap interval over users. Shaded: best of its column."))
+    blocks.append(Note("±: half the width of the 95 % bootstrap interval over users. Shaded: the best of the column."))
     if rest:
         blocks.append(Table(["", *rest], _rows(material, rest), "All other measures", is_folded=True))
     return Section(
@@ -112,7 +112,7 @@ def slices_section(material: Material) -> Section | None:
     return Section(
         "slices",
         "For whom it works",
-        f"{material.primary} for parts of the users; look for a part in which a recommender that wins overall loses.",
+        f"{material.primary} for parts of the users; look for parts for which another recommender is best.",
         [Table(["", "users", *(arm.name for arm in arms)], rows, notes=["Parts of few users have wide intervals."])],
     )
 
@@ -155,11 +155,11 @@ def beam_section(material: Material) -> Section | None:
         return None
     headings = ["", "beams", "beam search", "every item scored", "difference", "targets pruned", "users"]
     note = (
-        "Targets pruned: of the targets that are among the best items by exact score, the share that the beam loses."
+        "Targets pruned: of the targets among the best items by exact score, the share that beam search does not find."
     )
     return Section(
         "beam",
         "What beam search loses",
-        "The same model with beam search and with every item scored: a large difference asks for more beams.",
+        "The same model with beam search and with every item scored. If the difference is large, use more beams.",
         [Table(headings, rows, notes=[note])],
     )

@@ -1,7 +1,8 @@
 """Writes a page on one or several runs, or on a study: one HTML file that needs no other file and no network.
 
-The page has no scripts. A policy in its head forbids scripts, frames, images and every connection, should a title ever
-get past the escaping. Nothing in the page depends on when it is written, so equal folders give equal bytes.
+The page has no scripts. In case a title ever gets past the escaping, a policy in the page's head forbids scripts,
+frames, images and every connection. Nothing in the page depends on when it is written, so equal folders give equal
+bytes.
 """
 
 from __future__ import annotations

@@ -44,9 +44,9 @@ def read_material(
         raise ValueError("there is nothing to report on; give run folders or a study folder")
     studies = [folder for folder in folders if (folder / STUDY).is_file()]
     if studies and names is not None:
-        raise ValueError(f"{studies[0]} is a study, whose arms have names; leave out the names")
+        raise ValueError(f"{studies[0]} is a study folder, and the arms of a study have names; leave out the names")
     if studies and len(folders) > 1:
-        raise ValueError(f"{studies[0]} is a study; give a study alone, or run folders without it")
+        raise ValueError(f"{studies[0]} is a study folder; give only one study folder, or only run folders")
 
     if studies:
         arms, study = _read_study(folders[0])
@@ -66,7 +66,8 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
     whose runs are grouped by [`read_arms`]."""
     if names is not None and len(names) != len(folders):
         raise ValueError(
-            f"the number of names ({len(names)}) is not that of the runs ({len(folders)}); give one name per run"
+            f"the number of names ({len(names)}) differs from the number of runs ({len(folders)}); give one name per "
+            "run"
         )
     short = dict(zip((folder.absolute() for folder in folders), _short_names(folders), strict=True))
     runs = {folder: _read_run(folder, folder, name) for folder, name in short.items()}
@@ -76,8 +77,8 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
             if name != run.kept.recommender:
                 arms.setdefault(name, Arm(name, [run], [name], is_own=False))
 
-    # Without names, a recommender is called by its name in the results, and by its folder as well if that is not
-    # enough to tell it from the others.
+    # Without names, a recommender gets its name in the results. If several recommenders have this name, its folder (or
+    # the name of its group, if it has several runs) is added.
     own = [folder for folder, run in runs.items() if run.kept.recommender is not None]
     named = None if names is None else [name for name, folder in zip(names, runs, strict=True) if folder in own]
     if len(own) == 1 and named is None:
@@ -110,7 +111,7 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_run(evaluated: Path, trained: Path, name: str) -> Run:
-    """Reads the folder of an evaluation, and the run folder of the model. Only the evaluation has to be there."""
+    """Reads the folder of an evaluation and the run folder of the model, whose files may be missing."""
     kept = read_evaluation(evaluated)
     log = trained / "eval.jsonl"
     recipe = trained / "recipe.yaml"
@@ -201,7 +202,9 @@ def _read_study(folder: Path) -> tuple[list[Arm], Study]:
             facts=_facts(content),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); run the study again, which repeats no training") from error
+        raise ValueError(
+            f"{path} is damaged ({error!r}); run the study again, which does not repeat finished runs"
+        ) from error
     if not arms:
         raise ValueError(f"{path} has no measured arm; run the study again")
     if not any(study.primary in arm.metrics for arm in arms):
@@ -228,7 +231,7 @@ def _comparison(entry: Mapping[str, Any]) -> Comparison:
 
 
 def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns what the study was and what it can resolve."""
+    """Returns facts about the study: its command, commit and seeds, what it can detect, and what was chosen."""
     smallest = content.get("smallest_difference")
     facts = [
         ("command", content.get("command")),
@@ -236,7 +239,7 @@ def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trl-rec", content.get("version")),
         ("finished", content.get("finished")),
         ("seeds", ", ".join(str(seed) for seed in content.get("seeds", []))),
-        (f"smallest difference in {content['primary']} that it resolves", smallest and f"{smallest:.4f}"),
+        (f"smallest difference in {content['primary']} that it can detect", smallest and f"{smallest:.4f}"),
     ]
     for name, arm in content["arms"].items():
         if isinstance(arm.get("headroom"), int | float):
@@ -258,7 +261,7 @@ def _dataset(kept: KeptEvaluation, path: str | Path | None) -> RecDataset | None
         dataset = load(str(recorded) if path is None else path)
         _check_same_rows(kept, dataset)
     except ValueError:
-        if path is None:  # the folder that was recorded has another dataset by now
+        if path is None:  # the recorded folder now contains another dataset, or a damaged one
             return None
         raise
     return dataset

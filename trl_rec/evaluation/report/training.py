@@ -22,43 +22,49 @@ class Signal(NamedTuple):
     note: str
 
 
-# Logged by all methods. BLADE's own loss is a policy gradient's: it says nothing, because it is 0 on average.
+# Logged by all methods. It is not shown for BLADE, whose policy-gradient loss is 0 on average and shows no progress.
 LOSS = Signal("loss", "training loss", "falls while the model learns")
 VALIDATION = [
-    Signal("eval_loss", "loss on validation users", "where it turns upwards, the model begins to memorise"),
+    Signal("eval_loss", "loss on validation users", "once it rises, the model overfits"),
     Signal("eval_reward", "reward on validation users", "the weighted sum that training optimises"),
 ]
 BLADE = [
-    Signal("reward", "reward of sampled lists", "what the policy is paid for: should rise"),
+    Signal("reward", "reward of sampled lists", "what training increases: should rise"),
     Signal(
         "blade/quantile",
         "quantile among the reference lists",
-        "0.5: as good as the policy that training started from; 1: better than all its lists",
+        "0.5: as good as the reference policy; 1: better than all reference lists",
     ),
-    Signal("blade/saturated", "share of lists above all references", "near 1, the static target gives no more signal"),
-    Signal("blade/tied_pairs", "tied pairs of lists", "pairs that the target cannot tell apart"),
-    Signal("blade/zero_advantages", "zero-advantage share", "lists that teach nothing beyond the distance (KL)"),
-    Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy leaves what it had learned"),
+    Signal(
+        "blade/saturated",
+        "share of lists at least as good as all references",
+        "near 1, a static target gives no more signal",
+    ),
+    Signal("blade/tied_pairs", "tied pairs of lists", "share of pairs of lists with equal targets"),
+    Signal("blade/zero_advantages", "zero-advantage share", "lists that affect training only by their distance (KL)"),
+    Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy forgets the reference"),
 ]
 DISTANCE = Signal(
-    "reward", "reward over distance (KL)", "where the points are level, more distance gives no more reward"
+    "reward", "reward over distance (KL)", "where the points stop rising, more distance gives no more reward"
 )
 OTHERS = [
     Signal("bear/ce", "cross-entropy of the target", "should fall"),
     Signal("bear/pruned", "share of target tokens outside the beam", "what beam search would lose: should fall"),
-    Signal("bear/margin", "margin over the last beam", "above 0, the beam keeps the target"),
+    Signal("bear/margin", "margin over the last beam", "positive where the beam keeps the target: should rise"),
     Signal("alro/sft", "supervised loss", "should fall"),
     Signal("alro/soft_lambda", "loss of the order (soft lambda)", "should fall"),
-    Signal("alro/permutation", "loss between orders", "near 0, the order shown has no effect"),
-    Signal("rewards/margins", "margin of the chosen answer", "the implicit reward over rejected ones: should rise"),
+    Signal("alro/permutation", "loss between orders", "near 0, the order in which items are shown has no effect"),
+    Signal("rewards/margins", "margin of the chosen answer", "its implicit reward minus the rejected: should rise"),
     Signal("rewards/accuracies", "share of pairs in the right order", "1: every chosen answer is preferred"),
-    Signal("logps/chosen", "log-probability of the chosen answer", "a fall means that it is unlearned too"),
+    Signal("logps/chosen", "log-probability of the chosen answer", "if it falls, the chosen answer gets less likely"),
 ]
 
 
 def curves_section(material: Material) -> Section | None:
     """The loss, and the metrics of validation users, over the steps of training."""
-    measured = Signal(f"eval_{material.primary}", f"{material.primary} on validation users", "should rise, then level")
+    measured = Signal(
+        f"eval_{material.primary}", f"{material.primary} on validation users", "should rise, then level off"
+    )
     panels = _panels(material, [measured, *(VALIDATION if _is_blade(material) else [LOSS, *VALIDATION])])
     if not panels:
         return None

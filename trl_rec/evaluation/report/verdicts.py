@@ -1,4 +1,4 @@
-"""The first section of a page: who is better than whom, in sentences."""
+"""The first section of a page: sentences that state which recommenders are better than others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from trl_rec.evaluation.report.material import Arm, Material, Study
 
 
 REMARK = (
-    "Differences are between the same users. p is adjusted by Holm's method over the comparisons with the same "
-    "reference and measure. With one seed, a verdict is about these models, not about their methods."
+    "Differences are paired by user. p is adjusted by Holm's method over the comparisons with the same reference and "
+    "measure. With one seed, a verdict is about these models, not about their methods."
 )
 
 
@@ -41,15 +41,15 @@ def _study_blocks(study: Study) -> list[Block]:
     return [
         Verdicts(verdicts),
         Note(
-            f"{study.primary} and these comparisons were named before the first run. Differences are between the same "
-            "users and seeds; p is adjusted by Holm's method over all comparisons."
+            f"The measure {study.primary} and these comparisons were fixed before the first run. Differences are "
+            "paired by user and by seed. p is adjusted by Holm's method over all comparisons."
         ),
         *([Facts(study.left_out, "Left out")] if study.left_out else []),
     ]
 
 
 def _comparisons(material: Material) -> list[Comparison]:
-    """Compares every recommender with the strongest baseline, and every other one with the first."""
+    """Compares every recommender with the strongest baseline, and with the first recommender that is no baseline."""
     own = material.own
     references = [arm for arm in (material.strongest_baseline, *own[:1]) if arm is not None]
     if not own:
