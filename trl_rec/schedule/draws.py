@@ -16,8 +16,8 @@ def draw(
     """Draws up to `count` allowed numbers per row: the first allowed ones in a random permutation of `range(size)`.
 
     Args:
-        rows (`np.ndarray` of shape `(N,)`): One number per row, which determines the permutation of the row
-            together with the seed.
+        rows (`np.ndarray` of shape `(N,)`): One number per row. This number and the seed determine the row's
+            permutation.
         count: Numbers to draw per row.
         size: Exclusive upper bound of the numbers.
         seed: Seed of the permutations.

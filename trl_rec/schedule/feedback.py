@@ -52,10 +52,10 @@ def feedback_preferences(
         difficulty: `"easy"` or `"hard"`.
         liked, neutral, disliked (*optional*): Lowest and highest score of liked, neutral and disliked items, both
             inclusive. Items with any other score, including NaN, occur only in histories.
-        scores (*optional*, defaults to the ratings): One score per item of each row, for its history followed by its
-            targets: a `Ragged`, the name of a column of lists in `train`, or a function that maps `train` to a
-            `Ragged`. Dataset folders do not contain review texts, so a function that scores reviews has to look them
-            up by the `user` and the items of each row.
+        scores (*optional*, defaults to the ratings): Scores of the items of each row, first of the history and then of
+            the targets. Either a `Ragged`, the name of a column of lists in `train`, or a function that maps `train`
+            to a `Ragged`. Dataset folders do not contain review texts, so a function that scores reviews has to look
+            up the texts by the `user` and the items of each row.
         num_negatives (*optional*, defaults to `20`): Maximum number of negatives per prompt.
         max_prompts (*optional*, defaults to all): Maximum number of prompts, sampled uniformly.
         max_history (*optional*, defaults to all): Maximum number of history items. The newest items are kept.

@@ -1,11 +1,11 @@
 """Trains on preferences in stages. The policy that a stage starts from is also its reference.
 
 Each stage starts from the policy that the previous stage trained, or, if that policy was not kept, from the policy
-that the previous stage started from. A stage has its own folder, which contains the
-beams of its first policy, checkpoints, the trained model and, when it is finished, `stage.json`. Finished work is not
-repeated. After the process was killed, the same call resumes at the last completed part of the beam search or at the
-last checkpoint, and ends with the same weights. Every stage loads its policy from disk, so the result does not depend
-on whether the previous stage was trained by the same call.
+that the previous stage started from. A stage has its own folder, which contains the beams of the policy that it
+starts from (for self-play), checkpoints, the trained model and, when the stage is finished, `stage.json`. Finished
+work is not repeated. After the process was killed, the same call resumes at the last completed part of the beam search
+or at the last checkpoint, and ends with the same weights. Every stage loads its policy from disk, so the result does
+not depend on whether the previous stage was trained by the same call.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def _config_entries(config: TrainingArguments) -> dict[str, Any]:
     """Returns the fields of a trainer's configuration that belong to a plan."""
     entries = setting_entries(config, INHERITED)
     entries.pop("overwrite", None)  # a schedule always resumes automatically
-    entries.pop("final_split", None)  # only decides where the finished policy is measured
+    entries.pop("final_split", None)  # only selects the split on which the finished policy is measured
     entries.pop("eval_recall_at", None)  # only adds to the measures of the finished policy
     return entries
 

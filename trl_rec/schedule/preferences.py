@@ -1,8 +1,9 @@
 """Builds preference tables with negatives from two sources: the policy's own beams by difficulty, and random items.
 
 A *preference table* has one row per prompt. Its columns are `user`, `history`, `chosen` and `rejected`; the last three
-contain item indices. The rejected items of a row are distinct and do not include the chosen item. There may be none.
-If the catalogue is given, their texts are distinct too, because a model cannot distinguish items with the same text.
+contain item indices. The rejected items of a row are distinct and do not include the chosen item. A row may have no
+rejected items. If the catalogue is given, the texts of the row's chosen and rejected items are distinct too, because a
+model cannot distinguish items with the same text.
 
 Legend: N: prompts, W: beams per prompt, best first, padded with -1.
 """
@@ -74,14 +75,14 @@ def random_preferences(
 ) -> Dataset:
     """Builds a preference table with random negatives that the user did not choose in training.
 
-    Softmax-DPO uses such negatives. They depend only on the seed and the row.
+    Softmax-DPO uses such negatives. The negatives of a row depend only on the seed and the number of the row.
 
     Args:
         prefixes: Prompts from `training_prefixes`.
         num_items: Size of the catalogue.
         train: The training split that the prefixes come from.
-        num_negatives (*optional*, defaults to `20`): Maximum number of negatives per prompt. There are fewer if the
-            catalogue does not have enough items.
+        num_negatives (*optional*, defaults to `20`): Maximum number of negatives per prompt. A prompt has fewer if the
+            catalogue does not have enough items that the user did not choose.
         seed (*optional*, defaults to `0`): Seed of the negatives.
         catalog (*optional*): Required if several items may have the same text. They then count as one item, and the
             first of them is used.

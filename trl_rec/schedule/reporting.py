@@ -96,7 +96,7 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
 
     legend = [
         "none: share of prompts without negatives, which are left out; negatives: mean number per prompt",
-        "easy / medium / hard: mean number of the policy's beams per prompt, by difficulty",
+        "easy / medium / hard: mean number of beams per prompt that fall into each difficulty bucket",
         (
             f"before, after: {metric.removeprefix('eval_')} on the validation split; kept: whether the next stage "
             "starts from this policy"

@@ -29,11 +29,12 @@ class Schedule:
         config (`SoftmaxDPOConfig`): Configuration of the trainer. Each stage gets a folder inside `output_dir`.
         keep (`str`, *optional*, defaults to `"best"`): Which policy the next stage starts from. With `"best"`, it is
             the stage's checkpoint with the best validation NDCG (with `eval_strategy="no"`, the policy after the last
-            step), or the policy that the stage started from if that is not worse. With `"last"`, it is the policy
-            after the last step.
+            step) or, if that checkpoint is not better, the policy that the stage started from. With `"last"`, it is
+            the policy after the last step.
         adapter (`PeftConfig`, *optional*): Adapter to train if the first policy has no adapter.
         model_options (`dict`, *optional*): Arguments for loading models (`dtype`, `quantization_config`, ...).
-        recipe (`dict`, *optional*): Keys of `recipe.yaml` besides `config`. Defaults to keys that run the stages.
+        recipe (`dict`, *optional*): Keys of `recipe.yaml` besides those of `config`. Defaults to keys that run the
+            same stages with `trl-rec align3gr`.
     """
 
     dataset: RecDataset
@@ -123,5 +124,5 @@ def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
         raise ValueError(
             f"keep='best' keeps the best checkpoint, but save_strategy {saves!r} does not save whenever "
             f"eval_strategy {evaluates!r} evaluates; save and evaluate at the same steps, or leave out "
-            "eval_strategy to compare only the end of a stage with its start"
+            "eval_strategy, so that only the policies before and after a stage are compared"
         )

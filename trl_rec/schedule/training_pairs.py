@@ -43,7 +43,8 @@ class TrainingPairs:
             return np.zeros(np.broadcast_shapes(users.shape, items.shape), bool)
         keys = pair_keys(users, items)
 
-        # A key above all others has a position past the end. Clipping leads to the last key, which differs from it.
+        # A key above all stored keys has a position past the end. It is compared with the last stored key, which is
+        # different.
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         is_known: np.ndarray = self.keys[place] == keys
         return is_known

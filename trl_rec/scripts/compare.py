@@ -18,7 +18,7 @@ from trl_rec.printing import printable
 from trl_rec.scripts.parsing import parse
 
 
-SMALLEST_SLICE = 2  # users that the metric applies to
+SMALLEST_SLICE = 2  # minimum number of users that the metric applies to
 SliceRuns: TypeAlias = dict[str, dict[int | None, PerUser]]
 
 
@@ -30,21 +30,21 @@ class CompareArguments:
     against: str | None = field(
         default=None,
         metadata={
-            "help": "what to compare with: a run, a name, or a baseline such as transition; if unset, the first run, "
-            "or the strongest baseline if there is nothing else to compare with"
+            "help": "what to compare with: a run, a name, or a baseline such as transition; if unset, the first run "
+            "or, if there is only one run (or only seeds of one), the strongest baseline"
         },
     )
     names: list[str] | None = field(
         default=None,
         metadata={
-            "help": "a name for each run; runs of one name are its seeds. If unset, runs whose recipes differ only in "
-            "the seed belong together"
+            "help": "a name for each run; runs with the same name are seeds of one recommender. If unset, runs whose "
+            "recipes differ only in the seed are grouped"
         },
     )
     metric: str | None = field(
         default=None, metadata={"help": "metric to compare; if unset, NDCG (or graded NDCG) at the largest k"}
     )
-    slices: bool = field(default=False, metadata={"help": "also compare per slice of the users"})
+    slices: bool = field(default=False, metadata={"help": "also compare on each slice of the users"})
     output: str | None = field(default=None, metadata={"help": "JSON file for the comparisons"})
 
 

@@ -151,7 +151,7 @@ def given(argv: list[str], *arguments: Any) -> dict[str, Any]:
 
     Args:
         argv: The words of the command line after the verb.
-        arguments: What [`parse`] returned for them, except the trainer's configuration.
+        arguments: The dataclasses that [`parse`] returned for these words, except the trainer's configuration.
 
     Returns:
         The fields that differ from their defaults, the environment variables of the recipe except secrets, and how
@@ -237,7 +237,7 @@ def find_recipe(name: str) -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Returns the names of shipped recipes. Files in `accelerate/` are left out: `--accelerate_config` takes them."""
+    """Returns the names of shipped recipes, without the files in `accelerate/`, which are not recipes of a verb."""
     folder = recipes_folder()
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
     return sorted(name for name in names if not name.startswith("accelerate/"))

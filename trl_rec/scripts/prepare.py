@@ -19,14 +19,15 @@ from trl_rec.scripts.parsing import parse
 class PrepareArguments:
     """Keys of a `prepare` recipe. They are documented in [`prepare`]."""
 
-    source: str = field(metadata={"help": "folder of the source, or toy or ml-100k"})
+    source: str = field(metadata={"help": "source folder, or the name of a built-in source: toy or ml-100k"})
     output_dir: str = field(metadata={"help": "dataset folder to create"})
     format: str | None = field(
         default=None,
         metadata={"help": "table, recbole, bigrec, lcrec, ml-100k or toy; detected from the files if unset"},
     )
     split: str | None = field(
-        default=None, metadata={"help": "leave_one_out, leave_last or time; leave_one_out if unset"}
+        default=None,
+        metadata={"help": "leave_one_out (if unset), leave_last or time; sources of windows are already split"},
     )
     num_held_out: Annotated[int | None, COUNT] = field(
         default=None,
@@ -48,7 +49,7 @@ class PrepareArguments:
     )
     columns: dict[str, str] | None = field(
         default=None,
-        metadata={"help": 'format table: our column names to yours, as JSON: \'{"user_id": "customer"}\''},
+        metadata={"help": 'format table: your column for each of ours, as JSON: \'{"user_id": "customer"}\''},
     )
     title_column: str | None = field(
         default=None, metadata={"help": "format recbole: item column with the title; detected if it has a common name"}
@@ -79,7 +80,10 @@ class PrepareArguments:
     )
     repeats: str | None = field(
         default=None,
-        metadata={"help": "repeated interactions of a user with an item: keep (all), first or last"},
+        metadata={
+            "help": "repeated interactions of a user with an item: keep (all), first or last. If unset, all are kept, "
+            "but a split whose targets are all repeated is refused"
+        },
     )
     seed: Annotated[int, SEED] = field(default=0, metadata={"help": "seed of the toy log"})
     toy_users: Annotated[int, COUNT] = field(default=300, metadata={"help": "number of users in the toy log"})

@@ -18,10 +18,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--names",
         nargs="+",
-        help="a name for each run; runs of one name are its seeds (default: by recipe)",
+        help="a name for each run; runs with the same name are seeds of one recommender (default: runs whose recipes "
+        "differ only in the seed are grouped)",
     )
     parser.add_argument(
-        "--dataset", help="dataset folder, for histories and for what users chose next (default: the runs' own)"
+        "--dataset",
+        help="dataset folder, for histories and for what users chose next (default: the folder that the runs were "
+        "measured on, if it still exists)",
     )
     parser.add_argument(
         "--show_users",
@@ -30,7 +33,7 @@ def main(argv: list[str]) -> None:
         default=False,
         type=string_to_bool,
         metavar="true",
-        help="head the lists with user ids, not with row numbers",
+        help="show user ids instead of row numbers above the lists",
     )
     arguments = parser.parse_args(argv)
 

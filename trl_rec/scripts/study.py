@@ -18,7 +18,7 @@ from trl_rec.scripts.verbs import SCRIPTS
 
 
 def main(argv: list[str]) -> None:
-    """Runs the study, or what is left of it."""
+    """Runs the study, or continues it if it was interrupted."""
     config = parse(StudyConfig, argv, "study")
     study = Study(config, read_recipe=read_named, say=_say, command=shlex.join(["trl-rec", "study", *argv]))
     for title, verb, keys in study.recipes():

@@ -55,7 +55,9 @@ class TokenizeArguments:
     import_index: str | None = field(
         default=None, metadata={"help": "X.index.json file to import the IDs from, instead of making them"}
     )
-    export_index: str | None = field(default=None, metadata={"help": "X.index.json file to export the IDs to as well"})
+    export_index: str | None = field(
+        default=None, metadata={"help": "X.index.json file to which the IDs are also exported"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace IDs that were made with other settings"})
 
 
