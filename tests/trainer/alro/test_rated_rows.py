@@ -112,7 +112,7 @@ def test_rating_values_are_those_of_either_kind_of_rows(tmp_path) -> None:
     for rows in (unrated, dataset.test.remove_columns(["history_ratings", "target_ratings"])):
         for read in (rating_values, held_out_rows):
             with pytest.raises(
-                ValueError, match="the test split has no ratings to rank by; prepare the data from a log with"
+                ValueError, match="the test split has no ratings to rank by, .* from a log with ratings"
             ):
                 read(rows)
     with pytest.raises(ValueError, match="the rows have no ratings to rank by"):

@@ -143,8 +143,8 @@ def test_a_completion_is_rejected_once_and_never_the_chosen_one(caplog: pytest.L
     assert made["rejected_ids"][:] == [[[*ids(text), EOS] for text in row] for row in kept]
     assert made.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
     assert caplog.messages == [
-        "dropped 3 rejected completions, whose tokens are equal to those of the chosen completion or an earlier "
-        "rejected one"
+        "dropped 3 rejected completions, which have the same tokens as the chosen completion or an earlier "
+        "rejected completion of their row"
     ]
     tokenizer, rows = chat(CHAT)
     said = [rows[0]["chosen"], *rows[0]["rejected"], rows[0]["rejected"][0]]
@@ -170,7 +170,7 @@ def test_a_row_with_a_null_is_refused(row: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({**WORDS, "chosen": SAID}, "prompt is a text, but chosen is a list of messages; give both in the same form"),
+        ({**WORDS, "chosen": SAID}, "prompt is a text, but chosen is a list of messages; give two texts or"),
         ({**WORDS, "rejected": SAID}, "prompt is a text, but rejected is a list of messages; give"),
         ({**WORDS, "rejected": [SAID]}, "prompt is a text, but rejected is a list of messages; give"),
         ({**TALK, "chosen": "b"}, "prompt is a list of messages, but chosen is a text; give"),

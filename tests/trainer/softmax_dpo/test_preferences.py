@@ -116,7 +116,8 @@ def test_rejected_items_are_told_apart_by_their_paths(caplog: pytest.LogCaptureF
         made = preference_rows(table, prompt_format)
     assert made["rejected_ids"][:] == [[[7, 2], [7, 2, 1]], [[7, 1], [7, 2, 1]], [[7, 2]], []]
     assert caplog.messages == [
-        "dropped 5 of 10 rejected items, whose text is equal to that of the chosen item or an earlier rejected item"
+        "dropped 5 of 10 rejected items, which have the same text as the chosen item or an earlier rejected item of "
+        "their row"
     ]
 
 

@@ -47,7 +47,7 @@ def build_alro_trainer(
         raise ValueError(
             "rating_epochs requires a model trained from scratch; remove rating_epochs or model_name_or_path"
         )
-    check_output(config)  # before the rating stage, and not after it
+    check_output(config)  # here, so that an error is raised before the rating stage rather than after it
 
     # 1. Build the model, and check that each split has lists to rank and that they fit in `max_length`.
     ratings = rating_values(dataset.train)

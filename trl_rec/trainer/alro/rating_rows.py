@@ -42,7 +42,7 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
             "Increase max_length, or use data with ratings"
         )
 
-    # 2. Split each sequence into windows of that width. Consecutive windows overlap by half.
+    # 2. Split each sequence into windows of `width` items. Consecutive windows overlap by half.
     step = width - width // 2
     num_windows = 1 + np.maximum(-(-(items.lengths - width) // step), 0)
     source = np.repeat(np.arange(len(items)), num_windows)

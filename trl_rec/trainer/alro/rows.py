@@ -36,8 +36,8 @@ def build_rated_rows(
         split: `RecDataset.train`. The validation and test splits are refused.
         num_candidates (*optional*, defaults to `10`): Maximum number of candidates per list, from 2 to 26. The last
             lists of a user may have fewer.
-        stride (*optional*, defaults to `num_candidates`): Number of new items between the starts of two consecutive
-            lists.
+        stride (*optional*, defaults to `num_candidates`): Number of candidates by which each list of a row starts
+            after the one before.
         max_history (*optional*): Maximum number of items per history. The newest items are kept. By default,
             histories are not truncated.
 
@@ -54,7 +54,7 @@ def build_rated_rows(
 
 
 def held_out_rows(split: Dataset, *, num_candidates: int = 10, max_history: int | None = None) -> Dataset:
-    """Builds at most one list per row of a validation or test split. Its candidates are the first `num_candidates` new
+    """Builds at most one list per row of a validation or test split. The candidates are the first `num_candidates` new
     targets of the row. The columns are those of [`build_rated_rows`], but `row` is the index of the row in the split.
     """
     return _rows(split, num_candidates, None, max_history)
@@ -131,7 +131,7 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
     kept = np.flatnonzero(_spread(columns["ratings"]) > 0)
     if not len(kept):
         raise ValueError(
-            f"the {split.split} split has no list with two different ratings; its rows need several rated targets, so "
+            f"the {split.split} split has no list with two different ratings; a row needs several rated targets, so "
             "prepare the data with split leave_last or time, from sequences rather than windows"
         )
     users = split.with_format("numpy")[:]["user"][source[kept]]
@@ -160,7 +160,7 @@ def _rated(split: Dataset) -> tuple[Ragged, Ragged, Ragged, Ragged]:
 
 def _unrated(split: Dataset) -> str:
     which = "the rows have" if split.split is None else f"the {split.split} split has"
-    return f"{which} no ratings to rank by; prepare the data from a log with ratings"
+    return f"{which} no ratings to rank by, or ratings of only some items; prepare the data from a log with ratings"
 
 
 def _spread(ratings: Ragged) -> np.ndarray:

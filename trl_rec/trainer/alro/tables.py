@@ -67,8 +67,8 @@ def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
 
 
 def _remaining_loss(scores: Tensor, gold_rank: Tensor, mask: Tensor) -> Tensor:
-    """Computes the cross-entropy over the remaining names, `(B, S)`, averaged over positions with at least two of
-    them."""
+    """Computes the cross-entropy over the names that are not yet in the answer, `(B, S)`, averaged over the positions
+    at which at least two names remain."""
     # At position k, the names with a gold rank of at least k remain. The name with rank k is the target.
     position = torch.arange(mask.shape[1], device=mask.device)
     count = mask.sum(-1, keepdim=True)

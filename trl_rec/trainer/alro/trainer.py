@@ -1,6 +1,6 @@
 """Fine-tunes a model to order a list of rated candidates, most preferred first.
 
-Each list is presented with its candidates in several orders (two by default). One forward pass covers all of them: the
+Each list is presented with its candidates in two orders by default. One forward pass covers all orders: the
 shared history is encoded once (see `models.completions`), and logits are computed only for the answer tokens.
 
 Legend: B lists, S orders of the same candidates, m candidates of the longest list; k is an answer position.

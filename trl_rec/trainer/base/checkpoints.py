@@ -119,7 +119,7 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
     if different is not None:
         raise ValueError(
             f"{folder} belongs to a run that differs in {different}; a resumed run may only change epochs, "
-            "max_steps, logging, saving and evaluation, so undo the change, or choose another output_dir"
+            "max_steps, logging, saving, evaluation, speed and memory; undo the change, or choose another output_dir"
         )
     if not mark.run:
         logger.warning(

@@ -11,8 +11,8 @@ from transformers import TrainingArguments
 
 # Arguments of TRL's trainers that ours do not take, and why.
 NOT_TAKEN = {
-    "data_collator": "its own collator makes the batches that the loss needs",
-    "compute_metrics": "it keeps no logits (set the eval_* options to configure evaluation, and call rank for lists)",
+    "data_collator": "the trainer's own collator makes the batches that the loss needs",
+    "compute_metrics": "the trainer keeps no logits (the eval_* options configure evaluation; rank returns the lists)",
 }
 # Arguments that our trainers on top of SFTTrainer do not take, and why.
 NOT_TAKEN_BY_SFT = {
@@ -38,7 +38,8 @@ def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) 
 
 
 def check_processes(args: TrainingArguments) -> None:
-    """Raises `ValueError` for several GPUs in one process: DataParallel splits batches that our losses need whole."""
+    """Raises `ValueError` if one process uses several GPUs, because DataParallel would split the batch among them, but
+    our losses need the whole batch."""
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process; start the run with accelerate launch, which starts one "

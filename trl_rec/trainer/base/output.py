@@ -58,8 +58,8 @@ def find_start(
 ) -> Path | None:
     """Returns the checkpoint to resume from, or None to start from scratch.
 
-    Raises `ValueError` if the checkpoint belongs to another run, if a named checkpoint or every marked one is damaged,
-    or if a run from scratch would replace the work of an earlier run without `overwrite`.
+    Raises `ValueError` if the checkpoint belongs to another run, if the named checkpoint is damaged, if all marked
+    checkpoints are damaged, or if a run from scratch would replace the work of an earlier run without `overwrite`.
 
     Args:
         folder: The output folder.

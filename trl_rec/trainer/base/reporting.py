@@ -132,7 +132,7 @@ def conclude_run(
     save_run(trainer, recipe)
     if trainer.is_fsdp_enabled:
         logger.warning(
-            "the model is saved in %s, but is not evaluated, because this does not work under FSDP: %s",
+            "the model is saved in %s, but is not evaluated, because evaluation does not work under FSDP; %s",
             folder,
             instead,
         )

@@ -1,4 +1,4 @@
-"""The base of this package's trainers: a mixin that goes before a TRL trainer among a class's bases.
+"""The base of this package's trainers: a mixin that is listed before a TRL trainer among the bases of a class.
 
 The trainer of a method defines four things: the loss of a batch (`batch_loss`), how a split is ranked and measured
 (`rank_and_measure`), what a run folder contains besides the model (`save_settings`), and the method's names and paper
@@ -64,7 +64,7 @@ NO_RANKING_UNDER_FSDP = (
 
 
 class RecTrainerMixin(ABC, Base):
-    """Mixin with what all trainers share. It goes before a TRL trainer among a class's bases.
+    """Mixin with what all trainers share. List it before a TRL trainer among the bases of a class.
 
     Attributes:
         method (`str`): Short name, such as `"bear"`, which is used for the verb, recipes, tags and metrics.
@@ -259,7 +259,7 @@ class RecTrainerMixin(ABC, Base):
         """
         self._run_rows = None
         if not self.is_world_process_zero() or (resumes and self._run_models is not None):
-            return  # the model may have been trained since then, but the resumed run started from the stored state
+            return  # training may have changed the model since the earlier call, whose entries describe the start
 
         self._run_models = model_entries(self.accelerator.unwrap_model(self.model), "model")
         reference = getattr(self, "ref_model", None)

@@ -1,8 +1,8 @@
 """Samples lists from the reference policy, once for each training prompt, and stores them on disk.
 
-The rows are divided into parts, and each part is processed by one process (see `parts.py`). The lists of a row depend
-only on the seed and the row index, not on parts, batches or processes. The lists are stored without rewards, so that
-runs with other rewards can reuse them.
+The rows are divided into parts, and each part is processed by one process (see `parts.py`). The random
+numbers of a row depend only on the seed and the row index, so the lists do not depend on parts, batches or processes.
+The lists are stored without rewards, so that runs with other rewards can reuse them.
 """
 
 from __future__ import annotations

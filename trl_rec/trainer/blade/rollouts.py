@@ -42,7 +42,7 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     """Computes the metrics of a step, one value per prompt, `(B,)` each.
 
     - `reward` and `rewards/NAME`: Rewards, averaged over the rollouts of the prompt.
-    - `kl`: Mean log-ratio between policy and reference.
+    - `kl`: Log-probability under the policy minus that under the reference, averaged over rollouts.
     - `blade/kl_k3`: The k3 estimate of the KL divergence, which is never negative.
     - `blade/logps`: Mean log-probability of a list.
     - `blade/target_std`: Standard deviation of the target within the group.
@@ -53,7 +53,8 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts. Ties
       count half, so its expected value is 0.5 for the reference policy.
     - `blade/saturated`: Fraction of rollouts whose reward is at least as high as that of every reference list.
-    - `blade/invalid` and `blade/duplicates`: Numbers of invalid and of repeated items. Always 0.
+    - `blade/invalid` and `blade/duplicates`: Numbers of invalid and of repeated items, 0 unless decoding has a
+      bug.
     """
     rewards = rollouts.rewards
     metrics = {"reward": _mean(rewards.total)}

@@ -1,9 +1,9 @@
-"""Aligns a policy that writes lists, with Best-of-N rewards that change with the policy.
+"""Trains a policy that writes lists by policy gradient, by default with BLADE's Best-of-N rewards.
 
 In each step, the policy samples several lists per prompt. By default, it learns from the rank of each list's reward
-among the rewards of reference lists and of the other sampled lists. The prompt is processed once for
-sampling all of its lists, and once for scoring them (see `decoding.lists` and `models.completions`). Scoring uses the
-softmax over legal tokens that the lists were sampled from.
+among the rewards of reference lists and of the other sampled lists. Each prompt is processed once for
+sampling all of its lists, and once by each model that scores the lists (see `decoding.lists` and
+`models.completions`). Scoring uses the softmax over legal tokens that the lists were sampled from.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -202,8 +202,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             self.draw_references()
 
     def draw_references(self) -> None:
-        """Adds M reference lists to each training row. Missing lists are sampled, others are read from disk. Called by
-        `train`."""
+        """Adds M reference lists to each training row. Lists on disk are read, and missing lists are sampled. Called
+        by `train`."""
         rows = self.train_dataset
         args = self.args
         if "references" in rows.column_names:
@@ -338,7 +338,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
 
     @contextmanager
     def _generating(self, wrapped: nn.Module) -> Iterator[PreTrainedModel]:
-        """Yields the unwrapped model with all its weights and without dropout."""
+        """Yields the unwrapped model with sharded weights gathered and without dropout."""
         with (
             unwrapped_for_generation(wrapped, self.accelerator) as model,
             without_step_hook(wrapped),  # the number of decoding steps may differ between processes

@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset:
     """Reads preferences from a JSONL, JSON, Parquet or CSV file, or from the training split of a dataset on the Hub.
 
-    The rows are treated as training rows. Nothing in a file shows whether they contain items of the validation or test
-    split, so the caller has to check that. `trl_rec.schedule.check_preference_leaks` compares rows of items with the
-    training split, if they have a column `user` with the row number of each user in `RecDataset.users`.
+    The rows are treated as training rows. A file does not show whether it contains items of the validation or test
+    split, so the caller has to check that. `trl_rec.schedule.check_preference_leaks` compares a preference table with
+    the training split, if the table has a column `user` with the row number of each user in `RecDataset.users`.
 
     Args:
         source: Path of the file, or id of the dataset on the Hub. CSV has no lists, so a CSV file can contain texts
@@ -127,7 +127,7 @@ def _users(users: pa.ChunkedArray) -> pa.ChunkedArray:
 def _rows_of(column: pa.ChunkedArray, name: str, values: str) -> Ragged:
     """Returns the list in each row of a column, or for `chosen` the one value in each row.
 
-    `values` says in words what the values are.
+    `values` describes the values in error messages, as in "item ids".
     """
     is_list = any(is_one(column.type) for is_one in LISTS)
     if name == "chosen":
@@ -231,7 +231,8 @@ def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
     if kept.all():
         return rejected
     logger.warning(
-        "dropped %d of %d rejected items, whose text is equal to that of the chosen item or an earlier rejected item",
+        "dropped %d of %d rejected items, which have the same text as the chosen item or an earlier rejected item of "
+        "their row",
         (~kept).sum(),
         len(kept),
     )

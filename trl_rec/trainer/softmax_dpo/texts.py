@@ -69,8 +69,8 @@ def tokenize_preferences(
     repeated = sum(rows[REPEATED][:])
     if repeated:
         logger.warning(
-            "dropped %d rejected completions, whose tokens are equal to those of the chosen completion or an "
-            "earlier rejected one",
+            "dropped %d rejected completions, which have the same tokens as the chosen completion or an earlier "
+            "rejected completion of their row",
             repeated,
         )
     return fit_preferences(leave_out_empty_prompts(rows.remove_columns(REPEATED)), max_length)
@@ -119,7 +119,7 @@ def _check_alike(values: list[tuple[str, Any]], number: int) -> None:
             )
         if kind != kinds[0][1]:
             raise ValueError(
-                f"row {number}: prompt is {kinds[0][1]}, but {name} is {kind}; give both in the same form"
+                f"row {number}: prompt is {kinds[0][1]}, but {name} is {kind}; give two texts or two lists of messages"
             )
 
 
