@@ -174,7 +174,9 @@ def _split_words(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
             raise ValueError(f"num_processes must be a whole number, not {options['num_processes']!r}")
         options["num_processes"] = int(options["num_processes"])
     if not isinstance(options.get("accelerate_config", ""), str):
-        raise ValueError(f"accelerate_config must be a file or a name, not {options['accelerate_config']!r}")
+        raise ValueError(
+            f"accelerate_config must be a file, or the name of a shipped file, not {options['accelerate_config']!r}"
+        )
     return options, for_script
 
 

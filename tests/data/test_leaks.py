@@ -131,7 +131,7 @@ def test_leave_one_out_rows_are_paired_and_have_one_target():
     refused("leave_one_out", "user 3 has a validation row but none in the train split", train=clean["train"][:3])
     refused(
         "leave_one_out",
-        "test row 1 does not have exactly one",
+        "test row 1 must have exactly one",
         test=[clean["test"][0], (2, [4] * 3, [1, 2], 9.0), clean["test"][2]],
     )
 
@@ -141,9 +141,9 @@ def test_leave_last_rows_are_paired_and_have_the_same_number_of_targets():
     refused("leave_last", "user 2 has a validation row but none in the test split", test=clean["test"][:1])
     refused("leave_last", "user 2 has a validation row but none in the train split", train=clean["train"][:2])
     few = [clean["test"][0], (2, [4, 4, 4, 2], [1], 9.0)]
-    refused("leave_last", "test row 1 does not have exactly 2 targets, as other rows have", test=few)
+    refused("leave_last", "test row 1 must have exactly 2 targets, like the other rows", test=few)
     moved = [(0, [1, 2, 3], [4], 4.0), *clean["validation"][1:]]
-    refused("leave_last", "validation row 0 does not have exactly 2 targets", validation=moved)
+    refused("leave_last", "validation row 0 must have exactly 2 targets", validation=moved)
 
 
 def test_time_split_rows_in_another_period():

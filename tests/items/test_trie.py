@@ -113,7 +113,7 @@ def test_saving_and_loading_gives_the_same_trie(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("sequences", "items", "message"),
     [
-        ([], None, "built from no sequences"),
+        ([], None, "sequences is empty; give at least one"),
         ([[2, 3], []], None, "sequence 1 is empty"),
         ([[2, 3, 4], [2, 3]], None, "sequence 1 is a prefix of another"),
         ([[2], [3]], [4, 4], "item 4 occurs more than once"),

@@ -139,7 +139,10 @@ def test_a_recipe_says_how_many_processes_are_launched(tmp_path: Path, monkeypat
 
     for line, message in (
         ("num_processes: three", "num_processes must be a whole number, not 'three'"),
-        ("accelerate_config: [zero2]", "accelerate_config must be a file or a name, not ['zero2']"),
+        (
+            "accelerate_config: [zero2]",
+            "accelerate_config must be a file, or the name of a shipped file, not ['zero2']",
+        ),
     ):
         recipe.write_text(f"dataset: d\n{line}\n")
         with pytest.raises(SystemExit):

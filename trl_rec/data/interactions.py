@@ -87,7 +87,7 @@ def _rate_events(table: pa.Table, rows: np.ndarray, where: str, options: Options
     for code, event in enumerate(events.to_pylist()):
         if event not in ratings:
             row = int(rows[np.flatnonzero(codes == code)[0]])
-            remedy = "add it to event_ratings, with null to leave such rows out"
+            remedy = "add it to event_ratings; the rating null leaves such rows out"
             raise RowError(where, row, f"the event {shown(event)} has no rating; {remedy}")
         values.append(ratings[event])
 

@@ -120,12 +120,12 @@ def _check_same_lengths(validation: Dataset, test: Dataset, split: str) -> None:
         expected = "one target, as leave-one-out requires"
     else:
         num_targets = max(int(counts.max(initial=0)) for counts in lengths.values())
-        expected = f"{num_targets} targets, as other rows have"
+        expected = f"{num_targets} targets, like the other rows"
 
     for name, counts in lengths.items():
         wrong = np.flatnonzero(counts != num_targets)
         if len(wrong):
-            raise ValueError(f"leak: {name} row {wrong[0]} does not have exactly {expected}; {REMEDY}")
+            raise ValueError(f"leak: {name} row {wrong[0]} must have exactly {expected}; {REMEDY}")
 
 
 def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly: bool) -> None:

@@ -48,7 +48,7 @@ def check_options(options: Options, unknown_items: str, repeats: str | None) -> 
     if options.event_ratings is not None:
         _check_ratings(options.event_ratings)
         if options.empty_ratings == "drop":
-            raise ValueError("empty_ratings has no effect with an event_column; leave it out")
+            raise ValueError("empty_ratings has no effect with an event_column; leave empty_ratings out")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -121,7 +121,7 @@ def score_items(
     """
     FINITE.check("length_penalty", length_penalty)
     if exclude is not None and not renormalize:
-        raise ValueError("items cannot be removed from a softmax over the vocabulary; leave out exclude")
+        raise ValueError("exclude requires renormalize=True; leave exclude out, or set renormalize=True")
     input_ids, attention_mask = checked_prompts(model, prompts, trie)
     trie = trie.to(input_ids.device)
     items = items.to(input_ids.device)

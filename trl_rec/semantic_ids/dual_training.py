@@ -234,7 +234,7 @@ class DualTraining:
 
         towers.load_state_dict(best_weights)
         summary = ", ".join(f"{measure} {value:.3f}" for measure, value in measured.items())
-        logger.info("%s: %d epochs, %s", name, epoch, summary)
+        logger.info("%s: ended after %d epochs, the last with %s", name, epoch, summary)
 
     def _epoch(
         self, losses: Callable[[Tensor], dict[str, Tensor]], optimizer: torch.optim.Optimizer

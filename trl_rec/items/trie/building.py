@@ -34,7 +34,7 @@ def as_matrix(sequences: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tenso
 
     # 2. Check the token ids.
     if not paths.numel():
-        raise ValueError("a trie cannot be built from no sequences; give at least one")
+        raise ValueError("sequences is empty; give at least one sequence")
     if bool((paths[:, 0] < 0).any()):
         raise ValueError(
             f"sequence {int((paths[:, 0] < 0).nonzero()[0])} is empty; give every sequence at least one token"
