@@ -95,11 +95,11 @@ def stage_table(reports: Sequence[dict[str, Any]], metric: str) -> str:
         )
 
     legend = [
-        "none: share of prompts without negatives, which are left out; negatives: mean number per prompt",
+        "none: share of prompts without negatives (these prompts are left out); negatives: mean number per prompt",
         "easy / medium / hard: mean number of beams per prompt that fall into each difficulty bucket",
         (
-            f"before, after: {metric.removeprefix('eval_')} on the validation split; kept: whether the next stage "
-            "starts from this policy"
+            f"before, after: {metric.removeprefix('eval_')} on the validation split; kept: whether the trained policy "
+            "replaces the one that the stage started from"
         ),
     ]
     return "\n".join([*aligned(rows), "", *legend])

@@ -32,8 +32,8 @@ def choose(arm: Arm, values: Mapping[int, float | None], primary: str) -> int:
     lacking = [number for number, value in values.items() if value is None]
     if lacking:
         raise ValueError(
-            f"arms: {arm.name}: its runs do not measure {primary} on validation, so there is nothing to choose by; "
-            "name a measure of the verb's metrics.json as primary"
+            f"arms: {arm.name}: its runs do not measure {primary} on validation, so no point of its grid can be "
+            "chosen; set primary to a measure in the metrics.json of the runs"
         )
     return max(values, key=lambda number: values[number] or 0.0)
 
