@@ -31,7 +31,7 @@ def test_best_of_one_is_the_mean_and_best_of_all_is_the_maximum() -> None:
     rewards = np.array([[0.1, 0.7, 0.3], [0.0, 0.0, 1.0]])
     assert expected_best(rewards, rewards, 1) == pytest.approx(rewards.mean(1))
     assert expected_best(rewards, rewards, 3) == pytest.approx([0.7, 1.0])
-    with pytest.raises(ValueError, match="best_of=4 is larger than the number of sampled lists, 3"):
+    with pytest.raises(ValueError, match="best_of=4 is not between 1 and the number of sampled lists, 3"):
         expected_best(rewards, rewards, 4)
 
 

@@ -113,7 +113,7 @@ def test_names_make_arms(world: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_slices_are_adjusted_together(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = compared(world, capsys, *SFT, *BEAR, "--slices", "--output", "sliced.json")
     assert "target more than 5 times in training" in out and "history of" in out
-    assert out.count("adjusted p: by Holm") == 1
+    assert out.count("adjusted p: p by Holm's method") == 1
     found = json.loads((world / "sliced.json").read_text())["slices"]
     assert len(found) > 2
     smallest = min((one for of_slice in found.values() for one in of_slice), key=lambda one: one["p_value"])
@@ -131,7 +131,7 @@ ATTACKS = [
     Attack("a seed twice", "are both runs of bear with seed 2", words=["bear-2", "bear-again"]),
     Attack(
         "too few names",
-        "the number of names (1) is not that of the runs (2)",
+        "the number of names (1) differs from the number of runs (2)",
         words=["bear-0", "lists", "--names", "a"],
     ),
     Attack("unknown reference", "there is no run, name or baseline 'sasrec'", words=["bear-0", "--against", "sasrec"]),

@@ -25,16 +25,17 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
 
     Args:
         folders (`Sequence[str | Path]`): Output folders of training verbs or of `trl-rec evaluate`.
-        names (`Sequence[str]`, *optional*): Name of the arm of each folder. Without names, folders whose `recipe.yaml`
-            differ only in the seed and in where the run was written are one arm, named by what the names of the
-            folders have in common. A folder without a recipe is an arm of its own.
+        names (`Sequence[str]`, *optional*): Name of the arm of each folder. By default, folders are one arm if their
+            `recipe.yaml` differ only in the seed and in where the run was written. The arm is named by the common
+            beginning of the folders' names. A folder without a recipe is an arm of its own.
 
     Returns:
         `Arms`: the evaluations by name of the arm and by seed, in the order given.
     """
     if names is not None and len(names) != len(folders):
         raise ValueError(
-            f"the number of names ({len(names)}) is not that of the runs ({len(folders)}); give one name per run"
+            f"the number of names ({len(names)}) differs from the number of runs ({len(folders)}); give one name per "
+            "run"
         )
     if not folders:
         raise ValueError("there are no runs to compare; name the output folders of training verbs or of evaluations")
@@ -82,7 +83,7 @@ def _recipe_key(folder: Path) -> str:
 
 
 def _named(groups: Sequence[list[KeptEvaluation]]) -> dict[str, list[KeptEvaluation]]:
-    """Names each group by what its folders' names have in common, or by its first folder if that is not unique."""
+    """Names each group by the common beginning of its folders' names, or by its first folder if that is not unique."""
     short = []
     for group in groups:
         names = [kept.folder.resolve().name for kept in group]

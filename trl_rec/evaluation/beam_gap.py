@@ -1,8 +1,8 @@
 """Measures the beam gap: what a policy loses because its beam search prunes items.
 
 Some users are ranked twice: by the beam search, and by the exact scores of all items. The difference is headroom for a
-better search with the same policy. It is not a bound on what another policy can reach, and it may be negative: items
-that the search loses are not always worse recommendations.
+better search with the same policy. The difference is not a bound on what another policy can reach. It may be
+negative, because the items that the search loses may be bad recommendations in spite of their scores.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class BeamGap:
         num_users (`int`): Number of users.
         num_beams (`int`): B, the number of beams.
         beam (`dict[str, float]`): `ndcg@k` and `recall@k` of the beam search.
-        exhaustive (`dict[str, float]`): The same of the exact ranking.
+        exhaustive (`dict[str, float]`): `ndcg@k` and `recall@k` of the exact ranking.
         gaps (`dict[str, PairedComparison]`): Exact ranking minus beam search, per metric, with a 95 % bootstrap
             interval over users.
         num_reachable (`int`): Number of targets that are among the B items with the highest exact scores.
-        num_pruned (`int`): How many of these are missing from the B items that the beam search returns.
+        num_pruned (`int`): Number of these targets that are missing from the B items that the beam search returns.
         beam_seconds (`float`): Time of the beam search.
         exhaustive_seconds (`float`): Time of the exact ranking.
     """

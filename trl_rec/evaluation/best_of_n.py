@@ -143,7 +143,8 @@ def expected_best(values: np.ndarray, rewards: np.ndarray, best_of: int) -> np.n
     num_lists = rewards.shape[1]
     if not 1 <= best_of <= num_lists:
         raise ValueError(
-            f"best_of={best_of} is larger than the number of sampled lists, {num_lists}; sample at least best_of lists"
+            f"best_of={best_of} is not between 1 and the number of sampled lists, {num_lists}; sample more lists, or "
+            "change best_of"
         )
 
     # For each list, the number of lists with a lower reward, and with a lower or equal reward, (U, S) each.

@@ -33,7 +33,7 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, with values per user.
         name (`str`, *optional*): The model. Defaults to the first recommender that is not a baseline. If there is
             none, the strongest baseline is compared with the next.
-        start (`str`, *optional*): The policy that the model was trained from, to compare it with as well.
+        start (`str`, *optional*): Name of the policy that training started from. The model is compared with it too.
     """
     lines = []
     baselines = [one for one in results if one in BASELINES]
@@ -101,7 +101,10 @@ def _line(compared: Comparison, results: Mapping[str, Evaluation], *, of_model: 
         if compared.num_users == 1:
             return line
         runs = ([results[name].per_user] for name in (compared.name, compared.against))
-        return f"{line}; it resolves about {smallest_difference(*runs, metric=compared.metric):.4f}"
+        return (
+            f"{line}; the split can detect differences of about "
+            f"{smallest_difference(*runs, metric=compared.metric):.4f} or more"
+        )
     direction = "above" if compared.difference > 0 else "below"
     line = (
         f"{compared.name}: {direction} {reference} by {abs(compared.difference):.4f} in {compared.metric} ({figures})"

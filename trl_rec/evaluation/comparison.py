@@ -76,10 +76,11 @@ def compare(
     A user for whom one of two compared recommenders has no value (NaN) is left out of that comparison.
 
     Args:
-        runs (`Mapping[str, Runs]`): Maps the name of each recommender to the `Evaluation.per_user` of its runs, by
-            seed: a mapping from the seed, or a sequence in the order of the seeds. Runs are paired by seed; where two
-            recommenders have no seed in common, in order. A recommender without seeds, such as a baseline, has a
-            single run, with the seed `None` or alone in its sequence; this run is paired with all runs of the other.
+        runs (`Mapping[str, Runs]`): Maps the name of each recommender to the `Evaluation.per_user` of its runs: a
+            mapping from seeds, or a sequence in the order of the seeds. Runs with the same seed are paired. If two
+            recommenders have no seed in common, their runs are paired in order. A recommender without seeds, such as
+            a baseline, has a single run, either with the seed `None` or alone in a sequence. This run is paired with
+            all runs of the other recommender.
         against (`str`): Name of the reference.
         metric (`str`): The metric to compare.
         alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts.
@@ -99,7 +100,7 @@ def compare(
 
 
 def adjust(comparisons: Sequence[Comparison], alpha: float = 0.05) -> list[Comparison]:
-    """Adjusts, by Holm's method, the p-values of comparisons that are made together, and renews the verdicts.
+    """Adjusts the p-values of comparisons that are made together by Holm's method, and updates the verdicts.
 
     If no recommender differs from its reference, at most a share `alpha` of such families of comparisons has any
     adjusted p-value below `alpha`.
@@ -182,9 +183,10 @@ def _legend(comparison: Comparison) -> list[str]:
     return [
         f"{comparison.num_users:,} users; {comparison.metric} is compared with {comparison.against}, paired by user"
         + (" and by seed" if seeds else ""),
-        f"±, 95 % interval: of a bootstrap over {seeds}users; p: of random sign flips of the users' differences"
-        + (", with the seeds' error" if seeds else ""),
-        "adjusted p: by Holm over the comparisons made together; better, worse: below .05, same sign with every seed",
+        f"±, 95 % interval: bootstrap over {seeds}users; p: random sign flips of the users' differences"
+        + (", plus an error of the seeds" if seeds else ""),
+        "adjusted p: p by Holm's method over the comparisons made together",
+        "better, worse: adjusted p below .05, and the same sign with every seed",
     ]
 
 
@@ -233,7 +235,7 @@ def _compare_pair(
 
 
 def paired_values(name: str, against: str, runs: Mapping[str, Runs], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the values of two recommenders for the runs that are paired and the users that both have values of.
+    """Returns the values of two recommenders, for the runs that are paired and for users with values on both sides.
 
     The shapes are `(S, N)`, or `(1, N)` for a single run that is paired with all runs of the other recommender.
     """

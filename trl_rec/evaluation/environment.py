@@ -47,12 +47,13 @@ def environment() -> dict[str, Any]:
 
     Returns:
         - `versions`: of Python, of the packages and of CUDA; null if a package is not installed.
-        - `git`: `commit` and `dirty` (whether files that git tracks have changed) of the current directory; null if it
-          is not in a repository.
-        - `device`: its name; `devices`: how many this process sees.
+        - `platform`: the operating system and the type of machine.
+        - `git`: `commit` and `dirty` (whether files that git tracks have changed) of the current directory; null if
+          the directory is not in a repository, or git is missing.
+        - `device`: name of the device; `devices`: number of devices that this process sees.
         - `processes`, `threads`: number of processes, and of threads per process.
-        - `seconds`: since this process began.
-        - `peak_memory`, `peak_device_memory`: the most bytes that this process held; null if unknown.
+        - `seconds`: time since this process began.
+        - `peak_memory`, `peak_device_memory`: maximum number of bytes that this process held; null if unknown.
     """
     state = PartialState()
     on_gpu = state.device.type == "cuda"

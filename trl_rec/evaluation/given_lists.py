@@ -52,15 +52,15 @@ def read_lists(
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         rows (`np.ndarray`, *optional*): Numbers of the rows to read lists for. Defaults to all rows of the split.
-        top_k (`int`, *optional*, defaults to `10`): Number of ranks that the longest list must have.
+        top_k (`int`, *optional*, defaults to `10`): Number of ranks that the longest list must have at least.
         at_most (`int`, *optional*): Maximum number of ranks to read. Defaults to `top_k`.
-        exclude_history (`bool`, *optional*, defaults to `True`): Whether lists may not contain items of the history.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether to refuse lists with items of the history.
 
     Returns:
         `Rankings`: the items `(len(rows), K)`, with scores if the file has them. K is the length of the longest list,
         but at most the larger of `top_k` and `at_most`.
     """
-    # 1. Read the lines. Those about other rows are checked for unknown ids alone.
+    # 1. Read the lines. Lines about other rows belong to no list that is measured, so only their values are checked.
     held = held_out(dataset, split)
     row_numbers = np.arange(len(held)) if rows is None else rows
     table, where = _read(Path(path))
@@ -152,7 +152,7 @@ def _places(table: pa.Table, dataset: RecDataset, split: str, row_numbers: np.nd
     if len(np.unique(users_of_rows)) < len(users_of_rows):
         raise ValueError(
             f"{where}: users have several rows in the {split} split of {dataset.path}; replace the column user_id by "
-            "row, the number of the row from 0"
+            "a column row with the number of the row, counted from 0"
         )
     position_of = np.full(dataset.users.num_rows, -1)
     position_of[users_of_rows[row_numbers]] = np.arange(len(row_numbers))
@@ -221,7 +221,7 @@ def _check_lengths(lines: _Lines, lengths: np.ndarray, top_k: int) -> None:
     if len(skips):
         line = int(skips[0])
         length = lengths[lines.place[line]]
-        problem = f"the list has {length} items, so it cannot have the rank {lines.ranks[line]}; skip no rank"
+        problem = f"the list has {length} items, so it cannot have the rank {lines.ranks[line]}; leave no gaps"
         raise RowError(lines.where, line, problem)
     if lengths.max() < top_k:
         raise ValueError(

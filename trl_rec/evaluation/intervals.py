@@ -7,7 +7,8 @@ order of the users.
 
 Seeds are too few to be resampled: a resample of three seeds understates their variance by a third, and draws a single
 seed in one case of nine. So each resample of the users gets an error of the seeds, drawn from what a few seeds say
-about their variance ([`seed_errors`]). One seed has no such error, and its result says nothing about other seeds.
+about their variance ([`seed_errors`]). With one seed, no such error is added, and the result says nothing about other
+seeds.
 """
 
 from __future__ import annotations
@@ -76,9 +77,8 @@ def paired_comparison(
 
     The permutation test randomly flips the signs of the users' differences, each averaged over the seeds, and adds an
     error of the seeds. The p-value is the share of the resulting means that are at least as far from 0 as the observed
-    mean.
-    The observed differences count as one of the flips, so the p-value is at least 1 / (num_resamples + 1). It is 1 if
-    the recommenders agree for every user.
+    mean. The observed differences count as one of the flips, so the p-value is at least 1 / (num_resamples + 1). It is
+    1 if the recommenders agree for every user.
 
     Args:
         a, b (`np.ndarray` of shape `(N,)` or `(S, N)`): One finite value per user, or per seed and user, with the same
@@ -131,7 +131,7 @@ def seed_errors(values: np.ndarray, num_resamples: int, rng: np.random.Generator
 
 
 def seed_variances(values: np.ndarray) -> tuple[float, float]:
-    """Returns the variance of the mean over seeds, and the part of it that the users' variation explains.
+    """Returns the variance of the mean over seeds, and the part of this variance that users explain.
 
     Args:
         values: One value per seed and user, `(S, N)`, of at least two seeds. With one user, the second part is 0.
@@ -146,7 +146,7 @@ def seed_variances(values: np.ndarray) -> tuple[float, float]:
 
 
 def _p_value(differences: np.ndarray, num_resamples: int, seed: int) -> float:
-    """Returns the p-value of the sign-flip test with the seeds' error, of differences `(S, N)`."""
+    """Returns the p-value of differences `(S, N)`, by the sign-flip test with an error of the seeds added."""
     # Of c users with the same |difference|, the number with a plus sign after a flip follows Binomial(c, 1/2).
     means = differences.mean(0)  # (N,)
     sizes, counts = np.unique(np.abs(means), return_counts=True)

@@ -70,8 +70,8 @@ def write_evaluation(
         ks (`Sequence[int]`): The cutoffs k of the metrics.
         exclude_history (`bool`): Whether the items of a user's history were excluded from the recommendations.
         settings (`Mapping[str, Any]`, *optional*): Other settings that the metrics depend on.
-        recommender (`str`, *optional*): The name in `results` that the run is about. `None` if there are only
-            baselines.
+        recommender (`str`, *optional*): Name in `results` of the recommender that the run trained or evaluated. `None`
+            if there are only baselines.
         seed (`int`, *optional*): Seed that the recommender was trained with.
         rows (`np.ndarray` of shape `(num_users,)`, *optional*): Numbers of the evaluated rows of the split. Defaults
             to all rows.
@@ -124,7 +124,7 @@ class KeptEvaluation:
         num_users (`int`): Number of evaluated rows.
         identity (`dict[str, str]`): Fingerprints of the `catalog` and of the evaluated `rows`.
         settings (`dict`): Other settings that the metrics depend on, among them the `dataset` folder.
-        recommender (`str`, *optional*): The name in `results` that the run is about.
+        recommender (`str`, *optional*): Name in `results` of the recommender that the run trained or evaluated.
         seed (`int`, *optional*): Seed that the recommender was trained with.
         results (`dict[str, Evaluation]`): Metrics, intervals and values per user of each recommender. The rankings
             are read by [`~KeptEvaluation.rankings_of`].
@@ -238,7 +238,7 @@ def check_comparable(first: KeptEvaluation, second: KeptEvaluation) -> None:
 
 
 def _per_user_tables(results: Mapping[str, Evaluation], numbers: np.ndarray) -> list[pa.Table]:
-    """Returns a table per recommender. All have a column for each metric that any of them has."""
+    """Returns a table per recommender. Each table has a column for every metric that any recommender has."""
     metrics = dict.fromkeys(metric for one in results.values() for metric in one.per_user)
     tables = []
     for name, one in results.items():
@@ -255,7 +255,7 @@ def _per_user_tables(results: Mapping[str, Evaluation], numbers: np.ndarray) -> 
 def _ranking_table(name: str, rankings: Rankings, numbers: np.ndarray) -> pa.Table:
     """Returns a line for each rank with an item, sorted by row and rank."""
     if len(rankings.items) != len(numbers):
-        raise ValueError(f"{name} has rankings for {len(rankings.items)} rows, not for the {len(numbers)} evaluated")
+        raise ValueError(f"{name} has rankings for {len(rankings.items)} rows, but {len(numbers)} were evaluated")
     row, rank = np.nonzero(rankings.items != -1)
     columns = {"row": numbers[row], "rank": rank + 1, "item": rankings.items[row, rank]}
     arrays = {column: pa.array(values, RANKING_COLUMNS[column]) for column, values in columns.items()}
@@ -313,7 +313,7 @@ def _read(folder: Path, name: str, content: Mapping[str, Any] | None = None, **o
     """Reads a Parquet file of the folder, after checking that it belongs to the results in `content` if given."""
     path = folder / name
     if not path.is_file():
-        raise ValueError(f"{folder} has no {name}, so its values per user are unknown; {REMEDY}")
+        raise ValueError(f"{folder} has no {name}, so the evaluation in it is incomplete; {REMEDY}")
     try:
         table = pq.read_table(path, **options)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:

@@ -60,7 +60,7 @@ def metrics_content(
     Args:
         results, split, ks, exclude_history, settings: As in [`write_metrics`].
         identity (`Mapping[str, str]`, *optional*): Fingerprints of the catalogue and of the evaluated rows.
-        recommender (`str`, *optional*): The name in `results` that the run is about.
+        recommender (`str`, *optional*): Name in `results` of the recommender that the run trained or evaluated.
         seed (`int`, *optional*): Seed that the recommender was trained with.
     """
     return {

@@ -1,8 +1,8 @@
 """Evaluates a policy: a model together with how it is prompted and decoded.
 
-`evaluate_policy` adds to the metrics of a ranking what only the model can tell: recall far down the list (from a pass
-with more beams), whether held-out items that the user liked score above those that they disliked, and expectations
-over the order of items that share a leaf of the trie.
+`evaluate_policy` adds metrics that need more than a ranking: recall far down the list (from a pass with more beams),
+whether held-out items that the user liked score above those that the user disliked, and means over the orders of items
+that share a leaf of the trie.
 """
 
 from __future__ import annotations
@@ -216,7 +216,8 @@ def evaluate_policy(
 
 
 def _preference_accuracy(policy: Policy, rows: Dataset) -> dict[str, np.ndarray]:
-    """Returns the values per user of `preference_accuracy`, by name; nothing if no user has a pair."""
+    """Returns a mapping from `preference_accuracy` to its values per user. It is empty if no user has both a liked and
+    a disliked held-out item."""
     rated = RatedTargets.from_split(rows)
     if rated is None or not rated.has_pairs.any():
         return {}

@@ -1,4 +1,4 @@
-"""Measures with the ratings of the held-out items whether a recommender prefers what a user liked.
+"""Measures, from the ratings of held-out items, whether a recommender prefers what a user liked.
 
 Recall and NDCG count every held-out item as a success, whatever its rating. The measures here use the ratings of a
 split, on a scale up to 5. Held-out items rated 4 to 5 are liked and those rated 1 to 2 are disliked. All others are
@@ -22,7 +22,7 @@ from trl_rec.ragged import Ragged
 
 LIKED = 4.0  # lowest rating of a liked item
 DISLIKED = 2.0  # highest rating of a disliked item
-HIGHEST = 5.0  # of the scale that the two refer to
+HIGHEST = 5.0  # highest rating of the scale that LIKED and DISLIKED are chosen for
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class RatedTargets:
 
     @classmethod
     def from_split(cls, rows: Dataset) -> RatedTargets | None:
-        """Returns the rated held-out items. None if the split has no ratings, or ratings on another scale."""
+        """Returns the rated held-out items, or None if the split has no ratings, or a rating above `HIGHEST`."""
         if "target_ratings" not in rows.column_names:
             return None
         ratings = split_rows(rows, "target_ratings")
@@ -51,8 +51,8 @@ class RatedTargets:
         highest = float(known.max())
         if highest > HIGHEST:
             logger.warning(
-                "ratings go up to %g, but liked@k, disliked@k and preference_accuracy use a scale up to %g; they are "
-                "left out",
+                "liked@k, disliked@k and preference_accuracy are left out, because ratings go up to %g, but these "
+                "metrics use a scale up to %g",
                 highest,
                 HIGHEST,
             )
@@ -78,7 +78,8 @@ class RatedTargets:
 
     @property
     def num_users(self) -> dict[str, int]:
-        """How many users have each kind: `liked_users`, `disliked_users`, and `preference_users` with both."""
+        """Number of rows with a liked item (`liked_users`), a disliked item (`disliked_users`), and both
+        (`preference_users`)."""
         num_liked, num_disliked = self.counts
         return {
             "liked_users": int((num_liked > 0).sum()),
@@ -95,7 +96,7 @@ class RatedTargets:
         """Computes `liked@k` and `disliked@k` per user, `(num_rows,)` each.
 
         `liked@k` is the share of a user's liked held-out items that are among the first k of the list, and
-        `disliked@k` the share of the disliked ones. A good list has many of the former and few of the latter.
+        `disliked@k` the share of the disliked ones. A good list has many liked and few disliked items.
 
         Args:
             ranked (`np.ndarray` of shape `(num_rows, K)`): Item indices, best first, padded with -1.

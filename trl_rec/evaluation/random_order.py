@@ -1,8 +1,9 @@
 """Random permutations of the catalogue, one per row. Any position can be computed without the other positions.
 
-A Feistel network permutes the numbers below the next power of four. If its output is outside the catalogue, it is
-applied again to its output until the result is an item index ("cycle walking"). The result is a permutation of the
-items. Its keys are hashes of the seed and the row number, so it does not depend on the batch or the process.
+A Feistel network permutes the numbers below the next power of four. If its output is outside the catalogue, the
+network is applied to that output, and so on, until the output is an item index ("cycle walking"). The result is a
+permutation of the items. The keys of the network are hashes of the seed and the row number, so the permutation does
+not depend on the batch or the process.
 """
 
 from __future__ import annotations

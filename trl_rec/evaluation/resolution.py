@@ -1,10 +1,11 @@
-"""The smallest difference that a split and a number of seeds resolve, estimated from a pilot before a study runs.
+"""Estimates, from a pilot, the smallest difference that a study with given numbers of users and seeds can detect.
 
-With one seed, or when the seeds are as good as equal, it is 2.8 times the paired standard error of the pilot: 1.96 for
-the level of 5 %, and .84 so that 80 % of the studies find a difference of that size. Few seeds resolve less, because
-neither the pilot nor the study knows the variance between seeds well. So studies that agree with the pilot are drawn,
-and judged by the verdict's own rule. The smallest difference is large enough that 80 % of them find it, and 90 % of
-them find a difference twice as large.
+With one seed, this difference is 2.8 times the paired standard error of the pilot, adjusted to the users of the study:
+1.96 for the level of 5 %, and .84 so that 80 % of studies detect a true difference of that size. With a few seeds, the
+difference is larger, because neither the pilot nor the study knows the variance between seeds well. So studies whose
+variances agree with the pilot are simulated and judged by the rule of the verdicts. The smallest difference is then at
+least 2.8 standard errors, and large enough that 80 % of the simulated studies detect it and that 90 % detect a
+difference twice as large.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def smallest_difference(
     alpha: float = 0.05,
     seed: int = 0,
 ) -> float:
-    """Returns the smallest difference that a study resolves.
+    """Returns the smallest difference that a study can detect.
 
-    A pilot of one seed, or of baselines, knows the variation between users alone. The result is then too small if the
-    study's seeds differ from each other by more than its users explain.
+    A pilot of one seed, or of baselines, shows only the variation between users. The result is then too small if the
+    study's seeds differ from each other by more than the variation between users explains.
 
     Args:
         pilot, reference (`Runs`): The runs of two recommenders, as given to [`compare`]. Their difference should vary
@@ -45,7 +46,8 @@ def smallest_difference(
         num_users (`int`, *optional*): Number of users of the study's split. Defaults to that of the pilot.
         num_comparisons (`int`, *optional*, defaults to `1`): Number of comparisons that the study adjusts for. It
             has an effect only if both the pilot and the study have several seeds.
-        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts. It has an effect in the same case.
+        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts. It has an effect only if both the pilot
+            and the study have several seeds.
         seed (`int`, *optional*, defaults to `0`): Seed of the drawn studies.
     """
     values, of_reference = paired_values(
@@ -61,7 +63,7 @@ def smallest_difference(
     if users_of_pilot < 2:
         raise ValueError("a pilot of one user has no standard error; measure the pilot on more users")
 
-    # 1. With one seed on either side, only the users' variation is known.
+    # 1. If the pilot or the study has one seed, use only the variation between users.
     scale = users_of_pilot / num_users
     if seeds_of_pilot == 1 or num_seeds == 1:
         per_user = differences.var(1, ddof=1).mean() / users_of_pilot * scale
@@ -74,7 +76,8 @@ def smallest_difference(
     degrees = seeds_of_pilot - 1
     seeds = np.maximum(0, observed * degrees / rng.chisquare(degrees, NUM_STUDIES) - both)  # (NUM_STUDIES,)
 
-    # 3. Draw studies of the planned size without a difference, as the difference found with each seed.
+    # 3. Simulate studies of the planned size in which the true difference is 0. Each study finds one difference per
+    # seed.
     users *= scale
     both *= scale * seeds_of_pilot / num_seeds
     seeds *= seeds_of_pilot / num_seeds
@@ -82,7 +85,7 @@ def smallest_difference(
     of_seeds = np.sqrt(num_seeds * (seeds + both))[:, None] * rng.standard_normal((NUM_STUDIES, num_seeds))
     found = of_users + of_seeds  # (NUM_STUDIES, num_seeds)
 
-    # 4. A study finds a difference that lifts its mean above its threshold, and its worst seed above 0.
+    # 4. A study detects a true difference that lifts its mean above its threshold, and its worst seed above 0.
     thresholds = _thresholds(found, users + both, both, alpha / num_comparisons, rng)
     needed = np.maximum(thresholds - found.mean(1), -found.min(1))
     lowest = FACTOR * np.sqrt(users + both + max(0.0, (observed - both) * seeds_of_pilot / num_seeds))

@@ -202,7 +202,7 @@ def further_cutoff(recall_at: int | None, ks: Sequence[int], num_items: int) -> 
 
 
 def recall_far_down(ranked: Rankings, rows: Dataset, k: int | None) -> dict[str, np.ndarray]:
-    """Returns the values per user of `recall@k`, by name; nothing if k is None."""
+    """Returns a mapping from `recall@k` to its values per user. The mapping is empty if k is None."""
     if k is None:
         return {}
     name = f"recall@{k}"

@@ -57,7 +57,8 @@ class EvaluationConfig:
     Args:
         model (`str`, *optional*): A hub id, a folder or a GGUF file. If not set, only the baselines are evaluated.
         lists (`str`, *optional*): A file of recommendations to evaluate instead of a model, see [`read_lists`].
-        name (`str`, *optional*): What to call the recommender of `lists`. Defaults to the name of the file.
+        name (`str`, *optional*): Name of the recommender of `lists` in the results. Defaults to `"lists "` and the
+            name of the file without its ending.
         surface (`str`, *optional*): How the model writes items: `"title"`, `"item_token"` or `"semantic_id"`.
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
@@ -67,9 +68,9 @@ class EvaluationConfig:
         max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
             Defaults to all rows.
         ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the metrics.
-        recall_at (`int`, *optional*, defaults to `50`): A further cutoff, for recall alone. It costs a second pass
-            over the users with this number of beams, unless every item is a single token or `num_beams` is at least as
-            large. 0 leaves this recall out.
+        recall_at (`int`, *optional*, defaults to `50`): A further cutoff, for recall alone. This recall needs a second
+            pass over the users with this number of beams, unless every item is a single token or `num_beams` is at
+            least as large. 0 leaves this recall out.
         exhaustive (`int`, *optional*): If set, also scores every item of the catalogue for this number of users, and
             compares the result with the beam search, as in [`measure_beam_gap`].
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to exclude the items of a user's history.
@@ -93,18 +94,19 @@ class EvaluationConfig:
         metadata={"help": "CSV or Parquet file with user_id, rank and item_id: recommendations made elsewhere"},
     )
     name: str | None = field(
-        default=None, metadata={"help": "what to call the recommender of the lists; the name of the file if unset"}
+        default=None,
+        metadata={"help": "name of the recommender of the lists in the results; if unset, from the name of the file"},
     )
     surface: str | None = field(
         default=None,
         metadata={
-            "help": "how the model writes items: title, item_token or semantic_id; from its run folder if unset"
+            "help": "how the model writes items: title, item_token or semantic_id; if unset, from the run folder"
         },
     )
     list_length: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "number of items per list, for a model that writes lists; from its run folder if unset",
+            "help": "number of items per list, for a model that writes lists; if unset, from the run folder",
         },
     )
     rewards: Annotated[dict[str, float] | None, FINITE] = field(
@@ -125,12 +127,12 @@ class EvaluationConfig:
         metadata={"help": "maximum number of users to evaluate, spread evenly over the split; all if unset"},
     )
     ks: Annotated[list[int], COUNT] = field(
-        default_factory=lambda: [1, 5, 10], metadata={"help": "values of k for metrics at k"}
+        default_factory=lambda: [1, 5, 10], metadata={"help": "cutoffs k of the metrics, as in ndcg@k"}
     )
     recall_at: Annotated[int, COUNT_FROM_0] = field(
         default=50,
         metadata={
-            "help": "cutoff of a further recall, from a second pass with this many beams; 0 leaves the pass out",
+            "help": "further cutoff, for recall alone; needs a second pass with this many beams; 0 skips it",
         },
     )
     exhaustive: Annotated[int | None, COUNT] = field(
@@ -151,20 +153,21 @@ class EvaluationConfig:
     length_penalty: Annotated[float | None, FINITE] = field(
         default=None,
         metadata={
-            "help": "divide scores by the generated length to this power; if unset, from the run folder, or else 0",
+            "help": "p of the length penalty: scores are divided by (number of generated tokens) ** p; if unset, from "
+            "the run folder, or else 0",
         },
     )
     renormalize: bool | None = field(
         default=None,
         metadata={
-            "help": "softmax over legal tokens, not the vocabulary; if unset, from the run folder, or else true"
+            "help": "softmax over legal tokens instead of the vocabulary; if unset, from the run folder, or else true"
         },
     )
     batch_size: Annotated[int, COUNT] = field(default=16, metadata={"help": "prompts per forward pass"})
     max_length: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "maximum number of tokens of prompt and completion together; from the run folder if unset",
+            "help": "maximum number of tokens of prompt and completion together; if unset, from the run folder",
         },
     )
     num_orders: Annotated[int | None, COUNT] = field(
@@ -200,7 +203,7 @@ def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
     filled = replace(config, **values)
 
     if filled.list_length is not None and max(filled.ks) > filled.list_length:
-        raise ValueError(f"ks={filled.ks} contains a k above list_length={filled.list_length}; lower it")
+        raise ValueError(f"ks={filled.ks} contains a k above list_length={filled.list_length}; lower that k")
     if filled.best_of is not None and (filled.rewards is None or filled.list_length is None):
         raise ValueError("best_of chooses lists by their rewards; set rewards and list_length as well")
     if filled.exhaustive is not None and (filled.model is None or filled.list_length is not None):
@@ -222,8 +225,8 @@ def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> di
         The evaluation of each recommender by name.
     """
     # 1. Set the surface, and check that the model was trained on these items. Without a model, the surface is the
-    #    item token: the baselines then exclude only the items of a history, not all items with the same titles, as in
-    #    published results.
+    #    item token. As in published results, the baselines then exclude only the items of a history, and not all items
+    #    with the same titles.
     if config.model is not None:
         dataset = dataset.with_surface(config.surface or DEFAULTS["surface"])
         check_same_items(config.model, dataset.catalog, dataset.path)
@@ -246,7 +249,7 @@ def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> di
 
 
 def _read_lists(path: str, dataset: RecDataset, config: EvaluationConfig) -> Rankings:
-    """Reads lists for the rows to evaluate, with as many ranks as any metric needs and the lists have."""
+    """Reads lists for the rows to evaluate, up to the largest cutoff that a metric needs."""
     return read_lists(
         path,
         dataset,
@@ -259,7 +262,7 @@ def _read_lists(path: str, dataset: RecDataset, config: EvaluationConfig) -> Ran
 
 
 def _evaluate_lists(lists: Rankings, dataset: RecDataset, config: EvaluationConfig) -> Evaluation:
-    """Evaluates lists made elsewhere. Recall far down is left out if no list is long enough."""
+    """Evaluates lists made elsewhere. Recall at `recall_at` is left out if no list is long enough."""
     measuring = _measuring(config)
     further = further_cutoff(measuring.pop("recall_at"), config.ks, len(dataset.catalog))
     evaluation = evaluate_split(lists.head(max(config.ks)), dataset, **measuring)

@@ -1,7 +1,7 @@
 """Collects the interactions of a training split. Each interaction counts once, even if several rows contain it.
 
 In windowed data a user has many overlapping rows: the history of a row contains the targets of earlier rows. So the
-new interactions of a row are its targets, plus its history if it is the first row of the user.
+new interactions of a row are its targets and, in the first row of each user, also its history.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Says in words what a comparison of two recommenders shows.
 
-"better" and "worse" need an adjusted p-value below .05 and the same sign with every seed. With one seed the verdict
-says so: it is about the trained models that were compared, and another seed may reverse it.
+The verdict is "better" or "worse" only if the adjusted p-value is below .05 and the difference has the same sign with
+every seed. If there is only one seed, the verdict ends in "one seed": it holds for the trained models that were
+compared, and another seed may reverse it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ def verdict(
     """Returns the verdict on one recommender compared with a reference.
 
     Args:
-        metric (`str`): The metric, which decides whether higher or lower values are better. If neither is, the verdict
-            is "higher" or "lower".
+        metric (`str`): The metric. Whether higher or lower values are better depends on the metric. If neither is
+            better, the verdict is "higher" or "lower" instead of "better" or "worse".
         difference (`float`): Mean of the recommender minus that of the reference.
         adjusted_p (`float`): The p-value, adjusted for the number of comparisons.
         num_seeds (`int`): Number of seeds compared.
         same_sign (`bool`): Whether the difference has the same sign with every seed.
-        alpha (`float`, *optional*, defaults to `0.05`): Largest share of studies without any difference in which some
-            recommender may be called better or worse.
+        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdict. If no recommender differs from the
+            reference, at most this share of studies calls any of them better or worse.
     """
     if adjusted_p >= alpha:
         words = UNRESOLVED
