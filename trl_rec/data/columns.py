@@ -18,7 +18,8 @@ from trl_rec.ragged import Ragged
 
 
 Parser = Callable[[pa.ChunkedArray], pa.ChunkedArray]
-WHITE_SPACE = r"[\s\p{Z}\x{85}]+"  # \s is ASCII only; add separators and U+0085
+# `\s` matches only ASCII white space, so add Unicode separators and U+0085 (next line).
+WHITE_SPACE = r"[\s\p{Z}\x{85}]+"
 
 
 class RowError(ValueError):

@@ -135,8 +135,8 @@ def _search(
 ) -> _Finished:
     """Returns the best `num_beams` leaves for each of the prompts in the cache."""
     # Normalised over the legal tokens, a forced token has log-probability 0, so chains of forced tokens can be
-    # skipped. This saves a round only if there is a depth at which no node branches. A cache with one row
-    # per beam cannot skip: it reads one token of every beam per step.
+    # skipped. This saves a round only if there is a depth at which no node branches. A cache with one row per beam
+    # cannot skip: it reads one token of every beam per step.
     skips = renormalize and cache.shared and 1 in trie.depth_widths
 
     # 1. Start with one beam per prompt, at the root or where the root's forced chain ends.

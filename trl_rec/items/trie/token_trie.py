@@ -251,7 +251,7 @@ class TokenTrie:
 
     @cached_property
     def level_keys(self) -> Tensor:
-        """A sort key for each node, `(num_nodes,)`, that combines its depth and its first place. Keys ascend."""
+        """Sort keys that combine the depth and the first place of each node, `(num_nodes,)`, in ascending order."""
         nodes = torch.arange(self.num_nodes, device=self.items.device)
         return self.depths(nodes) * (self.num_items + 1) + self.item_starts
 
