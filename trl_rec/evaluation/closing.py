@@ -27,7 +27,7 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
     """Compares a model with the strongest baseline in the metrics of interest, and returns one line per comparison.
 
     The metrics are NDCG (of rated candidates: graded NDCG) at the largest k, and the reward if there is one. The
-    p-values are adjusted for the number of baselines.
+    p-values of comparisons with baselines are adjusted for the number of baselines.
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, with values per user.

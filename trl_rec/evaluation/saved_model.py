@@ -63,7 +63,8 @@ class EvaluationConfig:
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
         best_of (`int`, *optional*): If set, also draws this number of lists per user and evaluates the list with the
-            highest reward, which is an upper bound for the model's lists. Requires `rewards` and `list_length`.
+            highest reward. The result is an upper bound for a policy that is aligned to the static Best-of-N target.
+            Requires `rewards` and `list_length`.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         max_users (`int`, *optional*): Maximum number of rows of the split to evaluate, spread evenly over the split.
             Defaults to all rows.
@@ -118,7 +119,7 @@ class EvaluationConfig:
     best_of: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "also sample this many lists per user and keep the one with the highest reward, as an upper bound",
+            "help": "also sample this many lists per user, and evaluate the list with the highest reward",
         },
     )
     split: str = field(default="test", metadata={"help": "split to evaluate: validation or test"})

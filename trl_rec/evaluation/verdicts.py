@@ -1,7 +1,7 @@
 """Says in words what a comparison of two recommenders shows.
 
-The verdict is "better" or "worse" only if the adjusted p-value is below .05 and the difference has the same sign with
-every seed. If there is only one seed, the verdict ends in "one seed": it holds for the trained models that were
+The verdict is "better" or "worse" only if the adjusted p-value is below `alpha` and the difference has the same sign
+with every seed. If there is only one seed, the verdict ends in "one seed": it holds for the trained models that were
 compared, and another seed may reverse it.
 """
 

@@ -164,7 +164,7 @@ def test_a_reward_that_fails_later_names_the_training_rows(folder: Path, tmp_pat
         return np.where(batch.lists.shape[1] == 5, np.nan, values)  # of rollouts alone
 
     trainer = make_trainer(folder, tmp_path, rewards={"own": 1.0}, reward_functions={"own": fails}, num_generations=5)
-    message = r"reward 'own' returned nan for list 0 of row 0; .* \(of a batch of the training rows \[\d+, \d+"
+    message = r"reward 'own' returned nan for list 0 of row 0; .* \(in the batch of the training rows \[\d+, \d+"
     with pytest.raises(ValueError, match=message):
         trainer.train()
 

@@ -100,7 +100,7 @@ class RatedListCollator(EpochCounter):
         """Tokenizes the rated histories, truncated so that `taken` more tokens fit for the list and its answer."""
         histories = _column(rows, "history", np.int64)
         ratings = _column(rows, "history_ratings", np.float64)
-        # All orders of a list have the same number of tokens.
+        # All orders of a list have the same number of tokens, so the first order of each list suffices.
         room = None if self.max_length is None else self.max_length - taken.reshape(len(rows), -1)[:, 0]
         return self.prompt_format.encode_histories(histories, ratings, room)
 

@@ -3,7 +3,7 @@
 The mark is a JSON file called `complete`, which is written after all other files are on the disk. It contains the
 fingerprint of the run (see `fingerprint.py`), the sharding and the number of processes, and the size and a hash of
 each file that is read on resume. So a damaged checkpoint is detected before anything is loaded. Earlier versions wrote
-an empty mark. Of their checkpoints, only the presence and the format of the files can be checked.
+an empty mark. For checkpoints of these versions, only the presence and the format of the files can be checked.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 def on_main_process(decide: Callable[[], T]) -> T:
-    """Calls `decide` on the main process, and returns its result on every process.
+    """Calls `decide` on the main process, and returns the result on every process.
 
-    With several processes, a `ValueError` or `OSError` of `decide` is raised as a `ValueError` on every process. If it
-    were raised only on the main process, the other processes would wait forever.
+    With several processes, a `ValueError` or `OSError` of `decide` is raised as a `ValueError` on every process. If
+    the error were raised only on the main process, the other processes would wait forever.
     """
     state = PartialState()
     if state.num_processes == 1:

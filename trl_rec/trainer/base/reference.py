@@ -1,7 +1,7 @@
 """Manages the reference policy of preference training, and stores its log-probabilities on disk.
 
 By default, a model with an adapter is its own reference. To compute the outputs of the reference, the adapter is
-switched off, or replaced by a frozen copy of itself, which TRL calls "ref".
+switched off, or replaced by a frozen copy of the initial adapter, which TRL calls "ref".
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ReferenceMixin(RecTrainerMixin):
     ref_model: Any
 
     def reference_of(self, policy: nn.Module) -> nn.Module:
-        """Returns the model that computes the reference: `ref_model`, or the policy if `ref_model` is None."""
+        """Returns the model that computes the outputs of the reference: `ref_model`, or the policy if that is None."""
         reference: nn.Module = policy if self.ref_model is None else self.ref_model
         return reference
 

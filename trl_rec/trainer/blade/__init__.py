@@ -1,4 +1,4 @@
-"""BLADE: aligns a policy that writes lists, with Best-of-N rewards that change with the policy."""
+"""BLADE: trains a policy that writes lists, by default with Best-of-N rewards that change with the policy."""
 
 from typing import TYPE_CHECKING
 

@@ -42,7 +42,7 @@ class BatchRewards:
         try:
             return self._score(items, inputs)
         except ValueError as error:
-            raise ValueError(f"{error} (of a batch of the training rows {inputs['row'].tolist()})") from error
+            raise ValueError(f"{error} (in the batch of the training rows {inputs['row'].tolist()})") from error
 
     def of_references(self, inputs: dict[str, Tensor]) -> np.ndarray:
         """Rewards of the reference lists of a batch, `(B, M)`; M is 0 if no references were drawn."""

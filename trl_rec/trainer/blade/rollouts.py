@@ -26,7 +26,7 @@ class Rollouts(NamedTuple):
         ref_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities under the reference.
         old_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities under the policy that sampled the
             lists.
-        advantages (`torch.Tensor` of shape `(B, G)`): Advantages.
+        advantages (`torch.Tensor` of shape `(B, G)`): Advantages, computed after the KL penalty.
     """
 
     items: Tensor

@@ -170,7 +170,7 @@ def _chat(
     """Returns the token ids of the prompt, followed by those of each completion.
 
     A chat template may write the end of the prompt differently if an answer follows. Therefore the prompt is the
-    longest text with which the unanswered prompt and all answered conversations begin.
+    longest common beginning of the unanswered prompt and all answered conversations.
     """
     # A template is a program that runs on the row's data, so any error may come from it.
     try:
