@@ -219,7 +219,7 @@ def written(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "zero2"])
+@pytest.mark.parametrize("name", ["ddp", pytest.param("zero2", marks=pytest.mark.long)])
 def test_two_processes_equal_one(name: str, finished: Any, folder: Path, tmp_path: Path) -> None:
     whole, _ = finished
     run_in_two(name, partial(run_as_one_of_two, folder), tmp_path / "out")

@@ -111,8 +111,8 @@ def failing_at(kind: type, name: str, call: int) -> tuple[type, str, Callable[..
     [
         pytest.param("trl_rec.semantic_ids.dual_training.DualTraining", "_start_codebooks", 1, id="IDs"),
         pytest.param(BearTrainer, "compute_loss", 4, id="supervised"),
-        pytest.param(BearTrainer, "save_model", 1, id="supervised, while it is saved"),
-        pytest.param(SoftmaxDPOTrainer, "compute_loss", 3, id="first stage"),
+        pytest.param(BearTrainer, "save_model", 1, id="supervised, while it is saved", marks=pytest.mark.long),
+        pytest.param(SoftmaxDPOTrainer, "compute_loss", 3, id="first stage", marks=pytest.mark.long),
         pytest.param(SoftmaxDPOTrainer, "compute_loss", 8, id="second stage"),
     ],
 )

@@ -46,7 +46,7 @@ def test_ten_steps_are_the_golden_ones(run: str, folder: Path, tmp_path: Path) -
     assert_golden("bear", run, trajectory(make(run, folder, tmp_path)))
 
 
-@pytest.mark.slow  # threads that wait for each other on a busy machine
+@pytest.mark.long  # threads that wait for each other on a busy machine
 @pytest.mark.usefixtures("other_threads")
 def test_the_number_of_threads_stays_within_the_tolerance(folder: Path, tmp_path: Path) -> None:
     compare("bear", "paper", trajectory(make("paper", folder, tmp_path)))
