@@ -66,7 +66,8 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         if results:
             print(metrics_table(results, caption=f"{dataset.path}, {split} split, history {history}"))  # noqa: T201
             print(f"\n{closing_verdict(results, 'after', start='before')}")  # noqa: T201
-        print(f"\nthe model, metrics.json and the training log are in {schedule.output}")  # noqa: T201
+        written = "the model, metrics.json and the training log" if results else "the model and the training log"
+        print(f"\n{written} are in {schedule.output}")  # noqa: T201
     PartialState().wait_for_everyone()
     return results
 

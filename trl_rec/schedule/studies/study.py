@@ -330,7 +330,7 @@ class Study:
             "primary": primary,
             "seed": self.config.seeds[0],
             "smallest difference": resolved.smallest,
-            "left out": self.left_out,
+            "left out": list(self.left_out),
         }
         write_choice(self.folder, self.arms, values, chosen, decided)
         return chosen
