@@ -39,6 +39,8 @@ METRICS = "metrics.json"
 PER_USER = "per_user.parquet"
 RANKINGS = "rankings.parquet"
 USERS = "users.parquet"
+# The keys of `metrics.json` that are fields of `KeptEvaluation` as they are.
+KEPT_KEYS = ("split", "ks", "exclude_history", "num_users", "identity", "settings", "recommender", "seed")
 KEPT_FILES = (PER_USER, RANKINGS, USERS)
 NAME = pa.dictionary(pa.int32(), pa.string())
 RANKING_COLUMNS = {"row": pa.int32(), "rank": pa.int32(), "item": pa.int32(), "score": pa.float32()}
@@ -193,19 +195,7 @@ def read_evaluation(folder: str | Path) -> KeptEvaluation:
             folder=folder,
             results=results,
             users={name: users[name].to_numpy(zero_copy_only=False) for name in users.column_names},
-            **{
-                name: content[name]
-                for name in (
-                    "split",
-                    "ks",
-                    "exclude_history",
-                    "num_users",
-                    "identity",
-                    "settings",
-                    "recommender",
-                    "seed",
-                )
-            },
+            **{name: content[name] for name in KEPT_KEYS},
         )
     except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         raise ValueError(f"the evaluation in {folder} is damaged ({error!r}); {REMEDY}") from error

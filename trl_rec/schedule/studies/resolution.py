@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trl_rec.data.dataset import RecDataset, split_rows
+from trl_rec.data.list_rows import new_targets
 from trl_rec.evaluation import evaluate_baselines, evaluate_rated_baselines
 from trl_rec.evaluation.resolution import smallest_difference
 from trl_rec.schedule.studies.arms import Arm
@@ -114,13 +115,8 @@ def _reachable(dataset: RecDataset, exclude_history: bool) -> float:
     for column in ("history", "targets"):
         known[np.asarray(split_rows(dataset.train, column).values, int)] = True
 
-    histories = split_rows(dataset.validation, "history")
     targets = split_rows(dataset.validation, "targets")
-    reachable = 0
-    for row in range(len(dataset.validation)):
-        wanted = targets[row]
-        can = known[wanted]
-        if exclude_history:
-            can &= ~np.isin(wanted, histories[row])
-        reachable += bool(can.any())
-    return reachable / max(1, len(dataset.validation))
+    is_reachable = known[targets.values]  # one boolean per target
+    if exclude_history:
+        is_reachable &= new_targets(split_rows(dataset.validation, "history"), targets)
+    return len(np.unique(targets.row_ids[is_reachable])) / max(1, len(dataset.validation))
