@@ -6,12 +6,15 @@ import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tests.evaluation.hostile import GROUPS, NAME, TITLES, hostile_run
-from trl_rec.evaluation import PairedComparison, write_report
+from trl_rec.evaluation import Evaluation, PairedComparison, bootstrap_interval, write_report
 from trl_rec.evaluation.beam_gap import BeamGap
+from trl_rec.evaluation.report.material import Arm
 from trl_rec.printing import printable
 
 
@@ -124,3 +127,14 @@ def test_users_are_named_only_if_asked_for(hostile: Path, page: Page, tmp_path: 
     write_report([hostile], tmp_path / "named.html", show_users=True)
     named = Page(tmp_path / "named.html")
     assert "user <u onclick=alert(1)>" in named.text and named.tags <= ALLOWED
+
+
+def test_intervals_cover_the_variation_between_seeds() -> None:
+    values = np.random.default_rng(0).normal(0.5, 0.1, (3, 50)) + np.array([[0.0], [0.1], [0.2]])
+    values[1, 7] = np.nan  # a user that the metric does not apply to
+    runs = [
+        SimpleNamespace(kept=SimpleNamespace(results={"BEAR": Evaluation({"m": 0.5}, {}, {"m": by_user})}))
+        for by_user in values
+    ]
+    intervals = Arm("mine", runs, ["BEAR"] * 3, is_own=True).evaluation.intervals
+    assert intervals["m"] == bootstrap_interval(np.delete(values, 7, 1))

@@ -73,18 +73,18 @@ class Arm:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """The evaluation. With several seeds, the metrics are means over the seeds, and the intervals are those of the
-        users' means over the seeds."""
+        """The evaluation. With several seeds, the metrics are means over the seeds, and the intervals cover the
+        variation between seeds as well as between users."""
         seeds = self.seeds
         if len(seeds) == 1:
             return seeds[0]
         names = [name for name in seeds[0].metrics if all(name in seed.metrics for seed in seeds)]
         measured = [name for name in seeds[0].per_user if all(name in seed.per_user for seed in seeds)]
-        per_user = {name: np.mean([seed.per_user[name] for seed in seeds], 0) for name in measured}
+        by_seed = {name: np.stack([seed.per_user[name] for seed in seeds]) for name in measured}  # (S, N) each
         return Evaluation(
             {name: float(np.mean([seed.metrics[name] for seed in seeds])) for name in names},
-            {name: bootstrap_interval(known) for name, values in per_user.items() if len(known := _known(values))},
-            per_user,
+            {name: bootstrap_interval(known) for name, values in by_seed.items() if (known := _known(values)).size},
+            {name: values.mean(0) for name, values in by_seed.items()},
         )
 
     @property
@@ -102,8 +102,8 @@ class Arm:
 
 
 def _known(values: np.ndarray) -> np.ndarray:
-    """The values of the users that a metric applies to."""
-    known: np.ndarray = values[np.isfinite(values)]
+    """The values `(S, N)` of the users that a metric applies to with every seed."""
+    known: np.ndarray = values[:, np.isfinite(values).all(0)]
     return known
 
 

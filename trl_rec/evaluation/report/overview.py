@@ -35,7 +35,10 @@ def results_section(material: Material) -> Section:
     for part, title in ((of_users, "Accuracy"), (of_lists, "Diversity, popularity and fairness")):
         if part:
             blocks += [Table(["", *part], _rows(material, part), title), Facts(_legend(part))]
-    blocks.append(Note("±: half the width of the 95 % bootstrap interval over users. Shaded: the best of the column."))
+    over = "users and seeds" if any(len(arm.seeds) > 1 for arm in material.own) else "users"
+    blocks.append(
+        Note(f"±: half the width of the 95 % bootstrap interval over {over}. Shaded: the best of the column.")
+    )
     if rest:
         blocks.append(Table(["", *rest], _rows(material, rest), "All other measures", is_folded=True))
     return Section(
