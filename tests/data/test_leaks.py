@@ -13,7 +13,7 @@ from trl_rec.data import load, prepare
 from trl_rec.data import preparation as module
 from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.data.leaks import check_leaks, find_mixed_users
-from trl_rec.evaluation.train_interactions import TrainInteractions
+from trl_rec.data.train_interactions import TrainInteractions
 
 
 def make(name, rows):

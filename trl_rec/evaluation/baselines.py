@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from trl_rec.data.item_rows import Rows, item_rows
+from trl_rec.data.train_interactions import TrainInteractions
+from trl_rec.data.transitions import TransitionCounts, sum_by_key
 from trl_rec.evaluation.random_order import permuted
 from trl_rec.evaluation.rankings import INDEX, RANK, Rankings
-from trl_rec.evaluation.rows import Rows, item_rows
-from trl_rec.evaluation.train_interactions import TrainInteractions
 from trl_rec.items.twins import Twins
 from trl_rec.ragged import Ragged, within
 from trl_rec.ranges import COUNT, SEED
@@ -94,10 +95,8 @@ class PopularityBaseline:
 class TransitionBaseline:
     """Recommends the items that most often followed the user's last items in training. It only counts transitions.
 
-    T[i, j] is the sum of 1/d over all training pairs in which item j follows item i at a distance d <= `window`. Each
-    row of T is then divided by its sum. The score of item j is the sum of T[i, j] / (1 + w) over the last
-    `max_history` items i of a history, where w = 0 for the newest item, 1 for the one before, and so on. Ties are
-    broken by popularity, then by the lower index. Items with score 0 follow, ordered in the same way.
+    Scores are those of [`~trl_rec.data.transitions.TransitionCounts`]. Ties are broken by popularity, then by the
+    lower index. Items with score 0 follow, ordered in the same way.
 
     It is hard to beat. With leave-one-out splits and excluded histories, it reaches Recall@10 .079 and NDCG@10 .050 on
     Amazon Beauty, which is higher than the published results of SASRec, HSTU, TIGER and many other neural models on
@@ -121,39 +120,24 @@ class TransitionBaseline:
         self.num_items = interactions.num_items
         self.popularity = interactions.popularity
         self.by_popularity = interactions.by_popularity
-
-        # From here on, items are numbered by their position in `by_popularity`, so that a stable sort breaks ties by
-        # popularity.
+        self.counts = TransitionCounts.from_interactions(
+            interactions, window=self.window, max_history=self.max_history
+        )
+        # Items are ranked by their position in `by_popularity`, so that a stable sort breaks ties by popularity.
         self._position = np.argsort(self.by_popularity)  # (num_items,), the inverse of `by_popularity`
-        first, second, distance = interactions.pairs(self.window)
-        pairs = self._position[first] * self.num_items + self._position[second]
-
-        # Sum the weights of equal pairs: a sparse matrix in row order, with one entry per distinct pair.
-        keys, inverse = np.unique(pairs, return_inverse=True)
-        weights = np.bincount(inverse, 1 / distance, len(keys))
-        source, target = np.divmod(keys, max(self.num_items, 1))
-
-        # Divide each row by its sum, and store it as ragged rows of following items and weights.
-        totals = np.bincount(source, weights, self.num_items)
-        lengths = np.bincount(source, minlength=self.num_items)
-        self._targets = Ragged.from_lengths(target, lengths)
-        self._weights = Ragged.from_lengths(weights / totals[source], lengths)
         return self
 
     def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
         """Returns items and their scores, `(num_users, top_k)`. The arguments are those of [`RandomBaseline`]."""
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
-        recent = Ragged(self._position[histories.values], histories.offsets).tail(self.max_history)
-        excluded = Ragged(self._position[excluded.values], excluded.offsets)
 
         # Number of (row, item) pairs per row: one for each item that followed a recent item, `top_k` popular items,
         # and two per excluded item (the item itself, and a further popular item that may take its place).
-        num_targets = np.bincount(recent.row_ids, self._targets.lengths[recent.values], len(recent))
-        costs = num_targets.astype(np.int64) + 2 * excluded.lengths + top_k
+        costs = self.counts.num_followers(histories) + 2 * excluded.lengths + top_k
 
         ranks = _rank_in_blocks(
-            costs, top_k, lambda rows: self._rank_block(recent.take(rows), excluded.take(rows), top_k), dtype=RANK
+            costs, top_k, lambda rows: self._rank_block(histories.take(rows), excluded.take(rows), top_k), dtype=RANK
         )
         ranks["item"] = np.where(ranks["item"] >= 0, self.by_popularity[ranks["item"]], -1)
         return Rankings.from_ranks(ranks)
@@ -165,17 +149,14 @@ class TransitionBaseline:
         neither have the same number.
         """
         histories = _checked_histories(histories, 1, self.num_items)
-        recent = Ragged(self._position[histories.values], histories.offsets).tail(self.max_history)
-        costs = np.bincount(recent.row_ids, self._targets.lengths[recent.values], len(recent)).astype(np.int64)
-
         scores = np.zeros(len(items.values))
-        for rows in _blocks(costs + items.lengths):
+        for rows in _blocks(self.counts.num_followers(histories) + items.lengths):
             # Sum the scores of each (row, item), and look up the given items.
-            followers, parts = self._followers(recent.take(rows))
+            followers, parts = self.counts.followers(histories.take(rows))
             given = items.take(rows)
-            wanted = given.row_ids * self.num_items + self._position[given.values]
+            wanted = given.row_ids * self.num_items + given.values
             keys = np.concatenate([followers.row_ids * self.num_items + followers.values, wanted])
-            keys, totals = _sum_by_key(keys, np.concatenate([parts, np.zeros(len(wanted))]))
+            keys, totals = sum_by_key(keys, np.concatenate([parts, np.zeros(len(wanted))]))
             start = items.offsets[rows[0]]
             scores[start : start + len(wanted)] = totals[np.searchsorted(keys, wanted)]
 
@@ -183,43 +164,33 @@ class TransitionBaseline:
         places: np.ndarray = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1).astype(np.float64)
         return places
 
-    def _followers(self, recent: Ragged) -> tuple[Ragged, np.ndarray]:
-        """Returns the items that followed the recent items of each row, and the score of each one. An item occurs once
-        for each recent item that it followed."""
-        age = np.repeat(recent.lengths, recent.lengths) - 1 - within(recent.lengths)  # 0 for the newest item
-        targets = self._targets.take(recent.values)
-        scores = self._weights.take(recent.values).values / (1 + age)[targets.row_ids]
-        return Ragged(targets.values, targets.offsets[recent.offsets]), scores
-
-    def _rank_block(self, recent: Ragged, excluded: Ragged, top_k: int) -> np.ndarray:
+    def _rank_block(self, histories: Ragged, excluded: Ragged, top_k: int) -> np.ndarray:
         # 1. Score the items that followed the recent items: one score per (recent item, following item).
-        followers, scores = self._followers(recent)
+        followers, scores = self.counts.followers(histories)
 
         # 2. Add the most popular items at score 0, enough to fill a list even if all excluded items are among them.
         num_popular = _num_needed(excluded, top_k, self.num_items)
-        rows = [followers.row_ids, np.repeat(np.arange(len(recent)), num_popular)]
-        items = [followers.values, within(num_popular)]
+        rows = [followers.row_ids, np.repeat(np.arange(len(histories)), num_popular)]
+        items = [self._position[followers.values], within(num_popular)]
         parts = [scores, np.zeros(num_popular.sum())]
 
         # 3. Add -inf for each excluded item, so that its sum is -inf whatever its other scores are.
         rows.append(excluded.row_ids)
-        items.append(excluded.values)
+        items.append(self._position[excluded.values])
         parts.append(np.full(len(excluded.values), -np.inf))
 
         # 4. Sum the scores of each (row, item), and sort by row and descending score. Within a row, the keys are in
         #    the order of popularity. `lexsort` is stable, so ties stay in this order.
-        keys, totals = _sum_by_key(
-            np.concatenate(rows) * self.num_items + np.concatenate(items), np.concatenate(parts)
-        )
+        keys, totals = sum_by_key(np.concatenate(rows) * self.num_items + np.concatenate(items), np.concatenate(parts))
         allowed = totals > -np.inf
         row, item = np.divmod(keys[allowed], self.num_items)
         totals = totals[allowed].round(SCORE_DECIMALS)
         order = np.lexsort((-totals, row))
 
         # 5. Cut each row to its best items.
-        ranks = np.empty((len(recent), top_k), RANK)
-        ranks["item"] = _top_of_each_row(row[order], item[order], len(recent), top_k)
-        ranks["score"] = _top_of_each_row(row[order], totals[order], len(recent), top_k)
+        ranks = np.empty((len(histories), top_k), RANK)
+        ranks["item"] = _top_of_each_row(row[order], item[order], len(histories), top_k)
+        ranks["score"] = _top_of_each_row(row[order], totals[order], len(histories), top_k)
         return ranks
 
 
@@ -278,16 +249,6 @@ def _blocks(costs: np.ndarray) -> list[np.ndarray]:
     block = np.cumsum(costs) // BLOCK_ENTRIES  # block number of each row
     edges = np.flatnonzero(np.diff(block)) + 1
     return [rows for rows in np.split(np.arange(len(costs)), edges) if len(rows)]
-
-
-def _sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distinct keys in ascending order, and the sum of the values per key. `keys` must not be empty."""
-    # After sorting, equal keys are next to each other. The sort is stable, so that the values of a key are always
-    # added in the same order.
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    return keys[starts], np.add.reduceat(values[order], starts)
 
 
 def _top_of_each_row(rows: np.ndarray, values: np.ndarray, num_rows: int, top_k: int) -> np.ndarray:

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trl_rec.data.dataset import split_rows
+from trl_rec.data.train_interactions import TrainInteractions
 from trl_rec.evaluation.results import held_out
-from trl_rec.evaluation.train_interactions import TrainInteractions
 from trl_rec.ragged import Ragged
 
 

@@ -12,13 +12,13 @@ from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
 from trl_rec.data.list_rows import new_targets
+from trl_rec.data.train_interactions import TrainInteractions
 from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
 from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.preferences import RatedTargets
 from trl_rec.evaluation.rankings import Rankings
 from trl_rec.evaluation.rewards import ListReward, score_split
-from trl_rec.evaluation.train_interactions import TrainInteractions
 
 
 if TYPE_CHECKING:

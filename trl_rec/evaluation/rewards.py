@@ -22,8 +22,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from trl_rec.data.dataset import split_rows
+from trl_rec.data.item_rows import item_rows
 from trl_rec.evaluation import metrics
-from trl_rec.evaluation.rows import item_rows
 from trl_rec.items import ItemCatalog
 from trl_rec.ragged import Ragged
 from trl_rec.ranges import FINITE

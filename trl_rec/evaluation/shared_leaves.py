@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trl_rec.data.item_rows import Rows, item_rows
 from trl_rec.evaluation import metrics
-from trl_rec.evaluation.rows import Rows, item_rows
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ragged import Ragged
 

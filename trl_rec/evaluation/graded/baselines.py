@@ -15,9 +15,9 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rec.data.dataset import split_rows
+from trl_rec.data.train_interactions import TrainInteractions
 from trl_rec.decoding.candidates.orders import draw_slots
 from trl_rec.evaluation.graded.measures import places_by_score
-from trl_rec.evaluation.train_interactions import TrainInteractions
 from trl_rec.ragged import Ragged, join
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rec.data.dataset import check_is_train, split_rows
-from trl_rec.evaluation.rows import item_rows
+from trl_rec.data.item_rows import item_rows
 from trl_rec.ragged import Ragged, join, within
 
 

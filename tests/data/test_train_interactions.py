@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.evaluation.logs import make_split, whole_rows, windowed_rows
 from tests.oracles import baselines as oracle
-from trl_rec.evaluation.train_interactions import TrainInteractions
+from trl_rec.data.train_interactions import TrainInteractions
 
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=9), min_size=1, max_size=5)
