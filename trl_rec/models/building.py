@@ -34,6 +34,7 @@ class RecModelConfig(ModelConfig):
         num_heads (`int`, *optional*, defaults to `2`): Number of attention heads per layer.
         dropout (`float`, *optional*, defaults to `0.2`): Dropout probability for the attention weights and for the
             output of each sublayer.
+        embedding_dropout (`float`, *optional*, defaults to `0.0`): Dropout probability for the input embeddings.
     """
 
     hidden_size: Annotated[int, COUNT] = field(default=64, metadata={"help": "width of a model from scratch"})
@@ -43,6 +44,9 @@ class RecModelConfig(ModelConfig):
     )
     dropout: Annotated[float, SHARE_BELOW_ONE] = field(
         default=0.2, metadata={"help": "dropout probability of a model from scratch"}
+    )
+    embedding_dropout: Annotated[float, SHARE_BELOW_ONE] = field(
+        default=0.0, metadata={"help": "dropout probability for the input embeddings of a model from scratch"}
     )
 
     def __post_init__(self) -> None:
@@ -77,8 +81,7 @@ def build_model(
     # Make a model from scratch.
     if config.model_name_or_path is None:
         item_tokenizer = make_tokenizer(catalog, texts)
-        size = {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "dropout")}
-        model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **size)
+        model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **scratch_options(config))
         return model, item_tokenizer, get_peft_config(config)
 
     # Or load a pretrained model, and add the catalogue's tokens. An adapter must also train their embeddings.
@@ -91,6 +94,12 @@ def build_model(
     if isinstance(adapter, LoraConfig) and new_token_ids:
         adapter.trainable_token_indices = new_token_modules(model, new_token_ids)
     return model, tokenizer, adapter
+
+
+def scratch_options(config: RecModelConfig) -> dict[str, Any]:
+    """Returns the options for [`make_model`], such as the size."""
+    names = ("hidden_size", "num_layers", "num_heads", "dropout", "embedding_dropout")
+    return {name: getattr(config, name) for name in names}
 
 
 def build_policy(

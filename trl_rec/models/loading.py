@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.compat import keep_differentiable, mark_unquantized
+from trl_rec.models.embedding_dropout import add_embedding_dropout
 
 
 def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
@@ -36,6 +37,7 @@ def load_model(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_pretrained(source, **gguf_options, **options).eval()
         if gguf_options:  # transformers has dequantised the weights, but still marks the model as quantised
             mark_unquantized(model)
+    add_embedding_dropout(model)
     return keep_differentiable(model)
 
 

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from trl_rec.items.catalog import ItemCatalog
+from trl_rec.models.embedding_dropout import add_embedding_dropout
 from trl_rec.ranges import COUNT, SHARE_BELOW_ONE
 
 
@@ -66,6 +67,7 @@ def make_model(
     num_layers: int = 2,
     num_heads: int = 2,
     dropout: float = 0.2,
+    embedding_dropout: float = 0.0,
     max_length: int = 512,
     seed: int = 0,
 ) -> PreTrainedModel:
@@ -78,10 +80,15 @@ def make_model(
         num_heads (`int`, *optional*, defaults to `2`): Number of attention heads per layer.
         dropout (`float`, *optional*, defaults to `0.2`): Dropout probability for the attention weights and for the
             output of each sublayer.
+        embedding_dropout (`float`, *optional*, defaults to `0.0`): Dropout probability for the input embeddings. It
+            is saved as `embd_pdrop` in the model's configuration. If you load the model to train it further, use
+            [`load_model`] or [`load_policy`], because `from_pretrained` ignores this field.
         max_length (`int`, *optional*, defaults to `512`): Maximum number of tokens per text.
         seed (`int`, *optional*, defaults to `0`): Random seed for the weights.
     """
-    _check_size(hidden_size, num_layers, num_heads, dropout, max_length)
+    _check_size(hidden_size, num_layers, num_heads, max_length)
+    SHARE_BELOW_ONE.check("dropout", dropout)
+    SHARE_BELOW_ONE.check("embedding_dropout", embedding_dropout)
     config = Phi3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -91,21 +98,23 @@ def make_model(
         max_position_embeddings=max_length,
         attention_dropout=dropout,
         resid_pdrop=dropout,
+        embd_pdrop=embedding_dropout,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
     set_seed(seed)
-    return Phi3ForCausalLM(config)
+    model = Phi3ForCausalLM(config)
+    add_embedding_dropout(model)
+    return model
 
 
-def _check_size(hidden_size: int, num_layers: int, num_heads: int, dropout: float, max_length: int) -> None:
+def _check_size(hidden_size: int, num_layers: int, num_heads: int, max_length: int) -> None:
     """Raises ValueError if no model can have these sizes."""
     sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads, "max_length": max_length}
     for name, size in sizes.items():
         COUNT.check(name, size)
-    SHARE_BELOW_ONE.check("dropout", dropout)
 
     # All heads have the same width. It must be even, because rotary position embeddings rotate pairs of dimensions.
     if hidden_size % (2 * num_heads):

@@ -14,6 +14,7 @@ from trl_rec.data.dataset import RecDataset
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat, rated_tokens
 from trl_rec.items import ItemCatalog
 from trl_rec.models import RecModelConfig, build_model, make_model, make_tokenizer
+from trl_rec.models.building import scratch_options
 from trl_rec.models.tokens import new_token_modules
 from trl_rec.trainer.alro.config import AlroConfig
 from trl_rec.trainer.alro.rating import RatingStageConfig, learn_ratings
@@ -107,15 +108,7 @@ def build_ranker(
         # From scratch: add all tokens before making the model, so that all embeddings are initialised the same way.
         item_tokenizer = make_tokenizer(catalog)
         item_tokenizer.add_tokens(tokens)
-        model = make_model(
-            item_tokenizer,
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            dropout=config.dropout,
-            max_length=max_length or 1024,
-            seed=seed,
-        )
+        model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **scratch_options(config))
         return model, item_tokenizer, get_peft_config(config)
 
     # Pretrained: add embeddings for the new tokens. They are trained even if an adapter freezes all other embeddings.

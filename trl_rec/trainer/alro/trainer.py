@@ -19,6 +19,7 @@ from trl import SFTTrainer
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.alro import permutation_loss, soft_lambda_loss
 from trl_rec.models.completions import read_completions
+from trl_rec.models.embedding_dropout import add_embedding_dropout
 from trl_rec.models.experts import balance_on_request
 from trl_rec.trainer.alro.collator import RatedListCollator
 from trl_rec.trainer.alro.config import AlroConfig
@@ -98,6 +99,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         )
 
         check_trainable(self.model)
+        add_embedding_dropout(self.model)
         balance_on_request(self.model)
         if args.log_gradient_norms and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError(

@@ -18,6 +18,7 @@ from trl_rec.decoding.list_constraint import legal_children, taken_places
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.bear import bear_loss
 from trl_rec.losses.output import LossOutput
+from trl_rec.models.embedding_dropout import add_embedding_dropout
 from trl_rec.models.experts import balance_on_request, balancing_loss, routing
 from trl_rec.models.selection import logits_at
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
@@ -103,6 +104,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         )
 
         check_trainable(self.model)
+        add_embedding_dropout(self.model)
         balance_on_request(self.model)
         self.data_collator = self._collator(tokenizer, args)
         self.trie = self.trie.to(self.args.device)  # not the model's device: DeepSpeed and FSDP move the model later

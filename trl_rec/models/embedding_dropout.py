@@ -1,0 +1,46 @@
+"""Adds dropout on the input embeddings to Phi-3 models.
+
+Phi-3's configuration has a field for this probability, `embd_pdrop`, but transformers never reads it. The dropout is a
+submodule of the first layer, which a forward pre-hook applies to the layer's input. Therefore:
+
+- The names of the weights do not change, and a saved model is an ordinary Phi-3.
+- `model.eval()` and TRL's `disable_dropout` turn it off as any other dropout.
+- It works with adapters, whose wrappers of the embedding never call the embedding itself, and under activation
+  checkpointing, which recomputes the hook with the same random numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.phi3.modeling_phi3 import Phi3Model
+
+
+NAME = "embedding_dropout"
+
+
+def add_embedding_dropout(model: PreTrainedModel | PeftModel) -> None:
+    """Adds dropout with the probability `config.embd_pdrop` to the input embeddings of a Phi-3 model.
+
+    [`make_model`] and [`load_model`] call this function. Call it on a model that `from_pretrained` has loaded before
+    you train that model further. Other architectures, models with the probability 0, and models that already have the
+    dropout do not change.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder = getattr(base, "model", None)
+    if not isinstance(decoder, Phi3Model) or not decoder.config.embd_pdrop or not len(decoder.layers):
+        return
+
+    first = decoder.layers[0]
+    if not hasattr(first, NAME):
+        first.add_module(NAME, nn.Dropout(decoder.config.embd_pdrop).train(first.training))
+        first.register_forward_pre_hook(_drop)
+
+
+def _drop(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Applies the layer's dropout to the hidden states, which are its first input."""
+    dropped: Tensor = layer.get_submodule(NAME)(inputs[0])
+    return (dropped, *inputs[1:])
