@@ -105,9 +105,10 @@ def batches(draw: st.DrawFn) -> Batch:
     st.sampled_from([0.1, 1.0, 2.75]),
     st.sampled_from([0.5, 1.0, 4.5]),
     st.sampled_from(VARIANTS),
+    st.sampled_from([0.0, 0.1, 0.9]),
 )
 def test_value_metrics_and_gradient_agree_with_a_loop(
-    batch: Batch, num_beams: int, weight: float, sharpness: float, temperature: float, variant: str
+    batch: Batch, num_beams: int, weight: float, sharpness: float, temperature: float, variant: str, smoothing: float
 ) -> None:
     settings = {
         "num_beams": num_beams,
@@ -115,6 +116,7 @@ def test_value_metrics_and_gradient_agree_with_a_loop(
         "sharpness": sharpness,
         "temperature": temperature,
         "variant": variant,
+        "smoothing": smoothing,
     }
     wanted, wanted_gradient = expected(batch, **settings)
     found = gradient(batch, **settings)
@@ -162,6 +164,28 @@ def test_weight_0_over_the_legal_tokens_is_msl(temperature: float) -> None:
     assert output.metrics["ce"].equal(output.loss)
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.7])
+def test_smoothing_is_that_of_torch_over_the_legal_tokens(smoothing: float) -> None:
+    settings = {"num_beams": 3, "weight": 0.0, "sharpness": 1.0, "smoothing": smoothing}
+    batch = random_batch()
+    output, found = gradient(batch, **settings)
+    for row, legal in enumerate(batch.legal):
+        target = legal[: batch.target[row]].sum()  # the target's place among the legal tokens
+        wanted = F.cross_entropy(batch.logits[row, legal], target, label_smoothing=smoothing)
+        assert_close(output.loss[row], wanted, rtol=1e-12, atol=1e-12)
+    assert found[~batch.legal].eq(0).all()
+    assert_close(output.metrics, gradient(batch, **{**settings, "smoothing": 0.0})[0].metrics, rtol=0, atol=0)
+
+    batch = random_batch(masked=False)
+    wanted = F.cross_entropy(batch.logits, batch.target, label_smoothing=smoothing, reduction="none")
+    assert_close(gradient(batch, **settings)[0].loss, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_smoothing_0_changes_nothing() -> None:
+    batch = random_batch()
+    assert_close(gradient(batch, **SETTINGS, smoothing=0.0), gradient(batch, **SETTINGS), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
@@ -171,6 +195,7 @@ def test_the_gradient_of_a_forced_token_is_exactly_0(dtype: torch.dtype, variant
     width = 1 if legal is None else legal.shape[1]
     logits = torch.tensor([[0.3], [-7.7]], dtype=dtype).expand(2, width)
     batch = Batch(logits, torch.full((2,), width // 2), legal)
+    assert gradient(batch, **SETTINGS, variant=variant, smoothing=0.3)[1].eq(0).all()
     output, found = gradient(batch, **SETTINGS, variant=variant)
     assert found.eq(0).all()
     assert all(metric.eq(0).all() for metric in output.metrics.values())
@@ -230,12 +255,14 @@ def test_the_gradient_is_the_slope_of_the_loss_at_a_constant_threshold(variant: 
             assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-8)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("masked", [False, True])
-def test_gradcheck_where_nothing_is_detached(masked: bool) -> None:
+def test_gradcheck_where_nothing_is_detached(masked: bool, smoothing: float) -> None:
     batch = random_batch(masked=masked)
 
     def loss(logits: Tensor) -> Tensor:
-        return bear_loss(logits, batch.target, batch.legal, **{**SETTINGS, "weight": 0.0}).loss
+        settings = {**SETTINGS, "weight": 0.0, "smoothing": smoothing}
+        return bear_loss(logits, batch.target, batch.legal, **settings).loss
 
     assert torch.autograd.gradcheck(loss, batch.logits.requires_grad_())
 
@@ -248,6 +275,8 @@ def test_illegal_tokens_contribute_nothing(fill: float, dtype: torch.dtype, vari
     batch = batch._replace(logits=batch.logits.to(dtype))
     wanted = gradient(batch, **SETTINGS, variant=variant)
     filled = batch._replace(logits=batch.logits.masked_fill(~batch.legal, fill))
+    smoothed = {**SETTINGS, "variant": variant, "smoothing": 0.2}
+    assert_close(gradient(filled, **smoothed), gradient(batch, **smoothed), rtol=0, atol=0)
     found = gradient(filled, **SETTINGS, variant=variant)
     assert_close(found, wanted, rtol=0, atol=0)
     assert found[1][~batch.legal].eq(0).all()
@@ -367,6 +396,7 @@ def test_only_one_tensor_as_wide_as_the_vocabulary_is_kept_for_the_backward_pass
         ({"num_beams": 0}, "`num_beams` must be at least 1, but is 0"),
         ({"sharpness": 0.0}, "`sharpness` must be positive, but is 0.0"),
         ({"temperature": -1.0}, "`temperature` must be positive, but is -1.0"),
+        ({"smoothing": 1.0}, "`smoothing` must be at least 0 and below 1, but is 1.0"),
         ({"variant": "exact"}, "`variant` must be 'paper' or 'survival', but is 'exact'"),
     ],
 )

@@ -54,18 +54,23 @@ def position(
     sharpness: float,
     temperature: float,
     variant: str,
+    smoothing: float = 0.0,
 ) -> Position:
     logps = log_probs(logits, legal, temperature)
     margin = logps[target] - threshold(logps, legal, num_beams)
     lean = margin if variant == "paper" else -margin
-    factor = 1 + weight / sharpness * sigmoid(lean / sharpness)
+    excess = weight / sharpness * sigmoid(lean / sharpness)
     gradient = []
     for column, logp in enumerate(logps):
-        softmax_gradient = (math.exp(logp) - (column == target)) / temperature
-        gradient.append(factor * softmax_gradient if legal[column] else 0.0)
+        wanted = (1 - smoothing) * (column == target) + smoothing / sum(legal)
+        softmax_gradient = (math.exp(logp) - wanted) / temperature
+        softmax_gradient += excess * (math.exp(logp) - (column == target)) / temperature
+        gradient.append(softmax_gradient if legal[column] else 0.0)
     above = sum(allowed and logit > logits[target] for logit, allowed in zip(logits, legal, strict=True))
     pruned = float(above >= min(num_beams, sum(legal)))
-    loss = regulariser(margin, weight, sharpness, variant) - logps[target]
+    mean = math.fsum(logp for logp, allowed in zip(logps, legal, strict=True) if allowed) / sum(legal)
+    learned = (1 - smoothing) * logps[target] + smoothing * mean
+    loss = regulariser(margin, weight, sharpness, variant) - learned
     return Position(loss, -logps[target], margin, pruned, gradient)
 
 

@@ -31,6 +31,7 @@ def bear_loss(
     sharpness: float,
     temperature: float = 1.0,
     variant: Variant = "paper",
+    smoothing: float = 0.0,
 ) -> LossOutput:
     r"""Beam-search-aware regularisation (BEAR, arXiv 2601.22925), one value per position.
 
@@ -41,11 +42,15 @@ def bear_loss(
     $$ L_{paper} = -\log p_y + w \log \sigma(-\Delta / \xi) $$
     $$ L_{survival} = -\log p_y - w \log \sigma(\Delta / \xi) $$
 
-    Both variants multiply the gradient of the cross-entropy by a factor between 1 and $1 + w / \xi$. `paper` gives the
-    larger factor to targets that are already inside the beam. Its value is unbounded below, so do not select
-    checkpoints by it. `survival` gives the larger factor to targets outside the beam. With weight 0, both reduce to
-    cross-entropy, which is MSL with `legal` and plain SFT without it. At a position with one legal token, the gradient
-    is zero and the loss is constant: $-w \log 2$ (`paper`) or $w \log 2$ (`survival`).
+    With label smoothing $\epsilon$ over the $n$ legal tokens, the first term, $-\log p_y$, becomes
+
+    $$ -(1 - \epsilon) \log p_y - \frac{\epsilon}{n} \sum_j \log p_j $$
+
+    Without smoothing, both variants multiply the gradient of the cross-entropy by a factor between 1 and
+    $1 + w / \xi$. `paper` gives the larger factor to targets that are already inside the beam. Its value is unbounded
+    below, so do not select checkpoints by it. `survival` gives the larger factor to targets outside the beam. With
+    weight 0, both reduce to cross-entropy, which is MSL with `legal` and plain SFT without it. At a position with one
+    legal token, the gradient is zero and the loss is constant: $-w \log 2$ (`paper`) or $w \log 2$ (`survival`).
 
     Reconstruction: the paper's body was not available; `paper` follows two independent notes on it. The authors' code
     multiplies the cross-entropy by a detached factor, which depends on its options `topk_weight` and `topk_tau`. Its
@@ -63,20 +68,23 @@ def bear_loss(
         sharpness (`float`): Divisor of the margin, the paper's xi.
         temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits, applied before the softmax.
         variant (`str`, *optional*, defaults to `"paper"`): `"paper"` or `"survival"`.
+        smoothing (`float`, *optional*, defaults to `0.0`): Share of the target's probability that label smoothing
+            spreads evenly over the legal tokens, including the target. The margin term is not smoothed.
 
     Returns:
-        [`LossOutput`]: The loss, `(N,)`, and the metrics `ce`, `margin` and `pruned` (1 where the target is less
-        likely than the b-th likeliest token, so that a tie counts as kept).
+        [`LossOutput`]: The loss, `(N,)`, and the metrics `ce` (not smoothed), `margin` and `pruned` (1 where the
+            target is less likely than the b-th likeliest token, so that a tie counts as kept).
     """
-    _check(num_beams, sharpness, temperature, variant)
+    _check(num_beams, sharpness, temperature, variant, smoothing)
 
     log_probs = _log_softmax(logits, legal, temperature)  # (N, C)
     chosen = log_probs.gather(-1, target[:, None]).squeeze(-1)  # (N,)
     margin = chosen - _threshold(log_probs.detach(), num_beams)
+    learned = chosen if smoothing == 0 else (1 - smoothing) * chosen + smoothing * _mean(log_probs, legal)
     if variant == "paper":
-        loss = weight * F.logsigmoid(-margin / sharpness) - chosen
+        loss = weight * F.logsigmoid(-margin / sharpness) - learned
     else:
-        loss = -weight * F.logsigmoid(margin / sharpness) - chosen
+        loss = -weight * F.logsigmoid(margin / sharpness) - learned
 
     margin = margin.detach()
     return LossOutput(loss, {"ce": -chosen.detach(), "margin": margin, "pruned": (margin < 0).to(margin.dtype)})
@@ -93,6 +101,13 @@ def _log_softmax(logits: Tensor, legal: Tensor | None, temperature: float) -> Te
     return logits.log_softmax(-1)
 
 
+def _mean(log_probs: Tensor, legal: Tensor | None) -> Tensor:
+    """Returns the mean log-probability of the legal tokens of each row, `(N,)`."""
+    if legal is None:
+        return log_probs.mean(-1)
+    return log_probs.where(legal, 0.0).sum(-1) / legal.sum(-1)
+
+
 def _threshold(log_probs: Tensor, num_beams: int) -> Tensor:
     """Returns the b-th largest log-probability of each row, `(N,)`."""
     # Illegal tokens are -inf, so the b-th largest value is the smallest finite one among the `num_beams` largest.
@@ -101,7 +116,7 @@ def _threshold(log_probs: Tensor, num_beams: int) -> Tensor:
     return best.where(best.isfinite(), torch.inf).amin(-1)
 
 
-def _check(num_beams: int, sharpness: float, temperature: float, variant: str) -> None:
+def _check(num_beams: int, sharpness: float, temperature: float, variant: str, smoothing: float) -> None:
     if num_beams < 1:
         raise ValueError(
             f"`num_beams` must be at least 1, but is {num_beams}; set it to the number of beams used for decoding."
@@ -116,3 +131,8 @@ def _check(num_beams: int, sharpness: float, temperature: float, variant: str) -
         )
     if variant not in get_args(Variant):
         raise ValueError(f"`variant` must be 'paper' or 'survival', but is {variant!r}.")
+    if not 0 <= smoothing < 1:
+        raise ValueError(
+            f"`smoothing` must be at least 0 and below 1, but is {smoothing}; it is a share of the target's "
+            "probability. Set it to 0.1, for example."
+        )

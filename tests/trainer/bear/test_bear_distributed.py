@@ -41,6 +41,13 @@ def test_two_processes_learn_lists_as_one(folder: Path, tmp_path: Path) -> None:
     assert_same(trained("ddp", partial(run, folder, options(2, **lists)), tmp_path / "two"), one, FIGURES)
 
 
+@pytest.mark.long
+def test_two_processes_weight_targets_as_one(folder: Path, tmp_path: Path) -> None:
+    weighted = {"targets": "all", "target_age_decay": 0.6, "target_smoothing": 0.1}
+    one = trained("alone", partial(run, folder, options(4, **weighted)), tmp_path / "one")
+    assert_same(trained("ddp", partial(run, folder, options(2, **weighted)), tmp_path / "two"), one, FIGURES)
+
+
 def test_two_processes_resume_within_the_order_of_the_epoch(folder: Path, tmp_path: Path) -> None:
     """Accelerate's wrappers hide the sampler from `set_epoch` once batches are skipped."""
     epochs = options(2, train_sampling_strategy="batch_rebalance", seed=3, max_steps=14, targets="all")

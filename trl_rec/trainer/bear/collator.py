@@ -41,6 +41,8 @@ class NextItemCollator:
         twins (`Twins`, *optional*): Items with the same title. If one is illegal, so are its twins.
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple of this number.
+        age_decay (`float`, *optional*, defaults to `1.0`): Factor on the weight of a target for each newer target in
+            its row. If it is not 1, the rows need `trie_nodes`, even if there is no trie.
     """
 
     pad_token_id: int
@@ -49,10 +51,15 @@ class NextItemCollator:
     twins: Twins | None = None
     padding_side: str = "left"
     pad_to_multiple_of: int | None = None
+    age_decay: float = 1.0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns a batch with `input_ids`, `attention_mask`, `position_ids`, `labels` and, given a trie,
-        `trie_nodes`, `(B, T)` each. Batches of list rows also contain the other entries of [`list_choices`]."""
+        `trie_nodes`, `(B, T)` each. Batches of list rows also contain the other entries of [`list_choices`].
+
+        If the weights of targets decay, `target_weights`, `(B, T)`, contains the weight of each label, or 0 where
+        there is no label.
+        """
         tokens = Ragged.from_lists([row["input_ids"] for row in rows])
         mask = self._pad(Ragged(tokens.values * 0 + 1, tokens.offsets), 0)
         batch = {
@@ -61,20 +68,30 @@ class NextItemCollator:
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
             "labels": self._pad(Ragged.from_lists([row["labels"] for row in rows]), IGNORED),
         }
-        if self.trie is None:
-            return batch
+        if self.trie is not None:
+            self._add_choices(batch, rows, self.trie)
+        if self.age_decay != 1 and "trie_nodes" in rows[0]:  # not rows of a single list
+            batch["target_weights"] = self._weights(rows).masked_fill(batch["labels"] == IGNORED, 0.0)
+        return batch
 
+    def _add_choices(self, batch: dict[str, Tensor], rows: list[dict[str, Any]], trie: TokenTrie) -> None:
+        """Adds the node of each label to a batch, and removes forced tokens from its labels."""
         if "items" in rows[0]:
-            batch.update(list_choices(rows, batch["labels"], self.trie, self.exclude_history, self.twins))
+            batch.update(list_choices(rows, batch["labels"], trie, self.exclude_history, self.twins))
             batch["labels"] = batch["labels"].masked_fill(batch["trie_nodes"] < 0, IGNORED)
         else:
             nodes = self._pad(Ragged.from_lists([row["trie_nodes"] for row in rows]), -1)
-            widths = self.trie.row_offsets[nodes + 1] - self.trie.row_offsets[nodes]
+            widths = trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]
             # At a node with one child, the token is forced. At -1, there is no label.
             forced = ((nodes < 0) | (widths == 1)) & (nodes != FREE)
             batch["labels"] = batch["labels"].masked_fill(forced, IGNORED)
             batch["trie_nodes"] = nodes.masked_fill(forced, -1)
-        return batch
+
+    def _weights(self, rows: list[dict[str, Any]]) -> Tensor:
+        """Returns `age_decay ** a`, `(B, T)`, where `a` is the number of items that begin after each position."""
+        begins = (self._pad(Ragged.from_lists([row["trie_nodes"] for row in rows]), -1) == 0).long()
+        ages = begins.flip(1).cumsum(1).flip(1) - begins
+        return torch.pow(torch.tensor(self.age_decay), ages)
 
     def _pad(self, rows: Ragged, fill: int) -> Tensor:
         width = int(rows.lengths.max())

@@ -9,7 +9,7 @@ from trl import SFTConfig
 
 from trl_rec.compat import dict_fields
 from trl_rec.data.tasks.templates import TASK_NAMES
-from trl_rec.ranges import COUNT, NOT_NEGATIVE, POSITIVE
+from trl_rec.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_ONE
 from trl_rec.trainer.base.config import RecConfig, check_inert, check_sft_options
 
 
@@ -34,11 +34,18 @@ class BearConfig(RecConfig, SFTConfig):
         num_beams (`int`, *optional*, defaults to `10`): Number of beams in the beam term, the paper's B. Use the
             number of beams used for decoding.
         temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits in the loss.
+        target_smoothing (`float`, *optional*, defaults to `0.0`): Label smoothing: the share of the target token's
+            probability that is spread evenly over all tokens of the softmax. Forced tokens and tokens of texts are not
+            smoothed.
         softmax (`str`, *optional*, defaults to `"legal"`): Whether the softmax is over the `"legal"` tokens or over
             the `"vocabulary"`. Decoding uses the same softmax.
         targets (`str`, *optional*, defaults to `"last"`): With `"last"`, there is one row per target, or one row per
             list if `list_length` is set. With `"all"`, there is one row per sequence and every item is a target; this
             requires item tokens or semantic IDs. Earlier items of such a row stay legal even if `list_length` is set.
+        target_age_decay (`float`, *optional*, defaults to `1.0`): Factor by which the weight of a target shrinks with
+            each newer target in its row: a target followed by `a` newer ones has the weight `target_age_decay ** a`.
+            The loss is the weighted mean over the target tokens of all accumulated batches and all processes. The
+            metrics `bear/...` are not weighted. Requires `targets="all"`.
         every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every target of a sequence.
             By default, a list starts where the previous one ends. Requires `list_length`.
         max_history (`int`, *optional*): Maximum number of items before a target. Requires `targets="last"` without
@@ -68,12 +75,19 @@ class BearConfig(RecConfig, SFTConfig):
     temperature: Annotated[float, POSITIVE] = field(
         default=1.0, metadata={"help": "divisor of the logits in the loss"}
     )
+    target_smoothing: Annotated[float, SHARE_BELOW_ONE] = field(
+        default=0.0, metadata={"help": "label smoothing: share of the target's probability spread over all tokens"}
+    )
     softmax: Literal["legal", "vocabulary"] = field(
         default="legal", metadata={"help": "tokens that the softmax is computed over: legal or vocabulary"}
     )
     targets: Literal["last", "all"] = field(
         default="last",
         metadata={"help": "last: one row per target; all: one row per sequence, in which every item is a target"},
+    )
+    target_age_decay: Annotated[float, SHARE] = field(
+        default=1.0,
+        metadata={"help": "factor on the weight of a target for each newer target in its row; requires targets: all"},
     )
     every_position: bool = field(
         default=False, metadata={"help": "start a list at every target; requires list_length"}
@@ -107,6 +121,8 @@ class BearConfig(RecConfig, SFTConfig):
                 ("every_position",),
                 "it applies only to rows of lists, which require list_length and targets='last'",
             )
+        if self.targets != "all":
+            check_inert(self, ("target_age_decay",), "it applies only to rows with several targets (targets='all')")
         self._check_tasks()
 
     def _check_tasks(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -118,6 +119,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
             "twins": self.catalog.twins,
             "padding_side": tokenizer.padding_side,
             "pad_to_multiple_of": None if args.pad_to_multiple_of is None else int(args.pad_to_multiple_of),
+            "age_decay": args.target_age_decay,
         }
         if "task" not in getattr(self.train_dataset, "column_names", ()):
             return NextItemCollator(**common)
@@ -137,7 +139,10 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         formatting_func: None,
         dataset_name: str,
     ) -> Dataset:
-        """Converts splits to rows, and checks rows. With the legal softmax, each label gets its trie node."""
+        """Converts splits to rows, and checks rows. With the legal softmax, each label gets its trie node.
+
+        Labels also get their nodes if targets have weights, because the nodes tell where an item begins.
+        """
         if is_split(dataset):
             dataset = self._rows(dataset, args) if dataset_name == "train" else self._evaluation_rows(dataset, args)
         columns = set(dataset.column_names)
@@ -147,7 +152,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
                 "RecDataset, or rows with input_ids and labels"
             )
 
-        if not self.renormalizes or "trie_nodes" in columns:
+        needs_nodes = self.renormalizes or args.target_age_decay != 1
+        if not needs_nodes or "trie_nodes" in columns:
             return dataset
         if {"items", "history"} <= columns:
             check_lists(dataset, self.trie, args.eval_exclude_history, self.catalog.twins)
@@ -184,17 +190,31 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
 
     # Loss
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
+        """Same as `Trainer.get_batch_samples`, except that the count is the sum of the targets' weights if the
+        weights decay."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if count is None or "target_weights" not in batches[0]:
+            return batches, count
+        total = torch.stack([batch["target_weights"][:, 1:].sum() for batch in batches]).sum().to(device)
+        if self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
+            total = self.accelerator.gather(total).sum()
+        return batches, total
+
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
         """Computes BEAR's loss, averaged over the target tokens of the accumulated batch on all processes.
 
-        Forced tokens are not target tokens. The loss of target tokens that are not part of an item is cross-entropy
-        over the vocabulary.
+        The average is weighted if `target_age_decay` is not 1. Forced tokens are not target tokens. The loss of target
+        tokens that are not part of an item is cross-entropy over the vocabulary.
         """
         inputs = dict(inputs)
         labels = inputs.pop("labels")  # (B, T)
         tasks = inputs.pop("tasks", None)  # (B,)
+        target_weights = inputs.pop("target_weights", None)  # (B, T)
         choices = {name: inputs.pop(name) for name in CHOICES if name in inputs}
 
         # 1. Compute logits at the N positions that have a target. A position predicts the token after it. Item tokens
@@ -219,8 +239,13 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
 
         # 3. Average over target tokens. The count covers all processes, but DDP averages gradients, so the loss is
         # scaled by the number of processes.
-        count = learned.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = output.loss.sum() / torch.as_tensor(count, device=labels.device).clamp(min=1)
+        if target_weights is None:
+            count = learned.sum() if num_items_in_batch is None else num_items_in_batch
+            loss = output.loss.sum() / torch.as_tensor(count, device=labels.device).clamp(min=1)
+        else:
+            weights = target_weights[:, 1:][learned[:, :-1]]  # (N,)
+            total = torch.as_tensor(weights.sum() if num_items_in_batch is None else num_items_in_batch)
+            loss = (weights * output.loss).sum() / total.to(weights).clamp(min=torch.finfo(weights.dtype).tiny)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
 
@@ -270,6 +295,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
             sharpness=self.args.sharpness,
             temperature=self.args.temperature,
             variant=self.args.variant,
+            smoothing=self.args.target_smoothing,
         )
 
     def _legal(self, choices: dict[str, Tensor], learned: Tensor) -> tuple[Tensor, Tensor | None]:
