@@ -12,7 +12,7 @@ import datasets
 
 from trl_rec import BearConfig, BearTrainer, RecDataset, prepare
 from trl_rec.data import FetchError
-from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_split, metrics_table, readable_lists
+from trl_rec.evaluation import Evaluation, evaluate_baselines, evaluate_policy, metrics_table, readable_lists
 from trl_rec.models import make_model, make_tokenizer
 
 
@@ -71,14 +71,14 @@ def main() -> None:
     datasets.disable_progress_bars()
 
     dataset = load_data(arguments.source).with_surface("item_token")
-    results: dict[str, Evaluation] = evaluate_baselines(dataset)
+    results: dict[str, Evaluation] = evaluate_baselines(dataset, recall_at=50)
     for name in ARMS:
         print(f"training {name}")
-        ranked = train(name, dataset, arguments.max_steps).rank(dataset.test)
-        results[name] = evaluate_split(ranked, dataset)
+        with train(name, dataset, arguments.max_steps).policy() as policy:
+            results[name] = evaluate_policy(policy, dataset, recall_at=50)
 
     print("\nTen of BEAR's lists; an arrow marks what the user chose next.\n")
-    print(readable_lists(ranked, dataset.test, dataset.catalog), end="\n\n")
+    print(readable_lists(results["BEAR"].rankings, dataset.test, dataset.catalog), end="\n\n")
     print(
         metrics_table(results, caption=f"{dataset.path}: {dataset.test.num_rows} users, next item, history excluded")
     )

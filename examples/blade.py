@@ -36,6 +36,7 @@ ARMS = {
     "Best-of-8": {"target": "best_of_n"},  # the rank among fixed lists of the supervised model
     "BLADE": {"target": "blade"},  # that rank, combined with the rank among the lists of the step
 }
+# Without recall@50: a model that writes lists of ten items has none.
 COLUMNS = ["recall@10", "ndcg@10", "ild@10", "coverage@10", "reward/mgu", "reward"]
 REPORT = "runs/example-blade.html"
 SHARED: dict[str, Any] = {

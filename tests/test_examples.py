@@ -15,7 +15,7 @@ PRINTS = {
     "alro": ("item mean", "SFT", "ALRO over the item mean"),
     "align3gr": ("transition", "1 self_play-easy", "5 feedback-hard", "before", "after", "user 1, after ", "10. "),
     "blade": ("transition", "SFT", "Best-of-8", "BLADE", "before BLADE", "over SFT", "example-blade.html"),
-    "bear": ("transition", "SFT", "MSL", "BEAR", "after ", "10. "),
+    "bear": ("transition", "SFT", "MSL", "BEAR", "after ", "10. ", "recall@50"),
 }
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 

@@ -64,6 +64,9 @@ def test_rewards_rated_lists_and_the_start_have_lines_of_their_own() -> None:
     ]
     assert "a longer run or a higher learning rate may help" in lines[2]
 
+    # With one baseline and the start there are two comparisons, so the smallest p value of 1,000 flips is doubled.
+    assert all(line.count("p 0.002, one seed") == 1 for line in lines)
+
     rated = {name: evaluation(mean, "graded_ndcg@5") for name, mean in {"item mean": 0.9, "ALRO": 0.8}.items()}
     line = closing_verdict(rated, "ALRO")
     assert line.startswith("ALRO: below the item mean baseline by 0.1000 in graded_ndcg@5")

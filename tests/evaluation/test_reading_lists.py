@@ -48,13 +48,16 @@ def write(path: Path, table: pa.Table) -> Path:
         return path
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "wt", newline="") as file:
-        writer = csv.writer(file, delimiter=";" if "semicolon" in path.name else ",")
+        delimiter = ";" if "semicolon" in path.name else "\t" if "tsv" in path.name else ","
+        writer = csv.writer(file, delimiter=delimiter)
         writer.writerow(table.column_names)
         writer.writerows(zip(*table.to_pydict().values(), strict=True))
     return path
 
 
-@pytest.mark.parametrize("name", ["lists.parquet", "lists.csv", "semicolon.csv", "lists.csv.gz"])
+@pytest.mark.parametrize(
+    "name", ["lists.parquet", "lists.csv", "semicolon.csv", "lists.csv.gz", "lists.tsv", "lists.tsv.gz"]
+)
 def test_lists_are_read_in_every_form(name: str, dataset: RecDataset, table: pa.Table, tmp_path: Path) -> None:
     baseline = TransitionBaseline().fit(dataset.train, len(dataset.catalog))
     expected = baseline.rank(dataset.test["history"][:], 10, True)

@@ -62,7 +62,7 @@ def test_saving_and_loading_gives_the_same_user_ids(catalog: ItemCatalog, tmp_pa
 def test_a_damaged_file_is_named(catalog: ItemCatalog, tmp_path: Path) -> None:
     catalog.with_surface("semantic_id", user_ids=USERS).save(tmp_path)
     (tmp_path / "user_ids.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="user_ids.parquet cannot be read: .* make the users' IDs again"):
+    with pytest.raises(ValueError, match="is damaged .user_ids.parquet cannot be read: .*; run trl-rec prepare again"):
         ItemCatalog.load(tmp_path)
 
 

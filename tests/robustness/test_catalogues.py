@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,8 @@ FOLDERS = [
 ]
 
 
-def check(attack: Attack, whole: Path, folder: Path, read: Callable[[Path], object]) -> None:
-    """Damages a copy of the dataset, and reads it."""
+def check(attack: Attack, whole: Path, folder: Path, read: Callable[[Path], object]) -> str:
+    """Damages a copy of the dataset, reads it, and returns the error's sentence."""
     shutil.copytree(whole, folder)
     attack.damage(folder)
     before = contents(folder)
@@ -153,11 +154,15 @@ def check(attack: Attack, whole: Path, folder: Path, read: Callable[[Path], obje
     sentence = str(refused.value)
     assert attack.says in sentence and "\n" not in sentence, sentence
     assert contents(folder) == before
+    return sentence
 
 
 @each(CATALOGS)
 def test_catalogues(attack: Attack, whole: Path, tmp_path: Path) -> None:
-    check(attack, whole, tmp_path / "copy", lambda folder: ItemCatalog.load(folder / "catalog"))
+    remedy = "restore it from a copy"
+    read = partial(ItemCatalog.load, remedy=remedy)
+    sentence = check(attack, whole, tmp_path / "copy", lambda folder: read(folder / "catalog"))
+    assert sentence.endswith(f"; {remedy}") and str(tmp_path / "copy/catalog") in sentence
 
 
 @each(FOLDERS)

@@ -79,8 +79,14 @@ def parquet(**columns: pa.Array) -> Callable[[Path], object]:
 
 PARQUET = ["--lists", "lists.parquet"]
 LISTS = [
-    Attack("no file", "there is no file nowhere.csv; name a CSV or Parquet file", words=["--lists", "nowhere.csv"]),
-    Attack("other kind", "card.json is neither a CSV nor a Parquet file", words=["--lists", "data/card.json"]),
+    Attack(
+        "no file", "there is no file nowhere.csv; name a CSV, TSV or Parquet file", words=["--lists", "nowhere.csv"]
+    ),
+    Attack(
+        "other kind",
+        "card.json is not a CSV, TSV or Parquet file; its name must end in .csv, .tsv, .csv.gz, .tsv.gz or .parquet",
+        words=["--lists", "data/card.json"],
+    ),
     Attack("empty file", "lists.csv is empty", content(b"")),
     Attack("no lines", "lists.csv contains no lists; write a line for each user", edit(lambda lines: lines[:1])),
     Attack("not text", "lists.csv is not UTF-8 text", content(b"user_id,rank,item_id\n\xff\xfe,1,2\n")),

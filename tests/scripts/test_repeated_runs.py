@@ -5,13 +5,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file
 
-from trl_rec import BearConfig, prepare
+from trl_rec import BearConfig, load, prepare
 from trl_rec.cli import main as command
-from trl_rec.scripts import alro, bear
+from trl_rec.scripts import alro, bear, blade, softmax_dpo
 from trl_rec.scripts.parsing import LAUNCH, find_recipe, given, recipe_names
 from trl_rec.scripts.recipe_files import read_recipe
 from trl_rec.scripts.verbs import TRAINING
@@ -21,7 +22,7 @@ from trl_rec.trainer.base.recipe import given_values, write_recipe
 TRAINING_RECIPES = [name for name in recipe_names() if name.split("/")[0] in TRAINING]
 ON_CPU = ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32", "--report_to", "none"]
 QUICK = ["--max_steps", "2", "--disable_tqdm", "true", "--eval_strategy", "no", "--save_strategy", "no"]
-QUICK += ["--load_best_model_at_end", "false", "--hidden_size", "16"]
+QUICK += ["--load_best_model_at_end", "false"]
 
 
 class Parsed(Exception):
@@ -34,6 +35,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare("toy", folder / "data/toy", toy_users=24, toy_items=60)
     prepare("toy", folder / "data/toy-rated", toy_users=24, toy_items=60, split="leave_last", num_held_out=6)
     return folder
+
+
+@pytest.fixture(scope="module")
+def starts(world: Path) -> Path:
+    """The world with a policy for single items, one for lists, and preferences."""
+    on = [*ON_CPU, "--final_split", "none", *QUICK]
+    lists = ["--dataset", str(world / "data/toy-rated"), "--list_length", "4", "--eval_ks", "4"]
+    lists += ["--targets", "last", "--metric_for_best_model", "eval_ndcg@4"]
+    bear.main(["--config", "bear/toy", "--dataset", str(world / "data/toy"), "--output_dir", f"{world}/item", *on])
+    bear.main(["--config", "bear/toy-lists", "--output_dir", f"{world}/lists", *lists, *on])
+    dataset = load(world / "data/toy")
+    ids = np.array(dataset.catalog.ids)
+    rows = [
+        {"history": ids[row["history"]].tolist(), "chosen": ids[row["targets"][0]], "rejected": ids[:3].tolist()}
+        for row in dataset.train
+        if row["targets"][0] > 2
+    ]
+    (world / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return world
 
 
 def parsed(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
@@ -63,18 +83,28 @@ def test_a_recipe_that_is_written_down_says_the_same(name: str, tmp_path: Path, 
     assert same_config.to_dict() == config.to_dict()
 
 
+TOY, RATED = ["--dataset", "data/toy"], ["--dataset", "data/toy-rated"]
+SMALL = ["--hidden_size", "16"]
+SAMPLING = ["--model_name_or_path", "lists", "--list_length", "4", "--max_prompts", "8", "--eval_ks", "4"]
+PREFERRING = ["--preferences", "preferences.jsonl", "--model_name_or_path", "item", "--surface", "item_token", *ON_CPU]
+
+
 @pytest.mark.parametrize(
-    ("verb", "data", "extra"),
-    [("bear", "data/toy", []), ("alro", "data/toy-rated", ["--rating_epochs", "1"])],
+    ("verb", "recipe", "extra"),
+    [
+        ("bear", "bear/toy", [*TOY, *SMALL]),
+        ("alro", "alro/toy", [*RATED, *SMALL, "--rating_epochs", "1"]),
+        ("blade", "blade/toy", [*RATED, *SAMPLING]),
+        ("softmax_dpo", None, [*TOY, *PREFERRING]),
+    ],
 )
 def test_a_run_that_is_repeated_from_its_recipe_has_equal_weights(
-    verb: str, data: str, extra: list[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: str, recipe: str | None, extra: list[str], starts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(world)
-    script = {"bear": bear, "alro": alro}[verb]
-    script.main(
-        ["--config", f"{verb}/toy", "--dataset", data, "--output_dir", f"{tmp_path}/a", "--seed", "7", *QUICK, *extra]
-    )
+    monkeypatch.chdir(starts)
+    script = {"bear": bear, "alro": alro, "blade": blade, "softmax_dpo": softmax_dpo}[verb]
+    given_recipe = [] if recipe is None else ["--config", recipe]
+    script.main([*given_recipe, "--output_dir", f"{tmp_path}/a", "--seed", "7", *QUICK, *extra])
     script.main(["--config", f"{tmp_path}/a/recipe.yaml", "--output_dir", f"{tmp_path}/b"])
 
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
@@ -88,7 +118,7 @@ def test_a_run_that_is_repeated_from_its_recipe_has_equal_weights(
     recipes = [read_recipe(tmp_path / name / "recipe.yaml") for name in "ab"]
     assert [recipe.pop("output_dir") for recipe in recipes] == [f"{tmp_path}/a", f"{tmp_path}/b"]
     assert recipes[0] == recipes[1]
-    shipped = yaml.safe_load(find_recipe(f"{verb}/toy").read_text())
+    shipped = {} if recipe is None else yaml.safe_load(find_recipe(recipe).read_text())
     words = {word.removeprefix("--") for word in [*QUICK, *extra] if word.startswith("--")}
     assert recipes[0].keys() <= {*shipped, *words, "seed", "dataset"} and recipes[0]["seed"] == 7
 

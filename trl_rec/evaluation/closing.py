@@ -27,7 +27,7 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
     """Compares a model with the strongest baseline in the metrics of interest, and returns one line per comparison.
 
     The metrics are NDCG (of rated candidates: graded NDCG) at the largest k, and the reward if there is one. The
-    p-values of comparisons with baselines are adjusted for the number of baselines.
+    p-values are adjusted for the number of comparisons in each metric: with every baseline, and with `start`.
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, with values per user.
@@ -47,11 +47,9 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
                 compared = _against_each(results, best, others, metric)[0]
                 lines.append(f"the strongest baseline is {_line(compared, results, of_model=False)}")
             continue
-        references = [*ordered[:1], *([] if start is None else [start])]
-        compared_with = {one.against: one for one in _against_each(results, name, ordered, metric)}
-        if start is not None:
-            compared_with |= {start: _against_each(results, name, [start], metric)[0]}
-        lines += [_line(compared_with[reference], results) for reference in references]
+        starts = [] if start is None else [start]
+        compared_with = {one.against: one for one in _against_each(results, name, [*ordered, *starts], metric)}
+        lines += [_line(compared_with[reference], results) for reference in [*ordered[:1], *starts]]
     return "\n".join(lines)
 
 

@@ -46,9 +46,9 @@ def read_lists(
     """Reads the lists of a file for rows of a split. Raises `ValueError` if they cannot be compared fairly.
 
     Args:
-        path (`str` or `Path`): A CSV file, possibly gzipped, or a Parquet file or folder, with the columns `user_id`,
-            `rank`, `item_id` and perhaps `score`. If a user has several rows in the split, the column `row` with the
-            number of the row takes the place of `user_id`.
+        path (`str` or `Path`): A CSV or TSV file, possibly gzipped, or a Parquet file or folder, with the columns
+            `user_id`, `rank`, `item_id` and perhaps `score`. If a user has several rows in the split, the column
+            `row` with the number of the row takes the place of `user_id`.
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         rows (`np.ndarray`, *optional*): Numbers of the rows to read lists for. Defaults to all rows of the split.
@@ -110,14 +110,16 @@ def _read(path: Path) -> tuple[pa.Table, str]:
     """Returns the columns of the file that are used, and its name for messages."""
     name = without_gz(path)
     if not path.exists():
-        raise ValueError(f"there is no file {path}; name a CSV or Parquet file with user_id, rank and item_id")
+        raise ValueError(f"there is no file {path}; name a CSV, TSV or Parquet file with user_id, rank and item_id")
     if path.is_file() and name.endswith((".csv", ".tsv")):
         table = read_delimited(path, delimiter=find_delimiter(path))
     elif path.is_dir() or name.endswith(".parquet"):
         with naming(path):
             table = pq.read_table(path)
     else:
-        raise ValueError(f"{path} is neither a CSV nor a Parquet file; its name must end in .csv, .csv.gz or .parquet")
+        raise ValueError(
+            f"{path} is not a CSV, TSV or Parquet file; its name must end in .csv, .tsv, .csv.gz, .tsv.gz or .parquet"
+        )
 
     user = "row" if "row" in table.column_names else "user_id"
     for column in (user, "rank", "item_id"):

@@ -92,7 +92,7 @@ class EvaluationConfig:
     )
     lists: str | None = field(
         default=None,
-        metadata={"help": "CSV or Parquet file with user_id, rank and item_id: recommendations made elsewhere"},
+        metadata={"help": "CSV, TSV or Parquet file with user_id, rank and item_id: recommendations made elsewhere"},
     )
     name: str | None = field(
         default=None,

@@ -268,7 +268,7 @@ class ItemCatalog:
 
     @classmethod
     def load(cls, folder: str | Path, *, remedy: str = "run trl-rec prepare again with --overwrite") -> ItemCatalog:
-        """Loads a catalogue that `save` wrote. Errors about missing or unreadable files suggest the `remedy`."""
+        """Loads a catalogue that `save` wrote. Errors about its files end with the `remedy`."""
         folder = Path(folder)
         if not (folder / "catalog.json").is_file():
             raise ValueError(f"{folder} contains no catalogue (catalog.json is missing); {remedy}")
@@ -282,16 +282,19 @@ class ItemCatalog:
             name = "items.parquet" if isinstance(error, OSError | pa.ArrowException) else "catalog.json"
             raise ValueError(f"{folder} is damaged ({name} cannot be read: {error!r}); {remedy}") from error
 
-        # 2. Move the semantic IDs out of the table.
-        _check_texts(items, str(folder / "items.parquet"))
-        semantic_ids = None
-        if "semantic_id" in items.column_names:
-            _check_semantic_ids(items["semantic_id"], folder)
-            semantic_ids = Ragged.from_arrow(items["semantic_id"])
-            items = items.drop_columns(["semantic_id"])
+        # 2. Move the semantic IDs out of the table. Whatever is wrong with the content, the files are damaged.
+        try:
+            _check_texts(items, "items.parquet")
+            semantic_ids = None
+            if "semantic_id" in items.column_names:
+                _check_semantic_ids(items["semantic_id"])
+                semantic_ids = Ragged.from_arrow(items["semantic_id"])
+                items = items.drop_columns(["semantic_id"])
+            catalog = cls(items, surface, group_column, semantic_ids, read_user_ids(folder))
+        except ValueError as error:
+            raise ValueError(f"{folder} is damaged ({error}); {remedy}") from error
 
         # 3. Check that the files belong together.
-        catalog = cls(items, surface, group_column, semantic_ids, read_user_ids(folder))
         if catalog.fingerprint != fingerprint:
             raise ValueError(f"{folder}: items.parquet and catalog.json describe different items; {remedy}")
         return catalog
@@ -319,22 +322,19 @@ def _check_texts(items: pa.Table, where: str) -> None:
     """Raises ValueError unless every item has an id and a title, as text."""
     for name in ("item_id", "title"):
         if name not in items.column_names:
-            raise ValueError(f"{where} has no column {name}, only {', '.join(items.column_names)}; add it")
+            raise ValueError(f"{where} must have a column {name}, but has only {', '.join(items.column_names)}")
         column = items[name]
         if not _is_text(column.type):
-            raise ValueError(f"{where}: the column {name} contains {column.type} instead of text; convert it")
+            raise ValueError(f"{where}: the column {name} must contain text, not {column.type}")
         if column.null_count:
-            raise ValueError(f"{where}: {column.null_count} items have no {name}; add it")
+            raise ValueError(f"{where}: every item must have a {name}, but {column.null_count} items have none")
 
 
-def _check_semantic_ids(column: pa.ChunkedArray, folder: Path) -> None:
+def _check_semantic_ids(column: pa.ChunkedArray) -> None:
     """Raises ValueError unless every item has a list of tokens."""
     values = getattr(column.type, "value_type", None)
     if values is None or not _is_text(values) or column.null_count:
-        raise ValueError(
-            f"{folder / 'items.parquet'}: the column semantic_id must contain a list of tokens for each item; make "
-            "the IDs again, or prepare the data again"
-        )
+        raise ValueError("items.parquet: the column semantic_id must contain a list of tokens for each item")
 
 
 def _is_text(kind: pa.DataType) -> bool:

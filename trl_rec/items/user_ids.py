@@ -27,15 +27,16 @@ def write_user_ids(user_ids: Ragged | None, folder: Path) -> None:
 
 
 def read_user_ids(folder: Path) -> Ragged | None:
-    """Reads the IDs that `write_user_ids` wrote, or returns None if there is no file."""
+    """Reads the IDs that `write_user_ids` wrote, or returns None if there is no file.
+
+    Raises `ValueError` if the file cannot be read. The caller names the folder and the remedy.
+    """
     if not (folder / FILE).is_file():
         return None
     try:
         return Ragged.from_arrow(pq.read_table(folder / FILE)["semantic_id"])
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{folder} is damaged ({FILE} cannot be read: {error!r}); delete the file and make the users' IDs again"
-        ) from error
+        raise ValueError(f"{FILE} cannot be read: {error!r}") from error
 
 
 def tokens_of(ids: Ragged | None) -> list[str]:

@@ -56,6 +56,14 @@ def test_titles_are_written_in_plain_text(catalog: ItemCatalog, tokenizer: PreTr
     ]  # in the order of the candidates, not of the slots
 
 
+def test_the_order_of_the_ratings_does_not_matter(catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast) -> None:
+    histories = [
+        RatedPromptFormat.for_catalog(catalog, tokenizer, ratings).encode_histories(*HISTORY)[0].tolist()
+        for ratings in (RATINGS, [5.0, 1.0, 3.5, 1.0])
+    ]
+    assert histories[0] == histories[1]
+
+
 def test_a_letter_is_one_token_where_the_answer_begins(
     catalog: ItemCatalog, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -109,7 +109,7 @@ class RatedPromptFormat:
         Args:
             catalog (`ItemCatalog`): The items. The default texts depend on `catalog.surface`.
             tokenizer (`PreTrainedTokenizerBase`): A tokenizer with the tokens of the surface and of [`rated_tokens`].
-            ratings (list of `float`): The ratings that can be written, ascending.
+            ratings (list of `float`): The ratings that can be written, in any order.
             prompt_head (`str`, *optional*): Text before the history.
             prompt_item (`str`, *optional*): Text of a rated item. Must contain `{surface}` and, after it, `{rating}`.
             prompt_candidates (`str`, *optional*): Text between the history and the candidates.
@@ -119,7 +119,8 @@ class RatedPromptFormat:
             letters (`bool`, *optional*): Whether letters name the candidates. By default they do, unless each item is
                 a single token.
         """
-        # 1. Choose the texts.
+        # 1. Choose the texts. `nearest` needs ascending ratings.
+        ratings = sorted(set(ratings))
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no EOS token to end answers with; set tokenizer.eos_token")
         defaults = TITLE_PROMPT if catalog.surface == "title" else COMPACT_PROMPT

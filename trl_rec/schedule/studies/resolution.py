@@ -21,7 +21,7 @@ from trl_rec.trainer.alro.rows import held_out_rows
 
 BOUNDED = ("ndcg", "recall", "hit", "mrr")  # measures that are at most the share of rows with a reachable target
 KS = (1, 5, 10)
-OF_BASELINES = ("split", "ks", "exclude_history", "rewards", "seed")
+OF_BASELINES = ("ks", "exclude_history", "rewards", "seed")  # the pilot is always measured on validation
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,6 @@ def resolution(
     against: Arm,
     primary: str,
     *,
-    num_seeds: int,
-    num_comparisons: int,
     num_candidates: int,
     evaluation: Mapping[str, Any],
 ) -> Resolution:
@@ -71,10 +69,8 @@ def resolution(
         dataset: The dataset.
         against: The arm that the others are compared with.
         primary: The primary measure.
-        num_seeds: Number of seeds of the study.
-        num_comparisons: Number of comparisons of the study.
         num_candidates: Number of rated candidates per list, for measures of `trl-rec alro`.
-        evaluation: The study's keys of `trl-rec evaluate`. Those in `OF_BASELINES` are used, except `split`.
+        evaluation: The study's keys of `trl-rec evaluate`. Those in `OF_BASELINES` are used.
     """
     is_rated = primary == "tau" or primary.startswith("graded_")
     options = {name: value for name, value in evaluation.items() if name in OF_BASELINES}
@@ -84,20 +80,19 @@ def resolution(
         pilot, num_users = ("item mean", "popularity"), len(held_out_rows(dataset.test, num_candidates=num_candidates))
     else:
         surfaced = dataset.with_surface("item_token")
-        baselines = evaluate_baselines(surfaced, **{**options, "split": "validation"})
+        baselines = evaluate_baselines(surfaced, split="validation", **options)
         pilot, num_users = ("transition", "popularity"), len(dataset.test)
     if any(primary not in one.per_user for one in baselines.values()):
         return Resolution(None, None, None)
 
     # The pilot compares two baselines. The difference between them is assumed to vary over the users as much as the
-    # difference between a trained model and a baseline.
+    # difference between a trained model and a baseline. Baselines have no seeds, so the pilot knows nothing about the
+    # variation between seeds, and neither the study's number of seeds nor that of its comparisons enters.
     smallest = smallest_difference(
         [baselines[pilot[0]].per_user],
         [baselines[pilot[1]].per_user],
         metric=primary,
-        num_seeds=num_seeds,
         num_users=num_users,
-        num_comparisons=num_comparisons,
     )
     reference = None if against.baseline not in baselines else baselines[against.baseline].metrics[primary]
     ceiling = None

@@ -235,8 +235,6 @@ class Study:
             dataset,
             self.arms[config.against],
             config.primary,
-            num_seeds=len(config.seeds),
-            num_comparisons=max(1, len(self.comparisons)),
             num_candidates=self._num_candidates,
             evaluation=self.evaluation,
         )
