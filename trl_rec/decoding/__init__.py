@@ -8,6 +8,7 @@ from trl_rec._lazy import lazy_names
 
 __all__ = [
     "CandidateRanker",
+    "ItemWeights",
     "ListTokens",
     "RankedCandidates",
     "RankedItems",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from trl_rec.decoding.lists import SampledLists, greedy_list, sample_item_lists
     from trl_rec.decoding.processor import TrieLogitsProcessor
     from trl_rec.decoding.recommender import Recommendation, Recommender
+    from trl_rec.decoding.weights import ItemWeights
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -54,5 +56,6 @@ else:
             "lists": ["SampledLists", "greedy_list", "sample_item_lists"],
             "processor": ["TrieLogitsProcessor"],
             "recommender": ["Recommendation", "Recommender"],
+            "weights": ["ItemWeights"],
         },
     )

@@ -31,6 +31,8 @@ from torch.nn import functional as F
 from trl_rec.decoding.checks import check_no_nan, checked_prompts, evaluating
 from trl_rec.decoding.excluded import Excluded
 from trl_rec.decoding.prompt_cache import Pending, SeparateRows, SharedPrompt, open_cache
+from trl_rec.decoding.trie_weights import TrieWeights, Unweighted, look_up
+from trl_rec.decoding.weights import ItemWeights
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ranges import COUNT, FINITE
 
@@ -62,6 +64,7 @@ def rank_items(
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
     renormalize: bool = True,
     length_penalty: float = 0.0,
+    weights: ItemWeights | None = None,
 ) -> RankedItems:
     """Finds the best items for each prompt by beam search under the trie. The model's `generation_config` is ignored.
 
@@ -79,6 +82,8 @@ def rank_items(
             tokens, as in training under the trie, or over the whole vocabulary.
         length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by the number of generated tokens,
             EOS included, raised to this power.
+        weights ([`ItemWeights`], *optional*): Weights of the items, such as a prior or a filter. Each score gains
+            `strength * log(w / W)`. Items of weight 0 are left out.
 
     Returns:
         [`RankedItems`]: Items and scores of shape `(B, top_k)`. Equal scores are ordered by ascending item index.
@@ -91,12 +96,14 @@ def rank_items(
     trie = trie.to(input_ids.device)
     excluded = Excluded(trie, exclude, len(input_ids))
 
+    weighted = look_up(trie, weights, excluded)
+
     with evaluating(model):
         cache = open_cache(model, input_ids, attention_mask, trie.max_depth, trie.tokens if renormalize else None)
-        finished = _search(cache, trie, excluded, num_beams, renormalize, length_penalty)
+        finished = _search(cache, trie, weighted, num_beams, renormalize, length_penalty)
     check_no_nan(finished.scores)
 
-    return _rank_leaves(finished, trie, excluded, top_k)
+    return _rank_leaves(finished, trie, excluded, weighted, top_k)
 
 
 class _Beams(NamedTuple):
@@ -119,7 +126,8 @@ class _Beams(NamedTuple):
 
 
 class _Finished(NamedTuple):
-    """The best leaves found so far and their final scores, `(B, at most num_beams)`, best first."""
+    """The best leaves found so far and their scores without weights, `(B, at most num_beams)`, best first. The order
+    includes the weights."""
 
     nodes: Tensor
     scores: Tensor
@@ -128,7 +136,7 @@ class _Finished(NamedTuple):
 def _search(
     cache: SharedPrompt | SeparateRows,
     trie: TokenTrie,
-    excluded: Excluded,
+    weighted: TrieWeights | Unweighted,
     num_beams: int,
     renormalize: bool,
     length_penalty: float,
@@ -140,16 +148,16 @@ def _search(
     skips = renormalize and cache.shared and 1 in trie.depth_widths
 
     # 1. Start with one beam per prompt, at the root or where the root's forced chain ends.
-    beams = _first_beams(trie, excluded, len(cache.logits), skips)
+    beams = _first_beams(trie, weighted, len(cache.logits), skips)
     finished = _Finished(beams.nodes[:, :0], beams.scores[:, :0])
 
     for step in range(trie.max_depth):  # a prompt branches at most once per depth
         # 2. Find the depth at which each prompt branches next. Beams that end on the way there are finished.
         branch_depth, ended = _next_branching(trie, beams)
-        finished = _keep_best(finished, trie, beams, ended, num_beams, length_penalty)
+        finished = _keep_best(finished, trie, weighted, beams, ended, num_beams, length_penalty)
 
         # 3. Drop the beams that have ended, and the beams that score too low to be among the finished ones.
-        beams = _drop_hopeless(beams, ended, finished, num_beams, length_penalty)
+        beams = _drop_hopeless(beams, weighted, ended, finished, num_beams, length_penalty)
 
         # 4. For every beam that branches at this depth, let the model read the pending tokens. The other beams wait at
         # the end of their forced chain. The first round needs no forward pass, since the prompt's logits predict the
@@ -167,34 +175,35 @@ def _search(
 
         # 5. Score the children of the active beams. Together with the waiting beams they are the continuations.
         logps, children = child_logps(trie, logits, beams.nodes.gather(1, slots), max_children, renormalize)
-        grown, parents = _children_as_beams(trie, beams, slots, valid, logps, children, excluded, skips)
+        grown, parents = _children_as_beams(trie, beams, slots, valid, logps, children, weighted, skips)
         continuations, parents = _with_waiting(grown, parents, beams, active)  # (B, N)
 
         # 6. Of the best `num_beams` continuations, those that complete an item at the next depth are finished.
         completes = _is_leaf(trie, continuations.nodes) & (trie.depths(continuations.nodes) == branch_depth + 1)
         ties = trie.lowest_items[continuations.nodes]
-        best = best_first(continuations.scores, ties, num_beams)
+        guided = weighted.guided(continuations.scores, continuations.nodes)
+        best = best_first(guided, ties, num_beams)
         finished = _keep_best(
-            finished, trie, continuations.gather(best), completes.gather(1, best), num_beams, length_penalty
+            finished, trie, weighted, continuations.gather(best), completes.gather(1, best), num_beams, length_penalty
         )
 
         # 7. The best `num_beams` of the other continuations are the beams of the next round. Reorder the cache
         # accordingly.
         running = continuations._replace(scores=continuations.scores.masked_fill(completes, -torch.inf))
-        best = best_first(running.scores, ties, num_beams)
+        best = best_first(guided.masked_fill(completes, -torch.inf), ties, num_beams)
         beams = running.gather(best)
         cache.reorder(parents.gather(1, best))
 
     # 8. Only a beam whose score is NaN can still be at a leaf, because comparisons with NaN are False and so it never
     # finished. Keep it, so that the caller sees the NaN.
-    return _keep_best(finished, trie, beams, _is_leaf(trie, beams.nodes), num_beams, length_penalty)
+    return _keep_best(finished, trie, weighted, beams, _is_leaf(trie, beams.nodes), num_beams, length_penalty)
 
 
-def _first_beams(trie: TokenTrie, excluded: Excluded, num_prompts: int, skips: bool) -> _Beams:
-    """Returns one beam per prompt, `(B, 1)`; an empty slot if the prompt excludes every item."""
+def _first_beams(trie: TokenTrie, weighted: TrieWeights | Unweighted, num_prompts: int, skips: bool) -> _Beams:
+    """Returns one beam per prompt, `(B, 1)`; an empty slot if no item is left for the prompt."""
     root = torch.zeros(num_prompts, 1, dtype=torch.int64, device=trie.items.device)
     nodes = trie.forced_ends[root].long() if skips else root
-    scores = torch.where(excluded.emptied(root), -torch.inf, 0.0)
+    scores = torch.where(weighted.emptied(root), -torch.inf, 0.0)
     return _Beams(nodes, scores, num_read=torch.zeros_like(root))
 
 
@@ -215,7 +224,13 @@ def _next_branching(trie: TokenTrie, beams: _Beams) -> tuple[Tensor, Tensor]:
 
 
 def _keep_best(
-    finished: _Finished, trie: TokenTrie, beams: _Beams, ended: Tensor, num_beams: int, length_penalty: float
+    finished: _Finished,
+    trie: TokenTrie,
+    weighted: TrieWeights | Unweighted,
+    beams: _Beams,
+    ended: Tensor,
+    num_beams: int,
+    length_penalty: float,
 ) -> _Finished:
     """Returns the best `num_beams` leaves among the finished ones and the leaves of the beams that have `ended`."""
     scores = beams.scores.masked_fill(~ended, -torch.inf)
@@ -224,18 +239,26 @@ def _keep_best(
 
     nodes = torch.cat([finished.nodes, beams.nodes], 1)
     scores = torch.cat([finished.scores, scores], 1)
-    best = best_first(scores, trie.lowest_items[nodes], num_beams)
+    best = best_first(weighted.guided(scores, nodes), trie.lowest_items[nodes], num_beams)
     return _Finished(nodes.gather(1, best), scores.gather(1, best))
 
 
-def _drop_hopeless(beams: _Beams, ended: Tensor, finished: _Finished, num_beams: int, length_penalty: float) -> _Beams:
+def _drop_hopeless(
+    beams: _Beams,
+    weighted: TrieWeights | Unweighted,
+    ended: Tensor,
+    finished: _Finished,
+    num_beams: int,
+    length_penalty: float,
+) -> _Beams:
     """Empties the slots of beams that have ended, and of beams that score below `num_beams` finished leaves.
 
     As a beam grows, its score can only fall. With a length penalty it can also rise, so all beams are kept.
     """
     scores = beams.scores.masked_fill(ended, -torch.inf)
     if finished.scores.shape[1] == num_beams and not length_penalty:
-        scores = scores.masked_fill(scores < finished.scores[:, -1:], -torch.inf)
+        lowest = weighted.guided(finished.scores[:, -1:], finished.nodes[:, -1:])
+        scores = scores.masked_fill(weighted.guided(scores, beams.nodes) < lowest, -torch.inf)
     return beams._replace(scores=scores)
 
 
@@ -293,17 +316,17 @@ def _children_as_beams(
     valid: Tensor,
     logps: Tensor,
     children: Tensor,
-    excluded: Excluded,
+    weighted: TrieWeights | Unweighted,
     skips: bool,
 ) -> tuple[_Beams, Tensor]:
     """Returns the children `(B, A, C)` of the active beams as beams, and the slot of each one's parent, `(B, A * C)`.
 
-    Children whose items are all excluded get the score -inf. This happens after the softmax, so the scores of the
-    other children do not change.
+    Children below which no item is left get the score -inf. This happens after the softmax, so the scores of the other
+    children do not change.
     """
     branching = beams.gather(slots)  # (B, A)
     scores = torch.where(valid, branching.scores, -torch.inf).unsqueeze(-1) + logps
-    scores = scores.flatten(1).masked_fill(excluded.emptied(children.flatten(1)), -torch.inf)
+    scores = scores.flatten(1).masked_fill(weighted.emptied(children.flatten(1)), -torch.inf)
 
     nodes = trie.forced_ends[children].long() if skips else children
     num_read = trie.depths(branching.nodes).unsqueeze(-1).expand_as(children)
@@ -319,24 +342,30 @@ def _with_waiting(grown: _Beams, parents: Tensor, beams: _Beams, active: Tensor)
     return continuations, torch.cat([parents, own_slots], 1)
 
 
-def _rank_leaves(finished: _Finished, trie: TokenTrie, excluded: Excluded, top_k: int) -> RankedItems:
-    """Ranks the items of the finished leaves that are not excluded. Items that share a leaf get separate ranks."""
-    # 1. Lay out each leaf's items side by side, `width` columns per leaf. `top_k` ranks never need more.
-    width = min(trie.max_shared, top_k + excluded.places.shape[1])
+def _rank_leaves(
+    finished: _Finished, trie: TokenTrie, excluded: Excluded, weighted: TrieWeights | Unweighted, top_k: int
+) -> RankedItems:
+    """Ranks the items of the finished leaves that are left. Items that share a leaf get separate ranks."""
+    # 1. Lay out each leaf's items side by side, `width` columns per leaf. `top_k` ranks never need more,
+    # unless weights reorder the items of a leaf.
+    width = trie.max_shared
+    if isinstance(weighted, Unweighted):
+        width = min(width, top_k + excluded.places.shape[1])
     starts = trie.item_starts[finished.nodes].unsqueeze(-1)
     ends = trie.item_ends[finished.nodes].unsqueeze(-1)
     places = (starts + torch.arange(width, device=starts.device)).flatten(1)  # (B, K * width)
 
-    # 2. Columns beyond the leaf's last item and excluded items get the score -inf.
+    # 2. Columns beyond the leaf's last item, excluded items and items of weight 0 get the score -inf.
     counts = places < ends.expand(-1, -1, width).flatten(1)
     places = torch.where(counts, places, 0)
     counts &= excluded.count(places, places + 1) == 0
     scores = finished.scores.unsqueeze(-1).expand(-1, -1, width).flatten(1).masked_fill(~counts, -torch.inf)
+    scores = scores + weighted.item_bonus(places)
 
     # 3. Sort, and pad the missing ranks.
     items = trie.items[places].long()
     best = best_first(scores, items, top_k)
-    scores = scores.gather(1, best)
+    scores = scores.gather(1, best) + weighted.constant
     items = torch.where(scores > -torch.inf, items.gather(1, best), -1)
     missing = (0, top_k - best.shape[1])
     return RankedItems(F.pad(items, missing, value=-1), F.pad(scores, missing, value=-torch.inf))

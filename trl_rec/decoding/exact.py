@@ -23,6 +23,8 @@ from trl_rec.decoding.checks import check_no_nan, checked_prompts, evaluating
 from trl_rec.decoding.excluded import Excluded
 from trl_rec.decoding.list_constraint import list_logps, list_tokens
 from trl_rec.decoding.prompt_cache import SeparateRows, SharedPrompt, open_cache
+from trl_rec.decoding.trie_weights import look_up
+from trl_rec.decoding.weights import ItemWeights
 from trl_rec.items.trie import TokenTrie
 from trl_rec.models.completions import completion_logps, read_completions
 from trl_rec.ranges import COUNT, FINITE
@@ -75,20 +77,29 @@ def score_catalog(
 
 
 def rank_scores(
-    scores: Tensor, trie: TokenTrie, top_k: int, exclude: Tensor | Sequence[Sequence[int]] | None = None
+    scores: Tensor,
+    trie: TokenTrie,
+    top_k: int,
+    exclude: Tensor | Sequence[Sequence[int]] | None = None,
+    weights: ItemWeights | None = None,
 ) -> RankedItems:
-    """Ranks items by the scores `(B, I)` of [`score_catalog`], with `exclude` and ties as in [`rank_items`]."""
+    """Ranks items by the scores `(B, I)` of [`score_catalog`], with `exclude`, `weights` and ties as in
+    [`rank_items`]."""
     COUNT.check("top_k", top_k)
     trie = trie.to(scores.device)
-    places = Excluded(trie, exclude, len(scores)).places  # (B, E)
-    items = torch.cat([trie.items, trie.items.new_full((1,), scores.shape[1])])[places].long()
+    excluded = Excluded(trie, exclude, len(scores))
+    weighted = look_up(trie, weights, excluded)
+    if weights is not None:
+        places = trie.item_positions.clamp(min=0).expand_as(scores)
+        scores = scores + weighted.item_bonus(places)
+    items = torch.cat([trie.items, trie.items.new_full((1,), scores.shape[1])])[excluded.places].long()
 
     # Excluded items get the score -inf. Padding writes into a spare column.
     padded = torch.cat([scores, scores.new_full((len(scores), 1), -torch.inf)], 1)
     padded = padded.scatter(1, items, -torch.inf)
     ties = torch.arange(padded.shape[1], device=scores.device).expand_as(padded)
     best = best_first(padded, ties, top_k)
-    best_scores = padded.gather(1, best)
+    best_scores = padded.gather(1, best) + weighted.constant
     ranked = torch.where(best_scores > -torch.inf, best, -1)
 
     missing = (0, top_k - best.shape[1])

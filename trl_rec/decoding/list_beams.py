@@ -23,6 +23,7 @@ from trl_rec.decoding.checks import check_no_nan
 from trl_rec.decoding.list_decoder import ListDecoder, ListLogits, Lists
 from trl_rec.decoding.list_prompts import open_lists
 from trl_rec.decoding.lists import greedy_list
+from trl_rec.decoding.weights import ItemWeights
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ranges import COUNT
 
@@ -40,6 +41,7 @@ def rank_list(
     top_k: int,
     num_beams: int = 1,
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
+    weights: ItemWeights | None = None,
 ) -> RankedItems:
     """Returns the first `top_k` items of the list that the model writes for each prompt.
 
@@ -48,6 +50,7 @@ def rank_list(
         top_k (`int`): Number of ranks to return, at most `list_length`.
         num_beams (`int`, *optional*, defaults to `1`): Width of the search. With 1, lists are written by
             [`greedy_list`], otherwise by [`beam_list`].
+        weights ([`ItemWeights`], *optional*): Weights of the items, as in [`greedy_list`].
 
     Returns:
         [`RankedItems`]: `(B, top_k)`.
@@ -57,8 +60,10 @@ def rank_list(
         raise ValueError(f"top_k {top_k} exceeds the list length {list_length}; choose top_k <= list_length")
     if num_beams == 1:
         # In greedy decoding, later items do not change earlier ones, so only `top_k` items are written.
-        return greedy_list(model, prompts, trie, list_length=top_k, exclude=exclude)
-    ranked = beam_list(model, prompts, trie, list_length=list_length, num_beams=num_beams, exclude=exclude)
+        return greedy_list(model, prompts, trie, list_length=top_k, exclude=exclude, weights=weights)
+    ranked = beam_list(
+        model, prompts, trie, list_length=list_length, num_beams=num_beams, exclude=exclude, weights=weights
+    )
     return RankedItems(*(part[:, :top_k] for part in ranked))
 
 
@@ -71,6 +76,7 @@ def beam_list(
     list_length: int,
     num_beams: int,
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
+    weights: ItemWeights | None = None,
 ) -> RankedItems:
     """Returns the best list of distinct items that a beam search finds for each prompt, as a ranking.
 
@@ -78,29 +84,32 @@ def beam_list(
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
         num_beams (`int`): Width of the search. 1 gives the list of [`greedy_list`]. If `num_beams` is at least the
             number of possible lists, every list is scored.
+        weights ([`ItemWeights`], *optional*): Weights of the items, as in [`greedy_list`].
 
     Returns:
-        [`RankedItems`]: `(B, K)`. The score of a rank is the log-probability of the list up to that rank, so scores
-        descend, and the last score is the log-probability of the whole list.
+        [`RankedItems`]: `(B, K)`. The score of a rank is the score of the list up to that rank, which is its
+        log-probability if there are no weights. So scores descend, and the last score is that of the whole list.
     """
     COUNT.check("num_beams", num_beams)
     COUNT.check("list_length", list_length)
-    with open_lists(model, prompts, trie, num_lists=num_beams, list_length=list_length, exclude=exclude) as decoder:
+    with open_lists(
+        model, prompts, trie, num_lists=num_beams, list_length=list_length, exclude=exclude, weights=weights
+    ) as decoder:
         beams = _search(decoder)
 
-    best = slice(None, None, num_beams)  # the first beam of each prompt
+    best = _best_slots(beams.scores.view(decoder.shape))
     check_no_nan(beams.scores[best])
     return RankedItems(beams.lists.items[best, :-1], beams.ends[best, :-1])
 
 
 class _Beams(NamedTuple):
-    """The lists of each prompt by descending score.
+    """The lists of each prompt. Without weights, they are in descending order of their scores.
 
     Args:
         lists: The state of each list, `(R,)`.
-        scores: The log-probability of each list, `(R,)`; -inf marks an empty slot.
-        ends: The log-probability of each list up to the end of each item, `(R, K + 1)`. The last column is scratch
-            space.
+        scores: The score of each list, `(R,)`: its log-probability, and the weights of its complete items. -inf marks
+            an empty slot.
+        ends: The score of each list up to the end of each item, `(R, K + 1)`. The last column is scratch space.
     """
 
     lists: Lists
@@ -129,6 +138,14 @@ def _search(decoder: ListDecoder) -> _Beams:
     return beams
 
 
+def _best_slots(scores: Tensor) -> Tensor:
+    """Returns the slot of the best beam of each prompt, from scores `(B, N)`, as an index into `(R,)`; the first of
+    equal ones. A NaN is the best, so that it is reported."""
+    best = scores.isnan() | (scores == scores.nan_to_num(nan=torch.inf).amax(1, keepdim=True))
+    first = best.long().argmax(1)
+    return first + torch.arange(len(scores), device=scores.device) * scores.shape[1]
+
+
 def _next_to_branch(decoder: ListDecoder, beams: _Beams) -> Tensor:
     """Returns a mask `(R,)` of the incomplete beams that have the fewest tokens among those of their prompt.
 
@@ -137,7 +154,9 @@ def _next_to_branch(decoder: ListDecoder, beams: _Beams) -> Tensor:
     """
     complete = beams.lists.ranks == decoder.list_length
     running = (beams.scores > -torch.inf) & ~complete
-    running = running.view(decoder.shape) & ~complete.view(decoder.shape)[:, :1]
+    guided = decoder.guided(beams.scores.unsqueeze(1), beams.lists.nodes.unsqueeze(1))
+    is_done = complete[_best_slots(guided.view(decoder.shape))].unsqueeze(1)  # (B, 1)
+    running = running.view(decoder.shape) & ~is_done
     num_written = beams.lists.num_written.view(decoder.shape).masked_fill(~running, torch.iinfo(torch.int64).max)
     return (running & (num_written == num_written.amin(1, keepdim=True))).flatten()
 
@@ -150,16 +169,18 @@ def _advanced(decoder: ListDecoder, beams: _Beams, output: ListLogits, active: T
     # 1. Score the best M children of each beam. The only continuation of a beam that is not active is the beam itself.
     logps, children = decoder.logps(beams.lists, output)
     grown = beams.scores.unsqueeze(1) + logps.float()  # (R, C)
-    column = best_first(grown, decoder.trie.lowest_items[children].expand_as(grown), num_beams)  # (R, M)
+    guided = decoder.guided(grown, children)
+    column = best_first(guided, decoder.trie.lowest_items[children].expand_as(grown), num_beams)  # (R, M)
     unchanged = torch.full_like(column, -torch.inf, dtype=grown.dtype)
     unchanged[:, 0] = beams.scores
     continuations = torch.where(active.unsqueeze(1), grown.gather(1, column), unchanged).view(num_prompts, -1)
+    unchanged[:, :1] = decoder.guided(beams.scores.unsqueeze(1), beams.lists.nodes.unsqueeze(1))
+    guided = torch.where(active.unsqueeze(1), guided.gather(1, column), unchanged).view(num_prompts, -1)
 
     # 2. Choose the best continuations of each prompt. The sort is stable, so that equal scores keep the order of the
     # beams.
-    scores, chosen = continuations.sort(dim=1, descending=True, stable=True)
-    scores = scores[:, :num_beams].flatten()
-    chosen = chosen[:, :num_beams]
+    chosen = guided.sort(dim=1, descending=True, stable=True).indices[:, :num_beams]
+    scores = continuations.gather(1, chosen).flatten()
     parents = chosen // column.shape[1]  # (B, N)
     rows = (torch.arange(num_prompts, device=parents.device).unsqueeze(1) * num_beams + parents).flatten()
     child = children.expand_as(grown).gather(1, column)[rows, chosen.flatten() % column.shape[1]]
@@ -167,7 +188,10 @@ def _advanced(decoder: ListDecoder, beams: _Beams, output: ListLogits, active: T
     # 3. Move the chosen beams, and record the scores of those that ended an item.
     before = beams.lists.take(rows)
     lists = decoder.move(before, child, active[rows] & (scores > -torch.inf))
-    ended = torch.where(lists.ranks > before.ranks, scores, -torch.inf)
+    is_new = lists.ranks > before.ranks
+    newest = lists.items.gather(1, before.ranks.unsqueeze(1))
+    scores = torch.where(is_new, scores + decoder.item_scores(newest).squeeze(1), scores)
+    ended = torch.where(is_new, scores, -torch.inf)
     ends = beams.ends[rows].scatter(1, before.ranks.unsqueeze(1), ended.unsqueeze(1))
     decoder.cache.reorder(parents)
     return _Beams(lists, scores, ends)

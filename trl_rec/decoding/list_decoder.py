@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trl_rec.decoding.beam import best_first
 from trl_rec.decoding.list_constraint import legal_children
 from trl_rec.decoding.prompt_cache import Pending, SeparateRows, SharedPrompt
+from trl_rec.decoding.trie_weights import TrieWeights, Unweighted
 from trl_rec.items.trie import TokenTrie
 from trl_rec.losses.output import at_least_float32
 
@@ -81,7 +83,9 @@ class ListDecoder:
         cache (`SharedPrompt` or `SeparateRows`): The key-value cache. It must already contain the prompts and give
             the logits of `trie.tokens`.
         trie (`TokenTrie`): The catalogue's list paths.
-        excluded (`torch.Tensor` of shape `(B, E)`): The excluded items, as in `Excluded.places`.
+        excluded (`torch.Tensor` of shape `(B, E)`): The excluded items, and the items of weight 0, as in
+            `Excluded.places`.
+        weighted (`TrieWeights` or `Unweighted`): The weights of the items, which choose among items that share a leaf.
         list_length (`int`): K. Every prompt must have at least K items that are not excluded.
         num_lists (`int`): G.
 
@@ -95,6 +99,7 @@ class ListDecoder:
         cache: SharedPrompt | SeparateRows,
         trie: TokenTrie,
         excluded: Tensor,
+        weighted: TrieWeights | Unweighted,
         *,
         list_length: int,
         num_lists: int,
@@ -102,6 +107,7 @@ class ListDecoder:
         self.cache = cache
         self.trie = trie
         self.excluded = excluded
+        self.weighted = weighted
         self.list_length = list_length
         self.shape = (len(excluded), num_lists)
         self.max_steps = list_length * trie.max_depth
@@ -174,6 +180,18 @@ class ListDecoder:
         scores = at_least_float32(scores) / temperature
         return torch.where(legal, scores, -torch.inf).log_softmax(-1), children
 
+    def guided(self, scores: Tensor, nodes: Tensor) -> Tensor:
+        """Returns the scores `(R, C)` of continuations at the nodes `(R, C)` or `(1, C)`, with the weights' look-ahead
+        for the item that is being written."""
+        rows = (self.shape[0], -1)
+        return self.weighted.guided(scores.view(rows), nodes.expand_as(scores).reshape(rows)).view_as(scores)
+
+    def item_scores(self, items: Tensor) -> Tensor:
+        """Returns what the weights of the items `(R, N)` add to the score of a list, `(R, N)`; 0 for padding, -1."""
+        known = self.trie.item_positions[items.clamp(min=0)].view(self.shape[0], -1)
+        scores = (self.weighted.item_bonus(known) + self.weighted.constant).view_as(items)
+        return torch.where(items >= 0, scores, 0.0)
+
     def move(self, lists: Lists, chosen: Tensor, moves: Tensor) -> Lists:
         """Moves each list for which `moves` `(R,)` is True to its child `chosen` `(R,)`, and returns the new state."""
         # 1. Follow the forced chain below the child. A leaf ends the item. Of the items that share the leaf, the list
@@ -181,7 +199,7 @@ class ListDecoder:
         trie = self.trie
         reached = trie.forced_ends[chosen].long() if self.skips else chosen
         ended = moves & (trie.row_offsets[reached] == trie.row_offsets[reached + 1])
-        place = _first_free(trie, reached, lists.taken)
+        place = self._free_place(reached, lists.taken)
         item = torch.where(ended, trie.items[place].long(), -1)
         ranks = lists.ranks + ended
 
@@ -203,6 +221,25 @@ class ListDecoder:
             items=lists.items.scatter(1, lists.ranks.unsqueeze(1), item.unsqueeze(1)),
             taken=torch.cat([lists.taken[:, :-1], last.unsqueeze(1)], 1).sort(1).values,
         )
+
+    def _free_place(self, leaves: Tensor, taken: Tensor) -> Tensor:
+        """Returns the place of the item that each list gets at its leaf, `(R,)`: of the items that are not taken, the
+        one with the largest weight, and the first of several."""
+        first = _first_free(self.trie, leaves, taken)
+        if isinstance(self.weighted, Unweighted) or self.trie.max_shared == 1:
+            return first
+
+        # Lay out the items of each leaf side by side, and look up their weights, one row per prompt.
+        starts = self.trie.item_starts[leaves].long().unsqueeze(1)
+        ends = self.trie.item_ends[leaves].unsqueeze(1)
+        places = starts + torch.arange(self.trie.max_shared, device=leaves.device)  # (R, maximum number per leaf)
+        found = torch.searchsorted(taken, places).clamp(max=taken.shape[1] - 1)
+        free = (places < ends) & (taken.gather(1, found) != places)
+        known = places.clamp(max=self.trie.num_items - 1)
+        bonus = self.weighted.item_bonus(known.view(self.shape[0], -1)).view_as(known)
+        bonus = bonus.masked_fill(~free, -torch.inf)
+        best = best_first(bonus, known, 1)
+        return torch.where(bonus.gather(1, best) > -torch.inf, known.gather(1, best), first.unsqueeze(1)).squeeze(1)
 
     def read(self, lists: Lists, active: Tensor, step: int) -> ListLogits | None:
         """Lets the model read the pending tokens of the `active` lists `(R,)`, after `step` choices. Returns the

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trl_rec.decoding.checks import checked_prompts, evaluating
 from trl_rec.decoding.excluded import Excluded
 from trl_rec.decoding.list_decoder import ListDecoder
 from trl_rec.decoding.prompt_cache import open_cache
+from trl_rec.decoding.trie_weights import TrieWeights, look_up
+from trl_rec.decoding.weights import ItemWeights
 from trl_rec.items.trie import TokenTrie
 
 
@@ -28,12 +32,17 @@ def open_lists(
     num_lists: int,
     list_length: int,
     exclude: Tensor | Sequence[Sequence[int]] | None,
+    weights: ItemWeights | None = None,
 ) -> Iterator[ListDecoder]:
     """Opens a decoder that writes `num_lists` lists of `list_length` items for each prompt, on the model's device."""
     # 1. Check the prompts, and that there are enough items and positions.
     input_ids, attention_mask = checked_prompts(model, prompts, trie)
     trie = trie.to(input_ids.device)
-    excluded = Excluded(trie, exclude, len(input_ids)).places.long()
+    barred = Excluded(trie, exclude, len(input_ids))
+    weighted = look_up(trie, weights, barred)
+    excluded = barred.places.long()
+    if isinstance(weighted, TrieWeights):
+        excluded = _with_removed(excluded, weighted.removed())
     _check_enough_items(trie, excluded, list_length)
     longest = int(trie.depths(trie.leaves).topk(list_length).values.sum())  # tokens of the longest possible list
     _check_length(model, input_ids.shape[1], longest)
@@ -41,7 +50,18 @@ def open_lists(
     # 2. Read the prompts.
     with evaluating(model) if model.training else nullcontext():
         cache = open_cache(model, input_ids, attention_mask, longest, trie.tokens)
-        yield ListDecoder(cache, trie, excluded, list_length=list_length, num_lists=num_lists)
+        yield ListDecoder(cache, trie, excluded, weighted, list_length=list_length, num_lists=num_lists)
+
+
+def _with_removed(excluded: Tensor, removed: Tensor) -> Tensor:
+    """Adds the removed places, given by a mask `(B, I)`, to the excluded ones `(B, E)`.
+
+    In a list, excluded items are removed before the softmax, and so are the items of weight 0.
+    """
+    removed = F.pad(removed, (0, 1)).scatter(1, excluded, True)  # the last column stands for padding
+    width = int(removed[:, :-1].sum(1).max())
+    places = torch.arange(removed.shape[1], device=removed.device)
+    return torch.where(removed, places, removed.shape[1] - 1).sort(1).values[:, :width]
 
 
 def _check_enough_items(trie: TokenTrie, excluded: Tensor, list_length: int) -> None:

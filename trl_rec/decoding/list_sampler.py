@@ -22,17 +22,15 @@ class ListSampler:
     Args:
         decoder (`ListDecoder`): The decoder that writes the lists.
         temperature (`float`): Divides the logits.
-        noise (`torch.Tensor` of shape `(B, G, K * D)`): Integers of `NOISE_BITS` bits, one for each depth of each
-            item.
-        greedy (`bool`): Whether to choose the most likely token and ignore the noise.
+        noise (`torch.Tensor` of shape `(B, G, K * D)`, *optional*): Integers of `NOISE_BITS` bits, one for each depth
+            of each item. Without noise, the best token is chosen, by its probability and the weights.
     """
 
-    def __init__(self, decoder: ListDecoder, *, temperature: float, noise: Tensor, greedy: bool) -> None:
+    def __init__(self, decoder: ListDecoder, *, temperature: float, noise: Tensor | None) -> None:
         self.decoder = decoder
         self.trie = decoder.trie
         self.temperature = temperature
-        self.noise = noise.flatten(0, 1)
-        self.greedy = greedy
+        self.noise = None if noise is None else noise.flatten(0, 1)
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Samples the lists. Returns their items, `(B, G, K)`, and the log-probability of the choice at each depth of
@@ -62,8 +60,9 @@ class ListSampler:
     def _choose(self, lists: Lists, output: ListLogits, place: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the child that each list moves to, and the child's log-probability; both have the shape `(R,)`."""
         logps, children = self.decoder.logps(lists, output, self.temperature)
-        if self.greedy:
-            column = best_first(logps.float(), self.trie.lowest_items[children].expand_as(logps), 1)
+        if self.noise is None:
+            guided = self.decoder.guided(logps.float(), children)
+            column = best_first(guided, self.trie.lowest_items[children].expand_as(logps), 1)
         else:
             noise = self.noise.gather(1, place.clamp(max=self.noise.shape[1] - 1).unsqueeze(1))
             column = _sampled_columns(logps, noise)

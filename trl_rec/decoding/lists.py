@@ -24,6 +24,7 @@ from trl_rec.decoding.checks import check_no_nan
 from trl_rec.decoding.list_constraint import list_tokens
 from trl_rec.decoding.list_prompts import open_lists
 from trl_rec.decoding.list_sampler import NOISE_BITS, ListSampler
+from trl_rec.decoding.weights import ItemWeights
 from trl_rec.items.trie import TokenTrie
 from trl_rec.ranges import COUNT, POSITIVE, SEED
 
@@ -65,6 +66,9 @@ def sample_item_lists(
 ) -> SampledLists:
     """Samples lists of distinct items for each prompt. The model's `generation_config` is ignored.
 
+    Samples come from the policy itself. Weights are therefore not accepted; pass them to [`greedy_list`] or
+    [`beam_list`].
+
     If several items share a path, choosing their leaf gives the item with the lowest index that is neither excluded
     nor in the list.
 
@@ -100,8 +104,10 @@ def sample_item_lists(
     # 2. Sample.
     with open_lists(model, prompts, trie, num_lists=num_lists, list_length=list_length, exclude=exclude) as decoder:
         trie = decoder.trie
-        noise = _noise(seed, rows, (*decoder.shape, decoder.max_steps)).to(trie.items.device)
-        items, logps = ListSampler(decoder, temperature=temperature, noise=noise, greedy=greedy).draw()
+        noise = None
+        if not greedy:
+            noise = _noise(seed, rows, (*decoder.shape, decoder.max_steps)).to(trie.items.device)
+        items, logps = ListSampler(decoder, temperature=temperature, noise=noise).draw()
     check_no_nan(logps)
 
     # 3. Convert the lists to tokens. `logps` has one column for each depth of each rank; pick each token's column.
@@ -110,6 +116,7 @@ def sample_item_lists(
     return SampledLists(items, lists.token_ids, lists.mask, logps.gather(-1, place).masked_fill(~lists.mask, 0.0))
 
 
+@torch.no_grad()
 def greedy_list(
     model: PreTrainedModel,
     prompts: Mapping[str, Tensor],
@@ -117,20 +124,29 @@ def greedy_list(
     *,
     list_length: int,
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
+    weights: ItemWeights | None = None,
 ) -> RankedItems:
     """Returns the list that always continues with the most likely token, as a ranking.
 
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
+        weights ([`ItemWeights`], *optional*): Weights of the items. A list's score gains `strength * log(w / W)` for
+            each of its items, and each token is chosen by its probability and the largest weight below it that is left
+            at the beginning of the list. Like excluded items, items of weight 0 are removed before the softmax.
 
     Returns:
-        [`RankedItems`]: `(B, K)`. The score of a rank is the log-probability of the list up to that rank, so scores
-        descend.
+        [`RankedItems`]: `(B, K)`. The score of a rank is the score of the list up to that rank, which is its
+        log-probability if there are no weights. So scores descend.
     """
-    lists = sample_item_lists(model, prompts, trie, num_lists=1, list_length=list_length, exclude=exclude, greedy=True)
-    ranks = list_tokens(trie.to(lists.items.device), lists.items).ranks
-    scores = lists.logps.new_zeros(lists.items.shape).scatter_add_(-1, ranks, lists.logps).cumsum(-1)
-    return RankedItems(lists.items.squeeze(1), scores.squeeze(1))
+    COUNT.check("list_length", list_length)
+    with open_lists(
+        model, prompts, trie, num_lists=1, list_length=list_length, exclude=exclude, weights=weights
+    ) as decoder:
+        items, logps = ListSampler(decoder, temperature=1.0, noise=None).draw()
+        items = items.squeeze(1)
+        scores = logps.view(*items.shape, -1).sum(-1) + decoder.item_scores(items)
+    check_no_nan(scores)
+    return RankedItems(items, scores.cumsum(-1))
 
 
 def _noise(seed: int | Sequence[int], rows: Tensor | Sequence[int] | None, shape: tuple[int, int, int]) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from trl_rec.decoding.excluded import Excluded
+from trl_rec.decoding.trie_weights import TrieWeights, look_up
+from trl_rec.decoding.weights import ItemWeights
 from trl_rec.items.trie import TokenTrie
 
 
@@ -31,6 +33,10 @@ class TrieLogitsProcessor(LogitsProcessor):
         renormalize (`bool`, *optional*, defaults to `True`): Whether to take the softmax over the legal tokens.
         exclude (lists of `int`, *optional*): Items to leave out, one list per prompt. They are removed after the
             softmax. The rows of `input_ids` must be in the order of the prompts, with all beams of a prompt together.
+        weights ([`ItemWeights`], *optional*): Weights of the items, for prompts in the same order. Under beam search
+            without a length penalty, the scores of `generate` equal those of [`rank_items`]; a path that several items
+            share has the score of the best of them. Under sampling, each step renormalises, so that items are not
+            drawn in proportion to `p * w ** strength`.
     """
 
     def __init__(
@@ -41,12 +47,14 @@ class TrieLogitsProcessor(LogitsProcessor):
         eos_token_id: int,
         renormalize: bool = True,
         exclude: Sequence[Sequence[int]] | None = None,
+        weights: ItemWeights | None = None,
     ) -> None:
         self.trie = trie
         self.prompt_length = prompt_length
         self.eos_token_id = eos_token_id
         self.renormalize = renormalize
         self.exclude = exclude
+        self.weights = weights
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns the scores `(rows, V)`, with -inf for all tokens that are not legal."""
@@ -58,11 +66,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         if self.renormalize:
             legal_scores = torch.where(legal, legal_scores.log_softmax(-1), -torch.inf)
 
-        # 2. Remove excluded items.
-        if self.exclude is not None:
-            copies = len(scores) // len(self.exclude)
-            excluded = Excluded(trie, [row for row in self.exclude for _ in range(copies)], len(scores))
-            legal_scores = legal_scores.masked_fill(excluded.emptied(children), -torch.inf)
+        # 2. Remove excluded items, and add what the weights change between a node and its children.
+        legal_scores = self._weighed(trie, legal_scores, nodes, children)
 
         # 3. Scatter the scores to the vocabulary. All padding points to token 0; taking the maximum keeps the score of
         # token 0 where it is legal.
@@ -70,6 +75,34 @@ class TrieLogitsProcessor(LogitsProcessor):
         masked.scatter_reduce_(1, tokens, legal_scores, "amax")
         masked[:, self.eos_token_id] = torch.where(complete, 0.0, masked[:, self.eos_token_id])
         return masked
+
+    def _weighed(self, trie: TokenTrie, scores: Tensor, nodes: Tensor, children: Tensor) -> Tensor:
+        """Returns the scores `(rows, C)` of the children of the nodes `(rows,)`, with weights and exclusion."""
+        if self.exclude is None and self.weights is None:
+            return scores
+
+        # 1. Give every prompt one row, and its beams one column each.
+        num_prompts = self._num_prompts(len(scores))
+        weighted = look_up(trie, self.weights, Excluded(trie, self.exclude, num_prompts))
+        below = children.view(num_prompts, -1)
+        scores = scores.masked_fill(weighted.emptied(below).view_as(scores), -torch.inf)
+        if not isinstance(weighted, TrieWeights):
+            return scores
+
+        # 2. Add the gains from the node to its children. The first gain includes the normaliser W.
+        nodes = nodes.view(num_prompts, -1)
+        reached = torch.where(nodes == 0, -weighted.constant, weighted.bonus(nodes)).view(-1, 1)
+        gains = weighted.bonus(below).view_as(scores) - reached
+        return torch.where(scores > -torch.inf, scores + gains, -torch.inf)
+
+    def _num_prompts(self, num_rows: int) -> int:
+        """Returns the number of prompts, which is the number of rows if every prompt is treated alike."""
+        if self.exclude is not None:
+            return len(self.exclude)
+        for rows in (self.weights.items, self.weights.allowed_of) if self.weights is not None else ():
+            if rows is not None:
+                return len(rows)
+        return num_rows
 
     def _nodes(self, trie: TokenTrie, generated: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the node that each row has reached, and whether it is a leaf; both are `(rows,)`. EOS and padding

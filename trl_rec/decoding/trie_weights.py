@@ -1,0 +1,259 @@
+"""Looks up item weights in a trie: the bonus that each node gives to a beam, per prompt.
+
+A beam search chooses among subtrees before it reaches any item, so it looks ahead: the *bound* of a node is the
+largest weight below it. On the way from a node to a child, a beam gains
+`strength * (log bound(child) - log bound(node))`. Two facts make this exact:
+
+- Along a path the gains telescope from `log bound(root)` to `log w(item)`, so a complete item has its exact score.
+- No gain is positive, so a beam that scores below the finished items can never overtake them.
+
+Where all weights below a node are equal, no gain differs from 0. Filters, whose weights are 0 and 1, therefore give
+the lists that `exclude` gives for the items that are filtered out. (The sum of the weights below a node telescopes
+too, but it favours large subtrees over likely items.)
+
+Legend: B: prompts, F: filters, I: items, S: items with weights of their own per prompt (padded), N: nodes or places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from trl_rec.decoding.excluded import Excluded
+from trl_rec.decoding.weights import ItemWeights
+from trl_rec.items.trie import TokenTrie
+from trl_rec.losses.output import at_least_float32
+
+
+def look_up(trie: TokenTrie, weights: ItemWeights | None, excluded: Excluded) -> TrieWeights | Unweighted:
+    """Returns the weights of each prompt, looked up in the trie."""
+    if weights is None:
+        return Unweighted(excluded)
+    return TrieWeights(trie, weights.to(trie.items.device), excluded)
+
+
+class Unweighted:
+    """Takes the place of [`TrieWeights`] where no weights are given: only exclusion applies."""
+
+    constant = 0.0
+
+    def __init__(self, excluded: Excluded) -> None:
+        self._excluded = excluded
+
+    def emptied(self, nodes: Tensor) -> Tensor:
+        """Returns whether no item is left below each of the nodes `(B, N)`, `(B, N)`."""
+        return self._excluded.emptied(nodes)
+
+    def guided(self, scores: Tensor, nodes: Tensor) -> Tensor:
+        """Returns the scores unchanged."""
+        return scores
+
+    def item_bonus(self, places: Tensor) -> Tensor:
+        """Returns zeros, `(B, N)`."""
+        return torch.zeros(places.shape, device=places.device)
+
+
+class TrieWeights:
+    """The weights of a batch of prompts, looked up by node and by item.
+
+    A bonus is `strength * (log w - log bound(root))`, so it is never positive. A table stores the bonus of every node
+    for every prompt. It is computed from the weights that all prompts share, and then raised along the paths of each
+    prompt's own items. The cost is a copy of the table and S times the depth, whatever the number of children.
+
+    Args:
+        trie (`TokenTrie`): The trie.
+        weights (`ItemWeights`): The weights, on the device of the trie.
+        excluded (`Excluded`): The excluded items of each prompt.
+
+    Attributes:
+        constant (`torch.Tensor` of shape `(B, 1)`): `strength * (log bound(root) - log W)`. A bonus and this constant
+            add up to the item's term of the score.
+    """
+
+    def __init__(self, trie: TokenTrie, weights: ItemWeights, excluded: Excluded) -> None:
+        num_prompts = len(excluded.places)
+        self._trie = trie
+        self._strength = weights.strength
+        self._filter = _filter_of(weights, num_prompts, trie.items.device)  # (B,)
+        self._shared, allowed = _shared_by_place(trie, weights)  # both (F, I)
+        self._places, self._values = _own_by_place(trie, weights, num_prompts)  # both (B, S)
+        self._values = self._values * _at(allowed, self._filter, self._places)
+
+        # 1. Find the bound of each node, and the number of items below it whose weight is not 0.
+        bounds = _largest_below(trie, self._shared).log().float()[self._filter]  # (B, num_nodes)
+        num_left = _count_below(trie, self._shared > 0)[self._filter]  # (B, num_nodes)
+        self._add_own_items(bounds, num_left, excluded)
+        self._remove_excluded(num_left, excluded)
+
+        # 2. Convert bounds to bonuses. Where nothing is left, the bonus is -inf. This is decided by the integer count.
+        root = torch.where(num_left[:, :1] > 0, bounds[:, :1], 0.0)
+        self._root = root
+        self._bonus = bounds.sub_(root).mul_(self._strength).masked_fill_(num_left == 0, -torch.inf)
+
+        # 3. The normaliser counts excluded items too.
+        total = self._shared.sum(1)[self._filter] + self._values.sum(1)
+        log_total = torch.where(total > 0, total, 1.0).log().float().unsqueeze(1)
+        self.constant = torch.where(num_left[:, :1] > 0, self._strength * (root - log_total), 0.0)
+
+    def removed(self) -> Tensor:
+        """Returns whether the item at each place in `trie.items` has weight 0, `(B, I)`."""
+        weights = self._shared[self._filter]
+        padded = torch.cat([weights, weights.new_zeros(len(weights), 1)], 1).scatter_add_(
+            1, self._places, self._values
+        )
+        return padded[:, :-1] == 0
+
+    def bonus(self, nodes: Tensor) -> Tensor:
+        """Returns the bonus of the nodes `(B, N)`, `(B, N)`; -inf where no item is left below a node."""
+        return self._bonus.gather(1, nodes)
+
+    def emptied(self, nodes: Tensor) -> Tensor:
+        """Returns whether no item is left below each of the nodes `(B, N)`, `(B, N)`."""
+        return self.bonus(nodes) == -torch.inf
+
+    def guided(self, scores: Tensor, nodes: Tensor) -> Tensor:
+        """Returns the scores `(B, N)` of beams at the nodes `(B, N)`, each raised by the bonus of its node."""
+        return scores + self.bonus(nodes)
+
+    def item_bonus(self, places: Tensor) -> Tensor:
+        """Returns the bonus of the items at the places `(B, N)`, `(B, N)`; -inf for items of weight 0."""
+        weights = self._weights(places)
+        bonus = self._strength * (torch.where(weights > 0, weights, 1.0).log().float() - self._root)
+        return torch.where(weights > 0, bonus, -torch.inf)
+
+    def _weights(self, places: Tensor) -> Tensor:
+        """Returns the weights of the items at the places `(B, N)`, `(B, N)`; 0 for padding."""
+        own = torch.zeros_like(places, dtype=self._values.dtype)
+        if self._places.shape[1]:
+            found = torch.searchsorted(self._places, places.to(self._places.dtype).contiguous()).clamp(
+                max=self._places.shape[1] - 1
+            )
+            own = torch.where(self._places.gather(1, found) == places, self._values.gather(1, found), 0.0)
+        return _at(self._shared, self._filter, places) + own
+
+    def _add_own_items(self, bounds: Tensor, num_left: Tensor, excluded: Excluded) -> None:
+        """Raises the bounds `(B, num_nodes)` above each prompt's own items, and counts those whose shared weight is
+        0."""
+        shared = _at(self._shared, self._filter, self._places)
+        weights = shared + self._values
+        is_new = (shared == 0) & (weights > 0)
+        log_weights = torch.where(weights > 0, weights, 1.0).log().float()
+        matters = (weights > 0) & ~_contains(excluded.places, self._places)
+        log_weights = torch.where(matters, log_weights, -torch.inf)
+
+        for nodes, is_first in _paths(self._trie, self._places):
+            bounds.scatter_reduce_(1, nodes, log_weights, "amax")
+            num_left.scatter_add_(1, nodes, (is_new & is_first).to(num_left.dtype))
+
+    def _remove_excluded(self, num_left: Tensor, excluded: Excluded) -> None:
+        """Subtracts the excluded items whose weight is not 0 from the counts `(B, num_nodes)`."""
+        counted = self._weights(excluded.places) > 0
+        for nodes, is_first in _paths(self._trie, excluded.places):
+            num_left.scatter_add_(1, nodes, -(counted & is_first).to(num_left.dtype))
+
+
+def _filter_of(weights: ItemWeights, num_prompts: int, device: torch.device) -> Tensor:
+    """Returns the filter of each prompt, `(B,)`. Raises ValueError if the weights belong to another number of
+    prompts."""
+    for name in ("items", "allowed_of"):
+        tensor = getattr(weights, name)
+        if tensor is not None and len(tensor) != num_prompts:
+            raise ValueError(f"{name} of the weights has {len(tensor)} rows for {num_prompts} prompts")
+    if weights.allowed_of is None:
+        return torch.zeros(num_prompts, dtype=torch.int64, device=device)
+    return weights.allowed_of.long()
+
+
+def _shared_by_place(trie: TokenTrie, weights: ItemWeights) -> tuple[Tensor, Tensor]:
+    """Returns the weight that all prompts share, and whether the item is allowed, by place in `trie.items` and by
+    filter. Both have the shape `(F, I)`."""
+    num_items = len(trie.item_positions)
+    for name in ("shared", "allowed"):
+        tensor = getattr(weights, name)
+        if tensor is not None and tensor.shape[-1] != num_items:
+            raise ValueError(f"{name} of the weights has {tensor.shape[-1]} items, and the trie has {num_items}")
+
+    # Without shared weights, all items have weight 1, unless the prompts have items of their own.
+    items = trie.items.long()
+    default = torch.full((trie.num_items,), float(weights.items is None), device=items.device)
+    shared = default if weights.shared is None else at_least_float32(weights.shared)[items]
+    allowed = torch.ones_like(items, dtype=torch.bool).unsqueeze(0)
+    allowed = allowed if weights.allowed is None else weights.allowed[:, items]
+    return shared * allowed, allowed
+
+
+def _own_by_place(trie: TokenTrie, weights: ItemWeights, num_prompts: int) -> tuple[Tensor, Tensor]:
+    """Returns each prompt's own items as distinct places in ascending order, padded with `num_items`, and their
+    weights. Both have the shape `(B, S)`."""
+    if weights.items is None or weights.values is None:
+        empty = torch.zeros(num_prompts, 0, device=trie.items.device)
+        return empty.to(trie.items.dtype), empty
+
+    # 1. Look up the places.
+    items = weights.items.long()
+    known = (items >= 0) & (items < len(trie.item_positions))
+    places = torch.where(known, trie.item_positions[torch.where(known, items, 0)], -1)
+    unknown = (places < 0) & (items >= 0)
+    if bool(unknown.any()):
+        raise ValueError(
+            f"items of the weights contains {int(items[unknown][0])}, which is not one of the {trie.num_items} items "
+            "of the trie"
+        )
+    places = torch.where(places < 0, trie.num_items, places)
+
+    # 2. Add up the weights of repeated items. They are neighbours after sorting, and each run gets one column.
+    places, order = places.sort(dim=1, stable=True)
+    values = torch.where(items < 0, 0.0, at_least_float32(weights.values)).gather(1, order)
+    is_first = torch.ones_like(places, dtype=torch.bool)
+    is_first[:, 1:] = places[:, 1:] != places[:, :-1]
+    run = is_first.long().cumsum(1) - 1
+    distinct = torch.full_like(places, trie.num_items).scatter(1, run, places)
+    return distinct, torch.zeros_like(values).scatter_add(1, run, values)
+
+
+def _at(table: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """Returns `table[rows, places]` of a table `(F, I)` for rows `(B,)` and places `(B, N)`; 0 for padding."""
+    index = rows.unsqueeze(1) * table.shape[1] + places.clamp(max=table.shape[1] - 1)
+    return torch.where(places < table.shape[1], table.flatten()[index], 0)
+
+
+def _contains(places: Tensor, others: Tensor) -> Tensor:
+    """Returns whether each of the `others` `(B, S)` is among the ascending places `(B, E)` of its row."""
+    if not places.shape[1]:
+        return torch.zeros_like(others, dtype=torch.bool)
+    found = torch.searchsorted(places, others.to(places.dtype).contiguous()).clamp(max=places.shape[1] - 1)
+    return places.gather(1, found) == others
+
+
+def _paths(trie: TokenTrie, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the nodes on the paths to the items at the places `(B, N)`, from the leaves up to the root, and whether
+    each of them is yielded for the first time; the root is repeated for short paths. Padding has no path."""
+    is_first = places < trie.num_items
+    nodes = torch.where(is_first, trie.leaves[places.clamp(max=trie.num_items - 1).long()], 0)
+    for _ in range(trie.max_depth + 1):
+        yield nodes, is_first
+        is_first = is_first & (nodes > 0)
+        nodes = trie.parents[nodes].long()
+
+
+def _largest_below(trie: TokenTrie, weights: Tensor) -> Tensor:
+    """Returns the largest of the weights `(F, I)`, given by place, below each node, `(F, num_nodes)`."""
+    largest = weights.new_zeros(len(weights), trie.num_nodes)
+    largest.scatter_reduce_(1, trie.leaves.expand_as(weights), weights, "amax")
+
+    # Levels are processed from the deepest upwards, and each node passes its maximum to its parent.
+    bounds = trie.depth_offsets.tolist()
+    for start, stop in reversed(list(zip(bounds[1:-1], bounds[2:], strict=True))):
+        parents = trie.parents[start:stop].long().expand(len(weights), -1)
+        largest.scatter_reduce_(1, parents, largest[:, start:stop].clone(), "amax")
+    return largest
+
+
+def _count_below(trie: TokenTrie, counted: Tensor) -> Tensor:
+    """Returns how many of the items below each node are counted, `(F, num_nodes)`. `counted` `(F, I)` is given by
+    place."""
+    before = torch.zeros(len(counted), trie.num_items + 1, dtype=torch.int32, device=counted.device)
+    torch.cumsum(counted, 1, dtype=torch.int32, out=before[:, 1:])
+    return before[:, trie.item_ends.long()] - before[:, trie.item_starts.long()]
