@@ -7,8 +7,7 @@ of:
 
 - what is kept of a finished study: `--add` copies the figures, the verdicts, the command and the commit of its
   `study.json`;
-- figures as they were printed (`"status": "as printed"`) by a command; if its program is no longer kept, with the
-  commit that has the program, and the recipe of the study that compares the same arms today.
+- figures as they were printed (`"status": "as printed"`) by a command.
 """
 
 from __future__ import annotations
@@ -71,12 +70,7 @@ def kept(study: dict[str, Any]) -> dict[str, Any]:
 
 def printed(study: dict[str, Any]) -> list[str]:
     """Returns the lines of a table that is kept as it was printed."""
-    if "program" in study:
-        origin = f"`{study['command']}` printed these figures (`git show {study['program']}`)."
-        lines = wrapped(f"{origin} `trl-rec study --config {study['recipe']}` compares the same arms.")
-    else:
-        lines = [f"`{study['command']}`:"]
-    return [*lines, "", *table([study["columns"], *study["rows"]])]
+    return [f"`{study['command']}`:", "", *table([study["columns"], *study["rows"]])]
 
 
 def measured(study: dict[str, Any]) -> list[str]:
