@@ -13,7 +13,7 @@ def oldest(text: str) -> list[str]:
     parser = ConfigParser(interpolation=None)
     parser.read_string(text)
     requirements = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]
-    bounds = re.findall(r"^([\w-]+)>=([\w.]+)", "\n".join(requirements), flags=re.MULTILINE)
+    bounds = re.findall(r"^([\w-]+)(?:\[\w+\])?>=([\w.]+)", "\n".join(requirements), flags=re.MULTILINE)
     return [f"{name}=={version}" for name, version in bounds if name != "torch"]
 
 
