@@ -11,7 +11,7 @@ from tests.conftest import make_model, make_tokenizer
 from tests.oracles import metrics as oracle
 from trl_rec.data import PromptFormat, RecDataset, prepare
 from trl_rec.data.dataset import split_rows
-from trl_rec.decoding import list_logps, list_tokens, rank_items
+from trl_rec.decoding import ArrayPrior, TransitionPrior, list_logps, list_tokens, rank_items
 from trl_rec.decoding.exact import score_catalog
 from trl_rec.evaluation import Policy, beam_gap_table, evaluate_baselines, evaluate_policy, measure_beam_gap
 from trl_rec.evaluation.evaluator import per_user_metrics
@@ -53,6 +53,39 @@ def prompts_of(policy: Policy, dataset: RecDataset) -> Iterator[dict[str, torch.
     encoded = policy.prompt_format.encode(split_rows(dataset.test, "history"))
     for row in range(len(encoded)):
         yield left_padded(encoded.take(np.array([row])), policy.pad_token_id)
+
+
+def test_a_prior_multiplies_every_way_to_rank(dataset: RecDataset, policy: Policy) -> None:
+    """With and without a search, and for given items, the score is `log p + strength * log(w / W)`."""
+    prior = TransitionPrior.fit(dataset.train, NUM_ITEMS, strength=0.8)
+    both = replace(policy, prior=prior)
+    exact = both.rank_exhaustively(dataset.test, NUM_ITEMS)
+    wide = both.rank(dataset.test, NUM_ITEMS)
+    np.testing.assert_array_equal(wide.items, exact.items)
+    np.testing.assert_allclose(wide.scores, exact.scores, atol=1e-4)
+
+    # Compare with the parts.
+    given = Ragged.from_lists([row[row >= 0] for row in exact.items])
+    alone = policy.score(dataset.test, given)
+    together = both.score(dataset.test, given)
+    by_prior = both.rank_by_prior(dataset.test, NUM_ITEMS)
+    for row, (items, scores) in enumerate(zip(by_prior.items, by_prior.scores, strict=True)):
+        bonus = {item: 0.8 * score for item, score in zip(items.tolist(), scores.tolist(), strict=True)}
+        part = slice(given.offsets[row], given.offsets[row + 1])
+        expected = alone[part] + [bonus[item] for item in given[row].tolist()]
+        np.testing.assert_allclose(together[part], expected, atol=1e-4)
+        np.testing.assert_allclose(exact.scores[row][exact.items[row] >= 0], expected, atol=1e-4)
+
+    # Without a strength, the prior changes nothing but the items of weight 0.
+    none = replace(policy, prior=replace(prior, strength=0.0)).rank(dataset.test, 5)
+    np.testing.assert_array_equal(none.items, policy.rank(dataset.test, 5).items)
+
+
+def test_a_prior_multiplies_lists(dataset: RecDataset) -> None:
+    lists = make_policy(dataset, list_length=3)
+    prior = ArrayPrior(1.0 + np.arange(NUM_ITEMS), strength=1000.0)
+    both = replace(lists, prior=prior)
+    np.testing.assert_array_equal(both.rank(dataset.test, 1).items, both.rank_by_prior(dataset.test, 1).items)
 
 
 def test_the_exact_ranking_equals_beams_as_wide_as_the_catalogue(dataset: RecDataset, policy: Policy) -> None:

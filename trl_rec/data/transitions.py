@@ -6,13 +6,13 @@ the square of the number of items.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trl_rec.data.train_interactions import TrainInteractions
 from trl_rec.ragged import Ragged, within
-from trl_rec.ranges import COUNT
+from trl_rec.ranges import COUNT, NOT_NEGATIVE
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,18 +20,21 @@ class TransitionCounts:
     """The items that followed each item in training, and how often they did, as shares.
 
     T[i, j] is the sum of 1/d over all training pairs in which item j follows item i at a distance d <= `window`. Each
-    row of T is then divided by its sum. The score of item j after a history is the sum of T[i, j] / (1 + w) over the
-    last `max_history` items i of the history, where w = 0 for the newest item, 1 for the one before, and so on.
+    row of T is then divided by its sum. The score of item j after a history is the sum of T[i, j] / (1 + w) ** decay
+    over the last `max_history` items i of the history, where w = 0 for the newest item, 1 for the one before, and so
+    on.
 
     Args:
         targets (`Ragged`): Row `i` contains the items that followed item `i`, in ascending order.
         shares (`np.ndarray` of shape `(len(targets.values),)`): T[i, j] for each of these items.
         max_history (`int`): Maximum number of history items to use, the newest first.
+        decay (`float`, *optional*, defaults to `1.0`): How fast older items of the history lose weight.
     """
 
     targets: Ragged
     shares: np.ndarray
     max_history: int
+    decay: float = 1.0
 
     @classmethod
     def from_interactions(
@@ -47,18 +50,25 @@ class TransitionCounts:
         COUNT.check("window", window)
         COUNT.check("max_history", max_history)
         first, second, distance = interactions.pairs(window)
-        return cls.from_pairs(first, second, 1 / distance, interactions.num_items, max_history)
+        return cls.from_pairs(first, second, 1 / distance, interactions.num_items, max_history=max_history)
 
     @classmethod
     def from_pairs(
-        cls, first: np.ndarray, second: np.ndarray, weights: np.ndarray, num_items: int, max_history: int
+        cls,
+        first: np.ndarray,
+        second: np.ndarray,
+        weights: np.ndarray,
+        num_items: int,
+        *,
+        max_history: int,
+        decay: float = 1.0,
     ) -> TransitionCounts:
         """Sums the weights of equal pairs, and divides each row by its sum.
 
         Args:
             first, second, weights (`np.ndarray` of shape `(P,)`): The two items of each pair, and its weight.
             num_items (`int`): Size of the catalogue.
-            max_history (`int`): Maximum number of history items to use.
+            max_history, decay: As in the class.
         """
         # Sum the weights of equal pairs: a sparse matrix in row order, with one entry per distinct pair.
         keys, inverse = np.unique(first * num_items + second, return_inverse=True)
@@ -67,9 +77,33 @@ class TransitionCounts:
 
         # Divide each row by its sum.
         totals = np.bincount(source, sums, num_items)
-        return cls(
-            Ragged.from_lengths(target, np.bincount(source, minlength=num_items)), sums / totals[source], max_history
+        targets = Ragged.from_lengths(target, np.bincount(source, minlength=num_items))
+        return cls(targets, sums / totals[source], max_history, decay)
+
+    def largest(self, most: int) -> TransitionCounts:
+        """Keeps the `most` largest shares of each row, without dividing them by their sum again."""
+        rows = self.targets.row_ids
+        order = np.lexsort((-self.shares, rows))
+        kept = np.sort(order[within(self.targets.lengths) < most])
+        targets = Ragged.from_lengths(self.targets.values[kept], np.minimum(self.targets.lengths, most))
+        return replace(self, targets=targets, shares=self.shares[kept])
+
+    def check(self, num_items: int) -> None:
+        """Raises `ValueError` if the counts are not valid for a catalogue of this size."""
+        COUNT.check("max_history", self.max_history)
+        NOT_NEGATIVE.check("decay", self.decay)
+        offsets = self.targets.offsets
+        if len(offsets) != num_items + 1:
+            raise ValueError(f"the counts are of {len(offsets) - 1} items, not of {num_items}")
+        is_divided = (
+            offsets[0] == 0 and offsets[-1] == len(self.targets.values) and bool((np.diff(offsets) >= 0).all())
         )
+        if not is_divided or len(self.shares) != len(self.targets.values):
+            raise ValueError("the counts are not divided into one row per item")
+        if not bool(((self.targets.values >= 0) & (self.targets.values < num_items)).all()):
+            raise ValueError(f"the counts contain an item that is not from 0 to {num_items - 1}")
+        if not bool((np.isfinite(self.shares) & (self.shares >= 0) & (self.shares <= 1)).all()):
+            raise ValueError("the counts contain a share that is not from 0 to 1")
 
     def followers(self, histories: Ragged) -> tuple[Ragged, np.ndarray]:
         """Returns the items that followed the recent items of each history, and the score of each one.
@@ -81,7 +115,8 @@ class TransitionCounts:
         age = np.repeat(recent.lengths, recent.lengths) - 1 - within(recent.lengths)  # 0 for the newest item
         followers = self.targets.take(recent.values)
         shares = Ragged(self.shares, self.targets.offsets).take(recent.values).values
-        return Ragged(followers.values, followers.offsets[recent.offsets]), shares / (1 + age)[followers.row_ids]
+        ages = (1 + age) ** self.decay
+        return Ragged(followers.values, followers.offsets[recent.offsets]), shares / ages[followers.row_ids]
 
     def num_followers(self, histories: Ragged) -> np.ndarray:
         """Returns how many items [`followers`] returns for each history, `(len(histories),)`."""
@@ -91,9 +126,18 @@ class TransitionCounts:
 
 
 def sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distinct keys in ascending order, and the sum of the values per key."""
+    """Returns the distinct keys in ascending order, and the sum of the values per key. Keys are at least 0."""
     if not len(keys):
         return keys, values
+
+    # Where most keys occur, a table of all keys is faster than sorting them.
+    num_keys = int(keys.max()) + 1
+    if num_keys <= 2 * len(keys):
+        occurs = np.zeros(num_keys, bool)
+        occurs[keys] = True
+        found = np.flatnonzero(occurs)
+        return found, np.bincount(keys, values, num_keys)[found]
+
     # After sorting, equal keys are next to each other. The sort is stable, so that the values of a key are always
     # added in the same order.
     order = np.argsort(keys, kind="stable")

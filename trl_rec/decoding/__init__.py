@@ -7,20 +7,28 @@ from trl_rec._lazy import lazy_names
 
 
 __all__ = [
+    "ArrayPrior",
     "CandidateRanker",
+    "FunctionPrior",
     "ItemWeights",
     "ListTokens",
+    "MixturePrior",
+    "PopularityPrior",
+    "Prior",
     "RankedCandidates",
     "RankedItems",
     "RatedPromptFormat",
     "Recommendation",
     "Recommender",
     "SampledLists",
+    "TransitionPrior",
     "TrieLogitsProcessor",
     "beam_list",
+    "as_prior",
     "greedy_list",
     "list_logps",
     "list_tokens",
+    "load_prior",
     "rank_candidates",
     "rank_items",
     "rank_scores",
@@ -39,6 +47,16 @@ if TYPE_CHECKING:
     from trl_rec.decoding.list_beams import beam_list
     from trl_rec.decoding.list_constraint import ListTokens, list_logps, list_tokens
     from trl_rec.decoding.lists import SampledLists, greedy_list, sample_item_lists
+    from trl_rec.decoding.priors import (
+        ArrayPrior,
+        FunctionPrior,
+        MixturePrior,
+        PopularityPrior,
+        Prior,
+        TransitionPrior,
+        as_prior,
+        load_prior,
+    )
     from trl_rec.decoding.processor import TrieLogitsProcessor
     from trl_rec.decoding.recommender import Recommendation, Recommender
     from trl_rec.decoding.weights import ItemWeights
@@ -54,6 +72,16 @@ else:
             "list_beams": ["beam_list"],
             "list_constraint": ["ListTokens", "list_logps", "list_tokens"],
             "lists": ["SampledLists", "greedy_list", "sample_item_lists"],
+            "priors": [
+                "ArrayPrior",
+                "FunctionPrior",
+                "MixturePrior",
+                "PopularityPrior",
+                "Prior",
+                "TransitionPrior",
+                "as_prior",
+                "load_prior",
+            ],
             "processor": ["TrieLogitsProcessor"],
             "recommender": ["Recommendation", "Recommender"],
             "weights": ["ItemWeights"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.beam import RankedItems, rank_items
 from trl_rec.decoding.list_beams import rank_list
+from trl_rec.decoding.priors import Prior
+from trl_rec.decoding.priors.run_folder import load_run_prior
 from trl_rec.decoding.run_folder import SETTINGS, check_keys, load_run, local_folder
+from trl_rec.decoding.weights import ItemWeights
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ragged import Ragged
@@ -40,6 +43,7 @@ class Recommender:
         prompt_format (`PromptFormat`): Encodes histories as prompts.
         trie (`TokenTrie`): The catalogue's paths.
         settings (`dict`): `num_beams`, `renormalize`, `length_penalty`, `max_length`.
+        prior ([`Prior`], *optional*): A prior that the model is multiplied by.
     """
 
     model: PreTrainedModel
@@ -48,13 +52,18 @@ class Recommender:
     prompt_format: PromptFormat
     trie: TokenTrie
     settings: dict[str, Any]
+    prior: Prior | None = None
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **options: Any) -> Recommender:
+    def from_pretrained(
+        cls, folder: str | Path, *, prior: Prior | Literal["saved"] | None = "saved", **options: Any
+    ) -> Recommender:
         """Loads the recommender from a run folder, or from a hub repository that was pushed from one.
 
         Args:
             folder (`str` or `Path`): The folder or hub id.
+            prior ([`Prior`], *optional*, defaults to `"saved"`): A prior that the model is multiplied by. By default,
+                it is the prior that the run folder contains, if any. `None` leaves it out.
             options: Passed to the model's `from_pretrained` (`dtype`, `device_map`, ...).
         """
         path = local_folder(folder)
@@ -68,7 +77,8 @@ class Recommender:
         tokenizer = load_tokenizer(path)
         prompt_format = PromptFormat.for_catalog(catalog, tokenizer, **settings.pop("prompt"))
         trie = TokenTrie.from_catalog(catalog, tokenizer, lists=prompt_format.list_length is not None)
-        return cls(load_model(path, **options), tokenizer, catalog, prompt_format, trie, settings)
+        own = load_run_prior(path, settings, len(catalog)) if prior == "saved" else prior
+        return cls(load_model(path, **options), tokenizer, catalog, prompt_format, trie, settings, own)
 
     def recommend(
         self, history: Sequence[str], k: int = 10, *, user: int | None = None, exclude_history: bool = True
@@ -85,7 +95,8 @@ class Recommender:
 
         Returns:
             At most `k` [`Recommendation`]s, best first. With a model that writes lists, they are the first `k` items
-            of its list, and the score of an item is the log-probability of the list up to that item.
+            of its list, and the score of an item is the score of the list up to that item, which is its
+            log-probability if there is no prior.
         """
         COUNT.check("k", k)
         k = min(k, len(self.catalog))
@@ -100,7 +111,8 @@ class Recommender:
         # 2. Rank the catalogue.
         batch = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
         exclude = [self.prompt_format.exclusions(histories)[0].tolist()] if exclude_history else None
-        ranked = self._rank(batch, k, exclude)
+        weights = None if self.prior is None else self.prior.weights(histories)
+        ranked = self._rank(batch, k, exclude, weights)
 
         # 3. Look up the items; -1 marks an empty rank.
         ranks = zip(ranked.items[0].tolist(), ranked.scores[0].tolist(), strict=True)
@@ -110,14 +122,23 @@ class Recommender:
             if item >= 0
         ]
 
-    def _rank(self, prompts: dict[str, torch.Tensor], k: int, exclude: list[list[int]] | None) -> RankedItems:
+    def _rank(
+        self, prompts: dict[str, torch.Tensor], k: int, exclude: list[list[int]] | None, weights: ItemWeights | None
+    ) -> RankedItems:
         """Ranks the catalogue in the way that the model was trained for: by writing a list, or by ranking single
         items."""
         num_beams = self.settings["num_beams"]
         length = self.prompt_format.list_length
         if length is not None:
             return rank_list(
-                self.model, prompts, self.trie, list_length=length, top_k=k, num_beams=num_beams, exclude=exclude
+                self.model,
+                prompts,
+                self.trie,
+                list_length=length,
+                top_k=k,
+                num_beams=num_beams,
+                exclude=exclude,
+                weights=weights,
             )
         return rank_items(
             self.model,
@@ -128,4 +149,5 @@ class Recommender:
             exclude=exclude,
             renormalize=self.settings["renormalize"],
             length_penalty=self.settings["length_penalty"],
+            weights=weights,
         )

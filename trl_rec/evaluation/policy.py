@@ -8,7 +8,7 @@ that share a leaf of the trie.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -19,8 +19,12 @@ from torch import Tensor
 from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.exact import rank_scores, score_catalog, score_items
+from trl_rec.decoding.excluded import Excluded
+from trl_rec.decoding.priors import Prior
+from trl_rec.decoding.trie_weights import look_up
+from trl_rec.decoding.weights import ItemWeights
 from trl_rec.evaluation.preferences import RatedTargets
-from trl_rec.evaluation.rank import as_ranks, map_histories, rank_histories
+from trl_rec.evaluation.rank import as_ranks, map_histories, map_rows, rank_histories
 from trl_rec.evaluation.rankings import RANK, Rankings
 from trl_rec.evaluation.results import Evaluation, evaluate_split, further_cutoff, held_out, recall_far_down
 from trl_rec.evaluation.rewards import ListReward
@@ -50,6 +54,7 @@ class Policy:
         pad_token_id (`int`): Id of the padding token.
         num_beams, exclude_history, renormalize, length_penalty, batch_size, max_length (*optional*): As in
             [`rank_histories`].
+        prior (*optional*): A prior that the model is multiplied by, as in [`rank_histories`].
     """
 
     model: PreTrainedModel
@@ -62,6 +67,7 @@ class Policy:
     length_penalty: float = 0.0
     batch_size: int = 16
     max_length: int | None = None
+    prior: Prior | None = None
 
     @property
     def writes_lists(self) -> bool:
@@ -87,6 +93,7 @@ class Policy:
             length_penalty=self.length_penalty,
             batch_size=self.batch_size,
             max_length=self.max_length,
+            prior=self.prior,
         )
 
     def rank_exhaustively(self, rows: Dataset, top_k: int) -> Rankings:
@@ -96,19 +103,21 @@ class Policy:
         """
         COUNT.check("top_k", top_k)
         trie = self.trie.to(self.model.device)
+        histories = split_rows(rows, "history")
 
-        def _rank(prompts: dict[str, Tensor], _: np.ndarray, exclude: Tensor | None) -> np.ndarray:
+        def _rank(prompts: dict[str, Tensor], numbers: np.ndarray, exclude: Tensor | None) -> np.ndarray:
             scores = score_catalog(
                 self.model, prompts, trie, renormalize=self.renormalize, length_penalty=self.length_penalty
             )
-            return as_ranks(rank_scores(scores, trie, top_k, exclude))
+            weights = None if self.prior is None else self.prior.weights(histories.take(numbers))
+            return as_ranks(rank_scores(scores, trie, top_k, exclude, weights))
 
-        return Rankings.from_ranks(self._map(_rank, rows, top_k, RANK, "scoring every item"))
+        return Rankings.from_ranks(self.map_rows(_rank, rows, top_k, RANK, "scoring every item"))
 
     def score(self, rows: Dataset, items: Ragged) -> np.ndarray:
         """Computes the exact scores of given items, `(len(items.values),)` in float32.
 
-        If the model writes lists, the score of an item is the log-probability that a list begins with it.
+        If the model writes lists, the score of an item is that of a list that begins with it.
 
         Args:
             rows (`Dataset`): Rows of a split.
@@ -116,6 +125,7 @@ class Policy:
         """
         trie = self.trie.to(self.model.device)
         given = items.padded()  # (N, K)
+        histories = split_rows(rows, "history")
 
         def _score(prompts: dict[str, Tensor], numbers: np.ndarray, exclude: Tensor | None) -> np.ndarray:
             # In lists, excluded items are removed before the softmax, which changes all scores. In rankings, they
@@ -129,17 +139,45 @@ class Policy:
                 renormalize=self.renormalize or self.writes_lists,
                 length_penalty=0.0 if self.writes_lists else self.length_penalty,
             )
+            if self.prior is not None:
+                weights = self.prior.weights(histories.take(numbers))
+                scores = scores + log_weights(trie, weights, torch.from_numpy(given[numbers]).to(scores.device))
             values: np.ndarray = scores.float().cpu().numpy()
             return values
 
-        scores = self._map(_score, rows, given.shape[1], np.dtype(np.float32), "scoring rated items")
+        scores = self.map_rows(_score, rows, given.shape[1], np.dtype(np.float32), "scoring rated items")
         return scores[given >= 0]
+
+    def rank_by_prior(self, rows: Dataset, top_k: int) -> Rankings:
+        """Ranks items by the weights of the prior alone: items and `log(w / W)`, `(len(rows), top_k)`.
+
+        The same items are excluded as in [`rank`]. The strength of the prior has no effect.
+        """
+        COUNT.check("top_k", top_k)
+        assert self.prior is not None, "the policy has no prior"
+        prior = self.prior
+        histories = split_rows(rows, "history")
+        excluded = self.excluded(rows)
+
+        def _rank(numbers: np.ndarray) -> np.ndarray:
+            weights = replace(prior.weights(histories.take(numbers)), strength=1.0)
+            exclude = None if excluded is None else torch.from_numpy(excluded.take(numbers).padded())
+            scores = torch.zeros(len(numbers), len(self.trie.item_positions), device=self.trie.items.device)
+            return as_ranks(rank_scores(scores, self.trie, top_k, exclude, weights))
+
+        ranks = map_rows(
+            _rank, histories.lengths, width=top_k, dtype=RANK, desc="ranking by the prior", batch_size=self.batch_size
+        )
+        return Rankings.from_ranks(ranks)
 
     def excluded(self, rows: Dataset) -> Ragged | None:
         """Returns the items that are never recommended for each row, or None if histories are not excluded."""
         return self.prompt_format.exclusions(split_rows(rows, "history")) if self.exclude_history else None
 
-    def _map(self, compute: BatchFunction, rows: Dataset, width: int, dtype: np.dtype[Any], desc: str) -> np.ndarray:
+    def map_rows(
+        self, compute: BatchFunction, rows: Dataset, width: int, dtype: np.dtype[Any], desc: str
+    ) -> np.ndarray:
+        """Applies a function to batches of prompts of the rows, as in [`map_histories`]."""
         return map_histories(
             compute,
             split_rows(rows, "history"),
@@ -156,6 +194,15 @@ class Policy:
 
     def _users(self, rows: Dataset) -> np.ndarray | None:
         return split_users(rows) if self.prompt_format.users is not None else None
+
+
+def log_weights(trie: TokenTrie, weights: ItemWeights, items: Tensor) -> Tensor:
+    """Returns `strength * log(w / W)` of the given items `(B, K)`, `(B, K)`; -inf for padding and weight 0."""
+    weighted = look_up(trie, weights, Excluded(trie, None, len(items)))
+    places = trie.item_positions[items.clamp(min=0)].long()
+    known = (items >= 0) & (places >= 0)
+    bonus = weighted.item_bonus(places.clamp(min=0)) + weighted.constant
+    return bonus.masked_fill(~known, -torch.inf)
 
 
 def evaluate_policy(
@@ -187,7 +234,8 @@ def evaluate_policy(
 
         - `recall@k` for `recall_at`;
         - `preference_accuracy`, if users have held-out items that they liked and others that they disliked;
-        - `expected_recall@k` and `expected_ndcg@k`, if items share a leaf of the trie.
+        - `expected_recall@k` and `expected_ndcg@k`, if items share a leaf of the trie and the policy has no prior,
+          which orders them.
     """
     rows = held_out(dataset, split)
     further = None if policy.writes_lists else further_cutoff(recall_at, ks, len(dataset.catalog))
@@ -208,7 +256,7 @@ def evaluate_policy(
     # 2. Add the metrics that need more than the first ranks.
     values = recall_far_down(further_ranked, rows, further)
     values |= _preference_accuracy(policy, rows)
-    if policy.trie.max_shared > 1:
+    if policy.trie.max_shared > 1 and policy.prior is None:
         leaves = leaf_of_items(policy.trie)
         relevant = split_rows(rows, "targets")
         values |= expected_metrics(ranked.items, relevant, leaves, ks=ks, excluded=policy.excluded(rows))

@@ -20,6 +20,7 @@ from trl_rec.data.dataset import split_rows, split_users
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.decoding.beam import RankedItems, rank_items
 from trl_rec.decoding.list_beams import rank_list
+from trl_rec.decoding.priors import Prior
 from trl_rec.evaluation.rankings import INDEX, RANK, Rankings
 from trl_rec.evaluation.results import held_out
 from trl_rec.items.trie import TokenTrie
@@ -82,6 +83,7 @@ def rank_histories(
     length_penalty: float = 0.0,
     batch_size: int = 16,
     max_length: int | None = None,
+    prior: Prior | None = None,
 ) -> Rankings:
     """Ranks the catalogue for each history: items and scores `(num_histories, top_k)`.
 
@@ -108,6 +110,7 @@ def rank_histories(
         batch_size (*optional*, defaults to `16`): Prompts per forward pass.
         max_length (*optional*): Maximum number of tokens of the prompt and the completion together. The oldest items
             of a history are dropped first.
+        prior (*optional*): Weights of the items after each complete history, as in [`rank_items`].
     """
     # Check the numbers first, because writing the prompts can take long.
     COUNT.check("batch_size", batch_size)
@@ -124,8 +127,9 @@ def rank_histories(
         num_beams = max(num_beams or 0, top_k)
         rank = partial(rank_items, num_beams=num_beams, renormalize=renormalize, length_penalty=length_penalty)
 
-    def _rank(prompts: dict[str, Tensor], _: np.ndarray, exclude: Tensor | None) -> np.ndarray:
-        return as_ranks(rank(model, prompts, trie, top_k=top_k, exclude=exclude))
+    def _rank(prompts: dict[str, Tensor], rows: np.ndarray, exclude: Tensor | None) -> np.ndarray:
+        weights = None if prior is None else prior.weights(histories.take(rows))
+        return as_ranks(rank(model, prompts, trie, top_k=top_k, exclude=exclude, weights=weights))
 
     ranks = map_histories(
         _rank,

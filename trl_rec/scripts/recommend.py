@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from trl_rec.data import load
 from trl_rec.decoding import Recommender
@@ -28,6 +28,9 @@ class RecommendArguments:
     )
     k: Annotated[int, COUNT] = field(default=10, metadata={"help": "number of items to recommend"})
     exclude_history: bool = field(default=True, metadata={"help": "do not recommend items of the history"})
+    prior: Literal["saved", "none"] = field(
+        default="saved", metadata={"help": "saved: use the prior of the run folder, if it has one; none: do not"}
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -37,7 +40,8 @@ def main(argv: list[str]) -> None:
     if has_user == (arguments.titles is not None) or (has_user and arguments.dataset is None):
         raise ValueError("give either --user with --dataset, or --titles")
 
-    recommender = Recommender.from_pretrained(arguments.model)
+    prior = arguments.prior
+    recommender = Recommender.from_pretrained(arguments.model, prior=None if prior == "none" else prior)
     history, user = _history(arguments, recommender)
     recommended = recommender.recommend(history, arguments.k, user=user, exclude_history=arguments.exclude_history)
 

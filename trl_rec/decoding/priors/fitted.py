@@ -1,0 +1,74 @@
+"""The priors that are fitted to a dataset by name, and how they are saved in a run folder and loaded again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from trl_rec.decoding.priors.counted import PopularityPrior, TransitionPrior
+from trl_rec.decoding.priors.files import PRIOR, read_prior_file
+from trl_rec.decoding.priors.mixture import MixturePrior
+from trl_rec.decoding.priors.own import ArrayPrior
+
+
+if TYPE_CHECKING:
+    from trl_rec.data.dataset import RecDataset
+
+FittedPrior: TypeAlias = PopularityPrior | TransitionPrior | MixturePrior
+SavedPrior: TypeAlias = FittedPrior | ArrayPrior
+PriorKind: TypeAlias = Literal["none", "popularity", "transition", "mixture"]
+SAVED: tuple[type[SavedPrior], ...] = (PopularityPrior, TransitionPrior, MixturePrior, ArrayPrior)
+
+
+def fit_prior(kind: str, dataset: RecDataset, *, exclude_history: bool = True) -> FittedPrior:
+    """Fits a prior to the training split of a dataset; `"mixture"` also fits weights to the validation split.
+
+    Args:
+        kind (`str`): `"popularity"`, `"transition"` or `"mixture"`.
+        dataset (`RecDataset`): The dataset.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history will be excluded.
+    """
+    num_items = len(dataset.catalog)
+    if kind == "popularity":
+        return PopularityPrior.fit(dataset.train, num_items)
+    if kind == "transition":
+        return TransitionPrior.fit(dataset.train, num_items)
+    if kind == "mixture":
+        return MixturePrior.fit(dataset.train, dataset.validation, num_items, exclude_history=exclude_history)
+    raise ValueError(f"there is no prior {kind!r}; choose {_listed()}")
+
+
+def check_prior_kind(kind: str | None) -> None:
+    """Raises `ValueError` unless the kind is None or can be chosen by name."""
+    if kind is not None and kind not in get_args(PriorKind):
+        raise ValueError(f"there is no prior {kind!r}; choose {_listed()}")
+
+
+def load_prior(path: str | Path, *, num_items: int | None = None) -> SavedPrior:
+    """Loads a prior that its method `save` wrote.
+
+    Args:
+        path (`str` or `Path`): The file, or a run folder that contains a file of the name `prior.safetensors`.
+        num_items (`int`, *optional*): Number of items that the prior must weigh. By default, it is not checked.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / PRIOR
+    kind = read_prior_file(path).kind
+    by_kind = {one.kind: one for one in SAVED}
+    if kind not in by_kind:
+        raise ValueError(
+            f"{path} contains a prior of the kind {kind!r}, which this version does not know; update trl-rec"
+        )
+    prior = by_kind[kind].load(path)
+    known = len(prior.values) if isinstance(prior, ArrayPrior) else len(prior.popularity)
+    if num_items is not None and known != num_items:
+        raise ValueError(
+            f"{path} weighs {known} items, but the catalogue has {num_items}; use the prior of the same dataset"
+        )
+    return prior
+
+
+def _listed() -> str:
+    *others, last = get_args(PriorKind)
+    return f"{', '.join(others)} or {last}"

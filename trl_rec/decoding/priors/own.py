@@ -1,0 +1,91 @@
+"""Priors of one's own: an array of weights, or a function of the histories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trl_rec.decoding.priors.base import Prior
+from trl_rec.decoding.priors.files import check_kind, read_prior_file, write_prior_file
+from trl_rec.decoding.weights import ItemWeights
+from trl_rec.ragged import Ragged
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayPrior:
+    """Weighs items by an array of one's own, the same for all histories: a margin, a freshness, or the stock.
+
+    Args:
+        values (`np.ndarray` or `torch.Tensor` of shape `(num_items,)`): The weight of each item by its index in the
+            catalogue, at least 0. An item of weight 0 is never recommended. A boolean array is a filter.
+        strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights.
+    """
+
+    kind: ClassVar[str] = "array"
+
+    values: np.ndarray | Tensor
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.weights(Ragged.from_lists([]))  # raises if a weight is not a number of at least 0
+
+    def weights(self, histories: Ragged) -> ItemWeights:
+        """Returns the same weights for all histories."""
+        return ItemWeights(shared=torch.as_tensor(self.values).float(), strength=self.strength)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the prior to a safetensors file, atomically."""
+        values = torch.as_tensor(self.values).float().cpu().numpy()
+        write_prior_file(path, self.kind, {"values": values}, {"strength": self.strength})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ArrayPrior:
+        """Reads what `save` wrote. Raises `ValueError` if the file is damaged or contains another kind of prior."""
+        content = read_prior_file(path)
+        check_kind(path, content, cls.kind)
+        with content.explained():
+            return cls(content.array("values", np.float32, 1), content.number("strength"))
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionPrior:
+    """Weighs items by a function of one's own. It cannot be saved.
+
+    Args:
+        function (`Callable`): Maps histories (`Ragged`) to weights of shape `(len(histories), num_items)`.
+        strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights.
+    """
+
+    function: Callable[[Ragged], np.ndarray | Tensor]
+    strength: float = 1.0
+
+    def weights(self, histories: Ragged) -> ItemWeights:
+        """Returns the weights that the function gives to the items after each history."""
+        values = torch.as_tensor(self.function(histories)).float()
+        if values.ndim != 2 or len(values) != len(histories):
+            raise ValueError(
+                f"the function of the prior returned the shape {tuple(values.shape)} for {len(histories)} histories; "
+                "it must return one row per history and one column per item"
+            )
+        items = torch.arange(values.shape[1]).expand_as(values)
+        return ItemWeights(items=items, values=values, strength=self.strength)
+
+
+def as_prior(prior: Prior | np.ndarray | Tensor | Callable[[Ragged], np.ndarray | Tensor] | None) -> Prior | None:
+    """Returns a prior: the argument itself, or the prior that an array `(num_items,)` or a function makes."""
+    if prior is None or isinstance(prior, Prior):
+        return prior
+    if isinstance(prior, np.ndarray | Tensor):
+        return ArrayPrior(prior)
+    if callable(prior):
+        return FunctionPrior(prior)
+    raise ValueError(
+        f"{prior!r:.80} is not a prior; give an object with a method weights(histories), an array of one weight per "
+        "item, or a function of the histories"
+    )

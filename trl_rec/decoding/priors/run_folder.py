@@ -1,0 +1,69 @@
+"""Keeps the prior of a model in its run folder: the counts in `prior.safetensors`, its setting in `recommender.json`.
+
+The setting can be changed in `recommender.json`. Folders without the key `prior` have no prior.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trl_rec.decoding.priors.counted import PopularityPrior
+from trl_rec.decoding.priors.files import PRIOR
+from trl_rec.decoding.priors.fitted import SavedPrior, load_prior
+from trl_rec.decoding.priors.own import ArrayPrior
+from trl_rec.decoding.run_folder import SETTINGS
+from trl_rec.files import write_json
+from trl_rec.ranges import NOT_NEGATIVE, POSITIVE
+
+
+KEY = "prior"  # in `recommender.json`
+REMEDY = "restore the file from a copy of the run folder, or remove its key prior"
+
+
+def save_run_prior(folder: str | Path, prior: SavedPrior) -> None:
+    """Adds a prior to a run folder, which contains the model by now. `recommender.json` is written last."""
+    folder = Path(folder)
+    prior.save(folder / PRIOR)
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    eps = getattr(prior, "eps", None)
+    described = {"kind": prior.kind, "strength": prior.strength, **({} if eps is None else {"eps": eps})}
+    write_json(folder / SETTINGS, {**settings, KEY: described})
+
+
+def load_run_prior(folder: str | Path, settings: Mapping[str, Any], num_items: int) -> SavedPrior | None:
+    """Loads the prior of a run folder. Returns None if the folder has none.
+
+    Args:
+        folder (`str` or `Path`): The run folder.
+        settings (`Mapping`): The content of its `recommender.json`.
+        num_items (`int`): Size of the catalogue.
+    """
+    described = settings.get(KEY)
+    if described is None:
+        return None
+
+    # 1. Check the setting.
+    place = Path(folder) / SETTINGS
+    if not isinstance(described, dict):
+        raise ValueError(f"{place}: {KEY} is {described!r:.80}, which is not a mapping; {REMEDY}")
+    try:
+        NOT_NEGATIVE.check("strength", described.get("strength"))
+        if "eps" in described:
+            POSITIVE.check("eps", described["eps"])
+    except ValueError as error:
+        raise ValueError(f"{place}: the prior's {error}; {REMEDY}") from error
+
+    # 2. Load the prior, and give it this setting.
+    prior = load_prior(Path(folder) / PRIOR, num_items=num_items)
+    if prior.kind != described.get("kind"):
+        raise ValueError(
+            f"{place} describes a prior of the kind {described.get('kind')!r:.80}, but {PRIOR} contains the kind "
+            f"{prior.kind!r}; {REMEDY}"
+        )
+    if isinstance(prior, PopularityPrior | ArrayPrior):
+        return replace(prior, strength=described["strength"])
+    return replace(prior, strength=described["strength"], eps=described.get("eps", prior.eps))
