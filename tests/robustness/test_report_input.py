@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.evaluation.hostile import hostile_run
+from tests.evaluation.report.hostile import hostile_run
 from tests.robustness.attacks import Attack, assert_refused, each
 from trl_rec.data import prepare
 

@@ -65,22 +65,25 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
     from trl_rec.evaluation.beam_gap import BeamGap, beam_gap_table, measure_beam_gap, write_beam_gaps
     from trl_rec.evaluation.best_of_n import best_of_split, draw_lists, evaluate_best_of
-    from trl_rec.evaluation.closing import closing_verdict
-    from trl_rec.evaluation.comparison import Comparison, compare, comparison_table
+    from trl_rec.evaluation.comparison.closing import closing_verdict
+    from trl_rec.evaluation.comparison.compare import Comparison, compare, verdict
+    from trl_rec.evaluation.comparison.resolution import smallest_difference
+    from trl_rec.evaluation.comparison.table import comparison_table
+    from trl_rec.evaluation.comparison.user_slices import slices, slices_table
     from trl_rec.evaluation.evaluator import evaluate_rankings, per_user_metrics
     from trl_rec.evaluation.given_lists import read_lists
     from trl_rec.evaluation.graded.measures import borda, slot_profile
     from trl_rec.evaluation.graded.ranking import RankedLists, rank_rated_rows
     from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
     from trl_rec.evaluation.intervals import PairedComparison, bootstrap_interval, paired_comparison
-    from trl_rec.evaluation.kept import KeptEvaluation, check_comparable, read_evaluation, write_evaluation
+    from trl_rec.evaluation.kept.metrics_file import write_metrics
+    from trl_rec.evaluation.kept.reading import KeptEvaluation, check_comparable, read_evaluation
+    from trl_rec.evaluation.kept.writing import write_evaluation
     from trl_rec.evaluation.lists import readable_lists
-    from trl_rec.evaluation.metrics_file import write_metrics
     from trl_rec.evaluation.policy import Policy, evaluate_policy
     from trl_rec.evaluation.rank import rank_histories, rank_split
     from trl_rec.evaluation.rankings import Rankings
     from trl_rec.evaluation.report.page import write_report
-    from trl_rec.evaluation.resolution import smallest_difference
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.evaluation.rewards import ListBatch, score_lists, score_split
     from trl_rec.evaluation.saved_model import (
@@ -90,8 +93,6 @@ if TYPE_CHECKING:
         write_results,
     )
     from trl_rec.evaluation.tables import metrics_table
-    from trl_rec.evaluation.user_slices import slices, slices_table
-    from trl_rec.evaluation.verdicts import verdict
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -99,27 +100,28 @@ else:
             "baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "beam_gap": ["BeamGap", "beam_gap_table", "measure_beam_gap", "write_beam_gaps"],
             "best_of_n": ["best_of_split", "draw_lists", "evaluate_best_of"],
-            "closing": ["closing_verdict"],
-            "comparison": ["Comparison", "compare", "comparison_table"],
+            "comparison.closing": ["closing_verdict"],
+            "comparison.compare": ["Comparison", "compare", "verdict"],
+            "comparison.resolution": ["smallest_difference"],
+            "comparison.table": ["comparison_table"],
+            "comparison.user_slices": ["slices", "slices_table"],
             "evaluator": ["evaluate_rankings", "per_user_metrics"],
             "given_lists": ["read_lists"],
             "graded.measures": ["borda", "slot_profile"],
             "graded.ranking": ["RankedLists", "rank_rated_rows"],
             "graded.results": ["evaluate_orders", "evaluate_rated_baselines"],
             "intervals": ["PairedComparison", "bootstrap_interval", "paired_comparison"],
-            "kept": ["KeptEvaluation", "check_comparable", "read_evaluation", "write_evaluation"],
+            "kept.metrics_file": ["write_metrics"],
+            "kept.reading": ["KeptEvaluation", "check_comparable", "read_evaluation"],
+            "kept.writing": ["write_evaluation"],
             "lists": ["readable_lists"],
-            "metrics_file": ["write_metrics"],
             "policy": ["Policy", "evaluate_policy"],
             "rank": ["rank_histories", "rank_split"],
             "rankings": ["Rankings"],
             "report.page": ["write_report"],
-            "resolution": ["smallest_difference"],
             "results": ["Evaluation", "evaluate_baselines", "evaluate_split"],
             "rewards": ["ListBatch", "score_lists", "score_split"],
             "saved_model": ["EvaluationConfig", "evaluate_with_baselines", "evaluation_settings", "write_results"],
-            "user_slices": ["slices", "slices_table"],
             "tables": ["metrics_table"],
-            "verdicts": ["verdict"],
         },
     )

@@ -19,7 +19,8 @@ from trl_rec.decoding.run_folder import check_same_items, settings_of_run
 from trl_rec.evaluation.beam_gap import measure_beam_gap, write_beam_gaps
 from trl_rec.evaluation.best_of_n import best_of_split
 from trl_rec.evaluation.given_lists import read_lists
-from trl_rec.evaluation.kept import METRICS, write_evaluation
+from trl_rec.evaluation.kept.files import METRICS
+from trl_rec.evaluation.kept.writing import write_evaluation
 from trl_rec.evaluation.policy import Policy, evaluate_policy
 from trl_rec.evaluation.rankings import Rankings
 from trl_rec.evaluation.results import (

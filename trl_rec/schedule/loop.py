@@ -25,8 +25,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.compat import reset_accelerator_state
-from trl_rec.evaluation.environment import ENVIRONMENT
-from trl_rec.evaluation.kept import KEPT_FILES
+from trl_rec.evaluation.kept.environment import ENVIRONMENT
+from trl_rec.evaluation.kept.files import KEPT_FILES
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.schedule.checks import check_stages
 from trl_rec.schedule.plan import check_same_plan, write_entry

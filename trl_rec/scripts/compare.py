@@ -10,9 +10,10 @@ from typing import TypeAlias
 import numpy as np
 
 from trl_rec.evaluation import Comparison, KeptEvaluation, compare, comparison_table, slices
-from trl_rec.evaluation.arms import Arms, read_arms, runs_of
-from trl_rec.evaluation.closing import main_metrics, strongest_baseline
-from trl_rec.evaluation.comparison import PerUser, adjust
+from trl_rec.evaluation.comparison.arms import Arms, read_arms, runs_of
+from trl_rec.evaluation.comparison.closing import main_metrics, strongest_baseline
+from trl_rec.evaluation.comparison.compare import adjust
+from trl_rec.evaluation.comparison.pairing import PerUser
 from trl_rec.files import write_json
 from trl_rec.printing import printable
 from trl_rec.scripts.parsing import parse

@@ -23,7 +23,7 @@ from trl_rec.evaluation import (
     slices_table,
     write_results,
 )
-from trl_rec.evaluation.saved_ranker import evaluate_ranker, is_ranker
+from trl_rec.evaluation.graded.saved_ranker import evaluate_ranker, is_ranker
 from trl_rec.files import clean_up, exclusive
 from trl_rec.scripts.parsing import parse, run
 from trl_rec.trainer import orders_table

@@ -11,9 +11,10 @@ import numpy as np
 from datasets import Dataset
 
 from trl_rec.evaluation.beam_gap import BeamGap
-from trl_rec.evaluation.comparison import Comparison, Runs
+from trl_rec.evaluation.comparison.compare import Comparison
+from trl_rec.evaluation.comparison.pairing import Runs
 from trl_rec.evaluation.intervals import bootstrap_interval
-from trl_rec.evaluation.kept import KeptEvaluation
+from trl_rec.evaluation.kept.reading import KeptEvaluation
 from trl_rec.evaluation.report.drawing import NUM_COLORS
 from trl_rec.evaluation.results import Evaluation, held_out
 from trl_rec.items import ItemCatalog

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trl_rec.evaluation.comparison.user_slices import slices
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.report.blocks import Block, Cell, Charts, Facts, Note, Panel, Row, Section, Table
 from trl_rec.evaluation.report.drawing import Dot, interval_chart, plane_chart
 from trl_rec.evaluation.report.material import Arm, Material
 from trl_rec.evaluation.tables import MEANINGS, best_value, default_columns, direction_of, number_text, stem_of
-from trl_rec.evaluation.user_slices import slices
 
 
 OF_LISTS = ("coverage", "gini", "popularity", "ild", "div_ratio", "or_ratio", "mgu", "dgu", "invalid", "duplicates")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_rec.data.dataset import load
-from trl_rec.evaluation.arms import read_arms
 from trl_rec.evaluation.beam_gap import BeamGap
-from trl_rec.evaluation.comparison import Comparison
-from trl_rec.evaluation.evaluated_rows import describe_rows
-from trl_rec.evaluation.kept import KeptEvaluation, check_comparable, read_evaluation
+from trl_rec.evaluation.comparison.arms import read_arms
+from trl_rec.evaluation.comparison.compare import Comparison
+from trl_rec.evaluation.kept.reading import KeptEvaluation, check_comparable, read_evaluation
+from trl_rec.evaluation.kept.rows import describe_rows
 from trl_rec.evaluation.report.material import Arm, Material, Run, Study, is_rated
 from trl_rec.items import ItemCatalog
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from trl_rec.evaluation.comparison import Comparison, Runs, compare
+from trl_rec.evaluation.comparison.compare import Comparison, compare
+from trl_rec.evaluation.comparison.pairing import Runs
 from trl_rec.evaluation.report.blocks import Block, Facts, Note, Section, Verdict, Verdicts
 from trl_rec.evaluation.report.material import Arm, Material, Study
 

@@ -14,7 +14,7 @@ import numpy as np
 from trl_rec.data.dataset import RecDataset, split_rows
 from trl_rec.data.list_rows import new_targets
 from trl_rec.evaluation import evaluate_baselines, evaluate_rated_baselines
-from trl_rec.evaluation.resolution import smallest_difference
+from trl_rec.evaluation.comparison.resolution import smallest_difference
 from trl_rec.schedule.studies.arms import Arm
 from trl_rec.trainer.alro.rows import held_out_rows
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trl_rec.evaluation.comparison import Comparison, adjust, compare
-from trl_rec.evaluation.environment import environment
+from trl_rec.evaluation.comparison.compare import Comparison, adjust, compare
 from trl_rec.evaluation.intervals import bootstrap_interval
-from trl_rec.evaluation.kept import KeptEvaluation, check_comparable, read_evaluation
+from trl_rec.evaluation.kept.environment import environment
+from trl_rec.evaluation.kept.reading import KeptEvaluation, check_comparable, read_evaluation
 from trl_rec.evaluation.report import write_report
 from trl_rec.evaluation.tables import aligned
 from trl_rec.files import write_json, write_text

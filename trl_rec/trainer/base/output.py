@@ -12,8 +12,8 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trl_rec.evaluation.environment import ENVIRONMENT
-from trl_rec.evaluation.kept import KEPT_FILES
+from trl_rec.evaluation.kept.environment import ENVIRONMENT
+from trl_rec.evaluation.kept.files import KEPT_FILES
 from trl_rec.trainer.base.checkpoints import (
     MARK,
     Mark,

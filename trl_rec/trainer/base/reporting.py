@@ -22,7 +22,7 @@ from trl_rec.evaluation import (
     metrics_table,
     write_evaluation,
 )
-from trl_rec.evaluation.environment import write_environment
+from trl_rec.evaluation.kept.environment import write_environment
 from trl_rec.evaluation.rewards import ListReward
 from trl_rec.files import write_text
 from trl_rec.ragged import Ragged

@@ -35,7 +35,7 @@ from trl_rec.compat import (
     rotate_checkpoints,
     uploading_without,
 )
-from trl_rec.evaluation.kept import KEPT_FILES
+from trl_rec.evaluation.kept.files import KEPT_FILES
 from trl_rec.files import clean_up, exclusive
 from trl_rec.items import ItemCatalog
 from trl_rec.models.loading import load_tokenizer

@@ -20,7 +20,7 @@ from trl_rec.evaluation import (
     slices_table,
     write_evaluation,
 )
-from trl_rec.evaluation.kept import KEPT_FILES
+from trl_rec.evaluation.kept.files import KEPT_FILES
 
 
 KS = [1, 5]

@@ -6,7 +6,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from trl_rec.evaluation.metrics_file import write_metrics
+from trl_rec.evaluation.kept.metrics_file import write_metrics
 from trl_rec.evaluation.results import Evaluation
 
 

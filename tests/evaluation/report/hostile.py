@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from trl_rec.data import RecDataset, prepare
 from trl_rec.data.dataset import split_rows
 from trl_rec.evaluation import PopularityBaseline, evaluate_baselines, evaluate_split
-from trl_rec.evaluation.kept import write_evaluation
+from trl_rec.evaluation.kept.writing import write_evaluation
 
 
 # Each ends what it may stand in: an element, an attribute, the style sheet, a comment, the recipe's block, an SVG.

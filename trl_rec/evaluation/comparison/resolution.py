@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trl_rec.evaluation.comparison import Runs, paired_values
+from trl_rec.evaluation.comparison.pairing import Runs, paired_values
 from trl_rec.evaluation.intervals import seed_variances
 from trl_rec.ranges import COUNT
 

@@ -1,6 +1,7 @@
 """Synthetic studies: how often the verdict "better" comes without a difference, and with one that should be found.
 
-`python -m pytest -m long -s tests/evaluation/test_simulated_studies.py` prints the figures of docs/evaluation.md.
+`python -m pytest -m long -s tests/evaluation/comparison/test_simulated_studies.py` prints the figures of
+docs/evaluation.md.
 """
 
 import itertools

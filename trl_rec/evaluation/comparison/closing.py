@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trl_rec.evaluation.comparison import Comparison, adjust, compare
+from trl_rec.evaluation.comparison.compare import Comparison, adjust, compare
+from trl_rec.evaluation.comparison.resolution import smallest_difference
 from trl_rec.evaluation.graded.baselines import RATED_BASELINES
-from trl_rec.evaluation.resolution import smallest_difference
 from trl_rec.evaluation.results import Evaluation
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trl_rec.evaluation.kept import KeptEvaluation
+from trl_rec.evaluation.kept.reading import KeptEvaluation
 from trl_rec.evaluation.tables import aligned
 
 

@@ -11,7 +11,7 @@ from trl_rec.decoding.candidates.ranker import SETTINGS, CandidateRanker
 from trl_rec.decoding.run_folder import check_same_items
 from trl_rec.evaluation.graded.ranking import rank_rated_rows
 from trl_rec.evaluation.graded.results import evaluate_orders, evaluate_rated_baselines
-from trl_rec.evaluation.kept import write_evaluation
+from trl_rec.evaluation.kept.writing import write_evaluation
 from trl_rec.evaluation.results import Evaluation, held_out
 from trl_rec.evaluation.saved_model import EvaluationConfig, model_row, seed_of_run
 from trl_rec.trainer.alro.rows import held_out_rows

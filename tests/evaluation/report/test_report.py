@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.evaluation.hostile import GROUPS, NAME, TITLES, hostile_run
+from tests.evaluation.report.hostile import GROUPS, NAME, TITLES, hostile_run
 from trl_rec.evaluation import Evaluation, PairedComparison, bootstrap_interval, write_report
 from trl_rec.evaluation.beam_gap import BeamGap
 from trl_rec.evaluation.report.material import Arm

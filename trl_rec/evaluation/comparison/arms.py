@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 import yaml
 
-from trl_rec.evaluation.comparison import PerUser
-from trl_rec.evaluation.kept import KeptEvaluation, check_comparable, read_evaluation
+from trl_rec.evaluation.comparison.pairing import PerUser
+from trl_rec.evaluation.kept.reading import KeptEvaluation, check_comparable, read_evaluation
 
 
 Arms: TypeAlias = dict[str, dict[int | None, KeptEvaluation]]  # by name, then by seed

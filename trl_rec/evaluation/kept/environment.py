@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from trl_rec.evaluation.metrics_file import package_version
+from trl_rec.evaluation.kept.metrics_file import package_version
 from trl_rec.files import write_json
 
 

@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 
-from tests.evaluation.hostile import hostile_run
+from tests.evaluation.report.hostile import hostile_run
 from trl_rec.evaluation import write_report
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trl_rec import prepare
-from trl_rec.evaluation.kept import check_comparable, read_evaluation
+from trl_rec.evaluation.kept.reading import check_comparable, read_evaluation
 from trl_rec.scripts import alro, evaluate
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trl_rec.evaluation import bootstrap_interval, compare, comparison_table, paired_comparison
-from trl_rec.evaluation.comparison import adjust, holm
+from trl_rec.evaluation.comparison.compare import adjust, holm
 
 
 RNG = np.random.default_rng(0)

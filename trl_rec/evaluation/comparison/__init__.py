@@ -1,0 +1,1 @@
+"""Compares measured runs: arms of seeds, paired tests, verdicts, slices of users, and detectable differences."""

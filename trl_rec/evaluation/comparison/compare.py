@@ -1,0 +1,190 @@
+"""Compares recommenders, each trained with one or several seeds, with a reference over the same users.
+
+Differences are paired by user and by seed. Their intervals and p-values cover the variation between users and, given
+several seeds, between seeds. The p-values are adjusted by Holm's method over all comparisons that are made together.
+
+The verdict is "better" or "worse" only if the adjusted p-value is below `alpha` and the difference has the same sign
+with every seed. If there is only one seed, the verdict ends in "one seed": it holds for the trained models that were
+compared, and another seed may reverse it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trl_rec.evaluation.comparison.pairing import Runs, paired_values
+from trl_rec.evaluation.intervals import paired_comparison
+from trl_rec.evaluation.tables import direction_of
+from trl_rec.ranges import Range
+
+
+ALPHA = Range(0, 1, above=True, below=True)
+UNRESOLVED = "no difference that this split resolves"
+DISAGREEING = "no difference that every seed shows"
+WORDS = {1: ("better", "worse"), -1: ("worse", "better"), 0: ("higher", "lower")}  # above the reference, below it
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result of comparing a recommender with a reference.
+
+    Args:
+        name (`str`): Name of the recommender.
+        against (`str`): Name of the reference.
+        metric (`str`): The metric.
+        mean (`float`): Mean of the recommender over users and seeds.
+        reference (`float`): Mean of the reference.
+        difference (`float`): `mean - reference`.
+        low (`float`): Lower end of the 95 % interval of the difference.
+        high (`float`): Upper end of the 95 % interval of the difference.
+        p_value (`float`): Two-sided p-value of the null hypothesis that the recommenders do not differ.
+        adjusted_p (`float`): The p-value, adjusted for the number of comparisons.
+        num_users (`int`): Number of users compared.
+        num_seeds (`int`): Number of seeds compared.
+        same_sign (`bool`): Whether the difference has the same sign with every seed.
+        verdict (`str`): The result in words, as returned by [`verdict`].
+        by_seed (`tuple[float, ...]`): Mean of the recommender for each seed compared.
+    """
+
+    name: str
+    against: str
+    metric: str
+    mean: float
+    reference: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    adjusted_p: float
+    num_users: int
+    num_seeds: int
+    same_sign: bool
+    verdict: str
+    by_seed: tuple[float, ...]
+
+
+def compare(
+    runs: Mapping[str, Runs],
+    *,
+    against: str,
+    metric: str,
+    alpha: float = 0.05,
+    num_resamples: int = 5000,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Compares every other recommender with `against`. All runs must have the same users in the same order.
+
+    A user for whom one of two compared recommenders has no value (NaN) is left out of that comparison.
+
+    Args:
+        runs (`Mapping[str, Runs]`): Maps the name of each recommender to the `Evaluation.per_user` of its runs: a
+            mapping from seeds, or a sequence in the order of the seeds. Runs with the same seed are paired. If two
+            recommenders have no seed in common, their runs are paired in order. A recommender without seeds, such as
+            a baseline, has a single run, either with the seed `None` or alone in a sequence. This run is paired with
+            all runs of the other recommender.
+        against (`str`): Name of the reference.
+        metric (`str`): The metric to compare.
+        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts.
+        num_resamples (`int`, *optional*, defaults to `5000`): Number of bootstrap resamples, and of sign flips.
+        seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap and of the sign flips.
+    """
+    if against not in runs or not all(len(of_name) for of_name in runs.values()):
+        raise ValueError(
+            f"there are runs of {', '.join(runs)}; give at least one run of each recommender, including {against!r}"
+        )
+    compared = [
+        _compare_pair(name, against, runs, metric, num_resamples=num_resamples, seed=seed)
+        for name in runs
+        if name != against
+    ]
+    return adjust(compared, alpha)
+
+
+def adjust(comparisons: Sequence[Comparison], alpha: float = 0.05) -> list[Comparison]:
+    """Adjusts the p-values of comparisons that are made together by Holm's method, and updates the verdicts.
+
+    If no recommender differs from its reference, at most a share `alpha` of such families of comparisons has any
+    adjusted p-value below `alpha`.
+    """
+    ALPHA.check("alpha", alpha)
+    adjusted = holm([comparison.p_value for comparison in comparisons])
+    return [
+        replace(
+            comparison,
+            adjusted_p=p_value,
+            verdict=verdict(
+                comparison.metric,
+                comparison.difference,
+                p_value,
+                num_seeds=comparison.num_seeds,
+                same_sign=comparison.same_sign,
+                alpha=alpha,
+            ),
+        )
+        for comparison, p_value in zip(comparisons, adjusted, strict=True)
+    ]
+
+
+def verdict(
+    metric: str, difference: float, adjusted_p: float, *, num_seeds: int, same_sign: bool, alpha: float = 0.05
+) -> str:
+    """Returns the verdict on one recommender compared with a reference.
+
+    Args:
+        metric (`str`): The metric. Whether higher or lower values are better depends on the metric. If neither is
+            better, the verdict is "higher" or "lower" instead of "better" or "worse".
+        difference (`float`): Mean of the recommender minus that of the reference.
+        adjusted_p (`float`): The p-value, adjusted for the number of comparisons.
+        num_seeds (`int`): Number of seeds compared.
+        same_sign (`bool`): Whether the difference has the same sign with every seed.
+        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdict. If no recommender differs from the
+            reference, at most this share of studies calls any of them better or worse.
+    """
+    if adjusted_p >= alpha:
+        words = UNRESOLVED
+    elif not same_sign:
+        words = DISAGREEING
+    else:
+        above, below = WORDS[direction_of(metric)]
+        words = above if difference > 0 else below
+    return f"{words}, one seed" if num_seeds == 1 else words
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p-values adjusted by Holm's method, in the order given.
+
+    The smallest of n p-values is multiplied by n, the next by n - 1, and so on. An adjusted p-value is at most 1, and
+    at least that of every smaller p-value.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    scaled = np.minimum(1, factors * np.asarray(p_values, float)[order])
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.maximum.accumulate(scaled)
+    return [float(value) for value in adjusted]
+
+
+def _compare_pair(
+    name: str, against: str, runs: Mapping[str, Runs], metric: str, *, num_resamples: int, seed: int
+) -> Comparison:
+    """Compares one recommender with the reference. The p-value is not adjusted, and there is no verdict yet."""
+    values, reference = paired_values(name, against, runs, metric)  # (S, N) or (1, N) each
+    result = paired_comparison(values, reference, num_resamples=num_resamples, seed=seed)
+    signs = np.sign((values - reference).mean(1))  # (S,)
+    return Comparison(
+        name=name,
+        against=against,
+        metric=metric,
+        mean=float(values.mean()),
+        reference=float(reference.mean()),
+        **result._asdict(),
+        adjusted_p=result.p_value,
+        num_users=values.shape[1],
+        num_seeds=len(signs),
+        same_sign=bool((signs == signs[0]).all()),
+        verdict="",
+        by_seed=tuple(float(mean) for mean in values.mean(1)),
+    )

@@ -1,0 +1,85 @@
+"""Makes the table of a comparison: one row per recommender, the reference first, and a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from trl_rec.evaluation.comparison.compare import Comparison
+from trl_rec.evaluation.comparison.pairing import PerUser, Runs, by_seed
+from trl_rec.evaluation.intervals import bootstrap_interval
+from trl_rec.evaluation.tables import aligned
+
+
+def comparison_table(
+    runs: Mapping[str, Runs],
+    comparisons: Sequence[Comparison],
+    *,
+    metrics: Sequence[str] = (),
+    notes: Mapping[str, Mapping[str, float]] | None = None,
+    legend: bool = True,
+) -> str:
+    """Makes a table of comparisons with one reference: one row per recommender, the reference first, and a legend.
+
+    Args:
+        runs (`Mapping[str, Runs]`): The runs, as given to [`compare`].
+        comparisons (`Sequence[Comparison]`): What [`compare`] returned, at least one comparison.
+        metrics (`Sequence[str]`, *optional*): Metrics to show beside the one that was compared.
+        notes (`Mapping[str, Mapping[str, float]]`, *optional*): Additional columns. Maps each heading to a number for
+            some or all recommenders by name.
+        legend (`bool`, *optional*, defaults to `True`): Whether to explain the columns below the table.
+    """
+    if not comparisons:
+        raise ValueError("there are no comparisons to show; give at least one recommender besides the reference")
+    notes = notes or {}
+    first = comparisons[0]
+    shown = [*(metric for metric in metrics if metric != first.metric), first.metric]
+    by_name = {comparison.name: comparison for comparison in comparisons}
+
+    # Write one row per recommender below the headings.
+    width = max(len("reference"), *(len(comparison.verdict) for comparison in comparisons))
+    headings = ["difference", "95 % interval", "p", "adjusted p", f"{first.metric} by seed"]
+    rows = [["", *shown, *headings, *notes, "verdict".ljust(width)]]
+    for name in (first.against, *by_name):
+        of_seeds = list(by_seed(runs[name]).values())
+        cells = [_with_interval(of_seeds, metric) for metric in shown]
+        noted = [f"{column[name]:.4f}" if name in column else "-" for column in notes.values()]
+        means = " ".join(f"{np.nanmean(per_user[first.metric]):.4f}" for per_user in of_seeds)
+        words = by_name[name].verdict if name in by_name else "reference"
+        compared = _comparison_cells(by_name[name]) if name in by_name else ["-"] * 4
+        rows.append([name, *cells, *compared, means, *noted, words.ljust(width)])
+    return "\n".join([*aligned(rows), *(["", *_legend(first)] if legend else [])])
+
+
+def _legend(comparison: Comparison) -> list[str]:
+    seeds = "seeds and " if comparison.num_seeds > 1 else ""
+    return [
+        f"{comparison.num_users:,} users; {comparison.metric} is compared with {comparison.against}, paired by user"
+        + (" and by seed" if seeds else ""),
+        f"±, 95 % interval: bootstrap over {seeds}users; p: random sign flips of the users' differences"
+        + (", plus an error of the seeds" if seeds else ""),
+        "adjusted p: p by Holm's method over the comparisons made together",
+        "better, worse: adjusted p below .05, and the same sign with every seed",
+    ]
+
+
+def _comparison_cells(comparison: Comparison) -> list[str]:
+    return [
+        f"{comparison.difference:+.4f}",
+        f"{comparison.low:+.4f} to {comparison.high:+.4f}",
+        f"{comparison.p_value:.4f}",
+        f"{comparison.adjusted_p:.4f}",
+    ]
+
+
+def _with_interval(of_seeds: Sequence[PerUser], metric: str) -> str:
+    """Returns the mean of a metric and half the width of its interval, or "-" if a run lacks the metric."""
+    if any(metric not in per_user for per_user in of_seeds):
+        return "-"
+    values = np.stack([per_user[metric] for per_user in of_seeds])  # (S, N)
+    values = values[:, np.isfinite(values).all(0)]
+    if values.size == 0:
+        return "-"
+    low, high = bootstrap_interval(values)
+    return f"{values.mean():.4f} ±{(high - low) / 2:.4f}"

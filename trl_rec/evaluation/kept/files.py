@@ -1,0 +1,31 @@
+"""The files of a kept evaluation, and the hash by which they are known to belong together.
+
+The folder holds `metrics.json`, which is written last, and three Parquet files that identify users by the number of
+their row in the split, not by their ids:
+
+- `per_user.parquet`: `recommender`, `row`, and one column per metric; null where a recommender lacks the metric.
+- `rankings.parquet`: `recommender`, `row`, `rank` (from 1), `item` (its index in the catalogue) and `score` (null
+  where the recommender has no scores). Missing ranks are left out.
+- `users.parquet`: `row`, and what [`slices`] needs to know about the row, see [`describe_rows`].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+METRICS = "metrics.json"
+PER_USER = "per_user.parquet"
+RANKINGS = "rankings.parquet"
+USERS = "users.parquet"
+KEPT_FILES = (PER_USER, RANKINGS, USERS)
+STAMP = b"trl_rec.evaluation"  # key in the Parquet files' metadata: a hash of the results that they belong to
+
+
+def results_hash(content: Mapping[str, Any]) -> bytes:
+    """Returns a hash of the results and of the rows that they are about."""
+    text = json.dumps([content["results"], content["identity"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16].encode()
