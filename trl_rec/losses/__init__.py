@@ -14,6 +14,7 @@ __all__ = [
     "list_policy_loss",
     "permutation_loss",
     "posterior_cdf",
+    "sampled_softmax_loss",
     "soft_lambda_loss",
     "softmax_dpo_loss",
     "standardized",
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from trl_rec.losses.blade import best_of_n_reward, leave_one_out, list_policy_loss, posterior_cdf, standardized
     from trl_rec.losses.dmpo import dmpo_loss
     from trl_rec.losses.output import LossOutput
+    from trl_rec.losses.sampled import sampled_softmax_loss
     from trl_rec.losses.softmax_dpo import softmax_dpo_loss
 else:
     __getattr__, __dir__ = lazy_names(
@@ -35,6 +37,7 @@ else:
             "blade": ["best_of_n_reward", "leave_one_out", "list_policy_loss", "posterior_cdf", "standardized"],
             "dmpo": ["dmpo_loss"],
             "output": ["LossOutput"],
+            "sampled": ["sampled_softmax_loss"],
             "softmax_dpo": ["softmax_dpo_loss"],
         },
     )

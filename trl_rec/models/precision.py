@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from trl_rec.models.sampled_columns import SampledColumns
+
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 PART_ROWS = 4096  # rows of the output embedding that are converted at a time
@@ -27,10 +29,11 @@ class PreciseLinear(TorchFunctionMode):
 
     Args:
         num_outputs (`int`): V. Other layers, such as the first half of a LoRA adapter, do not change.
-        tokens (`torch.Tensor` of shape `(U,)`, *optional*): The outputs to compute. Defaults to all.
+        tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The outputs to compute, which may
+            differ by position. Defaults to all.
     """
 
-    def __init__(self, num_outputs: int, tokens: Tensor | None = None) -> None:
+    def __init__(self, num_outputs: int, tokens: Tensor | SampledColumns | None = None) -> None:
         super().__init__()
         self.num_outputs = num_outputs
         self.tokens = tokens
@@ -46,6 +49,8 @@ class PreciseLinear(TorchFunctionMode):
     ) -> Tensor:  # parameter names of F.linear
         if len(weight) != self.num_outputs:
             return F.linear(input, weight, bias)
+        if isinstance(self.tokens, SampledColumns):
+            return self.tokens.linear(input, weight, bias)
         if self.tokens is not None:
             weight = weight.index_select(0, self.tokens)
             bias = None if bias is None else bias.index_select(0, self.tokens)

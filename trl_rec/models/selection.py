@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 from trl_rec.compat import is_quantized_layer, torch_linear
 from trl_rec.losses.output import at_least_float32
 from trl_rec.models.precision import PreciseLinear
+from trl_rec.models.sampled_columns import SampledColumns
 
 
 @contextmanager
 def logits_at(
-    model: PreTrainedModel, positions: Tensor | None = None, *, tokens: Tensor | None = None
+    model: PreTrainedModel, positions: Tensor | None = None, *, tokens: Tensor | SampledColumns | None = None
 ) -> Iterator[None]:
     """Makes forward passes of `model` inside the block return logits `(1, N, V)`, for the N selected positions only.
 
@@ -32,8 +33,9 @@ def logits_at(
         model (`PreTrainedModel`): The model itself, not the wrapper of a distributed engine.
         positions (`torch.Tensor` of shape `(B, T)`, *optional*): Boolean mask with N True entries, which may be 0. The
             logits are in the order of `positions.nonzero()`. By default the logits keep their positions and shape.
-        tokens (`torch.Tensor` of shape `(U,)`, *optional*): The tokens to compute logits for, which become the U
-            columns; the vocabulary by default. Whatever the model does to its logits must treat all tokens alike, as
+        tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The tokens to compute logits for,
+            which become the columns; the vocabulary by default. `SampledColumns` names other tokens at each of the N
+            positions. Whatever the model does to its logits must treat all tokens alike, as
             soft-capping and scaling do.
     """
     head = model.get_output_embeddings()
@@ -55,7 +57,7 @@ def logits_at(
 
 
 @contextmanager
-def _precise(head: nn.Module, tokens: Tensor | None) -> Iterator[None]:
+def _precise(head: nn.Module, tokens: Tensor | SampledColumns | None) -> Iterator[None]:
     """Inside the block, the output embedding computes in float32 at least, and for `tokens` only."""
     layers = list(head.modules())  # more than one under an adapter
     quantized = any(is_quantized_layer(layer) for layer in layers)
@@ -66,6 +68,8 @@ def _precise(head: nn.Module, tokens: Tensor | None) -> Iterator[None]:
         """Returns the logits. A quantised output embedding has its own product, whose result is converted."""
         if quantized:
             logits: Tensor = at_least_float32(forward(*inputs))
+            if isinstance(tokens, SampledColumns):
+                return tokens.pick(logits)
             return logits if tokens is None else logits.index_select(-1, tokens)
         with torch_linear(), PreciseLinear(num_outputs, tokens):
             logits = forward(*inputs)

@@ -37,6 +37,14 @@ class BearConfig(RecConfig, SFTConfig):
         target_smoothing (`float`, *optional*, defaults to `0.0`): Label smoothing: the share of the target token's
             probability that is spread evenly over all tokens of the softmax. Forced tokens and tokens of texts are not
             smoothed.
+        sampled_items (`int`, *optional*): Number of sampled items that each target is compared with in training,
+            instead of all items, for catalogues of many thousands of items. The draws follow the seed, the epoch and
+            the row, so a resumed run draws the same. Evaluation compares with all items. Requires the surface
+            `item_token`, `bear_weight=0` and `softmax="legal"`; cannot be combined with `list_length`, `tasks` or
+            `target_smoothing`. The metric `bear/sampled_ce` then replaces `bear/ce` in training.
+        sampled_from (`str`, *optional*, defaults to `"uniform"`): How items are sampled: `"uniform"`, or by
+            `"popularity"`, that is, in proportion to the number of times that an item is a training target, plus 1.
+            Both are corrected for. Requires `sampled_items`.
         softmax (`str`, *optional*, defaults to `"legal"`): Whether the softmax is over the `"legal"` tokens or over
             the `"vocabulary"`. Decoding uses the same softmax.
         targets (`str`, *optional*, defaults to `"last"`): With `"last"`, there is one row per target, or one row per
@@ -77,6 +85,13 @@ class BearConfig(RecConfig, SFTConfig):
     )
     target_smoothing: Annotated[float, SHARE_BELOW_ONE] = field(
         default=0.0, metadata={"help": "label smoothing: share of the target's probability spread over all tokens"}
+    )
+    sampled_items: Annotated[int | None, COUNT] = field(
+        default=None,
+        metadata={"help": "number of sampled items that each target is compared with in training; all by default"},
+    )
+    sampled_from: Literal["uniform", "popularity"] = field(
+        default="uniform", metadata={"help": "how items are sampled: uniform or popularity; requires sampled_items"}
     )
     softmax: Literal["legal", "vocabulary"] = field(
         default="legal", metadata={"help": "tokens that the softmax is computed over: legal or vocabulary"}
@@ -124,6 +139,27 @@ class BearConfig(RecConfig, SFTConfig):
         if self.targets != "all":
             check_inert(self, ("target_age_decay",), "it applies only to rows with several targets (targets='all')")
         self._check_tasks()
+        self._check_sampling()
+
+    def _check_sampling(self) -> None:
+        if self.sampled_from not in ("uniform", "popularity"):
+            raise ValueError(f"sampled_from must be 'uniform' or 'popularity', not {self.sampled_from!r}")
+        if self.sampled_items is None:
+            return check_inert(self, ("sampled_from",), "it applies only to sampled_items, which is unset")
+
+        needed = {"bear_weight": 0, "softmax": "legal", "target_smoothing": 0, "list_length": None, "tasks": None}
+        reasons = {
+            "bear_weight": "the beam term needs the logits of all items; set bear_weight: 0",
+            "softmax": "it samples from the items, not from the vocabulary; set softmax: legal",
+            "target_smoothing": "smoothing needs the logits of all items; leave one of the two out",
+            "list_length": "the legal items of a list differ by position; leave one of the two out",
+            "tasks": "texts are learned over the vocabulary; leave one of the two out",
+        }
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"sampled_items cannot be combined with {name}={getattr(self, name)!r}, because {reasons[name]}"
+                )
 
     def _check_tasks(self) -> None:
         if self.tasks is None:

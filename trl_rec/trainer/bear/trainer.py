@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
-from trl_rec.data.dataset import at_most
+from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.data.list_rows import build_list_rows, evaluation_list_rows
 from trl_rec.data.rows import IGNORED, build_rows, evaluation_rows
 from trl_rec.data.tasks.templates import template_ids
@@ -19,8 +19,10 @@ from trl_rec.decoding.list_constraint import legal_children, taken_places
 from trl_rec.items import ItemCatalog
 from trl_rec.losses.bear import bear_loss
 from trl_rec.losses.output import LossOutput
+from trl_rec.losses.sampled import sampled_softmax_loss
 from trl_rec.models.embedding_dropout import add_embedding_dropout
 from trl_rec.models.experts import balance_on_request, balancing_loss, routing
+from trl_rec.models.sampled_columns import SampledColumns, collect_rows, collecting_rows
 from trl_rec.models.selection import logits_at
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
@@ -30,6 +32,14 @@ from trl_rec.trainer.base.trainer import EvalSets, find_tokenizer, is_split
 from trl_rec.trainer.bear.collator import NextItemCollator, with_trie_nodes
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.bear.list_labels import check_lists
+from trl_rec.trainer.bear.sampling import (
+    ItemSampler,
+    SampledFrom,
+    SamplingCollator,
+    counted_negatives,
+    log_probabilities,
+    numbered,
+)
 from trl_rec.trainer.bear.tasks import TaskCollator, free_rows, item_places, task_means, with_texts
 
 
@@ -81,6 +91,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
 
     args: BearConfig
     catalog: ItemCatalog
+    _sampler: ItemSampler  # with sampled_items
+    _log_q: Tensor  # (V,), with sampled_items
 
     def __init__(
         self,
@@ -95,6 +107,11 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     ) -> None:
         args = args or BearConfig("bear")
         kwargs = check_arguments(kwargs, NOT_TAKEN_BY_SFT, "BearTrainer")
+        if args.sampled_items is not None and catalog.surface != "item_token":
+            raise ValueError(
+                f"sampled_items requires the surface item_token, not {catalog.surface}, because an item must be a "
+                "single token; leave sampled_items out, or change the surface"
+            )
         tokenizer = find_tokenizer(model, processing_class, args.trust_remote_code)
         self._set_catalog(catalog, tokenizer, args, eval_dataset)
         self.renormalizes = args.softmax == "legal"
@@ -121,12 +138,30 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
             "pad_to_multiple_of": None if args.pad_to_multiple_of is None else int(args.pad_to_multiple_of),
             "age_decay": args.target_age_decay,
         }
+        collator: SamplingCollator | TaskCollator
+        if args.sampled_items is not None and self.train_dataset is not None:
+            self._sampler = self._make_sampler(tokenizer, args.sampled_items, args.sampled_from)
+            collator = SamplingCollator(**common, sampler=self._sampler, seed=args.seed)
+            self.add_callback(collator)
+            return collator
         if "task" not in getattr(self.train_dataset, "column_names", ()):
             return NextItemCollator(**common)
         templates = template_ids(tokenizer, self.catalog.surface, chat_template=args.chat_template)
         collator = TaskCollator(**common, templates=templates, seed=args.seed)
         self.add_callback(collator)
         return collator
+
+    def _make_sampler(
+        self, tokenizer: PreTrainedTokenizerBase, num_negatives: int, sampled_from: SampledFrom
+    ) -> ItemSampler:
+        """Returns the sampler of negatives, and prepares the model's embeddings for the gradients of a few rows."""
+        labels = split_rows(self.train_dataset, "labels").values
+        tokens = self.catalog.paths(tokenizer).values
+        sampler = ItemSampler(tokens, labels[labels != IGNORED], num_negatives, sampled_from)
+        self._log_q = sampler.log_q(int(tokens.max()) + 1).to(self.args.device)
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            collect_rows(self.model)
+        return sampler
 
     # Rows
 
@@ -152,6 +187,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
                 "RecDataset, or rows with input_ids and labels"
             )
 
+        if args.sampled_items is not None and dataset_name == "train":
+            dataset = numbered(dataset)
         needs_nodes = self.renormalizes or args.target_age_decay != 1
         if not needs_nodes or "trie_nodes" in columns:
             return dataset
@@ -215,22 +252,28 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         labels = inputs.pop("labels")  # (B, T)
         tasks = inputs.pop("tasks", None)  # (B,)
         target_weights = inputs.pop("target_weights", None)  # (B, T)
+        streams = inputs.pop("negatives", None)  # (B, L)
         choices = {name: inputs.pop(name) for name in CHOICES if name in inputs}
 
         # 1. Compute logits at the N positions that have a target. A position predicts the token after it. Item tokens
         # under a legal softmax need the logits of the trie's U tokens only; texts need those of the vocabulary.
         tokens = self.trie.tokens if choices and tasks is None else None
+        columns = None  # of sampled items, which only training uses
         learned = torch.zeros_like(labels, dtype=torch.bool)
         learned[:, :-1] = labels[:, 1:] != IGNORED
-        bare = self.bare(model)
-        with logits_at(bare, learned, tokens=tokens):
-            outputs = model(**inputs, **routing(bare, self.aux_loss_enabled), use_cache=False)
-        logits = outputs.logits[0]  # (N, V) or (N, U)
         targets = labels[:, 1:][learned[:, :-1]]  # (N,)
+        if streams is not None and model.training:
+            columns = SampledColumns(learned.nonzero()[:, 0], targets, streams.clamp(min=0))
+        bare = self.bare(model)
+        with logits_at(bare, learned, tokens=columns or tokens), collecting_rows(bare):
+            outputs = model(**inputs, **routing(bare, self.aux_loss_enabled), use_cache=False)
+        logits = outputs.logits[0]  # (N, V), (N, U) or (N, 1 + L)
 
         # 2. Compute the loss of each target token.
         items = item_places(learned, tasks)  # (B, T)
-        if tasks is None:
+        if columns is not None and streams is not None:
+            output = self._sampled_loss(logits, streams, columns)
+        elif tasks is None:
             output = self._item_loss(logits, targets, choices, items, among=tokens)
         else:
             output = with_texts(
@@ -255,6 +298,12 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         aux_loss = balancing_loss(bare, outputs) if self.aux_loss_enabled else None
         num_tokens = inputs["attention_mask"].sum()
         return BatchLoss(loss, row_losses, means, num_tokens, aux_loss=aux_loss, outputs=outputs)
+
+    def _sampled_loss(self, logits: Tensor, streams: Tensor, columns: SampledColumns) -> LossOutput:
+        """Computes the loss, `(N,)`, of N item tokens from the logits `(N, 1 + L)` of targets and sampled items."""
+        counted = counted_negatives(streams, columns, self._sampler.num_negatives)
+        log_q = log_probabilities(self._log_q, columns)
+        return sampled_softmax_loss(logits, log_q, counted, temperature=self.args.temperature)
 
     def _item_loss(
         self,
@@ -319,10 +368,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         """Computes the metrics: means over item tokens, the share of rows with a pruned token, and means per task."""
         rows = learned.nonzero()[:, 0]  # (N,)
         is_item = items[learned]
-        means = {
-            f"bear/{name}": Mean(output.metrics[name][is_item].sum(), items.sum())
-            for name in ("ce", "margin", "pruned")
-        }
+        means = {f"bear/{name}": Mean(values[is_item].sum(), items.sum()) for name, values in output.metrics.items()}
+        if "pruned" not in output.metrics:  # sampled items do not tell
+            return means
 
         num_pruned = torch.zeros(len(learned), device=learned.device)
         num_pruned.index_put_((rows,), output.metrics["pruned"].to(num_pruned), accumulate=True)

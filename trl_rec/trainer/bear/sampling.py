@@ -1,0 +1,136 @@
+"""Draws the negatives of `sampled_items`, which depend only on the seed, the epoch and the row.
+
+Every target of a row has exactly K negatives, drawn with replacement from q over all items but the target. The targets
+of a row share one stream of draws from q over all items: the negatives of a target are the first K draws that differ
+from the target. Conditioned on being different, a draw has the probability q / (1 - q(target)), so the negatives of
+each target have exactly this distribution. Targets of different rows have independent negatives.
+
+Legend: B rows, N target tokens, K negatives per target, L draws of the longest stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from trl_rec.data.rows import IGNORED
+from trl_rec.models.sampled_columns import SampledColumns
+from trl_rec.ragged import Ragged
+from trl_rec.trainer.base.sampling import EpochCounter
+from trl_rec.trainer.bear.collator import NextItemCollator
+
+
+SampledFrom = Literal["uniform", "popularity"]
+
+
+class ItemSampler:
+    """Draws items from q, and knows q.
+
+    With `"uniform"`, q is the same for all items. With `"popularity"`, it is proportional to the number of times that
+    an item is a training target, plus 1. So no item has the probability 0, without which the corrected sum would not
+    be the full sum on average.
+
+    Args:
+        item_tokens (`np.ndarray` of shape `(num_items,)`): Token of each item.
+        target_tokens (`np.ndarray` of shape `(num_targets,)`): The targets of all training rows.
+        num_negatives (`int`): K.
+        sampled_from (`str`): `"uniform"` or `"popularity"`.
+    """
+
+    def __init__(
+        self, item_tokens: np.ndarray, target_tokens: np.ndarray, num_negatives: int, sampled_from: SampledFrom
+    ) -> None:
+        if len(item_tokens) < 2:
+            raise ValueError("sampled_items needs a catalogue of at least 2 items; leave it out")
+        # A draw from q is a random entry of the pool, whatever the size of the catalogue.
+        others = target_tokens if sampled_from == "popularity" else target_tokens[:0]
+        self.pool = np.concatenate([item_tokens, others]).astype(np.int64)
+        self.num_negatives = num_negatives
+
+    def log_q(self, vocabulary_size: int) -> Tensor:
+        """Returns the logarithm of q for each token, `(V,)`. Tokens that are not items have -inf."""
+        counts = torch.from_numpy(np.bincount(self.pool, minlength=vocabulary_size))
+        return (counts.double() / len(self.pool)).log().float()
+
+    def stream(self, targets: np.ndarray, seed: list[int]) -> np.ndarray:
+        """Returns draws of which, for each of the targets, at least K differ from the target."""
+        generator = np.random.default_rng(seed)
+        draws = self._draw(generator, self.num_negatives)
+        while missing := self._missing(draws, targets):
+            draws = np.concatenate([draws, self._draw(generator, missing)])
+        return draws
+
+    def _draw(self, generator: np.random.Generator, size: int) -> np.ndarray:
+        drawn: np.ndarray = self.pool[generator.integers(len(self.pool), size=size)]
+        return drawn
+
+    def _missing(self, draws: np.ndarray, targets: np.ndarray) -> int:
+        """Returns how many draws the target that was drawn most often lacks."""
+        hits = draws[np.isin(draws, targets)]
+        most = int(np.unique(hits, return_counts=True)[1].max(initial=0))
+        return self.num_negatives - (len(draws) - most)
+
+
+@dataclass
+class SamplingCollator(EpochCounter, NextItemCollator):
+    """A [`NextItemCollator`] that adds the stream of draws of each training row.
+
+    Rows without a number in the column `row`, such as evaluation rows, get none.
+
+    Args:
+        sampler (`ItemSampler`): Draws the negatives.
+        seed (`int`, *optional*, defaults to `0`): Seed of the draws.
+    """
+
+    sampler: ItemSampler | None = None
+    seed: int = 0
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Returns the batch of [`NextItemCollator`], with the draws of each row in `negatives`, `(B, L)`. The shorter
+        streams end with -1."""
+        batch = super().__call__(rows)
+        if "row" not in rows[0] or self.sampler is None:
+            return batch
+        streams = [self._stream(row, self.sampler) for row in rows]
+        lengths = np.array([len(stream) for stream in streams])
+        padded = Ragged.from_lengths(np.concatenate(streams), lengths).padded(fill=-1)
+        return {**batch, "negatives": torch.from_numpy(padded)}
+
+    def _stream(self, row: dict[str, Any], sampler: ItemSampler) -> np.ndarray:
+        labels = np.asarray(row["labels"])
+        return sampler.stream(labels[labels != IGNORED], [self.seed, int(self.epoch), row["row"]])
+
+
+def numbered(rows: Dataset) -> Dataset:
+    """Adds a column `row` with the number of each row, from which its draws follow."""
+    rows = rows.remove_columns([name for name in ("row",) if name in rows.column_names])
+    return rows.add_column("row", np.arange(len(rows)))
+
+
+def counted_negatives(streams: Tensor, columns: SampledColumns, num_negatives: int) -> Tensor:
+    """Returns a mask `(N, L)` of the negatives of each target: the first K draws of its row that differ from it.
+
+    Args:
+        streams: `(B, L)`, the draws of each row, followed by -1.
+        columns: The row and the target of each position.
+        num_negatives: K.
+    """
+    draws = streams[columns.owners]  # (N, L)
+    differs = (draws >= 0) & (draws != columns.targets.unsqueeze(1))
+    return differs & (differs.cumsum(1) <= num_negatives)
+
+
+def log_probabilities(log_q: Tensor, columns: SampledColumns) -> Tensor:
+    """Returns the logarithm of the probability of each draw, `(N, L)`, among all items but the position's target.
+
+    Args:
+        log_q: `(V,)`, from [`ItemSampler.log_q`].
+        columns: The row and the target of each position, and the draws of each row.
+    """
+    remaining = torch.log1p(-log_q[columns.targets].exp())  # (N,)
+    return log_q[columns.negatives][columns.owners] - remaining.unsqueeze(1)
