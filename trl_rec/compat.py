@@ -60,7 +60,7 @@ UNDOCUMENTED = {
     "TrainOutput": "transformers.trainer_utils",  # what `train` returns
     "rotate_checkpoints": "transformers.trainer_utils",  # deletes old checkpoints once the new one is complete
     "is_deepspeed_zero3_enabled": "transformers.integrations",  # documented only for integrations
-    "prepare_deepspeed": "trl.models",  # makes the engine of the reference pass before training
+    "prepare_deepspeed": "trl.models",  # wraps the reference model in a DeepSpeed engine
     "string_to_bool": "transformers.hf_argparser",  # converts "yes", "true", ... to a bool
 }
 
@@ -326,7 +326,7 @@ def dict_fields(config: type[TrainingArguments], *names: str) -> list[str]:
 
 
 def read_mappings(parser: ArgumentParser, read: Callable[[str], Any]) -> None:
-    """Makes a parser convert every option that is a mapping with `read`.
+    """Makes a parser use `read` to convert the value of every option that takes a mapping.
 
     Otherwise TRL's parser would call `dict` on the string, which fails.
     """
@@ -340,8 +340,8 @@ def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator
     """Yields the unwrapped model with gathered weights, without compilation and without activation checkpointing.
 
     After the block, the model can be trained as before. Mixed precision applies inside the block as it does in
-    training. Otherwise lists would be ranked in float32 before training and in bfloat16 afterwards, because accelerate
-    leaves a model under autocast once it has been trained.
+    training. Otherwise the model would rank items in float32 before training and in bfloat16 afterwards, because
+    accelerate wraps the model's `forward` in autocast for training and does not remove the wrapper.
     """
     import torch
     from trl.models import unwrap_model_for_generation
@@ -398,8 +398,8 @@ def launched_with_fsdp() -> bool:
 def accelerate_launch(argv: list[str]) -> None:
     """Runs `accelerate launch` in this process.
 
-    Its warnings about options that were not given and torch's report of failed processes are not shown. Without this
-    function, training verbs would have to find and start the program `accelerate`.
+    Hides accelerate's warnings about omitted options, and torch's report of failed processes. Without this function,
+    training verbs would have to find and start the program `accelerate`.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
 
@@ -459,7 +459,7 @@ def torch_linear() -> Iterator[None]:
     """Inside the block, `F.linear` is torch's own function.
 
     ZeRO-3 replaces it in the entire process. A torch function mode does not intercept the replacement, and the
-    replacement computes a wrong gradient if the product has another dtype.
+    replacement computes a wrong gradient if the dtype of the product differs from that of its inputs.
     """
     import torch
     from torch.nn import functional

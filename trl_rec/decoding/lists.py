@@ -76,7 +76,8 @@ def sample_item_lists(
         model (`PreTrainedModel`): A decoder-only causal language model with a key-value cache. A model in training
             mode is switched to evaluation mode and back.
         prompts (`Mapping[str, torch.Tensor]`): `input_ids` and `attention_mask` of shape `(B, P)`, padded on the left.
-        trie (`TokenTrie`): The catalogue's list paths, `TokenTrie.from_catalog(..., lists=True)`.
+        trie (`TokenTrie`): The items' paths as they are written in lists, from
+            `TokenTrie.from_catalog(..., lists=True)`.
         num_lists (`int`): G.
         list_length (`int`): K. Every prompt needs at least K items that are not excluded.
         temperature (`float`, *optional*, defaults to `1.0`): Divides the logits before the softmax.
@@ -88,7 +89,7 @@ def sample_item_lists(
             prompt in the global batch or in the data. A prompt's lists depend on this number and the seed, not on the
             other prompts. Increasing `num_lists` appends lists and leaves the first ones unchanged.
         greedy (`bool`, *optional*, defaults to `False`): Whether to always choose the most likely token; ties go to
-            the token with the lowest item index below it. `seed` and `rows` then have no effect, and all lists of a
+            the token whose subtree contains the lowest item index. `seed` and `rows` then have no effect, and all lists of a
             prompt are the same. `temperature` still affects the log-probabilities.
 
     Returns:
