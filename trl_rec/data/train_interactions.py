@@ -64,7 +64,8 @@ class TrainInteractions:
         return np.argsort(-self.popularity, kind="stable")
 
     def pairs(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns all pairs of an item and a new item at most `window` positions later in the same row.
+        """Returns all pairs of items of the same row in which the second item is new (see `is_new`) and at most
+        `window` positions after the first.
 
         Returns:
             The first items, the second items and their distances: three arrays of the same length.
@@ -72,7 +73,7 @@ class TrainInteractions:
         values = self.sequences.values
         rows = self.sequences.row_ids
 
-        # For each distance, find the positions of the second item of each pair in `values`.
+        # For each distance, find the positions in `values` at which the second items of pairs are.
         ends = [np.flatnonzero(self.is_new[d:] & (rows[d:] == rows[:-d])) + d for d in range(1, window + 1)]
         distance = np.repeat(np.arange(1, window + 1), [len(end) for end in ends])
         end = np.concatenate(ends)

@@ -89,8 +89,8 @@ def sample_item_lists(
             prompt in the global batch or in the data. A prompt's lists depend on this number and the seed, not on the
             other prompts. Increasing `num_lists` appends lists and leaves the first ones unchanged.
         greedy (`bool`, *optional*, defaults to `False`): Whether to always choose the most likely token; ties go to
-            the token whose subtree contains the lowest item index. `seed` and `rows` then have no effect, and all lists of a
-            prompt are the same. `temperature` still affects the log-probabilities.
+            the token whose subtree contains the lowest item index. `seed` and `rows` then have no effect, and all lists
+            of a prompt are the same. `temperature` still affects the log-probabilities.
 
     Returns:
         [`SampledLists`]: The lists, their tokens, and the tokens' log-probabilities.

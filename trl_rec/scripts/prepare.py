@@ -27,12 +27,14 @@ class PrepareArguments:
     )
     split: str | None = field(
         default=None,
-        metadata={"help": "leave_one_out (if unset), leave_last or time; sources of windows are already split"},
+        metadata={
+            "help": "leave_one_out (if unset), leave_last or time; refused for sources that contain a split, such as bigrec"
+        },
     )
     num_held_out: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "split leave_last: number of test items and of validation items per user; 10 if unset",
+            "help": "with split=leave_last: number of test items and of validation items per user; 10 if unset",
         },
     )
     min_user_interactions: Annotated[int, COUNT_FROM_0] = field(
@@ -49,10 +51,13 @@ class PrepareArguments:
     )
     columns: dict[str, str] | None = field(
         default=None,
-        metadata={"help": 'format table: your column for each of ours, as JSON: \'{"user_id": "customer"}\''},
+        metadata={
+            "help": 'with format=table: JSON that maps our column names to yours, such as \'{"user_id": "customer"}\''
+        },
     )
     title_column: str | None = field(
-        default=None, metadata={"help": "format recbole: item column with the title; detected if it has a common name"}
+        default=None,
+        metadata={"help": "with format=recbole: item column of the title; detected if it has a common name"},
     )
     group_column: str | None = field(
         default=None, metadata={"help": "item column with groups, such as genres, to measure fairness and diversity"}
@@ -82,7 +87,7 @@ class PrepareArguments:
         default=None,
         metadata={
             "help": "repeated interactions of a user with an item: keep (all), first or last. If unset, all are kept, "
-            "but a split whose targets are all repeated is refused"
+            "but it is an error if every target of a split is in its history"
         },
     )
     seed: Annotated[int, SEED] = field(default=0, metadata={"help": "seed of the toy log"})

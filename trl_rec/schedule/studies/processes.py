@@ -1,7 +1,7 @@
 """Runs verbs of `trl-rec` as processes of their own, at most one per run folder.
 
-A process inherits the lock of its run. So if only the study is killed, the process keeps running, and the next call of
-the study waits for it instead of starting a second process in the same folder.
+If only the study is killed, its processes keep running. Each process has inherited the lock of its run, so the next
+call of the study waits for the process instead of starting a second one in the same folder.
 """
 
 from __future__ import annotations
