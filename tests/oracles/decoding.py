@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from trl_rec.decoding import TrieLogitsProcessor
+from trl_rec.decoding import ItemWeights, TrieLogitsProcessor
 from trl_rec.items import TokenTrie
 
 
@@ -23,10 +23,13 @@ def generate_rankings(
     renormalize: bool = True,
     length_penalty: float = 0.0,
     has_eos: bool = True,
+    weights: ItemWeights | None = None,
 ) -> list[Ranking]:
     """Items and scores of the finite beams of `generate`; the items of a leaf are in catalogue order."""
     width = prompts["input_ids"].shape[1]
-    processor = TrieLogitsProcessor(trie, width, eos_token_id=1, renormalize=renormalize, exclude=exclude)
+    processor = TrieLogitsProcessor(
+        trie, width, eos_token_id=1, renormalize=renormalize, exclude=exclude, weights=weights
+    )
     config = GenerationConfig(
         num_beams=num_beams,
         num_return_sequences=num_beams,

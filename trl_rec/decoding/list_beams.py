@@ -99,7 +99,7 @@ def beam_list(
 
     best = _best_slots(beams.scores.view(decoder.shape))
     check_no_nan(beams.scores[best])
-    return RankedItems(beams.lists.items[best, :-1], beams.ends[best, :-1])
+    return RankedItems(beams.lists.items[best, :-1], decoder.normalized(beams.ends[best, :-1]))
 
 
 class _Beams(NamedTuple):
@@ -107,8 +107,8 @@ class _Beams(NamedTuple):
 
     Args:
         lists: The state of each list, `(R,)`.
-        scores: The score of each list, `(R,)`: its log-probability, and the weights of its complete items. -inf marks
-            an empty slot.
+        scores: The score of each list, `(R,)`: its log-probability, and the bonus of its complete items. -inf marks an
+            empty slot.
         ends: The score of each list up to the end of each item, `(R, K + 1)`. The last column is scratch space.
     """
 
@@ -190,7 +190,7 @@ def _advanced(decoder: ListDecoder, beams: _Beams, output: ListLogits, active: T
     lists = decoder.move(before, child, active[rows] & (scores > -torch.inf))
     is_new = lists.ranks > before.ranks
     newest = lists.items.gather(1, before.ranks.unsqueeze(1))
-    scores = torch.where(is_new, scores + decoder.item_scores(newest).squeeze(1), scores)
+    scores = torch.where(is_new, scores + decoder.item_bonus(newest).squeeze(1), scores)
     ended = torch.where(is_new, scores, -torch.inf)
     ends = beams.ends[rows].scatter(1, before.ranks.unsqueeze(1), ended.unsqueeze(1))
     decoder.cache.reorder(parents)

@@ -186,11 +186,19 @@ class ListDecoder:
         rows = (self.shape[0], -1)
         return self.weighted.guided(scores.view(rows), nodes.expand_as(scores).reshape(rows)).view_as(scores)
 
-    def item_scores(self, items: Tensor) -> Tensor:
-        """Returns what the weights of the items `(R, N)` add to the score of a list, `(R, N)`; 0 for padding, -1."""
-        known = self.trie.item_positions[items.clamp(min=0)].view(self.shape[0], -1)
-        scores = (self.weighted.item_bonus(known) + self.weighted.constant).view_as(items)
-        return torch.where(items >= 0, scores, 0.0)
+    def item_bonus(self, items: Tensor) -> Tensor:
+        """Returns the bonus that the weights give to each of the items `(R, N)`, `(R, N)`; 0 for padding, -1."""
+        places = self.trie.item_positions[items.clamp(min=0)].view(self.shape[0], -1)
+        bonus = self.weighted.item_bonus(places).view_as(items)
+        return torch.where(items >= 0, bonus, 0.0)
+
+    def normalized(self, scores: Tensor) -> Tensor:
+        """Subtracts the normaliser of the weights from the scores of lists up to each rank, `(B, K)`, once per item.
+
+        This is done at the end. During the search, it would favour beams that have completed fewer items.
+        """
+        num_items = torch.arange(1, scores.shape[1] + 1, device=scores.device)
+        return scores + num_items * self.weighted.constant
 
     def move(self, lists: Lists, chosen: Tensor, moves: Tensor) -> Lists:
         """Moves each list for which `moves` `(R,)` is True to its child `chosen` `(R,)`, and returns the new state."""

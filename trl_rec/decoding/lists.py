@@ -89,8 +89,8 @@ def sample_item_lists(
             prompt in the global batch or in the data. A prompt's lists depend on this number and the seed, not on the
             other prompts. Increasing `num_lists` appends lists and leaves the first ones unchanged.
         greedy (`bool`, *optional*, defaults to `False`): Whether to always choose the most likely token; ties go to
-            the token whose subtree contains the lowest item index. `seed` and `rows` then have no effect, and all lists
-            of a prompt are the same. `temperature` still affects the log-probabilities.
+            the token whose subtree contains the lowest item index. `seed` and `rows` then have no effect, and all
+            lists of a prompt are the same. `temperature` still affects the log-probabilities.
 
     Returns:
         [`SampledLists`]: The lists, their tokens, and the tokens' log-probabilities.
@@ -145,9 +145,9 @@ def greedy_list(
     ) as decoder:
         items, logps = ListSampler(decoder, temperature=1.0, noise=None).draw()
         items = items.squeeze(1)
-        scores = logps.view(*items.shape, -1).sum(-1) + decoder.item_scores(items)
+        scores = logps.view(*items.shape, -1).sum(-1) + decoder.item_bonus(items)
     check_no_nan(scores)
-    return RankedItems(items, scores.cumsum(-1))
+    return RankedItems(items, decoder.normalized(scores.cumsum(-1)))
 
 
 def _noise(seed: int | Sequence[int], rows: Tensor | Sequence[int] | None, shape: tuple[int, int, int]) -> Tensor:

@@ -28,7 +28,8 @@ class PrepareArguments:
     split: str | None = field(
         default=None,
         metadata={
-            "help": "leave_one_out (if unset), leave_last or time; refused for sources that contain a split, such as bigrec"
+            "help": "leave_one_out (if unset), leave_last or time; refused for sources that contain a split, such as "
+            "bigrec"
         },
     )
     num_held_out: Annotated[int | None, COUNT] = field(

@@ -1,0 +1,28 @@
+"""Item weights by a loop over items: w = allowed * (shared + sparse), and the term that they add to a score."""
+
+from __future__ import annotations
+
+import math
+
+from trl_rec.decoding import ItemWeights
+
+
+def weights_of(weights: ItemWeights, prompt: int, num_items: int) -> list[float]:
+    """The weight of every item for one prompt."""
+    default = 1.0 if weights.items is None else 0.0
+    result = [default] * num_items if weights.shared is None else weights.shared.tolist()
+    if weights.items is not None:
+        for item, value in zip(weights.items[prompt].tolist(), weights.values[prompt].tolist(), strict=True):
+            if item >= 0:
+                result[item] += value
+    if weights.allowed is not None:
+        row = 0 if weights.allowed_of is None else int(weights.allowed_of[prompt])
+        result = [weight * allowed for weight, allowed in zip(result, weights.allowed[row].tolist(), strict=True)]
+    return result
+
+
+def terms_of(weights: ItemWeights, prompt: int, num_items: int) -> dict[int, float]:
+    """strength * log(w / W) of each item whose weight is not 0."""
+    given = weights_of(weights, prompt, num_items)
+    total = sum(given)
+    return {item: weights.strength * math.log(weight / total) for item, weight in enumerate(given) if weight > 0}
