@@ -81,21 +81,25 @@ class TrieWeights:
         self._places, self._values = _own_by_place(trie, weights, num_prompts)  # both (B, S)
         self._values = self._values * _at(allowed, self._filter, self._places)
 
-        # 1. Find the bound of each node, and the number of items below it whose weight is not 0.
-        bounds = _largest_below(trie, self._shared).log().float()[self._filter]  # (B, num_nodes)
-        num_left = _count_below(trie, self._shared > 0)[self._filter]  # (B, num_nodes)
-        self._add_own_items(bounds, num_left, excluded)
-        self._remove_excluded(num_left, excluded)
+        # 1. Find the bound of each node, as `strength * log bound`: -inf where all weights are 0.
+        bounds = self._scaled_logs(_largest_below(trie, self._shared))[self._filter]  # (B, num_nodes)
+        is_new = self._raise_bounds(bounds, excluded)
+        self._empty_nodes(bounds, excluded, is_new)
 
-        # 2. Convert bounds to bonuses. Where nothing is left, the bonus is -inf. This is decided by the integer count.
-        root = torch.where(num_left[:, :1] > 0, bounds[:, :1], 0.0)
-        self._root = root
-        self._bonus = bounds.sub_(root).mul_(self._strength).masked_fill_(num_left == 0, -torch.inf)
+        # 2. Subtract the bound of the root, so that equal weights give the bonus 0.
+        root = bounds[:, :1]
+        self._root = torch.where(root > -torch.inf, root, 0.0)
+        self._bonus = bounds.sub_(self._root)
 
         # 3. The normaliser counts excluded items too.
         total = self._shared.sum(1)[self._filter] + self._values.sum(1)
-        log_total = torch.where(total > 0, total, 1.0).log().float().unsqueeze(1)
-        self.constant = torch.where(num_left[:, :1] > 0, self._strength * (root - log_total), 0.0)
+        self.constant = torch.where(total > 0, self._root.squeeze(1) - self._scaled_logs(total), 0.0).unsqueeze(1)
+
+    def _scaled_logs(self, weights: Tensor) -> Tensor:
+        """Returns `strength * log w`; -inf for weight 0, whatever the strength."""
+        if self._strength:
+            return (self._strength * weights.log()).float()
+        return torch.where(weights > 0, 0.0, -torch.inf).float()
 
     def removed(self) -> Tensor:
         """Returns whether the item at each place in `trie.items` has weight 0, `(B, I)`."""
@@ -119,9 +123,7 @@ class TrieWeights:
 
     def item_bonus(self, places: Tensor) -> Tensor:
         """Returns the bonus of the items at the places `(B, N)`, `(B, N)`; -inf for items of weight 0."""
-        weights = self._weights(places)
-        bonus = self._strength * (torch.where(weights > 0, weights, 1.0).log().float() - self._root)
-        return torch.where(weights > 0, bonus, -torch.inf)
+        return self._scaled_logs(self._weights(places)) - self._root
 
     def _weights(self, places: Tensor) -> Tensor:
         """Returns the weights of the items at the places `(B, N)`, `(B, N)`; 0 for padding."""
@@ -133,25 +135,37 @@ class TrieWeights:
             own = torch.where(self._places.gather(1, found) == places, self._values.gather(1, found), 0.0)
         return _at(self._shared, self._filter, places) + own
 
-    def _add_own_items(self, bounds: Tensor, num_left: Tensor, excluded: Excluded) -> None:
-        """Raises the bounds `(B, num_nodes)` above each prompt's own items, and counts those whose shared weight is
-        0."""
+    def _raise_bounds(self, bounds: Tensor, excluded: Excluded) -> Tensor:
+        """Raises the bounds `(B, num_nodes)` above each prompt's own items that are not excluded.
+
+        Returns the places of those items whose shared weight is 0, `(B, S)`, ascending and padded with `num_items`.
+        """
         shared = _at(self._shared, self._filter, self._places)
-        weights = shared + self._values
-        is_new = (shared == 0) & (weights > 0)
-        log_weights = torch.where(weights > 0, weights, 1.0).log().float()
-        matters = (weights > 0) & ~_contains(excluded.places, self._places)
-        log_weights = torch.where(matters, log_weights, -torch.inf)
+        counts = ~_contains(excluded.places, self._places)
+        scores = self._scaled_logs(shared + self._values).masked_fill(~counts, -torch.inf)
+        for nodes in _paths(self._trie, self._places):
+            bounds.scatter_reduce_(1, nodes, scores, "amax")
 
-        for nodes, is_first in _paths(self._trie, self._places):
-            bounds.scatter_reduce_(1, nodes, log_weights, "amax")
-            num_left.scatter_add_(1, nodes, (is_new & is_first).to(num_left.dtype))
+        is_new = counts & (shared == 0) & (self._values > 0)
+        return torch.where(is_new, self._places, self._trie.num_items).sort(1).values
 
-    def _remove_excluded(self, num_left: Tensor, excluded: Excluded) -> None:
-        """Subtracts the excluded items whose weight is not 0 from the counts `(B, num_nodes)`."""
-        counted = self._weights(excluded.places) > 0
-        for nodes, is_first in _paths(self._trie, excluded.places):
-            num_left.scatter_add_(1, nodes, -(counted & is_first).to(num_left.dtype))
+    def _empty_nodes(self, bounds: Tensor, excluded: Excluded, is_new: Tensor) -> None:
+        """Sets the bounds `(B, num_nodes)` of nodes below which no item is left to -inf.
+
+        Without exclusion, these are the nodes with the bound 0. Only nodes above an excluded item can be emptied too.
+        The items that are left there are counted: those with a shared weight, less the excluded ones, and the prompt's
+        own items at the places `is_new`.
+        """
+        num_shared = _count_below(self._trie, self._shared > 0)
+        has_weight = _at(self._shared, self._filter, excluded.places) > 0
+        barred = torch.where(has_weight, excluded.places, self._trie.num_items).sort(1).values
+
+        for nodes in _paths(self._trie, excluded.places):
+            starts = self._trie.item_starts[nodes]
+            ends = self._trie.item_ends[nodes]
+            num_left = num_shared[self._filter.unsqueeze(1), nodes]
+            num_left = num_left + _count(is_new, starts, ends) - _count(barred, starts, ends)
+            bounds.scatter_reduce_(1, nodes, torch.where(num_left > 0, torch.inf, -torch.inf), "amin")
 
 
 def _filter_of(weights: ItemWeights, num_prompts: int, device: torch.device) -> Tensor:
@@ -227,14 +241,20 @@ def _contains(places: Tensor, others: Tensor) -> Tensor:
     return places.gather(1, found) == others
 
 
-def _paths(trie: TokenTrie, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the nodes on the paths to the items at the places `(B, N)`, from the leaves up to the root, and whether
-    each of them is yielded for the first time; the root is repeated for short paths. Padding has no path."""
-    is_first = places < trie.num_items
-    nodes = torch.where(is_first, trie.leaves[places.clamp(max=trie.num_items - 1).long()], 0)
+def _count(places: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """Returns how many of the ascending places `(B, S)` are in each of the slices `(B, N)`, `(B, N)`."""
+    before_end = torch.searchsorted(places, ends.to(places.dtype).contiguous())
+    return before_end - torch.searchsorted(places, starts.to(places.dtype).contiguous())
+
+
+def _paths(trie: TokenTrie, places: Tensor) -> Iterator[Tensor]:
+    """Yields the nodes `(B, N)` on the paths to the items at the places `(B, N)`, from the leaves up to the root.
+
+    The root ends every path, and is repeated for short ones. Padding has the path of the last item.
+    """
+    nodes = trie.leaves[places.clamp(max=trie.num_items - 1).long()]
     for _ in range(trie.max_depth + 1):
-        yield nodes, is_first
-        is_first = is_first & (nodes > 0)
+        yield nodes
         nodes = trie.parents[nodes].long()
 
 
