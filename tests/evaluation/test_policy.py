@@ -84,7 +84,7 @@ def test_a_prior_multiplies_every_way_to_rank(dataset: RecDataset, policy: Polic
 def test_a_prior_multiplies_lists(dataset: RecDataset) -> None:
     lists = make_policy(dataset, list_length=3)
     prior = ArrayPrior(1.0 + np.arange(NUM_ITEMS), strength=1000.0)
-    both = replace(lists, prior=prior)
+    both = replace(lists, prior=prior, exclude_history=False)
     np.testing.assert_array_equal(both.rank(dataset.test, 1).items, both.rank_by_prior(dataset.test, 1).items)
 
 
