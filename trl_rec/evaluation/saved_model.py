@@ -6,7 +6,7 @@ The model's settings are read from its run folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,10 @@ from accelerate import PartialState
 
 from trl_rec.data.dataset import RecDataset, at_most, spread
 from trl_rec.data.prompts import PromptFormat
+from trl_rec.decoding.priors import SavedPrior, fit_prior
+from trl_rec.decoding.priors.fitted import AUTO, check_prior, given_strength
+from trl_rec.decoding.priors.run_folder import KEY as PRIOR_KEY
+from trl_rec.decoding.priors.run_folder import load_run_prior
 from trl_rec.decoding.run_folder import check_same_items, settings_of_run
 from trl_rec.evaluation.beam_gap import measure_beam_gap, write_beam_gaps
 from trl_rec.evaluation.best_of_n import best_of_split
@@ -22,6 +26,8 @@ from trl_rec.evaluation.given_lists import read_lists
 from trl_rec.evaluation.kept.files import METRICS
 from trl_rec.evaluation.kept.writing import write_evaluation
 from trl_rec.evaluation.policy import Policy, evaluate_policy
+from trl_rec.evaluation.prior_choice import PriorChoice, choose_prior, given_choice
+from trl_rec.evaluation.prior_rows import evaluate_product
 from trl_rec.evaluation.rankings import Rankings
 from trl_rec.evaluation.results import (
     BASELINES,
@@ -36,6 +42,8 @@ from trl_rec.items.trie import TokenTrie
 from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, SEED, check_ranges
 
+
+SAVED_PRIOR = "saved"  # the prior in the run folder of the model
 
 # Values of fields of EvaluationConfig that are set neither by the user nor in the model's run folder.
 DEFAULTS: dict[str, Any] = {
@@ -84,6 +92,11 @@ class EvaluationConfig:
         num_orders (`int`, *optional*): For a model of `trl-rec alro`, the number of orders in which each list of
             candidates is shown; 2 by default.
         dtype (`str`, *optional*, defaults to `"auto"`): Data type of the model's weights.
+        prior (`str`, *optional*): A prior to multiply the model by: `"popularity"`, `"transition"`, `"mixture"`,
+            `"saved"` (that of the model's run folder) or `"none"`. By default, the prior of the run folder is used if
+            there is one. The prior alone and the product are then evaluated beside the model alone.
+        prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior. `"auto"` chooses it on the
+            validation split, as in [`choose_prior`]; a saved prior keeps the strength that was chosen for it.
         seed (`int`, *optional*, defaults to `0`): Seed of the random baseline, of drawn lists and of the bootstrap.
     """
 
@@ -177,6 +190,17 @@ class EvaluationConfig:
         metadata={"help": "for a model of trl-rec alro: number of orders in which candidates are shown; 2 if unset"},
     )
     dtype: str = field(default="auto", metadata={"help": "dtype of the model's weights"})
+    prior: str | None = field(
+        default=None,
+        metadata={
+            "help": "prior to multiply the model by: popularity, transition, mixture, saved or none; if unset, from "
+            "the run folder"
+        },
+    )
+    prior_strength: str = field(
+        default=AUTO,
+        metadata={"help": "exponent of the prior: a number, or auto, which chooses it on the validation split"},
+    )
     seed: Annotated[int, SEED] = field(
         default=0, metadata={"help": "seed of the random baseline, of sampled lists and of the bootstrap"}
     )
@@ -185,6 +209,12 @@ class EvaluationConfig:
         check_ranges(self)
         if not self.ks:
             raise ValueError("ks is empty; give at least one k, such as 10")
+        check_prior(self.prior, self.prior_strength, others=(SAVED_PRIOR,))
+        if self.prior not in (None, "none") and self.model is None:
+            raise ValueError(
+                f"prior={self.prior} multiplies a model, but model is not set; set model, or leave prior out (the "
+                "baselines show the counts alone)"
+            )
         if self.lists is not None and self.model is not None:
             raise ValueError("model and lists are both set; evaluate them one after the other, into two folders")
         if self.name is not None and self.lists is None:
@@ -202,6 +232,7 @@ def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
     of_run["list_length"] = of_run.get("prompt", {}).get("list_length")
     unset = [name for name in DEFAULTS if getattr(config, name) is None]
     values: dict[str, Any] = {name: of_run.get(name, DEFAULTS[name]) for name in unset}
+    values["prior"] = config.prior or (SAVED_PRIOR if of_run.get(PRIOR_KEY) is not None else "none")
     filled = replace(config, **values)
 
     if filled.list_length is not None and max(filled.ks) > filled.list_length:
@@ -216,12 +247,16 @@ def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
     return filled
 
 
-def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> dict[str, Evaluation]:
+def evaluate_with_baselines(
+    dataset: RecDataset, config: EvaluationConfig, *, keep: Callable[[PriorChoice], object] | None = None
+) -> dict[str, Evaluation]:
     """Evaluates the baselines, and the model or the lists of `config`. Users are divided among the processes.
 
     Args:
         dataset: The dataset, with any surface. The model writes items with the surface in `config`.
         config: The settings, as returned by [`evaluation_settings`].
+        keep (`Callable`, *optional*): Called on every process with the choice of a prior, before the split is read. It
+            may write the choice, or raise an error.
 
     Returns:
         The evaluation of each recommender by name.
@@ -235,16 +270,20 @@ def evaluate_with_baselines(dataset: RecDataset, config: EvaluationConfig) -> di
     else:
         dataset = dataset.with_surface("item_token")
 
-    # 2. Read the lists, and select the rows to evaluate.
+    # 2. Load the policy, and choose its prior on the validation split.
+    policy = None if config.model is None else _load_policy(config.model, dataset, config)
+    prior = None if policy is None else _prior_of(policy, dataset, config, keep)
+
+    # 3. Read the lists, and select the rows to evaluate.
     lists = None if config.lists is None else _read_lists(config.lists, dataset, config)
     rows = at_most(config.max_users, held_out(dataset, config.split))
     dataset = replace(dataset, **{config.split: rows})  # the fields of the dataset are named after the splits
 
-    # 3. Evaluate the baselines, then the model or the lists.
+    # 4. Evaluate the baselines, then the model or the lists.
     results = evaluate_baselines(dataset, exclude_history=config.exclude_history, **_measuring(config))
     name = recommender_name(config)
-    if config.model is not None:
-        results |= _evaluate_model(config.model, dataset, config)
+    if policy is not None and config.model is not None:
+        results |= _evaluate_model(policy, prior, model_row(config.model), dataset, config)
     elif lists is not None and name is not None:
         results[name] = _evaluate_lists(lists, dataset, config)
     return results
@@ -326,13 +365,12 @@ def seed_of_run(model: str | None) -> int | None:
     return seed if isinstance(seed, int) else None
 
 
-def _evaluate_model(model_name: str, dataset: RecDataset, config: EvaluationConfig) -> dict[str, Evaluation]:
-    """Evaluates the model and, if `best_of` is set, also drawn lists and the best of N drawn lists."""
-    # 1. Load the policy.
+def _load_policy(model_name: str, dataset: RecDataset, config: EvaluationConfig) -> Policy:
+    """Loads the model and its tokenizer."""
     tokenizer = load_tokenizer(model_name)
     model = load_model(model_name, dtype=config.dtype).to(PartialState().device)
     prompt = {**settings_of_run(model_name).get("prompt", {}), "list_length": config.list_length}
-    policy = Policy(
+    return Policy(
         model,
         PromptFormat.for_catalog(dataset.catalog, tokenizer, **prompt),
         TokenTrie.from_catalog(dataset.catalog, tokenizer, lists=config.list_length is not None),
@@ -345,21 +383,57 @@ def _evaluate_model(model_name: str, dataset: RecDataset, config: EvaluationConf
         max_length=config.max_length,
     )
 
-    # 2. Evaluate it.
+
+def _prior_of(
+    policy: Policy,
+    dataset: RecDataset,
+    config: EvaluationConfig,
+    keep: Callable[[PriorChoice], object] | None,
+) -> SavedPrior | None:
+    """Returns the prior with its setting, or None if there is none. A setting that was saved is not chosen again."""
+    strength = given_strength(config.prior_strength)
+    if config.prior in (None, "none"):
+        return None
+    if config.prior == SAVED_PRIOR:
+        assert config.model is not None
+        saved = load_run_prior(config.model, settings_of_run(config.model), len(dataset.catalog))
+        if saved is None:
+            raise ValueError(f"{config.model} does not contain a prior; choose another prior, or leave prior out")
+        return saved if strength is None else replace(saved, strength=strength)
+
+    prior = fit_prior(config.prior, dataset, exclude_history=config.exclude_history)
+    k = max(config.ks)
+    if strength is None:
+        prior, choice = choose_prior(policy, dataset, prior, k=k, max_users=config.max_users)
+    else:
+        prior, choice = given_choice(prior, strength, k)
+    if keep is not None:
+        keep(choice)
+    return prior
+
+
+def _evaluate_model(
+    policy: Policy, prior: SavedPrior | None, name: str, dataset: RecDataset, config: EvaluationConfig
+) -> dict[str, Evaluation]:
+    """Evaluates the model and, if they are set, also the product with the prior, drawn lists and the best of N."""
+    # 1. Evaluate the policy.
     evaluation = evaluate_policy(policy, dataset, **_measuring(config))
     if config.exhaustive is not None:
         gap = measure_beam_gap(
             policy, dataset, num_users=config.exhaustive, split=config.split, k=max(config.ks), seed=config.seed
         )
         evaluation = replace(evaluation, beam_gap=gap)
-    name = model_row(model_name)
     results = {name: evaluation}
 
+    # 2. Evaluate the product with the prior.
+    if prior is not None:
+        results |= evaluate_product(policy, prior, dataset, name, **_measuring(config))
+
     # 3. Evaluate drawn lists.
-    if config.best_of is not None:
+    if config.best_of is not None and config.model is not None:
         drawn = best_of_split(
-            model,
-            tokenizer,
+            policy.model,
+            load_tokenizer(config.model),
             dataset,
             policy.prompt_format,
             config.rewards or {},

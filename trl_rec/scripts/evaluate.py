@@ -24,6 +24,7 @@ from trl_rec.evaluation import (
     write_results,
 )
 from trl_rec.evaluation.graded.saved_ranker import evaluate_ranker, is_ranker
+from trl_rec.evaluation.prior_choice import PriorChoice, choice_table, keep_choice
 from trl_rec.files import clean_up, exclusive
 from trl_rec.scripts.parsing import parse, run
 from trl_rec.trainer import orders_table
@@ -76,7 +77,14 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
 
     Returns a table of the results, and the metric to show by slices.
     """
-    results = evaluate_with_baselines(dataset, config)
+
+    def keep(choice: PriorChoice) -> None:
+        """Writes and prints the choice of a prior, before the split is read."""
+        on_main_process(lambda: keep_choice(output, choice, config.split))
+        if PartialState().is_main_process:
+            print(f"{choice_table(choice)}\n")
+
+    results = evaluate_with_baselines(dataset, config, keep=keep)
     if PartialState().is_main_process:
         write_results(output, results, dataset, config)
     history = "excluded" if config.exclude_history else "not excluded"

@@ -9,6 +9,7 @@ from trl_rec.decoding.priors.counted import PopularityPrior, TransitionPrior
 from trl_rec.decoding.priors.files import PRIOR, read_prior_file
 from trl_rec.decoding.priors.mixture import MixturePrior
 from trl_rec.decoding.priors.own import ArrayPrior
+from trl_rec.ranges import NOT_NEGATIVE
 
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 FittedPrior: TypeAlias = PopularityPrior | TransitionPrior | MixturePrior
 SavedPrior: TypeAlias = FittedPrior | ArrayPrior
 PriorKind: TypeAlias = Literal["none", "popularity", "transition", "mixture"]
+AUTO = "auto"  # a strength that is chosen on the validation split
 SAVED: tuple[type[SavedPrior], ...] = (PopularityPrior, TransitionPrior, MixturePrior, ArrayPrior)
 
 
@@ -38,10 +40,30 @@ def fit_prior(kind: str, dataset: RecDataset, *, exclude_history: bool = True) -
     raise ValueError(f"there is no prior {kind!r}; choose {_listed()}")
 
 
-def check_prior_kind(kind: str | None) -> None:
-    """Raises `ValueError` unless the kind is None or can be chosen by name."""
-    if kind is not None and kind not in get_args(PriorKind):
-        raise ValueError(f"there is no prior {kind!r}; choose {_listed()}")
+def check_prior(kind: str | None, strength: str, *, others: tuple[str, ...] = ()) -> None:
+    """Raises `ValueError` unless a prior can be chosen by this name and with this strength.
+
+    Args:
+        kind (`str`, *optional*): A value of `PriorKind`, or one of `others`.
+        strength (`str`): `"auto"` or a number.
+        others (`tuple`, *optional*): Further names that are allowed.
+    """
+    if kind is not None and kind not in (*get_args(PriorKind), *others):
+        raise ValueError(f"there is no prior {kind!r}; choose {_listed(others)}")
+    if given_strength(strength) is not None and kind == "none":
+        raise ValueError(f"prior_strength={strength} has no effect without a prior; leave it out, or choose a prior")
+
+
+def given_strength(strength: str) -> float | None:
+    """Returns the strength as a number, or None if it is `"auto"`. Raises `ValueError` if it is neither."""
+    if strength == AUTO:
+        return None
+    try:
+        number = float(strength)
+    except (ValueError, TypeError):
+        raise ValueError(f"prior_strength must be auto or a number, not {strength!r:.80}") from None
+    NOT_NEGATIVE.check("prior_strength", number)
+    return number
 
 
 def load_prior(path: str | Path, *, num_items: int | None = None) -> SavedPrior:
@@ -69,6 +91,6 @@ def load_prior(path: str | Path, *, num_items: int | None = None) -> SavedPrior:
     return prior
 
 
-def _listed() -> str:
-    *others, last = get_args(PriorKind)
-    return f"{', '.join(others)} or {last}"
+def _listed(more: tuple[str, ...] = ()) -> str:
+    kinds = [*get_args(PriorKind), *more]
+    return f"{', '.join(kinds[:-1])} or {kinds[-1]}"

@@ -9,6 +9,7 @@ import numpy as np
 from trl_rec.evaluation.comparison.compare import Comparison, adjust, compare
 from trl_rec.evaluation.comparison.resolution import smallest_difference
 from trl_rec.evaluation.graded.baselines import RATED_BASELINES
+from trl_rec.evaluation.prior_rows import PRIOR_ROW, product_row
 from trl_rec.evaluation.results import Evaluation
 
 
@@ -27,7 +28,8 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
     """Compares a model with the strongest baseline in the metrics of interest, and returns one line per comparison.
 
     The metrics are NDCG (of rated candidates: graded NDCG) at the largest k, and the reward if there is one. The
-    p-values are adjusted for the number of comparisons in each metric: with every baseline, and with `start`.
+    p-values are adjusted for the number of comparisons in each metric: with every baseline, and with `start`. If there
+    is a product of the model and a prior, it is compared with both of its parts.
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, with values per user.
@@ -50,6 +52,9 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
         starts = [] if start is None else [start]
         compared_with = {one.against: one for one in _against_each(results, name, [*ordered, *starts], metric)}
         lines += [_line(compared_with[reference], results) for reference in [*ordered[:1], *starts]]
+        product = product_row(name)
+        if product in results:
+            lines += [_line(one, results) for one in _against_each(results, product, [name, PRIOR_ROW], metric)]
     return "\n".join(lines)
 
 

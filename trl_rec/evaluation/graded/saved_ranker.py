@@ -43,6 +43,8 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
     for name in INERT:
         if getattr(config, name) is not None:
             raise ValueError(f"{name} has no effect on {config.model}, which orders rated candidates; leave it out")
+    if config.prior not in (None, "none"):
+        raise ValueError(f"prior has no effect on {config.model}, which orders rated candidates; leave it out")
     ranker = CandidateRanker.from_pretrained(config.model, dtype=config.dtype)
     dataset = dataset.with_surface(ranker.catalog.surface)
     check_same_items(config.model, dataset.catalog, dataset.path)
