@@ -10,7 +10,6 @@ from trl_rec.version import __version__
 
 
 __all__ = [
-    "__version__",
     "AlroConfig",
     "AlroTrainer",
     "BearConfig",
@@ -25,6 +24,7 @@ __all__ = [
     "ItemCatalog",
     "ItemIdEncoder",
     "LossOutput",
+    "MixturePrior",
     "Policy",
     "PopularityBaseline",
     "PreferenceStage",
@@ -42,7 +42,9 @@ __all__ = [
     "SoftmaxDPOTrainer",
     "TokenTrie",
     "TransitionBaseline",
+    "TransitionPrior",
     "TrieLogitsProcessor",
+    "__version__",
     "align",
     "align3gr_stages",
     "bear_loss",
@@ -54,12 +56,14 @@ __all__ = [
     "build_ranker",
     "build_rows",
     "build_softmax_dpo_trainer",
+    "choose_prior",
     "describe_ids",
     "dmpo_loss",
     "evaluate_baselines",
     "evaluate_best_of",
     "evaluate_orders",
     "evaluate_policy",
+    "evaluate_product",
     "evaluate_rankings",
     "evaluate_rated_baselines",
     "evaluate_split",
@@ -109,6 +113,7 @@ if TYPE_CHECKING:
     from trl_rec.decoding.candidates.ranker import CandidateRanker
     from trl_rec.decoding.candidates.ranking import rank_candidates
     from trl_rec.decoding.lists import sample_item_lists
+    from trl_rec.decoding.priors import MixturePrior, TransitionPrior
     from trl_rec.decoding.processor import TrieLogitsProcessor
     from trl_rec.decoding.recommender import Recommendation, Recommender
     from trl_rec.evaluation.baselines import PopularityBaseline, RandomBaseline, TransitionBaseline
@@ -118,6 +123,8 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.intervals import paired_comparison
     from trl_rec.evaluation.lists import readable_lists
     from trl_rec.evaluation.policy import Policy, evaluate_policy
+    from trl_rec.evaluation.prior_choice import choose_prior
+    from trl_rec.evaluation.prior_rows import evaluate_product
     from trl_rec.evaluation.report.page import write_report
     from trl_rec.evaluation.results import Evaluation, evaluate_baselines, evaluate_split
     from trl_rec.evaluation.saved_model import EvaluationConfig, evaluate_with_baselines
@@ -163,6 +170,9 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "evaluation.prior_rows": ["evaluate_product"],
+            "evaluation.prior_choice": ["choose_prior"],
+            "decoding.priors": ["MixturePrior", "TransitionPrior"],
             "data.dataset": ["RecDataset", "load"],
             "data.preparation": ["prepare"],
             "data.prompts": ["PromptFormat"],

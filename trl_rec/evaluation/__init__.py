@@ -15,6 +15,7 @@ __all__ = [
     "PairedComparison",
     "Policy",
     "PopularityBaseline",
+    "PriorChoice",
     "RandomBaseline",
     "RankedLists",
     "Rankings",
@@ -24,14 +25,16 @@ __all__ = [
     "bootstrap_interval",
     "borda",
     "check_comparable",
+    "choose_prior",
     "closing_verdict",
     "compare",
     "comparison_table",
     "draw_lists",
-    "evaluate_best_of",
     "evaluate_baselines",
+    "evaluate_best_of",
     "evaluate_orders",
     "evaluate_policy",
+    "evaluate_product",
     "evaluate_rankings",
     "evaluate_rated_baselines",
     "evaluate_split",
@@ -81,6 +84,8 @@ if TYPE_CHECKING:
     from trl_rec.evaluation.kept.writing import write_evaluation
     from trl_rec.evaluation.lists import readable_lists
     from trl_rec.evaluation.policy import Policy, evaluate_policy
+    from trl_rec.evaluation.prior_choice import PriorChoice, choose_prior
+    from trl_rec.evaluation.prior_rows import evaluate_product
     from trl_rec.evaluation.rank import rank_histories, rank_split
     from trl_rec.evaluation.rankings import Rankings
     from trl_rec.evaluation.report.page import write_report
@@ -97,6 +102,8 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "prior_rows": ["evaluate_product"],
+            "prior_choice": ["PriorChoice", "choose_prior"],
             "baselines": ["PopularityBaseline", "RandomBaseline", "TransitionBaseline"],
             "beam_gap": ["BeamGap", "beam_gap_table", "measure_beam_gap", "write_beam_gaps"],
             "best_of_n": ["best_of_split", "draw_lists", "evaluate_best_of"],
