@@ -95,6 +95,7 @@ __all__ = [
     "readable_lists",
     "run_stages",
     "sample_item_lists",
+    "sampled_softmax_loss",
     "soft_lambda_loss",
     "softmax_dpo_loss",
     "standardized",
@@ -136,6 +137,7 @@ if TYPE_CHECKING:
     from trl_rec.losses.blade import best_of_n_reward, leave_one_out, list_policy_loss, posterior_cdf, standardized
     from trl_rec.losses.dmpo import dmpo_loss
     from trl_rec.losses.output import LossOutput
+    from trl_rec.losses.sampled import sampled_softmax_loss
     from trl_rec.losses.softmax_dpo import softmax_dpo_loss
     from trl_rec.models.building import RecModelConfig, build_model
     from trl_rec.models.loading import load_model, load_tokenizer
@@ -203,6 +205,7 @@ else:
             "losses.blade": ["best_of_n_reward", "leave_one_out", "list_policy_loss", "posterior_cdf", "standardized"],
             "losses.dmpo": ["dmpo_loss"],
             "losses.output": ["LossOutput"],
+            "losses.sampled": ["sampled_softmax_loss"],
             "losses.softmax_dpo": ["softmax_dpo_loss"],
             "models.building": ["RecModelConfig", "build_model"],
             "models.loading": ["load_model", "load_tokenizer"],

@@ -15,8 +15,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.models.phi3.modeling_phi3 import Phi3Model
+from transformers import Phi3Model, PreTrainedModel
 
 
 NAME = "embedding_dropout"
