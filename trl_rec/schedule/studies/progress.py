@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+
+if TYPE_CHECKING:
+    from trl_rec.schedule.studies.study import Study
+
+TEST = "test split"  # the kind of runs that measure the test split
 
 
 class Progress:
@@ -58,6 +66,30 @@ class Progress:
             count * float(np.mean(self._seconds.get(kind, measured))) for kind, count in self._left.items() if count
         )
         return total / self._jobs
+
+
+def progress_of(study: Study) -> Progress:
+    """Returns the progress of a study, including the runs that earlier calls of the study finished.
+
+    Call this function after the last arm has been left out, because the runs of such arms are not counted.
+    """
+    kinds = [name for name, arm in study.trainings.items() for _ in range(len(arm.grid) + len(arm.seeds) - 1)]
+    others = [name for name, arm in study.arms.items() if arm.lists is not None and name not in study.left_out]
+    of_baselines = not any(arm.verb == "alro" for arm in study.trainings.values())
+    kinds += [TEST] * (of_baselines + len(others) + sum(len(arm.seeds) for arm in study.trainings.values()))
+    return Progress(kinds, study.config.jobs, _finished(study))
+
+
+def _finished(study: Study) -> list[tuple[str, float]]:
+    """Returns the kind and the seconds of each run that an earlier call finished."""
+    found = []
+    names = {arm.slug: name for name, arm in study.trainings.items()}
+    for path in study.folder.glob("[rt]*s*/**/*.json"):
+        top, name, *_ = path.relative_to(study.folder).parts
+        kind = TEST if top == "test" else names.get(name)
+        if kind is not None and path.with_suffix("").is_dir() and path.with_suffix(".yaml").is_file():
+            found.append((kind, float(json.loads(path.read_text(encoding="utf-8"))["seconds"])))
+    return found
 
 
 def in_words(seconds: float) -> str:

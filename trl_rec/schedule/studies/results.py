@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,14 @@ import numpy as np
 from trl_rec.evaluation.comparison.compare import Comparison, adjust, compare
 from trl_rec.evaluation.intervals import bootstrap_interval
 from trl_rec.evaluation.kept.environment import environment
-from trl_rec.evaluation.kept.reading import KeptEvaluation, check_comparable, read_evaluation
+from trl_rec.evaluation.kept.reading import KeptEvaluation, check_comparable
 from trl_rec.evaluation.report import write_report
 from trl_rec.evaluation.tables import aligned
 from trl_rec.files import write_json, write_text
+from trl_rec.schedule.studies.measuring import Measured
 from trl_rec.schedule.studies.resolution import Resolution
+from trl_rec.schedule.studies.runs import seconds_if_finished
+from trl_rec.schedule.studies.training import validation_value
 
 
 if TYPE_CHECKING:
@@ -27,31 +30,6 @@ RESULTS = "study.json"
 TABLE = "table.txt"
 REPORT = "report.html"
 PerUser = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Where the measurements of an arm are.
-
-    Args:
-        folders: The evaluation folder of each seed; the seed is None for an arm without seeds.
-        row: The name of the arm in these evaluations, such as the name of a baseline; None selects the recommender
-            that each evaluation was made for.
-    """
-
-    folders: Mapping[int | None, Path]
-    row: str | None
-
-    def read(self) -> dict[int | None, tuple[KeptEvaluation, str]]:
-        """Returns the evaluation of each seed, and the arm's name in it."""
-        found = {}
-        for seed, folder in self.folders.items():
-            kept = read_evaluation(folder)
-            row = self.row or kept.recommender or ""
-            if row not in kept.results:
-                raise ValueError(f"{folder} has no results of {row!r}, only of {', '.join(kept.results)}")
-            found[seed] = (kept, row)
-        return found
 
 
 def conclude(
@@ -198,7 +176,7 @@ def _figures(
         "none" if seed is None else str(seed): {
             "test": str(folder.relative_to(study.folder)),
             "row": evaluations[seed][1],
-            **study.trained(folder),
+            **_training_entry(study, folder),
         }
         for seed, folder in measured.folders.items()
     }
@@ -207,6 +185,23 @@ def _figures(
         "figures": figures,
         "runs": folders,
         "validation": float(np.mean(validation)) if validation else None,
+    }
+
+
+def _training_entry(study: Study, folder: Path) -> dict[str, Any]:
+    """Returns the folder of a training, its seconds and its primary measure on validation, for `study.json`.
+
+    Args:
+        folder: The folder with the measurement of the trained model on the test split. For the measurement of any
+            other arm, the result is empty.
+    """
+    run = study.measured_trainings.get(folder)
+    if run is None:
+        return {}
+    return {
+        "run": str(run.path.relative_to(study.folder)),
+        "seconds": seconds_if_finished(run),
+        "validation": validation_value(run, study.config.primary),
     }
 
 

@@ -1,0 +1,56 @@
+"""Makes the data of a study: its dataset, and copies with semantic IDs of their own."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trl_rec.data import RecDataset, load
+from trl_rec.files import atomic_folder
+from trl_rec.schedule.studies.runs import Run
+
+
+if TYPE_CHECKING:
+    from trl_rec.schedule.studies.study import Study
+
+
+def make_dataset(study: Study) -> RecDataset:
+    """Runs `prepare` and `tokenize` if the configuration has them, and loads the dataset."""
+    runs = []
+    if study.config.dataset is None:
+        keys = {name: value for name, value in study.made["prepare"].items() if name != "output_dir"}
+        runs.append(Run("prepare", "prepare", keys, Path(study.dataset_folder)))
+    if study.made["tokenize"]:
+        runs.append(Run("tokenize", "tokenize", {**study.made["tokenize"], "dataset": study.dataset_folder}, Path()))
+    for run in runs:
+        _prepare(study, run)
+    return load(study.dataset_folder)
+
+
+def make_ids(study: Study) -> None:
+    """Copies the dataset for arms with semantic IDs of their own, and makes these IDs.
+
+    Arms with the same settings share a copy.
+    """
+    for arm in study.trainings.values():
+        folder = Path(study.dataset_of(arm))
+        if not arm.tokenize:
+            continue
+        if not folder.is_dir():
+            with atomic_folder(folder) as copy:
+                shutil.copytree(study.dataset_folder, copy, dirs_exist_ok=True)
+        keys = {**arm.tokenize, "dataset": str(folder)}
+        run = Run(f"semantic IDs of {arm.name}", "tokenize", keys, folder.with_name(f"{folder.name}-ids"))
+        study.finish([replace(run, has_folder=False)], None, "tokenize")
+
+
+def _prepare(study: Study, run: Run) -> None:
+    """Runs a verb that makes data. These verbs recognise finished work themselves."""
+    run = replace(run, path=study.folder / "data" / run.verb)
+    keys = {"output_dir": study.dataset_folder} if run.verb == "prepare" else {}
+    run = replace(run, keys={**run.keys, **keys}, has_folder=False)
+    if not (Path(study.dataset_folder) / "card.json").is_file():
+        run.record.unlink(missing_ok=True)  # the dataset has been removed since the run finished
+    study.finish([run], None, run.verb)

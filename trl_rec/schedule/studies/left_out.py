@@ -1,0 +1,115 @@
+"""Leaves arms out of a study before the first training.
+
+An arm is left out if the data does not meet its needs, if it can only gain less than the study can detect, or if it
+starts from an arm that is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trl_rec.data import RecDataset
+from trl_rec.schedule.studies.resolution import Resolution, resolution
+
+
+if TYPE_CHECKING:
+    from trl_rec.schedule.studies.study import Study
+
+
+def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
+    """Leaves out the arms whose needs the data does not meet, and says why."""
+    has = {
+        "users": len(dataset.test),
+        "ratings": "rating" in dataset.interactions.column_names,
+        "titles": dataset.catalog.titles != dataset.catalog.ids,
+    }
+    reasons = {
+        "users": f"the test split has {has['users']} users",
+        "ratings": "the log has no ratings",
+        "titles": "the items have no titles",
+    }
+    for name, arm in study.arms.items():
+        lacking = [
+            reasons[key] + (f", but the arm needs {need}" if key == "users" else "")
+            for key, need in arm.needs.items()
+            if (has[key] < need if key == "users" else need and not has[key])
+        ]
+        if arm.start in study.left_out:
+            lacking.append(f"it starts from {arm.start}")
+        if lacking:
+            study.left_out[name] = "; ".join(lacking)
+            study.say(f"{name} is left out: {study.left_out[name]}")
+    if not has["titles"]:
+        study.say("the items have no titles, so the example lists in the results page show item ids")
+    if study.config.against in study.left_out:
+        raise ValueError(
+            f"against: {study.config.against!r} is left out ({study.left_out[study.config.against]}), so the other "
+            "arms cannot be compared with it; name another arm"
+        )
+
+
+def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
+    """Reports the smallest difference that the study can detect, and leaves out the arms that can only gain less.
+
+    Arms that start from an arm that is left out are left out too.
+    """
+    config = study.config
+    found = resolution(
+        dataset,
+        study.arms[config.against],
+        config.primary,
+        num_candidates=_num_candidates(study),
+        evaluation=study.evaluation,
+    )
+    if found.smallest is None:
+        study.say(
+            f"the baselines do not have {config.primary}, so the smallest difference that this study can detect "
+            "is not known beforehand"
+        )
+    else:
+        study.say(
+            f"with {len(dataset.test):,} test users, the study can detect differences in {config.primary} of "
+            f"about {found.smallest:.4f} or more (one comparison detects a true difference of "
+            f"{found.smallest:.4f} with 80 % probability, if the seeds differ little)"
+        )
+    _say_headroom(study, found)
+    for name, arm in study.trainings.items():
+        headroom = found.headroom(arm)
+        if headroom is None:
+            continue
+        if not found.is_decidable(arm):
+            study.left_out[name] = f"undecidable: it can gain at most {headroom:.4f}, which is too little to detect"
+            study.say(f"{name} is {study.left_out[name]}; it is not run")
+    for name, arm in study.trainings.items():
+        if arm.start in study.left_out:
+            study.left_out[name] = f"it starts from {arm.start}, which is left out"
+            study.say(f"{name} is left out: {study.left_out[name]}")
+    return found
+
+
+def _say_headroom(study: Study, found: Resolution) -> None:
+    """Reports how much the arms can gain, in one line for all arms with the same bound."""
+    arms: dict[float, list[str]] = {}
+    for name, arm in study.trainings.items():
+        headroom = found.headroom(arm)
+        if headroom is not None:
+            arms.setdefault(headroom, []).append(name)
+    for headroom, names in arms.items():
+        study.say(f"{_listed(names)} can gain at most {headroom:.4f} over {study.config.against}")
+
+
+def _num_candidates(study: Study) -> int:
+    """Number of rated candidates per list, which all arms of `trl-rec alro` share."""
+    counts = {arm.recipe.get("num_candidates", 10) for arm in study.arms.values() if arm.verb == "alro"}
+    if len(counts) > 1:
+        raise ValueError(
+            f"arms have num_candidates {', '.join(map(str, sorted(counts)))}; all arms of a study must use the "
+            "same num_candidates"
+        )
+    return int(next(iter(counts), 10))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Returns names in words, such as `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,73 @@
+"""Measures every arm of a study once on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl_rec.evaluation.kept.reading import KeptEvaluation, read_evaluation
+from trl_rec.schedule.studies.progress import TEST
+from trl_rec.schedule.studies.runs import Run
+
+
+if TYPE_CHECKING:
+    from trl_rec.schedule.studies.study import Study
+
+
+def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str, Measured]:
+    """Measures every arm once on the test split. Returns the folders with the measurements, by arm."""
+    common = {**study.evaluation, "dataset": study.dataset_folder, "split": "test"}
+    runs: dict[tuple[str, int | None], Run] = {}
+    for name, by_seed in trained.items():
+        for seed, run in by_seed.items():
+            keys = {**common, "dataset": study.dataset_of(study.arms[name]), "model": str(run.path)}
+            test = _test(study, f"{name}, seed {seed}", keys, f"{study.arms[name].slug}/seed-{seed}")
+            runs[name, seed] = test
+            study.measured_trainings[test.path] = run
+    for name, arm in study.arms.items():
+        if arm.lists is not None and name not in study.left_out:
+            runs[name, None] = _test(study, name, {**common, "lists": arm.lists, "name": name}, f"{arm.slug}/lists")
+    # Every measurement of a model that orders rated candidates contains the baselines of that task. For the other
+    # task, the baselines are measured by a run of their own.
+    rated = next((runs[name, arm.seeds[0]] for name, arm in study.trainings.items() if arm.verb == "alro"), None)
+    baselines = rated or _test(study, "baselines", common, "baselines/all")
+    study.finish(list({run.path: run for run in (baselines, *runs.values())}.values()), None, TEST)
+
+    measured: dict[str, Measured] = {}
+    for name, arm in study.arms.items():
+        if arm.baseline is not None:
+            measured[name] = Measured({None: baselines.path}, arm.baseline)
+        elif name not in study.left_out:
+            measured[name] = Measured({seed: run.path for (of, seed), run in runs.items() if of == name}, None)
+    return measured
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Where the measurements of an arm are.
+
+    Args:
+        folders: The evaluation folder of each seed; the seed is None for an arm without seeds.
+        row: The name of the arm in these evaluations, such as the name of a baseline; None selects the recommender
+            that each evaluation was made for.
+    """
+
+    folders: Mapping[int | None, Path]
+    row: str | None
+
+    def read(self) -> dict[int | None, tuple[KeptEvaluation, str]]:
+        """Returns the evaluation of each seed, and the arm's name in it."""
+        found = {}
+        for seed, folder in self.folders.items():
+            kept = read_evaluation(folder)
+            row = self.row or kept.recommender or ""
+            if row not in kept.results:
+                raise ValueError(f"{folder} has no results of {row!r}, only of {', '.join(kept.results)}")
+            found[seed] = (kept, row)
+        return found
+
+
+def _test(study: Study, title: str, keys: dict[str, Any], path: str) -> Run:
+    return Run(f"{title}, test split", "evaluate", keys, study.folder / "test" / path, once=True)

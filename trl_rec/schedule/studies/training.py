@@ -1,0 +1,84 @@
+"""Trains the arms of a study: every point of every grid with one seed, then the chosen points with the other seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from trl_rec.schedule.studies.arms import point_name
+from trl_rec.schedule.studies.choice import choose, write_choice
+from trl_rec.schedule.studies.resolution import Resolution
+from trl_rec.schedule.studies.runs import Run
+
+
+if TYPE_CHECKING:
+    from trl_rec.schedule.studies.study import Study
+
+
+def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
+    """Trains every point of every grid with the first seed, and writes the choice.
+
+    Returns the number of the chosen point of each training.
+    """
+    primary = study.config.primary
+    chosen: dict[str, int] = {}
+    values: dict[str, dict[int, float | None]] = {}
+    while len(chosen) < len(study.trainings):
+        # Train all points of the arms that can start: a point is already chosen for the arm that they start from.
+        ready = [
+            arm
+            for name, arm in study.trainings.items()
+            if name not in chosen and (arm.start is None or arm.start in chosen)
+        ]
+        runs = {
+            (arm.name, number): study.training(arm, number, arm.seeds[0], chosen)
+            for arm in ready
+            for number in range(len(arm.grid))
+        }
+        study.finish(list(runs.values()), {run.path: name for (name, _), run in runs.items()})
+        for arm in ready:
+            values[arm.name] = {
+                number: validation_value(runs[arm.name, number], primary) for number in range(len(arm.grid))
+            }
+            chosen[arm.name] = choose(arm, values[arm.name], primary)
+            if len(arm.grid) > 1:
+                study.say(
+                    f"{arm.name}: {point_name(arm.grid[chosen[arm.name]])} is chosen, because it has the highest "
+                    f"{primary} on validation"
+                )
+    decided = {
+        "primary": primary,
+        "seed": study.config.seeds[0],
+        "smallest difference": resolved.smallest,
+        "left out": list(study.left_out),
+    }
+    write_choice(study.folder, study.arms, values, chosen, decided)
+    return chosen
+
+
+def train_chosen(study: Study, chosen: Mapping[str, int]) -> dict[str, dict[int, Run]]:
+    """Trains the chosen points with the other seeds. Returns the runs by arm and seed."""
+    trained: dict[str, dict[int, Run]] = {}
+    while len(trained) < len(chosen):
+        ready = [
+            arm
+            for name, arm in study.trainings.items()
+            if name not in trained and (arm.start is None or arm.start in trained)
+        ]
+        for arm in ready:
+            trained[arm.name] = {seed: study.training(arm, chosen[arm.name], seed, chosen) for seed in arm.seeds}
+        later = {run.path: arm.name for arm in ready for run in list(trained[arm.name].values())[1:]}
+        runs = [run for arm in ready for run in list(trained[arm.name].values())[1:]]
+        study.finish(runs, later)
+    return trained
+
+
+def validation_value(run: Run, measure: str) -> float | None:
+    """Returns a measure of a training on the validation split, or None if the run does not have it."""
+    content = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+    if content.get("split") != "validation":
+        raise ValueError(f"{run.path} was measured on the {content.get('split')} split, not on validation; remove it")
+    recommender = content.get("recommender") or list(content["results"])[-1]
+    value = content["results"][recommender]["metrics"].get(measure)
+    return None if value is None else float(value)
