@@ -105,7 +105,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset, load
-    from trl_rec.data.preparation import prepare
+    from trl_rec.data.preparation.preparing import prepare
     from trl_rec.data.prompts import PromptFormat
     from trl_rec.data.readers.fetching import FetchError
     from trl_rec.data.rows import build_rows
@@ -176,7 +176,7 @@ else:
             "evaluation.prior_choice": ["choose_prior"],
             "decoding.priors": ["MixturePrior", "TransitionPrior"],
             "data.dataset": ["RecDataset", "load"],
-            "data.preparation": ["prepare"],
+            "data.preparation.preparing": ["prepare"],
             "data.prompts": ["PromptFormat"],
             "data.readers.fetching": ["FetchError"],
             "data.rows": ["build_rows"],

@@ -171,7 +171,7 @@ def test_the_card_is_written_last(prepared, tmp_path):
 def test_names_resolve_lazily():
     code = (
         "import sys, trl_rec.data as d; assert callable(d.prepare) and callable(d.load); "
-        "assert 'torch' not in sys.modules; from trl_rec.data.preparation import prepare; "
+        "assert 'torch' not in sys.modules; from trl_rec.data.preparation.preparing import prepare; "
         "assert d.prepare is prepare; assert 'prepare' in dir(d)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,9 +10,9 @@ from datasets import Dataset, NamedSplit, concatenate_datasets
 from tests.data.readers.test_bigrec import write as write_bigrec
 from tests.data.sources import write_table
 from trl_rec.data import load, prepare
-from trl_rec.data import preparation as module
 from trl_rec.data.dataset import check_is_train, split_rows
 from trl_rec.data.leaks import check_leaks, find_mixed_users
+from trl_rec.data.preparation import steps as module
 from trl_rec.data.train_interactions import TrainInteractions
 
 

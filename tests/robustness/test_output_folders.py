@@ -16,7 +16,8 @@ from tests.robustness import folder_runs
 from tests.robustness.attacks import Attack, assert_refused, contents, each
 from tests.robustness.kills import count_steps, draw_steps, kill_at
 from tests.robustness.test_locks import held
-from trl_rec.data import load, preparation, prepare
+from trl_rec.data import load, prepare
+from trl_rec.data.preparation import preparing
 from trl_rec.files import clean_up, exclusive
 from trl_rec.scripts.parsing import run
 
@@ -153,13 +154,13 @@ def test_a_file_that_comes_while_prepare_runs_stays(
     if overwrite:
         shutil.copytree(start_folder, data)
     before = contents(tmp_path)
-    save = preparation.save
+    save = preparing.save
 
     def save_meanwhile(*given: object) -> None:
         save(*given)
         write(place)(data)
 
-    monkeypatch.setattr(preparation, "save", save_meanwhile)
+    monkeypatch.setattr(preparing, "save", save_meanwhile)
     message = "also contains .*thesis.tex, which would be deleted" if overwrite else "another program has written"
     with pytest.raises(ValueError, match=message):
         prepare("toy", data, toy_users=31, toy_items=50, overwrite=overwrite)

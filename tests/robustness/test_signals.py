@@ -18,7 +18,8 @@ import yaml
 
 from tests.robustness import folder_runs
 from tests.robustness.attacks import contents
-from trl_rec.data import preparation, prepare
+from trl_rec.data import prepare
+from trl_rec.data.preparation import preparing
 from trl_rec.scripts import interrupts
 from trl_rec.scripts.parsing import run
 from trl_rec.semantic_ids import kmeans_ids
@@ -120,7 +121,7 @@ def test_one_of_several_processes_prints_the_line_and_tells_the_launcher(
 
 @pytest.mark.parametrize(
     ("work", "module", "place"),
-    [(folder_runs.prepare_again, preparation, "save"), (folder_runs.tokenize_kmeans, kmeans_ids, "write_ids")],
+    [(folder_runs.prepare_again, preparing, "save"), (folder_runs.tokenize_kmeans, kmeans_ids, "write_ids")],
 )
 def test_an_interrupted_verb_writes_nothing(work, module, place: str, tmp_path: Path, monkeypatch) -> None:
     folder_runs.make_start(tmp_path / "data")

@@ -23,7 +23,7 @@ __all__ = [
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset, load
     from trl_rec.data.list_rows import build_list_rows, list_targets
-    from trl_rec.data.preparation import prepare
+    from trl_rec.data.preparation.preparing import prepare
     from trl_rec.data.profiles import item_texts, user_profiles
     from trl_rec.data.prompts import PromptFormat
     from trl_rec.data.readers.fetching import FetchError
@@ -35,7 +35,7 @@ else:
         {
             "dataset": ["RecDataset", "load"],
             "list_rows": ["build_list_rows", "list_targets"],
-            "preparation": ["prepare"],
+            "preparation.preparing": ["prepare"],
             "profiles": ["item_texts", "user_profiles"],
             "prompts": ["PromptFormat"],
             "readers.fetching": ["FetchError"],

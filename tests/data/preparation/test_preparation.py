@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.data.sources import ITEMS, rows_of, write_csv, write_table
 from tests.oracles import data as oracle
 from trl_rec.data import load, prepare
-from trl_rec.data import preparation as module
+from trl_rec.data.preparation import preparing as module
 from trl_rec.evaluation import evaluate_baselines
 
 

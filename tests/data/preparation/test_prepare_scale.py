@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.slow
 def test_a_million_interactions(tmp_path):
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "benchmarks/prepare_scale.py", "--interactions", "1000000"]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(root)}
     output = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True).stdout
