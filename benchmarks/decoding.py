@@ -9,6 +9,11 @@ log-probabilities renormalised over the legal tokens. Both get the same prompts 
 `DATASET_FOLDER` is the output of `trl-rec prepare`. `--tiny` uses the model's tokenizer with a 2-layer model of random
 weights. `--dtype nf4` quantises a model from a folder. In a low precision `generate` rounds its logits, so some lists
 differ.
+
+    python benchmarks/decoding.py DATASET_FOLDER --weights RUN_FOLDER [--prompts 64] [--num_beams 10] [--runs 20]
+
+times `rank_items` with and without item weights instead, taking turns: a weight for every item, and 1,000 more per
+prompt. It uses one thread, and excludes histories. `RUN_FOLDER` is the output of a training verb.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from trl_rec.data import PromptFormat, load
 from trl_rec.data.dataset import split_rows
-from trl_rec.decoding import rank_items
+from trl_rec.decoding import ItemWeights, Recommender, rank_items
 from trl_rec.evaluation.rank import left_padded
 from trl_rec.items import TokenTrie
 from trl_rec.models import load_model, load_tokenizer
@@ -75,13 +80,26 @@ def generate(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--weights", metavar="RUN_FOLDER")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompts", type=int)
     parser.add_argument("--num_beams", type=int, default=10)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     arguments = parser.parse_args()
+    if arguments.weights is not None:
+        time_weights(arguments.dataset, arguments.weights, arguments.num_beams, arguments.prompts, arguments.runs)
+    elif arguments.model is not None:
+        compare(arguments)
+    else:
+        parser.error("pass --model, or --weights")
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Times `rank_items` against `generate`."""
+    arguments.prompts = arguments.prompts or 8
+    arguments.runs = arguments.runs or 3
 
     # Load the model, and build both tries.
     dataset = load(arguments.dataset)
@@ -127,6 +145,38 @@ def main() -> None:
     print(f"rank_items is {ratio:.1f} times faster (medians of {arguments.runs} runs)")
     print(f"rank_items has {bytes_.peak / 2**20:.0f} MiB of tensors at the peak, beyond the model")
     print(f"the same lists for {same} of {len(theirs)} prompts")
+
+
+def time_weights(folder: str, run: str, num_beams: int, num_prompts: int | None, num_runs: int | None) -> None:
+    """Times `rank_items` with and without weights, with the model of a run folder."""
+    torch.set_num_threads(1)
+    num_prompts = num_prompts or 64
+    num_runs = num_runs or 20
+    recommender = Recommender.from_pretrained(run)
+    trie = recommender.trie
+    num_beams = max(num_beams, recommender.settings["num_beams"])
+
+    # The prompts and exclusions of the first test users, and random weights.
+    histories = split_rows(load(folder).test.select(range(num_prompts)), "history")
+    max_length = recommender.settings["max_length"]
+    encoded = recommender.prompt_format.encode(histories, max_length=max_length)
+    prompts = left_padded(encoded, recommender.tokenizer.pad_token_id)
+    exclude = torch.from_numpy(recommender.prompt_format.exclusions(histories).padded())
+    torch.manual_seed(0)
+    items = torch.randint(0, trie.num_items, (num_prompts, 1_000))
+    weights = ItemWeights(shared=torch.rand(trie.num_items) + 0.1, items=items, values=torch.rand(items.shape))
+
+    # Take turns. The first two calls build caches of the trie.
+    seconds: dict[str, list[float]] = {"without": [], "with": []}
+    for _ in range(num_runs + 1):
+        for name, given in (("without", None), ("with", weights)):
+            start = time.process_time()
+            rank_items(recommender.model, prompts, trie, num_beams=num_beams, exclude=exclude, weights=given)
+            seconds[name].append(time.process_time() - start)
+    plain, weighted = (median(values[1:]) for values in seconds.values())
+    ratio = median(b / a for a, b in zip(seconds["without"][1:], seconds["with"][1:], strict=True))
+    print(f"{trie.num_items} items, {num_prompts} prompts, {num_beams} beams: {plain:.3f} CPU s without weights,")
+    print(f"{weighted:.3f} CPU s with weights; ratio {ratio:.3f} (medians of {num_runs} pairs)")
 
 
 def listed(trie: TokenTrie, sequences: Tensor) -> list[int]:
