@@ -16,6 +16,7 @@ from trl_rec.evaluation import (
     closing_verdict,
     evaluate_baselines,
     evaluate_policy,
+    evaluate_product,
     metrics_table,
     write_evaluation,
 )
@@ -26,6 +27,7 @@ from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.schedule.checks import check_not_sharded
 from trl_rec.schedule.settings import Schedule, load_on_device
 from trl_rec.schedule.stages import read_stages
+from trl_rec.trainer.base.prior import make_prior
 from trl_rec.trainer.base.recipe import given_values
 from trl_rec.trainer.base.reporting import write_run
 
@@ -42,20 +44,25 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         schedule: The settings that all stages share.
 
     Returns:
-        The results of the baselines by name, and of the policies `before` and `after` the stages.
+        The results of the baselines by name, of the policies `before` and `after` the stages and, if there is a prior,
+        of the prior and of `after x prior`.
     """
     config = schedule.config
     dataset = schedule.dataset
     check_not_sharded(config)
 
-    # 1. Evaluate on every process.
+    # 1. Make the prior of the last policy, which has no effect on the stages, then evaluate on every process.
     split = config.final_split
+    after = _policy(schedule.output, schedule)
+    prior = make_prior(after, dataset, config, schedule.output)
     results: dict[str, Evaluation] = {}
     if split != "none":
         measured: dict[str, Any] = {"split": split, "ks": config.eval_ks, "recall_at": config.eval_recall_at}
         results = evaluate_baselines(dataset, exclude_history=config.eval_exclude_history, **measured)
-        for name, folder in (("before", start), ("after", schedule.output)):
-            results[name] = evaluate_policy(_policy(folder, schedule), dataset, **measured)
+        results["before"] = evaluate_policy(_policy(start, schedule), dataset, **measured)
+        results["after"] = evaluate_policy(after, dataset, **measured)
+        if prior is not None:
+            results |= evaluate_product(after, prior, dataset, "after", **measured)
 
     # 2. Write and print on the main process. The other processes wait, because if one exited, the launcher would end
     #    the main process too.

@@ -132,6 +132,8 @@ def _supervised_config(section: dict[str, Any], config: SoftmaxDPOConfig) -> Bea
 
     Fields in `COMMON` that the section does not set are copied from `config`, the configuration of the stages.
     """
+    if section.get("prior", "none") != "none":
+        raise ValueError("align3gr: supervised: prior has no effect in this section; set prior outside of it")
     common = {"output_dir": f"{config.output_dir}/supervised", **{name: getattr(config, name) for name in COMMON}}
     return parse_section(BearConfig, common | section, "align3gr: supervised")
 

@@ -43,6 +43,7 @@ OF_A_RUN = (
     ENVIRONMENT,
     "recipe.json",  # written by older versions
     "eval.jsonl",
+    "choice.json",
     "metrics.json",
     *KEPT_FILES,
 )

@@ -19,6 +19,7 @@ from trl_rec.evaluation import (
     closing_verdict,
     evaluate_baselines,
     evaluate_policy,
+    evaluate_product,
     metrics_table,
     write_evaluation,
 )
@@ -27,6 +28,7 @@ from trl_rec.evaluation.rewards import ListReward
 from trl_rec.files import write_text
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
+from trl_rec.trainer.base.prior import make_prior
 from trl_rec.trainer.base.recipe import write_recipe
 from trl_rec.trainer.base.trainer import RecTrainerMixin
 
@@ -69,8 +71,8 @@ def conclude(
         rewards, reward_functions (*optional*): Same as in [`evaluate_split`].
 
     Returns:
-        The results of the baselines and of the model by name, on every process. Empty under FSDP, and where
-        `final_split` is `"none"`.
+        The results of the baselines, of the model and, if there is a prior, of the prior and the product by name, on
+        every process. Empty under FSDP, and where `final_split` is `"none"`.
     """
     exclude_history = trainer.args.eval_exclude_history
     options: dict[str, Any] = {
@@ -83,15 +85,18 @@ def conclude(
 
     def measure() -> Measured:
         """Ranks the split with the model and the baselines."""
+        name = trainer.display_name
         with trainer.policy() as policy:
-            evaluation = evaluate_policy(policy, dataset, **options)
-        results = evaluate_baselines(dataset, exclude_history=exclude_history, **options)
-        results[trainer.display_name] = evaluation
+            prior = make_prior(policy, dataset, trainer.args, trainer.args.output_dir)
+            of_model = {name: evaluate_policy(policy, dataset, **options)}
+            if prior is not None:
+                of_model |= evaluate_product(policy, prior, dataset, name, **options)
+        results = evaluate_baselines(dataset, exclude_history=exclude_history, **options) | of_model
         history = "excluded" if exclude_history else "not excluded"
         caption = f"{dataset.path}, {trainer.args.final_split} split, history {history}"
         return Measured(results, metrics_table(results, caption=caption))
 
-    return conclude_run(
+    results = conclude_run(
         trainer,
         dataset,
         settings,
@@ -100,6 +105,10 @@ def conclude(
         exclude_history=exclude_history,
         instead="run trl-rec evaluate",
     )
+    if trainer.args.final_split == "none" and not trainer.is_fsdp_enabled:
+        with trainer.policy() as policy:
+            make_prior(policy, dataset, trainer.args, trainer.args.output_dir)
+    return results
 
 
 def conclude_run(

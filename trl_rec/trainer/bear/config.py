@@ -10,12 +10,13 @@ from trl import SFTConfig
 from trl_rec.compat import dict_fields
 from trl_rec.data.tasks.templates import TASK_NAMES
 from trl_rec.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_ONE
-from trl_rec.trainer.base.config import RecConfig, check_inert, check_sft_options
+from trl_rec.trainer.base.config import check_inert, check_sft_options
+from trl_rec.trainer.base.prior_config import PriorConfig
 
 
 @dataclass
-class BearConfig(RecConfig, SFTConfig):
-    """Arguments of [`BearTrainer`], besides those of [`RecConfig`] and [`~trl.SFTConfig`].
+class BearConfig(PriorConfig, SFTConfig):
+    """Arguments of [`BearTrainer`], besides those of [`PriorConfig`] and [`~trl.SFTConfig`].
 
     With `bear_weight=0`, the loss is MSL: cross-entropy over the legal tokens. With `softmax="vocabulary"` in
     addition, training is plain SFT.

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from trl import DPOConfig
 
 from trl_rec.ranges import NOT_NEGATIVE, POSITIVE
-from trl_rec.trainer.base.config import INERT_DPO, INERT_DPO_ROWS, RecConfig, check_inert, check_padding
+from trl_rec.trainer.base.config import INERT_DPO, INERT_DPO_ROWS, check_inert, check_padding
+from trl_rec.trainer.base.prior_config import PriorConfig
 
 
 LOSSES = ("softmax", "dmpo")
@@ -17,8 +18,8 @@ SFT_WEIGHT = replace(NOT_NEGATIVE, hint="a negative weight makes the chosen comp
 
 
 @dataclass
-class SoftmaxDPOConfig(RecConfig, DPOConfig):
-    """Arguments of [`SoftmaxDPOTrainer`], besides those of [`RecConfig`] and [`~trl.DPOConfig`].
+class SoftmaxDPOConfig(PriorConfig, DPOConfig):
+    """Arguments of [`SoftmaxDPOTrainer`], besides those of [`PriorConfig`] and [`~trl.DPOConfig`].
 
     Args:
         loss (`str`, *optional*, defaults to `"softmax"`): How the rejected completions are combined: by the

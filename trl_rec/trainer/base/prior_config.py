@@ -1,0 +1,42 @@
+"""Config fields of trainers whose models can be multiplied by a prior at the end of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl_rec.decoding.priors.fitted import AUTO, PriorKind, check_prior
+from trl_rec.trainer.base.config import RecConfig
+
+
+@dataclass
+class PriorConfig(RecConfig):
+    """Fields that choose a prior, besides those of [`RecConfig`].
+
+    [`BladeConfig`] does not have them, because its `prior` is the Beta prior of its reward; use `trl-rec evaluate
+    --prior` there.
+
+    Args:
+        prior (`str`, *optional*, defaults to `"none"`): A prior to multiply the trained model by at the end of a run:
+            `"popularity"`, `"transition"` or `"mixture"`. It is kept in the run folder, so that [`Recommender`] uses
+            it, and the prior alone and the product are evaluated beside the model. Training does not use it.
+        prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior, as a number. `"auto"` chooses
+            it on the validation split, as in [`choose_prior`].
+    """
+
+    may_change = (*RecConfig.may_change, "prior", "prior_strength")
+
+    prior: PriorKind = field(
+        default="none",
+        metadata={
+            "help": "prior to multiply the trained model by, kept in the run folder: popularity, transition, mixture "
+            "or none"
+        },
+    )
+    prior_strength: str = field(
+        default=AUTO,
+        metadata={"help": "exponent of the prior: a number, or auto, which chooses it on the validation split"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_prior(self.prior, self.prior_strength)
