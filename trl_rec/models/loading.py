@@ -16,7 +16,7 @@ from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_rec.compat import keep_differentiable, mark_unquantized
+from trl_rec.compat import keep_differentiable, mark_unquantized, name_or_path
 from trl_rec.models.embedding_dropout import add_embedding_dropout
 
 
@@ -82,6 +82,25 @@ def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokeni
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def find_tokenizer(
+    model: str | PreTrainedModel | PeftModel, given: PreTrainedTokenizerBase | None, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer that a trainer was given, or else the tokenizer of the model.
+
+    A given tokenizer without a padding token gets its EOS token as the padding token.
+    """
+    if given is not None:
+        if given.pad_token is None and given.eos_token is not None:
+            given.pad_token = given.eos_token  # TRL does the same, but only after our collator is made
+        return given
+    name = model if isinstance(model, str) else name_or_path(model)
+    if not name:
+        raise ValueError(
+            "the model was not loaded from a folder or hub id, so its tokenizer is unknown; pass processing_class"
+        )
+    return load_tokenizer(name, trust_remote_code=trust_remote_code or None)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from trl_rec.losses.alro import permutation_loss, soft_lambda_loss
 from trl_rec.models.completions import read_completions
 from trl_rec.models.embedding_dropout import add_embedding_dropout
 from trl_rec.models.experts import balance_on_request
+from trl_rec.models.loading import find_tokenizer
 from trl_rec.trainer.alro.collator import RatedListCollator
 from trl_rec.trainer.alro.config import AlroConfig
 from trl_rec.trainer.alro.ordering import CandidateOrderingMixin
@@ -28,7 +29,6 @@ from trl_rec.trainer.alro.tables import AnswerTable, answer_table
 from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
 from trl_rec.trainer.base.model_card import Paper
-from trl_rec.trainer.base.trainer import find_tokenizer
 
 
 class AlroTrainer(CandidateOrderingMixin, SFTTrainer):

@@ -22,7 +22,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import Trainer
 
 from trl_rec.compat import (
     BatchRebalanceSampler,
@@ -38,7 +38,6 @@ from trl_rec.compat import (
 from trl_rec.evaluation.kept.files import KEPT_FILES
 from trl_rec.files import clean_up, exclusive
 from trl_rec.items import ItemCatalog
-from trl_rec.models.loading import load_tokenizer
 from trl_rec.trainer.base.checkpoints import write_mark
 from trl_rec.trainer.base.checks import check_parallelism
 from trl_rec.trainer.base.fingerprint import catalog_entries, model_entries, row_entries, run_entries
@@ -465,22 +464,3 @@ class RecTrainerMixin(ABC, Base):
 def is_split(dataset: object) -> bool:
     """Returns whether `dataset` is a split of a `RecDataset`."""
     return isinstance(dataset, Dataset) and {"history", "targets"} <= set(dataset.column_names)
-
-
-def find_tokenizer(
-    model: str | PreTrainedModel | PeftModel, given: PreTrainedTokenizerBase | None, trust_remote_code: bool
-) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer that a trainer was given, or else the tokenizer of the model.
-
-    A given tokenizer without a padding token gets its EOS token as the padding token.
-    """
-    if given is not None:
-        if given.pad_token is None and given.eos_token is not None:
-            given.pad_token = given.eos_token  # TRL does the same, but only after our collator is made
-        return given
-    name = model if isinstance(model, str) else name_or_path(model)
-    if not name:
-        raise ValueError(
-            "the model was not loaded from a folder or hub id, so its tokenizer is unknown; pass processing_class"
-        )
-    return load_tokenizer(name, trust_remote_code=trust_remote_code or None)

@@ -22,13 +22,14 @@ from trl_rec.losses.output import LossOutput
 from trl_rec.losses.sampled import sampled_softmax_loss
 from trl_rec.models.embedding_dropout import add_embedding_dropout
 from trl_rec.models.experts import balance_on_request, balancing_loss, routing
+from trl_rec.models.loading import find_tokenizer
 from trl_rec.models.sampled_columns import SampledColumns, collect_rows, collecting_rows
 from trl_rec.models.selection import logits_at
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN_BY_SFT, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
 from trl_rec.trainer.base.model_card import Paper
-from trl_rec.trainer.base.trainer import EvalSets, find_tokenizer, is_split
+from trl_rec.trainer.base.trainer import EvalSets, is_split
 from trl_rec.trainer.bear.collator import NextItemCollator, with_trie_nodes
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.bear.list_labels import check_lists

@@ -41,6 +41,7 @@ from trl_rec.items import ItemCatalog
 from trl_rec.losses.blade import leave_one_out, list_policy_loss, standardized
 from trl_rec.models.completions import CompletionLogits, read_completions
 from trl_rec.models.experts import balance_on_request
+from trl_rec.models.loading import find_tokenizer
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
@@ -48,7 +49,7 @@ from trl_rec.trainer.base.metrics import BatchLoss, Mean
 from trl_rec.trainer.base.model_card import Paper
 from trl_rec.trainer.base.reference import ReferenceMixin, copy_of_policy, hash_weights, not_training
 from trl_rec.trainer.base.sampling import RepeatedBatches
-from trl_rec.trainer.base.trainer import EvalSets, find_tokenizer, is_split
+from trl_rec.trainer.base.trainer import EvalSets, is_split
 from trl_rec.trainer.blade.collator import ListPromptCollator, as_rows, check_enough_items
 from trl_rec.trainer.blade.config import TARGETS, BladeConfig
 from trl_rec.trainer.blade.reference_lists import draw_reference_lists, reference_store, with_reference_lists

@@ -34,6 +34,7 @@ from trl_rec.models.completions import (
     read_completions,
 )
 from trl_rec.models.experts import balance_on_request
+from trl_rec.models.loading import find_tokenizer
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.checks import NOT_TAKEN, check_arguments, check_trainable
 from trl_rec.trainer.base.metrics import BatchLoss, Mean
@@ -46,7 +47,7 @@ from trl_rec.trainer.base.reference import (
     with_reference,
     write_reference,
 )
-from trl_rec.trainer.base.trainer import EvalSets, find_tokenizer, is_split
+from trl_rec.trainer.base.trainer import EvalSets, is_split
 from trl_rec.trainer.softmax_dpo.collator import PreferenceCollator, check_on_catalogue
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 from trl_rec.trainer.softmax_dpo.rows import TABLE, preference_rows
