@@ -176,7 +176,7 @@ def _figures(
         "none" if seed is None else str(seed): {
             "test": str(folder.relative_to(study.folder)),
             "row": evaluations[seed][1],
-            **_training_entry(study, folder),
+            **({} if measured.row else _training_entry(study, folder)),  # a folder of a model has baselines too
         }
         for seed, folder in measured.folders.items()
     }
