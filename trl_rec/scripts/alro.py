@@ -15,7 +15,9 @@ from trl_rec.trainer import AlroConfig, RatingStageConfig, build_alro_trainer, c
 class RatedDataArguments:
     """Arguments for the data and for how items are written."""
 
-    dataset: str = field(metadata={"help": "dataset folder with ratings, prepared with split leave_last or time"})
+    dataset: str = field(
+        metadata={"help": "dataset folder with ratings, prepared with split=leave_last or split=time"}
+    )
     surface: str = field(
         default="item_token", metadata={"help": "how items are written: title, item_token or semantic_id"}
     )

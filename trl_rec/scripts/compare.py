@@ -19,7 +19,7 @@ from trl_rec.printing import printable
 from trl_rec.scripts.parsing import parse
 
 
-SMALLEST_SLICE = 2  # minimum number of users that the metric applies to
+SMALLEST_SLICE = 2  # minimum number of users of a slice that the metric applies to
 SliceRuns: TypeAlias = dict[str, dict[int | None, PerUser]]
 
 
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
 
 
 def _with_runs(argv: Sequence[str]) -> list[str]:
-    """Returns the words, with `--runs` in front if the first word is not an option."""
+    """Returns the words of the command line, with `--runs` in front if the first word is not an option."""
     return ["--runs", *argv] if argv and not argv[0].startswith("-") else list(argv)
 
 
@@ -123,7 +123,7 @@ def _reference(against: str | None, arms: Arms, first: KeptEvaluation, metric: s
 def _compare_slices(
     runs: Mapping[str, Mapping[int | None, PerUser]], against: str, metric: str, masks: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[SliceRuns, list[Comparison]]]:
-    """Returns the runs and the comparisons of each slice, adjusted together.
+    """Returns the runs and the comparisons of each slice. The p-values of all slices are adjusted together.
 
     Slices are left out if the metric applies to fewer than `SMALLEST_SLICE` of their users.
     """

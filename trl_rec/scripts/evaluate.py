@@ -39,7 +39,9 @@ class EvaluateArguments:
     output_dir: str = field(metadata={"help": "folder for the results"})
     slices: bool = field(
         default=False,
-        metadata={"help": "also print NDCG by target frequency in training, by history length and by group"},
+        metadata={
+            "help": "also print NDCG by the target's frequency in the training split, by history length and by group"
+        },
     )
 
 

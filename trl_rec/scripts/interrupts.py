@@ -21,7 +21,9 @@ from typing import NoReturn
 
 
 SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-SAID = "TRL_REC_SAID"  # path of a file that marks a message as printed, so that only one process prints the message
+# Environment variable with a path. A file at this path, or at this path followed by a hash of the message, marks a
+# message as printed, so that only one process prints it.
+SAID = "TRL_REC_SAID"
 SECONDS = 2.0  # a second signal within this time is a copy, because terminal and launcher both send it
 REMEDIES = {
     "align3gr": "the same command continues where it stopped",

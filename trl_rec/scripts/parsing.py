@@ -214,8 +214,8 @@ def run(verb: str, main: Callable[[list[str]], None], argv: list[str]) -> None:
 def show_progress() -> None:
     """Makes the main process log which part of a verb is running.
 
-    Call this function after [`parse`], which chooses the device. It creates a `PartialState`, whose device cannot be
-    changed later.
+    Call this function after [`parse`], which chooses the device. This function creates a `PartialState`, whose device
+    cannot be changed later.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trl_rec").setLevel(logging.INFO if PartialState().is_main_process else logging.WARNING)

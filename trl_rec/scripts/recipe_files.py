@@ -55,7 +55,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def _check_node(path: str | Path, node: yaml.Node | None) -> None:
-    """Raises `ValueError` if aliases make the recipe too large or endless, or if a key is not a string or repeated."""
+    """Raises `ValueError` if aliases make the recipe too large or endless, or if a key is repeated or not a string."""
     if node is None:
         return
     if _size(node, {}, set()) > MOST_VALUES:

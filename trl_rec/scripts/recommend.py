@@ -29,7 +29,7 @@ class RecommendArguments:
     k: Annotated[int, COUNT] = field(default=10, metadata={"help": "number of items to recommend"})
     exclude_history: bool = field(default=True, metadata={"help": "do not recommend items of the history"})
     prior: Literal["saved", "none"] = field(
-        default="saved", metadata={"help": "saved: use the prior of the run folder, if it has one; none: do not"}
+        default="saved", metadata={"help": "saved: use the prior of the run folder, if it has one; none: use no prior"}
     )
 
 

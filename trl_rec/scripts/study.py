@@ -30,7 +30,7 @@ def check_keys(title: str, verb: str, keys: dict[str, Any]) -> None:
     """Raises `ValueError` if a verb would not accept these keys.
 
     Args:
-        title: The run that the keys are for, for the message.
+        title: Name of the run that has these keys, for the message.
         verb: The verb.
         keys: All keys of the run.
     """
@@ -45,7 +45,7 @@ def check_keys(title: str, verb: str, keys: dict[str, Any]) -> None:
 
 
 def read_named(name: str) -> dict[str, Any]:
-    """Returns the keys of a recipe by its name or file."""
+    """Returns the keys and values of a recipe, which is given by its file or name (see [`find_recipe`])."""
     return read_recipe(find_recipe(name))
 
 

@@ -42,15 +42,17 @@ class TokenizeArguments:
         default="kmeans",
         metadata={"help": "kmeans: from co-occurrences; dual: from the texts of items and the behaviour of users"},
     )
-    width: Annotated[int, COUNT] = field(default=64, metadata={"help": "kmeans: width of the item vectors"})
+    width: Annotated[int, COUNT] = field(
+        default=64, metadata={"help": "with method=kmeans: width of the item vectors"}
+    )
     window: Annotated[int, COUNT] = field(
         default=5,
         metadata={
-            "help": "kmeans: maximum distance between two items of a user that are counted as co-occurring",
+            "help": "with method=kmeans: maximum distance between two items of a user that count as co-occurring",
         },
     )
     iterations: Annotated[int, COUNT] = field(
-        default=25, metadata={"help": "kmeans: maximum number of iterations per level"}
+        default=25, metadata={"help": "with method=kmeans: maximum number of iterations per level"}
     )
     import_index: str | None = field(
         default=None, metadata={"help": "X.index.json file to import the IDs from, instead of making them"}
@@ -110,7 +112,7 @@ def _with_ids(dataset: RecDataset, arguments: TokenizeArguments, dual: DualIdsCo
 
 
 def _check_unset(given: TokenizeArguments | DualIdsConfig, names: tuple[str, ...], why: str) -> None:
-    """Raises `ValueError` if any of the keys in `names` does not have its default value."""
+    """Raises `ValueError` unless all keys in `names` have their default values."""
     for one in fields(given):
         if one.name in names and getattr(given, one.name) != one.default:
             raise ValueError(f"{one.name} has no effect with {why}; leave it out")

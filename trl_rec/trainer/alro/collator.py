@@ -56,7 +56,8 @@ class RatedListCollator(EpochCounter):
               answer.
             - `candidate_mask`, `(B, m)`: False for padding.
         """
-        # 1. Randomly draw the order of equal ratings in the answer, and the orders of the candidates in the prompt.
+        # 1. Randomly draw the order of equally rated candidates in the answer, and the orders of all candidates in the
+        # prompt.
         candidates = _column(rows, "candidates", np.int64)
         ratings = _column(rows, "ratings", np.float32)
         keys = [(self.seed, int(self.epoch), row["row"]) for row in rows]
@@ -97,7 +98,7 @@ class RatedListCollator(EpochCounter):
         return join(answers, Ragged.repeated(np.array([self.prompt_format.eos]), len(answers)))
 
     def _histories(self, rows: list[dict[str, Any]], taken: np.ndarray) -> Ragged:
-        """Tokenizes the rated histories, truncated so that `taken` more tokens fit for the list and its answer."""
+        """Tokenizes the rated histories, truncated so that the `taken` tokens of list and answer still fit."""
         histories = _column(rows, "history", np.int64)
         ratings = _column(rows, "history_ratings", np.float64)
         # All orders of a list have the same number of tokens, so the first order of each list suffices.

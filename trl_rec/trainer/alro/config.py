@@ -47,8 +47,8 @@ class AlroConfig(RecConfig, SFTConfig):
             of the candidates that are not yet in the answer, as in decoding. `"vocabulary"` is over the whole
             vocabulary, which also teaches the model to end the answer with EOS.
         num_candidates (`int`, *optional*, defaults to `10`): Maximum number of candidates per list, from 2 to 26.
-        stride (`int`, *optional*): Number of candidates by which each training list of a user starts after the one
-            before. By default `num_candidates`, so that the lists do not overlap.
+        stride (`int`, *optional*): Number of candidates between the starts of consecutive training lists of a user.
+            By default `num_candidates`, so that the lists do not overlap.
         max_history (`int`, *optional*, defaults to `20`): Maximum number of rated items in a history.
         letters (`bool`, *optional*): Whether candidates are named by letters. By default, letters are used unless
             every item is a single token. In that case, this token names the candidate.
@@ -102,7 +102,7 @@ class AlroConfig(RecConfig, SFTConfig):
     stride: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
-            "help": "number of candidates by which each list starts after the one before; by default num_candidates"
+            "help": "number of candidates between the starts of consecutive lists of a user; by default num_candidates"
         },
     )
     max_history: Annotated[int | None, COUNT] = field(

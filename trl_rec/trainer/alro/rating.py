@@ -110,8 +110,8 @@ def learn_ratings(
         dataset: The dataset. Only its training split is used.
         output_dir: A folder that only this stage writes to.
         max_length (*optional*, defaults to `128`): Maximum number of tokens per row.
-        resume (*optional*, defaults to `False`): Whether to resume from the newest checkpoint in `output_dir`. If the
-            stage is already finished, its model is loaded and returned. By default, the stage starts from scratch.
+        resume (*optional*, defaults to `False`): Whether to resume from the newest checkpoint in `output_dir` or, if
+            the stage is already finished, to load and return its model. By default, the stage starts from scratch.
         options: Fields of [`BearConfig`]. By default, the stage trains for 8 epochs with a learning rate of 3e-3 and
             saves one checkpoint per epoch.
     """

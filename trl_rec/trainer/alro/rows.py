@@ -36,8 +36,8 @@ def build_rated_rows(
         split: `RecDataset.train`. The validation and test splits are refused.
         num_candidates (*optional*, defaults to `10`): Maximum number of candidates per list, from 2 to 26. The last
             lists of a user may have fewer.
-        stride (*optional*, defaults to `num_candidates`): Number of candidates by which each list of a row starts
-            after the one before.
+        stride (*optional*, defaults to `num_candidates`): Number of candidates between the starts of consecutive
+            lists of a row.
         max_history (*optional*): Maximum number of items per history. The newest items are kept. By default,
             histories are not truncated.
 
@@ -54,8 +54,9 @@ def build_rated_rows(
 
 
 def held_out_rows(split: Dataset, *, num_candidates: int = 10, max_history: int | None = None) -> Dataset:
-    """Builds at most one list per row of a validation or test split. The candidates are the first `num_candidates` new
-    targets of the row. The columns are those of [`build_rated_rows`], but `row` is the index of the row in the split.
+    """Builds at most one list per row of a validation or test split. The candidates are the first `num_candidates`
+    targets of the row that the user had not rated before. The columns are those of [`build_rated_rows`], but `row` is
+    the index of the row in the split.
     """
     return _rows(split, num_candidates, None, max_history)
 
@@ -105,7 +106,7 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
     NUM_CANDIDATES.check("num_candidates", num_candidates)
     history, targets, history_ratings, target_ratings = _rated(split)
 
-    # 1. Find the new targets of each row, and count the lists that start at them.
+    # 1. Find the new targets of each row (first ratings of an item), and count the lists that start at them.
     new = np.flatnonzero(new_targets(history, targets))
     counts = np.bincount(targets.row_ids[new], minlength=len(targets))
     num_lists = np.minimum(counts, 1) if stride is None else -(-counts // stride)

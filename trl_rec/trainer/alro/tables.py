@@ -19,8 +19,8 @@ class AnswerTable(NamedTuple):
 
     Args:
         logps (`torch.Tensor` of shape `(B, S, m, m)`): Row k contains the log-probability of each candidate's name at
-            answer position k, normalised over the names of the list. The columns of all orders of a list are the same
-            candidates. Rows beyond the number of candidates are meaningless.
+            answer position k, normalised over the names of the list. Column j is the same candidate in every order
+            of a list. Rows beyond the number of candidates are meaningless.
         sft (`torch.Tensor` of shape `(B, S)`): The supervised loss, averaged over the tokens of the answer.
         aux_loss (`torch.Tensor` of shape `()`, *optional*): Same as in [`CompletionLogits`].
     """

@@ -211,8 +211,8 @@ def _display_name(args: AlroConfig) -> str:
 
 
 def _gradient_norms(parts: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
-    """Computes the gradient norm of each unweighted part, averaged over lists, which helps to choose weights. The
-    graph is retained."""
+    """Returns, for each unweighted part, the norm of the gradient of its mean over lists. The norms help to choose
+    weights. The graph is retained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norms = {}
     for name, part in parts.items():

@@ -28,7 +28,8 @@ class CatalogRankingMixin(RecTrainerMixin):
     Attributes:
         trie (`TokenTrie`): The token paths of the items. Only set if the trainer has a catalogue.
         prompt_format (`PromptFormat`): How histories become prompts. Only set if the trainer has a catalogue.
-        renormalizes (`bool`): Whether ranking scores use the softmax over the legal tokens, not over the vocabulary.
+        renormalizes (`bool`): Whether ranking scores use the softmax over the legal tokens. Otherwise they use the
+            softmax over the vocabulary.
     """
 
     trie: TokenTrie

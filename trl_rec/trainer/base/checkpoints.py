@@ -126,7 +126,7 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
             "%s does not record which run wrote it, so it cannot be checked whether it belongs to this run", folder
         )
 
-    # Sharded files can only be read by the same number of processes. Other files can be read by any number.
+    # Sharded files can only be read by as many processes as wrote them. Other files can be read by any number.
     different = difference(mark.launch, as_json(launch))
     if different is None:
         return
@@ -175,7 +175,7 @@ def _step(folder: Path) -> int:
 
 
 def _read_files(folder: Path) -> Iterator[Path]:
-    """Yields the files that are read when the folder is loaded. Checkpoints inside a run folder are left out."""
+    """Yields the files that are read when the folder is loaded. Checkpoints inside the folder are left out."""
     for path in _matching(folder, READ):
         in_checkpoint = any(part.startswith("checkpoint-") for part in path.relative_to(folder).parts)
         if path.name not in NOT_READ and not in_checkpoint:

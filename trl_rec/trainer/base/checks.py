@@ -1,4 +1,4 @@
-"""Checks before training that arguments, processes and models are supported by a trainer."""
+"""Checks, made before training, that a trainer supports its arguments, its processes and its model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ NOT_TAKEN_BY_SFT = {
 
 
 def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) -> dict[str, Any]:
-    """Removes unsupported arguments from the given ones. Raises `ValueError` if an unsupported argument is not None.
+    """Returns the arguments without the unsupported ones. Raises `ValueError` if an unsupported one is not None.
 
     Args:
         given: Keyword arguments.
-        names: Arguments that the trainer cannot use, and why.
+        names: The unsupported arguments, and why each is not supported.
         trainer: Name of the trainer's class, for the message.
     """
     for name, why in names.items():

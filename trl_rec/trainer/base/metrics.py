@@ -33,8 +33,9 @@ class BatchLoss(NamedTuple):
     Args:
         loss (`torch.Tensor` of shape `()`): The loss to differentiate. The trainer's `loss_is_scaled_for_ga` tells
             whether it is already normalised over the whole accumulated batch.
-        row_losses (`torch.Tensor` of shape `(B,)`): The loss of each row, detached. If a loss is not finite on any
-            process, training stops with an error. The error of each process names the rows of that process.
+        row_losses (`torch.Tensor` of shape `(B,)`): The loss of each row, detached. If at least one process has a
+            loss that is not finite, training stops with an error. The error of each process names the rows of that
+            process.
         means (`Mapping[str, Mean]`): The means to log, by name. All processes give the same names in the same order.
         num_tokens (`torch.Tensor` of shape `()`): Number of tokens that the model read.
         row_ids (`torch.Tensor` of shape `(B,)`, *optional*): Row numbers in the training data, for messages. If not

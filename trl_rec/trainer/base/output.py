@@ -60,7 +60,8 @@ def find_start(
     """Returns the checkpoint to resume from, or None to start from scratch.
 
     Raises `ValueError` if the checkpoint belongs to another run, if the named checkpoint is damaged, if all marked
-    checkpoints are damaged, or if a run from scratch would replace the work of an earlier run without `overwrite`.
+    checkpoints are damaged, or if the folder contains the work of an earlier run and neither `resume` nor `overwrite`
+    is set.
 
     Args:
         folder: The output folder.

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str | Path) -> FittedPrior | None:
-    """Makes the prior that the configuration asks for, before the split `final_split` is read.
+    """Makes the prior that the configuration asks for. Call this function before the split `final_split` is read.
 
-    The run folder gets `choice.json`, `prior.safetensors` and the key `prior` of `recommender.json`. The grid is
-    printed. Every process must call this function.
+    The run folder gets `choice.json`, `prior.safetensors` and the key `prior` of `recommender.json`. The compared
+    settings are printed as a table. Every process must call this function.
 
     Args:
         policy: The trained policy.
         dataset: The dataset that the policy was trained on.
-        args: The configuration. Without the fields of [`PriorConfig`], there is no prior.
+        args: The configuration. If it is not a [`PriorConfig`], there is no prior.
         folder: The run folder, which contains the model by now.
 
     Returns:
@@ -46,7 +46,7 @@ def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str
     else:
         prior, choice = given_choice(prior, strength, k)
 
-    # 2. Keep both. A folder with another choice that was measured on the test split is refused.
+    # 2. Keep both. An error is raised if the folder has another choice that was already measured on the test split.
     def keep() -> None:
         keep_choice(folder, choice, args.final_split)
         save_run_prior(folder, prior)

@@ -1,4 +1,4 @@
-"""Config fields of trainers whose models can be multiplied by a prior at the end of a run."""
+"""Config fields of trainers that can multiply the trained model by a prior at the end of a run."""
 
 from __future__ import annotations
 

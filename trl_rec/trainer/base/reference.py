@@ -111,7 +111,7 @@ def hash_weights(model: Any) -> str:
     """Returns a hash of the model's weights, which is the same on all processes.
 
     Under ZeRO-3 the parameters themselves are empty, so each process hashes its own shard. (TRL 1.16 hashes the empty
-    parameters, so that all models get the same hash.)
+    parameters, which gives all models the same hash.)
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -122,7 +122,7 @@ def hash_weights(model: Any) -> str:
 
 
 def hash_rows(rows: Dataset, *settings: Any) -> str:
-    """Returns a hash of rows and settings, for the name of a file with results computed from them."""
+    """Returns a hash of rows and settings. Files with results computed from them have this hash in their names."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
         for batch in table.combine_chunks().to_batches():

@@ -71,8 +71,8 @@ def conclude(
         rewards, reward_functions (*optional*): Same as in [`evaluate_split`].
 
     Returns:
-        The results of the baselines, of the model and, if there is a prior, of the prior and the product by name, on
-        every process. Empty under FSDP, and where `final_split` is `"none"`.
+        The results by name: those of the baselines, of the model and, if there is a prior, of the prior and of its
+        product with the model. Every process returns them. Empty under FSDP, or if `final_split` is `"none"`.
     """
     exclude_history = trainer.args.eval_exclude_history
     options: dict[str, Any] = {
@@ -123,7 +123,7 @@ def conclude_run(
 ) -> dict[str, Evaluation]:
     """Saves a trained model, evaluates it, and writes and prints the results. Every process returns the results.
 
-    With `final_split="none"` and under FSDP, the model is only saved, and the returned results are empty.
+    With `final_split="none"`, or under FSDP, the model is only saved, and the returned results are empty.
 
     Args:
         trainer: A trainer whose `train` has returned.

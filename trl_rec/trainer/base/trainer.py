@@ -144,7 +144,7 @@ class RecTrainerMixin(ABC, Base):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss from [`batch_loss`], and records its metrics.
 
-        Raises `ValueError` if the loss of any row, on any process, is not finite.
+        Raises `ValueError` if at least one row, on this or another process, has a loss that is not finite.
         """
         batch = self.batch_loss(model, inputs, num_items_in_batch)
         if batch.aux_loss is not None:
@@ -249,7 +249,7 @@ class RecTrainerMixin(ABC, Base):
     # The fingerprint of a run
 
     def describe_run(self, *, resumes: bool = False) -> None:
-        """Stores the fingerprint entries of the models, because training changes the models.
+        """Stores the fingerprint entries of the models before training changes the models.
 
         Only the main process stores them.
 
@@ -267,7 +267,7 @@ class RecTrainerMixin(ABC, Base):
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns the entries that determine the trained weights. Only the main process calls this method."""
-        # The rows are hashed once, and only if the run writes or resumes from checkpoints.
+        # The rows are hashed once, and only if the run writes checkpoints or resumes from one.
         if self._run_rows is None and isinstance(self.train_dataset, Dataset):
             self._set_signature_columns_if_needed()
             self._run_rows = row_entries(self.train_dataset, set(self._signature_columns) - self.derived_columns)
@@ -432,8 +432,8 @@ class RecTrainerMixin(ABC, Base):
             shutil.rmtree(folder, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-        # 2. Save. The limit is lifted, because the parent would delete older checkpoints before this one is marked as
-        # complete.
+        # 2. Save. Meanwhile, unset `save_total_limit`, because the parent would delete older checkpoints before this
+        # one is marked as complete.
         limit = self.args.save_total_limit
         self.args.save_total_limit = None
         try:

@@ -46,7 +46,7 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
 def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase, config: BearConfig) -> Dataset:
     """Returns the training data of a [`BearTrainer`]: the rows of `config.tasks`, or `dataset.train` if that is None.
 
-    The rows of tasks are also made from the users and the catalogue of the dataset.
+    Besides the training split, the rows of tasks use the users and the catalogue of the dataset.
 
     Args:
         dataset: The dataset. Its catalogue determines the surface to train on.

@@ -41,8 +41,8 @@ class NextItemCollator:
         twins (`Twins`, *optional*): Items with the same title. If one is illegal, so are its twins.
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple of this number.
-        age_decay (`float`, *optional*, defaults to `1.0`): Factor on the weight of a target for each newer target in
-            its row. If it is not 1, the rows need `trie_nodes`, even if there is no trie.
+        age_decay (`float`, *optional*, defaults to `1.0`): Factor by which the weight of a target is multiplied for
+            each newer target in its row. If it is not 1, the rows need `trie_nodes`, even if there is no trie.
     """
 
     pad_token_id: int

@@ -39,13 +39,13 @@ class BearConfig(PriorConfig, SFTConfig):
             probability that is spread evenly over all tokens of the softmax. Forced tokens and tokens of texts are not
             smoothed.
         sampled_items (`int`, *optional*): Number of sampled items that each target is compared with in training,
-            instead of all items, for catalogues of many thousands of items. The draws follow the seed, the epoch and
-            the row, so a resumed run draws the same. Evaluation compares with all items. Requires the surface
-            `item_token`, `bear_weight=0` and `softmax="legal"`; cannot be combined with `list_length`, `tasks` or
-            `target_smoothing`. The metric `bear/sampled_ce` then replaces `bear/ce` in training.
+            instead of all items, for catalogues of many thousands of items. The draws depend only on the seed, the
+            epoch and the row, so a resumed run draws the same. Evaluation compares with all items. Requires the
+            surface `item_token`, `bear_weight=0` and `softmax="legal"`; cannot be combined with `list_length`, `tasks`
+            or `target_smoothing`. The metric `bear/sampled_ce` then replaces `bear/ce` in training.
         sampled_from (`str`, *optional*, defaults to `"uniform"`): How items are sampled: `"uniform"`, or by
             `"popularity"`, that is, in proportion to the number of times that an item is a training target, plus 1.
-            Both are corrected for. Requires `sampled_items`.
+            The loss is corrected for either choice. Requires `sampled_items`.
         softmax (`str`, *optional*, defaults to `"legal"`): Whether the softmax is over the `"legal"` tokens or over
             the `"vocabulary"`. Decoding uses the same softmax.
         targets (`str`, *optional*, defaults to `"last"`): With `"last"`, there is one row per target, or one row per

@@ -1,9 +1,10 @@
 """Draws the negatives of `sampled_items`, which depend only on the seed, the epoch and the row.
 
-Every target of a row has exactly K negatives, drawn with replacement from q over all items but the target. The targets
-of a row share one stream of draws from q over all items: the negatives of a target are the first K draws that differ
-from the target. Conditioned on being different, a draw has the probability q / (1 - q(target)), so the negatives of
-each target have exactly this distribution. Targets of different rows have independent negatives.
+Every target has exactly K negatives. They are drawn with replacement from all items but the target, in proportion to a
+distribution q over all items. The targets of a row share one stream of draws from q: the negatives of a target are the
+first K draws that differ from the target. Conditioned on being different, a draw has the probability
+q / (1 - q(target)), so the negatives of each target have exactly this distribution. Targets of different rows have
+independent negatives.
 
 Legend: B rows, N target tokens, K negatives per target, L draws of the longest stream.
 """
@@ -32,8 +33,8 @@ class ItemSampler:
     """Draws items from q, and knows q.
 
     With `"uniform"`, q is the same for all items. With `"popularity"`, it is proportional to the number of times that
-    an item is a training target, plus 1. So no item has the probability 0, without which the corrected sum would not
-    be the full sum on average.
+    an item is a training target, plus 1. So no item has the probability 0. If one had, the corrected sum would not be
+    the full sum on average.
 
     Args:
         item_tokens (`np.ndarray` of shape `(num_items,)`): Token of each item.
@@ -58,7 +59,7 @@ class ItemSampler:
         return (counts.double() / len(self.pool)).log().float()
 
     def stream(self, targets: np.ndarray, seed: list[int]) -> np.ndarray:
-        """Returns draws of which, for each of the targets, at least K differ from the target."""
+        """Returns enough draws that each of the targets has at least K draws that differ from it."""
         generator = np.random.default_rng(seed)
         draws = self._draw(generator, self.num_negatives)
         while missing := self._missing(draws, targets):
@@ -70,7 +71,7 @@ class ItemSampler:
         return drawn
 
     def _missing(self, draws: np.ndarray, targets: np.ndarray) -> int:
-        """Returns how many draws the target that was drawn most often lacks."""
+        """Returns how many negatives are missing for the target that was drawn most often. It has the fewest."""
         hits = draws[np.isin(draws, targets)]
         most = int(np.unique(hits, return_counts=True)[1].max(initial=0))
         return self.num_negatives - (len(draws) - most)
@@ -91,8 +92,8 @@ class SamplingCollator(EpochCounter, NextItemCollator):
     seed: int = 0
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Returns the batch of [`NextItemCollator`], with the draws of each row in `negatives`, `(B, L)`. The shorter
-        streams end with -1."""
+        """Returns the batch of [`NextItemCollator`], with the draws of each row in `negatives`, `(B, L)`. Shorter
+        streams are padded with -1."""
         batch = super().__call__(rows)
         if "row" not in rows[0] or self.sampler is None:
             return batch
@@ -107,7 +108,7 @@ class SamplingCollator(EpochCounter, NextItemCollator):
 
 
 def numbered(rows: Dataset) -> Dataset:
-    """Adds a column `row` with the number of each row, from which its draws follow."""
+    """Adds a column `row` with the number of each row, which is part of the seed of its draws."""
     rows = rows.remove_columns([name for name in ("row",) if name in rows.column_names])
     return rows.add_column("row", np.arange(len(rows)))
 

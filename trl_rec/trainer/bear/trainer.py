@@ -129,7 +129,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         self.trie = self.trie.to(self.args.device)  # not the model's device: DeepSpeed and FSDP move the model later
 
     def _collator(self, tokenizer: PreTrainedTokenizerBase, args: BearConfig) -> NextItemCollator:
-        """Builds the collator. With several tasks, it is also added as a callback that tracks the epoch."""
+        """Builds the collator. With several tasks or sampled items, it is also added as a callback that tracks the
+        epoch."""
         common: dict[str, Any] = {
             "pad_token_id": tokenizer.pad_token_id,
             "trie": self.trie if self.renormalizes else None,
@@ -155,7 +156,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def _make_sampler(
         self, tokenizer: PreTrainedTokenizerBase, num_negatives: int, sampled_from: SampledFrom
     ) -> ItemSampler:
-        """Returns the sampler of negatives, and prepares the model's embeddings for the gradients of a few rows."""
+        """Returns the sampler of negatives, and lets the embeddings' gradients be collected (see [`collect_rows`])."""
         labels = split_rows(self.train_dataset, "labels").values
         tokens = self.catalog.paths(tokenizer).values
         sampler = ItemSampler(tokens, labels[labels != IGNORED], num_negatives, sampled_from)
@@ -370,7 +371,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         rows = learned.nonzero()[:, 0]  # (N,)
         is_item = items[learned]
         means = {f"bear/{name}": Mean(values[is_item].sum(), items.sum()) for name, values in output.metrics.items()}
-        if "pruned" not in output.metrics:  # sampled items do not tell
+        if "pruned" not in output.metrics:  # with sampled items, it is unknown what a beam would prune
             return means
 
         num_pruned = torch.zeros(len(learned), device=learned.device)

@@ -34,8 +34,8 @@ class BladeConfig(RecConfig, DPOConfig):
     Args:
         list_length (`int`, *optional*, defaults to `10`): Number of items per list, the paper's K.
         rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Maps names of rewards to their
-            weights. Names are keys of [`~trl_rec.evaluation.rewards.REWARDS`], such as `ndcg` and `mgu`, or of the
-            reward functions passed to the trainer. All rewards are higher for better lists.
+            weights. A name is a key of [`~trl_rec.evaluation.rewards.REWARDS`], such as `ndcg` or `mgu`, or the name
+            of a reward function passed to the trainer. All rewards are higher for better lists.
         target (`str`, *optional*, defaults to `"blade"`): Value that the policy learns to maximise. `"blade"`,
             `"best_of_n"` and `"rank"` are Best-of-N rewards, which depend on the rank of a list's reward among the
             rewards of other lists of the prompt. `"blade"` estimates the rank from reference lists and rollouts,
@@ -77,7 +77,7 @@ class BladeConfig(RecConfig, DPOConfig):
         default="blade", metadata={"help": "value that the policy maximises: blade, best_of_n, rank or reward"}
     )
     dynamic_coefficient: Annotated[float, SHARE] = field(
-        default=0.3, metadata={"help": "weight of the rollouts in the rank estimate, with target blade"}
+        default=0.3, metadata={"help": "with target=blade: weight of the rollouts in the rank estimate"}
     )
     best_of: Annotated[float, Range(1)] = field(default=8, metadata={"help": "N of Best-of-N"})
     num_references: Annotated[int, COUNT_FROM_0] = field(
@@ -98,13 +98,13 @@ class BladeConfig(RecConfig, DPOConfig):
     beta: Annotated[float | None, NOT_NEGATIVE] = field(  # type: ignore[assignment]  # a float once the target is known
         default=None,
         metadata={
-            "help": "weight of the KL divergence from the reference policy; by default 1, or 0.001 with target reward"
+            "help": "weight of the KL divergence from the reference policy; by default 1, or 0.001 with target=reward"
         },
     )
     standardize: bool | None = field(
         default=None,
         metadata={
-            "help": "divide advantages by the standard deviation within the prompt; by default with target reward"
+            "help": "divide advantages by their prompt's standard deviation; by default only with target=reward"
         },
     )
     num_iterations: Annotated[int, COUNT] = field(
@@ -187,7 +187,7 @@ class BladeConfig(RecConfig, DPOConfig):
 
     def _check_iterations(self) -> None:
         """Raises ValueError if a checkpoint would be saved between two steps on the same rollouts. Rollouts are not
-        saved, so resuming from it would give different weights."""
+        saved, so resuming from that checkpoint would give different weights."""
         if self.num_iterations == 1:
             return
         check_inert(self, ("train_sampling_strategy",), "each batch is used num_iterations times in a row")

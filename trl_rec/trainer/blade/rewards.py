@@ -25,7 +25,7 @@ class BatchRewards:
     """Computes the rewards of lists for the batches of [`ListPromptCollator`].
 
     Args:
-        catalog (`ItemCatalog`): The items. Rewards of item groups need one that has groups.
+        catalog (`ItemCatalog`): The items. Rewards that use groups of items need a catalogue with groups.
         weights (`Mapping[str, float]`): The weight of each reward, by name.
         functions (`Mapping[str, ListReward]`): Rewards of the caller's own, by name.
     """
@@ -38,20 +38,20 @@ class BatchRewards:
         self.group_shares = None if self.catalog.group_column is None else self.catalog.group_shares()[1]
 
     def score(self, items: Tensor, inputs: dict[str, Tensor]) -> ListRewards:
-        """Rewards of the lists `(B, any number, K)` of a batch. An error names the rows of the batch."""
+        """Returns the rewards of the lists of a batch, `(B, any number, K)`. Errors name the rows of the batch."""
         try:
             return self._score(items, inputs)
         except ValueError as error:
             raise ValueError(f"{error} (in the batch of the training rows {inputs['row'].tolist()})") from error
 
     def of_references(self, inputs: dict[str, Tensor]) -> np.ndarray:
-        """Rewards of the reference lists of a batch, `(B, M)`; M is 0 if no references were drawn."""
+        """Returns the rewards of the reference lists of a batch, `(B, M)`. M is 0 if no reference lists were drawn."""
         if "references" not in inputs:
             return np.empty((len(inputs["row"]), 0))
         return self.score(inputs["references"], inputs).total
 
     def of_split(self, ranked: np.ndarray, split: Dataset) -> ListRewards:
-        """Rewards `(num_rows, 1)` of one list per user of a split, given as `(num_rows, K)`."""
+        """Returns the rewards, `(num_rows, 1)`, of the lists `ranked`, `(num_rows, K)`, one per user of a split."""
         return score_split(ranked[:, None], split, self.catalog, self.weights, self.functions)
 
     def check(self, inputs: dict[str, Tensor], list_length: int) -> None:

@@ -45,11 +45,11 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     - `kl`: Log-probability under the policy minus that under the reference, averaged over rollouts.
     - `blade/kl_k3`: The k3 estimate of the KL divergence, which is never negative.
     - `blade/logps`: Mean log-probability of a list.
-    - `blade/target_std`: Standard deviation of the target within the group.
+    - `blade/target_std`: Standard deviation of the target over the rollouts of the prompt.
     - `blade/tied_pairs`: Fraction of pairs of rollouts with equal targets.
     - `blade/dead_groups`: 1 if all rollouts of the prompt have the same target, so that nothing is learned from them.
     - `blade/zero_advantages`: Fraction of rollouts whose target equals the mean of the other targets of the prompt, so
-      that their advantage is 0 before the KL penalty. It has the same name for all targets, GRPO included.
+      that their advantage is 0 before the KL penalty. This metric has the same name for all targets, GRPO included.
     - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts. Ties
       count half, so its expected value is 0.5 for the reference policy.
     - `blade/saturated`: Fraction of rollouts whose reward is at least as high as that of every reference list.
@@ -66,7 +66,7 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     metrics["blade/kl_k3"] = (torch.expm1(-log_ratio) + log_ratio).mean(1)
     metrics["blade/logps"] = rollouts.old_logps.mean(1)
 
-    # Spread of the target within a group.
+    # Spread of the target within a group, the rollouts of one prompt.
     metrics["blade/target_std"] = rollouts.targets.std(1, correction=0)
     num_rollouts = rollouts.targets.shape[1]
     tied = rollouts.targets.unsqueeze(1) == rollouts.targets.unsqueeze(2)  # (B, G, G)

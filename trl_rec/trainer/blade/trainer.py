@@ -1,4 +1,4 @@
-"""Trains a policy that writes lists by policy gradient, by default with BLADE's Best-of-N rewards.
+"""Trains a policy that writes lists. The loss is a policy gradient, by default with BLADE's Best-of-N rewards.
 
 In each step, the policy samples several lists per prompt. By default, it learns from the rank of each list's reward
 among the rewards of reference lists and of the other sampled lists. Each prompt is processed once for
@@ -73,8 +73,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             [`SoftmaxDPOTrainer`].
         args (`BladeConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): `RecDataset.train`.
-        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`, for whose users lists are generated at each
-            evaluation.
+        eval_dataset (`Dataset`, *optional*): `RecDataset.validation`. At each evaluation, lists are generated for its
+            users.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer. By default, the tokenizer of the
             model.
         catalog (`ItemCatalog`): The catalogue. The rewards `ild` and `mgu` use its groups.
@@ -127,7 +127,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self.display_name = TARGETS[args.target]
         self.reward_weights = args.reward_weights
         self.rewards = BatchRewards(catalog, args.reward_weights, reward_functions or {})
-        # Rollouts by the row indices of their batch, and the index of the step group that sampled them.
+        # Rollouts by the row indices of their batch. `_drawn_at` is the number of the group of `num_iterations` steps
+        # that sampled them.
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
         super().__init__(
@@ -305,8 +306,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _read(
         self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, *, balanced: bool = False
     ) -> CompletionLogits:
-        """Runs one forward pass, and returns the logits of the tokens of the lists, `(B, G, K)`, that are not
-        forced."""
+        """Runs one forward pass, and returns the logits of all tokens that are not forced in the lists `items`,
+        `(B, G, K)`."""
         lists = list_tokens(self.trie, items)
         return read_completions(
             self.bare(model),

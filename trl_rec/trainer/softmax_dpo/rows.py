@@ -240,7 +240,7 @@ def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
 
 
 def _path_codes(paths: Ragged) -> np.ndarray:
-    """Numbers the distinct paths. Returns the number of the path of each item, `(num_items,)`."""
+    """Gives each distinct path a number, and returns the number of each item's path, `(num_items,)`."""
     codes = np.zeros(len(paths), np.int64)
     tokens = paths.padded() + 1  # padding becomes 0
     for level in tokens.T:  # renumber at each level, so that the products do not overflow

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 def fit_preferences(rows: Dataset, max_length: int | None) -> Dataset:
     """Limits the prompt and the longest completion of each row to `max_length` tokens together.
 
-    Longer prompts are truncated at the beginning. Rows without room for any token of the prompt are dropped, and their
-    number is logged.
+    Longer prompts are truncated at the beginning. Rows whose completions leave no room for the prompt are dropped, and
+    their number is logged.
     """
     if max_length is None or not len(rows):
         return rows
@@ -114,7 +114,7 @@ def _texts(rows: Dataset) -> Iterator[tuple[str, pa.ChunkedArray, np.ndarray]]:
 
 
 def _holds_ids(kind: pa.DataType, depth: int) -> bool:
-    """Returns whether an Arrow type means token ids in lists of this nesting depth.
+    """Returns whether an Arrow type is that of lists, nested `depth` deep, of token ids.
 
     The type null is accepted, because Arrow gives it to lists that are all empty or null.
     """

@@ -290,7 +290,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         """Returns the log-probability of each completion under the reference, `(B, K)`.
 
         Args:
-            model: The reference. If the reference is the policy with another adapter, or without one, the policy.
+            model: The reference model. Pass the policy itself if the reference is the policy with another adapter or
+                without its adapter.
             inputs: A batch.
         """
         with self.computing_reference(model):
