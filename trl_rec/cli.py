@@ -1,6 +1,6 @@
 """The command `trl-rec VERB`, which forwards each verb to its script.
 
-Heavy libraries are imported only once the verb is known, so `trl-rec --help` is fast.
+Heavy libraries are imported only after the verb has been recognised, so `trl-rec --help` is fast.
 """
 
 from __future__ import annotations
@@ -148,7 +148,10 @@ def usage() -> str:
 
 
 def _split_words(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Returns the options for `accelerate launch`, from the command line or else the recipe, and the other words."""
+    """Returns the options for `accelerate launch`, and all other words of the command line.
+
+    Options are read from the command line and the recipe. The command line takes precedence.
+    """
     from trl_rec.scripts.parsing import LAUNCH_KEYS, find_recipe
     from trl_rec.scripts.recipe_files import read_recipe
 
@@ -181,7 +184,10 @@ def _split_words(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _accelerate_words(options: dict[str, Any]) -> list[str]:
-    """Returns the command line of `accelerate launch`. A configuration is a file, or the name of a shipped one."""
+    """Returns the command line of `accelerate launch`.
+
+    `options["accelerate_config"]` is a file, or the name of a shipped configuration.
+    """
     from trl_rec.scripts.parsing import find_recipe
 
     words = []

@@ -257,7 +257,7 @@ def uploading_without(patterns: list[str]) -> Iterator[None]:
     from transformers import trainer
 
     def _more(usual: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns `upload_folder` with the patterns added to those that are given."""
+        """Returns an `upload_folder` that ignores the patterns in addition to its own `ignore_patterns`."""
 
         def _upload(*args: Any, ignore_patterns: list[str] | None = None, **options: Any) -> Any:
             return usual(*args, ignore_patterns=[*(ignore_patterns or []), *patterns], **options)
@@ -265,7 +265,7 @@ def uploading_without(patterns: list[str]) -> Iterator[None]:
         return _upload
 
     class Api:
-        """The object of `hf_api`, with another `upload_folder`."""
+        """Replaces the object that `hf_api` returns. Only `upload_folder` is different."""
 
         def __getattr__(self, name: str) -> Any:
             member = getattr(usual(), name)
@@ -409,10 +409,10 @@ def accelerate_launch(argv: list[str]) -> None:
 
 
 def child_processes() -> list[int]:
-    """Returns the ids of the child processes of this process, with psutil, which accelerate depends on.
+    """Returns the ids of the child processes of this process.
 
-    Without this function, a signal could not be forwarded to the process that `accelerate launch` has started, and
-    that process would go on running.
+    The ids come from psutil, which is installed because accelerate depends on it. Without this function, a signal
+    could not be forwarded to the process that `accelerate launch` has started, and that process would go on running.
     """
     import psutil
 
@@ -423,10 +423,10 @@ def child_processes() -> list[int]:
 
 
 def held_weights(parameter: nn.Parameter) -> Tensor:
-    """Returns the values of a parameter that this process holds.
+    """Returns those values of a parameter that are in the memory of this process.
 
     Under ZeRO-3, this is the process's shard, and the parameter itself is empty. Without this function, all models
-    under ZeRO-3 would look the same.
+    would have the same hash under ZeRO-3.
     """
     held: Tensor = vars(parameter).get("ds_tensor", parameter)
     return held

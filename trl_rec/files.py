@@ -146,7 +146,7 @@ def temporary_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(path: str | Path) -> Iterator[None]:
-    """Inside the block, if a library fails because the disk is full, raises an `OSError` that says so.
+    """If a library fails inside the block because the disk is full, raises an `OSError` that says so.
 
     The same holds if a disk quota or the maximum size of a file is exceeded.
 
@@ -176,7 +176,10 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def leftovers(folder: str | Path) -> list[Path]:
-    """Returns temporary paths that killed processes have left inside a folder, and beside it under its name."""
+    """Returns the temporary paths that killed processes have left, both inside a folder and of the folder itself.
+
+    The temporary paths of the folder itself are beside it.
+    """
     folder = resolved(folder)
     beside = [path for path in _entries(folder.parent) if is_temporary(path, folder.name)]
     return [*beside, *filter(is_temporary, folder.rglob("*"))]
@@ -255,7 +258,8 @@ def _sync(path: Path) -> None:
     """Waits until the content of a file, or the names in a folder, have reached the disk."""
     is_folder = path.is_dir()
     if sys.platform == "win32" and is_folder:
-        return  # Windows cannot open a folder; below, it can sync a file only if the file is open for writing
+        return  # Windows cannot open a folder
+    # Windows can sync a file only if the file is open for writing.
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -293,7 +297,10 @@ def _new_parents(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _follow(path: Path) -> Iterator[None]:
-    """If the current directory is in `path`, enters it again after the block, which replaces the folder `path`."""
+    """Makes the new folder `path` the current directory after the block, which replaces the folder.
+
+    Does nothing unless the current directory was the old folder or a folder in it.
+    """
     try:
         is_inside = Path.cwd().is_relative_to(path)
     except FileNotFoundError:  # the current directory has been removed

@@ -96,7 +96,10 @@ class PartStore:
         return self.folder / f"part-{part.start // self.part_size:05d}.parquet"
 
     def _stamp(self, part: range) -> bytes:
-        """Returns the fingerprint and the row numbers. A file name may mean other rows if `part_size` has changed."""
+        """Returns the fingerprint and the row numbers.
+
+        The row numbers are needed because the same file name belongs to other rows after a change of `part_size`.
+        """
         return f"{self.fingerprint(part)} {part.start}:{part.stop}".encode()
 
 

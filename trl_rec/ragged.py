@@ -64,7 +64,8 @@ class Ragged:
             if isinstance(column, pa.ChunkedArray):  # pyarrow returns a chunked array if there is no chunk
                 column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
-        # 2. The offsets of a slice are those of the longer array, so they may start above 0.
+        # 2. If the column is a slice of a longer array, its offsets count from the start of that array, so the first
+        # offset may be above 0.
         offsets = column.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
         return cls(column.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0])
 

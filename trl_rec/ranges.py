@@ -94,7 +94,7 @@ SEED = Range(0, 2**32 - 1, whole=True)  # what numpy accepts
 STEPS = Range(1, LARGEST, whole=True, also=-1, hint="-1 leaves the number of steps to num_train_epochs")
 
 # Ranges of numeric fields of transformers' and TRL's configurations. If one of our configs declares such a field again
-# with a range, its own range is used instead.
+# with a range, the range in our config is used instead.
 INHERITED = {
     # the batches and their order
     "per_device_train_batch_size": COUNT,
@@ -178,7 +178,7 @@ def check_ranges(config: DataclassInstance) -> None:
 
 
 def _numbers(name: str, value: object, field: NumericField) -> Iterator[tuple[str, object]]:
-    """Yields each number in a field's value, after the name that messages give it."""
+    """Yields a pair for each number in a field's value: the name to use in messages, and the number."""
     is_exempt = (value is None and field.may_be_none) or (isinstance(value, str) and field.may_be_text)
     if is_exempt:
         return

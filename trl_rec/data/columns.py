@@ -139,7 +139,7 @@ def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
 
 
 def single_line(titles: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Replaces every run of white space in titles, including line breaks, by one space."""
+    """Replaces every run of white space in titles, including line breaks, by one space, and trims both ends."""
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(titles, WHITE_SPACE, " "))
 
 
@@ -205,8 +205,8 @@ def _has_lists(column: pa.ChunkedArray) -> bool:
 def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Converts whole floats to int64.
 
-    Raises RowError for fractions, and for numbers so large that the float type cannot represent every integer.
-    Different ids of the source may have been rounded to the same such number.
+    Raises RowError for fractions, and for numbers so large that the float type cannot represent every integer, because
+    different ids of the source may have been rounded to the same number.
     """
     # The float type represents every integer up to `last` exactly.
     last = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)

@@ -24,7 +24,8 @@ def k_core(log: IndexedLog, min_user_interactions: int, min_item_interactions: i
     if max(min_user_interactions, min_item_interactions) <= 0:
         return log
 
-    # Dropping a user lowers the counts of its items, and dropping an item those of its users, so repeat until stable.
+    # Dropping a user lowers the counts of items, and dropping an item lowers the counts of users, so repeat until no
+    # interaction is dropped.
     rows = np.arange(len(log.user))  # indices of the remaining interactions
     while True:
         user = log.user[rows]

@@ -6,8 +6,8 @@ and targets of the same user's row in the previous split. This rules out any lea
 Windows do not satisfy this rule, because their length is limited and the source may have dropped some of them. Two
 weaker rules apply to windows:
 
-1. No row is later than any row of a later split. Equal times are allowed, because published data sets are often cut in
-   the middle of a day.
+1. All rows of a split precede all rows of the later splits. Equal times are allowed, because published data sets are
+   often cut in the middle of a day.
 2. No validation or test target occurs in a row of the same user in an earlier split, unless the target also occurs in
    the history of its own row.
 
@@ -146,7 +146,8 @@ def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly
 def _check_continued(earlier: Dataset, later: Dataset) -> None:
     """Raises ValueError unless the history of each later row is the history plus the targets of the earlier row.
 
-    Also raises ValueError if the later row has a smaller timestamp. Users without a row in both splits are ignored.
+    Also raises ValueError if the later row has a smaller timestamp. Only users who have a row in both splits are
+    checked.
     """
     users, earlier_rows, later_rows = np.intersect1d(
         _column(earlier, "user"), _column(later, "user"), return_indices=True
@@ -185,7 +186,7 @@ def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
     )
     was_known = np.isin(_keys(later, "targets", _column(later, "user")), known)
 
-    # 2. Except the targets that are in the history of their own row.
+    # 2. Of these, keep the targets that are not in the history of their own row.
     row = np.arange(len(later))
     in_history = np.isin(_keys(later, "targets", row), _keys(later, "history", row))
     leaked = np.flatnonzero(was_known & ~in_history)

@@ -93,7 +93,9 @@ def complete_list_prompts(prompts: Dataset, items: Ragged, prompt_format: Prompt
 
 
 def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None) -> Dataset:
-    """Returns rows that measure the loss on a validation or test split, one per row of the split. Never train on them.
+    """Returns rows for measuring the loss on a validation or test split, one per row of the split.
+
+    Never train on these rows.
 
     A row of the split without new items among its targets is left out.
 

@@ -19,7 +19,7 @@ SPLITS = ("train", "validation", "test")  # in chronological order
 
 @dataclass(frozen=True)
 class Options:
-    """Options of all readers. Each reader lists the options that it uses in [`Reader.options`].
+    """Options of all readers. [`Reader.options`] lists the ones that a reader uses.
 
     Args:
         columns (`Mapping[str, str]`, *optional*): Maps our column names to the source's. Applies to all tables.

@@ -1,8 +1,8 @@
 """Makes texts that describe items and users, from their columns and from the training split.
 
 The texts are filled in without a language model, so they are deterministic. The preferences of a user are described by
-the labels of the items chosen in training. The labels of an item are its groups, or the words of its title if the
-catalogue has no group column.
+the labels of the user's items in the training split. The labels of an item are its groups, or the words of its title
+if the catalogue has no group column.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
 def user_profiles(dataset: RecDataset, *, most: int = 3) -> list[str]:
     """Returns one text per user, such as `age 24, occupation technician; often Comedy, Drama, Action`.
 
-    The text is empty if the user has neither column values nor labels of items chosen in training.
+    The text of a user is empty if all columns are empty and no item of the user in the training split has a label.
 
     Args:
         dataset: The dataset. Only its users and its training split are used.
@@ -111,7 +111,7 @@ def _most_frequent(labels: Ragged, num_labels: int, most: int) -> Ragged:
 
 
 def _chosen_items(dataset: RecDataset) -> Ragged:
-    """Returns the distinct items that each user chose in training. Row `u` belongs to user `u`."""
+    """Returns the distinct items of each user in the training split. Row `u` belongs to user `u`."""
     check_is_train(dataset.train, "profiles")
     items = join(split_rows(dataset.train, "history"), split_rows(dataset.train, "targets"))
     users = split_users(dataset.train)[items.row_ids].astype(np.int64)

@@ -64,7 +64,7 @@ def build_rows(
 def evaluation_rows(
     split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None, max_history: int | None = None
 ) -> Dataset:
-    """Returns rows that measure the loss on a validation or test split, one per target. Never train on them."""
+    """Returns rows for measuring the loss on a validation or test split, one per target. Never train on them."""
     return _build(split, partial(_last_targets, max_history=max_history), prompt_format, max_length)
 
 

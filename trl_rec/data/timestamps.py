@@ -1,4 +1,4 @@
-"""Converts the timestamps of a source to float64: dates and text to seconds, numbers in the unit of the source.
+"""Converts the timestamps of a source to float64. Numbers keep their unit, and dates and times become seconds.
 
 Times without a time zone are interpreted as UTC. float64 cannot represent all integers above 2**53, such as
 nanoseconds since 1970. Integers that large, and all nanosecond timestamps, are therefore sorted by their original

@@ -55,12 +55,12 @@ class TrainInteractions:
 
     @property
     def popularity(self) -> np.ndarray:
-        """How often each item was chosen, `(num_items,)`."""
+        """The number of interactions with each item in the training split, `(num_items,)`."""
         return np.bincount(self.sequences.values[self.is_new], minlength=self.num_items)
 
     @property
     def by_popularity(self) -> np.ndarray:
-        """The items from most to least chosen, `(num_items,)`; ties go to the lower index."""
+        """The items by descending [`popularity`], `(num_items,)`. Among equal ones, the lower index comes first."""
         return np.argsort(-self.popularity, kind="stable")
 
     def pairs(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -73,7 +73,7 @@ class TrainInteractions:
         values = self.sequences.values
         rows = self.sequences.row_ids
 
-        # For each distance, find the positions in `values` at which the second items of pairs are.
+        # For each distance d, find the indices into `values` of all items that are the second item of a pair.
         ends = [np.flatnonzero(self.is_new[d:] & (rows[d:] == rows[:-d])) + d for d in range(1, window + 1)]
         distance = np.repeat(np.arange(1, window + 1), [len(end) for end in ends])
         end = np.concatenate(ends)

@@ -17,12 +17,12 @@ from trl_rec.ranges import COUNT, NOT_NEGATIVE
 
 @dataclass(frozen=True, eq=False)
 class TransitionCounts:
-    """The items that followed each item in training, and how often they did, as shares.
+    """The items that follow each item in the training split, and how often they do, as shares.
 
-    T[i, j] is the sum of 1/d over all training pairs in which item j follows item i at a distance d <= `window`. Each
-    row of T is then divided by its sum. The score of item j after a history is the sum of T[i, j] / (1 + w) ** decay
-    over the last `max_history` items i of the history, where w = 0 for the newest item, 1 for the one before, and so
-    on.
+    T[i, j] is the sum of 1/d over all pairs in the training split in which item j follows item i at a distance d <=
+    `window`. Each row of T is then divided by its sum. The score of item j after a history is the sum of T[i, j] / (1
+    + w) ** decay over the last `max_history` items i of the history, where w = 0 for the newest item, 1 for the one
+    before, and so on.
 
     Args:
         targets (`Ragged`): Row `i` contains the items that followed item `i`, in ascending order.
@@ -40,7 +40,7 @@ class TransitionCounts:
     def from_interactions(
         cls, interactions: TrainInteractions, *, window: int = 3, max_history: int = 10
     ) -> TransitionCounts:
-        """Counts each training transition once.
+        """Counts each transition in the training split once, even if several rows contain it.
 
         Args:
             interactions (`TrainInteractions`): The interactions of a training split.

@@ -117,11 +117,11 @@ class ItemCatalog:
         return [self.ids[index] for index in indices]
 
     def group_shares(self) -> tuple[list[str], np.ndarray]:
-        """Computes the share of each item in each group.
+        """Divides each item equally among its groups.
 
         Returns:
-            The names of the groups, and the shares, `(num_items, num_groups)`. An item in several groups belongs to
-            each of them with an equal share. The shares of an item without groups are zeros.
+            The names of the groups, and the shares, `(num_items, num_groups)`. An item in k groups has the share 1 / k
+            in each of them, and 0 in all other groups. The shares of an item without groups are zeros.
         """
         if self.group_column is None:
             raise ValueError("the catalogue has no group_column; set group_column when preparing the data")
@@ -282,7 +282,7 @@ class ItemCatalog:
             name = "items.parquet" if isinstance(error, OSError | pa.ArrowException) else "catalog.json"
             raise ValueError(f"{folder} is damaged ({name} cannot be read: {error!r}); {remedy}") from error
 
-        # 2. Move the semantic IDs out of the table. Whatever is wrong with the content, the files are damaged.
+        # 2. Move the semantic IDs out of the table. Any invalid content means that the files are damaged.
         try:
             _check_texts(items, "items.parquet")
             semantic_ids = None

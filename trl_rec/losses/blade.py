@@ -1,12 +1,12 @@
 """BLADE: converts the rewards of lists to Best-of-N rewards, and computes the policy gradient loss from them.
 
 A Best-of-N reward depends only on the rank of a reward, never on its scale. The rank is computed among the reference
-lists, which were sampled from the initial policy. With a positive `dynamic_coefficient`, the
-rollouts of the same step count too, so the rank changes with the policy. There are four steps: `posterior_cdf`
-estimates the rank as a probability, `best_of_n_reward` converts it to a reward, `leave_one_out` or `standardized`
-computes advantages, and `list_policy_loss` computes the loss. Only the last step has a gradient. The KL penalty is
-left to the caller, who subtracts beta times the difference of log-probabilities, without a gradient, from the rewards
-before computing the advantages.
+lists, which were sampled from the initial policy. With a positive `dynamic_coefficient`, the rollouts of the same step
+count too, so the rank changes with the policy. There are four steps: `posterior_cdf` estimates the rank as a
+probability, `best_of_n_reward` converts it to a reward, `leave_one_out` or `standardized` computes advantages, and
+`list_policy_loss` computes the loss. Only the last step has a gradient. The KL penalty is left to the caller. Before
+computing the advantages, the caller subtracts beta times the difference of log-probabilities from the rewards, without
+a gradient.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, N the `best_of`.
 """

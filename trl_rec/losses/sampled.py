@@ -1,6 +1,6 @@
 """Sampled softmax: cross-entropy over a large catalogue, estimated from a few sampled items per target.
 
-Legend: N positions; L sampled columns, of which K per position count.
+Legend: N positions; L sampled columns; K of these columns are used at each position.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def sampled_softmax_loss(
 
     $$ L = -s_y + \log\Big(e^{s_y} + \sum_{k=1}^{K} e^{s_{j_k} - \log(K q_{j_k})}\Big) $$
 
-    The mean of the sum over draws is exactly the full sum $\sum_{j \neq y} e^{s_j}$. The loss is a logarithm of that
-    sum, so it is biased: its mean is slightly below the full cross-entropy. The bias vanishes as $K$ grows. Without
-    negatives, the loss and its gradient are 0.
+    The expected value of the sum over $k$ is exactly the full sum $\sum_{j \neq y} e^{s_j}$. The loss contains the
+    logarithm of the sum over $k$, so it is biased: its expected value is slightly below the full cross-entropy. The
+    bias vanishes as $K$ grows. Without negatives, the loss and its gradient are 0.
 
     Args:
         logits (`torch.Tensor` of shape `(N, 1 + L)`): Logits of the target, in column 0, and of the sampled negatives.

@@ -1,4 +1,4 @@
-"""Custom attention masks: determines whether a model accepts one, and builds the mask in the format that it expects.
+"""Determines whether a model accepts a custom attention mask, and builds the mask in the format that the model needs.
 
 A custom mask is needed if a row contains several completions of one prompt. A model with a custom mask ignores its
 sliding windows. The result is still correct as long as the prompt and each completion fit into the window together.
@@ -55,7 +55,7 @@ def why_separate(model: PreTrainedModel, length: int) -> str | None:
     if attention_kind(model) not in ("sdpa", "eager"):
         return f"the attention implementation {attention_kind(model)!r} does not accept a custom mask"
 
-    # 2. No layer may attend to fewer tokens than the mask allows.
+    # 2. Every layer must be able to attend to all tokens that the mask allows.
     settings = config.to_dict()
     if "local" in (settings.get("attention_layers") or ()):  # GPT-Neo
         return "local attention measures distances in columns, not in position ids"

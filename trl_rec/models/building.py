@@ -115,8 +115,9 @@ def build_policy(
 
     Returns:
         The policy, the reference, the tokenizer and the adapter configuration. The reference is a second copy of the
-        model. It is None if the policy has an adapter or will be given one, because the model without the adapter then
-        serves as the reference.
+        model. It is None if `with_reference` is False, or if the policy needs no second copy. If the policy already
+        has an adapter, its reference uses a frozen copy of that adapter. If it will be given a new adapter, its
+        reference is the model without the adapter.
     """
     name = config.model_name_or_path
     if name is None:

@@ -2,9 +2,9 @@
 
 A shared row is a prompt followed by the tokens of all its completions, without padding in between. For each completion
 the position ids continue from the end of the prompt, and its tokens attend only to the prompt and to the same
-completion. The results are therefore the same as with one row per completion, up to rounding. Models that do not
-support such a mask read one row per completion, which is decided before the forward pass and logged once. Packed rows
-are padded on the right even if the input is padded on the left. Logits are computed only where a scored token is
+completion. The results are therefore the same as with one row per completion, up to rounding. A model that does not
+support such a mask gets one row per completion. This is decided before the forward pass, and is logged once. Packed
+rows are padded on the right even if the input is padded on the left. Logits are computed only where a scored token is
 predicted.
 
 Legend: B prompts, P prompt tokens (padded), K completions per prompt, C tokens per completion (padded), W columns of
@@ -88,7 +88,8 @@ def read_completions(
             so prompts may have different numbers of completions. If all completions are absent, the logits are empty
             but still have a gradient.
         scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): True for the completion tokens whose logits are
-            needed. By default, the logits of all completion tokens are computed. Tokens that a trie forces need none.
+            needed. By default, the logits of all completion tokens are computed. A token that a trie forces
+            needs no logits.
         tokens (`torch.Tensor` of shape `(V,)`, *optional*): The tokens whose logits are needed, ascending, such as
             `trie.tokens`. By default, logits cover the vocabulary, which takes more time and memory.
         wrapped (`nn.Module`, *optional*): The module to call instead of `model`, such as a DDP module or a DeepSpeed
@@ -194,8 +195,7 @@ def _read(
     balanced: bool = False,
 ) -> CompletionLogits:
     # 1. For separate rows, repeat the prompt for each completion, so that each row has one completion. Absent
-    # completions are dropped.
-    # For each row, whether its prompt is the prompt of the previous row.
+    # completions are dropped. `repeated` is True for each row that has the same prompt as the previous row.
     repeated = torch.zeros(len(prompt_ids), dtype=torch.bool, device=prompt_ids.device)
     if not shared:
         present = completion_mask.any(-1).flatten().nonzero().squeeze(1)

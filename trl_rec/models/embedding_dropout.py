@@ -1,10 +1,10 @@
 """Adds dropout on the input embeddings to Phi-3 models.
 
 Phi-3's configuration has a field for this probability, `embd_pdrop`, but transformers never reads it. The dropout is a
-submodule of the first layer, which a forward pre-hook applies to the layer's input. Therefore:
+submodule of the first layer, and a forward pre-hook of that layer applies it to the layer's input. Therefore:
 
 - The names of the weights do not change, and a saved model is an ordinary Phi-3.
-- `model.eval()` and TRL's `disable_dropout` turn it off as any other dropout.
+- `model.eval()` and TRL's `disable_dropout` turn it off like any other dropout.
 - It works with adapters, whose wrappers of the embedding never call the embedding itself, and under activation
   checkpointing, which recomputes the hook with the same random numbers.
 """
@@ -24,9 +24,9 @@ NAME = "embedding_dropout"
 def add_embedding_dropout(model: PreTrainedModel | PeftModel) -> None:
     """Adds dropout with the probability `config.embd_pdrop` to the input embeddings of a Phi-3 model.
 
-    [`make_model`] and [`load_model`] call this function. Call it on a model that `from_pretrained` has loaded before
-    you train that model further. Other architectures, models with the probability 0, and models that already have the
-    dropout do not change.
+    [`make_model`] and [`load_model`] call this function. If you load a model with `from_pretrained` to train it
+    further, call this function first. Other architectures, models with the probability 0, and models that already have
+    the dropout do not change.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder = getattr(base, "model", None)

@@ -1,4 +1,4 @@
-"""The load-balancing loss of mixture-of-experts models: when it is computed, and over which tokens.
+"""Controls when a mixture-of-experts model computes its load-balancing loss, and over which tokens.
 
 A mixture of experts computes this loss in its forward pass, over the tokens that the `attention_mask` marks. The mask
 must be two-dimensional for this. Decoding with a cache, and rows that several completions share, need other masks.
@@ -53,8 +53,8 @@ def balancing_loss(model: PreTrainedModel, outputs: Mapping[str, Any]) -> Tensor
 
 @contextmanager
 def attending_by(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
-    """Inside the block, the layers of the model attend by `mask`. The `attention_mask` of a forward pass then only
-    selects the tokens over which the load-balancing loss is computed.
+    """Inside the block, the layers of the model use `mask` for attention. The `attention_mask` of a forward pass then
+    only selects the tokens over which the load-balancing loss is computed.
 
     Args:
         model: The model itself, not the wrapper of a distributed engine.

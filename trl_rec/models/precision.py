@@ -25,7 +25,7 @@ PART_ROWS = 4096  # rows of the output embedding that are converted at a time
 
 
 class PreciseLinear(TorchFunctionMode):
-    """Inside the block, linear layers with `num_outputs` outputs compute only `tokens`, in at least float32.
+    """Inside the block, linear layers with `num_outputs` outputs compute only those of `tokens`, in at least float32.
 
     Args:
         num_outputs (`int`): V. Other layers, such as the first half of a LoRA adapter, do not change.

@@ -34,9 +34,9 @@ def logits_at(
         positions (`torch.Tensor` of shape `(B, T)`, *optional*): Boolean mask with N True entries, which may be 0. The
             logits are in the order of `positions.nonzero()`. By default the logits keep their positions and shape.
         tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The tokens to compute logits for,
-            which become the columns; the vocabulary by default. `SampledColumns` names other tokens at each of the N
-            positions. Whatever the model does to its logits must treat all tokens alike, as
-            soft-capping and scaling do.
+            which become the columns; the vocabulary by default. With `SampledColumns`, each of the N positions has its
+            own tokens. Whatever the model does to its logits must treat all tokens alike, as soft-capping and scaling
+            do.
     """
     head = model.get_output_embeddings()
 

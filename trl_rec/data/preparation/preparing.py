@@ -71,8 +71,8 @@ def prepare(
             rating title`) to the source's.
         title_column (`str`, *optional*): For `recbole`, the item column that contains the title, if it is not `title`,
             `movie_title`, `name` or `item_name`.
-        group_column (`str`, *optional*): The item column with the groups (genres, brands) that measures of fairness
-            and diversity use.
+        group_column (`str`, *optional*): The item column that contains the groups of each item (genres, brands).
+            Fairness and diversity are measured over these groups.
         group_separator (`str`, *optional*, defaults to `"|"`): Separates the groups of an item if they are given
             as text.
         timestamp_format (`str`, *optional*): Format of timestamps that are neither numbers nor ISO 8601, as in
@@ -87,9 +87,9 @@ def prepare(
         unknown_items (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions with items that are not
             in the item table; `"refuse"` raises a ValueError.
         repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
-            `"last"`, or `"keep"` for all. By default all are kept, with a warning if targets are in their histories,
-            because such targets cannot be recommended if histories are excluded. If all targets of a split are in
-            their histories, a ValueError is raised, except for windows.
+            `"last"`, or `"keep"` for all. By default all are kept, with a warning if a target is in the history of its
+            row, because such targets cannot be recommended if histories are excluded. If this is true of all targets
+            of a split, a ValueError is raised, except for windows.
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
@@ -180,9 +180,9 @@ def _make(output_dir: Path, log: Log, settings: dict[str, Any], sources: dict[st
 
 
 def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Warns about targets that are in their histories, unless `repeats` is set.
+    """Warns about targets that are in the history of their row. Does nothing if `repeats` is set.
 
-    Raises ValueError if all targets of a split are in their histories, except in splits of windows.
+    Raises ValueError if this is true of all targets of a split, except in splits of windows.
     """
     repeated = card["repeated_targets"]
     every = [name for name, count in repeated.items() if count and count == card["targets"][name]]

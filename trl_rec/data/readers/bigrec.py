@@ -57,7 +57,7 @@ class BigRecReader(Reader):
 
 
 def _first_match(folder: Path, patterns: tuple[str, ...]) -> Path | None:
-    """Returns the file that matches the first pattern with any match, or None.
+    """Tries the patterns in order, and returns the first file that matches, or None.
 
     Raises ValueError if several files match the same pattern.
     """
@@ -101,7 +101,7 @@ def _read_windows(path: Path, time_format: str | None) -> pa.Table:
 def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, str]:
     """Splits the training rows at nine tenths. Returns both parts and a note for the card."""
     times = train["timestamp"].to_numpy()
-    # Cut before the first row with the timestamp at nine tenths, so that equal timestamps stay together.
+    # Find the row at nine tenths, and cut before the first row with its timestamp, so that ties stay together.
     cut = int(np.searchsorted(times, times[len(times) * 9 // 10]))
     if cut == 0:
         raise ValueError(

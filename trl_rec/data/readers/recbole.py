@@ -1,7 +1,7 @@
 """Reads RecBole's atomic files `X.inter`, `X.item` and `X.user`.
 
 Atomic files are tab-separated, with the type of each column in the header. Columns of the types `token_seq` and
-`float_seq` are split at spaces into lists. Only the title is kept as text, although its type is `token_seq`.
+`float_seq` are split at spaces into lists, except the title: it stays text, although its type is `token_seq`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class RecBoleReader(Reader):
 
 
 def read_atomic(path: Path, texts: tuple[str, ...] = ()) -> pa.Table:
-    """Reads a file, converts each column to its type, and removes types from names. Columns in `texts` stay text."""
+    """Reads a file, and converts each column to the type in the header, except that columns in `texts` stay text.
+
+    The types are removed from the column names.
+    """
     table = read_delimited(path, delimiter="\t", quoted=False)  # a quotation mark is part of the text
     check_repeats([header.partition(":")[0] for header in table.column_names], path)
     columns = {}

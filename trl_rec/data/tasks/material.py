@@ -187,7 +187,7 @@ def _query_texts(dataset: RecDataset, items: np.ndarray) -> list[str]:
 
 
 def _prefixes(train: Dataset, numbers: np.ndarray, most: int) -> tuple[np.ndarray, Ragged, np.ndarray]:
-    """Returns the users, the newest items before each target, and the targets with the given numbers.
+    """Looks up the targets with the given numbers. Returns their users, the newest items before each, and the targets.
 
     Args:
         train: The training split.

@@ -1,8 +1,8 @@
 """Builds rows of several tasks: predicting the next item, and tasks that relate items and users to text.
 
 These are the tasks of Align3GR's behaviour level. A row contains the token ids of the slots of its prompt
-(placeholders such as `{title}`) and of its answer. The prompt template is chosen when the batch is made, again in
-every epoch.
+(placeholders such as `{title}`) and of its answer. The prompt template is drawn when the batch is made, and drawn anew
+in every epoch.
 
 Rows are made from the catalogue, the columns of users and the training split. The preferences of a user are described
 by the items chosen before the target of the row. Only profiles and semantic IDs of users depend on the whole training
@@ -42,7 +42,8 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# With titles as surface, the first two tasks would copy a title from the prompt, and the others would be `next_item`.
+# Tasks that are refused if the surface is the title. With it, the first two would copy a title from the prompt, and
+# the other two would be the same as `next_item`.
 TITLE_TASKS = ("item_to_id", "id_to_item", "history_to_title", "titles_to_id")
 HISTORY_SLOTS = ("history", "titles")
 UNCUT_SLOTS = ("user", "item")
@@ -189,7 +190,8 @@ def _cut_texts(name: str, material: Material, template_length: int, max_length: 
             "the task out"
         )
 
-    # 2. Share the remaining tokens. A template with a history may contain all texts; any other contains only one.
+    # 2. Divide the remaining tokens among the texts and the history. A template with a history may contain several
+    # texts; a template without a history contains only one text.
     texts = {slot: ids for slot, ids in material.slots.items() if slot not in UNCUT_SLOTS}
     share = room if material.histories is None else room // (1 + len(texts))
     cut = {slot: ids.head(share) for slot, ids in texts.items()}

@@ -176,6 +176,6 @@ def _make_template(
     """Tokenises the segments of a template."""
     pieces = re.split(SLOT, text)  # alternating segments and names of slots
     segments = [np.array(token_ids(tokenizer, piece), np.int64) for piece in pieces[::2]]
-    # Put BOS and the like at the beginning of the first segment.
+    # Put `start` (BOS, EOS or nothing) at the beginning of the first segment.
     segments[0] = np.concatenate([np.array(start, np.int64), segments[0]])
     return TemplateIds(segments, [slots.index(name) for name in pieces[1::2]])

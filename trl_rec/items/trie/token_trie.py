@@ -224,7 +224,7 @@ class TokenTrie:
 
     @cached_property
     def lowest_items(self) -> Tensor:
-        """The lowest item index below each node, `(num_nodes,)`. It is used to break ties."""
+        """For each node, the lowest index of an item whose path contains the node, `(num_nodes,)`. Breaks ties."""
         lowest = torch.full((self.num_nodes,), LARGEST, dtype=torch.int32, device=self.items.device)
         leaves = self._leaf_nodes()
         lowest[leaves] = self.items[self.item_starts[leaves]]  # the items of a leaf are in ascending order
@@ -256,9 +256,9 @@ class TokenTrie:
         return self.depths(nodes) * (self.num_items + 1) + self.item_starts
 
     def above(self, places: Tensor, depths: Tensor) -> Tensor:
-        """Returns the node at the given depth on the path of the item at each place in `items`.
+        """Returns one node for each place in `items`: the node at the given depth on the path of the item there.
 
-        If the path is shorter, the node is arbitrary.
+        If the path is shorter than the depth, the node is arbitrary.
         """
         # Among the nodes at a depth, this is the last node whose first place is not greater than the given place.
         return torch.searchsorted(self.level_keys, depths * (self.num_items + 1) + places, right=True) - 1
