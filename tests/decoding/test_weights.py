@@ -280,7 +280,7 @@ BAD = [
     ({"strength": math.nan}, "strength must be at least 0, not nan"),
     ({"allowed": [[1.0]]}, "allowed must be a boolean tensor; use shared for weights"),
     ({"allowed_of": [0]}, "allowed_of gives rows of allowed, which is missing"),
-    ({"allowed": [[True, True, True]], "allowed_of": [1]}, "allowed_of contains a row that is not one of the 1 of"),
+    ({"allowed": [[True, True, True]], "allowed_of": [1]}, "a row number outside the 1 rows of allowed"),
 ]
 UNFIT = [
     ({"shared": [1.0, 1.0]}, "shared of the weights has 2 items, and the trie has 3"),

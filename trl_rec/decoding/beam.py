@@ -12,8 +12,8 @@ Three things make it faster:
   at once, just before the beam branches again.
 
 A round of the loop takes every prompt to the next depth at which one of its beams branches, so prompts do not wait for
-each other. Where forced chains are skipped, a round copies four integers from the device to size its forward pass;
-this saves many forward passes. Otherwise the loop copies nothing from the device.
+each other. Skipping forced chains saves many forward passes, but each round then copies four integers from the device
+to size its forward pass. Without skipping, the loop copies nothing from the device.
 
 Legend: B: prompts, K: beams, A: active beams (beams that branch in this round), C: children (padded),
 N: continuations, E: excluded items.
@@ -126,8 +126,8 @@ class _Beams(NamedTuple):
 
 
 class _Finished(NamedTuple):
-    """The best leaves found so far and their scores without weights, `(B, at most num_beams)`, best first. The order
-    includes the weights."""
+    """The best leaves found so far, and their scores without the item weights, `(B, at most num_beams)`. The leaves
+    are in descending order of their scores with the item weights."""
 
     nodes: Tensor
     scores: Tensor
@@ -160,8 +160,8 @@ def _search(
         beams = _drop_hopeless(beams, weighted, ended, finished, num_beams, length_penalty)
 
         # 4. For every beam that branches at this depth, let the model read the pending tokens. The other beams wait at
-        # the end of their forced chain. The first round needs no forward pass, since the prompt's logits predict the
-        # first token, unless that token is forced and was skipped.
+        # the end of their forced chain. In the first round, the prompt's logits already predict the first token, so a
+        # forward pass is needed only if that token is forced and was skipped.
         active = (beams.scores > -torch.inf) & (trie.depths(beams.nodes) == branch_depth)  # (B, K)
         pending, max_children = _pending(trie, beams, active, step, skips)
         if not pending.num_active:
@@ -345,9 +345,10 @@ def _with_waiting(grown: _Beams, parents: Tensor, beams: _Beams, active: Tensor)
 def _rank_leaves(
     finished: _Finished, trie: TokenTrie, excluded: Excluded, weighted: TrieWeights | Unweighted, top_k: int
 ) -> RankedItems:
-    """Ranks the items of the finished leaves that are left. Items that share a leaf get separate ranks."""
-    # 1. Lay out each leaf's items side by side, `width` columns per leaf. `top_k` ranks never need more,
-    # unless weights reorder the items of a leaf.
+    """Ranks the items of the finished leaves, without excluded items and items of weight 0. Items that share a leaf
+    get separate ranks."""
+    # 1. Lay out each leaf's items side by side, `width` columns per leaf. Without item weights, the first `top_k`
+    # items of a leaf that are not excluded are enough.
     width = trie.max_shared
     if isinstance(weighted, Unweighted):
         width = min(width, top_k + excluded.places.shape[1])

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 MOST_NODES = 1024  # nodes that are read together for one prompt; the mask grows with the square of this number
-MOST_TOKENS = 1 << 12  # tokens of all prompts in a forward pass: 256 nodes for each of 16 prompts
+MOST_TOKENS = 1 << 12  # tokens in a forward pass, over all its rows; for example 256 nodes for each of 16 prompts
 MOST_LOGITS = 1 << 25  # logits that a forward pass returns: 128 MB
 
 
@@ -163,7 +163,7 @@ def _score_paths(
     exclude: Tensor | Sequence[Sequence[int]] | None,
     renormalize: bool,
 ) -> Tensor:
-    """Returns the log-probabilities of the paths of the items `(B, K)`, `(B, K)`, in one forward pass."""
+    """Returns the log-probability of the path of each of the items `(B, K)`, from one forward pass."""
     lists = items.unsqueeze(-1)  # each item as a list of one item, (B, K, 1)
     paths = list_tokens(trie, lists)
     read = read_completions(
@@ -245,8 +245,8 @@ def _chunks(trie: TokenTrie, size: int, renormalize: bool) -> Iterator[_Chunk]:
     if not len(nodes):
         return
 
-    # 2. Sort them so that a node is followed by the nodes below it. Then an ancestor of any node of a chunk is in the
-    # chunk, or is an ancestor of the chunk's first node.
+    # 2. Sort them so that a node is followed by the nodes below it. Then every ancestor of a node in a chunk is either
+    # in the chunk itself or an ancestor of the chunk's first node.
     order = trie.item_starts[nodes].long() * (trie.max_depth + 1) + trie.depths(nodes)
     nodes = nodes[order.argsort()]
 
@@ -286,8 +286,8 @@ def _is_above(trie: TokenTrie, nodes: Tensor) -> Tensor:
 def _score_separately(
     model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, renormalize: bool, length_penalty: float
 ) -> Tensor:
-    """Returns the score of the item at each place in `trie.items`, `(B, num_items)`, for models that cannot read
-    several nodes beside one prompt. Each path is read after a prompt of its own."""
+    """Returns the score of the item at each place in `trie.items`, `(B, num_items)`. Reads each path after a prompt of
+    its own, because the model cannot read several nodes beside one prompt."""
     num_prompts, prompt_length = prompts["input_ids"].shape
     step = max(1, MOST_TOKENS // (num_prompts * (prompt_length + trie.max_depth)))
 

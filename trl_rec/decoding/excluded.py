@@ -53,7 +53,7 @@ class Excluded:
         return before_end - before_start
 
     def emptied(self, nodes: Tensor) -> Tensor:
-        """Returns whether all items below each of the nodes `(B, N)` are excluded, `(B, N)`."""
+        """Returns, for each of the nodes `(B, N)`, whether all items below it are excluded."""
         starts = self.trie.item_starts[nodes]
         ends = self.trie.item_ends[nodes]
         return self.count(starts, ends) == ends - starts

@@ -1,11 +1,11 @@
-"""Finds the list that a model of lists recommends, greedily or by beam search over whole lists.
+"""Finds the list that a model recommends if it writes lists: greedily, or by beam search over whole lists.
 
 The beam search works as in `generate`: the beams of a prompt advance one token per step, and each step keeps the best
 `num_beams` lists, complete or not. As in sampling, excluded items and items already in the list are removed before the
 softmax, so a score is the log-probability of a list under the policy. Tokens that the trie forces have log-probability
 0 and are skipped. A beam at the end of a chain of forced tokens therefore has more tokens than the other beams; it
 keeps its slot and its score until they have caught up. Continuations with equal scores are ordered by the rank that
-their beams had before the step. Those of the same beam are ordered by the lowest item index below them.
+their beams had before the step. Those of the same beam are ordered by the lowest item index in their subtrees.
 
 Legend: B: prompts, N: beams, R = B * N, C: children (padded), M = min(N, C), K: items per list.
 """
@@ -149,8 +149,8 @@ def _best_slots(scores: Tensor) -> Tensor:
 def _next_to_branch(decoder: ListDecoder, beams: _Beams) -> Tensor:
     """Returns a mask `(R,)` of the incomplete beams that have the fewest tokens among those of their prompt.
 
-    If the best beam of a prompt is complete, the mask is False for all its beams: scores only fall, so no other beam
-    can overtake the best one.
+    If the best beam of a prompt is complete, the mask is False for all beams of the prompt: scores only fall, so no
+    other beam can overtake the best one.
     """
     complete = beams.lists.ranks == decoder.list_length
     running = (beams.scores > -torch.inf) & ~complete

@@ -119,8 +119,8 @@ def legal_children(
 
 
 def num_legal(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> Tensor:
-    """Returns the number of legal children of the nodes `(M,)`, `(M,)`, without listing the children as
-    `legal_children` does."""
+    """Returns the number of legal children of each of the nodes `(M,)`. Unlike `legal_children`, it does not list
+    them."""
     above, emptied = _emptied(trie, nodes, taken)
     # Count each emptied child once. Repeats of a child are neighbours, since `taken` is sorted.
     emptied[:, 1:] &= above[:, 1:] != above[:, :-1]
@@ -141,7 +141,8 @@ def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Ten
 
 
 def taken_places(trie: TokenTrie, items: Tensor, ranks: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """Returns the items that are taken after the first items of each list, in the form that `legal_children` expects.
+    """Returns the taken items once the first `ranks` items of each list are written: these items and the excluded
+    ones, in the form that `legal_children` expects.
 
     Args:
         trie (`TokenTrie`): The trie.
@@ -171,8 +172,8 @@ def list_logps(
     to reduce memory.
 
     Args:
-        read (`CompletionLogits`): The result of [`read_completions`] for the tokens of the lists: `token_ids` and
-            `mask` of `list_tokens(trie, items)`, with `scored=branches`; `tokens=trie.tokens` are enough.
+        read (`CompletionLogits`): The result of [`read_completions`] for `token_ids` and `mask` of
+            `list_tokens(trie, items)`, with `scored=branches`. The logits of `tokens=trie.tokens` are enough.
         items (`torch.Tensor` of shape `(B, G, K)`): Item indices; -1 pads shorter lists.
         trie (`TokenTrie`): The catalogue's list paths, on the same device.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items that no list may contain: one list per prompt, or

@@ -6,8 +6,8 @@ the list there (`move`), and lets the model read the new tokens (`read`).
 Tokens that the trie forces need no choice and get no forward pass of their own. The model reads them together with the
 last chosen token, just before the next choice. This also holds where an item ends and the next one begins. Because the
 number of tokens to read varies, each round copies four integers from the device to size its forward pass. Where all
-paths have the same length and some node branches at every depth, as with item tokens and most semantic IDs, skipping
-would save no round. There, all lists advance by one token per round, and nothing is copied from the device.
+paths have the same length and every depth has a node that branches, as with item tokens and most semantic IDs,
+skipping would save no round. There, all lists advance by one token per round, and nothing is copied from the device.
 
 Legend: B: prompts, G: lists per prompt, R = B * G, A: lists per prompt read in this round (padded), K: items per list,
 S: taken items (padded), C: children (padded), W: tokens to read (right-aligned), U: distinct tokens of the trie.
@@ -85,7 +85,8 @@ class ListDecoder:
         trie (`TokenTrie`): The catalogue's list paths.
         excluded (`torch.Tensor` of shape `(B, E)`): The excluded items, and the items of weight 0, as in
             `Excluded.places`.
-        weighted (`TrieWeights` or `Unweighted`): The weights of the items, which choose among items that share a leaf.
+        weighted (`TrieWeights` or `Unweighted`): The weights of the items. Of the items that share a leaf, a list gets
+            the one with the largest weight.
         list_length (`int`): K. Every prompt must have at least K items that are not excluded.
         num_lists (`int`): G.
 
@@ -114,8 +115,8 @@ class ListDecoder:
 
         # Skip forced tokens, except in three cases: the cache reads one token of every list per step; the whole
         # catalogue is a single forced path; or skipping would save no round, because all leaves have the same depth
-        # and some node branches at every depth above. Without skipping, each round goes one token deeper. If all
-        # leaves have the same depth, the depth of each round is then known in advance.
+        # and every depth above them has a node that branches. Without skipping, each round goes one token deeper. If
+        # all leaves have the same depth, the depth of each round is then known in advance.
         equally_deep = trie.num_leaves == int(trie.depth_offsets.diff()[-1])
         first_branching = int(trie.forced_ends[0])
         branches = int(trie.row_offsets[first_branching + 1] - trie.row_offsets[first_branching]) > 0
@@ -187,7 +188,7 @@ class ListDecoder:
         return self.weighted.guided(scores.view(rows), nodes.expand_as(scores).reshape(rows)).view_as(scores)
 
     def item_bonus(self, items: Tensor) -> Tensor:
-        """Returns the bonus that the weights give to each of the items `(R, N)`, `(R, N)`; 0 for padding, -1."""
+        """Returns the bonus that the weights give to each of the items `(R, N)`. Padding (item -1) gets 0."""
         places = self.trie.item_positions[items.clamp(min=0)].view(self.shape[0], -1)
         bonus = self.weighted.item_bonus(places).view_as(items)
         return torch.where(items >= 0, bonus, 0.0)
@@ -203,7 +204,7 @@ class ListDecoder:
     def move(self, lists: Lists, chosen: Tensor, moves: Tensor) -> Lists:
         """Moves each list for which `moves` `(R,)` is True to its child `chosen` `(R,)`, and returns the new state."""
         # 1. Follow the forced chain below the child. A leaf ends the item. Of the items that share the leaf, the list
-        # gets the first that is not taken.
+        # gets the one that `_free_place` chooses.
         trie = self.trie
         reached = trie.forced_ends[chosen].long() if self.skips else chosen
         ended = moves & (trie.row_offsets[reached] == trie.row_offsets[reached + 1])
@@ -232,7 +233,7 @@ class ListDecoder:
 
     def _free_place(self, leaves: Tensor, taken: Tensor) -> Tensor:
         """Returns the place of the item that each list gets at its leaf, `(R,)`: of the items that are not taken, the
-        one with the largest weight, and the first of several."""
+        one with the largest weight. If several have that weight, it is the first of them."""
         first = _first_free(self.trie, leaves, taken)
         if isinstance(self.weighted, Unweighted) or self.trie.max_shared == 1:
             return first

@@ -23,7 +23,8 @@ class ListSampler:
         decoder (`ListDecoder`): The decoder that writes the lists.
         temperature (`float`): Divides the logits.
         noise (`torch.Tensor` of shape `(B, G, K * D)`, *optional*): Integers of `NOISE_BITS` bits, one for each depth
-            of each item. Without noise, the best token is chosen, by its probability and the weights.
+            of each item. Without noise, the lists are greedy: each token is the best by its probability and the item
+            weights.
     """
 
     def __init__(self, decoder: ListDecoder, *, temperature: float, noise: Tensor | None) -> None:
@@ -40,7 +41,7 @@ class ListSampler:
         output: ListLogits | None
         lists, output = decoder.begin()
         dtype = torch.promote_types(output.logits.dtype, torch.float32)
-        # Complete lists write into the last column, which is dropped.
+        # Lists that are already complete write into an extra last column, which is dropped.
         logps = output.logits.new_zeros(len(lists.nodes), max_steps + 1, dtype=dtype)
 
         for step in range(1, max_steps + 1):

@@ -132,8 +132,9 @@ def greedy_list(
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
         weights ([`ItemWeights`], *optional*): Weights of the items. A list's score gains `strength * log(w / W)` for
-            each of its items, and each token is chosen by its probability and the largest weight below it that is left
-            at the beginning of the list. Like excluded items, items of weight 0 are removed before the softmax.
+            each of its items. Each token is chosen by its probability and by the largest weight in its subtree, where
+            excluded items do not count, but items already in the list do. Like excluded items, items of weight 0 are
+            removed before the softmax.
 
     Returns:
         [`RankedItems`]: `(B, K)`. The score of a rank is the score of the list up to that rank, which is its

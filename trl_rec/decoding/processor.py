@@ -33,10 +33,10 @@ class TrieLogitsProcessor(LogitsProcessor):
         renormalize (`bool`, *optional*, defaults to `True`): Whether to take the softmax over the legal tokens.
         exclude (lists of `int`, *optional*): Items to leave out, one list per prompt. They are removed after the
             softmax. The rows of `input_ids` must be in the order of the prompts, with all beams of a prompt together.
-        weights ([`ItemWeights`], *optional*): Weights of the items, for prompts in the same order. Under beam search
-            without a length penalty, the scores of `generate` equal those of [`rank_items`]; a path that several items
-            share has the score of the best of them. Under sampling, each step renormalises, so that items are not
-            drawn in proportion to `p * w ** strength`.
+        weights ([`ItemWeights`], *optional*): Weights of the items, with the prompts in the order of `input_ids`.
+            Under beam search without a length penalty, the scores of `generate` equal those of [`rank_items`]; a path
+            that several items share has the score of the best of them. Under sampling, each step renormalises.
+            Therefore items are not drawn in proportion to `p * w ** strength`.
     """
 
     def __init__(

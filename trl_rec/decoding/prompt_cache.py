@@ -213,7 +213,7 @@ class SharedPrompt:
 
 
 class SeparateRows:
-    """A cache with one row per beam that reads one token of every beam per step, as `generate` does.
+    """A cache with one row per beam. Each step reads one token of every beam, as in `generate`.
 
     It is used for models that do not support the mask of `SharedPrompt`. `logits` and the methods have the same
     meaning as in `SharedPrompt`.

@@ -46,8 +46,8 @@ def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[st
 def save_run_settings(folder: str | Path, name: str, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
     """Writes a catalogue into a run folder, and its settings to the file `name` there.
 
-    The file also records the surface and the items that the model was trained with, and the texts in
-    `settings["prompt"]` get the keys of the JSON file.
+    The file also records the surface and the items that the model was trained with. In the file, the keys of the texts
+    in `settings["prompt"]` have no `prompt_` at the beginning.
     """
     catalog.save(Path(folder) / CATALOG)
     prompt = {key.removeprefix("prompt_"): value for key, value in settings["prompt"].items()}

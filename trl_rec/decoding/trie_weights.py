@@ -7,9 +7,9 @@ largest weight below it. On the way from a node to a child, a beam gains
 - Along a path the gains telescope from `log bound(root)` to `log w(item)`, so a complete item has its exact score.
 - No gain is positive, so a beam that scores below the finished items can never overtake them.
 
-Where all weights below a node are equal, no gain differs from 0. Filters, whose weights are 0 and 1, therefore give
-the lists that `exclude` gives for the items that are filtered out. (The sum of the weights below a node telescopes
-too, but it favours large subtrees over likely items.)
+If the positive weights below a node are all equal, the gains below it are 0, or -inf where no item is left. A filter,
+whose weights are 0 and 1, therefore gives the same lists as passing the items that it removes to `exclude`. (The sum
+of the weights below a node telescopes too, but it favours large subtrees over likely items.)
 
 Legend: B: prompts, F: filters, I: items, S: items with weights of their own per prompt (padded), N: nodes or places.
 """
@@ -43,7 +43,7 @@ class Unweighted:
         self._excluded = excluded
 
     def emptied(self, nodes: Tensor) -> Tensor:
-        """Returns whether no item is left below each of the nodes `(B, N)`, `(B, N)`."""
+        """Returns, for each of the nodes `(B, N)`, whether no item is left below it."""
         return self._excluded.emptied(nodes)
 
     def guided(self, scores: Tensor, nodes: Tensor) -> Tensor:
@@ -110,11 +110,11 @@ class TrieWeights:
         return padded[:, :-1] == 0
 
     def bonus(self, nodes: Tensor) -> Tensor:
-        """Returns the bonus of the nodes `(B, N)`, `(B, N)`; -inf where no item is left below a node."""
+        """Returns the bonus of each of the nodes `(B, N)`; -inf where no item is left below the node."""
         return self._bonus.gather(1, nodes)
 
     def emptied(self, nodes: Tensor) -> Tensor:
-        """Returns whether no item is left below each of the nodes `(B, N)`, `(B, N)`."""
+        """Returns, for each of the nodes `(B, N)`, whether no item is left below it."""
         return self.bonus(nodes) == -torch.inf
 
     def guided(self, scores: Tensor, nodes: Tensor) -> Tensor:
@@ -122,11 +122,11 @@ class TrieWeights:
         return scores + self.bonus(nodes)
 
     def item_bonus(self, places: Tensor) -> Tensor:
-        """Returns the bonus of the items at the places `(B, N)`, `(B, N)`; -inf for items of weight 0."""
+        """Returns the bonus of the item at each of the places `(B, N)`; -inf for items of weight 0."""
         return self._scaled_logs(self._weights(places)) - self._root
 
     def _weights(self, places: Tensor) -> Tensor:
-        """Returns the weights of the items at the places `(B, N)`, `(B, N)`; 0 for padding."""
+        """Returns the weight of the item at each of the places `(B, N)`; 0 for padding."""
         own = torch.zeros_like(places, dtype=self._values.dtype)
         if self._places.shape[1]:
             found = torch.searchsorted(self._places, places.to(self._places.dtype).contiguous()).clamp(
@@ -150,11 +150,11 @@ class TrieWeights:
         return torch.where(is_new, self._places, self._trie.num_items).sort(1).values
 
     def _empty_nodes(self, bounds: Tensor, excluded: Excluded, is_new: Tensor) -> None:
-        """Sets the bounds `(B, num_nodes)` of nodes below which no item is left to -inf.
+        """Sets the bounds `(B, num_nodes)` to -inf at the nodes below which no item is left.
 
-        Without exclusion, these are the nodes with the bound 0. Only nodes above an excluded item can be emptied too.
-        The items that are left there are counted: those with a shared weight, less the excluded ones, and the prompt's
-        own items at the places `is_new`.
+        Where all weights are 0, the bound is -inf already. Apart from that, only nodes above an excluded item can be
+        empty. The items that are left there are counted: those with a shared weight, less the excluded ones, and the
+        prompt's own items at the places `is_new`.
         """
         num_shared = _count_below(self._trie, self._shared > 0)
         has_weight = _at(self._shared, self._filter, excluded.places) > 0
@@ -242,7 +242,8 @@ def _contains(places: Tensor, others: Tensor) -> Tensor:
 
 
 def _count(places: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """Returns how many of the ascending places `(B, S)` are in each of the slices `(B, N)`, `(B, N)`."""
+    """Returns, for each slice from `starts` to `ends`, `(B, N)` each, how many of the ascending places `(B, S)` are in
+    it."""
     before_end = torch.searchsorted(places, ends.to(places.dtype).contiguous())
     return before_end - torch.searchsorted(places, starts.to(places.dtype).contiguous())
 
@@ -259,7 +260,7 @@ def _paths(trie: TokenTrie, places: Tensor) -> Iterator[Tensor]:
 
 
 def _largest_below(trie: TokenTrie, weights: Tensor) -> Tensor:
-    """Returns the largest of the weights `(F, I)`, given by place, below each node, `(F, num_nodes)`."""
+    """Returns the largest weight below each node, `(F, num_nodes)`. The weights `(F, I)` are given by place."""
     largest = weights.new_zeros(len(weights), trie.num_nodes)
     largest.scatter_reduce_(1, trie.leaves.expand_as(weights), weights, "amax")
 

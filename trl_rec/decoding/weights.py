@@ -21,9 +21,10 @@ from trl_rec.ranges import NOT_NEGATIVE
 
 @dataclass(frozen=True, eq=False)
 class ItemWeights:
-    """The weights of the items for a batch of prompts: `w = allowed * (shared + sparse)`.
+    """The weights of the items for a batch of prompts: `w = allowed * (shared + own)`.
 
-    By default, every weight is 1. With `items` alone, the weights of all other items are 0.
+    `own` is the value of an item in `values`, or 0 if the item is not in `items`. By default, every weight is 1. With
+    `items` alone, the weights of all other items are 0.
 
     Args:
         shared (`torch.Tensor` of shape `(I,)`, *optional*): Weights by item index, the same for all prompts.
@@ -54,7 +55,7 @@ class ItemWeights:
                 raise ValueError(f"{name} contains a negative, infinite or NaN weight; weights must be at least 0")
         if self.allowed_of is not None and self.allowed is not None and self.allowed_of.numel():
             if not 0 <= int(self.allowed_of.min()) <= int(self.allowed_of.max()) < len(self.allowed):
-                raise ValueError(f"allowed_of contains a row that is not one of the {len(self.allowed)} of allowed")
+                raise ValueError(f"allowed_of contains a row number outside the {len(self.allowed)} rows of allowed")
 
     def _check_shapes(self) -> None:
         for name, ndim in (("shared", 1), ("items", 2), ("values", 2), ("allowed", 2), ("allowed_of", 1)):

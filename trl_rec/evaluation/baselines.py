@@ -62,10 +62,10 @@ class RandomBaseline:
 
 
 class PopularityBaseline:
-    """Recommends the items chosen most often in training, in the same order for every user.
+    """Recommends the items with the most interactions in the training split, in the same order for every user.
 
-    Ties are broken by the lower index. `fit` sets two attributes: `popularity` `(num_items,)`, how often each item was
-    chosen, and `by_popularity` `(num_items,)`, the items in descending order of popularity.
+    Ties are broken by the lower index. `fit` sets two attributes: `popularity` `(num_items,)`, the number of
+    interactions with each item, and `by_popularity` `(num_items,)`, the items in descending order of popularity.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,8 @@ class PopularityBaseline:
 
 
 class TransitionBaseline:
-    """Recommends the items that most often followed the user's last items in training. It only counts transitions.
+    """Recommends the items that followed the user's last items most often in the training split. It only counts
+    transitions.
 
     Scores are those of [`~trl_rec.data.transitions.TransitionCounts`]. Ties are broken by popularity, then by the
     lower index. Items with score 0 follow, ordered in the same way.

@@ -1,7 +1,7 @@
 """Measures the beam gap: what a policy loses because its beam search prunes items.
 
-Some users are ranked twice: by the beam search, and by the exact scores of all items. The difference is headroom for a
-better search with the same policy. The difference is not a bound on what another policy can reach. It may be
+For some users, the catalogue is ranked twice: by the beam search, and by the exact scores of all items. The difference
+is headroom for a better search with the same policy. It is not a bound on what another policy can reach. It may be
 negative, because the items that the search loses may be bad recommendations in spite of their scores.
 """
 
@@ -79,7 +79,7 @@ class BeamGap:
 def measure_beam_gap(
     policy: Policy, dataset: RecDataset, *, num_users: int, split: str = "test", k: int = 10, seed: int = 0
 ) -> BeamGap:
-    """Ranks users both by beam search and by the exact scores of all items.
+    """Ranks the catalogue for some users both by beam search and by the exact scores of all items.
 
     The time grows with the size of the catalogue: for each user, the model reads every inner node of the trie.
 
@@ -97,7 +97,7 @@ def measure_beam_gap(
     rows = at_most(num_users, held_out(dataset, split))
     num_beams = max(policy.num_beams or 0, k)
 
-    # 1. Rank the users in both ways. B ranks are enough for NDCG at k and for the pruned targets.
+    # 1. Rank the items in both ways. B ranks are enough for NDCG at k and for the pruned targets.
     started = time.perf_counter()
     beam = policy.rank(rows, num_beams)
     between = time.perf_counter()

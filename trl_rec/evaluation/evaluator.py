@@ -40,7 +40,7 @@ def evaluate_rankings(
         histories (like `relevant`, *optional*):
             The items that each user chose before, for the metrics `mgu` and `dgu`.
         popularity (`np.ndarray` of shape `(num_items,)`, *optional*):
-            How often each item was chosen in training, for the metric `popularity`.
+            Number of interactions with each item in the training split, for the metric `popularity`.
         num_items (`int`, *optional*):
             Size of the catalogue, if no `catalog` is given.
 

@@ -52,7 +52,7 @@ def read_lists(
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         rows (`np.ndarray`, *optional*): Numbers of the rows to read lists for. Defaults to all rows of the split.
-        top_k (`int`, *optional*, defaults to `10`): Number of ranks that the longest list must have at least.
+        top_k (`int`, *optional*, defaults to `10`): Minimum number of ranks of the longest list.
         at_most (`int`, *optional*): Maximum number of ranks to read. Defaults to `top_k`.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to refuse lists with items of the history.
 

@@ -6,9 +6,9 @@ occurs, which follows a multinomial distribution. 1,000 resamples of 100,000 use
 order of the users.
 
 Seeds are too few to be resampled: a resample of three seeds understates their variance by a third, and draws a single
-seed in one case of nine. So each resample of the users gets an error of the seeds, drawn from what a few seeds say
-about their variance ([`seed_errors`]). With one seed, no such error is added, and the result says nothing about other
-seeds.
+seed in one case of nine. So a random error is added to each resample of the users. Its variance is drawn too, because
+a few seeds determine their own variance only roughly ([`seed_errors`]). With one seed, no such error is added, and the
+result says nothing about other seeds.
 """
 
 from __future__ import annotations

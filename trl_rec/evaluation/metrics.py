@@ -182,8 +182,8 @@ def group_share(items: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
     Args:
         items (`np.ndarray`): Item indices, of any shape. Negative indices are ignored.
-        shares (`np.ndarray` of shape `(num_items, G)`): Share of each item in each group. Each row sums to 1, or to 0
-            if the item belongs to no group.
+        shares (`np.ndarray` of shape `(num_items, G)`): The fraction of each item that belongs to each group. A row
+            sums to 1, or to 0 if the item belongs to no group.
     """
     mass: np.ndarray = _counts(items, len(shares)) @ shares  # (G,)
     mass = mass / max(mass.sum(), np.finfo(np.float64).tiny)

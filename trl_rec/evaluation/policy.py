@@ -117,7 +117,7 @@ class Policy:
     def score(self, rows: Dataset, items: Ragged) -> np.ndarray:
         """Computes the exact scores of given items, `(len(items.values),)` in float32.
 
-        If the model writes lists, the score of an item is that of a list that begins with it.
+        If the model writes lists, the score of an item is the score that it has as the first item of a list.
 
         Args:
             rows (`Dataset`): Rows of a split.
@@ -171,7 +171,7 @@ class Policy:
         return Rankings.from_ranks(ranks)
 
     def excluded(self, rows: Dataset) -> Ragged | None:
-        """Returns the items that are never recommended for each row, or None if histories are not excluded."""
+        """Returns, for each row, the items that are never recommended, or None if histories are not excluded."""
         return self.prompt_format.exclusions(split_rows(rows, "history")) if self.exclude_history else None
 
     def map_rows(
@@ -197,7 +197,7 @@ class Policy:
 
 
 def log_weights(trie: TokenTrie, weights: ItemWeights, items: Tensor) -> Tensor:
-    """Returns `strength * log(w / W)` of the given items `(B, K)`, `(B, K)`; -inf for padding and weight 0."""
+    """Returns `strength * log(w / W)` for each of the items `(B, K)`; -inf for padding and weight 0."""
     weighted = look_up(trie, weights, Excluded(trie, None, len(items)))
     places = trie.item_positions[items.clamp(min=0)].long()
     known = (items >= 0) & (places >= 0)
@@ -234,8 +234,8 @@ def evaluate_policy(
 
         - `recall@k` for `recall_at`;
         - `preference_accuracy`, if users have held-out items that they liked and others that they disliked;
-        - `expected_recall@k` and `expected_ndcg@k`, if items share a leaf of the trie and the policy has no prior,
-          which orders them.
+        - `expected_recall@k` and `expected_ndcg@k`, if items share a leaf of the trie and the policy has no prior (a
+          prior orders such items).
     """
     rows = held_out(dataset, split)
     further = None if policy.writes_lists else further_cutoff(recall_at, ks, len(dataset.catalog))

@@ -1,13 +1,14 @@
 """Chooses how strongly a prior multiplies a policy, on the validation split.
 
 The grid has two axes: the strength, and `eps`, the weight of the popularity, if the prior has one. It is extended
-while the best setting is on one of its edges, up to stated limits. The policy decodes the users once, not once per
-setting:
+while the best setting is on one of its edges, up to stated limits. Where possible, the model does not run anew for
+every setting:
 
 - If every item is a single token, all items are scored exactly, and every setting is evaluated exactly.
 - For longer paths, the candidates of a user are the best items of the policy without a prior and the best items of the
   prior alone, `CANDIDATES` each. Their exact scores are re-ranked under every setting.
-- A model that writes lists decodes them anew for every setting, for fewer users and one axis after the other.
+- A model that writes lists writes them anew for every setting. There are fewer users, and the settings vary one axis
+  at a time.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def best_setting(values: Mapping[Setting, float]) -> Setting:
 
 
 def keep_choice(folder: str | Path, choice: PriorChoice, split: str) -> None:
-    """Writes `choice.json` before a split is opened.
+    """Writes `choice.json`, before the prior is measured on `split`.
 
     Raises `ValueError` if the folder already contains another choice that was measured on the test split.
     """
@@ -263,7 +264,7 @@ def choice_table(choice: PriorChoice) -> str:
 
 
 def _by_scoring(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Callable[..., list[float]]:
-    """Evaluates settings with the exact scores of all items."""
+    """Returns a function that evaluates settings with the exact scores of all items."""
     trie = policy.trie.to(policy.model.device)
     histories = split_rows(rows, "history")
     targets = torch.from_numpy(split_rows(rows, "targets").padded())  # (N, T)
@@ -289,7 +290,7 @@ def _by_scoring(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Ca
 
 
 def _by_candidates(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Callable[..., list[float]]:
-    """Evaluates settings by re-ranking the best items of the policy and of the prior."""
+    """Returns a function that evaluates settings by re-ranking the best items of the policy and of the prior."""
     # 1. Find the candidates, and the scores of the policy.
     most = min(CANDIDATES, len(policy.trie.item_positions))
     own = policy.rank(rows, most, num_beams=max(policy.num_beams or 0, most))
@@ -330,7 +331,7 @@ def _by_candidates(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) ->
 
 
 def _by_writing(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Callable[..., list[float]]:
-    """Evaluates settings by decoding lists with each of them."""
+    """Returns a function that evaluates settings by writing lists with each of them."""
     targets = split_rows(rows, "targets")
 
     def measure(settings: Sequence[Setting]) -> list[float]:
@@ -347,7 +348,7 @@ def _by_writing(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Ca
 def _log_weights(
     policy: Policy, prior: FittedPrior, histories: Ragged, items: Tensor, settings: Sequence[Setting]
 ) -> dict[float | None, Tensor]:
-    """Returns `log(w / W)` of the items `(B, P)` for each eps that the settings contain, `(B, P)`."""
+    """Returns, for each eps in the settings, `log(w / W)` of each of the items `(B, P)`."""
     return {
         eps: log_weights(policy.trie, with_setting(prior, Setting(1.0, eps)).weights(histories), items)
         for eps in {setting.eps for setting in settings if setting.strength}

@@ -1,4 +1,4 @@
-"""Evaluates a policy, its prior, and their product: three rows of the results, over the same users."""
+"""Evaluates a prior alone, and its product with a policy: two rows of the results beside that of the policy."""
 
 from __future__ import annotations
 

@@ -88,8 +88,8 @@ def rank_histories(
     """Ranks the catalogue for each history: items and scores `(num_histories, top_k)`.
 
     If the prompt format has a `list_length`, the ranking is the first `top_k` items of the list that the model writes,
-    and the score of a rank is the log-probability of the list up to that rank. Otherwise single items are ranked by
-    score.
+    and the score of a rank is the score of the list up to that rank, which is its log-probability if there is no
+    prior. Otherwise single items are ranked by score.
 
     Args:
         model: A causal language model.
@@ -110,7 +110,8 @@ def rank_histories(
         batch_size (*optional*, defaults to `16`): Prompts per forward pass.
         max_length (*optional*): Maximum number of tokens of the prompt and the completion together. The oldest items
             of a history are dropped first.
-        prior (*optional*): Weights of the items after each complete history, as in [`rank_items`].
+        prior (*optional*): Gives the items their weights, as in [`rank_items`]. It sees the complete histories, even
+            where the prompts are cut.
     """
     # Check the numbers first, because writing the prompts can take long.
     COUNT.check("batch_size", batch_size)

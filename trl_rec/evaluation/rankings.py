@@ -8,7 +8,7 @@ import numpy as np
 
 
 INDEX = np.dtype(np.int64)
-RANK = np.dtype([("item", np.int64), ("score", np.float32)])  # one rank, while rankings are computed in parts
+RANK = np.dtype([("item", np.int64), ("score", np.float32)])  # item and score of a rank
 
 
 class Rankings(NamedTuple):

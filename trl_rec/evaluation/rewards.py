@@ -230,7 +230,8 @@ def hit(batch: ListBatch) -> np.ndarray:
 
 
 def ild(batch: ListBatch) -> np.ndarray:
-    """Computes intra-list diversity, `(B, G)`: the cosine distance of the groups, averaged over pairs of items."""
+    """Computes intra-list diversity, `(B, G)`: the cosine distance between the groups of two items, averaged over all
+    pairs of items in a list."""
     return metrics.ild(batch.lists, batch.groups)
 
 

@@ -255,8 +255,8 @@ def evaluate_with_baselines(
     Args:
         dataset: The dataset, with any surface. The model writes items with the surface in `config`.
         config: The settings, as returned by [`evaluation_settings`].
-        keep (`Callable`, *optional*): Called on every process with the choice of a prior, before the split is read. It
-            may write the choice, or raise an error.
+        keep (`Callable`, *optional*): Called on every process with the choice of a prior, before the prior is measured
+            on the split of `config`. It may write the choice, or raise an error.
 
     Returns:
         The evaluation of each recommender by name.

@@ -37,7 +37,7 @@ def expected_metrics(
         relevant (`Ragged`, Arrow list column or list of lists): The items that each user chose next.
         leaves (`np.ndarray` of shape `(num_items,)`): The leaf of each item, as returned by [`leaf_of_items`].
         ks (`Sequence[int]`): The cutoffs k.
-        excluded (`Ragged`, *optional*): The items that could not be recommended to each user.
+        excluded (`Ragged`, *optional*): For each user, the items that could not be recommended.
     """
     relevant = item_rows(relevant, "relevant", len(leaves))
     num_items = len(leaves)
@@ -66,7 +66,7 @@ def expected_metrics(
 
 
 def _count(keys: np.ndarray, pairs: np.ndarray, leaves: np.ndarray, num_leaves: int) -> np.ndarray:
-    """Returns how many of the pairs of a user and an item have each key, in the shape of `keys`.
+    """Returns, for each of the keys, how many of the pairs of a user and an item have it, in the shape of `keys`.
 
     A pair is encoded as `user * num_items + item`, and a key as `user * num_leaves + leaf`.
     """

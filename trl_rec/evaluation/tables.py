@@ -27,7 +27,7 @@ MEANINGS = {
     "expected_ndcg": (1, "ndcg, averaged over all orders of items that are written in the same way"),
     "coverage": (1, "share of the catalogue that is recommended to at least one user"),
     "gini": (-1, "inequality of how often items are recommended, from 0 (all equally) to 1 (only one item)"),
-    "popularity": (0, "how often the recommended items were chosen in training, mean over recommendations"),
+    "popularity": (0, "number of interactions with an item in the training split, mean over recommendations"),
     "ild": (1, "how different the items of a list are from each other"),
     "div_ratio": (1, "distinct recommended items / all recommendations"),
     "or_ratio": (-1, "share of the recommendations that go to the three most recommended items"),

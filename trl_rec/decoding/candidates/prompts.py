@@ -119,7 +119,7 @@ class RatedPromptFormat:
             letters (`bool`, *optional*): Whether letters name the candidates. By default they do, unless each item is
                 a single token.
         """
-        # 1. Choose the texts. `nearest` needs ascending ratings.
+        # 1. Sort the ratings, because `nearest` needs ascending ones, and choose the texts.
         ratings = sorted(set(ratings))
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no EOS token to end answers with; set tokenizer.eos_token")
@@ -286,7 +286,7 @@ def _letter_ids(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> 
 
 
 def _check_known_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
-    """Raises ValueError if the tokenizer lacks any of the tokens."""
+    """Raises ValueError if at least one of the tokens is not in the tokenizer."""
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in tokens if token not in vocabulary]
     if missing:

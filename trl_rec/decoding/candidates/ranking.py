@@ -1,8 +1,8 @@
 """Orders a list of candidates with a model that writes the candidates' names, best first.
 
 Only names that have not been written yet are legal, so the answer is always a permutation. The prompt is read once.
-Each written name costs one more forward pass of one token, except the last two: the second to last leaves only one
-name to write, which is forced.
+After each written name, one forward pass reads it to predict the next name. The last two names are never read: after
+the second to last, only one name is left, and after the last, none.
 
 Legend: B: lists, m: candidates of the longest list, P: prompt tokens, U: names of all lists.
 """

@@ -83,7 +83,8 @@ def _recipe_key(folder: Path) -> str:
 
 
 def _named(groups: Sequence[list[KeptEvaluation]]) -> dict[str, list[KeptEvaluation]]:
-    """Names each group by the common beginning of its folders' names, or by its first folder if that is not unique."""
+    """Names each group by the common beginning of its folders' names. Groups that would get the same name are named by
+    the paths of their first folders."""
     short = []
     for group in groups:
         names = [kept.folder.resolve().name for kept in group]
@@ -96,7 +97,8 @@ def _named(groups: Sequence[list[KeptEvaluation]]) -> dict[str, list[KeptEvaluat
 
 
 def _by_seed(name: str, group: Sequence[KeptEvaluation]) -> dict[int | None, KeptEvaluation]:
-    """Returns the evaluations of an arm by seed. If a seed is unknown, they are numbered in the order given."""
+    """Returns the evaluations of an arm by seed. If there are several, and the seed of at least one is unknown, they
+    are numbered in the order given."""
     if len(group) > 1 and any(kept.seed is None for kept in group):
         return dict(enumerate(group))
     by_seed: dict[int | None, KeptEvaluation] = {}

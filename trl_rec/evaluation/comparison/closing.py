@@ -95,7 +95,7 @@ def _line(compared: Comparison, results: Mapping[str, Evaluation], *, of_model: 
     if of_model:
         figures += ", one seed"
 
-    # Say what differs, and how large a difference would have to be if none is found.
+    # State the difference or, if there is none, how large a difference the split can detect.
     if compared.adjusted_p >= ALPHA:
         line = (
             f"{compared.name}: no difference from {reference} in {compared.metric} that this split resolves "

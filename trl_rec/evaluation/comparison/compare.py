@@ -104,10 +104,10 @@ def compare(
 
 
 def adjust(comparisons: Sequence[Comparison], alpha: float = 0.05) -> list[Comparison]:
-    """Adjusts the p-values of comparisons that are made together by Holm's method, and updates the verdicts.
+    """Adjusts by Holm's method the p-values of comparisons that are made together, and updates the verdicts.
 
-    If no recommender differs from its reference, at most a share `alpha` of such families of comparisons has any
-    adjusted p-value below `alpha`.
+    If no recommender differs from its reference, at most a share `alpha` of such families of comparisons has at least
+    one adjusted p-value below `alpha`.
     """
     ALPHA.check("alpha", alpha)
     adjusted = holm([comparison.p_value for comparison in comparisons])
@@ -141,7 +141,7 @@ def verdict(
         num_seeds (`int`): Number of seeds compared.
         same_sign (`bool`): Whether the difference has the same sign with every seed.
         alpha (`float`, *optional*, defaults to `0.05`): Level of the verdict. If no recommender differs from the
-            reference, at most this share of studies calls any of them better or worse.
+            reference, at most this share of studies calls at least one of them better or worse.
     """
     if adjusted_p >= alpha:
         words = UNRESOLVED
@@ -157,7 +157,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Returns p-values adjusted by Holm's method, in the order given.
 
     The smallest of n p-values is multiplied by n, the next by n - 1, and so on. An adjusted p-value is at most 1, and
-    at least that of every smaller p-value.
+    never below the adjusted p-value of a smaller p-value.
     """
     order = np.argsort(p_values, kind="stable")
     factors = len(p_values) - np.arange(len(p_values))

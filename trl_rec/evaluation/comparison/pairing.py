@@ -42,7 +42,8 @@ def by_seed(runs: Runs) -> dict[int | None, PerUser]:
 def _paired_runs(
     first: Mapping[int | None, PerUser], second: Mapping[int | None, PerUser]
 ) -> tuple[list[PerUser], list[PerUser]]:
-    """Returns the runs of both sides that are paired, in the same order, or a single run and all runs of the other."""
+    """Returns the runs of both sides that are paired, in the same order. If one side has a single run without a seed,
+    returns all runs of both sides."""
     if None in first or None in second:
         return list(first.values()), list(second.values())
     common = [seed for seed in first if seed in second]

@@ -69,7 +69,8 @@ def smallest_difference(
         per_user = differences.var(1, ddof=1).mean() / users_of_pilot * scale
         return FACTOR * float(np.sqrt(per_user))
 
-    # 2. Split the variance of the pilot's mean into users, users and seeds together, and seeds (uncertain).
+    # 2. Split the variance of the pilot's mean into three parts: from users, from users and seeds together, and from
+    # seeds. The last part is uncertain, so each study draws its own.
     rng = np.random.default_rng(seed)
     observed, both = seed_variances(differences)
     users = max(0.0, differences.mean(0).var(ddof=1) / users_of_pilot - both)

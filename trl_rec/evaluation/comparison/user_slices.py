@@ -1,4 +1,5 @@
-"""Divides the users of an evaluation into slices by target frequency in training, history length and group."""
+"""Divides the users of an evaluation into slices: by how often their targets occur in the training split, by history
+length, and by group."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from trl_rec.evaluation.kept.reading import KeptEvaluation
 from trl_rec.evaluation.tables import aligned
 
 
-MOST_GROUPS = 10  # the largest groups; the others share one slice
+MOST_GROUPS = 10  # number of groups with a slice of their own, the largest ones; the others share one slice
 NUM_HISTORIES = 3  # slices by history length, with about equally many users
 
 

@@ -33,7 +33,7 @@ def random_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) 
 
 
 def popularity_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:
-    """Orders candidates by how often they were chosen in training, `(N, m)`."""
+    """Orders candidates by their number of interactions in the training split, `(N, m)`."""
     return _places(TrainInteractions.from_split(train, num_items).popularity, rows)
 
 

@@ -30,7 +30,7 @@ def evaluate_orders(
     Returns:
         The metrics `graded_ndcg@k` for every k, and `tau`, which is Kendall's tau with the order of the ratings. Both
         are averaged over the orders in which a list was shown. If there are several such orders, the metrics also
-        include `consistency` and `slot_bias`. The rankings are those of the first order.
+        include `consistency` and `slot_bias`. `rankings` contains the rankings for the first order only.
     """
     ratings = split_rows(rows, "ratings").padded(fill=-1).astype(float)  # (N, m)
     orders = [lists.places[:, order] for order in range(lists.places.shape[1])]  # S times (N, m)

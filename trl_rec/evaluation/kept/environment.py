@@ -90,7 +90,7 @@ def _git(words: Sequence[str]) -> str | None:
             capture_output=True,
             text=True,
             timeout=20,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # so that a second git command is not disturbed
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},  # so that a concurrent git command does not fail
         )
     except (OSError, subprocess.SubprocessError):
         return None

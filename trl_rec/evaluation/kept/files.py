@@ -1,4 +1,4 @@
-"""The files of a kept evaluation, and the hash by which they are known to belong together.
+"""The files of a kept evaluation, and the hash that shows that they belong together.
 
 The folder holds `metrics.json`, which is written last, and three Parquet files that identify users by the number of
 their row in the split, not by their ids:

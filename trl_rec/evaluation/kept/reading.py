@@ -156,7 +156,7 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path, name: str, content: Mapping[str, Any] | None = None, **options: Any) -> pa.Table:
-    """Reads a Parquet file of the folder, after checking that it belongs to the results in `content` if given."""
+    """Reads a Parquet file of the folder. If `content` is given, checks that the file belongs to the results in it."""
     path = folder / name
     if not path.is_file():
         raise ValueError(f"{folder} has no {name}, so the evaluation in it is incomplete; {REMEDY}")
@@ -170,7 +170,7 @@ def _read(folder: Path, name: str, content: Mapping[str, Any] | None = None, **o
 
 
 def _values_of(per_user: pa.Table, name: str, numbers: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the values per user of a recommender, `(num_users,)` each, without the metrics that it lacks."""
+    """Returns the values per user, `(num_users,)`, of each metric that a recommender has."""
     own = per_user.filter(pc.equal(per_user["recommender"], name))
     if not np.array_equal(own["row"].to_numpy(), numbers):
         raise ValueError(f"the rows of {name} are not those of {USERS}")

@@ -94,7 +94,7 @@ def write_evaluation(
 
 
 def _per_user_tables(results: Mapping[str, Evaluation], numbers: np.ndarray) -> list[pa.Table]:
-    """Returns a table per recommender. Each table has a column for every metric that any recommender has."""
+    """Returns a table per recommender. Each has a column for every metric that at least one recommender has."""
     metrics = dict.fromkeys(metric for one in results.values() for metric in one.per_user)
     tables = []
     for name, one in results.items():

@@ -1,6 +1,6 @@
-"""The parts of a page: sections, and in them verdicts, tables, charts, lists of items, facts and texts.
+"""The parts of a page: sections, which contain verdicts, tables, charts, lists of items, facts and texts.
 
-They contain plain text. `page.html` turns them into HTML and escapes every text; only charts are HTML already.
+The parts contain plain text. `page.html` turns them into HTML and escapes every text; only charts are HTML already.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def line_chart(curves: Sequence[Curve], *, label: str, x_label: str, marks_only:
         for points, number in curves:
             values = np.array(points, float).reshape(-1, 2)
             values = values[np.isfinite(values).all(1)]
-            # A line of few points shows where it was measured.
+            # If there are few points, markers show where they are.
             marker = MARKERS[number % len(MARKERS)] if marks_only or len(values) < 12 else ""
             dash = "none" if marks_only else DASHES[number // NUM_COLORS % len(DASHES)]
             panel.axes.plot(*values.T, color=SERIES[number % NUM_COLORS], marker=marker, linestyle=dash)
@@ -244,7 +244,8 @@ def _inline(svg: str, label: str) -> str:
         element.attrib.clear()
         element.attrib.update(_renamed(attributes, used, prefix))
 
-    # 3. The element is as large as it was drawn, or as wide as a narrow page. The viewBox keeps the proportions.
+    # 3. Keep the size at which the element was drawn, or let it shrink to the width of a narrower page. The viewBox
+    # keeps the proportions.
     width = float(root.attrib["viewBox"].split()[2]) / 72  # inches
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)

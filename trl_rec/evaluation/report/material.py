@@ -184,7 +184,7 @@ class Material:
 
     @cached_property
     def catalog(self) -> ItemCatalog | None:
-        """The items: of the first run folder that has them, or of the dataset."""
+        """The catalogue of the first run folder that contains one, or else of the dataset."""
         catalogs = [run.catalog for arm in self.own for run in arm.runs if run.catalog is not None]
         if not catalogs and self.dataset is not None:
             return self.dataset.catalog
@@ -192,7 +192,7 @@ class Material:
 
     @cached_property
     def split(self) -> Dataset:
-        """The rows that were measured, in their order. Only where the dataset is known."""
+        """The rows that were measured, in their order. Requires the dataset."""
         assert self.dataset is not None
         return held_out(self.dataset, self.kept.split).select(self.kept.users["row"])
 

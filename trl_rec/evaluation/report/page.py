@@ -1,8 +1,8 @@
 """Writes a page on one or several runs, or on a study: one HTML file that needs no other file and no network.
 
-The page has no scripts. In case a title ever gets past the escaping, a policy in the page's head forbids scripts,
-frames, images and every connection. Nothing in the page depends on when it is written, so equal folders give equal
-bytes.
+The page has no scripts. In case a title ever gets past the escaping, a Content-Security-Policy in the page's head
+forbids scripts, frames, images and every connection. Nothing in the page depends on when it is written, so equal
+folders give equal bytes.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def write_report(
         sources (`Sequence[str | Path]`): Run folders and folders of `trl-rec evaluate` over the same users, or one
             study folder.
         output (`str` or `Path`): The HTML file. An existing file is replaced.
-        names (`Sequence[str]`, *optional*): A name per folder; folders of one name are seeds of one recommender. By
-            default, runs whose recipes differ only in the seed belong together.
+        names (`Sequence[str]`, *optional*): A name per folder. Folders with the same name are seeds of one
+            recommender. By default, runs whose recipes differ only in the seed belong together.
         dataset (`str` or `Path`, *optional*): The dataset folder, for histories and for what users chose next. By
             default, the folder that the runs were measured on, if it is still there.
         show_users (`bool`, *optional*, defaults to `False`): Whether lists are headed by user ids rather than by the

@@ -77,8 +77,8 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
             if name != run.kept.recommender:
                 arms.setdefault(name, Arm(name, [run], [name], is_own=False))
 
-    # Without names, a recommender gets its name in the results. If several recommenders have this name, its folder (or
-    # the name of its group, if it has several runs) is added.
+    # If `names` is not given, a recommender keeps the name that it has in the results. If several recommenders have
+    # this name, its folder (or the name of its group, if it has several runs) is added.
     own = [folder for folder, run in runs.items() if run.kept.recommender is not None]
     named = None if names is None else [name for name, folder in zip(names, runs, strict=True) if folder in own]
     if len(own) == 1 and named is None:
@@ -99,7 +99,8 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """Returns a short name for each folder: the last parts of its path, as many as tell the folders apart."""
+    """Returns a short name for each folder: as many of the last parts of its path as are needed to tell the folders
+    apart."""
     parts = [folder.absolute().parts for folder in folders]
     if len(set(parts)) < len(parts):
         repeated = next(folder for folder, part in zip(folders, parts, strict=True) if parts.count(part) > 1)
@@ -111,7 +112,8 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_run(evaluated: Path, trained: Path, name: str) -> Run:
-    """Reads the folder of an evaluation and the run folder of the model, whose files may be missing."""
+    """Reads an evaluation, and what else its folder and the run folder of the model contain for a page. Only the
+    evaluation is required."""
     kept = read_evaluation(evaluated)
     log = trained / "eval.jsonl"
     recipe = trained / "recipe.yaml"
@@ -188,7 +190,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
 
 
 def _read_study(folder: Path) -> tuple[list[Arm], Study]:
-    """Returns the arms of a study that were measured, and what the study states about them."""
+    """Returns the measured arms of a study, and what the study states about them."""
     path = folder / STUDY
     content = _read_mapping(path)
     try:
@@ -253,7 +255,8 @@ def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _dataset(kept: KeptEvaluation, path: str | Path | None) -> RecDataset | None:
-    """Loads the dataset that was evaluated, or returns None where it is not there."""
+    """Loads the dataset that was evaluated. If no path is given, and the recorded folder is missing or no longer
+    contains this dataset, returns None."""
     recorded = kept.settings.get("dataset")
     if path is None and (not isinstance(recorded, str) or not (Path(recorded) / "card.json").is_file()):
         return None

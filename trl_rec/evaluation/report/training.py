@@ -78,7 +78,7 @@ def curves_section(material: Material) -> Section | None:
 
 
 def signal_sections(material: Material) -> list[Section]:
-    """What BLADE and the other methods log about what they learn from."""
+    """Charts of the quantities that BLADE and the other methods learn from, as they were logged."""
     sections = []
     if _is_blade(material):
         over = _chart(material, DISTANCE, over="kl")
@@ -134,7 +134,7 @@ def _chart(material: Material, signal: Signal, *, over: str = "step") -> Panel |
 
 
 def _points(run: Run, name: str, over: str) -> Points:
-    """The logged points of a quantity, thinned out evenly, with the last one."""
+    """The logged points of a quantity, thinned out evenly. The last point is always kept."""
     points = [(float(entry[over]), float(entry[name])) for entry in run.log if _is_number(entry, over, name)]
     stride = -(-len(points) // MOST_POINTS) or 1
     return [*points[:-1:stride], *points[-1:]]

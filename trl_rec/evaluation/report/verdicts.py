@@ -18,7 +18,8 @@ REMARK = (
 
 
 def verdicts_section(material: Material) -> Section | None:
-    """The comparisons of a study, or of all runs with the strongest baseline and with the first run."""
+    """The comparisons of a study. Without a study, every recommender is compared with the strongest baseline and with
+    the first recommender that is not a baseline."""
     if material.study is not None:
         blocks = _study_blocks(material.study)
     else:
