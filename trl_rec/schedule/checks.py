@@ -42,7 +42,8 @@ def check_pipeline(
 def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
     """Raises `ValueError` if a stage cannot start.
 
-    Checks the launcher, the folder, items and prompts of the first policy, and the rows and ratings of the dataset.
+    Checks three things: the launcher; the folder, items and prompts of the first policy; and the dataset, which needs
+    validation rows and, for stages of feedback, ratings.
 
     Args:
         stages: The stages, in the order of training.
@@ -64,8 +65,8 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
             f"the policy in {start}", trained_with["prompt"], trained_with["renormalize"], schedule.config
         )
 
-    # Build the tables of unfinished feedback stages already now, to raise their errors before any training. This is
-    # possible because these tables do not depend on a policy.
+    # Build the tables of the feedback stages that are not finished, so that their errors are raised before any
+    # training. This is possible because these tables do not depend on a policy.
     for number, stage in enumerate(stages, 1):
         is_finished = (schedule.folder(number, stage) / "stage.json").is_file()
         if stage.source == "feedback" and not is_finished:

@@ -25,9 +25,9 @@ def self_play_buckets(prefixes: Dataset, beams: np.ndarray, catalog: ItemCatalog
     (easy), one (medium), or more (hard). With titles and item tokens, it depends on the rank among the beams that can
     be negatives: the last third is easy, the middle third medium, and the first third hard.
 
-    A beam cannot be a negative if its text equals the text of the target, of an item that the user chose in training,
-    or of a better beam of the same prompt. Texts are compared because the model cannot distinguish items with the same
-    text.
+    A beam cannot be a negative if its text equals the text of the target, of another item of the user in the training
+    split, or of a better beam of the same prompt. Texts are compared because the model cannot distinguish items with
+    the same text.
 
     Args:
         prefixes, beams, catalog, train: As in [`self_play_preferences`].
@@ -78,8 +78,8 @@ def _can_be_negative(
 def _num_shared_tokens(catalog: ItemCatalog, beams: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Returns the number of leading tokens that the semantic IDs of a beam and of the target share, `(N, W)`.
 
-    Padding counts as shared, so the number may exceed the length of the ID if a beam has the target's ID. Such a beam
-    is never a negative.
+    The padding after short IDs counts as shared. So if a beam has the target's ID, the number may exceed the length of
+    this ID. Such a beam is never a negative.
     """
     assert catalog.semantic_ids is not None
     # Encode tokens as integers, so that all beams are compared at once per level.

@@ -4,8 +4,8 @@ Each stage starts from the policy that the previous stage trained, or, if that p
 that the previous stage started from. A stage has its own folder, which contains the beams of the policy that it
 starts from (for self-play), checkpoints, the trained model and, when the stage is finished, `stage.json`. Finished
 work is not repeated. After the process was killed, the same call resumes at the last completed part of the beam search
-or at the last checkpoint, and ends with the same weights. Every stage loads its policy from disk, so the result does
-not depend on whether the previous stage was trained by the same call.
+or at the last checkpoint, and ends with the same weights as an uninterrupted call. Every stage loads its policy from
+disk, so the result does not depend on whether the previous stage was trained by the same call.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ NOT_THE_POLICY = (
 
 
 def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> list[dict[str, Any]]:
-    """Trains the stages in order and copies the last kept policy, or else the first policy, into `output_dir`.
+    """Trains the stages in order, then copies the last kept policy into `output_dir` (if none was kept, the first).
 
     Args:
         stages: The stages, in the order of training.

@@ -1,7 +1,7 @@
 """The three parts of Align³GR: semantic IDs of items and users, multi-task fine-tuning, and preference stages.
 
 Each part has its own folder, and a finished part is not run again. If the process is killed, the same call resumes
-in the unfinished part, and ends with the same IDs and weights.
+in the unfinished part, and ends with the same IDs and weights as an uninterrupted call.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Writes the settings of the work in an output folder to `plan.json`, so that later calls resume only the same work.
+"""Writes `plan.json`, the settings of a training, so that a later call resumes it only with the same settings.
 
-The plan contains every setting that affects the trained weights or the reported metrics, and is written before any
-training. A later call with a different plan raises `ValueError`. Settings that only affect speed, memory or logging
-may change between calls.
+The plan contains every setting that affects the trained weights or the reported metrics, and is written to the output
+folder before any training. A later call with a different plan raises `ValueError`. Settings that only affect speed,
+memory or logging may change between calls.
 """
 
 from __future__ import annotations

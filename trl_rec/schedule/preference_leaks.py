@@ -79,7 +79,7 @@ def _is_prefix(users: np.ndarray, chosen: np.ndarray, history: Ragged, train: Da
 
 
 def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Returns whether the history of each row equals the values just before any of its matches, `(N,)`.
+    """Returns whether the history of each row equals the values just before at least one of its matches, `(N,)`.
 
     A match is a pair of `row[i]` and `position[i]`, where the position is an index into `values`. All matches are
     compared together, backwards from the newest history item.

@@ -35,14 +35,14 @@ def self_play_preferences(
     difficulty: str = "any",
     num_negatives: int = 20,
 ) -> Dataset:
-    """Builds a preference table from the policy's own recommendations, best first.
+    """Builds a preference table whose negatives are the policy's own recommendations, best first.
 
-    The negatives do not include the target or any other item that the user chose in training, because these are
+    The negatives include neither the target nor the other items of the user in the training split, because these are
     correct answers in other rows of the user.
 
     The negatives may include validation and test items of the user. Excluding them would require the held-out data,
-    and a model could learn the held-out items from their absence among the negatives. So they are treated like every
-    other item that the user did not choose in training.
+    and a model could learn the held-out items from their absence among the negatives. So held-out items are treated
+    like all items that the user does not have in the training split.
 
     Args:
         prefixes: Prompts from `training_prefixes`.
@@ -73,7 +73,7 @@ def random_preferences(
     seed: int = 0,
     catalog: ItemCatalog | None = None,
 ) -> Dataset:
-    """Builds a preference table with random negatives that the user did not choose in training.
+    """Builds a preference table with random negatives, excluding the user's items in the training split.
 
     Softmax-DPO uses such negatives. The negatives of a row depend only on the seed and the number of the row.
 
@@ -82,7 +82,7 @@ def random_preferences(
         num_items: Size of the catalogue.
         train: The training split that the prefixes come from.
         num_negatives (*optional*, defaults to `20`): Maximum number of negatives per prompt. A prompt has fewer if the
-            catalogue does not have enough items that the user did not choose.
+            catalogue has too few items other than those of the user.
         seed (*optional*, defaults to `0`): Seed of the negatives.
         catalog (*optional*): Required if several items may have the same text. They then count as one item, and the
             first of them is used.
@@ -111,7 +111,7 @@ def random_preferences(
 
 
 def preference_table(prefixes: Dataset, rejected: Ragged) -> Dataset:
-    """Builds the table from prefixes, with their targets as chosen items, and the rejected items of each prefix."""
+    """Builds a preference table. Row `i` has the target of prefix `i` as chosen item, and row `i` of `rejected`."""
     history = split_rows(prefixes, "history")
     columns = {
         "user": pa.array(column(prefixes, "user"), pa.int32()),

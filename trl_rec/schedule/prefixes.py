@@ -56,7 +56,7 @@ def prefixes_at(train: Dataset, targets: np.ndarray, *, max_history: int | None 
     sequences = join(history, target)
     ratings = ratings_of(train)
 
-    # Find the slice of each prefix in the sequence of its row, which ends just before the target, (N,) each.
+    # Find where each prefix starts and stops in the sequence of its row. It stops just before the target. (N,) each.
     source = np.searchsorted(target.offsets, targets, side="right") - 1  # the row of each target
     first = sequences.offsets[source]
     stop = first + history.lengths[source] + targets - target.offsets[source]

@@ -44,8 +44,9 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         schedule: The settings that all stages share.
 
     Returns:
-        The results of the baselines by name, of the policies `before` and `after` the stages and, if there is a prior,
-        of the prior and of `after x prior`.
+        The results by name: those of each baseline, those of the first policy (`before`) and the last policy
+        (`after`) and, if there is a prior, those of the prior alone (`prior`) and of its product with the last policy
+        (`after x prior`).
     """
     config = schedule.config
     dataset = schedule.dataset

@@ -33,7 +33,7 @@ def stage_preferences(
     """Builds the preference table of a stage, and computes statistics of it (see [`bucket_report`]).
 
     Args:
-        number: Number of the stage, from 1. It is added to the seed, so that each stage samples other prompts and
+        number: Number of the stage, from 1. It is added to the seed, so that the stages sample different prompts and
             negatives.
         stage: The stage.
         policy, tokenizer: The policy that the stage starts from, for self-play.

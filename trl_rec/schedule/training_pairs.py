@@ -1,4 +1,4 @@
-"""The set of (user, item) pairs in training, stored as a sorted array of integers for binary search.
+"""The set of (user, item) pairs in the training split, stored as a sorted array of integers for binary search.
 
 A model cannot distinguish items with the same text. Where this matters, items are replaced by codes that identify
 distinct texts.
@@ -21,7 +21,7 @@ from trl_rec.schedule.prefixes import column
 
 @dataclass(frozen=True, eq=False)
 class TrainingPairs:
-    """The distinct pairs of a user and an item (or the code of an item's text) in training.
+    """The distinct pairs of a user and an item (or the code of an item's text) in the training split.
 
     Args:
         keys (`np.ndarray`): The key of each pair (see [`pair_keys`]), in ascending order.
@@ -38,7 +38,7 @@ class TrainingPairs:
         return cls(np.unique(pair_keys(column(train, "user")[sequences.row_ids], items)))
 
     def contain(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Returns whether each user chose each item. The two arrays are broadcast against each other."""
+        """Returns whether each pair is in the training split. The two arrays are broadcast against each other."""
         if not len(self.keys):
             return np.zeros(np.broadcast_shapes(users.shape, items.shape), bool)
         keys = pair_keys(users, items)

@@ -68,7 +68,8 @@ def make_card(
     - `moved` and `extended`: the number of items whose codes were changed, and the number of items that got an
       additional token.
     - `largest_group`: the largest number of items with the same ID.
-    - `without_vector`: the number of items whose vector is zero because training contains no information about them.
+    - `without_vector`: the number of items whose vector is zero because the training split contains no information
+      about them.
     - `levels`: for each level, the number of codes `used`, their `perplexity` (the exponential of the entropy of
       their frequencies), the relative quantisation error after the level (`left`), and the number of items per code
       (`counts`).
@@ -80,7 +81,7 @@ def make_card(
         codes (`IdCodes`): The items' codes.
         semantic_ids (`Ragged`): The items' tokens.
         catalog (`ItemCatalog`): The items.
-        popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
+        popularity (`np.ndarray` of shape `(num_items,)`): Number of interactions with each item in the training split.
         settings (`Mapping`): The settings that the IDs were made with. IDs with equal settings are reused.
         without_vector (`int`): Number of items whose vector is zero.
         training (`Mapping`, *optional*): Statistics about the training of trained IDs, stored unchanged.

@@ -4,7 +4,7 @@ The encoder is trained on the training split only.
 
 Deviation: Align³GR (arXiv 2511.11255) uses target attention (DIN), which reads a sequence once per item that it
 scores. The causal self-attention here reads a sequence once for all positions, which is affordable on a CPU. As in the
-authors' code, the vector of a user is pooled from the vectors e_i of the chosen items: w = softmax(e_i . mean(e) /
+authors' code, the vector u of a user is pooled from the vectors e_i of the user's items: w = softmax(e_i . mean(e) /
 sqrt(width)), u = sum of w_i e_i.
 
 Legend: B sequences, T items in the longest sequence, D width, K negatives, P positions at which an item is predicted.
@@ -55,8 +55,8 @@ def collaborative_vectors(
         cache (`Path`, *optional*): Folder in which the vectors are cached.
 
     Returns:
-        `torch.Tensor` of shape `(num_items, width)`, float32: The vectors; zeros for items that do not occur in
-        training.
+        `torch.Tensor` of shape `(num_items, width)`, float32: The vectors; zeros for items that do not occur in the
+        training split.
     """
     occurs = torch.from_numpy(popularity(train, num_items) > 0)
     windows, is_new = _windows(train)
@@ -156,7 +156,7 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
 
 def _train(windows: Ragged, is_new: Ragged, num_items: int, width: int, max_epochs: int) -> Tensor:
     """Trains the encoder and returns its item embeddings after the best epoch, `(num_items, width)`."""
-    # 1. Hold out some of the windows. With fewer than HELD_OUT windows, the loss is measured on those for training.
+    # 1. Hold out some of the windows. If there are too few to hold one out, the loss is measured on all of them.
     is_held_out = np.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
     fitted = np.flatnonzero(~is_held_out)
     held_out = np.flatnonzero(is_held_out)

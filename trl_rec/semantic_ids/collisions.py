@@ -1,4 +1,4 @@
-"""Resolves collisions, that is, items with equal codes: by free codes of the last level, or by an additional code.
+"""Resolves collisions (items with equal codes) by assigning free codes of the last level or an additional code.
 
 [`repair_last_level`] changes only the last level, so the leading codes keep their meaning. The items that share all
 codes except the last form a *cell*. Collisions remain only in cells with more items than the last level has codes;
@@ -50,7 +50,7 @@ def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tens
     for items in _by_cells(waiting, cell, max(CHUNK // num_codes, 1)):
         cells, row = cell[items].unique(return_inverse=True)
 
-        # 3. Mark the codes of the items in these cells that keep their codes.
+        # 3. Mark the codes that are taken in these cells: the codes of the items that are not waiting.
         settled = (torch.isin(cell, cells) & ~is_waiting).nonzero().squeeze(1)
         taken = torch.zeros(len(cells), num_codes, dtype=torch.bool)
         taken[torch.searchsorted(cells, cell[settled]), codes[settled, -1]] = True
@@ -82,7 +82,7 @@ def group_of(codes: Tensor) -> Tensor:
 def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, num_codes: int) -> Tensor:
     """Returns the indices of the items that need another code, ascending.
 
-    These are the items that share all codes with another item (a group), except the item of each group nearest to its
+    Items with equal codes form a group. All items of a group need another code, except the item nearest to its
     centroid. Items of a group with equal residuals, such as items without a vector, compete for the same `num_codes`
     codes. Only the first `num_codes` of them are returned: the rest would find no free code, and they can make up most
     of the catalogue.

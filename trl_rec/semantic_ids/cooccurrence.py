@@ -1,4 +1,4 @@
-"""Co-occurrence statistics: how much more often than by chance items occur near each other in training sequences.
+"""Co-occurrence statistics: how much more often items occur near each other in a sequence than expected by chance.
 
 Only pairs that occur are stored, so memory grows with the number of interactions and not with the square of the number
 of items.
@@ -59,7 +59,7 @@ def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRo
         window (`int`, *optional*, defaults to `5`): Maximum distance at which a pair counts.
 
     Returns:
-        [`SparseRows`]: The positive entries, of a `(num_items, num_items)` matrix.
+        [`SparseRows`]: The positive entries of the matrix `(num_items, num_items)`.
     """
     check_is_train(train, "semantic IDs")
     low, high, counts = _pair_counts(train, num_items, window)
@@ -70,7 +70,7 @@ def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRo
 
 
 def popularity(train: Dataset, num_items: int) -> np.ndarray:
-    """Returns how often each item was chosen in training, `(num_items,)`."""
+    """Returns the number of interactions with each item in the training split, `(num_items,)`."""
     check_is_train(train, "semantic IDs")
     sequences, is_new = training_sequences(train)
     return np.bincount(sequences.values[is_new], minlength=num_items)
@@ -86,7 +86,7 @@ def training_sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
     history = split_rows(train, "history")
     sequences = join(history, split_rows(train, "targets"))
 
-    # The history of a row repeats interactions of the user's earlier rows, so only a user's first history is new.
+    # The history of a row repeats interactions of the user's earlier rows, so only the first row's history is new.
     is_first_row = np.zeros(len(sequences), bool)
     is_first_row[np.unique(split_users(train), return_index=True)[1]] = True
     is_target = within(sequences.lengths) >= history.lengths[sequences.row_ids]

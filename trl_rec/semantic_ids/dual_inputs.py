@@ -61,13 +61,13 @@ class DualInputs:
         item_text (`torch.Tensor` of shape `(I, ...)`): Scaled vectors of the items' texts.
         user_text (`torch.Tensor` of shape `(U, ...)`): Scaled vectors of the users' texts.
         behaviour (`torch.Tensor` of shape `(I, ...)`): Collaborative vectors of the items, unscaled.
-        known (`torch.Tensor` of shape `(I,)`): True for items that occur in training.
+        known (`torch.Tensor` of shape `(I,)`): True for items that occur in the training split.
         scales (`dict`): The scalings of `"item_text"`, `"item_behaviour"` and `"user_behaviour"`.
         histories (`torch.Tensor` of shape `(U, T)`): The newest training items of each user, padded with 0.
         mask (`torch.Tensor` of shape `(U, T)`): False for padding in `histories`.
         pairs (`torch.Tensor` of shape `(2, P)`): Users and items that they chose, without duplicates.
         held_out (`torch.Tensor` of shape `(2, ...)`): Held-out users and items, excluded from all other inputs.
-        popularity (`torch.Tensor` of shape `(I,)`): How often each item was chosen in training.
+        popularity (`torch.Tensor` of shape `(I,)`): Number of interactions with each item in the training split.
     """
 
     item_text: Tensor
@@ -90,8 +90,8 @@ class DualInputs:
                 zeros. By default no behaviour is replaced.
 
         Returns:
-            `torch.Tensor` of shape `(N, W)`: Text and behaviour. The behaviour of items that do not occur in training
-            is zeros too.
+            `torch.Tensor` of shape `(N, W)`: Text and behaviour. The behaviour of items that do not occur in the
+            training split is zeros too.
         """
         is_shown = self.known[rows] if keep is None else self.known[rows] & keep
         behaviour = self.scales["item_behaviour"](self.behaviour[rows]) * is_shown.unsqueeze(1)
@@ -115,7 +115,7 @@ class DualInputs:
         return torch.cat([self.user_text[rows], behaviour * mask.any(1, keepdim=True)], 1)
 
     def chose(self, users: Tensor, items: Tensor) -> Tensor:
-        """Returns whether each user chose each item in training, `(len(users), len(items))`.
+        """Returns whether each user chose each item in the training split, `(len(users), len(items))`.
 
         Held-out pairs count as chosen.
         """
@@ -200,7 +200,8 @@ def dual_inputs(
     mask = torch.from_numpy(newest.padded() >= 0)
     scales["user_behaviour"] = _user_scaling(vectors, histories, mask)
 
-    # 5. Collect the pairs. A held-out pair that also occurs in training is dropped, because it would test nothing.
+    # 5. Collect the pairs. A held-out pair that also occurs among these pairs is not evaluated, because it would test
+    # nothing.
     pairs = np.unique(chosen.row_ids * num_items + chosen.values)
     is_repeated = torch.isin(held_out[0] * num_items + held_out[1], torch.from_numpy(pairs))
 

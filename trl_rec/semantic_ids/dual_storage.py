@@ -38,7 +38,8 @@ class ItemIdEncoder:
         tower (`Tower`): The item tower.
         encoder (`TextEncoder`): The text encoder that the tower was trained with.
         scaling (`Scaling`): The scaling of the text vectors.
-        behaviour_width (`int`): Width of the behaviour in the tower's input, which is zeros for new items.
+        behaviour_width (`int`): Width of the part of the tower's input that contains behaviour. This part is zeros for
+            new items.
     """
 
     tower: Tower

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 NUM_OTHERS = 60  # number of other items that a held-out item is ranked against
 MOST_HELD_OUT = 10_000  # maximum number of held-out pairs that are evaluated
-LEAST_GAIN = 0.001  # minimum relative improvement; an epoch with less counts towards `patience`
+LEAST_GAIN = 0.001  # relative improvement that an epoch must exceed, or it counts as one without improvement
 CHUNK = 8192  # number of items or users that are computed at a time outside training
 
 
@@ -310,7 +310,7 @@ class DualTraining:
         return nn.ModuleList([self.item_tower, *([] if self.user_tower is None else [self.user_tower])])
 
     def _latents(self) -> Iterator[tuple[Tower, Tensor]]:
-        """Yields each tower with the vectors that it quantises, for all items or users that occur in training."""
+        """Yields each tower with the vectors that it quantises, for all items or users in the training split."""
         with torch.no_grad():
             items = self.inputs.known.nonzero().squeeze(1)
             yield self.item_tower, self.latents(self.item_tower, self.fused_items(items))

@@ -1,4 +1,4 @@
-"""Exports and imports semantic IDs as `X.index.json`, a file of other projects that maps item ids to tokens."""
+"""Exports and imports semantic IDs as `X.index.json`, LC-Rec's file format, which maps item ids to tokens."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
     """Reads IDs from an index file and writes them into the dataset folder.
 
     Args:
-        dataset (`RecDataset`): A dataset returned by `prepare` or `load`. The file must contain all its items, and may
-            contain others.
-        path (`str` or `Path`): The file. Tokens may be arbitrary strings. No ID may be a prefix of another ID.
+        dataset (`RecDataset`): A dataset returned by `prepare` or `load`.
+        path (`str` or `Path`): The index file. It must contain all items of the dataset, and may contain others. Its
+            tokens may be arbitrary strings. No ID may be a prefix of another ID.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace other IDs in the folder. If False, such
             IDs raise a ValueError.
 
@@ -80,7 +80,7 @@ def _card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]
     columns = [np.unique(column, return_inverse=True)[1] for column in padded.T]
     codes = torch.from_numpy(np.stack(columns, 1))
 
-    # 2. Describe them as codes without quantisation errors and without a repair.
+    # 2. Describe them as codes that were not repaired, and whose quantisation errors are unknown.
     no_extra = torch.full((len(semantic_ids),), -1)
     id_codes = IdCodes(codes, codes, no_extra, errors=None, num_codes=int(codes.max()) + 1)
     settings = {

@@ -20,7 +20,7 @@ NEGLIGIBLE = 1e-5
 
 
 def cooccurrence_vectors(train: Dataset, num_items: int, *, width: int = 64, window: int = 5, seed: int = 0) -> Tensor:
-    """Computes one vector per item. The vectors of items that occur near the same items in training are similar.
+    """Computes one vector per item. Items that occur near the same items in the training split get similar vectors.
 
     Args:
         train (`Dataset`): The training split. Any other split raises a ValueError.
@@ -32,7 +32,7 @@ def cooccurrence_vectors(train: Dataset, num_items: int, *, width: int = 64, win
 
     Returns:
         `torch.Tensor` of shape `(num_items, width)`, float32: Vectors of norm 1; zeros for items without positive
-        mutual information with any item, such as items that do not occur in training.
+        mutual information with any item, such as items that do not occur in the training split.
     """
     left, values = truncated_svd(associations(train, num_items, window=window), width, seed=seed)
     return torch.nn.functional.normalize(left * values.sqrt())

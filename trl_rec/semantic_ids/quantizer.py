@@ -27,8 +27,8 @@ class Quantized(NamedTuple):
     """Latent vectors after quantisation.
 
     Args:
-        vectors (`torch.Tensor` of shape `(N, D)`): The sum of each vector's centroids. The straight-through estimator
-            passes its gradient to the latent vectors unchanged.
+        vectors (`torch.Tensor` of shape `(N, D)`): The sum of each latent vector's centroids. The straight-through
+            estimator passes the gradient of this sum unchanged to the latent vector.
         loss (`torch.Tensor` of shape `(N,)`): |sg[r] - e|^2 + `COMMITMENT` |r - sg[e]|^2, averaged over the levels,
             where r is the residual, e its centroid and sg stops the gradient.
     """

@@ -1,4 +1,4 @@
-"""Studies fix arms, seeds and comparisons first. Then they train the arms, and measure each once on the test split."""
+"""Studies decide arms, seeds and comparisons first. Then they train each arm and measure it once on the test split."""
 
 from typing import TYPE_CHECKING
 

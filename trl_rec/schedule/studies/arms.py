@@ -37,8 +37,8 @@ class Arm:
             point, an empty mapping.
         start (*optional*): Name of the arm whose policy this training starts from.
         seeds: The seeds of the training.
-        headroom (*optional*): An upper bound on the arm's gain over `against` in the primary measure, measured
-            beforehand.
+        headroom (*optional*): An upper bound, measured beforehand, on the arm's gain in the primary measure over the
+            arm that the study names with `against`.
         needs: What the data must have: `users` (a minimum number of test users), `ratings`, `titles`.
     """
 
@@ -61,7 +61,7 @@ class Arm:
 
 
 def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Arm]:
-    """Reads the arms, ordered so that each comes after its start. Raises `ValueError` if they are not consistent.
+    """Reads the arms, each after the arm that it starts from. Raises `ValueError` if they are not consistent.
 
     Args:
         config: The configuration of the study.
@@ -120,7 +120,7 @@ def read_comparisons(config: StudyConfig, arms: Mapping[str, Arm]) -> list[tuple
 
 
 def with_recipe(keys: Mapping[str, Any], read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Returns the keys of a section on top of those of the recipe that the section names with `config`, if any."""
+    """Returns the keys of a section. If its key `config` names a recipe, adds the keys that only the recipe has."""
     own = dict(keys)
     named = own.pop("config", None)
     return {**(read_recipe(str(named)) if named is not None else {}), **own}

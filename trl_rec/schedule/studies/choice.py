@@ -20,7 +20,7 @@ CHOICE = "choice.json"
 
 
 def choose(arm: Arm, values: Mapping[int, float | None], primary: str) -> int:
-    """Returns the number of the point with the highest value; of equal ones, the first.
+    """Returns the number of the point with the highest value, or of the first such point if there are several.
 
     Args:
         arm: The arm.

@@ -29,15 +29,16 @@ class StudyConfig:
             - `tokenize`: keys of `trl-rec tokenize`. The arm then uses a copy of the dataset whose semantic IDs are
               made with these keys;
             - `seeds`: the seeds of this training, if it uses only some of the study's seeds;
-            - `needs`: what the data must have, such as `{users: 200, ratings: true, titles: true}`. Without it, the
-              arm is left out. An arm with `lists` may have this key too;
+            - `needs`: what the data must have, such as `{users: 200, ratings: true, titles: true}`. If the data does
+              not have all of it, the arm is left out. An arm with `lists` may have this key too;
             - `headroom`: an upper bound on the arm's gain over `against` in the primary measure, if one was measured
               beforehand.
         against (`str`): Name of the arm that the other arms are compared with. An arm is recommended only if it is
             better than this one.
         dataset (`str`, *optional*): The dataset folder. Takes precedence over `prepare`.
-        prepare (`dict`, *optional*): Keys of `trl-rec prepare`, which makes the dataset; `config` names a recipe.
-        tokenize (`dict`, *optional*): Keys of `trl-rec tokenize`, which makes the semantic IDs of the dataset;
+        prepare (`dict`, *optional*): Keys of `trl-rec prepare`, which makes the dataset. The key `config` names a
+            recipe.
+        tokenize (`dict`, *optional*): Keys of `trl-rec tokenize`, which makes the semantic IDs of the dataset. The key
             `config` names a recipe.
         seeds (`list[int]`, *optional*, defaults to `[0, 1, 2]`): Seeds of the trainings.
         primary (`str`, *optional*, defaults to `"ndcg@10"`): Measure used to choose from grids and to test

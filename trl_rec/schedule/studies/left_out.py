@@ -1,4 +1,4 @@
-"""Leaves arms out of a study before the first training.
+"""Decides which arms a study leaves out, before the first training.
 
 An arm is left out if the data does not meet its needs, if it can only gain less than the study can detect, or if it
 starts from an arm that is left out.

@@ -29,8 +29,8 @@ def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str,
     for name, arm in study.arms.items():
         if arm.lists is not None and name not in study.left_out:
             runs[name, None] = _test(study, name, {**common, "lists": arm.lists, "name": name}, f"{arm.slug}/lists")
-    # Every measurement of a model that orders rated candidates contains the baselines of that task. For the other
-    # task, the baselines are measured by a run of their own.
+    # Every measurement of a model that orders rated candidates contains the baselines of that task. In a study without
+    # such models, the baselines are measured by a separate run.
     rated = next((runs[name, arm.seeds[0]] for name, arm in study.trainings.items() if arm.verb == "alro"), None)
     baselines = rated or _test(study, "baselines", common, "baselines/all")
     study.finish(list({run.path: run for run in (baselines, *runs.values())}.values()), None, TEST)

@@ -62,7 +62,7 @@ class Busy(Exception):
 
 
 class Lock:
-    """Lock of a run that the processes of the run inherit. Raises [`Busy`] if such a process is still alive.
+    """Lock of a run, inherited by the processes of the run. Raises [`Busy`] if one of them is still alive.
 
     Args:
         run (`Path`): The run folder. The lock is on a hidden file beside it.

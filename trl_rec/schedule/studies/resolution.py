@@ -21,7 +21,7 @@ from trl_rec.trainer.alro.rows import held_out_rows
 
 BOUNDED = ("ndcg", "recall", "hit", "mrr")  # measures that are at most the share of rows with a reachable target
 KS = (1, 5, 10)
-OF_BASELINES = ("ks", "exclude_history", "rewards", "seed")  # the pilot is always measured on validation
+OF_BASELINES = ("ks", "exclude_history", "rewards", "seed")  # without "split", which is always validation here
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Resolution:
         return self.ceiling - self.reference
 
     def is_decidable(self, arm: Arm) -> bool:
-        """Returns whether the headroom of a training, if it is known, is at least the smallest difference."""
+        """Returns False if the headroom of a training is known to be below the smallest difference, else True."""
         headroom = self.headroom(arm)
         return headroom is None or self.smallest is None or headroom >= self.smallest
 
@@ -86,8 +86,8 @@ def resolution(
         return Resolution(None, None, None)
 
     # The pilot compares two baselines. The difference between them is assumed to vary over the users as much as the
-    # difference between a trained model and a baseline. Baselines have no seeds, so the pilot knows nothing about the
-    # variation between seeds, and neither the study's number of seeds nor that of its comparisons enters.
+    # difference between a trained model and a baseline. Baselines have no seeds, so the estimate does not include the
+    # variation between seeds. It depends neither on the number of seeds nor on the number of comparisons.
     smallest = smallest_difference(
         [baselines[pilot[0]].per_user],
         [baselines[pilot[1]].per_user],
@@ -102,7 +102,7 @@ def resolution(
 
 
 def _reachable(dataset: RecDataset, exclude_history: bool) -> float:
-    """Returns the share of validation rows with a target that occurs in training and that may be recommended.
+    """Returns the share of validation rows with a target that is in the training split and may be recommended.
 
     If `exclude_history` is True, a target in the history of its row may not be recommended.
     """

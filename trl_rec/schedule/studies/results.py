@@ -113,8 +113,8 @@ def recommendation(against: str, comparisons: Sequence[Comparison], arms: Mappin
     """Returns "use ARM", or "no difference from X" if no arm is better than X, the arm named by `against`.
 
     If several arms are better, ARM is the one with the highest primary measure on validation. Choosing by the test
-    split instead would overestimate the measure of the chosen arm. So if some of these arms have no validation
-    measure, such as lists made elsewhere, all better arms are named.
+    split instead would overestimate the measure of the chosen arm. So if some of these arms, such as lists made
+    elsewhere, have no validation measure, all better arms are named.
     """
     better = [one for one in comparisons if one.against == against and one.verdict.startswith("better")]
     if not better:

@@ -33,7 +33,7 @@ class Run:
         verb: The verb.
         keys: All keys of the verb besides `output_dir`.
         path: The run folder.
-        once: Whether the run must never be repeated with other keys, such as a measurement of the test split.
+        once: Whether the run must never be repeated with other keys. True for measurements of the test split.
         has_folder: Whether the verb writes to the run folder, rather than to a dataset folder.
     """
 

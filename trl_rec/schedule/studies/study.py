@@ -41,7 +41,7 @@ class Study:
         config (`StudyConfig`): The configuration.
         read_recipe (`Callable`): Returns the keys of a recipe by its name or file.
         say (`Callable`): Receives the lines that the user reads.
-        command (`str`, *optional*): The command of the study, for its results.
+        command (`str`, *optional*): The command that runs the study, recorded in `study.json`.
         start (`Launch`, *optional*): Starts a verb as a process.
     """
 
