@@ -4,7 +4,8 @@
         [--batch_size 4] [--runs 7]
 
 Without arguments, a small model reads item tokens of the toy world. With a dataset and a model, a language model reads
-titles. The three take turns on the same lists. Prints seconds of forward, backward and update (medians).
+titles. The three trainers take turns on the same lists. Prints the median seconds of a step: forward, backward and
+update.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": Tr
 
 
 class SeparateForwards(AlroTrainer):
-    """The obvious way: a forward pass per order, which reads the history each time."""
+    """ALRO in the obvious way, with a separate forward pass per order. Each pass reads the history again."""
 
     def _answers(self, model: Any, inputs: dict[str, Any]) -> AnswerTable:
         names = ("completion_ids", "completion_mask", "answer_mask", "names")  # each (B, orders, ...)
@@ -80,7 +81,7 @@ def make_trainers(dataset: RecDataset, arguments: Any, count: int, folder: str) 
 
 def measure(trainers: dict[str, AlroTrainer], runs: int) -> dict[str, list[float]]:
     """Seconds per step, without the first step."""
-    # 1. The same batches for all, and an optimizer for each.
+    # 1. Make the same batches for all trainers, and an optimizer for each.
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     batches = {}
     for name, trainer in trainers.items():

@@ -124,7 +124,7 @@ def main() -> None:
 
 def measure(trainers: dict[str, SFTTrainer], runs: int) -> None:
     """Prints time and memory of steps on the same rows."""
-    # 1. The same batches for both, and an optimizer for each.
+    # 1. Make the same batches for both trainers, and an optimizer for each.
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     peaks = {}
     batches = {}
@@ -145,7 +145,7 @@ def measure(trainers: dict[str, SFTTrainer], runs: int) -> None:
             trainer.optimizer.zero_grad()
             seconds[name].append(time.perf_counter() - start)
 
-    # 3. Memory, in a step of its own, as counting slows it down.
+    # 3. Measure memory in a separate step, because counting the bytes slows a step down.
     for name, trainer in trainers.items():
         with PeakBytes() as bytes_:
             trainer.training_step(trainer.model, dict(batches[name][0]), num_items_in_batch=torch.tensor(10))

@@ -6,8 +6,9 @@ Both use the same small model of random weights, with one token per item, and th
 completion length. The time covers rollouts, rewards, the reference's forward pass, backward and update.
 
 `GRPOTrainer` runs twice: unchanged, so that it samples from the whole vocabulary and its lists may contain duplicates
-and tokens that are not items; and with a logits processor that allows only distinct items of the catalogue. In neither
-case does it exclude the history, or score all lists of a prompt in one row. The trainers take turns. Prints medians.
+and tokens that are not items; and with a logits processor that allows only distinct items of the catalogue. In both
+cases, its lists may contain items of the history, and it scores each list in a separate row. The trainers take turns.
+Prints medians.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, con
     ours = blade(dataset, arguments, folder)
     model, tokenizer = policy(dataset, arguments)
 
-    # GRPO tokenizes the text again, which adds the first token.
+    # Leave out the first token, because GRPO tokenizes the text again and thereby adds it.
     prompts = [tokenizer.decode(row[1:]) for row in ours.train_dataset["prompt_ids"]]
     first = tokenizer.convert_tokens_to_ids("<item_0>")
     rows = {"prompt": prompts, "wanted": [[first + item for item in row] for row in ours.train_dataset["targets"]]}
@@ -159,7 +160,7 @@ def grpo(dataset: RecDataset, arguments: argparse.Namespace, folder: str, *, con
 
 
 def constrained_generate(model: Any, trie: TokenTrie, length: int) -> Any:
-    """`generate` with the processor. Each call gets a new one, as prompts differ in length."""
+    """Returns `generate` with the processor. Each call makes a new processor, because prompts differ in length."""
     generate = model.generate
 
     def constrained(*args: Any, input_ids: torch.Tensor, **kwargs: Any) -> Any:

@@ -12,8 +12,9 @@ differ.
 
     python benchmarks/decoding.py DATASET_FOLDER --weights RUN_FOLDER [--prompts 64] [--num_beams 10] [--runs 20]
 
-times `rank_items` with and without item weights instead, taking turns: a weight for every item, and 1,000 more per
-prompt. It uses one thread, and excludes histories. `RUN_FOLDER` is the output of a training verb.
+With `--weights`, the program instead times `rank_items` with and without item weights, in turns. There is one weight
+for every item, and there are 1,000 more per prompt. It uses one thread, and excludes histories. `RUN_FOLDER` is the
+output of a training verb.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def compare(arguments: argparse.Namespace) -> None:
         theirs_seconds.append(time.perf_counter() - start)
         print(f"run {run + 1}: rank_items {ours_seconds[-1]:.2f} s, generate {theirs_seconds[-1]:.2f} s", flush=True)
 
-    # Memory, in a search of its own, as counting slows it down.
+    # Measure memory in a separate search, because counting the bytes slows a search down.
     with PeakBytes() as bytes_:
         rank_items(model, prompts, trie, num_beams=arguments.num_beams)
 
@@ -180,8 +181,10 @@ def time_weights(folder: str, run: str, num_beams: int, num_prompts: int | None,
 
 
 def listed(trie: TokenTrie, sequences: Tensor) -> list[int]:
-    """The items of the generated sequences `(beams, T)`, at most one per beam. Items that share a title get one rank
-    each."""
+    """Returns the items of the generated sequences `(beams, T)`, at most `beams` items in total.
+
+    Items that share a title take one rank each.
+    """
     leaves = trie.walk(sequences).amax(-1)  # node numbers grow along a path, and are -1 after its end
     return [item for leaf in leaves for item in trie.items_at(leaf).tolist()][: len(sequences)]
 

@@ -5,8 +5,8 @@
 
 The dataset folder must have a leave-one-out split. SASRec has RecTools' default settings, which `--set` changes. It
 learns from the training items until its validation NDCG@10, measured every few epochs, no longer rises. The weights
-with the best value then make the lists for the test split. As in trl-rec, their histories include the validation item.
-The lists are written to `OUTPUT/lists.parquet`, and `trl-rec evaluate --lists` measures them.
+with the best value then make the lists for the test split. As in trl-rec, the history of a test user includes the
+validation item. The lists are written to `OUTPUT/lists.parquet`, and `trl-rec evaluate --lists` measures them.
 
 The program does not import trl_rec, because RecTools requires NumPy 1 on Python 3.11 and 3.12, and therefore an
 environment of its own.
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--against", nargs="*", default=[], help="run folders to compare with, on the same dataset")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=5, help="epochs between two measurements on validation")
-    parser.add_argument("--patience", type=int, default=5, help="measurements without a better one that end training")
+    parser.add_argument("--patience", type=int, default=5, help="measurements without improvement after which to stop")
     parser.add_argument("--max_epochs", type=int, default=300)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of RecTools' SASRecModel")
     parser.add_argument("--trl_rec", help="the command trl-rec; by default beside this Python, or on the PATH")
@@ -164,9 +164,10 @@ def make_dataset(histories: pd.DataFrame) -> Any:
 
 
 def recommend(model: Any, histories: pd.DataFrame, users: pd.Series, num_ranks: int) -> pd.DataFrame:
-    """Returns the columns `user_id`, `rank`, `item_id` and `score` of lists without items of the histories.
+    """Returns lists as a table with the columns `user_id`, `rank`, `item_id` and `score`.
 
-    A user of whose items the model knows none gets the most popular items.
+    The lists exclude the items of the user's history. If the model knows no item of a user, the list contains the most
+    popular items.
     """
     known = histories["item_id"].isin(model.data_preparator.get_known_item_ids())
     is_known = users.isin(histories.loc[known, "user_id"])

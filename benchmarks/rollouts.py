@@ -4,8 +4,9 @@
 
 The model is a Llama with random weights. Items are one token each, semantic IDs of three tokens, or titles of 4 to 16
 tokens. The processor removes the items that a list already contains from the logits, for all rows at once. `generate`
-is called once per prompt, as in a rollout loop (histories differ in length), and once for all prompts. The methods
-take turns. Prints lists per second (medians). OMP_NUM_THREADS sets the number of threads.
+is timed in two ways: with one call per prompt, as in a rollout loop (where histories differ in length), and with one
+call for all prompts. The methods take turns. Prints lists per second (medians). OMP_NUM_THREADS sets the number of
+threads.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Prints the time of the forward and backward pass, of the whole step, and the optimizer's share of the step. The model,
 the batch and the draws are those of `BearTrainer` with `targets: all`. Clipping and AdamW read and write every
-embedding, so their share grows with the catalogue. Times are processor seconds, which on one thread of an idle machine
-are the seconds that pass.
+embedding, so their share grows with the catalogue. Times are CPU seconds, which equal the elapsed time with one thread
+on an idle machine.
 
     OMP_NUM_THREADS=1 python benchmarks/sampled_items.py
 """

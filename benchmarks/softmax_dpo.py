@@ -1,4 +1,4 @@
-"""Times a training step of Softmax-DPO against one of TRL's `DPOTrainer` on the same comparisons as pairs.
+"""Times a training step of Softmax-DPO against one of TRL's `DPOTrainer`, which gets the same comparisons as pairs.
 
     python benchmarks/softmax_dpo.py [--completions 16 3] [--prompts 2] [--prompt_tokens 200] [--vocabulary 8192]
     [--runs 5]
@@ -121,7 +121,7 @@ def measure(trainers: dict[str, DPOTrainer], runs: int) -> None:
             step(trainer, batches[name])
             seconds[name].append(time.perf_counter() - start)
 
-    # 3. Memory, in a step of its own, as counting slows it down.
+    # 3. Measure memory in a separate step, because counting the bytes slows a step down.
     for name, trainer in trainers.items():
         with PeakBytes() as bytes_:
             step(trainer, batches[name])

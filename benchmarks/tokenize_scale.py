@@ -2,9 +2,9 @@
 
     python benchmarks/tokenize_scale.py [--items 1000000] [--width 384] [--levels 3] [--codes 256]
 
-There are two parts. The first makes item vectors from a generated log with twenty interactions per item, whose users
-each stay within a part of the catalogue. The second runs residual k-means and the repair on vectors of the given
-width, drawn from a mixture to resemble those of a text encoder.
+There are two parts. The first makes item vectors from a generated log with twenty interactions per item on average, in
+which each user chooses from a small part of the catalogue. The second runs residual k-means and the repair on vectors
+of the given width, drawn from a mixture to resemble those of a text encoder.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/trie.py [--items 10000000] [--small 10000]
 
 Prints seconds and peak resident memory, input included. Then it prints the time of one `children` call over 320 random
-nodes of equal width (32 prompts x 10 beams) in the large trie, relative to the small one. The last line repeats the
-figures as JSON.
+nodes with the same number of children (32 prompts x 10 beams) in the large trie, relative to the small one. The last
+line repeats the figures as JSON.
 """
 
 from __future__ import annotations

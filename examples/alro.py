@@ -1,4 +1,4 @@
-"""ALRO on MovieLens-100k: orders each user's last ten rated films, compared with SFT and the baselines.
+"""ALRO on MovieLens-100k, compared with SFT and the baselines: it orders each user's last ten rated films.
 
     accelerate launch examples/alro.py [--source ml-100k] [--max_steps -1]
 

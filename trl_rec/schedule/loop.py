@@ -62,7 +62,7 @@ NOT_THE_POLICY = (
 
 
 def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> list[dict[str, Any]]:
-    """Trains the stages in order, then copies the last kept policy into `output_dir` (if none was kept, the first).
+    """Trains the stages in order, then copies the last kept policy (`start` if none was kept) into `output_dir`.
 
     Args:
         stages: The stages, in the order of training.

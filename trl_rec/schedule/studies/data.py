@@ -1,4 +1,4 @@
-"""Makes the data of a study: its dataset, and a copy of the dataset for arms that have their own semantic IDs."""
+"""Makes the data of a study: its dataset, and copies of the dataset for arms that have their own semantic IDs."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
     chosen: dict[str, int] = {}
     values: dict[str, dict[int, float | None]] = {}
     while len(chosen) < len(study.trainings):
-        # Train all points of the arms that can start now. An arm that starts from another arm can start once a point has
-        # been chosen for the other arm.
+        # Train all points of the arms that can start now. If an arm starts from another arm, a point must have been
+        # chosen for the other arm.
         ready = [
             arm
             for name, arm in study.trainings.items()
