@@ -94,7 +94,7 @@ def _as_vector(values: Sequence[Tensor | float], device: torch.device) -> Tensor
 
 
 def describe_broken(batch: BatchLoss) -> str:
-    """Names the rows of this process whose loss is not finite, for an error message."""
+    """Describes, for an error message, which rows of this process have a loss that is not finite."""
     broken = ~batch.row_losses.isfinite()
     if not broken.any():
         return "all in the batches of other processes"

@@ -56,9 +56,9 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): Same as in `SFTTrainer`.
         args (`BearConfig`, *optional*): Configuration.
-        train_dataset (`Dataset`): One of the following: `RecDataset.train`; rows with `input_ids` and `labels`, whose
-            labels must be items of the catalogue unless `softmax="vocabulary"`; list rows from [`build_list_rows`];
-            rows of several tasks from [`build_training_rows`].
+        train_dataset (`Dataset`): One of the following: `RecDataset.train`; rows with `input_ids` and `labels` (with
+            `softmax="legal"` or a `target_age_decay` below 1, the labels must be items of the catalogue); list rows
+            from [`build_list_rows`]; rows of several tasks from [`build_training_rows`].
         eval_dataset (`Dataset`, *optional*): Rows as in `train_dataset`, or `RecDataset.validation`. With the latter,
             the catalogue is also ranked for its users.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Tokenizer that contains the tokens of the catalogue.
