@@ -40,8 +40,9 @@ def make_card(
 
     - `rows`, `targets`: numbers of rows and targets per split.
     - `sparsity`: 1 - interactions / (users x items).
-    - `tied_timestamps`: share of the interactions that have the same timestamp as another interaction of the user.
-      For a windowed source, the share of the windows that have the same timestamp as another window of the user.
+    - `tied_timestamps`: share of the interactions that have the same timestamp as another interaction of the same
+      user. For a windowed source, the share of the windows that have the same timestamp as another window of the same
+      user.
     - `cold_users`: for validation and test, the number of users who have items in the split but no history before it,
       and therefore no row. For a windowed source, the number of users who have a row but no training row.
     - `cold_targets`: for validation and test, the number of targets that occur in no training row.
@@ -130,7 +131,7 @@ def _items(rows: pa.Table, column: str) -> np.ndarray:
 
 
 def _share_of_ties(log: IndexedLog, splits: Mapping[str, pa.Table], split: str) -> float:
-    """Returns the share of interactions (or windows) with the same timestamp as another one of the user."""
+    """Returns the share of interactions (or windows) with the same timestamp as another one of the same user."""
     user = log.user
     timestamp = log.timestamp
     if split == "windows":

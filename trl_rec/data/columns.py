@@ -129,7 +129,7 @@ def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """Numbers the distinct values in order of first appearance.
 
-    Returns the number of each row's value, int32, and the array of distinct values.
+    Returns the index of each row's value in the array of distinct values, int32, and that array.
     """
     chunks = column.dictionary_encode().unify_dictionaries().chunks
     if not chunks:

@@ -4,8 +4,8 @@ Items that the user has chosen before are skipped, so a list contains distinct i
 history. A model samples such lists when histories are excluded. The history in the prompt is complete, including
 repeated items.
 
-The last list of a user may have fewer than `list_length` items. It does not end in EOS, because the rest of the list
-is unknown.
+The last list of a user may have fewer than `list_length` items. Such a shorter list does not end in EOS, because the
+rest of the list is unknown.
 
 If items are written as titles, twins (items with the same title) count as one item.
 """

@@ -50,7 +50,7 @@ def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
 def user_profiles(dataset: RecDataset, *, most: int = 3) -> list[str]:
     """Returns one text per user, such as `age 24, occupation technician; often Comedy, Drama, Action`.
 
-    The text of a user is empty if all columns are empty and no item of the user in the training split has a label.
+    The text is empty if the user has no column values, and none of the user's items in the training split has a label.
 
     Args:
         dataset: The dataset. Only its users and its training split are used.

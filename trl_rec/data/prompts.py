@@ -156,7 +156,8 @@ class PromptFormat:
 
         Args:
             histories: Item indices, oldest first.
-            users (*optional*): Row of each user in `RecDataset.users`. Required if prompts name users.
+            users (*optional*): The user of each history, as a row number in `RecDataset.users`. Required if prompts
+                name users.
             max_length (*optional*): Maximum number of tokens of a prompt and the longest completion together. The
                 oldest items of a longer history are dropped.
         """
@@ -198,7 +199,8 @@ def newest_that_fit(histories: Ragged, piece_lengths: np.ndarray, room: int | np
     Args:
         histories: Indices into `piece_lengths`, oldest first.
         piece_lengths: Number of tokens of each piece.
-        room: Maximum number of tokens. An array has one number for each value of `histories`.
+        room: Maximum number of tokens: one number for all histories, or an array with one number per entry of
+            `histories.values`, in which all entries of a history have the same number.
     """
     # ends[i] is the number of tokens before item i of all histories joined.
     ends = np.concatenate([[0], np.cumsum(piece_lengths[histories.values])])

@@ -43,7 +43,7 @@ class TrainInteractions:
         targets = split_rows(train, "targets")
         sequences = item_rows(join(history, targets), "train", num_items)
 
-        # Find the first row of each user. Its history is not contained in any earlier row.
+        # Find the first row of each user. In these rows, the history is new as well.
         users = train.select_columns(["user"]).with_format("numpy")[:]["user"]
         is_first_row = np.zeros(len(sequences), bool)
         is_first_row[np.unique(users, return_index=True)[1]] = True

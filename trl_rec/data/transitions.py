@@ -19,10 +19,10 @@ from trl_rec.ranges import COUNT, NOT_NEGATIVE
 class TransitionCounts:
     """The items that follow each item in the training split, and how often they do, as shares.
 
-    T[i, j] is the sum of 1/d over all pairs in the training split in which item j follows item i at a distance d <=
-    `window`. Each row of T is then divided by its sum. The score of item j after a history is the sum of T[i, j] / (1
-    + w) ** decay over the last `max_history` items i of the history, where w = 0 for the newest item, 1 for the one
-    before, and so on.
+    T[i, j] is the sum of 1/d over all pairs in the training split in which item j follows item i at a distance d of at
+    most `window`. Each row of T is then divided by its sum. The score of item j after a history is the sum of
+    T[i, j] / (1 + w) ** decay over the last `max_history` items i of the history, where w = 0 for the newest item, 1
+    for the one before, and so on.
 
     Args:
         targets (`Ragged`): Row `i` contains the items that followed item `i`, in ascending order.

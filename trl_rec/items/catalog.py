@@ -301,7 +301,7 @@ class ItemCatalog:
 
 
 def _checked_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> dict[str, int]:
-    """Returns the tokenizer's vocabulary. Raises ValueError if the vocabulary lacks any of the tokens."""
+    """Returns the tokenizer's vocabulary. Raises ValueError if a token is missing from it."""
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in tokens if token not in vocabulary]
     if missing:

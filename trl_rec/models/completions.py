@@ -88,8 +88,8 @@ def read_completions(
             so prompts may have different numbers of completions. If all completions are absent, the logits are empty
             but still have a gradient.
         scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): True for the completion tokens whose logits are
-            needed. By default, the logits of all completion tokens are computed. A token that a trie forces
-            needs no logits.
+            needed. By default, the logits of all completion tokens are computed. A token that a trie forces needs no
+            logits.
         tokens (`torch.Tensor` of shape `(V,)`, *optional*): The tokens whose logits are needed, ascending, such as
             `trie.tokens`. By default, logits cover the vocabulary, which takes more time and memory.
         wrapped (`nn.Module`, *optional*): The module to call instead of `model`, such as a DDP module or a DeepSpeed

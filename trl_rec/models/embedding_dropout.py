@@ -24,9 +24,9 @@ NAME = "embedding_dropout"
 def add_embedding_dropout(model: PreTrainedModel | PeftModel) -> None:
     """Adds dropout with the probability `config.embd_pdrop` to the input embeddings of a Phi-3 model.
 
-    [`make_model`] and [`load_model`] call this function. If you load a model with `from_pretrained` to train it
-    further, call this function first. Other architectures, models with the probability 0, and models that already have
-    the dropout do not change.
+    [`make_model`] and [`load_model`] call this function. If you load a model with `from_pretrained`, call this
+    function before training. Other architectures, models with the probability 0, and models that already have the
+    dropout do not change.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder = getattr(base, "model", None)

@@ -62,7 +62,10 @@ def is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str],
 
 
 def check_own(folder: Path, name: Path) -> None:
-    """Raises ValueError if a dataset folder contains files of the user. The message calls the folder `name`."""
+    """Raises ValueError if a dataset folder contains a file that does not belong to the dataset.
+
+    The message calls the folder `name`.
+    """
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         if not is_temporary(path) and not any(fnmatchcase(relative, pattern) for pattern in OWN):

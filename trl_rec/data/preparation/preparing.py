@@ -172,7 +172,7 @@ def _make(output_dir: Path, log: Log, settings: dict[str, Any], sources: dict[st
     _report_repeats(card, settings)
 
     # 2. Write all files to a temporary folder next to the final one, then rename it. The old folder is checked again
-    # before it is deleted, because a user may have added a file since the first check.
+    # before it is deleted, because other files may have been added to it since the first check.
     check_old = partial(check_own, name=output_dir) if overwrite else None
     logger.info("writing %s", output_dir)
     with atomic_folder(output_dir, check_old=check_old) as folder:

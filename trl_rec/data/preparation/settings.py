@@ -1,6 +1,6 @@
 """Collects the settings of `prepare` that affect the contents of a dataset. Its card lists them.
 
-Settings that would have no effect on the source or with the split are refused.
+A setting that would have no effect with this source or this split is refused.
 """
 
 from __future__ import annotations

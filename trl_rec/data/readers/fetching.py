@@ -37,7 +37,7 @@ RATINGS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca4
 
 
 class FetchError(ValueError):
-    """The data could not be downloaded from any origin."""
+    """The data could not be downloaded, although all origins were tried."""
 
 
 def ml_100k_folder() -> Path:
