@@ -1,4 +1,4 @@
-"""Contains the checks that all decoders share: prompts before the model runs, and scores afterwards."""
+"""The checks that all decoders share: of the prompts before the model runs, and of the scores afterwards."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def beam_list(
 
 
 class _Beams(NamedTuple):
-    """The lists of each prompt. Without weights, they are in descending order of their scores.
+    """The lists of each prompt. Without item weights, they are in descending order of their scores.
 
     Args:
         lists: The state of each list, `(R,)`.

@@ -191,8 +191,8 @@ def _check_values(settings: dict[str, Any]) -> None:
 
 def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path) -> None:
     """Raises ValueError if the policy in a run folder was trained on other items, another surface or other semantic
-    IDs than those of `catalog`, the catalogue of the dataset folder `where`. A model that is not a run folder is not
-    checked."""
+    IDs than those of `catalog`, the catalogue of the dataset folder `where`. Checks nothing if `folder` is not a run
+    folder."""
     if not (Path(folder) / CATALOG / "catalog.json").is_file():
         return
 

@@ -246,7 +246,7 @@ def _rank_in_blocks(
 
 
 def _blocks(costs: np.ndarray) -> list[np.ndarray]:
-    """Divides rows among blocks of consecutive rows, whose total `costs` are about `BLOCK_ENTRIES` each."""
+    """Divides rows among blocks of consecutive rows. The `costs` of a block add up to about `BLOCK_ENTRIES`."""
     block = np.cumsum(costs) // BLOCK_ENTRIES  # block number of each row
     edges = np.flatnonzero(np.diff(block)) + 1
     return [rows for rows in np.split(np.arange(len(costs)), edges) if len(rows)]

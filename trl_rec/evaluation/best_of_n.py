@@ -1,8 +1,8 @@
 """Best-of-N at inference: draws N lists from a policy and keeps the one with the highest reward.
 
-Rewards such as NDCG use the items that the users chose next, so this cannot be used to recommend. It gives an upper
-bound for a policy that is aligned to a static Best-of-N target. N lists have to be drawn for each list that is
-evaluated.
+Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to recommend. Its result is
+an upper bound for a policy that is aligned to a static Best-of-N target. N lists have to be drawn for each list that
+is evaluated.
 
 Legend: U: users, S: lists drawn per user, K: items per list, N: `best_of`.
 """

@@ -41,7 +41,7 @@ class Evaluation:
         intervals (`dict[str, tuple[float, float]]`, *optional*): 95 % bootstrap intervals of the means over users.
         per_user (`dict[str, np.ndarray]`, *optional*): The values per user, `(num_users,)` each, from which the
             intervals are computed. They can be passed to [`paired_comparison`]. A value is NaN if the metric does not
-            apply to the user, for example `liked@10` to a user who liked no held-out item.
+            apply to the user: `liked@10`, for example, is NaN for a user who liked no held-out item.
         rankings (`Rankings`, *optional*): The ranked items that were evaluated.
         beam_gap (`BeamGap`, *optional*): What the beam search loses, if it was measured.
     """

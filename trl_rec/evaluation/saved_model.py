@@ -110,7 +110,7 @@ class EvaluationConfig:
     )
     name: str | None = field(
         default=None,
-        metadata={"help": "name of the recommender of the lists in the results; if unset, from the name of the file"},
+        metadata={"help": "name that the lists get in the results; if unset, made from the name of the file"},
     )
     surface: str | None = field(
         default=None,
