@@ -72,6 +72,22 @@ def test_ndcg_by_setting_equals_a_ranking_per_setting(seed: int) -> None:
         np.testing.assert_allclose(got[:, number], expected, err_msg=str(setting))
 
 
+def test_prompts_without_a_target_near_the_top_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison with a few strong items first changes no value."""
+    generator = torch.Generator().manual_seed(0)
+    items = torch.arange(300).expand(40, -1)
+    scores = torch.randn(40, 300, generator=generator).round(decimals=1)
+    scores[:, 7] = -torch.inf
+    targets = torch.stack([scores.argsort(1, descending=True)[:, 8], torch.randint(0, 300, (40,))], 1)
+    weights = {eps: torch.randn(40, 300, generator=generator) for eps in (0.1, 1.0)}
+    settings = [Setting(0, None), *(Setting(strength, eps) for strength in (0.3, 2.0) for eps in (0.1, 1.0))]
+    monkeypatch.setattr(prior_choice, "NUM_STRONG", 12)
+    quick = ndcg_by_setting(scores, items, targets, settings, weights, k=5)
+    monkeypatch.setattr(prior_choice, "NUM_STRONG", 1000)
+    np.testing.assert_array_equal(quick, ndcg_by_setting(scores, items, targets, settings, weights, k=5))
+    assert 0 < (quick > 0).mean() < 1
+
+
 @pytest.mark.parametrize("surface", ["item_token", "semantic_id"])
 def test_each_value_of_the_grid_is_that_of_a_ranking(surface: str, dataset: RecDataset) -> None:
     """Also among candidates, which are the whole of this small catalogue."""

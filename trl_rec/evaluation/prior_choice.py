@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ MOST_USERS = 10_000  # validation users for exact scores
 MOST_USERS_SEARCHED = 2_000  # validation users for candidates
 MOST_USERS_WRITTEN = 300  # validation users for lists
 CANDIDATES = 50
+NUM_STRONG = 64  # items by score, and by weight, that are compared with a target first
 # The grid consists of powers: strengths are 2 ** (n / 2), and values of eps are 10 ** (n / 2), to two digits.
 STRENGTH_STEPS = range(-4, 4)  # 0.25 to 2.8
 EPS_STEPS = range(-4, 3)  # 0.01 to 10
@@ -349,8 +350,12 @@ def _log_weights(
     policy: Policy, prior: FittedPrior, histories: Ragged, items: Tensor, settings: Sequence[Setting]
 ) -> dict[float | None, Tensor]:
     """Returns, for each eps in the settings, `log(w / W)` of each of the items `(B, P)`."""
+    # The histories are looked up once, because eps is only a factor of the weights that all histories share.
+    has_eps = not isinstance(prior, PopularityPrior)
+    weights = with_setting(prior, Setting(1.0, 1.0 if has_eps else None)).weights(histories)
+    shared = cast(Tensor, weights.shared)
     return {
-        eps: log_weights(policy.trie, with_setting(prior, Setting(1.0, eps)).weights(histories), items)
+        eps: log_weights(policy.trie, weights if eps is None else replace(weights, shared=eps * shared), items)
         for eps in {setting.eps for setting in settings if setting.strength}
     }
 
@@ -374,29 +379,74 @@ def ndcg_by_setting(
         k: The cutoff.
     """
     # 1. Find the targets among the items. A repeated target counts once.
-    num_prompts, num_targets = targets.shape
-    order = targets.sort(1).values
-    order[:, 1:] = torch.where(order[:, 1:] == order[:, :-1], -1, order[:, 1:])
-    found = [(items == order[:, [column]]) & (order[:, [column]] >= 0) for column in range(num_targets)]
+    targets = targets.sort(1).values
+    targets[:, 1:] = torch.where(targets[:, 1:] == targets[:, :-1], -1, targets[:, 1:])
+    found = [(items == target.unsqueeze(1)) & (target.unsqueeze(1) >= 0) for target in targets.T]
     places = torch.stack([one.long().argmax(1) for one in found], 1)  # (B, T)
     is_found = torch.stack([one.any(1) for one in found], 1)
+    scores = scores.masked_fill(items < 0, -torch.inf)
 
-    # 2. Rank them under each setting.
-    discounts = 1 / torch.arange(2, k + 2, dtype=torch.float64, device=scores.device).log2()
-    ideal = discounts.cumsum(0)[(order >= 0).sum(1).clamp(1, k) - 1]  # (B,)
-    values = torch.zeros(num_prompts, len(settings), dtype=torch.float64, device=scores.device)
-    for number, setting in enumerate(settings):
-        total = scores + setting.strength * weights[setting.eps] if setting.strength else scores
-        total = total.masked_fill((items < 0) | (scores == -torch.inf), -torch.inf)
-        for column in range(num_targets):
-            place = places[:, [column]]
-            own = total.gather(1, place)  # (B, 1)
-            is_before = (total > own) | ((total == own) & (items < items.gather(1, place)))
-            rank = is_before.sum(1)
-            hit = is_found[:, column] & (own[:, 0] > -torch.inf) & (rank < k)
-            values[:, number] += torch.where(hit, discounts[rank.clamp(max=k - 1)], 0.0)
-    ndcg: np.ndarray = (values / ideal.unsqueeze(1)).cpu().numpy()
+    # 2. Most prompts have no target among the k best items under any setting, which a few strong items show: the rank
+    #    among these items is at most the rank among all items.
+    gains = torch.zeros(len(scores), len(settings), dtype=torch.float64, device=scores.device)
+    rows = torch.arange(len(scores), device=scores.device)
+    if scores.shape[1] > 4 * NUM_STRONG:
+        columns = _strong_columns(scores, weights, places)  # (B, P')
+        some = {eps: one.gather(1, columns) for eps, one in weights.items()}
+        own = (columns.unsqueeze(1) == places.unsqueeze(2)).long().argmax(2)  # (B, T)
+        possible = _gains(scores.gather(1, columns), items.gather(1, columns), own, is_found, settings, some, k)
+        rows = possible.any(1).nonzero().squeeze(1)
+
+    # 3. Rank the targets of the other prompts among all items.
+    if len(rows):
+        some = {eps: one[rows] for eps, one in weights.items()}
+        gains[rows] = _gains(scores[rows], items[rows], places[rows], is_found[rows], settings, some, k)
+    ideal = _discounts(k, scores.device).cumsum(0)[(targets >= 0).sum(1).clamp(1, k) - 1]  # (B,)
+    ndcg: np.ndarray = (gains / ideal.unsqueeze(1)).cpu().numpy()
     return ndcg
+
+
+def _strong_columns(scores: Tensor, weights: Mapping[float | None, Tensor], places: Tensor) -> Tensor:
+    """Returns distinct columns `(B, P')` that contain the best items by score, the best items by one of the weights,
+    and the targets. Repetitions are replaced by columns that are not among them."""
+    by_score = scores.topk(NUM_STRONG, 1).indices
+    by_weight = [one.topk(NUM_STRONG, 1).indices for one in list(weights.values())[:1]]
+    is_strong = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    is_strong = is_strong.scatter(1, torch.cat([by_score, *by_weight, places], 1), True)
+    width = int(is_strong.sum(1).amax())
+    return is_strong.to(torch.uint8).topk(width, 1).indices
+
+
+def _gains(
+    scores: Tensor,
+    items: Tensor,
+    places: Tensor,
+    is_found: Tensor,
+    settings: Sequence[Setting],
+    weights: Mapping[float | None, Tensor],
+    k: int,
+) -> Tensor:
+    """Returns the sum of the discounts of the targets that are among the k best items, `(B, len(settings))`.
+
+    The targets are the items at the `places` `(B, T)`, where `is_found`.
+    """
+    discounts = _discounts(k, scores.device)
+    gains = torch.zeros(len(scores), len(settings), dtype=torch.float64, device=scores.device)
+    comes_first = [items < items.gather(1, place.unsqueeze(1)) for place in places.T]  # among equal scores
+    for number, setting in enumerate(settings):
+        total = torch.add(scores, weights[setting.eps], alpha=setting.strength) if setting.strength else scores
+        for column, is_lower in enumerate(comes_first):
+            own = total.gather(1, places[:, [column]])  # (B, 1)
+            rank = torch.count_nonzero(total > own, 1)
+            rank = rank + torch.count_nonzero((total == own) & is_lower, 1)
+            hit = is_found[:, column] & (own[:, 0] > -torch.inf) & (rank < k)
+            gains[:, number] += torch.where(hit, discounts[rank.clamp(max=k - 1)], 0.0)
+    return gains
+
+
+def _discounts(k: int, device: torch.device) -> Tensor:
+    """Returns the gain of a hit at each of the first k ranks, `(k,)`."""
+    return 1 / torch.arange(2, k + 2, dtype=torch.float64, device=device).log2()
 
 
 def _setting(strength: int | None, eps: int | None) -> Setting:
