@@ -211,6 +211,25 @@ def test_the_choice_is_written_before_the_test_split_is_read(
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is damaged and cannot be read"),
+        ("{", "is damaged and cannot be read"),
+        ("[" * 100_000, "is damaged and cannot be read"),
+        ("[]", "does not contain the choice of a prior"),
+        ('{"split": "test"}', "records another choice"),
+        ('{"split": "test", "prior": {}, "strength": [], "eps": "x"}', "records another choice"),
+    ],
+)
+def test_a_damaged_choice_is_refused(text: str, message: str, dataset: RecDataset, tmp_path: Path) -> None:
+    (tmp_path / "choice.json").write_text(text)
+    _, choice = prior_choice.given_choice(PopularityPrior.fit(dataset.train, NUM_ITEMS), 1.0, 5)
+    with pytest.raises(ValueError, match=message):
+        prior_choice.keep_choice(tmp_path, choice, "test")
+    assert (tmp_path / "choice.json").read_text() == text
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         (["--prior", "neural"], "there is no prior 'neural'; choose none, popularity, transition, mixture or saved"),
