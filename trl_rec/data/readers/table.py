@@ -125,10 +125,10 @@ def _read(path: Path, renames: Mapping[str, str], used: set[str] | None) -> pa.T
 
 
 def _read_json(path: Path, timestamp: str) -> pa.Table:
-    """Reads a JSON Lines file in which only the column `timestamp` may contain dates.
+    """Reads a JSON Lines file. Text that looks like a date stays text, except in the column named by `timestamp`.
 
-    Arrow converts any text that looks like a date, such as the title "2001-01-01". If it has done so in other columns,
-    the file is read again with these columns as text.
+    Arrow converts any such text, for example the title "2001-01-01". If it has done so in other columns, the file is
+    read again with these columns as text.
     """
     table = read_json_lines(path)
     texts = {field.name: _without_dates(field.type) for field in table.schema if field.name != timestamp}

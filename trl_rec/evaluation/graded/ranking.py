@@ -86,7 +86,7 @@ def rank_rated_rows(
     prompts = join(prompt_format.encode_histories(histories, ratings, room), shown)
     width = int(candidates.lengths.max())
 
-    # 3. Rank the candidates, and convert the candidate at each rank to the place of each candidate.
+    # 3. Rank the candidates, and invert the ranking, which gives the place of each candidate.
     def _places_of_batch(batch: np.ndarray) -> np.ndarray:
         tokens = torch.from_numpy(names.take(batch).padded(width=width))  # (B, m), -1 where there is no candidate
         inputs = left_padded(prompts.take(batch), pad_token_id)
@@ -99,7 +99,7 @@ def rank_rated_rows(
 
     places = map_rows(_places_of_batch, prompts.lengths, width=width, desc="ranking", batch_size=batch_size)
 
-    # 4. Convert the candidate in each slot to the slot of each candidate.
+    # 4. Invert the slots: from candidates by slot to slots by candidate.
     slot_of = np.full_like(places, -1)
     slot_of[slots.row_ids, slots.values] = within(slots.lengths)
     shape = (len(candidates), num_orders, width)

@@ -39,8 +39,7 @@ def write_metrics(
             beams, the length penalty, the dataset and the seed.
     """
     content = metrics_content(results, split=split, ks=ks, exclude_history=exclude_history, settings=settings)
-    # JSON has no NaN. `_entry` has already raised an error that names the metric; `allow_nan=False` checks the
-    # settings as well.
+    # JSON has no NaN. `_entry` has already rejected such metrics; `allow_nan=False` rejects such settings too.
     write_json(path, content, ensure_ascii=False, allow_nan=False)
 
 

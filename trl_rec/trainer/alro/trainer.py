@@ -143,7 +143,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
             norms = _gradient_norms(parts, model)
             means.update({f"alro/grad_norm_{name}": Mean(norm, 1) for name, norm in norms.items()})
         num_tokens = inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()
-        # Leave the weights out, so that a non-finite part is detected even while its weight is 0.
+        # The weights are left out, because these losses only serve to find rows that are not finite.
         row_losses = torch.stack(list(parts.values())).detach().sum(0)
         return BatchLoss(losses.mean(), row_losses, means, num_tokens, aux_loss=table.aux_loss)
 

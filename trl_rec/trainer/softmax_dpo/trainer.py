@@ -182,8 +182,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         if not (is_table or columns >= TEXT or columns >= TOKENS):
             raise ValueError(
                 f"the {dataset_name} dataset has the columns {', '.join(dataset.column_names)}; it needs prompt, "
-                "chosen and rejected, or prompt_ids, chosen_ids and rejected_ids, or with a catalogue history, chosen "
-                "and rejected"
+                "chosen and rejected; or prompt_ids, chosen_ids and rejected_ids; or, if a catalogue is passed, "
+                "history, chosen and rejected"
             )
         try:
             rows = self._tokenized(dataset, processing_class, args, dataset_name)
@@ -312,7 +312,9 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         path = [reference_file(str(self.args.output_dir), dataset, weights, self.renormalizes)]
         broadcast_object_list(path)
         if not path[0].is_file():
-            with torch.random.fork_rng([]):  # the loader uses the RNG; a run with a saved file does not
+            # The loader advances the random state. Restore it, so that training is the same with and without a saved
+            # file.
+            with torch.random.fork_rng([]):
                 ref_logps = self._all_ref_logps(dataset, name, batch_size)
             if self.accelerator.is_main_process:
                 write_reference(path[0], ref_logps)
