@@ -186,6 +186,19 @@ def test_a_mixture_equals_the_weighted_shares_of_its_counts() -> None:
     assert sum(prior.shares.values()) == pytest.approx(1, abs=0.01) and set(prior.shares) <= set(COUNTS)
 
 
+def test_a_mixture_needs_a_target() -> None:
+    train = make_split(whole_rows([[0, 1, 2], [2, 1, 3]]))
+    for rows in ([], [(0, [0, 1], [1])]):
+        with pytest.raises(ValueError, match="has no target outside of its history; choose the prior transition"):
+            MixturePrior.fit(train, make_split(rows, "validation"), NUM_ITEMS)
+    fitted = MixturePrior.fit(train, make_split([(0, [0], [7])], "validation"), NUM_ITEMS)  # no count knows it
+    nothing = dataclasses.replace(fitted, shares=dict.fromkeys(fitted.shares, 0.0))
+    assert dense(nothing.weights(Ragged.from_lists([[0]])), 1).tolist() == [
+        pytest.approx(dense(fitted.weights(Ragged.from_lists([[]])), 1)[0])
+    ]
+    assert np.isfinite(fitted.eps) and dense(fitted.weights(Ragged.from_lists([[0]])), 1).min() > 0
+
+
 def test_the_mixture_weights_maximise_the_likelihood() -> None:
     rng = np.random.default_rng(2)
     likelihoods = rng.dirichlet(np.ones(20), (3, 20))[:, :, 0].T.repeat(5, 0) + 1e-3

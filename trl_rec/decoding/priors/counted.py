@@ -189,6 +189,7 @@ def largest_shares(
     # 1. Sum the scores, and convert them to shares.
     width = int(items.max(initial=0)) + 1
     keys, totals = sum_by_key(rows * width + items, scores)
+    keys, totals = keys[totals > 0], totals[totals > 0]
     row, item = np.divmod(keys, width)
     shares = totals / np.bincount(row, totals, num_rows)[row]
 

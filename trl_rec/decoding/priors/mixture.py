@@ -142,13 +142,14 @@ class MixturePrior:
 
         Args:
             train: The training split.
-            validation: The validation split. At most `MOST_TARGETS` of its rows are used, spread evenly.
+            validation: The validation split. Rows with about `MOST_TARGETS` targets are used, spread evenly.
             num_items (*optional*): Size of the catalogue. Defaults to the largest index in `train` plus 1.
             strength, prior_items, exclude_history (*optional*): As in the class.
         """
         interactions = TrainInteractions.from_split(train, num_items)
         counts = {name: _make_count(interactions, count) for name, count in COUNTS.items()}
-        rows = at_most(MOST_TARGETS, validation)
+        num_targets = max(len(split_rows(validation, "targets").values), 1)
+        rows = at_most(max(1, MOST_TARGETS * len(validation) // num_targets), validation)
         likelihoods = target_shares(
             counts,
             interactions.popularity,
@@ -156,13 +157,21 @@ class MixturePrior:
             item_rows(split_rows(rows, "targets"), "validation", interactions.num_items),
             exclude_history,
         )
+        if not len(likelihoods):
+            raise ValueError(
+                "a mixture cannot be fitted, because the validation split has no target outside of its history; "
+                "choose the prior transition"
+            )
         fitted = fit_mixture(likelihoods)  # (len(counts) + 1,), the popularity last
 
-        # `eps` is relative to the sum of the other weights, which is 0 only if no count knows any target.
-        known = max(float(fitted[:-1].sum()), 1e-6)
+        # `eps` is relative to the sum of the other weights. If no count knows any target, all counts weigh the same.
+        known = float(fitted[:-1].sum())
+        if known < 1e-6:
+            fitted[:-1] = 1e-6 / len(counts)
+            known = 1e-6
         eps = max(float(fitted[-1]), 1e-6) / known
         shares = dict(zip(counts, (fitted[:-1] / known).tolist(), strict=True))
-        kept = {name: share for name, share in shares.items() if share >= 1e-4} or shares
+        kept = {name: share for name, share in shares.items() if share >= 1e-4}
         return cls(
             {name: counts[name] for name in kept},
             kept,
