@@ -77,8 +77,7 @@ class Member(NamedTuple):
     Args:
         owners: The parent classes, separated by spaces.
         name: Name of the member.
-        parameters: Names of a method's parameters, separated by spaces and starting with `self`. Empty for an
-            attribute.
+        parameters: Names of a method's parameters, `self` first, separated by spaces. Empty for an attribute.
         without: What breaks if the member is removed or renamed.
     """
 
@@ -359,7 +358,7 @@ def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator
 def complete_ref_adapter(model: nn.Module) -> None:
     """Copies all parameters of the adapter "default" to the adapter "ref".
 
-    TRL's own copy lacks trainable tokens and embeddings and, on a quantised base model, the dtype
+    TRL's own copy lacks trainable tokens and embeddings, and has another dtype if the base model is quantised
     (huggingface/trl#6975). The parameters are found by the names that PEFT gives them. This can go once a release
     fixes the issue.
     """

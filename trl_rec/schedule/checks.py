@@ -20,7 +20,8 @@ def check_pipeline(
 ) -> None:
     """Raises `ValueError` if the stages are certain to fail.
 
-    These checks do not depend on the policy and the semantic IDs that the earlier parts of the pipeline produce.
+    The checks need neither the policy nor the semantic IDs that the earlier parts of the pipeline produce, so they can
+    run before these parts.
 
     Args:
         stages: The stages, in the order of training.

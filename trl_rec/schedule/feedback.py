@@ -1,4 +1,4 @@
-"""Builds preference tables from ratings: chosen items that a user liked, and rejected items that the user did not.
+"""Builds preference tables from ratings: a user liked the chosen items, and rated the rejected items lower.
 
 Interactions are liked, neutral or disliked according to their rating, or another score that the caller provides. All
 prompts, chosen items and rejected items come from the training split.

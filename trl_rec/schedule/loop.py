@@ -109,7 +109,7 @@ def _run_stage(
 ) -> dict[str, Any]:
     """Trains one stage from the policy in `start` and returns its report.
 
-    `before` contains the validation metrics of this policy, or None if they are not known.
+    `before` contains the validation metrics of this policy. It is None if they are not known.
     """
     # 1. Build the preference table. Skip the stage if no prompt has negatives.
     policy = load_on_device(load_policy, start, schedule)
@@ -182,7 +182,7 @@ def _measure(trainer: SoftmaxDPOTrainer) -> dict[str, float]:
 
 
 def _free_memory() -> None:
-    """Frees the models of the finished stage, which reference cycles keep alive, before others are loaded."""
+    """Frees the models of the finished stage before others are loaded. Cycles of Python references kept them alive."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -57,7 +57,7 @@ def give_ids(dataset: RecDataset, config: DualIdsConfig, *, overwrite: bool = Fa
 
 
 def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecModelConfig) -> Path:
-    """Part 2: fine-tunes a policy on the tasks of `config.tasks`, or only on the next item if there are none.
+    """Part 2: fine-tunes a policy on the tasks of `config.tasks` or, if there are none, only on the next item.
 
     Args:
         dataset: The dataset, with the surface in which the policy writes items.
@@ -93,7 +93,7 @@ def learn_supervised(dataset: RecDataset, config: BearConfig, model_config: RecM
 def align(
     stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule
 ) -> tuple[list[dict[str, Any]], dict[str, Evaluation]]:
-    """Part 3: runs the preference stages from a supervised policy and evaluates the result on the test split.
+    """Part 3: runs the preference stages from a supervised policy and evaluates the result on the split `final_split`.
 
     Args:
         stages: The stages, in the order of training.
@@ -101,7 +101,8 @@ def align(
         schedule: The settings that all stages share.
 
     Returns:
-        The reports of the stages (see [`run_stages`]) and the test results by name (see [`conclude_stages`]).
+        The reports of the stages (see [`run_stages`]) and the results of the evaluation by name (see
+        [`conclude_stages`]).
     """
     logger.info("part 3 of 3: %d preference stages", len(stages))
     reports = run_stages(stages, start, schedule)

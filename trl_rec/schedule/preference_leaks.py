@@ -1,4 +1,4 @@
-"""Checks before training that a preference table was built only from the training split.
+"""Checks, before any training, that a preference table was built only from the training split.
 
 Chosen items, histories and rated negatives must come from the training split. Random negatives and negatives of
 self-play may be any items, including held-out items, because they are selected without using the held-out data.

@@ -130,7 +130,7 @@ def bucket_report(table: Dataset, buckets: np.ndarray | None = None) -> dict[str
         buckets (*optional*): The difficulties of the beams, as returned by `self_play_buckets`.
 
     Returns:
-        `num_prompts`, `without_negatives` (share of the prompts without negatives) and `mean_negatives` (mean number
+        `num_prompts`, `without_negatives` (share of prompts that have no negatives) and `mean_negatives` (mean number
         per prompt). If buckets are given, the result also contains `buckets`. It maps `easy`, `medium` and `hard` to
         the number of `items`, the `mean` number per prompt, and the share of prompts `without` such items.
     """

@@ -1,7 +1,8 @@
-"""Computes the current policy's recommendations for each training prefix, from which self-play negatives are selected.
+"""Computes the current policy's recommendations for each training prefix.
 
-The recommendations are computed for parts of a few thousand prefixes. If a folder is given, each finished part is
-saved to a file, so that the same call can resume after the process was killed (see `parts.py`).
+Self-play negatives are selected from these recommendations, which are computed for parts of a few thousand prefixes.
+If a folder is given, each finished part is saved to a file, so that the same call can resume after the process was
+killed (see `parts.py`).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def stage_preferences(
         number: Number of the stage, from 1. It is added to the seed, so that the stages sample different prompts and
             negatives.
         stage: The stage.
-        policy, tokenizer: The policy that the stage starts from, for self-play.
+        policy, tokenizer: The policy that the stage starts from, and its tokenizer. Only self-play uses them.
         start: Folder of this policy.
         schedule: The settings that all stages share.
     """

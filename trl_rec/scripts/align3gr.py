@@ -52,9 +52,9 @@ COMMON = (
 class ScheduleArguments:
     """Arguments for the data and for the parts to run.
 
-    If `supervised` is unset, the stages start from the policy in `model_name_or_path`. If it is set, the stages start
-    from a policy that is trained first: the model in `model_name_or_path` is fine-tuned or, if that is unset, a
-    small model is trained from scratch.
+    If `supervised` is unset, the stages start from the policy in `model_name_or_path`. If `supervised` is set, the
+    stages start from a policy that is trained first: the model in `model_name_or_path` is fine-tuned or, if
+    `model_name_or_path` is unset, a small model is trained from scratch.
     """
 
     dataset: str = field(metadata={"help": "dataset folder, made by trl-rec prepare"})

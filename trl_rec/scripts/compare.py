@@ -19,7 +19,7 @@ from trl_rec.printing import printable
 from trl_rec.scripts.parsing import parse
 
 
-SMALLEST_SLICE = 2  # minimum number of users of a slice that the metric applies to
+SMALLEST_SLICE = 2  # a slice is compared if the metric applies to at least this many of its users
 SliceRuns: TypeAlias = dict[str, dict[int | None, PerUser]]
 
 
@@ -50,7 +50,7 @@ class CompareArguments:
 
 
 def main(argv: list[str]) -> None:
-    """Prints a table of comparisons, and one per slice if requested."""
+    """Prints a table of comparisons and, if requested, such a table for each slice."""
     arguments = parse(CompareArguments, _with_runs(argv), "compare")
 
     # 1. Read the runs, and find what to compare them with.

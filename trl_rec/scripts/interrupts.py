@@ -24,7 +24,7 @@ SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := geta
 # Environment variable with a path. A file at this path, or at this path followed by a hash of the message, marks a
 # message as printed, so that only one process prints it.
 SAID = "TRL_REC_SAID"
-SECONDS = 2.0  # a second signal within this time is a copy, because terminal and launcher both send it
+SECONDS = 2.0  # another signal within this time counts as a copy, because terminal and launcher both send a signal
 REMEDIES = {
     "align3gr": "the same command continues where it stopped",
     "study": "the same command continues where it stopped",

@@ -1,4 +1,4 @@
-"""Studies decide arms, seeds and comparisons first. Then they train each arm and measure it once on the test split."""
+"""A study fixes its arms, seeds and comparisons, then trains the arms, and measures each once on the test split."""
 
 from typing import TYPE_CHECKING
 

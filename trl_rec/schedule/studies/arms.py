@@ -61,7 +61,7 @@ class Arm:
 
 
 def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Arm]:
-    """Reads the arms, each after the arm that it starts from. Raises `ValueError` if they are not consistent.
+    """Returns the arms by name, each after the arm that it starts from. Raises `ValueError` if they are inconsistent.
 
     Args:
         config: The configuration of the study.

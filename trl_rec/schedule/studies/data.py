@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def make_dataset(study: Study) -> RecDataset:
-    """Runs `prepare` and `tokenize` if the configuration has them, and loads the dataset."""
+    """Runs `prepare` unless a dataset folder is given, then `tokenize` if it is configured, and loads the dataset."""
     runs = []
     if study.config.dataset is None:
         keys = {name: value for name, value in study.made["prepare"].items() if name != "output_dir"}
@@ -52,5 +52,5 @@ def _prepare(study: Study, run: Run) -> None:
     keys = {"output_dir": study.dataset_folder} if run.verb == "prepare" else {}
     run = replace(run, keys={**run.keys, **keys}, has_folder=False)
     if not (Path(study.dataset_folder) / "card.json").is_file():
-        run.record.unlink(missing_ok=True)  # the dataset has been removed since the run finished
+        run.record.unlink(missing_ok=True)  # a finished run does not count once its dataset has been removed
     study.finish([run], None, run.verb)

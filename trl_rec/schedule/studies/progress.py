@@ -44,7 +44,7 @@ class Progress:
         return f"{self._num_runs - self._left.total()}/{self._num_runs}"
 
     def remaining(self) -> str:
-        """Returns what remains in words, such as `11 runs remain, about 8 min`."""
+        """Describes the remaining runs in words, such as `11 runs remain, about 8 min`."""
         left = self._left.total()
         if not left:
             return "nothing remains"
@@ -57,7 +57,7 @@ class Progress:
     def _estimate(self) -> float | None:
         """Returns the estimated seconds of the remaining runs, or None if no run is finished.
 
-        A kind without a finished run is assumed to take the mean time of all finished runs.
+        If no run of a kind is finished, each run of this kind is assumed to take the mean time of all finished runs.
         """
         measured = [seconds for of_kind in self._seconds.values() for seconds in of_kind]
         if not measured:

@@ -176,7 +176,8 @@ def _figures(
         "none" if seed is None else str(seed): {
             "test": str(folder.relative_to(study.folder)),
             "row": evaluations[seed][1],
-            **({} if measured.row else _training_entry(study, folder)),  # a folder of a model has baselines too
+            # A baseline may be measured in the folder of a model, whose training is not the baseline's.
+            **({} if measured.row else _training_entry(study, folder)),
         }
         for seed, folder in measured.folders.items()
     }

@@ -77,7 +77,7 @@ def write_recipe(run: Run) -> None:
 def seconds_if_finished(run: Run) -> float | None:
     """Returns how long a finished run took, or None if it is not finished, or was finished with other keys.
 
-    Raises `ValueError` if the run must not be repeated with other keys.
+    If it was finished with other keys and must not be repeated (see `Run.once`), raises `ValueError` instead.
     """
     if not run.record.is_file():
         return None
@@ -144,8 +144,8 @@ def _start_some(
 ) -> list[_Active]:
     """Starts up to `num_places` of the waiting runs, and removes them from `waiting`.
 
-    A run that another process is working on moves to the end of `waiting`. The user is told so once; `has_said`
-    contains the folders of the runs that the user was told about.
+    A run that another process is working on moves to the end of `waiting`. The user is told about each such run only
+    once, so `has_said` contains the folders of the runs that the user was told about.
     """
     started = []
     for run in waiting[:num_places]:

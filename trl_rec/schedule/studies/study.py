@@ -161,7 +161,7 @@ class Study:
             arm: The arm.
             number: The number of the point.
             seed: The seed.
-            chosen: The number of the chosen point of each arm whose choice is known.
+            chosen: The number of the chosen point of each arm whose point has been chosen already.
         """
         start = None
         if arm.start is not None:
@@ -185,7 +185,7 @@ class Study:
         return Run(f"{arm.name}{f' ({name})' if name else ''}, seed {seed}", arm.verb, keys, folder / f"seed-{seed}")
 
     def finish(self, runs: Sequence[Run], kinds: Mapping[Path, str] | None, kind: str = "") -> None:
-        """Finishes runs that do not depend on each other. Reports what remains after each run.
+        """Finishes runs that do not depend on each other. After each run, reports what remains.
 
         Args:
             runs: The runs.
