@@ -22,7 +22,7 @@ from trl_rec.ragged import Ragged, within
 from trl_rec.ranges import COUNT, SEED
 
 
-BLOCK_ENTRIES = 1 << 21  # maximum number of (row, item) pairs ranked at a time; sorting them takes about 200 MB
+BLOCK_ENTRIES = 1 << 21  # about this number of (row, item) pairs is ranked at a time; sorting them takes about 200 MB
 SCORE_DECIMALS = 12  # smaller differences are rounding errors of float sums; such scores count as ties
 
 
@@ -80,7 +80,7 @@ class PopularityBaseline:
         return self
 
     def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
-        """Returns items and their popularity, `(num_users, top_k)`. The arguments are those of [`RandomBaseline`]."""
+        """Returns items and their popularity, `(num_users, top_k)`. For the arguments, see [`RandomBaseline.rank`]."""
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
         items = _rank_by_order(excluded, top_k, self.num_items, lambda _, positions: self.by_popularity[positions])
@@ -129,7 +129,7 @@ class TransitionBaseline:
         return self
 
     def rank(self, histories: Rows, top_k: int, exclude_history: bool, twins: Twins | None = None) -> Rankings:
-        """Returns items and their scores, `(num_users, top_k)`. The arguments are those of [`RandomBaseline`]."""
+        """Returns items and their scores, `(num_users, top_k)`. For the arguments, see [`RandomBaseline.rank`]."""
         histories = _checked_histories(histories, top_k, self.num_items)
         excluded = _excluded(histories, exclude_history, twins)
 
@@ -146,8 +146,8 @@ class TransitionBaseline:
     def score(self, histories: Rows, items: Ragged) -> np.ndarray:
         """Returns numbers that order the given items of each row as `rank` does, `(len(items.values),)`.
 
-        The numbers are places in the order of all given items by score, then by popularity. Items that differ in
-        neither have the same number.
+        The best items have the highest numbers: the numbers are positions in the ascending order of all given items by
+        score, then by popularity. Items that differ in neither have the same number.
         """
         histories = _checked_histories(histories, 1, self.num_items)
         scores = np.zeros(len(items.values))

@@ -61,7 +61,7 @@ class BeamGap:
 
     @property
     def pruning_rate(self) -> float | None:
-        """PruningRate@B: the share of the reachable targets that the beam search loses. None if there are none."""
+        """PruningRate@B: the share of the reachable targets that the beam search loses. None if none is reachable."""
         return self.num_pruned / self.num_reachable if self.num_reachable else None
 
     @classmethod

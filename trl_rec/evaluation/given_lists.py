@@ -146,7 +146,7 @@ def _places(table: pa.Table, dataset: RecDataset, split: str, row_numbers: np.nd
         positions: np.ndarray = position_of[line_rows]
         return positions
 
-    # A user without a row in the split is known, but has no list to measure.
+    # A line about a user of the dataset who has no row in the split is ignored, rather than refused.
     line_ids = ids(table, "user_id", where)
     users = pc.index_in(line_ids, value_set=dataset.users["user_id"].combine_chunks())
     check_none(users.is_null(), line_ids, where, f"the user {{}} is not in {dataset.path}; leave the line out")

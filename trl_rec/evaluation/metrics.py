@@ -151,8 +151,8 @@ def ild(ranked: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
     Args:
         ranked (`np.ndarray` of shape `(..., K)`): The ranking.
-        vectors (`np.ndarray` of shape `(num_items, D)`): One vector per item, for example its embedding or its share
-            of each group.
+        vectors (`np.ndarray` of shape `(num_items, D)`): One vector per item, for example its embedding, or the
+            fraction of the item that belongs to each group.
     """
     # Normalise the vectors, so that dot products are cosines.
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from trl_rec.data.dataset import RecDataset
 
-# Maps padded prompts, their row numbers and the items to exclude to values, as `map_histories` expects.
+# Takes padded prompts, their row numbers and the items to exclude, and returns values, as `map_histories` expects.
 BatchFunction: TypeAlias = Callable[[dict[str, Tensor], np.ndarray, Tensor | None], np.ndarray]
 
 
@@ -224,9 +224,9 @@ def evaluate_policy(
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
         recall_at (`int`, *optional*): A further cutoff above `ks`, for recall alone. It needs a second pass over the
-            users with this number of beams, unless the first pass scores every item or has as many beams. The other
-            metrics keep their own number of beams. This recall is left out for models that write lists, and where the
-            list would contain the whole catalogue.
+            users, with this number of beams, unless the first pass scores every item or has at least as many beams.
+            The other metrics keep their own number of beams. This recall is left out for models that write lists, and
+            where the list would contain the whole catalogue.
         rewards, reward_functions, seed (*optional*): As in [`evaluate_split`].
 
     Returns:
@@ -240,7 +240,7 @@ def evaluate_policy(
     rows = held_out(dataset, split)
     further = None if policy.writes_lists else further_cutoff(recall_at, ks, len(dataset.catalog))
 
-    # 1. Rank. Paths of one token are all scored in one step, so the number of beams does not matter.
+    # 1. Rank. If all paths have one token, one step scores every item, so the number of beams does not matter.
     if further is None:
         ranked = policy.rank(rows, max(ks))
         further_ranked = ranked

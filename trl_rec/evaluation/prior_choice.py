@@ -1,14 +1,14 @@
 """Chooses how strongly a prior multiplies a policy, on the validation split.
 
 The grid has two axes: the strength, and `eps`, the weight of the popularity, if the prior has one. It is extended
-while the best setting is on one of its edges, up to stated limits. Where possible, the model does not run anew for
-every setting:
+while the best setting is on one of its edges, up to `STRENGTH_LIMITS` and `EPS_LIMITS`. Only a model that writes lists
+runs anew for every setting:
 
 - If every item is a single token, all items are scored exactly, and every setting is evaluated exactly.
 - For longer paths, the candidates of a user are the best items of the policy without a prior and the best items of the
   prior alone, `CANDIDATES` each. Their exact scores are re-ranked under every setting.
-- A model that writes lists writes them anew for every setting. There are fewer users, and the settings vary one axis
-  at a time.
+- A model that writes lists writes them anew for every setting. To save time, fewer users are used, and the settings
+  vary one axis at a time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MOST_USERS = 10_000  # validation users for exact scores
 MOST_USERS_SEARCHED = 2_000  # validation users for candidates
 MOST_USERS_WRITTEN = 300  # validation users for lists
 CANDIDATES = 50
-NUM_STRONG = 64  # items by score, and by weight, that are compared with a target first
+NUM_STRONG = 64  # a target is first compared with only this number of best items by score, and by weight
 # The grid consists of powers: strengths are 2 ** (n / 2), and values of eps are 10 ** (n / 2), to two digits.
 STRENGTH_STEPS = range(-4, 4)  # 0.25 to 2.8
 EPS_STEPS = range(-4, 3)  # 0.01 to 10
@@ -114,7 +114,7 @@ def choose_prior(
             `MOST_USERS_SEARCHED` if the paths of items are longer than one token, or `MOST_USERS_WRITTEN` for lists.
 
     Returns:
-        The prior with the chosen setting, and the choice. Of equal settings, the weakest is chosen.
+        The prior with the chosen setting, and the choice. Of equally good settings, the weakest is chosen.
     """
     # 1. Select the users.
     policy = replace(policy, prior=None)
@@ -199,7 +199,7 @@ def best_setting(values: Mapping[Setting, float]) -> Setting:
 
 
 def keep_choice(folder: str | Path, choice: PriorChoice, split: str) -> None:
-    """Writes `choice.json`, before the prior is measured on `split`.
+    """Writes `choice.json`. Call this function before the prior is measured on `split`.
 
     Raises `ValueError` if the folder already contains another choice that was measured on the test split.
     """
@@ -386,8 +386,8 @@ def ndcg_by_setting(
     is_found = torch.stack([one.any(1) for one in found], 1)
     scores = scores.masked_fill(items < 0, -torch.inf)
 
-    # 2. Most prompts have no target among the k best items under any setting, which a few strong items show: the rank
-    #    among these items is at most the rank among all items.
+    # 2. Most prompts have no target among the k best items under any setting. To find these prompts, rank the targets
+    #    among a few strong items: a target that is not among the k best of these is not among the k best of all items.
     gains = torch.zeros(len(scores), len(settings), dtype=torch.float64, device=scores.device)
     rows = torch.arange(len(scores), device=scores.device)
     if scores.shape[1] > 4 * NUM_STRONG:
@@ -407,8 +407,8 @@ def ndcg_by_setting(
 
 
 def _strong_columns(scores: Tensor, weights: Mapping[float | None, Tensor], places: Tensor) -> Tensor:
-    """Returns distinct columns `(B, P')` that contain the best items by score, the best items by one of the weights,
-    and the targets. Repetitions are replaced by columns that are not among them."""
+    """Returns distinct columns `(B, P')` that contain the best items by score, the best items by the weights of one
+    eps, and the targets. Rows with fewer such columns than others are filled up with further columns."""
     by_score = scores.topk(NUM_STRONG, 1).indices
     by_weight = [one.topk(NUM_STRONG, 1).indices for one in list(weights.values())[:1]]
     is_strong = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
@@ -461,7 +461,7 @@ def _order(setting: Setting) -> tuple[float, float]:
 
 
 def _extension(best: int, steps: set[int], limits: tuple[int, int]) -> set[int]:
-    """Returns two further steps beyond the edge that `best` is on, within the limits."""
+    """Returns the next two steps beyond the edge that `best` is on, within the limits; empty if it is on no edge."""
     further: set[int] = set()
     if best == max(steps):
         further |= {best + 1, best + 2}

@@ -51,7 +51,7 @@ def evaluate_product(
     product = replace(policy, prior=prior)
     rows = held_out(dataset, split)
 
-    # 1. Rank by the prior. A longer list costs no second pass.
+    # 1. Rank by the prior. Without a beam search, recall at `recall_at` needs no second pass.
     further = further_cutoff(recall_at, ks, len(dataset.catalog))
     ranked = product.rank_by_prior(rows, further or max(ks))
     alone = evaluate_split(

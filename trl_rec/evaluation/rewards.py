@@ -1,4 +1,5 @@
-"""Computes the rewards of recommended lists for training. A reward is a metric of one list, or any other function.
+"""Computes the rewards of recommended lists, for training and evaluation. A reward is a metric or another function of
+one list.
 
 To add a named reward, write its function below and add it to `REWARDS` at the end of this file. No other change is
 needed.

@@ -60,11 +60,13 @@ DEFAULTS: dict[str, Any] = {
 class EvaluationConfig:
     """Configuration of an evaluation: which model and rows are evaluated, and how lists are generated.
 
-    The fields in `DEFAULTS` are `None` until [`evaluation_settings`] fills them in from the model's run folder. A
-    model from the hub has no run folder and gets the values of `DEFAULTS`, so set these fields to match its training.
+    Fields in `DEFAULTS` that are not set are `None` until [`evaluation_settings`] fills them in from the model's run
+    folder. A model from the hub has no run folder and gets the values of `DEFAULTS`, so set these fields to match its
+    training.
 
     Args:
-        model (`str`, *optional*): A hub id, a folder or a GGUF file. If not set, only the baselines are evaluated.
+        model (`str`, *optional*): A hub id, a folder or a GGUF file. If neither `model` nor `lists` is set, only the
+            baselines are evaluated.
         lists (`str`, *optional*): A file of recommendations to evaluate instead of a model, see [`read_lists`].
         name (`str`, *optional*): Name of the recommender of `lists` in the results. Defaults to `"lists "` and the
             name of the file without its ending.
@@ -79,7 +81,7 @@ class EvaluationConfig:
             Defaults to all rows.
         ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the metrics.
         recall_at (`int`, *optional*, defaults to `50`): A further cutoff, for recall alone. This recall needs a second
-            pass over the users with this number of beams, unless every item is a single token or `num_beams` is at
+            pass over the users, with this number of beams, unless every item is a single token or `num_beams` is at
             least as large. 0 leaves this recall out.
         exhaustive (`int`, *optional*): If set, also scores every item of the catalogue for this number of users, and
             compares the result with the beam search, as in [`measure_beam_gap`].
@@ -94,9 +96,9 @@ class EvaluationConfig:
         dtype (`str`, *optional*, defaults to `"auto"`): Data type of the model's weights.
         prior (`str`, *optional*): A prior to multiply the model by: `"popularity"`, `"transition"`, `"mixture"`,
             `"saved"` (that of the model's run folder) or `"none"`. By default, the prior of the run folder is used if
-            there is one. The prior alone and the product are then evaluated beside the model alone.
+            there is one. With a prior, the prior alone and the product are evaluated beside the model alone.
         prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior. `"auto"` chooses it on the
-            validation split, as in [`choose_prior`]; a saved prior keeps the strength that was chosen for it.
+            validation split, as in [`choose_prior`], or keeps that of a saved prior.
         seed (`int`, *optional*, defaults to `0`): Seed of the random baseline, of drawn lists and of the bootstrap.
     """
 

@@ -54,7 +54,7 @@ def expected_metrics(
     sizes = sizes - _count(keys, left_out, leaves, num_leaves)
     relevant_in = _count(keys, np.setdiff1d(wanted, left_out, assume_unique=True), leaves, num_leaves)
 
-    # 2. The probability of a hit is the share of relevant items among those. A repeated item is never a hit.
+    # 2. The probability of a hit is the share of these items that is relevant. A repeated item is never a hit.
     possible = metrics.first_occurrences(ranked) & (sizes > 0)
     hits = np.where(possible, relevant_in / np.maximum(sizes, 1), 0.0)
 

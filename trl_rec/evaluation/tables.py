@@ -90,7 +90,7 @@ def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
     """Returns the metrics to show where none are named: a selection of each kind at the largest k."""
     known = {column for evaluation in results.values() for column in evaluation.metrics}
 
-    # Find the largest k. Recall alone may have a larger one. Rewards have no k.
+    # Find the largest k of the metrics other than recall, which may also have larger ones. Rewards have no k.
     cutoffs = [column.split("@") for column in known if "@" in column]
     recalls = {int(k) for stem, k in cutoffs if stem == "recall"}
     others = {int(k) for stem, k in cutoffs if stem != "recall"}
@@ -99,7 +99,7 @@ def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
     recall, *names = (f"{name}@{k}" for name in DEFAULT_NAMES)
     wanted = [recall, *further, *names, "reward"]
 
-    # Show how many liked and disliked items a list contains only where both kinds are compared.
+    # Show `liked` and `disliked` only if some users have items of both kinds.
     if "preference_accuracy" in known:
         wanted += ["preference_accuracy", f"liked@{k}", f"disliked@{k}"]
 
@@ -151,7 +151,7 @@ def number_text(value: float) -> str:
 def direction_of(column: str) -> int:
     """Returns 1 if higher values of a metric are better, -1 if lower values are, and 0 if neither or unknown."""
     stem = stem_of(column)
-    if stem.startswith("reward/"):  # training maximises every reward, including those of the user
+    if stem.startswith("reward/"):  # training maximises every reward, including user-defined ones
         return 1
     return MEANINGS.get(stem, (0, ""))[0]
 

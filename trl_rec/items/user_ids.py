@@ -29,7 +29,7 @@ def write_user_ids(user_ids: Ragged | None, folder: Path) -> None:
 def read_user_ids(folder: Path) -> Ragged | None:
     """Reads the IDs that `write_user_ids` wrote, or returns None if there is no file.
 
-    Raises `ValueError` if the file cannot be read. The caller names the folder and the remedy.
+    Raises `ValueError` if the file cannot be read. The caller adds the folder and the remedy to the message.
     """
     if not (folder / FILE).is_file():
         return None

@@ -26,8 +26,8 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
     Args:
         folders (`Sequence[str | Path]`): Output folders of training verbs or of `trl-rec evaluate`.
         names (`Sequence[str]`, *optional*): Name of the arm of each folder. By default, folders are one arm if their
-            `recipe.yaml` differ only in the seed and in where the run was written. The arm is named by the common
-            beginning of the folders' names. A folder without a recipe is an arm of its own.
+            recipes (`recipe.yaml`) differ only in the seed and in where the run was written. The arm is named by the
+            common beginning of the folders' names. A folder without a recipe is an arm of its own.
 
     Returns:
         `Arms`: the evaluations by name of the arm and by seed, in the order given.

@@ -27,9 +27,9 @@ GUIDE = "see docs/evaluation.md"
 def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, *, start: str | None = None) -> str:
     """Compares a model with the strongest baseline in the metrics of interest, and returns one line per comparison.
 
-    The metrics are NDCG (of rated candidates: graded NDCG) at the largest k, and the reward if there is one. The
-    p-values are adjusted for the number of comparisons in each metric: with every baseline, and with `start`. If there
-    is a product of the model and a prior, it is compared with both of its parts.
+    The metrics are NDCG (of rated candidates: graded NDCG) at the largest k, and the reward if there is one. In each
+    metric, the p-values are adjusted for the comparisons of the model with all baselines and with `start`. If there is
+    a product of the model and a prior, it is compared with both of its parts.
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, with values per user.

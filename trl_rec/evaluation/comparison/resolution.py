@@ -99,7 +99,7 @@ def _thresholds(found: np.ndarray, users: float, both: float, alpha: float, rng:
     Args:
         found: The difference with each seed of each study, `(NUM_STUDIES, S)`.
         users: Variance of the mean that comes from the users.
-        both: The part of it that differs between seeds.
+        both: Variance of the mean that comes from users and seeds together.
         alpha: Level of one comparison.
         rng: Source of randomness.
     """

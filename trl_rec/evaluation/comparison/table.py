@@ -26,8 +26,8 @@ def comparison_table(
         runs (`Mapping[str, Runs]`): The runs, as given to [`compare`].
         comparisons (`Sequence[Comparison]`): What [`compare`] returned, at least one comparison.
         metrics (`Sequence[str]`, *optional*): Metrics to show beside the one that was compared.
-        notes (`Mapping[str, Mapping[str, float]]`, *optional*): Additional columns. Maps each heading to a number for
-            some or all recommenders by name.
+        notes (`Mapping[str, Mapping[str, float]]`, *optional*): Additional columns. Maps each heading to the
+            numbers below it, by name of the recommender. A recommender without a number gets "-".
         legend (`bool`, *optional*, defaults to `True`): Whether to explain the columns below the table.
     """
     if not comparisons:

@@ -1,5 +1,5 @@
 """Divides the users of an evaluation into slices: by how often their targets occur in the training split, by history
-length, and by group."""
+length, and by the group of their first target."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trl_rec.evaluation.kept.reading import KeptEvaluation
 from trl_rec.evaluation.tables import aligned
 
 
-MOST_GROUPS = 10  # number of groups with a slice of their own, the largest ones; the others share one slice
+MOST_GROUPS = 10  # the groups with the most users have a slice of their own; the others share one slice
 NUM_HISTORIES = 3  # slices by history length, with about equally many users
 
 
@@ -18,7 +18,7 @@ def slices(kept: KeptEvaluation) -> dict[str, np.ndarray]:
 
     - By target frequency: how often the rarest target of a user occurs in the training split.
     - By history length: a third of the users each, from short to long histories. Equal lengths stay together.
-    - By group of the first target, largest first, if the catalogue has groups.
+    - By group of the first target, if the catalogue has groups. The group with the most users is the first slice.
     """
     count = kept.users["target_count"]
     parts = {

@@ -49,8 +49,8 @@ def bias_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0, da
     """Orders candidates by the item effect in the model rating = mean + user effect + item effect, `(N, m)`.
 
     Each effect is shrunk towards 0: it is the mean of its residuals and of `damping` additional zeros. The user effect
-    is the same for all candidates of a list and does not change their order. It is fitted so that the item effects do
-    not depend on how generously the users rate.
+    is the same for all candidates of a list and does not change their order. It is fitted all the same, so that the
+    item effects do not depend on how generously the users rate.
     """
     ratings = _train_ratings(train, num_items)
     residual = ratings.rating - ratings.rating.mean()

@@ -93,6 +93,6 @@ def borda(places: np.ndarray) -> np.ndarray:
 
 def places_by_score(scores: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Returns the place of each candidate by descending score, `(N, m)`. Ties are broken by the order of the list."""
-    # The first `argsort` gives the candidate at each place, the second gives the place of each candidate.
+    # `order` lists the candidates from the best to the worst. Its `argsort` is the inverse: each candidate's place.
     order = np.argsort(np.where(present, -scores, np.inf), 1, kind="stable")
     return np.where(present, np.argsort(order, 1), -1)

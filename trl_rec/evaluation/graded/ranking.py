@@ -99,7 +99,7 @@ def rank_rated_rows(
 
     places = map_rows(_places_of_batch, prompts.lengths, width=width, desc="ranking", batch_size=batch_size)
 
-    # 4. Invert the slots: from candidates by slot to slots by candidate.
+    # 4. Invert `slots`, which lists the candidates as shown in the prompt: `slot_of` contains each candidate's slot.
     slot_of = np.full_like(places, -1)
     slot_of[slots.row_ids, slots.values] = within(slots.lengths)
     shape = (len(candidates), num_orders, width)

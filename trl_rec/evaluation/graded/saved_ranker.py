@@ -17,7 +17,7 @@ from trl_rec.evaluation.saved_model import EvaluationConfig, model_row, seed_of_
 from trl_rec.trainer.alro.rows import held_out_rows
 
 
-NUM_CANDIDATES = 10  # of run folders that do not record the number
+NUM_CANDIDATES = 10  # for run folders that do not record the number of candidates
 NUM_ORDERS = 2
 INERT = ("rewards", "best_of", "list_length", "num_beams", "exhaustive")
 

@@ -22,7 +22,7 @@ PER_USER = "per_user.parquet"
 RANKINGS = "rankings.parquet"
 USERS = "users.parquet"
 KEPT_FILES = (PER_USER, RANKINGS, USERS)
-STAMP = b"trl_rec.evaluation"  # key in the Parquet files' metadata: a hash of the results that they belong to
+STAMP = b"trl_rec.evaluation"  # metadata key in the Parquet files; its value is the hash of their results
 
 
 def results_hash(content: Mapping[str, Any]) -> bytes:

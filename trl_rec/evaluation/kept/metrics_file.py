@@ -39,7 +39,8 @@ def write_metrics(
             beams, the length penalty, the dataset and the seed.
     """
     content = metrics_content(results, split=split, ks=ks, exclude_history=exclude_history, settings=settings)
-    # JSON has no NaN. `_entry` has already rejected such metrics; `allow_nan=False` rejects such settings too.
+    # JSON has no NaN. `_entry` has already rejected metrics that are not finite, with an error that names the metric.
+    # `allow_nan=False` also rejects such numbers in the settings.
     write_json(path, content, ensure_ascii=False, allow_nan=False)
 
 

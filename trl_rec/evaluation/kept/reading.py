@@ -18,7 +18,7 @@ from trl_rec.evaluation.rankings import Rankings
 from trl_rec.evaluation.results import Evaluation
 
 
-# The keys of `metrics.json` that are fields of `KeptEvaluation` as they are.
+# The keys of `metrics.json` whose values become fields of `KeptEvaluation` unchanged.
 KEPT_KEYS = ("split", "ks", "exclude_history", "num_users", "identity", "settings", "recommender", "seed")
 REMEDY = "evaluate again"
 

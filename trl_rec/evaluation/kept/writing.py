@@ -109,7 +109,7 @@ def _per_user_tables(results: Mapping[str, Evaluation], numbers: np.ndarray) -> 
 
 
 def _ranking_table(name: str, rankings: Rankings, numbers: np.ndarray) -> pa.Table:
-    """Returns a line for each rank with an item, sorted by row and rank."""
+    """Returns a table with one line per recommended item, sorted by row and rank."""
     if len(rankings.items) != len(numbers):
         raise ValueError(f"{name} has rankings for {len(rankings.items)} rows, but {len(numbers)} were evaluated")
     row, rank = np.nonzero(rankings.items != -1)

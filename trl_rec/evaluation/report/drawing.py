@@ -106,7 +106,7 @@ def line_chart(curves: Sequence[Curve], *, label: str, x_label: str, marks_only:
             panel.axes.plot(*values.T, color=SERIES[number % NUM_COLORS], marker=marker, linestyle=dash)
             lowest = min(lowest, values[:, 1].min(initial=np.inf))
         if lowest >= 0:
-            # Start the axis just below 0: most measures are never negative, and a line at 0 stays visible.
+            # No value is negative, so let the axis start only slightly below 0, where a line at 0 stays visible.
             bottom, top = panel.axes.get_ylim()
             panel.axes.set_ylim(bottom=max(bottom, -0.04 * top))
         panel.axes.set_xlabel(x_label)

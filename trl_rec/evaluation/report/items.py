@@ -28,7 +28,7 @@ from trl_rec.items import ItemCatalog
 
 
 ITEMS_COLOR = 6
-NUM_GROUPS = 20  # the groups with the largest shares in histories are shown
+NUM_GROUPS = 20  # the groups with the largest shares in histories are shown (without a dataset: in recommendations)
 NUM_LISTS = 10
 NUM_RECENT = 3  # history items above each list
 NEEDS_DATASET = "Histories are not shown, because the page was made without the dataset; give --dataset."

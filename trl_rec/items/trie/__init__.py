@@ -1,4 +1,7 @@
-"""The prefix tree of a catalogue's token paths. It does not import the catalogue, which belongs to a higher layer."""
+"""The prefix tree of a catalogue's token paths.
+
+This package does not import the catalogue, which belongs to a higher layer.
+"""
 
 from trl_rec.items.trie.token_trie import TokenTrie
 

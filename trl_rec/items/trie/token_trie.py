@@ -224,7 +224,7 @@ class TokenTrie:
 
     @cached_property
     def lowest_items(self) -> Tensor:
-        """For each node, the lowest index of an item whose path contains the node, `(num_nodes,)`. Breaks ties."""
+        """For each node, the lowest index of an item whose path contains the node, `(num_nodes,)`; breaks ties."""
         lowest = torch.full((self.num_nodes,), LARGEST, dtype=torch.int32, device=self.items.device)
         leaves = self._leaf_nodes()
         lowest[leaves] = self.items[self.item_starts[leaves]]  # the items of a leaf are in ascending order
@@ -314,7 +314,7 @@ class TokenTrie:
     def walk(self, token_ids: Tensor) -> Tensor:
         """Returns the nodes on the way from the root along tokens `(..., T)`, as `(..., T + 1)`.
 
-        Node `t` is the node before token `t`, so node 0 is the root. All nodes after the first illegal token are -1.
+        Entry `t` is the node before token `t`, so entry 0 is the root. Entries after the first illegal token are -1.
         """
         nodes = [torch.zeros(token_ids.shape[:-1], dtype=torch.int64, device=token_ids.device)]
         for tokens in token_ids.unbind(-1):
