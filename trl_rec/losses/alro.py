@@ -50,10 +50,10 @@ def soft_lambda_loss(
        \delta_{ij} = \left|\frac{1}{D(d_{ij})} - \frac{1}{D(d_{ij} + 1)}\right| $$
 
     where $P$ is the number of pairs and $d_{ij}$ is the distance between two candidates in the gold order. The softmax
-    of each candidate is taken over positions. With a softmax over candidates, a model can minimise the loss without
-    learning to rank: its expected positions are well sorted, but it decodes in nearly reversed order. The loss never
-    reaches 0, because neighbours are only 1 apart even in a perfect answer. If all ratings of a list are equal, the
-    loss and its gradient are 0.
+    of each candidate is taken over positions. If it were taken over candidates, a model could minimise the loss
+    without learning to rank: its expected positions would be well sorted, but it would decode in nearly reversed
+    order. The loss never reaches 0, because neighbours are only 1 apart even in a perfect answer. If all ratings of a
+    list are equal, the loss and its gradient are 0.
 
     Reconstruction: the paper's body was not available. $\delta$, $G$, $D$ and $s$ follow a summary of it. The sum over
     pairs was cut off in that summary; we completed it so that preferred candidates move to earlier positions. Dividing
@@ -89,7 +89,7 @@ def soft_lambda_loss(
     rank = gold_rank if delta == "target" else _rank(position.detach(), mask)
     gap_weight = _gap_weight(rank, position.dtype)  # (B, m, m)
 
-    # 2. Compute the logarithm of each pair. It is small if candidate i (dim 1) comes well before candidate j (dim 2).
+    # 2. Compute the logarithm in L for each pair. It is small if candidate i (dim 1) comes well before j (dim 2).
     preferred = (ratings[:, :, None] > ratings[:, None, :]) & mask[:, :, None] & mask[:, None, :]
     weight = gap_weight * (gains[:, :, None] - gains[:, None, :])
     bits = -F.logsigmoid(sigma * (position[:, None, :] - position[:, :, None])) / math.log(2)

@@ -1,8 +1,8 @@
 """BEAR: cross-entropy plus a term on the margin between the target token and the last token that a beam search keeps.
 
-The margin is the log-probability of the target minus a threshold, which is detached as in the authors' code. Computing
-the margin from logits would give the same value, because the normaliser cancels, but a different gradient. With
-log-probabilities, the gradient is zero where the target is the only legal token.
+The margin is the log-probability of the target minus a threshold. As in the authors' code, the threshold is detached.
+Computing the margin from logits would give the same value, because the normaliser cancels, but a different gradient.
+With log-probabilities, the gradient is zero where the target is the only legal token.
 
 Legend: N positions; C tokens to choose from, which are either the legal tokens (padded) or the whole vocabulary.
 """

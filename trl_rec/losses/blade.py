@@ -4,9 +4,9 @@ A Best-of-N reward depends only on the rank of a reward, never on its scale. The
 lists, which were sampled from the initial policy. With a positive `dynamic_coefficient`, the rollouts of the same step
 count too, so the rank changes with the policy. There are four steps: `posterior_cdf` estimates the rank as a
 probability, `best_of_n_reward` converts it to a reward, `leave_one_out` or `standardized` computes advantages, and
-`list_policy_loss` computes the loss. Only the last step has a gradient. The KL penalty is left to the caller. Before
-computing the advantages, the caller subtracts beta times the difference of log-probabilities from the rewards, without
-a gradient.
+`list_policy_loss` computes the loss. Only the last step has a gradient. The KL penalty is left to the caller: it is
+beta times the log-ratio between the policy and the reference, without a gradient, and has to be subtracted from the
+rewards before the advantages are computed.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, N the `best_of`.
 """
@@ -27,7 +27,7 @@ LARGEST_LOG_RATIO = 20.0  # a ratio of 5e8; a log-ratio above 88 overflows in fl
 def posterior_cdf(
     rewards: Tensor, reference_rewards: Tensor, *, dynamic_coefficient: float, prior: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    r"""Estimates two probabilities per rollout: that another list has at most the same reward, or strictly less.
+    r"""Estimates two probabilities per rollout: that another list has at most the same reward, and a lower one.
 
     BLADE, arXiv 2605.04559. With $S_{ref}(t)$ and $S_{on}(t)$ the numbers of reference lists and of rollouts whose
     reward is at most $t$:

@@ -23,7 +23,7 @@ class AlroConfig(RecConfig, SFTConfig):
     """Arguments of [`AlroTrainer`], besides those of [`RecConfig`] and [`~trl.SFTConfig`].
 
     With `lambda_weight=0` and `permutation_weight=0`, training is supervised fine-tuning on the order of the
-    candidates. Each list is presented in two random orders, or in one if `permutation_weight` is 0.
+    candidates. Each list is presented in one random order if `permutation_weight` is 0, and in two otherwise.
 
     Args:
         lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss, alpha in the

@@ -137,7 +137,7 @@ def learn_ratings(
             "--accelerate_config cpu or ddp"
         )
 
-    # 2. Reuse the model of a finished stage if it has the same settings and data.
+    # 2. If the stage is already finished, load its model. An error is raised if its settings or data were different.
     if resume and on_main_process(lambda: is_finished(trainer)):
         logger.info("the rating stage in %s is already finished; loading its model", folder)
         return load_model(folder)

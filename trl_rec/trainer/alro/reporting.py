@@ -28,8 +28,8 @@ def conclude_ranking(
         recipe (*optional*): Keys of `recipe.yaml` besides the trainer's configuration, as in [`conclude`].
 
     Returns:
-        The results by name: those of the baselines and of the model. Every process returns them. Empty under FSDP, or
-        if `final_split` is `"none"`.
+        The results by name: those of the baselines and of the model. Every process returns them. The dict is empty
+        under FSDP, or if `final_split` is `"none"`.
     """
     ks = trainer.args.eval_ks
 

@@ -43,7 +43,8 @@ def build_rated_rows(
 
     Returns:
         `datasets.Dataset` with the columns `user`, `history`, `history_ratings`, `candidates`, `ratings`, and `row`,
-        which is the index of the row. Histories and candidates are ordered from oldest to newest.
+        which is the index of the row in the returned dataset. Histories and candidates are ordered from oldest to
+        newest.
     """
     check_is_train(split, "models")
     stride = num_candidates if stride is None else stride
@@ -56,7 +57,7 @@ def build_rated_rows(
 def held_out_rows(split: Dataset, *, num_candidates: int = 10, max_history: int | None = None) -> Dataset:
     """Builds at most one list per row of a validation or test split. The candidates are the first `num_candidates`
     targets of the row that the user had not rated before. The columns are those of [`build_rated_rows`], but `row` is
-    the index of the row in the split.
+    the index in the split of the row that the list comes from.
     """
     return _rows(split, num_candidates, None, max_history)
 
@@ -102,7 +103,7 @@ def check_rankable(dataset: RecDataset, prompt_format: RatedPromptFormat, args: 
 
 def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: int | None) -> Dataset:
     """Builds the lists of a split. A list starts at every `stride`-th new target of a row. If `stride` is None, each
-    row has one list."""
+    row has at most one list."""
     NUM_CANDIDATES.check("num_candidates", num_candidates)
     history, targets, history_ratings, target_ratings = _rated(split)
 
@@ -116,7 +117,7 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
     start = within(num_lists) * (stride or 0)
     stop = np.minimum(start + num_candidates, counts[source])
 
-    # 3. Cut the history of each list before the position of its first candidate in the sequence.
+    # 3. Join history and targets into one sequence per row. The history of a list ends before its first candidate.
     starts_of_rows = np.cumsum(counts) - counts
     first = within(targets.lengths)[new][starts_of_rows[source] + start]
     end = history.lengths[source] + first

@@ -1,4 +1,4 @@
-"""Checks, made before training, that a trainer supports its arguments, its processes and its model."""
+"""Checks before training whether a trainer supports its arguments, its processes and its model."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 Entries = dict[str, Any]
 
-# Fields of TRL's and transformers' configurations that affect the weights after a given number of steps. Every field
-# that trl_rec adds affects them too, unless a config lists it in `may_change`. All other inherited fields only affect
-# speed, memory, logging or where files are written.
+# Fields of TRL's and transformers' configurations on which the weights at a given step depend. These weights also
+# depend on every field that trl_rec adds, unless a config lists it in `may_change`. All other inherited fields only
+# affect speed, memory, logging or where files are written.
 DECIDING = (
     # the rows and their order
     "max_length",
@@ -89,7 +89,7 @@ ROWS_AT_ONCE = 10_000
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """Returns the name of the first entry that differs, with both values, or None if no entry differs.
 
-    Entries that are in only one of the two mappings are ignored, because releases record different entries.
+    Entries that are in only one of the two mappings are ignored, because not all releases record the same entries.
     """
     for name in old:
         if name in new and old[name] != new[name]:
@@ -111,11 +111,11 @@ def setting_entries(config: TrainingArguments, inherited: Collection[str]) -> En
 
 
 def run_entries(config: Any, num_processes: int) -> Entries:
-    """Returns the settings of a run that determine its weights after any number of steps.
+    """Returns the settings of a run that determine its weights at any given step.
 
     Args:
         config: The configuration, a [`RecConfig`] that is also a config of TRL.
-        num_processes: Number of processes. It may change if the number of rows per step stays the same.
+        num_processes: Number of processes. On resume it may differ if the number of rows per step is the same.
     """
     entries = setting_entries(config, DECIDING)
     for name in config.may_change:

@@ -36,7 +36,8 @@ class BatchLoss(NamedTuple):
         row_losses (`torch.Tensor` of shape `(B,)`): The loss of each row, detached. If at least one process has a
             loss that is not finite, training stops with an error. The error of each process names the rows of that
             process.
-        means (`Mapping[str, Mean]`): The means to log, by name. All processes give the same names in the same order.
+        means (`Mapping[str, Mean]`): The means to log, by name. All processes must give the same names in the same
+            order.
         num_tokens (`torch.Tensor` of shape `()`): Number of tokens that the model read.
         row_ids (`torch.Tensor` of shape `(B,)`, *optional*): Row numbers in the training data, for messages. If not
             given, messages use row numbers within the batch.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str | Path) -> FittedPrior | None:
-    """Makes the prior that the configuration asks for. Call this function before the split `final_split` is read.
+    """Makes the prior that the configuration asks for. Call this function before anything is measured on the split
+    `final_split`, so that its setting is recorded before any result is known.
 
     The run folder gets `choice.json`, `prior.safetensors` and the key `prior` of `recommender.json`. The compared
     settings are printed as a table. Every process must call this function.

@@ -12,13 +12,13 @@ from trl_rec.trainer.base.config import RecConfig
 class PriorConfig(RecConfig):
     """Fields that choose a prior, besides those of [`RecConfig`].
 
-    [`BladeConfig`] does not have them, because its `prior` is the Beta prior of its reward; use `trl-rec evaluate
-    --prior` there.
+    [`BladeConfig`] does not have them, because its `prior` is the Beta prior of its reward. To multiply a model
+    trained with BLADE by a prior, use `trl-rec evaluate --prior`.
 
     Args:
         prior (`str`, *optional*, defaults to `"none"`): A prior to multiply the trained model by at the end of a run:
-            `"popularity"`, `"transition"` or `"mixture"`. It is kept in the run folder, so that [`Recommender`] uses
-            it, and the prior alone and the product are evaluated beside the model. Training does not use it.
+            `"popularity"`, `"transition"` or `"mixture"`. It is kept in the run folder, and [`Recommender`] uses it.
+            The prior alone and the product are evaluated beside the model. Training does not use the prior.
         prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior, as a number. `"auto"` chooses
             it on the validation split, as in [`choose_prior`].
     """

@@ -72,7 +72,8 @@ def conclude(
 
     Returns:
         The results by name: those of the baselines, of the model and, if there is a prior, of the prior and of its
-        product with the model. Every process returns them. Empty under FSDP, or if `final_split` is `"none"`.
+        product with the model. Every process returns them. The dict is empty under FSDP, or if `final_split` is
+        `"none"`.
     """
     exclude_history = trainer.args.eval_exclude_history
     options: dict[str, Any] = {

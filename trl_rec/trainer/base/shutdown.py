@@ -13,7 +13,7 @@ SECONDS = 1.0
 
 
 def end_processes(end: Callable[[], object]) -> None:
-    """Calls `end`, which destroys the process group, and then waits for gloo's threads if DeepSpeed is loaded.
+    """Calls `end`, which destroys the process group. Then waits for gloo's threads if DeepSpeed is loaded.
 
     Destroying the group should join its threads, but DeepSpeed keeps a reference to the group, so they keep running.
     A thread that still has to release the tensors of the last collective while Python shuts down needs a lock that it

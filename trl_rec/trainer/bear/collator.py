@@ -70,7 +70,7 @@ class NextItemCollator:
         }
         if self.trie is not None:
             self._add_choices(batch, rows, self.trie)
-        if self.age_decay != 1 and "trie_nodes" in rows[0]:  # not rows of a single list
+        if self.age_decay != 1 and "trie_nodes" in rows[0]:  # list rows lack this column
             batch["target_weights"] = self._weights(rows).masked_fill(batch["labels"] == IGNORED, 0.0)
         return batch
 

@@ -35,7 +35,7 @@ def list_choices(
     """Returns the trie nodes, and the data that determines illegal items, for the labels of a batch of list rows.
 
     Args:
-        rows: Rows with `items` and `history`, each with one list.
+        rows: Rows with the columns `items` and `history`. Each row has one list.
         labels: `(B, T)`, padded.
         trie: Trie of the catalogue.
         exclude_history: Whether items of the history are illegal.

@@ -48,7 +48,7 @@ class ItemSampler:
     ) -> None:
         if len(item_tokens) < 2:
             raise ValueError("sampled_items needs a catalogue of at least 2 items; leave it out")
-        # A draw from q is a random entry of the pool, whatever the size of the catalogue.
+        # A draw from q is a random entry of this pool, so its cost does not depend on the size of the catalogue.
         others = target_tokens if sampled_from == "popularity" else target_tokens[:0]
         self.pool = np.concatenate([item_tokens, others]).astype(np.int64)
         self.num_negatives = num_negatives
@@ -59,7 +59,7 @@ class ItemSampler:
         return (counts.double() / len(self.pool)).log().float()
 
     def stream(self, targets: np.ndarray, seed: list[int]) -> np.ndarray:
-        """Returns enough draws that each of the targets has at least K draws that differ from it."""
+        """Returns a stream of draws in which, for each target, at least K draws differ from that target."""
         generator = np.random.default_rng(seed)
         draws = self._draw(generator, self.num_negatives)
         while missing := self._missing(draws, targets):

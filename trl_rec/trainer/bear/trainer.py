@@ -161,7 +161,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         tokens = self.catalog.paths(tokenizer).values
         sampler = ItemSampler(tokens, labels[labels != IGNORED], num_negatives, sampled_from)
         self._log_q = sampler.log_q(int(tokens.max()) + 1).to(self.args.device)
-        # Engines that divide the parameters, compilers and other devices need a dense gradient from the start.
+        # DeepSpeed, FSDP, torch.compile, and devices other than CPU and CUDA need a dense gradient from the start.
         is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if not (is_sharded or self.args.torch_compile) and self.args.device.type in ("cpu", "cuda"):
             collect_rows(self.model)

@@ -54,7 +54,8 @@ def draw_reference_lists(
         accelerator: The accelerator of the trainer.
         batch_size: Number of rows per batch. A batch never spans several parts.
     """
-    # 1. Find the missing parts. No process may write a part until all processes have done this.
+    # 1. Find the missing parts. Wait until all processes have done this, because a part that is written earlier would
+    # no longer be missing for the others, and they would divide the parts differently.
     missing = store.missing()
     accelerator.wait_for_everyone()
     mine = missing[accelerator.process_index :: accelerator.num_processes]

@@ -47,7 +47,8 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     - `blade/logps`: Mean log-probability of a list.
     - `blade/target_std`: Standard deviation of the target over the rollouts of the prompt.
     - `blade/tied_pairs`: Fraction of pairs of rollouts with equal targets.
-    - `blade/dead_groups`: 1 if all rollouts of the prompt have the same target, so that nothing is learned from them.
+    - `blade/dead_groups`: 1 if all rollouts of the prompt have the same target, so that their advantages depend only
+      on the KL penalty.
     - `blade/zero_advantages`: Fraction of rollouts whose target equals the mean of the other targets of the prompt, so
       that their advantage is 0 before the KL penalty. This metric has the same name for all targets, GRPO included.
     - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts. Ties

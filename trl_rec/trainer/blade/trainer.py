@@ -3,7 +3,7 @@
 In each step, the policy samples several lists per prompt. By default, it learns from the rank of each list's reward
 among the rewards of reference lists and of the other sampled lists. Each prompt is processed once for
 sampling all of its lists, and once by each model that scores the lists (see `decoding.lists` and
-`models.completions`). Scoring uses the softmax over legal tokens that the lists were sampled from.
+`models.completions`). Scoring uses the same softmax over legal tokens as sampling.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -127,8 +127,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self.display_name = TARGETS[args.target]
         self.reward_weights = args.reward_weights
         self.rewards = BatchRewards(catalog, args.reward_weights, reward_functions or {})
-        # Rollouts by the row indices of their batch. `_drawn_at` is the number of the group of `num_iterations` steps
-        # that sampled them.
+        # Rollouts by the row indices of their batch. `_drawn_at` is the value of `global_step // num_iterations` at
+        # which they were sampled.
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
         super().__init__(

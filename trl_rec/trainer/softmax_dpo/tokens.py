@@ -114,7 +114,7 @@ def _texts(rows: Dataset) -> Iterator[tuple[str, pa.ChunkedArray, np.ndarray]]:
 
 
 def _holds_ids(kind: pa.DataType, depth: int) -> bool:
-    """Returns whether an Arrow type is that of lists, nested `depth` deep, of token ids.
+    """Returns whether an Arrow type holds token ids in lists that are nested `depth` deep.
 
     The type null is accepted, because Arrow gives it to lists that are all empty or null.
     """
