@@ -52,7 +52,7 @@ def make_card(
     - `left_out`: numbers of interactions that an option dropped, by reason: `events`, `empty_ratings`, `unknown_items`
       and `repeats`.
     - `merged_timestamps`: number of interactions whose timestamp differs from that of the user's previous interaction,
-      but equals it after rounding to float64. The original order is kept.
+      but equals it after rounding to float64. They are sorted by the exact timestamps.
 
     Args:
         log: The interactions after filtering.

@@ -205,8 +205,8 @@ def _has_lists(column: pa.ChunkedArray) -> bool:
 def _whole(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Converts whole floats to int64.
 
-    Raises RowError for fractions, and for numbers so large that the float type cannot represent every integer, because
-    different ids of the source may have been rounded to the same number.
+    Raises RowError for fractions. Also raises it for numbers so large that the float type cannot represent every
+    integer of that size, because different ids of the source may have been rounded to the same number.
     """
     # The float type represents every integer up to `last` exactly.
     last = 2.0 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1)

@@ -162,8 +162,8 @@ def check_is_train(split: Dataset, what: str) -> None:
     Without a split name, two cases are not detected:
 
     - The rows come from a single evaluation split, so that no user has a second row to compare with.
-    - Every row has one target (windows, or the validation and test splits of leave-one-out). Rows of the training
-      split may also continue each other in this case, so a continuation is no evidence.
+    - Every row has one target (windows, or the validation and test splits of leave-one-out). Windows of the training
+      split continue each other too, so a continuation does not show that a row comes from a later split.
 
     Args:
         split: The rows.

@@ -16,7 +16,8 @@ from trl_rec.data.log import Log
 class IndexedLog:
     """Interactions as arrays of equal length, sorted by user and then by time.
 
-    Interactions of a user with equal timestamps keep the order of the source.
+    If a user's interactions have equal timestamps, they keep the order of the source. Timestamps that become equal
+    only when they are rounded to float64 are sorted by their exact values.
 
     Args:
         users (`pa.Table`): One row per user, `user_id` first.

@@ -73,7 +73,7 @@ def _converted(table: pa.Table, where: str, time_format: str | None) -> dict[str
 
 
 def _rate_events(table: pa.Table, rows: np.ndarray, where: str, options: Options) -> tuple[pa.Table, np.ndarray, int]:
-    """Adds the ratings of events, and drops rows whose event has no rating; see `_kept` for the return values."""
+    """Adds the ratings of events, and drops rows whose event has the rating None. Returns the same as [`_kept`]."""
     name = options.event_column or ""
     if name not in table.column_names:
         raise ValueError(

@@ -52,8 +52,9 @@ def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) 
 def find_mixed_users(users: np.ndarray, history: Ragged, targets: Ragged) -> np.ndarray:
     """Returns the users whose rows come from several splits, in ascending order.
 
-    A user is found if the history of one row begins with all items of the user's shortest row. If every row has one
-    target, no user is found, because the windows of one split may continue each other in the same way.
+    A user is found if all items of the user's shortest row are the beginning of the history of another row of this
+    user. If every row has one target, no user is found, because the windows of one split may continue each other in
+    the same way.
 
     Args:
         users: The user of each row.

@@ -1,8 +1,8 @@
 """Builds rows whose completion is a list: the next few new items that a user chooses, in order.
 
 Items that the user has chosen before are skipped, so a list contains distinct items and none of the items of its
-history. A model samples such lists when histories are excluded. The history in the prompt is complete, including
-repeated items.
+history. The lists that a model samples are of the same kind if histories are excluded. The history in the prompt is
+complete, including repeated items.
 
 The last list of a user may have fewer than `list_length` items. Such a shorter list does not end in EOS, because the
 rest of the list is unknown.
@@ -198,7 +198,7 @@ def _cut_lists(split: Dataset, length: int, stride: int, twins: Twins | None) ->
     lists = items.take(source).slice(start, np.minimum(start + length, num_new[source]))
 
     # 3. Take everything before the first item of a list, including repeated items.
-    first = position[items.offsets[:-1][source] + start]  # position of each list among the targets of its row
+    first = position[items.offsets[:-1][source] + start]  # position of this item among the targets of its row
     stop = history.lengths[source] + first
     before = join(history, targets).take(source).head(stop)
     return before, lists, source

@@ -202,7 +202,7 @@ def newest_that_fit(histories: Ragged, piece_lengths: np.ndarray, room: int | np
         room: Maximum number of tokens: one number for all histories, or an array with one number per entry of
             `histories.values`, in which all entries of a history have the same number.
     """
-    # ends[i] is the number of tokens before item i of all histories joined.
+    # ends[i] is the number of tokens before entry i of `histories.values`.
     ends = np.concatenate([[0], np.cumsum(piece_lengths[histories.values])])
     # Number of tokens from each item to the end of its history.
     to_the_end = np.repeat(ends[histories.offsets[1:]], histories.lengths) - ends[:-1]

@@ -60,12 +60,12 @@ class TrainInteractions:
 
     @property
     def by_popularity(self) -> np.ndarray:
-        """The items by descending [`popularity`], `(num_items,)`. Among equal ones, the lower index comes first."""
+        """The items by descending [`popularity`], `(num_items,)`. Equally popular items are in ascending order."""
         return np.argsort(-self.popularity, kind="stable")
 
     def pairs(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns all pairs of items of the same row in which the second item is new (see `is_new`) and at most
-        `window` positions after the first.
+        """Returns each pair of items of the same row, provided that the second item is new (see `is_new`) and follows
+        the first at a distance of at most `window` positions.
 
         Returns:
             The first items, the second items and their distances: three arrays of the same length.

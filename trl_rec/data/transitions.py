@@ -40,7 +40,7 @@ class TransitionCounts:
     def from_interactions(
         cls, interactions: TrainInteractions, *, window: int = 3, max_history: int = 10
     ) -> TransitionCounts:
-        """Counts each transition in the training split once, even if several rows contain it.
+        """Counts every pair of interactions of the same row once, even if several overlapping rows contain the pair.
 
         Args:
             interactions (`TrainInteractions`): The interactions of a training split.

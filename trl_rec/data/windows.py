@@ -21,7 +21,7 @@ from trl_rec.ragged import Ragged
 class Windows:
     """The windows of one split, sorted by user and then by time.
 
-    Windows of a user with equal timestamps keep the order of the source.
+    If a user's windows have equal timestamps, they keep the order of the source.
 
     Args:
         user (`np.ndarray`): For each window, the index of its user's row in the table of users, int32.

@@ -142,9 +142,9 @@ def _search(
     length_penalty: float,
 ) -> _Finished:
     """Returns the best `num_beams` leaves for each of the prompts in the cache."""
-    # Normalised over the legal tokens, a forced token has log-probability 0, so chains of forced tokens can be
-    # skipped. This saves a round only if there is a depth at which no node branches. A cache with one row per beam
-    # cannot skip: it reads one token of every beam per step.
+    # If log-probabilities are normalised over the legal tokens, a forced token has log-probability 0, so chains of
+    # forced tokens can be skipped. This saves a round only if there is a depth at which no node branches. A cache with
+    # one row per beam cannot skip: it reads one token of every beam per step.
     skips = renormalize and cache.shared and 1 in trie.depth_widths
 
     # 1. Start with one beam per prompt, at the root or where the root's forced chain ends.
@@ -253,7 +253,8 @@ def _drop_hopeless(
 ) -> _Beams:
     """Empties the slots of beams that have ended, and of beams that score below `num_beams` finished leaves.
 
-    As a beam grows, its score can only fall. With a length penalty it can also rise, so all beams are kept.
+    As a beam grows, its score can only fall. With a length penalty it can also rise, so no beam is dropped because of
+    its score.
     """
     scores = beams.scores.masked_fill(ended, -torch.inf)
     if finished.scores.shape[1] == num_beams and not length_penalty:

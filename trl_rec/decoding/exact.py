@@ -185,7 +185,7 @@ class _Chunk(NamedTuple):
 
     Args:
         nodes (`torch.Tensor` of shape `(Q,)`): The nodes.
-        seen (`torch.Tensor` of shape `(Q, Q)`): Whether each node attends to each of the others.
+        seen (`torch.Tensor` of shape `(Q, Q)`): True where node `i` (row) attends to node `j` (column).
         num_scored (`int`): S.
     """
 

@@ -107,7 +107,7 @@ class _Beams(NamedTuple):
 
     Args:
         lists: The state of each list, `(R,)`.
-        scores: The score of each list, `(R,)`: its log-probability, and the bonus of its complete items. -inf marks an
+        scores: The score of each list, `(R,)`: its log-probability plus the bonus of its complete items. -inf marks an
             empty slot.
         ends: The score of each list up to the end of each item, `(R, K + 1)`. The last column is scratch space.
     """
@@ -140,7 +140,7 @@ def _search(decoder: ListDecoder) -> _Beams:
 
 def _best_slots(scores: Tensor) -> Tensor:
     """Returns the slot of the best beam of each prompt, from scores `(B, N)`, as an index into `(R,)`; the first of
-    equal ones. A NaN is the best, so that it is reported."""
+    equal ones. A NaN counts as the best, so that it is reported."""
     best = scores.isnan() | (scores == scores.nan_to_num(nan=torch.inf).amax(1, keepdim=True))
     first = best.long().argmax(1)
     return first + torch.arange(len(scores), device=scores.device) * scores.shape[1]

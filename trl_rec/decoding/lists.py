@@ -66,7 +66,7 @@ def sample_item_lists(
 ) -> SampledLists:
     """Samples lists of distinct items for each prompt. The model's `generation_config` is ignored.
 
-    Samples come from the policy itself. Weights are therefore not accepted; pass them to [`greedy_list`] or
+    Samples come from the policy itself. Item weights are therefore not accepted here, unlike in [`greedy_list`] and
     [`beam_list`].
 
     If several items share a path, choosing their leaf gives the item with the lowest index that is neither excluded

@@ -158,8 +158,8 @@ class SharedPrompt:
         Args:
             token_ids (`torch.Tensor` of shape `(Q,)`): The tokens.
             depths (`torch.Tensor` of shape `(Q,)`): Number of tokens after the prompt, including the token itself.
-            seen (`torch.Tensor` of shape `(Q, Q)`): Whether each token attends to each of the others. All tokens
-                attend to the prompt.
+            seen (`torch.Tensor` of shape `(Q, Q)`): True where token `i` (row) attends to token `j` (column). All
+                tokens attend to the prompt.
             num_logits (`int`): Number of tokens, counted from the last one, whose logits are returned.
 
         Returns:

@@ -44,7 +44,7 @@ def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[st
 
 
 def save_run_settings(folder: str | Path, name: str, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
-    """Writes a catalogue into a run folder, and its settings to the file `name` there.
+    """Writes a catalogue into a run folder, and `settings` into the file `name` there.
 
     The file also records the surface and the items that the model was trained with. In the file, the keys of the texts
     in `settings["prompt"]` have no `prompt_` at the beginning.

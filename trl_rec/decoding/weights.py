@@ -31,7 +31,8 @@ class ItemWeights:
         items (`torch.Tensor` of shape `(B, S)`, *optional*): Items with a weight of their own per prompt; -1 is
             padding. The weights of a repeated item add up.
         values (`torch.Tensor` of shape `(B, S)`, *optional*): The weights of `items`, added to `shared`.
-        strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights. With 0, weights only remove items.
+        strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights. With strength 0, the weights have
+            no effect, except that items of weight 0 are removed.
         allowed (`torch.Tensor` of shape `(F, I)`, *optional*): Filters, as booleans by item index. Items that are not
             allowed have the weight 0. An item of weight 0 is removed, whatever the strength.
         allowed_of (`torch.Tensor` of shape `(B,)`, *optional*): The row of `allowed` that applies to each prompt. By

@@ -144,7 +144,7 @@ def legal_completion_logps(
     """Computes the log-probability of each completion token among the legal tokens at its node of the trie.
 
     Args:
-        read (`CompletionLogits`): The result of [`read_completions`]; `tokens=trie.tokens` is enough.
+        read (`CompletionLogits`): The result of [`read_completions`]. The logits of `trie.tokens` are enough.
         completion_ids, completion_mask: As in [`completion_logps`].
         trie (`TokenTrie`): The trie of the catalogue, on the same device.
         nodes (`torch.Tensor` of shape `(B, K, C)`): The node before each token, as in `TokenTrie.walk`. A token that

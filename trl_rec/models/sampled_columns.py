@@ -1,8 +1,8 @@
-"""Computes logits of a few tokens per row instead of the whole vocabulary, at a cost that is independent of its size.
+"""Computes the logits of a few tokens per row, at a cost that does not grow with the size of the vocabulary.
 
 All positions of a row share their negatives. So per row, one small matrix of the output embedding is gathered, and one
-matrix product gives the logits of all of its positions. Separate negatives for each position would need as many
-gathered rows as logits.
+matrix product gives the logits of all of its positions. Separate negatives for each position would need one
+gathered row of the output embedding per logit.
 
 The gradient of the embeddings is collected as a list of rows, and becomes a dense tensor only once per backward pass,
 when all uses of the parameter have been added up. Autograd alone would make one dense tensor for the input embedding,

@@ -32,7 +32,8 @@ def logits_at(
     Args:
         model (`PreTrainedModel`): The model itself, not the wrapper of a distributed engine.
         positions (`torch.Tensor` of shape `(B, T)`, *optional*): Boolean mask with N True entries, which may be 0. The
-            logits are in the order of `positions.nonzero()`. By default the logits keep their positions and shape.
+            logits are in the order of `positions.nonzero()`. By default, neither the positions at which the
+            model computes logits nor the shape of the logits changes.
         tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The tokens to compute logits for,
             which become the columns; the vocabulary by default. With `SampledColumns`, each of the N positions has its
             own tokens. Whatever the model does to its logits must treat all tokens alike, as soft-capping and scaling

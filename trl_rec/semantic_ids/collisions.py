@@ -62,7 +62,10 @@ def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tens
 
 
 def number_within_group(codes: Tensor) -> Tensor:
-    """Numbers the items with equal codes 0, 1, 2, ... by item index, `(N,)`; -1 for items with unique codes."""
+    """Within each group of items with equal codes, numbers the items by item index, starting from 0, `(N,)`.
+
+    Items with unique codes get -1.
+    """
     group = group_of(codes)
     sizes = torch.bincount(group)
     numbers = torch.empty_like(group)

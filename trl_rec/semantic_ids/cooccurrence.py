@@ -24,7 +24,7 @@ class SparseRows:
     The entries of row `i` are in the columns `columns[offsets[i] : offsets[i + 1]]`, in ascending order.
 
     Args:
-        offsets (`torch.Tensor` of shape `(size + 1,)`): Start of each row, followed by the number of entries.
+        offsets (`torch.Tensor` of shape `(size + 1,)`): Start of each row; the last element is the number of entries.
         columns (`torch.Tensor` of shape `(entries,)`): The column of each entry.
         values (`torch.Tensor` of shape `(entries,)`, float32): The entries.
     """

@@ -66,7 +66,7 @@ class DualInputs:
         histories (`torch.Tensor` of shape `(U, T)`): The newest training items of each user, padded with 0.
         mask (`torch.Tensor` of shape `(U, T)`): False for padding in `histories`.
         pairs (`torch.Tensor` of shape `(2, P)`): Users and items that they chose, without duplicates.
-        held_out (`torch.Tensor` of shape `(2, ...)`): Held-out users and items, excluded from all other inputs.
+        held_out (`torch.Tensor` of shape `(2, ...)`): Held-out pairs of user and item, excluded from all other inputs.
         popularity (`torch.Tensor` of shape `(I,)`): Number of interactions with each item in the training split.
     """
 

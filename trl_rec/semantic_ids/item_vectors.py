@@ -31,8 +31,8 @@ def cooccurrence_vectors(train: Dataset, num_items: int, *, width: int = 64, win
             including their signs.
 
     Returns:
-        `torch.Tensor` of shape `(num_items, width)`, float32: Vectors of norm 1; zeros for items without positive
-        mutual information with any item, such as items that do not occur in the training split.
+        `torch.Tensor` of shape `(num_items, width)`, float32: Vectors of norm 1; zeros for an item if no item
+        has positive mutual information with it, for example because it does not occur in the training split.
     """
     left, values = truncated_svd(associations(train, num_items, window=window), width, seed=seed)
     return torch.nn.functional.normalize(left * values.sqrt())

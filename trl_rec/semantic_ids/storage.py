@@ -155,7 +155,7 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
     if card is not None and (card["settings"], card["fingerprint"]) == (dict(settings), fingerprint):
         return True
 
-    # 2. A process that was making IDs with the same settings was killed while it replaced the files.
+    # 2. IDs with the same settings, which a killed process left incomplete, have to be made again.
     if card is None and _unfinished_settings(dataset.path) == dict(settings):
         return False
 

@@ -40,7 +40,7 @@ class TextEncoder(Protocol):
 
 
 def load_text_encoder(name_or_path: str, *, batch_size: int = 64) -> TextEncoder:
-    """Loads a text encoder. The encoder is not trained.
+    """Loads a text encoder, which is used without further training.
 
     Args:
         name_or_path (`str`): `"words"` for [`WordEncoder`], or the hub id or folder of a sentence-transformers model.

@@ -88,8 +88,8 @@ def prepare(
             in the item table; `"refuse"` raises a ValueError.
         repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
             `"last"`, or `"keep"` for all. By default all are kept, with a warning if a target is in the history of its
-            row, because such targets cannot be recommended if histories are excluded. If this is true of all targets
-            of a split, a ValueError is raised, except for windows.
+            row, because such targets cannot be recommended if histories are excluded. If all targets of a split are in
+            the history of their row, a ValueError is raised, except for windows.
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.
@@ -182,7 +182,7 @@ def _make(output_dir: Path, log: Log, settings: dict[str, Any], sources: dict[st
 def _report_repeats(card: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Warns about targets that are in the history of their row. Does nothing if `repeats` is set.
 
-    Raises ValueError if this is true of all targets of a split, except in splits of windows.
+    Raises ValueError if all targets of a split are in the history of their row, except in splits of windows.
     """
     repeated = card["repeated_targets"]
     every = [name for name, count in repeated.items() if count and count == card["targets"][name]]

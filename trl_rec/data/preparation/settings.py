@@ -1,4 +1,4 @@
-"""Collects the settings of `prepare` that affect the contents of a dataset. Its card lists them.
+"""Collects the settings of `prepare` that affect the contents of a dataset. The dataset's card lists them.
 
 A setting that would have no effect with this source or this split is refused.
 """

@@ -70,7 +70,7 @@ def _first_match(folder: Path, patterns: tuple[str, ...]) -> Path | None:
 
 
 def _read_windows(path: Path, time_format: str | None) -> pa.Table:
-    """Reads a CSV file. Rows are sorted by time; rows with equal timestamps keep the order of the file."""
+    """Reads a CSV file, and sorts its rows by time. Rows with equal timestamps keep the order of the file."""
     header = read_header(path)
     missing = [name for name in COLUMNS if name not in header]
     if missing:

@@ -29,7 +29,7 @@ PARTS = {"interactions": "inter", "items": "item", "semantic_ids": "index"}
 
 
 class LcRecReader(Reader):
-    """Reader of lists of items per user, with semantic IDs of the items if they exist."""
+    """Reader of one list of items per user, and of the items' semantic IDs if the source contains them."""
 
     options = frozenset({"group_column", "group_separator"})
     has_timestamps = False

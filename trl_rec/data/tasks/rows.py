@@ -80,7 +80,7 @@ def build_task_rows(
         prompt_format: Prompt format of the task `next_item`. If it names users, the prompts of the other tasks do so
             too; otherwise their slot `user` is empty.
         tasks: Maps the name of each task to its number of rows, relative to the number of rows that [`build_rows`]
-            makes. If a task has fewer distinct rows than that, they are repeated; if more, they are sampled. Rows of
+            makes. If a task has fewer distinct rows than this, they are repeated; if more, they are sampled. Rows of
             `history_to_preference` and `query_to_item` are dropped if no item before the target has a group (or, in a
             catalogue without groups, a word in its title). A task without any row raises a ValueError.
         cap (*optional*): Maximum number of rows per task. It does not apply to `next_item`.
@@ -98,8 +98,8 @@ def build_task_rows(
         - `slots`: the token ids of each slot, a list of lists. Empty for `next_item`.
         - `input_ids`, `labels`: token ids and labels of the answer; for `next_item`, of the whole row.
         - `user`: the user, or -1 in rows about an item.
-        - `length`: number of tokens of the row with the longest template of its task, for samplers that group by
-          length.
+        - `length`: number of tokens of the row, for samplers that group by length. It assumes the longest template of
+          the task and counts all slots, so a row in a batch may be shorter.
         - `row`: the row's number, which seeds the choice of templates.
     """
     _check_tasks(tasks, dataset.catalog.surface)

@@ -183,7 +183,7 @@ class RatedPromptFormat:
 
         Args:
             candidates (`Ragged`): Item indices of the candidates of each prompt.
-            slots (`Ragged`): For each slot of a prompt, the index of its candidate within that row of `candidates`.
+            slots (`Ragged`): For each slot of a prompt, the index of its candidate in the same row of `candidates`.
 
         Returns:
             The token ids, and the names of the candidates. The names are in the order of `candidates`, not of the
