@@ -27,7 +27,7 @@ LARGEST_LOG_RATIO = 20.0  # a ratio of 5e8; a log-ratio above 88 overflows in fl
 def posterior_cdf(
     rewards: Tensor, reference_rewards: Tensor, *, dynamic_coefficient: float, prior: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    r"""Estimates two probabilities per rollout: that another list has at most the same reward, and a lower one.
+    r"""Estimates 2 probabilities per rollout: that the reward of another list is at most equal, and that it is lower.
 
     BLADE, arXiv 2605.04559. With $S_{ref}(t)$ and $S_{on}(t)$ the numbers of reference lists and of rollouts whose
     reward is at most $t$:

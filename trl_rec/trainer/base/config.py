@@ -67,10 +67,10 @@ class RecConfig(Base):
         eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the ranking metrics, at most
             `list_length` if it is set.
         eval_recall_at (`int`, *optional*, defaults to `50`): An additional cutoff, at which only recall is computed,
-            for the table at the end of a run. This takes a second pass over the users with this number of beams,
-            unless every item is a single token or `eval_num_beams` is at least as large. The other metrics keep
-            `eval_num_beams`. This recall is left out if the cutoff is 0, is not above the largest of `eval_ks`, or
-            is not below the number of items, or if `list_length` is set.
+            for the table at the end of a run. This takes a second pass over the users with as many beams as the
+            cutoff, unless every item is a single token or `eval_num_beams` is at least as large. The other metrics
+            keep `eval_num_beams`. This recall is left out if the cutoff is 0, is not above the largest of `eval_ks`,
+            or is not below the number of items, or if `list_length` is set.
         eval_num_beams (`int`, *optional*): Beam width when ranking. Defaults to the largest of `eval_ks`, or, with a
             `list_length`, to 1 (greedy decoding).
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history are

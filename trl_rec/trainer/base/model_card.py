@@ -84,7 +84,7 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
         "",
         *(_metric_lines(measured[-1]) if measured else []),
     ]
-    # Names and settings may contain any characters.
+    # Names and settings may contain characters that cannot be printed.
     write_text(folder / "README.md", "\n".join(map(printable, lines)) + "\n")
 
 

@@ -168,7 +168,7 @@ class RunStart(TrainerCallback):
         if self.replaced is not None and PartialState().is_main_process:
             remove_work(self.replaced)
         PartialState().wait_for_everyone()
-        # When a run is resumed, transformers 5.23 reads logging_steps, save_steps and eval_steps from the checkpoint.
+        # On resume, transformers 5.23 takes logging_steps, save_steps and eval_steps from the checkpoint, not args.
         state.compute_steps(args, state.max_steps)
 
 

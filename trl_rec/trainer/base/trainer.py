@@ -208,7 +208,7 @@ class RecTrainerMixin(ABC, Base):
         self.describe_run(resumes=bool(resume_from_checkpoint))
 
         with ExitStack() as held:
-            # 1. Find the checkpoint to start from. From here on, no other run may write to the folder.
+            # 1. Find the checkpoint to start from. The folder stays locked, so that no other run writes to it.
             def find() -> Path | None:
                 """Locks and cleans the output folder, and returns the checkpoint to resume from, or None."""
                 held.enter_context(exclusive(output_dir))

@@ -39,8 +39,8 @@ class BearConfig(PriorConfig, SFTConfig):
             probability that is spread evenly over all tokens of the softmax. Forced tokens and tokens of texts are not
             smoothed.
         sampled_items (`int`, *optional*): Number of sampled items that each target is compared with in training,
-            instead of all items, for catalogues of many thousands of items. The draws depend only on the seed, the
-            epoch and the row, so a resumed run draws the same. Evaluation compares with all items. Requires the
+            instead of all items. Meant for catalogues of many thousands of items. The draws depend only on the seed,
+            the epoch and the row, so a resumed run draws the same. Evaluation compares with all items. Requires the
             surface `item_token`, `bear_weight=0` and `softmax="legal"`; cannot be combined with `list_length`, `tasks`
             or `target_smoothing`. The metric `bear/sampled_ce` then replaces `bear/ce` in training.
         sampled_from (`str`, *optional*, defaults to `"uniform"`): How items are sampled: `"uniform"`, or by

@@ -180,7 +180,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     ) -> Dataset:
         """Converts splits to rows, and checks rows. With the legal softmax, each label gets its trie node.
 
-        Labels also get their nodes if targets have weights, because the nodes tell where an item begins.
+        Labels also get their nodes if the weights of targets decay, because the nodes tell where an item begins.
         """
         if is_split(dataset):
             dataset = self._rows(dataset, args) if dataset_name == "train" else self._evaluation_rows(dataset, args)

@@ -25,8 +25,8 @@ def build_softmax_dpo_trainer(
         preferences: The training data, from [`read_preferences`].
         config: The training configuration.
         model_config: The policy, and optionally an adapter to train.
-        eval_dataset (*optional*): Preferences on which the loss is evaluated during training, or a split of a
-            dataset, for whose users items are then ranked.
+        eval_dataset (*optional*): Preferences, on which the loss is evaluated during training, or a split of a
+            dataset. With a split, items are ranked for its users instead.
         catalog (*optional*): The catalogue, if the completions are items.
     """
     policy, reference, tokenizer, adapter = build_policy(
