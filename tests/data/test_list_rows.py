@@ -149,7 +149,7 @@ def test_list_rows_need_a_training_split_and_a_list_format(tokenizer_copy) -> No
         build_list_rows(make_split([([0], [1, 2, 3])], split="validation"), prompt_format)
     with pytest.raises(ValueError, match="models must use only the training split, not the test split"):
         build_list_prompts(make_split([([0], [1, 2, 3])], split="test"), prompt_format)
-    with pytest.raises(ValueError, match="no user of the train split chooses 3 new items in one row"):
+    with pytest.raises(ValueError, match="no row of the train split contains 3 new items"):
         build_list_rows(make_split([([0], [1, 0, 2])]), prompt_format)
     table = pa.table({"item_id": ["a", "b"], "title": ["Pen", "Cup"]})
     single = PromptFormat.for_catalog(ItemCatalog(table), tokenizer_copy)

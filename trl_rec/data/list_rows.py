@@ -1,8 +1,8 @@
 """Builds rows whose completion is a list: the next few new items that a user chooses, in order.
 
 Items that the user has chosen before are skipped, so a list contains distinct items and none of the items of its
-history. The lists that a model samples are of the same kind if histories are excluded. The history in the prompt is
-complete, including repeated items.
+history. A model samples lists with the same two properties if decoding excludes the items of the history. The prompt
+always contains the complete history, including repeated items.
 
 The last list of a user may have fewer than `list_length` items. Such a shorter list does not end in EOS, because the
 rest of the list is unknown.
@@ -97,7 +97,7 @@ def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_len
 
     Never train on these rows.
 
-    A row of the split without new items among its targets is left out.
+    Rows whose targets contain no new item are left out.
 
     Args:
         split: A split of a `RecDataset`.
@@ -171,8 +171,8 @@ def _prompts(
     before, items, source = _cut_lists(split, length, 1 if every_position else length, prompt_format.twins)
     if int(items.lengths.max(initial=0)) < length:
         raise ValueError(
-            f"no user of the {split.split} split chooses {length} new items in one row; lower list_length, or prepare "
-            "sequences rather than windows"
+            f"no row of the {split.split} split contains {length} new items; lower list_length, or prepare sequences "
+            "rather than windows"
         )
     users = split_users(split)[source]
     return prompt_format.encode(before, users, max_length=max_length), before, items, pa.array(users)

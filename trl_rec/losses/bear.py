@@ -53,8 +53,8 @@ def bear_loss(
     legal token, the gradient is zero and the loss is constant: $-w \log 2$ (`paper`) or $w \log 2$ (`survival`).
 
     Reconstruction: the paper's body was not available; `paper` follows two independent notes on it. The authors' code
-    multiplies the cross-entropy by a detached factor, which depends on its options `topk_weight` and `topk_tau`. Its
-    gradient equals the gradient of `paper` with `weight = topk_weight * topk_tau` and `sharpness = topk_tau`.
+    multiplies the cross-entropy by a detached factor, which is set by the options `topk_weight` and `topk_tau`. The
+    product has the same gradient as `paper` with `weight = topk_weight * topk_tau` and `sharpness = topk_tau`.
     Deviation: the authors' code then divides by the sum of the factors over a micro-batch; this function does not
     reduce.
 
@@ -68,8 +68,8 @@ def bear_loss(
         sharpness (`float`): Divisor of the margin, the paper's xi.
         temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits, applied before the softmax.
         variant (`str`, *optional*, defaults to `"paper"`): `"paper"` or `"survival"`.
-        smoothing (`float`, *optional*, defaults to `0.0`): Share of the target's probability that label smoothing
-            spreads evenly over the legal tokens, including the target. The margin term is not smoothed.
+        smoothing (`float`, *optional*, defaults to `0.0`): Label smoothing: the share of the label's probability
+            mass that is spread evenly over the legal tokens, including the target. The margin term is not smoothed.
 
     Returns:
         [`LossOutput`]: The loss, `(N,)`, and the metrics `ce` (not smoothed), `margin` and `pruned` (1 where the
@@ -133,6 +133,6 @@ def _check(num_beams: int, sharpness: float, temperature: float, variant: str, s
         raise ValueError(f"`variant` must be 'paper' or 'survival', but is {variant!r}.")
     if not 0 <= smoothing < 1:
         raise ValueError(
-            f"`smoothing` must be at least 0 and below 1, but is {smoothing}; it is a share of the target's "
-            "probability. Set it to 0.1, for example."
+            f"`smoothing` must be at least 0 and below 1, but is {smoothing}; it is a share of the label's "
+            "probability mass. Set it to 0.1, for example."
         )

@@ -88,7 +88,7 @@ class PrepareArguments:
         default=None,
         metadata={
             "help": "repeated interactions of a user with an item: keep (all), first or last. If unset, all are kept, "
-            "but it is an error if every target of a split is in its history"
+            "but it is an error if all targets of a split occur in the histories of their rows"
         },
     )
     seed: Annotated[int, SEED] = field(default=0, metadata={"help": "seed of the toy log"})

@@ -28,7 +28,9 @@ from trl_rec.items import ItemCatalog
 
 
 ITEMS_COLOR = 6
-NUM_GROUPS = 20  # the groups with the largest shares in histories are shown (without a dataset: in recommendations)
+# Number of groups shown: those with the largest shares of the histories, or of the recommendations if there is no
+# dataset.
+NUM_GROUPS = 20
 NUM_LISTS = 10
 NUM_RECENT = 3  # history items above each list
 NEEDS_DATASET = "Histories are not shown, because the page was made without the dataset; give --dataset."
