@@ -106,10 +106,10 @@ class TransitionCounts:
             raise ValueError("the counts contain a share that is not from 0 to 1")
 
     def followers(self, histories: Ragged) -> tuple[Ragged, np.ndarray]:
-        """Returns the items that followed the recent items of each history, and the score of each one.
+        """Returns the items that followed the recent items of each history, and their partial scores.
 
-        An item occurs once for each recent item that it followed. The scores have the shape
-        `(len(followers.values),)`.
+        An item occurs once for each recent item that it followed; the sum of its partial scores is its score. The
+        partial scores have the shape `(len(followers.values),)`.
         """
         recent = histories.tail(self.max_history)
         age = np.repeat(recent.lengths, recent.lengths) - 1 - within(recent.lengths)  # 0 for the newest item
@@ -130,7 +130,7 @@ def sum_by_key(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nda
     if not len(keys):
         return keys, values
 
-    # Where most keys occur, a table of all keys is faster than sorting them.
+    # If the keys are dense, a table with one entry per possible key is faster than sorting the keys.
     num_keys = int(keys.max()) + 1
     if num_keys <= 2 * len(keys):
         occurs = np.zeros(num_keys, bool)

@@ -82,8 +82,9 @@ def rank_items(
             tokens, as in training under the trie, or over the whole vocabulary.
         length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by the number of generated tokens,
             EOS included, raised to this power.
-        weights ([`ItemWeights`], *optional*): Weights of the items, such as a prior or a filter. Each score gains
-            `strength * log(w / W)`. Items of weight 0 are left out.
+        weights ([`ItemWeights`], *optional*): Weights of the items, such as a prior or a filter. The score of an item
+            with weight `w` gains `strength * log(w / W)`, where `W` is the sum of the weights of all items. Items of
+            weight 0 are left out.
 
     Returns:
         [`RankedItems`]: Items and scores of shape `(B, top_k)`. Equal scores are ordered by ascending item index.
@@ -253,8 +254,8 @@ def _drop_hopeless(
 ) -> _Beams:
     """Empties the slots of beams that have ended, and of beams that score below `num_beams` finished leaves.
 
-    As a beam grows, its score can only fall. With a length penalty it can also rise, so no beam is dropped because of
-    its score.
+    Without a length penalty, the score of a beam can only fall as the beam grows. With a length penalty it can also
+    rise, so no beam is dropped because of its score.
     """
     scores = beams.scores.masked_fill(ended, -torch.inf)
     if finished.scores.shape[1] == num_beams and not length_penalty:
@@ -320,7 +321,8 @@ def _children_as_beams(
     weighted: TrieWeights | Unweighted,
     skips: bool,
 ) -> tuple[_Beams, Tensor]:
-    """Returns the children `(B, A, C)` of the active beams as beams, and the slot of each one's parent, `(B, A * C)`.
+    """Returns one beam for each of the `children` `(B, A, C)` of the active beams, and the slot of its parent. All
+    returned tensors have the shape `(B, A * C)`.
 
     Children below which no item is left get the score -inf. This happens after the softmax, so the scores of the other
     children do not change.
@@ -336,7 +338,10 @@ def _children_as_beams(
 
 
 def _with_waiting(grown: _Beams, parents: Tensor, beams: _Beams, active: Tensor) -> tuple[_Beams, Tensor]:
-    """Appends the beams that were not active, unchanged: `(B, A * C + K)`. Each is its own parent."""
+    """Appends the beams that were not active to the grown beams. Returns beams and parents, both `(B, A * C + K)`.
+
+    A waiting beam is its own parent. The slots of active beams are appended as empty slots.
+    """
     waiting = beams._replace(scores=beams.scores.masked_fill(active, -torch.inf))
     own_slots = torch.arange(active.shape[1], device=active.device).expand_as(active)
     continuations = _Beams(*(torch.cat(pair, 1) for pair in zip(grown, waiting, strict=True)))

@@ -148,8 +148,8 @@ def template_ids(
     Args:
         tokenizer: Tokenises the segments.
         surface: Surface of the catalogue, which determines whether prompts begin with BOS; see `beginning_ids`.
-        chat_template (*optional*, defaults to `False`): Whether templates are a user's turn in the tokenizer's chat
-            template.
+        chat_template (*optional*, defaults to `False`): Whether to apply the tokenizer's chat template to the
+            prompts.
     """
     before, after = with_chat_template(tokenizer, "", "") if chat_template else ("", "")
     start = [] if chat_template else beginning_ids(tokenizer, surface)
@@ -161,12 +161,12 @@ def template_ids(
 
 
 def longest_template(templates: Sequence[TemplateIds]) -> int:
-    """Returns the number of tokens of the longest template with empty slots."""
+    """Returns the length of the longest template in tokens, not counting the contents of its slots."""
     return max(sum(map(len, template.segments)) for template in templates)
 
 
 def template_texts() -> list[str]:
-    """Returns the texts of all templates without their slots, for a vocabulary."""
+    """Returns the texts of all templates without their slots, from which a tokenizer's vocabulary can be built."""
     return [re.sub(SLOT, " ", text) for task in TASKS.values() for text in task.templates]
 
 

@@ -1,7 +1,7 @@
-"""Randomly draws the order in which a prompt lists its candidates, and breaks ties between equal ratings.
+"""Draws two random orders: of the candidates in a prompt, and of equally rated candidates in the answer.
 
-Each position in a prompt's list of candidates is a slot. Draws depend only on a key, such as (seed, epoch, row), never
-on the process or on earlier draws.
+Each position in a prompt's list of candidates is a slot. The results depend only on the arguments, which include a key
+such as (seed, epoch, row), and never on the process or on earlier calls.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from trl_rec.ranges import COUNT
 
 
 def draw_slots(count: int, num_orders: int, key: Sequence[int]) -> np.ndarray:
-    """Returns the candidate in each slot, for `num_orders` uniformly random orders, `(num_orders, count)`.
+    """Returns the index of the candidate in each slot, for `num_orders` random orders, `(num_orders, count)`.
 
-    With two or more candidates, consecutive orders always differ.
+    Each order is uniformly random, except that with two or more candidates it always differs from the one before it.
     """
     COUNT.check("num_orders", num_orders)
     draw = np.random.default_rng([*key, 0])

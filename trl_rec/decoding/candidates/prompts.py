@@ -1,6 +1,6 @@
 """Turns a rated history and a list of candidates into the token ids of a prompt and its answer.
 
-The prompt has two parts. The first is a head with the rated history; it does not depend on the order of the
+The prompt has two parts. The first contains the head and the rated history, and does not depend on the order of the
 candidates. The second lists the candidates. Each position in that list is a slot, and each slot has a one-token name.
 The answer lists the names, most preferred candidate first. By default the names are letters: the first slot is always
 called A, whichever candidate it contains. Where each item is a single token, that token is the name instead, because
@@ -114,8 +114,8 @@ class RatedPromptFormat:
             prompt_item (`str`, *optional*): Text of a rated item. Must contain `{surface}` and, after it, `{rating}`.
             prompt_candidates (`str`, *optional*): Text between the history and the candidates.
             prompt_tail (`str`, *optional*): Text between the candidates and the answer.
-            chat_template (`bool`, *optional*, defaults to `False`): Whether the prompt is a user's turn in the
-                tokenizer's chat template.
+            chat_template (`bool`, *optional*, defaults to `False`): Whether to apply the tokenizer's chat template
+                to the prompt.
             letters (`bool`, *optional*): Whether letters name the candidates. By default they do, unless each item is
                 a single token.
         """
@@ -207,10 +207,10 @@ class RatedPromptFormat:
         return join(before, written, after), Ragged(names, slots.offsets)
 
     def check_lengths(self, candidates: Ragged, max_length: int | None, where: str = "row {row}") -> None:
-        """Raises ValueError if a list, its answer and one rated item together exceed `max_length`.
+        """Raises ValueError if a list of candidates, its answer and one rated item do not fit into `max_length`.
 
         Args:
-            candidates (`Ragged`): Item indices of each list.
+            candidates (`Ragged`): Item indices of each list of candidates.
             max_length (`int` or `None`): Maximum number of tokens of prompt and answer together; `None` for no limit.
             where (`str`, *optional*, defaults to `"row {row}"`): How the error message refers to a list. `{row}`
                 is replaced by the list's row number.
