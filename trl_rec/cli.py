@@ -155,7 +155,7 @@ def _split_words(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     from trl_rec.scripts.parsing import LAUNCH_KEYS, find_recipe
     from trl_rec.scripts.recipe_files import read_recipe
 
-    # 1. Read the recipe. If there is no recipe of this name, the error is raised before the launch.
+    # 1. Read the recipe here, so that a wrong recipe name raises its error before the launch.
     for_script: list[str] = []
     for word in argv:
         for_script += word.split("=", 1) if word.startswith("--config=") else [word]

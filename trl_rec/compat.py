@@ -185,7 +185,7 @@ def mark_unquantized(model: PreTrainedModel) -> None:
     del model.config.quantization_config
 
 
-# Fields of newer releases of transformers. Our configs declare them too, for older releases.
+# Fields that transformers added in 5.23. Our configs declare them too, so that they also exist with older releases.
 BACKPORTED_FIELDS = ("activation_checkpointing", "activation_checkpointing_kwargs")
 
 
@@ -220,9 +220,9 @@ def knows_activation_checkpointing() -> bool:
 def without_checkpointing(model: nn.Module) -> Iterator[None]:
     """Switches activation checkpointing off inside the block, and restores the setting of every layer afterwards.
 
-    TRL switches checkpointing off for generation too. However, TRL switches it on again without `every_n_layers` and
-    `offload`, and with methods that transformers 5.23 has deprecated. TRL does not change a layer whose checkpointing
-    is already off, so TRL's context manager can be entered inside this block.
+    TRL's `unwrap_model_for_generation` also switches checkpointing off, but it loses `every_n_layers` and `offload`
+    when it switches checkpointing on again, and it uses methods that transformers 5.23 has deprecated. It leaves a
+    model alone if checkpointing is off in all layers, so it can be entered inside this block.
     """
     settings = ("gradient_checkpointing", "_gradient_checkpointing_func")
     before = {
@@ -250,13 +250,13 @@ def checkpoint_folder(trainer: Trainer, trial: Any) -> Path:
 def uploading_without(patterns: list[str]) -> Iterator[None]:
     """Inside the block, `Trainer` uploads no files that match the patterns.
 
-    `Trainer` passes its own `ignore_patterns` to `upload_folder`, and has no option for more. In older versions,
-    `upload_folder` is a function; in newer versions, it is a method of the object that `hf_api` returns.
+    `Trainer` passes its own `ignore_patterns` to `upload_folder`, and has no option to add patterns. In older
+    versions, `upload_folder` is a function; in newer versions, it is a method of the object that `hf_api` returns.
     """
     from transformers import trainer
 
     def _more(usual: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns an `upload_folder` that ignores the patterns in addition to its own `ignore_patterns`."""
+        """Returns an `upload_folder` that adds the patterns to the `ignore_patterns` that its caller passes."""
 
         def _upload(*args: Any, ignore_patterns: list[str] | None = None, **options: Any) -> Any:
             return usual(*args, ignore_patterns=[*(ignore_patterns or []), *patterns], **options)
@@ -350,7 +350,7 @@ def unwrapped_for_generation(wrapped: Any, accelerator: Accelerator) -> Iterator
         without_checkpointing(model),
         unwrap_model_for_generation(wrapped, accelerator),
         accelerator.autocast(),
-        torch.compiler.set_stance("force_eager"),  # DeepSpeed compiles the model in place
+        torch.compiler.set_stance("force_eager"),  # DeepSpeed compiles in place, so unwrapping is not enough
     ):
         yield model
 
@@ -457,8 +457,8 @@ def without_step_hook(wrapped: Any) -> Iterator[None]:
 def torch_linear() -> Iterator[None]:
     """Inside the block, `F.linear` is torch's own function.
 
-    ZeRO-3 replaces it in the entire process. A torch function mode does not intercept the replacement, and the
-    replacement computes a wrong gradient if the dtype of the product differs from that of its inputs.
+    ZeRO-3 replaces it in the entire process. Our `PreciseLinear`, a `TorchFunctionMode`, cannot intercept the
+    replacement. The replacement also computes a wrong gradient if its output and its inputs differ in dtype.
     """
     import torch
     from torch.nn import functional

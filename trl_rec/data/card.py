@@ -44,7 +44,7 @@ def make_card(
       user. For a windowed source, the share of the windows that have the same timestamp as another window of the same
       user.
     - `cold_users`: for validation and test, the number of users who have items in the split but no history before it,
-      and therefore no row. For a windowed source, the number of users who have a row but no training row.
+      and therefore no row. For a windowed source, the number of users who have a row in the split but no training row.
     - `cold_targets`: for validation and test, the number of targets that occur in no training row.
     - `repeated_interactions`: number of interactions with an item that the user had chosen before.
     - `repeated_targets`: for validation and test, the number of targets that are in the history of their row.

@@ -129,7 +129,8 @@ def distinct_ids(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """Numbers the distinct values in order of first appearance.
 
-    Returns the index of each row's value in the array of distinct values, int32, and that array.
+    Returns an int32 array that contains the number of each row's value, and an array of the distinct values in the
+    order of their numbers, which start at 0.
     """
     chunks = column.dictionary_encode().unify_dictionaries().chunks
     if not chunks:
@@ -245,7 +246,7 @@ def check_none(bad: pa.ChunkedArray, column: pa.ChunkedArray, where: str, messag
 
 
 def parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, message: str) -> pa.ChunkedArray:
-    """Converts a column to float64 with the first parser that can read its first value."""
+    """Converts a column to float64. Uses the first of `parsers` that can read the value in the column's first row."""
     # If no parser can read the first value, any parser fails the check below, so take the first one.
     parse = next((parse for parse in parsers if _can_parse(parse, column[:1])), parsers[0])
     if not _can_parse(parse, column):
@@ -265,7 +266,10 @@ def _can_parse(parse: Parser, column: pa.ChunkedArray) -> bool:
 
 
 def _first_failing(fits: Callable[[pa.ChunkedArray], bool], column: pa.ChunkedArray) -> int:
-    """Returns the first row whose value does not fit. Arrow's errors do not name the row, so use a binary search."""
+    """Returns the index of the first row whose value makes `fits` return False.
+
+    Arrow's errors do not name the row, so it is found by binary search.
+    """
     low = 0
     high = len(column)
     while high - low > 1:  # the first bad value is in column[low:high]

@@ -146,7 +146,7 @@ def at_most(count: int | None, split: Dataset) -> Dataset:
 
 
 def spread(count: int | None, num_rows: int) -> np.ndarray:
-    """Returns the numbers of the rows that [`at_most`] selects from `num_rows` rows, in ascending order."""
+    """Returns the indices of the rows that [`at_most`] selects from `num_rows` rows, in ascending order."""
     if count is None or count >= num_rows:
         return np.arange(num_rows)
     return np.linspace(0, num_rows - 1, count).round().astype(int)
@@ -162,8 +162,8 @@ def check_is_train(split: Dataset, what: str) -> None:
     Without a split name, two cases are not detected:
 
     - The rows come from a single evaluation split, so that no user has a second row to compare with.
-    - Every row has one target (windows, or the validation and test splits of leave-one-out). Windows of the training
-      split continue each other too, so a continuation does not show that a row comes from a later split.
+    - Every row has one target (windows, or the validation and test splits of leave-one-out). Such rows are not
+      compared, because the history of a window may begin with all items of another window of the same split.
 
     Args:
         split: The rows.

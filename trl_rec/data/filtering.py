@@ -45,8 +45,8 @@ def k_core(log: IndexedLog, min_user_interactions: int, min_item_interactions: i
 
 
 def is_repeated(log: IndexedLog) -> np.ndarray:
-    """Returns a boolean per interaction: whether the user has chosen the item before."""
-    # Each user's interactions are in time order and the sort is stable, so the first of equal pairs is the earliest.
+    """Returns a boolean per interaction: whether an earlier row of the log has the same user and item."""
+    # The sort is stable, so equal pairs of user and item stay in the order of the log.
     order = np.lexsort((log.item, log.user))
     same = (np.diff(log.user[order]) == 0) & (np.diff(log.item[order]) == 0)
     repeated = np.empty(len(order), bool)
@@ -58,6 +58,7 @@ def drop_repeats(log: IndexedLog, kept: str) -> IndexedLog:
     """Returns the log with only the `"first"` or only the `"last"` interaction of each user with each item."""
     if kept == "first":
         return log.take(np.flatnonzero(~is_repeated(log)))
+    # In the reversed log, a user's last interaction with an item comes first, so it is the one that is not repeated.
     backwards = np.arange(len(log.user))[::-1]
     return log.take(np.sort(backwards[~is_repeated(log.take(backwards))]))
 
