@@ -28,7 +28,7 @@ from trl_rec.printing import printable
 
 
 Points: TypeAlias = Sequence[tuple[float, float]]  # (x, y)
-Curve: TypeAlias = tuple[Points, int]  # with the number of its colour
+Curve: TypeAlias = tuple[Points, int]  # points and their colour number, which also sets the marker and the dashes
 
 NUM_COLORS = 10  # the page defines --series-0 to --series-9
 # Placeholders that matplotlib takes for colours. `_with_variables` replaces them with CSS variables.
@@ -150,13 +150,13 @@ def share_chart(
     x_label: str,
     reference: np.ndarray | None = None,
 ) -> str:
-    """Draws one row per group. A row has one mark per name, and a line from its smallest to its largest share.
+    """Draws one row per group, with one mark per name and a line from the smallest to the largest share.
 
     Args:
-        shares: For each name, its share in each row, `(num_rows,)`.
-        rows: The names of the rows, from top to bottom.
-        reference: The share in each row that the marks are compared with, `(num_rows,)`, drawn as an upright bar.
-        colors: The number of each name's colour.
+        shares: For each name, the shares of the groups, `(num_rows,)`.
+        rows: The names of the groups, from top to bottom.
+        reference: Shares to compare the marks with, `(num_rows,)`, drawn as upright bars.
+        colors: The colour number of each name.
         x_label: Label of the horizontal axis.
     """
     with _panel(label=x_label, width=WIDE, height=0.6 + 0.24 * len(rows)) as panel:
@@ -191,7 +191,7 @@ def _short(name: str) -> str:
 
 
 class _Panel:
-    """Axes to draw on, and afterwards the SVG element."""
+    """Axes to draw on, and the SVG element, which is empty until [`_panel`] has drawn it."""
 
     def __init__(self, axes: Axes) -> None:
         self.axes = axes
@@ -207,8 +207,8 @@ def _panel(*, label: str, width: float = WIDTH, height: float = HEIGHT) -> Itera
         width: Width in inches.
         height: Height in inches.
     """
-    # The defaults replace the user's own settings of matplotlib. Warnings about letters that matplotlib's font lacks
-    # are ignored, because the browser draws the text.
+    # Matplotlib is reset to its defaults, so that the user's own settings have no effect. Warnings about letters that
+    # its font lacks are ignored, because the browser draws the text.
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         matplotlib.rcdefaults()

@@ -133,7 +133,10 @@ def _code_row(name: str, share: np.ndarray) -> Row:
 
 
 def _codes(catalog: ItemCatalog, level: int) -> np.ndarray:
-    """Returns the token of each item's semantic ID at a level, as a number, `(num_items,)`; -1 for shorter IDs."""
+    """Returns each item's code at a level, as an index into the distinct tokens of that level, `(num_items,)`.
+
+    The code is -1 if the semantic ID of the item is shorter.
+    """
     assert catalog.semantic_ids is not None
     ids = catalog.semantic_ids
     has_level = ids.lengths > level

@@ -23,7 +23,7 @@ from trl_rec.items import ItemCatalog
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset
 
-# The colours of recommenders, as numbers of CSS variables: first of those that the page is about, then of baselines.
+# Colour numbers (3 is the CSS variable `--series-3`): of the recommenders that the page is about, and of baselines.
 OWN_COLORS = (0, 1, 2, 4, 5, 8)
 BASELINE_COLORS = (6, 7, 3, 9)
 
@@ -94,7 +94,11 @@ class Arm:
         return self.evaluation.metrics
 
     def per_user_by_seed(self) -> Runs:
-        """Returns the values per user of each run, by seed if the seeds are known and distinct, or else as a list."""
+        """Returns the values per user of each run, for [`compare`].
+
+        The result is a mapping from seeds if the seeds of the runs are known and distinct. Otherwise, and always for
+        baselines, it is a list.
+        """
         seeds = [run.kept.seed for run in self.runs]
         values = [evaluation.per_user for evaluation in self.seeds]
         if self.is_own and None not in seeds and len(set(seeds)) == len(seeds):
@@ -103,7 +107,7 @@ class Arm:
 
 
 def _known(values: np.ndarray) -> np.ndarray:
-    """The values `(S, N)` of the users that a metric applies to with every seed."""
+    """Keeps the users who have a value of a metric with every seed: `(S, N)` becomes `(S, num_known)`."""
     known: np.ndarray = values[:, np.isfinite(values).all(0)]
     return known
 
@@ -166,12 +170,12 @@ class Material:
 
     @property
     def is_rated(self) -> bool:
-        """Whether rated items were ordered, rather than the catalogue ranked."""
+        """Whether the recommenders ordered rated items instead of ranking the catalogue."""
         return is_rated(self.kept)
 
     @cached_property
     def colors(self) -> dict[str, int]:
-        """The number of each recommender's colour. Numbers from 10 on repeat the colours; lines get other dashes."""
+        """The colour number of each recommender. From 10 on, the colours repeat, and lines get other dashes."""
         colors = {}
         for own, palette in ((True, OWN_COLORS), (False, BASELINE_COLORS)):
             for number, arm in enumerate(arm for arm in self.arms if arm.is_own is own):
@@ -192,7 +196,7 @@ class Material:
 
     @cached_property
     def split(self) -> Dataset:
-        """The rows that were measured, in their order. Requires the dataset."""
+        """The rows that were measured, in the order of the rankings and per-user values. Requires the dataset."""
         assert self.dataset is not None
         return held_out(self.dataset, self.kept.split).select(self.kept.users["row"])
 

@@ -1,4 +1,4 @@
-"""The first sections of a page: verdicts, the table of results, the plane of reward and accuracy, and slices."""
+"""Sections on the metrics: tables, reward against accuracy, slices of users, and what beam search loses."""
 
 from __future__ import annotations
 

@@ -112,8 +112,8 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_run(evaluated: Path, trained: Path, name: str) -> Run:
-    """Reads an evaluation, and what else its folder and the run folder of the model contain for a page. Only the
-    evaluation is required."""
+    """Reads the evaluation in the folder `evaluated`, and the other files that a page shows, from this folder and from
+    the run folder `trained`. Only the evaluation is required."""
     kept = read_evaluation(evaluated)
     log = trained / "eval.jsonl"
     recipe = trained / "recipe.yaml"

@@ -18,8 +18,9 @@ REMARK = (
 
 
 def verdicts_section(material: Material) -> Section | None:
-    """The comparisons of a study. Without a study, every recommender is compared with the strongest baseline and with
-    the first recommender that is not a baseline."""
+    """The comparisons of a study. Without a study, every recommender that is not a baseline is compared with the
+    strongest baseline and with the first of these recommenders. A page on baselines alone compares them with the
+    strongest."""
     if material.study is not None:
         blocks = _study_blocks(material.study)
     else:
@@ -51,7 +52,7 @@ def _study_blocks(study: Study) -> list[Block]:
 
 
 def _comparisons(material: Material) -> list[Comparison]:
-    """Compares every recommender with the strongest baseline, and with the first recommender that is no baseline."""
+    """Makes the comparisons of a page without a study, as described in [`verdicts_section`]."""
     own = material.own
     references = [arm for arm in (material.strongest_baseline, *own[:1]) if arm is not None]
     if not own:
