@@ -52,9 +52,9 @@ def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) 
 def find_mixed_users(users: np.ndarray, history: Ragged, targets: Ragged) -> np.ndarray:
     """Returns the users whose rows come from several splits, in ascending order.
 
-    A user is found if all items of the user's shortest row are the beginning of the history of another row of this
-    user. If every row has one target, no user is found, because the windows of one split may continue each other in
-    the same way.
+    A user is returned if the history of one of the user's rows begins with all items of the user's shortest row (its
+    history and targets). If every row has one target, no user is returned, because the windows of a single split may
+    also continue each other in this way.
 
     Args:
         users: The user of each row.
@@ -130,7 +130,10 @@ def _check_same_lengths(validation: Dataset, test: Dataset, split: str) -> None:
 
 
 def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly: bool) -> None:
-    """Raises ValueError if a row is later than a row of a later split. With `strictly`, equal times also raise."""
+    """Raises ValueError unless all rows of a split precede all rows of the splits that follow it.
+
+    Equal timestamps are allowed, except with `strictly`.
+    """
     for earlier, later in ((train, validation), (validation, test), (train, test)):
         if not len(earlier) or not len(later):
             continue
@@ -145,10 +148,10 @@ def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly
 
 
 def _check_continued(earlier: Dataset, later: Dataset) -> None:
-    """Raises ValueError unless the history of each later row is the history plus the targets of the earlier row.
+    """Raises ValueError unless each user's history in `later` equals the user's history and targets in `earlier`.
 
-    Also raises ValueError if the later row has a smaller timestamp. Only users who have a row in both splits are
-    checked.
+    Also raises ValueError if the user's row in `later` has the smaller timestamp. Only users who have a row in both
+    splits are checked.
     """
     users, earlier_rows, later_rows = np.intersect1d(
         _column(earlier, "user"), _column(later, "user"), return_indices=True
@@ -180,7 +183,10 @@ def _without_users_of(rows: Dataset, others: Dataset) -> Dataset:
 
 
 def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
-    """Raises ValueError if a target is in a row of the same user in an earlier split, but not in its row's history."""
+    """Raises ValueError if a target of `later` is in a row of the same user in an earlier split.
+
+    Targets that are also in the history of their own row are allowed.
+    """
     # 1. Find the targets that occur in a row of the same user in an earlier split.
     known = np.concatenate(
         [_keys(rows, column, _column(rows, "user")) for rows in earlier for column in ("history", "targets")]
@@ -201,7 +207,10 @@ def _check_unseen_targets(earlier: list[Dataset], later: Dataset) -> None:
 
 
 def _keys(rows: Dataset, column: str, owner: np.ndarray) -> np.ndarray:
-    """Encodes each pair of an item and the owner of its row as one number, so that pairs can be compared."""
+    """Encodes each item of a column and the `owner` of its row as one number, so that such pairs can be compared.
+
+    `owner` contains one integer per row: the row's user, or the row's own index.
+    """
     values = _ragged(rows, column)
     keys: np.ndarray = owner[values.row_ids].astype(np.int64) * (1 << 32) + values.values  # item indices are int32
     return keys

@@ -1,8 +1,8 @@
 """Builds rows whose completion is a list: the next few new items that a user chooses, in order.
 
 Items that the user has chosen before are skipped, so a list contains distinct items and none of the items of its
-history. A model samples lists with the same two properties if decoding excludes the items of the history. The prompt
-always contains the complete history, including repeated items.
+history. A model samples lists with the same two properties if decoding excludes the items of the history. Repeated
+items are not removed from the history in the prompt.
 
 The last list of a user may have fewer than `list_length` items. Such a shorter list does not end in EOS, because the
 rest of the list is unknown.
@@ -126,8 +126,8 @@ def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_len
 def list_targets(split: Dataset, list_length: int, twins: Twins | None = None) -> Ragged:
     """Returns the first `list_length` new items among the targets of each row of a split.
 
-    A row with fewer new items gives a shorter list, which may be empty. With `twins`, an item is new only if all of
-    its twins are new.
+    A row with fewer new items gives a shorter list, which may be empty. With `twins`, an item is new only if neither
+    the item nor any of its twins occurs earlier in the row.
     """
     targets = split_rows(split, "targets")
     is_new = new_targets(split_rows(split, "history"), targets, twins)
@@ -136,9 +136,10 @@ def list_targets(split: Dataset, list_length: int, twins: Twins | None = None) -
 
 
 def new_targets(history: Ragged, targets: Ragged, twins: Twins | None = None) -> np.ndarray:
-    """Returns a boolean per target, which is True if the item is neither in its row's history nor an earlier target.
+    """Returns a boolean per target: whether its item is new.
 
-    With `twins`, all twins count as the same item.
+    An item is new if it is neither in the history nor among the earlier targets of its row. With `twins`, all twins
+    count as the same item.
     """
     sequences = join(history, targets)
     if twins is not None:

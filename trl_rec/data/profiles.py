@@ -53,7 +53,7 @@ def user_profiles(dataset: RecDataset, *, most: int = 3) -> list[str]:
     The text is empty if the user has no column values, and none of the user's items in the training split has a label.
 
     Args:
-        dataset: The dataset. Only its users and its training split are used.
+        dataset: The dataset. Only its users, catalogue and training split are used.
         most (*optional*, defaults to `3`): Maximum number of labels in a text.
     """
     facts = _facts(_text_columns(dataset.users, leave_out=("user_id",)), "{} {}", dataset.users.num_rows)

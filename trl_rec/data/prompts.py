@@ -1,7 +1,7 @@
 """Converts histories to prompts of token ids.
 
-A prompt consists of a head, one piece per item of the history, and a tail. Each piece is tokenised once for the whole
-catalogue, and prompts are concatenated from token ids. This has two advantages:
+A prompt consists of a head, one piece per item of the history, and a tail. The head, the tail and the piece of each
+item are tokenised separately, and only once. Prompts are then concatenated from token ids. This has two advantages:
 
 - The tokenizer cannot merge text across pieces, so the boundary between prompt and completion is always the same.
 - The oldest items of a long history can be dropped without tokenising it again.
@@ -40,14 +40,15 @@ class PromptFormat:
     """The token ids of all parts of prompts and completions. Use [`PromptFormat.for_catalog`] to make a format.
 
     Args:
-        prompt_head (`np.ndarray`): Tokens at the beginning of every prompt.
+        prompt_head (`np.ndarray`): Tokens at the beginning of every prompt. They end before `{user}`, if the head
+            contains it.
         pieces (`Ragged`): Row `i` contains the tokens of item `i` in a history.
         prompt_tail (`np.ndarray`): Tokens after the history.
         paths (`Ragged`): Row `i` contains the tokens of item `i` in a completion.
         list_length (`int`, *optional*): Number of items in a completion, if completions are lists.
         end (`np.ndarray`, *optional*): Tokens at the end of a list: EOS. Empty if completions are single items.
-        users (`Ragged`, *optional*): Row `u` contains the tokens between the head and the history of user `u`. None if
-            prompts name no users.
+        users (`Ragged`, *optional*): Row `u` contains the tokens between `prompt_head` and the history in prompts of
+            user `u`: the user's semantic ID and the text after `{user}`. None if prompts name no users.
         twins (`Twins`, *optional*): Groups of items with the same title, if items are written as titles.
     """
 
@@ -125,7 +126,10 @@ class PromptFormat:
 
     @property
     def is_compact(self) -> bool:
-        """Whether a history is only the concatenated paths of its items, so that every item of it can be a target."""
+        """Whether items have the same tokens in histories and completions, and prompts end with the history.
+
+        Then every item in a history can be a target.
+        """
         # Items have the same tokens in histories and completions if both tables are equal.
         same_values = np.array_equal(self.pieces.values, self.paths.values)
         return not len(self.prompt_tail) and same_values and np.array_equal(self.pieces.offsets, self.paths.offsets)
@@ -176,7 +180,10 @@ class PromptFormat:
         return histories if self.twins is None else self.twins.complete(histories)
 
     def encode_heads(self, count: int, users: np.ndarray | None = None) -> Ragged:
-        """Returns the tokens before the history of `count` prompts. Row `i` names `users[i]` if prompts name users."""
+        """Returns the tokens before the history, one row for each of `count` prompts.
+
+        Row `i` names `users[i]` if prompts name users.
+        """
         heads = Ragged.repeated(self.prompt_head, count)
         if self.users is None:
             return heads
@@ -218,8 +225,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def beginning_ids(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]:
     """Returns the first tokens of a prompt: BOS if the tokenizer adds it to texts, else nothing.
 
-    Prompts of item tokens and semantic IDs always begin with BOS or EOS, because they may contain no other token
-    before the first item.
+    Prompts of item tokens and semantic IDs always begin with BOS or EOS, because by default no other token precedes
+    their first item.
     """
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("a")["input_ids"][:1] == [bos]:

@@ -55,7 +55,7 @@ def checked_splits(tables: dict[str, pa.Table], rule: str) -> dict[str, Dataset]
 
 
 def make_catalog(items: pa.Table, group_column: str | None) -> ItemCatalog:
-    """Makes the catalogue. A column `semantic_id` becomes its semantic IDs."""
+    """Makes the catalogue. If `items` has a column `semantic_id`, it becomes the semantic IDs of the catalogue."""
     if "semantic_id" not in items.column_names:
         return ItemCatalog(items, group_column=group_column)
     tokens = Ragged.from_arrow(items["semantic_id"])
