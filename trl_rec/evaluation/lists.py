@@ -43,7 +43,7 @@ def readable_lists(
 
         # Write one line per rank, then one line for the chosen items that are not in the list.
         for rank, item in enumerate(items[row], 1):
-            if item < 0:  # a missing rank, and so are all after it
+            if item < 0:  # this rank and all later ranks are missing
                 break
             mark = "->" if item in chosen else "  "
             lines.append(f"{mark} {rank:>2}. {titles[item]}")

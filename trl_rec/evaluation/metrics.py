@@ -24,7 +24,7 @@ def find_hits(ranked: np.ndarray, rows: np.ndarray, items: np.ndarray) -> tuple[
     Args:
         ranked (`np.ndarray` of shape `(N, K)`): The ranking.
         rows (`np.ndarray` of shape `(T,)`): The user that each relevant item belongs to.
-        items (`np.ndarray` of shape `(T,)`): The relevant items, from 0.
+        items (`np.ndarray` of shape `(T,)`): Indices of the relevant items, at least 0.
 
     Returns:
         `hits` of shape `(N, K)`, boolean, and `num_relevant` of shape `(N,)`.
@@ -55,7 +55,7 @@ def first_occurrences(ranked: np.ndarray) -> np.ndarray:
 
 
 def recall(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
-    """Computes recall@k, `(...,)`: hits in the first `k` of K ranks / `num_relevant`, which must be at least 1."""
+    """Computes recall@k, `(...,)`: the hits in the first `k` ranks, divided by `num_relevant` (at least 1)."""
     values: np.ndarray = hits[..., :k].sum(-1) / num_relevant
     return values
 

@@ -1,8 +1,8 @@
 """Evaluates a policy: a model together with how it is prompted and decoded.
 
 `evaluate_policy` adds metrics that need more than a ranking: recall far down the list (from a pass with more beams),
-whether held-out items that the user liked score above those that the user disliked, and means over the orders of items
-that share a leaf of the trie.
+whether held-out items that the user liked score above those that the user disliked, and the expected
+recall and NDCG over random orders of the items that share a leaf of the trie.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class Policy:
         histories = split_rows(rows, "history")
 
         def _score(prompts: dict[str, Tensor], numbers: np.ndarray, exclude: Tensor | None) -> np.ndarray:
-            # In lists, excluded items are removed before the softmax, which changes all scores. In rankings, they
-            # change no score.
+            # If the model writes lists, excluded items are removed before the softmax, which changes all scores.
+            # Otherwise the other items keep their scores, so nothing needs to be excluded here.
             scores = score_items(
                 self.model,
                 prompts,
@@ -149,8 +149,9 @@ class Policy:
         return scores[given >= 0]
 
     def rank_by_prior(self, rows: Dataset, top_k: int) -> Rankings:
-        """Ranks items by the weights of the prior alone: items and `log(w / W)`, `(len(rows), top_k)`.
+        """Ranks items by the weights of the prior alone: items and scores `(len(rows), top_k)`.
 
+        The score is `log(w / W)`, where w is the weight of the item and W the sum of the weights of all items.
         The same items are excluded as in [`rank`]. The strength of the prior has no effect.
         """
         COUNT.check("top_k", top_k)
@@ -197,7 +198,10 @@ class Policy:
 
 
 def log_weights(trie: TokenTrie, weights: ItemWeights, items: Tensor) -> Tensor:
-    """Returns `strength * log(w / W)` for each of the items `(B, K)`; -inf for padding and weight 0."""
+    """Returns `strength * log(w / W)` for each of the items `(B, K)`; -inf for padding and weight 0.
+
+    w is the weight of the item, and W the sum of the weights of all items.
+    """
     weighted = look_up(trie, weights, Excluded(trie, None, len(items)))
     places = trie.item_positions[items.clamp(min=0)].long()
     known = (items >= 0) & (places >= 0)
@@ -225,7 +229,7 @@ def evaluate_policy(
         ks (`Sequence[int]`, *optional*, defaults to `(1, 5, 10)`): The cutoffs k of the metrics.
         recall_at (`int`, *optional*): A further cutoff above `ks`, for recall alone. It needs a second pass over the
             users, with this number of beams, unless the first pass scores every item or has at least as many beams.
-            The other metrics keep their own number of beams. This recall is left out for models that write lists, and
+            The second pass does not affect the other metrics. This recall is left out for models that write lists, and
             where the list would contain the whole catalogue.
         rewards, reward_functions, seed (*optional*): As in [`evaluate_split`].
 

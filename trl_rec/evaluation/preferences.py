@@ -41,7 +41,7 @@ class RatedTargets:
 
     @classmethod
     def from_split(cls, rows: Dataset) -> RatedTargets | None:
-        """Returns the rated held-out items, or None if the split has no ratings, or a rating above `HIGHEST`."""
+        """Returns the rated held-out items, or None if the split has no ratings, or if one exceeds `HIGHEST`."""
         if "target_ratings" not in rows.column_names:
             return None
         ratings = split_rows(rows, "target_ratings")
@@ -119,14 +119,14 @@ class RatedTargets:
         Args:
             scores (`np.ndarray` of shape `(len(items.values),)`): The score of each item.
         """
-        # In each row, sort by score. A disliked item below a liked one is a pair in the right order.
+        # In each row, sort by score. A pair is in the right order if the disliked item has the lower score.
         rows = self.items.row_ids
         order = np.lexsort((scores, rows))
         rows = rows[order]
         liked = self.is_liked[order].astype(np.int64)
         num_liked, num_disliked = self.counts
 
-        # Give each item the number of its group of equal scores, and count both kinds in each group.
+        # Group the items of a row that have equal scores. Count the liked and the disliked items of each group.
         is_new = np.ones(len(rows), bool)
         is_new[1:] = (rows[1:] != rows[:-1]) | (scores[order][1:] != scores[order][:-1])
         group = np.cumsum(is_new) - 1
@@ -134,7 +134,7 @@ class RatedTargets:
         disliked_in = np.bincount(group, 1 - liked)
         row_of = rows[is_new]
 
-        # Count the disliked items of the row in lower groups.
+        # For each group, count the disliked items of the row that have lower scores.
         up_to = np.cumsum(disliked_in)
         before_row = np.concatenate([[0], np.cumsum(num_disliked)])[:-1]
         below = up_to - disliked_in - before_row[row_of]

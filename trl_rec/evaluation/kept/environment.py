@@ -76,7 +76,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Returns the commit of the current directory, or None if there is no repository, no commit or no git."""
+    """Returns `commit` and `dirty` of the current directory, or None without a repository, a commit or git."""
     commit = _git(["rev-parse", "HEAD"])
     status = _git(["status", "--porcelain", "--untracked-files=no"])
     return None if commit is None or status is None else {"commit": commit, "dirty": bool(status)}
@@ -98,7 +98,7 @@ def _git(words: Sequence[str]) -> str | None:
 
 
 def _peak_memory() -> int | None:
-    """Returns the most bytes of memory that this process held."""
+    """Returns the peak memory of this process in bytes, or None on Windows."""
     if sys.platform == "win32":
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
 """The files of a kept evaluation, and the hash that shows that they belong together.
 
-The folder holds `metrics.json`, which is written last, and three Parquet files that identify users by the number of
-their row in the split, not by their ids:
+The folder holds `metrics.json`, which is written last, and three Parquet files. In these, the column `row` (the row
+number in the split) identifies a user. User ids are not stored:
 
 - `per_user.parquet`: `recommender`, `row`, and one column per metric; null where a recommender lacks the metric.
 - `rankings.parquet`: `recommender`, `row`, `rank` (from 1), `item` (its index in the catalogue) and `score` (null
@@ -22,7 +22,7 @@ PER_USER = "per_user.parquet"
 RANKINGS = "rankings.parquet"
 USERS = "users.parquet"
 KEPT_FILES = (PER_USER, RANKINGS, USERS)
-STAMP = b"trl_rec.evaluation"  # metadata key in the Parquet files; its value is the hash of their results
+STAMP = b"trl_rec.evaluation"  # metadata key in the Parquet files; its value is returned by `results_hash`
 
 
 def results_hash(content: Mapping[str, Any]) -> bytes:

@@ -30,7 +30,7 @@ def write_metrics(
 
     Args:
         path (`str` or `Path`): The file. Its folder is created if necessary. An existing file is replaced.
-        results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, all over the same number of
+        results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name. All must have the same number of
             users.
         split (`str`): The split that the recommenders were evaluated on.
         ks (`Sequence[int]`): The cutoffs k of the metrics.

@@ -56,7 +56,10 @@ class KeptEvaluation:
     users: dict[str, np.ndarray] = field(repr=False)
 
     def rankings_of(self, name: str) -> Rankings | None:
-        """Reads the rankings of a recommender. Returns `None` if none were kept, as for the best of several lists."""
+        """Reads the rankings of a recommender.
+
+        Returns `None` if its rankings were not kept. The lists drawn for Best-of-N, for example, are never kept.
+        """
         if name not in self.results:
             raise ValueError(f"{self.folder} has no results of {name!r}, only of {', '.join(self.results)}")
         table = _read(self.folder, RANKINGS, filters=[("recommender", "==", name)])
@@ -156,7 +159,10 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path, name: str, content: Mapping[str, Any] | None = None, **options: Any) -> pa.Table:
-    """Reads a Parquet file of the folder. If `content` is given, checks that the file belongs to the results in it."""
+    """Reads a Parquet file of the folder.
+
+    If the content of `metrics.json` is given, checks that the file belongs to the same results.
+    """
     path = folder / name
     if not path.is_file():
         raise ValueError(f"{folder} has no {name}, so the evaluation in it is incomplete; {REMEDY}")

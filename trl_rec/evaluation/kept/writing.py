@@ -45,7 +45,7 @@ def write_evaluation(
 
     Args:
         folder (`str` or `Path`): The folder. It is created if necessary.
-        results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, all over the same rows.
+        results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name. All must cover the same rows.
         dataset (`RecDataset`): The dataset that contains the split.
         split (`str`, *optional*, defaults to `"test"`): The split that was evaluated.
         ks (`Sequence[int]`): The cutoffs k of the metrics.
@@ -56,8 +56,8 @@ def write_evaluation(
         seed (`int`, *optional*): Seed that the recommender was trained with.
         rows (`np.ndarray` of shape `(num_users,)`, *optional*): Numbers of the evaluated rows of the split. Defaults
             to all rows.
-        targets (`Ragged`, *optional*): The items that were to be ranked or ordered for each evaluated row. Defaults to
-            the targets of the split.
+        targets (`Ragged`, *optional*): The items of each evaluated row that count as its targets, for example the
+            candidates of a list to be ordered. Defaults to the targets of the split.
     """
     # 1. Describe the rows. Everything is prepared before anything is written.
     users, fingerprint = describe_rows(dataset, split, rows=rows, targets=targets)
@@ -134,7 +134,7 @@ def _schema(name: str, parts: Sequence[pa.Table]) -> pa.Schema:
 
 
 def _write_parts(path: Path, parts: Sequence[pa.Table], schema: pa.Schema, metadata: Mapping[bytes, bytes]) -> None:
-    """Writes tables one after the other, each into row groups of its own, so that one can be read without the rest."""
+    """Writes one table after another. Each has its own row groups, so that it can be read without the others."""
     with pq.ParquetWriter(path, schema.with_metadata(metadata), compression="zstd") as writer:
         for part in parts:
             writer.write_table(part.replace_schema_metadata(metadata))

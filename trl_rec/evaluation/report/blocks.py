@@ -56,8 +56,8 @@ class Row:
     Args:
         name (`str`): The first cell.
         cells (`Sequence[Cell]`): The other cells.
-        is_own (`bool`, *optional*, defaults to `False`): Whether the row is of a recommender that the page is about,
-            rather than of a baseline.
+        is_own (`bool`, *optional*, defaults to `False`): Whether the row shows a recommender that the page is about,
+            rather than a baseline.
     """
 
     name: str
