@@ -64,7 +64,7 @@ def build_rows(
 def evaluation_rows(
     split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None, max_history: int | None = None
 ) -> Dataset:
-    """Returns rows for measuring the loss on a validation or test split, one per target. Never train on them."""
+    """Returns one row per target, for measuring the loss on a validation or test split. Never train on these rows."""
     return _build(split, partial(_last_targets, max_history=max_history), prompt_format, max_length)
 
 
@@ -93,13 +93,13 @@ def _last_targets(
 ) -> Parts:
     """Returns one row per target."""
     # 1. Limit the number of items before a target, because the prefixes of a long history take memory quadratic in its
-    # length. The limit assumes the shortest pieces, so no item that could fit is dropped.
+    # length. The limit assumes that all items are as short as the shortest, so no item that could fit is dropped.
     room = prompt_format.room(max_length)
     if room is not None:
         most = room // int(prompt_format.pieces.lengths.min())
         max_history = most if max_history is None else min(max_history, most)
 
-    # 2. Cut the user's sequence before each target.
+    # 2. Take the items before each target from the user's sequence.
     source = target.row_ids  # (num_targets,)
     stop = history.lengths[source] + within(target.lengths)  # position of the target in the user's sequence
     start = np.zeros_like(stop) if max_history is None else np.maximum(stop - max_history, 0)

@@ -49,7 +49,7 @@ def split_log(log: IndexedLog, rule: str, num_held_out: int = 1) -> tuple[dict[s
 
     Returns:
         The rows of each split, and the numbers of cold users in validation and test. A cold user has items in the
-        split but no row, because nothing precedes the split.
+        split but no row, because the user has no items before the split.
     """
     lengths = np.bincount(log.user, minlength=log.users.num_rows)  # (num_users,)
     ends = _ends_by_time(log, lengths) if rule == "time" else _ends_of_last(lengths, num_held_out)

@@ -37,7 +37,7 @@ RATINGS_SHA256 = "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca4
 
 
 class FetchError(ValueError):
-    """The data could not be downloaded, although all origins were tried."""
+    """Raised if MovieLens-100k cannot be downloaded from any origin, verified and written to the cache folder."""
 
 
 def ml_100k_folder() -> Path:
@@ -136,7 +136,7 @@ def _is_cached(folder: Path) -> bool:
 
 
 def _check_cached(folder: Path) -> None:
-    """Raises FetchError if the cached folder contains other files, which replacing it would delete."""
+    """Raises FetchError if the cached folder contains other files, because replacing the folder would delete them."""
     others = {path.name for path in folder.iterdir()} - {*GROUPLENS.values(), *RECBOLE.values()}
     if others:
         raise FetchError(f"the cached folder also contains {min(others)}, which would be deleted; move it elsewhere")

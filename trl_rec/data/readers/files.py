@@ -195,7 +195,7 @@ def _first_row(path: Path, delimiter: str) -> list[str]:
 
 
 def _in_blocks(path: Path, read: Callable[[pa.NativeFile, int], T]) -> T:
-    """Returns `read(file, block_size)` of the open file, with the smallest block size that fits its longest row."""
+    """Opens a file, and returns `read(file, block_size)` for the smallest block size that fits the longest row."""
     with naming(path):
         for block_size in BLOCK_SIZES:
             result = _try_block_size(path, read, block_size)
@@ -238,7 +238,10 @@ def _check_objects(path: Path) -> None:
 
 
 def _depth_after(line: bytes, depth: int, where: str) -> int:
-    """Returns the nesting depth after a line, given the depth before it, since an object may span several lines."""
+    """Returns the nesting depth after a line.
+
+    `depth` is the depth before the line. It is greater than 0 if an object began on an earlier line and has not ended.
+    """
     for token in JSON_TOKEN.findall(JSON_TEXT.sub(b'""', line)):
         if not depth and token != b"{":
             raise ValueError(f"{where}: the file must have one object per line, such as {{...}}; correct it")

@@ -107,7 +107,8 @@ def _column_names(path: Path) -> list[str]:
 def _read(path: Path, renames: Mapping[str, str], used: set[str] | None) -> pa.Table:
     """Reads a file without renaming its columns.
 
-    With `used`, only these columns are read: those with our own names, those in `used`, and those to be renamed.
+    If `used` is given, only the columns in `used`, the columns with our own names and the columns to be renamed are
+    read.
     """
     known = {*NAMES, "title", *(used or ()), *renames.values()}
     name = without_gz(path)
@@ -127,8 +128,8 @@ def _read(path: Path, renames: Mapping[str, str], used: set[str] | None) -> pa.T
 def _read_json(path: Path, timestamp: str) -> pa.Table:
     """Reads a JSON Lines file. Text that looks like a date stays text, except in the column named by `timestamp`.
 
-    Arrow converts any such text, for example the title "2001-01-01". If it has done so in other columns, the file is
-    read again with these columns as text.
+    Arrow converts text that looks like a date to timestamps, for example the title "2001-01-01". If it has converted
+    columns other than `timestamp`, the file is read again with those columns as text.
     """
     table = read_json_lines(path)
     texts = {field.name: _without_dates(field.type) for field in table.schema if field.name != timestamp}
@@ -146,7 +147,7 @@ def _without_dates(kind: pa.DataType) -> pa.DataType:
 
 
 def _renamed(table: pa.Table, renames: Mapping[str, str]) -> pa.Table:
-    """Renames columns to our names. Drops any column that already has the new name of another column."""
+    """Renames columns to our names. A column that is not renamed, but already has one of the new names, is dropped."""
     ours = {name: our_name for our_name, name in renames.items() if name in table.column_names}
     table = table.select([name for name in table.column_names if name in ours or name not in ours.values()])
     return table.rename_columns([ours.get(name, name) for name in table.column_names])

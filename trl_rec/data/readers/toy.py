@@ -1,8 +1,8 @@
 """Generates a small log from a seed: users with drifting tastes, items with titles and genres, ratings, timestamps.
 
-Each item has a few followers. In almost half of the steps, the next item is a follower of the last item; otherwise it
-is drawn by taste and popularity. Therefore the transition baseline beats the popularity baseline, which beats the
-random baseline. No user gets the same item twice.
+Each item has a few followers: random items that often come right after it. In almost half of the steps, the next item
+is a follower of the last item; otherwise it is drawn by taste and popularity. Therefore the transition baseline beats
+the popularity baseline, which beats the random baseline. No user gets the same item twice.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _make_items(rng: np.random.Generator, membership: np.ndarray) -> pa.Table:
 
 
 def _make_users(rng: np.random.Generator, tastes: np.ndarray) -> pa.Table:
-    """Makes the table of users: ids, ages, and the genre that each user likes most before the first step."""
+    """Makes the table of users: ids, ages, and each user's favourite genre before the tastes drift."""
     columns = {
         "user_id": pa.array(np.arange(1, len(tastes) + 1)).cast(pa.string()),
         "age": rng.integers(16, 80, len(tastes)),

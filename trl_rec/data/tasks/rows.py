@@ -4,9 +4,9 @@ These are the tasks of Align3GR's behaviour level. A row contains the token ids 
 (placeholders such as `{title}`) and of its answer. The prompt template is drawn when the batch is made, and drawn anew
 in every epoch.
 
-Rows are made from the catalogue, the columns of users and the training split. The preferences of a user are described
-by the items chosen before the target of the row. Only profiles and semantic IDs of users depend on the whole training
-sequence.
+Rows are made from the catalogue, the columns of users and the training split. In rows with a target, the user's
+preferences are described only by the items before the target. Only profiles and semantic IDs of users depend on the
+user's whole training sequence.
 
 `item_to_id` and `id_to_item` have one distinct row per item, `profile_to_user` and `user_to_profile` have one per user
 with a profile, and the other tasks have one per training target. The exception is `next_item` with `targets="all"`,
@@ -42,8 +42,8 @@ from trl_rec.ragged import Ragged, join
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tasks that are refused if the surface is the title. With it, the first two would copy a title from the prompt, and
-# the other two would be the same as `next_item`.
+# Tasks that are refused if the surface is the title. With that surface, the answers of the first two could be copied
+# from the prompt, and the other two would be the same as `next_item`.
 TITLE_TASKS = ("item_to_id", "id_to_item", "history_to_title", "titles_to_id")
 HISTORY_SLOTS = ("history", "titles")
 UNCUT_SLOTS = ("user", "item")
@@ -80,15 +80,15 @@ def build_task_rows(
         prompt_format: Prompt format of the task `next_item`. If it names users, the prompts of the other tasks do so
             too; otherwise their slot `user` is empty.
         tasks: Maps the name of each task to its number of rows, relative to the number of rows that [`build_rows`]
-            makes. If a task has fewer distinct rows than this, they are repeated; if more, they are sampled. Rows of
-            `history_to_preference` and `query_to_item` are dropped if no item before the target has a group (or, in a
-            catalogue without groups, a word in its title). A task without any row raises a ValueError.
+            makes. If a task has fewer distinct rows than requested, they are repeated; if more, they are sampled. Rows
+            of `history_to_preference` and `query_to_item` are dropped if no item before the target has a group (or, in
+            a catalogue without groups, a word in its title). A task without any row raises a ValueError.
         cap (*optional*): Maximum number of rows per task. It does not apply to `next_item`.
         targets, max_length, max_history: Same as in [`build_rows`], for `next_item`. `max_length` applies to the other
             tasks too: texts in their prompts are truncated, and the oldest items of the history are dropped.
         longest_history (*optional*, defaults to `20`): Maximum number of items in a history of the other tasks.
-        chat_template (*optional*, defaults to `False`): Whether prompts are a user's turn in the tokenizer's chat
-            template.
+        chat_template (*optional*, defaults to `False`): Whether prompts are formatted as a user message with the
+            tokenizer's chat template.
         seed (*optional*, defaults to `0`): Seed of the samples.
 
     Returns:
@@ -136,7 +136,7 @@ def task_texts(dataset: RecDataset) -> list[str]:
 
 
 def _check_tasks(tasks: Mapping[str, float], surface: str) -> None:
-    """Raises ValueError if a task does not exist, or has no use with the surface."""
+    """Raises ValueError if a task does not exist, or is refused for the surface."""
     unknown = sorted(set(tasks) - set(TASK_NAMES))
     if unknown:
         raise ValueError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(TASK_NAMES)}")
