@@ -1,4 +1,4 @@
-"""Reads recommendations that were made elsewhere, so that they are measured as the models of this package are.
+"""Reads recommendations made by other programs, to evaluate them in the same way as the models of this package.
 
 A file has one line per recommendation, in any order. Its columns are `user_id`, `rank` (from 1), `item_id` and perhaps
 `score`. Whatever would make the comparison unfair is refused: items or users that the dataset does not know, users
@@ -52,7 +52,7 @@ def read_lists(
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         rows (`np.ndarray`, *optional*): Numbers of the rows to read lists for. Defaults to all rows of the split.
-        top_k (`int`, *optional*, defaults to `10`): Minimum number of ranks of the longest list.
+        top_k (`int`, *optional*, defaults to `10`): Minimum length of the longest list.
         at_most (`int`, *optional*): Maximum number of ranks to read. Defaults to `top_k`.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to refuse lists with items of the history.
 
@@ -134,7 +134,7 @@ def _read(path: Path) -> tuple[pa.Table, str]:
 
 
 def _places(table: pa.Table, dataset: RecDataset, split: str, row_numbers: np.ndarray, where: str) -> np.ndarray:
-    """Returns the position in `row_numbers` of the row that each line is about, or -1 if it is not among them."""
+    """Returns for each line the position of its row in `row_numbers`, or -1 if its row is not in `row_numbers`."""
     held = held_out(dataset, split)
     if "row" in table.column_names:
         line_rows = _whole(table, "row", where)
@@ -166,7 +166,7 @@ def _places(table: pa.Table, dataset: RecDataset, split: str, row_numbers: np.nd
 
 
 def _items(table: pa.Table, dataset: RecDataset, where: str) -> np.ndarray:
-    """Returns the index of each item in the catalogue."""
+    """Returns for each line the catalogue index of its item."""
     line_ids = ids(table, "item_id", where)
     items = pc.index_in(line_ids, value_set=pa.array(dataset.catalog.ids, pa.string()))
     message = f"the item {{}} is not in the catalogue of {dataset.path}; recommend only items of its catalogue"
@@ -218,7 +218,7 @@ def _check_every_row_has_one(
 
 def _check_lengths(lines: _Lines, lengths: np.ndarray, top_k: int) -> None:
     """Raises `ValueError` if a list skips a rank, or if no list has `top_k` items."""
-    # The ranks of a list are distinct and at least 1, so a rank above the number of items means that one is skipped.
+    # The ranks of a list are distinct and at least 1, so a rank above the number of items implies a gap.
     skips = np.flatnonzero((lines.place >= 0) & (lines.ranks > lengths[lines.place]))
     if len(skips):
         line = int(skips[0])

@@ -59,7 +59,7 @@ def bootstrap_interval(
     distinct, counts = np.unique(by_seed.mean(0), return_counts=True)
     size = counts.sum()  # N
 
-    # Resample the users, then add the error that the seeds leave.
+    # Resample the users, then add random errors for the variation between seeds.
     rng = np.random.default_rng(seed)
     means = [
         rng.multinomial(size, counts / size, chunk) @ distinct / size  # (chunk,)
@@ -75,8 +75,9 @@ def paired_comparison(
 ) -> PairedComparison:
     """Compares two recommenders user by user: mean difference, bootstrap interval, and p-value of a permutation test.
 
-    The permutation test randomly flips the signs of the users' differences, each averaged over the seeds, and adds an
-    error of the seeds. The p-value is the share of the resulting means that are at least as far from 0 as the observed
+    The permutation test averages each user's difference over the seeds, and randomly flips the signs of the averages.
+    With several seeds, a random error for the variation between seeds is added to the mean after each flip
+    ([`seed_errors`]). The p-value is the share of the resulting means that are at least as far from 0 as the observed
     mean. The observed differences count as one of the flips, so the p-value is at least 1 / (num_resamples + 1). It is
     1 if the recommenders agree for every user.
 
@@ -131,10 +132,13 @@ def seed_errors(values: np.ndarray, num_resamples: int, rng: np.random.Generator
 
 
 def seed_variances(values: np.ndarray) -> tuple[float, float]:
-    """Returns the variance of the mean over seeds, and the part of this variance that users explain.
+    """Returns the variance of the mean over seeds, and the part of it that is due to the finite number of users.
+
+    The variance is estimated from the means of the seeds. These differ even if all seeds are equally good, because
+    each is a mean over a finite number of users. With one user, that part cannot be estimated and is 0.
 
     Args:
-        values: One value per seed and user, `(S, N)`, of at least two seeds. With one user, the second part is 0.
+        values: One value per seed and user, `(S, N)`, of at least two seeds.
     """
     num_seeds, num_users = values.shape
     observed = values.mean(1).var(ddof=1) / num_seeds
@@ -146,7 +150,7 @@ def seed_variances(values: np.ndarray) -> tuple[float, float]:
 
 
 def _p_value(differences: np.ndarray, num_resamples: int, seed: int) -> float:
-    """Returns the p-value of differences `(S, N)`, by the sign-flip test with an error of the seeds added."""
+    """Returns the p-value of differences `(S, N)`, by the test that [`paired_comparison`] describes."""
     # Of c users with the same |difference|, the number with a plus sign after a flip follows Binomial(c, 1/2).
     means = differences.mean(0)  # (N,)
     sizes, counts = np.unique(np.abs(means), return_counts=True)

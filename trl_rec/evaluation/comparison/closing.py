@@ -27,14 +27,14 @@ GUIDE = "see docs/evaluation.md"
 def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, *, start: str | None = None) -> str:
     """Compares a model with the strongest baseline in the metrics of interest, and returns one line per comparison.
 
-    The metrics are NDCG (of rated candidates: graded NDCG) at the largest k, and the reward if there is one. In each
+    The metrics are NDCG at the largest k (graded NDCG for rated candidates), and the reward if there is one. In each
     metric, the p-values are adjusted for the comparisons of the model with all baselines and with `start`. If there is
-    a product of the model and a prior, it is compared with both of its parts.
+    a product of the model and a prior, the product is compared with the model and with the prior.
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, with values per user.
         name (`str`, *optional*): The model. Defaults to the first recommender that is not a baseline. If there is
-            none, the strongest baseline is compared with the next.
+            none, the strongest baseline is compared with the second strongest.
         start (`str`, *optional*): Name of the policy that training started from. The model is compared with it too.
     """
     lines = []
@@ -95,7 +95,7 @@ def _line(compared: Comparison, results: Mapping[str, Evaluation], *, of_model: 
     if of_model:
         figures += ", one seed"
 
-    # State the difference or, if there is none, how large a difference the split can detect.
+    # State the difference. If it is not significant, add how large a difference the split can detect.
     if compared.adjusted_p >= ALPHA:
         line = (
             f"{compared.name}: no difference from {reference} in {compared.metric} that this split resolves "

@@ -75,9 +75,10 @@ def compare(
     num_resamples: int = 5000,
     seed: int = 0,
 ) -> list[Comparison]:
-    """Compares every other recommender with `against`. All runs must have the same users in the same order.
+    """Compares each of the other recommenders with the reference `against`.
 
-    A user for whom one of two compared recommenders has no value (NaN) is left out of that comparison.
+    All runs must have the same users in the same order. A user for whom one of two compared recommenders has no value
+    (NaN) is left out of that comparison.
 
     Args:
         runs (`Mapping[str, Runs]`): Maps the name of each recommender to the `Evaluation.per_user` of its runs: a
@@ -106,8 +107,8 @@ def compare(
 def adjust(comparisons: Sequence[Comparison], alpha: float = 0.05) -> list[Comparison]:
     """Adjusts by Holm's method the p-values of comparisons that are made together, and updates the verdicts.
 
-    If no recommender differs from its reference, at most a share `alpha` of such families of comparisons has at least
-    one adjusted p-value below `alpha`.
+    If no recommender differs from its reference, the probability that any adjusted p-value is below `alpha` is at most
+    `alpha`.
     """
     ALPHA.check("alpha", alpha)
     adjusted = holm([comparison.p_value for comparison in comparisons])
@@ -141,7 +142,7 @@ def verdict(
         num_seeds (`int`): Number of seeds compared.
         same_sign (`bool`): Whether the difference has the same sign with every seed.
         alpha (`float`, *optional*, defaults to `0.05`): Level of the verdict. If no recommender differs from the
-            reference, at most this share of studies calls at least one of them better or worse.
+            reference, the probability that any of them is called better or worse is at most `alpha`.
     """
     if adjusted_p >= alpha:
         words = UNRESOLVED

@@ -1,11 +1,13 @@
 """Estimates, from a pilot, the smallest difference that a study with given numbers of users and seeds can detect.
 
-With one seed, this difference is 2.8 times the paired standard error of the pilot, adjusted to the users of the study:
-1.96 for the level of 5 %, and .84 so that 80 % of studies detect a true difference of that size. With a few seeds, the
-difference is larger, because neither the pilot nor the study knows the variance between seeds well. So studies whose
-variances agree with the pilot are simulated and judged by the rule of the verdicts. The smallest difference is then at
-least 2.8 standard errors, and large enough that 80 % of the simulated studies detect it and that 90 % detect a
-difference twice as large.
+With one seed, this difference is 2.8 times the paired standard error of the pilot, rescaled to the study's number of
+users. The factor 2.8 is the sum of 1.96, for the level of 5 %, and 0.84, so that 80 % of studies detect a true
+difference of that size.
+
+With a few seeds, the difference is larger, because neither the pilot nor the study knows the variance between seeds
+well. So studies whose variances agree with the pilot are simulated. As in [`verdict`], a difference is detected only
+if it is significant and has the same sign with every seed. The smallest difference is then at least 2.8 standard
+errors, and large enough that 80 % of the simulated studies detect it and that 90 % detect a difference twice as large.
 """
 
 from __future__ import annotations
@@ -94,11 +96,11 @@ def smallest_difference(
 
 
 def _thresholds(found: np.ndarray, users: float, both: float, alpha: float, rng: np.random.Generator) -> np.ndarray:
-    """Returns the mean that each study must exceed to differ from 0, `(NUM_STUDIES,)`.
+    """Returns the threshold that the mean of each study must exceed to be significant, `(NUM_STUDIES,)`.
 
     Args:
-        found: The difference with each seed of each study, `(NUM_STUDIES, S)`.
-        users: Variance of the mean that comes from the users.
+        found: The difference that each study finds with each of its seeds, `(NUM_STUDIES, S)`.
+        users: Variance of the mean that comes from the users, including `both`.
         both: Variance of the mean that comes from users and seeds together.
         alpha: Level of one comparison.
         rng: Source of randomness.
@@ -106,7 +108,7 @@ def _thresholds(found: np.ndarray, users: float, both: float, alpha: float, rng:
     num_seeds = found.shape[1]
     observed = found.var(1, ddof=1) / num_seeds  # (NUM_STUDIES,)
 
-    # The threshold grows with the observed variance between seeds, so it is interpolated between 30 variances.
+    # The threshold depends on the observed variance between seeds. Compute it for 30 variances, and interpolate.
     grid = np.quantile(observed, np.linspace(0, 1, 30))
     inverse = (num_seeds - 1) / rng.chisquare(num_seeds - 1, NUM_DRAWS)
     from_users = np.sqrt(users) * rng.standard_normal(NUM_DRAWS)

@@ -24,11 +24,11 @@ def comparison_table(
 
     Args:
         runs (`Mapping[str, Runs]`): The runs, as given to [`compare`].
-        comparisons (`Sequence[Comparison]`): What [`compare`] returned, at least one comparison.
+        comparisons (`Sequence[Comparison]`): The comparisons that [`compare`] returned, at least one.
         metrics (`Sequence[str]`, *optional*): Metrics to show beside the one that was compared.
         notes (`Mapping[str, Mapping[str, float]]`, *optional*): Additional columns. Maps each heading to the
             numbers below it, by name of the recommender. A recommender without a number gets "-".
-        legend (`bool`, *optional*, defaults to `True`): Whether to explain the columns below the table.
+        legend (`bool`, *optional*, defaults to `True`): Whether to add a legend below the table.
     """
     if not comparisons:
         raise ValueError("there are no comparisons to show; give at least one recommender besides the reference")
@@ -58,7 +58,7 @@ def _legend(comparison: Comparison) -> list[str]:
         f"{comparison.num_users:,} users; {comparison.metric} is compared with {comparison.against}, paired by user"
         + (" and by seed" if seeds else ""),
         f"±, 95 % interval: bootstrap over {seeds}users; p: random sign flips of the users' differences"
-        + (", plus an error of the seeds" if seeds else ""),
+        + (", plus a random error for the variation between seeds" if seeds else ""),
         "adjusted p: p by Holm's method over the comparisons made together",
         "better, worse: adjusted p below .05, and the same sign with every seed",
     ]

@@ -17,7 +17,8 @@ def slices(kept: KeptEvaluation) -> dict[str, np.ndarray]:
     """Returns slices of the users by name, each a boolean array `(num_users,)`. Empty slices are left out.
 
     - By target frequency: how often the rarest target of a user occurs in the training split.
-    - By history length: a third of the users each, from short to long histories. Equal lengths stay together.
+    - By history length: up to three slices with about equally many users each, from short to long histories. Equal
+      lengths stay together.
     - By group of the first target, if the catalogue has groups. The group with the most users is the first slice.
     """
     count = kept.users["target_count"]

@@ -23,7 +23,7 @@ def order_ndcg(places: np.ndarray, ratings: np.ndarray, k: int) -> np.ndarray:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Computes Kendall's tau between two rankings `(N, m)` of each list, `(N,)`.
+    """Returns Kendall's tau between two rankings of each list, `(N,)`. `first` and `second` are `(N, m)`.
 
     It averages over the pairs of candidates that are tied in neither ranking: 1 for the same order, -1 for the
     reverse. It is 0 if there is no such pair. Entries where `first` is negative are padding.
@@ -40,7 +40,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def order_consistency(places: np.ndarray) -> np.ndarray:
-    """Computes how much the S orders `(N, S, m)` of the same list agree, `(N,)`.
+    """Returns how much the S orders of each list agree, `(N,)`. `places` is `(N, S, m)`.
 
     This is Kendall's tau, averaged over all pairs of orders. It is 1 if S is 1.
     """
@@ -52,10 +52,10 @@ def order_consistency(places: np.ndarray) -> np.ndarray:
 
 
 def slot_correlation(places: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    """Computes Kendall's tau between slot and place, `(N,)`, averaged over the S orders `(N, S, m)` of each list.
+    """Returns Kendall's tau between slot and place, averaged over the S orders of each list, `(N,)`.
 
     Its mean over many lists is 0 for a model without position bias, and above 0 for a model that prefers the first
-    slots.
+    slots. `places` and `slots` are `(N, S, m)`.
     """
     orders = range(places.shape[1])
     taus: np.ndarray = np.mean([rank_correlation(places[:, order], slots[:, order]) for order in orders], 0)
@@ -80,10 +80,10 @@ def slot_profile(places: np.ndarray, slots: np.ndarray) -> np.ndarray:
 
 
 def borda(places: np.ndarray) -> np.ndarray:
-    """Combines the S orders `(N, S, m)` of each list into one, `(N, m)`, by the sum of the places (Borda count).
+    """Combines the S orders of each list into one by the sum of the places (Borda count). Returns places, `(N, m)`.
 
-    Ties are broken by the first order. The literature calls this method bootstrapping. It costs S times as much as a
-    single order.
+    `places` is `(N, S, m)`. Ties are broken by the first order. The literature calls this method bootstrapping. It
+    costs S times as much as a single order.
     """
     present = places[:, 0] >= 0
     total = np.where(present, places.sum(1), np.inf)  # inf sorts missing candidates last
