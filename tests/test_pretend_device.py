@@ -7,22 +7,30 @@ the rows of `exclude`, is the host's, as it is in a trainer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from traceback import format_exc
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
 from tests.conftest import make_model
+from tests.evaluation.logs import make_split
 from tests.pretend_device import AVAILABLE, NAME, make_pretend_device
 from tests.processes import run_alone
 from trl_rec import TokenTrie, rank_candidates, rank_items
+from trl_rec.data import PromptFormat, RecDataset
 from trl_rec.decoding import TrieLogitsProcessor, list_logps, list_tokens, sample_item_lists
 from trl_rec.decoding.list_beams import beam_list
+from trl_rec.decoding.priors import fit_prior
+from trl_rec.evaluation import Policy
+from trl_rec.evaluation.prior_choice import choose_prior
+from trl_rec.items import ItemCatalog
 from trl_rec.losses import (
     bear_loss,
     best_of_n_reward,
@@ -36,6 +44,8 @@ from trl_rec.losses import (
     standardized,
 )
 from trl_rec.models import completion_logps, legal_completion_logps, read_completions
+from trl_rec.models import make_tokenizer as make_scratch_tokenizer
+from trl_rec.ragged import Ragged
 
 
 pytestmark = [
@@ -157,6 +167,27 @@ def shared_rows(move: Move, *, family: str) -> list[Tensor]:
     return [*logps, *torch.autograd.grad(total, list(model.parameters()))]
 
 
+def prior_choice(move: Move, *, surface: str, kind: str, list_length: int | None = None) -> list[Tensor]:
+    """As in `trl-rec evaluate` and at the end of a run, where only the model is on the device."""
+    ids = [f"i{number}" for number in range(6)]
+    codes = Ragged.from_lists([[f"<a_{number % 2}>", f"<b_{number // 2}>"] for number in range(6)], object)
+    catalog = ItemCatalog(pa.table({"item_id": ids, "title": ids})).with_surface(surface, codes)
+    tokenizer = make_scratch_tokenizer(catalog)
+    rows = make_split([(0, [0, 1], [2]), (1, [3], [4, 5])])
+    dataset = RecDataset(Path(), catalog, pa.table({"user_id": ["a", "b"]}), rows, rows, rows, {})
+    policy = Policy(
+        _model(move),
+        PromptFormat.for_catalog(catalog, tokenizer, list_length=list_length),
+        TokenTrie.from_catalog(catalog, tokenizer, lists=list_length is not None),
+        pad_token_id=0,
+    )
+    prior, choice = choose_prior(policy, dataset, fit_prior(kind, dataset), k=2)
+    alone = replace(policy, prior=prior).rank_by_prior(rows, 2)
+    exact = [] if list_length else [replace(policy, prior=prior).rank_exhaustively(rows, 2)]
+    values = torch.tensor([one["value"] for one in choice.grid])
+    return [move(values), *(move(torch.from_numpy(one.items)) for one in (alone, *exact))]
+
+
 CASES: dict[str, Case] = {
     "trie": trie,
     "processor": processor,
@@ -176,6 +207,9 @@ CASES: dict[str, Case] = {
     "Softmax-DPO": softmax_dpo,
     "shared rows": partial(shared_rows, family="llama"),
     "separate rows": partial(shared_rows, family="mistral-window"),
+    "choice of a prior": partial(prior_choice, surface="item_token", kind="transition"),
+    "choice of a prior among candidates": partial(prior_choice, surface="semantic_id", kind="transition"),
+    "choice of a prior for lists": partial(prior_choice, surface="item_token", kind="popularity", list_length=2),
 }
 
 

@@ -116,8 +116,8 @@ def choose_prior(
     Returns:
         The prior with the chosen setting, and the choice. Of equally good settings, the weakest is chosen.
     """
-    # 1. Select the users.
-    policy = replace(policy, prior=None)
+    # 1. Select the users. The trie is moved to the device of the model once, because the scores are there.
+    policy = replace(policy, prior=None, trie=policy.trie.to(policy.model.device))
     how = "lists" if policy.writes_lists else "exact" if policy.trie.max_depth == 1 else "candidates"
     most = {"lists": MOST_USERS_WRITTEN, "exact": MOST_USERS, "candidates": MOST_USERS_SEARCHED}[how]
     rows = at_most(min(most, max_users or most), held_out(dataset, "validation"))
@@ -266,7 +266,7 @@ def choice_table(choice: PriorChoice) -> str:
 
 def _by_scoring(policy: Policy, rows: Dataset, prior: FittedPrior, k: int) -> Callable[..., list[float]]:
     """Returns a function that evaluates settings with the exact scores of all items."""
-    trie = policy.trie.to(policy.model.device)
+    trie = policy.trie
     histories = split_rows(rows, "history")
     targets = torch.from_numpy(split_rows(rows, "targets").padded())  # (N, T)
     items = torch.arange(len(trie.item_positions), device=trie.items.device)
@@ -436,7 +436,7 @@ def _gains(
     for number, setting in enumerate(settings):
         total = torch.add(scores, weights[setting.eps], alpha=setting.strength) if setting.strength else scores
         for column, is_lower in enumerate(comes_first):
-            own = total.gather(1, places[:, [column]])  # (B, 1)
+            own = total.gather(1, places[:, column : column + 1])  # (B, 1)
             rank = torch.count_nonzero(total > own, 1)
             rank = rank + torch.count_nonzero((total == own) & is_lower, 1)
             hit = is_found[:, column] & (own[:, 0] > -torch.inf) & (rank < k)
