@@ -2,11 +2,13 @@
 
 import math
 import random
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from tests.conftest import make_model
 from tests.decoding.test_beam import MODELS, as_rankings, pad, random_catalogue, random_prompts
@@ -22,6 +24,7 @@ from trl_rec.decoding import (
     rank_scores,
     score_catalog,
 )
+from trl_rec.decoding.list_beams import rank_list
 from trl_rec.items import TokenTrie
 
 
@@ -49,7 +52,7 @@ def seeded(rng: random.Random) -> torch.Generator:
 
 
 @pytest.mark.parametrize("shared_cache", [True, False])
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 2**32), st.sampled_from(sorted(MODELS)), st.booleans(), st.booleans(), st.sampled_from([0.0, 1.0])
 )
@@ -87,7 +90,7 @@ def test_with_beams_as_wide_as_the_catalogue_scores_are_exact(
             assert found == sorted(found, reverse=True)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from([1, 3, 10]), st.booleans(), st.sampled_from([0.0, 1.0]))
 def test_equal_weights_and_filters_change_no_list(
     seed: int, num_beams: int, renormalize: bool, length_penalty: float
@@ -113,6 +116,45 @@ def test_equal_weights_and_filters_change_no_list(
         model, prompts, trie, exclude=exclude, weights=ItemWeights(allowed=allowed, allowed_of=of), **options
     )
     assert torch.equal(filtered.items, rank_items(model, prompts, trie, exclude=complements, **options).items)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.sampled_from([1, 3, 10]), st.booleans())
+def test_excluding_items_equals_filtering_them_out_of_uneven_weights(seed: int, num_beams: int, has_eos: bool) -> None:
+    """The search does not look ahead to excluded items."""
+    rng = random.Random(seed)
+    sequences = random_catalogue(rng, has_eos)
+    count = len(sequences)
+    trie = TokenTrie.from_sequences(sequences)
+    prompts, rows = random_prompts(rng, 3)
+    exclude = [rng.sample(range(count), rng.randint(0, count - 1)) for _ in rows]
+    allowed = torch.ones(3, count, dtype=torch.bool)
+    for row, items in enumerate(exclude):
+        allowed[row, items] = False
+    options = {"shared": torch.rand(count, generator=seeded(rng)) ** 6 + 1e-4, "strength": rng.choice([0.0, 1.0, 3.0])}
+    if rng.random() < 0.5:
+        options["items"] = torch.randint(-1, count, (3, 4), generator=seeded(rng))
+        options["values"] = torch.rand(3, 4, generator=seeded(rng))
+
+    model = MODELS["llama", "sdpa"]
+    excluded = rank_items(
+        model, prompts, trie, num_beams=num_beams, exclude=exclude, weights=ItemWeights(**options)
+    ).items
+    filtered = ItemWeights(**options, allowed=allowed, allowed_of=torch.arange(3))
+    assert torch.equal(excluded, rank_items(model, prompts, trie, num_beams=num_beams, weights=filtered).items)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_any_precision(dtype: torch.dtype) -> None:
+    trie = TokenTrie.from_sequences([[4, 1], [5, 1], [6, 1]])
+    weights = ItemWeights(
+        shared=torch.tensor([1.0, 0.5, 0.0], dtype=dtype), items=torch.tensor([[2]]), values=torch.tensor([[2.0]])
+    )
+    model = MODELS["llama", "sdpa"]
+    assert rank_items(model, pad([[9]]), trie, num_beams=3, weights=weights).items.min() >= 0
+    for num_beams in (1, 3):
+        items = rank_list(model, pad([[9]]), trie, list_length=3, top_k=3, num_beams=num_beams, weights=weights).items
+        assert sorted(items[0].tolist()) == [0, 1, 2]
 
 
 def test_the_score_by_hand() -> None:
@@ -246,6 +288,31 @@ def list_score(model, prompt: list[int], paths: list[list[int]], items, removed:
             position += 1
         left.discard(item)
     return score
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.sampled_from([2, 3, 5]))
+def test_lists_of_a_narrow_beam_are_complete(seed: int, num_beams: int) -> None:
+    """Where paths differ in length, a beam of high score may be in the middle of an item when the best one ends."""
+    rng = random.Random(seed)
+    sequences = random_catalogue(rng, has_eos=True)
+    prompts, _ = random_prompts(rng, 2)
+    weights = ItemWeights(
+        shared=torch.rand(len(sequences), generator=seeded(rng)) ** 6 + 1e-4, strength=rng.choice([0.5, 1.0, 3.0])
+    )
+    length = min(3, len(sequences))
+    trie = TokenTrie.from_sequences(sequences)
+    ranked = beam_list(flat_model(), prompts, trie, list_length=length, num_beams=num_beams, weights=weights)
+    assert bool((ranked.items >= 0).all()) and bool(ranked.scores.isfinite().all())
+
+
+@cache
+def flat_model() -> PreTrainedModel:
+    """A model to which many lists are likely."""
+    model = make_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.2)
+    return model
 
 
 def test_one_beam_is_greedy_and_a_filter_is_exclusion_in_lists() -> None:

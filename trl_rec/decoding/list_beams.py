@@ -97,7 +97,10 @@ def beam_list(
     ) as decoder:
         beams = _search(decoder)
 
-    best = _best_slots(beams.scores.view(decoder.shape))
+    # With item weights, a list that is not complete may still have the highest score, without its look-ahead.
+    complete = beams.lists.ranks == list_length
+    scores = torch.where(complete | beams.scores.isnan(), beams.scores, -torch.inf)
+    best = _best_slots(scores.view(decoder.shape))
     check_no_nan(beams.scores[best])
     return RankedItems(beams.lists.items[best, :-1], decoder.normalized(beams.ends[best, :-1]))
 

@@ -59,8 +59,9 @@ class TrieWeights:
     """The weights of a batch of prompts, looked up by node and by item.
 
     A bonus is `strength * (log w - log bound(root))`, so it is never positive. A table stores the bonus of every node
-    for every prompt. It is computed from the weights that all prompts share, and then raised along the paths of each
-    prompt's own items. The cost is a copy of the table and S times the depth, whatever the number of children.
+    for every prompt. It is computed from the weights that all prompts share, then raised along the paths of each
+    prompt's own items, and lowered along the paths of its excluded items. The bonus of a node is -inf exactly where no
+    item is left below it, since a maximum of weights is 0 only if all of them are 0.
 
     Args:
         trie (`TokenTrie`): The trie.
@@ -80,11 +81,15 @@ class TrieWeights:
         self._shared, allowed = _shared_by_place(trie, weights)  # both (F, I)
         self._places, self._values = _own_by_place(trie, weights, num_prompts)  # both (B, S)
         self._values = self._values * _at(allowed, self._filter, self._places)
+        dtype = torch.promote_types(self._shared.dtype, self._values.dtype)
+        self._shared = self._shared.to(dtype)
+        self._values = self._values.to(dtype)
 
         # 1. Find the bound of each node, as `strength * log bound`: -inf where all weights are 0.
         bounds = self._scaled_logs(_largest_below(trie, self._shared))[self._filter]  # (B, num_nodes)
-        is_new = self._raise_bounds(bounds, excluded)
-        self._empty_nodes(bounds, excluded, is_new)
+        self._raise_bounds(bounds)
+        if excluded.places.shape[1]:
+            self._lower_bounds(bounds, excluded)
 
         # 2. Subtract the bound of the root, so that equal weights give the bonus 0.
         root = bounds[:, :1]
@@ -135,37 +140,43 @@ class TrieWeights:
             own = torch.where(self._places.gather(1, found) == places, self._values.gather(1, found), 0.0)
         return _at(self._shared, self._filter, places) + own
 
-    def _raise_bounds(self, bounds: Tensor, excluded: Excluded) -> Tensor:
-        """Raises the bounds `(B, num_nodes)` above each prompt's own items that are not excluded.
-
-        Returns the places of those items whose shared weight is 0, `(B, S)`, ascending and padded with `num_items`.
-        """
-        shared = _at(self._shared, self._filter, self._places)
-        counts = ~_contains(excluded.places, self._places)
-        scores = self._scaled_logs(shared + self._values).masked_fill(~counts, -torch.inf)
+    def _raise_bounds(self, bounds: Tensor) -> None:
+        """Raises the bounds `(B, num_nodes)` on the paths to each prompt's own items."""
+        scores = self._scaled_logs(_at(self._shared, self._filter, self._places) + self._values)
         for nodes in _paths(self._trie, self._places):
             bounds.scatter_reduce_(1, nodes, scores, "amax")
 
-        is_new = counts & (shared == 0) & (self._values > 0)
-        return torch.where(is_new, self._places, self._trie.num_items).sort(1).values
+    def _lower_bounds(self, bounds: Tensor, excluded: Excluded) -> None:
+        """Recomputes the bounds `(B, num_nodes)` on the paths to each prompt's excluded items, without these items."""
+        trie = self._trie
+        places = excluded.places.clamp(max=trie.num_items - 1).long()  # padding becomes an item whose bounds stay
 
-    def _empty_nodes(self, bounds: Tensor, excluded: Excluded, is_new: Tensor) -> None:
-        """Sets the bounds `(B, num_nodes)` to -inf at the nodes below which no item is left.
+        # 1. The bound of a leaf is the largest weight of its items that are left.
+        leaves = trie.leaves[places]  # (B, E)
+        columns = torch.arange(trie.max_shared, device=places.device)
+        beside = (trie.item_starts[leaves].unsqueeze(-1) + columns).flatten(1)  # (B, E * max_shared)
+        ends = trie.item_ends[leaves].repeat_interleave(trie.max_shared, 1)
+        is_left = (beside < ends) & ~_contains(excluded.places, beside)
+        weights = torch.where(is_left, self._weights(beside), 0.0)
+        largest = weights.unflatten(1, (-1, trie.max_shared)).amax(-1)
+        bounds.scatter_(1, leaves, self._scaled_logs(largest))
 
-        Where all weights are 0, the bound is -inf already. Apart from that, only nodes above an excluded item can be
-        empty. The items that are left there are counted: those with a shared weight, less the excluded ones, and the
-        prompt's own items at the places `is_new`.
-        """
-        num_shared = _count_below(self._trie, self._shared > 0)
-        has_weight = _at(self._shared, self._filter, excluded.places) > 0
-        barred = torch.where(has_weight, excluded.places, self._trie.num_items).sort(1).values
-
-        for nodes in _paths(self._trie, excluded.places):
-            starts = self._trie.item_starts[nodes]
-            ends = self._trie.item_ends[nodes]
-            num_left = num_shared[self._filter.unsqueeze(1), nodes]
-            num_left = num_left + _count(is_new, starts, ends) - _count(barred, starts, ends)
-            bounds.scatter_reduce_(1, nodes, torch.where(num_left > 0, torch.inf, -torch.inf), "amin")
+        # 2. From the deepest level upwards, the bound of any other node is the largest bound of its children.
+        offsets = trie.depth_offsets.tolist()
+        for depth in range(trie.max_depth - 1, -1, -1):
+            start, middle, stop = offsets[depth : depth + 3]
+            nodes = trie.above(places, torch.full_like(places, depth))
+            width = trie.depth_widths[depth]
+            if nodes.shape[1] * width < stop - middle:
+                _, children, legal = trie.children(nodes, width)
+                below = bounds.gather(1, children.flatten(1)).view(children.shape)
+                largest = torch.where(legal, below, -torch.inf).amax(-1)
+                bounds.scatter_(1, nodes, torch.where(legal.any(-1), largest, bounds.gather(1, nodes)))
+            else:  # it is cheaper to recompute the whole level
+                is_leaf = trie.row_offsets[start : middle + 1].diff() == 0
+                level = torch.where(is_leaf, bounds[:, start:middle], -torch.inf)
+                parents = (trie.parents[middle:stop].long() - start).expand(len(level), -1)
+                bounds[:, start:middle] = level.scatter_reduce_(1, parents, bounds[:, middle:stop], "amax")
 
 
 def _filter_of(weights: ItemWeights, num_prompts: int, device: torch.device) -> Tensor:
@@ -241,13 +252,6 @@ def _contains(places: Tensor, others: Tensor) -> Tensor:
     return places.gather(1, found) == others
 
 
-def _count(places: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """Returns, for each slice from `starts` to `ends`, `(B, N)` each, how many of the ascending places `(B, S)` are in
-    it."""
-    before_end = torch.searchsorted(places, ends.to(places.dtype).contiguous())
-    return before_end - torch.searchsorted(places, starts.to(places.dtype).contiguous())
-
-
 def _paths(trie: TokenTrie, places: Tensor) -> Iterator[Tensor]:
     """Yields the nodes `(B, N)` on the paths to the items at the places `(B, N)`, from the leaves up to the root.
 
@@ -270,11 +274,3 @@ def _largest_below(trie: TokenTrie, weights: Tensor) -> Tensor:
         parents = trie.parents[start:stop].long().expand(len(weights), -1)
         largest.scatter_reduce_(1, parents, largest[:, start:stop].clone(), "amax")
     return largest
-
-
-def _count_below(trie: TokenTrie, counted: Tensor) -> Tensor:
-    """Returns how many of the items below each node are counted, `(F, num_nodes)`. `counted` `(F, I)` is given by
-    place."""
-    before = torch.zeros(len(counted), trie.num_items + 1, dtype=torch.int32, device=counted.device)
-    torch.cumsum(counted, 1, dtype=torch.int32, out=before[:, 1:])
-    return before[:, trie.item_ends.long()] - before[:, trie.item_starts.long()]
