@@ -34,7 +34,7 @@ class Recommendation(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Recommender:
-    """Recommends the items that a user may choose after a history. Make it with `from_pretrained`.
+    """Recommends items that a user is likely to choose after a history. Make it with `from_pretrained`.
 
     Args:
         model (`PreTrainedModel`): The model.

@@ -46,8 +46,8 @@ def save_recommender(folder: str | Path, catalog: ItemCatalog, settings: dict[st
 def save_run_settings(folder: str | Path, name: str, catalog: ItemCatalog, settings: dict[str, Any]) -> None:
     """Writes a catalogue into a run folder, and `settings` into the file `name` there.
 
-    The file also records the surface and the items that the model was trained with. In the file, the keys of the texts
-    in `settings["prompt"]` have no `prompt_` at the beginning.
+    The file also records the surface and the items that the model was trained with. The keys of `settings["prompt"]`
+    are written without their prefix `prompt_`.
     """
     catalog.save(Path(folder) / CATALOG)
     prompt = {key.removeprefix("prompt_"): value for key, value in settings["prompt"].items()}
@@ -67,7 +67,8 @@ def load_run(folder: str | Path, name: str) -> tuple[dict[str, Any], ItemCatalog
     """Loads the settings of a run folder from the file `name`, and the catalogue.
 
     Raises `ValueError` if one of them is damaged, or if the catalogue is not the one that the model was trained with.
-    In folders of earlier versions, which do not record the catalogue, only the tokens of the items are checked.
+    Folders of earlier versions do not record the catalogue. Their catalogue is only compared with the tokens in
+    `tokenizer.json`.
     """
     folder = Path(folder)
     settings = _read_settings(folder / name)
@@ -99,7 +100,8 @@ def _check_record(folder: Path, catalog: ItemCatalog, trained: dict[str, Any]) -
 
 
 def _check_tokens(folder: Path, catalog: ItemCatalog) -> None:
-    """Raises ValueError if the tokenizer has tokens of items that the catalogue lacks, or of another surface."""
+    """Raises ValueError if the tokens in `tokenizer.json` reveal that the model was trained with another surface, or
+    with more items than the catalogue has."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return
@@ -146,7 +148,7 @@ def check_keys(path: Path, settings: dict[str, Any], keys: tuple[str, ...]) -> N
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """Reads and checks the settings of a run folder. The texts in `["prompt"]` get keys with `prompt_`."""
+    """Reads and checks the settings of a run folder. Adds `prompt_` to the keys of the prompt's texts."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -8,8 +8,9 @@ largest weight below it. On the way from a node to a child, a beam gains
 - No gain is positive, so a beam that scores below the finished items can never overtake them.
 
 If the positive weights below a node are all equal, the gains below it are 0, or -inf where no item is left. A filter,
-whose weights are 0 and 1, therefore gives the same lists as passing the items that it removes to `exclude`. (The sum
-of the weights below a node telescopes too, but it favours large subtrees over likely items.)
+whose weights are 0 and 1, therefore gives the same lists as `exclude` with the items of weight 0. (If the bound were the
+sum of the weights below a node, the gains would telescope too, but the search would favour large subtrees over likely
+items.)
 
 Legend: B: prompts, F: filters, I: items, S: items with weights of their own per prompt (padded), N: nodes or places.
 """
@@ -58,10 +59,12 @@ class Unweighted:
 class TrieWeights:
     """The weights of a batch of prompts, looked up by node and by item.
 
-    A bonus is `strength * (log w - log bound(root))`, so it is never positive. A table stores the bonus of every node
-    for every prompt. It is computed from the weights that all prompts share, then raised along the paths of each
-    prompt's own items, and lowered along the paths of its excluded items. The bonus of a node is -inf exactly where no
-    item is left below it, since a maximum of weights is 0 only if all of them are 0.
+    The bonus of an item is `strength * (log w - log bound(root))`. The bonus of a node uses the node's bound in place
+    of `w`. No bonus is positive, except that of an excluded item, because the bounds leave excluded items out.
+
+    A table stores the bonus of every node for every prompt. It is computed from the weights that all prompts share,
+    then raised along the paths of each prompt's own items, and lowered along the paths of its excluded items. The bonus
+    of a node is -inf exactly where no item is left below it, since a maximum of weights is 0 only if all of them are 0.
 
     Args:
         trie (`TokenTrie`): The trie.
@@ -69,8 +72,8 @@ class TrieWeights:
         excluded (`Excluded`): The excluded items of each prompt.
 
     Attributes:
-        constant (`torch.Tensor` of shape `(B, 1)`): `strength * (log bound(root) - log W)`. A bonus and this constant
-            add up to the item's term of the score.
+        constant (`torch.Tensor` of shape `(B, 1)`): `strength * (log bound(root) - log W)`. The bonus of an item
+            plus this constant is `strength * log(w / W)`, the term that the weights add to the item's score.
     """
 
     def __init__(self, trie: TokenTrie, weights: ItemWeights, excluded: Excluded) -> None:
@@ -123,7 +126,7 @@ class TrieWeights:
         return self.bonus(nodes) == -torch.inf
 
     def guided(self, scores: Tensor, nodes: Tensor) -> Tensor:
-        """Returns the scores `(B, N)` of beams at the nodes `(B, N)`, each raised by the bonus of its node."""
+        """Returns the scores `(B, N)` of beams at the nodes `(B, N)`, plus the bonus of each beam's node."""
         return scores + self.bonus(nodes)
 
     def item_bonus(self, places: Tensor) -> Tensor:
@@ -149,7 +152,8 @@ class TrieWeights:
     def _lower_bounds(self, bounds: Tensor, excluded: Excluded) -> None:
         """Recomputes the bounds `(B, num_nodes)` on the paths to each prompt's excluded items, without these items."""
         trie = self._trie
-        places = excluded.places.clamp(max=trie.num_items - 1).long()  # padding becomes an item whose bounds stay
+        # Padding becomes the last item. If that item is not excluded, its bounds are recomputed but do not change.
+        places = excluded.places.clamp(max=trie.num_items - 1).long()
 
         # 1. The bound of a leaf is the largest weight of its items that are left.
         leaves = trie.leaves[places]  # (B, E)
@@ -180,8 +184,8 @@ class TrieWeights:
 
 
 def _filter_of(weights: ItemWeights, num_prompts: int, device: torch.device) -> Tensor:
-    """Returns the filter of each prompt, `(B,)`. Raises ValueError if the weights belong to another number of
-    prompts."""
+    """Returns the row of `weights.allowed` that applies to each prompt, `(B,)`. Raises ValueError if the weights are
+    for a different number of prompts."""
     for name in ("items", "allowed_of"):
         tensor = getattr(weights, name)
         if tensor is not None and len(tensor) != num_prompts:
@@ -192,15 +196,15 @@ def _filter_of(weights: ItemWeights, num_prompts: int, device: torch.device) -> 
 
 
 def _shared_by_place(trie: TokenTrie, weights: ItemWeights) -> tuple[Tensor, Tensor]:
-    """Returns the weight that all prompts share, and whether the item is allowed, by place in `trie.items` and by
-    filter. Both have the shape `(F, I)`."""
+    """Returns two tensors `(F, I)`, by filter and by place in `trie.items`: the weight of the item that all prompts
+    share (0 if the filter removes the item), and whether the filter allows the item."""
     num_items = len(trie.item_positions)
     for name in ("shared", "allowed"):
         tensor = getattr(weights, name)
         if tensor is not None and tensor.shape[-1] != num_items:
             raise ValueError(f"{name} of the weights has {tensor.shape[-1]} items, and the trie has {num_items}")
 
-    # Without shared weights, all items have weight 1, unless the prompts have items of their own.
+    # If `weights.shared` is missing, it defaults to 1, or to 0 if the prompts have items of their own.
     items = trie.items.long()
     default = torch.full((trie.num_items,), float(weights.items is None), device=items.device)
     shared = default if weights.shared is None else at_least_float32(weights.shared)[items]
@@ -228,7 +232,8 @@ def _own_by_place(trie: TokenTrie, weights: ItemWeights, num_prompts: int) -> tu
         )
     places = torch.where(places < 0, trie.num_items, places)
 
-    # 2. Add up the weights of repeated items. They are neighbours after sorting, and each run gets one column.
+    # 2. Add up the weights of repeated items. Sorting makes equal places adjacent, and each run of equal
+    #    places gets one column.
     places, order = places.sort(dim=1, stable=True)
     values = torch.where(items < 0, 0.0, at_least_float32(weights.values)).gather(1, order)
     is_first = torch.ones_like(places, dtype=torch.bool)

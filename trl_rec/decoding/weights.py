@@ -1,6 +1,7 @@
 """Weights of items, which turn a policy's ranking by `p` into a ranking by `p * w ** strength`.
 
-A weight expresses what the policy does not know: a prior, a margin, the stock, or a filter. The score of an item is
+A weight expresses what the policy does not know: a prior, a profit margin, the stock, or a filter. The score of an
+item is
 
     log p(item | prompt) / length ** length_penalty + strength * log(w(item | prompt) / W)
 

@@ -104,8 +104,8 @@ class TransitionBaseline:
     this data. On MovieLens-100k it reaches .184 and .106.
 
     Args:
-        window (`int`, *optional*, defaults to `3`): Maximum distance between the two items of a pair.
-        max_history (`int`, *optional*, defaults to `10`): Maximum number of history items to use, the newest first.
+        window (`int`, *optional*, defaults to `3`): Maximum distance between two items that count as a transition.
+        max_history (`int`, *optional*, defaults to `10`): Maximum number of history items to use. The newest are kept.
     """
 
     def __init__(self, window: int = 3, max_history: int = 10) -> None:
@@ -124,7 +124,8 @@ class TransitionBaseline:
         self.counts = TransitionCounts.from_interactions(
             interactions, window=self.window, max_history=self.max_history
         )
-        # Items are ranked by their position in `by_popularity`, so that a stable sort breaks ties by popularity.
+        # `_rank_block` identifies items by their position in `by_popularity`, so that its stable sort breaks ties by
+        # popularity.
         self._position = np.argsort(self.by_popularity)  # (num_items,), the inverse of `by_popularity`
         return self
 

@@ -44,7 +44,7 @@ class BeamGap:
         gaps (`dict[str, PairedComparison]`): Exact ranking minus beam search, per metric, with a 95 % bootstrap
             interval over users.
         num_reachable (`int`): Number of targets that are among the B items with the highest exact scores.
-        num_pruned (`int`): Number of these targets that are missing from the B items that the beam search returns.
+        num_pruned (`int`): Number of these reachable targets that are missing from the B items of the beam search.
         beam_seconds (`float`): Time of the beam search.
         exhaustive_seconds (`float`): Time of the exact ranking.
     """
@@ -157,7 +157,7 @@ def beam_gap_table(gap: BeamGap) -> str:
 
 
 def _pruned(beam: Rankings, exact: Rankings, rows: Dataset) -> tuple[int, int]:
-    """Returns the number of targets in the exact ranking, and how many of these are missing from the beam's."""
+    """Returns the number of targets in the exact ranking, and how many of these the beam search misses."""
     targets = split_rows(rows, "targets")
     row_ids = targets.row_ids
     reachable = _contained(exact.items, row_ids, targets.values)
@@ -166,7 +166,7 @@ def _pruned(beam: Rankings, exact: Rankings, rows: Dataset) -> tuple[int, int]:
 
 
 def _contained(ranked: np.ndarray, row_ids: np.ndarray, items: np.ndarray) -> set[tuple[int, int]]:
-    """Returns the (row, item) pairs of the given items that the rankings `(N, K)` contain."""
+    """Returns the pairs (row, item) from `row_ids` and `items` whose item is in that row of `ranked`, `(N, K)`."""
     hits, _ = metrics.find_hits(ranked, row_ids, items)
     found = np.nonzero(hits)[0]
     return set(zip(found.tolist(), ranked[hits].tolist(), strict=True))

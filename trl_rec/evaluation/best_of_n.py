@@ -101,7 +101,8 @@ def draw_lists(
         trie: Trie of the catalogue, built with `lists=True`.
         num_lists: S, the number of lists per user.
         temperature (*optional*, defaults to `1.0`): Sampling temperature, which divides the logits.
-        seed (*optional*, defaults to `0`): Seed of the lists. They depend only on the seed and the row number.
+        seed (*optional*, defaults to `0`): Seed of the lists. The random numbers of a row depend only on the seed
+            and the row number, not on the batch.
         options: `pad_token_id`, `users`, `exclude_history`, `batch_size` and `max_length`, as in [`rank_histories`].
     """
     COUNT.check("num_lists", num_lists)

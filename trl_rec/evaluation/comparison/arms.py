@@ -61,12 +61,12 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
 
 
 def runs_of(arm: Mapping[int | None, KeptEvaluation]) -> dict[int | None, PerUser]:
-    """Returns the values per user of an arm by seed, as [`compare`] takes them."""
+    """Returns the per-user metrics of each run of an arm, by seed, as [`compare`] expects them."""
     return {seed: kept.results[kept.recommender or ""].per_user for seed, kept in arm.items()}
 
 
 def _recipe_key(folder: Path) -> str:
-    """Returns a text that is equal for the runs of one arm."""
+    """Returns a string that is the same for all runs of an arm, and differs between arms."""
     path = folder / RECIPE
     if not path.is_file():
         return os.path.abspath(folder)
