@@ -8,9 +8,9 @@ largest weight below it. On the way from a node to a child, a beam gains
 - No gain is positive, so a beam that scores below the finished items can never overtake them.
 
 If the positive weights below a node are all equal, the gains below it are 0, or -inf where no item is left. A filter,
-whose weights are 0 and 1, therefore gives the same lists as `exclude` with the items of weight 0. (If the bound were the
-sum of the weights below a node, the gains would telescope too, but the search would favour large subtrees over likely
-items.)
+whose weights are 0 and 1, therefore gives the same lists as `exclude` with the items of weight 0. (If the bound were
+the sum of the weights below a node, the gains would telescope too, but the search would favour large subtrees over
+likely items.)
 
 Legend: B: prompts, F: filters, I: items, S: items with weights of their own per prompt (padded), N: nodes or places.
 """
@@ -63,8 +63,9 @@ class TrieWeights:
     of `w`. No bonus is positive, except that of an excluded item, because the bounds leave excluded items out.
 
     A table stores the bonus of every node for every prompt. It is computed from the weights that all prompts share,
-    then raised along the paths of each prompt's own items, and lowered along the paths of its excluded items. The bonus
-    of a node is -inf exactly where no item is left below it, since a maximum of weights is 0 only if all of them are 0.
+    then raised along the paths of each prompt's own items, and lowered along the paths of its excluded items. The
+    bonus of a node is -inf exactly where no item is left below it, since a maximum of weights is 0 only if all of them
+    are 0.
 
     Args:
         trie (`TokenTrie`): The trie.
