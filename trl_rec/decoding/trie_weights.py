@@ -60,7 +60,7 @@ class TrieWeights:
     """The weights of a batch of prompts, looked up by node and by item.
 
     The bonus of an item is `strength * (log w - log bound(root))`. The bonus of a node uses the node's bound in place
-    of `w`. No bonus is positive, except that of an excluded item, because the bounds leave excluded items out.
+    of `w`. Only excluded items can have a positive bonus, because the bounds leave them out.
 
     A table stores the bonus of every node for every prompt. It is computed from the weights that all prompts share,
     then raised along the paths of each prompt's own items, and lowered along the paths of its excluded items. The
