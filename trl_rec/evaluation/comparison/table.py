@@ -53,12 +53,11 @@ def comparison_table(
 
 
 def _legend(comparison: Comparison) -> list[str]:
-    seeds = "seeds and " if comparison.num_seeds > 1 else ""
+    seeds = "; all include a random error for the variation between seeds" if comparison.num_seeds > 1 else ""
     return [
         f"{comparison.num_users:,} users; {comparison.metric} is compared with {comparison.against}, paired by user"
         + (" and by seed" if seeds else ""),
-        f"±, 95 % interval: bootstrap over {seeds}users; p: random sign flips of the users' differences"
-        + (", plus a random error for the variation between seeds" if seeds else ""),
+        f"±, 95 % interval: bootstrap over users; p: random sign flips of the users' differences{seeds}",
         "adjusted p: p by Holm's method over the comparisons made together",
         "better, worse: adjusted p below .05, and the same sign with every seed",
     ]

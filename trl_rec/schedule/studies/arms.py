@@ -37,8 +37,8 @@ class Arm:
             point, an empty mapping.
         start (*optional*): Name of the arm whose policy this training starts from.
         seeds: The seeds of the training.
-        headroom (*optional*): An upper bound, measured beforehand, on the arm's gain in the primary measure over the
-            arm that the study names with `against`.
+        headroom (*optional*): An upper bound on the arm's gain over the study's `against` arm in the primary measure,
+            if one was measured beforehand.
         needs: What the data must have: `users` (a minimum number of test users), `ratings`, `titles`.
     """
 
@@ -97,7 +97,7 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
 
 
 def read_comparisons(config: StudyConfig, arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
-    """Returns the pairs of arms to compare: the arm, and the arm that it is compared with."""
+    """Returns the comparisons of the study as pairs of names: an arm, and the arm that it is compared with."""
     if config.against not in arms:
         raise ValueError(f"against: {config.against!r} is not an arm of this study; name one of {_listed(arms)}")
     if config.comparisons is None:
@@ -120,7 +120,7 @@ def read_comparisons(config: StudyConfig, arms: Mapping[str, Arm]) -> list[tuple
 
 
 def with_recipe(keys: Mapping[str, Any], read_recipe: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Returns the keys of a section. If its key `config` names a recipe, adds the keys that only the recipe has."""
+    """Returns `keys` without `config`. If `config` names a recipe, adds the recipe's keys that `keys` does not set."""
     own = dict(keys)
     named = own.pop("config", None)
     return {**(read_recipe(str(named)) if named is not None else {}), **own}
@@ -154,7 +154,7 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
     if kind == "lists":
         return Arm(name, lists=_text(where, kind, entry[kind]), needs=needs)
 
-    # A training: the recipe with its differences, the points of its grid, and its seeds.
+    # A training: its recipe (overridden by `set`), the points of its grid, and its seeds.
     verb = _text(where, "verb", entry.get("verb"))
     if verb not in TRAINING:
         raise ValueError(f"{where}: verb: {verb!r} is not a training verb; choose one of {', '.join(TRAINING)}")

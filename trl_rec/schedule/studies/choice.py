@@ -20,11 +20,12 @@ CHOICE = "choice.json"
 
 
 def choose(arm: Arm, values: Mapping[int, float | None], primary: str) -> int:
-    """Returns the number of the point with the highest value, or of the first such point if there are several.
+    """Returns the index in `arm.grid` of the point with the highest value, or the first such index if there are ties.
 
     Args:
         arm: The arm.
-        values: The primary measure on validation of each point, by its number. With a single point it may be None.
+        values: Maps the index of each point to its primary measure on validation. If the grid has a single point, the
+            measure may be None.
         primary: The primary measure, for the message.
     """
     if len(values) == 1:
@@ -50,8 +51,8 @@ def write_choice(
     Args:
         folder: The study's folder.
         arms: The trainings.
-        values: The primary measure on validation, for each arm and point.
-        chosen: The number of the chosen point, for each arm.
+        values: The values of each arm, as given to [`choose`].
+        chosen: Maps each arm to the index of its chosen point in `Arm.grid`.
         decided: Other entries of the file, also fixed before the test split is measured: the primary measure, the
             seed, the smallest difference, and the arms that are left out.
     """

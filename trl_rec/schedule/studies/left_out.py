@@ -1,7 +1,7 @@
 """Decides which arms a study leaves out, before the first training.
 
-An arm is left out if the data does not meet its needs, if it can only gain less than the study can detect, or if it
-starts from an arm that is left out.
+An arm is left out if the data does not meet its needs, if the most that it can gain is too little for the study to
+detect, or if it starts from an arm that is left out.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
 
 
 def leave_out_undecidable(study: Study, dataset: RecDataset) -> Resolution:
-    """Reports the smallest difference that the study can detect, and leaves out the arms that can only gain less.
+    """Reports the smallest difference that the study can detect, and leaves out the arms whose headroom is below it.
 
-    Arms that start from an arm that is left out are left out too.
+    If an arm is left out, so are the arms that start from it.
     """
     config = study.config
     found = resolution(

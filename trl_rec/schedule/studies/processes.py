@@ -94,6 +94,6 @@ class Lock:
 
 
 def last_lines(log: Path, count: int = 3) -> str:
-    """Returns the last lines of a log that are not empty, joined by ` | `."""
+    """Returns the last non-empty lines of a log, joined by ` | `."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return " | ".join([line.strip() for line in lines if line.strip()][-count:]) or "it printed nothing"

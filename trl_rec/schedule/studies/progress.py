@@ -71,7 +71,7 @@ class Progress:
 def progress_of(study: Study) -> Progress:
     """Returns the progress of a study, including the runs that earlier calls of the study finished.
 
-    Call this function once it is known which arms are left out, because their runs are not counted.
+    Call it after the arms to leave out have been decided: the runs of these arms are not counted.
     """
     kinds = [name for name, arm in study.trainings.items() for _ in range(len(arm.grid) + len(arm.seeds) - 1)]
     others = [name for name, arm in study.arms.items() if arm.lists is not None and name not in study.left_out]

@@ -40,7 +40,7 @@ def conclude(
     Args:
         study: The study.
         resolved: What the study can detect, and what limits the gain of its arms.
-        chosen: The number of the chosen point of each training.
+        chosen: Maps each training to the index of its chosen point in `Arm.grid`.
         measured: The measurements of each arm.
     """
     # 1. Read and compare.
@@ -159,8 +159,9 @@ def _figures(
 ) -> dict[str, Any]:
     """Returns the figures of an arm in `study.json`.
 
-    They are, per measure, the mean over users and seeds, its interval, and the mean of each seed; the folders of the
-    measurements; and the mean of the primary measure on validation.
+    - `figures`: for each measure, the mean over users and seeds, the interval of this mean, and the mean of each seed;
+    - `runs`: for each seed, the folder of the measurement, and of the training if the arm is a training;
+    - `validation`: the primary measure on validation, averaged over the seeds.
     """
     shown = [*study.config.metrics, study.config.primary]
     known = [metric for metric in shown if all(metric in per_user for per_user in runs.values())]
@@ -176,7 +177,7 @@ def _figures(
         "none" if seed is None else str(seed): {
             "test": str(folder.relative_to(study.folder)),
             "row": evaluations[seed][1],
-            # A baseline may be measured in the folder of a model, whose training is not the baseline's.
+            # A baseline may be measured in the folder of a model. That model's training is not added to the baseline.
             **({} if measured.row else _training_entry(study, folder)),
         }
         for seed, folder in measured.folders.items()
@@ -209,12 +210,15 @@ def _training_entry(study: Study, folder: Path) -> dict[str, Any]:
 def study_table(
     arms: Mapping[str, Mapping[str, Any]], comparisons: Sequence[Comparison], *, metrics: Sequence[str], against: str
 ) -> str:
-    """Makes the table of a study: one row per arm, and one line per comparison with another arm than `against`.
+    """Makes the table of a study: one row per measured arm, compared with `against`.
+
+    Below the rows are one line per comparison with an arm other than `against`, one line per arm that is left out, and
+    a legend.
 
     Args:
         arms: The arms, as in `study.json`.
         comparisons: The comparisons.
-        metrics: The measures to show. The last one is the one that was compared.
+        metrics: The measures to show. The last one is the primary measure, which is used for the comparisons.
         against: The arm that the column "verdict" compares with.
     """
     # 1. One row per arm.
@@ -267,8 +271,9 @@ def _legend(comparisons: Sequence[Comparison], against: str) -> list[str]:
         return []
     return [
         f"{comparisons[0].num_users:,} test users; difference: from {against}, paired by user and by seed",
-        "\N{PLUS-MINUS SIGN}: half of the 95 % bootstrap interval over seeds and users; adjusted p: p-value, adjusted "
-        f"by Holm's method over {len(comparisons)} comparisons",
+        "\N{PLUS-MINUS SIGN}: half the width of the 95 % interval (bootstrap over users; with several seeds, a random "
+        "error for the variation between seeds is added); adjusted p: p-value, adjusted by Holm's method over "
+        f"{len(comparisons)} comparisons",
     ]
 
 

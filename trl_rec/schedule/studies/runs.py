@@ -75,9 +75,10 @@ def write_recipe(run: Run) -> None:
 
 
 def seconds_if_finished(run: Run) -> float | None:
-    """Returns how long a finished run took, or None if it is not finished, or was finished with other keys.
+    """Returns the seconds that a run took, or None if it is not finished, or was finished with other inputs.
 
-    If it was finished with other keys and must not be repeated (see `Run.once`), raises `ValueError` instead.
+    The inputs are the command, the keys, and the weights of a model that the run loads. If a run was finished with
+    other inputs and must not be repeated (see `Run.once`), raises `ValueError` instead.
     """
     if not run.record.is_file():
         return None
