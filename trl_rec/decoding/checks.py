@@ -1,4 +1,4 @@
-"""The checks that all decoders share: of the prompts before the model runs, and of the scores afterwards."""
+"""Checks shared by the decoders: checks the prompts before the model runs, and the scores afterwards."""
 
 from __future__ import annotations
 

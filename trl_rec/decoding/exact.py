@@ -227,9 +227,9 @@ def _nodes_per_chunk(num_prompts: int, num_columns: int) -> int:
 
 
 def _chunks(trie: TokenTrie, size: int, renormalize: bool) -> Iterator[_Chunk]:
-    """Divides the nodes that must be read among chunks of at most `size` nodes, not counting repeated ancestors.
+    """Yields the nodes to read, in chunks of at most `size` nodes, not counting ancestors that are read again.
 
-    The root is not among them, because the prompt's logits predict its children.
+    The root is in no chunk, because the prompt's logits already predict its children.
     """
     # 1. Find the nodes whose logits are needed, and the nodes that must be read for them. With the softmax over the
     # legal tokens, forced tokens have log-probability 0, so the chain from the last branching to a leaf is not read.
@@ -270,7 +270,7 @@ def _num_leaves_below(trie: TokenTrie) -> Tensor:
     first_of_leaf = torch.ones(trie.num_items + 1, dtype=torch.int64, device=trie.items.device)
     first_of_leaf[0] = 0
     first_of_leaf[2:] = trie.leaves[1:] != trie.leaves[:-1]
-    before = first_of_leaf.cumsum(0)  # (num_items + 1,): number of leaves among the first items
+    before = first_of_leaf.cumsum(0)  # (num_items + 1,): entry `i` counts the leaves of the first `i` items
     return before[trie.item_ends.long()] - before[trie.item_starts.long()]
 
 
@@ -286,8 +286,8 @@ def _is_above(trie: TokenTrie, nodes: Tensor) -> Tensor:
 def _score_separately(
     model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie, renormalize: bool, length_penalty: float
 ) -> Tensor:
-    """Returns the score of the item at each place in `trie.items`, `(B, num_items)`. Reads each path after a prompt of
-    its own, because the model cannot read several nodes beside one prompt."""
+    """Returns the score of the item at each place in `trie.items`, `(B, num_items)`. The prompt is read anew for each
+    path, because the model cannot read several nodes beside one prompt."""
     num_prompts, prompt_length = prompts["input_ids"].shape
     step = max(1, MOST_TOKENS // (num_prompts * (prompt_length + trie.max_depth)))
 

@@ -1,11 +1,12 @@
-"""Finds the list that a model recommends if it writes lists: greedily, or by beam search over whole lists.
+"""Lets a model write the list that it recommends, greedily or by beam search over whole lists.
 
 The beam search works as in `generate`: the beams of a prompt advance one token per step, and each step keeps the best
 `num_beams` lists, complete or not. As in sampling, excluded items and items already in the list are removed before the
 softmax, so a score is the log-probability of a list under the policy. Tokens that the trie forces have log-probability
 0 and are skipped. A beam at the end of a chain of forced tokens therefore has more tokens than the other beams; it
-keeps its slot and its score until they have caught up. Continuations with equal scores are ordered by the rank that
-their beams had before the step. Those of the same beam are ordered by the lowest item index in their subtrees.
+keeps its slot and its score until they have caught up. If continuations of different beams have equal scores, they
+keep the order of their beams. If continuations of the same beam have equal scores, the one whose subtree contains the
+lowest item index comes first.
 
 Legend: B: prompts, N: beams, R = B * N, C: children (padded), M = min(N, C), K: items per list.
 """
@@ -87,8 +88,9 @@ def beam_list(
         weights ([`ItemWeights`], *optional*): Weights of the items, as in [`greedy_list`].
 
     Returns:
-        [`RankedItems`]: `(B, K)`. The score of a rank is the score of the list up to that rank, which is its
-        log-probability if there are no weights. So scores descend, and the last score is that of the whole list.
+        [`RankedItems`]: `(B, K)`. The score at each rank is the score of all items up to that rank: their joint
+        log-probability, plus their gains from the weights. Both are at most 0, so scores descend. The last score is
+        that of the whole list.
     """
     COUNT.check("num_beams", num_beams)
     COUNT.check("list_length", list_length)
@@ -97,7 +99,8 @@ def beam_list(
     ) as decoder:
         beams = _search(decoder)
 
-    # With item weights, a list that is not complete may still have the highest score, without its look-ahead.
+    # Choose among the complete lists only. With item weights, `beams.scores` omits the look-ahead for an unfinished
+    # item, so an incomplete list may score higher than the best complete one.
     complete = beams.lists.ranks == list_length
     scores = torch.where(complete | beams.scores.isnan(), beams.scores, -torch.inf)
     best = _best_slots(scores.view(decoder.shape))
@@ -142,15 +145,15 @@ def _search(decoder: ListDecoder) -> _Beams:
 
 
 def _best_slots(scores: Tensor) -> Tensor:
-    """Returns the slot of the best beam of each prompt, from scores `(B, N)`, as an index into `(R,)`; the first of
-    equal ones. A NaN counts as the best, so that it is reported."""
+    """Returns the index of the best beam of each prompt among all R beams, `(B,)`, given the scores `(B, N)`. Ties go
+    to the first beam. NaN counts as the best score, so that it is reported."""
     best = scores.isnan() | (scores == scores.nan_to_num(nan=torch.inf).amax(1, keepdim=True))
     first = best.long().argmax(1)
     return first + torch.arange(len(scores), device=scores.device) * scores.shape[1]
 
 
 def _next_to_branch(decoder: ListDecoder, beams: _Beams) -> Tensor:
-    """Returns a mask `(R,)` of the incomplete beams that have the fewest tokens among those of their prompt.
+    """Returns a mask `(R,)`: True for those of a prompt's incomplete beams that have the fewest tokens.
 
     If the best beam of a prompt is complete, the mask is False for all beams of the prompt: scores only fall, so no
     other beam can overtake the best one.

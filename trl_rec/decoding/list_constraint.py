@@ -128,10 +128,14 @@ def num_legal(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> Tensor:
 
 
 def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns, for each taken item, its ancestor one level below the row's node, and whether this ancestor is a child
-    of that node whose items are all taken. Both have the shape `(M, S)`.
+    """Looks for children of each row's node whose items are all taken.
 
-    Only a child with a taken item below it can be empty, and there are far fewer taken items than children.
+    Such a child has a taken item below it. There are far fewer taken items than children, so this checks one node per
+    taken item: the node on the item's path that is as deep as the children of the row's node.
+
+    Returns:
+        `above, emptied` of shape `(M, S)`: that node, and whether it is a child of the row's node and all items below
+        it are taken.
     """
     above = trie.above(taken, (trie.depths(nodes) + 1).unsqueeze(1))
     starts = trie.item_starts[above].to(taken.dtype)
@@ -141,8 +145,8 @@ def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Ten
 
 
 def taken_places(trie: TokenTrie, items: Tensor, ranks: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """Returns the taken items once the first `ranks` items of each list are written: these items and the excluded
-    ones, in the form that `legal_children` expects.
+    """Returns the items that are taken after the first `ranks` items of each list have been written: these items and
+    the excluded ones, in the form that `legal_children` expects.
 
     Args:
         trie (`TokenTrie`): The trie.
@@ -173,7 +177,8 @@ def list_logps(
 
     Args:
         read (`CompletionLogits`): The result of [`read_completions`] for `token_ids` and `mask` of
-            `list_tokens(trie, items)`, with `scored=branches`. The logits of `tokens=trie.tokens` are enough.
+            `list_tokens(trie, items)`, with `scored=branches`. Only the logits of the trie's tokens are used, so pass
+            `tokens=trie.tokens` to save memory.
         items (`torch.Tensor` of shape `(B, G, K)`): Item indices; -1 pads shorter lists.
         trie (`TokenTrie`): The catalogue's list paths, on the same device.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items that no list may contain: one list per prompt, or

@@ -194,7 +194,8 @@ class ListDecoder:
         return torch.where(items >= 0, bonus, 0.0)
 
     def normalized(self, scores: Tensor) -> Tensor:
-        """Subtracts the normaliser of the weights from the scores of lists up to each rank, `(B, K)`, once per item.
+        """Returns the scores `(B, K)` of each list up to each rank, with the weights' normaliser subtracted once for
+        each item up to that rank.
 
         This is done at the end. During the search, it would favour beams that have completed fewer items.
         """
@@ -312,7 +313,7 @@ class ListDecoder:
 
 
 def _first_free(trie: TokenTrie, leaves: Tensor, taken: Tensor) -> Tensor:
-    """Returns, for each leaf, the first of its indices into `trie.items` that is not taken, `(R,)`."""
+    """Returns, for each leaf, the index into `trie.items` of its first item that is not taken, `(R,)`."""
     # The items of a leaf have the indices `starts, ..., ends - 1`. Count how many of them are taken without a gap,
     # beginning with `starts`; the first free index follows this run. Since `taken` is sorted and has no repeats, the
     # run begins at the first entry that is not below `starts`, and entry `d` of the run (from 0) is `starts + d`.

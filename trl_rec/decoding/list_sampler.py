@@ -80,4 +80,4 @@ def _sampled_columns(logps: Tensor, noise: Tensor) -> Tensor:
     # Sums of integers are exact on every device, so that a column of probability 0 is never drawn.
     mass = logps.exp().mul_(2**NOISE_BITS).long().cumsum(1)
     column = torch.searchsorted(mass, (noise * mass[:, -1:]) >> NOISE_BITS, right=True)
-    return column.clamp(max=logps.shape[1] - 1)  # beyond the last column only with NaN
+    return column.clamp(max=logps.shape[1] - 1)  # only NaN leads beyond the last column

@@ -137,8 +137,8 @@ def greedy_list(
             removed before the softmax.
 
     Returns:
-        [`RankedItems`]: `(B, K)`. The score of a rank is the score of the list up to that rank, which is its
-        log-probability if there are no weights. So scores descend.
+        [`RankedItems`]: `(B, K)`. The score at each rank is the score of all items up to that rank: their joint
+        log-probability, plus their gains from the weights. Both are at most 0, so scores descend.
     """
     COUNT.check("list_length", list_length)
     with open_lists(

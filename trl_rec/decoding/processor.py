@@ -23,8 +23,8 @@ class TrieLogitsProcessor(LogitsProcessor):
     """Allows only tokens that continue a catalogue item. A complete item is followed by EOS, with score 0.
 
     Scores may be logits or, as in beam search, log-probabilities. Leave `remove_invalid_values` of `generate` at its
-    default, False. Pass a new `GenerationConfig` to `generate`, because the warpers of the model's own configuration
-    would be applied after the trie.
+    default, False, because True replaces NaN and infinite scores by finite ones. Pass a new `GenerationConfig` to
+    `generate`, because the warpers of the model's own configuration would be applied after the trie.
 
     Args:
         trie (`TokenTrie`): The catalogue.
@@ -66,7 +66,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         if self.renormalize:
             legal_scores = torch.where(legal, legal_scores.log_softmax(-1), -torch.inf)
 
-        # 2. Remove excluded items, and add what the weights change between a node and its children.
+        # 2. Remove excluded items, and add each child's gain from the item weights.
         legal_scores = self._weighed(trie, legal_scores, nodes, children)
 
         # 3. Scatter the scores to the vocabulary. All padding points to token 0; taking the maximum keeps the score of
@@ -81,7 +81,7 @@ class TrieLogitsProcessor(LogitsProcessor):
         if self.exclude is None and self.weights is None:
             return scores
 
-        # 1. Give every prompt one row, and its beams one column each.
+        # 1. Arrange the children of all beams of a prompt in one row, and remove those without an item left.
         num_prompts = self._num_prompts(len(scores))
         weighted = look_up(trie, self.weights, Excluded(trie, self.exclude, num_prompts))
         below = children.view(num_prompts, -1)

@@ -215,8 +215,8 @@ class SharedPrompt:
 class SeparateRows:
     """A cache with one row per beam. Each step reads one token of every beam, as in `generate`.
 
-    It is used for models that do not support the mask of `SharedPrompt`. `logits` and the methods have the same
-    meaning as in `SharedPrompt`.
+    It is used for models that do not support the mask of `SharedPrompt`. `logits`, `reorder` and `extend` have the
+    same meaning as in `SharedPrompt`; there is no `read_beside`.
     """
 
     shared = False
@@ -242,7 +242,7 @@ class SeparateRows:
         self.mask = self.mask[rows]
 
     def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads one token of every beam. Returns the same as `SharedPrompt.extend`."""
+        """Reads one token of every beam. Returns the same as `SharedPrompt.extend`, where A is K."""
         num_prompts, num_beams = pending.active.shape
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         positions = self.prompt_length.unsqueeze(1) + pending.depths - 1  # (B, K)

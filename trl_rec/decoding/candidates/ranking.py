@@ -4,7 +4,7 @@ Only names that have not been written yet are legal, so the answer is always a p
 After each written name, one forward pass reads it to predict the next name. The last two names are never read: after
 the second to last, only one name is left, and after the last, none.
 
-Legend: B: lists, m: candidates of the longest list, P: prompt tokens, U: names of all lists.
+Legend: B: lists, m: candidates of the longest list, P: prompt tokens, U: distinct names in the batch.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def _logps(logits: Tensor, columns: Tensor, left: Tensor) -> Tensor:
 
 
 def _pending(tokens: Tensor, depth: int) -> Pending:
-    """Returns pending tokens with one token `(B, 1)` for the single beam of each list."""
+    """Returns `tokens` `(B, 1)` as pending tokens: one beam per list, one token per beam, `depth` tokens after the
+    prompt."""
     lengths = torch.ones_like(tokens)
     return Pending(tokens.unsqueeze(-1), lengths, lengths * depth, lengths > 0, 1, 0)
 
