@@ -43,8 +43,9 @@ def check_pipeline(
 def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: Schedule) -> None:
     """Raises `ValueError` if a stage cannot start.
 
-    Checks three things: the launcher; the folder, items and prompts of the first policy; and the dataset, which needs
-    validation rows and, for stages of feedback, ratings.
+    Checks that training does not run under FSDP or ZeRO-3, that the output folder is outside the folder of the first
+    policy, that this policy was trained on the items and prompts of the stages, that the dataset has validation rows,
+    and that its ratings suffice for the feedback stages.
 
     Args:
         stages: The stages, in the order of training.
@@ -104,7 +105,7 @@ def _check_folders(start: str | Path, schedule: Schedule) -> None:
 def _check_same_prompts(who: str, prompt: Mapping[str, Any], renormalize: bool, config: SoftmaxDPOConfig) -> None:
     """Raises `ValueError` if the stages would use other prompts, or another softmax for ranking, than the policy did.
 
-    Without this check, the policy would get worse metrics from the first stage on, without an error.
+    Such a mismatch would raise no error later. The policy would only get worse metrics from the first stage on.
     """
     for name, value in prompt.items():
         in_stages = config.prompt_options.get(name)

@@ -51,14 +51,15 @@ def draw(
 
 
 def draw_below(rows: np.ndarray, count: int, sizes: np.ndarray, seed: int) -> np.ndarray:
-    """Draws up to `count` distinct numbers below the size of each row, `(N, count)`, padded with -1.
+    """Draws up to `count` distinct numbers from `range(sizes[i])` for each row `i`, `(N, count)`, padded with -1.
 
-    A row with a size of at most `count` gets all numbers below its size.
+    If `sizes[i]` is at most `count`, row `i` gets all numbers of this range. `rows` and `seed` have the same meaning
+    as in [`draw`].
     """
     out = np.where(np.arange(count) < sizes[:, None], np.arange(count), -1)
 
-    # Rows whose sizes round up to the same power of two are drawn together. Numbers that are not below the size of a
-    # row are skipped.
+    # Draw rows together if their sizes round up to the same power of two. The numbers are drawn below this power, and
+    # those that are not below the row's own size are skipped.
     bits = np.frexp(np.maximum(sizes - 1, 0))[1]  # bits of the largest number below each size
     for power in np.unique(bits[sizes > count]).tolist():
         group = np.flatnonzero((bits == power) & (sizes > count))

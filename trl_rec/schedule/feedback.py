@@ -174,7 +174,7 @@ class _NegativePool:
     def from_split(
         cls, train: Dataset, is_liked: np.ndarray, is_negative: np.ndarray, codes: np.ndarray | None
     ) -> _NegativePool:
-        """Builds the pool from a training split and masks of the interactions that are liked or may be rejected."""
+        """Builds the pool from a training split. Two masks mark its liked interactions and those to reject."""
         sequences = join(split_rows(train, "history"), split_rows(train, "targets"))
         items = sequences.values
         users = column(train, "user")[sequences.row_ids]

@@ -3,9 +3,9 @@
 Each stage starts from the policy that the previous stage trained, or, if that policy was not kept, from the policy
 that the previous stage started from. A stage has its own folder, which contains the beams of the policy that it
 starts from (for self-play), checkpoints, the trained model and, when the stage is finished, `stage.json`. Finished
-work is not repeated. After the process was killed, the same call resumes at the last completed part of the beam search
-or at the last checkpoint, and ends with the same weights as an uninterrupted call. Every stage loads its policy from
-disk, so the result does not depend on whether the previous stage was trained by the same call.
+work is not repeated. After the process was killed, the same call resumes after the last completed part of the beam
+search or from the last checkpoint, and ends with the same weights as an uninterrupted call. Every stage loads its
+policy from disk, so the result does not depend on whether the previous stage was trained by the same call.
 """
 
 from __future__ import annotations
@@ -142,7 +142,11 @@ def _build_trainer(
     start: Path,
     schedule: Schedule,
 ) -> SoftmaxDPOTrainer:
-    """Builds the trainer of a stage. A policy with an adapter needs no second model as its reference."""
+    """Builds the trainer of a stage.
+
+    If the policy has an adapter, or gets one from the trainer, the trainer also computes the reference with the
+    policy's model. So no second model is loaded.
+    """
     has_adapter = (start / "adapter_config.json").is_file()
     new_adapter = None if has_adapter else deepcopy(schedule.adapter)  # PEFT modifies the configuration
     if has_adapter or new_adapter is not None:
@@ -182,7 +186,7 @@ def _measure(trainer: SoftmaxDPOTrainer) -> dict[str, float]:
 
 
 def _free_memory() -> None:
-    """Frees the models of the finished stage before others are loaded. Cycles of Python references kept them alive."""
+    """Frees GPU memory. Reference cycles would keep the models of a finished stage alive while others are loaded."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,8 +1,8 @@
-"""Writes `plan.json`, the settings of a training, so that a later call resumes it only with the same settings.
+"""Writes `plan.json`, the settings of a training run, so that a later call cannot resume the run with other settings.
 
-The plan contains every setting that affects the trained weights or the reported metrics, and is written to the output
-folder before any training. A later call with a different plan raises `ValueError`. Settings that only affect speed,
-memory or logging may change between calls.
+The plan contains every setting that affects the trained weights or the validation metrics, and is written to the
+output folder before any training. A later call with a different plan raises `ValueError`. Settings that only affect
+speed, memory or logging may change between calls, and so may a few settings of the final evaluation.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from trl_rec.trainer.bear.config import BearConfig
 
 
 # Fields of TRL's and transformers' configurations that belong to a plan, because they change the weights or which
-# checkpoint the next stage starts from. All fields that trl_rec adds belong to the plan as well, because they define
-# rows, loss, prompts and evaluation. Other inherited fields only affect speed, memory, logging or output paths, and
-# may change between calls.
+# checkpoint the next stage starts from. The fields that trl_rec adds belong to the plan as well, because they define
+# rows, loss, prompts and evaluation; `_config_entries` removes the exceptions. Other inherited fields only affect
+# speed, memory, logging or output paths, and may change between calls.
 INHERITED = (
     *DECIDING,
     # the batches; their size per process also affects rounding errors
@@ -159,7 +159,7 @@ def _config_entries(config: TrainingArguments) -> dict[str, Any]:
     entries = setting_entries(config, INHERITED)
     entries.pop("overwrite", None)  # a schedule always resumes automatically
     entries.pop("final_split", None)  # only selects the split on which the finished policy is measured
-    entries.pop("eval_recall_at", None)  # only adds to the measures of the finished policy
+    entries.pop("eval_recall_at", None)  # only adds a metric to the final evaluation
     return entries
 
 

@@ -53,7 +53,7 @@ def check_preference_leaks(table: Dataset, dataset: RecDataset, *, feedback: boo
 
 
 def _is_prefix(users: np.ndarray, chosen: np.ndarray, history: Ragged, train: Dataset) -> np.ndarray:
-    """Returns whether a training row of the user has the history followed by the chosen item as a target, `(N,)`."""
+    """Returns whether each chosen item is a training target of the user and directly follows the history, `(N,)`."""
     before = split_rows(train, "history")
     sequences = join(before, split_rows(train, "targets"))
 
@@ -79,14 +79,14 @@ def _is_prefix(users: np.ndarray, chosen: np.ndarray, history: Ragged, train: Da
 
 
 def _ends_with(history: Ragged, row: np.ndarray, values: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Returns whether the history of each row equals the values just before at least one of its matches, `(N,)`.
+    """Returns whether each row has a match whose preceding values equal the row's history, `(N,)`.
 
-    A match is a pair of `row[i]` and `position[i]`, where the position is an index into `values`. All matches are
-    compared together, backwards from the newest history item.
+    Match `i` belongs to row `row[i]`, and `position[i]` is its index into `values`. All matches are compared together,
+    backwards from the newest history item.
     """
     matched = np.zeros(len(history), bool)
     for back in range(1, int(history.lengths.max(initial=0)) + 2):
-        # A match is successful when its whole history has been compared.
+        # A match is successful when the whole history of its row has been compared.
         complete = history.lengths[row] < back
         matched[row[complete]] = True
         row = row[~complete]

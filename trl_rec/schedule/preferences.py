@@ -1,4 +1,4 @@
-"""Builds preference tables with negatives from two sources: the policy's own beams by difficulty, and random items.
+"""Builds preference tables whose negatives are the policy's own beams of a given difficulty, or random items.
 
 A *preference table* has one row per prompt. Its columns are `user`, `history`, `chosen` and `rejected`; the last three
 contain item indices. The rejected items of a row are distinct and do not include the chosen item. A row may have no
@@ -75,7 +75,8 @@ def random_preferences(
 ) -> Dataset:
     """Builds a preference table with random negatives, excluding the user's items in the training split.
 
-    Softmax-DPO uses such negatives. The negatives of a row depend only on the seed and the number of the row.
+    Softmax-DPO uses such negatives. The random order in which a row draws items depends only on the seed and the index
+    of the row.
 
     Args:
         prefixes: Prompts from `training_prefixes`.
@@ -111,7 +112,7 @@ def random_preferences(
 
 
 def preference_table(prefixes: Dataset, rejected: Ragged) -> Dataset:
-    """Builds a preference table. Row `i` has the target of prefix `i` as chosen item, and row `i` of `rejected`."""
+    """Builds a preference table. The targets of the prefixes are the chosen items. `rejected` has a row per prefix."""
     history = split_rows(prefixes, "history")
     columns = {
         "user": pa.array(column(prefixes, "user"), pa.int32()),
@@ -123,7 +124,7 @@ def preference_table(prefixes: Dataset, rejected: Ragged) -> Dataset:
 
 
 def bucket_report(table: Dataset, buckets: np.ndarray | None = None) -> dict[str, Any]:
-    """Computes statistics of a preference table for the report of a stage, as values that JSON can write.
+    """Computes statistics of a preference table for the report of a stage, as values that can be written to JSON.
 
     Args:
         table: The preference table.

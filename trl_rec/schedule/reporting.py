@@ -35,8 +35,8 @@ from trl_rec.trainer.base.reporting import write_run
 def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedule: Schedule) -> dict[str, Evaluation]:
     """Evaluates the first and the last policy on a held-out split, prints two tables, and completes the run folder.
 
-    The split is `final_split` of the configuration. With `"none"`, nothing is evaluated and only the table of the
-    stages is printed.
+    The split is `final_split` of the configuration. With `"none"`, the policies and baselines are not evaluated, and
+    the table of their metrics is not printed. A prior is still made.
 
     Args:
         reports: The reports returned by `run_stages`.
@@ -52,7 +52,8 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
     dataset = schedule.dataset
     check_not_sharded(config)
 
-    # 1. Make the prior of the last policy, which has no effect on the stages, then evaluate on every process.
+    # 1. Make the prior that is combined with the last policy, then evaluate on every process. The stages do not use
+    #    the prior.
     split = config.final_split
     after = _policy(schedule.output, schedule)
     prior = make_prior(after, dataset, config, schedule.output)
@@ -155,7 +156,7 @@ def _write_run_folder(
 
 
 def _recipe(start: str | Path, schedule: Schedule) -> dict[str, Any]:
-    """Returns keys of a recipe of `trl-rec align3gr` that runs the stages in the plan of the schedule."""
+    """Returns the recipe keys, except those of the configuration, with which `trl-rec align3gr` runs these stages."""
     plan = json.loads((schedule.output / "plan.json").read_text(encoding="utf-8"))
     stages = read_stages([stage for name, stage in plan.items() if name.startswith("stage ")])
     return {

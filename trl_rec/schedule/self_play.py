@@ -1,8 +1,8 @@
 """Computes the current policy's recommendations for each training prefix.
 
-Self-play negatives are selected from these recommendations, which are computed for parts of a few thousand prefixes.
-If a folder is given, each finished part is saved to a file, so that the same call can resume after the process was
-killed (see `parts.py`).
+Self-play negatives are selected from these recommendations. The prefixes are processed in parts of a few thousand. If
+a folder is given, the recommendations for each finished part are saved to a file, so that the same call can resume
+after the process was killed (see `parts.py`).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _read_or_rank(store: PartStore, part: range, rank: Callable[[range], np.ndar
 
 
 def _digest(settings: str, prompt_format: PromptFormat, trie: TokenTrie, users: np.ndarray) -> str:
-    """Returns a hash of the settings, the prompt format and the tokens of the catalogue."""
+    """Returns a hash of the settings, the prompt format, the trie and, if the prompts contain users, the users."""
     texts = [array for part in (prompt_format.pieces, prompt_format.paths) for array in (part.offsets, part.values)]
     if prompt_format.users is not None:  # the prompts contain users
         texts += [users, prompt_format.users.offsets, prompt_format.users.values]

@@ -27,14 +27,14 @@ class Schedule:
     Args:
         dataset (`RecDataset`): The dataset. Its catalogue must have the surface that the policy writes.
         config (`SoftmaxDPOConfig`): Configuration of the trainer. Each stage gets a folder inside `output_dir`.
-        keep (`str`, *optional*, defaults to `"best"`): Which policy the next stage starts from. With `"best"`, it is
-            the stage's checkpoint with the best validation NDCG (with `eval_strategy="no"`, the policy after the last
-            step) or, if that checkpoint is not better, the policy that the stage started from. With `"last"`, it is
-            the policy after the last step.
+        keep (`str`, *optional*, defaults to `"best"`): Which policy a stage passes on to the next stage. With
+            `"last"`, it is the policy after the stage's last step. With `"best"`, it is the stage's checkpoint with
+            the best validation NDCG (with `eval_strategy="no"`, the policy after the last step), but only if its NDCG
+            is higher than that of the policy that the stage started from. Otherwise the latter is passed on.
         adapter (`PeftConfig`, *optional*): Adapter to train if the first policy has no adapter.
         model_options (`dict`, *optional*): Arguments for loading models (`dtype`, `quantization_config`, ...).
-        recipe (`dict`, *optional*): Keys of `recipe.yaml` besides those of `config`. Defaults to keys that run the
-            same stages with `trl-rec align3gr`.
+        recipe (`dict`, *optional*): Keys to write to `recipe.yaml` besides those of `config`. By default, they are
+            made from this schedule, so that `trl-rec align3gr` can run the same stages from the recipe.
     """
 
     dataset: RecDataset
@@ -104,6 +104,7 @@ def _check_best_is_saved(config: SoftmaxDPOConfig, metric: str) -> None:
     """Raises `ValueError` if the best evaluation could fall on a step at which no checkpoint is saved.
 
     In this case, `transformers.Trainer` would silently load another checkpoint, the best of those that were saved.
+    Also raises `ValueError` if the configuration names another metric by which to select checkpoints.
     """
     if config.metric_for_best_model not in (None, "loss", metric, metric.removeprefix("eval_")):
         raise ValueError(
