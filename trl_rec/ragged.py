@@ -130,8 +130,8 @@ class Ragged:
 
 
 def join(*parts: Ragged) -> Ragged:
-    """Joins the parts row by row: row `i` of the result is row `i` of each part, one after the other."""
-    # Start of each part in the flat result: the start of the row, plus the lengths of the parts before this part.
+    """Joins the parts row by row: row `i` of the result is the concatenation of the parts' rows `i`."""
+    # Where each part of each row starts in the flat result: start of the row + lengths of the row's earlier parts.
     lengths = np.stack([part.lengths for part in parts])  # (parts, rows)
     starts = np.cumsum(lengths.sum(0)) - lengths.sum(0) + np.cumsum(lengths, 0) - lengths
 

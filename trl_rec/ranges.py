@@ -5,7 +5,7 @@ checks all fields. (The range cannot be in the field's metadata, because the par
 to argparse.) `INHERITED` contains the ranges of the fields that TRL and transformers declare. A function checks its
 arguments itself, as in `COUNT.check("top_k", top_k)`.
 
-NaN and infinity are in no range. The type of a field says whether it may be None or a string instead of a number.
+NaN and infinity are in no range. Whether a field may be None or a string instead of a number follows from its type.
 """
 
 from __future__ import annotations

@@ -115,9 +115,9 @@ def build_policy(
 
     Returns:
         The policy, the reference, the tokenizer and the adapter configuration. The reference is a second copy of the
-        model. It is None if `with_reference` is False, or if the policy needs no second copy. If the policy already
-        has an adapter, its reference uses a frozen copy of that adapter. If it will be given a new adapter, its
-        reference is the model without the adapter.
+        model. It is None if `with_reference` is False, or if the policy has an adapter or will be given one. Such a
+        policy computes the outputs of the reference itself: with a frozen copy of its adapter if the adapter already
+        exists, or with the adapter switched off if it is new.
     """
     name = config.model_name_or_path
     if name is None:

@@ -2,10 +2,10 @@
 
 A shared row is a prompt followed by the tokens of all its completions, without padding in between. For each completion
 the position ids continue from the end of the prompt, and its tokens attend only to the prompt and to the same
-completion. The results are therefore the same as with one row per completion, up to rounding. A model that does not
-support such a mask gets one row per completion. This is decided before the forward pass, and is logged once. Packed
-rows are padded on the right even if the input is padded on the left. Logits are computed only where a scored token is
-predicted.
+completion. The results are therefore the same as with one row per completion, up to rounding. A model that cannot
+read shared rows, for example because it does not accept a custom mask, gets one row per completion. The choice is made
+before the forward pass, and its reason is logged once. Packed rows are padded on the right even if the input is padded
+on the left. Logits are computed only at the positions that predict a scored token.
 
 Legend: B prompts, P prompt tokens (padded), K completions per prompt, C tokens per completion (padded), W columns of
 the packed rows, M scored completion tokens in total, N positions that predict them, V vocabulary size, or the
@@ -38,12 +38,12 @@ class CompletionLogits(NamedTuple):
         logits (`torch.Tensor` of shape `(N, V)`): The logits at each position that predicts a token. The last position
             of a prompt predicts the first tokens of all its completions. It occurs once in shared rows, and once per
             completion in separate rows.
-        rows (`torch.Tensor` of shape `(M,)`): For each scored token, in the order of `scored.nonzero()`, the row of
-            `logits` that predicts it.
+        rows (`torch.Tensor` of shape `(M,)`): Index of the row of `logits` that predicts each scored token. The tokens
+            are in the order of `scored.nonzero()`.
         aux_loss (`torch.Tensor` of shape `()`, *optional*): The load-balancing loss of a mixture of experts. Each
             token of the prompts and of the completions counts once. None unless it was asked for.
-        tokens (`torch.Tensor` of shape `(V,)`, *optional*): The token of each column, ascending. None for the whole
-            vocabulary.
+        tokens (`torch.Tensor` of shape `(V,)`, *optional*): The token of each column of `logits`, in ascending order.
+            None if the columns are the whole vocabulary.
     """
 
     logits: Tensor
@@ -52,8 +52,11 @@ class CompletionLogits(NamedTuple):
     tokens: Tensor | None = None
 
     def at(self, tokens: Tensor) -> Tensor:
-        """Returns the logits `(M, L)` of the given tokens `(M, L)` at each scored token, at least float32. They are
-        arbitrary for a token whose logits were not asked for."""
+        """Returns the logits of `tokens` for each scored token, `(M, L)` in at least float32.
+
+        Row `m` of `tokens` `(M, L)` is looked up in the logits that predict scored token `m`. Tokens whose logits were
+        not requested get arbitrary values.
+        """
         columns = tokens
         if self.tokens is not None:
             columns = torch.searchsorted(self.tokens, tokens).clamp(max=len(self.tokens) - 1)
@@ -86,10 +89,10 @@ def read_completions(
         completion_ids (`torch.Tensor` of shape `(B, K, C)`): Completions.
         completion_mask (`torch.Tensor` of shape `(B, K, C)`): Boolean. A completion whose mask is all False is absent,
             so prompts may have different numbers of completions. If all completions are absent, the logits are empty
-            but still have a gradient.
+            but still require a gradient, so that `backward` can be called.
         scored (`torch.Tensor` of shape `(B, K, C)`, *optional*): True for the completion tokens whose logits are
-            needed. By default, the logits of all completion tokens are computed. A token that a trie forces needs no
-            logits.
+            needed. By default, the logits of all completion tokens are computed. A token that is the only legal one
+            at its trie node needs no logits, because its log-probability among the legal tokens is 0.
         tokens (`torch.Tensor` of shape `(V,)`, *optional*): The tokens whose logits are needed, ascending, such as
             `trie.tokens`. By default, logits cover the vocabulary, which takes more time and memory.
         wrapped (`nn.Module`, *optional*): The module to call instead of `model`, such as a DDP module or a DeepSpeed
@@ -271,10 +274,10 @@ def _pack(
 
 
 def _seen(packed: _Packed) -> Tensor:
-    """Returns which tokens each token attends to, `(B, W, W)`.
+    """Returns a mask `(B, W, W)` that is True at `[:, q, t]` if token `q` attends to token `t`.
 
-    A token attends to itself and to the earlier tokens of its prompt and of its completion. Padding attends to the
-    first token of the prompt at least, so that no softmax is empty.
+    A token attends to itself and to the earlier tokens of its prompt and of its completion. Padding attends at least
+    to the first token of the prompt, so that no softmax is empty.
     """
     owner = packed.owners
     position = packed.positions
@@ -284,8 +287,11 @@ def _seen(packed: _Packed) -> Tensor:
 
 
 def _predicting_positions(packed: _Packed) -> tuple[Tensor, Tensor]:
-    """Returns a mask of the positions that predict a scored token, `(B, W)`, and which of them predicts each scored
-    token, `(M,)`. The positions are numbered row by row."""
+    """Returns a mask `(B, W)` of the positions that predict a scored token, and an index `(M,)` into these positions.
+
+    Entry `m` is the index of the position that predicts scored token `m`, counted row by row over the positions in the
+    mask.
+    """
     # A token is predicted at the previous column, except that the first token of a completion is predicted at the last
     # column of the prompt.
     prompt_ends = (packed.real & (packed.owners < 0)).sum(1, keepdim=True)  # (B, 1): the first position of completions

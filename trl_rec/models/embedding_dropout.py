@@ -1,12 +1,14 @@
-"""Adds dropout on the input embeddings to Phi-3 models.
+"""Adds dropout to the input embeddings of Phi-3 models.
 
-Phi-3's configuration has a field for this probability, `embd_pdrop`, but transformers never reads it. The dropout is a
-submodule of the first layer, and a forward pre-hook of that layer applies it to the layer's input. Therefore:
+Phi-3's configuration has a field for the dropout probability, `embd_pdrop`, but transformers never reads it. The
+dropout is a submodule of the first layer, and a forward pre-hook of that layer applies it to the layer's input.
+Therefore:
 
 - The names of the weights do not change, and a saved model is an ordinary Phi-3.
 - `model.eval()` and TRL's `disable_dropout` turn it off like any other dropout.
-- It works with adapters, whose wrappers of the embedding never call the embedding itself, and under activation
-  checkpointing, which recomputes the hook with the same random numbers.
+- It works with adapters. A hook of the embedding might not run, because PEFT bypasses the embedding module while
+  it trains new tokens.
+- It works under activation checkpointing, which recomputes the hook with the same random numbers.
 """
 
 from __future__ import annotations
@@ -40,6 +42,6 @@ def add_embedding_dropout(model: PreTrainedModel | PeftModel) -> None:
 
 
 def _drop(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Applies the layer's dropout to the hidden states, which are its first input."""
+    """Applies the layer's dropout submodule to the hidden states, which are the layer's first input."""
     dropped: Tensor = layer.get_submodule(NAME)(inputs[0])
     return (dropped, *inputs[1:])

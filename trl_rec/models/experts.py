@@ -2,8 +2,8 @@
 
 A mixture of experts computes this loss in its forward pass, over the tokens that the `attention_mask` marks. The mask
 must be two-dimensional for this. Decoding with a cache, and rows that several completions share, need other masks.
-Therefore only training passes request the loss. Training passes over completions use [`attending_by`], which passes a
-separate mask to the attention layers.
+Therefore the loss is requested only in training. For rows of completions, `completions.py` then uses [`attending_by`],
+which gives the attention layers a separate mask.
 """
 
 from __future__ import annotations

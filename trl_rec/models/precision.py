@@ -2,8 +2,8 @@
 
 Near 20, bfloat16 numbers are 0.125 apart, so rounded logits make different beams tie or change places. Hidden states
 and output embedding can be converted to float32 exactly, so that only float32 rounding affects their product. On a
-CUDA device, the matrix product takes both unconverted and returns float32. On other devices, the output embedding is
-converted in parts, so that there is never a float32 copy of the whole embedding.
+CUDA device, the matrix product takes both without conversion and returns float32. On other devices, the output
+embedding is converted in parts, so that there is never a float32 copy of the whole embedding.
 
 Legend: N positions, H hidden size, V vocabulary, U tokens whose logits are wanted.
 """
@@ -28,7 +28,8 @@ class PreciseLinear(TorchFunctionMode):
     """Inside the block, linear layers with `num_outputs` outputs compute only those of `tokens`, in at least float32.
 
     Args:
-        num_outputs (`int`): V. Other layers, such as the first half of a LoRA adapter, do not change.
+        num_outputs (`int`): V. Layers with a different number of outputs, such as the first half of a LoRA adapter,
+            are not affected.
         tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The outputs to compute, which may
             differ by position. Defaults to all.
     """
@@ -78,11 +79,17 @@ def precise_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -
 
 
 class _LowPrecisionProduct(torch.autograd.Function):
-    """Multiplies `(N, H)` and `(V, H)` in a low-precision dtype. Returns `(N, V)` in float32."""
+    """Multiplies low-precision hidden states `(N, H)` by the transpose of a low-precision weight `(V, H)`.
+
+    Returns the product `(N, V)` in float32.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden_states: Tensor, weight: Tensor) -> Tensor:
-        """Saves the unconverted operands for the backward pass, so that ZeRO-3 can release the weight in between."""
+        """Returns the product, and saves the operands for the backward pass.
+
+        The operands are saved without conversion, so that ZeRO-3 can release the weight between the two passes.
+        """
         ctx.save_for_backward(hidden_states, weight)
         if hidden_states.is_cuda and len(hidden_states):
             return torch.mm(hidden_states, weight.T, out_dtype=torch.float32)

@@ -1,12 +1,13 @@
 """Computes the logits of a few tokens per row, at a cost that does not grow with the size of the vocabulary.
 
-All positions of a row share their negatives. So per row, one small matrix of the output embedding is gathered, and one
-matrix product gives the logits of all of its positions. Separate negatives for each position would need one
-gathered row of the output embedding per logit.
+All positions of a batch row share their negatives. Therefore the embeddings of the negatives are gathered only once
+per batch row, and one matrix product gives their logits at all positions of the row. Separate negatives for each
+position would need one gathered embedding per logit.
 
-The gradient of the embeddings is collected as a list of rows, and becomes a dense tensor only once per backward pass,
-when all uses of the parameter have been added up. Autograd alone would make one dense tensor for the input embedding,
-one for the output embedding, and their sum. The gradient that hooks, engines and optimizers see is dense as always.
+The gradient of the embeddings is collected as a sparse tensor of embedding rows. It becomes dense only once per
+backward pass, after autograd has added up the gradients of all uses of the parameter. Autograd alone would make one
+dense tensor for the input embedding, one for the output embedding, and their sum. Engines, optimizers and
+post-accumulate hooks that are registered later see a dense gradient, as always.
 
 Legend: B rows, N positions, T positions of the longest row, L negatives per row, H hidden size, V vocabulary.
 """
@@ -29,7 +30,7 @@ class SampledColumns(NamedTuple):
     """The tokens to compute logits for: at each position, its target and the negatives of its row.
 
     Args:
-        owners (`torch.Tensor` of shape `(N,)`): Row of each position, in ascending order.
+        owners (`torch.Tensor` of shape `(N,)`): Index of the row that each position belongs to, in ascending order.
         targets (`torch.Tensor` of shape `(N,)`): Target of each position.
         negatives (`torch.Tensor` of shape `(B, L)`): Negatives of each row.
     """
@@ -39,7 +40,9 @@ class SampledColumns(NamedTuple):
     negatives: Tensor
 
     def linear(self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Returns the columns of `F.linear`, `(1, N, 1 + L)` in at least float32: the target, then the negatives.
+        """Computes only some columns of `F.linear`: at each position, the target, then the negatives.
+
+        Returns `(1, N, 1 + L)` in at least float32.
 
         Args:
             hidden_states: `(1, N, H)`.
@@ -75,7 +78,7 @@ class SampledColumns(NamedTuple):
         return logits.unsqueeze(0)
 
     def pick(self, logits: Tensor) -> Tensor:
-        """Returns the columns, `(1, N, 1 + L)`, of logits `(1, N, V)`."""
+        """Selects the same columns as `linear`, `(1, N, 1 + L)`, from logits of the whole vocabulary, `(1, N, V)`."""
         columns = torch.cat([self.targets.unsqueeze(1), self.negatives[self.owners]], 1)
         return logits.gather(-1, columns.unsqueeze(0))
 
@@ -89,9 +92,10 @@ MARK = "_collects_rows"  # attribute of the parameters whose sparse gradients be
 
 
 def collect_rows(model: PreTrainedModel) -> None:
-    """Lets the gradients of the model's input and output embeddings be collected as rows.
+    """Prepares the model's input and output embeddings for sparse gradients, and adds hooks that make them dense.
 
-    Do not call this function if an engine divides the parameters among processes, as ZeRO-3 and FSDP do.
+    After this call, [`take_rows`] and [`collecting_rows`] produce sparse gradients. Do not call this function if an
+    engine divides the parameters among processes, as ZeRO-3 and FSDP do.
     """
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         weight = getattr(layer, "weight", None)
@@ -101,7 +105,10 @@ def collect_rows(model: PreTrainedModel) -> None:
 
 
 def _collects(weight: Tensor) -> bool:
-    """Returns whether a parameter has the hook. A copy of the parameter may have its mark, but has no hook."""
+    """Returns whether a parameter has the [`DenseGradient`] hook.
+
+    The mark is the id of the marked parameter, because copying a parameter may copy the mark, but not the hook.
+    """
     return getattr(weight, MARK, None) == id(weight)
 
 

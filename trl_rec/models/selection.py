@@ -1,8 +1,8 @@
 """Computes logits in float32, and only at selected positions, since the output embedding is by far the widest layer.
 
-A forward pre-hook on the output embedding selects the hidden states inside the wrapped forward pass. Therefore this
-works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2. The model still applies its transformations of
-logits, such as soft-capping or scaling, and does so in float32.
+A forward pre-hook on the output embedding selects the hidden states, so this happens inside the forward pass of any
+wrapper. Therefore it works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2. The model still applies its
+transformations of logits, such as soft-capping or scaling, and does so in float32.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def logits_at(
 
     Args:
         model (`PreTrainedModel`): The model itself, not the wrapper of a distributed engine.
-        positions (`torch.Tensor` of shape `(B, T)`, *optional*): Boolean mask with N True entries, which may be 0. The
-            logits are in the order of `positions.nonzero()`. By default, neither the positions at which the
-            model computes logits nor the shape of the logits changes.
+        positions (`torch.Tensor` of shape `(B, T)`, *optional*): Boolean mask with N True entries. N may be 0. The
+            logits are in the order of `positions.nonzero()`. By default, neither the positions at which the model
+            computes logits nor the shape of the logits changes.
         tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The tokens to compute logits for,
             which become the columns; the vocabulary by default. With `SampledColumns`, each of the N positions has its
             own tokens. Whatever the model does to its logits must treat all tokens alike, as soft-capping and scaling
@@ -66,7 +66,7 @@ def _precise(head: nn.Module, tokens: Tensor | SampledColumns | None) -> Iterato
     forward = head.forward
 
     def forward_precisely(*inputs: Any) -> Tensor:
-        """Returns the logits. A quantised output embedding has its own product, whose result is converted."""
+        """Returns the logits. A quantised output embedding computes them itself, and the result is converted."""
         if quantized:
             logits: Tensor = at_least_float32(forward(*inputs))
             if isinstance(tokens, SampledColumns):

@@ -23,7 +23,7 @@ def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     embeddings.
 
     Returns:
-        The ids of the catalogue's tokens; empty for titles without user IDs.
+        The ids of the catalogue's tokens. The list is empty if the surface is the title and there are no user IDs.
     """
     tokenizer.add_tokens(catalog.new_tokens)
     # Many models have more embeddings than their tokenizer has tokens. The unused embeddings are used first.
