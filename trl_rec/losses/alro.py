@@ -1,10 +1,10 @@
 """The two list-wise losses of ALRO, for a model that answers with the ranked candidates.
 
 `soft_lambda_loss` penalises candidates at wrong positions. `permutation_loss` penalises an answer that depends on the
-order of the candidates in the prompt. Both take one table per list, whose entry (k, i) is the log-probability that
-answer position k names candidate i. The columns follow a fixed order of the candidates, which does not depend on the
-prompt, so the caller has to sort the columns. If a list has n candidates, only its first n answer positions count, and
-their entries must be finite.
+order of the candidates in the prompt. The first takes one table per list, the second two. Entry (k, i) of a table is
+the log-probability that answer position k names candidate i. The columns follow a fixed order of the candidates, which
+does not depend on the prompt, so the caller has to sort the columns. If a list has n candidates, only its first n
+answer positions count, and the log-probabilities of its candidates at these positions must be finite.
 
 Training also needs a supervised loss on the tokens of the answer, which the trainer adds.
 
@@ -49,11 +49,11 @@ def soft_lambda_loss(
     $$ G_i = \frac{2^{r_i} - 1}{maxDCG(r)} \qquad D(k) = \log_2(1 + k) \qquad
        \delta_{ij} = \left|\frac{1}{D(d_{ij})} - \frac{1}{D(d_{ij} + 1)}\right| $$
 
-    where $P$ is the number of pairs and $d_{ij}$ is the distance between two candidates in the gold order. The softmax
-    of each candidate is taken over positions. If it were taken over candidates, a model could minimise the loss
-    without learning to rank: its expected positions would be well sorted, but it would decode in nearly reversed
-    order. The loss never reaches 0, because neighbours are only 1 apart even in a perfect answer. If all ratings of a
-    list are equal, the loss and its gradient are 0.
+    where $P$ is the number of pairs in the sum and $d_{ij}$ is the distance between two candidates in the order that
+    `delta` selects. The softmax of each candidate is taken over positions. If it were taken over candidates, a model
+    could minimise the loss without learning to rank: its expected positions would be well sorted, but it would decode
+    in nearly reversed order. If all ratings of a list are equal, the loss and its gradient are 0. Otherwise, the loss
+    is positive even for a perfect answer, because neighbours are only 1 apart.
 
     Reconstruction: the paper's body was not available. $\delta$, $G$, $D$ and $s$ follow a summary of it. The sum over
     pairs was cut off in that summary; we completed it so that preferred candidates move to earlier positions. Dividing
@@ -159,8 +159,8 @@ def _expected_position(logps: Tensor, mask: Tensor, gamma: float, score: str) ->
     if score == "prob":
         values = values.exp()
 
-    # Masked entries get the smallest finite number instead of -inf, because the column of a missing candidate is fully
-    # masked, and its softmax would otherwise be NaN.
+    # Masked entries get the most negative finite number instead of -inf, because the column of a missing candidate is
+    # fully masked, and its softmax would otherwise be NaN.
     weights = torch.where(counts, gamma * values, torch.finfo(values.dtype).min).softmax(1)  # (B, m, m)
     position = torch.arange(1, mask.shape[1] + 1, device=weights.device, dtype=weights.dtype)
     # A matrix product would be computed in bfloat16 under autocast.
@@ -175,7 +175,8 @@ def _table_mask(mask: Tensor) -> Tensor:
 
 def _gains(ratings: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Computes the gains G of the candidates, `(B, m)`. Masked entries are 0."""
-    # Subtract the best rating from every exponent, because ratings above 127 would overflow. The factor cancels in G.
+    # Subtract the best rating from every exponent, because ratings above 127 would overflow. This multiplies all gains
+    # by 2 ** -best, which cancels in G.
     ratings = torch.where(mask, ratings, 0).to(dtype)
     best = ratings.amax(-1, keepdim=True)
     gains = torch.exp2(ratings - best) - torch.exp2(-best)

@@ -49,8 +49,9 @@ def bear_loss(
     Without smoothing, both variants multiply the gradient of the cross-entropy by a factor between 1 and
     $1 + w / \xi$. `paper` gives the larger factor to targets that are already inside the beam. Its value is unbounded
     below, so do not select checkpoints by it. `survival` gives the larger factor to targets outside the beam. With
-    weight 0, both reduce to cross-entropy, which is MSL with `legal` and plain SFT without it. At a position with one
-    legal token, the gradient is zero and the loss is constant: $-w \log 2$ (`paper`) or $w \log 2$ (`survival`).
+    weight 0, both reduce to cross-entropy: to MSL if `legal` is given, and to plain SFT if it is `None`. At a position
+    with one legal token, the gradient is zero and the loss is constant: $-w \log 2$ (`paper`) or $w \log 2$
+    (`survival`).
 
     Reconstruction: the paper's body was not available; `paper` follows two independent notes on it. The authors' code
     multiplies the cross-entropy by a detached factor, which is set by the options `topk_weight` and `topk_tau`. The

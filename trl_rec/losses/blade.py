@@ -1,12 +1,12 @@
 """BLADE: converts the rewards of lists to Best-of-N rewards, and computes the policy gradient loss from them.
 
-A Best-of-N reward depends only on the rank of a reward, never on its scale. The rank is computed among the reference
-lists, which were sampled from the initial policy. With a positive `dynamic_coefficient`, the rollouts of the same step
-count too, so the rank changes with the policy. There are four steps: `posterior_cdf` estimates the rank as a
-probability, `best_of_n_reward` converts it to a reward, `leave_one_out` or `standardized` computes advantages, and
-`list_policy_loss` computes the loss. Only the last step has a gradient. The KL penalty is left to the caller: it is
-beta times the log-ratio between the policy and the reference, without a gradient, and has to be subtracted from the
-rewards before the advantages are computed.
+The Best-of-N reward of a list depends only on the rank of the list's reward, not on the scale of the rewards. The
+rank is computed among the reference lists, which were sampled from the initial policy. With a positive
+`dynamic_coefficient`, the rollouts of the same prompt count too, so the rank changes with the policy. There are four
+steps: `posterior_cdf` estimates the rank as a probability, `best_of_n_reward` converts it to a Best-of-N reward,
+`leave_one_out` or `standardized` computes advantages, and `list_policy_loss` computes the loss. Only the last step has
+a gradient. The KL penalty is left to the caller: it is beta times the log-ratio between the policy and the reference,
+without a gradient, and has to be subtracted from the Best-of-N rewards before the advantages are computed.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, N the `best_of`.
 """
@@ -27,7 +27,8 @@ LARGEST_LOG_RATIO = 20.0  # a ratio of 5e8; a log-ratio above 88 overflows in fl
 def posterior_cdf(
     rewards: Tensor, reference_rewards: Tensor, *, dynamic_coefficient: float, prior: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    r"""Estimates 2 probabilities per rollout: that the reward of another list is at most equal, and that it is lower.
+    r"""Estimates two probabilities for each rollout: that the reward of another list is at most the rollout's reward,
+    and that it is lower than the rollout's reward.
 
     BLADE, arXiv 2605.04559. With $S_{ref}(t)$ and $S_{on}(t)$ the numbers of reference lists and of rollouts whose
     reward is at most $t$:
@@ -44,7 +45,7 @@ def posterior_cdf(
 
     Args:
         rewards (`torch.Tensor` of shape `(B, G)`): Finite rewards of the rollouts. Their scale has no effect. Ties do
-            have an effect, so equal lists must have exactly equal rewards.
+            have an effect, so equally good lists must have exactly equal rewards, without rounding errors.
         reference_rewards (`torch.Tensor` of shape `(B, M)`): Rewards of the reference lists, in the same dtype as
             `rewards`, because equal rewards in float32 and float64 would not tie.
         dynamic_coefficient (`float`): Weight of the rollouts in the estimate, from 0 to 1; the paper's tau.
@@ -52,8 +53,8 @@ def posterior_cdf(
             that `at_most` is never 0. 0.5 is Jeffreys' prior.
 
     Returns:
-        `at_most` and `below`, `(B, G)` each: the estimates $F_\tau$ with $S$ counting rewards that are at most, or
-        strictly less than, the reward of the rollout.
+        `at_most` and `below`, `(B, G)` each: the estimates $F_\tau$ at the reward of each rollout. For `at_most`, $S$
+        counts the rewards that are at most that reward; for `below`, those that are strictly less.
     """
     _check_estimate(rewards, reference_rewards, dynamic_coefficient, prior)
     rewards = at_least_float32(rewards)
@@ -65,8 +66,8 @@ def posterior_cdf(
 
 
 def best_of_n_reward(at_most: Tensor, below: Tensor, *, best_of: float) -> Tensor:
-    r"""Computes the Best-of-N reward R: the log of the ratio between the probability that Best-of-N sampling selects a
-    list and the probability that the policy samples it. Ties are handled exactly.
+    r"""Computes the Best-of-N reward R: the log of a list's probability under Best-of-N sampling from a policy, minus
+    the log of its probability under that policy. Ties are handled exactly.
 
     $$ R = \log \frac{F^N - F_-^N}{F - F_-} $$
 
@@ -184,8 +185,8 @@ def _posterior_mean(
 
 
 def _count(thresholds: Tensor, rewards: Tensor, inclusive: bool) -> Tensor:
-    """Counts per row the `rewards` that are less than each threshold, or at most equal to it if `inclusive`.
-    Shape `(B, G)`."""
+    """Returns, for each threshold, how many `rewards` of its row are less than it, or less than or equal to it if
+    `inclusive`, `(B, G)`."""
     counts = torch.searchsorted(rewards.sort(-1).values, thresholds.contiguous(), right=inclusive)
     return counts.to(thresholds.dtype)  # integers would be divided in the default dtype, which may differ
 

@@ -14,8 +14,8 @@ from trl_rec.losses.output import LossOutput, at_least_float32
 def sampled_softmax_loss(
     logits: Tensor, log_q: Tensor, counted: Tensor | None = None, *, temperature: float = 1.0
 ) -> LossOutput:
-    r"""Cross-entropy against sampled negatives with the correction for their sampling probabilities, one value per
-    position (Bengio and Senécal, 2008; Jean et al., arXiv 1412.2007).
+    r"""Cross-entropy against sampled negatives, corrected for their sampling probabilities, one value per position
+    (Bengio and Senécal, 2008; Jean et al., arXiv 1412.2007).
 
     Let $y$ be the target, $s$ the logits divided by the temperature, and $j_1, \dots, j_K$ negatives that are drawn
     with replacement from a distribution $q$ over all tokens but the target:

@@ -1,7 +1,7 @@
 """Determines whether a model accepts a custom attention mask, and builds the mask in the format that the model needs.
 
 A custom mask is needed if a row contains several completions of one prompt. A model with a custom mask ignores its
-sliding windows. The result is still correct as long as the prompt and each completion fit into the window together.
+sliding windows. The result is still correct as long as the prompt plus any one completion fits into the window.
 """
 
 from __future__ import annotations

@@ -54,18 +54,18 @@ def as_integers(values: object, message: str, *, ndim: int) -> Tensor:
 
     Args:
         values: The values.
-        message: Beginning of the error message: what the values must be.
+        message: Beginning of the error message. It states what the values must be.
         ndim: The number of dimensions.
     """
-    # 1. Convert them. Floats and booleans are refused below rather than converted to integers. Torch cannot read numpy
-    # arrays in another byte order than the machine's, so that order is changed first.
+    # 1. Convert the values to a tensor. Floats and booleans are refused below rather than converted to integers. Torch
+    # refuses NumPy arrays in non-native byte order, so they are converted to native byte order first.
     if isinstance(values, np.ndarray):
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{message}, not {type(values).__name__} ({error})") from error
-    is_empty_list = not tensor.numel() and not hasattr(values, "shape")  # becomes a tensor of floats
+    is_empty_list = not tensor.numel() and not hasattr(values, "shape")  # torch makes it a float tensor
     is_integer = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     if tensor.ndim != ndim or not (is_integer or is_empty_list):
         raise ValueError(f"{message}, not {tensor.dtype} of shape {tuple(tensor.shape)}")
@@ -167,7 +167,10 @@ def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: i
 
 
 def find_problem(arrays: dict[str, Tensor]) -> str | None:
-    """Describes the first error in the arrays of a `TokenTrie`, or returns None if no lookup can be out of range."""
+    """Returns a description of the first error found in the arrays of a `TokenTrie`, or None if no error was found.
+
+    None means that all offsets point to existing nodes and items. Other properties of the tree are not checked.
+    """
     # 1. Check that each array is a list of integers.
     wrong = [
         name for name, array in arrays.items() if array.ndim != 1 or array.dtype not in (torch.int32, torch.int64)
@@ -183,7 +186,7 @@ def find_problem(arrays: dict[str, Tensor]) -> str | None:
     if num_nodes < 2 or not num_items or len(arrays["depth_offsets"]) < 3 or wrong:
         return "the lengths of its arrays are inconsistent"
 
-    # 3. Check that offsets ascend, and that they point to later nodes and to existing items.
+    # 3. Check that offsets ascend, that the children of a node come after it, and that its items exist.
     rows = arrays["row_offsets"]
     depths = arrays["depth_offsets"]
     starts = arrays["item_starts"]

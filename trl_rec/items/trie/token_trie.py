@@ -1,8 +1,9 @@
 """A prefix tree of the items' token paths, stored in a few tensors on the model's device.
 
-Nodes are numbered level by level, and within a level by parent and then by token, so edge `e` leads to node `e + 1`.
-Therefore one array of row offsets and one array of tokens describe the whole tree, in CSR format. Items are sorted by
-their paths, so the items below a node form a slice. There is no Python object per node and no loop over items.
+Nodes are numbered level by level, and within a level by parent and then by token. Edges are numbered in the order of
+the nodes that they lead to, so edge `e` leads to node `e + 1`. Therefore one array of row offsets and one array of
+tokens describe the whole tree, in CSR format. Items are sorted by their paths, so the items below a node form a slice.
+There is no Python object per node and no loop over items.
 
 Legend: C maximum number of children of the given nodes (padded), T tokens, U distinct tokens of all paths.
 """
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 
 
 class _HasPaths(Protocol):
-    """The part of `ItemCatalog` that `from_catalog` uses. The catalogue itself belongs to a higher layer."""
+    """The part of `ItemCatalog` that `from_catalog` uses. `ItemCatalog` belongs to a higher layer, so this module
+    must not import it."""
 
     @property
     def surface(self) -> str:
@@ -124,8 +126,8 @@ class TokenTrie:
             catalog (`ItemCatalog`): The items.
             tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
             duplicates (`str`, *optional*, defaults to `"share"`): What to do with items that have the same surface.
-                With `"share"` they share a leaf, and a warning states their number. With `"refuse"` a ValueError is
-                raised.
+                With `"share"`, they share a leaf, and a warning states how many items repeat the surface of an earlier
+                item. With `"refuse"`, a ValueError is raised.
             lists (`bool`, *optional*, defaults to `False`): Whether the model writes items in lists, in which paths
                 end differently. If True, `ItemCatalog.list_paths` is used instead of `ItemCatalog.paths`.
         """
@@ -209,7 +211,7 @@ class TokenTrie:
 
     @cached_property
     def forced_ends(self) -> Tensor:
-        """The node at the end of the chain of forced tokens that starts at each node, `(num_nodes,)`.
+        """For each node, the node at the end of the chain of forced tokens that starts there, `(num_nodes,)`.
 
         A token is forced if it is the only continuation. The chain ends at the first node, possibly the given node
         itself, that has several children or is a leaf.
@@ -224,7 +226,8 @@ class TokenTrie:
 
     @cached_property
     def lowest_items(self) -> Tensor:
-        """For each node, the lowest index of an item whose path contains the node, `(num_nodes,)`; breaks ties."""
+        """For each node, the lowest index of an item whose path contains the node, `(num_nodes,)`. Used to break
+        ties."""
         lowest = torch.full((self.num_nodes,), LARGEST, dtype=torch.int32, device=self.items.device)
         leaves = self._leaf_nodes()
         lowest[leaves] = self.items[self.item_starts[leaves]]  # the items of a leaf are in ascending order
@@ -251,16 +254,18 @@ class TokenTrie:
 
     @cached_property
     def level_keys(self) -> Tensor:
-        """Sort keys that combine the depth and the first place of each node, `(num_nodes,)`, in ascending order."""
+        """For each node, a sort key that combines its depth with the place of the first item below it,
+        `(num_nodes,)`. The keys are ascending."""
         nodes = torch.arange(self.num_nodes, device=self.items.device)
         return self.depths(nodes) * (self.num_items + 1) + self.item_starts
 
     def above(self, places: Tensor, depths: Tensor) -> Tensor:
-        """Returns one node for each place in `items`: the node at the given depth on the path of the item there.
+        """Returns the ancestor nodes, at the given depths, of the items at the given places in `items`.
 
-        If the path is shorter than the depth, the node is arbitrary.
+        `places` and `depths` are broadcast against each other. If an item's path is shorter than the depth, the node
+        is arbitrary.
         """
-        # Among the nodes at a depth, this is the last node whose first place is not greater than the given place.
+        # Among the nodes at a depth, the ancestor is the last node whose first item is at or before the given place.
         return torch.searchsorted(self.level_keys, depths * (self.num_items + 1) + places, right=True) - 1
 
     def depths(self, nodes: Tensor) -> Tensor:
