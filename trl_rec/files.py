@@ -41,9 +41,10 @@ _held: set[tuple[int, Path]] = set()  # (process id, locked folder); the id is n
 def exclusive(folder: str | Path) -> Iterator[None]:
     """Locks a folder inside the block. Raises `ValueError` if another process holds the lock.
 
-    The lock is on a hidden file beside the folder. It is released when the process ends, even if the process is
-    killed. Blocks of the same process may be nested. Of processes that work together, only the main process may enter
-    the block. On Windows, and on file systems without locks, nothing is locked.
+    The lock is on a hidden file beside the folder, or in the folder if its parent cannot be written to. The lock is
+    released at the end of the block, or when the process ends, even if the process is killed. Blocks of the same
+    process may be nested. In a distributed run, only the main process may enter the block. On Windows, and on file
+    systems without locks, nothing is locked.
 
     Args:
         folder: The folder. It need not exist.
@@ -115,9 +116,9 @@ def atomic_folder(path: str | Path, *, check_old: Callable[[Path], object] | Non
 
     Args:
         path: The folder. If it exists, it must be empty unless `check_old` is given.
-        check_old (*optional*): Function that raises if the content of the old folder must not be deleted. The old
-            folder is then put back. The function is called with the temporary path of the old folder, after the folder
-            was moved away from `path`, so that other programs no longer write to it.
+        check_old (*optional*): Function that raises if the content of the old folder must not be deleted. If it
+            raises, the old folder is moved back to `path`. The old folder is moved to a temporary path before the
+            check, so that other programs no longer write to it. The function is called with this temporary path.
     """
     path = resolved(path)
     with _new_parents(path), temporary_folder(path) as new:
@@ -168,7 +169,7 @@ def explained(path: str | Path) -> Iterator[None]:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Waits until everything in a folder has reached the disk, including the names."""
+    """Waits until everything in a folder has reached the disk, including the file names."""
     for path in Path(folder).rglob("*"):
         if path.is_file() or path.is_dir():
             _sync(path)
@@ -176,9 +177,9 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def leftovers(folder: str | Path) -> list[Path]:
-    """Returns the temporary paths that killed processes have left, both inside a folder and of the folder itself.
+    """Returns the temporary paths that killed processes have left.
 
-    The temporary paths of the folder itself are beside it.
+    These are the temporary paths of the folder itself, which are beside it, and all temporary paths inside the folder.
     """
     folder = resolved(folder)
     beside = [path for path in _entries(folder.parent) if is_temporary(path, folder.name)]
@@ -297,9 +298,10 @@ def _new_parents(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _follow(path: Path) -> Iterator[None]:
-    """Makes the new folder `path` the current directory after the block, which replaces the folder.
+    """Keeps the current directory valid while the block replaces the folder `path` by a new folder.
 
-    Does nothing unless the current directory was the old folder or a folder in it.
+    If the current directory was the old folder or a folder in it, the new folder becomes the current directory after
+    the block.
     """
     try:
         is_inside = Path.cwd().is_relative_to(path)
@@ -375,10 +377,10 @@ def _lock_file(folder: Path) -> Path:
 
 
 def _lock(file: Path, folder: Path) -> int:
-    """Creates and locks the file. Returns the descriptor that holds the lock.
+    """Creates and locks the file. Returns its descriptor; closing the descriptor releases the lock.
 
-    The lock belongs to the process and not, as with `flock`, to the descriptor. So a child that outlives the process
-    does not hold the lock.
+    Unlike a lock of `flock`, the lock is not inherited by child processes. So a child process that outlives this
+    process does not keep the folder locked. On a file system without locks, only a warning is logged.
     """
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -400,7 +402,8 @@ def _lock(file: Path, folder: Path) -> int:
             break
         os.close(descriptor)
 
-    # Store the holder for the message above. Errors are ignored, because a full disk must not prevent locking.
+    # Write the holder into the file, for the message above. Errors are ignored, because a full disk must not prevent
+    # locking.
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f" ({os.getpid()} on {platform.node()})".encode())

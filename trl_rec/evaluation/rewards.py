@@ -1,5 +1,5 @@
-"""Computes the rewards of recommended lists, for training and evaluation. A reward is a metric or another function of
-one list.
+"""Computes the rewards of recommended lists, for training and evaluation. A reward is one number per list: a metric
+such as NDCG, or the value of another function.
 
 To add a named reward, write its function below and add it to `REWARDS` at the end of this file. No other change is
 needed.
@@ -39,7 +39,7 @@ class ListBatch:
 
     Args:
         lists (`np.ndarray` of shape `(B, G, K)`): Item indices, best first. A negative index marks a missing rank. The
-            batch has a read-only view of the array, so that no reward can change the lists that another one scores.
+            batch has a read-only view of the array, so that no reward function can change the lists for the others.
         targets (`Ragged`): The items that each of the B users chose next.
         histories (`Ragged`): The items that each user chose before.
         shares (`np.ndarray` of shape `(num_items, num_groups)`, *optional*): `shares[i, g]` is the fraction of
@@ -78,7 +78,7 @@ class ListBatch:
 
     @cached_property
     def hits(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ranks that contain a target, `(B, G, K)`, and the number of targets of the user, `(B, G)`.
+        """Whether each rank contains a target, `(B, G, K)`, and the number of the user's targets, `(B, G)`.
 
         Raises `ValueError` if a user has no target.
         """
@@ -94,7 +94,7 @@ class ListBatch:
 
     @property
     def groups(self) -> np.ndarray:
-        """`shares`, for rewards that need groups. Raises `ValueError` if there are none."""
+        """`shares`, for rewards that need groups. Raises `ValueError` if `shares` is None."""
         if self.shares is None:
             raise ValueError("the rewards ild and mgu need groups of items; set group_column when preparing the data")
         return self.shares
@@ -123,8 +123,8 @@ def score_lists(
     Args:
         batch (`ListBatch`): The lists.
         weights (`Mapping[str, float]`): Weight of each reward by name, for example `{"ndcg": 1, "mgu": 4}`. The name
-            is a key of `REWARDS` (`"ndcg"`, `"recall"`, `"hit"`, `"ild"`, `"mgu"`) or of `functions`. A reward of
-            weight 0 is only computed for logging, and one of negative weight is a penalty.
+            is a key of `REWARDS` (`"ndcg"`, `"recall"`, `"hit"`, `"ild"`, `"mgu"`) or of `functions`. A reward with
+            weight 0 is computed only for logging. A negative weight turns a reward into a penalty.
         functions (`Mapping[str, ListReward]`, *optional*): Additional reward functions by name. Each maps the batch to
             an array `(B, G)` of finite numbers, as in `{"novelty": lambda batch: -popularity[batch.lists].mean(-1)}`.
 
@@ -146,7 +146,7 @@ def score_lists(
 
 
 def _check_weights(weights: Mapping[str, float], known: Mapping[str, ListReward]) -> None:
-    """Raises unless the weights are finite numbers of known rewards."""
+    """Raises `ValueError` unless `weights` maps known rewards to finite numbers and is not empty."""
     if weights is not None and not isinstance(weights, Mapping):
         raise ValueError(f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {weights!r:.60}")
     if not weights:
@@ -199,7 +199,7 @@ def _as_floats(returned: object, name: str, shape: tuple[int, ...]) -> np.ndarra
         if isinstance(returned, Tensor) and not returned.is_meta:
             returned = returned.detach().cpu().double()  # numpy has no bfloat16
         values = np.asarray(returned)
-        if returned is None or values.dtype.kind not in "biufO":  # texts, complex numbers, dates
+        if returned is None or values.dtype.kind not in "biufO":  # refuses texts, complex numbers and dates
             raise TypeError(values.dtype)
         return values.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:  # numpy's reasons to refuse a conversion
@@ -210,7 +210,7 @@ def _as_floats(returned: object, name: str, shape: tuple[int, ...]) -> np.ndarra
 
 
 def _in_words(value: object) -> str:
-    """A value on one line, shortened."""
+    """Returns the `repr` of a value on one line, shortened to 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -237,12 +237,13 @@ def ild(batch: ListBatch) -> np.ndarray:
 
 
 def mgu(batch: ListBatch) -> np.ndarray:
-    """Computes minus |share in the list - share in the user's history|, averaged over the groups, `(B, G)`.
+    """Computes -MGU, `(B, G)`. MGU is the absolute difference between a group's share of the list and its share of the
+    user's history, averaged over the groups.
 
     Reconstruction: the paper scores each list by MGU, but gives no formula for single lists. The metric of the same
     name in `metrics.py` compares all recommendations with all histories.
     """
-    # Make one row per list with its items, without missing ranks. The order is that of the flattened (B, G).
+    # Make one row of items per list, without missing ranks. The rows are in the order of a flattened (B, G) array.
     present = batch.lists >= 0
     listed = Ragged.from_lengths(batch.lists[present], present.sum(-1).ravel())
     recommended = _group_shares(listed, batch.groups).reshape(*batch.lists.shape[:2], batch.groups.shape[1])
@@ -253,7 +254,7 @@ def mgu(batch: ListBatch) -> np.ndarray:
 def _group_shares(items: Ragged, shares: np.ndarray) -> np.ndarray:
     """Computes the share of each group in each row of items, `(len(items), num_groups)`.
 
-    A row is all zeros if none of its items belongs to a group.
+    All shares are 0 for rows without items, and for rows in which no item belongs to a group.
     """
     mass = np.zeros((len(items), shares.shape[1]))
 

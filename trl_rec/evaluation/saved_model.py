@@ -45,7 +45,7 @@ from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, SEED, check_ranges
 
 SAVED_PRIOR = "saved"  # the prior in the run folder of the model
 
-# Values of fields of EvaluationConfig that are set neither by the user nor in the model's run folder.
+# Values of the EvaluationConfig fields that neither the user nor the model's run folder has set.
 DEFAULTS: dict[str, Any] = {
     "surface": "title",
     "list_length": None,
@@ -68,8 +68,8 @@ class EvaluationConfig:
         model (`str`, *optional*): A hub id, a folder or a GGUF file. If neither `model` nor `lists` is set, only the
             baselines are evaluated.
         lists (`str`, *optional*): A file of recommendations to evaluate instead of a model, see [`read_lists`].
-        name (`str`, *optional*): Name of the recommender of `lists` in the results. Defaults to `"lists "` and the
-            name of the file without its ending.
+        name (`str`, *optional*): Name of `lists` in the results. Defaults to `"lists "`, followed by the name of the
+            file up to its first dot.
         surface (`str`, *optional*): How the model writes items: `"title"`, `"item_token"` or `"semantic_id"`.
         list_length (`int`, *optional*): Number of items in a list, for a model that writes lists.
         rewards (`dict`, *optional*): Weights of the rewards that score whole lists, as in [`score_lists`].
@@ -81,12 +81,13 @@ class EvaluationConfig:
             Defaults to all rows.
         ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the metrics.
         recall_at (`int`, *optional*, defaults to `50`): A further cutoff, for recall alone. This recall needs a second
-            pass over the users, with this number of beams, unless every item is a single token or `num_beams` is at
-            least as large. 0 leaves this recall out.
+            pass over the users, with `recall_at` beams, unless every item is a single token or `num_beams` is at least
+            `recall_at`. 0 leaves this recall out.
         exhaustive (`int`, *optional*): If set, also scores every item of the catalogue for this number of users, and
             compares the result with the beam search, as in [`measure_beam_gap`].
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to exclude the items of a user's history.
-        num_beams (`int`, *optional*): Number of beams. Defaults to the largest of `ks`, and to 1 for lists.
+        num_beams (`int`, *optional*): Number of beams. Defaults to the largest of `ks`, or to 1 for a model that
+            writes lists.
         length_penalty (`float`, *optional*): Exponent p of the length penalty. Scores are divided by length ** p.
         renormalize (`bool`, *optional*): Whether the softmax is over legal tokens rather than over the vocabulary.
         batch_size (`int`, *optional*, defaults to `16`): Prompts per forward pass.
@@ -96,9 +97,10 @@ class EvaluationConfig:
         dtype (`str`, *optional*, defaults to `"auto"`): Data type of the model's weights.
         prior (`str`, *optional*): A prior to multiply the model by: `"popularity"`, `"transition"`, `"mixture"`,
             `"saved"` (that of the model's run folder) or `"none"`. By default, the prior of the run folder is used if
-            there is one. With a prior, the prior alone and the product are evaluated beside the model alone.
+            there is one. With a prior, three recommenders are evaluated: the model alone, the prior alone, and their
+            product.
         prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior. `"auto"` chooses it on the
-            validation split, as in [`choose_prior`], or keeps that of a saved prior.
+            validation split, as in [`choose_prior`], or keeps the exponent of a saved prior.
         seed (`int`, *optional*, defaults to `0`): Seed of the random baseline, of drawn lists and of the bootstrap.
     """
 
@@ -215,7 +217,7 @@ class EvaluationConfig:
         if self.prior not in (None, "none") and self.model is None:
             raise ValueError(
                 f"prior={self.prior} multiplies a model, but model is not set; set model, or leave prior out (the "
-                "baselines show the counts alone)"
+                "baselines include popularity and transition)"
             )
         if self.lists is not None and self.model is not None:
             raise ValueError("model and lists are both set; evaluate them one after the other, into two folders")
@@ -257,15 +259,16 @@ def evaluate_with_baselines(
     Args:
         dataset: The dataset, with any surface. The model writes items with the surface in `config`.
         config: The settings, as returned by [`evaluation_settings`].
-        keep (`Callable`, *optional*): Called on every process with the choice of a prior, before the prior is measured
-            on the split of `config`. It may write the choice, or raise an error.
+        keep (`Callable`, *optional*): Function that is called on every process with the [`PriorChoice`], before the
+            prior is evaluated on `config.split`. The function can save the choice, or raise an error to stop the
+            evaluation. It is not called for a saved prior.
 
     Returns:
         The evaluation of each recommender by name.
     """
-    # 1. Set the surface, and check that the model was trained on these items. Without a model, the surface is the
-    #    item token. As in published results, the baselines then exclude only the items of a history, and not all items
-    #    with the same titles.
+    # 1. Set the surface, and check that the model was trained on these items. Without a model, the surface is
+    #    `item_token`, so that the baselines exclude only the items of a history, as in published results. With titles,
+    #    they would also exclude all other items with the title of a history item.
     if config.model is not None:
         dataset = dataset.with_surface(config.surface or DEFAULTS["surface"])
         check_same_items(config.model, dataset.catalog, dataset.path)
@@ -317,7 +320,7 @@ def _evaluate_lists(lists: Rankings, dataset: RecDataset, config: EvaluationConf
 def write_results(
     folder: str | Path, results: Mapping[str, Evaluation], dataset: RecDataset, config: EvaluationConfig
 ) -> None:
-    """Writes what [`evaluate_with_baselines`] returned into a folder, as described in [`write_evaluation`] and
+    """Writes the results of [`evaluate_with_baselines`] to a folder, as described in [`write_evaluation`] and
     [`write_beam_gaps`].
 
     Args:
@@ -392,7 +395,10 @@ def _prior_of(
     config: EvaluationConfig,
     keep: Callable[[PriorChoice], object] | None,
 ) -> SavedPrior | None:
-    """Returns the prior with its setting, or None if there is none. A setting that was saved is not chosen again."""
+    """Returns the prior with its setting, or None if no prior is used.
+
+    The setting of a saved prior is not chosen again, but a number in `config.prior_strength` replaces its strength.
+    """
     strength = given_strength(config.prior_strength)
     if config.prior in (None, "none"):
         return None
@@ -417,7 +423,8 @@ def _prior_of(
 def _evaluate_model(
     policy: Policy, prior: SavedPrior | None, name: str, dataset: RecDataset, config: EvaluationConfig
 ) -> dict[str, Evaluation]:
-    """Evaluates the model and, if they are set, also the product with the prior, drawn lists and the best of N."""
+    """Evaluates the model. Also evaluates the prior and the product if there is a prior, and drawn lists if `best_of`
+    is set."""
     # 1. Evaluate the policy.
     evaluation = evaluate_policy(policy, dataset, **_measuring(config))
     if config.exhaustive is not None:
@@ -427,11 +434,11 @@ def _evaluate_model(
         evaluation = replace(evaluation, beam_gap=gap)
     results = {name: evaluation}
 
-    # 2. Evaluate the product with the prior.
+    # 2. Evaluate the prior alone, and its product with the policy.
     if prior is not None:
         results |= evaluate_product(policy, prior, dataset, name, **_measuring(config))
 
-    # 3. Evaluate drawn lists.
+    # 3. Evaluate a single drawn list, and the best of N.
     if config.best_of is not None and config.model is not None:
         drawn = best_of_split(
             policy.model,

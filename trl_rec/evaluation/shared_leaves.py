@@ -20,7 +20,7 @@ from trl_rec.ragged import Ragged
 
 
 def leaf_of_items(trie: TokenTrie) -> np.ndarray:
-    """Returns the number of each item's leaf, by item index, counted from 0."""
+    """Returns the leaf id of each item, `(num_items,)`. Ids count from 0. Items that share a leaf have the same id."""
     leaves = np.full(len(trie.item_positions), -1, np.int64)
     leaves[trie.items.cpu().numpy()] = trie.leaves.cpu().numpy()
     numbers: np.ndarray = np.unique(leaves, return_inverse=True)[1]
@@ -35,7 +35,7 @@ def expected_metrics(
     Args:
         ranked (`np.ndarray` of shape `(N, K)`): Item indices, best first, padded with -1.
         relevant (`Ragged`, Arrow list column or list of lists): The items that each user chose next.
-        leaves (`np.ndarray` of shape `(num_items,)`): The leaf of each item, as returned by [`leaf_of_items`].
+        leaves (`np.ndarray` of shape `(num_items,)`): Leaf id of each item, as returned by [`leaf_of_items`].
         ks (`Sequence[int]`): The cutoffs k.
         excluded (`Ragged`, *optional*): For each user, the items that could not be recommended.
     """
@@ -66,9 +66,16 @@ def expected_metrics(
 
 
 def _count(keys: np.ndarray, pairs: np.ndarray, leaves: np.ndarray, num_leaves: int) -> np.ndarray:
-    """Returns, for each of the keys, how many of the pairs of a user and an item have it, in the shape of `keys`.
+    """Counts, for each key (a user and a leaf), the pairs of the same user and any item that has this leaf.
 
-    A pair is encoded as `user * num_items + item`, and a key as `user * num_leaves + leaf`.
+    Args:
+        keys: Keys of any shape, each encoded as `user * num_leaves + leaf`.
+        pairs: Distinct pairs, each encoded as `user * num_items + item`.
+        leaves: Leaf id of each item.
+        num_leaves: Number of leaves.
+
+    Returns:
+        The counts, in the shape of `keys`.
     """
     rows, items = np.divmod(pairs, len(leaves))
     found = np.sort(rows * num_leaves + leaves[items])

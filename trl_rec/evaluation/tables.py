@@ -32,7 +32,7 @@ MEANINGS = {
     "div_ratio": (1, "distinct recommended items / all recommendations"),
     "or_ratio": (-1, "share of the recommendations that go to the three most recommended items"),
     "mgu": (-1, "absolute difference between a group's share of recommendations and of histories, mean over groups"),
-    "dgu": (-1, "range over groups of a group's share of recommendations minus its share of histories"),
+    "dgu": (-1, "maximum minus minimum over groups of (share of recommendations - share of histories)"),
     "invalid": (-1, "number of recommendations that are not in the catalogue"),
     "duplicates": (-1, "number of recommendations that repeat an item of the same list"),
     "reward": (1, "weighted sum of the rewards of a list"),
@@ -57,11 +57,11 @@ def metrics_table(
     markdown: bool = False,
     caption: str | None = None,
 ) -> str:
-    """Makes a table of results. In each column, the best value is marked if the metric has a better direction.
+    """Makes a table of results. The best value of each column is marked, as defined in [`best_value`].
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, at least one.
-        columns (`Sequence[str]`, *optional*): Metrics to show. Defaults to a selection of each kind at the largest k.
+        columns (`Sequence[str]`, *optional*): Metrics to show. Defaults to those of [`default_columns`].
         intervals (`str`, *optional*, defaults to `"half_width"`): `"half_width"` shows half the width of an interval,
             "±0.0035"; `"range"` shows "[0.0754, 0.0824]"; `"none"` shows no interval.
         markdown (`bool`, *optional*, defaults to `False`): Whether to return Markdown with the best values in bold,
@@ -87,10 +87,12 @@ def metrics_table(
 
 
 def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
-    """Returns the metrics to show where none are named: a selection of each kind at the largest k."""
+    """Returns the metrics that are shown by default: `DEFAULT_NAMES` at the largest k and, where they apply, recall at
+    larger k, the reward, preferences and error counts."""
     known = {column for evaluation in results.values() for column in evaluation.metrics}
 
-    # Find the largest k of the metrics other than recall, which may also have larger ones. Rewards have no k.
+    # Find the largest k of the metrics other than recall. Recall may also have been computed at larger k. The reward
+    # has no k.
     cutoffs = [column.split("@") for column in known if "@" in column]
     recalls = {int(k) for stem, k in cutoffs if stem == "recall"}
     others = {int(k) for stem, k in cutoffs if stem != "recall"}
@@ -113,7 +115,8 @@ def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
 
 
 def best_value(results: Mapping[str, Evaluation], column: str) -> float | None:
-    """Returns the best value, or None if the metric has no better direction or all values are equal."""
+    """Returns the best value of a metric. Returns None if all values are equal, or if neither higher nor lower values
+    of the metric are better."""
     values = [evaluation.metrics[column] for evaluation in results.values() if column in evaluation.metrics]
     direction = direction_of(column)
     if direction == 0 or len(set(values)) < 2:
@@ -142,7 +145,7 @@ def _cell(evaluation: Evaluation, column: str, best: float | None, intervals: st
 
 
 def number_text(value: float) -> str:
-    """Returns a metric as text, with as many digits as are worth reading."""
+    """Returns a metric as text. Floats get 4 decimals, or 1 decimal if the absolute value is 10 or more."""
     if isinstance(value, int):
         return str(value)
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"

@@ -1,8 +1,9 @@
 """The catalogue: a table of the items that can be recommended, and the exact text that a model uses for each item.
 
 The code refers to an item by its index, which is its row in the catalogue. The surface of an item is its text. The
-path of an item consists of the token ids of its surface, as stored in the trie. Users may also have semantic IDs,
-which identify them in prompts but are not stored in the trie. This module loads neither models nor tokenizers.
+path of an item consists of the token ids of its surface, followed by a terminator if the surface is a title. The trie
+stores the paths. Users may also have semantic IDs, which identify them in prompts but are not stored in the trie. This
+module loads neither models nor tokenizers.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class ItemCatalog:
         return Twins.of_titles(self.items["title"]) if self.surface == "title" else None
 
     def index_of(self, item_ids: Sequence[str] | pa.Array) -> np.ndarray:
-        """Returns the indices of the ids, `(len(item_ids),)`. Raises ValueError if an id is not in the catalogue."""
+        """Returns the index of each item, `(len(item_ids),)`. Raises ValueError if an id is not in the catalogue."""
         wanted = pa.array(item_ids, pa.string())
         found = pc.index_in(wanted, self.items["item_id"].combine_chunks())
         if found.null_count:
@@ -150,7 +151,7 @@ class ItemCatalog:
     def with_surface(
         self, surface: str, semantic_ids: Ragged | None = None, user_ids: Ragged | None = None
     ) -> ItemCatalog:
-        """Returns the catalogue with another surface. Semantic IDs that are not given remain unchanged."""
+        """Returns the catalogue with another surface. `semantic_ids` and `user_ids` are only replaced if given."""
         semantic_ids = self.semantic_ids if semantic_ids is None else semantic_ids
         user_ids = self.user_ids if user_ids is None else user_ids
         return replace(self, surface=surface, semantic_ids=semantic_ids, user_ids=user_ids)
