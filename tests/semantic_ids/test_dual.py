@@ -91,7 +91,7 @@ def test_the_card_describes_the_training(made):
     assert sum(card["levels"][0]["counts"]) == 50
     text = describe_ids(card)
     assert (
-        "chosen item ranks above all of" in text
+        "this item ranks above all of" in text
         and f"(by chance: {training['u2i_chance']:.1%})" in text
         and "words-" in text
     )

@@ -29,7 +29,8 @@ class IdCodes:
     """The codes of a catalogue's items at each step from vectors to tokens.
 
     Args:
-        quantized (`torch.Tensor` of shape `(num_items, levels)`): The codes before any repair; "found" in the card.
+        quantized (`torch.Tensor` of shape `(num_items, levels)`): The codes before any repair. The card calls this
+            step `found`.
         repaired (`torch.Tensor` of shape `(num_items, levels)`): The codes after the repair of the last level.
         extra (`torch.Tensor` of shape `(num_items,)`): An additional code for each item whose codes are still not
             unique; -1 for all other items.
@@ -163,7 +164,7 @@ def _neighbours(
         shared = np.cumprod(codes == codes[item], 1).sum(1)  # (num_items,)
         order = np.lexsort((-popularity, -shared))
 
-        # 3. Take the closest items. One more is needed because the item itself shares all codes.
+        # 3. Take the closest items. The item itself is the first in this order and is skipped.
         closest = [int(other) for other in order[: NEIGHBOURS + 1] if other != item and shared[other]][:NEIGHBOURS]
         items = [{"shared": int(shared[other]), "title": catalog.titles[other]} for other in closest]
         entries.append({"title": catalog.titles[item], "id": "".join(semantic_ids[item]), "items": items})
@@ -235,8 +236,8 @@ def _training_summary(training: Mapping[str, Any]) -> list[str]:
         # Cards written by earlier versions do not contain the chance level.
         chance = training.get("u2i_chance", 1 / (training["u2i_others"] + 1))
         lines.append(
-            f"U2I accuracy: for {training['u2i_accuracy']:.1%} of {training['u2i_pairs']:,} held-out users, the "
-            f"chosen item ranks above all of {training['u2i_others']} other items drawn by popularity (by chance: "
+            f"U2I accuracy: for {training['u2i_accuracy']:.1%} of {training['u2i_pairs']:,} users with a held-out "
+            f"item, this item ranks above all of {training['u2i_others']} other items drawn by popularity (by chance: "
             f"{chance:.1%})"
         )
 

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 LENGTH = 50  # maximum number of items per window, which the encoder reads as one sequence
 BATCH = 128  # windows per batch
-NEGATIVES = 512  # negatives per batch, shared by all positions; smaller catalogues are scored completely
+NEGATIVES = 512  # negatives per batch, shared by all positions; catalogues of at most this size are not sampled
 HELD_OUT = 20  # every 20th window is held out for early stopping
 PATIENCE = 3  # number of epochs without improvement after which training stops
 
@@ -51,7 +51,8 @@ def collaborative_vectors(
         max_epochs (`int`, *optional*, defaults to `60`): Maximum number of epochs. Training stops earlier once the
             loss on held-out windows no longer falls. A window contains at most 50 items, and one window in 20 is held
             out.
-        seed (`int`, *optional*, defaults to `0`): Seed for the weights, the order of the windows and the negatives.
+        seed (`int`, *optional*, defaults to `0`): Seed for the initial weights, the dropout, the negatives and the
+            order of the windows.
         cache (`Path`, *optional*): Folder in which the vectors are cached.
 
     Returns:
@@ -120,7 +121,7 @@ class _Encoder(nn.Module):
         nn.init.normal_(self.places.weight, std=0.02)
 
     def forward(self, items: Tensor) -> Tensor:
-        """Predicts the next item at every position, `(B, T, D)`, from right-padded items `(B, T)`."""
+        """Returns a vector per position that predicts the next item, `(B, T, D)`, from right-padded items `(B, T)`."""
         size = items.shape[1]
         causal = nn.Transformer.generate_square_subsequent_mask(size)
         states = self.dropout(self.items(items) + self.places.weight[:size])
@@ -131,8 +132,8 @@ class _Encoder(nn.Module):
 def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
     """Cuts the training sequences into windows of at most `LENGTH` items.
 
-    Consecutive windows overlap by one item, so that every item except the first of a sequence has a predecessor in its
-    window. Windows with a single item are dropped.
+    Consecutive windows overlap by one item, so that every two adjacent items of a sequence are together in one window.
+    Windows with a single item are dropped.
 
     Returns:
         The windows, and a mask of the interactions that do not occur in an earlier row of the same user.
@@ -229,8 +230,8 @@ def _measure(encoder: _Encoder, rows: np.ndarray, windows: Ragged, is_new: Ragge
 def _next_item_loss(encoder: _Encoder, items: Tensor, mask: Tensor) -> Tensor:
     """Computes the sampled softmax loss over the next item and K uniformly drawn items.
 
-    Each of the K negatives is weighted by (num_items - 1) / K, so that their sum estimates the sum over all other
-    items. The loss is averaged over the positions that `mask` selects.
+    In the denominator, the term of each negative is multiplied by (num_items - 1) / K, so that the K terms estimate
+    the sum over all other items. The loss is averaged over the positions that `mask` selects.
 
     Args:
         encoder: The encoder.

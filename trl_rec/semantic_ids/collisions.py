@@ -2,7 +2,7 @@
 
 [`repair_last_level`] changes only the last level, so the leading codes keep their meaning. The items that share all
 codes except the last form a *cell*. Collisions remain only in cells with more items than the last level has codes;
-[`number_within_group`] numbers these items.
+[`number_within_group`] numbers the items that still collide.
 
 Legend: N items, C codes of the last level, D width, W waiting items (items that need another code).
 """
@@ -62,9 +62,9 @@ def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tens
 
 
 def number_within_group(codes: Tensor) -> Tensor:
-    """Within each group of items with equal codes, numbers the items by item index, starting from 0, `(N,)`.
+    """Returns the position of each item among the items with equal codes, `(N,)`; -1 for items with unique codes.
 
-    Items with unique codes get -1.
+    Positions start at 0 and follow the item indices.
     """
     group = group_of(codes)
     sizes = torch.bincount(group)
@@ -85,10 +85,10 @@ def group_of(codes: Tensor) -> Tensor:
 def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, num_codes: int) -> Tensor:
     """Returns the indices of the items that need another code, ascending.
 
-    Items with equal codes form a group. All items of a group need another code, except the item nearest to its
-    centroid. Items of a group with equal residuals, such as items without a vector, compete for the same `num_codes`
-    codes. Only the first `num_codes` of them are returned: the rest would find no free code, and they can make up most
-    of the catalogue.
+    Items with equal codes form a group. All items of a group need another code, except the item nearest to the
+    centroid. If items of a group also have equal residuals (such as items without a vector), only the first
+    `num_codes` of them are considered. Codes are assigned to such items in the order of their indices, so the rest,
+    which can make up most of the catalogue, would find no free code.
     """
     # 1. Sort by group, and by distance within a group. Every item except the first of its group needs another code.
     group = group_of(codes)
@@ -102,7 +102,7 @@ def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, num_codes
     # The clone is needed because the mask would otherwise be overwritten while it is read.
     identical[identical.clone()] = (residuals[order[1:][identical]] == residuals[order[:-1][identical]]).all(1)
 
-    # 3. Count the items directly before each item that have the same residual.
+    # 3. For each item, count the items directly before it that have the same residual.
     place = torch.arange(1, len(order))
     copies = place - torch.where(identical, 0, place).cummax(0).values
     return order[1:][follows & (copies < num_codes)].sort().values

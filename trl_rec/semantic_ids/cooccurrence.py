@@ -135,8 +135,11 @@ def _add_counts(
 
 
 def _symmetric(low: np.ndarray, high: np.ndarray, values: np.ndarray, size: int) -> SparseRows:
-    """Builds the symmetric matrix with these values at `(low, high)` and `(high, low)`. Pairs are sorted by `low`."""
-    # Because `high` comes first, the stable sort by row leaves the columns of each row in ascending order.
+    """Builds the symmetric matrix with these values at `(low, high)` and `(high, low)`.
+
+    The pairs must be sorted by `low`, then by `high`.
+    """
+    # The entries below the diagonal come first. A stable sort by row then leaves the columns of each row ascending.
     rows = np.concatenate([high, low])
     columns = np.concatenate([low, high])
     order = np.argsort(rows, kind="stable")

@@ -155,7 +155,9 @@ def dual_inputs(
     item_template: str | None,
     seed: int,
 ) -> DualInputs:
-    """Computes the inputs of the towers. Vectors are cached in the dataset folder, under `vectors`.
+    """Computes the inputs of the towers.
+
+    Vectors of texts and vectors with `behaviour="sequence"` are cached in the dataset folder, under `vectors`.
 
     Args:
         dataset (`RecDataset`): The dataset.

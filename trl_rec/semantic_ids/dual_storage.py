@@ -131,7 +131,7 @@ def save_item_tower(
         scaling (`Scaling`, *optional*): The scaling of the text vectors. None if the IDs are learned from behaviour
             alone.
         text_encoder (`str`): Name or path of the text encoder, as in [`load_text_encoder`].
-        hashes (`dict`): The `text_encoder_hash` and the `fingerprint` of the IDs.
+        hashes (`dict`): `text_encoder_hash`, and `fingerprint`, the hash of the IDs.
     """
     weights = tower.state_dict()
     if scaling is not None:
