@@ -3,13 +3,13 @@
     L = alpha U2I + gamma (RQ of users + RQ of items)
 
 In stage 1, (alpha, gamma) = (1, 0), the SC vectors (see `dual_model`) are aligned until the ranks of held-out items no
-longer improve. Then the codebooks are initialised by k-means over the encoded SC vectors. In stage 2, (alpha, 1) with
-alpha 0.1 by default, all weights are trained until the reconstruction of the inputs no longer improves.
+longer improve. Then the codebooks are initialised by k-means over the encoded SC vectors. In stage 2, gamma is 1,
+alpha is 0.1 by default, and all weights are trained until the reconstruction of the inputs no longer improves.
 
 Reconstruction: between the two stages, encoder and decoder learn to reconstruct the inputs without quantisation,
 because the outputs of an untrained encoder would be a meaningless initialisation for the codebooks.
 
-Legend: M held-out pairs, S width of SC.
+Legend: M held-out pairs that are evaluated, S width of SC.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 NUM_OTHERS = 60  # number of other items that a held-out item is ranked against
 MOST_HELD_OUT = 10_000  # maximum number of held-out pairs that are evaluated
-LEAST_GAIN = 0.001  # relative improvement that an epoch must exceed, or it counts as one without improvement
+LEAST_GAIN = 0.001  # an epoch counts as an improvement only if the score rises by more than this fraction
 CHUNK = 8192  # number of items or users that are computed at a time outside training
 
 
@@ -50,7 +50,7 @@ class HeldOut(NamedTuple):
         won (`float`): The share of the other items that rank below the held-out item, averaged over pairs; 0.5 by
             chance. With few pairs `won` fluctuates less than `accuracy`. Unlike a loss, it does not depend on how
             confident the towers are.
-        pairs (`int`): M, the number of held-out pairs.
+        pairs (`int`): M, the number of pairs that were evaluated.
     """
 
     accuracy: float
@@ -149,7 +149,7 @@ class DualTraining:
         interactions = torch.randint(int(ends[-1]), (len(users), NUM_OTHERS), generator=generator)
         items = torch.cat([own.unsqueeze(1), torch.searchsorted(ends, interactions, right=True)], 1)
 
-        # Computed row by row, because all users against all items would be a matrix of M x M * NUM_OTHERS.
+        # Computed row by row: a single call would compare each user with the items of all M rows.
         rows = [self.inputs.chose(user, row) for user, row in zip(users.split(1), items, strict=True)]
         is_chosen = torch.cat(rows)
         is_chosen[:, 0] = False
@@ -259,7 +259,10 @@ class DualTraining:
         return {"loss": loss}
 
     def _autoencoding(self, batch: Tensor) -> dict[str, Tensor]:
-        """Computes the loss between the stages. It trains encoder and decoder, but not the aligned SC vectors."""
+        """Computes the loss of the phase between stages 1 and 2.
+
+        It trains encoder and decoder. SC vectors that were aligned in stage 1 are not trained.
+        """
         loss = torch.zeros(())
         for tower, fused, inputs in self._distinct(batch):
             loss = loss + tower.autoencode(fused.detach() if self.align else fused, inputs).mean()
@@ -287,7 +290,7 @@ class DualTraining:
         return u2i_loss(user_vectors, item_vectors, self.inputs.chose(users, items))
 
     def _distinct(self, batch: Tensor) -> Iterator[tuple[Tower, Tensor, Tensor]]:
-        """Yields each tower with the SC vectors of the batch's distinct items or users and the inputs to reconstruct.
+        """Yields each tower, the SC vectors of the batch's distinct items or users, and the inputs to reconstruct.
 
         Because duplicates are removed, popular items do not dominate the loss.
         """

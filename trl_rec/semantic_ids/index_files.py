@@ -46,8 +46,8 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
         dataset (`RecDataset`): A dataset returned by `prepare` or `load`.
         path (`str` or `Path`): The index file. It must contain all items of the dataset, and may contain others. Its
             tokens may be arbitrary strings. No ID may be a prefix of another ID.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace other IDs in the folder. If False, such
-            IDs raise a ValueError.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that the folder already contains.
+            If False, they raise a ValueError, unless they come from an import of the same tokens.
 
     Returns:
         [`RecDataset`]: The dataset with the IDs in its catalogue. Users have no IDs.

@@ -13,7 +13,7 @@ from torch import Tensor
 from trl_rec.semantic_ids.cooccurrence import SparseRows, associations
 
 
-OVERSAMPLING = 16  # number of additional columns, which improve the accuracy of the requested columns
+OVERSAMPLING = 16  # number of additional columns of the basis, which make the requested singular vectors more accurate
 POWER_STEPS = 6  # number of power iterations
 # Singular values below this fraction of the largest value are rounding errors, which differ between machines.
 NEGLIGIBLE = 1e-5

@@ -19,14 +19,15 @@ ROUNDING = 1e-5  # squared distances below this fraction of a vector's squared n
 def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Clusters vectors with Lloyd's algorithm, initialised by k-means++ (on a sample if there are many vectors).
 
-    A centroid to which no vector is assigned any more is initialised again. A centroid remains empty only if there are
-    fewer distinct vectors than centroids.
+    At each iteration, a centroid to which no vector is assigned is drawn again. A centroid can be empty in the result
+    only if there are fewer distinct vectors (in the sample) than centroids, or if `iterations` is too small for
+    convergence.
 
     Args:
         vectors (`torch.Tensor` of shape `(N, D)`): The vectors, float32.
         codes (`int`): C, the number of centroids.
         iterations (`int`, *optional*, defaults to `25`): Maximum number of iterations. The algorithm stops earlier
-            once no assignment changes; then every centroid is the mean of its vectors.
+            once no assignment changes; then every centroid in use is the mean of its vectors.
         generator (`torch.Generator`): Generator for drawing the initial centroids.
 
     Returns:
@@ -79,8 +80,8 @@ def _means(vectors: Tensor, nearest: Tensor, counts: Tensor) -> Tensor:
 def _seed_centroids(vectors: Tensor, centroids: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draws `count` of the vectors with k-means++.
 
-    Each draw has probabilities proportional to the squared distance between a vector and its nearest centroid. The
-    centroids are the given `centroids` and the vectors drawn so far.
+    The probability of drawing a vector is proportional to its squared distance to the nearest centroid. Both
+    `centroids` and the vectors drawn so far count as centroids.
     """
     lengths = vectors.square().sum(1)
 

@@ -38,7 +38,9 @@ def make_semantic_ids(
     seed: int = 0,
     overwrite: bool = False,
 ) -> RecDataset:
-    """Makes semantic IDs for the items from the training split, and writes them into the dataset folder.
+    """Makes semantic IDs for all items of the catalogue and writes them into the dataset folder.
+
+    The IDs are computed from the training split. Items that do not occur in it get IDs too.
 
     If the folder already contains IDs made with the same settings, they are reused.
 

@@ -4,7 +4,7 @@ Each level quantises the residual of the previous level: a latent vector minus t
 
 This module does not use `vector-quantize-pytorch`, for three reasons. The codebooks are initialised by this package's
 k-means over all vectors, not over the first batch. They are trained by gradients, as in Align3GR, not by moving
-averages. Resolving collisions requires the residuals of the last level.
+averages. This module also returns the input of the last level, which is needed to resolve collisions.
 
 Legend: N vectors, L levels, C codes per level, D width of a latent vector.
 """

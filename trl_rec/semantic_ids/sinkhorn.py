@@ -29,8 +29,8 @@ CHUNK = 1 << 22  # maximum number of entries of the assignments that are held in
 def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor, *, rounds: int = ROUNDS) -> Tensor:
     """Changes the last codes of colliding items, which usually reduces the number of collisions.
 
-    An item without collisions keeps its code, unless an earlier round gives its code to another item. Groups with more
-    items than codes are left unchanged.
+    An item without collisions keeps its code. If a round gives the same codes to another item, however, the two items
+    collide, and the next round may change both. Groups with more items than codes are left unchanged.
 
     Args:
         codes (`torch.Tensor` of shape `(num_items, levels)`): The codes before the repair.
@@ -65,8 +65,8 @@ def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = I
         iterations (`int`, *optional*, defaults to `50`): Number of iterations.
 
     Returns:
-        `torch.Tensor` of shape `(G, num_items, num_codes)`, float64: The shares. The shares of an item sum to 1, and
-        the shares of a code have about the same sum for all codes of a group.
+        `torch.Tensor` of shape `(G, num_items, num_codes)`, float64: The shares. They sum to 1 over the codes, and
+        to about `num_items / num_codes` over the items of a group.
     """
     low = distances.amin((1, 2), keepdim=True)
     high = distances.amax((1, 2), keepdim=True)

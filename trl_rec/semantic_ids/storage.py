@@ -5,9 +5,10 @@
 - `catalog/semantic_ids.json`: the card;
 - `vectors/`: cached vectors, which are slow to compute (see [`cached_tensor`]).
 
-Each file is replaced atomically and the card is written last, so a card always describes the IDs beside it. While the
-files are being replaced, `semantic_ids.unfinished` contains the settings of the new IDs. If the process is killed in
-the meantime, a call with the same settings makes the IDs again. Only one process at a time can make IDs in a folder.
+Each file is replaced atomically. The old card is deleted first and the new card is written last, so a card always
+describes the IDs beside it. While the files are being replaced, `semantic_ids.unfinished` contains the settings of the
+new IDs. If the process is killed in the meantime, a call with the same settings makes the IDs again. Only one process
+at a time can make IDs in a folder.
 """
 
 from __future__ import annotations

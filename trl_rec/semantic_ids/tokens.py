@@ -67,7 +67,7 @@ def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str
 
 
 def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
-    """Raises ValueError if `levels`, `codes` or `collisions` is invalid, or if there are fewer IDs than items."""
+    """Raises ValueError if `levels`, `codes` or `collisions` is invalid, or if the codes give fewer IDs than items."""
     hint = f"the catalogue has {num_items} items"
     Range(1, MOST_LEVELS, whole=True, hint=hint).check("levels", settings["levels"])
     Range(2, num_items, whole=True, hint=hint).check("codes", settings["codes"])
