@@ -143,7 +143,9 @@ PROGRAM = [sys.executable, "-m", "trl_rec.cli", *TRAIN]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)], ids=["one process", "two processes"]
+    ("number", "processes"),
+    [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 2, marks=pytest.mark.long)],
+    ids=["one process", "two processes"],
 )
 def test_a_training_run_that_is_stopped_resumes_to_equal_weights(number: int, processes: int, tmp_path: Path) -> None:
     data = tmp_path / "data"
@@ -217,7 +219,7 @@ def test_two_processes_that_fail_end_in_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_process_that_is_killed_ends_in_a_sentence(processes: int, tmp_path: Path) -> None:
     prepare("toy", tmp_path / "data", toy_users=60, toy_items=50)
     words = ["--num_processes", str(processes), "--dataset", "data", "--save_steps", "10"]

@@ -195,6 +195,7 @@ def test_models_are_freed_before_the_next_stage(folder: Path, tmp_path: Path, mo
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_five_times_it_ends_with_the_same_weights(finished: Any, folder: Path, tmp_path: Path) -> None:
     """Each run is killed once it has written a few more files of any kind: beams, checkpoints, models, reports."""
     whole, _ = finished
@@ -219,7 +220,7 @@ def written(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", pytest.param("zero2", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) for name in ("ddp", "zero2")])
 def test_two_processes_equal_one(name: str, finished: Any, folder: Path, tmp_path: Path) -> None:
     whole, _ = finished
     run_in_two(name, partial(run_as_one_of_two, folder), tmp_path / "out")

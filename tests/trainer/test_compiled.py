@@ -119,7 +119,7 @@ def both(case: str, backend: str, folders: dict[str, Path], output: Path) -> tup
     return compiled, plain
 
 
-LONG = {"bear-tasks", "blade-adapter", "softmax_dpo-precomputed", "softmax_dpo-two-adapters"}
+LONG = {"bear-tasks", "blade-adapter", "softmax_dpo", "softmax_dpo-precomputed", "softmax_dpo-two-adapters"}
 
 
 @pytest.mark.slow

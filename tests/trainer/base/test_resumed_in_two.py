@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["ddp", pytest.param("zero2", marks=pytest.mark.long), "zero3"])
+@pytest.mark.parametrize("name", ["ddp", *(pytest.param(name, marks=pytest.mark.long) for name in ("zero2", "zero3"))])
 def test_a_run_in_two_processes_is_resumed_and_another_one_refused(name: str, folder: Path, tmp_path: Path) -> None:
     whole, _ = trained(name, partial(run, folder, {**SAVING, "max_steps": 6}), tmp_path / "whole")
     trained(name, partial(run, folder, {**SAVING, "max_steps": 4}), tmp_path / "cut")

@@ -30,7 +30,7 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return trained("alone", partial(run, folder, options(4)), tmp_path_factory.mktemp("runs") / "alone")
 
 
-@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("name", ["ddp", pytest.param("zero2", marks=pytest.mark.long), "zero3"])
 def test_two_processes_equal_one(name: str, folder: Path, alone: Trained, tmp_path: Path) -> None:
     assert_same(trained(name, partial(run, folder, options(2)), tmp_path / name), alone, FIGURES)
 

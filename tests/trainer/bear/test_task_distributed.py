@@ -15,7 +15,7 @@ BY_LENGTH = {"train_sampling_strategy": "batch_rebalance", "gradient_accumulatio
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("ddp", {}), ("ddp", BY_LENGTH), pytest.param("zero3", {}, marks=pytest.mark.long)],
+    [("ddp", {}), *(pytest.param(*case, marks=pytest.mark.long) for case in (("ddp", BY_LENGTH), ("zero3", {})))],
     ids=["ddp", "by length", "zero3"],
 )
 def test_two_processes_equal_one(name: str, options: dict[str, object], tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ def references(output: Path) -> list[list]:
     [
         (["ddp", "zero2", "zero3"], {}),
         (["ddp"], {"num_iterations": 2, "learning_rate": 0.5, "max_steps": 8}),
-        (["ddp", "zero2", "zero3"], {"peft_config": ADAPTER, "learning_rate": 1.0}),
+        pytest.param(
+            ["ddp", "zero2", "zero3"], {"peft_config": ADAPTER, "learning_rate": 1.0}, marks=pytest.mark.long
+        ),
     ],
     ids=["full", "two iterations", "adapter"],
 )

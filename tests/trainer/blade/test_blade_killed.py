@@ -38,7 +38,7 @@ def train(folder: Path, num_iterations: int, num_steps: int, output: Path) -> No
     torch.save([logged(trainer, name) for name in ("reward", "kl", "blade/ratio", "grad_norm")], output / "told.pt")
 
 
-@pytest.mark.parametrize("num_iterations", [1, 2])
+@pytest.mark.parametrize("num_iterations", [1, pytest.param(2, marks=pytest.mark.long)])
 @KILLS
 def test_killed_and_resumed_is_bit_equal_to_uninterrupted(num_kills: int, tmp_path: Path, num_iterations: int) -> None:
     make_folder(tmp_path)

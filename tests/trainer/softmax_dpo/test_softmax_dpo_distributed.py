@@ -33,7 +33,7 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.mark.parametrize("precompute", [False, True])
-@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("name", ["ddp", pytest.param("zero2", marks=pytest.mark.long), "zero3"])
 def test_two_processes_equal_one(name: str, precompute: bool, folder: Path, alone: Trained, tmp_path: Path) -> None:
     """Batches of 5 do not divide the 24 rows whose reference is precomputed by two processes."""
     halved = options(2, precompute_ref_log_probs=precompute, precompute_ref_batch_size=5)

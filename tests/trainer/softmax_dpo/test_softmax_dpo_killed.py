@@ -38,7 +38,7 @@ def train(folder: Path, precompute: bool, num_steps: int, output: Path) -> None:
     torch.save(losses(trainer), output / "losses.pt")
 
 
-@pytest.mark.parametrize("precompute", [False, True])
+@pytest.mark.parametrize("precompute", [False, pytest.param(True, marks=pytest.mark.long)])
 @KILLS
 def test_killed_and_resumed_is_bit_equal_to_uninterrupted(num_kills: int, tmp_path: Path, precompute: bool) -> None:
     make_folder(tmp_path)
