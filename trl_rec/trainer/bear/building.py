@@ -44,9 +44,9 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
 
 
 def build_training_rows(dataset: RecDataset, tokenizer: PreTrainedTokenizerBase, config: BearConfig) -> Dataset:
-    """Returns the training data of a [`BearTrainer`]: the rows of `config.tasks`, or `dataset.train` if that is None.
+    """Returns the training data of a [`BearTrainer`]: the rows of `config.tasks`, or `dataset.train` without tasks.
 
-    Besides the training split, the rows of tasks use the users and the catalogue of the dataset.
+    Rows of tasks are built from `dataset.train`, the columns of `dataset.users`, and the catalogue.
 
     Args:
         dataset: The dataset. Its catalogue determines the surface to train on.

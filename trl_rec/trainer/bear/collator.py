@@ -42,7 +42,8 @@ class NextItemCollator:
         padding_side (`str`, *optional*, defaults to `"left"`): `"left"` or `"right"`.
         pad_to_multiple_of (`int`, *optional*): Pads the length to a multiple of this number.
         age_decay (`float`, *optional*, defaults to `1.0`): Factor by which the weight of a target is multiplied for
-            each newer target in its row. If it is not 1, the rows need `trie_nodes`, even if there is no trie.
+            each newer target in its row. The weights are computed from the column `trie_nodes`, even if `trie` is
+            None. Rows without this column, such as list rows, get no weights.
     """
 
     pad_token_id: int
@@ -55,10 +56,11 @@ class NextItemCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns a batch with `input_ids`, `attention_mask`, `position_ids`, `labels` and, given a trie,
-        `trie_nodes`, `(B, T)` each. Batches of list rows also contain the other entries of [`list_choices`].
+        `trie_nodes`, `(B, T)` each. Given a trie, batches of list rows also contain the other entries of
+        [`list_choices`].
 
-        If the weights of targets decay, `target_weights`, `(B, T)`, contains the weight of each label, or 0 where
-        there is no label.
+        If `age_decay` is not 1 and the rows have `trie_nodes`, the batch also contains `target_weights`, `(B, T)`: the
+        weight of each label, or 0 where there is no label.
         """
         tokens = Ragged.from_lists([row["input_ids"] for row in rows])
         mask = self._pad(Ragged(tokens.values * 0 + 1, tokens.offsets), 0)

@@ -43,9 +43,10 @@ class BearConfig(PriorConfig, SFTConfig):
             the epoch and the row, so a resumed run draws the same. Evaluation compares with all items. Requires the
             surface `item_token`, `bear_weight=0` and `softmax="legal"`; cannot be combined with `list_length`, `tasks`
             or `target_smoothing`. The metric `bear/sampled_ce` then replaces `bear/ce` in training.
-        sampled_from (`str`, *optional*, defaults to `"uniform"`): How items are sampled: `"uniform"`, or by
-            `"popularity"`, that is, in proportion to the number of times that an item is a training target, plus 1.
-            The loss is corrected for either choice. Requires `sampled_items`.
+        sampled_from (`str`, *optional*, defaults to `"uniform"`): Distribution that items are sampled from. With
+            `"uniform"`, all items are equally likely. With `"popularity"`, the probability of an item is proportional
+            to 1 plus the number of times that the item is a training target. The loss is corrected for either choice.
+            Requires `sampled_items`.
         softmax (`str`, *optional*, defaults to `"legal"`): Whether the softmax is over the `"legal"` tokens or over
             the `"vocabulary"`. Decoding uses the same softmax.
         targets (`str`, *optional*, defaults to `"last"`): With `"last"`, there is one row per target, or one row per
@@ -59,10 +60,11 @@ class BearConfig(PriorConfig, SFTConfig):
             By default, a list starts where the previous one ends. Requires `list_length`.
         max_history (`int`, *optional*): Maximum number of items before a target. Requires `targets="last"` without
             `list_length`.
-        tasks (`dict[str, float]`, *optional*): Tasks to learn, for [`build_training_rows`]. The values are numbers of
-            rows, as multiples of the number of next-item rows. The tasks are `next_item` (1.0 uses all of its rows),
-            `item_to_id`, `id_to_item`, `history_to_title`, `titles_to_id`, `profile_to_user`, `user_to_profile`,
-            `query_to_item` and `history_to_preference`. By default, only the next-item task is learned.
+        tasks (`dict[str, float]`, *optional*): Tasks whose rows [`build_training_rows`] builds. Maps each task to its
+            number of rows, divided by the number of next-item rows: `next_item: 1.0` uses each next-item row once. The
+            tasks are `next_item`, `item_to_id`, `id_to_item`, `history_to_title`, `titles_to_id`, `profile_to_user`,
+            `user_to_profile`, `query_to_item` and `history_to_preference`. By default, only the next-item task is
+            learned.
         task_cap (`int`, *optional*): Maximum number of rows of each task except `next_item`.
         task_history (`int`, *optional*, defaults to `20`): Maximum number of items in a prompt of each task except
             `next_item`.

@@ -22,7 +22,7 @@ from trl_rec.items.twins import Twins
 from trl_rec.ragged import Ragged
 
 
-CHECKED_TOGETHER = 10_000  # rows, so that memory stays bounded
+CHECKED_TOGETHER = 10_000  # number of rows that are checked at once, to limit memory
 
 
 def list_choices(

@@ -30,15 +30,15 @@ SampledFrom = Literal["uniform", "popularity"]
 
 
 class ItemSampler:
-    """Draws items from q, and knows q.
+    """Draws items from q, and computes the logarithm of q.
 
-    With `"uniform"`, q is the same for all items. With `"popularity"`, it is proportional to the number of times that
-    an item is a training target, plus 1. So no item has the probability 0. If one had, the corrected sum would not be
-    the full sum on average.
+    With `"uniform"`, all items are equally likely. With `"popularity"`, the probability of an item is proportional to
+    1 plus the number of times that the item is a training target. The 1 is added because an item with probability 0
+    would never be a negative, and the corrected sum over negatives would be too small on average.
 
     Args:
         item_tokens (`np.ndarray` of shape `(num_items,)`): Token of each item.
-        target_tokens (`np.ndarray` of shape `(num_targets,)`): The targets of all training rows.
+        target_tokens (`np.ndarray` of shape `(num_targets,)`): The target tokens of all training rows.
         num_negatives (`int`): K.
         sampled_from (`str`): `"uniform"` or `"popularity"`.
     """
@@ -54,7 +54,7 @@ class ItemSampler:
         self.num_negatives = num_negatives
 
     def log_q(self, vocabulary_size: int) -> Tensor:
-        """Returns the logarithm of q for each token, `(V,)`. Tokens that are not items have -inf."""
+        """Returns the logarithm of q for each token id, `(vocabulary_size,)`. It is -inf if the token is no item."""
         counts = torch.from_numpy(np.bincount(self.pool, minlength=vocabulary_size))
         return (counts.double() / len(self.pool)).log().float()
 
@@ -71,7 +71,10 @@ class ItemSampler:
         return drawn
 
     def _missing(self, draws: np.ndarray, targets: np.ndarray) -> int:
-        """Returns how many negatives are missing for the target that was drawn most often. It has the fewest."""
+        """Returns the number of negatives that the target with the fewest negatives still needs.
+
+        The more often a target was drawn, the fewer of the draws are negatives for it.
+        """
         hits = draws[np.isin(draws, targets)]
         most = int(np.unique(hits, return_counts=True)[1].max(initial=0))
         return self.num_negatives - (len(draws) - most)
@@ -81,7 +84,7 @@ class ItemSampler:
 class SamplingCollator(EpochCounter, NextItemCollator):
     """A [`NextItemCollator`] that adds the stream of draws of each training row.
 
-    Rows without a number in the column `row`, such as evaluation rows, get none.
+    Rows without the column `row`, such as evaluation rows, get no draws.
 
     Args:
         sampler (`ItemSampler`): Draws the negatives.
@@ -108,7 +111,7 @@ class SamplingCollator(EpochCounter, NextItemCollator):
 
 
 def numbered(rows: Dataset) -> Dataset:
-    """Adds a column `row` with the number of each row, which is part of the seed of its draws."""
+    """Adds a column `row` with the index of each row. The seed of the row's draws contains this index."""
     rows = rows.remove_columns([name for name in ("row",) if name in rows.column_names])
     return rows.add_column("row", np.arange(len(rows)))
 
@@ -127,10 +130,10 @@ def counted_negatives(streams: Tensor, columns: SampledColumns, num_negatives: i
 
 
 def log_probabilities(log_q: Tensor, columns: SampledColumns) -> Tensor:
-    """Returns the logarithm of the probability of each draw, `(N, L)`, among all items but the position's target.
+    """Returns the log-probability of each draw, `(N, L)`, given that the draw differs from the position's target.
 
     Args:
-        log_q: `(V,)`, from [`ItemSampler.log_q`].
+        log_q: The result of [`ItemSampler.log_q`].
         columns: The row and the target of each position, and the draws of each row.
     """
     remaining = torch.log1p(-log_q[columns.targets].exp())  # (N,)

@@ -59,8 +59,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         train_dataset (`Dataset`): One of the following: `RecDataset.train`; rows with `input_ids` and `labels` (with
             `softmax="legal"` or a `target_age_decay` below 1, the labels must be items of the catalogue); list rows
             from [`build_list_rows`]; rows of several tasks from [`build_training_rows`].
-        eval_dataset (`Dataset`, *optional*): Rows as in `train_dataset`, or `RecDataset.validation`. With the latter,
-            the catalogue is also ranked for its users.
+        eval_dataset (`Dataset`, *optional*): Rows as in `train_dataset`, or `RecDataset.validation`. For a split,
+            evaluation also ranks the catalogue for the users of the split.
         processing_class (`PreTrainedTokenizerBase`, *optional*): Tokenizer that contains the tokens of the catalogue.
             By default, the tokenizer of the model.
         catalog (`ItemCatalog`): The catalogue, with the surface to train on.
@@ -92,8 +92,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
 
     args: BearConfig
     catalog: ItemCatalog
-    _sampler: ItemSampler  # with sampled_items
-    _log_q: Tensor  # (V,), with sampled_items
+    _sampler: ItemSampler  # set only with sampled_items
+    _log_q: Tensor  # (largest token id of an item + 1,), set only with sampled_items
 
     def __init__(
         self,
@@ -156,7 +156,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def _make_sampler(
         self, tokenizer: PreTrainedTokenizerBase, num_negatives: int, sampled_from: SampledFrom
     ) -> ItemSampler:
-        """Returns the sampler of negatives, and lets the embeddings' gradients be collected (see [`collect_rows`])."""
+        """Returns the sampler of negatives, and sets `_log_q`. Where sparse gradients are supported, also prepares the
+        embeddings for them (see [`collect_rows`])."""
         labels = split_rows(self.train_dataset, "labels").values
         tokens = self.catalog.paths(tokenizer).values
         sampler = ItemSampler(tokens, labels[labels != IGNORED], num_negatives, sampled_from)
@@ -178,9 +179,10 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         formatting_func: None,
         dataset_name: str,
     ) -> Dataset:
-        """Converts splits to rows, and checks rows. With the legal softmax, each label gets its trie node.
+        """Converts splits to rows, and checks rows.
 
-        Labels also get their nodes if the weights of targets decay, because the nodes tell where an item begins.
+        With the legal softmax, adds the trie node of each label. Also adds the nodes if `target_age_decay` is not 1,
+        because they show where each item begins. List rows get no nodes here, because the collator computes them.
         """
         if is_split(dataset):
             dataset = self._rows(dataset, args) if dataset_name == "train" else self._evaluation_rows(dataset, args)
@@ -234,8 +236,8 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
-        """Same as `Trainer.get_batch_samples`, except that the count is the sum of the targets' weights if the
-        weights decay."""
+        """Same as `Trainer.get_batch_samples`, except that the count is the sum of the weights of the target tokens
+        if `target_age_decay` is not 1."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if count is None or "target_weights" not in batches[0]:
             return batches, count
@@ -262,7 +264,7 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         # 1. Compute logits at the N positions that have a target. A position predicts the token after it. Item tokens
         # under a legal softmax need the logits of the trie's U tokens only; texts need those of the vocabulary.
         tokens = self.trie.tokens if choices and tasks is None else None
-        columns = None  # of sampled items, which only training uses
+        columns = None  # set only in training with sampled items
         learned = torch.zeros_like(labels, dtype=torch.bool)
         learned[:, :-1] = labels[:, 1:] != IGNORED
         targets = labels[:, 1:][learned[:, :-1]]  # (N,)

@@ -3,6 +3,8 @@
 The rows are divided into parts, and each part is processed by one process (see `parts.py`). The random
 numbers of a row depend only on the seed and the row index, so the lists do not depend on parts, batches or processes.
 The lists are stored without rewards, so that runs with other rewards can reuse them.
+
+Legend: B rows, M reference lists per row, K items per list.
 """
 
 from __future__ import annotations
@@ -49,13 +51,13 @@ def draw_reference_lists(
     Args:
         store: The store to write to.
         rows: The training rows.
-        draw: Samples lists for a batch and returns items, `(B, M, K)`.
+        draw: Samples the lists of a batch and returns their items, `(B, M, K)`.
         collate: Collates rows into a batch.
         accelerator: The accelerator of the trainer.
         batch_size: Number of rows per batch. A batch never spans several parts.
     """
-    # 1. Find the missing parts. Wait until all processes have done this, because a part that is written earlier would
-    # no longer be missing for the others, and they would divide the parts differently.
+    # 1. Find the missing parts. Wait until all processes have done this before any process writes a part. Otherwise
+    # the processes would find different parts missing, and would not divide them consistently.
     missing = store.missing()
     accelerator.wait_for_everyone()
     mine = missing[accelerator.process_index :: accelerator.num_processes]

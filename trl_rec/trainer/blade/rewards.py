@@ -27,7 +27,7 @@ class BatchRewards:
     Args:
         catalog (`ItemCatalog`): The items. Rewards that use groups of items need a catalogue with groups.
         weights (`Mapping[str, float]`): The weight of each reward, by name.
-        functions (`Mapping[str, ListReward]`): Rewards of the caller's own, by name.
+        functions (`Mapping[str, ListReward]`): Additional reward functions, by name.
     """
 
     catalog: ItemCatalog
@@ -38,7 +38,8 @@ class BatchRewards:
         self.group_shares = None if self.catalog.group_column is None else self.catalog.group_shares()[1]
 
     def score(self, items: Tensor, inputs: dict[str, Tensor]) -> ListRewards:
-        """Returns the rewards of the lists of a batch, `(B, any number, K)`. Errors name the rows of the batch."""
+        """Returns the rewards of lists with the given items, `(B, number of lists per prompt, K)`. The message of a
+        ValueError lists the training rows of the batch."""
         try:
             return self._score(items, inputs)
         except ValueError as error:
@@ -56,7 +57,8 @@ class BatchRewards:
 
     def check(self, inputs: dict[str, Tensor], list_length: int) -> None:
         """Scores some lists, so that a wrong reward function raises its error before any list is sampled."""
-        # The axes usually have different sizes (2, K + 1 and K), so that a reward that mixes up its axes fails.
+        # The trainer passes at most two rows, so the shape is usually (2, K + 1, K). The sizes differ on purpose: a
+        # reward function that mixes up the axes then fails.
         lists = torch.arange(list_length).expand(len(inputs["row"]), list_length + 1, -1)
         self._score(lists, inputs)
 
