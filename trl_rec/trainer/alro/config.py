@@ -25,20 +25,20 @@ class AlroConfig(RecConfig, SFTConfig):
     With `lambda_weight=0` and `permutation_weight=0`, training is supervised fine-tuning on the order of the
     candidates. Each list is presented in one random order if `permutation_weight` is 0, and in two otherwise.
 
+    Greek letters are those of secondary summaries of the paper, because its full text was not available.
+
     Args:
-        lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss, alpha in the
-            summaries of the paper. This loss is small, because it is averaged over pairs. Weights of 10 to 100 have a
-            noticeable effect.
+        lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss (alpha). This loss
+            is small, because it is averaged over pairs. Weights of 10 to 100 have a noticeable effect.
         lambda_warmup (`float`, *optional*, defaults to `0.1`): Fraction of the training steps over which
             `lambda_weight` is increased linearly from 0.
-        permutation_weight (`float`, *optional*, defaults to `1.0`): Weight of the permutation-sensitive loss, beta in
-            the summaries of the paper.
+        permutation_weight (`float`, *optional*, defaults to `1.0`): Weight of the permutation-sensitive loss (beta).
         score (`str`, *optional*, defaults to `"logprob"`): Whether the soft lambda loss computes expected positions
             from log-probabilities (`"logprob"`) or from probabilities (`"prob"`).
         sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the softmax over positions in the soft lambda
-            loss, gamma in the summaries. Use 8 to 10 with `score="prob"`.
+            loss (gamma). Use 8 to 10 with `score="prob"`.
         pair_sharpness (`float`, *optional*, defaults to `1.0`): Sharpness of the pairwise comparison of expected
-            positions in the soft lambda loss, sigma in the summaries.
+            positions in the soft lambda loss (sigma).
         delta (`str`, *optional*, defaults to `"target"`): Whether the soft lambda loss weights a pair by its distance
             in the `"target"` order or in the order predicted by the `"model"`.
         distance (`str`, *optional*, defaults to `"jsd"`): Distance in the permutation-sensitive loss: `"jsd"`
@@ -50,15 +50,15 @@ class AlroConfig(RecConfig, SFTConfig):
         stride (`int`, *optional*): Number of candidates between the starts of consecutive training lists of a user.
             By default `num_candidates`, so that the lists do not overlap.
         max_history (`int`, *optional*, defaults to `20`): Maximum number of rated items in a history.
-        letters (`bool`, *optional*): Whether candidates are named by letters. By default, letters are used unless
-            every item is a single token. In that case, this token names the candidate.
-        prompt_candidates (`str`, *optional*): Text between the history and the candidates. Note that `prompt_item`
-            must contain `{rating}` after `{surface}`.
+        letters (`bool`, *optional*): Whether candidates are named by letters. By default, candidates are named by
+            their own tokens if every item is a single token, and by letters otherwise.
+        prompt_candidates (`str`, *optional*): Text between the history and the candidates. (The inherited field
+            `prompt_item` must contain `{rating}` after `{surface}` here.)
         log_gradient_norms (`bool`, *optional*, defaults to `False`): Whether to log the gradient norm of each part of
             the loss. This costs up to three extra backward passes at each logging step.
         eval_num_orders (`int`, *optional*, defaults to `2`): Number of orders in which each list is presented in an
-            evaluation. Metrics are averaged over the orders. With two or more orders, their agreement is also
-            measured.
+            evaluation. Metrics are averaged over the orders. With two or more orders, evaluation also measures how
+            much the model's rankings agree across orders, and its position bias.
         eval_single_pass (`bool`, *optional*, defaults to `False`): Whether to rank candidates by the logits of a
             single forward pass instead of decoding an answer.
         eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Values of k for metrics at k.

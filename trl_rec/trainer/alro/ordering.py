@@ -1,4 +1,4 @@
-"""A trainer mixin for models that order rated candidates. It evaluates these orders during training."""
+"""Mixin for trainers of models that rank rated candidates. It computes ranking metrics at each evaluation."""
 
 from __future__ import annotations
 

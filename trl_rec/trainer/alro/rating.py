@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RatingStageConfig:
-    """Options of the rating stage in a recipe. Its other options, listed in `SHARED`, are copied from [`AlroConfig`].
+    """Recipe options of the rating stage. The stage also copies the fields listed in `SHARED` from [`AlroConfig`].
 
     Args:
         rating_epochs (`float`, *optional*, defaults to `0.0`): Number of epochs of the rating stage. 0 skips the
@@ -137,7 +137,8 @@ def learn_ratings(
             "--accelerate_config cpu or ddp"
         )
 
-    # 2. If the stage is already finished, load its model. An error is raised if its settings or data were different.
+    # 2. When resuming a stage that is already finished, load its model. Raise an error if the stage was run with other
+    # settings or data.
     if resume and on_main_process(lambda: is_finished(trainer)):
         logger.info("the rating stage in %s is already finished; loading its model", folder)
         return load_model(folder)
@@ -155,8 +156,8 @@ def learn_ratings(
 
 
 def is_finished(trainer: BearTrainer) -> bool:
-    """Returns whether the output folder contains a finished rating stage. Raises ValueError if that stage had other
-    settings or its model is damaged."""
+    """Returns whether the output folder contains a finished rating stage. Raises ValueError if that stage was run with
+    other settings or data, or if its model is damaged."""
     folder = Path(str(trainer.args.output_dir))
     mark = read_mark(folder)
     if mark is None:

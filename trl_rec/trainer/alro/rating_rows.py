@@ -1,4 +1,4 @@
-"""Builds the rows of the rating stage: rated histories in which every rating is a label.
+"""Builds the training rows of the rating stage: rated histories with their ratings as labels.
 
 A pretrained language model already knows about films and star ratings. A small model from scratch has to learn about
 them first, and lists of candidates contain little information about either. The rows also work with a plain
@@ -29,7 +29,7 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 except at ratings) and `user`.
     """
-    # 1. Collect the items and ratings of each user in time order, and compute how many of them fit in a row.
+    # 1. Collect the items and ratings of each user in time order, and compute how many rated items fit in a row.
     check_is_train(split, "models")
     items = join(split_rows(split, "history"), split_rows(split, "targets"))
     ratings = join(split_rows(split, "history_ratings"), split_rows(split, "target_ratings"))

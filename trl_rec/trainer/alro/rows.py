@@ -37,7 +37,7 @@ def build_rated_rows(
         num_candidates (*optional*, defaults to `10`): Maximum number of candidates per list, from 2 to 26. The last
             lists of a user may have fewer.
         stride (*optional*, defaults to `num_candidates`): Number of candidates between the starts of consecutive
-            lists of a row.
+            lists from the same row of the split.
         max_history (*optional*): Maximum number of items per history. The newest items are kept. By default,
             histories are not truncated.
 
@@ -56,15 +56,15 @@ def build_rated_rows(
 
 def held_out_rows(split: Dataset, *, num_candidates: int = 10, max_history: int | None = None) -> Dataset:
     """Builds at most one list per row of a validation or test split. The candidates are the first `num_candidates`
-    targets of the row that the user had not rated before. The columns are those of [`build_rated_rows`], but `row` is
-    the index in the split of the row that the list comes from.
+    targets of the row that the user had not rated before. The columns are those of [`build_rated_rows`], but `row`
+    contains the index of the source row in the split.
     """
     return _rows(split, num_candidates, None, max_history)
 
 
 def rating_values(split: Dataset) -> list[float]:
-    """Returns the distinct ratings of a split or of rated rows in ascending order. Raises ValueError if there are
-    none."""
+    """Returns the distinct ratings of a split or of rated rows in ascending order. Raises ValueError if there are no
+    ratings or more than `MOST_VALUES` distinct ones."""
     names = [name for name in ("history_ratings", "target_ratings", "ratings") if name in split.column_names]
     values = np.unique(np.concatenate([[], *(split_rows(split, name).values for name in names)]))
     if not len(values):
@@ -102,8 +102,8 @@ def check_rankable(dataset: RecDataset, prompt_format: RatedPromptFormat, args: 
 
 
 def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: int | None) -> Dataset:
-    """Builds the lists of a split. A list starts at every `stride`-th new target of a row. If `stride` is None, each
-    row has at most one list."""
+    """Builds the lists of a split. For each row of the split, a list starts at every `stride`-th target that the user
+    had not rated before. If `stride` is None, only the first of these lists is built."""
     NUM_CANDIDATES.check("num_candidates", num_candidates)
     history, targets, history_ratings, target_ratings = _rated(split)
 
@@ -143,7 +143,8 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
 
 
 def _rated(split: Dataset) -> tuple[Ragged, Ragged, Ragged, Ragged]:
-    """Returns the history, the targets and the ratings of both. Raises ValueError if a rating is missing or bad."""
+    """Returns the histories, the targets and the ratings of both. Raises ValueError if a rating is missing, negative
+    or not finite."""
     names = ("history", "targets", "history_ratings", "target_ratings")
     if not {*names} <= {*split.column_names}:
         raise ValueError(_unrated(split))

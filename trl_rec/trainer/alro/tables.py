@@ -1,7 +1,7 @@
 """Computes tables of the log-probability of each candidate at each answer position, one table per order of a list.
 
-Legend: B lists, S orders of the same candidates, m candidates of the longest list, M answer tokens in total, V
-vocabulary size; k is an answer position.
+Legend: B lists, S orders of the same candidates, m candidates of the longest list, C tokens of the longest list with
+its answer, M answer tokens in the batch; k is an answer position.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
 
 
 def _remaining_loss(scores: Tensor, gold_rank: Tensor, mask: Tensor) -> Tensor:
-    """Computes the cross-entropy over the names that are not yet in the answer, `(B, S)`, averaged over the positions
-    at which at least two names remain."""
+    """Returns the cross-entropy of each answer over the names that are not yet in it, averaged over the positions at
+    which at least two names remain, `(B, S)`."""
     # At position k, the names with a gold rank of at least k remain. The name with rank k is the target.
     position = torch.arange(mask.shape[1], device=mask.device)
     count = mask.sum(-1, keepdim=True)
     left = (gold_rank.unsqueeze(1) >= position.unsqueeze(1)) & mask.unsqueeze(1)  # (B, m, m)
     chosen = (gold_rank.unsqueeze(1) == position.unsqueeze(1)) & mask.unsqueeze(1)
 
-    # At positions that do not count, all names are treated as remaining, because an empty softmax would be NaN.
+    # At positions left out of the average, treat all names as remaining, because an empty softmax would give NaN.
     free = (position < count - 1).unsqueeze(1)  # (B, 1, m)
     left = left | ~free.transpose(1, 2)
     total = scores.masked_fill(~left.unsqueeze(1), -torch.inf).logsumexp(-1)

@@ -143,7 +143,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
             norms = _gradient_norms(parts, model)
             means.update({f"alro/grad_norm_{name}": Mean(norm, 1) for name, norm in norms.items()})
         num_tokens = inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()
-        # The weights are left out, because these losses only serve to find rows that are not finite.
+        # These losses are unweighted, because they only serve to find rows with a non-finite loss.
         row_losses = torch.stack(list(parts.values())).detach().sum(0)
         return BatchLoss(losses.mean(), row_losses, means, num_tokens, aux_loss=table.aux_loss)
 
@@ -203,7 +203,8 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
 
 
 def _display_name(args: AlroConfig) -> str:
-    """Returns "ALRO", or the names of the parts with a nonzero weight if some weights are 0."""
+    """Returns "ALRO" if both list-wise losses have nonzero weights. Otherwise returns the names of the parts that are
+    used, as in "SFT + SLL"."""
     if args.lambda_weight and args.permutation_weight:
         return "ALRO"
     weights = {"SLL": args.lambda_weight, "PSL": args.permutation_weight}
@@ -211,8 +212,8 @@ def _display_name(args: AlroConfig) -> str:
 
 
 def _gradient_norms(parts: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
-    """Returns, for each unweighted part, the norm of the gradient of its mean over lists. The norms help to choose
-    weights. The graph is retained."""
+    """Computes the gradient norm of each part of the loss, unweighted and averaged over lists. The norms help to
+    choose weights. The graph is retained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norms = {}
     for name, part in parts.items():

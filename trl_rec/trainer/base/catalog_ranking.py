@@ -40,7 +40,7 @@ class CatalogRankingMixin(RecTrainerMixin):
         self,
         catalog: ItemCatalog | None,
         processing_class: PreTrainedTokenizerBase,
-        args: Any,  # a RecConfig that is a config of TRL too
+        args: Any,  # both a RecConfig and a config of TRL
         eval_dataset: EvalSets | None,
     ) -> None:
         """Sets the catalogue, its prompts and its trie, and the splits that are ranked at each evaluation."""
@@ -79,7 +79,7 @@ class CatalogRankingMixin(RecTrainerMixin):
             return policy.rank(split, max(self.args.eval_ks))
 
     def measure(self, ranked: Rankings, split: Dataset) -> dict[str, float]:
-        """Computes metrics of rankings `(num_rows, max(eval_ks))` for the users of a split."""
+        """Computes the metrics of `ranked`, which [`~CatalogRankingMixin.rank`] returned for the same split."""
         return evaluate_rankings(
             ranked.items,
             split_rows(split, "targets"),

@@ -36,7 +36,8 @@ READ = (
     ".metadata",
 )
 NOT_READ = ("training_args.bin",)
-# Parts of a complete checkpoint, by their names in messages. Each part needs a file that matches one of its patterns.
+# Parts of a complete checkpoint. Messages use the keys as names. Each part needs a file that matches one of its
+# patterns.
 PARTS: dict[str, tuple[str, ...]] = {
     "weights": ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*_model_states.pt", "*.distcp"),
     "optimizer state": ("optimizer.pt", "optimizer.bin", "*_optim_states.pt", "optimizer_*/*"),
@@ -44,8 +45,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "random state": ("rng_state*.pth",),
     "trainer state": ("trainer_state.json",),
 }
-# Maximum number of blocks to hash per file, evenly spaced. A sample suffices, because files of different runs differ
-# nearly everywhere.
+# A file of up to NUM_BLOCKS * BLOCK bytes is hashed completely. Of a larger file, 64 or 65 evenly spaced blocks are
+# hashed. This sample suffices, because files of different runs differ nearly everywhere.
 NUM_BLOCKS = 64
 BLOCK = 16 * 1024  # bytes
 logger = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ def write_mark(folder: Path, run: Mapping[str, Any], launch: Mapping[str, Any]) 
 
 
 def read_mark(folder: Path) -> Mark | None:
-    """Reads the mark of a checkpoint, or returns None if there is no mark. Marks of older releases are empty."""
+    """Reads the mark of a checkpoint. Returns None if there is no mark, and a `Mark` with empty fields if the mark was
+    written by an older release."""
     path = folder / MARK
     if not path.is_file():
         return None
@@ -103,7 +105,8 @@ def find_damage(folder: Path, mark: Mark) -> str | None:
 
 
 def find_changed(folder: Path, mark: Mark) -> str | None:
-    """Describes the first file that is missing or differs from the mark. Returns None if there is no such file."""
+    """Describes the first file that is missing or has changed since the mark was written. Returns None if all files
+    are unchanged."""
     for name, state in mark.files.items():
         path = folder / name
         if not path.is_file():
@@ -142,8 +145,8 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
 def newest_complete(output_dir: str | Path) -> Path | None:
     """Returns the newest complete checkpoint, or None. Warns about newer checkpoints that are not complete.
 
-    Raises `ValueError` if there are marked checkpoints but all are damaged, because a run from scratch would replace
-    their remains.
+    Raises `ValueError` if there are marked checkpoints but all are damaged. If None were returned, the run would start
+    from scratch and replace them.
     """
     damages = {}
     for folder in checkpoints(output_dir):

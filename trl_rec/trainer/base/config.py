@@ -1,4 +1,4 @@
-"""Config fields that all trainers share, for writing prompts and for ranking and measuring lists."""
+"""Config fields that all trainers share, mainly for prompts and for evaluation."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class RecConfig(Base):
         eval_recall_at (`int`, *optional*, defaults to `50`): An additional cutoff, at which only recall is computed,
             for the table at the end of a run. This takes a second pass over the users with as many beams as the
             cutoff, unless every item is a single token or `eval_num_beams` is at least as large. The other metrics
-            keep `eval_num_beams`. This recall is left out if the cutoff is 0, is not above the largest of `eval_ks`,
-            or is not below the number of items, or if `list_length` is set.
+            keep `eval_num_beams`. This recall is only computed if the cutoff is above the largest of `eval_ks` and
+            below the number of items, and `list_length` is not set. 0 skips it.
         eval_num_beams (`int`, *optional*): Beam width when ranking. Defaults to the largest of `eval_ks`, or, with a
             `list_length`, to 1 (greedy decoding).
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history are
@@ -157,7 +157,7 @@ class RecConfig(Base):
         self._given = given_values(self)  # before the configs of TRL replace values
         settle_checkpointing(self)
         check_ranges(self)
-        super().__post_init__()  # type: ignore[no-untyped-call]  # of the TRL config, the next class among the bases
+        super().__post_init__()  # type: ignore[no-untyped-call]  # of TRL's config, which is next in the MRO
         check_ranges(self)  # again, because mappings that were given as JSON have been parsed by now
         if self.final_split not in get_args(FinalSplit):
             raise ValueError(f"final_split must be test, validation or none, not {self.final_split!r}")
@@ -200,8 +200,8 @@ def check_inert(config: RecConfig, names: tuple[str, ...], why: str) -> None:
 
 
 def check_sft_options(config: RecConfig, why: str) -> None:
-    """Raises `ValueError` if an option of SFTTrainer is set that has no effect here, or that would change the
-    tokenizer too late."""
+    """Raises `ValueError` if the config sets an SFTTrainer option that has no effect in our trainers, or one that
+    would change the tokenizer too late."""
     check_inert(config, INERT_SFT, why)
     for name in TOKENIZER_OPTIONS:
         if getattr(config, name) is not None:
