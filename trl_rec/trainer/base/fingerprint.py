@@ -36,7 +36,8 @@ Entries = dict[str, Any]
 
 # Fields of TRL's and transformers' configurations on which the weights at a given step depend. These weights also
 # depend on every field that trl_rec adds, unless a config lists it in `may_change`. All other inherited fields only
-# affect speed, memory, logging or where files are written.
+# affect speed, memory, logging or where files are written, with two exceptions: `run_entries` records the batch size,
+# and the number of epochs or steps may change on resume, although the learning rate schedule depends on it.
 DECIDING = (
     # the rows and their order
     "max_length",
@@ -120,7 +121,7 @@ def run_entries(config: Any, num_processes: int) -> Entries:
     entries = setting_entries(config, DECIDING)
     for name in config.may_change:
         entries.pop(name, None)
-    if config.list_length is None:  # with list_length set, this field affects training too, so it is kept
+    if config.list_length is None:  # otherwise eval_exclude_history affects training too
         entries.pop("eval_exclude_history", None)
 
     # If rows are ordered by length, the order depends on the number of rows per process and step.
@@ -216,7 +217,7 @@ def _weights_digest(model: nn.Module) -> str:
         if isinstance(model, PeftModel) and parameter.requires_grad:
             continue
         held = held_weights(parameter).detach()
-        # Skip quantised weights, which are packed differently on each device, and sharded weights, of which this
+        # Skip quantised weights, which are packed differently on CPUs and GPUs, and sharded weights, of which this
         # process holds only a part.
         if not held.is_floating_point() or held.is_meta or hasattr(held, "to_local"):
             continue
@@ -226,7 +227,7 @@ def _weights_digest(model: nn.Module) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    """Converts a value that JSON does not support to one that it supports."""
+    """Converts a value that `json.dumps` does not support to a type that it supports."""
     if isinstance(value, set):  # such as target modules, whose order varies
         return sorted(value)
     if callable(getattr(value, "to_dict", None)):  # such as a quantisation configuration

@@ -15,7 +15,7 @@ class Mean(NamedTuple):
 
     Args:
         total (`torch.Tensor` or `float`): Sum of the values.
-        num_values (`torch.Tensor` or `int`): Number of the values. A mean over no values is not logged.
+        num_values (`torch.Tensor` or `int`): Number of values. A mean over no values is not logged.
     """
 
     total: Tensor | float
@@ -23,7 +23,7 @@ class Mean(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor) -> Mean:
-        """Returns the mean of a tensor `(N,)` with one value per row, list or prompt."""
+        """Returns the sum and the number of values of a tensor `(N,)` with one value per row, list or prompt."""
         return cls(values.detach().sum(), len(values))
 
 
@@ -31,8 +31,8 @@ class BatchLoss(NamedTuple):
     """The loss of a batch, and everything that is logged about it.
 
     Args:
-        loss (`torch.Tensor` of shape `()`): The loss to differentiate. The trainer's `loss_is_scaled_for_ga` tells
-            whether it is already normalised over the whole accumulated batch.
+        loss (`torch.Tensor` of shape `()`): The loss to differentiate. The trainer's `loss_is_scaled_for_ga`
+            specifies whether this loss is already normalised over the whole accumulated batch.
         row_losses (`torch.Tensor` of shape `(B,)`): The loss of each row, detached. If at least one process has a
             loss that is not finite, training stops with an error. The error of each process names the rows of that
             process.
@@ -57,7 +57,7 @@ class BatchLoss(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """The metrics of a batch over all processes, with the number of rows that have a non-finite loss."""
+    """The metrics of a batch over all processes, and the number of rows whose loss is not finite."""
 
     means: dict[str, float]
     num_tokens: int

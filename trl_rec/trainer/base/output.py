@@ -28,7 +28,7 @@ from trl_rec.trainer.base.recipe import RECIPE
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 NOT_WEIGHTS = ("training_args.bin",)  # Trainer's copy of its arguments
-# Files that a run writes besides weights and checkpoints, and that must not stay when another run replaces its work.
+# Files, besides weights and checkpoints, that are removed when a new run replaces the work of an earlier run.
 # The tokenizer, the catalogue and the model card are not listed, because every run that saves a model replaces them.
 OF_A_RUN = (
     "*.index.json",
@@ -155,7 +155,7 @@ class RunStart(TrainerCallback):
     """Callback that runs just before the first step, when all checks of the run have passed.
 
     Args:
-        replaced (`Path`, *optional*): The output folder, if the work of an earlier run in it is to be removed.
+        replaced (`Path`, *optional*): The output folder, if the work of an earlier run must be removed from it.
     """
 
     def __init__(self, replaced: Path | None) -> None:

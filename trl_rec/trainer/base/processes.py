@@ -31,4 +31,4 @@ def on_main_process(decide: Callable[[], T]) -> T:
     broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise ValueError(outcome[1])
-    return outcome[0]  # type: ignore[return-value]  # of `decide`
+    return outcome[0]  # type: ignore[return-value]  # the result of `decide`

@@ -1,4 +1,4 @@
-"""Writes `recipe.yaml`, the recipe that repeats a run: what the user gave, without defaults.
+"""Writes `recipe.yaml`, which repeats a run. It contains the options that differ from their defaults.
 
 `trl-rec VERB --config RUN/recipe.yaml --output_dir OTHER` trains the same weights on the same machine, with the same
 versions and the same number of threads. The recipe does not contain secrets, nor options about work that already
@@ -58,7 +58,7 @@ def _as_parsed(default: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Converts enumerations, paths and tuples, also inside lists and mappings."""
+    """Converts enumerations, paths and tuples to values that YAML can store, also inside lists and mappings."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Path):

@@ -1,7 +1,8 @@
 """Manages the reference policy of preference training, and stores its log-probabilities on disk.
 
-By default, a model with an adapter is its own reference. To compute the outputs of the reference, the adapter is
-switched off, or replaced by a frozen copy of the initial adapter, which TRL calls "ref".
+By default, a model with an adapter is its own reference. To compute the outputs of the reference, an adapter that the
+trainer added (`peft_config`) is switched off. An adapter that the model already had is replaced by a frozen copy of
+its initial state, which TRL calls "ref".
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ReferenceMixin(RecTrainerMixin):
     ref_model: Any
 
     def reference_of(self, policy: nn.Module) -> nn.Module:
-        """Returns the model that computes the outputs of the reference: `ref_model`, or the policy if that is None."""
+        """Returns the model that computes the reference's outputs: `ref_model`, or the policy if there is none."""
         reference: nn.Module = policy if self.ref_model is None else self.ref_model
         return reference
 
@@ -62,7 +63,8 @@ def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
 
     Returns None if the policy has or gets an adapter, because it is then its own reference. Also returns None if the
     policy is given by name, because `DPOTrainer` then loads it a second time. A policy that is already loaded is
-    copied here, because `DPOTrainer` would load the folder that it came from, which may contain another model by now.
+    copied here. `DPOTrainer` would load the reference from the policy's folder, whose content may have changed since
+    the policy was loaded.
     """
     if isinstance(model, str | PeftModel) or peft_config is not None:
         return None
@@ -108,10 +110,10 @@ def not_training(model: Any) -> Iterator[None]:
 
 
 def hash_weights(model: Any) -> str:
-    """Returns a hash of the model's weights, which is the same on all processes.
+    """Returns a hash of the model's weights. Every process returns the same hash.
 
-    Under ZeRO-3 the parameters themselves are empty, so each process hashes its own shard. (TRL 1.16 hashes the empty
-    parameters, which gives all models the same hash.)
+    Under ZeRO-3 the parameters themselves are empty, so each process hashes its own shard, and the hashes of all
+    processes are combined. (TRL 1.16 hashes the empty parameters, which gives all models the same hash.)
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -122,7 +124,7 @@ def hash_weights(model: Any) -> str:
 
 
 def hash_rows(rows: Dataset, *settings: Any) -> str:
-    """Returns a hash of rows and settings. Files with results computed from them have this hash in their names."""
+    """Returns a hash of rows and settings, for the name of a file whose content depends on both."""
     digest = hashlib.sha256(repr(settings).encode())
     for table in rows.with_format("arrow").iter(10_000):
         for batch in table.combine_chunks().to_batches():

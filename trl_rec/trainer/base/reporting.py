@@ -60,7 +60,7 @@ def conclude(
     rewards: Mapping[str, float] | None = None,
     reward_functions: Mapping[str, ListReward] | None = None,
 ) -> dict[str, Evaluation]:
-    """Saves a trained model, ranks the split `final_split`, and writes and prints the results.
+    """Saves a trained model, evaluates it on the split `final_split`, and writes and prints the results.
 
     Args:
         trainer: A trainer whose `train` has returned.
@@ -85,7 +85,7 @@ def conclude(
     }
 
     def measure() -> Measured:
-        """Ranks the split with the model and the baselines."""
+        """Evaluates the model and the baselines on the split."""
         name = trainer.display_name
         with trainer.policy() as policy:
             prior = make_prior(policy, dataset, trainer.args, trainer.args.output_dir)
@@ -150,8 +150,8 @@ def conclude_run(
     if trainer.args.final_split == "none":
         return {}
 
-    # 2. Measure on all processes. The main process writes and prints. The other processes wait for it, because the
-    # launcher would end the main process if one of them exited.
+    # 2. Measure on all processes. The main process writes and prints. The other processes wait for it, because a
+    # process that crashes while it exits would make the launcher end the main process before everything is written.
     measured = measure()
     if trainer.is_world_process_zero():
         write_evaluation(
@@ -180,7 +180,7 @@ def save_run(trainer: RecTrainerMixin, recipe: Mapping[str, Any] | None = None) 
     Args:
         trainer: A trainer whose `train` has returned.
         recipe (*optional*): Keys of `recipe.yaml` besides the trainer's configuration. By default, no recipe is
-            written, which is right for a run that no verb repeats.
+            written, which is right for a run that no `trl-rec` verb can repeat.
     """
     trainer.save_model()
     if trainer.is_world_process_zero():

@@ -27,7 +27,7 @@ class RepeatedBatches(Sampler[int]):
         num_rows (`int`): Number of rows.
         batch_size (`int`): Rows per optimizer step over all processes, including gradient accumulation.
         num_repeats (`int`): Number of optimizer steps on each batch.
-        seed (`int`): Seed of the order, to which the epoch is added.
+        seed (`int`): The order of each epoch is drawn with the seed `seed + epoch`.
     """
 
     def __init__(self, num_rows: int, batch_size: int, num_repeats: int, seed: int) -> None:
@@ -62,7 +62,7 @@ class LengthGroups(LengthGroupedSampler):
 
     Args:
         grouped (`LengthGroupedSampler`): The sampler to replace. Its batch size and lengths are used.
-        seed (`int`): Seed of the order, to which the epoch is added.
+        seed (`int`): The order of each epoch is drawn with the seed `seed + epoch`.
     """
 
     def __init__(self, grouped: LengthGroupedSampler, seed: int) -> None:

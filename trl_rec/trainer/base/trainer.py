@@ -1,9 +1,10 @@
 """The base of this package's trainers: a mixin that is listed before a TRL trainer among the bases of a class.
 
-The trainer of a method defines four things: the loss of a batch (`batch_loss`), how a split is ranked and measured
-(`rank_and_measure`), what a run folder contains besides the model (`save_settings`), and the method's names and paper
-(`method`, `display_name`, `paper`). The mixin does the rest: it reduces and logs the metrics, measures splits at each
-evaluation, writes model cards, and resumes only from complete checkpoints.
+The trainer of a method defines four things: the loss of a batch (`batch_loss`), how items are ranked for the users of
+a split and how the rankings are measured (`rank_and_measure`), what a run folder contains besides the model
+(`save_settings`), and the method's names and paper (`method`, `display_name`, `paper`). The mixin does the rest: it
+reduces and logs the metrics, measures the rankings at each evaluation, writes model cards, and resumes only from
+complete checkpoints.
 
 Two mixins build on this one: `CatalogRankingMixin` ranks the whole catalogue, and `CandidateOrderingMixin` (ALRO)
 orders a few rated candidates.
@@ -63,17 +64,17 @@ NO_RANKING_UNDER_FSDP = (
 
 
 class RecTrainerMixin(ABC, Base):
-    """Mixin with what all trainers share. List it before a TRL trainer among the bases of a class.
+    """Mixin with the methods that all trainers share. List it before a TRL trainer among the bases of a class.
 
     Attributes:
         method (`str`): Short name, such as `"bear"`, which is used for the verb, recipes, tags and metrics.
         display_name (`str`): Name of the method in tables and model cards.
         paper (`Paper`): The paper that the model card cites.
         catalog (`ItemCatalog` or `None`): The items.
-        measures_loss_on_splits (`bool`): Whether the loss is defined on a split of a `RecDataset`; otherwise
-            an evaluation only ranks the split.
+        measures_loss_on_splits (`bool`): Whether the loss is defined on a split of a `RecDataset`. If not, an
+            evaluation on a split computes only ranking metrics.
         derived_columns (`frozenset[str]`): Columns of the training rows that are left out of the fingerprint, because
-            they are computed from other columns and from other entries of the fingerprint.
+            entries of the fingerprint already determine their values.
     """
 
     method: ClassVar[str]
@@ -118,7 +119,7 @@ class RecTrainerMixin(ABC, Base):
 
     @abstractmethod
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Returns metrics of the model's recommendations to at most `max_users` users of a split."""
+        """Ranks items for at most `args.max_users` users of a split, and returns metrics of the rankings."""
 
     @abstractmethod
     def save_settings(self, folder: Path) -> None:
@@ -130,7 +131,7 @@ class RecTrainerMixin(ABC, Base):
 
     @property
     def ranks_splits(self) -> bool:
-        """Whether splits of a `RecDataset` can be ranked."""
+        """Whether items can be ranked for the users of a split of a `RecDataset`."""
         return self.catalog is not None
 
     # Training
@@ -237,7 +238,7 @@ class RecTrainerMixin(ABC, Base):
                 raise KeyboardInterrupt(describe_interrupt(output_dir, self.state.global_step)) from interrupt
 
     def _check_ranking(self) -> None:
-        """Raises `ValueError` before the first step if an evaluation would rank a split under FSDP."""
+        """Raises `ValueError` before the first step if an evaluation would have to rank items under FSDP."""
         sets = self._eval_sets.values() if isinstance(self._eval_sets, dict) else [self._eval_sets]
         ranks = self.args.eval_strategy != "no" and self.ranks_splits and any(map(is_split, sets))
         if self.is_fsdp_enabled and ranks:
@@ -389,9 +390,9 @@ class RecTrainerMixin(ABC, Base):
                 self.save_settings(folder)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Same as `Trainer.push_to_hub`, without the ranked items and the values per user of an evaluation.
+        """Same as `Trainer.push_to_hub`, except that the per-user files of an evaluation are not uploaded.
 
-        They describe single users, so they stay in the run folder.
+        These files (`KEPT_FILES`) contain data about individual users, so they stay in the run folder.
         """
         with uploading_without(NOT_PUSHED):
             return super().push_to_hub(*args, **kwargs)
