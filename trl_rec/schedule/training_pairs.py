@@ -31,7 +31,10 @@ class TrainingPairs:
 
     @classmethod
     def from_split(cls, train: Dataset, codes: np.ndarray | None = None) -> TrainingPairs:
-        """Collects the pairs in a training split. If given, `codes` `(num_items,)` replace the items."""
+        """Collects the pairs in a training split.
+
+        If `codes` `(num_items,)` is given, item i is replaced by `codes[i]`.
+        """
         check_is_train(train, "preferences")
         sequences = join(split_rows(train, "history"), split_rows(train, "targets"))
         items = sequences.values if codes is None else codes[sequences.values]

@@ -1,4 +1,4 @@
-"""`trl-rec blade`: trains a model to write lists that get higher rewards as a whole, and evaluates the result."""
+"""`trl-rec blade`: trains a model to write lists, with rewards for whole lists, and evaluates the result."""
 
 from __future__ import annotations
 

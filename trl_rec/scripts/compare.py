@@ -32,7 +32,7 @@ class CompareArguments:
         default=None,
         metadata={
             "help": "what to compare with: a run, a name, or a baseline such as transition; if unset, the first run "
-            "or, if there is only one run (or only seeds of one), the strongest baseline"
+            "or, if all runs are seeds of one recommender, the strongest baseline"
         },
     )
     names: list[str] | None = field(

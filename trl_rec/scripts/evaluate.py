@@ -1,4 +1,4 @@
-"""`trl-rec evaluate`: evaluates the baselines, and a model or lists made elsewhere, on the same rows.
+"""`trl-rec evaluate`: evaluates the baselines and, if given, a model or a file of lists, on the same rows.
 
 Under `accelerate launch -m trl_rec.scripts.evaluate`, the users are divided among the processes.
 """
@@ -49,7 +49,7 @@ KINDS = (EvaluateArguments, EvaluationConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates the baselines and a model or lists, prints tables, and writes the results."""
+    """Evaluates the baselines and, if given, a model or lists; prints tables; and writes the results."""
     arguments, config = parse(KINDS, argv, "evaluate")
     if is_ranker(config.model):
         evaluate = _order_candidates
@@ -81,7 +81,7 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
     """
 
     def keep(choice: PriorChoice) -> None:
-        """Writes and prints the choice of a prior, before the split is read."""
+        """Writes and prints the choice of a prior, before the prior is evaluated on `config.split`."""
         on_main_process(lambda: keep_choice(output, choice, config.split))
         if PartialState().is_main_process:
             print(f"{choice_table(choice)}\n")

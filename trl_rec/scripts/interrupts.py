@@ -21,8 +21,9 @@ from typing import NoReturn
 
 
 SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-# Environment variable with a path. A file at this path, or at this path followed by a hash of the message, marks a
-# message as printed, so that only one process prints it.
+# Environment variable that the launcher sets to a path. After printing a message, [`end`] creates a file at this path,
+# so that the launcher does not print a message of its own. [`say_once`] appends a hash of the line to the path and
+# creates a file there, so that only one process prints the line.
 SAID = "TRL_REC_SAID"
 SECONDS = 2.0  # another signal within this time counts as a copy, because terminal and launcher both send a signal
 REMEDIES = {

@@ -32,7 +32,7 @@ from trl_rec.trainer.base.recipe import given_values
 
 T = TypeVar("T")
 SECRET = re.compile("token|key|secret|password", re.IGNORECASE)  # in names of environment variables
-LAUNCH = "TRL_REC_LAUNCH"  # environment variable with the options of `trl-rec` for `accelerate launch`, as JSON
+LAUNCH = "TRL_REC_LAUNCH"  # environment variable with the values of `LAUNCH_KEYS` that `trl-rec` was given, as JSON
 LAUNCH_KEYS = ("num_processes", "accelerate_config")
 
 
@@ -70,8 +70,8 @@ def parse(kinds: type | tuple[type, ...], argv: list[str], verb: str) -> Any:
     # 1. Separate the recipe from the other words.
     recipe, words = _split_config(argv)
 
-    # 2. Parse. As in TRL, the values of the recipe become the parser's defaults. The type error is ignored because TRL
-    # declares the parameter as a NewType, which no class matches.
+    # 2. Parse. As in TRL, the values of the recipe become the parser's defaults. The type check is switched off
+    # below, because TRL annotates the parameter with a NewType, which no class matches.
     all_kinds = kinds if isinstance(kinds, tuple) else (kinds,)
     parser = _Parser(
         all_kinds,  # type: ignore[arg-type]
@@ -107,7 +107,8 @@ class _Parser(TrlParser):
 def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path, *, launched: bool) -> None:
     """Sets the parser's defaults from a recipe, and the environment variables from the recipe's key `env`.
 
-    If the verb was started by a launcher, the keys in `LAUNCH_KEYS` are ignored, because the launcher has used them.
+    If `launched` is True, the verb runs under `accelerate launch`. The keys in `LAUNCH_KEYS` are then ignored, because
+    `trl-rec` uses them for the launch.
     """
     values = read_recipe(recipe)
     if launched:

@@ -84,7 +84,7 @@ def _size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
 
     Args:
         node: The node.
-        known: Sizes that have been computed already, by `id` of the node. This function adds to it.
+        known: Maps the `id` of a node to its size, for sizes that have been computed already. New sizes are added.
         above: The `id` of every node that contains `node`.
     """
     if id(node) in above:
@@ -104,7 +104,7 @@ def _size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
 def checked_values(
     kinds: tuple[type, ...], values: dict[str, Any], place: str | Path, *, optional: bool = False
 ) -> dict[str, Any]:
-    """Checks the values of a recipe against the types of dataclass fields, and returns them.
+    """Checks the values of a recipe against the types of dataclass fields, and returns the values by key.
 
     Raises `ValueError` if a value has the wrong type. A string is accepted for a number or a flag, because the parser
     converts it, as it does on the command line. A number is converted to a string if the field is a string, and a
@@ -136,7 +136,7 @@ def checked_values(
 
 
 def _as_text(value: object, hint: Any) -> object:
-    """Converts a number to a string, or a string to a list of one string, if the hint asks for it.
+    """Converts a number to a string, or a string to a list of one string, if the result matches the hint.
 
     Any other value is returned as it is.
     """
@@ -150,7 +150,7 @@ def _as_text(value: object, hint: Any) -> object:
 def _fits(value: object, hint: Any, *, may_be_text: bool = True) -> bool:
     """Returns whether a value matches a type hint. A hint of a kind that is not handled here matches any value.
 
-    If `may_be_text` is True, a string matches a number or a flag.
+    If `may_be_text` is True, the hints `int`, `float` and `bool` also match a string.
     """
     origin = get_origin(hint)
     if origin in (Union, UnionType):

@@ -17,7 +17,7 @@ from trl_rec.trainer import SoftmaxDPOConfig, build_softmax_dpo_trainer, conclud
 class PreferenceArguments:
     """Arguments for the preferences and, if their completions are items, for the dataset with these items.
 
-    If a dataset is given, the model is also evaluated on its split `final_split`.
+    If a dataset is given, the model is also evaluated on the dataset's split `final_split`.
     """
 
     preferences: str = field(

@@ -35,9 +35,13 @@ def results_section(material: Material) -> Section:
     for part, title in ((of_users, "Accuracy"), (of_lists, "Diversity, popularity and fairness")):
         if part:
             blocks += [Table(["", *part], _rows(material, part), title), Facts(_legend(part))]
-    over = "users and seeds" if any(len(arm.seeds) > 1 for arm in material.own) else "users"
+    over = (
+        "users; with several seeds, a random error for the variation between seeds is added"
+        if any(len(arm.seeds) > 1 for arm in material.own)
+        else "users"
+    )
     blocks.append(
-        Note(f"±: half the width of the 95 % bootstrap interval over {over}. Shaded: the best of the column.")
+        Note(f"±: half the width of the 95 % interval (bootstrap over {over}). Shaded: the best of the column.")
     )
     if rest:
         blocks.append(Table(["", *rest], _rows(material, rest), "All other measures", is_folded=True))

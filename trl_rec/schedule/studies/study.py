@@ -39,7 +39,7 @@ class Study:
 
     Args:
         config (`StudyConfig`): The configuration.
-        read_recipe (`Callable`): Returns the keys of a recipe by its name or file.
+        read_recipe (`Callable`): Returns the keys and values of a recipe, given its name or file.
         say (`Callable`): Receives the lines that the user reads.
         command (`str`, *optional*): The command that runs the study, recorded in `study.json`.
         start (`Launch`, *optional*): Starts a verb as a process.
@@ -159,9 +159,9 @@ class Study:
 
         Args:
             arm: The arm.
-            number: The number of the point.
+            number: The index of the point in `Arm.grid`.
             seed: The seed.
-            chosen: The number of the chosen point of each arm whose point has been chosen already.
+            chosen: Maps each arm whose point has been chosen to the index of this point in `Arm.grid`.
         """
         start = None
         if arm.start is not None:

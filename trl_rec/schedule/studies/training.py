@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
     """Trains every point of every grid with the first seed, and writes the choice.
 
-    Returns the number of the chosen point of each training.
+    Returns a mapping from each training to the index of its chosen point in `Arm.grid`.
     """
     primary = study.config.primary
     chosen: dict[str, int] = {}
@@ -59,7 +59,7 @@ def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
 
 
 def train_chosen(study: Study, chosen: Mapping[str, int]) -> dict[str, dict[int, Run]]:
-    """Trains the chosen points with the other seeds. Returns the runs by arm and seed."""
+    """Trains the chosen points with the other seeds. Returns the runs of all seeds, by arm and seed."""
     trained: dict[str, dict[int, Run]] = {}
     while len(trained) < len(chosen):
         ready = [
@@ -76,7 +76,7 @@ def train_chosen(study: Study, chosen: Mapping[str, int]) -> dict[str, dict[int,
 
 
 def validation_value(run: Run, measure: str) -> float | None:
-    """Returns a measure of a training on the validation split, or None if the run does not have it."""
+    """Returns the value of a measure on the validation split, or None if the run did not compute this measure."""
     content = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
     if content.get("split") != "validation":
         raise ValueError(f"{run.path} was measured on the {content.get('split')} split, not on validation; remove it")
