@@ -20,13 +20,13 @@ class Rollouts(NamedTuple):
 
     Args:
         items (`torch.Tensor` of shape `(B, G, K)`): The sampled lists.
-        rewards (`ListRewards`): The rewards of the lists, `(B, G)` each.
+        rewards (`ListRewards`): The rewards of the lists. All of its arrays have the shape `(B, G)`.
         reference_rewards (`np.ndarray` of shape `(B, M)`): Rewards of the reference lists; M is 0 if there are none.
-        targets (`torch.Tensor` of shape `(B, G)`): Learning targets, before the KL penalty.
+        targets (`torch.Tensor` of shape `(B, G)`): Learning targets, without the KL penalty.
         ref_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities under the reference.
         old_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities under the policy that sampled the
             lists.
-        advantages (`torch.Tensor` of shape `(B, G)`): Advantages, computed after the KL penalty.
+        advantages (`torch.Tensor` of shape `(B, G)`): Advantages, computed from the targets minus the KL penalty.
     """
 
     items: Tensor
@@ -46,11 +46,12 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     - `blade/kl_k3`: The k3 estimate of the KL divergence, which is never negative.
     - `blade/logps`: Mean log-probability of a list.
     - `blade/target_std`: Standard deviation of the target over the rollouts of the prompt.
-    - `blade/tied_pairs`: Fraction of pairs of rollouts with equal targets.
+    - `blade/tied_pairs`: Fraction of the pairs of rollouts in which both rollouts have the same target.
     - `blade/dead_groups`: 1 if all rollouts of the prompt have the same target, so that their advantages depend only
       on the KL penalty.
-    - `blade/zero_advantages`: Fraction of rollouts whose target equals the mean of the other targets of the prompt, so
-      that their advantage is 0 before the KL penalty. This metric has the same name for all targets, GRPO included.
+    - `blade/zero_advantages`: Fraction of rollouts whose target equals the mean target of the prompt's other rollouts.
+      Without the KL penalty, their advantages would be 0. The metric has this name with every `target`, including
+      `"reward"` (GRPO).
     - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts. Ties
       count half, so its expected value is 0.5 for the reference policy.
     - `blade/saturated`: Fraction of rollouts whose reward is at least as high as that of every reference list.

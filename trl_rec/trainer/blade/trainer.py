@@ -1,9 +1,9 @@
-"""Trains a policy that writes lists. The loss is a policy gradient, by default with BLADE's Best-of-N rewards.
+"""Trains a policy that writes lists. It learns by policy gradient, by default from BLADE's Best-of-N rewards.
 
-In each step, the policy samples several lists per prompt. By default, it learns from the rank of each list's reward
-among the rewards of reference lists and of the other sampled lists. Each prompt is processed once for
-sampling all of its lists, and once by each model that scores the lists (see `decoding.lists` and
-`models.completions`). Scoring uses the same softmax over legal tokens as sampling.
+In each step, the policy samples several lists per prompt. By default, the Best-of-N reward of a list depends on how
+the list's reward, such as NDCG, ranks among those of the reference lists and the other sampled lists of the prompt.
+Each prompt is processed once for sampling all of its lists, and once by each model that scores the lists (see
+`decoding.lists` and `models.completions`). Scoring uses the same softmax over legal tokens as sampling.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -64,11 +64,13 @@ ROLLOUT_SEED = 1
 
 
 class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
-    """[`~trl.DPOTrainer`] that samples lists and learns from their rewards, with BLADE's target or a simpler one.
+    """[`~trl.DPOTrainer`] that samples lists and learns from their rewards.
+
+    `args.target` selects BLADE or a simpler learning target.
 
     Args:
-        model (`str`, `PreTrainedModel` or `PeftModel`): The policy. It must have been fine-tuned on lists or,
-            with item tokens or semantic IDs, on whole sequences.
+        model (`str`, `PreTrainedModel` or `PeftModel`): The policy. It must have been fine-tuned on lists, or
+            on whole sequences if items are written as item tokens or semantic IDs.
         ref_model (`PreTrainedModel`, *optional*): The reference. The default is the same as in
             [`SoftmaxDPOTrainer`].
         args (`BladeConfig`, *optional*): Configuration.
@@ -127,8 +129,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self.display_name = TARGETS[args.target]
         self.reward_weights = args.reward_weights
         self.rewards = BatchRewards(catalog, args.reward_weights, reward_functions or {})
-        # Rollouts by the row indices of their batch. `_drawn_at` is the value of `global_step // num_iterations` at
-        # which they were sampled.
+        # Maps the row indices of a batch to its rollouts. `_drawn_at` is the value of `global_step // num_iterations`
+        # at which the rollouts were sampled.
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
         super().__init__(
@@ -238,8 +240,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self.train_dataset = with_reference_lists(rows, store)
 
     def best_reference_rows(self) -> Dataset:
-        """Returns rows for [`BearTrainer`] in which each prompt is completed with the best of its reference lists.
-        Training on them is an offline Best-of-N baseline."""
+        """Returns training rows for [`BearTrainer`]. Each row is a prompt, completed with the reference list that has
+        the highest reward. Training on these rows is an offline Best-of-N baseline."""
         self.draw_references()
         best_lists: list[np.ndarray] = []
         for start in range(0, len(self.train_dataset), self.args.reference_batch_size):
@@ -306,8 +308,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _read(
         self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, *, balanced: bool = False
     ) -> CompletionLogits:
-        """Runs one forward pass, and returns the logits of all tokens that are not forced in the lists `items`,
-        `(B, G, K)`."""
+        """Runs one forward pass over the lists `items`, `(B, G, K)`, and returns the logits of all tokens that are not
+        forced. A token is forced if it is the only continuation of its trie node."""
         lists = list_tokens(self.trie, items)
         return read_completions(
             self.bare(model),
@@ -366,7 +368,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         ).items
 
     def _excluded(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        """Returns the items that no list may contain, `(B, E)`, padded with -1, or None."""
+        """Returns the items that the lists of each prompt must not contain, `(B, E)`, padded with -1, or None if all
+        items are allowed."""
         if not self.args.eval_exclude_history:
             return None
         if self.prompt_format.twins is None:

@@ -1,4 +1,4 @@
-"""Builds a [`SoftmaxDPOTrainer`] from a recipe: loads the policy and its reference, and passes the preferences."""
+"""Builds a [`SoftmaxDPOTrainer`] from preferences and the configurations of a recipe, and loads its models."""
 
 from __future__ import annotations
 

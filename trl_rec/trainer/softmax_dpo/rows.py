@@ -33,7 +33,8 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
 
     The rows are treated as training rows. A file does not show whether it contains items of the validation or test
     split, so the caller has to check that. `trl_rec.schedule.check_preference_leaks` compares a preference table with
-    the training split, if the table has a column `user` with the row number of each user in `RecDataset.users`.
+    the training split. It needs the column `user`, which gives the user of each row as a row number of
+    `RecDataset.users`.
 
     Args:
         source: Path of the file, or id of the dataset on the Hub. CSV has no lists, so a CSV file can contain texts
@@ -127,7 +128,7 @@ def _users(users: pa.ChunkedArray) -> pa.ChunkedArray:
 def _rows_of(column: pa.ChunkedArray, name: str, values: str) -> Ragged:
     """Returns the list in each row of a column, or for `chosen` the one value in each row.
 
-    `values` describes the values in error messages, as in "item ids".
+    `values` is what error messages call the values, such as "item ids".
     """
     is_list = any(is_one(column.type) for is_one in LISTS)
     if name == "chosen":
@@ -155,7 +156,7 @@ def preference_rows(
 
     Args:
         table: `history` and `rejected` are lists of item indices, and `chosen` is one index. If prompts name users,
-            the column `user` contains the row of each user in `RecDataset.users`.
+            the column `user` gives the user of each row as a row number of `RecDataset.users`.
         prompt_format: How histories and items are written.
         max_length (*optional*): Maximum number of tokens of a prompt and the longest item of the catalogue together.
             The oldest items of the history are dropped first.
@@ -224,7 +225,7 @@ def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
     row_ids = rejected.row_ids
     written = codes[rejected.values]
 
-    # Keep the first rejected item of each pair of row and path, unless its path equals that of the chosen item.
+    # Of the rejected items of a row that have the same path, keep the first. Keep none with the chosen item's path.
     is_first = np.zeros(len(row_ids), bool)
     is_first[np.unique(row_ids * len(paths) + written, return_index=True)[1]] = True
     kept = is_first & (written != codes[chosen][row_ids])
@@ -240,7 +241,10 @@ def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
 
 
 def _path_codes(paths: Ragged) -> np.ndarray:
-    """Gives each distinct path a number, and returns the number of each item's path, `(num_items,)`."""
+    """Returns an integer code for the path of each item, `(num_items,)`.
+
+    Equal paths have equal codes. The codes are 0 to the number of distinct paths minus 1.
+    """
     codes = np.zeros(len(paths), np.int64)
     tokens = paths.padded() + 1  # padding becomes 0
     for level in tokens.T:  # renumber at each level, so that the products do not overflow

@@ -39,9 +39,10 @@ def tokenize_preferences(
         texts: Rows with the columns `prompt`, `chosen` and `rejected`. `prompt` and `chosen` are both texts or both
             lists of messages. `rejected` is a single completion of the same kind, or a list of several. Conversations
             may have `tools` (a list, or JSON) and `chat_template_kwargs`, which are passed to the chat template. If
-            `chosen` and `rejected` contain the prompt, and each row has one rejected completion, first call
-            `texts.map(trl.extract_prompt)` to separate the prompt.
-        tokenizer: The tokenizer. EOS is appended to text completions; conversations end as in its chat template.
+            `chosen` and `rejected` contain the prompt, first separate it with `texts.map(trl.extract_prompt)`, which
+            supports only one rejected completion per row.
+        tokenizer: The tokenizer. EOS is appended to text completions. The end of a conversation is written by the chat
+            template.
         max_length (*optional*): Maximum number of tokens of a prompt and its longest completion together. Longer
             prompts are truncated at the beginning. Rows are dropped if their completions leave no room for the prompt,
             or if their prompt is empty. The numbers of dropped rows are logged.
@@ -167,7 +168,7 @@ def _chat(
     options: dict[str, Any],
     number: int,
 ) -> list[list[int]]:
-    """Returns the token ids of the prompt, followed by those of each completion.
+    """Returns one list of token ids for the prompt, followed by one list for each completion.
 
     A chat template may write the end of the prompt differently if an answer follows. Therefore the prompt is the
     longest common beginning of the unanswered prompt and all answered conversations.

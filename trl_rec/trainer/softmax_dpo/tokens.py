@@ -142,7 +142,7 @@ def _list_of(place: int, lists: pa.ChunkedArray) -> int:
 
 
 def _lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the number of tokens of the prompt and of the longest completion of each row."""
+    """Returns two arrays with one length per row: that of the prompt, and that of the longest completion."""
     longest = _count(table["chosen_ids"])
     rejected = table["rejected_ids"]
     lengths = Ragged.from_lengths(_count(pc.list_flatten(rejected)), _count(rejected))

@@ -255,8 +255,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         return BatchLoss(losses.mean(), losses.detach(), means, num_tokens, aux_loss=read.aux_loss)
 
     def preference_loss(self, chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor) -> LossOutput:
-        """Computes the loss, `(B,)`, from log-ratios, `(B,)` and `(B, K - 1)`. `mask`, `(B, K - 1)`, is False for
-        padding."""
+        """Computes the loss, `(B,)`, from the log-ratios of the chosen completions, `(B,)`, and of the rejected
+        completions, `(B, K - 1)`. `mask`, `(B, K - 1)`, is False for padding."""
         return LOSSES[self.args.loss](chosen_logratios, rejected_logratios, mask, beta=self.beta)
 
     def _read(self, model: nn.Module, inputs: dict[str, Tensor], *, balanced: bool = False) -> CompletionLogits:
@@ -304,7 +304,7 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         """
         if is_split(dataset):
             return dataset
-        if self.state.global_step == 0:  # after the first step the adapter differs from the reference
+        if self.state.global_step == 0:  # later, the adapter must not be copied to the reference
             complete_ref_adapter(self.model)
 
         # Compute the log-probabilities, unless an earlier run with the same rows and weights has saved them.
