@@ -66,8 +66,8 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
         if prior is not None:
             results |= evaluate_product(after, prior, dataset, "after", **measured)
 
-    # 2. Write and print on the main process. The other processes wait, because if one exited, the launcher would end
-    #    the main process too.
+    # 2. Write and print on the main process. The other processes wait for it, because a process that crashes while it
+    #    exits would make the launcher end the main process before everything is written.
     if PartialState().is_main_process:
         _write_run_folder(reports, results, start, schedule)
         history = "excluded" if config.eval_exclude_history else "not excluded"

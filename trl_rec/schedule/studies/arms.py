@@ -65,7 +65,7 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
 
     Args:
         config: The configuration of the study.
-        read_recipe: Returns the keys of a recipe by its name or file.
+        read_recipe: Maps the name or file of a recipe to the keys of the recipe.
     """
     # 1. Read each arm by itself.
     if len(set(config.seeds)) != len(config.seeds) or not config.seeds:

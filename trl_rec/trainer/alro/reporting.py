@@ -59,4 +59,6 @@ def orders_table(results: dict[str, Evaluation], *, caption: str) -> str:
     presented in several orders, the table also contains the agreement between orders and the position bias."""
     known = [name for name in next(reversed(results.values())).metrics if name != "num_users"]
     ndcg = [name for name in known if name.startswith("graded_ndcg")]
-    return metrics_table(results, columns=[ndcg[0], *ndcg[-1:], *known[len(ndcg) :]], caption=caption)
+    return metrics_table(
+        results, columns=list(dict.fromkeys([ndcg[0], ndcg[-1], *known[len(ndcg) :]])), caption=caption
+    )
