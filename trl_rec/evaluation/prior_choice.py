@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from torch import Tensor
 
 from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.decoding.exact import score_catalog
-from trl_rec.decoding.priors import FittedPrior, PopularityPrior
+from trl_rec.decoding.priors import FittedPrior, PopularityPrior, SavedPrior
+from trl_rec.decoding.priors.fitted import PriorKind
 from trl_rec.evaluation.evaluator import per_user_metrics
 from trl_rec.evaluation.policy import Policy, log_weights
 from trl_rec.evaluation.rank import map_rows
@@ -39,6 +40,7 @@ from trl_rec.ragged import Ragged
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset
 
+AnyPrior = TypeVar("AnyPrior", bound=SavedPrior)
 CHOICE = "choice.json"
 MOST_USERS = 10_000  # validation users for exact scores
 MOST_USERS_SEARCHED = 2_000  # validation users for candidates
@@ -139,18 +141,31 @@ def choose_prior(
     return with_setting(prior, best), choice
 
 
-def given_choice(prior: FittedPrior, strength: float, k: int) -> tuple[FittedPrior, PriorChoice]:
-    """Returns a prior with a given strength, and the choice that says so."""
+def given_choice(
+    prior: AnyPrior, strength: float, k: int, *, recorded: Mapping[str, Any] | None = None
+) -> tuple[AnyPrior, PriorChoice]:
+    """Returns a prior with a given strength, and the choice that says so.
+
+    Args:
+        prior ([`SavedPrior`]): The prior.
+        strength (`float`): The strength.
+        k (`int`): The cutoff of the metric.
+        recorded (*optional*): The choice that the output folder contains, from [`read_choice`]. If it has the same
+            prior and strength, its eps is used as well, so that the recorded setting can be given.
+    """
     eps = getattr(prior, "eps", None)
+    if recorded is not None and (recorded.get("prior"), recorded.get("strength")) == (prior.kind, strength):
+        found = recorded.get("eps")
+        eps = found if found is None or (isinstance(found, float | int) and found > 0) else eps
     choice = PriorChoice(prior.kind, strength, eps, f"ndcg@{k}", [], 0, "given")
     return with_setting(prior, Setting(strength, eps)), choice
 
 
-def with_setting(prior: FittedPrior, setting: Setting) -> FittedPrior:
+def with_setting(prior: AnyPrior, setting: Setting) -> AnyPrior:
     """Returns the prior with another setting. Its eps stays if the setting has none."""
-    if setting.eps is None or isinstance(prior, PopularityPrior):
-        return replace(prior, strength=setting.strength)
-    return replace(prior, strength=setting.strength, eps=setting.eps)
+    has_eps = setting.eps is not None and hasattr(prior, "eps")
+    changed: dict[str, Any] = {"strength": setting.strength, **({"eps": setting.eps} if has_eps else {})}
+    return replace(prior, **changed)
 
 
 def search_grid(
@@ -203,18 +218,42 @@ def keep_choice(folder: str | Path, choice: PriorChoice, split: str) -> None:
 
     Raises `ValueError` if the folder already contains another choice that was measured on the test split.
     """
-    path = Path(folder) / CHOICE
     content = {**asdict(choice), "split": split}
     before = read_choice(folder)
     if before is not None and before.get("split") == "test":
-        other = {name: before.get(name) for name in choice.setting}
-        if other != choice.setting:
-            raise ValueError(
-                f"{path} records another choice, {_in_words(other)}, which has been measured on the test split; this "
-                f"run chose {_in_words(choice.setting)}, so choose another output folder"
-            )
+        if {name: before.get(name) for name in choice.setting} != choice.setting:
+            raise _other_choice(folder, before, f"this run chose {_in_words(choice.setting)}")
         content["split"] = "test"
-    write_json(path, content)
+    write_json(Path(folder) / CHOICE, content)
+
+
+def check_choice(folder: str | Path, prior: str, strength: float | None) -> None:
+    """Raises `ValueError` if [`keep_choice`] is certain to refuse the choice of a prior. Call this function before
+    work that would be in vain.
+
+    Args:
+        folder: The output folder.
+        prior: The kind of prior.
+        strength: The given strength. None if the strength is chosen later.
+    """
+    before = read_choice(folder)
+    if before is None or before.get("split") != "test":
+        return
+    if before.get("prior") != prior or strength not in (None, before.get("strength")):
+        wanted = prior if strength is None else f"{prior} with strength {strength}"
+        raise _other_choice(folder, before, f"this run asks for {wanted}")
+
+
+def _other_choice(folder: str | Path, before: Mapping[str, Any], now: str) -> ValueError:
+    """Returns the error for a folder whose test split was measured with another setting."""
+    kind, strength = before.get("prior"), before.get("strength")
+    repeat = ""
+    if kind in get_args(PriorKind) and isinstance(strength, float | int):
+        repeat = f", or set prior to {kind} and prior_strength to {strength}, as recorded"
+    return ValueError(
+        f"{Path(folder) / CHOICE} records another choice, {_in_words(before)}, which has been measured on the test "
+        f"split; {now}, so choose another output_dir{repeat}"
+    )
 
 
 def read_choice(folder: str | Path) -> dict[str, Any] | None:
@@ -225,9 +264,9 @@ def read_choice(folder: str | Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged and cannot be read ({error}); choose another output folder") from error
+        raise ValueError(f"{path} is damaged and cannot be read ({error}); choose another output_dir") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} does not contain the choice of a prior; choose another output folder")
+        raise ValueError(f"{path} does not contain the choice of a prior; choose another output_dir")
     return content
 
 

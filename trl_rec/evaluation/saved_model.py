@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from trl_rec.data.dataset import RecDataset, at_most, spread
 from trl_rec.data.prompts import PromptFormat
-from trl_rec.decoding.priors import SavedPrior, fit_prior
+from trl_rec.decoding.priors import ArrayPrior, SavedPrior, fit_prior
 from trl_rec.decoding.priors.fitted import AUTO, check_prior, given_strength
 from trl_rec.decoding.priors.run_folder import KEY as PRIOR_KEY
 from trl_rec.decoding.priors.run_folder import load_run_prior
@@ -99,8 +99,8 @@ class EvaluationConfig:
             `"saved"` (that of the model's run folder) or `"none"`. By default, the prior of the run folder is used if
             there is one. With a prior, three recommenders are evaluated: the model alone, the prior alone, and their
             product.
-        prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior. `"auto"` chooses it on the
-            validation split, as in [`choose_prior`], or keeps the exponent of a saved prior.
+        prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses it on the validation
+            split, as in [`choose_prior`]. Defaults to the setting of a saved prior, and to `"auto"` for any other.
         seed (`int`, *optional*, defaults to `0`): Seed of the random baseline, of drawn lists and of the bootstrap.
     """
 
@@ -201,9 +201,12 @@ class EvaluationConfig:
             "the run folder"
         },
     )
-    prior_strength: str = field(
-        default=AUTO,
-        metadata={"help": "exponent of the prior: a number, or auto, which chooses it on the validation split"},
+    prior_strength: str | None = field(
+        default=None,
+        metadata={
+            "help": "exponent of the prior: a number, or auto, which chooses it on the validation split; if unset, "
+            "that of a saved prior, or else auto"
+        },
     )
     seed: Annotated[int, SEED] = field(
         default=0, metadata={"help": "seed of the random baseline, of sampled lists and of the bootstrap"}
@@ -213,7 +216,7 @@ class EvaluationConfig:
         check_ranges(self)
         if not self.ks:
             raise ValueError("ks is empty; give at least one k, such as 10")
-        check_prior(self.prior, self.prior_strength, others=(SAVED_PRIOR,))
+        check_prior(self.prior, self.prior_strength or AUTO, others=(SAVED_PRIOR,))
         if self.prior not in (None, "none") and self.model is None:
             raise ValueError(
                 f"prior={self.prior} multiplies a model, but model is not set; set model, or leave prior out (the "
@@ -252,7 +255,11 @@ def evaluation_settings(config: EvaluationConfig) -> EvaluationConfig:
 
 
 def evaluate_with_baselines(
-    dataset: RecDataset, config: EvaluationConfig, *, keep: Callable[[PriorChoice], object] | None = None
+    dataset: RecDataset,
+    config: EvaluationConfig,
+    *,
+    keep: Callable[[PriorChoice], object] | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluates the baselines, and the model or the lists of `config`. Users are divided among the processes.
 
@@ -261,7 +268,8 @@ def evaluate_with_baselines(
         config: The settings, as returned by [`evaluation_settings`].
         keep (`Callable`, *optional*): Function that is called on every process with the [`PriorChoice`], before the
             prior is evaluated on `config.split`. The function can save the choice, or raise an error to stop the
-            evaluation. It is not called for a saved prior.
+            evaluation. It is not called for a saved prior with its saved setting.
+        recorded (*optional*): The choice that the output folder contains, as in [`given_choice`].
 
     Returns:
         The evaluation of each recommender by name.
@@ -277,7 +285,7 @@ def evaluate_with_baselines(
 
     # 2. Load the policy, and choose its prior on the validation split.
     policy = None if config.model is None else _load_policy(config.model, dataset, config)
-    prior = None if policy is None else _prior_of(policy, dataset, config, keep)
+    prior = None if policy is None else _prior_of(policy, dataset, config, keep, recorded)
 
     # 3. Read the lists, and select the rows to evaluate.
     lists = None if config.lists is None else _read_lists(config.lists, dataset, config)
@@ -394,27 +402,39 @@ def _prior_of(
     dataset: RecDataset,
     config: EvaluationConfig,
     keep: Callable[[PriorChoice], object] | None,
+    recorded: Mapping[str, Any] | None,
 ) -> SavedPrior | None:
     """Returns the prior with its setting, or None if no prior is used.
 
-    The setting of a saved prior is not chosen again, but a number in `config.prior_strength` replaces its strength.
+    The setting of a saved prior is not chosen again, unless `config.prior_strength` is set.
     """
-    strength = given_strength(config.prior_strength)
+    # 1. Load or fit the prior.
     if config.prior in (None, "none"):
         return None
+    prior: SavedPrior
     if config.prior == SAVED_PRIOR:
         assert config.model is not None
         saved = load_run_prior(config.model, settings_of_run(config.model), len(dataset.catalog))
         if saved is None:
             raise ValueError(f"{config.model} does not contain a prior; choose another prior, or leave prior out")
-        return saved if strength is None else replace(saved, strength=strength)
-
-    prior = fit_prior(config.prior, dataset, exclude_history=config.exclude_history)
-    k = max(config.ks)
-    if strength is None:
-        prior, choice = choose_prior(policy, dataset, prior, k=k, max_users=config.max_users)
+        if config.prior_strength is None:
+            return saved
+        prior = saved
     else:
-        prior, choice = given_choice(prior, strength, k)
+        prior = fit_prior(config.prior, dataset, exclude_history=config.exclude_history)
+
+    # 2. Choose its setting.
+    strength = given_strength(config.prior_strength or AUTO)
+    k = max(config.ks)
+    if strength is not None:
+        prior, choice = given_choice(prior, strength, k, recorded=recorded)
+    elif isinstance(prior, ArrayPrior):
+        raise ValueError(
+            f"prior_strength=auto chooses the strength of counts, but the prior in {config.model} is an array of "
+            "weights; give prior_strength a number, or leave it out"
+        )
+    else:
+        prior, choice = choose_prior(policy, dataset, prior, k=k, max_users=config.max_users)
     if keep is not None:
         keep(choice)
     return prior

@@ -11,6 +11,7 @@ from trl_rec.decoding.run_folder import check_same_items, settings_of_run
 from trl_rec.schedule.settings import Schedule, check_resumes_by_itself
 from trl_rec.schedule.stage_preferences import feedback_table
 from trl_rec.schedule.stages import PreferenceStage
+from trl_rec.trainer.base.prior import check_run_prior
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.softmax_dpo.config import SoftmaxDPOConfig
 
@@ -30,6 +31,7 @@ def check_pipeline(
             prompts, and the same softmax for ranking.
     """
     check_not_sharded(schedule.config)
+    check_run_prior(schedule.dataset, schedule.config)
     if supervised is not None:
         check_resumes_by_itself(supervised)
         _check_same_prompts(
@@ -53,6 +55,7 @@ def check_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule:
         schedule: The settings that all stages share.
     """
     check_not_sharded(schedule.config)
+    check_run_prior(schedule.dataset, schedule.config)
     _check_folders(start, schedule)
     if not len(schedule.dataset.validation):
         raise ValueError(

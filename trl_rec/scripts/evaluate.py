@@ -24,7 +24,7 @@ from trl_rec.evaluation import (
     write_results,
 )
 from trl_rec.evaluation.graded.saved_ranker import evaluate_ranker, is_ranker
-from trl_rec.evaluation.prior_choice import PriorChoice, choice_table, keep_choice
+from trl_rec.evaluation.prior_choice import PriorChoice, choice_table, keep_choice, read_choice
 from trl_rec.files import clean_up, exclusive
 from trl_rec.scripts.parsing import parse, run
 from trl_rec.trainer import orders_table
@@ -86,7 +86,7 @@ def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) ->
         if PartialState().is_main_process:
             print(f"{choice_table(choice)}\n")
 
-    results = evaluate_with_baselines(dataset, config, keep=keep)
+    results = evaluate_with_baselines(dataset, config, keep=keep, recorded=read_choice(output))
     if PartialState().is_main_process:
         write_results(output, results, dataset, config)
     history = "excluded" if config.exclude_history else "not excluded"

@@ -11,6 +11,7 @@ from trl_rec.data import load
 from trl_rec.schedule import check_preference_leaks
 from trl_rec.scripts.parsing import given, parse, run
 from trl_rec.trainer import SoftmaxDPOConfig, build_softmax_dpo_trainer, conclude, read_preferences, save_run
+from trl_rec.trainer.base.prior import check_run_prior
 
 
 @dataclass
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> None:
     #    validation or test.
     dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
     catalog = None if dataset is None else dataset.catalog
+    if dataset is not None:
+        check_run_prior(dataset, config)
     preferences = read_preferences(data.preferences, catalog)
     if dataset is not None and {"user", "history"} <= set(preferences.column_names):
         check_preference_leaks(preferences, dataset, feedback=False)

@@ -33,5 +33,6 @@ def test_a_saved_ranker_is_measured_like_by_its_trainer(tmp_path: Path) -> None:
         for metric, values in trained.results[name].per_user.items():
             np.testing.assert_array_equal(values, again.results[row].per_user[metric])
 
-    with pytest.raises(ValueError, match="num_beams has no effect on .*, which orders rated candidates"):
-        evaluate.main([*words, "--num_beams", "3"])
+    for name in ("num_beams", "prior_strength"):
+        with pytest.raises(ValueError, match=f"{name} has no effect on .*, which orders rated candidates"):
+            evaluate.main([*words, f"--{name}", "3"])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import trainer as transformers_trainer
 
 from tests.trainer.runs import losses, make_folder, make_trainer
-from trl_rec import BearTrainer, load
+from trl_rec import BearTrainer, Recommender, load
 from trl_rec.models import load_model
 from trl_rec.scripts.recipe_files import read_recipe
 from trl_rec.trainer import conclude
@@ -112,6 +112,14 @@ def test_fsdp_refuses_to_rank_any_of_several_sets(folder: Path, tmp_path: Path, 
     assert trainer.state.global_step == 0
 
 
+def test_fsdp_refuses_to_choose_a_prior(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    trainer = make_trainer(folder, tmp_path, prior="transition")
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    with pytest.raises(ValueError, match="prior=transition has no effect under FSDP, .* run trl-rec evaluate --prior"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 @pytest.mark.parametrize("told", [{"use_reentrant": True}, {"use_reentrant": False, "every_n_layers": 2}])
 def test_a_ranking_leaves_checkpointing_as_it_was(folder: Path, tmp_path: Path, told: dict) -> None:
     trainer = make_trainer(
@@ -162,6 +170,27 @@ def test_an_order_by_lengths_is_the_same_after_a_resume(
     cut.train(resume_from_checkpoint=True)
     assert losses(cut) == losses(whole) and len(set(losses(whole))) == 14
     assert cut._get_train_sampler().seed == 3
+
+
+def test_every_save_after_the_end_of_a_run_contains_the_prior(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """So does the push at the end of the run, which is the only one."""
+    trainer, pushed = make_trainer(folder, tmp_path / "run", prior="transition", prior_strength="1.5"), []
+
+    def upload(**options: Any) -> None:
+        """Keeps what the uploaded folder contains."""
+        pushed.append(Recommender.from_pretrained(options["folder_path"]).prior)
+
+    monkeypatch.setattr(transformers_trainer, "hf_api", lambda: SimpleNamespace(upload_folder=upload))
+    monkeypatch.setattr(trainer, "hub_model_id", "me/mine")
+    trainer.args.push_to_hub = True
+    conclude(trainer, load(folder / "data"), {})
+    assert [prior.strength for prior in pushed] == [1.5]
+
+    trainer.push_to_hub()
+    trainer.args.push_to_hub = False
+    trainer.save_model(str(tmp_path / "again"))
+    saved = [Recommender.from_pretrained(tmp_path / name).prior for name in ("run", "again")]
+    assert [prior.strength for prior in [*pushed, *saved]] == [1.5] * 4
 
 
 def test_what_describes_single_users_is_not_pushed(folder: Path, tmp_path: Path, monkeypatch) -> None:

@@ -418,6 +418,13 @@ def test_resuming_passes_over_a_broken_checkpoint_and_ends_the_same(
     assert_close(resumed.model, weights(whole.model), tolerance=0)
 
 
+def test_a_prior_without_a_catalogue_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="prior=transition multiplies a model that recommends items, but there are no"
+    ):
+        text_trainer(tmp_path, text_rows(), prior="transition")
+
+
 def test_without_a_catalogue_it_is_a_trainer_like_any_other(tmp_path: Path) -> None:
     trainer = text_trainer(tmp_path, text_rows(), save_strategy="steps", save_steps=4)
     trainer.train()

@@ -148,8 +148,7 @@ class MixturePrior:
         """
         interactions = TrainInteractions.from_split(train, num_items)
         counts = {name: _make_count(interactions, count) for name, count in COUNTS.items()}
-        num_targets = max(len(split_rows(validation, "targets").values), 1)
-        rows = at_most(max(1, MOST_TARGETS * len(validation) // num_targets), validation)
+        rows = fitting_rows(validation, exclude_history=exclude_history)
         likelihoods = target_shares(
             counts,
             interactions.popularity,
@@ -157,11 +156,6 @@ class MixturePrior:
             item_rows(split_rows(rows, "targets"), "validation", interactions.num_items),
             exclude_history,
         )
-        if not len(likelihoods):
-            raise ValueError(
-                "a mixture cannot be fitted, because the validation split has no target outside of its history; "
-                "choose the prior transition"
-            )
         fitted = fit_mixture(likelihoods)  # (len(counts) + 1,), the popularity last
 
         # `eps` is relative to the sum of the other weights. If no count knows any target, all counts weigh the same.
@@ -246,6 +240,31 @@ class MixturePrior:
                 content.whole("prior_items"),
                 content.settings["exclude_history"],
             )
+
+
+def fitting_rows(validation: Dataset, *, exclude_history: bool = True) -> Dataset:
+    """Returns the validation rows that the mixture weights are fitted to: about `MOST_TARGETS` targets.
+
+    Raises `ValueError` if they have no target, or, with `exclude_history`, none that is outside of its history.
+    """
+    # 1. Select the rows, spread evenly.
+    num_targets = max(len(split_rows(validation, "targets").values), 1)
+    rows = at_most(max(1, MOST_TARGETS * len(validation) // num_targets), validation)
+
+    # 2. Check that a target remains.
+    targets = split_rows(rows, "targets")
+    remains = np.ones(len(targets.values), bool)
+    if exclude_history:
+        histories = split_rows(rows, "history")
+        width = int(max(histories.values.max(initial=0), targets.values.max(initial=0))) + 1
+        known = histories.row_ids * width + histories.values
+        remains = ~np.isin(targets.row_ids * width + targets.values, known)
+    if not remains.any():
+        raise ValueError(
+            "a mixture cannot be fitted, because the validation split has no target outside of its history; choose "
+            "the prior transition"
+        )
+    return rows
 
 
 def target_shares(

@@ -27,11 +27,27 @@ REMEDY = "restore the file from a copy of the run folder, or remove its key prio
 def save_run_prior(folder: str | Path, prior: SavedPrior) -> None:
     """Adds a prior to a run folder, which contains the model by now. `recommender.json` is written last."""
     folder = Path(folder)
+    if not (folder / SETTINGS).is_file():
+        raise ValueError(f"{folder} has no {SETTINGS}, so it is not a run folder; save the model there first")
     prior.save(folder / PRIOR)
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    write_json(folder / SETTINGS, {**settings, KEY: prior_entry(prior)})
+
+
+def prior_entry(prior: SavedPrior) -> dict[str, Any]:
+    """Returns the setting of a prior, as the value of the key `prior` of `recommender.json`."""
     eps = getattr(prior, "eps", None)
-    described = {"kind": prior.kind, "strength": prior.strength, **({} if eps is None else {"eps": eps})}
-    write_json(folder / SETTINGS, {**settings, KEY: described})
+    return {"kind": prior.kind, "strength": prior.strength, **({} if eps is None else {"eps": eps})}
+
+
+def drop_run_prior(folder: str | Path) -> None:
+    """Removes the key `prior` from the `recommender.json` of a run folder, if it is there."""
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.pop(KEY, None) is not None:
+        write_json(path, settings)
 
 
 def load_run_prior(folder: str | Path, settings: Mapping[str, Any], num_items: int) -> SavedPrior | None:

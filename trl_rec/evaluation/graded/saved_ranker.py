@@ -19,7 +19,7 @@ from trl_rec.trainer.alro.rows import held_out_rows
 
 NUM_CANDIDATES = 10  # for run folders that do not record the number of candidates
 NUM_ORDERS = 2
-INERT = ("rewards", "best_of", "list_length", "num_beams", "exhaustive")
+INERT = ("rewards", "best_of", "list_length", "num_beams", "exhaustive", "prior_strength")
 
 
 def is_ranker(model: str | None) -> bool:

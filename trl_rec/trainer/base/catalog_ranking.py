@@ -13,10 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from trl_rec.compat import unwrapped_for_generation
 from trl_rec.data.dataset import at_most, split_rows
 from trl_rec.data.prompts import PromptFormat
+from trl_rec.decoding.priors import PRIOR, SavedPrior
+from trl_rec.decoding.priors.run_folder import KEY as PRIOR_KEY
+from trl_rec.decoding.priors.run_folder import prior_entry
 from trl_rec.decoding.run_folder import save_recommender
 from trl_rec.evaluation import Policy, Rankings, evaluate_rankings
 from trl_rec.items import ItemCatalog, TokenTrie
 from trl_rec.trainer.base.checks import check_processes
+from trl_rec.trainer.base.prior_config import wants_prior
 from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTrainerMixin
 
 
@@ -30,11 +34,14 @@ class CatalogRankingMixin(RecTrainerMixin):
         prompt_format (`PromptFormat`): How histories become prompts. Only set if the trainer has a catalogue.
         renormalizes (`bool`): Whether ranking scores use the softmax over the legal tokens. Otherwise they use the
             softmax over the vocabulary.
+        prior (`SavedPrior`, *optional*): The prior that the trained model is multiplied by. [`conclude`] sets it, and
+            every later save of the model contains it.
     """
 
     trie: TokenTrie
     prompt_format: PromptFormat
     renormalizes: bool = True
+    prior: SavedPrior | None = None
 
     def _set_catalog(
         self,
@@ -45,11 +52,25 @@ class CatalogRankingMixin(RecTrainerMixin):
     ) -> None:
         """Sets the catalogue, its prompts and its trie, and the splits that are ranked at each evaluation."""
         check_processes(args)
+        if catalog is None and wants_prior(args):
+            raise ValueError(
+                f"prior={args.prior} multiplies a model that recommends items, but there are no items; give a dataset "
+                "(in Python: catalog), or leave prior out"
+            )
         self.catalog = catalog
         self._eval_sets = eval_dataset
         if catalog is not None:
             self.prompt_format = PromptFormat.for_catalog(catalog, processing_class, **args.prompt_options)
             self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
+
+    def _check_ranking(self) -> None:
+        """Also raises `ValueError` if a prior would be chosen under FSDP, because that ranks a split."""
+        super()._check_ranking()
+        if self.is_fsdp_enabled and wants_prior(self.args):
+            raise ValueError(
+                f"prior={self.args.prior} has no effect under FSDP, where a run ends without an evaluation; leave it "
+                f"out, and run trl-rec evaluate --prior {self.args.prior} on the saved model"
+            )
 
     @contextmanager
     def policy(self) -> Iterator[Policy]:
@@ -94,17 +115,13 @@ class CatalogRankingMixin(RecTrainerMixin):
         return self.measure(self.rank(split), split)
 
     def save_settings(self, folder: Path) -> None:
-        """Writes the catalogue and `recommender.json`, which [`Recommender`] reads."""
+        """Writes the catalogue, `recommender.json` and the prior, which [`Recommender`] reads."""
         if self.catalog is None:
             return
-        greedy_list = self.args.list_length is not None
-        settings = {
-            "prompt": self.args.prompt_options,
-            "max_length": self.args.max_length,
-            "renormalize": self.renormalizes,
-            "length_penalty": self.args.eval_length_penalty,
-            "num_beams": self.args.eval_num_beams or (1 if greedy_list else max(self.args.eval_ks)),
-        }
+        settings = recommender_settings(self.args, renormalize=self.renormalizes)
+        if self.prior is not None:
+            self.prior.save(folder / PRIOR)
+            settings[PRIOR_KEY] = prior_entry(self.prior)
         save_recommender(folder, self.catalog, settings)
 
     def card_example(self) -> Sequence[str]:
@@ -117,3 +134,20 @@ class CatalogRankingMixin(RecTrainerMixin):
             'recommender = Recommender.from_pretrained("path/to/this/folder")',
             f"recommender.recommend(history=[], k=10{user}",
         )
+
+
+def recommender_settings(args: Any, *, renormalize: bool) -> dict[str, Any]:
+    """Returns the content of `recommender.json` besides the catalogue and the prior.
+
+    Args:
+        args: The configuration of the trainer.
+        renormalize: Whether ranking scores use the softmax over the legal tokens.
+    """
+    greedy_list = args.list_length is not None
+    return {
+        "prompt": args.prompt_options,
+        "max_length": args.max_length,
+        "renormalize": renormalize,
+        "length_penalty": args.eval_length_penalty,
+        "num_beams": args.eval_num_beams or (1 if greedy_list else max(args.eval_ks)),
+    }

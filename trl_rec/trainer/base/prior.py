@@ -1,22 +1,60 @@
-"""Fits the prior of a run, chooses its strength on the validation split, and keeps it in the run folder."""
+"""Fits the prior of a run, chooses its strength on the validation split, and keeps it in the run folder.
+
+All of this needs the trained model. What would make it fail is checked before training.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trl_rec.decoding.priors import FittedPrior, fit_prior
 from trl_rec.decoding.priors.fitted import given_strength
+from trl_rec.decoding.priors.mixture import MixturePrior, fitting_rows
 from trl_rec.decoding.priors.run_folder import save_run_prior
 from trl_rec.evaluation import Policy
-from trl_rec.evaluation.prior_choice import choice_table, choose_prior, given_choice, keep_choice
+from trl_rec.evaluation.prior_choice import (
+    check_choice,
+    choice_table,
+    choose_prior,
+    given_choice,
+    keep_choice,
+    read_choice,
+)
 from trl_rec.trainer.base.config import RecConfig
-from trl_rec.trainer.base.prior_config import PriorConfig
+from trl_rec.trainer.base.prior_config import wants_prior
 from trl_rec.trainer.base.processes import on_main_process
 
 
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset
+
+
+def check_run_prior(dataset: RecDataset, args: RecConfig) -> None:
+    """Raises `ValueError` if the prior that the configuration asks for cannot be made at the end of the run. Call this
+    function before training.
+
+    Args:
+        dataset: The dataset that the model will be trained on.
+        args: The configuration.
+    """
+    if not wants_prior(args):
+        return
+
+    # 1. Check that the validation split suffices.
+    strength = given_strength(args.prior_strength)
+    if strength is None and not len(dataset.validation):
+        raise ValueError(
+            "prior_strength=auto chooses the strength on the validation split, which has no rows; give prior_strength "
+            "a number, or prepare the data with more interactions per user"
+        )
+    if args.prior == MixturePrior.kind:
+        fitting_rows(dataset.validation, exclude_history=args.eval_exclude_history)
+
+    # 2. Check an earlier choice in the output folder, unless this run removes it.
+    config: Any = args  # of TRL too
+    if not config.overwrite or config.resume_from_checkpoint:
+        check_choice(config.output_dir, str(args.prior), strength)
 
 
 def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str | Path) -> FittedPrior | None:
@@ -35,17 +73,17 @@ def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str
     Returns:
         The prior, or None if the configuration asks for none.
     """
-    if not isinstance(args, PriorConfig) or args.prior == "none":
+    if not wants_prior(args):
         return None
 
     # 1. Fit the prior, and choose its setting.
-    prior = fit_prior(args.prior, dataset, exclude_history=args.eval_exclude_history)
+    prior = fit_prior(str(args.prior), dataset, exclude_history=args.eval_exclude_history)
     k = max(args.eval_ks)
     strength = given_strength(args.prior_strength)
     if strength is None:
         prior, choice = choose_prior(policy, dataset, prior, k=k, max_users=args.max_users)
     else:
-        prior, choice = given_choice(prior, strength, k)
+        prior, choice = given_choice(prior, strength, k, recorded=read_choice(folder))
 
     # 2. Keep both. An error is raised if the folder has another choice that was already measured on the test split.
     def keep() -> None:

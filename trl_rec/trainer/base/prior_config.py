@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from trl_rec.decoding.priors.fitted import AUTO, PriorKind, check_prior
 from trl_rec.trainer.base.config import RecConfig
@@ -18,14 +19,15 @@ class PriorConfig(RecConfig):
     Args:
         prior (`str`, *optional*, defaults to `"none"`): A prior to multiply the trained model by at the end of a run:
             `"popularity"`, `"transition"` or `"mixture"`. It is kept in the run folder, and [`Recommender`] uses it.
-            The prior alone and the product are evaluated beside the model. Training does not use the prior.
+            The prior alone and the product are evaluated beside the model. Training does not use the prior. `None` is
+            the same as `"none"`.
         prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior, as a number. `"auto"` chooses
             it on the validation split, as in [`choose_prior`].
     """
 
     may_change = (*RecConfig.may_change, "prior", "prior_strength")
 
-    prior: PriorKind = field(
+    prior: PriorKind | None = field(
         default="none",
         metadata={
             "help": "prior to multiply the trained model by, kept in the run folder: popularity, transition, mixture "
@@ -39,4 +41,10 @@ class PriorConfig(RecConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.prior = self.prior or "none"
         check_prior(self.prior, self.prior_strength)
+
+
+def wants_prior(config: object) -> TypeGuard[PriorConfig]:
+    """Returns whether the configuration of a trainer asks for a prior."""
+    return isinstance(config, PriorConfig) and config.prior != "none"

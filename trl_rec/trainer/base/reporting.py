@@ -29,6 +29,7 @@ from trl_rec.files import write_text
 from trl_rec.ragged import Ragged
 from trl_rec.trainer.base.catalog_ranking import CatalogRankingMixin
 from trl_rec.trainer.base.prior import make_prior
+from trl_rec.trainer.base.prior_config import wants_prior
 from trl_rec.trainer.base.recipe import write_recipe
 from trl_rec.trainer.base.trainer import RecTrainerMixin
 
@@ -84,20 +85,25 @@ def conclude(
         "reward_functions": reward_functions,
     }
 
+    def complete() -> None:
+        """Makes the prior, and keeps it in the trainer and in the run folder."""
+        trainer.prior = None  # an earlier one was chosen for other weights
+        with trainer.policy() as policy:
+            trainer.prior = make_prior(policy, dataset, trainer.args, trainer.args.output_dir)
+
     def measure() -> Measured:
         """Evaluates the model and the baselines on the split."""
         name = trainer.display_name
         with trainer.policy() as policy:
-            prior = make_prior(policy, dataset, trainer.args, trainer.args.output_dir)
             of_model = {name: evaluate_policy(policy, dataset, **options)}
-            if prior is not None:
-                of_model |= evaluate_product(policy, prior, dataset, name, **options)
+            if trainer.prior is not None:
+                of_model |= evaluate_product(policy, trainer.prior, dataset, name, **options)
         results = evaluate_baselines(dataset, exclude_history=exclude_history, **options) | of_model
         history = "excluded" if exclude_history else "not excluded"
         caption = f"{dataset.path}, {trainer.args.final_split} split, history {history}"
         return Measured(results, metrics_table(results, caption=caption))
 
-    results = conclude_run(
+    return conclude_run(
         trainer,
         dataset,
         settings,
@@ -105,11 +111,8 @@ def conclude(
         recipe=recipe,
         exclude_history=exclude_history,
         instead="run trl-rec evaluate",
+        complete=complete if wants_prior(trainer.args) else None,
     )
-    if trainer.args.final_split == "none" and not trainer.is_fsdp_enabled:
-        with trainer.policy() as policy:
-            make_prior(policy, dataset, trainer.args, trainer.args.output_dir)
-    return results
 
 
 def conclude_run(
@@ -121,6 +124,7 @@ def conclude_run(
     recipe: Mapping[str, Any] | None,
     exclude_history: bool,
     instead: str,
+    complete: Callable[[], None] | None = None,
 ) -> dict[str, Evaluation]:
     """Saves a trained model, evaluates it, and writes and prints the results. Every process returns the results.
 
@@ -134,12 +138,15 @@ def conclude_run(
         recipe: Keys of `recipe.yaml` besides the trainer's configuration, as in [`conclude`].
         exclude_history: Whether items of a user's history were excluded from the recommendations.
         instead: What the user can do under FSDP, where nothing can be measured.
+        complete (*optional*): Completes the saved run, before it is pushed to the hub and before anything is measured.
+            Every process calls it. It is not called under FSDP.
     """
-    # 1. Save before measuring, so that a failure while measuring loses nothing.
+    # 1. Save before completing and measuring, so that a failure in between loses nothing.
     folder = trainer.args.output_dir
     if recipe is None:
         recipe = {"dataset": str(dataset.path), "surface": dataset.catalog.surface, **settings}
-    save_run(trainer, recipe)
+    pushes_later = complete is not None and not trainer.is_fsdp_enabled
+    save_run(trainer, recipe, push=not pushes_later)
     if trainer.is_fsdp_enabled:
         logger.warning(
             "the model is saved in %s, but is not evaluated, because evaluation does not work under FSDP; %s",
@@ -147,6 +154,10 @@ def conclude_run(
             instead,
         )
         return {}
+    if complete is not None:
+        complete()
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub(commit_message="Model save")
     if trainer.args.final_split == "none":
         return {}
 
@@ -174,15 +185,19 @@ def conclude_run(
     return measured.results
 
 
-def save_run(trainer: RecTrainerMixin, recipe: Mapping[str, Any] | None = None) -> None:
+def save_run(trainer: RecTrainerMixin, recipe: Mapping[str, Any] | None = None, *, push: bool = True) -> None:
     """Saves a trained model, and describes how it was trained. Returns when everything is written.
 
     Args:
         trainer: A trainer whose `train` has returned.
         recipe (*optional*): Keys of `recipe.yaml` besides the trainer's configuration. By default, no recipe is
             written, which is right for a run that no `trl-rec` verb can repeat.
+        push (*optional*): Whether to push the model to the hub, if `push_to_hub` is set.
     """
-    trainer.save_model()
+    if push:
+        trainer.save_model()
+    else:
+        trainer.save_model(_internal_call=True)  # as Trainer does where it must not push
     if trainer.is_world_process_zero():
         keys = None if recipe is None else {**recipe, **trainer.args.given}
         write_run(trainer.args.output_dir, trainer.method, keys, trainer.state.log_history)

@@ -9,6 +9,7 @@ from trl_rec.data.dataset import RecDataset
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.data.tasks.rows import build_task_rows, task_texts
 from trl_rec.models import RecModelConfig, build_model
+from trl_rec.trainer.base.prior import check_run_prior
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.bear.trainer import BearTrainer
 
@@ -23,6 +24,7 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
         model_config: Which model to load or make. The vocabulary of a model from scratch also contains the words of
             the tasks, if `config.tasks` is set.
     """
+    check_run_prior(dataset, config)
     is_from_scratch = model_config.model_name_or_path is None
     model, tokenizer, adapter = build_model(
         dataset.catalog,
