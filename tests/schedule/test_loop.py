@@ -22,7 +22,10 @@ from safetensors.torch import load_file
 from tests.processes import log_of, run_alone, run_in_two, start
 from tests.schedule.loops import STAGES, make_schedule, make_start, run, run_as_one_of_two
 from trl_rec import PreferenceStage, Recommender, load, run_stages
+from trl_rec.decoding import PopularityPrior, TransitionPrior
+from trl_rec.decoding.priors.run_folder import save_run_prior
 from trl_rec.evaluation import read_evaluation
+from trl_rec.files import write_json
 from trl_rec.schedule import conclude_stages, loop, stage_table
 from trl_rec.schedule.stages import read_stages
 from trl_rec.scripts.recipe_files import read_recipe
@@ -102,6 +105,36 @@ def test_the_report_names_stages_and_baselines(finished: Any, folder: Path, caps
     logged = [json.loads(line) for line in (output / "eval.jsonl").read_text().splitlines()]
     assert [entry["loss"] for entry in logged if entry["stage"] == 2 and "loss" in entry] == losses(output / NAMES[1])
     assert stage_table(reports, "eval_ndcg@10").splitlines()[0].split()[:3] == ["stage", "prompts", "none"]
+
+
+@pytest.mark.parametrize("is_run_folder", [True, False])
+def test_the_prior_of_the_first_policy_is_not_that_of_the_last(
+    is_run_folder: bool, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Neither is its choice, which would otherwise be measured on the test split already."""
+    dataset = load(folder / "data")
+    shutil.copytree(folder / "sft", tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
+    save_run_prior(tmp_path / "start", TransitionPrior.fit(dataset.train, len(dataset.catalog)))
+    write_json(tmp_path / "start/choice.json", {"prior": "transition", "strength": 1.0, "eps": 0.5, "split": "test"})
+    if not is_run_folder:
+        (tmp_path / "start/recommender.json").unlink()
+        shutil.rmtree(tmp_path / "start/catalog")
+
+    # A schedule whose only stage is finished and was not kept.
+    report = {"stage": 1, "name": "random-any", "num_prompts": 1, "without_negatives": 1.0, "mean_negatives": 0.0}
+    options = {"prior": "popularity", "prior_strength": "2", "final_split": "none"}
+    schedule = make_schedule(folder, tmp_path / "out", **options)
+    (tmp_path / "out/1-random-any").mkdir(parents=True)
+    write_json(tmp_path / "out/1-random-any/stage.json", {**report, "before": {}, "after": {}, "kept": False})
+    reports = run_stages(STAGES[2:], tmp_path / "start", schedule)
+    assert not {"choice.json", "prior.safetensors"} & {path.name for path in (tmp_path / "out").iterdir()}
+    if is_run_folder:
+        assert Recommender.from_pretrained(tmp_path / "out").prior is None
+
+    conclude_stages(reports, tmp_path / "start", schedule)
+    saved = Recommender.from_pretrained(tmp_path / "out")
+    assert isinstance(saved.prior, PopularityPrior) and saved.prior.strength == 2
+    assert len(saved.recommend(saved.catalog.ids[:3], k=5)) == 5
 
 
 def test_a_stage_that_does_not_help_is_undone(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from trl import DPOConfig, SFTConfig
 
 from tests.schedule.loops import STAGES, make_schedule
 from tests.trainer.runs import make_folder
-from trl_rec import BearConfig, Schedule, SoftmaxDPOConfig
+from trl_rec import BearConfig, Schedule, SoftmaxDPOConfig, load
 from trl_rec.compat import BACKPORTED_FIELDS
-from trl_rec.models import load_model
+from trl_rec.files import write_json
+from trl_rec.models import RecModelConfig, load_model
 from trl_rec.ragged import Ragged
-from trl_rec.schedule.plan import INHERITED, _config_entries, check_same_plan
+from trl_rec.schedule.plan import INHERITED, _config_entries, check_same_plan, check_same_policy, weights_digest
 from trl_rec.trainer.base.config import RecConfig
 
 
@@ -55,8 +57,47 @@ def test_settings_of_speed_and_logging_may_change(folder: Path) -> None:
         "run_name": "again",
         "final_split": "none",
         "eval_recall_at": 0,
+        "prior": "transition",
+        "prior_strength": "2",
     }
     check_same_plan(STAGES, folder / "model", now(folder, **free))
+
+
+def test_a_setting_that_an_older_plan_lacks_had_its_default(folder: Path, tmp_path: Path) -> None:
+    """Also a setting that is no longer part of plans may be in an older one."""
+    shutil.copytree(folder / "out", tmp_path / "out")
+    plan = json.loads((tmp_path / "out/plan.json").read_text())
+    assert (plan.pop("beta"), plan.pop("eval_ks")) == (1.0, [1, 5, 10])
+    older = {**plan, "prior": "mixture"}
+    write_json(tmp_path / "out/plan.json", older)
+    check_same_plan(STAGES, folder / "model", make_schedule(folder, tmp_path / "out"))
+    for name, value, there in (("beta", 0.3, "1.0"), ("eval_ks", [1, 10], r"\[1, 5, 10\]")):
+        write_json(tmp_path / "out/plan.json", older)
+        with pytest.raises(ValueError, match=rf"differs in {name} \({there} there, "):
+            check_same_plan(STAGES, folder / "model", make_schedule(folder, tmp_path / "out", **{name: value}))
+
+    # A plan that lacks a stage is of another schedule.
+    write_json(tmp_path / "out/plan.json", {name: value for name, value in older.items() if name != "stage 2"})
+    with pytest.raises(ValueError, match=r"differs in stage 2 \(None there"):
+        check_same_plan(STAGES, folder / "model", make_schedule(folder, tmp_path / "out"))
+
+
+def test_the_settings_of_a_supervised_policy_have_defaults_too(folder: Path, tmp_path: Path) -> None:
+    dataset, model = load(folder / "data"), RecModelConfig()
+    config = BearConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
+    check_same_policy(tmp_path, dataset, config, vars(model))
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    newer = ("model option embedding_dropout", "target_smoothing", "sampled_items", "sampled_from", "target_age_decay")
+    write_json(tmp_path / "plan.json", {name: value for name, value in plan.items() if name not in newer})
+    (tmp_path / "model.safetensors").touch()
+    check_same_policy(tmp_path, dataset, config, vars(model))
+    assert json.loads((tmp_path / "plan.json").read_text()) == plan
+
+
+def test_a_prior_is_not_among_the_weights(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model/prior.safetensors").write_bytes(b"prior")
+    assert weights_digest(tmp_path / "model") == weights_digest(folder / "model")
 
 
 @pytest.mark.parametrize("kind", [BearConfig, SoftmaxDPOConfig])

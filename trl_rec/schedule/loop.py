@@ -25,8 +25,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_rec.compat import reset_accelerator_state
+from trl_rec.decoding.priors import PRIOR
+from trl_rec.decoding.priors.run_folder import drop_run_prior
 from trl_rec.evaluation.kept.environment import ENVIRONMENT
 from trl_rec.evaluation.kept.files import KEPT_FILES
+from trl_rec.evaluation.prior_choice import CHOICE
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.schedule.checks import check_stages
 from trl_rec.schedule.plan import check_same_plan, write_entry
@@ -53,6 +56,8 @@ NOT_THE_POLICY = (
     "plan.json",
     "supervised*",
     "metrics.json",
+    CHOICE,
+    PRIOR,
     *KEPT_FILES,
     RECIPE,
     ENVIRONMENT,
@@ -100,6 +105,7 @@ def run_stages(stages: Sequence[PreferenceStage], start: str | Path, schedule: S
     if PartialState().is_main_process:
         ignored = shutil.ignore_patterns(*NOT_THE_POLICY)
         shutil.copytree(folder, schedule.output, dirs_exist_ok=True, ignore=ignored)
+        drop_run_prior(schedule.output)  # it was chosen for the policy that the first stage started from
     PartialState().wait_for_everyone()
     return reports
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from transformers import TrainingArguments
 
 from trl_rec.data.dataset import RecDataset, split_rows
 from trl_rec.data.tasks.rows import task_texts
+from trl_rec.decoding.priors import PRIOR
 from trl_rec.files import write_json
+from trl_rec.models import RecModelConfig
 from trl_rec.schedule.settings import Schedule
 from trl_rec.schedule.stages import PreferenceStage
 from trl_rec.trainer.base.fingerprint import DECIDING, as_json, catalog_entries, setting_entries
@@ -52,6 +54,14 @@ INHERITED = (
     "metric_for_best_model",
     "greater_is_better",
 )
+# Fields that trl_rec adds and that do not belong to a plan.
+NOT_IN_A_PLAN = (
+    "overwrite",  # a schedule always resumes automatically
+    "final_split",  # only selects the split on which the finished policy is measured
+    "eval_recall_at",  # only adds a metric to the final evaluation
+    "prior",  # only multiplies the finished policy
+    "prior_strength",
+)
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
@@ -78,7 +88,8 @@ def check_same_plan(stages: Sequence[PreferenceStage], start: str | Path, schedu
     }
 
     path = schedule.output / "plan.json"
-    _write_or_check(path, plan, work="[0-9]*-*", parts="its plan.json and the folders of its stages")
+    defaults = _defaults(type(schedule.config))
+    _write_or_check(path, plan, defaults, work="[0-9]*-*", parts="its plan.json and the folders of its stages")
 
 
 def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, model: dict[str, Any]) -> None:
@@ -103,7 +114,8 @@ def check_same_policy(folder: Path, dataset: RecDataset, config: BearConfig, mod
         **_config_entries(config),
     }
 
-    _write_or_check(folder / "plan.json", plan, work="*", parts="the folder")
+    defaults = _defaults(type(config)) | _defaults(RecModelConfig, "model option ")
+    _write_or_check(folder / "plan.json", plan, defaults, work="*", parts="the folder")
 
 
 def write_entry(path: Path, entry: dict[str, Any]) -> None:
@@ -117,24 +129,27 @@ def weights_digest(folder: str | Path) -> str:
     """Returns a hash of the weights in a folder. It does not depend on the path of the folder."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
-        # `Trainer` also saves training_args.bin, which contains no weights in spite of its suffix.
-        if path.suffix in WEIGHT_SUFFIXES and path.name != "training_args.bin":
+        # Neither a prior nor the training_args.bin of `Trainer` contains weights, in spite of the suffix.
+        if path.suffix in WEIGHT_SUFFIXES and path.name not in ("training_args.bin", PRIOR):
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
-def _write_or_check(path: Path, plan: dict[str, Any], *, work: str, parts: str) -> None:
+def _write_or_check(path: Path, plan: dict[str, Any], defaults: dict[str, Any], *, work: str, parts: str) -> None:
     """Writes `plan` to `path`. Raises `ValueError` if there is work that was done with a different plan.
 
     `work` is a pattern of the files in the folder that count as work. If there are none, the new plan replaces the old
-    plan. `parts` tells the user in the error message what to delete to start again.
+    plan. A setting that is missing in the old plan, because the version that wrote it did not have this setting, had
+    the value in `defaults`. `parts` tells the user in the error message what to delete to start again.
     """
     plan = as_json(plan)  # tuples become lists, as in the file
 
     if path.is_file() and any(other != path for other in path.parent.glob(work)):
         old = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in {**old, **plan} if plan.get(name) != old.get(name)]
+        names = [name for name in {**old, **plan} if name not in NOT_IN_A_PLAN]
+        old = {**as_json(defaults), **old}
+        differing = [name for name in names if plan.get(name) != old.get(name)]
         if differing:
             name = differing[0]
             raise ValueError(
@@ -157,10 +172,14 @@ def _adapter_entry(schedule: Schedule) -> dict[str, Any] | None:
 def _config_entries(config: TrainingArguments) -> dict[str, Any]:
     """Returns the fields of a trainer's configuration that belong to a plan."""
     entries = setting_entries(config, INHERITED)
-    entries.pop("overwrite", None)  # a schedule always resumes automatically
-    entries.pop("final_split", None)  # only selects the split on which the finished policy is measured
-    entries.pop("eval_recall_at", None)  # only adds a metric to the final evaluation
-    return entries
+    return {name: value for name, value in entries.items() if name not in NOT_IN_A_PLAN}
+
+
+def _defaults(kind: type[Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the default of each field of a dataclass by its name in a plan."""
+    given = {one.name: one.default_factory() for one in fields(kind) if one.default_factory is not MISSING}
+    given |= {one.name: one.default for one in fields(kind) if one.default is not MISSING}
+    return {f"{prefix}{name}": value for name, value in given.items()}
 
 
 def _digest(texts: Sequence[str]) -> str:

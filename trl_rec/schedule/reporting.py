@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import PartialState
 
 from trl_rec.data.prompts import PromptFormat
+from trl_rec.decoding.run_folder import SETTINGS, save_recommender
 from trl_rec.evaluation import (
     Evaluation,
     Policy,
@@ -27,7 +28,9 @@ from trl_rec.models.loading import load_model, load_tokenizer
 from trl_rec.schedule.checks import check_not_sharded
 from trl_rec.schedule.settings import Schedule, load_on_device
 from trl_rec.schedule.stages import read_stages
+from trl_rec.trainer.base.catalog_ranking import recommender_settings
 from trl_rec.trainer.base.prior import make_prior
+from trl_rec.trainer.base.processes import on_main_process
 from trl_rec.trainer.base.recipe import given_values
 from trl_rec.trainer.base.reporting import write_run
 
@@ -56,6 +59,7 @@ def conclude_stages(reports: Sequence[dict[str, Any]], start: str | Path, schedu
     #    the prior.
     split = config.final_split
     after = _policy(schedule.output, schedule)
+    on_main_process(lambda: _complete_run_folder(schedule))
     prior = make_prior(after, dataset, config, schedule.output)
     results: dict[str, Evaluation] = {}
     if split != "none":
@@ -132,6 +136,16 @@ def _policy(folder: str | Path, schedule: Schedule) -> Policy:
         batch_size=config.per_device_eval_batch_size,
         max_length=config.max_length,
     )
+
+
+def _complete_run_folder(schedule: Schedule) -> None:
+    """Writes `recommender.json` and the catalogue if the last policy has none.
+
+    This is the case if no stage was kept, and the first policy is not a run folder, such as a downloaded model.
+    """
+    if not (schedule.output / SETTINGS).is_file():
+        settings = recommender_settings(schedule.config, renormalize=schedule.config.normalize == "catalogue")
+        save_recommender(schedule.output, schedule.dataset.catalog, settings)
 
 
 def _write_run_folder(
