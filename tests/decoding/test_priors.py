@@ -21,9 +21,11 @@ from trl_rec.decoding import (
     TransitionPrior,
     as_prior,
     load_prior,
+    rank_scores,
 )
 from trl_rec.decoding.priors.mixture import COUNTS, fit_mixture, target_shares
 from trl_rec.evaluation.baselines import TransitionBaseline
+from trl_rec.items import TokenTrie
 from trl_rec.ragged import Ragged
 
 
@@ -165,6 +167,26 @@ def test_a_saved_prior_is_the_same(kind: str, tmp_path: Path) -> None:
                 assert torch.equal(getattr(got, name), getattr(expected, name))
     with pytest.raises(ValueError, match="but the catalogue has 99; use the prior of the same dataset"):
         load_prior(tmp_path, num_items=99)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint16])
+def test_counts_of_any_integer_type_are_saved(dtype: type, tmp_path: Path) -> None:
+    """And do not overflow."""
+    counts = np.array([127, 0, 1])
+    expected = PopularityPrior(counts).weights(Ragged.from_lists([])).shared
+    prior = PopularityPrior(counts.astype(dtype))
+    prior.save(tmp_path / "prior.safetensors")
+    for one in (prior, load_prior(tmp_path)):
+        assert torch.equal(one.weights(Ragged.from_lists([])).shared, expected)
+
+
+@pytest.mark.parametrize("columns", [2, 4])
+def test_a_function_must_weigh_all_items(columns: int) -> None:
+    """Items without a column would otherwise have the weight 0."""
+    trie = TokenTrie.from_sequences([[4], [5], [6]])
+    weights = FunctionPrior(lambda histories: np.ones((len(histories), columns))).weights(Ragged.from_lists([[0]]))
+    with pytest.raises(ValueError, match=f"shared of the weights has {columns} items, and the trie has 3"):
+        rank_scores(torch.zeros(1, 3), trie, 2, weights=weights)
 
 
 def test_a_mixture_equals_the_weighted_shares_of_its_counts() -> None:

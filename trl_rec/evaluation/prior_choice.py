@@ -1,10 +1,11 @@
 """Chooses how strongly a prior multiplies a policy, on the validation split.
 
 The grid has two axes: the strength, and `eps`, the weight of the popularity, if the prior has one. It is extended
-while the best setting is on one of its edges, up to `STRENGTH_LIMITS` and `EPS_LIMITS`. Only a model that writes lists
-runs anew for every setting:
+while the best setting is on one of its edges, up to `STRENGTH_LIMITS` and `EPS_LIMITS`, and towards weaker priors
+while no prior is best. Only a model that writes lists runs anew for every setting:
 
-- If every item is a single token, all items are scored exactly, and every setting is evaluated exactly.
+- If every item is a single token, all items are scored exactly, and every setting is evaluated exactly. The scores are
+  too large to keep, so they are computed again for each extension of the grid.
 - For longer paths, the candidates of a user are the best items of the policy without a prior and the best items of the
   prior alone, `CANDIDATES` each. Their exact scores are re-ranked under every setting.
 - A model that writes lists writes them anew for every setting. To save time, fewer users are used, and the settings
@@ -198,9 +199,12 @@ def search_grid(
             return values, _at_limit(steps[best_setting(values)])
         values |= dict(zip(new, measure(new), strict=True))
 
-        # 2. Extend each axis by two values on the side where the best setting is on the edge.
+        # 2. Extend each axis by two values on the side where the best setting is on the edge. If no prior is best so
+        #    far, a weaker prior than those of the grid may be better.
         strength, eps = steps[best_setting(values)]
-        if strength is not None:
+        if strength is None:
+            strengths |= _extension(min(strengths), strengths, STRENGTH_LIMITS)
+        else:
             strengths |= _extension(strength, strengths, STRENGTH_LIMITS)
             if eps is not None:
                 epsilons |= _extension(eps, {one for one in epsilons if one is not None}, EPS_LIMITS)

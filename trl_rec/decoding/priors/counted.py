@@ -67,7 +67,9 @@ class PopularityPrior:
 
     def save(self, path: str | Path) -> None:
         """Writes the prior to a safetensors file, atomically."""
-        write_prior_file(path, self.kind, {"popularity": self.popularity}, {"strength": self.strength})
+        write_prior_file(
+            path, self.kind, {"popularity": self.popularity.astype(np.int64)}, {"strength": self.strength}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> PopularityPrior:
@@ -148,7 +150,7 @@ class TransitionPrior:
     def save(self, path: str | Path) -> None:
         """Writes the prior to a safetensors file, atomically."""
         numbers = {"strength": self.strength, "eps": self.eps, "prior_items": self.prior_items}
-        tensors = {"popularity": self.popularity, **count_tensors(self.counts)}
+        tensors = {"popularity": self.popularity.astype(np.int64), **count_tensors(self.counts)}
         write_prior_file(path, self.kind, tensors, {**numbers, "max_history": self.counts.max_history})
 
     @classmethod
@@ -168,7 +170,7 @@ class TransitionPrior:
 
 def popularity_shares(popularity: np.ndarray) -> np.ndarray:
     """Returns `(count + 1) / (total + num_items)` for each item, `(num_items,)`. The shares add up to 1."""
-    shares: np.ndarray = (popularity + 1) / (popularity.sum() + len(popularity))
+    shares: np.ndarray = (popularity.astype(np.int64) + 1) / (popularity.sum() + len(popularity))
     return shares
 
 

@@ -196,7 +196,7 @@ class MixturePrior:
 
     def save(self, path: str | Path) -> None:
         """Writes the prior to a safetensors file, atomically."""
-        arrays = {"popularity": self.popularity}
+        arrays = {"popularity": self.popularity.astype(np.int64)}
         for number, counts in enumerate(self.counts.values()):
             arrays |= count_tensors(counts, f"{number}.")
         settings = {

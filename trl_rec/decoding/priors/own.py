@@ -74,7 +74,8 @@ class FunctionPrior:
                 "it must return one row per history and one column per item"
             )
         items = torch.arange(values.shape[1]).expand_as(values)
-        return ItemWeights(items=items, values=values, strength=self.strength)
+        # The shared weights have no effect, except that a number of columns other than that of the items is refused.
+        return ItemWeights(torch.zeros(values.shape[1]), items, values, strength=self.strength)
 
 
 def as_prior(prior: Prior | np.ndarray | Tensor | Callable[[Ragged], np.ndarray | Tensor] | None) -> Prior | None:
