@@ -34,6 +34,8 @@ def paired_values(name: str, against: str, runs: Mapping[str, Runs], metric: str
 
 
 def by_seed(runs: Runs) -> dict[int | None, PerUser]:
+    """Returns the values per user of each run by its seed. The seed of a run given alone is None; the seeds of a list
+    of runs are their positions."""
     if isinstance(runs, Mapping):
         return dict(runs)
     return {None: runs[0]} if len(runs) == 1 else dict(enumerate(runs))
