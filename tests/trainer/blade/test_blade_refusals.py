@@ -203,7 +203,7 @@ def test_wrong_data_are_refused_before_anything_is_drawn(folder: Path, dataset: 
         ("the eval dataset is not a split of a RecDataset", {"eval_dataset": rows}),
         ("must use only the training split, not the validation split", {"train_dataset": dataset.validation}),
         (
-            "no user of the train split chooses 3 new items",
+            "no row of the train split contains 3 new items",
             {"train_dataset": make_split([([0], [1, 0, 2])])},
         ),
         (
