@@ -328,7 +328,11 @@ class BearTrainer(CatalogRankingMixin, SFTTrainer):
         columns = tokens if among is None else self.trie.columns(tokens)
         if len(tokens) == 1:  # all targets have the same legal children, as with the item_token surface
             place = torch.searchsorted(tokens[0], targets)
-            return self.token_loss(logits.index_select(1, columns[0]), place, legal)
+            # Both are distinct and ascending, so equally many columns are the same columns. Copying them all would
+            # cost as much as the softmax.
+            if len(columns[0]) < logits.shape[1]:
+                logits = logits.index_select(1, columns[0])
+            return self.token_loss(logits, place, legal)
         hit = tokens == targets.unsqueeze(1)  # (N, C)
         place = (hit if legal is None else hit & legal).long().argmax(1)
         return self.token_loss(logits.gather(1, columns), place, legal)
