@@ -99,7 +99,11 @@ ATTACKS = [
     Attack("matrix", "not int64 with 1", rewritten({"popularity": np.ones((3, 1), np.int64)})),
     Attack("negative count", "popularity contains a negative count", rewritten({"popularity": np.array([1, -1, 1])})),
     Attack("no items", "one whole number per item", rewritten({"popularity": np.array([], np.int64)})),
-    Attack("more items", "the counts are of 3 items, not of 4", rewritten({"popularity": np.ones(4, np.int64)})),
+    Attack(
+        "more items",
+        "the counts are for a catalogue of 3 items, not of 4",
+        rewritten({"popularity": np.ones(4, np.int64)}),
+    ),
     Attack(
         "items of another catalogue",
         "weighs 4 items, but the catalogue has 3",
@@ -108,10 +112,10 @@ ATTACKS = [
     Attack("descending offsets", "not divided into one row per item", rewritten({"offsets": np.array([0, 2, 1, 2])})),
     Attack("offsets beyond", "not divided into one row per item", rewritten({"offsets": np.array([0, 1, 2, 9])})),
     Attack("negative offset", "not divided into one row per item", rewritten({"offsets": np.array([-1, 1, 2, 2])})),
-    Attack("unknown item", "an item that is not from 0 to 2", rewritten({"targets": np.array([1, 3], np.int32)})),
-    Attack("negative item", "an item that is not from 0 to 2", rewritten({"targets": np.array([1, -1], np.int32)})),
-    Attack("NaN share", "a share that is not from 0 to 1", rewritten({"shares": np.array([1, np.nan])})),
-    Attack("large share", "a share that is not from 0 to 1", rewritten({"shares": np.array([1, 1e30])})),
+    Attack("unknown item", "an item outside 0 to 2", rewritten({"targets": np.array([1, 3], np.int32)})),
+    Attack("negative item", "an item outside 0 to 2", rewritten({"targets": np.array([1, -1], np.int32)})),
+    Attack("NaN share", "a share outside 0 to 1", rewritten({"shares": np.array([1, np.nan])})),
+    Attack("large share", "a share outside 0 to 1", rewritten({"shares": np.array([1, 1e30])})),
     # its settings
     Attack("no strength", "it has no setting 'strength'", rewritten(strength=None)),
     Attack("negative strength", "strength must be at least 0", rewritten(strength=-1)),

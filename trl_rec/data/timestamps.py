@@ -1,8 +1,8 @@
 """Converts the timestamps of a source to float64. Numbers keep their unit, and dates and times become seconds.
 
 Times without a time zone are interpreted as UTC. float64 cannot represent all integers above 2**53, such as
-nanoseconds since 1970. Integers that large, and all nanosecond timestamps, are therefore sorted by their original
-values.
+nanoseconds since 1970. A column that contains such an integer, or whose type is a timestamp in nanoseconds, is
+therefore sorted by its original values.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def seconds(column: pa.ChunkedArray, where: str, time_format: str | None = None)
 
 
 def exact_order(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Returns the timestamps as int64 if [`seconds`] may round different ones to the same float64, else None."""
+    """Returns the timestamps as int64 if [`seconds`] may round two of them to the same float64, else None."""
     kind = column.type
     if pa.types.is_timestamp(kind):
         return column.cast(pa.int64()) if kind.unit == "ns" else None
@@ -74,7 +74,7 @@ def _from_format(column: pa.ChunkedArray, where: str, time_format: str) -> pa.Ch
 
 
 def _check_zones(column: pa.ChunkedArray, where: str) -> None:
-    """Raises RowError if only some texts have a time zone, since their order could be wrong by hours."""
+    """Raises RowError if only some texts have a time zone, because the rows could then be sorted wrongly."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return
     is_time = pc.fill_null(pc.match_substring_regex(column, r"^\s*\d{4}-\d{2}-\d{2}[T ]\d"), False)
@@ -88,7 +88,7 @@ def _check_zones(column: pa.ChunkedArray, where: str) -> None:
     if not flags[0]:
         difference = "has a time zone, but those before it have none"
     problem = f"the timestamp {shown(column[row].as_py())} {difference}"
-    raise RowError(where, row, f"{problem}; write all with a zone, or all without")
+    raise RowError(where, row, f"{problem}; write all timestamps with a time zone, or all without")
 
 
 def _from_time(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -1,7 +1,8 @@
-"""Collects the interactions of a training split. Each interaction counts once, even if several rows contain it.
+"""Collects the interactions of a training split. Each interaction is counted once, even if several rows contain it.
 
-In windowed data a user has many overlapping rows: the history of a row contains the targets of earlier rows. So the
-new interactions of a row are its targets and, in the first row of each user, also its history.
+In windowed data a user has many overlapping rows, because the history of a row contains the targets of the user's
+earlier rows. In the first row of each user, both the history and the targets are new interactions. In later rows, only
+the targets are.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class TrainInteractions:
         return np.argsort(-self.popularity, kind="stable")
 
     def pairs(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns each pair of items of the same row, provided that the second item is new (see `is_new`) and follows
-        the first at a distance of at most `window` positions.
+        """Returns the pairs of items of the same row in which the second item is new (see `is_new`) and follows the
+        first at a distance of at most `window` positions.
 
         Returns:
             The first items, the second items and their distances: three arrays of the same length.

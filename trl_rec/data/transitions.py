@@ -1,7 +1,7 @@
 """Counts which items follow which in a training split, and scores the items that may follow a history.
 
-Everything is sparse: memory and time grow with the number of counted pairs and of items scored per history, not with
-the square of the number of items.
+All counts and scores are sparse. Memory and time grow with the number of counted pairs and with the number of items
+that are scored per history, not with the square of the number of items.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from trl_rec.ranges import COUNT, NOT_NEGATIVE
 
 @dataclass(frozen=True, eq=False)
 class TransitionCounts:
-    """The items that follow each item in the training split, and how often they do, as shares.
+    """For each item, the items that follow it in the training split, and the share of each of these followers.
 
-    T[i, j] is the sum of 1/d over all pairs in the training split in which item j follows item i at a distance d of at
-    most `window`. Each row of T is then divided by its sum. The score of item j after a history is the sum of
-    T[i, j] / (1 + w) ** decay over the last `max_history` items i of the history, where w = 0 for the newest item, 1
-    for the one before, and so on.
+    S[i, j] is the sum of the weights of all pairs in which item j follows item i. `from_interactions` counts the pairs
+    at a distance d of at most `window` and gives them the weight 1/d. The share T[i, j] is S[i, j] divided by the sum
+    of row i of S. The score of item j after a history is the sum of T[i, j] / (1 + w) ** decay over the last
+    `max_history` items i of the history, where w = 0 for the newest item, 1 for the one before, and so on.
 
     Args:
         targets (`Ragged`): Row `i` contains the items that followed item `i`, in ascending order.
-        shares (`np.ndarray` of shape `(len(targets.values),)`): T[i, j] for each of these items.
+        shares (`np.ndarray` of shape `(len(targets.values),)`): The share T[i, j] of each of these items.
         max_history (`int`): Maximum number of history items to use, the newest first.
-        decay (`float`, *optional*, defaults to `1.0`): How fast older items of the history lose weight.
+        decay (`float`, *optional*, defaults to `1.0`): How fast the weight of history items falls with their age w;
+            0 gives all of them the same weight.
     """
 
     targets: Ragged
@@ -40,7 +41,7 @@ class TransitionCounts:
     def from_interactions(
         cls, interactions: TrainInteractions, *, window: int = 3, max_history: int = 10
     ) -> TransitionCounts:
-        """Counts every pair of interactions of the same row once, even if several overlapping rows contain the pair.
+        """Counts the pairs of interactions of the same row. A pair is counted once even if several rows contain it.
 
         Args:
             interactions (`TrainInteractions`): The interactions of a training split.
@@ -63,25 +64,26 @@ class TransitionCounts:
         max_history: int,
         decay: float = 1.0,
     ) -> TransitionCounts:
-        """Sums the weights of equal pairs, and divides each row by its sum.
+        """Sums the weights of equal pairs, and divides the sums of each first item by their total.
 
         Args:
             first, second, weights (`np.ndarray` of shape `(P,)`): The two items of each pair, and its weight.
             num_items (`int`): Size of the catalogue.
             max_history, decay: As in the class.
         """
-        # Sum the weights of equal pairs: a sparse matrix in row order, with one entry per distinct pair.
+        # Sum the weights of equal pairs. This gives the sparse matrix S in row order, one entry per distinct pair.
         keys, inverse = np.unique(first * num_items + second, return_inverse=True)
         sums = np.bincount(inverse, weights, len(keys))
         source, target = np.divmod(keys, max(num_items, 1))
 
-        # Divide each row by its sum.
+        # Divide each row of S by its sum.
         totals = np.bincount(source, sums, num_items)
         targets = Ragged.from_lengths(target, np.bincount(source, minlength=num_items))
         return cls(targets, sums / totals[source], max_history, decay)
 
     def largest(self, most: int) -> TransitionCounts:
-        """Keeps the `most` largest shares of each row, without dividing them by their sum again."""
+        """Returns the counts with only the `most` largest shares of each row. The kept shares are not rescaled, so the
+        sum of a row may be below 1."""
         rows = self.targets.row_ids
         order = np.lexsort((-self.shares, rows))
         kept = np.sort(order[within(self.targets.lengths) < most])
@@ -94,22 +96,22 @@ class TransitionCounts:
         NOT_NEGATIVE.check("decay", self.decay)
         offsets = self.targets.offsets
         if len(offsets) != num_items + 1:
-            raise ValueError(f"the counts are of {len(offsets) - 1} items, not of {num_items}")
+            raise ValueError(f"the counts are for a catalogue of {len(offsets) - 1} items, not of {num_items}")
         is_divided = (
             offsets[0] == 0 and offsets[-1] == len(self.targets.values) and bool((np.diff(offsets) >= 0).all())
         )
         if not is_divided or len(self.shares) != len(self.targets.values):
             raise ValueError("the counts are not divided into one row per item")
         if not bool(((self.targets.values >= 0) & (self.targets.values < num_items)).all()):
-            raise ValueError(f"the counts contain an item that is not from 0 to {num_items - 1}")
+            raise ValueError(f"the counts contain an item outside 0 to {num_items - 1}")
         if not bool((np.isfinite(self.shares) & (self.shares >= 0) & (self.shares <= 1)).all()):
-            raise ValueError("the counts contain a share that is not from 0 to 1")
+            raise ValueError("the counts contain a share outside 0 to 1")
 
     def followers(self, histories: Ragged) -> tuple[Ragged, np.ndarray]:
-        """Returns the items that followed the recent items of each history, and their partial scores.
+        """Returns the followers of the last `max_history` items of each history, and their partial scores.
 
-        An item occurs once for each recent item that it followed; the sum of its partial scores is its score. The
-        partial scores have the shape `(len(followers.values),)`.
+        A follower occurs once for each of these history items that it followed. The sum of its partial scores is its
+        score. The partial scores have the shape `(len(followers.values),)`.
         """
         recent = histories.tail(self.max_history)
         age = np.repeat(recent.lengths, recent.lengths) - 1 - within(recent.lengths)  # 0 for the newest item
@@ -119,7 +121,7 @@ class TransitionCounts:
         return Ragged(followers.values, followers.offsets[recent.offsets]), shares / ages[followers.row_ids]
 
     def num_followers(self, histories: Ragged) -> np.ndarray:
-        """Returns how many items [`followers`] returns for each history, `(len(histories),)`."""
+        """Returns how many values [`followers`] returns for each history, `(len(histories),)`."""
         recent = histories.tail(self.max_history)
         num_targets = np.bincount(recent.row_ids, self.targets.lengths[recent.values], len(recent))
         return num_targets.astype(np.int64)

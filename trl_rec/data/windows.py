@@ -1,6 +1,6 @@
-"""Replaces the ids in the windows of a source by row numbers, and derives the interactions from the windows.
+"""Replaces the ids of users and items in the windows of a source by row numbers, and derives the interactions.
 
-A window is a list of successive items of one user; the last item is the target.
+A window is a list of successive items of one user. The last item is the target.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Windows:
     If a user's windows have equal timestamps, they keep the order of the source.
 
     Args:
-        user (`np.ndarray`): For each window, the index of its user's row in the table of users, int32.
+        user (`np.ndarray`): The row of each window's user in the table of users, int32.
         items (`Ragged`): The item indices of each window, oldest first. The last item is the target.
         timestamp (`np.ndarray`): Timestamp of each window, float64.
     """
@@ -78,7 +78,7 @@ def _interactions(users: pa.Table, items: pa.Table, windows: Mapping[str, Window
     order = np.lexsort((timestamp, user))
     rows = Ragged.from_lengths(values, lengths).take(order)
 
-    # 2. Keep only the items that a window adds, since successive windows of a user overlap in all but the last item.
+    # 2. Keep only the items that a window adds. A later window repeats items of earlier windows, except for the last.
     is_first = np.diff(user[order], prepend=-1) > 0
     new = rows.slice(np.where(is_first, 0, rows.lengths - 1), rows.lengths)
     source = np.repeat(order, new.lengths)

@@ -1,5 +1,5 @@
-"""Recommends items with a model: by beam search over the catalogue, by sampling whole lists, or by ordering rated
-candidates. Also contains a logits processor for `model.generate`."""
+"""Recommends items with a model: by beam search over the catalogue, by scoring every item, by sampling whole lists, or
+by ordering given candidates. Also contains priors and a logits processor for `model.generate`."""
 
 from typing import TYPE_CHECKING
 

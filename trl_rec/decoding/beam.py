@@ -1,22 +1,23 @@
 """Ranks a catalogue's items by beam search over its trie.
 
-The search works like the beam search of `generate`: the beams of a prompt advance one token per step, and
-each step keeps the best `num_beams` continuations; continuations that complete an item move to the finished items.
-Three things make it faster:
+The search works like the beam search of `generate`. The beams of a prompt advance one token per step, and each step
+keeps the best `num_beams` continuations. Continuations that complete an item become finished. Three things make this
+search faster than `generate`:
 
 - A step gathers the children of the beams' trie nodes. It never masks the vocabulary and never loops over beams in
   Python.
 - The prompt is stored once in the key-value cache, however many beams continue it (see `prompt_cache.py`).
-- Forced tokens get no forward pass of their own. With `renormalize=True` the only legal token of a node has
-  log-probability 0, so a beam in a chain of such tokens keeps its slot and its score. The model reads the whole chain
-  at once, just before the beam branches again.
+- Forced tokens, each the only legal token at its node, are skipped: they get no forward pass of their own. With
+  `renormalize=True` a forced token has log-probability 0, so a beam in a chain of forced tokens keeps its slot and its
+  score. The model reads the whole chain at once, just before the beam branches again.
 
-A round of the loop takes every prompt to the next depth at which one of its beams branches, so prompts do not wait for
-each other. Skipping forced chains saves many forward passes, but each round then copies four integers from the device
-to size its forward pass. Without skipping, the loop copies nothing from the device.
+In each round of the loop, every prompt moves to the next depth at which at least one of its beams branches. Prompts
+can be at different depths, so they do not wait for each other. Skipping forced tokens saves many forward passes, but
+each round then copies four integers from the device to size its forward pass. Without skipping, the rounds copy
+nothing from the device.
 
-Legend: B: prompts, K: beams, A: active beams (beams that branch in this round), C: children (padded),
-N: continuations, E: excluded items.
+Legend: B: prompts, K: beams per prompt, A: active beams per prompt (the beams that branch in this round), C: children
+per node (padded), N: continuations per prompt, E: excluded items per prompt.
 """
 
 from __future__ import annotations
@@ -74,14 +75,14 @@ def rank_items(
         trie (`TokenTrie`): The catalogue, in the model's vocabulary.
         num_beams (`int`): Width of the search. If it is at least the number of items, every item is scored.
         top_k (`int`, *optional*, defaults to `num_beams`): Number of ranks to return. The search finds at most
-            `num_beams` paths, so a larger `top_k` is filled only where items share a path.
+            `num_beams` paths. With a larger `top_k`, the last ranks stay empty unless items share a path.
         exclude (`torch.Tensor` or lists of `int`, *optional*): Items to leave out: one list per prompt, or a tensor of
-            shape `(B, E)` padded with -1. They, and subtrees that contain no other items, are removed after the
-            softmax, without renormalising. The scores of the other items do not change.
+            shape `(B, E)` padded with -1. Excluded items, and subtrees without other items, are removed after the
+            softmax and nothing is renormalised, so the scores of the other items do not change.
         renormalize (`bool`, *optional*, defaults to `True`): Whether log-probabilities are normalised over the legal
             tokens, as in training under the trie, or over the whole vocabulary.
-        length_penalty (`float`, *optional*, defaults to `0.0`): Scores are divided by the number of generated tokens,
-            EOS included, raised to this power.
+        length_penalty (`float`, *optional*, defaults to `0.0`): The log-probability of an item is divided by the
+            number of its tokens, including EOS, raised to this power.
         weights ([`ItemWeights`], *optional*): Weights of the items, such as a prior or a filter. The score of an item
             with weight `w` gains `strength * log(w / W)`, where `W` is the sum of the weights of all items. Items of
             weight 0 are left out.
@@ -108,11 +109,11 @@ def rank_items(
 
 
 class _Beams(NamedTuple):
-    """The beams that have not finished. Each tensor has the shape `(B, K)`.
+    """The beams that are still searched. Each tensor has the shape `(B, K)`.
 
     Args:
-        nodes: The trie node that each beam has reached. Where forced chains are skipped, this is already the end of
-            the chain: the node at which the beam next branches, or its leaf.
+        nodes: The trie node that each beam has reached. If forced tokens are skipped, this node lies at the end of the
+            chain of forced tokens. It is the node at which the beam next branches, or a leaf.
         scores: The log-probability of each beam; -inf marks an empty slot.
         num_read: Number of tokens of each beam that the model has read.
     """
@@ -128,7 +129,7 @@ class _Beams(NamedTuple):
 
 class _Finished(NamedTuple):
     """The best leaves found so far, and their scores without the item weights, `(B, at most num_beams)`. The leaves
-    are in descending order of their scores with the item weights."""
+    are sorted by their scores with the item weights, best first."""
 
     nodes: Tensor
     scores: Tensor
@@ -142,13 +143,13 @@ def _search(
     renormalize: bool,
     length_penalty: float,
 ) -> _Finished:
-    """Returns the best `num_beams` leaves for each of the prompts in the cache."""
+    """Returns the best `num_beams` leaves for each prompt in the cache."""
     # If log-probabilities are normalised over the legal tokens, a forced token has log-probability 0, so chains of
     # forced tokens can be skipped. This saves a round only if there is a depth at which no node branches. A cache with
     # one row per beam cannot skip: it reads one token of every beam per step.
     skips = renormalize and cache.shared and 1 in trie.depth_widths
 
-    # 1. Start with one beam per prompt, at the root or where the root's forced chain ends.
+    # 1. Start with one beam per prompt, at the root or at the end of the chain of forced tokens that starts there.
     beams = _first_beams(trie, weighted, len(cache.logits), skips)
     finished = _Finished(beams.nodes[:, :0], beams.scores[:, :0])
 
@@ -157,11 +158,11 @@ def _search(
         branch_depth, ended = _next_branching(trie, beams)
         finished = _keep_best(finished, trie, weighted, beams, ended, num_beams, length_penalty)
 
-        # 3. Drop the beams that have ended, and the beams that score too low to be among the finished ones.
+        # 3. Drop the beams that have ended, and the beams that score too low to be among the best `num_beams` leaves.
         beams = _drop_hopeless(beams, weighted, ended, finished, num_beams, length_penalty)
 
         # 4. For every beam that branches at this depth, let the model read the pending tokens. The other beams wait at
-        # the end of their forced chain. In the first round, the prompt's logits already predict the first token, so a
+        # the end of their forced tokens. In the first round, the prompt's logits already predict the first token, so a
         # forward pass is needed only if that token is forced and was skipped.
         active = (beams.scores > -torch.inf) & (trie.depths(beams.nodes) == branch_depth)  # (B, K)
         pending, max_children = _pending(trie, beams, active, step, skips)
@@ -174,7 +175,7 @@ def _search(
         else:
             logits, slots, valid = cache.extend(pending)  # (B, A, V), (B, A), (B, A)
 
-        # 5. Score the children of the active beams. Together with the waiting beams they are the continuations.
+        # 5. Score the children of the active beams. The continuations are these children and the waiting beams.
         logps, children = child_logps(trie, logits, beams.nodes.gather(1, slots), max_children, renormalize)
         grown, parents = _children_as_beams(trie, beams, slots, valid, logps, children, weighted, skips)
         continuations, parents = _with_waiting(grown, parents, beams, active)  # (B, N)
@@ -195,13 +196,13 @@ def _search(
         beams = running.gather(best)
         cache.reorder(parents.gather(1, best))
 
-    # 8. Only a beam whose score is NaN can still be at a leaf, because comparisons with NaN are False and so it never
-    # finished. Keep it, so that the caller sees the NaN.
+    # 8. A beam that is still at a leaf has the score NaN. Comparisons with NaN are False, so the beam was never marked
+    # as ended. Keep the beam, so that the caller sees the NaN.
     return _keep_best(finished, trie, weighted, beams, _is_leaf(trie, beams.nodes), num_beams, length_penalty)
 
 
 def _first_beams(trie: TokenTrie, weighted: TrieWeights | Unweighted, num_prompts: int, skips: bool) -> _Beams:
-    """Returns one beam per prompt, `(B, 1)`; an empty slot if no item is left for the prompt."""
+    """Returns one beam per prompt, `(B, 1)`. Its slot is empty if no item is left for the prompt."""
     root = torch.zeros(num_prompts, 1, dtype=torch.int64, device=trie.items.device)
     nodes = trie.forced_ends[root].long() if skips else root
     scores = torch.where(weighted.emptied(root), -torch.inf, 0.0)
@@ -266,11 +267,11 @@ def _drop_hopeless(
 
 def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, step: int, skips: bool) -> tuple[Pending, int]:
     """Returns the tokens that the model must read before the active beams branch, and C, the maximum number of
-    children of their nodes."""
+    children per node."""
     depths = trie.depths(beams.nodes)
     lengths = depths - beams.num_read  # (B, K)
 
-    # 1. Size the forward pass. Without skipping, every beam has one token to read and the depth is the step.
+    # 1. Size the forward pass. Without skipping, every beam has one token to read, and its depth equals `step`.
     if skips:
         num_active, num_inner, longest, max_children = _round_sizes(trie, beams.nodes, lengths, active)
     else:
@@ -287,7 +288,7 @@ def _pending(trie: TokenTrie, beams: _Beams, active: Tensor, step: int, skips: b
 def _round_sizes(trie: TokenTrie, nodes: Tensor, lengths: Tensor, active: Tensor) -> list[int]:
     """Returns four maximum counts, fetched in the round's only transfer from the device: active beams per prompt;
     pending tokens per prompt, not counting the last token of each beam; pending tokens per beam; and children per
-    node. Only active beams count.
+    node. Inactive beams are ignored.
     """
     num_children = trie.row_offsets[nodes + 1] - trie.row_offsets[nodes]
     inner = torch.where(active, lengths - 1, 0).clamp(min=0)
@@ -353,8 +354,8 @@ def _rank_leaves(
 ) -> RankedItems:
     """Ranks the items of the finished leaves, without excluded items and items of weight 0. Items that share a leaf
     get separate ranks."""
-    # 1. Lay out each leaf's items side by side, `width` columns per leaf. Without item weights, the first `top_k`
-    # items of a leaf that are not excluded are enough.
+    # 1. Lay out each leaf's items side by side, `width` columns per leaf. Without item weights, the items of a leaf
+    # have equal scores, so the first `top_k` of them that are not excluded are enough.
     width = trie.max_shared
     if isinstance(weighted, Unweighted):
         width = min(width, top_k + excluded.places.shape[1])
@@ -385,8 +386,8 @@ def best_first(scores: Tensor, ties: Tensor, count: int) -> Tensor:
     A NaN comes first, so that it reaches the end of the search and is reported.
     """
     # One integer key combines score and tie, so a single top-k sorts by both. The bits of floats, read as integers,
-    # are in the order of the floats once the bits of negative numbers are flipped. Adding 0.0 turns -0.0, whose bits
-    # differ, into 0.0.
+    # are in the order of the floats once the bits of negative numbers are flipped. Adding 0.0 turns -0.0 into 0.0,
+    # because the bits of the two zeros differ.
     scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0
     bits = scores.view(torch.int32)
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()

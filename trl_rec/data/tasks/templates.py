@@ -4,8 +4,8 @@ A template is a text with slots (placeholders) in braces. The segments between t
 prompt is the concatenation of segments and slots as token ids. Deviation: the templates are our own; Align3GR uses
 LC-Rec's templates, 5 to 19 per task.
 
-The task `next_item` has no templates, because it is trained with the prompt that is used for decoding. With several
-wordings, fewer training rows would have that prompt.
+The task `next_item` has no templates, because it is trained with the prompt that is used for decoding. If it had
+several wordings, fewer training rows would have that prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SLOT = r"{(\w+)}"  # because of the group, `re.split` returns the names of the s
 
 @dataclass(frozen=True)
 class Task:
-    """A task: its templates, their slots, and the kind of its answers.
+    """A task: its slots, the kind of its answer, and its templates.
 
     Args:
         slots (`tuple[str, ...]`): Names of the slots, in the order of the column `slots` of task rows.
@@ -127,7 +127,7 @@ TASK_NAMES = tuple(TASKS)
 
 @dataclass(frozen=True, eq=False)
 class TemplateIds:
-    """One template as token ids: `segments[0]`, the slot with index `places[0]`, `segments[1]`, and so on."""
+    """One template as token ids: `segments[0]`, slot number `places[0]` of the task, `segments[1]`, and so on."""
 
     segments: list[np.ndarray]
     places: list[int]
@@ -161,12 +161,12 @@ def template_ids(
 
 
 def longest_template(templates: Sequence[TemplateIds]) -> int:
-    """Returns the length of the longest template in tokens, not counting the contents of its slots."""
+    """Returns the number of tokens of the longest template, not counting the contents of its slots."""
     return max(sum(map(len, template.segments)) for template in templates)
 
 
 def template_texts() -> list[str]:
-    """Returns the texts of all templates without their slots, from which a tokenizer's vocabulary can be built."""
+    """Returns the texts of all templates, without the slots. A tokenizer's vocabulary can be built from them."""
     return [re.sub(SLOT, " ", text) for task in TASKS.values() for text in task.templates]
 
 

@@ -1,5 +1,5 @@
-"""Orders short lists of rated candidates: builds the prompts, ranks the candidates, and loads a ranker from a run
-folder."""
+"""Orders short lists of candidates for a user with a rated history. Builds the prompts, ranks the candidates, and
+loads a ranker from a run folder."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,5 @@
-"""Draws two random orders: of the candidates in a prompt, and of equally rated candidates in the answer.
+"""Draws two random orders: the order of the candidates in a prompt, and the order of equally rated candidates in the
+answer.
 
 Each position in a prompt's list of candidates is a slot. The results depend only on the arguments, which include a key
 such as (seed, epoch, row), and never on the process or on earlier calls.

@@ -2,10 +2,11 @@
 
 The prompt has two parts. The first contains the head and the rated history, and does not depend on the order of the
 candidates. The second lists the candidates. Each position in that list is a slot, and each slot has a one-token name.
-The answer lists the names, most preferred candidate first. By default the names are letters: the first slot is always
-called A, whichever candidate it contains. Where each item is a single token, that token is the name instead, because
-small models trained from scratch learn to rank with item tokens, but do not learn to look up letters. With item tokens
-as names, the order in which the prompt lists the candidates has little influence on the ranking.
+The answer lists the names, most preferred candidate first. By default the names are letters. The first slot is then
+always called A, whichever candidate it contains. If each item is a single token, that token is the default name of the
+item's slot, because small models trained from scratch learn to rank with item tokens, but do not learn to look up
+letters. With item tokens as names, the order in which the prompt lists the candidates has little influence on the
+ranking.
 
 As in `trl_rec/data/prompts.py`, texts are split into pieces, such as one item or one rating. Each piece is tokenised
 once, and prompts are assembled from the pieces' token ids.
@@ -49,7 +50,7 @@ ALPHABETS = [
 
 def rated_tokens(catalog: ItemCatalog, ratings: Sequence[float], *, letters: bool | None = None) -> list[str]:
     """Returns the tokens that compact prompts need in addition to the tokens of the surface. Prompts with titles need
-    none.
+    no additional tokens, so the list is then empty.
 
     Args:
         catalog (`ItemCatalog`): The items.
@@ -160,8 +161,8 @@ class RatedPromptFormat:
             room (`np.ndarray` of shape `(num_rows,)`, *optional*): Maximum number of tokens per row. The oldest items
                 are left out until the rest fits.
         """
-        # 1. Drop the oldest items that do not fit. `places` are indices into the flat histories, so that items and
-        # ratings stay together.
+        # 1. Drop the oldest items until the rest fits. `places` are indices into the flat histories, so that items
+        # and ratings stay together.
         nearest = self.nearest(ratings.values)
         places = Ragged(np.arange(len(nearest)), histories.offsets)
         if room is not None:
@@ -218,8 +219,8 @@ class RatedPromptFormat:
         if max_length is None:
             return
 
-        # `fixed` counts the longest rated item, the fixed texts and EOS. `each` counts a candidate's text, its letter,
-        # and its name in the answer.
+        # `fixed` is the number of tokens of the longest rated item, the fixed texts and EOS. `each` is the number of
+        # tokens of a candidate's text, its letter, and its name in the answer.
         item = int(self.items.lengths.max()) + int(self.ratings.lengths.max())
         fixed = len(self.prompt_head) + item + len(self.prompt_candidates) + len(self.prompt_tail) + 1
         each = 1 + bool(len(self.letters)) + self.candidates.lengths[candidates.values]
@@ -252,7 +253,7 @@ def _has_letters(catalog: ItemCatalog, letters: bool | None) -> bool:
 
 
 def _split(item: str, catalog: ItemCatalog, ratings: Sequence[float]) -> tuple[str, list[str]]:
-    """Returns the text of an item up to its rating, and, for each possible rating, the rest of the text."""
+    """Returns the text of a rated item up to the rating, and the rest of the text for each possible rating."""
     before, placeholder, after = item.partition("{rating}")
     if not placeholder or "{surface}" not in before:
         raise ValueError(f"the prompt's item text {item!r} must contain {{surface}} and, after it, {{rating}}")
@@ -267,8 +268,8 @@ def _split(item: str, catalog: ItemCatalog, ratings: Sequence[float]) -> tuple[s
 def _letter_ids(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> list[int]:
     """Returns the token ids of the letters that name slots.
 
-    Where items are titles, tries the `ALPHABETS` in order, and takes the first in which every letter is a distinct
-    single token when it follows the prompt's tail, as it does in an answer.
+    If items are titles, tries the `ALPHABETS` in order. Takes the first one whose letters are distinct single tokens
+    after the prompt's tail, where an answer starts.
     """
     if surface != "title":
         return [tokenizer.get_vocab()[f"<{letter}>"] for letter in LETTERS]
@@ -286,7 +287,7 @@ def _letter_ids(tokenizer: PreTrainedTokenizerBase, tail: str, surface: str) -> 
 
 
 def _check_known_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
-    """Raises ValueError if at least one of the tokens is not in the tokenizer."""
+    """Raises ValueError if the tokenizer lacks one of the tokens."""
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in tokens if token not in vocabulary]
     if missing:

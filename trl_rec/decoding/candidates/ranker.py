@@ -75,9 +75,9 @@ class CandidateRanker:
 
         Args:
             history (list of `str`): Ids of rated items, oldest first. The oldest items are left out until the prompt
-                fits; at least one item must fit.
+                fits into `max_length`. Unless the history is empty, at least one item must fit.
             ratings (list of `float`): The rating of each item in the history. Ratings that do not occur in the
-                training data are written as the nearest rating that does.
+                training data are written as the nearest rating that occurs there.
             candidates (list of `str`): Ids of two or more different items. If letters name the candidates, there may
                 be at most as many candidates as letters.
 

@@ -1,8 +1,8 @@
 """Orders a list of candidates with a model that writes the candidates' names, best first.
 
 Only names that have not been written yet are legal, so the answer is always a permutation. The prompt is read once.
-After each written name, one forward pass reads it to predict the next name. The last two names are never read: after
-the second to last, only one name is left, and after the last, none.
+After a name is written, one forward pass reads this name to predict the next one. The last two names are never read.
+After the second to last, only one name is left, and after the last, none.
 
 Legend: B: lists, m: candidates of the longest list, P: prompt tokens, U: distinct names in the batch.
 """
@@ -28,10 +28,10 @@ class RankedCandidates(NamedTuple):
     """Candidates by descending preference. Both tensors have the shape `(B, m)`; shorter lists are padded.
 
     Args:
-        order (`torch.Tensor`): The candidate at each rank; -1 is padding.
+        order (`torch.Tensor`): The candidate at each rank. Padding is -1.
         scores (`torch.Tensor`): The log-probability of the answer up to each rank, where each name is normalised over
             the names not yet written. With `single_pass`, the log-probability of the candidate's name, normalised over
-            all names of the list. -inf is padding.
+            all names of the list. Padding is -inf.
     """
 
     order: Tensor
@@ -98,7 +98,7 @@ def _write(cache: SharedPrompt | SeparateRows, names: Tensor, columns: Tensor, m
         scores.append(total)
         left = left.scatter(1, chosen.unsqueeze(1), False)
 
-        # 2. Let the model read it, if there is another choice to make.
+        # 2. Let the model read the chosen name, if there is another choice to make.
         if step < num_names - 2:
             logits = cache.extend(_pending(names.gather(1, chosen.unsqueeze(1)), step + 1))[0]
     return RankedCandidates(torch.stack(order, 1), torch.stack(scores, 1))
