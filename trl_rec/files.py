@@ -1,12 +1,14 @@
 """Writes files and folders atomically: under a temporary name that is changed to the final name at the end.
 
-If the process is killed or the power fails, a reader finds either the old content or the new content, never a part of
-it. When a function of this module returns, both content and name have reached the disk. So if a file is written last,
-as a mark that the other files are complete, it never exists without these files.
+If the process is killed or the power fails, a reader finds either the old content or the new content, never a mixture
+or a part. There is one exception: while a new folder replaces an old one, neither has the final name for a moment. If
+the process is killed then, [`clean_up`] restores the old folder. When a write has ended without an error, both the
+content and the name have reached the disk. So if a file is written last, as a mark that the other files are complete,
+it never exists without these files.
 
 Temporary files and folders are hidden, and are in the same folder as the final ones. They are called
-`.NAME.<32 hex digits>.tmp`. A folder that is being replaced is briefly called `.NAME.<32 hex digits>.old`. Such names
-are left behind only if a process is killed, and [`clean_up`] removes them.
+`.NAME.<32 hex digits>.tmp`. A folder that is being replaced is briefly called `.NAME.<32 hex digits>.old`. Files and
+folders with such names remain only if a process is killed, and [`clean_up`] removes them.
 
 [`exclusive`] prevents two processes from writing to the same folder.
 """
@@ -39,12 +41,12 @@ _held: set[tuple[int, Path]] = set()  # (process id, locked folder); the id is n
 
 @contextmanager
 def exclusive(folder: str | Path) -> Iterator[None]:
-    """Locks a folder inside the block. Raises `ValueError` if another process holds the lock.
+    """Locks a folder until the end of the block. Raises `ValueError` if another process holds the lock.
 
     The lock is on a hidden file beside the folder, or in the folder if its parent cannot be written to. The lock is
-    released at the end of the block, or when the process ends, even if the process is killed. Blocks of the same
-    process may be nested. In a distributed run, only the main process may enter the block. On Windows, and on file
-    systems without locks, nothing is locked.
+    released at the end of the block, or when the process ends, even if the process is killed. A process may nest
+    blocks for the same folder. In a distributed run, only the main process may enter the block. On Windows, and on
+    file systems without locks, nothing is locked.
 
     Args:
         folder: The folder. It need not exist.
@@ -69,7 +71,7 @@ def exclusive(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path to write to. At the end, the file is renamed to `path`; on failure, it is removed.
+    """Yields a temporary path for a new file. At the end, this file is renamed to `path`; on failure, it is removed.
 
     Missing parent folders are created. An existing file at `path` is replaced.
     """
@@ -110,15 +112,15 @@ def json_text(content: Any, **options: Any) -> str:
 
 @contextmanager
 def atomic_folder(path: str | Path, *, check_old: Callable[[Path], object] | None = None) -> Iterator[Path]:
-    """Yields a new folder to fill, which is renamed to `path` at the end.
+    """Yields a new folder to fill. At the end, the folder is renamed to `path`.
 
     On failure, `path` is unchanged, and parent folders that were created for it are removed.
 
     Args:
-        path: The folder. If it exists, it must be empty unless `check_old` is given.
-        check_old (*optional*): Function that raises if the content of the old folder must not be deleted. If it
-            raises, the old folder is moved back to `path`. The old folder is moved to a temporary path before the
-            check, so that other programs no longer write to it. The function is called with this temporary path.
+        path: The final path. If a folder exists there, it must be empty unless `check_old` is given.
+        check_old (*optional*): Function that raises an error if the content of the old folder must not be deleted. The
+            old folder is first moved to a temporary path, so that other programs no longer write to it. The function
+            is called with this temporary path. If it raises an error, the old folder is moved back to `path`.
     """
     path = resolved(path)
     with _new_parents(path), temporary_folder(path) as new:
@@ -147,9 +149,9 @@ def temporary_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(path: str | Path) -> Iterator[None]:
-    """If a library fails inside the block because the disk is full, raises an `OSError` that says so.
+    """If the block fails because the disk is full, raises an `OSError` that says so and suggests a remedy.
 
-    The same holds if a disk quota or the maximum size of a file is exceeded.
+    The same applies if the block exceeds a disk quota or the maximum size of a file.
 
     Args:
         path: The file or folder that is being written, for the message.
@@ -177,9 +179,9 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def leftovers(folder: str | Path) -> list[Path]:
-    """Returns the temporary paths that killed processes have left.
+    """Returns the temporary paths beside and inside a folder that killed processes have left.
 
-    These are the temporary paths of the folder itself, which are beside it, and all temporary paths inside the folder.
+    Beside the folder, only temporary paths of the folder itself are returned, and inside it, all temporary paths.
     """
     folder = resolved(folder)
     beside = [path for path in _entries(folder.parent) if is_temporary(path, folder.name)]
@@ -187,9 +189,10 @@ def leftovers(folder: str | Path) -> list[Path]:
 
 
 def clean_up(folder: str | Path) -> None:
-    """Removes the leftovers of killed processes. Call it inside [`exclusive`].
+    """Removes the leftovers of killed processes. Call this function inside [`exclusive`].
 
-    If a process was killed while it was replacing the folder, and the folder is missing, the old folder is put back.
+    If a process was killed after it had moved the old folder away and before the new folder had the final name, the
+    old folder is put back.
     """
     folder = resolved(folder)
     found = leftovers(folder)
@@ -202,7 +205,7 @@ def clean_up(folder: str | Path) -> None:
 
 
 def tidy(folder: str | Path) -> None:
-    """Calls [`clean_up`] if there are leftovers. Does nothing if the folder is locked or cannot be written to."""
+    """Calls [`clean_up`] if a folder has leftovers. Does nothing if the folder is locked or cannot be written to."""
     if leftovers(folder):
         with suppress(ValueError, OSError), exclusive(folder):
             clean_up(folder)
@@ -221,7 +224,7 @@ def is_temporary(path: Path, name: str | None = None) -> bool:
 
     Args:
         path: The path.
-        name (*optional*): The final name that the temporary name must belong to. By default, any final name matches.
+        name (*optional*): The final name that the temporary name must belong to. By default, it may belong to any.
     """
     match = TEMPORARY.fullmatch(path.name)
     return match is not None and (name is None or match["name"] == _short(name))
@@ -283,7 +286,7 @@ def _make_folder(path: Path) -> None:
 
 @contextmanager
 def _new_parents(path: Path) -> Iterator[None]:
-    """Creates the missing parents of a path, and at the end removes created parents that are empty."""
+    """Creates the missing parents of a path. At the end of the block, removes the created parents that are empty."""
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
         _make_folder(path.parent)
@@ -298,10 +301,10 @@ def _new_parents(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _follow(path: Path) -> Iterator[None]:
-    """Keeps the current directory valid while the block replaces the folder `path` by a new folder.
+    """Keeps the current directory valid when the block replaces the folder `path` by a new folder.
 
-    If the current directory was the old folder or a folder in it, the new folder becomes the current directory after
-    the block.
+    If the current directory is `path` or a folder in it, the current directory is set to the new folder after the
+    block.
     """
     try:
         is_inside = Path.cwd().is_relative_to(path)
@@ -313,7 +316,8 @@ def _follow(path: Path) -> Iterator[None]:
 
 
 def _place_folder(path: Path, new: Path) -> None:
-    """Renames `new` to `path`. Raises `ValueError` if `path` is not empty; the check and the renaming are one step."""
+    """Renames `new` to `path`. Raises `ValueError` if `path` is not empty. The renaming itself checks this, so no
+    other process can write to `path` in between."""
     try:
         new.rename(path)
     except OSError as error:
@@ -335,7 +339,7 @@ def _replace_folder(path: Path, new: Path, check_old: Callable[[Path], object]) 
         check_old(old)
         new.rename(path)
     except BaseException:
-        if old.exists() and new.exists():  # unless interrupted before the first or after the second rename
+        if old.exists() and new.exists():  # not the case before the first rename or after the second one
             _put_back(old, path)
         raise
 
@@ -379,8 +383,9 @@ def _lock_file(folder: Path) -> Path:
 def _lock(file: Path, folder: Path) -> int:
     """Creates and locks the file. Returns its descriptor; closing the descriptor releases the lock.
 
-    Unlike a lock of `flock`, the lock is not inherited by child processes. So a child process that outlives this
-    process does not keep the folder locked. On a file system without locks, only a warning is logged.
+    Child processes do not inherit a lock of `lockf`, unlike a lock of `flock`. So a child process that outlives this
+    process does not keep the folder locked. On a file system without locks, the file is created, and a warning is
+    logged.
     """
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -402,8 +407,8 @@ def _lock(file: Path, folder: Path) -> int:
             break
         os.close(descriptor)
 
-    # Write the holder into the file, for the message above. Errors are ignored, because a full disk must not prevent
-    # locking.
+    # Write the process id and the machine into the file, for the message that other processes raise above. Errors are
+    # ignored, because a full disk must not prevent locking.
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f" ({os.getpid()} on {platform.node()})".encode())
@@ -411,7 +416,7 @@ def _lock(file: Path, folder: Path) -> int:
 
 
 def _is_open_at(descriptor: int, file: Path) -> bool:
-    """Returns whether the open file is still at this path."""
+    """Returns whether the path still leads to the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:

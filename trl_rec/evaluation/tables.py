@@ -18,32 +18,39 @@ MEANINGS = {
         1,
         "how often a held-out item that a user liked scores above one that the user disliked; chance is 0.5",
     ),
-    "liked": (1, "share of a user's next items rated 4 or 5 that the list contains"),
-    "disliked": (-1, "share of a user's next items rated 1 or 2 that the list contains"),
+    "liked": (1, "like recall, but only next items that the user rated 4 or 5 count"),
+    "disliked": (-1, "like recall, but only next items that the user rated 1 or 2 count"),
     "liked_users": (0, "number of users with a next item rated 4 or 5"),
     "disliked_users": (0, "number of users with a next item rated 1 or 2"),
     "preference_users": (0, "number of users with a next item rated 4 or 5 and another rated 1 or 2"),
-    "expected_recall": (1, "recall, averaged over all orders of items that are written in the same way"),
-    "expected_ndcg": (1, "ndcg, averaged over all orders of items that are written in the same way"),
+    "expected_recall": (1, "recall, averaged over all orders of the items that share a text"),
+    "expected_ndcg": (1, "ndcg, averaged over all orders of the items that share a text"),
     "coverage": (1, "share of the catalogue that is recommended to at least one user"),
     "gini": (-1, "inequality of how often items are recommended, from 0 (all equally) to 1 (only one item)"),
-    "popularity": (0, "number of interactions with an item in the training split, mean over recommendations"),
+    "popularity": (0, "mean number of interactions that a recommended item has in the training split"),
     "ild": (1, "how different the items of a list are from each other"),
     "div_ratio": (1, "distinct recommended items / all recommendations"),
     "or_ratio": (-1, "share of the recommendations that go to the three most recommended items"),
-    "mgu": (-1, "absolute difference between a group's share of recommendations and of histories, mean over groups"),
-    "dgu": (-1, "maximum minus minimum over groups of (share of recommendations - share of histories)"),
+    "mgu": (-1, "mean over groups of items of |share of recommendations - share of histories|"),
+    "dgu": (-1, "maximum minus minimum over groups of items of (share of recommendations - share of histories)"),
     "invalid": (-1, "number of recommendations that are not in the catalogue"),
     "duplicates": (-1, "number of recommendations that repeat an item of the same list"),
     "reward": (1, "weighted sum of the rewards of a list"),
     "reward/mgu": (
         1,
-        "minus the absolute difference between a group's share of the list and of the history, mean over groups",
+        "minus the mean over groups of items of |share of the list - share of the history|",
     ),
     "graded_ndcg": (1, "NDCG of the order of rated candidates, with the gain 2^rating - 1"),
     "tau": (1, "Kendall's tau with the order of the ratings: 1 is the same order, 0 is chance"),
-    "consistency": (1, "Kendall's tau between the model's orders of the same candidates, shown in different orders"),
-    "slot_bias": (0, "Kendall's tau between the shown and the model's order: 0 is no bias, above 0 favours the first"),
+    "consistency": (
+        1,
+        "Kendall's tau between the model's orders of a list when the prompt shows its candidates in different orders",
+    ),
+    "slot_bias": (
+        0,
+        "Kendall's tau between the order in the prompt and the model's order: 0 is no bias, above 0 means that the "
+        "model favours the candidates that are shown first",
+    ),
     "num_users": (0, "number of users that the metrics are computed over"),
 }
 DEFAULT_NAMES = ("recall", "ndcg", "coverage", "gini", "popularity", "ild", "mgu")
@@ -62,8 +69,9 @@ def metrics_table(
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, at least one.
         columns (`Sequence[str]`, *optional*): Metrics to show. Defaults to those of [`default_columns`].
-        intervals (`str`, *optional*, defaults to `"half_width"`): `"half_width"` shows half the width of an interval,
-            "±0.0035"; `"range"` shows "[0.0754, 0.0824]"; `"none"` shows no interval.
+        intervals (`str`, *optional*, defaults to `"half_width"`): How bootstrap intervals are shown. `"half_width"`
+            shows half the width, such as "±0.0035". `"range"` shows both ends, such as "[0.0754, 0.0824]". `"none"`
+            shows no intervals.
         markdown (`bool`, *optional*, defaults to `False`): Whether to return Markdown with the best values in bold,
             instead of aligned text in which the best values have a star.
         caption (`str`, *optional*): A line above the table, for example the dataset, the split and whether histories
@@ -87,12 +95,15 @@ def metrics_table(
 
 
 def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
-    """Returns the metrics that are shown by default: `DEFAULT_NAMES` at the largest k and, where they apply, recall at
-    larger k, the reward, preferences and error counts."""
+    """Returns the metrics that are shown by default, without those that no recommender has.
+
+    These are `DEFAULT_NAMES` at k, recall at values above k, the reward, `preference_accuracy` with `liked` and
+    `disliked` at k, and the error counts that are not 0. Here, k is the largest value at which a metric other than
+    recall was computed.
+    """
     known = {column for evaluation in results.values() for column in evaluation.metrics}
 
-    # Find the largest k of the metrics other than recall. Recall may also have been computed at larger k. The reward
-    # has no k.
+    # Find k. Recall is left out, because it may also have been computed at larger values.
     cutoffs = [column.split("@") for column in known if "@" in column]
     recalls = {int(k) for stem, k in cutoffs if stem == "recall"}
     others = {int(k) for stem, k in cutoffs if stem != "recall"}
@@ -101,11 +112,11 @@ def default_columns(results: Mapping[str, Evaluation]) -> list[str]:
     recall, *names = (f"{name}@{k}" for name in DEFAULT_NAMES)
     wanted = [recall, *further, *names, "reward"]
 
-    # Show `liked` and `disliked` only if some users have items of both kinds.
+    # Show `liked` and `disliked` only together with the accuracy, which exists if some users have items of both kinds.
     if "preference_accuracy" in known:
         wanted += ["preference_accuracy", f"liked@{k}", f"disliked@{k}"]
 
-    # Show the error counts only if at least one of them is not 0.
+    # Show an error count only if it is not 0 for at least one recommender.
     errors = [
         name
         for name in ("invalid", "duplicates")

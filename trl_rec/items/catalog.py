@@ -1,9 +1,9 @@
 """The catalogue: a table of the items that can be recommended, and the exact text that a model uses for each item.
 
-The code refers to an item by its index, which is its row in the catalogue. The surface of an item is its text. The
-path of an item consists of the token ids of its surface, followed by a terminator if the surface is a title. The trie
-stores the paths. Users may also have semantic IDs, which identify them in prompts but are not stored in the trie. This
-module loads neither models nor tokenizers.
+The code refers to an item by its index, which is its row in the catalogue. The text of an item is called its surface.
+The path of an item consists of the token ids of its surface, followed by a terminator if the surface is a title. The
+trie stores the paths. Users may also have semantic IDs, which identify the users in prompts but are not stored in the
+trie. This module loads neither models nor tokenizers.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ItemCatalog:
     """A table of items, and the kind of surface that represents them.
 
     Args:
-        items (`pa.Table`): One row per item, with the string columns `item_id` (distinct) and `title`, and any other
-            columns.
+        items (`pa.Table`): One row per item. The columns `item_id` (distinct) and `title` must contain strings. The
+            table may have further columns.
         surface (`str`, *optional*, defaults to `"title"`): How items are written. `"title"` uses the title in double
             quotes. `"item_token"` uses one token per item, such as `<item_17>` for index 17. `"semantic_id"` uses the
             concatenated tokens of the item's semantic ID, such as `<a_12><b_7><c_201>`.
@@ -107,9 +107,9 @@ class ItemCatalog:
         return indices
 
     def ids_of(self, titles: Sequence[str]) -> list[str]:
-        """Returns the ids of the items with exactly these titles.
+        """Returns one item id per title. Raises ValueError if no item has exactly this title.
 
-        If several items share a title, the id of the first item is returned. Raises ValueError if a title is unknown.
+        If several items share a title, the id of the first of these items is returned.
         """
         indices = pc.index_in(pa.array(titles, pa.string()), self.items["title"].combine_chunks()).to_pylist()
         for title, index in zip(titles, indices, strict=True):
@@ -122,7 +122,7 @@ class ItemCatalog:
 
         Returns:
             The names of the groups, and the shares, `(num_items, num_groups)`. An item in k groups has the share 1 / k
-            in each of them, and 0 in all other groups. The shares of an item without groups are zeros.
+            in each of the k groups, and 0 in all other groups. All shares of an item without groups are 0.
         """
         if self.group_column is None:
             raise ValueError("the catalogue has no group_column; set group_column when preparing the data")
@@ -151,7 +151,7 @@ class ItemCatalog:
     def with_surface(
         self, surface: str, semantic_ids: Ragged | None = None, user_ids: Ragged | None = None
     ) -> ItemCatalog:
-        """Returns the catalogue with another surface. `semantic_ids` and `user_ids` are only replaced if given."""
+        """Returns the catalogue with another surface. `semantic_ids` and `user_ids` are replaced only if given."""
         semantic_ids = self.semantic_ids if semantic_ids is None else semantic_ids
         user_ids = self.user_ids if user_ids is None else user_ids
         return replace(self, surface=surface, semantic_ids=semantic_ids, user_ids=user_ids)
@@ -168,7 +168,7 @@ class ItemCatalog:
 
     @cached_property
     def user_surfaces(self) -> list[str]:
-        """The text of each user's semantic ID, by user index; empty without user IDs."""
+        """The text of each user's semantic ID, by user index; empty if users have no semantic IDs."""
         return [] if self.user_ids is None else ["".join(self.user_ids[user]) for user in range(len(self.user_ids))]
 
     @cached_property
@@ -180,7 +180,7 @@ class ItemCatalog:
 
     @cached_property
     def new_tokens(self) -> list[str]:
-        """All tokens that must be added to a tokenizer: the tokens of items, then the tokens of user IDs."""
+        """All tokens that must be added to a tokenizer: the tokens of items, then the tokens of users."""
         return [*self.item_tokens, *tokens_of(self.user_ids)]
 
     def surface_ids(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
@@ -206,10 +206,10 @@ class ItemCatalog:
         return _token_ids(self.user_ids, _checked_vocabulary(tokenizer, tokens_of(self.user_ids)))
 
     def paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Returns the path of each item: the token ids that the model writes to recommend it. Row `i` is for item `i`.
+        """Returns the path of each item: the token ids that the model writes to recommend the item.
 
-        The path of a title ends with EOS, so that no path is a prefix of another path. Item tokens and semantic IDs
-        need no EOS, because none of them is a prefix of another.
+        Row `i` is the path of item `i`. The path of a title ends with EOS, so that no path is a prefix of another
+        path. No item token or semantic ID is a prefix of another one, so their paths need no EOS.
         """
         surfaces = self.surface_ids(tokenizer)
         if self.surface != "title":
@@ -220,9 +220,10 @@ class ItemCatalog:
         return join(surfaces, Ragged.from_lengths(eos, np.ones(len(self), np.int64)))
 
     def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Returns the path of each item when it is written as an entry of a list; row `i` is for item `i`.
+        """Returns the path of each item when the model writes a list; row `i` is the path of item `i`.
 
-        The path of a title ends with a line break. The EOS at the end of a list is not part of any path.
+        The path of a title ends with a line break. The paths of other surfaces are the same as in `paths`. The EOS at
+        the end of a list is not part of any path.
         """
         surfaces = self.surface_ids(tokenizer)
         if self.surface != "title":
@@ -237,7 +238,7 @@ class ItemCatalog:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the ids and titles of all items, in their order."""
+        """A hash of the ids and titles of all items, in the order of the catalogue."""
         digest = hashlib.sha256()
         for name in ("item_id", "title"):
             # The zero byte marks the end of each text; otherwise ["ab", "c"] and ["a", "bc"] would have the same hash.
@@ -258,7 +259,7 @@ class ItemCatalog:
             pq.write_table(items, temporary)
         write_user_ids(self.user_ids, folder)
 
-        # 2. Write the settings, and the fingerprint with which `load` detects that the table has changed.
+        # 2. Write the settings and the fingerprint. `load` uses the fingerprint to detect that the table has changed.
         card = {
             "surface": self.surface,
             "group_column": self.group_column,
@@ -269,7 +270,7 @@ class ItemCatalog:
 
     @classmethod
     def load(cls, folder: str | Path, *, remedy: str = "run trl-rec prepare again with --overwrite") -> ItemCatalog:
-        """Loads a catalogue that `save` wrote. Errors about its files end with the `remedy`."""
+        """Loads a catalogue that `save` wrote. Messages about missing or damaged files end with the `remedy`."""
         folder = Path(folder)
         if not (folder / "catalog.json").is_file():
             raise ValueError(f"{folder} contains no catalogue (catalog.json is missing); {remedy}")
@@ -283,7 +284,8 @@ class ItemCatalog:
             name = "items.parquet" if isinstance(error, OSError | pa.ArrowException) else "catalog.json"
             raise ValueError(f"{folder} is damaged ({name} cannot be read: {error!r}); {remedy}") from error
 
-        # 2. Move the semantic IDs out of the table. Any invalid content means that the files are damaged.
+        # 2. Move the semantic IDs out of the table. `save` never writes invalid content, so any error means that the
+        # files are damaged.
         try:
             _check_texts(items, "items.parquet")
             semantic_ids = None
@@ -339,7 +341,7 @@ def _check_semantic_ids(column: pa.ChunkedArray) -> None:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """Whether a column of the type contains text."""
+    """Returns whether a column of this type contains text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 

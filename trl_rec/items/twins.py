@@ -1,8 +1,8 @@
 """Twins: items with the same title, which are indistinguishable if items are written as titles.
 
-If a user's history contains an item, its twins are excluded from recommendations too, because the user would see the
-same title again. Items that share only a semantic ID, but have different titles, are not twins: they are different
-products.
+If a user's history contains an item, the item's twins are excluded from recommendations too, because the user would
+see the same title again. Items that share a semantic ID but have different titles are not twins, because they are
+different products.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Twins:
     """Groups of items with the same title.
 
     Args:
-        groups (`np.ndarray` of shape `(num_items,)`): The group of each item. An item without twins is a group of its
-            own.
+        groups (`np.ndarray` of shape `(num_items,)`): The group of each item. An item without twins forms a group
+            alone.
         members (`Ragged`): Row `g` contains the items of group `g`, in ascending order.
     """
 
@@ -40,7 +40,7 @@ class Twins:
         return cls(groups, Ragged.from_lengths(order, np.bincount(groups, minlength=num_groups)))
 
     def complete(self, rows: Ragged) -> Ragged:
-        """Adds to each row the twins of the row's items. A returned row has distinct items, in arbitrary order."""
+        """Adds to each row the twins of the row's items. The items of a returned row are distinct and unsorted."""
         # Find the distinct groups of each row first, so that each group is expanded only once per row.
         num_groups = len(self.members)
         keys = np.unique(rows.row_ids * num_groups + self.groups[rows.values])

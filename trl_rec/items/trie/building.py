@@ -1,7 +1,7 @@
 """Builds the arrays of a `TokenTrie` from token sequences, without a loop over items.
 
-The paths are sorted and then processed column by column. In sorted order, a new node begins wherever the prefix of a
-path differs from the prefix of the previous path.
+The paths are sorted and then processed column by column. The prefix of a path consists of its tokens up to the current
+column. In sorted order, a new node begins wherever the prefix of a path differs from the prefix of the previous path.
 
 Legend: N paths, L tokens in the longest path, R new nodes at a level.
 """
@@ -46,7 +46,7 @@ def as_matrix(sequences: Tensor | np.ndarray | Sequence[Sequence[int]]) -> Tenso
         raise ValueError(
             f"sequence {int(gaps.nonzero()[0])} has a negative id before its end; use -1 only as padding on the right"
         )
-    return paths[:, : int((paths >= 0).any(0).sum())]  # a column of padding alone would be a level without nodes
+    return paths[:, : int((paths >= 0).any(0).sum())]  # a column with nothing but padding would be an empty level
 
 
 def as_integers(values: object, message: str, *, ndim: int) -> Tensor:
@@ -57,22 +57,23 @@ def as_integers(values: object, message: str, *, ndim: int) -> Tensor:
         message: Beginning of the error message. It states what the values must be.
         ndim: The number of dimensions.
     """
-    # 1. Convert the values to a tensor. Floats and booleans are refused below rather than converted to integers. Torch
-    # refuses NumPy arrays in non-native byte order, so they are converted to native byte order first.
+    # 1. Convert the values to a tensor. Torch refuses NumPy arrays in non-native byte order, so such arrays are first
+    # converted to native byte order. Floats and booleans are refused rather than converted to integers.
     if isinstance(values, np.ndarray):
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{message}, not {type(values).__name__} ({error})") from error
-    is_empty_list = not tensor.numel() and not hasattr(values, "shape")  # torch makes it a float tensor
+    is_empty_list = not tensor.numel() and not hasattr(values, "shape")  # torch converts [] to a float tensor
     is_integer = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
     if tensor.ndim != ndim or not (is_integer or is_empty_list):
         raise ValueError(f"{message}, not {tensor.dtype} of shape {tuple(tensor.shape)}")
     if tensor.dtype in (torch.int32, torch.int64):
         return tensor
 
-    # 2. Convert the other integer types. Unsigned 64-bit integers above the range of int64 would become negative.
+    # 2. Convert the other integer types. Unsigned 64-bit integers above the range of int64 become negative here, so
+    # they are refused.
     integers = tensor.long()
     if tensor.dtype == torch.uint64 and bool((integers < 0).any()):
         raise ValueError(f"{message}, each at most {LARGEST}")
@@ -106,7 +107,7 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
     """
     num_rows, depth = paths.shape
 
-    # For each row, in sorted order: whether its prefix differs from the previous row's, and the node of its prefix.
+    # For each path, in sorted order: whether its prefix differs from that of the previous path, and the prefix's node.
     differs = torch.zeros(num_rows, dtype=torch.bool)
     differs[0] = True
     node_of_row = torch.zeros(num_rows, dtype=torch.int32)
@@ -120,7 +121,8 @@ def number_nodes(paths: Tensor, order: Tensor) -> dict[str, Tensor]:
     num_nodes = 1
 
     for column in range(depth):
-        # 1. Find the rows at which a node of this level begins, excluding rows whose path has already ended.
+        # 1. Find the rows at which each node of this level begins and ends. Paths that have already ended have no node
+        # at this level.
         token = paths[order, column]
         differs[1:] |= token[1:] != token[:-1]
         start = differs.nonzero().squeeze(1)
@@ -169,7 +171,8 @@ def _check_prefixes(alive: Tensor, node_of_row: Tensor, widths: Tensor, level: i
 def find_problem(arrays: dict[str, Tensor]) -> str | None:
     """Returns a description of the first error found in the arrays of a `TokenTrie`, or None if no error was found.
 
-    None means that all offsets point to existing nodes and items. Other properties of the tree are not checked.
+    If the function returns None, all offsets point to existing nodes and items. The function does not check that items
+    are distinct, or that tokens and paths are sorted.
     """
     # 1. Check that each array is a list of integers.
     wrong = [
@@ -186,7 +189,7 @@ def find_problem(arrays: dict[str, Tensor]) -> str | None:
     if num_nodes < 2 or not num_items or len(arrays["depth_offsets"]) < 3 or wrong:
         return "the lengths of its arrays are inconsistent"
 
-    # 3. Check that offsets ascend, that the children of a node come after it, and that its items exist.
+    # 3. Check that offsets ascend, that the children of a node come after the node, and that a node's items exist.
     rows = arrays["row_offsets"]
     depths = arrays["depth_offsets"]
     starts = arrays["item_starts"]

@@ -1,11 +1,12 @@
 """A prefix tree of the items' token paths, stored in a few tensors on the model's device.
 
+A level consists of all nodes with the same depth, which is the number of tokens on the way from the root to the node.
 Nodes are numbered level by level, and within a level by parent and then by token. Edges are numbered in the order of
 the nodes that they lead to, so edge `e` leads to node `e + 1`. Therefore one array of row offsets and one array of
 tokens describe the whole tree, in CSR format. Items are sorted by their paths, so the items below a node form a slice.
 There is no Python object per node and no loop over items.
 
-Legend: C maximum number of children of the given nodes (padded), T tokens, U distinct tokens of all paths.
+Legend: C children of each given node (padded to the maximum), T tokens along a path, U distinct tokens of all paths.
 """
 
 from __future__ import annotations
@@ -52,14 +53,14 @@ class _HasPaths(Protocol):
         """Returns the path of each item."""
 
     def list_paths(self, tokenizer: PreTrainedTokenizerBase) -> Ragged:
-        """Returns the path of each item when it is written as an entry of a list."""
+        """Returns the path of each item when the model writes a list."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenTrie:
     """A prefix tree that contains the legal continuations of every prefix of an item's path.
 
-    Build it with `from_sequences` or `from_catalog`.
+    Build a trie with `from_sequences` or `from_catalog`.
 
     Args:
         row_offsets (`torch.Tensor` of shape `(num_nodes + 1,)`): The edges `row_offsets[n]` to
@@ -126,10 +127,11 @@ class TokenTrie:
             catalog (`ItemCatalog`): The items.
             tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer.
             duplicates (`str`, *optional*, defaults to `"share"`): What to do with items that have the same surface.
-                With `"share"`, they share a leaf, and a warning states how many items repeat the surface of an earlier
-                item. With `"refuse"`, a ValueError is raised.
-            lists (`bool`, *optional*, defaults to `False`): Whether the model writes items in lists, in which paths
-                end differently. If True, `ItemCatalog.list_paths` is used instead of `ItemCatalog.paths`.
+                With `"share"`, these items share a leaf, and a warning states how many items repeat the surface of an
+                earlier item. With `"refuse"`, a ValueError is raised.
+            lists (`bool`, *optional*, defaults to `False`): Whether the model writes lists. If True,
+                `ItemCatalog.list_paths` is used instead of `ItemCatalog.paths`, because the path of a title ends
+                differently in a list.
         """
         if duplicates not in ("share", "refuse"):
             raise ValueError(f"duplicates must be 'share' or 'refuse', not {duplicates!r}")
@@ -211,13 +213,13 @@ class TokenTrie:
 
     @cached_property
     def forced_ends(self) -> Tensor:
-        """For each node, the node at the end of the chain of forced tokens that starts there, `(num_nodes,)`.
+        """For each node, the end of the chain of forced tokens that starts at this node, `(num_nodes,)`.
 
-        A token is forced if it is the only continuation. The chain ends at the first node, possibly the given node
-        itself, that has several children or is a leaf.
+        A token is forced if it is the only continuation. The end of the chain is the first node that has several
+        children or is a leaf. It can be the node at which the chain starts.
         """
         ends = torch.arange(self.num_nodes, dtype=torch.int32, device=self.items.device)
-        # Levels are processed from the deepest upwards, so that the ends of a node's children are known.
+        # Levels are processed from the deepest upwards, so that the end of a node's child is already known.
         bounds = self.depth_offsets.tolist()
         for start, stop in reversed(list(zip(bounds[:-1], bounds[1:], strict=True))):
             forced = start + (self.row_offsets[start : stop + 1].diff() == 1).nonzero().squeeze(1)
@@ -260,12 +262,12 @@ class TokenTrie:
         return self.depths(nodes) * (self.num_items + 1) + self.item_starts
 
     def above(self, places: Tensor, depths: Tensor) -> Tensor:
-        """Returns the ancestor nodes, at the given depths, of the items at the given places in `items`.
+        """Returns the node at each given depth on the path of the item at each given place in `items`.
 
         `places` and `depths` are broadcast against each other. If an item's path is shorter than the depth, the node
         is arbitrary.
         """
-        # Among the nodes at a depth, the ancestor is the last node whose first item is at or before the given place.
+        # Among the nodes at a depth, the result is the last node whose first item is at or before the given place.
         return torch.searchsorted(self.level_keys, depths * (self.num_items + 1) + places, right=True) - 1
 
     def depths(self, nodes: Tensor) -> Tensor:
@@ -273,12 +275,12 @@ class TokenTrie:
         return torch.bucketize(nodes, self.depth_offsets, right=True) - 1
 
     def children(self, nodes: Tensor, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the children of the nodes. A leaf has no children, and neither has the invalid node -1.
+        """Returns the children of the nodes. Leaves and the invalid node -1 have no children.
 
         Args:
             nodes (`torch.Tensor`): Nodes, in any shape.
-            width (`int`, *optional*): An upper bound on the number of children, used as C. By default C is the maximum
-                number of children, which has to be copied from the device.
+            width (`int`, *optional*): The value of C, at least the number of children of each node. By default, C is
+                the maximum number of children, which has to be copied from the device.
 
         Returns:
             `tokens, next_nodes, legal`, each of shape `(*nodes.shape, C)`. `legal` is False for padding, where tokens
@@ -304,8 +306,8 @@ class TokenTrie:
         high = self.row_offsets[nodes + 1].long()
         ends = torch.where(nodes < 0, low, high)
 
-        # Find the edge by binary search, since the tokens of a node are ascending. The number of steps is the same for
-        # all nodes and suffices for the node with the most children.
+        # Find the edge by binary search, since the tokens on the edges of a node are ascending. The number of steps is
+        # the same for all nodes, and suffices for the node with the most children.
         last = len(self.child_tokens) - 1
         for _ in range(max(self.depth_widths).bit_length()):
             middle = (low + high) // 2
@@ -329,7 +331,7 @@ class TokenTrie:
     def last_tokens(self, nodes: Tensor, count: int) -> Tensor:
         """Returns the last `count` tokens on the way from the root to each node, `(*nodes.shape, count)`.
 
-        For nodes with fewer tokens, the first entries are arbitrary.
+        For nodes at a depth below `count`, the first entries are arbitrary.
         """
         tokens = []
         for _ in range(count):
@@ -345,7 +347,7 @@ class TokenTrie:
         return self.items[self.item_starts[node] : self.item_ends[node]].long()
 
     def to(self, device: torch.device | str) -> TokenTrie:
-        """Returns the trie with its tensors on `device`, or the same object if they are already there."""
+        """Returns a copy with its tensors on `device`, or the same object if its tensors are already on `device`."""
         if self.items.device == torch.device(device):
             return self
         return TokenTrie(**{name: tensor.to(device) for name, tensor in self._tensors().items()})
@@ -376,5 +378,5 @@ class TokenTrie:
 
 
 def _pick(table: Tensor, index: Tensor) -> Tensor:
-    """Returns `table[index]`. For tables too large for the CPU's caches, `index_select` is three times faster."""
+    """Returns `table[index]`. `index_select` is three times faster if the table exceeds the caches of the CPU."""
     return table.index_select(0, index.flatten()).view(index.shape)
