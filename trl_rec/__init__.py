@@ -1,6 +1,7 @@
-"""Turns an interaction log and a catalogue into an aligned LLM recommender, on top of TRL.
+"""Turns an interaction log and a catalogue into an aligned LLM recommender, using TRL.
 
-Importing this package loads neither torch nor transformers: every public name loads its module when it is first used.
+Importing this package loads neither torch nor transformers, because the module of a public name is imported only when
+the name is first used.
 """
 
 from typing import TYPE_CHECKING

@@ -15,7 +15,7 @@ def lazy_names(
 
     Args:
         package: The package's `__name__`.
-        modules: Maps each module of the package to its public names.
+        modules: Maps the name of each module, relative to the package, to the public names that it provides.
     """
     homes = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
 

@@ -63,8 +63,8 @@ def launch(verb: str, argv: list[str]) -> None:
     Args:
         verb: The verb.
         argv: The words after the verb. `num_processes` and `accelerate_config` (a file, or the name of a shipped
-            configuration), on the command line or in the recipe, go to `accelerate launch`. All other words go to the
-            verb's script.
+            configuration) are passed to `accelerate launch`, whether they are set in `argv` or in the recipe. All
+            other words are passed to the verb's script.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -117,7 +117,7 @@ def _end_failed(verb: str, error: subprocess.CalledProcessError | ChildFailedErr
 class _Forward:
     """Signal handler that forwards signals to the launched process.
 
-    It does not end this process, which goes on waiting for the launched process.
+    The current process does not end, but continues to wait for the launched process.
     """
 
     def __init__(self) -> None:
@@ -142,8 +142,9 @@ def usage() -> str:
         f"usage: trl-rec VERB [--config RECIPE] [--KEY VALUE ...]\n\n{verbs}\n\n"
         "RECIPE is a YAML file, or the name of a shipped recipe such as bear/ml-100k. Keys on the command line\n"
         "override those of the recipe. trl-rec VERB --help lists the keys of a verb.\n\n"
-        f"{', '.join(TRAINING)} run under accelerate launch: --num_processes N starts\n"
-        "N processes; --accelerate_config takes a file, or the name of a shipped file: cpu, ddp, zero2, zero3, fsdp2."
+        f"{', '.join(TRAINING)} run under accelerate launch. --num_processes N starts\n"
+        "N processes. --accelerate_config takes a file, or the name of a shipped configuration: cpu, ddp, zero2,\n"
+        "zero3, fsdp2."
     )
 
 
@@ -155,7 +156,7 @@ def _split_words(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     from trl_rec.scripts.parsing import LAUNCH_KEYS, find_recipe
     from trl_rec.scripts.recipe_files import read_recipe
 
-    # 1. Read the recipe here, so that a wrong recipe name raises its error before the launch.
+    # 1. Read the recipe here, so that a wrong recipe name raises an error before the launch.
     for_script: list[str] = []
     for word in argv:
         for_script += word.split("=", 1) if word.startswith("--config=") else [word]
@@ -178,13 +179,14 @@ def _split_words(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
         options["num_processes"] = int(options["num_processes"])
     if not isinstance(options.get("accelerate_config", ""), str):
         raise ValueError(
-            f"accelerate_config must be a file, or the name of a shipped file, not {options['accelerate_config']!r}"
+            "accelerate_config must be a file, or the name of a shipped configuration, not "
+            f"{options['accelerate_config']!r}"
         )
     return options, for_script
 
 
 def _accelerate_words(options: dict[str, Any]) -> list[str]:
-    """Returns the command line of `accelerate launch`.
+    """Converts the options to words for the command line of `accelerate launch`.
 
     `options["accelerate_config"]` is a file, or the name of a shipped configuration.
     """

@@ -1,10 +1,12 @@
 """Collects all undocumented parts of dependencies that the package uses.
 
-If a new release changes such a part, only this file has to change. `tests/test_compat.py` looks for each part in the
-installed versions. A failing test names the part that has to be fixed.
+`tests/test_compat.py` looks for each part in the installed versions. If a new release changes a part, a failing test
+names it. Imported names and functions are then fixed in this file, and members of parent classes in the classes that
+override or use them.
 
-Written against torch 2.13, transformers 5.23, TRL 1.16, accelerate 1.15, DeepSpeed 0.19, PEFT 0.21 and bitsandbytes
-0.50, unless a docstring names others. Heavy libraries are imported inside the functions, so this module stays light.
+The module was written against torch 2.13, transformers 5.23, TRL 1.16, accelerate 1.15, DeepSpeed 0.19, PEFT 0.21 and
+bitsandbytes 0.50, unless a docstring names others. Heavy libraries are imported inside the functions, so that the
+import of this module is fast.
 
 There are three kinds of parts. `UNDOCUMENTED` lists the names that are imported from modules without documentation.
 `MEMBERS` lists the members of parent classes that our classes override or use. Every other part has a function or a
@@ -59,7 +61,7 @@ UNDOCUMENTED = {
     "EvalLoopOutput": "transformers.trainer_utils",  # what `evaluation_loop` returns
     "TrainOutput": "transformers.trainer_utils",  # what `train` returns
     "rotate_checkpoints": "transformers.trainer_utils",  # deletes old checkpoints once the new one is complete
-    "is_deepspeed_zero3_enabled": "transformers.integrations",  # documented only for integrations
+    "is_deepspeed_zero3_enabled": "transformers.integrations",  # whether training uses ZeRO-3
     "prepare_deepspeed": "trl.models",  # wraps the reference model in a DeepSpeed engine
     "string_to_bool": "transformers.hf_argparser",  # converts "yes", "true", ... to a bool
 }
@@ -96,7 +98,12 @@ MEMBERS = (
         "self dataset processing_class args packing formatting_func dataset_name",
         "TRL tokenizes the splits as texts, and fails because they have no text column",
     ),
-    Member(DPO, "_prepare_dataset", "self dataset processing_class args dataset_name", "TRL tokenizes pairs of texts"),
+    Member(
+        DPO,
+        "_prepare_dataset",
+        "self dataset processing_class args dataset_name",
+        "TRL tokenizes preferences as pairs of texts",
+    ),
     Member(TRAINERS, "_set_signature_columns_if_needed", "self", "the columns that our collators read are dropped"),
     Member(TRAINERS, "_signature_columns", "", "the columns that our collators read are dropped"),
     Member(TRAINERS, "_get_train_sampler", "self train_dataset", "a resumed run reads its rows in another order"),
@@ -118,7 +125,7 @@ MEMBERS = (
         DPO,
         "_precompute_ref_logps",
         "self dataset name batch_size",
-        "TRL computes the log-probabilities of pairs of texts",
+        "TRL's method expects pairs of one chosen and one rejected completion",
     ),
     Member(DPO, "_precompute_engine", "", "the DeepSpeed engine of the reference stays in memory during training"),
     Member(TRAINERS, "_metrics", "", "the metrics of a loss are not logged"),
@@ -141,7 +148,7 @@ MEMBERS = (
 def name_or_path(model: PreTrainedModel | PeftModel) -> str:
     """Returns the hub id or folder that a model was loaded from, or an empty string for a model made in memory.
 
-    Without this name, a trainer that is given a model would also have to be given its tokenizer.
+    Without this name, a trainer that is given a model would also have to be given the model's tokenizer.
     """
     name: str = model.config._name_or_path
     return name
@@ -194,9 +201,9 @@ def settle_checkpointing(args: TrainingArguments) -> None:
 
     Call this function before `TrainingArguments.__post_init__`. transformers 5.23 renamed `gradient_checkpointing` to
     `activation_checkpointing`, and warns if the old name is set. TRL 1.16 still sets its own default, True, under the
-    old name. This function copies that default to the new name. With an older transformers, it also copies the value
-    of the new name to the old name. The function can go once TRL uses the new name and transformers 5.23 is the oldest
-    release allowed.
+    old name. This function copies that default to the new name. With an older transformers, which reads only the old
+    name, it copies the value of the new name to the old name. If only the old name is set, both names get its value.
+    This function can go once TRL uses the new name and transformers 5.23 is the oldest release allowed.
     """
     default = next(one.default for one in fields(args) if one.name == "gradient_checkpointing")
     if args.activation_checkpointing is None and args.gradient_checkpointing == default:
@@ -221,8 +228,8 @@ def without_checkpointing(model: nn.Module) -> Iterator[None]:
     """Switches activation checkpointing off inside the block, and restores the setting of every layer afterwards.
 
     TRL's `unwrap_model_for_generation` also switches checkpointing off, but it loses `every_n_layers` and `offload`
-    when it switches checkpointing on again, and it uses methods that transformers 5.23 has deprecated. It leaves a
-    model alone if checkpointing is off in all layers, so it can be entered inside this block.
+    when it switches checkpointing on again, and it uses methods that transformers 5.23 has deprecated. If
+    checkpointing is off in all layers, TRL's function changes nothing, so it can be used inside this block.
     """
     settings = ("gradient_checkpointing", "_gradient_checkpointing_func")
     before = {
@@ -250,8 +257,9 @@ def checkpoint_folder(trainer: Trainer, trial: Any) -> Path:
 def uploading_without(patterns: list[str]) -> Iterator[None]:
     """Inside the block, `Trainer` uploads no files that match the patterns.
 
-    `Trainer` passes its own `ignore_patterns` to `upload_folder`, and has no option to add patterns. In older
-    versions, `upload_folder` is a function; in newer versions, it is a method of the object that `hf_api` returns.
+    `Trainer` passes its own `ignore_patterns` to `upload_folder`, and has no option to add patterns. In older versions
+    of transformers, `upload_folder` is a function. In newer versions, it is a method of the object that `hf_api`
+    returns.
     """
     from transformers import trainer
 
@@ -280,10 +288,11 @@ def uploading_without(patterns: list[str]) -> Iterator[None]:
 
 
 def load_active_adapter(model: nn.Module, folder: str) -> None:
-    """Loads the adapter at the top of a checkpoint folder whose subfolders contain further adapters, such as "ref".
+    """Loads the active adapter from the top level of a checkpoint folder.
 
-    transformers below 5.23 loads only the adapters in subfolders (huggingface/transformers#30478), so a resumed policy
-    would start over. This can go once 5.23 is the oldest transformers allowed.
+    If the folder also has subfolders with adapters, such as "ref", transformers below 5.23 loads only those
+    (huggingface/transformers#30478), and a resumed policy would start over. This function can go once 5.23 is the
+    oldest transformers allowed.
     """
     if not knows_activation_checkpointing() and (Path(folder) / "adapter_config.json").is_file():
         peft_model: Any = model
@@ -359,8 +368,8 @@ def complete_ref_adapter(model: nn.Module) -> None:
     """Copies all parameters of the adapter "default" to the adapter "ref".
 
     TRL's own copy lacks trainable tokens and embeddings, and has another dtype if the base model is quantised
-    (huggingface/trl#6975). The parameters are found by the names that PEFT gives them. This can go once a release
-    fixes the issue.
+    (huggingface/trl#6975). The parameters are found by the names that PEFT gives them. This function can go once a
+    release of TRL fixes the issue.
     """
     if REF_ADAPTER not in getattr(model, "peft_config", {}):
         return
@@ -436,8 +445,8 @@ def without_step_hook(wrapped: Any) -> Iterator[None]:
     """Inside the block, forward passes of a ZeRO-3 engine do not wait for other processes.
 
     The weights must have been gathered before. TRL's `unwrap_model_for_generation` (huggingface/trl#1617) leaves one
-    hook in place, which communicates with the other processes at the start of a forward pass. It would wait forever
-    for a process that has fewer batches to decode.
+    hook in place, which communicates with the other processes at the start of a forward pass. The hook would wait
+    forever for a process that has fewer batches to decode.
     """
     optimizer = getattr(wrapped, "optimizer", None)
     offload: Any = getattr(optimizer, "parameter_offload", optimizer)
@@ -482,8 +491,8 @@ def keep_differentiable(model: Model) -> Model:
     """Returns the model after making sure that its 4-bit layers stay differentiable.
 
     On CPUs with AVX-512 for bfloat16, a forward pass in evaluation mode makes bitsandbytes repack the weights into a
-    format without a backward pass (bitsandbytes-foundation/bitsandbytes#1804). This can go once bitsandbytes unpacks
-    the weights for training.
+    format without a backward pass (bitsandbytes-foundation/bitsandbytes#1804). This function can go once bitsandbytes
+    unpacks the weights for training.
     """
     for layer in model.modules():
         if "support_avx512bf16_for_cpu" in vars(layer):
@@ -492,7 +501,7 @@ def keep_differentiable(model: Model) -> Model:
 
 
 def is_quantized_layer(module: nn.Module) -> bool:
-    """Returns whether this is a layer of bitsandbytes.
+    """Returns whether the module is a layer of bitsandbytes.
 
     Such a layer must stay in training mode, because in evaluation mode on a CPU it would permanently repack its
     weights (see [`keep_differentiable`]).

@@ -171,7 +171,7 @@ def test_a_recipe_says_how_many_processes_are_launched(tmp_path: Path, monkeypat
         ("num_processes: three", "num_processes must be a whole number, not 'three'"),
         (
             "accelerate_config: [zero2]",
-            "accelerate_config must be a file, or the name of a shipped file, not ['zero2']",
+            "accelerate_config must be a file, or the name of a shipped configuration, not ['zero2']",
         ),
     ):
         recipe.write_text(f"dataset: d\n{line}\n")

@@ -1,4 +1,4 @@
-"""Makes the card of a dataset, which describes its contents, its source and its settings.
+"""Makes the card of a dataset. The card describes the dataset's contents, its source and its settings.
 
 The card contains no creation time, so the same source and settings give the same card.
 """
@@ -41,10 +41,11 @@ def make_card(
     - `rows`, `targets`: numbers of rows and targets per split.
     - `sparsity`: 1 - interactions / (users x items).
     - `tied_timestamps`: share of the interactions that have the same timestamp as another interaction of the same
-      user. For a windowed source, the share of the windows that have the same timestamp as another window of the same
-      user.
+      user. If the source consists of windows, the share of the windows that have the same timestamp as another window
+      of the same user.
     - `cold_users`: for validation and test, the number of users who have items in the split but no history before it,
-      and therefore no row. For a windowed source, the number of users who have a row in the split but no training row.
+      and therefore no row. If the source consists of windows, the number of users who have a row in the split but no
+      training row.
     - `cold_targets`: for validation and test, the number of targets that occur in no training row.
     - `repeated_interactions`: number of interactions with an item that the user had chosen before.
     - `repeated_targets`: for validation and test, the number of targets that are in the history of their row.
@@ -52,7 +53,7 @@ def make_card(
     - `left_out`: numbers of interactions that an option dropped, by reason: `events`, `empty_ratings`, `unknown_items`
       and `repeats`.
     - `merged_timestamps`: number of interactions whose timestamp differs from that of the user's previous interaction,
-      but equals it after rounding to float64. They are sorted by the exact timestamps.
+      but equals it after rounding to float64. These interactions are sorted by their exact timestamps.
 
     Args:
         log: The interactions after filtering.
@@ -64,7 +65,7 @@ def make_card(
         cold_users: As above.
         left_out: As above, including reasons with a count of 0.
         merged_timestamps: As above.
-        notes: Remarks of the reader on the source.
+        notes: Remarks on the source, made by its reader.
     """
     num_users = log.users.num_rows
     num_items = len(catalog)

@@ -145,7 +145,7 @@ def single_line(titles: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def numbers(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    """Converts numbers or text to float64. Raises RowError if a number is not finite."""
+    """Converts numbers or text to float64. Raises RowError at the first value that is not a finite number."""
     return parsed(column, [to_float], where, f"the {name} {{}} is not a finite number")
 
 
@@ -246,7 +246,10 @@ def check_none(bad: pa.ChunkedArray, column: pa.ChunkedArray, where: str, messag
 
 
 def parsed(column: pa.ChunkedArray, parsers: Sequence[Parser], where: str, message: str) -> pa.ChunkedArray:
-    """Converts a column to float64. Uses the first of `parsers` that can read the value in the column's first row."""
+    """Converts a column to float64 with the first of `parsers` that can read the value in the column's first row.
+
+    Raises RowError at the first value that this parser cannot read. `{}` in the message is replaced by the value.
+    """
     # If no parser can read the first value, any parser fails the check below, so take the first one.
     parse = next((parse for parse in parsers if _can_parse(parse, column[:1])), parsers[0])
     if not _can_parse(parse, column):

@@ -93,7 +93,8 @@ class RecDataset:
 def load(path: str | Path) -> RecDataset:
     """Loads a dataset folder written by [`prepare`].
 
-    Raises ValueError if the folder is incomplete or was changed, or if its splits leak.
+    Raises ValueError if the folder is incomplete or was changed, or if validation or test items leak into training
+    rows.
     """
     # 1. Check that the card and all files exist.
     path = Path(path).absolute()
@@ -159,7 +160,7 @@ def check_is_train(split: Dataset, what: str) -> None:
     Under leave-one-out, leave-last-m and a split by time, a row comes from a later split if its history begins with
     all items of another row of the same user.
 
-    Without a split name, two cases are not detected:
+    If there is no split name, rows of another split are not detected in two cases:
 
     - The rows come from a single evaluation split, so that no user has a second row to compare with.
     - Every row has one target (windows, or the validation and test splits of leave-one-out). Such rows are not
