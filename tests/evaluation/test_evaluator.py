@@ -87,7 +87,7 @@ def test_metrics_are_the_means_of_the_per_user_values():
         ({"ks": (1, 4)}, "contains a value outside 1 to 3, the number of ranks"),
         ({"ks": ()}, "contains a value outside 1 to 3, the number of ranks"),
         ({"ks": (0,)}, "contains a value outside 1 to 3, the number of ranks"),
-        ({"ranked": RANKED.astype(float)}, "ranked contains float64"),
+        ({"ranked": RANKED.astype(float)}, "ranked has the type float64"),
         ({"ranked": RANKED[0]}, r"ranked has the shape \(3,\)"),
         ({"ranked": RANKED[:0]}, r"ranked has the shape \(0, 3\)"),
         ({"histories": [[1]], "catalog": make_catalog()}, "histories has 1 rows, but ranked has 2"),

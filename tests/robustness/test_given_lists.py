@@ -80,7 +80,7 @@ def parquet(**columns: pa.Array) -> Callable[[Path], object]:
 PARQUET = ["--lists", "lists.parquet"]
 LISTS = [
     Attack(
-        "no file", "there is no file nowhere.csv; name a CSV, TSV or Parquet file", words=["--lists", "nowhere.csv"]
+        "no file", "there is no file nowhere.csv; give a CSV, TSV or Parquet file", words=["--lists", "nowhere.csv"]
     ),
     Attack(
         "other kind",
@@ -88,7 +88,7 @@ LISTS = [
         words=["--lists", "data/card.json"],
     ),
     Attack("empty file", "lists.csv is empty", content(b"")),
-    Attack("no lines", "lists.csv contains no lists; write a line for each user", edit(lambda lines: lines[:1])),
+    Attack("no lines", "lists.csv contains no lists; write one line per user and rank", edit(lambda lines: lines[:1])),
     Attack("not text", "lists.csv is not UTF-8 text", content(b"user_id,rank,item_id\n\xff\xfe,1,2\n")),
     Attack(
         "cut gzip",
@@ -100,7 +100,7 @@ LISTS = [
     Attack("repeated column", "several columns named 'rank'", content(b"user_id,rank,rank,item_id\n")),
     Attack(
         "no rank",
-        "lists.csv has no column rank, only user_id, place, item_id; lists need user_id, rank and item_id",
+        "lists.csv has no column rank, only user_id, place, item_id; lists need the columns user_id, rank and item_id",
         edit(lambda lines: ["user_id,place,item_id", *lines[1:]]),
     ),
     Attack("unknown user", "row 1: the user 'nobody' is not in", first(user_id="nobody")),
@@ -122,9 +122,7 @@ LISTS = [
     Attack("no number", "row 1: the rank 'best' is not a finite number", first(rank="best")),
     Attack("infinite rank", "row 1: the rank 'inf' is not a finite number", first(rank="inf")),
     Attack("huge rank", "row 1: the rank '1e300' is not a whole number of at most 2^31", first(rank="1e300")),
-    Attack(
-        "skipped rank", "row 1: the list has 2 items, so it cannot have the rank 7; leave no gaps", first(rank="7")
-    ),
+    Attack("skipped rank", "row 1: the list has 2 items, so it cannot have the rank 7; skip no rank", first(rank="7")),
     Attack(
         "missing user",
         "lists.csv has no list for 1 of 12 rows of the test split",

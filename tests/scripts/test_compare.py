@@ -113,7 +113,7 @@ def test_names_make_arms(world: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_slices_are_adjusted_together(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = compared(world, capsys, *SFT, *BEAR, "--slices", "--output", "sliced.json")
     assert "target more than 5 times in training" in out and "history of" in out
-    assert out.count("adjusted p: p by Holm's method") == 1
+    assert out.count("adjusted p: p adjusted by Holm's method") == 1
     found = json.loads((world / "sliced.json").read_text())["slices"]
     assert len(found) > 2
     smallest = min((one for of_slice in found.values() for one in of_slice), key=lambda one: one["p_value"])
@@ -135,7 +135,9 @@ ATTACKS = [
         words=["bear-0", "lists", "--names", "a"],
     ),
     Attack("unknown reference", "there is no run, name or baseline 'sasrec'", words=["bear-0", "--against", "sasrec"]),
-    Attack("unknown metric", "no mrr@3 per user; choose one of", words=["bear-0", "lists", "--metric", "mrr@3"]),
+    Attack(
+        "unknown metric", "no values of mrr@3 per user; choose one of", words=["bear-0", "lists", "--metric", "mrr@3"]
+    ),
     Attack("one arm twice", "at least one recommender besides", words=["bear-0", "--against", "bear-0"]),
     Attack(
         "damaged recipe",

@@ -1,7 +1,8 @@
 """Evaluates rankings of the whole catalogue against the items that the users chose next.
 
-An index outside the catalogue and an item that repeats an earlier item of its list keep their ranks. They never count
-as hits, and are counted in `invalid` and `duplicates`. So errors of a decoder are visible in the metrics.
+Errors of a decoder stay visible in the metrics. An index outside the catalogue, and an item that repeats an earlier
+item of its list, keep their ranks and never count as hits. `invalid` is the number of such indices, and `duplicates`
+the number of such items.
 """
 
 from __future__ import annotations
@@ -42,14 +43,16 @@ def evaluate_rankings(
         popularity (`np.ndarray` of shape `(num_items,)`, *optional*):
             Number of interactions with each item in the training split, for the metric `popularity`.
         num_items (`int`, *optional*):
-            Size of the catalogue, if no `catalog` is given.
+            Size of the catalogue. Not needed if `catalog` or `popularity` is given.
 
     Returns:
         `dict[str, float]`, with these entries:
 
         - for every k: `recall@k hit@k ndcg@k mrr@k` (means over users) and `div_ratio@k or_ratio@k`;
-        - for every k, given the number of items: `coverage@k gini@k`; given popularities: `popularity@k`; given
-          groups: `ild@k` (for k > 1); given groups and histories: `mgu@k dgu@k`;
+        - for every k, if the number of items is known: `coverage@k gini@k`;
+        - for every k, if `popularity` is given: `popularity@k`;
+        - for every k above 1, if the catalogue has groups: `ild@k`;
+        - for every k, if the catalogue has groups and `histories` is given: `mgu@k dgu@k`;
         - over all K ranks: `invalid` (number of indices outside the catalogue) and `duplicates` (number of items that
           repeat an earlier item of their list);
         - `num_users`.
@@ -65,7 +68,7 @@ def evaluate_rankings(
     invalid = (ranked < -1) | (ranked >= upper)
     valid = np.where(invalid, -1, ranked)
 
-    # 3. Compute how each item is shared among the groups, and the share of each group in the histories.
+    # 3. Compute the fraction of each item that belongs to each group, and the share of each group in the histories.
     shares = None
     consumed = None
     if catalog is not None and catalog.group_column is not None:
@@ -83,9 +86,9 @@ def evaluate_rankings(
 
 
 def per_user_metrics(ranked: np.ndarray, relevant: Rows, *, ks: Sequence[int] = (1, 5, 10)) -> dict[str, np.ndarray]:
-    """Returns `recall@k hit@k ndcg@k mrr@k` per user, `(N,)` each, for intervals and paired tests.
+    """Computes `recall@k hit@k ndcg@k mrr@k` of each user, which intervals and paired tests need.
 
-    The arguments are the same as for [`evaluate_rankings`].
+    The arguments are the same as for [`evaluate_rankings`]. Each array of the result has the shape `(N,)`.
     """
     return _per_user(_checked_ranking(ranked, ks), relevant, ks, None)
 
@@ -116,7 +119,7 @@ def _list_metrics(
     shares: np.ndarray | None,
     consumed: np.ndarray | None,
 ) -> dict[str, float]:
-    """Computes the metrics over all lists `(N, k)` together, except those whose inputs are None."""
+    """Computes the metrics that describe all lists `(N, k)` together. Metrics whose inputs are None are left out."""
     k = ranked.shape[1]
     result: dict[str, float] = {}
 
@@ -143,19 +146,18 @@ def _checked_ranking(ranked: np.ndarray, ks: Sequence[int]) -> np.ndarray:
     ranked = np.asarray(ranked)
     if ranked.ndim != 2 or len(ranked) == 0:
         raise ValueError(
-            f"ranked has the shape {ranked.shape}; give at least one user, with one row of item indices per user: "
-            "(num_users, K)"
+            f"ranked has the shape {ranked.shape}; give item indices as an array (num_users, K) of at least one user"
         )
     if not np.issubdtype(ranked.dtype, np.integer):
         raise ValueError(
-            f"ranked contains {ranked.dtype} (which may include NaN); give integer item indices, -1 for a missing rank"
+            f"ranked has the type {ranked.dtype}; give item indices of an integer type, with -1 for a missing rank"
         )
 
     num_ranks = ranked.shape[1]
     if not ks or min(ks) < 1 or max(ks) > num_ranks:
         raise ValueError(
-            f"ks={tuple(ks)} contains a value outside 1 to {num_ranks}, the number of ranks; change ks, or rank "
-            "more items"
+            f"ks={tuple(ks)} is empty or contains a value outside 1 to {num_ranks}, the number of ranks; change ks, "
+            "or rank more items"
         )
     return ranked.astype(np.int64, copy=False)
 
@@ -179,7 +181,7 @@ def _catalog_size(catalog: ItemCatalog | None, popularity: np.ndarray | None, nu
 
     if len(set(sizes.values())) > 1:
         listed = " and ".join(f"{name} ({size})" for name, size in sizes.items())
-        raise ValueError(f"{listed} disagree on the number of items")
+        raise ValueError(f"{listed} disagree on the number of items; give arguments of the same catalogue")
     if popularity is not None and not np.isfinite(popularity).all():
         item = int(np.flatnonzero(~np.isfinite(popularity))[0])
         raise ValueError(f"the popularity of item {item} is {popularity[item]}; give one finite number per item")

@@ -1,9 +1,9 @@
 """Reads recommendations made by other programs, to evaluate them in the same way as the models of this package.
 
-A file has one line per recommendation, in any order. Its columns are `user_id`, `rank` (from 1), `item_id` and perhaps
-`score`. Whatever would make the comparison unfair is refused: items or users that the dataset does not know, users
-without a list, files whose longest list is shorter than the largest k, and items of the history where histories are
-excluded.
+A file has one line per recommendation, in any order. The columns of the file are `user_id`, `rank` (from 1), `item_id`
+and optionally `score`. A file that cannot be compared fairly is refused: one with items or users that are not in the
+dataset, without a list for a user, with lists that are all shorter than the largest k, or with items of the history
+where histories are excluded.
 """
 
 from __future__ import annotations
@@ -47,20 +47,21 @@ def read_lists(
 
     Args:
         path (`str` or `Path`): A CSV or TSV file, possibly gzipped, or a Parquet file or folder, with the columns
-            `user_id`, `rank`, `item_id` and perhaps `score`. If a user has several rows in the split, the column
-            `row` with the number of the row takes the place of `user_id`.
+            `user_id`, `rank`, `item_id` and optionally `score`. If users have several rows in the split, the column
+            `user_id` is replaced by a column `row` with the number of the row, counted from 0.
         dataset (`RecDataset`): The dataset.
         split (`str`, *optional*, defaults to `"test"`): `"validation"` or `"test"`.
         rows (`np.ndarray`, *optional*): Numbers of the rows to read lists for. Defaults to all rows of the split.
         top_k (`int`, *optional*, defaults to `10`): Minimum length of the longest list.
-        at_most (`int`, *optional*): Maximum number of ranks to read. Defaults to `top_k`.
+        at_most (`int`, *optional*): Maximum number of ranks to read, if it is larger than `top_k`. Defaults to
+            `top_k`.
         exclude_history (`bool`, *optional*, defaults to `True`): Whether to refuse lists with items of the history.
 
     Returns:
         `Rankings`: the items `(len(rows), K)`, with scores if the file has them. K is the length of the longest list,
         but at most the larger of `top_k` and `at_most`.
     """
-    # 1. Read the lines. Lines about other rows belong to no list that is measured, so only their values are checked.
+    # 1. Read all lines and check their values. Lines about rows outside `row_numbers` are ignored from here on.
     held = held_out(dataset, split)
     row_numbers = np.arange(len(held)) if rows is None else rows
     table, where = _read(Path(path))
@@ -92,11 +93,12 @@ class _Lines(NamedTuple):
     """The lines of a file.
 
     Args:
-        table (`pa.Table`): The columns.
+        table (`pa.Table`): The columns of the file.
         where (`str`): Name of the file.
-        place (`np.ndarray` of shape `(num_lines,)`): Position of the line's row among the rows to read, or -1.
-        items (`np.ndarray` of shape `(num_lines,)`): Index of the line's item in the catalogue.
-        ranks (`np.ndarray` of shape `(num_lines,)`): Rank of the item, from 1.
+        place (`np.ndarray` of shape `(num_lines,)`): Position of each line's row among the rows to read lists for, or
+            -1 if no list is read for that row.
+        items (`np.ndarray` of shape `(num_lines,)`): Index of each line's item in the catalogue.
+        ranks (`np.ndarray` of shape `(num_lines,)`): Rank of each line's item, from 1.
     """
 
     table: pa.Table
@@ -107,10 +109,10 @@ class _Lines(NamedTuple):
 
 
 def _read(path: Path) -> tuple[pa.Table, str]:
-    """Returns the columns of the file that are used, and its name for messages."""
+    """Returns those columns of a file that are used, and the name of the file for messages."""
     name = without_gz(path)
     if not path.exists():
-        raise ValueError(f"there is no file {path}; name a CSV, TSV or Parquet file with user_id, rank and item_id")
+        raise ValueError(f"there is no file {path}; give a CSV, TSV or Parquet file with lists")
     if path.is_file() and name.endswith((".csv", ".tsv")):
         table = read_delimited(path, delimiter=find_delimiter(path))
     elif path.is_dir() or name.endswith(".parquet"):
@@ -125,11 +127,11 @@ def _read(path: Path) -> tuple[pa.Table, str]:
     for column in (user, "rank", "item_id"):
         if column not in table.column_names:
             raise ValueError(
-                f"{path.name} has no column {column}, only {', '.join(table.column_names)}; lists need user_id, rank "
-                "and item_id"
+                f"{path.name} has no column {column}, only {', '.join(table.column_names)}; lists need the columns "
+                "user_id, rank and item_id"
             )
     if not table.num_rows:
-        raise ValueError(f"{path.name} contains no lists; write a line for each user, rank and item")
+        raise ValueError(f"{path.name} contains no lists; write one line per user and rank")
     return plain(table.select([column for column in COLUMNS if column in table.column_names]), path.name), path.name
 
 
@@ -146,7 +148,7 @@ def _places(table: pa.Table, dataset: RecDataset, split: str, row_numbers: np.nd
         positions: np.ndarray = position_of[line_rows]
         return positions
 
-    # A line about a user of the dataset who has no row in the split is ignored, rather than refused.
+    # Refuse lines about users who are not in the dataset. Ignore lines about other users who are not measured.
     line_ids = ids(table, "user_id", where)
     users = pc.index_in(line_ids, value_set=dataset.users["user_id"].combine_chunks())
     check_none(users.is_null(), line_ids, where, f"the user {{}} is not in {dataset.path}; leave the line out")
@@ -218,12 +220,12 @@ def _check_every_row_has_one(
 
 def _check_lengths(lines: _Lines, lengths: np.ndarray, top_k: int) -> None:
     """Raises `ValueError` if a list skips a rank, or if no list has `top_k` items."""
-    # The ranks of a list are distinct and at least 1, so a rank above the number of items implies a gap.
+    # The ranks of a list are distinct and at least 1, so one of them exceeds the number of items if a rank is skipped.
     skips = np.flatnonzero((lines.place >= 0) & (lines.ranks > lengths[lines.place]))
     if len(skips):
         line = int(skips[0])
         length = lengths[lines.place[line]]
-        problem = f"the list has {length} items, so it cannot have the rank {lines.ranks[line]}; leave no gaps"
+        problem = f"the list has {length} items, so it cannot have the rank {lines.ranks[line]}; skip no rank"
         raise RowError(lines.where, line, problem)
     if lengths.max() < top_k:
         raise ValueError(

@@ -1,14 +1,13 @@
 """Bootstrap intervals for means over users and seeds, and a paired test of whether two recommenders differ.
 
-A metric has few distinct values over the users. So a bootstrap resample only draws how often each *distinct* value
-occurs, which follows a multinomial distribution. 1,000 resamples of 100,000 users then take milliseconds instead of
-10^8 look-ups. The result has the same distribution as if users were resampled one by one, and does not depend on the
-order of the users.
+A metric usually has few distinct values. So a bootstrap resample only draws how often each *distinct* value occurs,
+which follows a multinomial distribution. For 1,000 resamples of 100,000 users, this avoids 10^8 look-ups. The result
+has the same distribution as if users were resampled one by one, and does not depend on the order of the users.
 
-Seeds are too few to be resampled: a resample of three seeds understates their variance by a third, and draws a single
-seed in one case of nine. So a random error is added to each resample of the users. Its variance is drawn too, because
-a few seeds determine their own variance only roughly ([`seed_errors`]). With one seed, no such error is added, and the
-result says nothing about other seeds.
+Seeds are too few to be resampled. With three seeds, resampling understates the variance between seeds by a third, and
+one resample in nine contains the same seed three times. Instead, a random error is added to the mean of each resample
+of users. The variance of this error is drawn too, because a few seeds give only a rough estimate of it
+([`seed_errors`]). With one seed, no error is added, and the result says nothing about other seeds.
 """
 
 from __future__ import annotations
@@ -78,8 +77,8 @@ def paired_comparison(
     The permutation test averages each user's difference over the seeds, and randomly flips the signs of the averages.
     With several seeds, a random error for the variation between seeds is added to the mean after each flip
     ([`seed_errors`]). The p-value is the share of the resulting means that are at least as far from 0 as the observed
-    mean. The observed differences count as one of the flips, so the p-value is at least 1 / (num_resamples + 1). It is
-    1 if the recommenders agree for every user.
+    mean. The observed differences count as one of the flips, so the p-value is at least 1 / (num_resamples + 1). The
+    p-value is 1 if the recommenders have equal values for every user.
 
     Args:
         a, b (`np.ndarray` of shape `(N,)` or `(S, N)`): One finite value per user, or per seed and user, with the same
@@ -106,12 +105,13 @@ def paired_comparison(
 
 
 def seed_errors(values: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws errors of the mean that come from having few seeds: 0 for one seed.
+    """Draws random errors of the mean that represent the variation between seeds. They are 0 for one seed.
 
-    The means of the seeds vary because the seeds differ, and because a finite number of users is averaged. Resampling
-    users covers the second part. The variance of the first part is uncertain, so each error has a variance of its own:
-    the observed variance, divided by a draw of chi-squared / (S - 1), minus the users' part, and at least 0. Without
-    the users' part, the errors have a t distribution with S - 1 degrees of freedom. Variance components are treated in
+    The means of the seeds vary for two reasons: the seeds differ, and each mean is taken over a finite number of
+    users. Resampling users covers the second reason. The variance due to the first reason is uncertain, so it is drawn
+    for each error: max(0, observed * (S - 1) / chi2 - of_users). Here, observed and of_users are the results of
+    [`seed_variances`], and chi2 is drawn from the chi-squared distribution with S - 1 degrees of freedom. If of_users
+    is 0, the errors follow a scaled t distribution with S - 1 degrees of freedom. Variance components are treated in
     this way by Weerahandi, "Generalized Confidence Intervals", J. of the American Statistical Association 88, 1993.
 
     Args:
@@ -132,13 +132,14 @@ def seed_errors(values: np.ndarray, num_resamples: int, rng: np.random.Generator
 
 
 def seed_variances(values: np.ndarray) -> tuple[float, float]:
-    """Returns the variance of the mean over seeds, and the part of it that is due to the finite number of users.
+    """Returns the variance of the overall mean, estimated from the means of the seeds, and the part of this variance
+    that is due to the finite number of users.
 
-    The variance is estimated from the means of the seeds. These differ even if all seeds are equally good, because
-    each is a mean over a finite number of users. With one user, that part cannot be estimated and is 0.
+    The means of the seeds differ even if all seeds are equally good, because each is taken over a finite number of
+    users. With one user, the second value cannot be estimated and is 0.
 
     Args:
-        values: One value per seed and user, `(S, N)`, of at least two seeds.
+        values: One value per seed and user, `(S, N)`, with at least two seeds.
     """
     num_seeds, num_users = values.shape
     observed = values.mean(1).var(ddof=1) / num_seeds
@@ -158,7 +159,7 @@ def _p_value(differences: np.ndarray, num_resamples: int, seed: int) -> float:
     slack = 1e-9 * max(observed, sizes[-1])  # sums that differ only by rounding errors count as ties
 
     rng = np.random.default_rng(seed)
-    errors = len(means) * seed_errors(differences, num_resamples, rng)  # (num_resamples,), of sums over users
+    errors = len(means) * seed_errors(differences, num_resamples, rng)  # (num_resamples,), for sums over users
     num_as_far = 0
     start = 0
     for chunk in _chunks(num_resamples, len(sizes)):
@@ -180,8 +181,8 @@ def _checked(values: np.ndarray, name: str) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim not in (1, 2) or values.size == 0:
         raise ValueError(
-            f"{name} has the shape {values.shape}; give at least one user, with one value per user: (num_users,), or "
-            "(num_seeds, num_users)"
+            f"{name} has the shape {values.shape}; give an array (num_users,) or (num_seeds, num_users) of at least "
+            "one user"
         )
     by_seed = np.atleast_2d(values)
     if not np.isfinite(by_seed).all():

@@ -2,10 +2,11 @@
 
 A ranking `ranked` contains item indices, best first. A negative index marks a missing rank. Accuracy metrics and `ild`
 return one value per list and leave the mean to the caller, because intervals and paired tests need the values of
-single users. The other metrics are computed over all lists together. numpy is the only dependency.
+individual users. `mgu` and `dgu` compare shares of groups, which [`group_share`] computes. The other metrics are
+computed over all lists together. numpy is the only dependency.
 
-Legend: N: users, K: ranks, T: relevant items of all users, R: rated items of a user (padded), G: groups,
-D: dimensions, `...`: any leading axes.
+Legend: N: users, K: ranks, T: relevant items of all users together, R: rated items of a user (padded), G: groups,
+D: dimensions of a vector, `...`: any leading axes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def find_hits(ranked: np.ndarray, rows: np.ndarray, items: np.ndarray) -> tuple[
 
     Args:
         ranked (`np.ndarray` of shape `(N, K)`): The ranking.
-        rows (`np.ndarray` of shape `(T,)`): The user that each relevant item belongs to.
+        rows (`np.ndarray` of shape `(T,)`): Index of the user that each relevant item belongs to.
         items (`np.ndarray` of shape `(T,)`): Indices of the relevant items, at least 0.
 
     Returns:
@@ -34,8 +35,8 @@ def find_hits(ranked: np.ndarray, rows: np.ndarray, items: np.ndarray) -> tuple[
     relevant = np.unique(rows.astype(np.int64) * stride + items)
     num_relevant = np.bincount(relevant // stride, minlength=len(ranked))  # (N,)
 
-    # An index of `stride` or more is not relevant for any user. Without this check, its key would equal a key of
-    # another user.
+    # An index of `stride` or more is not relevant for any user. Without this check, its key could equal a key
+    # of another user.
     possible = first_occurrences(ranked) & (ranked < stride)
     keys = np.arange(len(ranked))[:, None] * stride + np.where(possible, ranked, 0)  # (N, K)
     return possible & np.isin(keys, relevant), num_relevant
@@ -55,7 +56,10 @@ def first_occurrences(ranked: np.ndarray) -> np.ndarray:
 
 
 def recall(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
-    """Computes recall@k, `(...,)`: the hits in the first `k` ranks, divided by `num_relevant` (at least 1)."""
+    """Computes recall@k, `(...,)`: the number of hits in the first `k` ranks, divided by `num_relevant`.
+
+    `num_relevant` must be at least 1.
+    """
     values: np.ndarray = hits[..., :k].sum(-1) / num_relevant
     return values
 
@@ -84,7 +88,7 @@ def ndcg(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
 
 
 def graded_ndcg(grades: np.ndarray, relevant_grades: np.ndarray, k: int) -> np.ndarray:
-    """Computes NDCG@k with the gain 2^grade - 1 (Burges). It is 0 if all grades of a user are 0.
+    """Computes NDCG@k with the gain 2^grade - 1 (Burges). It is 0 if all `relevant_grades` of a user are 0.
 
     Args:
         grades (`np.ndarray` of shape `(..., K)`): Non-negative grade of the item at each rank, 0 for a missing rank.
@@ -121,7 +125,7 @@ def gini(ranked: np.ndarray, num_items: int) -> float:
     Items that are never recommended count too. The index is 0 if all items are recommended equally often, and near 1
     if one item gets all recommendations.
     """
-    # For counts in ascending order x_1 <= ... <= x_n, the index is: sum of (2i - n - 1) x_i / (n * sum of x_i).
+    # For counts in ascending order x_1 <= ... <= x_n, the index is sum((2i - n - 1) x_i) / (n sum(x_i)).
     counts = np.sort(_counts(ranked, num_items))
     weights = 2 * np.arange(1, num_items + 1) - num_items - 1
     return float(weights @ counts / (num_items * max(counts.sum(), 1)))
@@ -139,7 +143,10 @@ def div_ratio(ranked: np.ndarray) -> float:
 
 
 def or_ratio(ranked: np.ndarray) -> float:
-    """Computes ORRatio: the share of the three most recommended items in all recommendations; 0 if there are none."""
+    """Computes ORRatio: the share of all recommendations that go to the three most recommended items.
+
+    It is 0 if there are no recommendations.
+    """
     counts = np.sort(np.unique(ranked[ranked >= 0], return_counts=True)[1])
     return float(counts[-3:].sum() / max(counts.sum(), 1))
 
@@ -176,12 +183,12 @@ def _mean_distance(lists: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 
 def group_share(items: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Computes the share of each group in the given items, `(G,)`. The shares sum to 1.
+    """Computes the share of each group in the given items, `(G,)`. Items that belong to no group are left out.
 
-    Items that belong to no group are left out. The result is all zeros if no item belongs to a group.
+    The shares sum to 1. If no item belongs to a group, they are all 0.
 
     Args:
-        items (`np.ndarray`): Item indices, of any shape. Negative indices are ignored.
+        items (`np.ndarray`): Item indices, of any shape. Indices outside the catalogue are ignored.
         shares (`np.ndarray` of shape `(num_items, G)`): The fraction of each item that belongs to each group. A row
             sums to 1, or to 0 if the item belongs to no group.
     """
@@ -193,22 +200,23 @@ def group_share(items: np.ndarray, shares: np.ndarray) -> np.ndarray:
 def mgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
     """Computes MGU, `(...,)`: |share in recommendations - share in histories|, averaged over the groups.
 
-    Both arguments are `(..., G)`. 0 is perfectly fair.
+    Both arguments are shares of groups, `(..., G)`. 0 is perfectly fair.
     """
     values: np.ndarray = np.abs(recommended - consumed).mean(-1)
     return values
 
 
 def dgu(recommended: np.ndarray, consumed: np.ndarray) -> np.ndarray:
-    """Computes DGU, `(...,)`: the range over groups of the difference: share in recommendations - share in histories.
+    """Computes DGU, `(...,)`: the maximum of (share in recommendations - share in histories) over the groups, minus
+    its minimum.
 
-    The range is the maximum minus the minimum. Both arguments are `(..., G)`. 0 is perfectly fair.
+    Both arguments are shares of groups, `(..., G)`. 0 is perfectly fair.
     """
     values: np.ndarray = np.ptp(recommended - consumed, axis=-1)
     return values
 
 
 def _counts(items: np.ndarray, num_items: int) -> np.ndarray:
-    # Invalid indices are dropped. The result is float64, because callers multiply the counts by floats.
+    # Count only indices of the catalogue. Return float64, because callers multiply the counts by floats.
     counted = items[(items >= 0) & (items < num_items)]
     return np.bincount(counted, minlength=num_items).astype(np.float64)

@@ -129,7 +129,9 @@ def test_the_table_has_a_row_per_recommender_and_its_verdict() -> None:
     wanted += [f"{first.difference:+.4f}", f"{first.low:+.4f} to {first.high:+.4f}"]
     wanted += [f"{first.p_value:.4f}", f"{first.adjusted_p:.4f}", " ".join(f"{mean:.4f}" for mean in first.by_seed)]
     assert cells(model) == [*wanted, "0.2500", "better"]
-    assert "50 users; ndcg@5 is compared with baseline, paired by user and by seed" in table
+    assert (
+        "50 users; ndcg@5 of each recommender is compared with that of baseline, paired by user and by seed" in table
+    )
 
 
 @pytest.mark.parametrize(("runs", "against"), [(RUNS, "counter"), ({**RUNS, "c": []}, "baseline"), ({}, "baseline")])
@@ -139,7 +141,7 @@ def test_a_missing_reference_or_run_is_an_error(runs: dict, against: str) -> Non
 
 
 def test_runs_that_cannot_be_compared_are_an_error() -> None:
-    with pytest.raises(ValueError, match="model a has no mrr@5 per user; choose one of recall@5, ndcg@5"):
+    with pytest.raises(ValueError, match="model a has no values of mrr@5 per user; choose one of recall@5, ndcg@5"):
         compare(RUNS, against="baseline", metric="mrr@5")
     fewer = {"few": [{"ndcg@5": np.zeros(3)}]}
     with pytest.raises(ValueError, match="few has 3 users, but baseline has 50; compare recommenders over the same"):

@@ -154,7 +154,7 @@ def test_the_table_of_slices_shows_their_means(folder) -> None:
     assert line.split()[-1] == f"{kept.results['transition'].per_user['ndcg@5'][mask].mean():.4f}"
     liked = slices_table(kept, "liked@5").splitlines()  # applies only to users who liked their target
     assert liked[2].split()[-1] == f"{kept.results['transition'].metrics['liked@5']:.4f}" and "nan" not in liked
-    with pytest.raises(ValueError, match="has no ndcg@7 per user; choose one of recall@1, "):
+    with pytest.raises(ValueError, match="has no values of ndcg@7 per user; choose one of recall@1, "):
         slices_table(kept, "ndcg@7")
 
 

@@ -1,4 +1,4 @@
-"""Pairs the runs of two recommenders by seed and by user, so that their values can be subtracted."""
+"""Pairs the runs of two recommenders by seed, and their values by user, to compute differences."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Runs: TypeAlias = Sequence[PerUser] | Mapping[int | None, PerUser]
 
 
 def paired_values(name: str, against: str, runs: Mapping[str, Runs], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the values of two recommenders, for the runs that are paired and for users with values on both sides.
+    """Returns the values of a metric for the paired runs of two recommenders.
 
-    The shapes are `(S, N)`, or `(1, N)` for a single run that is paired with all runs of the other recommender.
+    Only users for whom each of these runs has a value are kept. Each array has the shape `(S, N)`, or `(1, N)` for a
+    single run that is paired with all runs of the other recommender.
     """
     first, second = _paired_runs(by_seed(runs[name]), by_seed(runs[against]))
     values = _values(first, name, metric)
@@ -26,7 +27,7 @@ def paired_values(name: str, against: str, runs: Mapping[str, Runs], metric: str
             "the same users, in the same order"
         )
 
-    # Keep the users who have a value on both sides, with every seed.
+    # Keep only the users who have a value in every run of both recommenders.
     known = np.isfinite(values).all(0) & np.isfinite(reference).all(0)
     if not known.any():
         raise ValueError(f"no user has a value of {metric} for both {name} and {against}; compare another metric")
@@ -34,8 +35,11 @@ def paired_values(name: str, against: str, runs: Mapping[str, Runs], metric: str
 
 
 def by_seed(runs: Runs) -> dict[int | None, PerUser]:
-    """Returns the values per user of each run by its seed. The seed of a run given alone is None; the seeds of a list
-    of runs are their positions."""
+    """Returns a mapping from the seed of each run to its values per user.
+
+    In a sequence of several runs, the position of a run is used as its seed. A run that is alone in a sequence gets
+    the seed None.
+    """
     if isinstance(runs, Mapping):
         return dict(runs)
     return {None: runs[0]} if len(runs) == 1 else dict(enumerate(runs))
@@ -44,8 +48,11 @@ def by_seed(runs: Runs) -> dict[int | None, PerUser]:
 def _paired_runs(
     first: Mapping[int | None, PerUser], second: Mapping[int | None, PerUser]
 ) -> tuple[list[PerUser], list[PerUser]]:
-    """Returns the runs of both sides that are paired, in the same order. If one side has a single run without a seed,
-    returns all runs of both sides."""
+    """Returns the paired runs of both sides, in the same order.
+
+    Runs with the same seed are paired. If the two sides have no seed in common, their runs are paired in order. If one
+    side has a single run without a seed, all runs of both sides are returned.
+    """
     if None in first or None in second:
         return list(first.values()), list(second.values())
     common = [seed for seed in first if seed in second]
@@ -60,7 +67,8 @@ def _values(of_seeds: Iterable[PerUser], name: str, metric: str) -> np.ndarray:
     rows = []
     for per_user in of_seeds:
         if metric not in per_user:
-            raise ValueError(f"{name} has no {metric} per user; choose one of {', '.join(per_user) or 'none'}")
+            known = ", ".join(per_user) or "none"
+            raise ValueError(f"{name} has no values of {metric} per user; choose one of {known}")
         rows.append(np.asarray(per_user[metric], np.float64))
     counts = {len(row) for row in rows}
     if len(counts) > 1:

@@ -1,13 +1,14 @@
 """Estimates, from a pilot, the smallest difference that a study with given numbers of users and seeds can detect.
 
-With one seed, this difference is 2.8 times the paired standard error of the pilot, rescaled to the study's number of
-users. The factor 2.8 is the sum of 1.96, for the level of 5 %, and 0.84, so that 80 % of studies detect a true
-difference of that size.
+If the pilot or the study has one seed, this difference is 2.8 times the paired standard error of the pilot, after the
+standard error is rescaled to the study's number of users. The factor 2.8 is the sum of 1.96, for tests at the level of
+5 %, and 0.84, so that 80 % of studies detect a true difference of this size.
 
-With a few seeds, the difference is larger, because neither the pilot nor the study knows the variance between seeds
-well. So studies whose variances agree with the pilot are simulated. As in [`verdict`], a difference is detected only
-if it is significant and has the same sign with every seed. The smallest difference is then at least 2.8 standard
-errors, and large enough that 80 % of the simulated studies detect it and that 90 % detect a difference twice as large.
+If both have several seeds, the difference is larger, because a few seeds give only a rough estimate of the variance
+between seeds. So studies whose variances agree with the pilot are simulated. As in [`verdict`], a study detects a
+difference only if it is significant and has the same sign with every seed. The returned difference is at least 2.8
+standard errors. It is also large enough that 80 % of the simulated studies detect a true difference of this size, and
+that 90 % detect one twice as large.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from trl_rec.ranges import COUNT
 
 
 NUM_STUDIES = 4000
-NUM_DRAWS = 10_000  # of the null distribution that the thresholds of the studies are taken from
+NUM_DRAWS = 10_000  # number of draws from the null distribution, to find the thresholds of the studies
 FACTOR = 2.8
 
 
@@ -37,20 +38,20 @@ def smallest_difference(
 ) -> float:
     """Returns the smallest difference that a study can detect.
 
-    A pilot of one seed, or of baselines, shows only the variation between users. The result is then too small if the
-    study's seeds differ from each other by more than the variation between users explains.
+    A pilot with one seed, or with baselines only, contains no variation between seeds. If the seeds of the study add
+    such variation, the result is too small.
 
     Args:
-        pilot, reference (`Runs`): The runs of two recommenders, as given to [`compare`]. Their difference should vary
-            between users and seeds like the differences of the study.
+        pilot, reference (`Runs`): The runs of two recommenders, as given to [`compare`]. The difference between the
+            two should vary over users and seeds as the differences of the study will.
         metric (`str`): The metric that the study compares.
         num_seeds (`int`, *optional*): Number of seeds of the study. Defaults to that of the pilot.
         num_users (`int`, *optional*): Number of users of the study's split. Defaults to that of the pilot.
         num_comparisons (`int`, *optional*, defaults to `1`): Number of comparisons that the study adjusts for. It
-            has an effect only if both the pilot and the study have several seeds.
-        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts. It has an effect only if both the pilot
-            and the study have several seeds.
-        seed (`int`, *optional*, defaults to `0`): Seed of the drawn studies.
+            has no effect if the pilot or the study has one seed.
+        alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts. It has no effect if the pilot or the
+            study has one seed.
+        seed (`int`, *optional*, defaults to `0`): Seed of the random numbers of the simulation.
     """
     values, of_reference = paired_values(
         "the pilot", "the reference", {"the pilot": pilot, "the reference": reference}, metric
@@ -71,8 +72,8 @@ def smallest_difference(
         per_user = differences.var(1, ddof=1).mean() / users_of_pilot * scale
         return FACTOR * float(np.sqrt(per_user))
 
-    # 2. Split the variance of the pilot's mean into three parts: from users, from users and seeds together, and from
-    # seeds. The last part is uncertain, so each study draws its own.
+    # 2. Split the variance of the pilot's mean into three parts: due to the users, due to users and seeds together
+    # (their interaction), and due to the seeds. The last part is uncertain, so a value is drawn for each study.
     rng = np.random.default_rng(seed)
     observed, both = seed_variances(differences)
     users = max(0.0, differences.mean(0).var(ddof=1) / users_of_pilot - both)
@@ -88,7 +89,8 @@ def smallest_difference(
     of_seeds = np.sqrt(num_seeds * (seeds + both))[:, None] * rng.standard_normal((NUM_STUDIES, num_seeds))
     found = of_users + of_seeds  # (NUM_STUDIES, num_seeds)
 
-    # 4. A study detects a true difference that lifts its mean above its threshold, and its worst seed above 0.
+    # 4. A study detects a true difference if adding it to `found` lifts the mean of the study above its threshold, and
+    # the lowest value of any seed above 0.
     thresholds = _thresholds(found, users + both, both, alpha / num_comparisons, rng)
     needed = np.maximum(thresholds - found.mean(1), -found.min(1))
     lowest = FACTOR * np.sqrt(users + both + max(0.0, (observed - both) * seeds_of_pilot / num_seeds))
@@ -100,8 +102,8 @@ def _thresholds(found: np.ndarray, users: float, both: float, alpha: float, rng:
 
     Args:
         found: The difference that each study finds with each of its seeds, `(NUM_STUDIES, S)`.
-        users: Variance of the mean that comes from the users, including `both`.
-        both: Variance of the mean that comes from users and seeds together.
+        users: The part of the variance of the mean that is due to the users, including `both`.
+        both: The part of the variance of the mean that is due to users and seeds together.
         alpha: Level of one comparison.
         rng: Source of randomness.
     """

@@ -1,4 +1,4 @@
-"""Makes the table of a comparison: one row per recommender, the reference first, and a legend."""
+"""Formats comparisons with one reference as a text table. It has one row per recommender; the reference is first."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def comparison_table(
     notes: Mapping[str, Mapping[str, float]] | None = None,
     legend: bool = True,
 ) -> str:
-    """Makes a table of comparisons with one reference: one row per recommender, the reference first, and a legend.
+    """Makes a text table of comparisons with one reference. It has one row per recommender; the reference is first.
 
     Args:
         runs (`Mapping[str, Runs]`): The runs, as given to [`compare`].
         comparisons (`Sequence[Comparison]`): The comparisons that [`compare`] returned, at least one.
         metrics (`Sequence[str]`, *optional*): Metrics to show beside the one that was compared.
-        notes (`Mapping[str, Mapping[str, float]]`, *optional*): Additional columns. Maps each heading to the
-            numbers below it, by name of the recommender. A recommender without a number gets "-".
+        notes (`Mapping[str, Mapping[str, float]]`, *optional*): Additional columns. Maps the heading of each column to
+            a mapping from names of recommenders to numbers. A recommender without a number gets "-".
         legend (`bool`, *optional*, defaults to `True`): Whether to add a legend below the table.
     """
     if not comparisons:
@@ -53,13 +53,15 @@ def comparison_table(
 
 
 def _legend(comparison: Comparison) -> list[str]:
-    seeds = "; all include a random error for the variation between seeds" if comparison.num_seeds > 1 else ""
+    seeds = "; the intervals and p also account for the variation between seeds"
+    several = comparison.num_seeds > 1
     return [
-        f"{comparison.num_users:,} users; {comparison.metric} is compared with {comparison.against}, paired by user"
-        + (" and by seed" if seeds else ""),
-        f"±, 95 % interval: bootstrap over users; p: random sign flips of the users' differences{seeds}",
-        "adjusted p: p by Holm's method over the comparisons made together",
-        "better, worse: adjusted p below .05, and the same sign with every seed",
+        f"{comparison.num_users:,} users; {comparison.metric} of each recommender is compared with that of "
+        f"{comparison.against}, paired by user" + (" and by seed" if several else ""),
+        "±: half the width of the 95 % interval of the mean; the intervals are from a bootstrap over users",
+        "p: from random sign flips of the users' differences" + (seeds if several else ""),
+        "adjusted p: p adjusted by Holm's method for the comparisons that are made together",
+        "better, worse: the adjusted p is below .05, and the difference has the same sign with every seed",
     ]
 
 
@@ -73,7 +75,10 @@ def _comparison_cells(comparison: Comparison) -> list[str]:
 
 
 def _with_interval(of_seeds: Sequence[PerUser], metric: str) -> str:
-    """Returns the mean of a metric and half the width of its interval, or "-" if a run lacks the metric."""
+    """Returns the mean of a metric and half the width of its interval.
+
+    Users without a value in one of the runs are left out. Returns "-" if a run lacks the metric or no user is left.
+    """
     if any(metric not in per_user for per_user in of_seeds):
         return "-"
     values = np.stack([per_user[metric] for per_user in of_seeds])  # (S, N)

@@ -1,5 +1,5 @@
-"""Divides the users of an evaluation into slices: by how often their targets occur in the training split, by history
-length, and by the group of their first target."""
+"""Divides the users of an evaluation into slices in three ways: by how often their rarest target occurs in the
+training split, by history length, and by the group of their first target."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from trl_rec.evaluation.kept.reading import KeptEvaluation
 from trl_rec.evaluation.tables import aligned
 
 
-MOST_GROUPS = 10  # the groups with the most users have a slice of their own; the others share one slice
-NUM_HISTORIES = 3  # slices by history length, with about equally many users
+MOST_GROUPS = 10  # maximum number of groups with a slice of their own; the users of other groups share one slice
+NUM_HISTORIES = 3  # maximum number of slices by history length
 
 
 def slices(kept: KeptEvaluation) -> dict[str, np.ndarray]:
-    """Returns slices of the users by name, each a boolean array `(num_users,)`. Empty slices are left out.
+    """Returns a mapping from the name of each slice to a boolean array `(num_users,)` that marks its users.
 
-    - By target frequency: how often the rarest target of a user occurs in the training split.
-    - By history length: up to three slices with about equally many users each, from short to long histories. Equal
-      lengths stay together.
-    - By group of the first target, if the catalogue has groups. The group with the most users is the first slice.
+    Empty slices are left out. Each user belongs to one slice of every kind:
+
+    - By target frequency: how often the rarest target of the user occurs in the training split.
+    - By history length: up to three slices with about equally many users each, from short to long histories. Users
+      with equally long histories are in the same slice.
+    - By group of the first target, if the catalogue has groups: one slice for each of the ten groups with the most
+      users, largest first, and one slice for all other users.
     """
     count = kept.users["target_count"]
     parts = {
@@ -33,7 +36,7 @@ def slices(kept: KeptEvaluation) -> dict[str, np.ndarray]:
 
 
 def slices_table(kept: KeptEvaluation, metric: str) -> str:
-    """Makes a text table of the mean of a metric: one row per slice, one column per recommender.
+    """Makes a text table with the mean of a metric for each slice (rows) and each recommender (columns).
 
     Args:
         kept (`KeptEvaluation`): The evaluation.
@@ -42,7 +45,7 @@ def slices_table(kept: KeptEvaluation, metric: str) -> str:
     named = {name: one.per_user[metric] for name, one in kept.results.items() if metric in one.per_user}
     if not named:
         known = dict.fromkeys(metric for one in kept.results.values() for metric in one.per_user)
-        raise ValueError(f"{kept.folder} has no {metric} per user; choose one of {', '.join(known)}")
+        raise ValueError(f"{kept.folder} has no values of {metric} per user; choose one of {', '.join(known)}")
 
     rows = [[metric, "users", *named]]
     everyone = np.ones(kept.num_users, bool)

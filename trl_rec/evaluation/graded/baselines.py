@@ -1,4 +1,4 @@
-"""Baselines that order rated candidates without a language model: random, popularity, mean rating, and rating bias.
+"""Baselines that order rated candidates without a language model: random, popularity, item mean, and bias.
 
 They use only the training split. Each function returns the place of every candidate: 0 for the best, and -1 as padding
 for lists shorter than the longest. Candidates with equal scores stay in the order in which they are listed.
@@ -21,7 +21,7 @@ from trl_rec.evaluation.graded.measures import places_by_score
 from trl_rec.ragged import Ragged, join
 
 
-SWEEPS = 20  # iterations of the bias model; afterwards, its effects change by less than 0.001 per iteration
+SWEEPS = 20  # iterations that fit the bias model; further iterations change its effects by less than 0.001 each
 
 
 def random_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0) -> np.ndarray:
@@ -49,8 +49,8 @@ def bias_places(train: Dataset, rows: Dataset, num_items: int, seed: int = 0, da
     """Orders candidates by the item effect in the model rating = mean + user effect + item effect, `(N, m)`.
 
     Each effect is shrunk towards 0: it is the mean of its residuals and of `damping` additional zeros. The user effect
-    is the same for all candidates of a list and does not change their order. It is fitted all the same, so that the
-    item effects do not depend on how generously the users rate.
+    is the same for all candidates of a list and does not change their order. The model contains it so that the item
+    effects do not depend on how generously the users rate.
     """
     ratings = _train_ratings(train, num_items)
     residual = ratings.rating - ratings.rating.mean()
@@ -75,7 +75,7 @@ RATED_BASELINES: dict[str, Callable[[Dataset, Dataset, int, int], np.ndarray]] =
 
 
 class _TrainRatings(NamedTuple):
-    """The training ratings, without repetitions: three arrays of the same length. Users are numbered from 0."""
+    """The ratings of the training split, each interaction once, as arrays of equal length. User numbers start at 0."""
 
     user: np.ndarray
     item: np.ndarray

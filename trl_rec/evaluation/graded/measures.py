@@ -25,8 +25,9 @@ def order_ndcg(places: np.ndarray, ratings: np.ndarray, k: int) -> np.ndarray:
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Returns Kendall's tau between two rankings of each list, `(N,)`. `first` and `second` are `(N, m)`.
 
-    It averages over the pairs of candidates that are tied in neither ranking: 1 for the same order, -1 for the
-    reverse. It is 0 if there is no such pair. Entries where `first` is negative are padding.
+    Tau is the mean over all pairs of candidates that are tied in neither ranking. A pair counts 1 if both rankings
+    order it in the same way, and -1 otherwise. Tau is 0 if there is no such pair. Entries where `first` is negative
+    are padding.
     """
     present = first >= 0
     both_present = present[:, :, None] & present[:, None, :]  # (N, m, m)
@@ -40,9 +41,9 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def order_consistency(places: np.ndarray) -> np.ndarray:
-    """Returns how much the S orders of each list agree, `(N,)`. `places` is `(N, S, m)`.
+    """Returns how much a model's S orders of each list agree, `(N,)`. `places` is `(N, S, m)`.
 
-    This is Kendall's tau, averaged over all pairs of orders. It is 1 if S is 1.
+    This is Kendall's tau between two of the orders, averaged over all pairs of orders. It is 1 if S is 1.
     """
     pairs = [(a, b) for b in range(places.shape[1]) for a in range(b)]
     if not pairs:
@@ -54,8 +55,8 @@ def order_consistency(places: np.ndarray) -> np.ndarray:
 def slot_correlation(places: np.ndarray, slots: np.ndarray) -> np.ndarray:
     """Returns Kendall's tau between slot and place, averaged over the S orders of each list, `(N,)`.
 
-    Its mean over many lists is 0 for a model without position bias, and above 0 for a model that prefers the first
-    slots. `places` and `slots` are `(N, S, m)`.
+    The mean over many lists is about 0 for a model without position bias, and above 0 for a model that prefers the
+    first slots. `places` and `slots` are `(N, S, m)`.
     """
     orders = range(places.shape[1])
     taus: np.ndarray = np.mean([rank_correlation(places[:, order], slots[:, order]) for order in orders], 0)
@@ -70,9 +71,10 @@ def slot_profile(places: np.ndarray, slots: np.ndarray) -> np.ndarray:
     """
     present = places >= 0
     num_candidates = present.sum(-1, keepdims=True)  # (N, S, 1)
-    wins = np.where(places == 0, num_candidates, 0).astype(float)  # chance is 1 / num_candidates
+    # A candidate in a random order wins with probability 1 / num_candidates, so a win counts `num_candidates`.
+    wins = np.where(places == 0, num_candidates, 0).astype(float)
 
-    # Divide the wins of each slot by how often a candidate was shown there. For an unused slot, 0 / 0 gives NaN.
+    # Divide the wins of each slot by the number of candidates shown in it. For an unused slot, 0 / 0 gives NaN.
     slot = slots[present]
     num_shown = np.bincount(slot, minlength=places.shape[-1])
     with np.errstate(invalid="ignore"):
@@ -80,10 +82,10 @@ def slot_profile(places: np.ndarray, slots: np.ndarray) -> np.ndarray:
 
 
 def borda(places: np.ndarray) -> np.ndarray:
-    """Combines the S orders of each list into one by the sum of the places (Borda count). Returns places, `(N, m)`.
+    """Combines the S orders of each list into one (Borda count). Returns the places in the combined order, `(N, m)`.
 
-    `places` is `(N, S, m)`. Ties are broken by the first order. The literature calls this method bootstrapping. It
-    costs S times as much as a single order.
+    Candidates are ordered by the sum of their places; equal sums are ordered by the first of the S orders. `places` is
+    `(N, S, m)`. The literature calls this method bootstrapping. A model must rank each list S times for it.
     """
     present = places[:, 0] >= 0
     total = np.where(present, places.sum(1), np.inf)  # inf sorts missing candidates last

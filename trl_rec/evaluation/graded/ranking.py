@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class RankedLists(NamedTuple):
-    """The model's rankings of N lists of up to m candidates, each shown in S orders. Shorter lists are padded with -1.
+    """A model's rankings of N lists of up to m candidates. Each list is shown in S orders. -1 is padding.
 
     Args:
         places (`np.ndarray` of shape `(N, S, m)`): The place that the model gives each candidate, from 0 for the best.
@@ -53,7 +53,7 @@ def rank_rated_rows(
 
     Args:
         model: A causal language model.
-        rows: Rows of [`held_out_rows`].
+        rows: Rows from [`held_out_rows`].
         prompt_format: How histories and candidates are written.
         pad_token_id: Id of the padding token.
         num_orders (*optional*, defaults to `1`): S, the number of random orders in which each list is shown. With
@@ -61,8 +61,8 @@ def rank_rated_rows(
             [`borda`] combines the rankings into one.
         single_pass (*optional*, defaults to `False`): As in [`rank_candidates`].
         batch_size (*optional*, defaults to `16`): Prompts per forward pass.
-        max_length (*optional*): Maximum number of tokens of the prompt and the answer together. The oldest items of a
-            history are dropped first.
+        max_length (*optional*): Maximum number of tokens of the prompt and the answer together. If they do not fit,
+            the oldest items of the history are dropped.
         seed (*optional*, defaults to `0`): Seed of the slots.
     """
     COUNT.check("num_orders", num_orders)
@@ -86,7 +86,7 @@ def rank_rated_rows(
     prompts = join(prompt_format.encode_histories(histories, ratings, room), shown)
     width = int(candidates.lengths.max())
 
-    # 3. Rank the candidates, and invert the ranking, which gives the place of each candidate.
+    # 3. Rank the candidates, and invert each ranking to get the place of each candidate.
     def _places_of_batch(batch: np.ndarray) -> np.ndarray:
         tokens = torch.from_numpy(names.take(batch).padded(width=width))  # (B, m), -1 where there is no candidate
         inputs = left_padded(prompts.take(batch), pad_token_id)

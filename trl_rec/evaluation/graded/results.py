@@ -23,20 +23,21 @@ def evaluate_orders(
 
     Args:
         lists: The orders, as returned by [`rank_rated_rows`] for these rows.
-        rows: Rows of [`held_out_rows`].
+        rows: Rows from [`held_out_rows`].
         ks (*optional*, defaults to `(1, 3, 5, 10)`): The cutoffs k of graded NDCG.
         seed (*optional*, defaults to `0`): Seed of the bootstrap.
 
     Returns:
-        The metrics `graded_ndcg@k` for every k, and `tau`, which is Kendall's tau with the order of the ratings. Both
-        are averaged over the orders in which a list was shown. If there are several such orders, the metrics also
-        include `consistency` and `slot_bias`. `rankings` contains the rankings for the first order only.
+        The evaluation, with the metrics `graded_ndcg@k` for every k, and `tau`, which is Kendall's tau between a
+        model's order and the order of the ratings. These metrics are averaged over the orders in which a list was
+        shown. If there are several such orders, the metrics also include `consistency` ([`order_consistency`]) and
+        `slot_bias` ([`slot_correlation`]). `rankings` contains the rankings for the first order only.
     """
     ratings = split_rows(rows, "ratings").padded(fill=-1).astype(float)  # (N, m)
     orders = [lists.places[:, order] for order in range(lists.places.shape[1])]  # S times (N, m)
 
     per_user = {f"graded_ndcg@{k}": np.mean([order_ndcg(places, ratings, k) for places in orders], 0) for k in ks}
-    # The ratings are negated because place 0 is the best, while the highest rating is the best.
+    # The ratings are negated, because the lowest place is the best, but the highest rating is the best.
     per_user["tau"] = np.mean([rank_correlation(places, -ratings) for places in orders], 0)
     if len(orders) > 1:
         per_user["consistency"] = order_consistency(lists.places)
@@ -63,7 +64,7 @@ def evaluate_rated_baselines(
 
     Args:
         train: `RecDataset.train`.
-        rows: Rows of [`held_out_rows`] to evaluate on.
+        rows: Rows from [`held_out_rows`] to evaluate on.
         num_items: Size of the catalogue.
         ks (*optional*, defaults to `(1, 3, 5, 10)`): The cutoffs k of graded NDCG.
         seed (*optional*, defaults to `0`): Seed of the random baseline and of the bootstrap.

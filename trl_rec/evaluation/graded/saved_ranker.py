@@ -1,4 +1,4 @@
-"""Evaluates a saved model that orders rated candidates (`trl-rec alro`), and its baselines, on the same lists."""
+"""Evaluates a saved model that orders rated candidates (`trl-rec alro`), and the baselines on the same lists."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INERT = ("rewards", "best_of", "list_length", "num_beams", "exhaustive", "prior_
 
 
 def is_ranker(model: str | None) -> bool:
-    """Returns whether a model is the run folder of `trl-rec alro`."""
+    """Returns whether `model` is a run folder of `trl-rec alro`."""
     return model is not None and (Path(model) / SETTINGS).is_file()
 
 
@@ -32,7 +32,7 @@ def evaluate_ranker(dataset: RecDataset, config: EvaluationConfig, output: str |
 
     Args:
         dataset: The dataset, which must have ratings.
-        config: The settings. The model is a run folder of `trl-rec alro`.
+        config: The settings. `config.model` must be a run folder of `trl-rec alro`.
         output: Folder for the results, as described in [`write_evaluation`].
 
     Returns:
