@@ -1,4 +1,4 @@
-"""Checks shared by the decoders: checks the prompts before the model runs, and the scores afterwards."""
+"""Checks the prompts of all decoders before the model runs, and the scores afterwards."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def checked_prompts(model: PreTrainedModel, prompts: Mapping[str, Tensor], trie: TokenTrie) -> tuple[Tensor, Tensor]:
-    """Returns `input_ids` and `attention_mask` on the model's device. Raises ValueError if the arguments do not fit
-    together."""
+    """Returns `input_ids` and `attention_mask` on the model's device. Raises ValueError if a prompt is invalid, or if
+    the model cannot read the prompts or the trie's tokens."""
     input_ids = prompts["input_ids"].to(model.device)
     attention_mask = prompts["attention_mask"].to(model.device)
 
@@ -50,8 +50,8 @@ def check_no_nan(scores: Tensor) -> None:
     """Raises ValueError if the scores contain NaN, which comes from NaN in the model's logits."""
     if bool(scores.isnan().any()):
         raise ValueError(
-            "the model's logits contain NaN; check its weights, or load it with a dtype of larger range, such as "
-            "bfloat16"
+            "the model's logits contain NaN; check the model's weights, or load the model with a dtype of larger "
+            "range, such as bfloat16"
         )
 
 

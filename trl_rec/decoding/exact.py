@@ -1,9 +1,10 @@
-"""Scores items exactly, without a search: every item of the catalogue, or given items.
+"""Computes exact scores without a search, either of every item of the catalogue or of given items.
 
-The scores are those of `rank_items`. `score_catalog` computes the log-probabilities of all edges of the trie. It reads
-each prompt once, and then the trie's inner nodes in chunks beside the cached prompt. An attention mask shows each node
-its own path, so a common beginning of paths is read once per chunk, and memory does not grow with the number of
-chunks. `score_items` reads the paths of a few items as completions of the prompt.
+The scores are those of `rank_items`. `score_catalog` computes the log-probabilities of all edges of the trie, where an
+edge leads from a node to a child. It reads each prompt once, and then the trie's inner nodes in chunks beside the
+cached prompt. An attention mask shows each node its own path only, so a prefix of several paths is read once per
+chunk. Each chunk is removed from the cache after it was read, so memory does not grow with the number of chunks.
+`score_items` reads the paths of a few items as completions of the prompt.
 
 Legend: B: prompts, K: given items per prompt, I: items, Q: nodes that are read together, S: nodes among them whose
 logits are needed, C: children (padded), V: vocabulary, or the tokens of the trie.
@@ -137,7 +138,7 @@ def score_items(
     trie = trie.to(input_ids.device)
     items = items.to(input_ids.device)
 
-    # Read as many items together as the limits allow.
+    # Read as many items together as `MOST_TOKENS` and `MOST_LOGITS` allow.
     num_columns = len(trie.tokens) if renormalize else model.config.get_text_config().vocab_size
     tokens_per_item = len(input_ids) * trie.max_depth
     step = max(1, min(MOST_TOKENS // tokens_per_item, MOST_LOGITS // (tokens_per_item * num_columns)))
@@ -207,7 +208,7 @@ def _score_leaves(cache: SharedPrompt, trie: TokenTrie, renormalize: bool) -> Te
         scores[:, children[0][legal]] = logps[:, legal]
 
     # 1. Compute the log-probability of each edge, stored at the node that the edge leads to. With `renormalize`, a
-    # forced edge keeps the value 0.
+    # forced edge has log-probability 0, so its value stays 0.
     keep(cache.logits, torch.zeros(1, dtype=torch.int64, device=scores.device))
     for chunk in _chunks(trie, _nodes_per_chunk(num_prompts, cache.logits.shape[-1]), renormalize):
         tokens = trie.child_tokens[chunk.nodes - 1].long()  # edge `n - 1` leads to node `n`
@@ -245,8 +246,8 @@ def _chunks(trie: TokenTrie, size: int, renormalize: bool) -> Iterator[_Chunk]:
     if not len(nodes):
         return
 
-    # 2. Sort them so that a node is followed by the nodes below it. Then every ancestor of a node in a chunk is either
-    # in the chunk itself or an ancestor of the chunk's first node.
+    # 2. Sort the nodes so that each node is followed by the nodes below it. Then every ancestor of a node in a chunk
+    # is either in the chunk itself or an ancestor of the chunk's first node.
     order = trie.item_starts[nodes].long() * (trie.max_depth + 1) + trie.depths(nodes)
     nodes = nodes[order.argsort()]
 
@@ -275,7 +276,7 @@ def _num_leaves_below(trie: TokenTrie) -> Tensor:
 
 
 def _is_above(trie: TokenTrie, nodes: Tensor) -> Tensor:
-    """Returns whether node `j` lies on the path to node `i`, the node itself included, `(Q, Q)`."""
+    """Returns whether node `j` (column) lies on the path to node `i` (row) or is node `i` itself, `(Q, Q)`."""
     starts = trie.item_starts[nodes]
     ends = trie.item_ends[nodes]
     depths = trie.depths(nodes)

@@ -41,7 +41,7 @@ class Excluded:
         places = torch.where(known, trie.item_positions[torch.where(known, rows, 0)], -1)
         places = torch.where(places < 0, trie.num_items, places).sort(1).values
 
-        # 2. Turn repeats into padding, so that `count` does not count them twice.
+        # 2. Turn repeated places into padding, so that `count` does not count an item twice.
         repeated = torch.zeros_like(known)
         repeated[:, 1:] = places[:, 1:] == places[:, :-1]
         self.places = places.masked_fill(repeated, trie.num_items).sort(1).values

@@ -1,14 +1,14 @@
 """Lets a model write the list that it recommends, greedily or by beam search over whole lists.
 
-The beam search works as in `generate`: the beams of a prompt advance one token per step, and each step keeps the best
-`num_beams` lists, complete or not. As in sampling, excluded items and items already in the list are removed before the
-softmax, so a score is the log-probability of a list under the policy. Tokens that the trie forces have log-probability
-0 and are skipped. A beam at the end of a chain of forced tokens therefore has more tokens than the other beams; it
-keeps its slot and its score until they have caught up. If continuations of different beams have equal scores, they
-keep the order of their beams. If continuations of the same beam have equal scores, the one whose subtree contains the
-lowest item index comes first.
+The beam search works like that of `generate`. The beams of a prompt advance one token per step, and each step keeps
+the best `num_beams` lists, complete or not. As in sampling, excluded items and items already in the list are removed
+before the softmax, so without item weights a score is the log-probability of a list under the policy. Tokens that the
+trie forces have log-probability 0 and are skipped, as in `beam.py`. A beam at the end of a chain of forced tokens
+therefore has more tokens than the other beams. Such a beam keeps its slot and its score until the others have caught
+up. If continuations of different beams have equal scores, they keep the order of their beams. If continuations of the
+same beam have equal scores, the one whose subtree contains the lowest item index comes first.
 
-Legend: B: prompts, N: beams, R = B * N, C: children (padded), M = min(N, C), K: items per list.
+Legend: B: prompts, N: beams per prompt, R = B * N, C: children (padded), M = min(N, C), K: items per list.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def beam_list(
         weights ([`ItemWeights`], *optional*): Weights of the items, as in [`greedy_list`].
 
     Returns:
-        [`RankedItems`]: `(B, K)`. The score at each rank is the score of all items up to that rank: their joint
-        log-probability, plus their gains from the weights. Both are at most 0, so scores descend. The last score is
-        that of the whole list.
+        [`RankedItems`]: `(B, K)`. The score at each rank is the joint log-probability of the items up to that rank,
+        plus what the weights add for these items. Both terms are at most 0 for every item, so the scores descend. The
+        last score is that of the whole list.
     """
     COUNT.check("num_beams", num_beams)
     COUNT.check("list_length", list_length)
@@ -99,8 +99,8 @@ def beam_list(
     ) as decoder:
         beams = _search(decoder)
 
-    # Choose among the complete lists only. With item weights, `beams.scores` omits the look-ahead for an unfinished
-    # item, so an incomplete list may score higher than the best complete one.
+    # Choose among the complete lists only. With item weights, `beams.scores` omits the bonus of the node that an
+    # unfinished item has reached, so an incomplete list may score higher than the best complete list.
     complete = beams.lists.ranks == list_length
     scores = torch.where(complete | beams.scores.isnan(), beams.scores, -torch.inf)
     best = _best_slots(scores.view(decoder.shape))
@@ -155,7 +155,7 @@ def _best_slots(scores: Tensor) -> Tensor:
 def _next_to_branch(decoder: ListDecoder, beams: _Beams) -> Tensor:
     """Returns a mask `(R,)`: True for those of a prompt's incomplete beams that have the fewest tokens.
 
-    If the best beam of a prompt is complete, the mask is False for all beams of the prompt: scores only fall, so no
+    If the best beam of a prompt is complete, the mask is False for all beams of the prompt. Scores only fall, so no
     other beam can overtake the best one.
     """
     complete = beams.lists.ranks == decoder.list_length
@@ -172,7 +172,7 @@ def _advanced(decoder: ListDecoder, beams: _Beams, output: ListLogits, active: T
     not active. Reorders the cache accordingly."""
     num_prompts, num_beams = decoder.shape
 
-    # 1. Score the best M children of each beam. The only continuation of a beam that is not active is the beam itself.
+    # 1. Find the best M children of each beam. The only continuation of a beam that is not active is the beam itself.
     logps, children = decoder.logps(beams.lists, output)
     grown = beams.scores.unsqueeze(1) + logps.float()  # (R, C)
     guided = decoder.guided(grown, children)
@@ -191,7 +191,7 @@ def _advanced(decoder: ListDecoder, beams: _Beams, output: ListLogits, active: T
     rows = (torch.arange(num_prompts, device=parents.device).unsqueeze(1) * num_beams + parents).flatten()
     child = children.expand_as(grown).gather(1, column)[rows, chosen.flatten() % column.shape[1]]
 
-    # 3. Move the chosen beams, and record the scores of those that ended an item.
+    # 3. Move the chosen beams to their children. Record the score of each beam that has completed an item.
     before = beams.lists.take(rows)
     lists = decoder.move(before, child, active[rows] & (scores > -torch.inf))
     is_new = lists.ranks > before.ranks

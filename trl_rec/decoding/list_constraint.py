@@ -1,10 +1,10 @@
 """Converts lists of distinct items to tokens, finds the legal tokens at each position, and scores given lists.
 
 A list is the concatenation of its items' paths. An item that is already in the list is no longer legal, and neither is
-a subtree in which every item is in the list or excluded. Illegal tokens are removed before the softmax. Where several
-items share a path, the path stays legal as long as one of them is left. Everything here depends only on the trie and
-the items, so sampling, policy, reference and supervised training use the same legal tokens. Since lists have a known
-length, the EOS at their end is forced and is left out here.
+a subtree in which every item is in the list or excluded. Illegal tokens are removed before the softmax. If several
+items share a path, the path stays legal as long as at least one of these items is left. The legal tokens depend only
+on the trie, the list and the excluded items, so sampling, policy, reference and supervised training use the same legal
+tokens. Lists have a known length, so the EOS at their end is forced and is left out here.
 
 Legend: K: items per list, T: tokens per list (padded), D: tokens of the longest path, E: excluded items per prompt,
 S = E + K, M: tokens at which the trie branches, C: children (padded), B: prompts, G: lists per prompt.
@@ -93,8 +93,8 @@ def _packed(mask: Tensor, *parts: Tensor) -> list[Tensor]:
 def legal_children(
     trie: TokenTrie, nodes: Tensor, taken: Tensor, width: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the children of the nodes, like `TokenTrie.children`, except that children whose items are all taken are
-    not legal.
+    """Returns the children of the nodes, like `TokenTrie.children`, except that a child is not legal if all items
+    below it are taken (in the list or excluded).
 
     Args:
         trie (`TokenTrie`): The trie.
@@ -110,7 +110,8 @@ def legal_children(
     tokens, children, legal = trie.children(nodes, width)
     num_columns = legal.shape[1]
 
-    # Write True into the column of each emptied child. Taken items elsewhere in the trie write into a spare column.
+    # Write True into the column of each child that has no item left. Taken items elsewhere in the trie write into a
+    # spare column.
     above, emptied = _emptied(trie, nodes, taken)
     column = torch.where(emptied, above - 1 - trie.row_offsets[nodes].unsqueeze(1), num_columns)
     is_empty = torch.zeros(len(taken), num_columns + 1, dtype=torch.bool, device=legal.device)
@@ -119,23 +120,22 @@ def legal_children(
 
 
 def num_legal(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> Tensor:
-    """Returns the number of legal children of each of the nodes `(M,)`. Unlike `legal_children`, it does not list
-    them."""
+    """Returns the number of legal children of each of the nodes `(M,)`, without listing the children."""
     above, emptied = _emptied(trie, nodes, taken)
-    # Count each emptied child once. Repeats of a child are neighbours, since `taken` is sorted.
+    # Count each child without an item left once. Repeats of a child are neighbours, because `taken` is sorted.
     emptied[:, 1:] &= above[:, 1:] != above[:, :-1]
     return trie.row_offsets[nodes + 1] - trie.row_offsets[nodes] - emptied.sum(1)
 
 
 def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-    """Looks for children of each row's node whose items are all taken.
+    """Finds the children of each row's node that have no item left, because all items below them are taken.
 
-    Such a child has a taken item below it. There are far fewer taken items than children, so this checks one node per
-    taken item: the node on the item's path that is as deep as the children of the row's node.
+    Every such child has a taken item below it. There are usually far fewer taken items than children, so this function
+    checks one node per taken item. This node is on the item's path, as deep as the children of the row's node.
 
     Returns:
-        `above, emptied` of shape `(M, S)`: that node, and whether it is a child of the row's node and all items below
-        it are taken.
+        `above, emptied` of shape `(M, S)`: the node that is checked for each taken item, and whether this node is a
+        child of the row's node with no item left.
     """
     above = trie.above(taken, (trie.depths(nodes) + 1).unsqueeze(1))
     starts = trie.item_starts[above].to(taken.dtype)
@@ -145,8 +145,8 @@ def _emptied(trie: TokenTrie, nodes: Tensor, taken: Tensor) -> tuple[Tensor, Ten
 
 
 def taken_places(trie: TokenTrie, items: Tensor, ranks: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """Returns the items that are taken after the first `ranks` items of each list have been written: these items and
-    the excluded ones, in the form that `legal_children` expects.
+    """Returns the items that are taken after the first `ranks` items of each list have been written. These are the
+    written items and the excluded items, in the form that `legal_children` expects.
 
     Args:
         trie (`TokenTrie`): The trie.
@@ -170,10 +170,10 @@ def list_logps(
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Returns the log-probability of each token of the given lists, normalized over the legal tokens.
+    """Returns the log-probability of each token of the given lists, normalised over the legal tokens.
 
-    It is computed only for the M tokens at which the trie branches, from scores of shape `(M, C)`; pass fewer prompts
-    to reduce memory.
+    The softmax is computed only at the M tokens at which the trie branches, from scores of shape `(M, C)`. Pass fewer
+    prompts to reduce memory.
 
     Args:
         read (`CompletionLogits`): The result of [`read_completions`] for `token_ids` and `mask` of

@@ -3,14 +3,16 @@
 Sampling and beam search are both loops over a `ListDecoder`. Each round chooses a child for each list (`logps`), moves
 the list there (`move`), and lets the model read the new tokens (`read`).
 
-Tokens that the trie forces need no choice and get no forward pass of their own. The model reads them together with the
-last chosen token, just before the next choice. This also holds where an item ends and the next one begins. Because the
-number of tokens to read varies, each round copies four integers from the device to size its forward pass. Where all
-paths have the same length and every depth has a node that branches, as with item tokens and most semantic IDs,
-skipping would save no round. There, all lists advance by one token per round, and nothing is copied from the device.
+Tokens that the trie forces need no choice and are skipped: they get no forward pass of their own. The model reads them
+together with the last chosen token, just before the next choice. This also holds for forced tokens at the end of an
+item and at the beginning of the next one. Because the number of tokens to read varies, each round copies four integers
+from the device to size its forward pass. If all paths have the same length and every depth has a node that branches,
+as with item tokens and most semantic IDs, skipping forced tokens would save no round. In this case, all lists advance
+by one token per round, whether this token is forced or chosen, and nothing is copied from the device.
 
-Legend: B: prompts, G: lists per prompt, R = B * G, A: lists per prompt read in this round (padded), K: items per list,
-S: taken items (padded), C: children (padded), W: tokens to read (right-aligned), U: distinct tokens of the trie.
+Legend: B: prompts, G: lists per prompt, R = B * G, A: lists per prompt that are read in this round (padded), K: items
+per list, S: taken items (padded), C: children (padded), W: tokens to read (right-aligned), U: distinct tokens of the
+trie.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ class Lists(NamedTuple):
 
     Args:
         nodes (`torch.Tensor`): The node at which each list chooses next.
-        reached (`torch.Tensor`): The node that the last choice of each list led to. Equal to `nodes`, except where
-            that choice led to a leaf and so ended an item. There, `nodes` is already the beginning of the next item.
+        reached (`torch.Tensor`): The node that the last choice of each list led to. It equals `nodes`, unless that
+            choice led to a leaf and so ended an item. Then `nodes` is already the node of the next item's first
+            choice.
         ranks (`torch.Tensor`): Number of items in each list; K if the list is complete.
         num_written (`torch.Tensor`): Number of tokens in each list, up to `nodes`.
         num_read (`torch.Tensor`): Number of these tokens that the model has read.
@@ -161,8 +164,8 @@ class ListDecoder:
         return lists, ListLogits(logits, zeros, max_children, at_root=self.depth_is_known)
 
     def logps(self, lists: Lists, output: ListLogits, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Returns two tensors: the log-probability of each child, normalized over the legal children, `(R, C)`, -inf
-        for illegal ones; and the child nodes, `(R, C)` or `(1, C)`."""
+        """Returns the log-probabilities of the children of each list's node, `(R, C)`, normalised over the legal
+        children and -inf for the others. Also returns the child nodes, `(R, C)` or `(1, C)`."""
         # 1. Find the children of each list's node, and the row of `output.logits` that belongs to each list.
         nodes = lists.nodes[:1] if output.at_root else lists.nodes
         tokens, children, legal = legal_children(self.trie, nodes, lists.taken, output.max_children)
@@ -182,8 +185,8 @@ class ListDecoder:
         return torch.where(legal, scores, -torch.inf).log_softmax(-1), children
 
     def guided(self, scores: Tensor, nodes: Tensor) -> Tensor:
-        """Returns the scores `(R, C)` of continuations at the nodes `(R, C)` or `(1, C)`, with the weights' look-ahead
-        for the item that is being written."""
+        """Returns the scores `(R, C)` of continuations at the nodes `(R, C)` or `(1, C)`, plus the bonus that the
+        weights give to each node (see `trie_weights.py`)."""
         rows = (self.shape[0], -1)
         return self.weighted.guided(scores.view(rows), nodes.expand_as(scores).reshape(rows)).view_as(scores)
 
@@ -194,18 +197,19 @@ class ListDecoder:
         return torch.where(items >= 0, bonus, 0.0)
 
     def normalized(self, scores: Tensor) -> Tensor:
-        """Returns the scores `(B, K)` of each list up to each rank, with the weights' normaliser subtracted once for
-        each item up to that rank.
+        """Adds the constant of the weights (see `TrieWeights.constant`) to the scores `(B, K)` of one list per prompt.
 
-        This is done at the end. During the search, it would favour beams that have completed fewer items.
+        Column `r` is the score of the list's first `r + 1` items and gets the constant `r + 1` times, so that each
+        item contributes `strength * log(w / W)`. The constant is added at the end. Adding it during the search would
+        favour beams that have completed fewer items.
         """
         num_items = torch.arange(1, scores.shape[1] + 1, device=scores.device)
         return scores + num_items * self.weighted.constant
 
     def move(self, lists: Lists, chosen: Tensor, moves: Tensor) -> Lists:
         """Moves each list for which `moves` `(R,)` is True to its child `chosen` `(R,)`, and returns the new state."""
-        # 1. Follow the forced chain below the child. A leaf ends the item. Of the items that share the leaf, the list
-        # gets the one that `_free_place` chooses.
+        # 1. Follow the chain of forced tokens below the child. A leaf ends the item. Of the items that share the leaf,
+        # the list gets the one that `_free_place` chooses.
         trie = self.trie
         reached = trie.forced_ends[chosen].long() if self.skips else chosen
         ended = moves & (trie.row_offsets[reached] == trie.row_offsets[reached + 1])
@@ -213,8 +217,8 @@ class ListDecoder:
         item = torch.where(ended, trie.items[place].long(), -1)
         ranks = lists.ranks + ended
 
-        # 2. Count the new tokens: the tokens down to the reached node, and the opening of the next item, if there is
-        # a next item.
+        # 2. Count the new tokens. These are the tokens down to the reached node and, if another item follows, its
+        # opening.
         num_written = lists.num_written + torch.where(moves, trie.depths(reached) - trie.depths(lists.nodes), 0)
         num_written = num_written + torch.where(ended & (ranks < self.list_length), self.opening.shape[1], 0)
 
@@ -233,8 +237,8 @@ class ListDecoder:
         )
 
     def _free_place(self, leaves: Tensor, taken: Tensor) -> Tensor:
-        """Returns the place of the item that each list gets at its leaf, `(R,)`: of the items that are not taken, the
-        one with the largest weight. If several have that weight, it is the first of them."""
+        """Returns the place in `trie.items` of the item that each list gets at its leaf, `(R,)`. Of the items that are
+        not taken, it is the one with the largest weight, or the first of several with that weight."""
         first = _first_free(self.trie, leaves, taken)
         if isinstance(self.weighted, Unweighted) or self.trie.max_shared == 1:
             return first
@@ -253,7 +257,7 @@ class ListDecoder:
 
     def read(self, lists: Lists, active: Tensor, step: int) -> ListLogits | None:
         """Lets the model read the pending tokens of the `active` lists `(R,)`, after `step` choices. Returns the
-        logits after them, or None if no list has a choice left."""
+        logits after these tokens, or None if no list has a choice left."""
         if step == self.max_steps:
             return None
         pending, max_children = self._pending(lists, active, step)
@@ -285,7 +289,7 @@ class ListDecoder:
     def _round_sizes(self, nodes: Tensor, lengths: Tensor, active: Tensor) -> list[int]:
         """Returns four maximum counts, fetched in the round's only transfer from the device: active lists per prompt;
         pending tokens per prompt, not counting the last token of each list; pending tokens per list; and children per
-        node. Only active lists count.
+        node. Inactive lists are ignored.
         """
         num_children = self.trie.row_offsets[nodes + 1] - self.trie.row_offsets[nodes]
         inner = (lengths - 1).clamp(min=0)
@@ -298,8 +302,8 @@ class ListDecoder:
         return torch.stack(sizes).tolist()
 
     def _tokens(self, lists: Lists, width: int) -> Tensor:
-        """Returns the last W = `width` tokens of each list, `(R, W)`: the end of the path to the reached node,
-        followed by the opening of the next item where the node ended an item."""
+        """Returns the last W = `width` tokens of each list, `(R, W)`. They are the end of the path to the reached node
+        and, if this node ended an item, the opening of the next item."""
         path = self.trie.last_tokens(lists.reached, width)
         length = self.opening.shape[1]
         if not length:

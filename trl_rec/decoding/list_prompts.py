@@ -34,8 +34,8 @@ def open_lists(
     exclude: Tensor | Sequence[Sequence[int]] | None,
     weights: ItemWeights | None = None,
 ) -> Iterator[ListDecoder]:
-    """Opens a decoder that writes `num_lists` lists of `list_length` items for each prompt, on the model's device."""
-    # 1. Check the prompts, and that there are enough items and positions.
+    """Opens a decoder on the model's device. The decoder writes `num_lists` lists of `list_length` items per prompt."""
+    # 1. Check the prompts. Check that there are enough items for a list, and enough positions for the longest one.
     input_ids, attention_mask = checked_prompts(model, prompts, trie)
     trie = trie.to(input_ids.device)
     barred = Excluded(trie, exclude, len(input_ids))
@@ -54,11 +54,11 @@ def open_lists(
 
 
 def _with_removed(excluded: Tensor, removed: Tensor) -> Tensor:
-    """Adds the removed places, given by a mask `(B, I)`, to the excluded ones `(B, E)`.
+    """Adds the places of items of weight 0, given by a mask `(B, I)`, to the excluded places `(B, E)`.
 
-    In a list, excluded items are removed before the softmax, and so are the items of weight 0.
+    When lists are written, both excluded items and items of weight 0 are removed before the softmax.
     """
-    removed = F.pad(removed, (0, 1)).scatter(1, excluded, True)  # the last column stands for padding
+    removed = F.pad(removed, (0, 1)).scatter(1, excluded, True)  # the last column is for padding
     width = int(removed[:, :-1].sum(1).max())
     places = torch.arange(removed.shape[1], device=removed.device)
     return torch.where(removed, places, removed.shape[1] - 1).sort(1).values[:, :width]

@@ -1,4 +1,4 @@
-"""Samples lists in a loop: one choice per list and round, until every list is complete.
+"""Samples lists in a loop. In each round, every list makes one choice, until all lists are complete.
 
 Legend: B: prompts, G: lists per prompt, R = B * G, K: items per list, D: tokens of the longest path, C: children
 (padded).
@@ -23,8 +23,8 @@ class ListSampler:
         decoder (`ListDecoder`): The decoder that writes the lists.
         temperature (`float`): Divides the logits.
         noise (`torch.Tensor` of shape `(B, G, K * D)`, *optional*): Integers of `NOISE_BITS` bits, one for each depth
-            of each item. Without noise, the lists are greedy: each token is the best by its probability and the item
-            weights.
+            of each item. Without noise, the lists are greedy. Each choice then takes the token with the highest score,
+            which combines its log-probability with the item weights.
     """
 
     def __init__(self, decoder: ListDecoder, *, temperature: float, noise: Tensor | None) -> None:
@@ -51,7 +51,7 @@ class ListSampler:
             chosen, logp = self._choose(lists, output, place)
             logps.scatter_(1, torch.where(active, place, max_steps).unsqueeze(1), logp.unsqueeze(1))
 
-            # 2. Move there, and let the model read it.
+            # 2. Move each list to its child, and let the model read the new tokens.
             lists = decoder.move(lists, chosen, active)
             output = decoder.read(lists, lists.ranks < decoder.list_length, step)
             if output is None:
@@ -77,7 +77,7 @@ class ListSampler:
 
 def _sampled_columns(logps: Tensor, noise: Tensor) -> Tensor:
     """Returns the sampled column of each row, `(R, 1)`, by inverse transform sampling with the noise `(R, 1)`."""
-    # Sums of integers are exact on every device, so that a column of probability 0 is never drawn.
+    # Sums of integers are exact on every device, so a column of probability 0 is never drawn.
     mass = logps.exp().mul_(2**NOISE_BITS).long().cumsum(1)
     column = torch.searchsorted(mass, (noise * mass[:, -1:]) >> NOISE_BITS, right=True)
     return column.clamp(max=logps.shape[1] - 1)  # only NaN leads beyond the last column

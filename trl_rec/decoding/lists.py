@@ -1,10 +1,11 @@
-"""Samples lists of distinct items, several per prompt, by drawing each token from the legal tokens.
+"""Samples lists of distinct items, several per prompt, or writes one greedy list per prompt.
 
 All lists of all prompts advance together. The lists of a prompt share its cache, and no prefix is read twice. Excluded
 items and items that are already in the list are removed before the softmax (see `list_constraint.py`), so the
-log-probabilities are those of the distribution that was sampled from. The noise depends on the seed, the prompt's row
-number, the list, the rank in the list and the depth, but not on the position in the batch or on the process. So the
-lists of a prompt depend neither on the other prompts of its batch nor on the number of processes.
+log-probabilities are those of the distribution that was sampled from. The random number for a token depends on the
+seed, the prompt's row number, the number of the list, the rank in the list and the depth, but not on the position in
+the batch or on the process. So the lists of a prompt depend neither on the other prompts of its batch nor on the
+number of processes.
 
 Legend: B: prompts, G: lists per prompt, K: items per list, D: tokens of the longest path, T: tokens of the longest
 list.
@@ -127,18 +128,18 @@ def greedy_list(
     exclude: Tensor | Sequence[Sequence[int]] | None = None,
     weights: ItemWeights | None = None,
 ) -> RankedItems:
-    """Returns the list that always continues with the most likely token, as a ranking.
+    """Returns the list that a model writes if it always chooses the best token, as a ranking.
 
     Args:
         model, prompts, trie, list_length, exclude: As in [`sample_item_lists`].
         weights ([`ItemWeights`], *optional*): Weights of the items. A list's score gains `strength * log(w / W)` for
-            each of its items. Each token is chosen by its probability and by the largest weight in its subtree, where
-            excluded items do not count, but items already in the list do. Like excluded items, items of weight 0 are
-            removed before the softmax.
+            each of its items. The best token is chosen by its probability and by the largest weight in its subtree.
+            This maximum ignores excluded items, but not items that are already in the list. Like excluded items,
+            items of weight 0 are removed before the softmax.
 
     Returns:
-        [`RankedItems`]: `(B, K)`. The score at each rank is the score of all items up to that rank: their joint
-        log-probability, plus their gains from the weights. Both are at most 0, so scores descend.
+        [`RankedItems`]: `(B, K)`. The score at each rank is the joint log-probability of the items up to that rank,
+        plus what the weights add for these items. Both terms are at most 0 for every item, so the scores descend.
     """
     COUNT.check("list_length", list_length)
     with open_lists(
@@ -153,7 +154,7 @@ def greedy_list(
 
 def _noise(seed: int | Sequence[int], rows: Tensor | Sequence[int] | None, shape: tuple[int, int, int]) -> Tensor:
     """Returns random integers of `NOISE_BITS` bits, `(B, G, K * D)`. Each row has its own generator on the CPU, so
-    the noise is the same for every device and batch."""
+    its noise is the same on every device and in every batch."""
     rows = range(shape[0]) if rows is None else rows.tolist() if isinstance(rows, Tensor) else rows
     if len(rows) != shape[0]:
         raise ValueError(f"rows has {len(rows)} entries for {shape[0]} prompts; pass one row number per prompt")

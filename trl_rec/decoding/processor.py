@@ -1,8 +1,8 @@
 """Constrains `model.generate`, or an engine that accepts logits processors, to the items of a trie.
 
-For beam search, `rank_items` gives the same results faster; the processor is for sampling strategies and engines that
-`rank_items` does not cover. It keeps no state: each call walks the generated tokens from the root, so beams may be
-reordered freely.
+For beam search, `rank_items` gives the same results faster. The processor is for sampling strategies and engines that
+`rank_items` does not cover. The processor keeps no state. Each call walks the generated tokens from the root, so beams
+may be reordered freely.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class TrieLogitsProcessor(LogitsProcessor):
         exclude (lists of `int`, *optional*): Items to leave out, one list per prompt. They are removed after the
             softmax. The rows of `input_ids` must be in the order of the prompts, with all beams of a prompt together.
         weights ([`ItemWeights`], *optional*): Weights of the items, with the prompts in the order of `input_ids`.
-            Under beam search without a length penalty, the scores of `generate` equal those of [`rank_items`]; a path
-            that several items share has the score of the best of them. Under sampling, each step renormalises.
+            Under beam search without a length penalty, the scores of `generate` equal those of [`rank_items`]. A path
+            that several items share has the score of the best of these items. Under sampling, each step renormalises.
             Therefore items are not drawn in proportion to `p * w ** strength`.
     """
 
@@ -89,14 +89,15 @@ class TrieLogitsProcessor(LogitsProcessor):
         if not isinstance(weighted, TrieWeights):
             return scores
 
-        # 2. Add the gains from the node to its children. The first gain includes the normaliser W.
+        # 2. Add what each child gains over its node. At the root, the gain includes the constant, which divides by W.
         nodes = nodes.view(num_prompts, -1)
         reached = torch.where(nodes == 0, -weighted.constant, weighted.bonus(nodes)).view(-1, 1)
         gains = weighted.bonus(below).view_as(scores) - reached
         return torch.where(scores > -torch.inf, scores + gains, -torch.inf)
 
     def _num_prompts(self, num_rows: int) -> int:
-        """Returns the number of prompts, which is the number of rows if every prompt is treated alike."""
+        """Returns the number of prompts. If neither `exclude` nor the weights differ between prompts, each row counts
+        as a prompt."""
         if self.exclude is not None:
             return len(self.exclude)
         for rows in (self.weights.items, self.weights.allowed_of) if self.weights is not None else ():

@@ -1,10 +1,10 @@
-"""Runs the forward passes of a beam search and stores their keys and values. The prompt is computed once.
+"""Runs the forward passes of a beam search and caches their keys and values. Each prompt is read once.
 
 `SharedPrompt` keeps one cache row per prompt. The tokens of all beams of a prompt lie side by side in its row, and an
 attention mask lets each token see the prompt and the earlier tokens of its own beam. So the prompt's keys and values
 are stored once, and reordering the beams changes only the mask. Some models do not support such a mask (flash
-attention, or a sliding window shorter than the text). For them `SeparateRows` gives every beam its own cache row, as
-`generate` does. `open_cache` chooses between the two before the first forward pass.
+attention, or a sliding window shorter than the text). For these models `SeparateRows` gives every beam its own cache
+row, as `generate` does. `open_cache` chooses between the two before the first forward pass.
 
 Legend: B: prompts, P: prompt tokens (left-padded), K: beams, W: pending tokens per beam (right-aligned), A: active
 beams (beams that the model reads now), G: columns generated so far, Q: columns of this forward pass, V: vocabulary.
@@ -40,7 +40,7 @@ class Pending:
         tokens (`torch.Tensor` of shape `(B, K, W)`): The pending tokens, right-aligned.
         lengths (`torch.Tensor` of shape `(B, K)`): Number of pending tokens of each beam.
         depths (`torch.Tensor` of shape `(B, K)`): Number of tokens after the prompt, including the pending ones.
-        active (`torch.Tensor` of shape `(B, K)`): True for the beams to read now.
+        active (`torch.Tensor` of shape `(B, K)`): True for the beams whose tokens are read now.
         num_active (`int`): A, the maximum number of active beams per prompt.
         num_inner (`int`): The maximum number of inner tokens per prompt. All pending tokens of an active beam except
             its last one are inner tokens.
@@ -60,7 +60,8 @@ def open_cache(
     """Chooses the cache that suits the model, and lets the model read the prompts into it. Completions may have at
     most `longest` tokens.
 
-    Logits cover the whole vocabulary or, if `tokens` `(U,)` are given, these tokens in their order: V is then U.
+    Logits cover the whole vocabulary. If `tokens` `(U,)` are given, logits cover only these tokens, in their order,
+    and V is U.
     """
     _check_decodable(model)
     reason = why_separate(model, input_ids.shape[1] + longest)
@@ -91,7 +92,7 @@ def _check_decodable(model: PreTrainedModel) -> None:
 
 
 class SharedPrompt:
-    """A cache with one row per prompt, which contains the tokens of all its beams side by side.
+    """A cache with one row per prompt. Each row contains the tokens of all beams of its prompt side by side.
 
     Attributes:
         logits (`torch.Tensor` of shape `(B, 1, V)`): The logits after the prompt.
@@ -105,10 +106,10 @@ class SharedPrompt:
         self.model = model
         self.tokens = tokens
         self.prompt_mask = attention_mask.bool()
-        self.cache = DynamicCache()  # no config: with one, layers with a sliding window would be cropped
+        self.cache = DynamicCache()  # without a config, so that layers with a sliding window are not cropped
         self.caching = {**cache_arguments(model, self.cache), **routing(model, balanced=False)}
         self.logits = _read_prompt(model, input_ids, attention_mask, tokens, self.caching)
-        self.seen = self.prompt_mask.new_zeros(len(input_ids), 1, 0)  # (B, K, G): each beam's columns
+        self.seen = self.prompt_mask.new_zeros(len(input_ids), 1, 0)  # (B, K, G): the columns of each beam
 
     def reorder(self, parents: Tensor) -> None:
         """Makes beam `k` a continuation of beam `parents[:, k]`. Changes only the mask, not the cache."""
@@ -128,7 +129,7 @@ class SharedPrompt:
         owner, step, real = self._columns(pending, slots, valid)
         beam = slots.gather(1, owner)  # (B, Q)
 
-        # 2. Look up the token and the position of each column. A column that is not real may point anywhere.
+        # 2. Look up the token and the position of each column. A column without a token may point anywhere.
         width = pending.tokens.shape[-1]
         lengths = pending.lengths.gather(1, beam)
         depths = pending.depths.gather(1, beam)
@@ -157,7 +158,8 @@ class SharedPrompt:
 
         Args:
             token_ids (`torch.Tensor` of shape `(Q,)`): The tokens.
-            depths (`torch.Tensor` of shape `(Q,)`): Number of tokens after the prompt, including the token itself.
+            depths (`torch.Tensor` of shape `(Q,)`): For each token, the number of tokens from the prompt to this
+                token, including the token itself.
             seen (`torch.Tensor` of shape `(Q, Q)`): True where token `i` (row) attends to token `j` (column). All
                 tokens attend to the prompt.
             num_logits (`int`): Number of tokens, counted from the last one, whose logits are returned.
@@ -182,7 +184,7 @@ class SharedPrompt:
 
     def _columns(self, pending: Pending, slots: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns `owner, step, real`, each `(B, Q)`: for each column, the index of its beam among the active beams,
-        the index of its token among the beam's pending tokens, and whether the column contains a token at all."""
+        the index of its token among the beam's pending tokens, and whether the column contains a token."""
         # The inner tokens of active beam `a` occupy the columns from `ends[a] - inner[a]` up to `ends[a]`, exclusive.
         inner = torch.where(valid, pending.lengths.gather(1, slots) - 1, 0)  # (B, A)
         ends = inner.cumsum(1)
@@ -242,7 +244,7 @@ class SeparateRows:
         self.mask = self.mask[rows]
 
     def extend(self, pending: Pending) -> tuple[Tensor, Tensor, Tensor]:
-        """Reads one token of every beam. Returns the same as `SharedPrompt.extend`, where A is K."""
+        """Reads one token of every beam. Returns the same tensors as `SharedPrompt.extend`, with A = K."""
         num_prompts, num_beams = pending.active.shape
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         positions = self.prompt_length.unsqueeze(1) + pending.depths - 1  # (B, K)
