@@ -34,7 +34,10 @@ def open_lists(
     exclude: Tensor | Sequence[Sequence[int]] | None,
     weights: ItemWeights | None = None,
 ) -> Iterator[ListDecoder]:
-    """Opens a decoder on the model's device. The decoder writes `num_lists` lists of `list_length` items per prompt."""
+    """Opens a decoder that writes `num_lists` lists of `list_length` items per prompt.
+
+    The decoder's tensors are on the model's device.
+    """
     # 1. Check the prompts. Check that there are enough items for a list, and enough positions for the longest one.
     input_ids, attention_mask = checked_prompts(model, prompts, trie)
     trie = trie.to(input_ids.device)
