@@ -38,8 +38,8 @@ def k_core(log: IndexedLog, min_user_interactions: int, min_item_interactions: i
 
     if not len(rows):
         raise ValueError(
-            f"no interactions are left when every user needs at least {min_user_interactions} and every item at "
-            f"least {min_item_interactions}; lower min_user_interactions or min_item_interactions"
+            f"no interactions are left if every user needs at least {min_user_interactions} interactions and every "
+            f"item at least {min_item_interactions}; lower min_user_interactions or min_item_interactions"
         )
     return _without_unused(log.take(rows))
 

@@ -47,7 +47,7 @@ def read_interactions(table: pa.Table, where: str, options: Options) -> tuple[pa
     # 2. Convert them.
     try:
         columns = _converted(table, where, options.timestamp_format)
-    except RowError as error:  # its row number counts only the kept rows
+    except RowError as error:  # `error.row` counts only the kept rows
         raise RowError(error.where, int(rows[error.row]), error.problem) from error
     return pa.table({**columns, "row": rows + 1}), {reason: count for reason, count in left_out.items() if count}
 
@@ -66,7 +66,7 @@ def _converted(table: pa.Table, where: str, time_format: str | None) -> dict[str
         empty = "the rating is empty; fill it in, leave the row out, or set empty_ratings: drop"
         check_none(_is_empty(table["rating"]), table["rating"], where, empty)
         ratings = numbers(table["rating"], "rating", where).cast(pa.float32(), safe=False)
-        overflows = pc.invert(pc.is_finite(ratings))  # all were finite as float64
+        overflows = pc.invert(pc.is_finite(ratings))  # all ratings were finite as float64
         check_none(overflows, table["rating"], where, "the rating {} is out of float32's range; correct it")
         columns["rating"] = ratings
     return columns

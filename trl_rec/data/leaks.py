@@ -1,7 +1,8 @@
 """Checks that no validation or test item leaks into training rows, by comparing the splits of a dataset.
 
 Under leave-one-out, leave-last-m and a split by time, the history of a validation or test row must equal the history
-and targets of the same user's row in the previous split. This rules out any leak.
+and targets of the same user's row in the previous split. If a user has a test row but no validation row, the test row
+is compared with the user's training row. This rules out any leak.
 
 Windows do not satisfy this rule, because their length is limited and the source may have dropped some of them. Two
 weaker rules apply to windows:
@@ -27,7 +28,7 @@ REMEDY = "prepare the data again from its source"
 
 
 def check_leaks(train: Dataset, validation: Dataset, test: Dataset, split: str) -> None:
-    """Raises ValueError if the splits overlap or are inconsistent. `split` is their rule, a key of `splits.RULES`."""
+    """Raises ValueError if the splits overlap or are inconsistent. `split` is a split rule (a key of `RULES`)."""
     # Windows of a user may overlap or have gaps, so compare only their times and targets.
     if split == "windows":
         _check_later(train, validation, test, strictly=False)
@@ -132,7 +133,7 @@ def _check_same_lengths(validation: Dataset, test: Dataset, split: str) -> None:
 def _check_later(train: Dataset, validation: Dataset, test: Dataset, *, strictly: bool) -> None:
     """Raises ValueError unless all rows of a split precede all rows of the splits that follow it.
 
-    Equal timestamps are allowed, except with `strictly`.
+    Equal timestamps are allowed unless `strictly` is True.
     """
     for earlier, later in ((train, validation), (validation, test), (train, test)):
         if not len(earlier) or not len(later):

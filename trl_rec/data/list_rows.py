@@ -4,8 +4,8 @@ Items that the user has chosen before are skipped, so a list contains distinct i
 history. A model samples lists with the same two properties if decoding excludes the items of the history. Repeated
 items are not removed from the history in the prompt.
 
-The last list of a user may have fewer than `list_length` items. Such a shorter list does not end in EOS, because the
-rest of the list is unknown.
+A list near the end of a user's items may have fewer than `list_length` items. Such a list does not end in EOS, because
+the rest of the list is unknown.
 
 If items are written as titles, twins (items with the same title) count as one item.
 """
@@ -30,7 +30,7 @@ def build_list_rows(
 
     Args:
         split: `RecDataset.train`; the validation and test splits are refused.
-        prompt_format: How histories and lists are written, made with a `list_length`.
+        prompt_format: How histories and lists are written. It must have a `list_length`.
         every_position (*optional*, defaults to `False`): Whether a list begins at every new target, so that lists
             overlap. By default a list begins where the previous list ends.
         max_length (*optional*): Maximum number of tokens of a prompt and the longest list together. The oldest items
@@ -93,15 +93,14 @@ def complete_list_prompts(prompts: Dataset, items: Ragged, prompt_format: Prompt
 
 
 def evaluation_list_rows(split: Dataset, prompt_format: PromptFormat, *, max_length: int | None = None) -> Dataset:
-    """Returns rows for measuring the loss on a validation or test split, one per row of the split.
+    """Returns rows for measuring the loss on a validation or test split. Never train on these rows.
 
-    Never train on these rows.
-
-    Rows whose targets contain no new item are left out.
+    Each row of the split gives one row, whose list contains the first `list_length` new items among the targets. Rows
+    of the split whose targets contain no new item are left out.
 
     Args:
         split: A split of a `RecDataset`.
-        prompt_format: How histories and lists are written, made with a `list_length`.
+        prompt_format: How histories and lists are written. It must have a `list_length`.
         max_length (*optional*): See [`build_list_rows`].
 
     Returns:
@@ -145,7 +144,8 @@ def new_targets(history: Ragged, targets: Ragged, twins: Twins | None = None) ->
     if twins is not None:
         sequences = Ragged(twins.groups[sequences.values], sequences.offsets)
 
-    # After sorting by row and item, repetitions are neighbours. The sort is stable, so the earliest comes first.
+    # After sorting by row and item, repetitions are neighbours. The sort is stable, so each item's earliest position
+    # comes first.
     order = np.lexsort((sequences.values, sequences.row_ids))
     row = sequences.row_ids[order]
     item = sequences.values[order]

@@ -61,9 +61,9 @@ class Log:
             `user_id: string, item_id: string, timestamp: double`, `row: int64` (the row number in the file, from 1),
             `rating: float` if there are ratings, and `exact_time: int64` if different timestamps may become equal when
             they are rounded to float64.
-        windows (`dict[str, pa.Table]`, *optional*): Rows of the splits "train", "validation" and "test". A reader
-            that is `windowed` returns them instead of `interactions`. The columns are `user_id: string, item_ids:
-            list<string>, timestamp: double, row: int64` (the row number in the file, from 1).
+        windows (`dict[str, pa.Table]`, *optional*): The windows of the splits "train", "validation" and "test", one
+            per row. A reader that is `windowed` returns them instead of `interactions`. The columns are `user_id:
+            string, item_ids: list<string>, timestamp: double, row: int64` (the row number in the file, from 1).
         items (`pa.Table`, *optional*): `item_id: string, title: string`, any further columns, and `semantic_id:
             list<string>` if the source has semantic IDs. Without this table the item ids are used as titles.
         users (`pa.Table`, *optional*): `user_id: string` and any further columns.
@@ -87,7 +87,7 @@ class Reader(ABC):
 
     Attributes:
         options (`frozenset[str]`): Names of the fields of [`Options`] that the reader uses. Setting any other
-            field is an error.
+            field except `seed` is an error.
         windowed (`bool`): Whether the source contains windows that are already split, so that it can be neither
             filtered nor split again.
         has_timestamps (`bool`): Whether the source has timestamps, which a split by time requires.

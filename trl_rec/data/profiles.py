@@ -1,8 +1,8 @@
 """Makes texts that describe items and users, from their columns and from the training split.
 
 The texts are filled in without a language model, so they are deterministic. The preferences of a user are described by
-the labels of the user's items in the training split. The labels of an item are its groups, or the words of its title
-if the catalogue has no group column.
+the labels of the user's items in the training split. The labels of an item are its groups. If the catalogue has no
+group column, they are the words of the item's title that have at least four letters.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def item_texts(catalog: ItemCatalog, template: str | None = None) -> list[str]:
 def user_profiles(dataset: RecDataset, *, most: int = 3) -> list[str]:
     """Returns one text per user, such as `age 24, occupation technician; often Comedy, Drama, Action`.
 
-    The text is empty if the user has no column values, and none of the user's items in the training split has a label.
+    The text is empty if the user has no value in any column and none of the user's training items has a label.
 
     Args:
         dataset: The dataset. Only its users, catalogue and training split are used.
@@ -128,7 +128,7 @@ def _text_columns(table: pa.Table, leave_out: tuple[str, ...]) -> dict[str, list
 
 
 def _facts(columns: dict[str, list[str]], form: str, num_rows: int) -> list[list[str]]:
-    """Returns for each row the names and values of all columns in which it has a value, formatted with `form`."""
+    """Returns for each row one text per column in which the row has a value: `form`, filled with name and value."""
     named = [(name.replace("_", " "), values) for name, values in columns.items()]
     return [[form.format(name, values[row]) for name, values in named if values[row]] for row in range(num_rows)]
 

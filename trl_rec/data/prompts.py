@@ -128,16 +128,17 @@ class PromptFormat:
     def is_compact(self) -> bool:
         """Whether items have the same tokens in histories and completions, and prompts end with the history.
 
-        Then every item in a history can be a target.
+        In such a format, one row can train a model to predict every item of a history.
         """
         # Items have the same tokens in histories and completions if both tables are equal.
         same_values = np.array_equal(self.pieces.values, self.paths.values)
         return not len(self.prompt_tail) and same_values and np.array_equal(self.pieces.offsets, self.paths.offsets)
 
     def room(self, max_length: int | None) -> int | None:
-        """Returns the number of tokens left for the history if prompt and longest completion have to fit `max_length`.
+        """Returns how many tokens a history may have, so that prompt and completion together fit into `max_length`.
 
-        Returns None if there is no limit. Raises ValueError if the longest item does not fit.
+        The completion is assumed to be the longest one. Returns None if `max_length` is None. Raises ValueError if the
+        longest item would not fit into a history.
         """
         if max_length is None:
             return None
@@ -225,8 +226,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def beginning_ids(tokenizer: PreTrainedTokenizerBase, surface: str) -> list[int]:
     """Returns the first tokens of a prompt: BOS if the tokenizer adds it to texts, else nothing.
 
-    Prompts of item tokens and semantic IDs always begin with BOS or EOS, because by default no other token precedes
-    their first item.
+    Prompts of item tokens and semantic IDs always begin with BOS or EOS. By default they contain only items, so
+    otherwise the prompt of an empty history would have no tokens.
     """
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("a")["input_ids"][:1] == [bos]:

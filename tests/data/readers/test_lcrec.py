@@ -75,7 +75,7 @@ def test_without_items_titles_are_ids(tmp_path):
 @pytest.mark.parametrize(
     ("files", "arguments", "message"),
     [
-        ({}, {"split": "time"}, "the source has no timestamps to split by; use split leave_one_out"),
+        ({}, {"split": "time"}, "the source has no timestamps to split by; use split leave_one_out or leave_last"),
         ({"inter": {"u": [0, 9]}}, {}, "X.inter.json, row 2: item '9' is not in X.item.json"),
         ({"inter": {"u": 3}}, {}, "X.inter.json: the items of user 'u' must be a list, not 3"),
         ({"inter": {}}, {}, "X.inter.json contains no rows"),

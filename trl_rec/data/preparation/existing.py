@@ -40,7 +40,7 @@ def is_made(output_dir: Path, settings: dict[str, Any], sources: dict[str, str],
     """Returns whether the folder contains the dataset of these settings and sources, and can be used as it is.
 
     With `overwrite`, the result is always False. Raises ValueError if the folder contains anything that must not be
-    replaced.
+    replaced. Without `overwrite`, this includes a dataset of other settings or sources.
     """
     if not (output_dir / "card.json").is_file():
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):

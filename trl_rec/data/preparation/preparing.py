@@ -63,12 +63,12 @@ def prepare(
         num_held_out (`int`, *optional*): With `"leave_last"`, the number of items per user in the test split, and in
             the validation split before it; 10 by default. Users with fewer than `2 * num_held_out + 1` items are used
             for training only.
-        min_user_interactions (`int`, *optional*, defaults to `0`): k-core: users with fewer interactions are dropped,
-            repeatedly, until every user and item has enough.
-        min_item_interactions (`int`, *optional*, defaults to `0`): k-core: items with fewer interactions are dropped
-            in the same way.
+        min_user_interactions (`int`, *optional*, defaults to `0`): Users with fewer interactions are dropped,
+            repeatedly, until every user and item has enough interactions (k-core).
+        min_item_interactions (`int`, *optional*, defaults to `0`): Items with fewer interactions are dropped in the
+            same way.
         columns (`Mapping[str, str]`, *optional*): For `table`, maps our column names (`user_id item_id timestamp
-            rating title`) to the source's.
+            rating title`) to the source's column names.
         title_column (`str`, *optional*): For `recbole`, the item column that contains the title, if it is not `title`,
             `movie_title`, `name` or `item_name`.
         group_column (`str`, *optional*): The item column that contains the groups of each item (genres, brands).
@@ -78,8 +78,8 @@ def prepare(
         timestamp_format (`str`, *optional*): Format of timestamps that are neither numbers nor ISO 8601, as in
             `datetime.strptime`: `"%d/%m/%Y"` for `28/03/2024`.
         event_column (`str`, *optional*): For `table` and `recbole`, the column of the interactions that contains
-            events, such as `view` and `purchase`. Their `event_ratings` become the ratings, and replace any column
-            `rating`.
+            events, such as `view` and `purchase`. The ratings are then taken from `event_ratings`, and a column
+            `rating` is ignored.
         event_ratings (`Mapping[str, float | None]`, *optional*): The rating of each event, such as
             `{"view": 2, "cart": 4, "purchase": 5}`. Interactions with an event whose rating is None are dropped.
         empty_ratings (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions without a rating;
@@ -87,9 +87,9 @@ def prepare(
         unknown_items (`str`, *optional*, defaults to `"refuse"`): `"drop"` drops interactions with items that are not
             in the item table; `"refuse"` raises a ValueError.
         repeats (`str`, *optional*): Which interactions to keep if a user chose an item several times: `"first"`,
-            `"last"`, or `"keep"` for all. By default all are kept, with a warning if a target is in the history of its
-            row, because such targets cannot be recommended if histories are excluded. If all targets of a split are in
-            the history of their row, a ValueError is raised, except for windows.
+            `"last"`, or `"keep"` for all. By default all are kept. A target that is in the history of its row cannot
+            be recommended if histories are excluded. By default there is a warning if a validation or test target is
+            of this kind, and a ValueError if all targets of one of these splits are (for windows, only the warning).
         seed (`int`, *optional*, defaults to `0`): Seed of the toy log.
         toy_users (`int`, *optional*, defaults to `300`): Number of users of the toy log.
         toy_items (`int`, *optional*, defaults to `200`): Number of items of the toy log.

@@ -1,6 +1,6 @@
 """Collects the settings of `prepare` that affect the contents of a dataset. The dataset's card lists them.
 
-A setting that would have no effect with this source or this split is refused.
+A setting is refused if it would have no effect with the format of the source or with the split rule.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def split_settings(format: str, split: str | None, num_held_out: int | None) -> 
         raise ValueError(f"unknown split {split!r}; choose leave_one_out, leave_last or time")
     split = split or "leave_one_out"
     if split == "time" and not reader.has_timestamps:
-        raise ValueError("the source has no timestamps to split by; use split leave_one_out")
+        raise ValueError("the source has no timestamps to split by; use split leave_one_out or leave_last")
 
     if split == "leave_last":
         num_held_out = 10 if num_held_out is None else num_held_out
