@@ -17,7 +17,7 @@ FILE = "user_ids.parquet"
 
 
 def write_user_ids(user_ids: Ragged | None, folder: Path) -> None:
-    """Writes the users' IDs to the folder. If there are no IDs, an existing file is deleted."""
+    """Writes the users' semantic IDs to the folder. If `user_ids` is None, deletes an existing file."""
     if user_ids is None:
         (folder / FILE).unlink(missing_ok=True)
         return
@@ -45,9 +45,9 @@ def tokens_of(ids: Ragged | None) -> list[str]:
 
 
 def check_shared_tokens(user_ids: Ragged, semantic_ids: Ragged | None) -> None:
-    """Raises ValueError if a user has no tokens, or has a token that items use.
+    """Raises ValueError if a user has no tokens, or has a token of an item.
 
-    Items use the tokens of their semantic IDs, and tokens like `<item_17>`.
+    The tokens of items are the tokens of their semantic IDs, and all tokens like `<item_17>`.
     """
     items = set(tokens_of(semantic_ids))
     shared = [token for token in tokens_of(user_ids) if token in items or re.fullmatch(r"<item_\d+>", token)]

@@ -1,14 +1,14 @@
 """The two list-wise losses of ALRO, for a model that answers with the ranked candidates.
 
-`soft_lambda_loss` penalises candidates at wrong positions. `permutation_loss` penalises an answer that depends on the
-order of the candidates in the prompt. The first takes one table per list, the second two. Entry (k, i) of a table is
-the log-probability that answer position k names candidate i. The columns follow a fixed order of the candidates, which
-does not depend on the prompt, so the caller has to sort the columns. If a list has n candidates, only its first n
-answer positions count, and the log-probabilities of its candidates at these positions must be finite.
+`soft_lambda_loss` penalises candidates at wrong positions, and takes one table per list. `permutation_loss` penalises
+an answer that depends on the order of the candidates in the prompt, and takes two tables per list. Entry (k, i) of a
+table is the log-probability that answer position k names candidate i. The caller has to sort the columns, so that they
+are in the same order of the candidates for every prompt. If a list has n candidates, only its first n answer positions
+count, and the log-probabilities of its candidates at these positions must be finite.
 
 Training also needs a supervised loss on the tokens of the answer, which the trainer adds.
 
-Legend: B lists, m candidates (padded) and as many answer positions; k and l are positions, i and j candidates.
+Legend: B lists; m candidates (padded) and m answer positions; k and l are positions, i and j are candidates.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def soft_lambda_loss(
 ) -> LossOutput:
     r"""Computes the soft lambda loss (after ALRO, arXiv 2403.19181): LambdaLoss's NDCG-Loss2 on expected positions.
 
-    Positions are counted from 1. With $y$ the log-probabilities or the probabilities, depending on `score`:
+    Positions are counted from 1. Let $y$ be the log-probabilities or the probabilities, depending on `score`:
 
     $$ s_i = \sum_k k \frac{\exp(\gamma y_{ki})}{\sum_l \exp(\gamma y_{li})} \qquad
        L = \frac{1}{P} \sum_{r_i > r_j} \delta_{ij} |G_i - G_j| \log_2(1 + \exp(\sigma (s_i - s_j))) $$
@@ -50,14 +50,15 @@ def soft_lambda_loss(
        \delta_{ij} = \left|\frac{1}{D(d_{ij})} - \frac{1}{D(d_{ij} + 1)}\right| $$
 
     where $P$ is the number of pairs in the sum and $d_{ij}$ is the distance between two candidates in the order that
-    `delta` selects. The softmax of each candidate is taken over positions. If it were taken over candidates, a model
-    could minimise the loss without learning to rank: its expected positions would be well sorted, but it would decode
-    in nearly reversed order. If all ratings of a list are equal, the loss and its gradient are 0. Otherwise, the loss
-    is positive even for a perfect answer, because neighbours are only 1 apart.
+    `delta` selects. The softmax of each candidate is taken over positions. With a softmax over candidates, a model
+    could minimise the loss without learning to rank. The expected positions would be well sorted, but the model would
+    decode the candidates in nearly reversed order. If all ratings of a list are equal, the loss and its gradient are
+    0. Otherwise, the loss is positive even for a perfect answer, because the expected positions of two neighbours
+    differ by only 1.
 
-    Reconstruction: the paper's body was not available. $\delta$, $G$, $D$ and $s$ follow a summary of it. The sum over
-    pairs was cut off in that summary; we completed it so that preferred candidates move to earlier positions. Dividing
-    by $P$ and using log-probabilities for $y$ are our choices.
+    Reconstruction: the paper's body was not available. $\delta$, $G$, $D$ and $s$ follow a summary of the paper. The
+    summary cuts off the sum over pairs. We completed the sum so that preferred candidates move to earlier positions.
+    Dividing by $P$ and using log-probabilities for $y$ are our choices.
 
     Args:
         logps (`torch.Tensor` of shape `(B, m, m)`): Log-probability that answer position k (dim 1) names candidate i
@@ -66,19 +67,19 @@ def soft_lambda_loss(
         gold_rank (`torch.Tensor` of shape `(B, m)`): `int64`, the rank of each candidate in the target answer,
             counted from 0. Higher ratings come first.
         mask (`torch.Tensor` of shape `(B, m)` or `None`): True where there is a candidate; `None` if all entries are
-            candidates. Masked entries have no effect, even if infinite or NaN.
+            candidates. Entries of missing candidates have no effect, even if infinite or NaN.
         gamma (`float`, *optional*, defaults to `1.0`): Sharpness of the softmax over positions. With `score="prob"`,
             use values between 8 and 10.
         sigma (`float`, *optional*, defaults to `1.0`): Sharpness of the pairwise comparison of expected positions.
         score (`str`, *optional*, defaults to `"logprob"`): Whether y is the log-probability (`"logprob"`) or the
             probability (`"prob"`). With `"logprob"` and `gamma=1`, the softmax is the posterior of a candidate's
             position under a uniform prior over positions.
-        delta (`str`, *optional*, defaults to `"target"`): With `"target"`, distances are measured in the gold order;
-            with `"model"`, in the order of the expected positions, without a gradient.
+        delta (`str`, *optional*, defaults to `"target"`): With `"target"`, distances are measured in the order of
+            `gold_rank`; with `"model"`, in the order of the expected positions, without a gradient.
 
     Returns:
         [`LossOutput`]: The loss, `(B,)`, and the metric `position`, `(B, m)`: the expected positions, counted from 1,
-        and 0 where masked.
+        and 0 for missing candidates.
     """
     _check_soft_lambda(gamma, sigma, score, delta)
     mask = _all_true(ratings) if mask is None else mask
@@ -105,23 +106,24 @@ def permutation_loss(
     r"""Computes the permutation-sensitive loss (after ALRO, arXiv 2403.19181): how much the answer changes with the
     order of the candidates in the prompt.
 
-    At each answer position, two orders of the same candidates in the prompt give two distributions over candidates,
-    $p$ and $q$. The loss is the distance between $p$ and $q$, averaged over positions. With $M = (p + q) / 2$:
+    The candidates are shown in two orders. At each answer position, this gives two distributions over candidates, $p$
+    and $q$. The loss is the distance between $p$ and $q$, averaged over positions. With $M = (p + q) / 2$:
 
     $$ jsd = \frac{KL(p\|M) + KL(q\|M)}{2} \qquad symkl = \frac{KL(p\|q) + KL(q\|p)}{2} \qquad ce = KL(q\|p) $$
 
     `jsd` is at most log 2. `ce` treats q as a constant, so it has the same gradient as the cross-entropy against q.
-    A cross-entropy with a gradient through both p and q is not offered, because it would keep sharpening both even if
-    they are equal. If p and q are equal, all three distances and their gradients with respect to the logits are 0.
+    There is no option for a cross-entropy with a gradient through both p and q, because this gradient would sharpen p
+    and q even if they are equal. If p and q are equal, all three distances and their gradients with respect to the
+    logits are 0.
 
-    Reconstruction: no source states which distance the paper uses, or how many orders.
+    Reconstruction: no source states which distance the paper uses, or how many orders of the candidates it compares.
 
     Args:
         logps (`torch.Tensor` of shape `(B, m, m)`): Log-probabilities, as in [`soft_lambda_loss`].
         permuted_logps (`torch.Tensor` of shape `(B, m, m)`): Log-probabilities for the prompt with the other order of
             the candidates. The columns must be in the same order as in `logps`.
         mask (`torch.Tensor` of shape `(B, m)` or `None`): True where there is a candidate; `None` if all entries are
-            candidates. Masked entries have no effect, even if infinite or NaN.
+            candidates. Entries of missing candidates have no effect, even if infinite or NaN.
         distance (`str`, *optional*, defaults to `"jsd"`): `"jsd"`, `"symkl"` or `"ce"`.
 
     Returns:
@@ -163,7 +165,7 @@ def _expected_position(logps: Tensor, mask: Tensor, gamma: float, score: str) ->
     # fully masked, and its softmax would otherwise be NaN.
     weights = torch.where(counts, gamma * values, torch.finfo(values.dtype).min).softmax(1)  # (B, m, m)
     position = torch.arange(1, mask.shape[1] + 1, device=weights.device, dtype=weights.dtype)
-    # A matrix product would be computed in bfloat16 under autocast.
+    # Sum products instead of using a matrix product, which would be computed in bfloat16 under autocast.
     return (position[:, None] * weights).sum(1)
 
 
@@ -175,8 +177,8 @@ def _table_mask(mask: Tensor) -> Tensor:
 
 def _gains(ratings: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Computes the gains G of the candidates, `(B, m)`. Masked entries are 0."""
-    # Subtract the best rating from every exponent, because ratings above 127 would overflow. This multiplies all gains
-    # by 2 ** -best, which cancels in G.
+    # Subtract the best rating from every exponent, because 2 ** rating overflows for ratings above 127. This
+    # multiplies all gains by 2 ** -best, a factor that cancels in G.
     ratings = torch.where(mask, ratings, 0).to(dtype)
     best = ratings.amax(-1, keepdim=True)
     gains = torch.exp2(ratings - best) - torch.exp2(-best)
@@ -193,8 +195,8 @@ def _rank(position: Tensor, mask: Tensor) -> Tensor:
 
 
 def _gap_weight(rank: Tensor, dtype: torch.dtype) -> Tensor:
-    """Computes the delta of each pair, `(B, m, m)`. The diagonal is unused; its distance is set to 1 to avoid dividing
-    by D(0) = 0."""
+    """Computes the delta of each pair, `(B, m, m)`. The diagonal is unused. Distances there are set to 1, to avoid
+    dividing by D(0) = 0."""
     distance = (rank[:, :, None] - rank[:, None, :]).abs().clamp(min=1).to(dtype)
     return 1 / torch.log2(1 + distance) - 1 / torch.log2(2 + distance)
 

@@ -1,8 +1,9 @@
 """BEAR: cross-entropy plus a term on the margin between the target token and the last token that a beam search keeps.
 
-The margin is the log-probability of the target minus a threshold. As in the authors' code, the threshold is detached.
-Computing the margin from logits would give the same value, because the normaliser cancels, but a different gradient.
-With log-probabilities, the gradient is zero where the target is the only legal token.
+The margin is the log-probability of the target token minus a threshold, the log-probability of the last token that the
+search keeps. As in the authors' code, the threshold is detached. The difference between the two logits would have the
+same value as the margin, but a different gradient. The gradient of the margin is zero where the target is the only
+legal token.
 
 Legend: N positions; C tokens to choose from, which are either the legal tokens (padded) or the whole vocabulary.
 """
@@ -47,17 +48,17 @@ def bear_loss(
     $$ -(1 - \epsilon) \log p_y - \frac{\epsilon}{n} \sum_j \log p_j $$
 
     Without smoothing, both variants multiply the gradient of the cross-entropy by a factor between 1 and
-    $1 + w / \xi$. `paper` gives the larger factor to targets that are already inside the beam. Its value is unbounded
-    below, so do not select checkpoints by it. `survival` gives the larger factor to targets outside the beam. With
-    weight 0, both reduce to cross-entropy: to MSL if `legal` is given, and to plain SFT if it is `None`. At a position
-    with one legal token, the gradient is zero and the loss is constant: $-w \log 2$ (`paper`) or $w \log 2$
-    (`survival`).
+    $1 + w / \xi$. The variant `paper` gives larger factors to targets that are already inside the beam. This loss has
+    no lower bound, so do not use it to select checkpoints. The variant `survival` gives larger factors to targets
+    outside the beam. With weight 0, both variants reduce to cross-entropy: to MSL if `legal` is given, and to plain
+    SFT if `legal` is `None`. At a position with one legal token, the gradient is zero and the loss is constant:
+    $-w \log 2$ (`paper`) or $w \log 2$ (`survival`).
 
-    Reconstruction: the paper's body was not available; `paper` follows two independent notes on it. The authors' code
-    multiplies the cross-entropy by a detached factor, which is set by the options `topk_weight` and `topk_tau`. The
-    product has the same gradient as `paper` with `weight = topk_weight * topk_tau` and `sharpness = topk_tau`.
-    Deviation: the authors' code then divides by the sum of the factors over a micro-batch; this function does not
-    reduce.
+    Reconstruction: the paper's body was not available; `paper` follows two independent notes on the paper. The
+    authors' code multiplies the cross-entropy by a detached factor, which the options `topk_weight` and `topk_tau`
+    set. The product has the same gradient as `paper` with `weight = topk_weight * topk_tau` and
+    `sharpness = topk_tau`. Deviation: the authors' code then divides by the sum of the factors over a micro-batch;
+    this function returns one value per position instead.
 
     Args:
         logits (`torch.Tensor` of shape `(N, C)`): Logits. bfloat16 and float16 inputs are computed in float32.
@@ -73,8 +74,8 @@ def bear_loss(
             mass that is spread evenly over the legal tokens, including the target. The margin term is not smoothed.
 
     Returns:
-        [`LossOutput`]: The loss, `(N,)`, and the metrics `ce` (not smoothed), `margin` and `pruned` (1 where the
-            target is less likely than the b-th likeliest token, so that a tie counts as kept).
+        [`LossOutput`]: The loss, `(N,)`, and the metrics `ce` (without smoothing), `margin` and `pruned` (1 where the
+        target is less likely than the b-th likeliest token; a target as likely as this token counts as kept).
     """
     _check(num_beams, sharpness, temperature, variant, smoothing)
 
@@ -93,7 +94,7 @@ def bear_loss(
 
 def _log_softmax(logits: Tensor, legal: Tensor | None, temperature: float) -> Tensor:
     """Returns the log-probabilities, `(N, C)`, in at least float32. Illegal tokens get -inf."""
-    # Skip steps that are not needed, because each one is a pass over the vocabulary.
+    # Skip steps that are not needed, because each step reads all logits.
     if legal is not None:
         logits = torch.where(legal, logits, -torch.inf)
     logits = at_least_float32(logits)
@@ -111,8 +112,8 @@ def _mean(log_probs: Tensor, legal: Tensor | None) -> Tensor:
 
 def _threshold(log_probs: Tensor, num_beams: int) -> Tensor:
     """Returns the b-th largest log-probability of each row, `(N,)`."""
-    # Illegal tokens are -inf, so the b-th largest value is the smallest finite one among the `num_beams` largest.
-    # This avoids counting the legal tokens.
+    # Illegal tokens have the value -inf. So the b-th largest value is the smallest finite value among the `num_beams`
+    # largest. This avoids counting the legal tokens.
     best = log_probs.topk(min(num_beams, log_probs.shape[-1]), sorted=False).values
     return best.where(best.isfinite(), torch.inf).amin(-1)
 

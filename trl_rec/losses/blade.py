@@ -5,8 +5,8 @@ rank is computed among the reference lists, which were sampled from the initial 
 `dynamic_coefficient`, the rollouts of the same prompt count too, so the rank changes with the policy. There are four
 steps: `posterior_cdf` estimates the rank as a probability, `best_of_n_reward` converts it to a Best-of-N reward,
 `leave_one_out` or `standardized` computes advantages, and `list_policy_loss` computes the loss. Only the last step has
-a gradient. The KL penalty is left to the caller: it is beta times the log-ratio between the policy and the reference,
-without a gradient, and has to be subtracted from the Best-of-N rewards before the advantages are computed.
+a gradient. The KL penalty is left to the caller. The penalty is beta times the log-ratio between the policy and the
+reference, without a gradient. It has to be subtracted from the Best-of-N rewards before the advantages are computed.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, N the `best_of`.
 """
@@ -27,18 +27,18 @@ LARGEST_LOG_RATIO = 20.0  # a ratio of 5e8; a log-ratio above 88 overflows in fl
 def posterior_cdf(
     rewards: Tensor, reference_rewards: Tensor, *, dynamic_coefficient: float, prior: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    r"""Estimates two probabilities for each rollout: that the reward of another list is at most the rollout's reward,
-    and that it is lower than the rollout's reward.
+    r"""Estimates two probabilities for each rollout: that another list has at most the rollout's reward, and that
+    another list has a lower reward than the rollout.
 
-    BLADE, arXiv 2605.04559. With $S_{ref}(t)$ and $S_{on}(t)$ the numbers of reference lists and of rollouts whose
-    reward is at most $t$:
+    BLADE, arXiv 2605.04559. Let $S_{ref}(t)$ be the number of reference lists, and $S_{on}(t)$ the number of rollouts,
+    with a reward of at most $t$:
 
     $$ F_\tau(t) = (1 - \tau) \frac{S_{ref}(t) + a}{M + 2a} + \tau \frac{S_{on}(t)}{G} $$
 
     The first fraction is the mean of a Beta posterior: the reference lists are trials under the prior Beta(a, a). The
-    rollouts are further evidence, and tau is their share of the total weight. With `dynamic_coefficient=0`, the
-    estimate depends only on the reference lists, so it is static. With `dynamic_coefficient=1`, it is the rank within
-    the group of rollouts.
+    rollouts are further evidence, with the weight tau. With `dynamic_coefficient=0`, the estimate depends only on the
+    reference lists, so it does not change during training. With `dynamic_coefficient=1`, it depends only on the
+    rollouts of the prompt.
 
     Reconstruction: the paper's body was not available. Notes on it mention a Beta model with a static prior, on-policy
     evidence and a dynamic coefficient; the formula is ours.
@@ -54,7 +54,7 @@ def posterior_cdf(
 
     Returns:
         `at_most` and `below`, `(B, G)` each: the estimates $F_\tau$ at the reward of each rollout. For `at_most`, $S$
-        counts the rewards that are at most that reward; for `below`, those that are strictly less.
+        counts the rewards that are at most the reward of the rollout. For `below`, $S$ counts only lower rewards.
     """
     _check_estimate(rewards, reference_rewards, dynamic_coefficient, prior)
     rewards = at_least_float32(rewards)
@@ -81,15 +81,15 @@ def best_of_n_reward(at_most: Tensor, below: Tensor, *, best_of: float) -> Tenso
         best_of (`float`): N, at least 1. It may be in the hundreds and need not be an integer.
 
     Returns:
-        `torch.Tensor` of shape `(B, G)`: The finite rewards R.
+        `torch.Tensor` of shape `(B, G)`: The rewards R, which are finite.
     """
     if best_of < 1:
         raise ValueError(
             f"`best_of` must be at least 1, but is {best_of}; it is a number of lists. Set it to 8, for example."
         )
 
-    # With x = F_- / F = 1 - share, R = (N - 1) log F + log(-expm1(N log x)) - log(1 - x). This form stays finite for N
-    # in the hundreds.
+    # With x = F_- / F = 1 - share, R = (N - 1) log F + log(-expm1(N log x)) - log(1 - x). This form stays finite even
+    # if N is in the hundreds.
     share = (at_most - below) / at_most
     ties = (-torch.expm1(best_of * torch.log1p(-share))).log() - share.log()
     return (best_of - 1) * at_most.log() + ties.where(share > 0, math.log(best_of))
@@ -103,8 +103,8 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
     The policy gradient is unbiased if a reward does not depend on the other rollouts. With a positive
     `dynamic_coefficient`, rewards depend on the other rollouts: a list with a high reward lowers the ranks of the
-    others, and so its own baseline. Its advantage, and thus the gradient of E[R], is overestimated. This bias shrinks
-    as G grows.
+    other lists, and thereby the mean that is subtracted from its own reward. So the advantage of the list, and thus
+    the gradient of E[R], is overestimated. This bias shrinks as G grows.
     """
     num_rollouts = rewards.shape[-1]
     if num_rollouts < 2:
@@ -134,7 +134,7 @@ def standardized(rewards: Tensor, *, eps: float = 1e-4) -> Tensor:
 def list_policy_loss(logps: Tensor, old_logps: Tensor | None, advantages: Tensor, *, clip: float = 0.2) -> LossOutput:
     r"""Computes the clipped policy gradient loss of whole lists, one value per list.
 
-    With $\rho = \pi(y) / \pi_{old}(y)$ for a list $y$:
+    Let $\rho = \pi(y) / \pi_{old}(y)$ for a list $y$ with the advantage $A$:
 
     $$ L = -\min(\rho A, \mathrm{clip}(\rho, 1 - c, 1 + c) A) $$
 
@@ -168,8 +168,8 @@ def list_policy_loss(logps: Tensor, old_logps: Tensor | None, advantages: Tensor
     ratio = (at_least_float32(logps) - at_least_float32(old_logps).detach()).clamp(max=LARGEST_LOG_RATIO).exp()
     loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
-    # The minimum selects the clipped term only where the ratio has left the clip range in the direction that the
-    # advantage favours.
+    # The minimum selects the clipped term only if the ratio is above the clip range and the advantage is positive, or
+    # the ratio is below it and the advantage is negative.
     ratio = ratio.detach()
     clipped = ((ratio > 1 + clip) & (advantages > 0)) | ((ratio < 1 - clip) & (advantages < 0))
     return LossOutput(loss, {"ratio": ratio, "clipped": clipped.to(ratio.dtype)})
@@ -178,15 +178,15 @@ def list_policy_loss(logps: Tensor, old_logps: Tensor | None, advantages: Tensor
 def _posterior_mean(
     rewards: Tensor, reference_rewards: Tensor, dynamic_coefficient: float, prior: float, *, inclusive: bool
 ) -> Tensor:
-    """Computes F, `(B, G)`. Rewards equal to the reward of the rollout are counted if `inclusive`."""
+    """Computes F, `(B, G)`. Counts rewards below the reward of the rollout, and equal rewards too if `inclusive`."""
     offline = (_count(rewards, reference_rewards, inclusive) + prior) / (reference_rewards.shape[-1] + 2 * prior)
     online = _count(rewards, rewards, inclusive) / rewards.shape[-1]
     return (1 - dynamic_coefficient) * offline + dynamic_coefficient * online
 
 
 def _count(thresholds: Tensor, rewards: Tensor, inclusive: bool) -> Tensor:
-    """Returns, for each threshold, how many `rewards` of its row are less than it, or less than or equal to it if
-    `inclusive`, `(B, G)`."""
+    """Returns how many `rewards` of the same row are below each threshold, `(B, G)`. If `inclusive`, rewards equal to
+    the threshold are counted too."""
     counts = torch.searchsorted(rewards.sort(-1).values, thresholds.contiguous(), right=inclusive)
     return counts.to(thresholds.dtype)  # integers would be divided in the default dtype, which may differ
 

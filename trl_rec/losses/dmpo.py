@@ -19,14 +19,15 @@ from trl_rec.losses.softmax_dpo import check_beta, preference_metrics
 def dmpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor | None, *, beta: float) -> LossOutput:
     r"""Direct multi-preference optimization (DMPO, arXiv 2405.16127), one value per row.
 
-    Let $h_w$ and $h_l$ be $\beta \log(\pi_\theta / \pi_{ref})$ of the chosen completion $w$ and of each of the K
-    negatives $l$:
+    Let $h_w$ be $\beta \log(\pi_\theta / \pi_{ref})$ of the chosen completion $w$, and $h_l$ the same for each of the
+    K negatives $l$:
 
     $$ L = -\log \sigma\left(h_w - \frac{1}{K} \sum_l h_l\right) $$
 
-    All negatives of a row are pushed down equally, whereas Softmax-DPO pushes the likeliest negatives down the most.
-    With one negative, the loss equals DPO with TRL's `"sigmoid"` loss. If the policy equals the reference, the loss is
-    log 2 for any number of negatives. For a row without negatives, the loss and its gradient are 0.
+    The loss pushes all negatives of a row down equally, whereas Softmax-DPO pushes the negatives with the highest
+    log-ratios down the most. With one negative, the loss equals TRL's DPO loss of type `"sigmoid"`. If the policy
+    equals the reference, the loss is log 2 for any number of negatives. For a row without negatives, the loss, its
+    gradient and all metrics are 0.
 
     Reconstruction: the paper's body was not available, and no source states how rows with different numbers of
     negatives are treated. Here, K is the number of negatives of the row.
@@ -50,7 +51,8 @@ def dmpo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, mask: Tensor
     chosen = beta * at_least_float32(chosen_logratios)  # (B,)
     rejected = beta * at_least_float32(rejected_logratios)  # (B, K)
 
-    # Mask before the mean to keep infinite entries out of the gradient, and again after it for rows without negatives.
+    # The first mask keeps infinite entries out of the gradient. The second one sets the loss to 0 for rows without
+    # negatives.
     excess = torch.where(mask, rejected - chosen[:, None], 0)
     mean_excess = excess.sum(-1) / mask.sum(-1).clamp(min=1)
     loss = torch.where(mask.any(-1), -F.logsigmoid(-mean_excess), 0)

@@ -9,8 +9,8 @@ from torch import Tensor
 class LossOutput(NamedTuple):
     """An unreduced loss and its metrics.
 
-    The loss functions neither reduce nor log. Their callers do both, because only the caller knows what to divide by
-    and which metric names to use.
+    Loss functions neither reduce nor log. Their callers do both, because only a caller knows what to divide the loss
+    by and how to name the metrics.
 
     Args:
         loss (`torch.Tensor`): Unreduced loss, with one value per token, list or row, depending on the loss.

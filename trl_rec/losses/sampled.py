@@ -1,6 +1,6 @@
 """Sampled softmax: cross-entropy over a large catalogue, estimated from a few sampled items per target.
 
-Legend: N positions; L sampled columns; K of these columns are used at each position.
+Legend: N positions, L sampled columns, K columns (among the L) that count at a position.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def sampled_softmax_loss(
     $$ L = -s_y + \log\Big(e^{s_y} + \sum_{k=1}^{K} e^{s_{j_k} - \log(K q_{j_k})}\Big) $$
 
     The expected value of the sum over $k$ is exactly the full sum $\sum_{j \neq y} e^{s_j}$. The loss contains the
-    logarithm of the sum over $k$, so it is biased: its expected value is slightly below the full cross-entropy. The
-    bias vanishes as $K$ grows. Without negatives, the loss and its gradient are 0.
+    logarithm of this estimate, so the expected value of the loss is below the full cross-entropy. This bias vanishes
+    as $K$ grows. Without negatives, the loss and its gradient are 0.
 
     Args:
         logits (`torch.Tensor` of shape `(N, 1 + L)`): Logits of the target, in column 0, and of the sampled negatives.
             bfloat16 and float16 inputs are computed in float32.
-        log_q (`torch.Tensor` of shape `(N, L)`): Logarithm of the probability with which each negative is drawn.
-        counted (`torch.Tensor` of shape `(N, L)`, *optional*): True for the K draws of each position. Other columns
-            have no effect, even if infinite or NaN. By default, all columns count.
+        log_q (`torch.Tensor` of shape `(N, L)`): Logarithm of the probability $q$ of each negative.
+        counted (`torch.Tensor` of shape `(N, L)`, *optional*): True for the K negatives of each position. Other
+            columns have no effect, even if infinite or NaN. By default, all L columns count.
         temperature (`float`, *optional*, defaults to `1.0`): Divisor of the logits.
 
     Returns:

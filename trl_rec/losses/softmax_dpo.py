@@ -1,8 +1,9 @@
 """Softmax-DPO: a preference loss for one chosen completion and several negatives. Rows may differ in their number of
 negatives.
 
-Missing negatives are masked. Repeating a negative to fill a row would change the loss, because m copies add log m to
-its exponent. The inputs are log-ratios between policy and reference, so this file needs neither a model nor tokens.
+Missing negatives are masked. If a row were filled with m copies of a negative instead, the loss would change, because
+log m would be added to the exponent of this negative. The inputs are log-ratios between policy and reference, so this
+file needs neither a model nor tokens.
 
 Legend: B rows, K negatives (padded).
 """
@@ -21,13 +22,14 @@ def softmax_dpo_loss(
 ) -> LossOutput:
     r"""Softmax-DPO (S-DPO, arXiv 2406.09215; equation 3 of Align³GR, arXiv 2511.11255), one value per row.
 
-    Let $h_w$ and $h_l$ be $\beta \log(\pi_\theta / \pi_{ref})$ of the chosen completion $w$ and of each negative $l$:
+    Let $h_w$ be $\beta \log(\pi_\theta / \pi_{ref})$ of the chosen completion $w$, and $h_l$ the same for each
+    negative $l$. These values are called rewards. The loss is:
 
     $$ L = -\log \sigma\left(-\log \sum_l \exp(h_l - h_w)\right) $$
 
-    This is the cross-entropy of choosing the chosen completion from a set that contains it and its negatives. With one
-    negative, it equals DPO with TRL's `"sigmoid"` loss. If the policy equals the reference, the loss is
-    log(1 + number of negatives).
+    This is the cross-entropy of a choice between the chosen completion and its negatives, with the rewards as logits
+    and the chosen completion as the label. With one negative, the loss equals TRL's DPO loss of type
+    `"sigmoid"`. If the policy equals the reference, the loss is log(1 + number of negatives).
 
     For a row without negatives, the loss, its gradient and all metrics are 0. The caller has to exclude such rows from
     means.
@@ -42,9 +44,9 @@ def softmax_dpo_loss(
         beta (`float`): Weight of the divergence from the reference.
 
     Returns:
-        [`LossOutput`]: The loss, `(B,)`, and the metrics `rewards_chosen`, `rewards_rejected` (averaged over
-        the negatives), `margins` (their difference) and `accuracies` (1 where the chosen completion has a higher
-        reward than every negative; ties count as 0).
+        [`LossOutput`]: The loss, `(B,)`, and the metrics `rewards_chosen`, `rewards_rejected` (averaged over the
+        negatives), `margins` (the difference between these two) and `accuracies` (1 where the chosen completion has a
+        higher reward than every negative, otherwise 0).
     """
     check_beta(beta)
     if mask is None:
@@ -52,7 +54,7 @@ def softmax_dpo_loss(
 
     chosen = beta * at_least_float32(chosen_logratios)  # (B,)
     rejected = beta * at_least_float32(rejected_logratios)  # (B, K)
-    # Subtract before masking. Otherwise the gradient of a row without negatives would be 0 * infinity instead of 0.
+    # Subtract before masking. Otherwise the gradient of a row without negatives would be 0 * infinity, which is NaN.
     excess = torch.where(mask, rejected - chosen[:, None], -torch.inf)
     loss = -F.logsigmoid(-excess.logsumexp(-1))
     return LossOutput(loss, preference_metrics(chosen.detach(), rejected.detach(), mask))

@@ -1,7 +1,8 @@
 """Determines whether a model accepts a custom attention mask, and builds the mask in the format that the model needs.
 
-A custom mask is needed if a row contains several completions of one prompt. A model with a custom mask ignores its
-sliding windows. The result is still correct as long as the prompt plus any one completion fits into the window.
+A custom mask is needed if a row contains several completions of one prompt. A model that is given a custom mask
+ignores its sliding windows. The result is still correct as long as the prompt and any single completion together fit
+into the window.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def why_separate(model: PreTrainedModel, length: int) -> str | None:
         return "local attention measures distances in columns, not in position ids"
     window = settings.get("sliding_window") or settings.get("attention_chunk_size")
     kinds = settings.get("layer_types")
-    # Without `layer_types`, a model with a window uses it unless `use_sliding_window` is False.
+    # Without `layer_types`, a model that has a window uses the window unless `use_sliding_window` is False.
     slides = set(kinds) != {"full_attention"} if kinds else settings.get("use_sliding_window", True)
     if slides and window and length > window:
         return f"prompt and completion do not fit into the attention window of {window} tokens"
@@ -70,7 +71,8 @@ def why_separate(model: PreTrainedModel, length: int) -> str | None:
 
 @cache
 def warn_once(reason: str, consequence: str) -> None:
-    """Logs why completions or beams get separate rows, and the consequence. Each pair is logged once per process."""
+    """Logs why completions or beams get separate rows, and with what consequence. Logs the same text only once per
+    process."""
     logger.warning(f"{reason}: {consequence}")
 
 

@@ -84,7 +84,7 @@ def build_model(
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **scratch_options(config))
         return model, item_tokenizer, get_peft_config(config)
 
-    # Or load a pretrained model, and add the catalogue's tokens. An adapter must also train their embeddings.
+    # Or load a pretrained model, and add the catalogue's tokens. An adapter must also train the new embeddings.
     options = loading_options(config, trust_remote_code)
     model = load_policy(config.model_name_or_path, **options)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=trust_remote_code or None)
@@ -97,7 +97,7 @@ def build_model(
 
 
 def scratch_options(config: RecModelConfig) -> dict[str, Any]:
-    """Returns the options for [`make_model`], such as the size."""
+    """Returns the options of a configuration that [`make_model`] takes, such as the number of layers."""
     names = ("hidden_size", "num_layers", "num_heads", "dropout", "embedding_dropout")
     return {name: getattr(config, name) for name in names}
 
@@ -115,9 +115,9 @@ def build_policy(
 
     Returns:
         The policy, the reference, the tokenizer and the adapter configuration. The reference is a second copy of the
-        model. It is None if `with_reference` is False, or if the policy has an adapter or will be given one. Such a
-        policy computes the outputs of the reference itself: with a frozen copy of its adapter if the adapter already
-        exists, or with the adapter switched off if it is new.
+        model. It is None if `with_reference` is False, or if the policy has an adapter or will be given one. A policy
+        with an adapter also computes the outputs of the reference. If the policy was loaded with an adapter, it uses a
+        frozen copy of this adapter for the reference. If the adapter is new, the policy switches it off.
     """
     name = config.model_name_or_path
     if name is None:

@@ -5,10 +5,10 @@ dropout is a submodule of the first layer, and a forward pre-hook of that layer 
 Therefore:
 
 - The names of the weights do not change, and a saved model is an ordinary Phi-3.
-- `model.eval()` and TRL's `disable_dropout` turn it off like any other dropout.
-- It works with adapters. A hook of the embedding might not run, because PEFT bypasses the embedding module while
-  it trains new tokens.
-- It works under activation checkpointing, which recomputes the hook with the same random numbers.
+- `model.eval()` and TRL's `disable_dropout` turn the dropout off like any other dropout.
+- The dropout works with adapters. A hook of the embedding module might not run, because PEFT bypasses this module when
+  new tokens are trained.
+- The dropout works under activation checkpointing, which runs the hook again with the same random numbers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Controls when a mixture-of-experts model computes its load-balancing loss, and over which tokens.
 
-A mixture of experts computes this loss in its forward pass, over the tokens that the `attention_mask` marks. The mask
-must be two-dimensional for this. Decoding with a cache, and rows that several completions share, need other masks.
-Therefore the loss is requested only in training. For rows of completions, `completions.py` then uses [`attending_by`],
-which gives the attention layers a separate mask.
+A mixture of experts computes this loss in its forward pass, over the tokens that the `attention_mask` marks. For this,
+the mask must be two-dimensional. Decoding with a cache needs another mask, so the loss is requested only in training.
+In training, rows that several completions share need another mask too. For such rows, `completions.py` uses
+[`attending_by`], which gives the attention layers a separate mask.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ def is_mixture(model: PreTrainedModel) -> bool:
 
 
 def routing(model: PreTrainedModel, balanced: bool) -> dict[str, bool]:
-    """Returns the arguments with which a forward pass computes the load-balancing loss if and only if `balanced`.
+    """Returns arguments for a forward pass, which make it compute the load-balancing loss if and only if `balanced`.
 
-    They override the model's configuration. The dict is empty for a model that is not a mixture.
+    The arguments override the model's configuration. The dict is empty for a model that is not a mixture of experts.
     """
     return {"output_router_logits": balanced} if is_mixture(model) else {}
 
 
 def balance_on_request(model: PreTrainedModel) -> None:
-    """Turns the load-balancing loss off in the model's configuration, so that only [`routing`] turns it on.
+    """Turns the load-balancing loss off in the model's configuration, so that only [`routing`] can turn it on.
 
-    `SFTTrainer` turns it on in the configuration. A model saved with that setting could not generate for a batch of
-    prompts.
+    `SFTTrainer` turns the loss on in the configuration. A model saved with this setting could not generate for a batch
+    of prompts.
     """
     if is_mixture(model):
         model.config.get_text_config().output_router_logits = False
@@ -58,7 +58,7 @@ def attending_by(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
 
     Args:
         model: The model itself, not the wrapper of a distributed engine.
-        mask: In any form that the model accepts.
+        mask: The mask, in any form that the model accepts.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
 

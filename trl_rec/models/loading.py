@@ -67,7 +67,7 @@ def load_policy(name_or_path: str | Path, **options: Any) -> PreTrainedModel:
 def load_tokenizer(name_or_path: str | Path, **options: Any) -> PreTrainedTokenizerBase:
     """Loads the model's tokenizer.
 
-    It pads on the left, as decoding requires, and uses EOS for padding if it has no padding token.
+    The tokenizer is set to pad on the left, as decoding requires. If it has no padding token, EOS is used for padding.
     """
     source, gguf_options = _source(name_or_path)
     with _readable(name_or_path, "tokenizer"):
@@ -105,11 +105,11 @@ def find_tokenizer(
 
 @contextmanager
 def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
-    """Turns the errors of missing and damaged files into one sentence that names the model."""
+    """Converts errors about missing or damaged files to a `ValueError` that names the model."""
     try:
         yield
     except Exception as error:
-        # tokenizers raises a bare Exception for a file in another format.
+        # The package tokenizers raises a bare Exception for a file in another format.
         is_damaged = isinstance(
             error, OSError | KeyError | SafetensorError | json.JSONDecodeError | UnicodeDecodeError
         )
@@ -122,7 +122,8 @@ def _readable(name_or_path: str | Path, part: str) -> Iterator[None]:
 
 
 def _source(name_or_path: str | Path) -> tuple[str, dict[str, str]]:
-    """Returns the folder or hub id, and the loading options, which name the GGUF file if there is one."""
+    """Returns the folder or hub id, and the loading options: the name of the GGUF file, or nothing without such a
+    file."""
     path = Path(name_or_path)
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), {"gguf_file": path.name}

@@ -1,9 +1,9 @@
 """Computes logits in float32, even if the model computes in bfloat16 or float16.
 
 Near 20, bfloat16 numbers are 0.125 apart, so rounded logits make different beams tie or change places. Hidden states
-and output embedding can be converted to float32 exactly, so that only float32 rounding affects their product. On a
-CUDA device, the matrix product takes both without conversion and returns float32. On other devices, the output
-embedding is converted in parts, so that there is never a float32 copy of the whole embedding.
+and the output embedding can be converted to float32 exactly, so that only float32 rounding affects their product. On a
+CUDA device, the matrix product takes both operands without conversion and returns float32. On other devices, the
+output embedding is converted in parts, so that memory never holds a float32 copy of the whole embedding.
 
 Legend: N positions, H hidden size, V vocabulary, U tokens whose logits are wanted.
 """
@@ -25,13 +25,13 @@ PART_ROWS = 4096  # rows of the output embedding that are converted at a time
 
 
 class PreciseLinear(TorchFunctionMode):
-    """Inside the block, linear layers with `num_outputs` outputs compute only those of `tokens`, in at least float32.
+    """Inside the block, linear layers with V outputs compute only the outputs of `tokens`, in at least float32.
 
     Args:
         num_outputs (`int`): V. Layers with a different number of outputs, such as the first half of a LoRA adapter,
             are not affected.
-        tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The outputs to compute, which may
-            differ by position. Defaults to all.
+        tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The outputs to compute. With
+            `SampledColumns`, they differ by position. Defaults to all outputs.
     """
 
     def __init__(self, num_outputs: int, tokens: Tensor | SampledColumns | None = None) -> None:
@@ -59,9 +59,9 @@ class PreciseLinear(TorchFunctionMode):
 
 
 def precise_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Same as `F.linear`, except that the result has at least float32 precision.
+    """Same as `F.linear`, except that the result is at least float32.
 
-    Under autocast, the operands are first rounded to the autocast dtype. As with `F.linear`, gradients are rounded to
+    Under autocast, the operands are first rounded to the autocast dtype. As in `F.linear`, gradients are rounded to
     the dtype of the operands.
     """
     device = hidden_states.device.type
@@ -97,7 +97,7 @@ class _LowPrecisionProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Returns the gradients of hidden states and weight, in the dtype of the operands."""
+        """Returns the gradients of the hidden states and of the weight, in the dtype of the operands."""
         hidden_states, weight = ctx.saved_tensors
         gradient = gradients[0].to(weight.dtype)  # (N, V)
         return (

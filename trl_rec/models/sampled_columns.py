@@ -1,15 +1,15 @@
 """Computes the logits of a few tokens per row, at a cost that does not grow with the size of the vocabulary.
 
-All positions of a batch row share their negatives. Therefore the embeddings of the negatives are gathered only once
-per batch row, and one matrix product gives their logits at all positions of the row. Separate negatives for each
-position would need one gathered embedding per logit.
+All positions of a batch row share the same negatives. Therefore the embeddings of the negatives are gathered only once
+per batch row, and one matrix product computes the logits of the negatives at all positions of the row. Separate
+negatives for each position would need one gathered embedding per logit.
 
-The gradient of the embeddings is collected as a sparse tensor of embedding rows. It becomes dense only once per
-backward pass, after autograd has added up the gradients of all uses of the parameter. Autograd alone would make one
-dense tensor for the input embedding, one for the output embedding, and their sum. Engines, optimizers and
-post-accumulate hooks that are registered later see a dense gradient, as always.
+The gradient of an embedding matrix is collected as a sparse tensor. It becomes dense only once per backward pass,
+after autograd has added up the gradients of all uses of the matrix. If the input and the output embedding are tied,
+autograd alone would make a dense tensor for each of the two uses, and their sum. Engines, optimizers and
+post-accumulate hooks that are registered later see a dense gradient, as usual.
 
-Legend: B rows, N positions, T positions of the longest row, L negatives per row, H hidden size, V vocabulary.
+Legend: B batch rows, N positions, T positions of the longest row, L negatives per row, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from trl_rec.losses.output import at_least_float32
 
 
 class SampledColumns(NamedTuple):
-    """The tokens to compute logits for: at each position, its target and the negatives of its row.
+    """The tokens to compute logits for: at each position, its target and the negatives of its batch row.
 
     Args:
-        owners (`torch.Tensor` of shape `(N,)`): Index of the row that each position belongs to, in ascending order.
-        targets (`torch.Tensor` of shape `(N,)`): Target of each position.
-        negatives (`torch.Tensor` of shape `(B, L)`): Negatives of each row.
+        owners (`torch.Tensor` of shape `(N,)`): The batch row of each position, in ascending order.
+        targets (`torch.Tensor` of shape `(N,)`): The target of each position.
+        negatives (`torch.Tensor` of shape `(B, L)`): The negatives of each batch row.
     """
 
     owners: Tensor
@@ -40,7 +40,7 @@ class SampledColumns(NamedTuple):
     negatives: Tensor
 
     def linear(self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Computes only some columns of `F.linear`: at each position, the target, then the negatives.
+        """Computes only some columns of `F.linear`. At each position, the target comes first, then the negatives.
 
         Returns `(1, N, 1 + L)` in at least float32.
 
@@ -61,7 +61,7 @@ class SampledColumns(NamedTuple):
         rows = at_least_float32(rows)
         states = at_least_float32(states)
 
-        # 2. Multiply. The positions of a row become a padded matrix.
+        # 2. Multiply. The positions of each batch row are padded to a matrix.
         num_rows, num_negatives = self.negatives.shape
         num_positions = len(self.targets)
         counts = torch.bincount(self.owners, minlength=num_rows)
@@ -84,11 +84,11 @@ class SampledColumns(NamedTuple):
 
 
 def take_rows(weight: Tensor, tokens: Tensor) -> Tensor:
-    """Returns `weight[tokens]`. The gradient is sparse if [`collect_rows`] has been called for `weight`."""
+    """Returns `weight[tokens]`. The gradient is sparse if [`collect_rows`] has prepared `weight`."""
     return F.embedding(tokens, weight, sparse=_collects(weight))
 
 
-MARK = "_collects_rows"  # attribute of the parameters whose sparse gradients become dense
+MARK = "_collects_rows"  # attribute of parameters with the hook `DenseGradient`
 
 
 def collect_rows(model: PreTrainedModel) -> None:
@@ -115,8 +115,8 @@ def _collects(weight: Tensor) -> bool:
 class DenseGradient:
     """Hook that makes the gradient of a parameter dense after autograd has added up all uses of the parameter.
 
-    The dense gradient is always in the same memory. A new tensor of hundreds of megabytes per step would cost more
-    than all other work of the backward pass on a CPU, because the system provides its memory page by page.
+    Every step writes the dense gradient to the same memory. On a CPU, a new tensor of hundreds of megabytes per step
+    would cost more time than the rest of the backward pass, because the system provides new memory page by page.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class DenseGradient:
 
 @contextmanager
 def collecting_rows(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block, the input embedding has a sparse gradient if [`collect_rows`] has been called for it."""
+    """Inside the block, the input embedding gets a sparse gradient if [`collect_rows`] has prepared it."""
     layer: Any = model.get_input_embeddings()
     with ExitStack() as changed:
         if isinstance(layer, nn.Embedding) and _collects(layer.weight):
