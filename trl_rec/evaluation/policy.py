@@ -1,8 +1,10 @@
 """Evaluates a policy: a model together with how it is prompted and decoded.
 
-`evaluate_policy` adds metrics that need more than a ranking: recall far down the list (from a pass with more beams),
-whether held-out items that the user liked score above those that the user disliked, and the expected
-recall and NDCG over random orders of the items that share a leaf of the trie.
+`evaluate_policy` adds three kinds of metrics that need more than a ranking:
+
+- recall far down the list, from a pass with more beams;
+- preference accuracy, which is how often a held-out item that a user liked scores above one that the user disliked;
+- expected recall and NDCG over random orders of the items that share a leaf of the trie.
 """
 
 from __future__ import annotations
@@ -97,7 +99,7 @@ class Policy:
         )
 
     def rank_exhaustively(self, rows: Dataset, top_k: int) -> Rankings:
-        """Same as [`rank`], but from the exact scores of all items instead of a beam search.
+        """Same as [`rank`], but ranks all items by their exact scores instead of using a beam search.
 
         The model must not write lists.
         """
@@ -117,7 +119,7 @@ class Policy:
     def score(self, rows: Dataset, items: Ragged) -> np.ndarray:
         """Computes the exact scores of given items, `(len(items.values),)` in float32.
 
-        If the model writes lists, the score of an item is the score that it has as the first item of a list.
+        If the model writes lists, an item is scored as the first item of a list.
 
         Args:
             rows (`Dataset`): Rows of a split.
@@ -128,8 +130,8 @@ class Policy:
         histories = split_rows(rows, "history")
 
         def _score(prompts: dict[str, Tensor], numbers: np.ndarray, exclude: Tensor | None) -> np.ndarray:
-            # If the model writes lists, excluded items are removed before the softmax, which changes all scores.
-            # Otherwise the other items keep their scores, so nothing needs to be excluded here.
+            # If the model writes lists, excluded items are removed before the softmax, which changes the scores of the
+            # other items. Otherwise, exclusion does not change these scores, so nothing is excluded here.
             scores = score_items(
                 self.model,
                 prompts,
@@ -178,7 +180,7 @@ class Policy:
     def map_rows(
         self, compute: BatchFunction, rows: Dataset, width: int, dtype: np.dtype[Any], desc: str
     ) -> np.ndarray:
-        """Applies a function to batches of prompts of the rows, as in [`map_histories`]."""
+        """Applies a function to the prompts of the rows in batches, as in [`map_histories`]."""
         return map_histories(
             compute,
             split_rows(rows, "history"),
@@ -198,9 +200,9 @@ class Policy:
 
 
 def log_weights(trie: TokenTrie, weights: ItemWeights, items: Tensor) -> Tensor:
-    """Returns `strength * log(w / W)` for each of the items `(B, K)`; -inf for padding and weight 0.
+    """Returns `strength * log(w / W)` for each of the items `(B, K)`, and -inf for padding and items of weight 0.
 
-    w is the weight of the item, and W the sum of the weights of all items.
+    Here, w is the weight of the item, and W the sum of the weights of all items.
     """
     weighted = look_up(trie, weights, Excluded(trie, None, len(items)))
     places = trie.item_positions[items.clamp(min=0)].long()
@@ -230,7 +232,7 @@ def evaluate_policy(
         recall_at (`int`, *optional*): A further cutoff above `ks`, for recall alone. It needs a second pass over the
             users, with this number of beams, unless the first pass scores every item or has at least as many beams.
             The second pass does not affect the other metrics. This recall is left out for models that write lists, and
-            where the list would contain the whole catalogue.
+            if a list of this length would contain the whole catalogue.
         rewards, reward_functions, seed (*optional*): As in [`evaluate_split`].
 
     Returns:
@@ -268,8 +270,8 @@ def evaluate_policy(
 
 
 def _preference_accuracy(policy: Policy, rows: Dataset) -> dict[str, np.ndarray]:
-    """Returns a mapping from `preference_accuracy` to its values per user. It is empty if no user has both a liked and
-    a disliked held-out item."""
+    """Returns a mapping from `preference_accuracy` to its values per user. The mapping is empty if no user has both a
+    liked and a disliked held-out item."""
     rated = RatedTargets.from_split(rows)
     if rated is None or not rated.has_pairs.any():
         return {}

@@ -1,8 +1,8 @@
-"""Measures, from the ratings of held-out items, whether a recommender prefers what a user liked.
+"""Measures whether a recommender prefers the held-out items that a user liked to those that the user disliked.
 
 Recall and NDCG count every held-out item as a success, whatever its rating. The measures here use the ratings of a
-split, on a scale up to 5. Held-out items rated 4 to 5 are liked and those rated 1 to 2 are disliked. All others are
-left out. A measure is NaN for a user without the held-out items that it needs.
+split, on a scale up to 5. Held-out items rated 4 or more are liked, and those rated 2 or less are disliked. All other
+items are ignored. A measure is NaN for a user without the held-out items that the measure needs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class RatedTargets:
 
     @classmethod
     def from_split(cls, rows: Dataset) -> RatedTargets | None:
-        """Returns the rated held-out items, or None if the split has no ratings, or if one exceeds `HIGHEST`."""
+        """Returns the liked and disliked held-out items of a split.
+
+        Returns None if the split has no ratings, or if a rating exceeds `HIGHEST`.
+        """
         if "target_ratings" not in rows.column_names:
             return None
         ratings = split_rows(rows, "target_ratings")
@@ -95,8 +98,8 @@ class RatedTargets:
     def found(self, ranked: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
         """Computes `liked@k` and `disliked@k` per user, `(num_rows,)` each.
 
-        `liked@k` is the share of a user's liked held-out items that are among the first k of the list, and
-        `disliked@k` the share of the disliked ones. A good list has many liked and few disliked items.
+        `liked@k` is the share of a user's liked held-out items that are among the first k of the list. `disliked@k` is
+        the same share of the disliked held-out items. A good list has many liked and few disliked items.
 
         Args:
             ranked (`np.ndarray` of shape `(num_rows, K)`): Item indices, best first, padded with -1.
@@ -114,12 +117,12 @@ class RatedTargets:
         """Computes `preference_accuracy` per user, `(num_rows,)`.
 
         Each pair consists of a liked and a disliked held-out item of a user. The accuracy is the share of the pairs in
-        which the liked item has the higher score. Equal scores count half, so chance is 0.5.
+        which the liked item has the higher score. A pair with equal scores counts half, so chance is 0.5.
 
         Args:
             scores (`np.ndarray` of shape `(len(items.values),)`): The score of each item.
         """
-        # In each row, sort by score. A pair is in the right order if the disliked item has the lower score.
+        # Sort the items of each row by score. A pair is in the right order if the disliked item has the lower score.
         rows = self.items.row_ids
         order = np.lexsort((scores, rows))
         rows = rows[order]

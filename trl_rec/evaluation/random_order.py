@@ -1,8 +1,8 @@
 """Random permutations of the catalogue, one per row. Any position can be computed without the other positions.
 
-A Feistel network permutes the numbers below the next power of four. If its output is outside the catalogue, the
-network is applied to that output, and so on, until the output is an item index ("cycle walking"). The result is a
-permutation of the items. The keys of the network are hashes of the seed and the row number, so the permutation does
+A Feistel network permutes the numbers below a power of four that is at least the size of the catalogue. As long as the
+output of the network is not an item index, the network is applied to this output again ("cycle walking"). The result
+is a permutation of the items. The key of the network is a hash of the seed and the row number, so the permutation does
 not depend on the batch or the process.
 """
 
@@ -11,16 +11,16 @@ from __future__ import annotations
 import numpy as np
 
 
-ROUNDS = 12  # with 4 or 6 rounds, some pairs of items are measurably more frequent in very small catalogues
+ROUNDS = 12  # with 4 or 6 rounds, some items follow each other measurably too often in very small catalogues
 
 
 def permuted(positions: np.ndarray, rows: np.ndarray, seed: int, num_items: int) -> np.ndarray:
-    """Returns the item at each given position in the permutation of `range(num_items)` that belongs to each row.
+    """Returns the item at each given position. Every row has its own permutation of `range(num_items)`.
 
     Args:
         positions (`np.ndarray` of shape `(T,)`): Positions below `num_items`.
-        rows (`np.ndarray` of shape `(T,)`): The row number for each position. The seed and the row number determine
-            the permutation.
+        rows (`np.ndarray` of shape `(T,)`): For each position, the number of the row in whose permutation the item is
+            looked up. The seed and the row number determine the permutation.
         seed (`int`): Seed of the permutations, below 2^63.
         num_items (`int`): Size of the catalogue.
 
@@ -41,7 +41,7 @@ def permuted(positions: np.ndarray, rows: np.ndarray, seed: int, num_items: int)
 
 
 def _feistel(values: np.ndarray, keys: np.ndarray, half_bits: np.uint64) -> np.ndarray:
-    """Applies a bijection of the numbers below 2^(2 * `half_bits`), which is determined by the key."""
+    """Applies to each value a bijection of the numbers below 2^(2 * `half_bits`). The key selects the bijection."""
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left = values >> half_bits
     right = values & mask

@@ -87,9 +87,9 @@ def rank_histories(
 ) -> Rankings:
     """Ranks the catalogue for each history: items and scores `(num_histories, top_k)`.
 
-    If the prompt format has a `list_length`, the ranking is the first `top_k` items of the list that the model writes,
-    and the score of a rank is the score of the list up to that rank, which is its log-probability if there is no
-    prior. Otherwise single items are ranked by score.
+    If the prompt format has a `list_length`, the ranking is the first `top_k` items of the list that the model writes.
+    The score of a rank is then the score of the list up to that rank. Without a prior, this is the log-probability of
+    that part of the list. If the prompt format has no `list_length`, single items are ranked by score.
 
     Args:
         model: A causal language model.
@@ -108,10 +108,10 @@ def rank_histories(
         renormalize, length_penalty (*optional*): As in [`rank_items`]. They have no effect on lists, which always use
             the softmax over legal tokens.
         batch_size (*optional*, defaults to `16`): Prompts per forward pass.
-        max_length (*optional*): Maximum number of tokens of the prompt and the completion together. The oldest items
-            of a history are dropped first.
-        prior (*optional*): Gives the items their weights, as in [`rank_items`]. It sees the complete histories, even
-            where the prompts are cut.
+        max_length (*optional*): Maximum number of tokens of the prompt and the completion together. If they do not
+            fit, the oldest items of the history are dropped.
+        prior (*optional*): Gives the items their weights, as in [`rank_items`]. The prior receives the complete
+            histories, even if histories are cut in the prompts.
     """
     # Check the numbers first, because writing the prompts can take long.
     COUNT.check("batch_size", batch_size)
@@ -170,11 +170,11 @@ def map_histories(
     batch_size: int = 16,
     max_length: int | None = None,
 ) -> np.ndarray:
-    """Applies a function to batches of prompted histories, and returns `(num_histories, width)` on every process.
+    """Applies a function to the prompts of histories in batches. Returns `(num_histories, width)` on every process.
 
     Args:
-        compute: Maps a batch to values `(B, width)`. Its arguments are the padded prompts, their row numbers `(B,)`,
-            and the items to exclude: `(B, E)`, padded with -1, or None if nothing is excluded.
+        compute: Maps a batch to values `(B, width)`. Its arguments are the padded prompts, the row numbers of their
+            histories `(B,)`, and the items to exclude `(B, E)`, padded with -1, or None if nothing is excluded.
         histories, prompt_format, pad_token_id, users, exclude_history, batch_size, max_length: As in
             [`rank_histories`].
         width: Number of values per row.
@@ -201,7 +201,7 @@ def map_rows(
     desc: str,
     batch_size: int,
 ) -> np.ndarray:
-    """Applies a function to batches of rows, and returns `(num_rows, width)` on every process.
+    """Applies a function to rows in batches. Returns `(num_rows, width)` on every process.
 
     Args:
         compute: Maps row numbers `(B,)` to values `(B, width)`.

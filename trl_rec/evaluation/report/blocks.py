@@ -1,6 +1,7 @@
 """The parts of a page: sections, which contain verdicts, tables, charts, lists of items, facts and texts.
 
-The parts contain plain text. `page.html` turns them into HTML and escapes every text; only charts are HTML already.
+The parts contain plain text. `page.html` turns them into HTML and escapes every text. Only charts are HTML already and
+are not escaped.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 
-INK_COLOR = -1  # in a legend: the colour of text rather than one of the recommenders' colours
+INK_COLOR = -1  # number of the colour of text, for use in legends
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Cell:
 
     Args:
         text (`str`): The value.
-        small (`str`, *optional*): Its interval, or another remark in small print.
+        small (`str`, *optional*): The interval of the value, or another remark in small print.
         is_best (`bool`, *optional*, defaults to `False`): Whether it is the best value of its column.
     """
 
@@ -67,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, and remarks below it."""
+    """A table with remarks (`notes`) below it. If `is_folded`, only its title is shown until the reader opens it."""
 
     headings: Sequence[str]
     rows: Sequence[Row]
@@ -79,7 +80,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart with its title and a remark on how to read it. `svg` is inserted into the page as it is."""
+    """A chart with a title and a remark on how to read the chart. `svg` is inserted into the page as it is."""
 
     svg: str
     title: str = ""
@@ -106,7 +107,7 @@ class Charts:
 
 @dataclass(frozen=True)
 class Entry:
-    """An item of a list. The remark is shown after the title, and an item with `is_hit` is highlighted."""
+    """An item of a list. `remark` is shown after the title. If `is_hit`, the item is highlighted."""
 
     title: str
     remark: str = ""
@@ -115,7 +116,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class ItemList:
-    """The list for one user, the history before it, and the items that the user chose but that the list misses."""
+    """The list for one user, the history before it, and the items that the user chose next but that are not in it."""
 
     name: str
     entries: Sequence[Entry]
@@ -133,7 +134,7 @@ class ItemLists:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values."""
+    """Facts, each with a name and a value."""
 
     facts: Sequence[tuple[str, str]]
     title: str = ""
@@ -166,10 +167,10 @@ class Section:
     """A section of the page.
 
     Args:
-        anchor (`str`): Its id in the page.
-        title (`str`): Its heading.
+        anchor (`str`): The id of the section in the page.
+        title (`str`): The heading.
         says (`str`): A short text that tells a newcomer what to look at.
-        blocks (`Sequence[Block]`): Its parts, in order.
+        blocks (`Sequence[Block]`): The parts of the section, in order.
     """
 
     anchor: str

@@ -1,9 +1,9 @@
 """Draws the charts of a report with matplotlib, as SVG elements that can be placed in an HTML page.
 
-An SVG element has no scripts, no links to other files and no random or dated parts, so that equal values give equal
-bytes. Its colours are CSS variables of the page (`--ink`, `--rule`, `--series-0`, ...), so that a chart is light or
-dark like its page. Labels stay text, rather than shapes. The page writes the legend, because it can wrap a long legend
-on a narrow screen.
+The elements contain no scripts and no links to other files. They contain nothing random and no dates, so equal values
+give equal bytes. The colours are CSS variables of the page (`--ink`, `--rule`, `--series-0`, ...), so a chart is light
+or dark like the page. Labels are text rather than shapes. The page itself writes the legends, because it can wrap a
+long legend on a narrow screen.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Points: TypeAlias = Sequence[tuple[float, float]]  # (x, y)
 Curve: TypeAlias = tuple[Points, int]  # points and their colour number, which also sets the marker and the dashes
 
 NUM_COLORS = 10  # the page defines --series-0 to --series-9
-# Placeholders that matplotlib takes for colours. `_with_variables` replaces them with CSS variables.
+# Placeholders that matplotlib accepts as colours. `_with_variables` replaces them with CSS variables.
 INK = "#abc0f0"
 RULE = "#abc0f1"
 SERIES = [f"#abc1{number:02x}" for number in range(NUM_COLORS)]
@@ -42,8 +42,8 @@ ROUND = [1, 2, 2.5, 5, 10]  # the distance between two ticks is one of these num
 
 WIDTH = 3.0  # size of a panel in inches, small enough for a phone
 HEIGHT = 2.1
-WIDE = 4.6
-LONGEST_LABEL = 24  # longer names of groups and recommenders are cut at the axes
+WIDE = 4.6  # width of a panel that takes a line of its own
+LONGEST_LABEL = 24  # maximum number of characters of a name at an axis; longer names are cut
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -77,8 +77,8 @@ class Dot(NamedTuple):
 
     Args:
         value (`float`): The value.
-        low (`float`): Lower end of the interval; equal to `value` where there is none.
-        high (`float`): Upper end of the interval.
+        low (`float`): Lower end of the interval. Equal to `value` if there is no interval.
+        high (`float`): Upper end of the interval. Equal to `value` if there is no interval.
     """
 
     value: float
@@ -106,7 +106,7 @@ def line_chart(curves: Sequence[Curve], *, label: str, x_label: str, marks_only:
             panel.axes.plot(*values.T, color=SERIES[number % NUM_COLORS], marker=marker, linestyle=dash)
             lowest = min(lowest, values[:, 1].min(initial=np.inf))
         if lowest >= 0:
-            # No value is negative, so let the axis start only slightly below 0, where a line at 0 stays visible.
+            # No value is negative, so let the axis start only slightly below 0. A line at 0 stays visible.
             bottom, top = panel.axes.get_ylim()
             panel.axes.set_ylim(bottom=max(bottom, -0.04 * top))
         panel.axes.set_xlabel(x_label)
@@ -150,7 +150,7 @@ def share_chart(
     x_label: str,
     reference: np.ndarray | None = None,
 ) -> str:
-    """Draws one row per group, with one mark per name and a line from the smallest to the largest share.
+    """Draws one row per group, with one mark per name and a line from the smallest to the largest share of the row.
 
     Args:
         shares: For each name, the shares of the groups, `(num_rows,)`.
@@ -203,12 +203,12 @@ def _panel(*, label: str, width: float = WIDTH, height: float = HEIGHT) -> Itera
     """Yields a panel, and draws it on leaving the block.
 
     Args:
-        label: What a screen reader says.
+        label: The text that a screen reader reads out.
         width: Width in inches.
         height: Height in inches.
     """
-    # Matplotlib is reset to its defaults, so that the user's own settings have no effect. Warnings about letters that
-    # its font lacks are ignored, because the browser draws the text.
+    # Reset matplotlib to its defaults, so that the user's own settings have no effect. Ignore warnings, because
+    # matplotlib warns of letters that are missing from its font, but the browser draws the text.
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         matplotlib.rcdefaults()
@@ -244,8 +244,8 @@ def _inline(svg: str, label: str) -> str:
         element.attrib.clear()
         element.attrib.update(_renamed(attributes, used, prefix))
 
-    # 3. Keep the size at which the element was drawn, or let it shrink to the width of a narrower page. The viewBox
-    # keeps the proportions.
+    # 3. Limit the width to that at which the element was drawn. On a narrower page, the element shrinks, and the
+    # viewBox keeps its proportions.
     width = float(root.attrib["viewBox"].split()[2]) / 72  # inches
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
@@ -273,7 +273,8 @@ def _local(name: str) -> str:
 
 
 def _with_variables(style: str) -> str:
-    """Replaces the placeholder colours with CSS variables, and matplotlib's fonts with the page's."""
+    """Replaces the placeholder colours with CSS variables. Removes the names of fonts, so that the page's font is
+    used."""
     style = style.replace(INK, "var(--ink)").replace(RULE, "var(--rule)")
     style = re.sub(r"#abc1([0-9a-f]{2})", lambda found: f"var(--series-{int(found[1], 16)})", style)
     style = re.sub(r"font-family: [^;]*;? ?", "", style)

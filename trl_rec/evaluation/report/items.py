@@ -28,8 +28,8 @@ from trl_rec.items import ItemCatalog
 
 
 ITEMS_COLOR = 6
-# Number of groups shown: those with the largest shares of the histories, or of the recommendations if there is no
-# dataset.
+# Maximum number of groups shown. They are those with the largest shares in the histories or, without a dataset, in the
+# recommendations.
 NUM_GROUPS = 20
 NUM_LISTS = 10
 NUM_RECENT = 3  # history items above each list
@@ -37,7 +37,8 @@ NEEDS_DATASET = "Histories are not shown, because the page was made without the 
 
 
 def groups_section(material: Material) -> Section | None:
-    """The share of each group of items in recommendations, against its share in the users' histories."""
+    """Returns the section that compares the share of each group of items in recommendations with the group's share in
+    the users' histories."""
     catalog, dataset = material.catalog, material.dataset
     if catalog is None or catalog.group_column is None or not material.ranked or material.is_rated:
         return None
@@ -69,13 +70,15 @@ def groups_section(material: Material) -> Section | None:
     return Section(
         "groups",
         "Share per group",
-        "A fair recommender shows each group as often as users chose it: its marks lie on the bars of the histories.",
+        "A fair recommender shows each group as often as users chose the group. The marks of such a recommender lie "
+        "on the bars of the histories.",
         [Charts([Panel(svg)], legend, is_wide=True), *blocks],
     )
 
 
 def codes_section(material: Material) -> Section | None:
-    """How evenly the codes of semantic IDs are used, by items and in recommendations."""
+    """Returns the section that shows how evenly the codes of semantic IDs are used, by items and in
+    recommendations."""
     arms = [arm for arm in material.own if arm in material.ranked and _has_ids(arm.runs[0].catalog)]
     if not arms:
         return None
@@ -90,7 +93,7 @@ def codes_section(material: Material) -> Section | None:
     for level in range(int(catalog.semantic_ids.lengths.max())):
         title = f"level {level + 1}"
         counts = _code_counts(catalog, level, [material.ranked[arm] for arm in arms])
-        # Each line sorts the codes by its own counts, so that a horizontal line means even use.
+        # Sort the codes separately for each line of the chart, so that a horizontal line means even use.
         shares = [np.sort(count)[::-1] / max(count.sum(), 1) for count in counts]
         rows += [_code_row(f"{title}, {name}", share) for (name, _), share in zip(legend, shares, strict=True)]
         if len(counts[0]) > 1:
@@ -101,7 +104,10 @@ def codes_section(material: Material) -> Section | None:
                 Panel(line_chart(curves, label=title, x_label="code, by share"), f"{title}: share of each code")
             )
     headings = ["", "codes used", "effective codes", "largest share"]
-    note = "Effective codes: the exponential of the entropy; equal to the number of codes if all are used equally."
+    note = (
+        "Effective codes: the exponential of the entropy of the shares, which equals the number of codes if all codes "
+        "are used equally."
+    )
     return Section(
         "codes",
         "Use of codes",
@@ -112,7 +118,7 @@ def codes_section(material: Material) -> Section | None:
 
 
 def _has_ids(catalog: ItemCatalog | None) -> bool:
-    """Whether the items of a catalogue are written as semantic IDs."""
+    """Returns whether the items of a catalogue are written as semantic IDs."""
     return catalog is not None and catalog.surface == "semantic_id"
 
 
@@ -125,7 +131,7 @@ def _code_counts(catalog: ItemCatalog, level: int, rankings: Sequence[np.ndarray
 
 
 def _code_row(name: str, share: np.ndarray) -> Row:
-    """How many codes are used, and how evenly."""
+    """Returns a table row that shows how many codes are used, and how evenly."""
     used = share[share > 0]
     effective = float(np.exp(-(used * np.log(used)).sum()))
     cells = [Cell(f"{len(used)} of {len(share)}"), Cell(f"{effective:.1f}"), Cell(f"{share.max():.1%}")]
@@ -147,7 +153,7 @@ def _codes(catalog: ItemCatalog, level: int) -> np.ndarray:
 
 
 def lists_section(material: Material) -> Section | None:
-    """The lists of the first evaluated rows."""
+    """Returns the section with the lists of the first evaluated rows."""
     arm = material.best_own or material.strongest_baseline
     catalog = material.catalog
     if arm is None or arm not in material.ranked or catalog is None:
@@ -172,7 +178,8 @@ def lists_section(material: Material) -> Section | None:
 
 
 def _list(material: Material, catalog: ItemCatalog, number: int, row: int, items: list[int]) -> ItemList:
-    """A list and, if the dataset is at hand, the history before it and what the user chose next."""
+    """Returns a list and, if the dataset is at hand, the history before the list and the items that the user chose
+    next."""
     titles = catalog.titles
     if material.dataset is None:
         return ItemList(f"row {row}", [Entry(titles[item]) for item in items])
@@ -186,7 +193,7 @@ def _list(material: Material, catalog: ItemCatalog, number: int, row: int, items
 
 
 def _rated_list(material: Material, catalog: ItemCatalog, number: int, row: int, items: list[int]) -> ItemList:
-    """An order of rated items and, if the dataset is at hand, the history and the user's ratings."""
+    """Returns an order of rated items and, if the dataset is at hand, the history and the user's ratings."""
     titles = catalog.titles
     if material.dataset is None:
         return ItemList(f"row {row}", [Entry(titles[item]) for item in items])
@@ -203,7 +210,7 @@ def _rated_list(material: Material, catalog: ItemCatalog, number: int, row: int,
 
 
 def _name(material: Material, number: int, row: int) -> str:
-    """The heading of a list: the number of the row or, if requested, the id of the user."""
+    """Returns the heading of a list, which is the number of the row or, if requested, the id of the user."""
     if not material.shows_users or material.dataset is None:
         return f"row {row}"
     user = int(split_users(material.split)[number])
@@ -211,6 +218,6 @@ def _name(material: Material, number: int, row: int) -> str:
 
 
 def _history(material: Material, catalog: ItemCatalog, number: int) -> str:
-    """The titles of the newest history items, newest first."""
+    """Returns the titles of the newest items of the history, newest first."""
     newest = split_rows(material.split, "history")[number][::-1][:NUM_RECENT]
     return " | ".join(catalog.titles[item] for item in newest)

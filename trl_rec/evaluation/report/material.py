@@ -23,22 +23,22 @@ from trl_rec.items import ItemCatalog
 if TYPE_CHECKING:
     from trl_rec.data.dataset import RecDataset
 
-# Colour numbers (3 is the CSS variable `--series-3`): of the recommenders that the page is about, and of baselines.
+# Colour numbers of the recommenders that the page is about, and of baselines. Number 3 selects `--series-3` in CSS.
 OWN_COLORS = (0, 1, 2, 4, 5, 8)
 BASELINE_COLORS = (6, 7, 3, 9)
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A folder with an evaluation, and what else a run folder contains.
+    """The content of a run folder, or of another folder with an evaluation. Fields whose file is missing are empty.
 
     Args:
-        name (`str`): Its name in the page.
+        name (`str`): The name of the run in the page.
         kept (`KeptEvaluation`): The evaluation.
-        log (`list[dict]`): The lines of `eval.jsonl`; empty where there are none.
-        recipe (`str`): The text of the recipe; empty where there is none.
-        environment (`Sequence[tuple[str, str]]`): Names and values of `environment.json`; empty where there is none.
-        beam_gaps (`Mapping[str, BeamGap]`): What beam search loses, by recommender; empty where it was not measured.
+        log (`list[dict]`): The lines of `eval.jsonl`.
+        recipe (`str`): The text of the recipe.
+        environment (`Sequence[tuple[str, str]]`): Names and values of `environment.json`.
+        beam_gaps (`Mapping[str, BeamGap]`): What beam search loses, for each recommender that this was measured for.
         catalog (`ItemCatalog`, *optional*): The catalogue of the run folder.
     """
 
@@ -53,13 +53,13 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """A recommender, trained with one seed or with several.
+    """A recommender: a baseline, or a model trained with one or several seeds.
 
     Args:
-        name (`str`): Its name in the page.
+        name (`str`): The name of the recommender in the page.
         runs (`Sequence[Run]`): The folder of each seed.
-        rows (`Sequence[str]`): Its name in the results of each folder.
-        is_own (`bool`): Whether the page is about it; False for baselines.
+        rows (`Sequence[str]`): The name of the recommender in the results of each folder.
+        is_own (`bool`): Whether the page is about this recommender. False for baselines.
     """
 
     name: str
@@ -74,8 +74,8 @@ class Arm:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """The evaluation. With several seeds, the metrics are means over the seeds, and the intervals cover the
-        variation between seeds as well as between users."""
+        """The evaluation of the recommender. With several seeds, the metrics are means over the seeds, and the
+        intervals cover the variation between seeds as well as between users."""
         seeds = self.seeds
         if len(seeds) == 1:
             return seeds[0]
@@ -90,7 +90,7 @@ class Arm:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics of the evaluation."""
+        """The metrics of [`evaluation`]."""
         return self.evaluation.metrics
 
     def per_user_by_seed(self) -> Runs:
@@ -107,7 +107,7 @@ class Arm:
 
 
 def _known(values: np.ndarray) -> np.ndarray:
-    """Keeps the users who have a value of a metric with every seed: `(S, N)` becomes `(S, num_known)`."""
+    """Returns the values `(S, N)` of those users who have a value with every seed, `(S, num_known)`."""
     known: np.ndarray = values[:, np.isfinite(values).all(0)]
     return known
 
@@ -117,9 +117,9 @@ class Study:
     """The content of a study besides the measurements of its arms.
 
     Args:
-        name (`str`): The name of its folder.
-        primary (`str`): The primary measure, fixed before the first run.
-        comparisons (`Sequence[Comparison]`): The comparisons, fixed before the first run.
+        name (`str`): The name of the study folder.
+        primary (`str`): The primary measure, which was fixed before the first run.
+        comparisons (`Sequence[Comparison]`): The results of the comparisons that were fixed before the first run.
         conclusion (`str`): The recommendation; empty if the study makes none.
         left_out (`Sequence[tuple[str, str]]`): The arms that were not run, each with the reason.
         facts (`Sequence[tuple[str, str]]`): The command, the commit and the like.
@@ -139,8 +139,8 @@ class Material:
 
     Args:
         arms (`Sequence[Arm]`): The recommenders in the order of the tables.
-        dataset (`RecDataset`, *optional*): The dataset that they were measured on.
-        study (`Study`, *optional*): The study that they belong to.
+        dataset (`RecDataset`, *optional*): The dataset that the recommenders were measured on.
+        study (`Study`, *optional*): The study that the recommenders belong to.
         shows_users (`bool`, *optional*, defaults to `False`): Whether lists are headed by user ids.
     """
 
@@ -156,7 +156,7 @@ class Material:
 
     @property
     def kept(self) -> KeptEvaluation:
-        """One of the evaluations. All are over the same users of the same split."""
+        """One of the evaluations. All evaluations are over the same users of the same split."""
         return self.arms[0].runs[0].kept
 
     @cached_property
@@ -175,7 +175,7 @@ class Material:
 
     @cached_property
     def colors(self) -> dict[str, int]:
-        """The colour number of each recommender. From 10 on, the colours repeat, and lines get other dashes."""
+        """The colour number of each recommender. Numbers from 10 on repeat the colours of 0 to 9 with other dashes."""
         colors = {}
         for own, palette in ((True, OWN_COLORS), (False, BASELINE_COLORS)):
             for number, arm in enumerate(arm for arm in self.arms if arm.is_own is own):
@@ -188,7 +188,7 @@ class Material:
 
     @cached_property
     def catalog(self) -> ItemCatalog | None:
-        """The catalogue of the first run folder that contains one, or else of the dataset."""
+        """The catalogue of the first run folder that contains one, or else the catalogue of the dataset."""
         catalogs = [run.catalog for arm in self.own for run in arm.runs if run.catalog is not None]
         if not catalogs and self.dataset is not None:
             return self.dataset.catalog

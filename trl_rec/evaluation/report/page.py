@@ -1,7 +1,7 @@
 """Writes a page on one or several runs, or on a study: one HTML file that needs no other file and no network.
 
 The page has no scripts. In case a title ever gets past the escaping, a Content-Security-Policy in the page's head
-forbids scripts, frames, images and every connection. Nothing in the page depends on when it is written, so equal
+forbids scripts, frames, images and all connections. Nothing in the page depends on the time of writing, so equal
 folders give equal bytes.
 """
 
@@ -27,8 +27,8 @@ from trl_rec.files import write_text
 from trl_rec.printing import printable
 
 
-MOST_IN_TITLE = 5
-FOLDER = Path(__file__).parent  # of the template and the style sheet
+MOST_IN_TITLE = 5  # maximum number of recommenders that a title names
+FOLDER = Path(__file__).parent  # contains the template and the style sheet
 
 
 def write_report(
@@ -47,8 +47,8 @@ def write_report(
         output (`str` or `Path`): The HTML file. An existing file is replaced.
         names (`Sequence[str]`, *optional*): A name per folder. Folders with the same name are seeds of one
             recommender. By default, runs whose recipes differ only in the seed belong together.
-        dataset (`str` or `Path`, *optional*): The dataset folder, for histories and for what users chose next. By
-            default, the folder that the runs were measured on, if it is still there.
+        dataset (`str` or `Path`, *optional*): The dataset folder, which contains the histories and the items that
+            users chose next. Defaults to the folder that the runs were measured on, if that folder still exists.
         show_users (`bool`, *optional*, defaults to `False`): Whether lists are headed by user ids rather than by the
             numbers of their rows.
     """
@@ -83,7 +83,7 @@ def render(material: Material) -> str:
 
 
 def _title(material: Material) -> str:
-    """The name of the study, or the recommenders that the page is about."""
+    """Returns the title of the page, made from the name of the study or the names of the recommenders."""
     if material.study is not None:
         return f"Study {material.study.name}"
     names = [arm.name for arm in material.own] or ["Baselines"]
@@ -93,7 +93,7 @@ def _title(material: Material) -> str:
 
 
 def _facts(material: Material) -> list[str]:
-    """What was measured, in sentences below the title."""
+    """Returns sentences on what was measured, which are shown below the title."""
     kept = material.kept
     folder = kept.settings.get("dataset")
     where = f" of {Path(folder).name}" if isinstance(folder, str) else ""
@@ -108,7 +108,8 @@ def _facts(material: Material) -> list[str]:
 
 @cache
 def _environment() -> Environment:
-    """The templates. Every text is escaped and cleaned of control characters where it is inserted."""
+    """Returns the environment that loads the template. It escapes every text that is inserted, and removes control
+    characters from the text."""
     return Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
