@@ -329,7 +329,7 @@ def test_a_folder_with_another_card_is_never_replaced(tmp_path, content):
         ({"title_column": "name"}, "title_column has no effect with the format table; leave it out"),
         (
             {"min_user_interactions": 9},
-            "at least 9 and every item at least 0; lower min_user_interactions",
+            "at least 9 interactions and every item at least 0; lower min_user_interactions",
         ),
         ({"min_item_interactions": 3}, "the validation split is empty with split leave_one_out"),
     ],
