@@ -1,10 +1,11 @@
-"""Stores the results of long computations in parts, so that the same call can resume after the process was killed.
+"""Stores the results of long computations in parts. If the process is killed, the same call can resume later.
 
-Each part is a Parquet file that is written atomically. It contains a fingerprint of everything its rows depend on. A
-part that is damaged, or that belongs to other rows, settings or weights, counts as missing and is computed again.
+Each part is a Parquet file that is written atomically. The file also contains a fingerprint of everything that its
+rows depend on. A part that is damaged, or that belongs to other rows, settings or weights, counts as missing and is
+computed again.
 
 The callers divide the work among processes. In `trainer/blade/reference_lists.py`, each process computes different
-parts. In `schedule/self_play.py`, all processes compute one part together, and then the next part.
+parts. In `schedule/self_play.py`, all processes together compute one part after the other.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PartStore:
-    """Reads and writes the files of one computation, whose result is an array of integers with one row per input row.
+    """Reads and writes the parts of one result, which is an array of integers with one row per input row.
 
     Args:
-        folder (`Path` or `None`): Folder of the files. With `None`, nothing is stored, so every part is missing.
+        folder (`Path` or `None`): Folder of the files. If it is `None`, nothing is stored, so every part is missing.
         num_rows (`int`): Total number of rows.
         part_size (`int`): Number of rows per part. The last part may have fewer.
         fingerprint (`Callable[[range], str]`): Returns a hash of everything that the rows of a part depend on.
@@ -51,7 +52,8 @@ class PartStore:
         return [part for part in self.parts if self.read(part) is None]
 
     def read(self, part: range) -> np.ndarray | None:
-        """Returns the rows of a part, `(len(part), ...)`, or None if it is missing. Warns if its file is unusable."""
+        """Returns the rows of a part, `(len(part), ...)`, or None if the part is missing. Warns if its file is
+        unusable."""
         path = self._path(part)
         if path is None or not path.is_file():
             return None
@@ -75,7 +77,7 @@ class PartStore:
         if path is None:
             return
 
-        # The fingerprint is in the file's metadata, so that one rename publishes rows and fingerprint together.
+        # The fingerprint is in the metadata of the same file, so that one rename publishes rows and fingerprint.
         table = pa.table({"rows": to_column(rows)}).replace_schema_metadata({b"fingerprint": self._stamp(part)})
         with atomic_file(path) as temporary:
             pq.write_table(table, temporary, write_page_checksum=True)
@@ -98,7 +100,7 @@ class PartStore:
     def _stamp(self, part: range) -> bytes:
         """Returns the fingerprint and the row numbers.
 
-        The row numbers are needed because the same file name belongs to other rows after a change of `part_size`.
+        The row numbers are needed because a change of `part_size` gives a file name to other rows.
         """
         return f"{self.fingerprint(part)} {part.start}:{part.stop}".encode()
 

@@ -1,4 +1,4 @@
-"""Makes text from data safe to print, because a title may contain control characters that a terminal would execute."""
+"""Makes texts of the data safe to print. A title may contain control characters that a terminal would execute."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Rows of unequal length, stored as one flat array of values and the offset at which each row starts.
+"""Rows of unequal length, stored as a flat array of values and an array of the offsets at which the rows start.
 
 Histories, targets and token paths are stored in this way. Every operation except `from_lists` is vectorised, so that
-ten million interactions are processed without a Python loop. numpy and pyarrow are the only dependencies.
+ten million interactions are processed without a Python loop over rows. numpy and pyarrow are the only dependencies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 
-LIST_ARRAY_LIMIT = 2**31 - 1  # values that the 32-bit offsets of an Arrow list array can address
+LIST_ARRAY_LIMIT = 2**31 - 1  # number of values that the 32-bit offsets of an Arrow list array can address
 
 
 def within(lengths: np.ndarray) -> np.ndarray:
@@ -120,7 +120,7 @@ class Ragged:
 
     def padded(self, *, fill: Any = -1, width: int | None = None, left: bool = False) -> np.ndarray:
         """Returns an array `(num_rows, width)`: the rows, padded with `fill` on the right, or on the left if `left` is
-        set."""
+        set. By default, `width` is the length of the longest row."""
         lengths = self.lengths
         width = int(lengths.max(initial=0)) if width is None else width
         out = np.full((len(self), width), fill, dtype=self.values.dtype)
@@ -131,7 +131,8 @@ class Ragged:
 
 def join(*parts: Ragged) -> Ragged:
     """Joins the parts row by row: row `i` of the result is the concatenation of the parts' rows `i`."""
-    # Where each part of each row starts in the flat result: start of the row + lengths of the row's earlier parts.
+    # Find where each part of each row starts in the flat result: the start of the row plus the lengths of its earlier
+    # parts.
     lengths = np.stack([part.lengths for part in parts])  # (parts, rows)
     starts = np.cumsum(lengths.sum(0)) - lengths.sum(0) + np.cumsum(lengths, 0) - lengths
 

@@ -1,11 +1,11 @@
-"""Checks that fields of configurations and arguments of functions are in their range.
+"""Checks that fields of configurations and arguments of functions are in their ranges.
 
-A dataclass declares the range of a field in its type, as in `num_beams: Annotated[int, COUNT]`, and `check_ranges`
-checks all fields. (The range cannot be in the field's metadata, because the parser of transformers passes all metadata
-to argparse.) `INHERITED` contains the ranges of the fields that TRL and transformers declare. A function checks its
-arguments itself, as in `COUNT.check("top_k", top_k)`.
+A dataclass declares the range of a field in the field's type, as in `num_beams: Annotated[int, COUNT]`, and
+`check_ranges` checks all fields. (The range cannot be in the field's metadata, because the parser of transformers
+passes all metadata to argparse.) `INHERITED` contains the ranges of fields that TRL and transformers declare. A
+function checks its arguments itself, as in `COUNT.check("top_k", top_k)`.
 
-NaN and infinity are in no range. Whether a field may be None or a string instead of a number follows from its type.
+No range contains NaN or infinity. Whether a field may be None or a string instead of a number follows from its type.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Range:
         whole (`bool`, *optional*, defaults to `False`): Whether only whole numbers are in the range.
         above (`bool`, *optional*, defaults to `False`): Whether `low` itself is outside the range.
         below (`bool`, *optional*, defaults to `False`): Whether `high` itself is outside the range.
-        also (`int`, *optional*): A number outside the bounds that is allowed too.
+        also (`int`, *optional*): A number outside the bounds that is in the range nevertheless.
         hint (`str`, *optional*): Text to add to the error message, such as the remedy.
     """
 
@@ -90,11 +90,11 @@ NOT_NEGATIVE = Range(0)
 SHARE = Range(0, 1)
 SHARE_BELOW_ONE = Range(0, 1, below=True)
 FINITE = Range()
-SEED = Range(0, 2**32 - 1, whole=True)  # what numpy accepts
+SEED = Range(0, 2**32 - 1, whole=True)  # the seeds that numpy accepts
 STEPS = Range(1, LARGEST, whole=True, also=-1, hint="-1 leaves the number of steps to num_train_epochs")
 
-# Ranges of numeric fields of transformers' and TRL's configurations. If one of our configs declares such a field again
-# with a range, the range in our config is used instead.
+# Ranges of numeric fields of the configurations of transformers and TRL. If one of our configurations declares such a
+# field again with a range, that range is used instead.
 INHERITED = {
     # the batches and their order
     "per_device_train_batch_size": COUNT,
@@ -196,7 +196,7 @@ def _numbers(name: str, value: object, field: NumericField) -> Iterator[tuple[st
 
 @cache
 def numeric_fields(kind: type[DataclassInstance]) -> dict[str, NumericField]:
-    """Returns the fields of a dataclass that have a range, or whose type contains `int` or `float`."""
+    """Returns, by name, the fields of a dataclass that declare a range or whose type contains `int` or `float`."""
     hints = get_type_hints(kind, include_extras=True)
     found = {}
     for field in fields(kind):

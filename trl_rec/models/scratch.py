@@ -1,8 +1,8 @@
-"""Makes a small decoder-only model and its tokenizer from scratch, with one token per item, or a few for semantic IDs.
+"""Makes a small decoder-only model and its tokenizer from scratch. An item has one token, or a few as a semantic ID.
 
-The architecture is Phi-3 with tied embeddings. It is equivalent to Llama with dropout on the output of each sublayer,
-which reduces overfitting on small data sets. Its rotary position embeddings are relative, so it does not matter at
-which interaction a history begins. The model trains within minutes on a CPU, so examples and tests use it to
+The architecture is Phi-3 with tied embeddings. It is equivalent to Llama with dropout on the output of each sublayer.
+The dropout reduces overfitting on small data sets. The rotary position embeddings are relative, so it does not matter
+at which interaction a history begins. The model trains within minutes on a CPU, so examples and tests use it to
 demonstrate a method from end to end.
 """
 
@@ -30,7 +30,7 @@ WORDS = r"<[^<>\s]+>|\w+|[^\w\s]"  # a token in angle brackets, a word, or a pun
 
 
 def make_tokenizer(catalog: ItemCatalog, texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
-    """Makes a tokenizer for the catalogue's tokens and the special tokens `<pad> <bos> <eos>`.
+    """Makes a tokenizer with the catalogue's tokens and the special tokens `<pad>`, `<bos>` and `<eos>`.
 
     Args:
         catalog (`ItemCatalog`): The items. Their surface must not be the title.
@@ -71,7 +71,7 @@ def make_model(
     max_length: int = 512,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """Makes a decoder with random weights over the tokenizer's vocabulary.
+    """Makes a decoder-only model with random weights for the tokenizer's vocabulary.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer, for example from [`make_tokenizer`].

@@ -1,8 +1,10 @@
 """Computes logits in float32, and only at selected positions, since the output embedding is by far the widest layer.
 
-A forward pre-hook on the output embedding selects the hidden states, so this happens inside the forward pass of any
-wrapper. Therefore it works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2. The model still applies its
-transformations of logits, such as soft-capping or scaling, and does so in float32.
+A forward pre-hook on the output embedding selects the hidden states, so the selection happens inside the forward pass
+of any wrapper. Therefore the selection works with adapters, activation checkpointing, DDP, ZeRO-3 and FSDP2. The model
+still applies its transformations of logits, such as soft-capping or scaling, and does so in float32.
+
+Legend: B rows, T tokens per row, N selected positions, U tokens whose logits are wanted, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,19 +27,19 @@ from trl_rec.models.sampled_columns import SampledColumns
 def logits_at(
     model: PreTrainedModel, positions: Tensor | None = None, *, tokens: Tensor | SampledColumns | None = None
 ) -> Iterator[None]:
-    """Makes forward passes of `model` inside the block return logits `(1, N, V)`, for the N selected positions only.
+    """Inside the block, forward passes of `model` return logits `(1, N, V)`, only for the N selected positions.
 
-    The logits are float32 at least, as described in `precision.py`.
+    The logits are at least float32, as described in `precision.py`.
 
     Args:
         model (`PreTrainedModel`): The model itself, not the wrapper of a distributed engine.
         positions (`torch.Tensor` of shape `(B, T)`, *optional*): Boolean mask with N True entries. N may be 0. The
-            logits are in the order of `positions.nonzero()`. By default, neither the positions at which the model
-            computes logits nor the shape of the logits changes.
-        tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The tokens to compute logits for,
-            which become the columns; the vocabulary by default. With `SampledColumns`, each of the N positions has its
-            own tokens. Whatever the model does to its logits must treat all tokens alike, as soft-capping and scaling
-            do.
+            logits are in the order of `positions.nonzero()`. By default, the model computes logits at its usual
+            positions and returns them in their usual shape.
+        tokens (`torch.Tensor` of shape `(U,)` or `SampledColumns`, *optional*): The tokens to compute logits for, in
+            the order of the columns of the logits. Defaults to the vocabulary. With `SampledColumns`, each of the N
+            positions has its own tokens. If the model transforms its logits, it must treat all tokens alike, as
+            soft-capping and scaling do.
     """
     head = model.get_output_embeddings()
 
@@ -59,14 +61,14 @@ def logits_at(
 
 @contextmanager
 def _precise(head: nn.Module, tokens: Tensor | SampledColumns | None) -> Iterator[None]:
-    """Inside the block, the output embedding computes in float32 at least, and for `tokens` only."""
+    """Inside the block, the output embedding computes only the logits of `tokens`, in at least float32."""
     layers = list(head.modules())  # more than one under an adapter
     quantized = any(is_quantized_layer(layer) for layer in layers)
     num_outputs = max(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
     forward = head.forward
 
     def forward_precisely(*inputs: Any) -> Tensor:
-        """Returns the logits. A quantised output embedding computes them itself, and the result is converted."""
+        """Returns the logits. If the output embedding is quantised, its own logits are converted to float32."""
         if quantized:
             logits: Tensor = at_least_float32(forward(*inputs))
             if isinstance(tokens, SampledColumns):

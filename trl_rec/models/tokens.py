@@ -1,8 +1,8 @@
-"""Adds item tokens or semantic IDs to a pretrained model's vocabulary, and configures adapters to train them.
+"""Adds a catalogue's tokens to a pretrained model's vocabulary, and configures adapters to train their embeddings.
 
-With PEFT, the embeddings of new tokens are trained, and all other embeddings stay frozen. If the input and output
-embeddings are not tied, both modules have to be listed in the adapter configuration. Otherwise the model would learn
-to read the new tokens but not to write them.
+With PEFT, the embeddings of new tokens are trained, and all other embeddings stay frozen. If the input and the output
+embedding are not tied, the adapter configuration has to list both modules. Otherwise the model would learn to read the
+new tokens but not to write them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def add_item_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     embeddings.
 
     Returns:
-        The ids of the catalogue's tokens. The list is empty if the surface is the title and there are no user IDs.
+        The ids of the catalogue's tokens. The list is empty if items are written as titles and users have no semantic
+        IDs.
     """
     tokenizer.add_tokens(catalog.new_tokens)
     # Many models have more embeddings than their tokenizer has tokens. The unused embeddings are used first.
@@ -48,9 +49,9 @@ def lora_config(model: PreTrainedModel, new_token_ids: list[int], **options: Any
 
 
 def new_token_modules(model: PreTrainedModel, new_token_ids: list[int]) -> dict[str, list[int]]:
-    """Returns the `trainable_token_indices` of a `LoraConfig` for the new tokens.
+    """Returns the `trainable_token_indices` of a `LoraConfig`: a mapping from module names to the new token ids.
 
-    They cover the input embedding, and the output embedding if it is a separate module.
+    The modules are the input embedding, and the output embedding unless it is tied to the input embedding.
     """
     modules = {_name_of(model, model.get_input_embeddings()): new_token_ids}
     if not model.config.get_text_config().tie_word_embeddings:

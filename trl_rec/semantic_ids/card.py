@@ -1,6 +1,6 @@
 """The card of a dataset's semantic IDs: statistics that are stored beside the IDs.
 
-It answers three questions: are the IDs distinct, are the codes used evenly, and are items that share codes similar?
+The card answers three questions. Are the IDs distinct? Are the codes used evenly? Are items that share codes similar?
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class IdCodes:
         repaired (`torch.Tensor` of shape `(num_items, levels)`): The codes after the repair of the last level.
         extra (`torch.Tensor` of shape `(num_items,)`): An additional code for each item whose codes are still not
             unique; -1 for all other items.
-        errors (`list[float]`, *optional*): Quantisation error after each level, before any repair: the squared norm
-            of the residuals relative to the squared norm of the vectors. None if the vectors are unknown.
+        errors (`list[float]`, *optional*): Quantisation error after each level, before any repair: the sum of the
+            squared norms of the residuals, divided by that of the vectors. None if the vectors are unknown.
         num_codes (`int`): Number of codes per level.
         spread (`torch.Tensor` of shape `(num_items, levels)`, *optional*): The codes after the Sinkhorn repair, which
             precedes the repair of the last level.
@@ -59,20 +59,20 @@ def make_card(
     without_vector: int,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Computes the card, except for the fingerprint, which is added when the IDs are written.
+    """Computes the card without the fingerprint, which is added when the IDs are written.
 
-    The card contains these keys:
+    Besides settings, sizes and versions, the card contains these keys:
 
     - `distinct`: the number of distinct IDs divided by the number of items, at each step: before any repair (`found`),
       after the Sinkhorn repair (`spread`, if it ran), after the repair of the last level (`repaired`), and with
       additional tokens (`written`).
-    - `moved` and `extended`: the number of items whose codes were changed, and the number of items that got an
+    - `moved` and `extended`: the number of items whose codes a repair changed, and the number of items that got an
       additional token.
-    - `largest_group`: the largest number of items with the same ID.
+    - `largest_group`: the largest number of items that share an ID.
     - `without_vector`: the number of items whose vector is zero because the training split contains no information
       about them.
-    - `levels`: for each level, the number of codes `used`, their `perplexity` (the exponential of the entropy of
-      their frequencies), the relative quantisation error after the level (`left`), and the number of items per code
+    - `levels`: for each level, the number of codes that are `used`, their `perplexity` (the exponential of the entropy
+      of their frequencies), the quantisation error after the level (`left`), and the number of items per code
       (`counts`).
     - `prefixes`: for the first 1, 2, ... codes, the number of `groups` of items that share these codes, the
       `mean_size` of a group, and the mean number of `others`, the other items in an item's group.
@@ -85,7 +85,8 @@ def make_card(
         popularity (`np.ndarray` of shape `(num_items,)`): Number of interactions with each item in the training split.
         settings (`Mapping`): The settings that the IDs were made with. IDs with equal settings are reused.
         without_vector (`int`): Number of items whose vector is zero.
-        training (`Mapping`, *optional*): Statistics about the training of trained IDs, stored unchanged.
+        training (`Mapping`, *optional*): Statistics about the training, if the IDs were trained. They are stored
+            unchanged under the key `training`.
     """
     written = torch.cat([codes.repaired, codes.extra.unsqueeze(1) + 1], 1)  # (num_items, levels + 1)
     columns = codes.repaired.unbind(1)
@@ -145,7 +146,7 @@ def _distinct_share(codes: Tensor) -> float:
 
 def _sharing(prefixes: Tensor) -> dict[str, Any]:
     sizes = torch.bincount(group_of(prefixes)).double()
-    # Averaged over items, not over groups.
+    # This mean is over items, so a group of n items counts n times.
     others = float(sizes.square().sum() / sizes.sum() - 1)
     return {"groups": len(sizes), "mean_size": round(float(sizes.mean()), 2), "others": round(others, 2)}
 
@@ -153,18 +154,18 @@ def _sharing(prefixes: Tensor) -> dict[str, Any]:
 def _neighbours(
     catalog: ItemCatalog, semantic_ids: Ragged, codes: np.ndarray, popularity: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Lists popular items with different first codes, each with the items that share the most leading codes."""
+    """Lists popular items with different first codes. For each, lists the items that share the most leading codes."""
     # 1. Find the most popular item for each first code, and keep the most popular of these items.
     by_popularity = np.argsort(-popularity, kind="stable")
     first = np.sort(np.unique(codes[by_popularity, 0], return_index=True)[1])[:NEIGHBOURHOODS]
 
     entries = []
     for item in by_popularity[first]:
-        # 2. Count the leading codes that each item shares with this one. Ties are ordered by popularity.
+        # 2. Count the leading codes that each item shares with this one. Sort by this count, and ties by popularity.
         shared = np.cumprod(codes == codes[item], 1).sum(1)  # (num_items,)
         order = np.lexsort((-popularity, -shared))
 
-        # 3. Take the closest items. The item itself is the first in this order and is skipped.
+        # 3. Take the first items in this order. The very first one is the item itself, which is skipped.
         closest = [int(other) for other in order[: NEIGHBOURS + 1] if other != item and shared[other]][:NEIGHBOURS]
         items = [{"shared": int(shared[other]), "title": catalog.titles[other]} for other in closest]
         entries.append({"title": catalog.titles[item], "id": "".join(semantic_ids[item]), "items": items})

@@ -2,9 +2,9 @@
 
 The encoder is trained on the training split only.
 
-Deviation: Align³GR (arXiv 2511.11255) uses target attention (DIN), which reads a sequence once per item that it
-scores. The causal self-attention here reads a sequence once for all positions, which is affordable on a CPU. As in the
-authors' code, the vector u of a user is pooled from the vectors e_i of the user's items: w = softmax(e_i . mean(e) /
+Deviation: Align³GR (arXiv 2511.11255) uses target attention (DIN), which reads a sequence once per scored item. The
+causal self-attention here reads a sequence once for all positions, which is affordable on a CPU. As in the authors'
+code, the vector u of a user is pooled from the vectors e_i of the user's items: w = softmax(e_i . mean(e) /
 sqrt(width)), u = sum of w_i e_i.
 
 Legend: B sequences, T items in the longest sequence, D width, K negatives, P positions at which an item is predicted.
@@ -32,9 +32,9 @@ from trl_rec.semantic_ids.storage import cached_tensor
 
 logger = logging.getLogger(__name__)
 
-LENGTH = 50  # maximum number of items per window, which the encoder reads as one sequence
+LENGTH = 50  # maximum number of items per window; a window is a part of a sequence that the encoder reads at once
 BATCH = 128  # windows per batch
-NEGATIVES = 512  # negatives per batch, shared by all positions; catalogues of at most this size are not sampled
+NEGATIVES = 512  # negatives per batch, shared by all positions; catalogues of at most this size are used in full
 HELD_OUT = 20  # every 20th window is held out for early stopping
 PATIENCE = 3  # number of epochs without improvement after which training stops
 
@@ -48,9 +48,9 @@ def collaborative_vectors(
         train (`Dataset`): The training split. Any other split raises a ValueError.
         num_items (`int`): Number of items in the catalogue.
         width (`int`, *optional*, defaults to `64`): Width of the vectors, a multiple of 2.
-        max_epochs (`int`, *optional*, defaults to `60`): Maximum number of epochs. Training stops earlier once the
-            loss on held-out windows no longer falls. A window contains at most 50 items, and one window in 20 is held
-            out.
+        max_epochs (`int`, *optional*, defaults to `60`): Maximum number of epochs. Training stops earlier if the loss
+            on held-out windows has not improved for 3 epochs. A window is a part of a training sequence with at most
+            50 items. Every 20th window is held out.
         seed (`int`, *optional*, defaults to `0`): Seed for the initial weights, the dropout, the negatives and the
             order of the windows.
         cache (`Path`, *optional*): Folder in which the vectors are cached.
@@ -77,7 +77,7 @@ def collaborative_vectors(
 
 
 def pooled(vectors: Tensor, items: Tensor, mask: Tensor) -> Tensor:
-    """Pools the vectors of each user's items into a user vector, by self-attention.
+    """Pools the vectors of each user's items into a user vector, by attention. The query is the mean of the vectors.
 
     Args:
         vectors (`torch.Tensor` of shape `(num_items, D)`): The item vectors.
@@ -121,7 +121,8 @@ class _Encoder(nn.Module):
         nn.init.normal_(self.places.weight, std=0.02)
 
     def forward(self, items: Tensor) -> Tensor:
-        """Returns a vector per position that predicts the next item, `(B, T, D)`, from right-padded items `(B, T)`."""
+        """Returns, for each position, a vector that predicts the next item, `(B, T, D)`. The `items` `(B, T)` are
+        padded on the right."""
         size = items.shape[1]
         causal = nn.Transformer.generate_square_subsequent_mask(size)
         states = self.dropout(self.items(items) + self.places.weight[:size])
@@ -132,11 +133,11 @@ class _Encoder(nn.Module):
 def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
     """Cuts the training sequences into windows of at most `LENGTH` items.
 
-    Consecutive windows overlap by one item, so that every two adjacent items of a sequence are together in one window.
+    Consecutive windows overlap by one item, so that any two adjacent items of a sequence are together in one window.
     Windows with a single item are dropped.
 
     Returns:
-        The windows, and a mask of the interactions that do not occur in an earlier row of the same user.
+        The windows, and a mask that is True for interactions that no earlier row of the same user contains.
     """
     sequences, is_new = training_sequences(train)
     count = np.maximum(-(-(sequences.lengths - 1) // (LENGTH - 1)), 1)  # windows per sequence, rounded up
@@ -157,7 +158,7 @@ def _windows(train: Dataset) -> tuple[Ragged, Ragged]:
 
 def _train(windows: Ragged, is_new: Ragged, num_items: int, width: int, max_epochs: int) -> Tensor:
     """Trains the encoder and returns its item embeddings after the best epoch, `(num_items, width)`."""
-    # 1. Hold out some of the windows. If there are too few to hold one out, the loss is measured on all of them.
+    # 1. Hold out some of the windows. If there are fewer than `HELD_OUT` windows, the loss is measured on all windows.
     is_held_out = np.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
     fitted = np.flatnonzero(~is_held_out)
     held_out = np.flatnonzero(is_held_out)
@@ -192,7 +193,7 @@ def _train(windows: Ragged, is_new: Ragged, num_items: int, width: int, max_epoc
             stalled += 1
         if stalled == PATIENCE:
             break
-    logger.info("collaborative vectors: the loss on held-out sequences is %.3f", best_loss)
+    logger.info("collaborative vectors: the loss on held-out windows is %.3f", best_loss)
     return best
 
 
@@ -228,10 +229,10 @@ def _measure(encoder: _Encoder, rows: np.ndarray, windows: Ragged, is_new: Ragge
 
 
 def _next_item_loss(encoder: _Encoder, items: Tensor, mask: Tensor) -> Tensor:
-    """Computes the sampled softmax loss over the next item and K uniformly drawn items.
+    """Computes the sampled softmax loss over the next item and K uniformly drawn items, averaged over positions.
 
-    In the denominator, the term of each negative is multiplied by (num_items - 1) / K, so that the K terms estimate
-    the sum over all other items. The loss is averaged over the positions that `mask` selects.
+    In the denominator, the term of each negative is multiplied by (num_items - 1) / K, so that the K terms approximate
+    the sum over all other items. If the catalogue has at most `NEGATIVES` items, the softmax is taken over all items.
 
     Args:
         encoder: The encoder.
@@ -253,5 +254,5 @@ def _next_item_loss(encoder: _Encoder, items: Tensor, mask: Tensor) -> Tensor:
         scores = torch.cat([positives, negatives], 1)  # (P, 1 + K)
         labels = torch.zeros(len(scores), dtype=torch.int64)
 
-    # Without any position, cross_entropy would return NaN.
+    # Without any position to predict, cross_entropy would return NaN.
     return F.cross_entropy(scores, labels) if len(targets) else vectors.sum() * 0

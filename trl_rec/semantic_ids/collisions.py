@@ -1,8 +1,8 @@
 """Resolves collisions (items with equal codes) by assigning free codes of the last level or an additional code.
 
 [`repair_last_level`] changes only the last level, so the leading codes keep their meaning. The items that share all
-codes except the last form a *cell*. Collisions remain only in cells with more items than the last level has codes;
-[`number_within_group`] numbers the items that still collide.
+codes except the last form a *cell*. Collisions remain only in cells that contain more items than the last level has
+codes. [`number_within_group`] numbers the items that still collide.
 
 Legend: N items, C codes of the last level, D width, W waiting items (items that need another code).
 """
@@ -22,11 +22,12 @@ CHUNK = 1 << 22  # number of distances that are held in memory at a time
 
 
 def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor) -> Tensor:
-    """Changes last codes so that items collide only in cells with more items than codes.
+    """Changes last codes so that items collide only in cells with more than C items.
 
     Among the items with equal codes, the item nearest to the centroid of the last code keeps this code. The other
     items are assigned free codes of their cell, starting with the nearest pair of item and code (ties: the lower item,
-    then the lower code). Items with unique codes keep them. An item also keeps its code if no code is free.
+    then the lower code). Items with unique codes keep their codes. An item also keeps its code if no code of its cell
+    is free.
 
     Args:
         codes (`torch.Tensor` of shape `(N, levels)`): The codes before the repair.
@@ -64,7 +65,7 @@ def repair_last_level(codes: Tensor, last_residuals: Tensor, last_codebook: Tens
 def number_within_group(codes: Tensor) -> Tensor:
     """Returns the position of each item among the items with equal codes, `(N,)`; -1 for items with unique codes.
 
-    Positions start at 0 and follow the item indices.
+    Positions start at 0 and are in the order of the item indices.
     """
     group = group_of(codes)
     sizes = torch.bincount(group)
@@ -87,10 +88,10 @@ def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, num_codes
 
     Items with equal codes form a group. All items of a group need another code, except the item nearest to the
     centroid. If items of a group also have equal residuals (such as items without a vector), only the first
-    `num_codes` of them are considered. Codes are assigned to such items in the order of their indices, so the rest,
-    which can make up most of the catalogue, would find no free code.
+    `num_codes` of these items are considered. Such items get codes in the order of their indices. The later items,
+    which can be most of the catalogue, would find no free code.
     """
-    # 1. Sort by group, and by distance within a group. Every item except the first of its group needs another code.
+    # 1. Sort by group, and within a group by distance. Every item except the first of its group needs another code.
     group = group_of(codes)
     order = torch.argsort(distance, stable=True)
     order = order[torch.argsort(group[order], stable=True)]
@@ -109,7 +110,8 @@ def _waiting_items(codes: Tensor, distance: Tensor, residuals: Tensor, num_codes
 
 
 def _by_cells(items: Tensor, cell: Tensor, chunk_size: int) -> Iterator[Tensor]:
-    """Yields the items in chunks of about `chunk_size` items, without splitting cells; ascending within a cell."""
+    """Yields the items in chunks of about `chunk_size` items. All items of a cell are in one chunk, in ascending
+    order."""
     items = items[torch.argsort(cell[items], stable=True)]
     sizes = cell[items].unique_consecutive(return_counts=True)[1]
     chunk = (sizes.cumsum(0) - sizes) // chunk_size  # index of the chunk that contains each cell
@@ -126,14 +128,13 @@ def _half_squared_distances(vectors: Tensor, centroids: Tensor) -> Tensor:
 def _match(distances: Tensor, row: Tensor, taken: Tensor) -> Tensor:
     """Assigns free codes to items greedily, nearest pair of item and code first.
 
-    Each round assigns all pairs in which the code is the nearest one to the item and the item the nearest one to the
-    code. The result is the same as if the pairs were assigned one by one in the order of their distance, but few
-    rounds are needed.
+    Each round assigns all pairs in which the item and the code are each other's nearest. The result is the same as if
+    the pairs were assigned one by one in the order of their distance, but few rounds are needed.
 
     Args:
         distances: Distance from each item to each code, `(W, C)`.
         row: Row of each item's cell in `taken`, `(W,)`.
-        taken: True for the codes that are not free in each cell, `(num_cells, C)`. Changed in place.
+        taken: For each cell, True for the codes that are not free, `(num_cells, C)`. Changed in place.
 
     Returns:
         The code of each item, `(W,)`; -1 if no code was free.
@@ -142,7 +143,7 @@ def _match(distances: Tensor, row: Tensor, taken: Tensor) -> Tensor:
     left = torch.arange(len(distances))
     while len(left := left[~taken[row[left]].all(1)]):
         # 1. Find the nearest free code for each unassigned item.
-        free = distances[left].masked_fill(taken[row[left]], torch.inf)  # (number left, C)
+        free = distances[left].masked_fill(taken[row[left]], torch.inf)  # (unassigned items, C)
         nearest, code = free.min(1)
 
         # 2. Find the nearest item for each code in each cell, `(num_cells, C)`. Ties go to the lowest item.

@@ -1,7 +1,7 @@
 """Co-occurrence statistics: how much more often items occur near each other in a sequence than expected by chance.
 
-Only pairs that occur are stored, so memory grows with the number of interactions and not with the square of the number
-of items.
+Only pairs that occur are stored. So memory grows with the number of interactions, not with the square of the number of
+items.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def associations(train: Dataset, num_items: int, *, window: int = 5) -> SparseRo
     """Computes the positive pointwise mutual information of all pairs of items, a symmetric matrix.
 
     Two items at distance d <= `window` in a training sequence add 1/d to the count of their pair. The transition
-    baseline counts in the same way, except that the order of the items matters there. Pairs of an item with itself are
-    ignored. The total of an item is the sum of the counts of its pairs, and the entry of a pair is log(count of the
-    pair * sum of all totals / (total of the first item * total of the second item)) if that is positive.
+    baseline also weights pairs by 1/d, but distinguishes the order of the two items. Pairs of an item with itself are
+    ignored. The total of an item is the sum of the counts of its pairs. The entry of a pair is log(count of the pair *
+    sum of all totals / (total of the first item * total of the second item)) if this logarithm is positive.
 
     Args:
         train (`Dataset`): The training split. Any other split raises a ValueError. The rows of a user must be in
@@ -80,8 +80,8 @@ def training_sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
     """Concatenates the history and the targets of each row.
 
     Returns:
-        The sequences, and a mask `(number of values,)` of the interactions that do not occur in an earlier row of the
-        same user.
+        The sequences, and a mask `(number of values,)` that is True for interactions that no earlier row of the same
+        user contains.
     """
     history = split_rows(train, "history")
     sequences = join(history, split_rows(train, "targets"))
@@ -94,12 +94,12 @@ def training_sequences(train: Dataset) -> tuple[Ragged, np.ndarray]:
 
 
 def _pair_counts(train: Dataset, num_items: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts pairs of items. Returns the lower item, the higher item and the count of each pair that occurs."""
+    """Counts pairs of items. Returns the lower index, the higher index and the count of each pair that occurs."""
     sequences, is_new = training_sequences(train)
     items = sequences.values.astype(np.int64)
     rows = sequences.row_ids
 
-    # Distances are processed one at a time, because sorting all pairs at once would need several times the memory.
+    # Process one distance at a time, because sorting the pairs of all distances would need several times the memory.
     keys = np.empty(0, np.int64)
     counts = np.empty(0)
     longest = int(sequences.lengths.max(initial=0))
@@ -135,9 +135,9 @@ def _add_counts(
 
 
 def _symmetric(low: np.ndarray, high: np.ndarray, values: np.ndarray, size: int) -> SparseRows:
-    """Builds the symmetric matrix with these values at `(low, high)` and `(high, low)`.
+    """Builds the symmetric matrix with the given values at `(low, high)` and at `(high, low)`.
 
-    The pairs must be sorted by `low`, then by `high`.
+    The pairs must be in ascending order of `low`; pairs with the same `low` must be in ascending order of `high`.
     """
     # The entries below the diagonal come first. A stable sort by row then leaves the columns of each row ascending.
     rows = np.concatenate([high, low])
