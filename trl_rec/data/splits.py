@@ -23,13 +23,13 @@ from trl_rec.ragged import Ragged
 
 
 RULES = {  # {num_held_out} and {fewest} are filled in by `describe_rule`
-    "leave_one_out": "each user's last item is the test, the one before it the validation; users with fewer than 3 "
-    "only train",
-    "leave_last": "each user's last {num_held_out} items are the test, the {num_held_out} before them the "
-    "validation; users with fewer than {fewest} only train",
-    "time": "the last tenth of the interactions by time is the test, the tenth before it the validation; ties stay "
-    "together",
-    "windows": "as the source has split its windows",
+    "leave_one_out": "each user's last item is the test item, and the item before it is the validation item; users "
+    "with fewer than 3 items are used for training only",
+    "leave_last": "each user's last {num_held_out} items are the test items, and the {num_held_out} before them are "
+    "the validation items; users with fewer than {fewest} items are used for training only",
+    "time": "the last tenth of the interactions by time is the test split, and the tenth before it is the validation "
+    "split; interactions with equal timestamps are in the same split",
+    "windows": "the windows are already split by the source",
 }
 
 

@@ -79,7 +79,8 @@ def test_leave_last_by_hand(tmp_path):
     assert rows_of(dataset, "validation") == {"u1": (["a"], ["b", "c"])}
     assert rows_of(dataset, "test") == {"u1": (["a", "b", "c"], ["a", "b"])}
     rule = (
-        "each user's last 2 items are the test, the 2 before them the validation; users with fewer than 5 only train"
+        "each user's last 2 items are the test items, and the 2 before them are the validation items; users with "
+        "fewer than 5 items are used for training only"
     )
     assert dataset.card["split_rule"] == rule and dataset.card["settings"]["num_held_out"] == 2
     assert dataset.card["targets"] == {"train": 3, "validation": 2, "test": 2}

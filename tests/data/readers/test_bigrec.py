@@ -44,7 +44,7 @@ def test_windows(tmp_path):
     assert dataset.catalog.titles == ["Pens & Paper", "Two lines", "Pens & Paper", "Four", "Five", "Six"]
     card = dataset.card
     assert card["split"] == "windows" and card["notes"] == [
-        "the source has no validation file: the last 2 of its 5 training rows by time are held out"
+        "the source has no validation file; the last 2 of its 5 training rows by time are the validation split"
     ]
     assert card["cold_users"] == {"validation": 1, "test": 1} and card["cold_targets"] == {"validation": 2, "test": 2}
 
@@ -86,7 +86,7 @@ def test_rows_out_of_order_and_quoted_ids(tmp_path):
         ({"test": []}, "test.csv contains no rows"),
         (
             {"train": [(*row[:2], 1) for row in TRAIN]},
-            "train.csv: too many rows have the same timestamp to hold out the last tenth",
+            "train.csv: the last tenth cannot be held out, because too many rows have the same timestamp",
         ),
         ({"names": NAMES | {"2": ""}}, "id2name4Rec.json, row 2: item '2' has an empty title"),
         ({"names": ["a"]}, "id2name4Rec.json contains a JSON list where a dict is expected"),

@@ -41,8 +41,8 @@ def test_files(tmp_path):
     ]
     assert dataset.catalog.group_shares()[0] == ["Bath", "Gift", "Hair"]
     assert dataset.card["notes"] == [
-        "the source has no timestamps: they are positions in each user's list",
-        "items with an empty title, called by their id: 1",
+        "the source has no timestamps; the positions in each user's list are used instead",
+        'number of items whose empty title was replaced by "item" and the id: 1',
     ]
 
 

@@ -21,7 +21,7 @@ READERS: dict[str, Reader] = {
 
 
 def locate(source: str | Path, format: str | None = None) -> tuple[str, dict[str, Path]]:
-    """Returns the format of a source, and a dict from table names to its files.
+    """Returns the format of a source, and a dict from table names to the files of the source.
 
     Args:
         source: A folder, or the name of a format that needs no folder (`"toy"`, `"ml-100k"`).

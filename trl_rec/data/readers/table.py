@@ -58,7 +58,8 @@ class TableReader(Reader):
         _check_renames(renames, files)
         tables = {}
         for kind, path in files.items():
-            # Keep extra columns of items and users. Those of interactions are not used and may be large, so skip them.
+            # Keep extra columns of items and users. Extra columns of interactions are unused and may be large, so skip
+            # them.
             used = {*NAMES, options.event_column or "rating"} if kind == "interactions" else None
             tables[kind] = _renamed(_read(path, renames, used), renames)
 

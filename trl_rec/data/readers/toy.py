@@ -2,7 +2,7 @@
 
 Each item has a few followers: random items that often come right after it. In almost half of the steps, the next item
 is a follower of the last item; otherwise it is drawn by taste and popularity. Therefore the transition baseline beats
-the popularity baseline, which beats the random baseline. No user gets the same item twice.
+the popularity baseline, which beats the random baseline. No user chooses the same item twice.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class TokenTables:
         return self.user_ids.take(users)
 
     def tokenize(self, texts: list[str]) -> Ragged:
-        """Tokenises texts such that they cannot contain special tokens or the tokens of items."""
+        """Tokenises texts. The result contains no special tokens and no tokens of items."""
         if not texts:
             return Ragged.from_lists([])
         # A title may contain "<a_1>". A space after the bracket prevents a match with an added token.
@@ -124,7 +124,7 @@ def sample_evenly(total: int, count: int, key: list[int]) -> np.ndarray:
 
 
 def _about_items(name: str, count: int, key: list[int], tables: TokenTables) -> Material:
-    """Makes rows that translate between the semantic ID or token of an item and its title or text."""
+    """Makes rows that translate an item's path to its title (`id_to_item`), or its title or text to its path."""
     catalog = tables.dataset.catalog
     items = sample_evenly(len(catalog), count, key)
     users = np.full(len(items), NOBODY)
@@ -181,13 +181,13 @@ def _after_histories(name: str, count: int, key: list[int], tables: TokenTables)
 
 
 def _query_texts(dataset: RecDataset, items: np.ndarray) -> list[str]:
-    """Returns a search query per item: its groups, or words of its title if the catalogue has no groups."""
+    """Returns a search query per item: up to two of its groups, or of its title's words if there are no groups."""
     single_items = Ragged.from_lengths(items, np.ones(len(items), np.int64))
     return preference_texts(single_items, dataset.catalog, most=2)
 
 
 def _prefixes(train: Dataset, numbers: np.ndarray, most: int) -> tuple[np.ndarray, Ragged, np.ndarray]:
-    """Looks up the targets with the given numbers. Returns their users, the newest items before each, and the targets.
+    """Returns the users of the targets with the given numbers, the newest items before each target, and the targets.
 
     Args:
         train: The training split.

@@ -210,7 +210,8 @@ def _history_slot(name: str, histories: Ragged, tables: TokenTables, room: int |
     if room is not None:
         if room < int(pieces.lengths.max()):
             raise ValueError(
-                f"the task {name} leaves {room} tokens for the history, too few for one item; raise max_length"
+                f"max_length leaves {room} tokens for the history in the task {name}, too few for one item; raise "
+                "max_length"
             )
         histories = newest_that_fit(histories, pieces.lengths, room)
     return {slot: histories.flatten(pieces)}
