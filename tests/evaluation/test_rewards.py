@@ -194,7 +194,7 @@ def test_accuracy_needs_no_groups_and_fairness_no_targets():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"lists": [[0, 1]]}, r"lists has the dtype int64 and the shape \(1, 2\); give item indices"),
+        ({"lists": [[0, 1]]}, r"lists has the dtype int64 and the shape \(1, 2\); give integer item indices"),
         ({"lists": [[[0.0, np.nan]], [[0, 1]]]}, "lists has the dtype float64 and the shape"),
         ({"lists": [[[0, 1]], [[1, 5]]]}, "lists, row 1, list 0: item 5 is not in the catalogue of 5 items"),
         ({"targets": [[1]]}, "targets has 1 rows, but lists has 2"),

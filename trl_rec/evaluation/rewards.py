@@ -1,12 +1,12 @@
 """Computes the rewards of recommended lists, for training and evaluation. A reward is one number per list: a metric
 such as NDCG, or the value of another function.
 
-To add a named reward, write its function below and add it to `REWARDS` at the end of this file. No other change is
-needed.
+To add a named reward, write a function below, and add the function to `REWARDS` at the end of this file. No other
+change is needed.
 
 Rewards are computed from item indices, never from text, and are rounded to 12 decimals. Without rounding, the last
 bits of a sum would depend on the order of the items and on the number of lists that are scored at a time. Equally good
-lists would then not tie, which would change every ranking of lists by reward.
+lists could then have different rewards, which would change rankings of lists by reward.
 
 Legend: B: users, G: lists per user, K: ranks.
 """
@@ -39,7 +39,7 @@ class ListBatch:
 
     Args:
         lists (`np.ndarray` of shape `(B, G, K)`): Item indices, best first. A negative index marks a missing rank. The
-            batch has a read-only view of the array, so that no reward function can change the lists for the others.
+            array is stored as a read-only view, so that no reward function can change it for other reward functions.
         targets (`Ragged`): The items that each of the B users chose next.
         histories (`Ragged`): The items that each user chose before.
         shares (`np.ndarray` of shape `(num_items, num_groups)`, *optional*): `shares[i, g]` is the fraction of
@@ -54,8 +54,8 @@ class ListBatch:
     def __post_init__(self) -> None:
         if self.lists.ndim != 3 or not np.issubdtype(self.lists.dtype, np.integer):
             raise ValueError(
-                f"lists has the dtype {self.lists.dtype} and the shape {self.lists.shape}; give item indices of the "
-                "shape (users, lists, ranks)"
+                f"lists has the dtype {self.lists.dtype} and the shape {self.lists.shape}; give integer item indices "
+                "of the shape (users, lists, ranks)"
             )
 
         view = self.lists.view()
@@ -67,7 +67,8 @@ class ListBatch:
             row, number, rank = np.argwhere(self.lists >= num_items)[0]
             item = self.lists[row, number, rank]
             raise ValueError(
-                f"lists, row {row}, list {number}: item {item} is not in the catalogue of {num_items} items"
+                f"lists, row {row}, list {number}: item {item} is not in the catalogue of {num_items} items; give "
+                f"indices below {num_items}"
             )
 
         for name, rows in (("targets", self.targets), ("histories", self.histories)):
@@ -86,7 +87,7 @@ class ListBatch:
             row = int(np.flatnonzero(self.targets.lengths == 0)[0])
             raise ValueError(f"targets, row {row}: the user has no targets; leave such users out")
 
-        # Flatten the lists to one row each, and repeat the targets of each user for every list.
+        # Make one row per list, and repeat the targets of each user for every list of the user.
         num_users, num_lists, num_ranks = self.lists.shape
         repeated = self.targets.take(np.repeat(np.arange(num_users), num_lists))
         hits, num_relevant = metrics.find_hits(self.lists.reshape(-1, num_ranks), repeated.row_ids, repeated.values)
@@ -146,7 +147,7 @@ def score_lists(
 
 
 def _check_weights(weights: Mapping[str, float], known: Mapping[str, ListReward]) -> None:
-    """Raises `ValueError` unless `weights` maps known rewards to finite numbers and is not empty."""
+    """Raises `ValueError` if `weights` is empty or is not a mapping from known rewards to finite numbers."""
     if weights is not None and not isinstance(weights, Mapping):
         raise ValueError(f"rewards must map names to weights, as in {{'ndcg': 1.0, 'mgu': 4.0}}, not {weights!r:.60}")
     if not weights:
@@ -231,17 +232,19 @@ def hit(batch: ListBatch) -> np.ndarray:
 
 
 def ild(batch: ListBatch) -> np.ndarray:
-    """Computes intra-list diversity, `(B, G)`: the cosine distance between the groups of two items, averaged over all
-    pairs of items in a list."""
+    """Computes intra-list diversity, `(B, G)`: the mean cosine distance over the pairs of items in a list.
+
+    The vector of an item contains the fractions of the item that belong to each group.
+    """
     return metrics.ild(batch.lists, batch.groups)
 
 
 def mgu(batch: ListBatch) -> np.ndarray:
-    """Computes -MGU, `(B, G)`. MGU is the absolute difference between a group's share of the list and its share of the
-    user's history, averaged over the groups.
+    """Computes -MGU, `(B, G)`. MGU is |share of a group in the list - share of the group in the user's history|,
+    averaged over the groups.
 
-    Reconstruction: the paper scores each list by MGU, but gives no formula for single lists. The metric of the same
-    name in `metrics.py` compares all recommendations with all histories.
+    Reconstruction: BLADE's paper scores each list by MGU, but gives no formula for single lists. As an evaluation
+    metric, MGU compares all recommendations with all histories.
     """
     # Make one row of items per list, without missing ranks. The rows are in the order of a flattened (B, G) array.
     present = batch.lists >= 0

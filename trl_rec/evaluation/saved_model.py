@@ -1,6 +1,6 @@
 """Evaluates a saved model, or lists made elsewhere, beside the baselines on the same rows.
 
-The model's settings are read from its run folder.
+Settings that the configuration leaves open are read from the run folder of the model.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from trl_rec.ranges import COUNT, COUNT_FROM_0, FINITE, SEED, check_ranges
 
 SAVED_PRIOR = "saved"  # the prior in the run folder of the model
 
-# Values of the EvaluationConfig fields that neither the user nor the model's run folder has set.
+# Values of the EvaluationConfig fields that are set neither by the user nor in the model's run folder.
 DEFAULTS: dict[str, Any] = {
     "surface": "title",
     "list_length": None,
@@ -61,8 +61,8 @@ class EvaluationConfig:
     """Configuration of an evaluation: which model and rows are evaluated, and how lists are generated.
 
     Fields in `DEFAULTS` that are not set are `None` until [`evaluation_settings`] fills them in from the model's run
-    folder. A model from the hub has no run folder and gets the values of `DEFAULTS`, so set these fields to match its
-    training.
+    folder. A model from the hub has no run folder and gets the values of `DEFAULTS`, so set these fields to match the
+    training of the model.
 
     Args:
         model (`str`, *optional*): A hub id, a folder or a GGUF file. If neither `model` nor `lists` is set, only the
@@ -96,11 +96,12 @@ class EvaluationConfig:
             candidates is shown; 2 by default.
         dtype (`str`, *optional*, defaults to `"auto"`): Data type of the model's weights.
         prior (`str`, *optional*): A prior to multiply the model by: `"popularity"`, `"transition"`, `"mixture"`,
-            `"saved"` (that of the model's run folder) or `"none"`. By default, the prior of the run folder is used if
-            there is one. With a prior, three recommenders are evaluated: the model alone, the prior alone, and their
-            product.
-        prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses it on the validation
-            split, as in [`choose_prior`]. Defaults to the setting of a saved prior, and to `"auto"` for any other.
+            `"saved"` (the prior in the model's run folder) or `"none"`. By default, the prior in the run folder is
+            used, if there is one. With a prior, three recommenders are evaluated: the model alone, the prior alone,
+            and the product of both.
+        prior_strength (`str`, *optional*): Exponent of the prior, as a number. `"auto"` chooses the exponent on the
+            validation split, as in [`choose_prior`]. By default, a saved prior keeps its saved setting, and the
+            exponent of any other prior is chosen as with `"auto"`.
         seed (`int`, *optional*, defaults to `0`): Seed of the random baseline, of drawn lists and of the bootstrap.
     """
 
@@ -110,7 +111,7 @@ class EvaluationConfig:
     )
     lists: str | None = field(
         default=None,
-        metadata={"help": "CSV, TSV or Parquet file with user_id, rank and item_id: recommendations made elsewhere"},
+        metadata={"help": "CSV, TSV or Parquet file of recommendations made elsewhere (user_id, rank, item_id)"},
     )
     name: str | None = field(
         default=None,
@@ -151,7 +152,7 @@ class EvaluationConfig:
     recall_at: Annotated[int, COUNT_FROM_0] = field(
         default=50,
         metadata={
-            "help": "further cutoff, for recall alone; needs a second pass with this many beams; 0 skips it",
+            "help": "further cutoff, for recall alone; needs a second pass with this many beams; 0 skips this recall",
         },
     )
     exhaustive: Annotated[int | None, COUNT] = field(
@@ -172,8 +173,8 @@ class EvaluationConfig:
     length_penalty: Annotated[float | None, FINITE] = field(
         default=None,
         metadata={
-            "help": "p of the length penalty: scores are divided by (number of generated tokens) ** p; if unset, from "
-            "the run folder, or else 0",
+            "help": "exponent p of the length penalty, which divides scores by (number of generated tokens) ** p; if "
+            "unset, from the run folder, or else 0",
         },
     )
     renormalize: bool | None = field(
@@ -204,8 +205,8 @@ class EvaluationConfig:
     prior_strength: str | None = field(
         default=None,
         metadata={
-            "help": "exponent of the prior: a number, or auto, which chooses it on the validation split; if unset, "
-            "that of a saved prior, or else auto"
+            "help": "exponent of the prior: a number, or auto, which chooses the exponent on the validation split; if "
+            "unset, the saved setting of a saved prior, or else auto"
         },
     )
     seed: Annotated[int, SEED] = field(
@@ -423,7 +424,7 @@ def _prior_of(
     else:
         prior = fit_prior(config.prior, dataset, exclude_history=config.exclude_history)
 
-    # 2. Choose its setting.
+    # 2. Choose the setting of the prior.
     strength = given_strength(config.prior_strength or AUTO)
     k = max(config.ks)
     if strength is not None:

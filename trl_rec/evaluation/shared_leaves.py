@@ -1,9 +1,9 @@
-"""Metrics in expectation over the order of items that share a leaf of the trie.
+"""Computes the expected recall and NDCG over random orders of the items that share a leaf of the trie.
 
-Items that are written alike (equal titles, or equal semantic IDs) share a leaf and have the same score. `rank_items`
-lists them in catalogue order, so whether a target comes first or last among them is arbitrary. The metrics
-`expected_recall@k` and `expected_ndcg@k` are the means over all orders of the items of each leaf. Without shared
-leaves they equal `recall@k` and `ndcg@k`. Both metrics are sums over ranks, so it suffices to replace each hit by the
+Items with equal titles, or with equal semantic IDs, share a leaf and have the same score. `rank_items` lists them in
+catalogue order, so whether a target comes first or last among them is arbitrary. The metrics `expected_recall@k` and
+`expected_ndcg@k` are the means over all orders of the items of each leaf. If no items share a leaf, these metrics
+equal `recall@k` and `ndcg@k`. Recall and NDCG are linear in the hits, so it suffices to replace each hit by the
 probability of a hit.
 """
 
@@ -44,7 +44,7 @@ def expected_metrics(
     wanted = np.unique(relevant.row_ids * num_items + relevant.values)
     num_relevant = np.bincount(wanted // num_items, minlength=len(ranked))
 
-    # 1. For each ranked item, count the items of its leaf that could be recommended, and the relevant ones among them.
+    # 1. At each rank, count the items of the leaf that could be recommended, and the relevant items among them.
     left_out = np.empty(0, np.int64)
     if excluded is not None:
         left_out = np.unique(excluded.row_ids * num_items + excluded.values)
@@ -54,7 +54,7 @@ def expected_metrics(
     sizes = sizes - _count(keys, left_out, leaves, num_leaves)
     relevant_in = _count(keys, np.setdiff1d(wanted, left_out, assume_unique=True), leaves, num_leaves)
 
-    # 2. The probability of a hit is the share of these items that is relevant. A repeated item is never a hit.
+    # 2. The probability of a hit is the ratio of the two counts. A repeated item is never a hit.
     possible = metrics.first_occurrences(ranked) & (sizes > 0)
     hits = np.where(possible, relevant_in / np.maximum(sizes, 1), 0.0)
 
@@ -66,7 +66,7 @@ def expected_metrics(
 
 
 def _count(keys: np.ndarray, pairs: np.ndarray, leaves: np.ndarray, num_leaves: int) -> np.ndarray:
-    """Counts, for each key (a user and a leaf), the pairs of the same user and any item that has this leaf.
+    """For each key, which encodes a user and a leaf, counts the pairs of this user with an item of this leaf.
 
     Args:
         keys: Keys of any shape, each encoded as `user * num_leaves + leaf`.

@@ -7,7 +7,8 @@ from trl_rec.evaluation.report.material import Material, Run
 
 
 def origin_section(material: Material) -> Section | None:
-    """How the runs were made, and where. Of several seeds, the first is shown."""
+    """Returns the section on how and where the runs were made. If a recommender has several seeds, only the run of the
+    first seed is shown."""
     runs = [arm.runs[0] for arm in material.own]
     blocks: list[Block] = [] if material.study is None else [Facts(material.study.facts, "The study")]
     for run in runs:
@@ -17,13 +18,13 @@ def origin_section(material: Material) -> Section | None:
     return Section(
         "origin",
         "Recipe and environment",
-        "What to run to get the same figures, and with which versions they were made.",
+        "The recipes that repeat the runs, and the environments in which the runs were made.",
         blocks,
     )
 
 
 def _blocks(run: Run, *, is_open: bool) -> list[Block]:
-    """The recipe and the environment of a run, where it has them."""
+    """Returns the recipe and the environment of a run, as far as the run folder contains them."""
     blocks: list[Block] = []
     if run.recipe:
         blocks.append(Text(f"Recipe of {run.name}", run.recipe.splitlines(), is_open))

@@ -14,18 +14,19 @@ from trl_rec.evaluation.report.material import Arm, Material
 from trl_rec.evaluation.tables import MEANINGS, best_value, default_columns, direction_of, number_text, stem_of
 
 
+# Metrics in the table of diversity, popularity and fairness.
 OF_LISTS = ("coverage", "gini", "popularity", "ild", "div_ratio", "or_ratio", "mgu", "dgu", "invalid", "duplicates")
 DIRECTIONS = {1: "higher is better", -1: "lower is better", 0: "neither high nor low is better"}
 
 
 def results_section(material: Material) -> Section:
-    """The metrics of all recommenders, and the primary metric as a chart."""
+    """Returns the section with the metrics of all recommenders, and a chart of the primary metric."""
     results = {arm.name: arm.evaluation for arm in material.arms}
     columns = default_columns(results)
     if material.primary not in columns:
         columns = [material.primary, *columns]
     known = list(dict.fromkeys(name for evaluation in results.values() for name in evaluation.metrics))
-    if len(columns) == 1:  # rated lists have measures of their own
+    if len(columns) == 1:  # the default columns do not occur in evaluations of rated lists
         columns = [name for name in known if name != "num_users"]
     rest = [name for name in known if name not in columns and name != "num_users"]
 
@@ -35,27 +36,30 @@ def results_section(material: Material) -> Section:
     for part, title in ((of_users, "Accuracy"), (of_lists, "Diversity, popularity and fairness")):
         if part:
             blocks += [Table(["", *part], _rows(material, part), title), Facts(_legend(part))]
-    over = (
-        "users; with several seeds, a random error for the variation between seeds is added"
+    seeds = (
+        " With several seeds, the intervals also account for the variation between seeds."
         if any(len(arm.seeds) > 1 for arm in material.own)
-        else "users"
+        else ""
     )
     blocks.append(
-        Note(f"±: half the width of the 95 % interval (bootstrap over {over}). Shaded: the best of the column.")
+        Note(
+            f"±: half the width of the 95 % interval, from a bootstrap over users.{seeds} Shaded: the best value of "
+            "the column."
+        )
     )
     if rest:
         blocks.append(Table(["", *rest], _rows(material, rest), "All other measures", is_folded=True))
     return Section(
         "results",
         "Results",
-        f"Each recommender's measures on the same users; look at {material.primary} first, and at whether the "
+        f"The measures of each recommender on the same users. Look at {material.primary} first, and at whether the "
         "intervals overlap.",
         blocks,
     )
 
 
 def _intervals(material: Material) -> Charts:
-    """The primary metric of each recommender as a chart."""
+    """Returns a chart of the primary metric of each recommender."""
     dots = {arm.name: dot_of(arm, material.primary) for arm in material.arms if material.primary in arm.metrics}
     panel = Panel(interval_chart(dots, material.colors, x_label=material.primary))
     return Charts([panel], is_wide=True)
@@ -86,14 +90,15 @@ def _rows(material: Material, columns: Sequence[str]) -> list[Row]:
 
 
 def _legend(columns: Sequence[str]) -> list[tuple[str, str]]:
-    """The meaning of each measure, once for all k."""
+    """Returns the name and the meaning of each measure. Measures that differ only in k have one entry."""
     stems = dict.fromkeys(stem_of(column) for column in columns)
     known = [stem for stem in stems if stem in MEANINGS]
     return [(stem, f"{MEANINGS[stem][1]} ({DIRECTIONS[MEANINGS[stem][0]]})") for stem in known]
 
 
 def plane_section(material: Material) -> Section | None:
-    """Reward and accuracy of each recommender as a point, where rewards were measured."""
+    """Returns the section that shows each recommender as a point in the plane of accuracy and reward, or None if no
+    rewards were measured."""
     arms = [arm for arm in material.arms if "reward" in arm.metrics and material.primary in arm.metrics]
     if not arms or material.primary == "reward":
         return None
@@ -102,14 +107,15 @@ def plane_section(material: Material) -> Section | None:
     return Section(
         "plane",
         "Reward and accuracy",
-        "Points further right are more accurate, and points further up have more reward. A recommender that is "
-        "above another and not to the left of it gained reward without losing accuracy.",
+        "Each point is a recommender. A point further right is more accurate, and a point further up has a higher "
+        "reward. A recommender that is above another one, and not to the left of it, has a higher reward without "
+        "being less accurate.",
         [Charts([Panel(svg)], material.legend(arms), is_wide=True)],
     )
 
 
 def slices_section(material: Material) -> Section | None:
-    """The primary metric of each recommender for parts of the users."""
+    """Returns the section with the primary metric of each recommender for slices of the users."""
     masks = {name: mask for name, mask in slices(material.kept).items() if mask.any()}
     arms = [arm for arm in material.arms if material.primary in arm.evaluation.per_user]
     if not masks or not arms:
@@ -119,13 +125,14 @@ def slices_section(material: Material) -> Section | None:
     return Section(
         "slices",
         "For whom it works",
-        f"{material.primary} for parts of the users; look for parts for which another recommender is best.",
-        [Table(["", "users", *(arm.name for arm in arms)], rows, notes=["Parts of few users have wide intervals."])],
+        f"{material.primary} for parts of the users. Look for parts for which another recommender is best.",
+        [Table(["", "users", *(arm.name for arm in arms)], rows, notes=["Parts with few users have wide intervals."])],
     )
 
 
 def _slice_cells(material: Material, arms: Sequence[Arm], mask: np.ndarray) -> list[Cell]:
-    """The number of users in a slice, and the primary metric of each recommender over those that have a value."""
+    """Returns the number of users in a slice, and the mean of the primary metric of each recommender over the users of
+    the slice who have a value."""
     cells = [Cell(f"{mask.sum():,}")]
     values = [arm.evaluation.per_user[material.primary][mask] for arm in arms]
     measured = [value[np.isfinite(value)] for value in values]
@@ -142,7 +149,7 @@ def _slice_cells(material: Material, arms: Sequence[Arm], mask: np.ndarray) -> l
 
 
 def beam_section(material: Material) -> Section | None:
-    """What beam search loses against scoring every item, where that was measured."""
+    """Returns the section that compares beam search with scoring every item, or None if this was not measured."""
     rows = []
     for arm in material.own:
         gap = arm.runs[0].beam_gaps.get(arm.rows[0])
@@ -162,11 +169,13 @@ def beam_section(material: Material) -> Section | None:
         return None
     headings = ["", "beams", "beam search", "every item scored", "difference", "targets pruned", "users"]
     note = (
-        "Targets pruned: of the targets among the best items by exact score, the share that beam search does not find."
+        "Difference: every item scored minus beam search. Targets pruned: the share of the targets among the B best "
+        "items by exact score that a search with B beams does not find."
     )
     return Section(
         "beam",
         "What beam search loses",
-        "The same model with beam search and with every item scored. If the difference is large, use more beams.",
+        "The same model with beam search and with every item scored. If the difference is far above 0, use more "
+        "beams.",
         [Table(headings, rows, notes=[note])],
     )

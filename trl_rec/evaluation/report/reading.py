@@ -31,12 +31,13 @@ def read_material(
     dataset: str | Path | None = None,
     show_users: bool = False,
 ) -> Material:
-    """Reads folders, and the dataset that they were measured on.
+    """Reads run folders or a study folder, and the dataset that was used in the evaluation.
 
     Args:
         sources: Run folders and evaluation folders over the same users, or one study folder.
         names: A name per folder, as in [`write_report`].
-        dataset: The dataset folder. By default, the one that was recorded, if it is still there and unchanged.
+        dataset: The dataset folder. Defaults to the folder that the evaluation recorded, if it still contains the same
+            dataset.
         show_users: Whether lists are headed by user ids.
     """
     folders = [Path(source) for source in sources]
@@ -62,8 +63,8 @@ def read_material(
 
 
 def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm]:
-    """Returns the recommenders of the folders: the baselines, each from the first folder that has it, and the models,
-    whose runs are grouped by [`read_arms`]."""
+    """Returns the recommenders of the folders. Each baseline is read from the first folder that contains it. The runs
+    of models are grouped by [`read_arms`]."""
     if names is not None and len(names) != len(folders):
         raise ValueError(
             f"the number of names ({len(names)}) differs from the number of runs ({len(folders)}); give one name per "
@@ -77,12 +78,12 @@ def _read_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[Arm
             if name != run.kept.recommender:
                 arms.setdefault(name, Arm(name, [run], [name], is_own=False))
 
-    # If `names` is not given, a recommender keeps the name that it has in the results. If several recommenders have
-    # this name, its folder (or the name of its group, if it has several runs) is added.
+    # If `names` is not given, a recommender keeps the name that it has in the results. If another recommender also has
+    # this name, a remark in parentheses is added: the folder of a single run, or the group name of several runs.
     own = [folder for folder, run in runs.items() if run.kept.recommender is not None]
     named = None if names is None else [name for name, folder in zip(names, runs, strict=True) if folder in own]
     if len(own) == 1 and named is None:
-        named = [runs[own[0]].name]  # there is nothing to group, so its recipe need not be read
+        named = [runs[own[0]].name]  # a single run is not grouped, so its recipe is not needed
     groups = [
         (name, [runs[kept.folder] for kept in group.values()], [str(kept.recommender) for kept in group.values()])
         for name, group in (read_arms(own, named) if own else {}).items()
@@ -190,7 +191,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
 
 
 def _read_study(folder: Path) -> tuple[list[Arm], Study]:
-    """Returns the measured arms of a study, and what the study states about them."""
+    """Returns the measured arms of a study, and the other content of the study file."""
     path = folder / STUDY
     content = _read_mapping(path)
     try:
@@ -233,7 +234,8 @@ def _comparison(entry: Mapping[str, Any]) -> Comparison:
 
 
 def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns facts about the study: its command, commit and seeds, what it can detect, and what was chosen."""
+    """Returns the names and values of facts about a study, such as the command, the seeds and the smallest detectable
+    difference."""
     smallest = content.get("smallest_difference")
     facts = [
         ("command", content.get("command")),
@@ -241,7 +243,7 @@ def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trl-rec", content.get("version")),
         ("finished", content.get("finished")),
         ("seeds", ", ".join(str(seed) for seed in content.get("seeds", []))),
-        (f"smallest difference in {content['primary']} that it can detect", smallest and f"{smallest:.4f}"),
+        (f"smallest detectable difference in {content['primary']}", smallest and f"{smallest:.4f}"),
     ]
     for name, arm in content["arms"].items():
         if isinstance(arm.get("headroom"), int | float):
@@ -273,7 +275,7 @@ def _dataset(kept: KeptEvaluation, path: str | Path | None) -> RecDataset | None
 def _check_same_rows(kept: KeptEvaluation, dataset: RecDataset) -> None:
     """Raises `ValueError` if the evaluation was not made on this dataset."""
     is_same = dataset.catalog.fingerprint == kept.identity["catalog"]
-    if is_same and not is_rated(kept):  # the candidates of rated lists depend on the recipe
+    if is_same and not is_rated(kept):  # the rows of rated lists depend on the recipe
         is_same = describe_rows(dataset, kept.split, rows=kept.users["row"])[1] == kept.identity["rows"]
     if not is_same:
         raise ValueError(

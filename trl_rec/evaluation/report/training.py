@@ -11,11 +11,11 @@ from trl_rec.evaluation.report.material import Material, Run
 
 
 LARGEST = 1e300  # larger numbers, infinity and NaN are left out
-MOST_POINTS = 400  # per line; longer logs are thinned out evenly
+MOST_POINTS = 400  # maximum number of points of a curve; longer logs are thinned out evenly
 
 
 class Signal(NamedTuple):
-    """A logged quantity, and what it means."""
+    """A logged quantity, with a title and a note on how to read its chart."""
 
     name: str
     title: str
@@ -26,10 +26,10 @@ class Signal(NamedTuple):
 LOSS = Signal("loss", "training loss", "falls while the model learns")
 VALIDATION = [
     Signal("eval_loss", "loss on validation users", "once it rises, the model overfits"),
-    Signal("eval_reward", "reward on validation users", "the weighted sum that training optimises"),
+    Signal("eval_reward", "reward on validation users", "the weighted sum of rewards, which training optimises"),
 ]
 BLADE = [
-    Signal("reward", "reward of sampled lists", "what training increases: should rise"),
+    Signal("reward", "reward of sampled lists", "training increases it, so it should rise"),
     Signal(
         "blade/quantile",
         "quantile among the reference lists",
@@ -41,27 +41,27 @@ BLADE = [
         "near 1, a static target gives no more signal",
     ),
     Signal("blade/tied_pairs", "tied pairs of lists", "share of pairs of lists with equal targets"),
-    Signal("blade/zero_advantages", "zero-advantage share", "lists that affect training only by their distance (KL)"),
-    Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy forgets the reference"),
+    Signal("blade/zero_advantages", "zero-advantage share", "share of lists that affect training only by the KL term"),
+    Signal("kl", "distance from the reference (KL)", "a fast rise means that the policy drifts from the reference"),
 ]
 DISTANCE = Signal(
     "reward", "reward over distance (KL)", "where the points stop rising, more distance gives no more reward"
 )
 OTHERS = [
     Signal("bear/ce", "cross-entropy of the target", "should fall"),
-    Signal("bear/pruned", "share of target tokens outside the beam", "what beam search would lose: should fall"),
-    Signal("bear/margin", "margin over the last beam", "positive where the beam keeps the target: should rise"),
+    Signal("bear/pruned", "share of target tokens outside the beam", "beam search would lose them; should fall"),
+    Signal("bear/margin", "margin over the last beam", "positive if the beam keeps the target; should rise"),
     Signal("alro/sft", "supervised loss", "should fall"),
     Signal("alro/soft_lambda", "loss of the order (soft lambda)", "should fall"),
     Signal("alro/permutation", "loss between orders", "near 0, the order in which items are shown has no effect"),
-    Signal("rewards/margins", "margin of the chosen answer", "its implicit reward minus the rejected: should rise"),
-    Signal("rewards/accuracies", "share of pairs in the right order", "1: every chosen answer is preferred"),
+    Signal("rewards/margins", "margin of the chosen answer", "implicit reward, chosen minus rejected; should rise"),
+    Signal("rewards/accuracies", "share of pairs in the right order", "at 1, every chosen answer is preferred"),
     Signal("logps/chosen", "log-probability of the chosen answer", "if it falls, the chosen answer gets less likely"),
 ]
 
 
 def curves_section(material: Material) -> Section | None:
-    """The loss, and the metrics of validation users, over the steps of training."""
+    """Returns the section with the loss, and the metrics of validation users, over the steps of training."""
     measured = Signal(
         f"eval_{material.primary}", f"{material.primary} on validation users", "should rise, then level off"
     )
@@ -78,7 +78,7 @@ def curves_section(material: Material) -> Section | None:
 
 
 def signal_sections(material: Material) -> list[Section]:
-    """Charts of the quantities that BLADE and the other methods learn from, as they were logged."""
+    """Returns sections with charts of the logged quantities that BLADE and the other methods learn from."""
     sections = []
     if _is_blade(material):
         over = _chart(material, DISTANCE, over="kl")
@@ -86,8 +86,8 @@ def signal_sections(material: Material) -> list[Section]:
             Section(
                 "blade",
                 "BLADE's signal",
-                "BLADE learns from differences between the lists of one prompt: the reward should rise while ties and "
-                "the zero-advantage share stay low, at a moderate distance from the reference.",
+                "BLADE learns from the differences between the lists of a prompt. The reward should rise, while ties "
+                "and the zero-advantage share stay low and the distance from the reference stays moderate.",
                 [Charts([*_panels(material, BLADE), *([] if over is None else [over])], _legend(material))],
             )
         )
@@ -107,19 +107,22 @@ def signal_sections(material: Material) -> list[Section]:
 
 
 def _is_blade(material: Material) -> bool:
-    """Whether at least one run logged BLADE's signal."""
+    """Returns whether at least one run logged BLADE's signal."""
     logs = [run.log for arm in material.own for run in arm.runs]
     return any(name.startswith("blade/") for log in logs for entry in log for name in entry)
 
 
 def _panels(material: Material, signals: Sequence[Signal]) -> list[Panel]:
-    """One chart per quantity that was logged."""
+    """Returns one chart per quantity that was logged."""
     charts = [_chart(material, signal) for signal in signals]
     return [chart for chart in charts if chart is not None]
 
 
 def _chart(material: Material, signal: Signal, *, over: str = "step") -> Panel | None:
-    """Draws a quantity over the step, or as points over another quantity. One curve per run, in its arm's colour."""
+    """Draws a quantity over the step, or as points over another quantity.
+
+    Each run has one curve, in the colour of its recommender. Returns None if no run has at least two points.
+    """
     curves = [
         (points, material.colors[arm.name])
         for arm in material.own
@@ -134,17 +137,17 @@ def _chart(material: Material, signal: Signal, *, over: str = "step") -> Panel |
 
 
 def _points(run: Run, name: str, over: str) -> Points:
-    """The logged points of a quantity, thinned out evenly. The last point is always kept."""
+    """Returns the logged points of a quantity, thinned out evenly. The last point is always kept."""
     points = [(float(entry[over]), float(entry[name])) for entry in run.log if _is_number(entry, over, name)]
     stride = -(-len(points) // MOST_POINTS) or 1
     return [*points[:-1:stride], *points[-1:]]
 
 
 def _is_number(entry: Mapping[str, Any], *names: str) -> bool:
-    """Whether an entry of a log has these names, with numbers that a chart can show."""
+    """Returns whether an entry of a log has a number that a chart can show under each of the names."""
     return all(isinstance(value := entry.get(name), int | float) and abs(value) < LARGEST for name in names)
 
 
 def _legend(material: Material) -> list[tuple[str, int]]:
-    """The recommenders with their colours, where there are several."""
+    """Returns the recommenders with their colours, or nothing if there is only one recommender."""
     return material.legend(material.own) if len(material.own) > 1 else []

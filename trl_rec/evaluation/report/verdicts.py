@@ -12,15 +12,18 @@ from trl_rec.evaluation.report.material import Arm, Material, Study
 
 
 REMARK = (
-    "Differences are paired by user. p is adjusted by Holm's method over the comparisons with the same reference and "
-    "measure. With one seed, a verdict is about these models, not about their methods."
+    "Differences are paired by user and by seed. p is adjusted by Holm's method for all comparisons with the same "
+    "reference and measure. With one seed, a verdict is about the trained models, not about their methods."
 )
 
 
 def verdicts_section(material: Material) -> Section | None:
-    """The comparisons of a study. Without a study, every recommender that is not a baseline is compared with the
-    strongest baseline and with the first of these recommenders. A page on baselines alone compares them with the
-    strongest."""
+    """Returns the section with the verdicts, or None if there is nothing to compare.
+
+    A study defines the comparisons itself. Without a study, each recommender that the page is about is compared with
+    the strongest baseline, and with the first recommender that the page is about. On a page with baselines only, each
+    baseline is compared with the strongest one.
+    """
     if material.study is not None:
         blocks = _study_blocks(material.study)
     else:
@@ -31,21 +34,21 @@ def verdicts_section(material: Material) -> Section | None:
     return Section(
         "verdicts",
         "Verdicts",
-        "Which differences are more than chance: a difference counts only if chance alone would produce it in "
-        "fewer than one of 20 such comparisons.",
+        "These verdicts say which differences are more than chance. A difference counts only if chance alone would "
+        "produce such a difference in fewer than one of 20 comparisons.",
         blocks,
     )
 
 
 def _study_blocks(study: Study) -> list[Block]:
-    """What the study recommends and compares, and what it left out."""
+    """Returns the recommendation and the comparisons of a study, and the arms that the study left out."""
     conclusion = [Verdict(study.conclusion, "better" if study.conclusion.startswith("use ") else "open")]
     verdicts = [*(conclusion if study.conclusion else []), *map(_verdict, study.comparisons)]
     return [
         Verdicts(verdicts),
         Note(
             f"The measure {study.primary} and these comparisons were fixed before the first run. Differences are "
-            "paired by user and by seed. p is adjusted by Holm's method over all comparisons."
+            "paired by user and by seed. p is adjusted by Holm's method for all comparisons."
         ),
         *([Facts(study.left_out, "Left out")] if study.left_out else []),
     ]
@@ -66,7 +69,7 @@ def _comparisons(material: Material) -> list[Comparison]:
 
 
 def _compared(others: Sequence[Arm], reference: Arm, metric: str) -> list[Comparison]:
-    """Compares recommenders with a reference, or returns nothing where the metric was not kept per user."""
+    """Compares recommenders with a reference. Recommenders without values of the metric per user are left out."""
     arms = [arm for arm in (*others, reference) if metric in arm.evaluation.per_user]
     if reference not in arms or len(arms) < 2:
         return []
