@@ -1,4 +1,4 @@
-"""Evaluates a prior alone, and its product with a policy: two rows of the results beside that of the policy."""
+"""Evaluates a prior alone, and its product with a policy: two rows of the results, beside that of the policy."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def evaluate_product(
     product = replace(policy, prior=prior)
     rows = held_out(dataset, split)
 
-    # 1. Rank by the prior. Without a beam search, recall at `recall_at` needs no second pass.
+    # 1. Rank by the prior. This needs no beam search, so one pass serves the cutoffs `ks` and `recall_at`.
     further = further_cutoff(recall_at, ks, len(dataset.catalog))
     ranked = product.rank_by_prior(rows, further or max(ks))
     alone = evaluate_split(

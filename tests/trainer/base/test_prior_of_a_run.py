@@ -109,20 +109,28 @@ CHOICE = {"prior": "transition", "strength": 2.0, "eps": 0.1, "split": "test"}
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "recorded", "message"),
     [
-        (["popularity"], "this run asks for popularity, so choose another output_dir, or set prior to transition and "
-         "prior_strength to 2.0, as recorded"),
-        (["transition", "--prior_strength", "1"], "this run asks for transition with strength 1.0, so choose another"),
+        (["popularity"], {}, "this run asks for popularity, so choose another output_dir, or set prior to transition "
+         "and prior_strength to 2.0, as recorded"),
+        (["transition", "--prior_strength", "1"], {}, "this run asks for transition with strength 1.0, so choose"),
+        (["transition"], {"strength": 1.5}, "prior_strength=auto never chooses this setting, so choose another "
+         "output_dir, or set prior to transition and prior_strength to 1.5, as recorded"),
+        (["popularity"], {"prior": "popularity"}, "prior_strength=auto never chooses this setting"),
     ],
 )  # fmt: skip
 def test_another_choice_in_a_run_folder_is_refused_before_training(
-    words: list[str], message: str, data: Path, tmp_path: Path
+    words: list[str], recorded: dict[str, object], message: str, data: Path, tmp_path: Path
 ) -> None:
-    write_json(tmp_path / "run/choice.json", CHOICE)
+    write_json(tmp_path / "run/choice.json", CHOICE | recorded)
     with pytest.raises(ValueError, match=message):
         train(data, tmp_path / "run", "--prior", *words)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["choice.json"]
+
+
+def test_a_recorded_choice_that_may_be_chosen_again_is_no_obstacle(data: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "choice.json", CHOICE)
+    check_run_prior(load(data), BearConfig(str(tmp_path), use_cpu=True, bf16=False, prior="transition"))
 
 
 def test_the_recorded_choice_can_be_given(data: Path, tmp_path: Path) -> None:

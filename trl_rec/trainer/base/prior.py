@@ -1,6 +1,7 @@
-"""Fits the prior of a run, chooses its strength on the validation split, and keeps it in the run folder.
+"""Makes the prior of a run: fits it, chooses its strength on the validation split, and keeps it in the run folder.
 
-All of this needs the trained model. What would make it fail is checked before training.
+The strength is chosen for the trained model, so the prior is made after training. What is certain to make it fail is
+found before training, by [`check_run_prior`].
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
 
 def check_run_prior(dataset: RecDataset, args: RecConfig) -> None:
-    """Raises `ValueError` if the prior that the configuration asks for cannot be made at the end of the run. Call this
-    function before training.
+    """Raises `ValueError` if it is certain that [`make_prior`] will fail at the end of the run.
+
+    Call this function before training.
 
     Args:
         dataset: The dataset that the model will be trained on.
@@ -52,23 +54,23 @@ def check_run_prior(dataset: RecDataset, args: RecConfig) -> None:
         fitting_rows(dataset.validation, exclude_history=args.eval_exclude_history)
 
     # 2. Check an earlier choice in the output folder, unless this run removes it.
-    config: Any = args  # of TRL too
+    config: Any = args  # some of its fields are TRL's
     if not config.overwrite or config.resume_from_checkpoint:
         check_choice(config.output_dir, str(args.prior), strength)
 
 
 def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str | Path) -> FittedPrior | None:
-    """Makes the prior that the configuration asks for. Call this function before anything is measured on the split
-    `final_split`, so that its setting is recorded before any result is known.
+    """Makes the prior that the configuration asks for.
 
-    The run folder gets `choice.json`, `prior.safetensors` and the key `prior` of `recommender.json`. The compared
-    settings are printed as a table. Every process must call this function.
+    Call this function before the split `final_split` is measured, so that the setting of the prior cannot depend on
+    the results. Every process must call it. The main process writes `choice.json`, `prior.safetensors` and the key
+    `prior` of `recommender.json`, and prints the compared settings as a table.
 
     Args:
         policy: The trained policy.
         dataset: The dataset that the policy was trained on.
         args: The configuration. If it is not a [`PriorConfig`], there is no prior.
-        folder: The run folder, which contains the model by now.
+        folder: The run folder, in which the model is already saved.
 
     Returns:
         The prior, or None if the configuration asks for none.
@@ -83,13 +85,13 @@ def make_prior(policy: Policy, dataset: RecDataset, args: RecConfig, folder: str
     if strength is None:
         prior, choice = choose_prior(policy, dataset, prior, k=k, max_users=args.max_users)
     else:
-        prior, choice = given_choice(prior, strength, k, recorded=read_choice(folder))
+        prior, choice = given_choice(prior, strength, k, recorded=on_main_process(lambda: read_choice(folder)))
 
-    # 2. Keep both. An error is raised if the folder has another choice that was already measured on the test split.
-    def keep() -> None:
+    # 2. Keep both. An error is raised if the test split was already measured with another choice.
+    def _keep() -> None:
         keep_choice(folder, choice, args.final_split)
         save_run_prior(folder, prior)
         print(f"{choice_table(choice)}\n")  # noqa: T201
 
-    on_main_process(keep)
+    on_main_process(_keep)
     return prior

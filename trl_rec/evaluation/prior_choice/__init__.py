@@ -1,0 +1,29 @@
+"""Chooses how strongly a prior multiplies a policy, on the validation split.
+
+`grid.py` decides which settings are compared, `measuring.py` measures them, `choice.py` chooses the best one,
+`choice_file.py` keeps the choice in the output folder, and `table.py` prints it.
+"""
+
+from trl_rec.evaluation.prior_choice.choice import PriorChoice, choose_prior, given_choice
+from trl_rec.evaluation.prior_choice.choice_file import CHOICE, check_choice, keep_choice, read_choice
+from trl_rec.evaluation.prior_choice.grid import Setting, best_setting, is_on_grid, search_grid, with_setting
+from trl_rec.evaluation.prior_choice.ndcg import ndcg_by_setting
+from trl_rec.evaluation.prior_choice.table import choice_table
+
+
+__all__ = [
+    "CHOICE",
+    "PriorChoice",
+    "Setting",
+    "best_setting",
+    "check_choice",
+    "choice_table",
+    "choose_prior",
+    "given_choice",
+    "is_on_grid",
+    "keep_choice",
+    "ndcg_by_setting",
+    "read_choice",
+    "search_grid",
+    "with_setting",
+]

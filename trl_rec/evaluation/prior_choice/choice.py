@@ -1,0 +1,110 @@
+"""Chooses the setting of a prior: the best one on the validation split, or a given one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trl_rec.decoding.priors import FittedPrior
+from trl_rec.evaluation.policy import Policy
+from trl_rec.evaluation.prior_choice.grid import AnyPrior, Setting, best_setting, search_grid, with_setting
+from trl_rec.evaluation.prior_choice.measuring import make_measure
+
+
+if TYPE_CHECKING:
+    from trl_rec.data.dataset import RecDataset
+
+
+@dataclass(frozen=True)
+class PriorChoice:
+    """The setting of a prior, and the figures that it was chosen by.
+
+    Args:
+        prior (`str`): The kind of prior.
+        strength (`float`): The exponent of the weights.
+        eps (`float`, *optional*): The weight of the popularity. None if the prior has no such weight, or if strength 0
+            was chosen.
+        metric (`str`): The metric that was compared.
+        grid (`list[dict]`): The value of the metric on the validation split for every setting. Empty if the strength
+            was given.
+        num_users (`int`): Number of validation users. 0 if the strength was given.
+        how (`str`): How settings were measured: `"exact"`, `"candidates"` or `"lists"`, as in [`make_measure`], or
+            `"given"`.
+        at_limit (`bool`): Whether the best setting is on an edge of the grid that could not be extended further.
+    """
+
+    prior: str
+    strength: float
+    eps: float | None
+    metric: str
+    grid: list[dict[str, Any]]
+    num_users: int
+    how: str
+    at_limit: bool = False
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The fields that are equal in two choices of the same setting."""
+        return {"prior": self.prior, "strength": self.strength, "eps": self.eps}
+
+
+def choose_prior(
+    policy: Policy,
+    dataset: RecDataset,
+    prior: FittedPrior,
+    *,
+    k: int = 10,
+    max_users: int | None = None,
+) -> tuple[FittedPrior, PriorChoice]:
+    """Chooses the setting of a prior with the highest NDCG@k on the validation split.
+
+    Args:
+        policy (`Policy`): The policy, whose own prior is ignored.
+        dataset (`RecDataset`): The dataset. Only its validation split is read.
+        prior ([`FittedPrior`]): The prior. Its strength is ignored. Its eps has no effect, unless the paths of items
+            are longer than one token: then the best items of the prior with this eps are among the candidates.
+        k (`int`, *optional*, defaults to `10`): The cutoff of the metric.
+        max_users (`int`, *optional*): Maximum number of validation users. At most 10,000 are used, 2,000 if the paths
+            of items are longer than one token, and 300 if the model writes lists.
+
+    Returns:
+        The prior with the chosen setting, and the choice. Of equally good settings, the one with the lowest strength
+        is chosen, and of these the one with the lowest eps.
+    """
+    measure, how, num_users = make_measure(policy, dataset, prior, k=k, max_users=max_users)
+    values, at_limit = search_grid(measure, has_eps=hasattr(prior, "eps"), one_axis_at_a_time=how == "lists")
+    best = best_setting(values)
+    grid = [{"strength": one.strength, "eps": one.eps, "value": values[one]} for one in values]
+    choice = PriorChoice(prior.kind, best.strength, best.eps, f"ndcg@{k}", grid, num_users, how, at_limit)
+    return with_setting(prior, best), choice
+
+
+def given_choice(
+    prior: AnyPrior, strength: float, k: int, *, recorded: Mapping[str, Any] | None = None
+) -> tuple[AnyPrior, PriorChoice]:
+    """Returns a prior with a given strength, and the choice of this strength.
+
+    Args:
+        prior ([`SavedPrior`]): The prior.
+        strength (`float`): The strength.
+        k (`int`): The cutoff of the metric.
+        recorded (*optional*): The choice that the output folder contains, from [`read_choice`]. If it has the same
+            kind of prior and the same strength, its eps is used too, so that the recorded setting can be repeated.
+            Otherwise the prior keeps its eps.
+    """
+    eps = getattr(prior, "eps", None)
+    if recorded is not None and (recorded.get("prior"), recorded.get("strength")) == (prior.kind, strength):
+        found = recorded.get("eps")
+        eps = found if found is None or (isinstance(found, float | int) and found > 0) else eps
+    choice = PriorChoice(prior.kind, strength, eps, f"ndcg@{k}", [], 0, "given")
+    return with_setting(prior, Setting(strength, eps)), choice
+
+
+def setting_in_words(setting: Mapping[str, Any]) -> str:
+    """Returns the kind, the strength and the eps of a prior in words. The values may have any type."""
+    eps = setting.get("eps")
+    words = f"{setting.get('prior')} with strength {setting.get('strength')}"
+    if eps is None:
+        return words
+    return f"{words} and eps {eps:g}" if isinstance(eps, int | float) else f"{words} and eps {eps!r}"
