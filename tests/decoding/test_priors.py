@@ -115,18 +115,20 @@ def test_priors_of_ones_own() -> None:
     ("make", "message"),
     [
         (lambda: as_prior(3), "3 is not a prior; give an object with a method weights"),
-        (lambda: ArrayPrior(np.array([1.0, -1.0])), "shared contains a negative, infinite or NaN weight"),
-        (lambda: ArrayPrior(np.array([1.0, np.nan])), "shared contains a negative, infinite or NaN weight"),
-        (lambda: ArrayPrior(np.ones((2, 2))), "shared must have 1 dimension"),
+        (lambda: ArrayPrior(np.array([1.0, -1.0])), "the array of the prior contains a negative, infinite or NaN"),
+        (lambda: ArrayPrior(np.array([1.0, np.nan])), "the array of the prior contains a negative, infinite or NaN"),
+        (lambda: ArrayPrior(np.ones((2, 2))), "the array of the prior must have 1 dimension"),
         (lambda: ArrayPrior(np.ones(2), strength=-1), "strength must be at least 0"),
         (lambda: FunctionPrior(lambda _: np.ones(3)).weights(Ragged.from_lists([[0]])), "must return one row per"),
+        (lambda: FunctionPrior(lambda _: -np.ones((1, 3))).weights(Ragged.from_lists([[0]])),
+         "the result of the prior's function contains a negative"),
         (lambda: transition(eps=0), "eps must be above 0"),
         (lambda: transition(strength=np.inf), "strength must be at least 0"),
         (lambda: transition(prior_items=0), "prior_items must be at least 1"),
         (lambda: transition().weights(Ragged.from_lists([[9]])), "histories, row 0: 9 is not an item index"),
         (lambda: TransitionPrior.fit(make_split([(0, [0], [1])], "test"), 5), "must use only the training split"),
     ],
-)
+)  # fmt: skip
 def test_invalid_priors_are_refused(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
@@ -185,7 +187,9 @@ def test_a_function_must_weigh_all_items(columns: int) -> None:
     """Items without a column would otherwise have the weight 0."""
     trie = TokenTrie.from_sequences([[4], [5], [6]])
     weights = FunctionPrior(lambda histories: np.ones((len(histories), columns))).weights(Ragged.from_lists([[0]]))
-    with pytest.raises(ValueError, match=f"shared of the weights has {columns} items, and the trie has 3"):
+    with pytest.raises(
+        ValueError, match=f"the result of the prior's function has {columns} items, and the trie has 3"
+    ):
         rank_scores(torch.zeros(1, 3), trie, 2, weights=weights)
 
 

@@ -203,7 +203,11 @@ def _shared_by_place(trie: TokenTrie, weights: ItemWeights) -> tuple[Tensor, Ten
     for name in ("shared", "allowed"):
         tensor = getattr(weights, name)
         if tensor is not None and tensor.shape[-1] != num_items:
-            raise ValueError(f"{name} of the weights has {tensor.shape[-1]} items, and the trie has {num_items}")
+            what = weights.called.get(name, f"{name} of the weights")
+            raise ValueError(
+                f"{what} has {tensor.shape[-1]} items, and the trie has {num_items}; give one value per item of the "
+                "catalogue"
+            )
 
     # If `weights.shared` is missing, it defaults to 1, or to 0 if the prompts have items of their own.
     items = trie.items.long()

@@ -12,7 +12,9 @@ Legend: B: prompts, F: filters, I: items, S: items with weights of their own per
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +42,8 @@ class ItemWeights:
             default, the first row applies to all prompts.
     """
 
+    called: ClassVar[Mapping[str, str]] = {}  # what errors call a field, where its name would mean nothing to the user
+
     shared: Tensor | None = None
     items: Tensor | None = None
     values: Tensor | None = None
@@ -54,7 +58,8 @@ class ItemWeights:
         for name in ("shared", "values"):
             weights = getattr(self, name)
             if weights is not None and not bool((weights.isfinite() & (weights >= 0)).all()):
-                raise ValueError(f"{name} contains a negative, infinite or NaN weight; weights must be at least 0")
+                what = self.called.get(name, name)
+                raise ValueError(f"{what} contains a negative, infinite or NaN weight; weights must be at least 0")
         if self.allowed_of is not None and self.allowed is not None and self.allowed_of.numel():
             if not 0 <= int(self.allowed_of.min()) <= int(self.allowed_of.max()) < len(self.allowed):
                 raise ValueError(f"allowed_of contains a row number outside the {len(self.allowed)} rows of allowed")
@@ -63,7 +68,7 @@ class ItemWeights:
         for name, ndim in (("shared", 1), ("items", 2), ("values", 2), ("allowed", 2), ("allowed_of", 1)):
             tensor = getattr(self, name)
             if tensor is not None and tensor.ndim != ndim:
-                raise ValueError(f"{name} must have {ndim} dimension(s), not {tensor.ndim}")
+                raise ValueError(f"{self.called.get(name, name)} must have {ndim} dimension(s), not {tensor.ndim}")
 
         if (self.items is None) != (self.values is None):
             raise ValueError("items and values belong together; pass both, or neither")

@@ -1,4 +1,4 @@
-"""Priors of one's own: an array of weights, or a function of the histories."""
+"""Priors that users make: from an array of weights, or from a function of the histories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trl_rec.ragged import Ragged
 
 @dataclass(frozen=True, eq=False)
 class ArrayPrior:
-    """Weighs items by an array of one's own, the same for all histories: a margin, a freshness, or the stock.
+    """Weighs items by an array, the same for all histories, such as profit margins or what is in stock.
 
     Args:
         values (`np.ndarray` or `torch.Tensor` of shape `(num_items,)`): The weight of each item by its index in the
@@ -33,11 +33,11 @@ class ArrayPrior:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        self.weights(Ragged.from_lists([]))  # raises if a weight is not a number of at least 0
+        self.weights(Ragged.from_lists([]))  # raises if the array is invalid
 
     def weights(self, histories: Ragged) -> ItemWeights:
         """Returns the same weights for all histories."""
-        return ItemWeights(shared=torch.as_tensor(self.values).float(), strength=self.strength)
+        return _ArrayWeights(shared=torch.as_tensor(self.values).float(), strength=self.strength)
 
     def save(self, path: str | Path) -> None:
         """Writes the prior to a safetensors file, atomically."""
@@ -55,7 +55,7 @@ class ArrayPrior:
 
 @dataclass(frozen=True, eq=False)
 class FunctionPrior:
-    """Weighs items by a function of one's own. It cannot be saved.
+    """Weighs items by a function of the histories. This prior cannot be saved.
 
     Args:
         function (`Callable`): Maps histories (`Ragged`) to weights of shape `(len(histories), num_items)`.
@@ -70,16 +70,29 @@ class FunctionPrior:
         values = torch.as_tensor(self.function(histories)).float()
         if values.ndim != 2 or len(values) != len(histories):
             raise ValueError(
-                f"the function of the prior returned the shape {tuple(values.shape)} for {len(histories)} histories; "
+                f"the prior's function returned the shape {tuple(values.shape)} for {len(histories)} histories; "
                 "it must return one row per history and one column per item"
             )
         items = torch.arange(values.shape[1]).expand_as(values)
-        # The shared weights have no effect, except that a number of columns other than that of the items is refused.
-        return ItemWeights(torch.zeros(values.shape[1]), items, values, strength=self.strength)
+        # The shared weights are 0, so they change nothing. They are passed because only their number is compared with
+        # the number of items when the weights are used.
+        return _FunctionWeights(torch.zeros(values.shape[1]), items, values, strength=self.strength)
+
+
+class _ArrayWeights(ItemWeights):
+    """The weights of an [`ArrayPrior`]. Errors name the array."""
+
+    called = {"shared": "the array of the prior"}
+
+
+class _FunctionWeights(ItemWeights):
+    """The weights of a [`FunctionPrior`]. Errors name the result of the function."""
+
+    called = dict.fromkeys(["shared", "values"], "the result of the prior's function")
 
 
 def as_prior(prior: Prior | np.ndarray | Tensor | Callable[[Ragged], np.ndarray | Tensor] | None) -> Prior | None:
-    """Returns a prior: the argument itself, or the prior that an array `(num_items,)` or a function makes."""
+    """Converts an array `(num_items,)` or a function of the histories to a prior. A prior is returned unchanged."""
     if prior is None or isinstance(prior, Prior):
         return prior
     if isinstance(prior, np.ndarray | Tensor):
