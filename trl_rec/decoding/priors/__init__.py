@@ -1,4 +1,4 @@
-"""Priors: weights of items that are known without the policy, such as what usually follows a history.
+"""Priors: weights of items that do not come from the policy, such as counts of what usually follows a history.
 
 A prior is any object with a method `weights(histories)` that returns the [`ItemWeights`] of a batch of histories.
 [`rank_histories`], [`Policy`] and [`Recommender`] accept a prior and multiply the policy by it.

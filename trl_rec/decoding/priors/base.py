@@ -1,4 +1,4 @@
-"""What a prior is: any object that weighs the items after a history."""
+"""The protocol of priors: objects that weigh the items after a history."""
 
 from __future__ import annotations
 

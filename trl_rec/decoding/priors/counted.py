@@ -1,4 +1,4 @@
-"""Priors that count the training split: how often items were chosen, and what followed what."""
+"""Priors from counts of the training split: how often each item was chosen, and which items followed which."""
 
 from __future__ import annotations
 
@@ -84,17 +84,18 @@ class PopularityPrior:
 class TransitionPrior:
     """Weighs items by how often they followed the items of the history in training.
 
-    The weight of item j is the share of j among the scores of [`TransitionCounts`] after this history, plus
-    `eps * (count(j) + 1) / (total + num_items)`. The second part makes no item impossible, and is all that remains for
-    a history whose items the counts do not know.
+    The weight of item j is the sum of two terms. The first is the score of j after this history, as in
+    [`TransitionCounts`], divided by the sum of the scores of all items. The second is
+    `eps * (count(j) + 1) / (total + num_items)`, so every item has a positive weight. If no recent item of the history
+    was followed by another item in training, the first term is 0 for all items.
 
     Args:
         counts (`TransitionCounts`): What followed what in training.
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
         strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights.
         eps (`float`, *optional*, defaults to `0.5`): Weight of the popularity.
-        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history with a share of their
-            own, those with the largest shares.
+        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history whose first term is
+            used, those with the largest ones. For all other items, it is 0.
     """
 
     kind: ClassVar[str] = "transition"
@@ -129,7 +130,7 @@ class TransitionPrior:
         Args:
             train: The training split.
             num_items (*optional*): Size of the catalogue. Defaults to the largest index in `train` plus 1.
-            window, max_history (*optional*): As in [`TransitionCounts`].
+            window, max_history (*optional*): As in [`TransitionCounts.from_interactions`].
             strength, eps, prior_items (*optional*): As in the class.
         """
         interactions = TrainInteractions.from_split(train, num_items)
@@ -137,7 +138,7 @@ class TransitionPrior:
         return cls(counts, interactions.popularity, strength, eps, prior_items)
 
     def weights(self, histories: Ragged) -> ItemWeights:
-        """Returns the weights of all items after each history. Items that no count knows have the popularity alone."""
+        """Returns the weights of all items after each history."""
         histories = item_rows(histories, "histories", len(self.popularity))
         followers, scores = self.counts.followers(histories)
         items, values = largest_shares(followers.row_ids, followers.values, scores, len(histories), self.prior_items)
@@ -182,7 +183,7 @@ def largest_shares(
     Args:
         rows, items, scores (`np.ndarray` of shape `(N,)`): The row, the item and the score of each entry.
         num_rows: B, the number of rows.
-        most: Maximum number of items per row. Of equal shares, the lower item index is kept.
+        most: Maximum number of items per row. Of items with equal shares, those with lower indices are kept.
 
     Returns:
         The items, padded with -1, and their shares in float32, padded with 0. Both have the shape `(B, S)`. The shares

@@ -1,7 +1,7 @@
 """Reads and writes the file of a prior: a safetensors file whose metadata contains the kind and the settings.
 
-Nothing in such a file is executed. Everything that is read from it is checked, so a damaged file is refused instead of
-changing recommendations.
+Nothing in such a file is executed. The kind, the arrays and the settings are checked, so a file whose parts do not fit
+together is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REMEDY = "restore it from a copy, or fit and save the prior again"
 
 @dataclass(frozen=True, eq=False)
 class PriorFile:
-    """The content of a file.
+    """The content of the file of a prior.
 
     Args:
         path (`Path`): The file.
@@ -57,7 +57,7 @@ class PriorFile:
         return array
 
     def number(self, name: str) -> float:
-        """Returns a setting that is a number. Its range is checked by the prior."""
+        """Returns a setting. The prior checks that it is a number in its range."""
         if name not in self.settings:
             raise ValueError(f"it has no setting {name!r}")
         value: float = self.settings[name]
@@ -72,7 +72,7 @@ class PriorFile:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Inside the block, an invalid value raises an error that names the file and the remedy."""
+        """Adds the file and the remedy to the message of an error that an invalid value raises inside the block."""
         try:
             yield
         except (ValueError, TypeError) as error:
@@ -88,7 +88,7 @@ def write_prior_file(
         path: The file.
         kind: The kind of prior.
         arrays: Its arrays by name.
-        settings: Its settings by name: numbers, strings, and lists of them.
+        settings: Its settings by name. They must be JSON values.
     """
     metadata = {KIND: kind, SETTINGS: json.dumps(dict(settings), allow_nan=False)}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -104,7 +104,7 @@ def read_prior_file(path: str | Path) -> PriorFile:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # it is not a dict
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # the file cannot be iterated over
         settings = json.loads(metadata.get(SETTINGS, "{}"))
     except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged and cannot be read ({error}); {REMEDY}") from error
@@ -130,7 +130,7 @@ def check_counts(name: str, counts: np.ndarray) -> None:
 
 
 def count_tensors(counts: TransitionCounts, prefix: str = "") -> dict[str, np.ndarray]:
-    """Returns the arrays that store transition counts."""
+    """Returns the arrays that transition counts are stored as. Their names start with `prefix`."""
     return {
         f"{prefix}offsets": counts.targets.offsets.astype(np.int64),
         f"{prefix}targets": counts.targets.values.astype(np.int32),
@@ -141,9 +141,9 @@ def count_tensors(counts: TransitionCounts, prefix: str = "") -> dict[str, np.nd
 def read_counts(
     content: PriorFile, prefix: str = "", max_history: object = None, decay: object = 1.0
 ) -> TransitionCounts:
-    """Returns the transition counts that [`count_tensors`] stored. The prior checks that they fit together.
+    """Returns the transition counts that were stored as the arrays of [`count_tensors`].
 
-    `max_history` defaults to the setting of this name.
+    `max_history` defaults to the setting of this name. The prior checks that the arrays fit together.
     """
     offsets = content.array(f"{prefix}offsets", np.int64, 1)
     targets = content.array(f"{prefix}targets", np.int32, 1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The priors that are fitted to a dataset by name, and how they are saved in a run folder and loaded again."""
+"""Fits a prior by the name of its kind, and loads any kind of saved prior."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def fit_prior(kind: str, dataset: RecDataset, *, exclude_history: bool = True) -
     Args:
         kind (`str`): `"popularity"`, `"transition"` or `"mixture"`.
         dataset (`RecDataset`): The dataset.
-        exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history will be excluded.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history will be excluded from
+            the recommendations. Only `"mixture"` depends on it.
     """
     num_items = len(dataset.catalog)
     if kind == "popularity":
@@ -41,12 +42,12 @@ def fit_prior(kind: str, dataset: RecDataset, *, exclude_history: bool = True) -
 
 
 def check_prior(kind: str | None, strength: str, *, others: tuple[str, ...] = ()) -> None:
-    """Raises `ValueError` unless a prior can be chosen by this name and with this strength.
+    """Raises `ValueError` unless `kind` and `strength` are valid together.
 
     Args:
         kind (`str`, *optional*): A value of `PriorKind`, or one of `others`.
         strength (`str`): `"auto"` or a number.
-        others (`tuple`, *optional*): Further names that are allowed.
+        others (`tuple`, *optional*): Further kinds that are allowed.
     """
     if kind is not None and kind not in (*get_args(PriorKind), *others):
         raise ValueError(f"there is no prior {kind!r}; choose {_listed(others)}")
@@ -70,8 +71,8 @@ def load_prior(path: str | Path, *, num_items: int | None = None) -> SavedPrior:
     """Loads a prior that its method `save` wrote.
 
     Args:
-        path (`str` or `Path`): The file, or a run folder that contains a file of the name `prior.safetensors`.
-        num_items (`int`, *optional*): Number of items that the prior must weigh. By default, it is not checked.
+        path (`str` or `Path`): The file, or a run folder that contains the file `prior.safetensors`.
+        num_items (`int`, *optional*): Number of items that the prior must weigh. By default, any number is accepted.
     """
     path = Path(path)
     if path.is_dir():

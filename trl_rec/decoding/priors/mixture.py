@@ -1,11 +1,12 @@
-"""A prior from several counts of the training split, mixed by weights that fit what users chose next.
+"""A prior that mixes several counts of the training split, with weights that are fitted to the validation split.
 
-The single counter of [`TransitionPrior`] fixes how much each distance, direction and age matters. Here each of them is
-a count of its own, see `COUNTS`, and the mixture weights maximise the likelihood of the targets of the validation
-split. They are found by expectation maximisation, which converges to the best weights because the likelihood is
-concave in them. A dozen weights are fitted to thousands of targets, so they cannot adapt to single users.
+The counts of [`TransitionPrior`] fix how much the distance and the order of two items matter, and how much older items
+of a history matter. Here, several counts differ in these choices, see `COUNTS`. The mixture weights maximise the
+likelihood of the targets of the validation split. They are found by expectation maximisation, which converges to the
+best weights because the log-likelihood is concave in them. With a dozen weights and thousands of targets, the fit does
+not depend much on single users.
 
-A count of items of the same group was tried too. It got the weight 0.000 on MovieLens-100k, so it was left out.
+A count of items of the same group was tried too. Its weight was 0.000 on MovieLens-100k, so it was left out.
 """
 
 from __future__ import annotations
@@ -43,15 +44,17 @@ if TYPE_CHECKING:
 
 
 class Count(NamedTuple):
-    """Which pairs of training interactions a count contains, and how it is applied to a history.
+    """Which pairs of training interactions are counted, and how the counts are applied to a history.
+
+    A pair predicts one of its items, the target, from the other one.
 
     Args:
         nearest, farthest (`int`): Smallest and largest distance between the two items of a pair.
-        forward (`bool`): Whether the second item of a pair follows from the first.
-        backward (`bool`): Whether the first item of a pair follows from the second.
+        forward (`bool`): Whether the later item of a pair is predicted from the earlier one.
+        backward (`bool`): Whether the earlier item of a pair is predicted from the later one.
         far (`float`): A pair at the distance d counts 1 / d ** far.
-        rare (`float`): A pair counts 1 / (count of the second item + 1) ** rare.
-        max_history (`int`): Number of history items to use.
+        rare (`float`): A pair counts 1 / (n + 1) ** rare, where n is how often the target was chosen in training.
+        max_history (`int`): Maximum number of history items to use, the newest first.
         decay (`float`): How fast older items of the history lose weight, as in [`TransitionCounts`].
     """
 
@@ -66,7 +69,7 @@ class Count(NamedTuple):
 
 
 COUNTS = {
-    "counter": Count(1, 3),  # the single counter
+    "counter": Count(1, 3),  # as in TransitionPrior
     "after the last": Count(1, 3, max_history=1),
     "next to the last": Count(1, 1, max_history=1),
     "next": Count(1, 1),
@@ -79,31 +82,33 @@ COUNTS = {
     "similar": Count(1, 10, backward=True, far=0, rare=0.5, max_history=50, decay=0.5),
 }
 POPULARITY = "popularity"
-MOST_FOLLOWERS = (
-    200  # items kept per item of the history, those with the largest shares; it bounds the time per history
-)
-MOST_TARGETS = 10_000  # validation targets that the weights are fitted to
-BATCH = 256  # histories that are scored together
+# Per count and item of a history, only this number of targets is kept, those with the largest shares. This limits the
+# time per history.
+MOST_FOLLOWERS = 200
+MOST_TARGETS = 10_000  # maximum number of validation targets that the weights are fitted to, approximately
+BATCH = 256  # number of histories that are scored together
 NUM_STEPS = 1000
 TOLERANCE = 1e-9  # change of the mean log-likelihood per step at which the fit ends
 
 
 @dataclass(frozen=True, eq=False)
 class MixturePrior:
-    """Weighs items by a mixture of counts, whose weights fit the validation split.
+    """Weighs items by a mixture of counts. The mixture weights are fitted to the validation split.
 
-    Each count gives every item a share after a history, as in [`TransitionPrior`]. The weight of an item is the mean
-    of its shares, each weighted by its mixture weight, plus `eps * (count + 1) / (total + num_items)`.
+    Each count gives every item a share after a history: its score as in [`TransitionCounts`], divided by the sum of
+    the scores of all items. The weight of an item is the sum of its shares, each times the mixture weight of the
+    count, plus `eps * (count + 1) / (total + num_items)`.
 
     Args:
         counts (`Mapping[str, TransitionCounts]`): The counts by name.
-        shares (`Mapping[str, float]`): The mixture weight of each count; they add up to 1.
+        shares (`Mapping[str, float]`): The mixture weight of each count. The fit makes them add up to 1, apart from
+            weights below 0.0001, which it leaves out.
         popularity (`np.ndarray` of shape `(num_items,)`): How often each item was chosen in training.
         eps (`float`): Weight of the popularity. The fit chooses it.
         strength (`float`, *optional*, defaults to `1.0`): Exponent of the weights.
-        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history with a share of their
-            own.
-        exclude_history (`bool`, *optional*, defaults to `True`): Whether items of the history have no share.
+        prior_items (`int`, *optional*, defaults to `1000`): Maximum number of items per history whose shares are used,
+            those with the largest sums. For all other items, they are 0.
+        exclude_history (`bool`, *optional*, defaults to `True`): Whether the shares of items of the history are 0.
     """
 
     kind: ClassVar[str] = "mixture"
@@ -119,7 +124,7 @@ class MixturePrior:
     def __post_init__(self) -> None:
         check_counts("popularity", self.popularity)
         if set(self.counts) != set(self.shares) or not self.counts:
-            raise ValueError("each count of a mixture needs a weight")
+            raise ValueError("counts and shares must have the same names, at least one")
         for name, counts in self.counts.items():
             counts.check(len(self.popularity))
             NOT_NEGATIVE.check(f"the weight of {name}", self.shares[name])
@@ -142,7 +147,7 @@ class MixturePrior:
 
         Args:
             train: The training split.
-            validation: The validation split. Rows with about `MOST_TARGETS` targets are used, spread evenly.
+            validation: The validation split. If it has more than `MOST_TARGETS` targets, about this number is used.
             num_items (*optional*): Size of the catalogue. Defaults to the largest index in `train` plus 1.
             strength, prior_items, exclude_history (*optional*): As in the class.
         """
@@ -158,7 +163,8 @@ class MixturePrior:
         )
         fitted = fit_mixture(likelihoods)  # (len(counts) + 1,), the popularity last
 
-        # `eps` is relative to the sum of the other weights. If no count knows any target, all counts weigh the same.
+        # Divide all weights by the sum of those of the counts. If no count gives any target a share, all counts get
+        # the same weight.
         known = float(fitted[:-1].sum())
         if known < 1e-6:
             fitted[:-1] = 1e-6 / len(counts)
@@ -177,7 +183,7 @@ class MixturePrior:
         )
 
     def weights(self, histories: Ragged) -> ItemWeights:
-        """Returns the weights of all items after each history. Items that no count knows have the popularity alone."""
+        """Returns the weights of all items after each history."""
         histories = item_rows(histories, "histories", len(self.popularity))
         parts = [
             _entries(counts, histories, len(self.popularity), self.exclude_history, self.shares[name])
@@ -186,7 +192,8 @@ class MixturePrior:
         rows, items, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
         items_kept, values = largest_shares(rows, items, scores, len(histories), self.prior_items)
 
-        # Shares were divided by their sum. Undo this, because a count that knows nothing about a history adds nothing.
+        # `largest_shares` divided the shares of each history by their sum. Undo this: the sum is below 1 where a count
+        # gives no item a share, and then the other counts must not gain weight.
         sums = torch.from_numpy(np.bincount(rows, scores, len(histories))).float().unsqueeze(1)
         return ItemWeights(shared=self._shared, items=items_kept, values=values * sums, strength=self.strength)
 
@@ -243,15 +250,15 @@ class MixturePrior:
 
 
 def fitting_rows(validation: Dataset, *, exclude_history: bool = True) -> Dataset:
-    """Returns the validation rows that the mixture weights are fitted to: about `MOST_TARGETS` targets.
+    """Returns the validation rows that the mixture weights are fitted to, with at most about `MOST_TARGETS` targets.
 
-    Raises `ValueError` if they have no target, or, with `exclude_history`, none that is outside of its history.
+    Raises `ValueError` if these rows have no target or, with `exclude_history`, no target outside of its history.
     """
-    # 1. Select the rows, spread evenly.
+    # 1. Select the rows, spread evenly over the split.
     num_targets = max(len(split_rows(validation, "targets").values), 1)
     rows = at_most(max(1, MOST_TARGETS * len(validation) // num_targets), validation)
 
-    # 2. Check that a target remains.
+    # 2. Check that there is a target to fit.
     targets = split_rows(rows, "targets")
     remains = np.ones(len(targets.values), bool)
     if exclude_history:
@@ -276,8 +283,8 @@ def target_shares(
 ) -> np.ndarray:
     """Returns the share that each count gives to each target, `(num_targets, len(counts) + 1)`.
 
-    The last column is the share of the popularity. Targets that are in their own history are left out if
-    `exclude_history` is set.
+    The last column contains the shares by popularity. With `exclude_history`, targets that are in their own history
+    are left out, and items of the history have no share.
     """
     # 1. Make one row per target.
     num_items = len(popularity)
@@ -299,7 +306,7 @@ def target_shares(
             is_target = items == wanted[block][rows]
             shares[block, column] = np.bincount(rows[is_target], scores[is_target], len(block))
 
-    # 3. The popularity, divided among the items that are not excluded.
+    # 3. Compute the share by popularity among the items that are not excluded.
     of_items = popularity_shares(popularity)
     left = np.ones(len(wanted))
     if exclude_history:
@@ -330,7 +337,7 @@ def fit_mixture(likelihoods: np.ndarray) -> np.ndarray:
 
 
 def _make_count(interactions: TrainInteractions, count: Count) -> TransitionCounts:
-    """Counts the pairs of training interactions."""
+    """Makes the counts that `count` describes."""
     first, second, distance = interactions.pairs(count.farthest)
     is_far = distance >= count.nearest
     first, second, distance = first[is_far], second[is_far], distance[is_far]
@@ -348,7 +355,10 @@ def _make_count(interactions: TrainInteractions, count: Count) -> TransitionCoun
 def _entries(
     counts: TransitionCounts, histories: Ragged, num_items: int, exclude_history: bool, share: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the rows, items and scores `(N,)` of a count. The scores of a row add up to `share`."""
+    """Returns the items that a count gives a score, `(N,)` each: their rows, their indices and their scores.
+
+    The scores of a row add up to `share`. An item may occur several times in a row.
+    """
     followers, scores = counts.followers(histories)
     rows = followers.row_ids
     items = followers.values

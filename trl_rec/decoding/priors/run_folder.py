@@ -1,6 +1,7 @@
-"""Keeps the prior of a model in its run folder: the counts in `prior.safetensors`, its setting in `recommender.json`.
+"""Keeps the prior of a model in its run folder: in `prior.safetensors`, with its setting in `recommender.json`.
 
-The setting can be changed in `recommender.json`. Folders without the key `prior` have no prior.
+The setting in `recommender.json` overrides that in `prior.safetensors`, and may be edited. If `recommender.json` has
+no key `prior`, the model has no prior.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ REMEDY = "restore the file from a copy of the run folder, or remove its key prio
 
 
 def save_run_prior(folder: str | Path, prior: SavedPrior) -> None:
-    """Adds a prior to a run folder, which contains the model by now. `recommender.json` is written last."""
+    """Adds a prior to a run folder, in which the model is already saved. `recommender.json` is written last."""
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder} has no {SETTINGS}, so it is not a run folder; save the model there first")

@@ -18,9 +18,9 @@ class PriorConfig(RecConfig):
 
     Args:
         prior (`str`, *optional*, defaults to `"none"`): A prior to multiply the trained model by at the end of a run:
-            `"popularity"`, `"transition"` or `"mixture"`. It is kept in the run folder, and [`Recommender`] uses it.
-            The prior alone and the product are evaluated beside the model. Training does not use the prior. `None` is
-            the same as `"none"`.
+            `"popularity"`, `"transition"` or `"mixture"`. It is kept in the run folder, where [`Recommender`] finds
+            it. The prior alone and the product are evaluated beside the model. Training does not use the prior.
+            `None` is the same as `"none"`.
         prior_strength (`str`, *optional*, defaults to `"auto"`): Exponent of the prior, as a number. `"auto"` chooses
             it on the validation split, as in [`choose_prior`].
     """
