@@ -188,7 +188,7 @@ def test_a_function_must_weigh_all_items(columns: int) -> None:
     trie = TokenTrie.from_sequences([[4], [5], [6]])
     weights = FunctionPrior(lambda histories: np.ones((len(histories), columns))).weights(Ragged.from_lists([[0]]))
     with pytest.raises(
-        ValueError, match=f"the result of the prior's function has {columns} items, and the trie has 3"
+        ValueError, match=f"the result of the prior's function has {columns} items, but the trie has 3"
     ):
         rank_scores(torch.zeros(1, 3), trie, 2, weights=weights)
 

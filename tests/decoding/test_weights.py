@@ -341,19 +341,19 @@ BAD = [
     ({"shared": [[1.0]]}, r"shared must have 1 dimension\(s\), not 2"),
     ({"items": [[1]], "values": [[math.inf]]}, "values contains a negative, infinite or NaN weight"),
     ({"items": [[1]]}, "items and values belong together; pass both, or neither"),
-    ({"items": [[1]], "values": [[1.0, 2.0]]}, r"items has the shape \(1, 1\), values \(1, 2\)"),
+    ({"items": [[1]], "values": [[1.0, 2.0]]}, r"items has the shape \(1, 1\), but values \(1, 2\)"),
     ({"items": [[1.0]], "values": [[1.0]]}, "items must contain item indices, which are integers"),
     ({"strength": -1.0}, "strength must be at least 0, not -1.0"),
     ({"strength": math.nan}, "strength must be at least 0, not nan"),
     ({"allowed": [[1.0]]}, "allowed must be a boolean tensor; use shared for weights"),
-    ({"allowed_of": [0]}, "allowed_of gives rows of allowed, which is missing"),
+    ({"allowed_of": [0]}, "allowed_of selects rows of allowed, which is missing"),
     ({"allowed": [[True, True, True]], "allowed_of": [1]}, "a row number outside the 1 rows of allowed"),
 ]
 UNFIT = [
-    ({"shared": [1.0, 1.0]}, "shared of the weights has 2 items, and the trie has 3"),
-    ({"allowed": [[True]]}, "allowed of the weights has 1 items, and the trie has 3"),
-    ({"items": [[3]], "values": [[1.0]]}, "items of the weights contains 3, which is not one of the 3 items"),
-    ({"items": [[1], [1]], "values": [[1.0], [1.0]]}, "items of the weights has 2 rows for 1 prompts"),
+    ({"shared": [1.0, 1.0]}, "weights.shared has 2 items, but the trie has 3"),
+    ({"allowed": [[True]]}, "weights.allowed has 1 items, but the trie has 3"),
+    ({"items": [[3]], "values": [[1.0]]}, "weights.items contains 3, which is not one of the 3 items"),
+    ({"items": [[1], [1]], "values": [[1.0], [1.0]]}, "weights.items has 2 rows for 1 prompts"),
 ]
 
 

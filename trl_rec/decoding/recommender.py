@@ -63,7 +63,7 @@ class Recommender:
         Args:
             folder (`str` or `Path`): The folder or hub id.
             prior ([`Prior`], *optional*, defaults to `"saved"`): A prior that the model is multiplied by. By default,
-                it is the prior that the run folder contains, if any. `None` leaves it out.
+                the prior in the run folder is used, if there is one. With `None`, no prior is used.
             options: Passed to the model's `from_pretrained` (`dtype`, `device_map`, ...).
         """
         path = local_folder(folder)
@@ -95,8 +95,8 @@ class Recommender:
 
         Returns:
             At most `k` [`Recommendation`]s, best first. With a model that writes lists, they are the first `k` items
-            of its list, and the score of an item is the score of the list up to that item, which is its
-            log-probability if there is no prior.
+            of its list, and the score of an item is the score of the list up to that item. Without a prior, this is
+            the log-probability of that part of the list.
         """
         COUNT.check("k", k)
         k = min(k, len(self.catalog))

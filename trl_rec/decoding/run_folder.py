@@ -66,7 +66,8 @@ def _record(catalog: ItemCatalog) -> dict[str, str]:
 def load_run(folder: str | Path, name: str) -> tuple[dict[str, Any], ItemCatalog]:
     """Loads the settings of a run folder from the file `name`, and the catalogue.
 
-    Raises `ValueError` if one of them is damaged, or if the catalogue is not the one that the model was trained with.
+    Raises `ValueError` if the settings or the catalogue are damaged, or if the catalogue is not the one that the model
+    was trained with.
     Folders of earlier versions do not record the catalogue. Their catalogue is only compared with the tokens in
     `tokenizer.json`.
     """
@@ -121,7 +122,7 @@ def _check_tokens(folder: Path, catalog: ItemCatalog) -> None:
 def _wrong_surface(place: Path, surface: str, trained: str) -> ValueError:
     """Returns the error for a catalogue with the right items but the wrong surface."""
     return ValueError(
-        f"{place} writes items with the surface {surface}, but the model was trained with {trained}; restore it from "
+        f"{place} has the surface {surface}, but the model was trained with {trained}; restore it from "
         f"a copy of the run folder, or run ItemCatalog.load({str(place)!r}).with_surface({trained!r})"
         f".save({str(place)!r}) in Python"
     )
@@ -155,7 +156,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged and cannot be read ({error}); {REMEDY}") from error
 
     if not isinstance(settings, dict) or not isinstance(settings.get("prompt"), dict):
-        raise ValueError(f"{path} does not contain the settings of a run, or lacks their prompt; {REMEDY}")
+        raise ValueError(f"{path} does not contain the settings of a run, or lacks the key prompt; {REMEDY}")
     if not isinstance(settings.get(RECORD, {}), dict):
         raise ValueError(f"{path}: {RECORD} is {settings[RECORD]!r}, which is not a mapping; {REMEDY}")
     try:
@@ -193,7 +194,7 @@ def _check_values(settings: dict[str, Any]) -> None:
 
 def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path) -> None:
     """Raises ValueError if the policy in a run folder was trained on other items, another surface or other semantic
-    IDs than those of `catalog`, the catalogue of the dataset folder `where`. Checks nothing if `folder` is not a run
+    IDs than those of `catalog`, the catalogue of the dataset folder `where`. Does nothing if `folder` is not a run
     folder."""
     if not (Path(folder) / CATALOG / "catalog.json").is_file():
         return
@@ -202,7 +203,8 @@ def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path
     subject = f"the policy in {folder} was trained on"
     if trained.fingerprint != catalog.fingerprint:
         raise ValueError(
-            f"{subject} items other than those in {where}; train it again, or pass the dataset that it was trained on"
+            f"{subject} items other than those in {where}; train the policy again, or pass the dataset that it was "
+            "trained on"
         )
     if trained.surface != catalog.surface:
         raise ValueError(
@@ -211,7 +213,7 @@ def check_same_items(folder: str | Path, catalog: ItemCatalog, where: str | Path
         )
     same_users = not _names_users(folder) or trained.user_surfaces == catalog.user_surfaces
     if trained.surfaces != catalog.surfaces or not same_users:
-        raise ValueError(f"{subject} semantic IDs other than those in {where}; train it again")
+        raise ValueError(f"{subject} semantic IDs other than those in {where}; train the policy again")
 
 
 def _names_users(folder: str | Path) -> bool:

@@ -1,16 +1,17 @@
-"""Looks up item weights in a trie: the bonus that each node gives to a beam, per prompt.
+"""Computes, for each prompt, the bonus that item weights give to the nodes and items of a trie.
 
-A beam search chooses among subtrees before it reaches any item, so it looks ahead: the *bound* of a node is the
-largest weight below it. On the way from a node to a child, a beam gains
-`strength * (log bound(child) - log bound(node))`. Two facts make this exact:
+A beam search chooses among subtrees before it reaches any item, so it looks ahead. The *bound* of a node is the
+largest weight below the node. On the way from a node to a child, a beam gains
+`strength * (log bound(child) - log bound(node))`. The search ranks correctly for two reasons:
 
-- Along a path the gains telescope from `log bound(root)` to `log w(item)`, so a complete item has its exact score.
+- Along the path of an item, the gains add up to `strength * (log w(item) - log bound(root))`. This is what the weight
+  adds to the score of the item, up to a constant per prompt.
 - No gain is positive, so a beam that scores below the finished items can never overtake them.
 
-If the positive weights below a node are all equal, the gains below it are 0, or -inf where no item is left. A filter,
-whose weights are 0 and 1, therefore gives the same lists as `exclude` with the items of weight 0. (If the bound were
-the sum of the weights below a node, the gains would telescope too, but the search would favour large subtrees over
-likely items.)
+If the positive weights below a node are all equal, the gains below this node are 0, or -inf where no item is left. A
+filter has the weights 0 and 1, so it ranks items in the same order as `exclude` with the items of weight 0. (If the
+bound were the sum of the weights below a node, the gains would add up in the same way, but the search would favour
+large subtrees over likely items.)
 
 Legend: B: prompts, F: filters, I: items, S: items with weights of their own per prompt (padded), N: nodes or places.
 """
@@ -36,7 +37,7 @@ def look_up(trie: TokenTrie, weights: ItemWeights | None, excluded: Excluded) ->
 
 
 class Unweighted:
-    """Takes the place of [`TrieWeights`] where no weights are given: only exclusion applies."""
+    """Replaces [`TrieWeights`] if no weights are given, and handles only excluded items."""
 
     constant = 0.0
 
@@ -60,12 +61,12 @@ class TrieWeights:
     """The weights of a batch of prompts, looked up by node and by item.
 
     The bonus of an item is `strength * (log w - log bound(root))`. The bonus of a node uses the node's bound in place
-    of `w`. Only excluded items can have a positive bonus, because the bounds leave them out.
+    of `w`. Only excluded items can have a positive bonus, because the bounds ignore excluded items.
 
-    A table stores the bonus of every node for every prompt. It is computed from the weights that all prompts share,
-    then raised along the paths of each prompt's own items, and lowered along the paths of its excluded items. The
-    bonus of a node is -inf exactly where no item is left below it, since a maximum of weights is 0 only if all of them
-    are 0.
+    A table stores the bonus of every node for every prompt. The table is first computed from the weights that all
+    prompts share. Then, for each prompt, its entries are raised along the paths of the items with weights of their
+    own, and lowered along the paths of the excluded items. The bonus of a node is -inf exactly where no item is left
+    below the node, because the largest of several weights is 0 only if all of these weights are 0.
 
     Args:
         trie (`TokenTrie`): The trie.
@@ -100,7 +101,7 @@ class TrieWeights:
         self._root = torch.where(root > -torch.inf, root, 0.0)
         self._bonus = bounds.sub_(self._root)
 
-        # 3. The normaliser counts excluded items too.
+        # 3. The sum of all weights, W, includes the weights of excluded items.
         total = self._shared.sum(1)[self._filter] + self._values.sum(1)
         self.constant = torch.where(total > 0, self._root.squeeze(1) - self._scaled_logs(total), 0.0).unsqueeze(1)
 
@@ -145,7 +146,7 @@ class TrieWeights:
         return _at(self._shared, self._filter, places) + own
 
     def _raise_bounds(self, bounds: Tensor) -> None:
-        """Raises the bounds `(B, num_nodes)` on the paths to each prompt's own items."""
+        """Raises the bounds `(B, num_nodes)` on the paths to each prompt's items with weights of their own."""
         scores = self._scaled_logs(_at(self._shared, self._filter, self._places) + self._values)
         for nodes in _paths(self._trie, self._places):
             bounds.scatter_reduce_(1, nodes, scores, "amax")
@@ -153,10 +154,11 @@ class TrieWeights:
     def _lower_bounds(self, bounds: Tensor, excluded: Excluded) -> None:
         """Recomputes the bounds `(B, num_nodes)` on the paths to each prompt's excluded items, without these items."""
         trie = self._trie
-        # Padding becomes the last item. If that item is not excluded, its bounds are recomputed but do not change.
+        # Padding becomes the last item. If that item is not excluded, the bounds on its path are recomputed but do not
+        # change.
         places = excluded.places.clamp(max=trie.num_items - 1).long()
 
-        # 1. The bound of a leaf is the largest weight of its items that are left.
+        # 1. The bound of a leaf is the largest weight among its items that are not excluded.
         leaves = trie.leaves[places]  # (B, E)
         columns = torch.arange(trie.max_shared, device=places.device)
         beside = (trie.item_starts[leaves].unsqueeze(-1) + columns).flatten(1)  # (B, E * max_shared)
@@ -166,7 +168,7 @@ class TrieWeights:
         largest = weights.unflatten(1, (-1, trie.max_shared)).amax(-1)
         bounds.scatter_(1, leaves, self._scaled_logs(largest))
 
-        # 2. From the deepest level upwards, the bound of any other node is the largest bound of its children.
+        # 2. The bound of any other node is the largest bound of its children. Start with the deepest level.
         offsets = trie.depth_offsets.tolist()
         for depth in range(trie.max_depth - 1, -1, -1):
             start, middle, stop = offsets[depth : depth + 3]
@@ -190,26 +192,26 @@ def _filter_of(weights: ItemWeights, num_prompts: int, device: torch.device) -> 
     for name in ("items", "allowed_of"):
         tensor = getattr(weights, name)
         if tensor is not None and len(tensor) != num_prompts:
-            raise ValueError(f"{name} of the weights has {len(tensor)} rows for {num_prompts} prompts")
+            raise ValueError(f"weights.{name} has {len(tensor)} rows for {num_prompts} prompts")
     if weights.allowed_of is None:
         return torch.zeros(num_prompts, dtype=torch.int64, device=device)
     return weights.allowed_of.long()
 
 
 def _shared_by_place(trie: TokenTrie, weights: ItemWeights) -> tuple[Tensor, Tensor]:
-    """Returns two tensors `(F, I)`, by filter and by place in `trie.items`: the weight of the item that all prompts
-    share (0 if the filter removes the item), and whether the filter allows the item."""
+    """Returns two tensors `(F, I)`, indexed by filter and by place in `trie.items`: the item's shared weight, which is
+    the same for all prompts (0 if the filter removes the item), and whether the filter allows the item."""
     num_items = len(trie.item_positions)
     for name in ("shared", "allowed"):
         tensor = getattr(weights, name)
         if tensor is not None and tensor.shape[-1] != num_items:
-            what = weights.called.get(name, f"{name} of the weights")
+            what = weights.called.get(name, f"weights.{name}")
             raise ValueError(
-                f"{what} has {tensor.shape[-1]} items, and the trie has {num_items}; give one value per item of the "
+                f"{what} has {tensor.shape[-1]} items, but the trie has {num_items}; give one value per item of the "
                 "catalogue"
             )
 
-    # If `weights.shared` is missing, it defaults to 1, or to 0 if the prompts have items of their own.
+    # By default, the shared weights are 1, or 0 if `weights.items` is given.
     items = trie.items.long()
     default = torch.full((trie.num_items,), float(weights.items is None), device=items.device)
     shared = default if weights.shared is None else at_least_float32(weights.shared)[items]
@@ -219,8 +221,8 @@ def _shared_by_place(trie: TokenTrie, weights: ItemWeights) -> tuple[Tensor, Ten
 
 
 def _own_by_place(trie: TokenTrie, weights: ItemWeights, num_prompts: int) -> tuple[Tensor, Tensor]:
-    """Returns each prompt's own items as distinct places in ascending order, padded with `num_items`, and their
-    weights. Both have the shape `(B, S)`."""
+    """Returns the places of each prompt's items with weights of their own, distinct, in ascending order and padded
+    with `num_items`. Also returns the weights of these items. Both have the shape `(B, S)`."""
     if weights.items is None or weights.values is None:
         empty = torch.zeros(num_prompts, 0, device=trie.items.device)
         return empty.to(trie.items.dtype), empty
@@ -232,7 +234,7 @@ def _own_by_place(trie: TokenTrie, weights: ItemWeights, num_prompts: int) -> tu
     unknown = (places < 0) & (items >= 0)
     if bool(unknown.any()):
         raise ValueError(
-            f"items of the weights contains {int(items[unknown][0])}, which is not one of the {trie.num_items} items "
+            f"weights.items contains {int(items[unknown][0])}, which is not one of the {trie.num_items} items "
             "of the trie"
         )
     places = torch.where(places < 0, trie.num_items, places)
@@ -255,7 +257,8 @@ def _at(table: Tensor, rows: Tensor, places: Tensor) -> Tensor:
 
 
 def _contains(places: Tensor, others: Tensor) -> Tensor:
-    """Returns whether each of the `others` `(B, S)` is among the ascending places `(B, E)` of its row."""
+    """Returns whether each of the places `others` `(B, S)` is among the ascending `places` `(B, E)` of the same
+    row."""
     if not places.shape[1]:
         return torch.zeros_like(others, dtype=torch.bool)
     found = torch.searchsorted(places, others.to(places.dtype).contiguous()).clamp(max=places.shape[1] - 1)
@@ -265,7 +268,7 @@ def _contains(places: Tensor, others: Tensor) -> Tensor:
 def _paths(trie: TokenTrie, places: Tensor) -> Iterator[Tensor]:
     """Yields the nodes `(B, N)` on the paths to the items at the places `(B, N)`, from the leaves up to the root.
 
-    The root ends every path, and is repeated for short ones. Padding has the path of the last item.
+    The root ends every path, and is repeated after short paths. Padding has the path of the last item.
     """
     nodes = trie.leaves[places.clamp(max=trie.num_items - 1).long()]
     for _ in range(trie.max_depth + 1):

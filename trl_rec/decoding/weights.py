@@ -1,11 +1,12 @@
 """Weights of items, which turn a policy's ranking by `p` into a ranking by `p * w ** strength`.
 
-A weight expresses what the policy does not know: a prior, a profit margin, the stock, or a filter. The score of an
-item is
+A weight expresses something that the policy does not know, such as a prior, a profit margin, the stock, or a filter.
+The score of an item is
 
     log p(item | prompt) / length ** length_penalty + strength * log(w(item | prompt) / W)
 
-W is the sum of the weights of all items. It does not depend on which items are excluded.
+Here `length` is the number of tokens of the item, including EOS, and W is the sum of the weights of all items. W does
+not depend on which items are excluded.
 
 Legend: B: prompts, F: filters, I: items, S: items with weights of their own per prompt (padded).
 """
@@ -27,7 +28,7 @@ class ItemWeights:
     """The weights of the items for a batch of prompts: `w = allowed * (shared + own)`.
 
     `own` is the value of an item in `values`, or 0 if the item is not in `items`. By default, every weight is 1. With
-    `items` alone, the weights of all other items are 0.
+    `items` but without `shared`, items that are not in `items` have the weight 0.
 
     Args:
         shared (`torch.Tensor` of shape `(I,)`, *optional*): Weights by item index, the same for all prompts.
@@ -73,13 +74,13 @@ class ItemWeights:
         if (self.items is None) != (self.values is None):
             raise ValueError("items and values belong together; pass both, or neither")
         if self.items is not None and self.values is not None and self.items.shape != self.values.shape:
-            raise ValueError(f"items has the shape {tuple(self.items.shape)}, values {tuple(self.values.shape)}")
+            raise ValueError(f"items has the shape {tuple(self.items.shape)}, but values {tuple(self.values.shape)}")
         if self.items is not None and self.items.is_floating_point():
             raise ValueError("items must contain item indices, which are integers")
         if self.allowed is not None and self.allowed.dtype != torch.bool:
             raise ValueError("allowed must be a boolean tensor; use shared for weights")
         if self.allowed_of is not None and self.allowed is None:
-            raise ValueError("allowed_of gives rows of allowed, which is missing")
+            raise ValueError("allowed_of selects rows of allowed, which is missing; pass allowed too")
 
     def to(self, device: torch.device | str) -> ItemWeights:
         """Returns the weights with their tensors on `device`."""

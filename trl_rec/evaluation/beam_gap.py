@@ -1,8 +1,9 @@
 """Measures the beam gap: what a policy loses because its beam search prunes items.
 
-For some users, the catalogue is ranked twice: by the beam search, and by the exact scores of all items. The difference
-is headroom for a better search with the same policy. It is not a bound on what another policy can reach. It may be
-negative, because the items that the search loses may be bad recommendations in spite of their scores.
+For some users, the catalogue is ranked twice, by the beam search and by the exact scores of all items. The beam gap is
+the difference between the metrics of the two rankings. It is headroom for a better search with the same policy, not a
+bound on what another policy can reach. The gap may be negative, because the items that the search loses may be bad
+recommendations in spite of their scores.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BeamGap:
-    """The results of the beam search beside those of exact scores, for the same users.
+    """The metrics of the beam search and of the exact ranking, for the same users.
 
     Args:
         num_users (`int`): Number of users.
@@ -71,7 +72,7 @@ class BeamGap:
         return cls(**{**values, "gaps": {name: PairedComparison(**gap) for name, gap in content["gaps"].items()}})
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything as plain values, for a JSON file."""
+        """Returns all results as plain values, for a JSON file."""
         gaps = {name: gap._asdict() for name, gap in self.gaps.items()}
         return {**asdict(self), "gaps": gaps, "pruning_rate": self.pruning_rate}
 
@@ -81,7 +82,7 @@ def measure_beam_gap(
 ) -> BeamGap:
     """Ranks the catalogue for some users both by beam search and by the exact scores of all items.
 
-    The time grows with the size of the catalogue: for each user, the model reads every inner node of the trie.
+    The time grows with the size of the catalogue, because the model reads the trie's inner nodes for each user.
 
     Args:
         policy (`Policy`): A policy that ranks single items.
@@ -97,14 +98,14 @@ def measure_beam_gap(
     rows = at_most(num_users, held_out(dataset, split))
     num_beams = max(policy.num_beams or 0, k)
 
-    # 1. Rank the items in both ways. B ranks are enough for NDCG at k and for the pruned targets.
+    # 1. Rank the items in both ways. B ranks are enough for the metrics at k and for the pruned targets.
     started = time.perf_counter()
     beam = policy.rank(rows, num_beams)
     between = time.perf_counter()
     exact = policy.rank_exhaustively(rows, num_beams)
     ended = time.perf_counter()
 
-    # 2. Compare them.
+    # 2. Compare the two rankings.
     targets = split_rows(rows, "targets")
     names = (f"ndcg@{k}", f"recall@{k}")
     by_beam, by_exact = (per_user_metrics(ranked.items, targets, ks=[k]) for ranked in (beam, exact))
@@ -133,7 +134,8 @@ def write_beam_gaps(folder: str | Path, results: Mapping[str, Evaluation]) -> No
 
 
 def beam_gap_table(gap: BeamGap) -> str:
-    """Makes a table of the beam search and the exact ranking, with the pruned targets and the times below."""
+    """Makes a table that compares the beam search with the exact ranking. Lines below it give the pruned targets and
+    the times."""
     # 1. Write one row per metric.
     rows = [["", f"{gap.num_beams} beams", "every item", "difference", "95 % interval"]]
     for name, difference in gap.gaps.items():
@@ -157,7 +159,7 @@ def beam_gap_table(gap: BeamGap) -> str:
 
 
 def _pruned(beam: Rankings, exact: Rankings, rows: Dataset) -> tuple[int, int]:
-    """Returns the number of targets in the exact ranking, and how many of these the beam search misses."""
+    """Returns the number of targets in the exact ranking, and how many of these targets the beam search misses."""
     targets = split_rows(rows, "targets")
     row_ids = targets.row_ids
     reachable = _contained(exact.items, row_ids, targets.values)
@@ -166,7 +168,8 @@ def _pruned(beam: Rankings, exact: Rankings, rows: Dataset) -> tuple[int, int]:
 
 
 def _contained(ranked: np.ndarray, row_ids: np.ndarray, items: np.ndarray) -> set[tuple[int, int]]:
-    """Returns the pairs (row, item) from `row_ids` and `items` whose item is in that row of `ranked`, `(N, K)`."""
+    """Returns those pairs (row, item) from `row_ids` and `items` for which `ranked[row]` contains the item. `ranked`
+    has the shape `(N, K)`."""
     hits, _ = metrics.find_hits(ranked, row_ids, items)
     found = np.nonzero(hits)[0]
     return set(zip(found.tolist(), ranked[hits].tolist(), strict=True))

@@ -1,8 +1,8 @@
 """Best-of-N at inference: draws N lists from a policy and keeps the one with the highest reward.
 
-Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to recommend. Its result is
-an upper bound for a policy that is aligned to a static Best-of-N target. N lists have to be drawn for each list that
-is evaluated.
+Rewards such as NDCG use the items that the users chose next, so Best-of-N cannot be used to recommend. The result of
+Best-of-N is an upper bound for a policy that is aligned to a static Best-of-N target. For each list that is evaluated,
+N lists have to be drawn.
 
 Legend: U: users, S: lists drawn per user, K: items per list, N: `best_of`.
 """
@@ -47,7 +47,7 @@ def best_of_split(
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Evaluation]:
-    """Draws N lists for each row of a split, and evaluates both a single drawn list and the best of the N.
+    """Draws N lists for each row of a split, and evaluates both a single drawn list and the best of the N lists.
 
     Args:
         model, tokenizer, dataset, prompt_format: As in [`rank_split`]; the policy must write lists.
@@ -92,7 +92,7 @@ def draw_lists(
     seed: int = 0,
     **options: Any,
 ) -> np.ndarray:
-    """Draws `num_lists` lists from the policy for each history: `(U, S, K)`.
+    """Returns `num_lists` lists for each history, drawn from the policy, as item indices `(U, S, K)`.
 
     Args:
         model: A causal language model that writes lists.
@@ -148,13 +148,13 @@ def expected_best(values: np.ndarray, rewards: np.ndarray, best_of: int) -> np.n
             "change best_of"
         )
 
-    # For each list, the number of lists with a lower reward, and with a lower or equal reward, (U, S) each.
+    # For each list, count the lists with a lower reward, and those with a lower or equal reward, (U, S) each.
     below = (rewards[:, None] < rewards[..., None]).sum(-1)
     at_most = (rewards[:, None] <= rewards[..., None]).sum(-1)
 
     # `chosen_from[c]` is the probability that all N chosen lists are among c given lists. So
-    # `chosen_from[at_most] - chosen_from[below]` is the probability that the highest reward among the N equals the
-    # reward of this list. Tied lists share this probability equally.
+    # `chosen_from[at_most] - chosen_from[below]` is the probability that the highest reward among the N lists
+    # equals the reward of this list. Tied lists share this probability equally.
     ways = np.array([comb(count, best_of) for count in range(num_lists + 1)], np.float64)
     chosen_from = ways / comb(num_lists, best_of)
     chance = (chosen_from[at_most] - chosen_from[below]) / (at_most - below)
@@ -189,7 +189,7 @@ def evaluate_best_of(
     rows = held_out(dataset, split)
     scored = score_split(lists, rows, dataset.catalog, {"ndcg": 0.0, "recall": 0.0, **rewards}, reward_functions)
 
-    # The value of each metric for every list, (U, S) each.
+    # Collect the value of each metric for every list, (U, S) each.
     k = lists.shape[-1]
     values = {"reward": scored.total}
     values |= {f"reward/{name}": part for name, part in scored.parts.items()}

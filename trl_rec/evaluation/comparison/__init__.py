@@ -1,1 +1,2 @@
-"""Compares measured runs: arms of seeds, paired tests, verdicts, slices of users, and detectable differences."""
+"""Compares evaluated runs. Groups runs that differ only in the seed into arms, tests paired differences, states
+verdicts, compares slices of users, and computes the smallest difference that can be detected."""

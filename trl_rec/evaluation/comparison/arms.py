@@ -26,8 +26,8 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
     Args:
         folders (`Sequence[str | Path]`): Output folders of training verbs or of `trl-rec evaluate`.
         names (`Sequence[str]`, *optional*): Name of the arm of each folder. By default, folders are one arm if their
-            recipes (`recipe.yaml`) differ only in the seed and in where the run was written. The arm is named by the
-            common beginning of the folders' names. A folder without a recipe is an arm of its own.
+            recipes (`recipe.yaml`) differ only in the seed, the name of the run and where the run was written. The arm
+            is named by the common beginning of the folders' names. A folder without a recipe is an arm of its own.
 
     Returns:
         `Arms`: the evaluations by name of the arm and by seed, in the order given.
@@ -47,10 +47,10 @@ def read_arms(folders: Sequence[str | Path], names: Sequence[str] | None = None)
         if evaluation.recommender is None:
             raise ValueError(
                 f"{evaluation.folder} has only baselines; name the folder of a model, and compare it with a baseline "
-                "by --against"
+                "with --against"
             )
 
-    # 2. Group them.
+    # 2. Group the evaluations into arms.
     groups: dict[str, list[KeptEvaluation]] = {}
     for number, evaluation in enumerate(evaluations):
         key = _recipe_key(evaluation.folder) if names is None else names[number]
@@ -74,7 +74,7 @@ def _recipe_key(folder: Path) -> str:
     try:
         recipe = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is damaged and cannot be read; name the arms by --names") from error
+        raise ValueError(f"{path} is damaged and cannot be read; name the arms with --names") from error
     if not isinstance(recipe, dict):
         return os.path.abspath(folder)
     verb = re.search(r"trl-rec (\w+)", text.splitlines()[0])
@@ -97,8 +97,8 @@ def _named(groups: Sequence[list[KeptEvaluation]]) -> dict[str, list[KeptEvaluat
 
 
 def _by_seed(name: str, group: Sequence[KeptEvaluation]) -> dict[int | None, KeptEvaluation]:
-    """Returns the evaluations of an arm by seed. If there are several, and the seed of at least one is unknown, they
-    are numbered in the order given."""
+    """Returns the evaluations of an arm by seed. If the arm has several evaluations and at least one of their seeds is
+    unknown, all evaluations are numbered in the order given instead."""
     if len(group) > 1 and any(kept.seed is None for kept in group):
         return dict(enumerate(group))
     by_seed: dict[int | None, KeptEvaluation] = {}
@@ -106,7 +106,7 @@ def _by_seed(name: str, group: Sequence[KeptEvaluation]) -> dict[int | None, Kep
         if kept.seed in by_seed:
             raise ValueError(
                 f"{by_seed[kept.seed].folder} and {kept.folder} are both runs of {name} with seed {kept.seed}; leave "
-                "one of them out, or tell them apart by --names"
+                "one of them out, or give them different names with --names"
             )
         by_seed[kept.seed] = kept
     return by_seed

@@ -1,4 +1,5 @@
-"""The sentences that end a table of results: whether the model beats the strongest baseline, and what to do if not."""
+"""Writes the sentences below a table of results. They say whether the model beats the strongest baseline, and what to
+do if it does not."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ def closing_verdict(results: Mapping[str, Evaluation], name: str | None = None, 
 
     Args:
         results (`Mapping[str, Evaluation]`): Evaluation of each recommender by name, with values per user.
-        name (`str`, *optional*): The model. Defaults to the first recommender that is not a baseline. If there is
-            none, the strongest baseline is compared with the second strongest.
+        name (`str`, *optional*): The model. Defaults to the first recommender that is not a baseline. If all
+            recommenders are baselines, the strongest is compared with the second strongest.
         start (`str`, *optional*): Name of the policy that training started from. The model is compared with it too.
     """
     lines = []
@@ -80,7 +81,7 @@ def main_metrics(per_user: Mapping[str, np.ndarray]) -> list[str]:
 def _against_each(
     results: Mapping[str, Evaluation], name: str, references: Sequence[str], metric: str
 ) -> list[Comparison]:
-    """Compares a recommender with each reference, with p-values adjusted for the number of references."""
+    """Compares a recommender with each reference. The p-values are adjusted for the number of references."""
     compared: list[Comparison] = []
     for reference in references:
         runs = {one: [results[one].per_user] for one in (reference, name)}
@@ -89,7 +90,7 @@ def _against_each(
 
 
 def _line(compared: Comparison, results: Mapping[str, Evaluation], *, of_model: bool = True) -> str:
-    """Returns the verdict on a model (or on the strongest baseline) in a sentence."""
+    """Returns one sentence with the verdict on a model, or on the strongest baseline."""
     reference = f"the {compared.against} baseline" if compared.against in BASELINES else compared.against
     figures = f"95 % interval {compared.low:+.4f} to {compared.high:+.4f}, p {compared.adjusted_p:.3f}"
     if of_model:

@@ -1,11 +1,12 @@
 """Compares recommenders, each trained with one or several seeds, with a reference over the same users.
 
-Differences are paired by user and by seed. Their intervals and p-values cover the variation between users and, given
-several seeds, between seeds. The p-values are adjusted by Holm's method over all comparisons that are made together.
+Differences are paired by user and by seed. The intervals and p-values account for the variation between users. If
+there are several seeds, they also account for the variation between seeds. The p-values are adjusted by Holm's method
+over all comparisons that are made together.
 
 The verdict is "better" or "worse" only if the adjusted p-value is below `alpha` and the difference has the same sign
-with every seed. If there is only one seed, the verdict ends in "one seed": it holds for the trained models that were
-compared, and another seed may reverse it.
+with every seed. If there is only one seed, the verdict ends in "one seed". Such a verdict holds only for the trained
+models that were compared, and another seed may reverse it.
 """
 
 from __future__ import annotations
@@ -81,11 +82,11 @@ def compare(
     (NaN) is left out of that comparison.
 
     Args:
-        runs (`Mapping[str, Runs]`): Maps the name of each recommender to the `Evaluation.per_user` of its runs: a
-            mapping from seeds, or a sequence in the order of the seeds. Runs with the same seed are paired. If two
-            recommenders have no seed in common, their runs are paired in order. A recommender without seeds, such as
-            a baseline, has a single run, either with the seed `None` or alone in a sequence. This run is paired with
-            all runs of the other recommender.
+        runs (`Mapping[str, Runs]`): Maps the name of each recommender to the `Evaluation.per_user` of its runs, given
+            as a mapping from seeds or as a sequence in the order of the seeds. Runs with the same seed are paired. If
+            two recommenders have no seed in common, their runs are paired in order. A recommender without seeds, such
+            as a baseline, has a single run, either with the seed `None` or alone in a sequence. This run is paired
+            with all runs of the other recommender.
         against (`str`): Name of the reference.
         metric (`str`): The metric to compare.
         alpha (`float`, *optional*, defaults to `0.05`): Level of the verdicts.
@@ -105,7 +106,7 @@ def compare(
 
 
 def adjust(comparisons: Sequence[Comparison], alpha: float = 0.05) -> list[Comparison]:
-    """Adjusts by Holm's method the p-values of comparisons that are made together, and updates the verdicts.
+    """Adjusts the p-values of several comparisons for their number, by Holm's method, and updates the verdicts.
 
     If no recommender differs from its reference, the probability that any adjusted p-value is below `alpha` is at most
     `alpha`.
