@@ -87,7 +87,9 @@ def test_the_settings_of_a_supervised_policy_have_defaults_too(folder: Path, tmp
     config = BearConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
     check_same_policy(tmp_path, dataset, config, vars(model))
     plan = json.loads((tmp_path / "plan.json").read_text())
-    newer = ("model option embedding_dropout", "target_smoothing", "sampled_items", "sampled_from", "target_age_decay")
+    model_options = ("embedding_dropout", "item_vectors", "text_encoder")
+    newer = [f"model option {name}" for name in model_options]
+    newer += ("target_smoothing", "sampled_items", "sampled_from", "target_age_decay")
     write_json(tmp_path / "plan.json", {name: value for name, value in plan.items() if name not in newer})
     (tmp_path / "model.safetensors").touch()
     check_same_policy(tmp_path, dataset, config, vars(model))

@@ -22,11 +22,13 @@ __all__ = [
     "make_model",
     "make_tokenizer",
     "read_completions",
+    "start_from_vectors",
 ]
 
 if TYPE_CHECKING:
     from trl_rec.models.building import RecModelConfig, build_model, build_policy, loading_options
     from trl_rec.models.completions import CompletionLogits, completion_logps, legal_completion_logps, read_completions
+    from trl_rec.models.item_vectors import start_from_vectors
     from trl_rec.models.loading import load_model, load_policy, load_tokenizer
     from trl_rec.models.scratch import make_model, make_tokenizer
     from trl_rec.models.selection import logits_at
@@ -37,6 +39,7 @@ else:
         {
             "building": ["RecModelConfig", "build_model", "build_policy", "loading_options"],
             "completions": ["CompletionLogits", "completion_logps", "legal_completion_logps", "read_completions"],
+            "item_vectors": ["start_from_vectors"],
             "loading": ["load_model", "load_policy", "load_tokenizer"],
             "scratch": ["make_model", "make_tokenizer"],
             "selection": ["logits_at"],

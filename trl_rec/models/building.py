@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_rec.items.catalog import ItemCatalog
+from trl_rec.models.item_vectors import start_from_vectors
 from trl_rec.models.loading import load_model, load_policy, load_tokenizer
 from trl_rec.models.scratch import make_model, make_tokenizer
 from trl_rec.models.tokens import add_item_tokens, new_token_modules
@@ -35,6 +37,12 @@ class RecModelConfig(ModelConfig):
         dropout (`float`, *optional*, defaults to `0.2`): Dropout probability for the attention weights and for the
             output of each sublayer.
         embedding_dropout (`float`, *optional*, defaults to `0.0`): Dropout probability for the input embeddings.
+        item_vectors (`str`, *optional*, defaults to `"random"`): What the embeddings of item tokens and semantic IDs
+            start from: `"random"` numbers, vectors of the items' `"text"`, vectors of their `"behaviour"` in the
+            training split, or `"both"` vectors. Also applies to tokens that are added to a pretrained model. See
+            [`start_from_vectors`].
+        text_encoder (`str`, *optional*, defaults to `"words"`): Encoder of the texts for `item_vectors`: `"words"`, or
+            the hub id or folder of a sentence-transformers model.
     """
 
     hidden_size: Annotated[int, COUNT] = field(default=64, metadata={"help": "width of a model from scratch"})
@@ -47,6 +55,14 @@ class RecModelConfig(ModelConfig):
     )
     embedding_dropout: Annotated[float, SHARE_BELOW_ONE] = field(
         default=0.0, metadata={"help": "dropout probability for the input embeddings of a model from scratch"}
+    )
+    item_vectors: Literal["random", "text", "behaviour", "both"] = field(
+        default="random",
+        metadata={"help": "what the embeddings of new item tokens start from: random, text, behaviour or both"},
+    )
+    text_encoder: str = field(
+        default="words",
+        metadata={"help": "encoder for item_vectors: words, or the hub id or folder of a sentence-transformers model"},
     )
 
     def __post_init__(self) -> None:
@@ -62,6 +78,7 @@ def build_model(
     seed: int = 0,
     trust_remote_code: bool = False,
     texts: Iterable[str] = (),
+    item_vectors: Callable[[], Tensor] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PeftConfig | None]:
     """Builds the model, the tokenizer and the adapter configuration that a trainer needs.
 
@@ -74,6 +91,8 @@ def build_model(
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run custom code from the model's
             repository.
         texts (iterable of `str`, *optional*): Texts whose words are added to the vocabulary of a model from scratch.
+        item_vectors (`Callable`, *optional*): Returns the vectors of the items, `(num_items, D)`, which the embeddings
+            of the catalogue's tokens start from. By default, these embeddings start at random.
 
     Returns:
         The model, its tokenizer, and the adapter configuration, which is None without an adapter.
@@ -82,6 +101,8 @@ def build_model(
     if config.model_name_or_path is None:
         item_tokenizer = make_tokenizer(catalog, texts)
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **scratch_options(config))
+        if item_vectors is not None:
+            start_from_vectors(model, item_tokenizer, catalog, item_vectors(), seed=seed)
         return model, item_tokenizer, get_peft_config(config)
 
     # Or load a pretrained model, and add the catalogue's tokens. An adapter must also train the new embeddings.
@@ -89,7 +110,15 @@ def build_model(
     model = load_policy(config.model_name_or_path, **options)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=trust_remote_code or None)
     set_seed(seed)
+    is_new = not set(catalog.new_tokens) <= set(tokenizer.get_vocab())
     new_token_ids = add_item_tokens(model, tokenizer, catalog)
+    if item_vectors is not None:
+        if not is_new and new_token_ids:
+            raise ValueError(
+                f"{config.model_name_or_path} already has the tokens of the items, and item_vectors would overwrite "
+                "what it has learned about them; leave out item_vectors"
+            )
+        start_from_vectors(model, tokenizer, catalog, item_vectors(), seed=seed)
     adapter = get_peft_config(config)
     if isinstance(adapter, LoraConfig) and new_token_ids:
         adapter.trainable_token_indices = new_token_modules(model, new_token_ids)

@@ -21,6 +21,7 @@ __all__ = [
     "read_ids_card",
     "repair_last_level",
     "residual_kmeans",
+    "signal_vectors",
     "sinkhorn_repair",
     "text_vectors",
 ]
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from trl_rec.semantic_ids.kmeans_ids import make_semantic_ids
     from trl_rec.semantic_ids.picture import code_use_picture
     from trl_rec.semantic_ids.residual import residual_kmeans
+    from trl_rec.semantic_ids.signals import signal_vectors
     from trl_rec.semantic_ids.sinkhorn import sinkhorn_repair
     from trl_rec.semantic_ids.storage import read_ids_card
     from trl_rec.semantic_ids.text_encoders import load_text_encoder, text_vectors
@@ -53,6 +55,7 @@ else:
             "kmeans_ids": ["make_semantic_ids"],
             "picture": ["code_use_picture"],
             "residual": ["residual_kmeans"],
+            "signals": ["signal_vectors"],
             "sinkhorn": ["sinkhorn_repair"],
             "storage": ["read_ids_card"],
             "text_encoders": ["load_text_encoder", "text_vectors"],

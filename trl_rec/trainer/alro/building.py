@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft import LoraConfig
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import get_peft_config
 
 from trl_rec.data.dataset import RecDataset
 from trl_rec.decoding.candidates.prompts import RatedPromptFormat, rated_tokens
 from trl_rec.items import ItemCatalog
-from trl_rec.models import RecModelConfig, build_model, make_model, make_tokenizer
+from trl_rec.models import RecModelConfig, build_model, make_model, make_tokenizer, start_from_vectors
 from trl_rec.models.building import scratch_options
 from trl_rec.models.tokens import new_token_modules
 from trl_rec.trainer.alro.config import AlroConfig
 from trl_rec.trainer.alro.rating import RatingStageConfig, learn_ratings
 from trl_rec.trainer.alro.rows import check_rankable, rating_values
 from trl_rec.trainer.alro.trainer import AlroTrainer
+from trl_rec.trainer.base.item_vectors import item_vectors
 from trl_rec.trainer.base.output import check_output
 
 
@@ -60,6 +62,7 @@ def build_alro_trainer(
         max_length=config.max_length,
         seed=config.seed,
         trust_remote_code=config.trust_remote_code,
+        vectors=item_vectors(dataset, model_config, config.seed),
     )
     prompt_format = RatedPromptFormat.for_catalog(dataset.catalog, tokenizer, ratings, **config.prompt_options)
     check_rankable(dataset, prompt_format, config)
@@ -89,6 +92,7 @@ def build_ranker(
     max_length: int | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
+    vectors: Callable[[], Tensor] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, PeftConfig | None]:
     """Builds a model, its tokenizer and its adapter configuration for [`AlroTrainer`].
 
@@ -99,6 +103,7 @@ def build_ranker(
         letters: Same as in [`RatedPromptFormat.for_catalog`].
         max_length, trust_remote_code: Same as in [`build_model`].
         seed: Seed for the weights of a model from scratch and for the embeddings of added tokens.
+        vectors: Same as `item_vectors` in [`build_model`].
 
     Returns:
         The model, the tokenizer, and the adapter configuration, which is None without an adapter.
@@ -109,10 +114,14 @@ def build_ranker(
         item_tokenizer = make_tokenizer(catalog)
         item_tokenizer.add_tokens(tokens)
         model = make_model(item_tokenizer, max_length=max_length or 1024, seed=seed, **scratch_options(config))
+        if vectors is not None:
+            start_from_vectors(model, item_tokenizer, catalog, vectors(), seed=seed)
         return model, item_tokenizer, get_peft_config(config)
 
     # Pretrained: add embeddings for the new tokens. They are trained even if an adapter freezes all other embeddings.
-    model, tokenizer, adapter = build_model(catalog, config, seed=seed, trust_remote_code=trust_remote_code)
+    model, tokenizer, adapter = build_model(
+        catalog, config, seed=seed, trust_remote_code=trust_remote_code, item_vectors=vectors
+    )
     tokenizer.add_tokens(tokens)
     if len(tokenizer) > model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(len(tokenizer))

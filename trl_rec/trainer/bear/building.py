@@ -9,6 +9,7 @@ from trl_rec.data.dataset import RecDataset
 from trl_rec.data.prompts import PromptFormat
 from trl_rec.data.tasks.rows import build_task_rows, task_texts
 from trl_rec.models import RecModelConfig, build_model
+from trl_rec.trainer.base.item_vectors import item_vectors
 from trl_rec.trainer.base.prior import check_run_prior
 from trl_rec.trainer.bear.config import BearConfig
 from trl_rec.trainer.bear.trainer import BearTrainer
@@ -33,6 +34,7 @@ def build_bear_trainer(dataset: RecDataset, config: BearConfig, model_config: Re
         seed=config.seed,
         trust_remote_code=config.trust_remote_code,
         texts=task_texts(dataset) if config.tasks is not None and is_from_scratch else (),
+        item_vectors=item_vectors(dataset, model_config, config.seed),
     )
     return BearTrainer(
         model,

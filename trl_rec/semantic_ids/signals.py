@@ -1,0 +1,59 @@
+"""Vectors of the items from texts, from behaviour, or from both."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trl_rec.data.dataset import RecDataset
+from trl_rec.data.profiles import item_texts
+from trl_rec.semantic_ids.item_vectors import cooccurrence_vectors
+from trl_rec.semantic_ids.text_encoders import WORDS, load_text_encoder, text_vectors
+
+
+SIGNALS = ("text", "behaviour", "both")
+
+
+def signal_vectors(
+    dataset: RecDataset,
+    signals: str = "both",
+    *,
+    text_encoder: str = WORDS,
+    item_text: str | None = None,
+    width: int = 128,
+    seed: int = 0,
+) -> Tensor:
+    """Computes one vector per item. Items with similar texts or similar behaviour get similar vectors.
+
+    Args:
+        dataset (`RecDataset`): The dataset. Behaviour is taken from its training split only.
+        signals (`str`, *optional*, defaults to `"both"`): `"text"`, `"behaviour"` (see [`cooccurrence_vectors`]), or
+            `"both"`, which concatenates the two.
+        text_encoder (`str`, *optional*, defaults to `"words"`): The encoder that embeds texts, as in
+            [`load_text_encoder`]. The vectors of texts are cached in the dataset folder, under `vectors`.
+        item_text (`str`, *optional*): Template for the text of an item, as in [`item_texts`].
+        width (`int`, *optional*, defaults to `128`): Width of the vectors from behaviour.
+        seed (`int`, *optional*, defaults to `0`): Seed for the vectors from behaviour.
+
+    Returns:
+        `torch.Tensor` of shape `(num_items, D)`, float32: In each of the two parts, the mean over all items is
+        subtracted, and the result has norm 1. Where an item has no text, or no item that it occurs near in the
+        training split, the part is 0.
+    """
+    if signals not in SIGNALS:
+        raise ValueError(f"signals must be one of {', '.join(SIGNALS)}, not {signals!r}")
+
+    parts = []
+    if signals != "text":
+        parts.append(cooccurrence_vectors(dataset.train, len(dataset.catalog), width=width, seed=seed))
+    if signals != "behaviour":
+        texts = item_texts(dataset.catalog, item_text)
+        parts.append(text_vectors(texts, load_text_encoder(text_encoder), cache=dataset.path / "vectors"))
+    return torch.cat([_centred(part) for part in parts], dim=1)
+
+
+def _centred(vectors: Tensor) -> Tensor:
+    """Subtracts the mean of the vectors that are not 0 from each of them, and divides the result by its norm."""
+    known = vectors.norm(dim=1, keepdim=True) > 0  # (num_items, 1)
+    mean = vectors.sum(0) / known.sum().clamp(min=1)
+    return torch.nn.functional.normalize((vectors - mean) * known)

@@ -1,0 +1,24 @@
+"""Computes the vectors that the embeddings of the items start from, as a recipe asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from trl_rec.data.dataset import RecDataset
+from trl_rec.models import RecModelConfig
+from trl_rec.semantic_ids import signal_vectors
+
+
+def item_vectors(dataset: RecDataset, config: RecModelConfig, seed: int) -> Callable[[], Tensor] | None:
+    """Returns a function that computes the vectors, for [`build_model`]; None if the embeddings start at random."""
+    if config.item_vectors == "random":
+        return None
+    if dataset.catalog.surface == "title":
+        raise ValueError(
+            "item_vectors needs a surface with tokens of its own, but titles consist of words; choose the surface "
+            "item_token or semantic_id, or leave out item_vectors"
+        )
+    return partial(signal_vectors, dataset, config.item_vectors, text_encoder=config.text_encoder, seed=seed)
