@@ -1,4 +1,4 @@
-"""Computes tables of the log-probability of each candidate at each answer position, one table per order of a list.
+"""Computes the log-probability of each candidate at each answer position, in one table per order of a list.
 
 Legend: B lists, S orders of the same candidates, m candidates of the longest list, C tokens of the longest list with
 its answer, M answer tokens in the batch; k is an answer position.
@@ -21,7 +21,8 @@ class AnswerTable(NamedTuple):
         logps (`torch.Tensor` of shape `(B, S, m, m)`): Row k contains the log-probability of each candidate's name at
             answer position k, normalised over the names of the list. Column j is the same candidate in every order
             of a list. Rows beyond the number of candidates are meaningless.
-        sft (`torch.Tensor` of shape `(B, S)`): The supervised loss, averaged over the tokens of the answer.
+        sft (`torch.Tensor` of shape `(B, S)`): The supervised loss, averaged over the tokens of the answer that have a
+            loss.
         aux_loss (`torch.Tensor` of shape `()`, *optional*): Same as in [`CompletionLogits`].
     """
 
@@ -36,8 +37,9 @@ def answer_table(read: CompletionLogits, inputs: dict[str, Tensor], *, vocabular
     Args:
         read: The output of [`read_completions`] with `scored=answer_mask`.
         inputs: A batch of [`RatedListCollator`].
-        vocabulary: Whether the supervised loss is computed over the vocabulary and includes EOS. Otherwise it is
-            computed over the names that are not yet in the answer. The last name is then forced and has no loss.
+        vocabulary: Whether the softmax of the supervised loss covers the vocabulary. The loss then includes EOS.
+            Otherwise the softmax covers the names that are not yet in the answer. The last name is then forced and has
+            no loss.
     """
     answer = inputs["answer_mask"]  # (B, S, C)
     candidates = inputs["candidate_mask"]  # (B, m)
@@ -51,8 +53,8 @@ def answer_table(read: CompletionLogits, inputs: dict[str, Tensor], *, vocabular
 
 
 def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
-    """Returns the logit of each candidate's name at each answer position, `(B, S, m, m)`. Positions beyond the end of
-    an answer are 0."""
+    """Returns the logit of each candidate's name at each answer position, `(B, S, m, m)`. Logits beyond the end of an
+    answer are 0."""
     # 1. Find the list, order and position of each of the M answer tokens.
     list_, order, _ = answer.nonzero().unbind(1)
     position = (answer.cumsum(-1) - 1)[answer]
@@ -60,22 +62,22 @@ def _scores(read: CompletionLogits, names: Tensor, answer: Tensor) -> Tensor:
     # 2. Gather the logits of the m names at each token.
     scores = read.at(names[list_, order])  # (M, m)
 
-    # 3. Scatter them into tables, which have an extra row for EOS. The extra row is then dropped.
+    # 3. Scatter these logits into tables with an extra row for EOS, and drop the extra row.
     num_candidates = names.shape[2]
     table = scores.new_zeros(*names.shape[:2], num_candidates + 1, num_candidates)
     return table.index_put((list_, order, position), scores)[:, :, :-1]
 
 
 def _remaining_loss(scores: Tensor, gold_rank: Tensor, mask: Tensor) -> Tensor:
-    """Returns the cross-entropy of each answer over the names that are not yet in it, averaged over the positions at
-    which at least two names remain, `(B, S)`."""
+    """Returns the cross-entropy of each answer, `(B, S)`. At each position, the softmax covers the names that are not
+    yet in the answer. The positions at which at least two such names remain are averaged."""
     # At position k, the names with a gold rank of at least k remain. The name with rank k is the target.
     position = torch.arange(mask.shape[1], device=mask.device)
     count = mask.sum(-1, keepdim=True)
     left = (gold_rank.unsqueeze(1) >= position.unsqueeze(1)) & mask.unsqueeze(1)  # (B, m, m)
     chosen = (gold_rank.unsqueeze(1) == position.unsqueeze(1)) & mask.unsqueeze(1)
 
-    # At positions left out of the average, treat all names as remaining, because an empty softmax would give NaN.
+    # At positions that are not averaged, treat all names as remaining, so that no softmax is empty.
     free = (position < count - 1).unsqueeze(1)  # (B, 1, m)
     left = left | ~free.transpose(1, 2)
     total = scores.masked_fill(~left.unsqueeze(1), -torch.inf).logsumexp(-1)

@@ -1,9 +1,10 @@
 """Fine-tunes a model to order a list of rated candidates, most preferred first.
 
-Each list is presented with its candidates in two orders by default. One forward pass covers all orders: the
-shared history is encoded once (see `models.completions`), and logits are computed only for the answer tokens.
+Each list is presented with its candidates in two orders by default. One forward pass covers all orders. The orders of
+a list share a history, which is read only once if the model supports this (see `models.completions`). Logits are
+computed only for the answer tokens.
 
-Legend: B lists, S orders of the same candidates, m candidates of the longest list; k is an answer position.
+Legend: B lists, S orders of the same candidates, m candidates of the longest list.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
     method = "alro"
     display_name = "ALRO"
     paper = Paper("Make Large Language Model a Better Ranker", "2403.19181")
-    measures_loss_on_splits = False  # evaluation decodes an order of the candidates and computes no loss
-    loss_is_scaled_for_ga: Any = False  # the loss is averaged over the lists of a micro-batch
+    measures_loss_on_splits = False  # evaluation ranks the candidates and computes no loss
+    loss_is_scaled_for_ga: Any = False  # the loss is the mean over the lists of a micro-batch
 
     args: AlroConfig
 
@@ -172,8 +173,8 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
 
     def loss_weights(self) -> dict[str, float]:
         """Returns the weight of each part in the current step."""
-        # The lambda loss is not meaningful until the model has learned to answer with candidate names, so its weight
-        # rises linearly over the first `lambda_warmup` fraction of the steps.
+        # The soft lambda loss is not meaningful until the model has learned to answer with candidate names. Therefore
+        # the weight of this loss rises linearly from 0 over the first `lambda_warmup` fraction of the steps.
         warmup_steps = self.args.lambda_warmup * self.state.max_steps
         risen = min(1.0, (self.state.global_step + 1) / max(warmup_steps, 1))
         return {
@@ -183,7 +184,7 @@ class AlroTrainer(CandidateOrderingMixin, SFTTrainer):
         }
 
     def _answers(self, model: nn.Module, inputs: dict[str, Tensor]) -> AnswerTable:
-        """Runs one forward pass and returns the log-probabilities at the answer positions."""
+        """Runs one forward pass and returns the answer tables."""
         over_vocabulary = self.args.softmax == "vocabulary"
         read = read_completions(
             self.bare(model),
@@ -212,8 +213,8 @@ def _display_name(args: AlroConfig) -> str:
 
 
 def _gradient_norms(parts: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
-    """Computes the gradient norm of each part of the loss, unweighted and averaged over lists. The norms help to
-    choose weights. The graph is retained."""
+    """Averages each part of the loss over lists, without its weight, and computes the norm of the gradient of this
+    average. The norms help to choose weights. The graph is kept for the backward pass."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norms = {}
     for name, part in parts.items():

@@ -25,17 +25,17 @@ from trl_rec.trainer.base.trainer import NO_RANKING_UNDER_FSDP, EvalSets, RecTra
 
 
 class CatalogRankingMixin(RecTrainerMixin):
-    """A trainer whose model recommends from the whole catalogue.
+    """Mixin for trainers whose model recommends from the whole catalogue.
 
-    A subclass calls `_set_catalog` before the `__init__` of its TRL trainer.
+    Subclasses must call `_set_catalog` before `super().__init__`.
 
     Attributes:
         trie (`TokenTrie`): The token paths of the items. Only set if the trainer has a catalogue.
         prompt_format (`PromptFormat`): How histories become prompts. Only set if the trainer has a catalogue.
         renormalizes (`bool`): Whether ranking scores use the softmax over the legal tokens. Otherwise they use the
             softmax over the vocabulary.
-        prior (`SavedPrior`, *optional*): The prior that the trained model is multiplied by. [`conclude`] sets it, and
-            every later save of the model contains it.
+        prior (`SavedPrior`, *optional*): The prior that the trained model is multiplied by. [`conclude`] sets this
+            attribute, and every later save of the model contains the prior.
     """
 
     trie: TokenTrie
@@ -50,7 +50,7 @@ class CatalogRankingMixin(RecTrainerMixin):
         args: Any,  # both a RecConfig and a config of TRL
         eval_dataset: EvalSets | None,
     ) -> None:
-        """Sets the catalogue, its prompts and its trie, and the splits that are ranked at each evaluation."""
+        """Sets the catalogue, the prompt format, the trie, and the splits to rank at each evaluation."""
         check_processes(args)
         if catalog is None and wants_prior(args):
             raise ValueError(
@@ -64,7 +64,7 @@ class CatalogRankingMixin(RecTrainerMixin):
             self.trie = TokenTrie.from_catalog(catalog, processing_class, lists=args.list_length is not None)
 
     def _check_ranking(self) -> None:
-        """Also raises `ValueError` if a prior would be chosen under FSDP, because that ranks a split."""
+        """Also raises `ValueError` under FSDP if a prior is to be chosen, because the choice ranks a split."""
         super()._check_ranking()
         if self.is_fsdp_enabled and wants_prior(self.args):
             raise ValueError(
@@ -115,7 +115,10 @@ class CatalogRankingMixin(RecTrainerMixin):
         return self.measure(self.rank(split), split)
 
     def save_settings(self, folder: Path) -> None:
-        """Writes the catalogue, `recommender.json` and the prior, which [`Recommender`] reads."""
+        """Writes what [`Recommender`] reads besides the model.
+
+        This is the catalogue, `recommender.json`, and the prior if there is one.
+        """
         if self.catalog is None:
             return
         settings = recommender_settings(self.args, renormalize=self.renormalizes)
@@ -125,7 +128,7 @@ class CatalogRankingMixin(RecTrainerMixin):
         save_recommender(folder, self.catalog, settings)
 
     def card_example(self) -> Sequence[str]:
-        """Lines of Python that load the run folder and recommend items."""
+        """Returns lines of Python that load the run folder and recommend items."""
         names_users = "{user}" in (self.args.prompt_head or "")
         user = ", user=0)  # a row of RecDataset.users" if names_users else ")"
         return (

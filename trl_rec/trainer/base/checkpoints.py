@@ -2,8 +2,9 @@
 
 The mark is a JSON file called `complete`, which is written after all other files are on the disk. It contains the
 fingerprint of the run (see `fingerprint.py`), the sharding and the number of processes, and the size and a hash of
-each file that is read on resume. So a damaged checkpoint is detected before anything is loaded. Earlier versions wrote
-an empty mark. For checkpoints of these versions, only the presence and the format of the files can be checked.
+each file that is read on resume. Files that were removed, cut short or replaced are therefore detected before anything
+is loaded. Earlier versions wrote an empty mark. For checkpoints of these versions, only the presence and the format of
+the files can be checked.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from trl_rec.trainer.base.fingerprint import as_json, difference
 
 
 MARK = "complete"
-# Files of a checkpoint, including its subfolders, that are read on resume. Other files may be changed or deleted.
+# Patterns of the files that are read on resume, in a checkpoint and its subfolders. Other files may be changed or
+# deleted.
 READ = (
     "*.safetensors",
     "*.bin",
@@ -46,7 +48,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "trainer state": ("trainer_state.json",),
 }
 # A file of up to NUM_BLOCKS * BLOCK bytes is hashed completely. Of a larger file, 64 or 65 evenly spaced blocks are
-# hashed. This sample suffices, because files of different runs differ nearly everywhere.
+# hashed. These blocks suffice to recognise a file of another run, because such files differ nearly everywhere.
 NUM_BLOCKS = 64
 BLOCK = 16 * 1024  # bytes
 logger = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ def write_mark(folder: Path, run: Mapping[str, Any], launch: Mapping[str, Any]) 
 
 def read_mark(folder: Path) -> Mark | None:
     """Reads the mark of a checkpoint. Returns None if there is no mark, and a `Mark` with empty fields if the mark was
-    written by an older release."""
+    written by an earlier version."""
     path = folder / MARK
     if not path.is_file():
         return None
@@ -94,13 +96,13 @@ def read_mark(folder: Path) -> Mark | None:
 
 
 def find_damage(folder: Path, mark: Mark) -> str | None:
-    """Describes what is wrong with a marked checkpoint, for messages. Returns None if it is intact."""
+    """Describes what is wrong with a marked checkpoint, for messages. Returns None if the checkpoint is intact."""
     changed = find_changed(folder, mark)
     if changed is not None:
         return changed
     for part, patterns in PARTS.items():
         if not any(_matching(folder, patterns)):
-            return f"its {part} is missing"
+            return f"no file contains its {part}"
     return None if mark.files else _find_broken(folder)
 
 
@@ -121,15 +123,17 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
     different = difference(mark.run, as_json(run))
     if different is not None:
         raise ValueError(
-            f"{folder} belongs to a run that differs in {different}; a resumed run may only change epochs, "
-            "max_steps, logging, saving, evaluation, speed and memory; undo the change, or choose another output_dir"
+            f"{folder} belongs to a run that differs in {different}; a resumed run may only change epochs, max_steps "
+            "and settings of logging, saving, evaluation, speed and memory; undo the change, or choose another "
+            "output_dir"
         )
     if not mark.run:
         logger.warning(
-            "%s does not record which run wrote it, so it cannot be checked whether it belongs to this run", folder
+            "%s does not record which run wrote it; it is read without checking that it belongs to this run", folder
         )
 
-    # Sharded files can only be read by as many processes as wrote them. Other files can be read by any number.
+    # Sharded files can only be read by the number of processes that wrote them. Other files can be read by any number
+    # of processes.
     different = difference(mark.launch, as_json(launch))
     if different is None:
         return
@@ -145,8 +149,8 @@ def check_same_run(folder: Path, mark: Mark, run: Mapping[str, Any], launch: Map
 def newest_complete(output_dir: str | Path) -> Path | None:
     """Returns the newest complete checkpoint, or None. Warns about newer checkpoints that are not complete.
 
-    Raises `ValueError` if there are marked checkpoints but all are damaged. If None were returned, the run would start
-    from scratch and replace them.
+    Raises `ValueError` if there are marked checkpoints but each of them is damaged. If the function returned None, the
+    run would start from scratch and replace these checkpoints.
     """
     damages = {}
     for folder in checkpoints(output_dir):
@@ -178,7 +182,7 @@ def _step(folder: Path) -> int:
 
 
 def _read_files(folder: Path) -> Iterator[Path]:
-    """Yields the files that are read when the folder is loaded. Checkpoints inside the folder are left out."""
+    """Yields the files that are read when a checkpoint or run folder is loaded. Checkpoints inside it are left out."""
     for path in _matching(folder, READ):
         in_checkpoint = any(part.startswith("checkpoint-") for part in path.relative_to(folder).parts)
         if path.name not in NOT_READ and not in_checkpoint:
@@ -192,7 +196,7 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _state_of(path: Path) -> list[Any]:
-    """Returns the size of a file and a hash of a sample of its content."""
+    """Returns the size of a file and a hash of its content, or of evenly spaced blocks if it is large."""
     size = path.stat().st_size
     digest = hashlib.blake2b(digest_size=16)
     step = max(size // NUM_BLOCKS, BLOCK)
@@ -204,13 +208,13 @@ def _state_of(path: Path) -> list[Any]:
 
 
 def _find_broken(folder: Path) -> str | None:
-    """Describes the first file of a checkpoint that cannot be opened. Tensors are not loaded."""
+    """Describes the first file of a checkpoint that cannot be opened, or returns None. Tensors are not loaded."""
     for path in _read_files(folder):
         check = CHECKS.get(path.suffix)
         try:
             if check is not None:
                 check(path)
-        except Exception as error:  # each format has errors of its own
+        except Exception as error:  # each format raises different errors
             return f"{path.relative_to(folder).as_posix()} cannot be read ({error})"
     return None
 

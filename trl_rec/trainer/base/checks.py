@@ -1,4 +1,4 @@
-"""Checks before training whether a trainer supports its arguments, its processes and its model."""
+"""Checks, before training, whether a trainer supports its arguments, its processes and its model."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import nn
 from transformers import TrainingArguments
 
 
-# Arguments of TRL's trainers that ours do not take, and why.
+# Arguments of TRL's trainers that our trainers do not take, and why.
 NOT_TAKEN = {
     "data_collator": "the trainer's own collator makes the batches that the loss needs",
-    "compute_metrics": "the trainer keeps no logits (the eval_* options configure evaluation; rank returns the lists)",
+    "compute_metrics": "the trainer keeps no logits (configure evaluation with the eval_* options, or call rank)",
 }
 # Arguments that our trainers on top of SFTTrainer do not take, and why.
 NOT_TAKEN_BY_SFT = {
     **NOT_TAKEN,
     "preprocess_logits_for_metrics": NOT_TAKEN["compute_metrics"],
-    "compute_loss_func": "the loss is the method's own",
-    "formatting_func": "rows are built from items",
+    "compute_loss_func": "the trainer computes the loss of its method",
+    "formatting_func": "the trainer builds its rows from items",
 }
 
 
@@ -38,8 +38,8 @@ def check_arguments(given: dict[str, Any], names: dict[str, str], trainer: str) 
 
 
 def check_processes(args: TrainingArguments) -> None:
-    """Raises `ValueError` if one process uses several GPUs, because DataParallel would split the batch among them, but
-    our losses need the whole batch."""
+    """Raises `ValueError` if one process uses several GPUs, because DataParallel would split the batch among the
+    GPUs, but our losses need the whole batch."""
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process; start the run with accelerate launch, which starts one "

@@ -17,7 +17,7 @@ else:
 
 
 # Options of TRL's trainers that have no effect in our trainers. INERT_SFT lists options for the rows and losses of
-# SFTTrainer, INERT_DPO options for the losses of DPOTrainer, and INERT_DPO_ROWS options for the rows of DPOTrainer.
+# SFTTrainer. INERT_DPO lists options for the losses of DPOTrainer, and INERT_DPO_ROWS options for its rows.
 INERT_SFT = (
     "loss_type",
     "packing",
@@ -56,7 +56,7 @@ class RecConfig(Base):
 
     Args:
         prompt_head (`str`, *optional*): Text before the history. It may contain `{user}`, which is replaced by the
-            user's semantic ID. Like the next two fields, it defaults to the text for the catalogue's surface.
+            user's semantic ID. This field and the next two default to texts that suit the catalogue's surface.
         prompt_item (`str`, *optional*): Text of each item in the history. It contains `{surface}`, which is replaced
             by the item's surface.
         prompt_tail (`str`, *optional*): Text between the history and the completion.
@@ -64,15 +64,15 @@ class RecConfig(Base):
             template.
         list_length (`int`, *optional*): Number of items in each list that the model writes. By default, the model
             writes single items.
-        eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the ranking metrics, at most
-            `list_length` if it is set.
+        eval_ks (`list[int]`, *optional*, defaults to `[1, 5, 10]`): The cutoffs k of the ranking metrics. If
+            `list_length` is set, no cutoff may exceed it.
         eval_recall_at (`int`, *optional*, defaults to `50`): An additional cutoff, at which only recall is computed,
             for the table at the end of a run. This takes a second pass over the users with as many beams as the
-            cutoff, unless every item is a single token or `eval_num_beams` is at least as large. The other metrics
-            keep `eval_num_beams`. This recall is only computed if the cutoff is above the largest of `eval_ks` and
-            below the number of items, and `list_length` is not set. 0 skips it.
-        eval_num_beams (`int`, *optional*): Beam width when ranking. Defaults to the largest of `eval_ks`, or, with a
-            `list_length`, to 1 (greedy decoding).
+            cutoff, unless every item is a single token or `eval_num_beams` is at least the cutoff. The second pass
+            does not affect the other metrics. This recall is only computed if the cutoff is above the largest of
+            `eval_ks` and below the number of items, and `list_length` is not set. 0 skips this recall.
+        eval_num_beams (`int`, *optional*): Beam width when ranking. If `list_length` is set, defaults to 1 (greedy
+            decoding). Otherwise, defaults to the largest of `eval_ks`.
         eval_exclude_history (`bool`, *optional*, defaults to `True`): Whether the items of a user's own history are
             excluded from the recommendations.
         eval_length_penalty (`float`, *optional*, defaults to `0.0`): Exponent p of the length penalty. Each score is
@@ -83,7 +83,8 @@ class RecConfig(Base):
             of a run: `"test"`, `"validation"` or `"none"`. With `"validation"`, settings can be compared without
             looking at the test split.
         overwrite (`bool`, *optional*, defaults to `False`): Whether training from scratch may replace the work of an
-            earlier run in `output_dir`. Its checkpoints and weights are removed just before the first step.
+            earlier run in `output_dir`. The checkpoints, the weights and some other files of that run are removed just
+            before the first step.
         activation_checkpointing (`bool`, *optional*, defaults to `True`): Whether the backward pass recomputes
             activations instead of keeping them. (`TrainingArguments` has this field from transformers 5.23 on.)
         activation_checkpointing_kwargs (`dict`, *optional*): Options of the recomputation, such as `every_n_layers`.
@@ -122,8 +123,8 @@ class RecConfig(Base):
     eval_recall_at: Annotated[int, COUNT_FROM_0] = field(
         default=50,
         metadata={
-            "help": "additional cutoff for recall alone, in the final table; needs a second pass with this many "
-            "beams; 0 skips it",
+            "help": "additional cutoff at which only recall is computed, for the final table; may need a second pass "
+            "with this many beams; 0 skips this recall",
         },
     )
     eval_num_beams: Annotated[int | None, COUNT] = field(
@@ -132,7 +133,9 @@ class RecConfig(Base):
     eval_exclude_history: bool = field(default=True, metadata={"help": "never recommend items of the user's history"})
     eval_length_penalty: Annotated[float, FINITE] = field(
         default=0.0,
-        metadata={"help": "exponent p of the length penalty: scores are divided by (number of generated tokens) ** p"},
+        metadata={
+            "help": "exponent p of the length penalty: each score is divided by (number of tokens of the item) ** p"
+        },
     )
     max_users: Annotated[int | None, replace(COUNT, hint="leave it out to evaluate all users")] = field(
         default=None,
@@ -154,7 +157,7 @@ class RecConfig(Base):
     )
 
     def __post_init__(self) -> None:
-        self._given = given_values(self)  # before the configs of TRL replace values
+        self._given = given_values(self)  # collected before TRL's config replaces values
         settle_checkpointing(self)
         check_ranges(self)
         super().__post_init__()  # type: ignore[no-untyped-call]  # of TRL's config, which is next in the MRO
@@ -166,13 +169,13 @@ class RecConfig(Base):
         if self.list_length is None:
             return
 
-        check_inert(self, ("eval_length_penalty",), "all lists of the model have list_length items")
+        check_inert(self, ("eval_length_penalty",), "the scores of lists have no length penalty")
         if max(self.eval_ks) > self.list_length:
             raise ValueError(f"eval_ks={self.eval_ks} contains a k above list_length={self.list_length}; lower that k")
 
     @property
     def given(self) -> dict[str, Any]:
-        """The fields that were set to other values than their defaults, for `recipe.yaml`."""
+        """The fields whose values differ from their defaults, for `recipe.yaml`."""
         return self._given
 
     @property

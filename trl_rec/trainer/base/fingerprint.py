@@ -1,8 +1,9 @@
-"""The fingerprint of a run: entries for the settings, rows, items and models that determine the trained weights.
+"""Computes the fingerprint of a run: entries for the settings, rows, items and models that determine its weights.
 
 Checkpoints record the fingerprint. On resume, it is compared with the fingerprint of the current run, and an error
-names the entry that differs. Settings of epochs, logging, saving, evaluation, speed and memory are not included, so
-they may change when a run is resumed. `schedule/plan.py` uses the same entries.
+names the first entry that differs. The number of epochs and the settings of logging, saving, evaluation, speed and
+memory are not included, so they may change when a run is resumed. `schedule/plan.py` also uses the entries of settings
+and items.
 
 Reward functions, callbacks and the trainer's code are not included, because their content cannot be compared. Under
 ZeRO-3, only the weights held by the main process are compared. Weights of 4-bit and 8-bit layers are not compared.
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
 Entries = dict[str, Any]
 
 # Fields of TRL's and transformers' configurations on which the weights at a given step depend. These weights also
-# depend on every field that trl_rec adds, unless a config lists it in `may_change`. All other inherited fields only
-# affect speed, memory, logging or where files are written, with two exceptions: `run_entries` records the batch size,
-# and the number of epochs or steps may change on resume, although the learning rate schedule depends on it.
+# depend on every field that trl_rec adds, unless a config lists it in `may_change`. The other inherited fields only
+# affect speed, memory, logging or where files are written. There are two exceptions. The batch size is not listed,
+# because `run_entries` records it separately. The number of epochs or steps is not listed, because it may change on
+# resume, although the learning rate schedule depends on it.
 DECIDING = (
     # the rows and their order
     "max_length",
@@ -78,8 +80,8 @@ DECIDING = (
     "eos_token",
     "chat_template_path",
 )
-DIGEST = "blake2b:"  # prefix of entries that are hashes, which are not shown in messages
-SAMPLE = 1024  # number of compared values per parameter; few suffice, because two models differ almost everywhere
+DIGEST = "blake2b:"  # prefix of hashes, which messages do not show
+SAMPLE = 1024  # number of hashed values per parameter; few suffice, because two models differ almost everywhere
 # Keys of a model's configuration that do not affect what the model computes.
 CONFIG_NOISE = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 # Keys of an adapter's configuration that do not affect what it computes. The base model is compared by its weights.
@@ -88,7 +90,8 @@ ROWS_AT_ONCE = 10_000
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """Returns the name of the first entry that differs, with both values, or None if no entry differs.
+    """Returns the name of the first entry that differs, with both values unless they are hashes. Returns None if no
+    entry differs.
 
     Entries that are in only one of the two mappings are ignored, because not all releases record the same entries.
     """
@@ -100,7 +103,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
 
 
 def as_json(entries: Mapping[str, Any]) -> Entries:
-    """Returns the entries as they would be after being written to a JSON file and read again."""
+    """Returns the entries as they are after a round trip through a JSON file."""
     plain: Entries = json.loads(json.dumps(entries, default=_to_json))
     return plain
 
@@ -121,10 +124,10 @@ def run_entries(config: Any, num_processes: int) -> Entries:
     entries = setting_entries(config, DECIDING)
     for name in config.may_change:
         entries.pop(name, None)
-    if config.list_length is None:  # otherwise eval_exclude_history affects training too
+    if config.list_length is None:  # with a list_length, eval_exclude_history affects training too
         entries.pop("eval_exclude_history", None)
 
-    # If rows are ordered by length, the order depends on the number of rows per process and step.
+    # If rows are grouped by length, their order depends on the number of rows per process and step.
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if config.train_sampling_strategy not in ("random", "sequential"):
         entries["rows per process and step"] = rows
@@ -132,7 +135,7 @@ def run_entries(config: Any, num_processes: int) -> Entries:
 
 
 def catalog_entries(catalog: ItemCatalog) -> Entries:
-    """Returns the entries for the items and for how they are written."""
+    """Returns the entries for the items and for the texts that represent items and users."""
     texts = [*catalog.surfaces, *catalog.user_surfaces]
     return {
         "items": catalog.fingerprint,

@@ -34,8 +34,8 @@ class BatchLoss(NamedTuple):
         loss (`torch.Tensor` of shape `()`): The loss to differentiate. The trainer's `loss_is_scaled_for_ga`
             specifies whether this loss is already normalised over the whole accumulated batch.
         row_losses (`torch.Tensor` of shape `(B,)`): The loss of each row, detached. If at least one process has a
-            loss that is not finite, training stops with an error. The error of each process names the rows of that
-            process.
+            loss that is not finite, training stops with an error. The error of each process names the rows of
+            that process whose loss is not finite.
         means (`Mapping[str, Mean]`): The means to log, by name. All processes must give the same names in the same
             order.
         num_tokens (`torch.Tensor` of shape `()`): Number of tokens that the model read.
@@ -67,8 +67,8 @@ class Reduced(NamedTuple):
 def reduce_batch(batch: BatchLoss, accelerator: Accelerator) -> Reduced:
     """Combines the metrics of all processes in a single gather.
 
-    Sums and counts are added over the processes before they are divided, so that every row has the same weight even if
-    the batches differ in size.
+    Sums and counts are each added over the processes. The total sum is then divided by the total count, so that every
+    value has the same weight even if the batches differ in size.
     """
     # 1. Make one vector per process: sums, counts, number of tokens, and number of rows with a non-finite loss.
     sums = [mean.total for mean in batch.means.values()]

@@ -16,7 +16,7 @@ from trl_rec.printing import printable
 
 # Fields of TrainingArguments that a card lists besides the fields of our configs.
 RUN_SETTINGS = ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "seed")
-NOT_SHOWN = ("overwrite",)  # says nothing about the model
+NOT_SHOWN = ("overwrite",)  # does not affect the model
 
 
 class Paper(NamedTuple):
@@ -39,8 +39,8 @@ class ModelCard(NamedTuple):
         tags (`Sequence[str]`): Tags for the hub.
         method (`str`): Name of the method as shown in tables.
         paper (`Paper`): The paper that the method comes from.
-        base_model (`str` or `None`): Name of the model that training started from. Empty or None for
-            random weights.
+        base_model (`str` or `None`): Name of the model that training started from. Empty or None if
+            training started from random weights.
         settings (`Mapping[str, Any]`): Settings to list.
         log (`Sequence[dict[str, Any]]`): Log entries of the run. The newest entry with ranking metrics is shown.
         catalog (`ItemCatalog`, *optional*): The items.
@@ -72,7 +72,7 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
         "",
         f"# {card.name}",
         "",
-        f"Trained with {card.method}. Base model: {card.base_model or 'trained from random weights'}. "
+        f"Trained with {card.method}. Base model: {card.base_model or 'none, random initial weights'}. "
         f"Versions: {versions}.",
         "",
         f"The method is from [{card.paper.title}](https://arxiv.org/abs/{card.paper.arxiv}).",
@@ -103,7 +103,8 @@ def _cell(value: object) -> str:
 
 def _catalog_lines(catalog: ItemCatalog, example: Sequence[str]) -> list[str]:
     return [
-        f"It recommends {len(catalog):,} items written as `{catalog.surface}` (catalogue {catalog.fingerprint}):",
+        f"The catalogue {catalog.fingerprint} contains {len(catalog):,} items, written as `{catalog.surface}`.",
+        "To use the model:",
         "",
         "```python",
         *example,

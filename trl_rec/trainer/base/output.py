@@ -27,7 +27,7 @@ from trl_rec.trainer.base.recipe import RECIPE
 
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
-NOT_WEIGHTS = ("training_args.bin",)  # Trainer's copy of its arguments
+NOT_WEIGHTS = ("training_args.bin",)  # the arguments of Trainer, pickled
 # Files, besides weights and checkpoints, that are removed when a new run replaces the work of an earlier run.
 # The tokenizer, the catalogue and the model card are not listed, because every run that saves a model replaces them.
 OF_A_RUN = (
@@ -59,15 +59,15 @@ def find_start(
 ) -> Path | None:
     """Returns the checkpoint to resume from, or None to start from scratch.
 
-    Raises `ValueError` if the checkpoint belongs to another run, if the named checkpoint is damaged, if all marked
-    checkpoints are damaged, or if the folder contains the work of an earlier run and neither `resume` nor `overwrite`
-    is set.
+    Raises `ValueError` if the checkpoint belongs to another run, if `resume` names a damaged checkpoint, if every
+    marked checkpoint is damaged, or if the folder contains the work of an earlier run and neither `resume` nor
+    `overwrite` is set.
 
     Args:
         folder: The output folder.
         resume: The folder of a checkpoint, or `True` for the newest complete checkpoint, if there is one.
         overwrite: Whether a run that starts from scratch may replace the work of an earlier run.
-        run: Returns the fingerprint of the run. It is called only if there is a checkpoint.
+        run: Function that returns the fingerprint of the run. It is only called if the checkpoint has a mark.
         launch: The sharding and the number of processes.
     """
     if not resume:
@@ -124,7 +124,7 @@ def find_work(folder: Path) -> Path | None:
 
 
 def remove_work(folder: Path) -> None:
-    """Removes the checkpoints and files that an earlier run wrote to its output folder. Other files stay."""
+    """Removes the checkpoints, the weights and the files in `OF_A_RUN` from an output folder. Other files stay."""
     (folder / MARK).unlink(missing_ok=True)  # remove marks first, because a folder with a mark counts as complete
     for checkpoint in checkpoints(folder):
         (checkpoint / MARK).unlink(missing_ok=True)
@@ -139,7 +139,10 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _mark_of_named(checkpoint: Path) -> Mark | None:
-    """Returns the mark of a checkpoint that the user has named. Raises `ValueError` if it is not complete."""
+    """Returns the mark of a checkpoint that the user has named, or None if it has no mark.
+
+    Raises `ValueError` if the checkpoint is missing or damaged.
+    """
     if not checkpoint.is_dir():
         raise ValueError(
             f"there is no checkpoint {checkpoint}; give an existing folder, or set resume_from_checkpoint to true"
@@ -178,7 +181,7 @@ class NotWrittenError(OSError):
 
 @contextmanager
 def writing(folder: Path, output_dir: Path) -> Iterator[None]:
-    """Inside the block, write errors are raised as [`NotWrittenError`].
+    """Context manager that raises write errors of its block as [`NotWrittenError`].
 
     Args:
         folder: The folder that is written to.
@@ -189,7 +192,7 @@ def writing(folder: Path, output_dir: Path) -> Iterator[None]:
     except NotWrittenError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors raise their own errors, which can only be recognised by the message.
+        # torch and safetensors raise their own errors, which can only be recognised by their messages.
         is_known = any(text in str(error) for text in ("PytorchStreamWriter", "inline_container", "os error"))
         if not is_known and getattr(error, "errno", None) is None:
             raise
