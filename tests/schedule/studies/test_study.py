@@ -56,7 +56,7 @@ def test_a_study_that_would_choose_otherwise_is_refused(again: Study) -> None:
     choice = json.loads(path.read_text())
     choice["arms"]["sft"]["chosen"] = {"bear_weight": 2}
     path.write_text(json.dumps(choice))
-    with pytest.raises(ValueError, match="chose bear_weight=2 for sft, but the runs now choose its recipe"):
+    with pytest.raises(ValueError, match="choice of bear_weight=2 for sft, but the runs now lead to the recipe"):
         again.run()
 
 
@@ -88,7 +88,7 @@ def test_arms_without_what_they_need_or_without_headroom_are_not_run(finished: P
     one.say = lines.append
     content = one.run()
     assert "big is left out: the test split has 60 users, but the arm needs 10000" in lines
-    assert "after big is left out: it starts from big" in lines
+    assert "after big is left out: it starts from big, which is left out" in lines
     assert any(line.startswith("hopeless is undecidable: it can gain at most 0.0001") for line in lines)
     assert [arm["status"] for arm in content["arms"].values()] == ["measured", *["left out"] * 3, "measured"]
     assert content["arms"]["theirs"]["figures"]["recall@10"]["mean"] == 1

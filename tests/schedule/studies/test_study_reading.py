@@ -40,7 +40,7 @@ def read(**changes: Any) -> None:
         ({"arms": {"a": {**SFT, "grid": []}}}, "grid is empty"),
         ({"arms": {"a": {**SFT, "grid": {"output_dir": ["x"]}}}}, "grid: the study sets output_dir itself"),
         ({"arms": {"a": {**SFT, "seeds": [1]}}}, "seeds must begin with the study's first seed, 0"),
-        ({"arms": {"a": {**SFT, "seeds": [0, 7]}}}, r"seeds must be some of the study's \[0, 1\]"),
+        ({"arms": {"a": {**SFT, "seeds": [0, 7]}}}, r"seeds must list some of the study's seeds \[0, 1\]"),
         ({"arms": {"a": {**SFT, "start": "b"}}}, "start: 'b' is not a training of this study"),
         ({"arms": {"a": {**SFT, "start": "b"}, "b": {"baseline": "random"}}}, "start: 'b' is not a training"),
         ({"arms": {"a": {**SFT, "start": "b"}, "b": {**SFT, "start": "a"}}}, "a, b start from each other"),

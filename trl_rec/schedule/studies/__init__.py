@@ -1,4 +1,4 @@
-"""A study fixes its arms, seeds and comparisons, then trains the arms, and measures each once on the test split."""
+"""A study fixes its arms, seeds and comparisons, runs its trainings, and measures every arm once on the test split."""
 
 from typing import TYPE_CHECKING
 

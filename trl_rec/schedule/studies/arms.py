@@ -1,4 +1,4 @@
-"""The arms of a study: baselines, lists made elsewhere and trainings. Unknown or inconsistent options are refused."""
+"""Reads the arms of a study, which are baselines, lists made elsewhere and trainings. Refuses inconsistent arms."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Arm:
     Args:
         name: Name of the arm in the table.
         baseline (*optional*): Name of a baseline, if the arm is a baseline.
-        lists (*optional*): File with lists that were made elsewhere, if the arm is made of such lists.
-        verb (*optional*): The training verb, if the arm is a training. The fields below, except `needs`, are for
-            trainings.
+        lists (*optional*): File with the lists, if the arm consists of lists made elsewhere.
+        verb (*optional*): The training verb, if the arm is a training. The fields below, except `needs`, are used only
+            for trainings.
         recipe: The keys of the verb, without those that the study sets.
         tokenize: Keys of `trl-rec tokenize`. If given, the arm uses a copy of the dataset whose semantic IDs are made
             with these keys.
-        grid: The points to choose from. Each maps keys of the recipe to values. Without a grid, there is one
-            point, an empty mapping.
+        grid: The points to choose from. Each point maps keys to values that take precedence over those of `recipe`.
+            Without a grid, there is one point, an empty mapping.
         start (*optional*): Name of the arm whose policy this training starts from.
         seeds: The seeds of the training.
         headroom (*optional*): An upper bound on the arm's gain over the study's `against` arm in the primary measure,
-            if one was measured beforehand.
+            if such a bound was measured beforehand.
         needs: What the data must have: `users` (a minimum number of test users), `ratings`, `titles`.
     """
 
@@ -67,7 +67,7 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
         config: The configuration of the study.
         read_recipe: Maps the name or file of a recipe to the keys of the recipe.
     """
-    # 1. Read each arm by itself.
+    # 1. Read each arm separately.
     if len(set(config.seeds)) != len(config.seeds) or not config.seeds:
         raise ValueError(f"seeds: {config.seeds} is empty or names a seed twice; list each seed once")
     if not config.arms:
@@ -79,7 +79,7 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
             raise ValueError(f"arms: {name!r} and {slugs[arm.slug]!r} would share a folder; rename one of them")
         slugs[arm.slug] = name
 
-    # 2. Check that each start is a training that runs with the same seeds.
+    # 2. If an arm starts from another one, check that the other arm is a training and has all seeds of this arm.
     for name, arm in arms.items():
         if arm.start is None:
             continue
@@ -97,7 +97,7 @@ def read_arms(config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]])
 
 
 def read_comparisons(config: StudyConfig, arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
-    """Returns the comparisons of the study as pairs of names: an arm, and the arm that it is compared with."""
+    """Returns the comparisons of the study as pairs of names. The first arm of a pair is compared with the second."""
     if config.against not in arms:
         raise ValueError(f"against: {config.against!r} is not an arm of this study; name one of {_listed(arms)}")
     if config.comparisons is None:
@@ -127,7 +127,11 @@ def with_recipe(keys: Mapping[str, Any], read_recipe: Callable[[str], dict[str, 
 
 
 def slug(name: str) -> str:
-    """Converts a name to a folder name: characters other than letters, digits and `.=,+_` become hyphens."""
+    """Converts a name to a folder name.
+
+    Each sequence of characters other than letters, digits and `.=,+_` becomes one hyphen. Hyphens and dots at both
+    ends are removed.
+    """
     return re.sub(r"[^\w.=,+]+", "-", name).strip("-.") or "arm"
 
 
@@ -137,7 +141,7 @@ def point_name(point: Mapping[str, Any]) -> str:
 
 
 def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[[str], dict[str, Any]]) -> Arm:
-    """Reads one arm. Raises `ValueError` if it has an unknown key, or a value of the wrong kind."""
+    """Reads one arm. Raises `ValueError` if the arm has an unknown key, or a value of the wrong type."""
     where = f"arms: {name}"
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where} must be a mapping, such as {{baseline: transition}}, not {entry!r}")
@@ -154,7 +158,7 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
     if kind == "lists":
         return Arm(name, lists=_text(where, kind, entry[kind]), needs=needs)
 
-    # A training: its recipe (overridden by `set`), the points of its grid, and its seeds.
+    # Read a training: its recipe (in which `set` overrides keys), the points of its grid, and its seeds.
     verb = _text(where, "verb", entry.get("verb"))
     if verb not in TRAINING:
         raise ValueError(f"{where}: verb: {verb!r} is not a training verb; choose one of {', '.join(TRAINING)}")
@@ -181,7 +185,11 @@ def _read_arm(name: str, entry: Any, config: StudyConfig, read_recipe: Callable[
 
 
 def _read_grid(where: str, grid: Any) -> tuple[dict[str, Any], ...]:
-    """Returns the points of a grid: all combinations of the values of a mapping, or the entries of a list."""
+    """Returns the points of a grid.
+
+    If the grid maps each key to a list of values, the points are all combinations of these values. If the grid is a
+    list of mappings, each mapping is a point.
+    """
     if grid is None:
         return ({},)
     if isinstance(grid, Mapping):
@@ -199,11 +207,13 @@ def _read_grid(where: str, grid: Any) -> tuple[dict[str, Any], ...]:
 
 
 def _read_seeds(where: str, seeds: Any, of_study: Sequence[int]) -> tuple[int, ...]:
-    """Returns the seeds of a training. They start with the study's first seed, which is used to choose from grids."""
+    """Returns the seeds of a training. The first one is the study's first seed, which is used to choose from grids."""
     if seeds is None:
         return tuple(of_study)
     if not isinstance(seeds, list) or not seeds or not set(seeds) <= set(of_study) or len(set(seeds)) != len(seeds):
-        raise ValueError(f"{where}: seeds must be some of the study's {list(of_study)}, each once, not {seeds!r}")
+        raise ValueError(
+            f"{where}: seeds must list some of the study's seeds {list(of_study)}, each of them once, not {seeds!r}"
+        )
     if seeds[0] != of_study[0]:
         raise ValueError(f"{where}: seeds must begin with the study's first seed, {of_study[0]}, not with {seeds[0]}")
     return tuple(seeds)
@@ -230,7 +240,7 @@ def _read_needs(where: str, needs: Any) -> dict[str, Any]:
 
 
 def _keys(where: str, name: str, keys: Any) -> dict[str, Any]:
-    """Returns keys of a recipe. Raises `ValueError` if one of them is set by the study."""
+    """Returns a copy of `keys`. Raises `ValueError` if it is not a mapping, or contains a key that the study sets."""
     if not isinstance(keys, Mapping) or not all(isinstance(key, str) for key in keys):
         raise ValueError(f"{where}: {name} must map keys of the recipe to values, not {keys!r}")
     taken = [key for key in keys if key in (("dataset", "output_dir") if name == "tokenize" else SET_BY_STUDY)]

@@ -1,7 +1,8 @@
-"""Chooses a point of each arm's grid by its validation measure, before the test split is measured.
+"""Chooses a point of each arm's grid by the primary measure on validation, before the test split is measured.
 
-`choice.json` contains the chosen points and the validation measures. It is never replaced: if the runs now lead to
-another choice, an error is raised, because the test split may have been measured with the first choice.
+`choice.json` contains the chosen points and the validation measures. This file is never replaced. If a
+later call would write other contents, an error is raised, because the test split may have been measured with the first
+choice.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ def choose(arm: Arm, values: Mapping[int, float | None], primary: str) -> int:
         arm: The arm.
         values: Maps the index of each point to its primary measure on validation. If the grid has a single point, the
             measure may be None.
-        primary: The primary measure, for the message.
+        primary: Name of the primary measure, used in the error message.
     """
     if len(values) == 1:
         return next(iter(values))
     lacking = [number for number, value in values.items() if value is None]
     if lacking:
         raise ValueError(
-            f"arms: {arm.name}: its runs do not measure {primary} on validation, so no point of its grid can be "
-            "chosen; set primary to a measure in the metrics.json of the runs"
+            f"arms: {arm.name}: the runs of this arm do not measure {primary} on validation, so no point of the grid "
+            "can be chosen; set primary to a measure in the metrics.json of these runs"
         )
     return max(values, key=lambda number: values[number] or 0.0)
 
@@ -46,15 +47,16 @@ def write_choice(
     chosen: Mapping[str, int],
     decided: Mapping[str, Any],
 ) -> None:
-    """Writes the choice, or checks that the choice that was written before is the same.
+    """Writes the choice. If the file already exists, raises `ValueError` unless its content is the same.
 
     Args:
         folder: The study's folder.
-        arms: The trainings.
-        values: The values of each arm, as given to [`choose`].
-        chosen: Maps each arm to the index of its chosen point in `Arm.grid`.
-        decided: Other entries of the file, also fixed before the test split is measured: the primary measure, the
-            seed, the smallest difference, and the arms that are left out.
+        arms: The arms by name, including all trainings.
+        values: The values of each training, as given to [`choose`].
+        chosen: Maps each training to the index of its chosen point in `Arm.grid`.
+        decided: Other entries of the file, which are also fixed before the test split is measured: the primary
+            measure, the seed used for the choice, the smallest difference that the study can detect, and the arms that
+            are left out.
     """
     choice: dict[str, Any] = as_json(
         {
@@ -82,12 +84,13 @@ def write_choice(
     for name, entry in choice["arms"].items():
         old = before.get("arms", {}).get(name)
         if old is None or old["chosen"] != entry["chosen"]:
-            was = "nothing" if old is None else point_name(old["chosen"]) or "its recipe"
-            now = point_name(entry["chosen"]) or "its recipe"
+            was = "nothing" if old is None else point_name(old["chosen"]) or "the recipe without grid values"
+            now = point_name(entry["chosen"]) or "the recipe without grid values"
             raise ValueError(
-                f"{path} chose {was} for {name}, but the runs now choose {now}; the test split may have been measured "
-                "with the first choice, so choose another output_dir for a new study"
+                f"{path} contains the choice of {was} for {name}, but the runs now lead to {now}; the test split may "
+                "have been measured with the first choice, so use another output_dir for a new study"
             )
     raise ValueError(
-        f"the figures in {path} differ from those that the study has now; choose another output_dir for a new study"
+        f"the study would now write other values to {path}, such as other validation measures; use another output_dir "
+        "for a new study"
     )

@@ -1,4 +1,4 @@
-"""Configuration of a study, as it is written in YAML: data, arms, seeds, the primary measure and the comparisons."""
+"""The keys of a study's recipe, which name the data, the arms, the seeds, the primary measure and the comparisons."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ class StudyConfig:
 
             - `{baseline: NAME}`, a baseline of `trl-rec evaluate`, or of `trl-rec alro` for rated candidates;
             - `{lists: FILE}`, lists made elsewhere, in the format of `trl-rec evaluate --lists`;
-            - a training: its `verb`, its recipe (`config`), and the keys that differ from the recipe (`set`).
+            - a training, given by its `verb`, its recipe (`config`), and keys that override the recipe (`set`).
 
             A training may also have:
 
-            - `grid`: the settings to try, as a list of values per key (all combinations) or as a list of mappings.
-              Each setting is trained with the first seed, and the one with the best primary measure on validation is
+            - `grid`: the points to try, as a list of values per key (all combinations) or as a list of mappings. Each
+              point is trained with the first seed, and the one with the highest primary measure on validation is
               chosen;
             - `start`: name of another arm. The training starts from that arm's policy for the same seed;
             - `tokenize`: keys of `trl-rec tokenize`. The arm then uses a copy of the dataset whose semantic IDs are
               made with these keys;
-            - `seeds`: the seeds of this training, if it uses only some of the study's seeds;
+            - `seeds`: the seeds of this training, if it uses only some of the study's seeds. The first one must be the
+              study's first seed;
             - `needs`: what the data must have, such as `{users: 200, ratings: true, titles: true}`. If the data does
               not have all of it, the arm is left out. An arm with `lists` may have this key too;
-            - `headroom`: an upper bound on the arm's gain over `against` in the primary measure, if one was measured
-              beforehand.
-        against (`str`): Name of the arm that the other arms are compared with. An arm is recommended only if it is
-            better than this one.
+            - `headroom`: an upper bound on the arm's gain over `against` in the primary measure, if such a bound was
+              measured beforehand.
+        against (`str`): Name of the arm that the other arms are compared with. Another arm is recommended only if it
+            is better than the arm named here.
         dataset (`str`, *optional*): The dataset folder. Takes precedence over `prepare`.
         prepare (`dict`, *optional*): Keys of `trl-rec prepare`, which makes the dataset. The key `config` names a
             recipe.
@@ -45,7 +46,7 @@ class StudyConfig:
             comparisons.
         metrics (`list[str]`, *optional*, defaults to `["recall@10"]`): Other measures to show in the table.
         comparisons (`list[str]`, *optional*): The comparisons to test, such as `"bear against sft"`. By default, every
-            arm is compared with the arm named by `against`.
+            other arm is compared with the arm named by `against`.
         evaluation (`dict`, *optional*): Keys of `trl-rec evaluate` for the measurements on the test split, such as
             `rewards`.
         recommend (`bool`, *optional*, defaults to `False`): Whether to end with a recommendation: "use ARM"; "use one
@@ -76,8 +77,8 @@ class StudyConfig:
     comparisons: list[str] | None = field(
         default=None,
         metadata={
-            "help": 'comparisons to test, such as "bear against sft"; by default, every arm is compared with the arm '
-            "named by against"
+            "help": 'comparisons to test, such as "bear against sft"; by default, every other arm is compared with '
+            "the arm named by against"
         },
     )
     evaluation: dict[str, Any] | None = field(

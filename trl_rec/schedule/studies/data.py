@@ -1,4 +1,4 @@
-"""Makes the data of a study: its dataset, and copies of the dataset for arms that have their own semantic IDs."""
+"""Makes the dataset of a study, and copies of this dataset for arms that have their own semantic IDs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def make_dataset(study: Study) -> RecDataset:
-    """Runs `prepare` unless a dataset folder is given, then `tokenize` if it is configured, and loads the dataset."""
+    """Makes and loads the dataset of a study.
+
+    Runs `prepare` unless a dataset folder is given, and runs `tokenize` if the study has keys for it.
+    """
     runs = []
     if study.config.dataset is None:
         keys = {name: value for name, value in study.made["prepare"].items() if name != "output_dir"}
@@ -30,9 +33,9 @@ def make_dataset(study: Study) -> RecDataset:
 
 
 def make_ids(study: Study) -> None:
-    """Copies the dataset for arms with semantic IDs of their own, and makes these IDs.
+    """Copies the dataset for each arm with semantic IDs of its own, and makes these IDs.
 
-    Arms with the same settings share a copy.
+    Arms with the same keys of `tokenize` share a copy.
     """
     for arm in study.trainings.values():
         folder = Path(study.dataset_of(arm))

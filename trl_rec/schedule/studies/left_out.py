@@ -1,7 +1,7 @@
 """Decides which arms a study leaves out, before the first training.
 
-An arm is left out if the data does not meet its needs, if the most that it can gain is too little for the study to
-detect, or if it starts from an arm that is left out.
+An arm is left out in three cases: the data does not meet its needs, its largest possible gain is too small for the
+study to detect, or it starts from an arm that is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
-    """Leaves out the arms whose needs the data does not meet, and says why."""
+    """Leaves out the arms whose needs the data does not meet, and arms that start from them. Reports each reason."""
     has = {
         "users": len(dataset.test),
         "ratings": "rating" in dataset.interactions.column_names,
@@ -36,7 +36,7 @@ def leave_out_unmet(study: Study, dataset: RecDataset) -> None:
             if (has[key] < need if key == "users" else need and not has[key])
         ]
         if arm.start in study.left_out:
-            lacking.append(f"it starts from {arm.start}")
+            lacking.append(f"it starts from {arm.start}, which is left out")
         if lacking:
             study.left_out[name] = "; ".join(lacking)
             study.say(f"{name} is left out: {study.left_out[name]}")
@@ -100,7 +100,10 @@ def _say_headroom(study: Study, found: Resolution) -> None:
 
 
 def _num_candidates(study: Study) -> int:
-    """Number of rated candidates per list, which all arms of `trl-rec alro` share."""
+    """Returns the number of rated candidates per list.
+
+    Raises `ValueError` if the number is not the same for all arms of `trl-rec alro`.
+    """
     counts = {arm.recipe.get("num_candidates", 10) for arm in study.arms.values() if arm.verb == "alro"}
     if len(counts) > 1:
         raise ValueError(

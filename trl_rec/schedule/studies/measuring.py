@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str, Measured]:
-    """Measures every arm once on the test split. Returns the folders with the measurements, by arm."""
+    """Measures every arm once on the test split. Returns where the measurements of each arm are.
+
+    Args:
+        study: The study.
+        trained: The run that trained each arm with each seed, by arm and seed.
+    """
     common = {**study.evaluation, "dataset": study.dataset_folder, "split": "test"}
     runs: dict[tuple[str, int | None], Run] = {}
     for name, by_seed in trained.items():
@@ -29,8 +34,8 @@ def measure(study: Study, trained: Mapping[str, Mapping[int, Run]]) -> dict[str,
     for name, arm in study.arms.items():
         if arm.lists is not None and name not in study.left_out:
             runs[name, None] = _test(study, name, {**common, "lists": arm.lists, "name": name}, f"{arm.slug}/lists")
-    # Every measurement of a model that orders rated candidates contains the baselines of that task. In a study without
-    # such models, the baselines are measured by a separate run.
+    # Every measurement of a model that orders rated candidates also contains the measurements of the baselines. In a
+    # study without such models, the baselines are measured in a separate run.
     rated = next((runs[name, arm.seeds[0]] for name, arm in study.trainings.items() if arm.verb == "alro"), None)
     baselines = rated or _test(study, "baselines", common, "baselines/all")
     study.finish(list({run.path: run for run in (baselines, *runs.values())}.values()), None, TEST)
@@ -50,15 +55,15 @@ class Measured:
 
     Args:
         folders: The evaluation folder of each seed; the seed is None for an arm without seeds.
-        row: The name of the arm in these evaluations, such as the name of a baseline; None selects the recommender
-            that each evaluation was made for.
+        row: The name of the baseline in these evaluations, if the arm is a baseline. None selects the recommender that
+            each evaluation was made for.
     """
 
     folders: Mapping[int | None, Path]
     row: str | None
 
     def read(self) -> dict[int | None, tuple[KeptEvaluation, str]]:
-        """Returns the evaluation of each seed, and the arm's name in it."""
+        """Returns, for each seed, an evaluation and the name of the arm in this evaluation."""
         found = {}
         for seed, folder in self.folders.items():
             kept = read_evaluation(folder)

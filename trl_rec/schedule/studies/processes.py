@@ -1,7 +1,7 @@
-"""Runs verbs of `trl-rec` as processes of their own, at most one per run folder.
+"""Runs verbs of `trl-rec` in separate processes, at most one per run folder.
 
-If only the study is killed, its processes keep running. Each process has inherited the lock of its run, so the next
-call of the study waits for the process instead of starting a second one in the same folder.
+If the study is killed, the processes that it started may keep running. Each process has inherited the lock of its run,
+so the next call of the study waits for this process instead of starting a second one in the same folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if sys.platform != "win32":
 
 
 class Process(Protocol):
-    """A process that was started; `subprocess.Popen` is one."""
+    """A process that was started, such as `subprocess.Popen`."""
 
     def poll(self) -> int | None:
         """Returns the exit status, or None while the process runs."""
@@ -30,16 +30,16 @@ class Process(Protocol):
         """Asks the process to end."""
 
     def wait(self) -> int:
-        """Waits for the end, and returns the exit status."""
+        """Waits until the process has ended, and returns the exit status."""
 
 
-# Starts `trl-rec` with the given words. The other arguments are the file for its output, the descriptor of the lock
-# that it inherits (None where there are no locks), and its number of threads.
+# Starts a process of `trl-rec`. The arguments are the words after `trl-rec`, the file for the output of the process,
+# the descriptor of the lock that the process inherits (None on Windows), and the number of threads.
 Launch = Callable[[Sequence[str], Path, int | None, int], Process]
 
 
 def launch(words: Sequence[str], log: Path, lock: int | None, threads: int) -> Process:
-    """Starts `trl-rec WORDS` in a new interpreter."""
+    """Starts `trl-rec WORDS` in a new interpreter. The output is appended to `log`."""
     with log.open("a", encoding="utf-8") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "trl_rec.cli", *words],
@@ -52,24 +52,24 @@ def launch(words: Sequence[str], log: Path, lock: int | None, threads: int) -> P
 
 
 def thread_variables(threads: int) -> Mapping[str, str]:
-    """Returns the environment variables that limit the threads of numerical libraries."""
+    """Returns environment variables that limit the threads of numerical libraries and disable those of tokenizers."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {**dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Busy(Exception):
-    """Raised if a process of an interrupted study is still working on a run."""
+    """Raised if a process that an interrupted call of the study started is still working on a run."""
 
 
 class Lock:
-    """Lock of a run, inherited by the processes of the run. Raises [`Busy`] if one of them is still alive.
+    """Lock of a run, inherited by the processes of the run. Raises [`Busy`] if such a process still holds the lock.
 
     Args:
-        run (`Path`): The run folder. The lock is on a hidden file beside it.
+        run (`Path`): The run folder. The lock is on a hidden file beside this folder.
 
     Attributes:
-        descriptor (`int`, *optional*): The file descriptor that a process has to inherit. None on Windows, which has
-            no such locks.
+        descriptor (`int`, *optional*): The file descriptor that a process has to inherit. None after [`release`], and
+            on Windows, which has no such locks.
     """
 
     def __init__(self, run: Path) -> None:
@@ -87,7 +87,7 @@ class Lock:
         self.descriptor = descriptor
 
     def release(self) -> None:
-        """Releases the lock, unless a process that inherited it is still alive."""
+        """Closes the descriptor. The lock is released once every process that inherited it has ended."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None

@@ -1,4 +1,4 @@
-"""Counts the remaining runs of a study, and estimates their time from the run times measured so far."""
+"""Counts the remaining runs of a study, and estimates the time they need from the times of the finished runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Progress:
     Args:
         kinds (`Sequence[str]`): The kind of each run.
         jobs (`int`): Number of runs at the same time.
-        finished (`Sequence[tuple[str, float]]`): Kind and seconds of each run that is finished already.
+        finished (`Sequence[tuple[str, float]]`): Kind and seconds of each run that is already finished.
     """
 
     def __init__(self, kinds: Sequence[str], jobs: int, finished: Sequence[tuple[str, float]] = ()) -> None:
@@ -40,7 +40,7 @@ class Progress:
 
     @property
     def place(self) -> str:
-        """Number of finished runs and of all runs, such as `3/14`."""
+        """The number of finished runs and the number of all runs, such as `3/14`."""
         return f"{self._num_runs - self._left.total()}/{self._num_runs}"
 
     def remaining(self) -> str:
@@ -71,7 +71,7 @@ class Progress:
 def progress_of(study: Study) -> Progress:
     """Returns the progress of a study, including the runs that earlier calls of the study finished.
 
-    Call it after the arms to leave out have been decided: the runs of these arms are not counted.
+    Call this function after deciding which arms to leave out, because the runs of those arms are not counted.
     """
     kinds = [name for name, arm in study.trainings.items() for _ in range(len(arm.grid) + len(arm.seeds) - 1)]
     others = [name for name, arm in study.arms.items() if arm.lists is not None and name not in study.left_out]
@@ -84,7 +84,7 @@ def _finished(study: Study) -> list[tuple[str, float]]:
     """Returns the kind and the seconds of each run that an earlier call finished."""
     found = []
     names = {arm.slug: name for name, arm in study.trainings.items()}
-    for path in study.folder.glob("[rt]*s*/**/*.json"):
+    for path in study.folder.glob("[rt]*s*/**/*.json"):  # the files in the folders `runs` and `test`
         top, name, *_ = path.relative_to(study.folder).parts
         kind = TEST if top == "test" else names.get(name)
         if kind is not None and path.with_suffix("").is_dir() and path.with_suffix(".yaml").is_file():

@@ -1,6 +1,7 @@
 """Estimates the smallest difference that a study can detect, and how much each arm can gain (its headroom).
 
-Both are estimated before the first training, from the baselines on the validation split.
+Both are computed before the first training, from the baselines on the validation split. A headroom that the study's
+recipe contains takes precedence.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trl_rec.trainer.alro.rows import held_out_rows
 
 BOUNDED = ("ndcg", "recall", "hit", "mrr")  # measures that are at most the share of rows with a reachable target
 KS = (1, 5, 10)
-OF_BASELINES = ("ks", "exclude_history", "rewards", "seed")  # without "split", which is always validation here
+OF_BASELINES = ("ks", "exclude_history", "rewards", "seed")  # "split" is missing, because it is always validation here
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def resolution(
         against: The arm that the others are compared with.
         primary: The primary measure.
         num_candidates: Number of rated candidates per list, for measures of `trl-rec alro`.
-        evaluation: The study's keys of `trl-rec evaluate`. Those in `OF_BASELINES` are used.
+        evaluation: The study's keys of `trl-rec evaluate`. Only the keys in `OF_BASELINES` are used.
     """
     is_rated = primary == "tau" or primary.startswith("graded_")
     options = {name: value for name, value in evaluation.items() if name in OF_BASELINES}
@@ -87,7 +88,7 @@ def resolution(
 
     # The pilot compares two baselines. The difference between them is assumed to vary over the users as much as the
     # difference between a trained model and a baseline. Baselines have no seeds, so the estimate does not include the
-    # variation between seeds. It depends neither on the number of seeds nor on the number of comparisons.
+    # variation between seeds. The estimate depends neither on the number of seeds nor on the number of comparisons.
     smallest = smallest_difference(
         [baselines[pilot[0]].per_user],
         [baselines[pilot[1]].per_user],

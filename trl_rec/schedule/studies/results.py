@@ -1,4 +1,4 @@
-"""Ends a study: reads what was measured, compares the arms, and writes the table, `study.json` and the page."""
+"""Concludes a study: reads the measurements, compares the arms, and writes the table, `study.json` and the page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PerUser = Mapping[str, np.ndarray]
 def conclude(
     study: Study, resolved: Resolution, chosen: Mapping[str, int], measured: Mapping[str, Measured]
 ) -> dict[str, Any]:
-    """Compares the arms, prints the table, writes `study.json` and the page, and returns what `study.json` contains.
+    """Compares the arms, prints and writes the results, and returns the content of `study.json`.
 
     Args:
         study: The study.
@@ -101,7 +101,7 @@ def conclude(
 def compare_pairs(
     pairs: Sequence[tuple[str, str]], runs: Mapping[str, Mapping[int | None, PerUser]], metric: str
 ) -> list[Comparison]:
-    """Compares the pairs of arms that were measured. The p-values are adjusted over all pairs together."""
+    """Compares each pair in which both arms were measured. The p-values are adjusted over all these pairs together."""
     found = []
     for name, against in pairs:
         if name in runs and against in runs:
@@ -134,7 +134,7 @@ def _commit(git: Mapping[str, Any] | None) -> str | None:
 
 
 def _arm_entry(study: Study, name: str, chosen: Mapping[str, int], resolved: Resolution) -> dict[str, Any]:
-    """Returns what an arm is, and whether it was measured."""
+    """Returns an arm's entry in `study.json` without the figures: what the arm is, and whether it was measured."""
     arm = study.arms[name]
     entry: dict[str, Any] = {"status": "measured"}
     if arm.baseline is not None:
@@ -160,8 +160,9 @@ def _figures(
     """Returns the figures of an arm in `study.json`.
 
     - `figures`: for each measure, the mean over users and seeds, the interval of this mean, and the mean of each seed;
-    - `runs`: for each seed, the folder of the measurement, and of the training if the arm is a training;
-    - `validation`: the primary measure on validation, averaged over the seeds.
+    - `runs`: for each seed, the folder of the measurement, the name of the arm in it and, for a training, the result
+      of [`_training_entry`];
+    - `validation`: the primary measure on validation, averaged over the seeds, or None if no run has this measure.
     """
     shown = [*study.config.metrics, study.config.primary]
     known = [metric for metric in shown if all(metric in per_user for per_user in runs.values())]
@@ -194,8 +195,9 @@ def _training_entry(study: Study, folder: Path) -> dict[str, Any]:
     """Returns the folder of a training, its seconds and its primary measure on validation, for `study.json`.
 
     Args:
-        folder: The folder with the measurement of the trained model on the test split. For the measurement of any
-            other arm, the result is empty.
+        study: The study.
+        folder: The folder with the measurement of the trained model on the test split. If the folder contains any
+            other measurement, the result is empty.
     """
     run = study.measured_trainings.get(folder)
     if run is None:
@@ -210,7 +212,7 @@ def _training_entry(study: Study, folder: Path) -> dict[str, Any]:
 def study_table(
     arms: Mapping[str, Mapping[str, Any]], comparisons: Sequence[Comparison], *, metrics: Sequence[str], against: str
 ) -> str:
-    """Makes the table of a study: one row per measured arm, compared with `against`.
+    """Makes the table of a study, with one row per measured arm. The row shows how the arm compares with `against`.
 
     Below the rows are one line per comparison with an arm other than `against`, one line per arm that is left out, and
     a legend.
@@ -219,7 +221,7 @@ def study_table(
         arms: The arms, as in `study.json`.
         comparisons: The comparisons.
         metrics: The measures to show. The last one is the primary measure, which is used for the comparisons.
-        against: The arm that the column "verdict" compares with.
+        against: The arm that the columns "difference", "adjusted p" and "verdict" compare with.
     """
     # 1. One row per arm.
     with_reference = {one.name: one for one in comparisons if one.against == against}
@@ -250,7 +252,7 @@ def study_table(
     width = max(len(row[-1]) for row in rows)
     lines = aligned([[*row[:-1], row[-1].ljust(width)] for row in rows])
 
-    # 2. The other comparisons, and the arms without a measurement.
+    # 2. The other comparisons, and the arms that are left out.
     lines += [""]
     for one in comparisons:
         if one.against != against:

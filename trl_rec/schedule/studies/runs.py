@@ -1,7 +1,7 @@
-"""The runs of a study: trainings and measurements, each in a folder of its own, with a record once it is finished.
+"""Executes the runs of a study, such as trainings and measurements. Each run is one verb with a folder of its own.
 
-A run `NAME` has the folder `NAME`, and beside it `NAME.yaml` (what the verb was given), `NAME.log` (what it printed)
-and `NAME.json` (the record, written last).
+Beside the folder `NAME` of a run are three files: `NAME.yaml` (the recipe given to the verb), `NAME.log` (what the
+verb printed) and `NAME.json` (the record, written once the run is finished).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trl_rec.schedule.studies.processes import Busy, Launch, Lock, Process, last
 from trl_rec.trainer.base.fingerprint import as_json
 
 
-POLL = 0.1  # seconds between two looks at the processes
+POLL = 0.1  # seconds between two checks of whether processes have ended
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Run:
     """A verb with its keys.
 
     Args:
-        title: What the run is, for messages, such as `bear (bear_weight=2.75), seed 0`.
+        title: Title of the run in messages, such as `bear (bear_weight=2.75), seed 0`.
         verb: The verb.
-        keys: All keys of the verb besides `output_dir`.
+        keys: All keys of the verb. If `has_folder` is True, `output_dir` is not among them.
         path: The run folder.
-        once: Whether the run must never be repeated with other keys. True for measurements of the test split.
+        once: Whether the run must never be repeated with other inputs. True for measurements of the test split.
         has_folder: Whether the verb writes to the run folder, rather than to a dataset folder.
     """
 
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def recipe(self) -> Path:
-        """The file that the verb is given."""
+        """The recipe file that is given to the verb."""
         return self.path.with_name(f"{self.path.name}.yaml")
 
     @property
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def record(self) -> Path:
-        """The file that exists once the run is finished."""
+        """The file that records a finished run. It does not exist before."""
         return self.path.with_name(f"{self.path.name}.json")
 
     @property
@@ -66,19 +66,19 @@ class Run:
 
 
 def write_recipe(run: Run) -> None:
-    """Writes the recipe file that is given to the verb. It contains the run's keys and, as `output_dir`, its folder.
+    """Writes the recipe file that is given to the verb.
 
-    A verb that does not write to the run folder is given only the keys.
+    The file contains the run's keys. If the verb writes to the run folder, it also contains `output_dir`.
     """
     keys = {**run.keys, "output_dir": str(run.path)} if run.has_folder else run.keys
     write_text(run.recipe, yaml.safe_dump(keys, sort_keys=False, allow_unicode=True))
 
 
 def seconds_if_finished(run: Run) -> float | None:
-    """Returns the seconds that a run took, or None if it is not finished, or was finished with other inputs.
+    """Returns the seconds that a run took, or None if the run is not finished, or was finished with other inputs.
 
-    The inputs are the command, the keys, and the weights of a model that the run loads. If a run was finished with
-    other inputs and must not be repeated (see `Run.once`), raises `ValueError` instead.
+    The inputs are the command, the keys, and the weights of the model folder that the run loads, if any. Raises
+    `ValueError` if a run that must not be repeated (see `Run.once`) was finished with other inputs.
     """
     if not run.record.is_file():
         return None
@@ -106,8 +106,8 @@ def finish_all(
 ) -> None:
     """Finishes the runs, `jobs` of them at a time. Finished runs are not repeated.
 
-    A training that was interrupted continues from its newest checkpoint. Raises [`RunFailedError`] if a verb fails,
-    after ending the processes that run beside it.
+    A training that was interrupted continues from its newest checkpoint. If a verb fails, the processes of the other
+    runs are ended, and [`RunFailedError`] is raised.
 
     Args:
         runs: The runs, which must not depend on each other.
@@ -115,7 +115,7 @@ def finish_all(
         jobs: Number of processes at the same time.
         threads: Number of threads of each process.
         say: Receives lines for the user.
-        done: Called after each run that was not finished before, with the seconds that it took.
+        done: Called after each run that was not finished before, with the run and the seconds that it took.
     """
     waiting = list(runs)
     active: list[_Active] = []
@@ -145,8 +145,8 @@ def _start_some(
 ) -> list[_Active]:
     """Starts up to `num_places` of the waiting runs, and removes them from `waiting`.
 
-    A run that another process is working on moves to the end of `waiting`. The user is told about each such run only
-    once, so `has_said` contains the folders of the runs that the user was told about.
+    A run that an earlier process is still working on moves to the end of `waiting`. The user is told about each such
+    run only once. For this purpose, `has_said` contains the folders of the runs that the user has been told about.
     """
     started = []
     for run in waiting[:num_places]:
@@ -166,7 +166,7 @@ def _start_some(
 
 
 def _start(run: Run, launch: Launch, threads: int) -> _Active | None:
-    """Starts the process of a run. Returns None if the run is finished."""
+    """Starts the process of a run. Returns None if the run is already finished."""
     lock = Lock(run.path)
     try:
         if seconds_if_finished(run) is not None:
@@ -190,14 +190,17 @@ class _Active:
     begin: float
 
     def conclude(self) -> float:
-        """Writes the record of the run, whose process has ended, and returns the seconds that the process took."""
+        """Writes the record of the run after its process has ended, and returns the seconds that the process took.
+
+        Raises [`RunFailedError`] if the process has failed.
+        """
         seconds = round(time.monotonic() - self.begin, 1)
         status = self.process.poll()
         try:
             if status != 0:
                 raise RunFailedError(
                     f"{self.run.title} ended with status {status}: {last_lines(self.run.log)}; see {self.run.log}, "
-                    "correct the cause, and start the study again, which continues from here"
+                    "correct the cause, and start the study again to continue from here"
                 )
             write_json(self.run.record, {**_asked(self.run), "seconds": seconds})
         finally:
@@ -210,7 +213,10 @@ class RunFailedError(ValueError):
 
 
 def _asked(run: Run) -> dict[str, Any]:
-    """Returns what the results of a run depend on: its command, its keys, and the weights of a model that it loads."""
+    """Returns the inputs of a run: its command, its keys, and a digest of the weights that it loads.
+
+    The digest is None if the run does not load a model from a folder.
+    """
     model = run.keys.get("model_name_or_path") or run.keys.get("model")
     weights = weights_digest(model) if isinstance(model, str) and Path(model).is_dir() else None
     asked: dict[str, Any] = as_json({"command": run.command, "keys": run.keys, "weights of the start": weights})

@@ -1,9 +1,9 @@
-"""Runs a study: trains the arms, chooses their settings on validation, and measures the test split once.
+"""Runs a study: trains the arms, chooses a point of each grid on validation, and measures the test split once.
 
-A study makes the dataset; estimates the smallest difference that it can detect; trains every point of every grid with
-the first seed; writes down the choice; trains the chosen points with the other seeds; measures the test split; and
-makes the table. Every run is a process with its own folder, and a finished run is not repeated. So the same call
-continues a study that was killed, and ends with the same table.
+A study makes the dataset; estimates the smallest difference that it can detect; leaves out arms; trains every point of
+every grid with the first seed; writes down the choice; trains the chosen points with the other seeds; measures the
+test split; and makes the table. Every run is a process with its own folder, and a finished run is not repeated. So the
+same call continues a study that was killed, and ends with the same table.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Study:
         read_recipe (`Callable`): Returns the keys and values of a recipe, given its name or file.
         say (`Callable`): Receives the lines that the user reads.
         command (`str`, *optional*): The command that runs the study, recorded in `study.json`.
-        start (`Launch`, *optional*): Starts a verb as a process.
+        start (`Launch`, *optional*): Function that starts a verb as a process. Defaults to [`launch`].
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Study:
         self.command = command
         self._launch = start
 
-        # The dataset is given, or made by a recipe.
+        # The dataset is given, or made by `prepare`.
         self.made = {}  # keys of the verbs that make the data
         for verb in ("prepare", "tokenize"):
             self.made[verb] = with_recipe(getattr(config, verb) or {}, read_recipe)
@@ -71,15 +71,15 @@ class Study:
             )
         self.dataset_folder = config.dataset or str(self.made["prepare"]["output_dir"])
 
-        # The arms, and what is compared.
+        # The arms, the comparisons, and the keys of the measurements.
         self.arms = read_arms(config, read_recipe)
         self.comparisons = read_comparisons(config, self.arms)
         self.evaluation = dict(config.evaluation or {})
         for key in ("dataset", "model", "output_dir", "split", "lists", "name"):
             if key in self.evaluation:
                 raise ValueError(f"evaluation: the study sets {key} itself; leave it out")
-        self.left_out: dict[str, str] = {}  # reasons by arm
-        self.measured_trainings: dict[Path, Run] = {}  # by the folder of their test measurement
+        self.left_out: dict[str, str] = {}  # maps each arm that is left out to the reason
+        self.measured_trainings: dict[Path, Run] = {}  # maps the folder of each test measurement to the training
 
     @property
     def trainings(self) -> dict[str, Arm]:
@@ -87,7 +87,7 @@ class Study:
         return {name: arm for name, arm in self.arms.items() if arm.verb is not None and name not in self.left_out}
 
     def recipes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Yields title, verb and keys of every kind of run, so that all keys can be checked before the first run."""
+        """Yields the titles, verbs and keys of runs that cover all keys, to be checked before the first run."""
         if self.config.dataset is None:
             yield "prepare", "prepare", self.made["prepare"]
         for title, keys in [
@@ -110,7 +110,7 @@ class Study:
             dataset = make_dataset(self)
             self._check_plan(dataset)
 
-            # Leave out the arms that are not worth a run, and say what remains.
+            # Leave out arms whose needs are not met, or whose gain cannot be detected, and say what remains.
             leave_out_unmet(self, dataset)
             resolved = leave_out_undecidable(self, dataset)
             make_ids(self)
@@ -145,7 +145,7 @@ class Study:
             write_json(path, plan)
 
     def dataset_of(self, arm: Arm) -> str:
-        """Returns the dataset folder of an arm: the study's, or a copy with the arm's semantic IDs."""
+        """Returns the dataset folder of an arm: that of the study, or that of a copy with the arm's semantic IDs."""
         if not arm.tokenize:
             return self.dataset_folder
         digest = hashlib.sha256(json.dumps(arm.tokenize, sort_keys=True).encode()).hexdigest()[:8]
@@ -194,7 +194,7 @@ class Study:
         """
 
         def _report(run: Run, seconds: float) -> None:
-            """Reports how long a run took, its primary measure on validation, and what remains."""
+            """Reports how long a run took. For trainings and measurements, also reports what remains."""
             name = kind if kinds is None else kinds[run.path]
             if run.verb in ("prepare", "tokenize"):
                 self.say(f"{run.verb}: {seconds:.0f} s")
