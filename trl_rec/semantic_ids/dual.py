@@ -39,17 +39,18 @@ class DualIdsConfig:
         signals (`str`, *optional*, defaults to `"both"`): What the IDs are learned from: `"text"`, `"behaviour"` or
             `"both"`.
         behaviour (`str`, *optional*, defaults to `"cooccurrence"`): How the collaborative vectors of the items are
-            computed. `"cooccurrence"` factorises a matrix of co-occurrences. `"sequence"` trains a small encoder to
-            predict the next item, and takes its item embeddings. In our comparison, the IDs from `"cooccurrence"` were
-            easier to decode.
+            computed. `"cooccurrence"` factorises the mutual information of items that occur near each other.
+            `"sequence"` trains a small encoder to predict the next item, and uses the encoder's item embeddings. The
+            recipe `study/ml-100k-align3gr` compares the two.
         users (`bool`, *optional*, defaults to `True`): Whether users get IDs too.
-        align (`bool`, *optional*, defaults to `True`): Whether to align users with the items they chose (U2I loss).
+        align (`bool`, *optional*, defaults to `True`): Whether to align users with the items they chose, by the U2I
+            (user-to-item) loss.
         levels (`int`, *optional*, defaults to `3`): Number of codes per ID.
         codes (`int`, *optional*, defaults to `256`): Number of different codes per level.
         code_width (`int`, *optional*, defaults to `32`): Width of the vectors that are quantised.
         behaviour_width (`int`, *optional*, defaults to `64`): Width of the collaborative vectors.
-        fused_width (`int`, *optional*, defaults to `128`): Width of the fused vectors (SC, for semantic and
-            collaborative).
+        fused_width (`int`, *optional*, defaults to `128`): Width of the SC vectors, which fuse semantic (text) and
+            collaborative vectors.
         hidden (`int`, *optional*, defaults to `256`): Width of the hidden layers.
         alpha (`float`, *optional*, defaults to `0.1`): Weight of the U2I loss while the codes are learned.
         without_behaviour (`float`, *optional*, defaults to `0.1`): Probability that the collaborative vector of an
@@ -57,10 +58,10 @@ class DualIdsConfig:
         learning_rate (`float`, *optional*, defaults to `1e-3`): Learning rate of AdamW.
         batch_size (`int`, *optional*, defaults to `1024`): Number of user-item pairs per batch.
         max_epochs (`int`, *optional*, defaults to `30`): Maximum number of epochs for each phase of the training. An
-            epoch is one pass over all pairs.
+            epoch is one pass over all user-item pairs.
         patience (`int`, *optional*, defaults to `3`): Number of epochs without improvement after which a phase ends.
-        collisions (`str`, *optional*, defaults to `"share"`): What to do with items that still have the same codes
-            after the repair, as in [`make_semantic_ids`].
+        collisions (`str`, *optional*, defaults to `"share"`): What to do with collisions (items with the same codes)
+            that cannot be repaired: `"share"` or `"extend"`, with the same meaning as in [`make_semantic_ids`].
         seed (`int`, *optional*, defaults to `0`): Random seed. The same seed gives the same IDs on the same machine.
     """
 
@@ -157,7 +158,8 @@ def _make(dataset: RecDataset, config: DualIdsConfig) -> None:
     semantic_ids = id_tokens(codes.repaired, codes.extra)
     user_ids = None if user_codes is None else user_tokens(user_codes)
 
-    # 3. Write the tower, then the IDs. If the process is killed in between, the next call makes both again.
+    # 3. Write the tower, then the IDs. If the process is killed in between, the next call trains the tower and makes
+    # the IDs again.
     card = make_card(
         codes,
         semantic_ids,
@@ -182,7 +184,7 @@ def _make(dataset: RecDataset, config: DualIdsConfig) -> None:
 
 
 def has_dual_ids(dataset: RecDataset, config: DualIdsConfig) -> bool:
-    """Whether the dataset folder contains the IDs that [`make_dual_ids`] makes with this configuration."""
+    """Returns whether the dataset folder contains the IDs that [`make_dual_ids`] makes with this configuration."""
     return is_written(dataset, _settings(config), overwrite=True)
 
 
@@ -273,9 +275,9 @@ def _check_config(config: DualIdsConfig, dataset: RecDataset) -> None:
 
     # Choices
     if config.signals not in SIGNALS:
-        raise ValueError(f"unknown signals {config.signals!r}; choose one of {', '.join(SIGNALS)}")
+        raise ValueError(f"unknown signals {config.signals!r}; choose {' or '.join(map(repr, SIGNALS))}")
     if config.behaviour not in BEHAVIOURS:
-        raise ValueError(f"unknown behaviour {config.behaviour!r}; choose {' or '.join(BEHAVIOURS)}")
+        raise ValueError(f"unknown behaviour {config.behaviour!r}; choose {' or '.join(map(repr, BEHAVIOURS))}")
 
     # Numbers
     if config.behaviour == "sequence" and config.behaviour_width % 2:

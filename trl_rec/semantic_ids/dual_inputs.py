@@ -1,7 +1,8 @@
-"""The inputs of the item tower and the user tower: vectors of texts and behaviour, and pairs of user and chosen item.
+"""The training data of the two towers: vectors of texts and behaviour, and pairs of a user and a chosen item.
 
-All inputs are computed from the training split. The last training item of every fifth user is held out of all inputs
-(vectors, user pools, profiles and pairs) to measure how well users are matched with an item they chose.
+All interactions come from the training split. For every fifth user, the last training target is held out, unless it is
+the user's only target. The held-out targets measure how well users are matched with an item they chose. They are
+excluded from collaborative vectors, user profiles, pooled items and training pairs.
 
 Legend: I items, U users, T items in the longest history, P pairs, W width of a tower's input.
 """
@@ -27,7 +28,7 @@ from trl_rec.semantic_ids.text_encoders import TextEncoder, text_vectors
 
 
 NEWEST = 50  # maximum number of training items that are pooled per user
-EVERY = 5  # an item is held out for every fifth user
+EVERY = 5  # an item is held out for one user in EVERY
 MOST_SCALED = 100_000  # maximum number of users from which mean and scale are computed
 
 
@@ -55,18 +56,20 @@ class Scaling:
 
 @dataclass(frozen=True, eq=False)
 class DualInputs:
-    """The training data of the towers. The vectors of a signal that is switched off have width 0.
+    """The training data of the towers. If texts or behaviour are switched off, their vectors have width 0.
 
     Args:
         item_text (`torch.Tensor` of shape `(I, ...)`): Scaled vectors of the items' texts.
         user_text (`torch.Tensor` of shape `(U, ...)`): Scaled vectors of the users' texts.
         behaviour (`torch.Tensor` of shape `(I, ...)`): Collaborative vectors of the items, unscaled.
         known (`torch.Tensor` of shape `(I,)`): True for items that occur in the training split.
-        scales (`dict`): The scalings of `"item_text"`, `"item_behaviour"` and `"user_behaviour"`.
+        scales (`dict`): The scalings of `"item_text"` (missing if texts are switched off), `"item_behaviour"` and
+            `"user_behaviour"`.
         histories (`torch.Tensor` of shape `(U, T)`): The newest training items of each user, padded with 0.
         mask (`torch.Tensor` of shape `(U, T)`): False for padding in `histories`.
-        pairs (`torch.Tensor` of shape `(2, P)`): Users and items that they chose, without duplicates.
-        held_out (`torch.Tensor` of shape `(2, ...)`): Held-out pairs of user and item, excluded from all other inputs.
+        pairs (`torch.Tensor` of shape `(2, P)`): Pairs of a user and an item that the user chose, without duplicates.
+        held_out (`torch.Tensor` of shape `(2, ...)`): Held-out pairs of a user and an item. These interactions are
+            excluded from all other fields.
         popularity (`torch.Tensor` of shape `(I,)`): Number of interactions with each item in the training split.
     """
 
@@ -87,11 +90,11 @@ class DualInputs:
         Args:
             rows (`torch.Tensor` of shape `(N,)`): Item indices.
             keep (`torch.Tensor` of shape `(N,)`, *optional*): False for the items whose behaviour is replaced with
-                zeros. By default no behaviour is replaced.
+                zeros. By default, no behaviour is replaced.
 
         Returns:
-            `torch.Tensor` of shape `(N, W)`: Text and behaviour. The behaviour of items that do not occur in the
-            training split is zeros too.
+            `torch.Tensor` of shape `(N, W)`: Text and behaviour. An item that does not occur in the training split
+            always has zeros as its behaviour.
         """
         is_shown = self.known[rows] if keep is None else self.known[rows] & keep
         behaviour = self.scales["item_behaviour"](self.behaviour[rows]) * is_shown.unsqueeze(1)
@@ -102,11 +105,12 @@ class DualInputs:
 
         Args:
             rows (`torch.Tensor` of shape `(N,)`): User indices.
-            without (`torch.Tensor` of shape `(N,)`, *optional*): For each user, an item to exclude from the pool.
+            without (`torch.Tensor` of shape `(N,)`, *optional*): For each user, an item to exclude from the items
+                whose behaviour is pooled.
 
         Returns:
-            `torch.Tensor` of shape `(N, W)`: Text and pooled behaviour. The behaviour is zeros if there is no item to
-            pool.
+            `torch.Tensor` of shape `(N, W)`: Text and pooled behaviour. If there is no item to pool, the behaviour is
+            zeros.
         """
         mask = self.mask[rows]
         if without is not None:
@@ -121,7 +125,7 @@ class DualInputs:
         """
         num_items = len(self.known)
 
-        # 1. Number the distinct items of `items`; all other items get -1.
+        # 1. Assign a column to each distinct item of `items`. All other items get -1.
         distinct, place = items.unique(return_inverse=True)
         column = torch.full((num_items,), -1)
         column[distinct] = torch.arange(len(distinct))
@@ -155,9 +159,10 @@ def dual_inputs(
     item_template: str | None,
     seed: int,
 ) -> DualInputs:
-    """Computes the inputs of the towers.
+    """Computes the training data of the towers.
 
-    Vectors of texts and vectors with `behaviour="sequence"` are cached in the dataset folder, under `vectors`.
+    The vectors of texts are cached in the dataset folder, under `vectors`. With `behaviour="sequence"`, the
+    collaborative vectors are cached there too.
 
     Args:
         dataset (`RecDataset`): The dataset.
@@ -176,7 +181,7 @@ def dual_inputs(
     # 1. Hold out pairs before anything is computed from the training split.
     train, held_out = hold_out(dataset.train)
 
-    # 2. Embed the texts. User profiles contain training interactions, so held-out interactions must be excluded.
+    # 2. Embed the texts. User profiles describe training items, so they are made without the held-out targets.
     item_text = torch.zeros(num_items, 0)
     user_text = torch.zeros(num_users, 0)
     if signals != "behaviour":
@@ -186,7 +191,7 @@ def dual_inputs(
         item_text = scales["item_text"](item_text)
         user_text = Scaling.of(user_text)(user_text)
 
-    # 3. Compute the behaviour of items.
+    # 3. Compute the collaborative vectors of the items.
     vectors = torch.zeros(num_items, 0)
     if signals != "text" and behaviour == "sequence":
         vectors = collaborative_vectors(train, num_items, width=width, seed=seed, cache=cache)
@@ -195,15 +200,15 @@ def dual_inputs(
     counts = torch.from_numpy(popularity(train, num_items))
     scales["item_behaviour"] = Scaling.of(vectors[counts > 0])
 
-    # 4. Collect the newest items of each user, which are pooled into the user's behaviour.
+    # 4. Collect the newest items of each user. The vectors of these items are pooled into the user's behaviour.
     chosen = _chosen_items(train, num_users)
     newest = chosen.tail(NEWEST)
     histories = torch.from_numpy(newest.padded(fill=0))  # (U, T)
     mask = torch.from_numpy(newest.padded() >= 0)
     scales["user_behaviour"] = _user_scaling(vectors, histories, mask)
 
-    # 5. Collect the pairs. A held-out pair that also occurs among these pairs is not evaluated, because it would test
-    # nothing.
+    # 5. Collect the training pairs. A held-out pair that is also a training pair is not evaluated, because the towers
+    # are trained on it.
     pairs = np.unique(chosen.row_ids * num_items + chosen.values)
     is_repeated = torch.isin(held_out[0] * num_items + held_out[1], torch.from_numpy(pairs))
 
@@ -222,7 +227,8 @@ def dual_inputs(
 
 
 def _user_scaling(vectors: Tensor, histories: Tensor, mask: Tensor) -> Scaling:
-    """Returns the scaling of pooled vectors, computed from at most `MOST_SCALED` evenly spaced users with items."""
+    """Returns the scaling of pooled vectors. It is computed from at most `MOST_SCALED` users, evenly spaced among the
+    users that have items."""
     users = mask.any(1).nonzero().squeeze(1)
     users = users[torch.linspace(0, len(users) - 1, min(len(users), MOST_SCALED)).round().long()]
     return Scaling.of(pooled(vectors, histories[users], mask[users]))
@@ -243,7 +249,8 @@ def hold_out(train: Dataset, every: int = EVERY) -> tuple[Dataset, Tensor]:
     targets = split_rows(train, "targets")
     users = split_users(train).astype(np.int64)
 
-    # 1. Select the last row of every fifth user, if it has a target that is not the user's only target.
+    # 1. Select the last row of every fifth user. Skip the user if this row has no target, or if its target is the only
+    # target of the user.
     is_last_row = np.full(len(users), False)
     is_last_row[len(users) - 1 - np.unique(users[::-1], return_index=True)[1]] = True
     has_another = np.bincount(users, targets.lengths)[users] > 1

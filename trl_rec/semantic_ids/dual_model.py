@@ -1,4 +1,4 @@
-"""The model of a tower, for items or for users: it maps its input to a vector, and the vector to a few codes.
+"""The tower of items or users: a model that maps its input to a vector, and the vector to a few codes.
 
     SC = fuse([text; behaviour])        z = quantize(encode(SC))        decode(z) ~ [text; behaviour]
 
@@ -66,11 +66,12 @@ class Tower(nn.Module):
 def u2i_loss(users: Tensor, items: Tensor, also_chosen: Tensor) -> Tensor:
     """Computes Align3GR's user-to-item alignment loss (U2I), an in-batch softmax loss.
 
-    The loss of a pair is -log softmax over the items of the batch, evaluated at the item that the user chose.
+    The loss of a pair is -log p, where p is the probability of the chosen item under a softmax over the items of the
+    batch.
 
     Args:
-        users (`torch.Tensor` of shape `(B, S)`): SC vectors of the users.
-        items (`torch.Tensor` of shape `(B, S)`): SC vectors of the items; user `i` chose item `i`.
+        users (`torch.Tensor` of shape `(B, S)`): SC vectors of the users, one row per pair.
+        items (`torch.Tensor` of shape `(B, S)`): SC vectors of the items. Row `i` is the item of pair `i`.
         also_chosen (`torch.Tensor` of shape `(B, B)`): True where the user of the row also chose the item of the
             column. These items are excluded from the user's negatives. The diagonal is ignored.
 

@@ -1,7 +1,7 @@
 """Saves the trained item tower in a dataset folder, and loads it to compute semantic IDs for new items.
 
-`id_encoder.safetensors` contains the weights of the tower and the scaling of the text vectors; `id_encoder.json`
-describes them.
+`id_encoder.safetensors` contains the weights of the tower and the scaling of the text vectors. `id_encoder.json`
+contains the shape of the tower, the name of the text encoder, and hashes of the text encoder and of the IDs.
 """
 
 from __future__ import annotations
@@ -87,7 +87,11 @@ class ItemIdEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Returns the codes `(len(texts), levels)` of items, whose texts must have the format of [`item_texts`]."""
+        """Returns the codes of items from their texts, `(len(texts), levels)`.
+
+        The texts must have the same format as in training, which is the format of [`item_texts`] with the template
+        `item_text` of [`DualIdsConfig`].
+        """
         text_vectors = self.scaling(self.encoder(texts))
         no_behaviour = text_vectors.new_zeros(len(text_vectors), self.behaviour_width)
         fused = self.tower.fuse(torch.cat([text_vectors, no_behaviour], 1))
@@ -96,8 +100,9 @@ class ItemIdEncoder:
     def tokens(self, texts: Sequence[str]) -> Ragged:
         """Returns the tokens of the codes from [`ItemIdEncoder.encode`], one row per text.
 
-        Several new items may get the same ID, and a new item may get the ID of a known item. With `collisions: extend`
-        the IDs of some known items have an additional token, so the ID of a new item may be a prefix of a known ID.
+        Several new items may get the same ID, and a new item may get the ID of a known item. If the IDs were made with
+        `collisions="extend"`, some known items have an additional token in their ID, so the ID of a new item may be a
+        prefix of a known ID.
         """
         codes = self.encode(texts)
         return id_tokens(codes, torch.full((len(codes),), -1))
@@ -122,23 +127,23 @@ def save_item_tower(
     text_encoder: str,
     hashes: dict[str, str],
 ) -> None:
-    """Writes the weights and then their description.
+    """Writes the weights of the item tower, then the description that [`ItemIdEncoder.from_pretrained`] reads.
 
     Args:
         folder (`Path`): The dataset folder.
         tower (`Tower`): The item tower.
         shape (`dict`): The constructor arguments of the tower.
-        scaling (`Scaling`, *optional*): The scaling of the text vectors. None if the IDs are learned from behaviour
+        scaling (`Scaling`, *optional*): The scaling of the text vectors. None if the IDs were learned from behaviour
             alone.
         text_encoder (`str`): Name or path of the text encoder, as in [`load_text_encoder`].
-        hashes (`dict`): `text_encoder_hash`, and `fingerprint`, the hash of the IDs.
+        hashes (`dict`): The hashes `"text_encoder_hash"` (of the text encoder) and `"fingerprint"` (of the IDs).
     """
     weights = tower.state_dict()
     if scaling is not None:
         weights |= {"text_mean": scaling.mean, "text_scale": scaling.scale}
     description = {"tower": shape, "text_encoder": None if scaling is None else text_encoder, **hashes}
 
-    # The old description is deleted first so that, if the process is killed, it cannot be loaded with the new weights.
+    # Delete the old description first, so that it is never loaded with the new weights if the process is killed.
     (folder / f"{NAME}.json").unlink(missing_ok=True)
     with atomic_file(folder / f"{NAME}.safetensors") as temporary:
         save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)

@@ -1,13 +1,19 @@
-"""Trains the two towers: first aligns users with the items they chose, then learns the codes of both.
+"""Trains the two towers: first aligns users with the items they chose, then learns the codes of users and items.
 
     L = alpha U2I + gamma (RQ of users + RQ of items)
 
-In stage 1, (alpha, gamma) = (1, 0), the SC vectors (see `dual_model`) are aligned until the ranks of held-out items no
-longer improve. Then the codebooks are initialised by k-means over the encoded SC vectors. In stage 2, gamma is 1,
-alpha is 0.1 by default, and all weights are trained until the reconstruction of the inputs no longer improves.
+U2I is the alignment loss (`u2i_loss`). RQ is the error of reconstructing a tower's inputs from their codes, plus the
+loss of the quantiser (`Tower.rebuild`). Training has three phases:
 
-Reconstruction: between the two stages, encoder and decoder learn to reconstruct the inputs without quantisation,
-because the outputs of an untrained encoder would be a meaningless initialisation for the codebooks.
+- Aligning is Align3GR's stage 1, with alpha = 1 and gamma = 0. The SC vectors (see `dual_model`) are aligned until the
+  ranks of held-out items no longer improve.
+- Rebuilding trains encoder and decoder to reconstruct the inputs without quantisation. Afterwards, k-means over the
+  encoded SC vectors initialises the codebooks.
+- Quantising is Align3GR's stage 2, with gamma = 1, and alpha = 0.1 by default. All weights are trained until the
+  reconstruction from the codes no longer improves.
+
+Reconstruction: no source describes the second phase. The phase is needed because the outputs of an untrained encoder
+would be a meaningless initialisation for the codebooks.
 
 Legend: M held-out pairs that are evaluated, S width of SC.
 """
@@ -34,22 +40,23 @@ logger = logging.getLogger(__name__)
 
 NUM_OTHERS = 60  # number of other items that a held-out item is ranked against
 MOST_HELD_OUT = 10_000  # maximum number of held-out pairs that are evaluated
-LEAST_GAIN = 0.001  # an epoch counts as an improvement only if the score rises by more than this fraction
-CHUNK = 8192  # number of items or users that are computed at a time outside training
+LEAST_GAIN = 0.001  # smallest rise of the score that counts as an improvement, as a fraction of the best score
+CHUNK = 8192  # number of items or users whose vectors are computed at a time outside training
 
 
 class HeldOut(NamedTuple):
-    """How well each held-out item ranks for its user against `NUM_OTHERS` other items, drawn by popularity.
+    """How well held-out items rank for their users.
 
-    Other items that the user also chose are ignored.
+    Each held-out item is ranked against `NUM_OTHERS` other items, which are drawn with probabilities proportional to
+    their popularity. Other items that the user also chose are ignored.
 
     Args:
         accuracy (`float`): The share of pairs in which the held-out item ranks first.
         chance (`float`): The accuracy of a random ranking. It may exceed 1 / (1 + `NUM_OTHERS`), because some of the
             other items may be ignored or drawn twice.
-        won (`float`): The share of the other items that rank below the held-out item, averaged over pairs; 0.5 by
-            chance. With few pairs `won` fluctuates less than `accuracy`. Unlike a loss, it does not depend on how
-            confident the towers are.
+        won (`float`): The share of the other items that rank below the held-out item, averaged over pairs. By chance,
+            it is 0.5. With few pairs, `won` fluctuates less than `accuracy`. Unlike a loss, `won` does not depend on
+            how confident the towers are.
         pairs (`int`): M, the number of pairs that were evaluated.
     """
 
@@ -66,9 +73,10 @@ class DualTraining:
     Args:
         inputs (`DualInputs`): The training data.
         item_tower (`Tower`): The tower of the items.
-        user_tower (`Tower`, *optional*): The tower of the users. It is required if `align` is True.
+        user_tower (`Tower`, *optional*): The tower of the users. It is required if `align` is True. Without it, users
+            get no codes.
         align (`bool`): Whether to use the U2I loss.
-        alpha (`float`): Weight of the U2I loss in stage 2.
+        alpha (`float`): Weight of the U2I loss in the third phase.
         learning_rate (`float`): Learning rate of AdamW.
         batch_size (`int`): Number of pairs per batch.
         max_epochs (`int`): Maximum number of epochs for each phase of the training.
@@ -93,7 +101,8 @@ class DualTraining:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> None:
-        """Trains the towers in two or three phases. Each phase ends with the weights of its best epoch."""
+        """Trains the towers in three phases, or in two without alignment. Each phase ends with the weights of its best
+        epoch."""
         if self.align:
             # Without held-out pairs, the best epoch is the epoch with the lowest loss.
             self._train("aligning", self._alignment, lambda measured: measured.get("u2i_won", -measured["loss"]))
@@ -102,7 +111,7 @@ class DualTraining:
         self._train("quantising", self._quantisation, lambda measured: -measured["error"], after=self._revive)
 
     def held_out(self) -> HeldOut | None:
-        """Evaluates the towers on the held-out pairs. Returns None without held-out pairs or without a user tower."""
+        """Evaluates the towers on the held-out pairs. Returns None if there are no such pairs or no user tower."""
         if self.user_tower is None or not self.inputs.held_out.shape[1]:
             return None
         users, items, is_chosen = self._evaluation_set
@@ -118,7 +127,7 @@ class DualTraining:
         won = (ranks_below & counts).sum(1) / counts.sum(1).clamp(min=1)
 
         # 3. Compute the accuracy of a random ranking from the number of distinct other items. Ignored items are
-        # replaced with -1. After sorting, an item is distinct if it differs from its predecessor.
+        # replaced with -1. After sorting, only the items that differ from their predecessor are counted.
         others = items[:, 1:].masked_fill(is_chosen[:, 1:], -1).sort(1).values
         is_distinct = (others.diff(dim=1) > 0) & (others[:, 1:] >= 0)
         rivals = (others[:, :1] >= 0).sum(1) + is_distinct.sum(1)
@@ -136,8 +145,9 @@ class DualTraining:
         """The users and items that `held_out` evaluates, drawn once so that all epochs use the same items.
 
         Returns:
-            Users `(M,)` of at most `MOST_HELD_OUT` evenly spaced pairs; items `(M, 1 + NUM_OTHERS)`, the held-out item
-            first; and a mask of the other items that the user also chose.
+            The users `(M,)` of at most `MOST_HELD_OUT` evenly spaced pairs; the items `(M, 1 + NUM_OTHERS)`, with the
+            held-out item in the first column; and a mask of the same shape, which is True for the other items that the
+            user also chose.
         """
         pairs = self.inputs.held_out
         sample = torch.linspace(0, pairs.shape[1] - 1, min(pairs.shape[1], MOST_HELD_OUT)).round().long()
@@ -149,7 +159,7 @@ class DualTraining:
         interactions = torch.randint(int(ends[-1]), (len(users), NUM_OTHERS), generator=generator)
         items = torch.cat([own.unsqueeze(1), torch.searchsorted(ends, interactions, right=True)], 1)
 
-        # Computed row by row: a single call would compare each user with the items of all M rows.
+        # Computed row by row, because a single call would compare each user with the items of all M rows.
         rows = [self.inputs.chose(user, row) for user, row in zip(users.split(1), items, strict=True)]
         is_chosen = torch.cat(rows)
         is_chosen[:, 0] = False
@@ -173,7 +183,8 @@ class DualTraining:
 
     @torch.no_grad()
     def rebuilding_error(self) -> float:
-        """Returns the squared reconstruction error of the items' inputs, relative to their squared norm."""
+        """Returns the squared error of reconstructing the inputs of the items in the training split, divided by the
+        squared norm of these inputs."""
         error = 0.0
         total = 0.0
         for part in self.inputs.known.nonzero().squeeze(1).split(CHUNK):
@@ -234,7 +245,7 @@ class DualTraining:
 
         towers.load_state_dict(best_weights)
         summary = ", ".join(f"{measure} {value:.3f}" for measure, value in measured.items())
-        logger.info("%s: ended after %d epochs, the last with %s", name, epoch, summary)
+        logger.info("%s: ended after %d epochs; in the last epoch: %s", name, epoch, summary)
 
     def _epoch(
         self, losses: Callable[[Tensor], dict[str, Tensor]], optimizer: torch.optim.Optimizer
@@ -254,14 +265,15 @@ class DualTraining:
         return {name: total / len(batches) for name, total in sums.items()}
 
     def _alignment(self, batch: Tensor) -> dict[str, Tensor]:
-        """Computes the loss of stage 1."""
+        """Computes the loss of the first phase, aligning."""
         loss = self._u2i(*self.inputs.pairs[:, batch]).mean()
         return {"loss": loss}
 
     def _autoencoding(self, batch: Tensor) -> dict[str, Tensor]:
-        """Computes the loss of the phase between stages 1 and 2.
+        """Computes the loss of the second phase, rebuilding.
 
-        It trains encoder and decoder. SC vectors that were aligned in stage 1 are not trained.
+        The loss trains encoders and decoders. It also trains the layers that compute SC vectors, unless the first
+        phase has trained these layers.
         """
         loss = torch.zeros(())
         for tower, fused, inputs in self._distinct(batch):
@@ -269,7 +281,7 @@ class DualTraining:
         return {"loss": loss}
 
     def _quantisation(self, batch: Tensor) -> dict[str, Tensor]:
-        """Computes the loss of stage 2."""
+        """Computes the loss and the reconstruction error of the third phase, quantising."""
         loss = torch.zeros(())
         error = torch.zeros(())
         for tower, fused, inputs in self._distinct(batch):
@@ -283,8 +295,8 @@ class DualTraining:
     def _u2i(self, users: Tensor, items: Tensor) -> Tensor:
         """Computes the alignment loss of pairs."""
         assert self.user_tower is not None
-        # The item is excluded from the pool of the user's behaviour, because the pools of held-out pairs do not
-        # contain their items either.
+        # The chosen item is not pooled into the user's behaviour, because held-out items are not pooled into the
+        # behaviour of their users either.
         user_vectors = self.user_tower.fuse(self.inputs.users(users, without=items))
         item_vectors = self.item_tower.fuse(self._item_inputs(items))
         return u2i_loss(user_vectors, item_vectors, self.inputs.chose(users, items))

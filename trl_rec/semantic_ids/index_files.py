@@ -21,7 +21,10 @@ from trl_rec.semantic_ids.tokens import ids_fingerprint
 
 
 def check_index_path(path: str | Path) -> None:
-    """Raises ValueError if the path is a folder or is inside a file, so that a command fails before hours of work."""
+    """Raises ValueError if the path is a folder or lies below a file.
+
+    `trl-rec tokenize` calls this function before it makes IDs, so that it does not fail after hours of work.
+    """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a file name, such as {path / 'items.index.json'}")
@@ -44,10 +47,10 @@ def import_index(dataset: RecDataset, path: str | Path, *, overwrite: bool = Fal
 
     Args:
         dataset (`RecDataset`): A dataset returned by `prepare` or `load`.
-        path (`str` or `Path`): The index file. It must contain all items of the dataset, and may contain others. Its
-            tokens may be arbitrary strings. No ID may be a prefix of another ID.
+        path (`str` or `Path`): The index file. The file must contain all items of the dataset, and may contain other
+            items. The tokens may be arbitrary strings. No ID may be a prefix of a longer ID.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace IDs that the folder already contains.
-            If False, they raise a ValueError, unless they come from an import of the same tokens.
+            If False, such IDs raise a ValueError, unless they come from an import of the same tokens.
 
     Returns:
         [`RecDataset`]: The dataset with the IDs in its catalogue. Users have no IDs.
@@ -80,7 +83,7 @@ def _card_of_tokens(dataset: RecDataset, semantic_ids: Ragged) -> dict[str, Any]
     columns = [np.unique(column, return_inverse=True)[1] for column in padded.T]
     codes = torch.from_numpy(np.stack(columns, 1))
 
-    # 2. Describe them as codes that were not repaired, and whose quantisation errors are unknown.
+    # 2. Describe these numbers as codes that were not repaired and whose quantisation errors are unknown.
     no_extra = torch.full((len(semantic_ids),), -1)
     id_codes = IdCodes(codes, codes, no_extra, errors=None, num_codes=int(codes.max()) + 1)
     settings = {

@@ -1,7 +1,8 @@
 """Item vectors from co-occurrence: a truncated singular value decomposition of the items' mutual information.
 
-It uses the randomised method of Halko, Martinsson and Tropp, which repeatedly multiplies a random basis by the matrix,
-so that the basis approaches the span of the leading singular vectors. The matrix stays sparse throughout.
+The decomposition uses the randomised method of Halko, Martinsson and Tropp. This method repeatedly multiplies a random
+basis by the matrix, so that the basis approaches the span of the leading singular vectors. The matrix stays sparse
+throughout.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from trl_rec.semantic_ids.cooccurrence import SparseRows, associations
 
 OVERSAMPLING = 16  # number of additional columns of the basis, which make the requested singular vectors more accurate
 POWER_STEPS = 6  # number of power iterations
-# Singular values below this fraction of the largest value are rounding errors, which differ between machines.
+# Singular values below this fraction of the largest value are set to 0. Values this small are dominated by rounding
+# errors, which differ between machines.
 NEGLIGIBLE = 1e-5
 
 
@@ -31,8 +33,8 @@ def cooccurrence_vectors(train: Dataset, num_items: int, *, width: int = 64, win
             including their signs.
 
     Returns:
-        `torch.Tensor` of shape `(num_items, width)`, float32: Vectors of norm 1; zeros for an item if no item
-        has positive mutual information with it, for example because it does not occur in the training split.
+        `torch.Tensor` of shape `(num_items, width)`, float32: Vectors of norm 1. The vector is zero for an item that
+        has positive mutual information with no other item, such as an item that does not occur in the training split.
     """
     left, values = truncated_svd(associations(train, num_items, window=window), width, seed=seed)
     return torch.nn.functional.normalize(left * values.sqrt())

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 
-CHUNK = 1 << 14  # vectors whose distances to all centroids are computed at a time
+CHUNK = 1 << 14  # number of vectors whose distances to all centroids are computed at a time
 SAMPLE = 64  # maximum number of vectors per centroid in the sample that initial centroids are drawn from
-ROUNDING = 1e-5  # squared distances below this fraction of a vector's squared norm are rounding errors
+ROUNDING = 1e-5  # squared distances of at most this fraction of a vector's squared norm are treated as 0
 
 
 def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Clusters vectors with Lloyd's algorithm, initialised by k-means++ (on a sample if there are many vectors).
 
-    At each iteration, a centroid to which no vector is assigned is drawn again. A centroid can be empty in the result
+    At each iteration, a centroid to which no vector is assigned is drawn again. The result can contain such a centroid
     only if there are fewer distinct vectors (in the sample) than centroids, or if `iterations` is too small for
     convergence.
 
@@ -27,8 +27,8 @@ def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torc
         vectors (`torch.Tensor` of shape `(N, D)`): The vectors, float32.
         codes (`int`): C, the number of centroids.
         iterations (`int`, *optional*, defaults to `25`): Maximum number of iterations. The algorithm stops earlier
-            once no assignment changes; then every centroid in use is the mean of its vectors.
-        generator (`torch.Generator`): Generator for drawing the initial centroids.
+            once no assignment changes. Then every centroid with assigned vectors is the mean of these vectors.
+        generator (`torch.Generator`): Generator for drawing the sample and the centroids.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The centroids `(C, D)`, and the index of the centroid nearest to each
@@ -42,7 +42,7 @@ def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torc
     nearest = find_nearest(vectors, centroids)
 
     for _ in range(iterations):
-        # 2. Move every centroid to the mean of its vectors, and draw new centroids for the empty ones.
+        # 2. Move every centroid to the mean of its vectors. Replace centroids without vectors by newly drawn ones.
         counts = torch.bincount(nearest, minlength=codes)
         centroids = _means(vectors, nearest, counts)
         if not bool(counts.all()):
@@ -59,7 +59,7 @@ def kmeans(vectors: Tensor, codes: int, *, iterations: int = 25, generator: torc
 
 def find_nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
     """Returns the index of the centroid nearest to each vector, `(N,)`. Ties go to the first centroid."""
-    # This is |v - c|^2 / 2 without |v|^2 / 2, which is the same for every centroid.
+    # The compared values are |v - c|^2 / 2 - |v|^2 / 2. The subtrahend is the same for every centroid c.
     half_norms = centroids.square().sum(1) / 2  # (C,)
     nearest = [torch.addmm(half_norms, chunk, centroids.T, alpha=-1).argmin(1) for chunk in vectors.split(CHUNK)]
     return torch.cat(nearest)
@@ -91,7 +91,7 @@ def _seed_centroids(vectors: Tensor, centroids: Tensor, count: int, generator: t
 
     rows: list[int] = []
     while len(rows) < count:
-        # Without any centroid yet, all vectors are equally likely.
+        # As long as there is no centroid, all vectors are equally likely.
         weights = torch.ones_like(lengths) if bool(distance.isinf().all()) else distance
         total = weights.double().cumsum(0)
         draw = torch.rand(1, generator=generator, dtype=torch.float64) * total[-1]
@@ -103,7 +103,8 @@ def _seed_centroids(vectors: Tensor, centroids: Tensor, count: int, generator: t
 def _squared_distance(vectors: Tensor, lengths: Tensor, centroid: Tensor) -> Tensor:
     """Returns the squared distance of each vector to one centroid, `(N,)`, given the vectors' squared norms `lengths`.
 
-    Distances within the rounding error are set to 0, so that a copy of a centroid is never drawn as another centroid.
+    Distances within the rounding error are set to 0. A copy of a centroid is then drawn as another centroid only if no
+    other vector is left.
     """
     distance = lengths + centroid.square().sum() - 2 * (vectors @ centroid)
     return torch.where(distance <= ROUNDING * lengths, 0.0, distance)

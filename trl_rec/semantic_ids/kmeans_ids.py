@@ -1,7 +1,8 @@
 """`make_semantic_ids`: semantic IDs from the co-occurrence of items in the training split.
 
-Items that occur near the same items get IDs that begin with the same codes. The method is fast, since it needs no text
-encoder and no gradient-based training: it quantises co-occurrence vectors by residual k-means and resolves collisions.
+Items that occur near the same items usually get IDs that begin with the same codes. The method quantises co-occurrence
+vectors by residual k-means and resolves collisions. It is fast, because it needs neither a text encoder nor
+gradient-based training.
 """
 
 from __future__ import annotations

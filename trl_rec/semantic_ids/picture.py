@@ -39,7 +39,7 @@ def _band(number: int, level: Mapping[str, Any], num_items: int) -> str:
     # 1. Write the title.
     title = (
         f"level {number + 1}: {level['used']} of {len(counts)} codes, perplexity {level['perplexity']:.1f}, "
-        f"at most {most:,}"
+        f"at most {most:,} items per code"
     )
     parts = [f'<text x="{LEFT}" y="{top - 8}">{title}</text>']
 

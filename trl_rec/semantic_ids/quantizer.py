@@ -29,8 +29,8 @@ class Quantized(NamedTuple):
     Args:
         vectors (`torch.Tensor` of shape `(N, D)`): The sum of each latent vector's centroids. The straight-through
             estimator passes the gradient of this sum unchanged to the latent vector.
-        loss (`torch.Tensor` of shape `(N,)`): |sg[r] - e|^2 + `COMMITMENT` |r - sg[e]|^2, averaged over the levels,
-            where r is the residual, e its centroid and sg stops the gradient.
+        loss (`torch.Tensor` of shape `(N,)`): |sg[r] - e|^2 + `COMMITMENT` |r - sg[e]|^2, averaged over the levels.
+            Here r is the residual, e is its centroid, and sg stops the gradient.
     """
 
     vectors: Tensor
@@ -78,7 +78,11 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, latents: Tensor, *, generator: torch.Generator) -> int:
-        """Moves every unused centroid to the residual of a randomly drawn vector. Returns how many were unused."""
+        """Moves unused centroids to the residuals of randomly drawn vectors. Returns the number of unused centroids.
+
+        Vectors are drawn without replacement. If a level has more unused centroids than there are vectors, the
+        remaining unused centroids do not move.
+        """
         residual = latents
         revived = 0
         for codebook in self.codebooks:
@@ -87,7 +91,7 @@ class ResidualQuantizer(nn.Module):
             drawn = torch.randperm(len(residual), generator=generator)[: len(unused)]
             codebook[unused[: len(drawn)]] = residual[drawn]
             revived += len(unused)
-            # The nearest centroids are computed again, because the moved centroids may now be nearer.
+            # Find the nearest centroids again, because the moved centroids may now be nearer.
             residual = residual - codebook[find_nearest(residual, codebook)]
         return revived
 
