@@ -1,8 +1,8 @@
-"""Writes `recipe.yaml`, which repeats a run. It contains the options that differ from their defaults.
+"""Writes `recipe.yaml`, with which a run can be repeated. It contains the options that differ from their defaults.
 
 `trl-rec VERB --config RUN/recipe.yaml --output_dir OTHER` trains the same weights on the same machine, with the same
-versions and the same number of threads. The recipe does not contain secrets, nor options about work that already
-exists, such as `overwrite`.
+package versions and the same number of threads. The recipe contains neither secrets nor options for the work of an
+earlier run, such as `overwrite`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_recipe(folder: str | Path, verb: str, recipe: Mapping[str, Any]) -> No
 
     Args:
         folder: The run folder.
-        verb: The verb that takes the recipe.
+        verb: The verb of `trl-rec` that takes the recipe.
         recipe: The keys of the recipe, with values as returned by [`given_values`].
     """
     kept = {name: value for name, value in recipe.items() if name not in NOT_REPEATED}
@@ -53,7 +53,7 @@ def write_recipe(folder: str | Path, verb: str, recipe: Mapping[str, Any]) -> No
 
 
 def _as_parsed(default: Any) -> Any:
-    """Returns a default as the command line's parser reads it: "" as None, and "no" as False."""
+    """Returns the value that the command line's parser reads for a default: None for "", and False for "no"."""
     return {"": None, "no": False}.get(default, default) if isinstance(default, str) else default
 
 

@@ -2,7 +2,7 @@
 
 By default, a model with an adapter is its own reference. To compute the outputs of the reference, an adapter that the
 trainer added (`peft_config`) is switched off. An adapter that the model already had is replaced by a frozen copy of
-its initial state, which TRL calls "ref".
+the initial adapter, which TRL calls "ref".
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class ReferenceMixin(RecTrainerMixin):
 
     Attributes:
         ref_model (`PreTrainedModel` or `None`): The separate model, possibly wrapped by an engine, or None if the
-            policy is its own reference. Test it with `is None`, because a compiled model has no truth value.
+            policy is its own reference. Compare it with `is None`, because a compiled model has no truth value.
     """
 
     ref_model: Any
 
     def reference_of(self, policy: nn.Module) -> nn.Module:
-        """Returns the model that computes the reference's outputs: `ref_model`, or the policy if there is none."""
+        """Returns the model that computes the reference's outputs: `ref_model` if it is not None, else the policy."""
         reference: nn.Module = policy if self.ref_model is None else self.ref_model
         return reference
 
@@ -61,10 +61,10 @@ class ReferenceMixin(RecTrainerMixin):
 def copy_of_policy(model: Any, peft_config: Any = None) -> Any:
     """Returns a copy of the policy to be used as its reference.
 
-    Returns None if the policy has or gets an adapter, because it is then its own reference. Also returns None if the
-    policy is given by name, because `DPOTrainer` then loads it a second time. A policy that is already loaded is
-    copied here. `DPOTrainer` would load the reference from the policy's folder, whose content may have changed since
-    the policy was loaded.
+    Returns None if the policy has or gets an adapter, because the policy is then its own reference. Also returns None
+    if `model` is a name, because `DPOTrainer` then loads the model a second time. A policy that is already loaded is
+    copied here, because `DPOTrainer` would load the reference from the policy's folder, whose content may have changed
+    since the policy was loaded.
     """
     if isinstance(model, str | PeftModel) or peft_config is not None:
         return None
@@ -96,8 +96,8 @@ def as_reference(model: Any) -> Iterator[None]:
 def not_training(model: Any) -> Iterator[None]:
     """Inside the block, the model is in evaluation mode, without dropout and activation checkpointing.
 
-    Layers of bitsandbytes are put into training mode. In evaluation mode on a CPU, bitsandbytes 0.50 would repack
-    their weights permanently, and no gradient could pass through them afterwards.
+    Layers of bitsandbytes are an exception: they are put into training mode. In evaluation mode on a CPU, bitsandbytes
+    0.50 would repack their weights permanently, and no gradient could pass through these layers afterwards.
     """
     before = {module: module.training for module in model.modules()}
     for module in before:
@@ -133,7 +133,8 @@ def hash_rows(rows: Dataset, *settings: Any) -> str:
 
 
 def reference_file(folder: str | Path, rows: Dataset, *settings: Any) -> Path:
-    """Returns the path of the file for the rows' reference log-probabilities. [`hash_rows`] determines its name."""
+    """Returns the path of the file for the rows' reference log-probabilities. The file name contains a hash of the
+    rows and settings."""
     return Path(folder) / f"reference-{hash_rows(rows, *settings)}.parquet"
 
 

@@ -1,6 +1,6 @@
 """Ends a run: saves the model, evaluates it and the baselines on a held-out split, and writes the run folder.
 
-The split is the test split, unless `final_split` says otherwise.
+The config field `final_split` selects the split. By default, it is the test split.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Measured(NamedTuple):
     """The outcome of measuring a model on a held-out split.
 
     Args:
-        results (`dict[str, Evaluation]`): The results by name.
+        results (`dict[str, Evaluation]`): The results of the model and of the baselines, by name.
         table (`str`): The table to print.
         rows, targets (*optional*): The measured rows and their targets, as in [`write_evaluation`].
     """
@@ -72,9 +72,9 @@ def conclude(
         rewards, reward_functions (*optional*): Same as in [`evaluate_split`].
 
     Returns:
-        The results by name: those of the baselines, of the model and, if there is a prior, of the prior and of its
-        product with the model. Every process returns them. The dict is empty under FSDP, or if `final_split` is
-        `"none"`.
+        The results of the baselines and of the model, by name. If there is a prior, the dict also contains the results
+        of the prior and of its product with the model. Every process returns the dict. It is empty under FSDP, or if
+        `final_split` is `"none"`.
     """
     exclude_history = trainer.args.eval_exclude_history
     options: dict[str, Any] = {
@@ -87,7 +87,7 @@ def conclude(
 
     def complete() -> None:
         """Makes the prior, and keeps it in the trainer and in the run folder."""
-        trainer.prior = None  # an earlier one was chosen for other weights
+        trainer.prior = None  # a prior from an earlier call was chosen for other weights
         with trainer.policy() as policy:
             trainer.prior = make_prior(policy, dataset, trainer.args, trainer.args.output_dir)
 
@@ -128,7 +128,7 @@ def conclude_run(
 ) -> dict[str, Evaluation]:
     """Saves a trained model, evaluates it, and writes and prints the results. Every process returns the results.
 
-    With `final_split="none"`, or under FSDP, the model is only saved, and the returned results are empty.
+    With `final_split="none"`, or under FSDP, the model is not evaluated, and the returned results are empty.
 
     Args:
         trainer: A trainer whose `train` has returned.
@@ -136,12 +136,12 @@ def conclude_run(
         settings: Settings of the run besides the trainer's configuration, for `metrics.json`.
         measure: Measures the model on the split `final_split`. Every process calls it.
         recipe: Keys of `recipe.yaml` besides the trainer's configuration, as in [`conclude`].
-        exclude_history: Whether items of a user's history were excluded from the recommendations.
-        instead: What the user can do under FSDP, where nothing can be measured.
-        complete (*optional*): Completes the saved run, before it is pushed to the hub and before anything is measured.
-            Every process calls it. It is not called under FSDP.
+        exclude_history: Whether `measure` excludes the items of a user's history from the recommendations.
+        instead: What the user can do under FSDP, where nothing can be measured. The warning ends with this text.
+        complete (*optional*): Completes the saved run. It is called before the run is pushed to the hub and before
+            `measure`. Every process calls it. It is not called under FSDP.
     """
-    # 1. Save before completing and measuring, so that a failure in between loses nothing.
+    # 1. Save first, so that the model is not lost if completing or measuring the run fails.
     folder = trainer.args.output_dir
     if recipe is None:
         recipe = {"dataset": str(dataset.path), "surface": dataset.catalog.surface, **settings}
@@ -186,7 +186,7 @@ def conclude_run(
 
 
 def save_run(trainer: RecTrainerMixin, recipe: Mapping[str, Any] | None = None, *, push: bool = True) -> None:
-    """Saves a trained model, and describes how it was trained. Returns when everything is written.
+    """Saves a trained model and the files that describe how it was trained. Returns when everything is written.
 
     Args:
         trainer: A trainer whose `train` has returned.
@@ -197,7 +197,7 @@ def save_run(trainer: RecTrainerMixin, recipe: Mapping[str, Any] | None = None, 
     if push:
         trainer.save_model()
     else:
-        trainer.save_model(_internal_call=True)  # as Trainer does where it must not push
+        trainer.save_model(_internal_call=True)  # saves without pushing
     if trainer.is_world_process_zero():
         keys = None if recipe is None else {**recipe, **trainer.args.given}
         write_run(trainer.args.output_dir, trainer.method, keys, trainer.state.log_history)

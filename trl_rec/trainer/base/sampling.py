@@ -1,4 +1,4 @@
-"""Samplers that fix the order of training rows, and an epoch counter for collators that sample at random.
+"""Samplers that determine the order of training rows, and an epoch counter for collators that sample at random.
 
 The order and the random samples depend only on the seed and the epoch, so a resumed run continues as if it had not
 been interrupted.
@@ -19,7 +19,7 @@ from trl_rec.compat import LengthGroupedSampler
 
 
 class RepeatedBatches(Sampler[int]):
-    """Shuffles rows, splits them into global batches, and repeats each batch several times before the next.
+    """Shuffles rows, splits them into global batches, and yields each batch several times before the next one.
 
     An incomplete last batch is dropped.
 
@@ -56,7 +56,7 @@ class RepeatedBatches(Sampler[int]):
 
 
 class LengthGroups(LengthGroupedSampler):
-    """Samples batches of rows of similar length, in an order that depends only on the seed and the epoch.
+    """Orders rows so that each batch has rows of similar length. The order depends only on the seed and the epoch.
 
     By default, the parent class draws the order from the global random state.
 
@@ -104,7 +104,7 @@ class EpochOrder(TrainerCallback):
 
 @dataclass
 class EpochCounter(TrainerCallback):
-    """Base class of collators that draw new samples in each epoch. It is a callback, so the trainer sets the epoch."""
+    """Base class of collators that draw new samples in each epoch. Add the collator to the trainer as a callback."""
 
     # In shared memory, so that data loader workers that outlive an epoch see the new value.
     epoch: Tensor = field(init=False, default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_())

@@ -74,7 +74,7 @@ class RecTrainerMixin(ABC, Base):
         measures_loss_on_splits (`bool`): Whether the loss is defined on a split of a `RecDataset`. If not, an
             evaluation on a split computes only ranking metrics.
         derived_columns (`frozenset[str]`): Columns of the training rows that are left out of the fingerprint, because
-            entries of the fingerprint already determine their values.
+            other entries of the fingerprint determine their values.
     """
 
     method: ClassVar[str]
@@ -143,7 +143,7 @@ class RecTrainerMixin(ABC, Base):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss from [`batch_loss`], and records its metrics.
+        """Returns the loss from `batch_loss`, and records the metrics of the batch.
 
         Raises `ValueError` if at least one row, on this or another process, has a loss that is not finite.
         """
@@ -259,7 +259,7 @@ class RecTrainerMixin(ABC, Base):
         """
         self._run_rows = None
         if not self.is_world_process_zero() or (resumes and self._run_models is not None):
-            return  # training may have changed the model since the earlier call, whose entries describe the start
+            return  # keep the earlier entries, because training may have changed the model since they were stored
 
         self._run_models = model_entries(self.accelerator.unwrap_model(self.model), "model")
         reference = getattr(self, "ref_model", None)
@@ -267,7 +267,7 @@ class RecTrainerMixin(ABC, Base):
             self._run_models |= model_entries(self.accelerator.unwrap_model(reference), "reference")
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns the entries that determine the trained weights. Only the main process calls this method."""
+        """Returns the fingerprint of the run (see `fingerprint.py`). Only the main process calls this method."""
         # The rows are hashed once, and only if the run writes checkpoints or resumes from one.
         if self._run_rows is None and isinstance(self.train_dataset, Dataset):
             self._set_signature_columns_if_needed()
@@ -291,9 +291,10 @@ class RecTrainerMixin(ABC, Base):
         return {"sharding": sharding, "number of processes": self.accelerator.num_processes}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
-        """Returns the parent's sampler. A sampler that groups rows by length is seeded or replaced by a seeded one.
+        """Returns the parent's sampler, or a seeded replacement.
 
-        Without the seed, a resumed run would not continue in the same order.
+        A sampler that groups rows by length needs a seed. Without the seed, a resumed run would not continue in the
+        same order.
         """
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):

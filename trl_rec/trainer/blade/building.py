@@ -1,4 +1,4 @@
-"""Builds a [`BladeTrainer`] from a recipe: loads the policy and its reference, and passes the dataset."""
+"""Builds a [`BladeTrainer`] from a dataset and the configurations of a recipe, and loads its models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def build_blade_trainer(dataset: RecDataset, config: BladeConfig, model_config: 
         dataset: The dataset. Its catalogue must have the surface that the policy was trained on. The validation split
             is evaluated during training.
         config: The training configuration.
-        model_config: A policy that has been trained to write lists, and optionally an adapter to train.
+        model_config: The policy, which must have been trained to write lists, and optionally an adapter to train.
     """
     policy, reference, tokenizer, adapter = build_policy(model_config, trust_remote_code=config.trust_remote_code)
     return BladeTrainer(

@@ -21,7 +21,7 @@ from trl_rec.ragged import Ragged
 
 @dataclass
 class ListPromptCollator:
-    """Pads prompts on the left, and pads items with -1.
+    """Pads prompts on the left, and pads histories and targets with -1 on the right.
 
     Args:
         pad_token_id (`int`): Token id used to pad prompts.
@@ -30,8 +30,14 @@ class ListPromptCollator:
     pad_token_id: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Returns a batch with `prompt_ids` and `prompt_mask`, `(B, P)`; `history`, `(B, H)`; `targets`, `(B, T)`;
-        `row`, `(B,)`, the index of each row in the dataset; and, if the rows have them, `references`, `(B, M, K)`."""
+        """Returns the tensors of a batch.
+
+        Returns:
+            - `prompt_ids` and `prompt_mask`, `(B, P)`: The prompts.
+            - `history`, `(B, H)`, and `targets`, `(B, T)`: The items of each user.
+            - `row`, `(B,)`: The index of each row in the dataset.
+            - `references`, `(B, M, K)`: The reference lists, if the rows contain reference lists.
+        """
         prompts = Ragged.from_lists([row["prompt_ids"] for row in rows])
         history = Ragged.from_lists([row["history"] for row in rows])
         targets = Ragged.from_lists([row["targets"] for row in rows])
@@ -49,7 +55,7 @@ class ListPromptCollator:
 
 
 def as_rows(padded: Tensor) -> Ragged:
-    """Removes the padding (-1) from items, `(B, T)`."""
+    """Removes the padding (-1) from items, `(B, T)` or `(B, H)`."""
     present = (padded >= 0).cpu().numpy()
     return Ragged.from_lengths(padded.cpu().numpy()[present], present.sum(1))
 

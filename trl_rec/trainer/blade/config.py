@@ -35,12 +35,13 @@ class BladeConfig(RecConfig, DPOConfig):
         list_length (`int`, *optional*, defaults to `10`): Number of items per list, the paper's K.
         rewards (`dict[str, float]`, *optional*, defaults to `{"ndcg": 1.0}`): Maps names of rewards to their
             weights. A name is a key of [`~trl_rec.evaluation.rewards.REWARDS`], such as `ndcg` or `mgu`, or the name
-            of a reward function passed to the trainer. All rewards are higher for better lists.
-        target (`str`, *optional*, defaults to `"blade"`): Value that the policy learns to maximise. `"blade"`,
-            `"best_of_n"` and `"rank"` are Best-of-N rewards, which depend on the rank of a list's reward among the
-            rewards of other lists of the prompt. `"blade"` estimates the rank from reference lists and rollouts,
-            `"best_of_n"` from reference lists only, and `"rank"` from rollouts only. `"reward"` is the reward itself,
-            as in GRPO.
+            of a reward function passed to the trainer. Every reward must be higher for better lists. The reward `mgu`
+            is therefore the negative of the metric MGU.
+        target (`str`, *optional*, defaults to `"blade"`): Learning target, which the policy learns to maximise.
+            `"blade"`, `"best_of_n"` and `"rank"` are Best-of-N rewards, which depend on the rank of a list's reward
+            among the rewards of other lists of the prompt. `"blade"` estimates the rank from reference lists and
+            rollouts, `"best_of_n"` from reference lists only, and `"rank"` from rollouts only. `"reward"` is the
+            reward itself, as in GRPO.
         dynamic_coefficient (`float`, *optional*, defaults to `0.3`): Weight of the rollouts in the rank estimate with
             `target="blade"`, the paper's tau.
         best_of (`float`, *optional*, defaults to `8`): The N of Best-of-N.
@@ -50,17 +51,18 @@ class BladeConfig(RecConfig, DPOConfig):
         num_generations (`int`, *optional*, defaults to `8`): Number of rollouts per prompt and step, at least 2.
         temperature (`float`, *optional*, defaults to `1.0`): Sampling temperature of rollouts and reference lists.
         beta (`float`, *optional*): Weight of the KL divergence from the reference policy. By default 0.001 with
-            `target="reward"`, and 1 otherwise. With weight 1, the policy that maximises Best-of-N rewards is the
-            Best-of-N policy itself, so its divergence from the reference policy is set by `best_of`.
-        standardize (`bool`, *optional*): Whether to divide advantages by the standard deviation of the values of the
-            prompt's rollouts. By default true only with `target="reward"`.
+            `target="reward"`, and 1 otherwise. With weight 1 and exact ranks, the policy that is optimal for Best-of-N
+            rewards is Best-of-N sampling. Its divergence from the reference policy then depends only on `best_of`.
+        standardize (`bool`, *optional*): Whether to divide the advantages of a prompt's rollouts by the standard
+            deviation of their learning targets minus KL penalties. By default true only with `target="reward"`.
         num_iterations (`int`, *optional*, defaults to `1`): Number of optimizer steps per batch of rollouts.
-        clip (`float`, *optional*, defaults to `0.2`): Clip range: ratios are clipped to [1 - clip, 1 + clip].
-        every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every item of a sequence.
-            By default, a list starts where the previous one ends.
-        max_prompts (`int`, *optional*): Maximum number of training prompts, spread evenly over users. By default, all
-            prompts are used. `num_references` lists are sampled for each prompt before training, so limit the prompts
-            of a short run to the number that it visits.
+        clip (`float`, *optional*, defaults to `0.2`): Clip range of the policy gradient. Probability ratios
+            are clipped to [1 - clip, 1 + clip].
+        every_position (`bool`, *optional*, defaults to `False`): Whether a list starts at every new item of a
+            sequence. By default, a list starts where the previous one ends.
+        max_prompts (`int`, *optional*): Maximum number of training prompts. They are evenly spaced among all prompts.
+            By default, all prompts are used. `num_references` lists are sampled for each prompt before training, so
+            limit the prompts of a short run to the number that it visits.
         reference_batch_size (`int`, *optional*, defaults to `64`): Number of prompts per batch when reference lists
             are sampled.
         learning_rate (`float`, *optional*, defaults to `1e-5`): Initial learning rate. The default of `DPOConfig` is
@@ -74,7 +76,7 @@ class BladeConfig(RecConfig, DPOConfig):
         default=None, metadata={"help": "mapping from names of rewards to their weights; by default, ndcg alone"}
     )
     target: Literal["blade", "best_of_n", "rank", "reward"] = field(
-        default="blade", metadata={"help": "value that the policy maximises: blade, best_of_n, rank or reward"}
+        default="blade", metadata={"help": "what the policy learns to maximise: blade, best_of_n, rank or reward"}
     )
     dynamic_coefficient: Annotated[float, SHARE] = field(
         default=0.3, metadata={"help": "with target=blade: weight of the rollouts in the rank estimate"}
@@ -104,7 +106,8 @@ class BladeConfig(RecConfig, DPOConfig):
     standardize: bool | None = field(
         default=None,
         metadata={
-            "help": "divide advantages by their prompt's standard deviation; by default only with target=reward"
+            "help": "divide advantages by the standard deviation over a prompt's rollouts; by default only with "
+            "target=reward"
         },
     )
     num_iterations: Annotated[int, COUNT] = field(
@@ -114,9 +117,11 @@ class BladeConfig(RecConfig, DPOConfig):
         default=0.2,
         metadata={"help": "clip range of the policy gradient: ratios are clipped to [1 - clip, 1 + clip]"},
     )
-    every_position: bool = field(default=False, metadata={"help": "start a training list at every item of a sequence"})
+    every_position: bool = field(
+        default=False, metadata={"help": "start a training list at every new item of a sequence"}
+    )
     max_prompts: Annotated[int | None, COUNT] = field(
-        default=None, metadata={"help": "maximum number of training prompts, spread evenly over users"}
+        default=None, metadata={"help": "maximum number of training prompts, evenly spaced among all prompts"}
     )
     reference_batch_size: Annotated[int, COUNT] = field(
         default=64, metadata={"help": "number of prompts per batch when reference lists are sampled"}
@@ -148,7 +153,7 @@ class BladeConfig(RecConfig, DPOConfig):
         self.beta = (1e-3 if self.target == "reward" else 1.0) if self.beta is None else self.beta
         self.standardize = self.target == "reward" if self.standardize is None else self.standardize
 
-        # 3. Check values here, because the first step comes only after all reference lists are sampled.
+        # 3. Check values now, because the first step comes only after all reference lists are sampled.
         self._check_sampling()
         self._check_iterations()
 

@@ -1,8 +1,9 @@
 """Samples lists from the reference policy, once for each training prompt, and stores them on disk.
 
-The rows are divided into parts, and each part is processed by one process (see `parts.py`). The random
-numbers of a row depend only on the seed and the row index, so the lists do not depend on parts, batches or processes.
-The lists are stored without rewards, so that runs with other rewards can reuse them.
+The rows are divided into parts, and each part is processed by one process (see `parts.py`). The random numbers of a
+row depend only on the seed and the row index, so the lists depend neither on how rows are divided into parts and
+batches nor on the number of processes. The lists are stored without rewards, so that runs with other rewards can reuse
+them.
 
 Legend: B rows, M reference lists per row, K items per list.
 """
@@ -26,7 +27,7 @@ PART_SIZE = 256  # rows per part
 
 
 def reference_store(output_dir: str | Path, rows: Dataset, *settings: Any) -> PartStore:
-    """Returns the store for the reference lists of these rows. Its folder name contains a hash of rows and settings.
+    """Returns the store for the reference lists of `rows`. Its folder name contains a hash of rows and settings.
 
     Args:
         output_dir: The run folder.
@@ -46,7 +47,7 @@ def draw_reference_lists(
     *,
     batch_size: int,
 ) -> None:
-    """Samples the missing lists, divided among the processes, and writes them to the store.
+    """Samples the missing lists and writes them to the store. Each process samples some of the missing parts.
 
     Args:
         store: The store to write to.

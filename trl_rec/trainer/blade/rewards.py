@@ -1,4 +1,4 @@
-"""The rewards of lists in a training batch, and the target that the policy learns from them.
+"""Computes the rewards of the lists of a training batch, and the learning targets of the policy from these rewards.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -38,8 +38,10 @@ class BatchRewards:
         self.group_shares = None if self.catalog.group_column is None else self.catalog.group_shares()[1]
 
     def score(self, items: Tensor, inputs: dict[str, Tensor]) -> ListRewards:
-        """Returns the rewards of lists with the given items, `(B, number of lists per prompt, K)`. The message of a
-        ValueError lists the training rows of the batch."""
+        """Returns the rewards of the lists `items`, `(B, number of lists per prompt, K)`.
+
+        If scoring raises ValueError, the numbers of the training rows in the batch are added to the message.
+        """
         try:
             return self._score(items, inputs)
         except ValueError as error:
@@ -70,12 +72,12 @@ class BatchRewards:
 
 
 def reward_target(rewards: np.ndarray, references: np.ndarray, config: BladeConfig) -> Tensor:
-    """Returns the value that the policy learns to maximise, `(B, G)` in float64, before the KL penalty.
+    """Returns the learning target of each rollout, `(B, G)` in float64, without the KL penalty.
 
     Args:
         rewards: `(B, G)`, the rewards of the rollouts.
         references: `(B, M)`, the rewards of the reference lists.
-        config: The configuration, which contains the target and its options.
+        config: The configuration, which contains `target` and its options.
     """
     if config.target == "reward":
         return torch.from_numpy(rewards)

@@ -20,11 +20,11 @@ class Rollouts(NamedTuple):
 
     Args:
         items (`torch.Tensor` of shape `(B, G, K)`): The sampled lists.
-        rewards (`ListRewards`): The rewards of the lists. All of its arrays have the shape `(B, G)`.
+        rewards (`ListRewards`): The rewards of the lists. Each array has the shape `(B, G)`.
         reference_rewards (`np.ndarray` of shape `(B, M)`): Rewards of the reference lists; M is 0 if there are none.
         targets (`torch.Tensor` of shape `(B, G)`): Learning targets, without the KL penalty.
-        ref_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities under the reference.
-        old_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities under the policy that sampled the
+        ref_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities of the lists under the reference.
+        old_logps (`torch.Tensor` of shape `(B, G)`): Log-probabilities of the lists under the policy that sampled the
             lists.
         advantages (`torch.Tensor` of shape `(B, G)`): Advantages, computed from the targets minus the KL penalty.
     """
@@ -39,24 +39,26 @@ class Rollouts(NamedTuple):
 
 
 def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
-    """Computes the metrics of a step, one value per prompt, `(B,)` each.
+    """Computes the metrics of a step, one value per prompt, `(B,)` each. "Target" means the learning target.
 
-    - `reward` and `rewards/NAME`: Rewards, averaged over the rollouts of the prompt.
-    - `kl`: Log-probability under the policy minus that under the reference, averaged over rollouts.
+    - `reward` and `rewards/NAME`: The weighted sum of the rewards, and each single reward. Both are averaged over the
+      rollouts of the prompt.
+    - `kl`: Log-probability of a rollout under the policy minus its log-probability under the reference, averaged over
+      the rollouts.
     - `blade/kl_k3`: The k3 estimate of the KL divergence, which is never negative.
-    - `blade/logps`: Mean log-probability of a list.
+    - `blade/logps`: Log-probability of a rollout under the policy, averaged over the rollouts.
     - `blade/target_std`: Standard deviation of the target over the rollouts of the prompt.
     - `blade/tied_pairs`: Fraction of the pairs of rollouts in which both rollouts have the same target.
-    - `blade/dead_groups`: 1 if all rollouts of the prompt have the same target, so that their advantages depend only
-      on the KL penalty.
+    - `blade/dead_groups`: 1 if all rollouts of the prompt have the same target, otherwise 0. With equal targets, the
+      advantages depend only on the KL penalty.
     - `blade/zero_advantages`: Fraction of rollouts whose target equals the mean target of the prompt's other rollouts.
-      Without the KL penalty, their advantages would be 0. The metric has this name with every `target`, including
-      `"reward"` (GRPO).
+      Without the KL penalty, the advantages of these rollouts would be 0. The name of the metric is the same for
+      every value of the config field `target`, including `"reward"` (GRPO).
     - `blade/quantile`: Fraction of reference lists with a lower reward than a rollout, averaged over rollouts. Ties
-      count half, so its expected value is 0.5 for the reference policy.
+      count half, so the expected value of the metric is 0.5 for the reference policy.
     - `blade/saturated`: Fraction of rollouts whose reward is at least as high as that of every reference list.
-    - `blade/invalid` and `blade/duplicates`: Numbers of invalid and of repeated items, 0 unless decoding has a
-      bug.
+    - `blade/invalid` and `blade/duplicates`: Numbers of invalid and of repeated items in the rollouts, 0 unless
+      decoding has a bug.
     """
     rewards = rollouts.rewards
     metrics = {"reward": _mean(rewards.total)}
@@ -68,7 +70,7 @@ def rollout_metrics(rollouts: Rollouts, num_items: int) -> dict[str, Tensor]:
     metrics["blade/kl_k3"] = (torch.expm1(-log_ratio) + log_ratio).mean(1)
     metrics["blade/logps"] = rollouts.old_logps.mean(1)
 
-    # Spread of the target within a group, the rollouts of one prompt.
+    # Spread of the target within a group (the rollouts of one prompt).
     metrics["blade/target_std"] = rollouts.targets.std(1, correction=0)
     num_rollouts = rollouts.targets.shape[1]
     tied = rollouts.targets.unsqueeze(1) == rollouts.targets.unsqueeze(2)  # (B, G, G)
