@@ -1,9 +1,9 @@
-"""Trains a policy that writes lists. It learns by policy gradient, by default from BLADE's Best-of-N rewards.
+"""Trains a policy that writes lists. The policy learns by policy gradient, by default from BLADE's Best-of-N rewards.
 
-In each step, the policy samples several lists per prompt. By default, the Best-of-N reward of a list depends on how
-the list's reward, such as NDCG, ranks among those of the reference lists and the other sampled lists of the prompt.
-Each prompt is processed once for sampling all of its lists, and once by each model that scores the lists (see
-`decoding.lists` and `models.completions`). Scoring uses the same softmax over legal tokens as sampling.
+In each step, the policy samples several lists per prompt. By default, the Best-of-N reward of a list depends on the
+rank of the list's reward, such as NDCG, among the rewards of the prompt's reference lists and sampled lists. Each
+prompt is processed once to sample all of its lists, and once by each model that scores the lists (see `decoding.lists`
+and `models.completions`). Scoring uses the same softmax over legal tokens as sampling.
 
 Legend: B prompts, G rollouts per prompt, M reference lists per prompt, K items per list.
 """
@@ -129,8 +129,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self.display_name = TARGETS[args.target]
         self.reward_weights = args.reward_weights
         self.rewards = BatchRewards(catalog, args.reward_weights, reward_functions or {})
-        # Maps the row indices of a batch to its rollouts. `_drawn_at` is the value of `global_step // num_iterations`
-        # at which the rollouts were sampled.
+        # `_rollouts` maps the row indices of a batch to its rollouts. `_drawn_at` is the value of
+        # `global_step // num_iterations` at which these rollouts were sampled.
         self._rollouts: dict[tuple[int, ...], Rollouts] = {}
         self._drawn_at = -1
         super().__init__(
@@ -206,14 +206,14 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
             self.draw_references()
 
     def draw_references(self) -> None:
-        """Adds M reference lists to each training row. Lists on disk are read, and missing lists are sampled. Called
-        by `train`."""
+        """Adds M reference lists to each training row. Lists on disk are read, and missing lists are sampled.
+        `train` calls this method."""
         rows = self.train_dataset
         args = self.args
         if "references" in rows.column_names:
             return
 
-        # 1. Open the store. Its name is a hash of everything that the lists depend on.
+        # 1. Open the store. Its name contains a hash of everything that the lists depend on.
         settings = (args.num_references, args.list_length, args.temperature, args.eval_exclude_history, args.seed)
         weights = hash_weights(self.bare(self.reference_of(self.model)))
         store = reference_store(str(args.output_dir), rows, weights, settings, self.catalog.fingerprint)
@@ -240,8 +240,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self.train_dataset = with_reference_lists(rows, store)
 
     def best_reference_rows(self) -> Dataset:
-        """Returns training rows for [`BearTrainer`]. Each row is a prompt, completed with the reference list that has
-        the highest reward. Training on these rows is an offline Best-of-N baseline."""
+        """Returns training rows for [`BearTrainer`]. Each row is a prompt, completed with the reference list of this
+        prompt that has the highest reward. Training on these rows is an offline form of Best-of-N."""
         self.draw_references()
         best_lists: list[np.ndarray] = []
         for start in range(0, len(self.train_dataset), self.args.reference_batch_size):
@@ -294,8 +294,8 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def _valued(self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, logps: Tensor) -> Rollouts:
         """Returns the rollouts with their rewards and advantages.
 
-        The value of a list is its target minus its KL penalty. Its advantage compares this value with the values of
-        the prompt's other lists.
+        The value of a list is the list's learning target minus its KL penalty. The advantage of the list compares this
+        value with the values of the prompt's other lists.
         """
         rewards = self.rewards.score(items, inputs)
         references = self.rewards.of_references(inputs)
@@ -309,7 +309,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         self, model: nn.Module, inputs: dict[str, Tensor], items: Tensor, *, balanced: bool = False
     ) -> CompletionLogits:
         """Runs one forward pass over the lists `items`, `(B, G, K)`, and returns the logits of all tokens that are not
-        forced. A token is forced if it is the only continuation of its trie node."""
+        forced. A token is forced if it is the only continuation of the trie node before it."""
         lists = list_tokens(self.trie, items)
         return read_completions(
             self.bare(model),
@@ -324,7 +324,10 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         )
 
     def _list_logps(self, read: CompletionLogits, inputs: dict[str, Tensor], items: Tensor) -> Tensor:
-        """Returns the log-probability of each list, `(B, G)`, under the softmax that it was sampled from."""
+        """Returns the log-probability of each list, `(B, G)`.
+
+        The legal tokens and the temperature are the same as in sampling.
+        """
         exclude = self._excluded(inputs)
         return list_logps(read, items, self.trie, exclude=exclude, temperature=self.args.temperature).sum(-1)
 
@@ -342,7 +345,7 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
 
     @contextmanager
     def _generating(self, wrapped: nn.Module) -> Iterator[PreTrainedModel]:
-        """Yields the unwrapped model with sharded weights gathered and without dropout."""
+        """Yields the unwrapped model without dropout. Sharded weights are gathered inside the block."""
         with (
             unwrapped_for_generation(wrapped, self.accelerator) as model,
             without_step_hook(wrapped),  # the number of decoding steps may differ between processes
@@ -380,8 +383,10 @@ class BladeTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     # Evaluation
 
     def rank_and_measure(self, split: Dataset) -> dict[str, float]:
-        """Generates lists and returns the usual metrics, and the mean rewards, which can be used to select a
-        checkpoint."""
+        """Generates lists for at most `max_users` users of a split, and returns their metrics.
+
+        Besides the ranking metrics, these are the mean rewards. Each metric can be used to select a checkpoint.
+        """
         split = at_most(self.args.max_users, split)
         ranked = self.rank(split)
         scored = self.rewards.of_split(ranked.items, split)

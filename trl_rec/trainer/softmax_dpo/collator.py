@@ -1,7 +1,7 @@
-"""Collates preference rows into batches. In each row, the chosen completion is followed by the rejected ones.
+"""Collates preference rows into batches. In each row of a batch, the chosen completion comes before the rejected ones.
 
 Legend: B rows, P tokens of the longest prompt, K maximum number of completions per row, C tokens of the longest
-    completion.
+completion.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ CHECKED_TOGETHER = 10_000  # rows, to bound memory
 
 @dataclass
 class PreferenceCollator:
-    """Pads prompts on the left and completions on the right. Rows with fewer than K completions get
-    empty completions.
+    """Pads prompts on the left and completions on the right. Rows with fewer than K completions are
+    filled with empty completions.
 
     Args:
         pad_token_id (`int`): Token id used for padding.
@@ -36,15 +36,21 @@ class PreferenceCollator:
     trie: TokenTrie | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Returns a batch with `prompt_ids` and `prompt_mask`, `(B, P)`; `completion_ids` and `completion_mask`,
-        `(B, K, C)`; given a trie, `trie_nodes`, `(B, K, C)`; and, if the rows have them, `ref_logps`, `(B, K)`."""
+        """Returns the tensors of a batch.
+
+        Returns:
+            - `prompt_ids` and `prompt_mask`, `(B, P)`: The prompts.
+            - `completion_ids` and `completion_mask`, `(B, K, C)`: The completions, the chosen one first.
+            - `trie_nodes`, `(B, K, C)`: The trie node before each token, if there is a trie; -1 for padding.
+            - `ref_logps`, `(B, K)`: The reference log-probabilities, if the rows contain them.
+        """
         # 1. Pad all completions of the batch to the same length with -1.
         completions = [[row["chosen_ids"], *row["rejected_ids"]] for row in rows]
         counts = np.array([len(of_row) for of_row in completions])
         tokens = Ragged.from_lists([completion for of_row in completions for completion in of_row])
         padded = torch.from_numpy(tokens.padded(fill=-1))  # (sum of counts, C)
 
-        # 2. Arrange them by row. Missing completions point to an empty completion at the end.
+        # 2. Arrange the completions by row. Missing completions point to an empty completion at the end.
         empty = padded.new_full((1, padded.shape[1]), -1)
         numbers = Ragged.from_lengths(np.arange(len(tokens)), counts)
         place = torch.from_numpy(numbers.padded(fill=len(tokens)))  # (B, K)
@@ -67,7 +73,7 @@ class PreferenceCollator:
 
 
 def check_on_catalogue(rows: Dataset, trie: TokenTrie) -> None:
-    """Raises ValueError if a completion in the tokenised rows is not exactly one item."""
+    """Raises ValueError if a completion in the tokenized rows is not exactly one item."""
     trie = trie.to("cpu")
     first = 0
     for batch in rows.select_columns(["chosen_ids", "rejected_ids"]).iter(CHECKED_TOGETHER):

@@ -27,7 +27,7 @@ class SoftmaxDPOConfig(PriorConfig, DPOConfig):
         beta (`float`, *optional*, defaults to `1.0`): Weight of the divergence from the reference. Larger values keep
             the policy closer to the reference.
         sft_weight (`float`, *optional*, defaults to `0.0`): Weight of the negative log-likelihood of the chosen
-            completion, averaged over its tokens. It prevents the policy from forgetting the next-item task.
+            completion, averaged over its tokens. A positive weight helps the policy to retain the next-item task.
         normalize (`str`, *optional*, defaults to `"vocabulary"`): Tokens over which log-probabilities are
             normalized: the whole `"vocabulary"`, or the legal tokens of the `"catalogue"`, which suits a policy that
             was trained with the legal softmax. Decoding uses the same normalization.
@@ -67,7 +67,7 @@ class SoftmaxDPOConfig(PriorConfig, DPOConfig):
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
         check_inert(self, INERT_DPO, "the losses softmax and dmpo do not use it")
-        check_inert(self, ("list_length",), "preferences are about single items; BladeTrainer aligns lists")
+        check_inert(self, ("list_length",), "preferences are about single items (for lists, use BladeTrainer)")
         check_inert(
             self, INERT_DPO_ROWS, "the trainer packs its rows, and always cuts long prompts at their beginning"
         )

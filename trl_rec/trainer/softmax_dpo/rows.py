@@ -32,8 +32,8 @@ def read_preferences(source: str, catalog: ItemCatalog | None = None) -> Dataset
     """Reads preferences from a JSONL, JSON, Parquet or CSV file, or from the training split of a dataset on the Hub.
 
     The rows are treated as training rows. A file does not show whether it contains items of the validation or test
-    split, so the caller has to check that. `trl_rec.schedule.check_preference_leaks` compares a preference table with
-    the training split. It needs the column `user`, which gives the user of each row as a row number of
+    split, so the caller has to check this. `trl_rec.schedule.check_preference_leaks` compares a preference table with
+    the training split. The function needs the column `user`, which gives the user of each row as a row number of
     `RecDataset.users`.
 
     Args:
@@ -126,7 +126,7 @@ def _users(users: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _rows_of(column: pa.ChunkedArray, name: str, values: str) -> Ragged:
-    """Returns the list in each row of a column, or for `chosen` the one value in each row.
+    """Returns the lists of a column. For `chosen`, each list contains the single value of a row.
 
     `values` is what error messages call the values, such as "item ids".
     """
@@ -225,7 +225,7 @@ def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
     row_ids = rejected.row_ids
     written = codes[rejected.values]
 
-    # Of the rejected items of a row that have the same path, keep the first. Keep none with the chosen item's path.
+    # Of the rejected items of a row that have the same path, keep the first. Drop those with the chosen item's path.
     is_first = np.zeros(len(row_ids), bool)
     is_first[np.unique(row_ids * len(paths) + written, return_index=True)[1]] = True
     kept = is_first & (written != codes[chosen][row_ids])
@@ -243,7 +243,7 @@ def _distinct(chosen: np.ndarray, rejected: Ragged, paths: Ragged) -> Ragged:
 def _path_codes(paths: Ragged) -> np.ndarray:
     """Returns an integer code for the path of each item, `(num_items,)`.
 
-    Equal paths have equal codes. The codes are 0 to the number of distinct paths minus 1.
+    Two codes are equal if and only if the paths are equal. The codes are 0 to the number of distinct paths minus 1.
     """
     codes = np.zeros(len(paths), np.int64)
     tokens = paths.padded() + 1  # padding becomes 0

@@ -1,6 +1,6 @@
 """Tokenizes preferences given as texts or conversations. Unlike in TRL, a row may have several rejected completions.
 
-Prompt and completions are tokenized separately, so that the tokenizer cannot merge text across their boundary.
+The prompt and the completions are tokenized separately, so that no token contains text of both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def tokenize_preferences(
     """Tokenizes rows of texts or conversations.
 
     A rejected completion is dropped if it has the same tokens as the chosen completion or an earlier rejected
-    completion of the row. The number of dropped completions is logged.
+    completion of the row. A row is dropped if its prompt is empty. The numbers of dropped completions and rows are
+    logged.
 
     Args:
         texts: Rows with the columns `prompt`, `chosen` and `rejected`. `prompt` and `chosen` are both texts or both
@@ -44,8 +45,7 @@ def tokenize_preferences(
         tokenizer: The tokenizer. EOS is appended to text completions. The end of a conversation is written by the chat
             template.
         max_length (*optional*): Maximum number of tokens of a prompt and its longest completion together. Longer
-            prompts are truncated at the beginning. Rows are dropped if their completions leave no room for the prompt,
-            or if their prompt is empty. The numbers of dropped rows are logged.
+            prompts are truncated at the beginning. A row is dropped if a completion leaves no room for the prompt.
         num_proc (*optional*): Number of processes.
 
     Returns:
@@ -173,7 +173,7 @@ def _chat(
     A chat template may write the end of the prompt differently if an answer follows. Therefore the prompt is the
     longest common beginning of the unanswered prompt and all answered conversations.
     """
-    # A template is a program that runs on the row's data, so any error may come from it.
+    # A template is a program that runs on the row's data, so it can raise any error.
     try:
         awaiting: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **options)
         answered: list[Any] = [

@@ -1,7 +1,7 @@
-"""Checks preferences given as token ids (`prompt_ids`, `chosen_ids`, `rejected_ids`), and truncates them.
+"""Checks preferences given as token ids (`prompt_ids`, `chosen_ids`, `rejected_ids`), and truncates prompts.
 
-A prompt that is too long is truncated at the beginning. Completions are never truncated, so a row is dropped if its
-completions leave no room for the prompt.
+A prompt that is too long is truncated at the beginning. Completions are never truncated, so a row is dropped if one of
+its completions leaves no room for the prompt.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 def fit_preferences(rows: Dataset, max_length: int | None) -> Dataset:
     """Limits the prompt and the longest completion of each row to `max_length` tokens together.
 
-    Longer prompts are truncated at the beginning. Rows whose completions leave no room for the prompt are dropped, and
-    their number is logged.
+    Longer prompts are truncated at the beginning. A row is dropped if a completion leaves no room for the prompt. The
+    number of dropped rows is logged.
     """
     if max_length is None or not len(rows):
         return rows
@@ -50,7 +50,7 @@ def fit_preferences(rows: Dataset, max_length: int | None) -> Dataset:
 
 
 def leave_out_empty_prompts(rows: Dataset) -> Dataset:
-    """Drops rows with an empty prompt, and logs their number."""
+    """Drops rows with an empty prompt, and logs the number of dropped rows."""
     if not len(rows):
         return rows
     full = _count(rows.select_columns(["prompt_ids"]).with_format("arrow")[:]["prompt_ids"]) > 0
@@ -127,7 +127,7 @@ def _holds_ids(kind: pa.DataType, depth: int) -> bool:
 
 
 def _null_row(values: pa.ChunkedArray) -> int | None:
-    """Returns the first row that is null or contains a null at any depth, or None if there is none."""
+    """Returns the first row that is null or contains a null at any depth, or None if no row does."""
     if values.null_count:
         return int(pc.index(values.is_null(), True).as_py())
     if not pa.types.is_nested(values.type):
@@ -142,7 +142,7 @@ def _list_of(place: int, lists: pa.ChunkedArray) -> int:
 
 
 def _lengths(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Returns two arrays with one length per row: that of the prompt, and that of the longest completion."""
+    """Returns the number of tokens of each row's prompt, and of each row's longest completion."""
     longest = _count(table["chosen_ids"])
     rejected = table["rejected_ids"]
     lengths = Ragged.from_lengths(_count(pc.list_flatten(rejected)), _count(rejected))

@@ -1,8 +1,8 @@
 """Preference training with one chosen completion and any number of rejected completions per prompt.
 
-The policy and the reference each score all completions of a prompt in one row (see `models.completions`). Without a
-catalogue, this is a list-wise DPO for any text. With a catalogue, the trainer can also rank its items at each
-evaluation.
+The policy and the reference each score all completions of a prompt in one row, if the model supports this (see
+`models.completions`). Without a catalogue, prompts and completions may be any texts. With a catalogue, the trainer can
+also rank the items at each evaluation.
 
 Legend: B rows, K maximum number of completions per row (the chosen one first), C tokens of the longest completion.
 """
@@ -74,7 +74,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
         model (`str`, `PreTrainedModel` or `PeftModel`): The policy, as in `DPOTrainer`.
         ref_model (`PreTrainedModel`, *optional*): The reference. By default, it is the initial policy. If the trainer
             makes an adapter from `peft_config`, the reference is the policy with the adapter disabled. If the policy
-            already has an adapter, the reference uses a frozen copy of it. Otherwise it is a copy of the policy.
+            already has an adapter, the reference uses a frozen copy of this adapter. Without adapters, the reference
+            is a copy of the policy.
         args (`SoftmaxDPOConfig`, *optional*): Configuration.
         train_dataset (`Dataset`): Preferences in one of three forms. A preference table has the columns `history`,
             `chosen` and `rejected`, which contain items of the catalogue. Texts or conversations have the columns
@@ -225,8 +226,8 @@ class SoftmaxDPOTrainer(CatalogRankingMixin, ReferenceMixin, DPOTrainer):
     def batch_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None
     ) -> BatchLoss:
-        """Computes the preference loss plus `sft_weight` times the mean token loss of the chosen completion, averaged
-        over rows."""
+        """Computes the loss of each row, and averages over rows. The loss of a row is the preference loss, plus
+        `sft_weight` times the negative log-likelihood per token of the chosen completion."""
         # 1. Compute the log-ratio between policy and reference for each completion.
         mask = inputs["completion_mask"]  # (B, K, C)
         read = self._read(model, inputs, balanced=self.aux_loss_enabled)
