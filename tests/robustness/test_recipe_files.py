@@ -75,11 +75,11 @@ RECIPES = [
     text("nothing for a number", "mine.yaml: seed must be a whole number, not null", GOOD + "seed:\n"),
     text("infinite number", "length_penalty must be a finite number, not inf", GOOD + "length_penalty: .inf\n"),
     text("no number", "length_penalty must be a finite number, not nan", GOOD + "length_penalty: .nan\n"),
-    text("number for a list", "mine.yaml: ks must be a list, each entry a whole number, not 5", GOOD + "ks: 5\n"),
+    text("number for a list", "mine.yaml: ks must be a list (each entry a whole number), not 5", GOOD + "ks: 5\n"),
     text(
-        "words in a list", 'mine.yaml: ks must be a list, each entry a whole number, not ["5"]', GOOD + "ks: ['5']\n"
+        "words in a list", 'mine.yaml: ks must be a list (each entry a whole number), not ["5"]', GOOD + "ks: ['5']\n"
     ),
-    text("lists in a list", "mine.yaml: ks must be a list, each entry a whole number", GOOD + "ks: [[5]]\n"),
+    text("lists in a list", "mine.yaml: ks must be a list (each entry a whole number)", GOOD + "ks: [[5]]\n"),
     text("empty list", "ks is empty", GOOD + "ks: []\n"),
     text(
         "number for a flag", "mine.yaml: exclude_history must be true or false, not 3", GOOD + "exclude_history: 3\n"

@@ -1,7 +1,7 @@
 """The set of (user, item) pairs in the training split, stored as a sorted array of integers for binary search.
 
-A model cannot distinguish items with the same text. Where this matters, items are replaced by codes that identify
-distinct texts.
+A model cannot distinguish items with the same text. Where this matters, each item is replaced by a code that is equal
+for all items with the same text.
 """
 
 from __future__ import annotations
@@ -46,22 +46,25 @@ class TrainingPairs:
             return np.zeros(np.broadcast_shapes(users.shape, items.shape), bool)
         keys = pair_keys(users, items)
 
-        # A key above all stored keys has a position past the end. It is compared with the last stored key, which is
-        # different.
+        # For a key above all stored keys, `searchsorted` returns a position past the end. Such a key is compared with
+        # the last stored key, which is different.
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         is_known: np.ndarray = self.keys[place] == keys
         return is_known
 
 
 def pair_keys(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Encodes each pair as one int64. Keys sort by user and then by item. Users and items are int32 in a dataset."""
-    # The upper 32 bits contain the user, the lower 32 bits the item.
+    """Encodes each pair as one int64. The order of the keys is by user, and by item for the same user.
+
+    Both indices fit, because datasets store them as int32.
+    """
+    # The upper 32 bits contain the user, and the lower 32 bits contain the item.
     keys: np.ndarray = users.astype(np.int64) * (1 << 32) + items
     return keys
 
 
 def surface_codes(catalog: ItemCatalog) -> np.ndarray:
-    """Returns a code per item, `(num_items,)`, equal for items with the same text.
+    """Returns one code per item, `(num_items,)`. Items with the same text have the same code.
 
     Codes are numbered from 0, in the order in which the texts first occur.
     """

@@ -21,7 +21,8 @@ from trl_rec.trainer import BearConfig, SoftmaxDPOConfig
 from trl_rec.trainer.base.shutdown import end_processes
 
 
-# Fields that the supervised part copies from the configuration of the stages, unless its own section sets them.
+# Fields that are copied from the configuration of the stages to that of the supervised part, unless the section
+# `supervised` sets them.
 COMMON = (
     "max_steps",
     "prompt_head",
@@ -72,15 +73,15 @@ class ScheduleArguments:
         default=None,
         metadata={
             "help": (
-                "settings of trl-rec bear; if set, a policy is fine-tuned first, by default with the prompts and "
-                "max_steps of the stages"
+                "settings of trl-rec bear; if set, a policy is trained first, by default with the prompts, max_steps "
+                "and other common settings of the stages"
             )
         },
     )
     stages: list[dict[str, Any]] | None = field(
         default=None,
         metadata={
-            "help": "list of stages, each a mapping such as {source: self_play}; the stages of Align3GR if unset"
+            "help": "list of mappings, one per stage, such as {source: self_play}; the stages of Align3GR if unset"
         },
     )
     keep: str = field(
@@ -134,7 +135,7 @@ def _supervised_config(section: dict[str, Any], config: SoftmaxDPOConfig) -> Bea
     Fields in `COMMON` that the section does not set are copied from `config`, the configuration of the stages.
     """
     if section.get("prior", "none") != "none":
-        raise ValueError("align3gr: supervised: prior has no effect in this section; set prior outside of it")
+        raise ValueError("align3gr: supervised: prior has no effect in this section; set prior outside this section")
     common = {"output_dir": f"{config.output_dir}/supervised", **{name: getattr(config, name) for name in COMMON}}
     return parse_section(BearConfig, common | section, "align3gr: supervised")
 

@@ -27,7 +27,7 @@ KINDS = (RatedDataArguments, RecModelConfig, RatingStageConfig, AlroConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves a model, and writes `metrics.json` for the split `final_split`."""
+    """Trains and saves a model, evaluates it on the split `final_split`, and writes `metrics.json`."""
     data, model_config, rating, config = parse(KINDS, argv, "alro")
     show_progress()
 

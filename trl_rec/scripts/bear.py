@@ -14,7 +14,7 @@ KINDS = (DataArguments, RecModelConfig, BearConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves a model, and writes `metrics.json` for the split `final_split`."""
+    """Trains and saves a model, evaluates it on the split `final_split`, and writes `metrics.json`."""
     data, model_config, config = parse(KINDS, argv, "bear")
 
     dataset = load(data.dataset).with_surface(data.surface)

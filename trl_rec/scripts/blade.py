@@ -1,4 +1,4 @@
-"""`trl-rec blade`: trains a model to write lists, with rewards for whole lists, and evaluates the result."""
+"""`trl-rec blade`: trains a model to write lists, with rewards for whole lists, and evaluates the trained model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = (DataArguments, ModelConfig, BladeConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves a model, and writes `metrics.json` for the split `final_split`."""
+    """Trains and saves a model, evaluates it on the split `final_split`, and writes `metrics.json`."""
     data, model_config, config = parse(KINDS, argv, "blade")
 
     dataset = load(data.dataset).with_surface(data.surface)

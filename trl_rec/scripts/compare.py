@@ -19,7 +19,7 @@ from trl_rec.printing import printable
 from trl_rec.scripts.parsing import parse
 
 
-SMALLEST_SLICE = 2  # a slice is compared if the metric applies to at least this many of its users
+SMALLEST_SLICE = 2  # a slice is compared if at least this many of its users have a value of the metric in every run
 SliceRuns: TypeAlias = dict[str, dict[int | None, PerUser]]
 
 
@@ -31,8 +31,9 @@ class CompareArguments:
     against: str | None = field(
         default=None,
         metadata={
-            "help": "what to compare with: a run, a name, or a baseline such as transition; if unset, the first run "
-            "or, if all runs are seeds of one recommender, the strongest baseline"
+            "help": "what to compare with: a run, the name of a recommender, or a baseline such as transition; if "
+            "unset, the recommender of the first run or, if all runs are seeds of one recommender, the strongest "
+            "baseline"
         },
     )
     names: list[str] | None = field(
@@ -45,7 +46,7 @@ class CompareArguments:
     metric: str | None = field(
         default=None, metadata={"help": "metric to compare; if unset, NDCG (or graded NDCG) at the largest k"}
     )
-    slices: bool = field(default=False, metadata={"help": "also compare on each slice of the users"})
+    slices: bool = field(default=False, metadata={"help": "also compare within each slice of the users"})
     output: str | None = field(default=None, metadata={"help": "JSON file for the comparisons"})
 
 
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
     print(printable(f"{first.settings.get('dataset', '')}, {first.split} split, history {history}"), end="\n\n")
     print(comparison_table(runs, compared))
 
-    # 3. Compare per slice.
+    # 3. Compare within each slice.
     by_slice = _compare_slices(runs, against, metric, slices(first)) if arguments.slices else {}
     for name, (of_slice, comparisons) in by_slice.items():
         print(f"\n{printable(name)}: {comparisons[0].num_users:,} users\n")
@@ -97,11 +98,11 @@ def _is_other_run(against: str, folders: Sequence[str]) -> bool:
 
 
 def _metric(arms: Arms) -> str:
-    """Returns the most important metric that all runs have."""
+    """Returns the most important metric that all runs have in common, see [`main_metrics`]."""
     of_runs = [main_metrics(run) for arm in arms.values() for run in runs_of(arm).values()]
     common = [metric for metric in of_runs[0] if all(metric in others for others in of_runs)]
     if not common:
-        raise ValueError("the runs have no NDCG at the same k in common; choose a metric with --metric")
+        raise ValueError("the runs do not have NDCG at the same largest k; choose a metric with --metric")
     return common[0]
 
 
@@ -125,7 +126,7 @@ def _compare_slices(
 ) -> dict[str, tuple[SliceRuns, list[Comparison]]]:
     """Returns the runs and the comparisons of each slice. The p-values of all slices are adjusted together.
 
-    Slices are left out if the metric applies to fewer than `SMALLEST_SLICE` of their users.
+    A slice is left out if fewer than `SMALLEST_SLICE` of its users have a value of the metric in every run.
     """
     values = [per_user[metric] for by_seed in runs.values() for per_user in by_seed.values()]
     applies = ~np.isnan(values).any(0)  # (num_users,)

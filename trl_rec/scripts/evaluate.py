@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
 def _rank_catalog(dataset: RecDataset, config: EvaluationConfig, output: str) -> tuple[str, str]:
     """Evaluates recommendations from the whole catalogue, and writes the results.
 
-    Returns a table of the results, and the metric to show by slices.
+    Returns the text to print, and the metric to show by slice.
     """
 
     def keep(choice: PriorChoice) -> None:
@@ -99,7 +99,7 @@ def _order_candidates(dataset: RecDataset, config: EvaluationConfig, output: str
     """Evaluates a model that orders rated candidates. Returns the same as [`_rank_catalog`]."""
     results = evaluate_ranker(dataset, config, output)
     count = int(next(iter(results.values())).metrics["num_users"])
-    caption = f"{dataset.path}: {count} users' rated items of the {config.split} split"
+    caption = f"{dataset.path}, {config.split} split, rated items of {count} users"
     return orders_table(results, caption=caption), f"graded_ndcg@{max(config.ks)}"
 
 

@@ -25,7 +25,7 @@ SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := geta
 # so that the launcher does not print a message of its own. [`say_once`] appends a hash of the line to the path and
 # creates a file there, so that only one process prints the line.
 SAID = "TRL_REC_SAID"
-SECONDS = 2.0  # another signal within this time counts as a copy, because terminal and launcher both send a signal
+SECONDS = 2.0  # a signal within this time after the first is ignored, because terminal and launcher may both send one
 REMEDIES = {
     "align3gr": "the same command continues where it stopped",
     "study": "the same command continues where it stopped",
@@ -106,7 +106,7 @@ def end(verb: str, number: int, message: str = "", *, training: bool) -> NoRetur
     Args:
         verb: The verb.
         number: Number of the signal.
-        message: The message to print. Defaults to general advice on how to continue.
+        message: The message to print. By default, the message says how to continue.
         training: Whether the verb trains a model.
     """
     if os.environ.get("RANK", "0") == "0":  # the other processes would print the same line

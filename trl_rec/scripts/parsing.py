@@ -31,7 +31,7 @@ from trl_rec.trainer.base.recipe import given_values
 
 
 T = TypeVar("T")
-SECRET = re.compile("token|key|secret|password", re.IGNORECASE)  # in names of environment variables
+SECRET = re.compile("token|key|secret|password", re.IGNORECASE)  # occurs in names of variables whose values are secret
 LAUNCH = "TRL_REC_LAUNCH"  # environment variable with the values of `LAUNCH_KEYS` that `trl-rec` was given, as JSON
 LAUNCH_KEYS = ("num_processes", "accelerate_config")
 
@@ -120,7 +120,7 @@ def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path, *, lau
         )
     values = checked_values(kinds, values, recipe)
 
-    unknown = parser.set_defaults_with_config(**values)[::2]
+    unknown = parser.set_defaults_with_config(**values)[::2]  # the result alternates between unknown keys and values
     if unknown:
         raise ValueError(
             f"{recipe}: there is no key {unknown[0].removeprefix('--')!r}; {parser.prog} --help lists the keys"
@@ -131,8 +131,8 @@ def _use_recipe(parser: TrlParser, kinds: tuple[type, ...], recipe: Path, *, lau
 def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
     """Fills a dataclass from a section of a recipe, under the same rules as [`parse`].
 
-    Unknown keys are errors, and numbers that YAML reads as strings (`1e-3`) become numbers. A key without a value gets
-    its default. The exception is `max_length`: without a value, it is unlimited.
+    Unknown keys with a value are errors, and numbers that YAML reads as strings (`1e-3`) become numbers. A key without
+    a value gets its default. However, `max_length` without a value becomes None, which means no limit.
     """
     argv = []
     for key, value in checked_values((kind,), section, name, optional=True).items():
@@ -143,12 +143,12 @@ def parse_section(kind: type[T], section: dict[str, Any], name: str) -> T:
 
     arguments = parse(kind, argv, name)
     if "max_length" in section and section["max_length"] is None:
-        vars(arguments)["max_length"] = None  # via vars(), because only some of these dataclasses have the field
+        vars(arguments)["max_length"] = None  # via vars(), because the type T does not declare the field
     return arguments
 
 
 def given(argv: list[str], *arguments: Any) -> dict[str, Any]:
-    """Returns what the user gave besides the trainer's configuration, for `recipe.yaml`.
+    """Returns the settings that the user gave, except the trainer's configuration, for `recipe.yaml`.
 
     Args:
         argv: The words of the command line after the verb.
@@ -179,7 +179,10 @@ def _split_config(argv: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def json_mapping(text: str) -> dict[str, Any] | None:
-    """Parses a mapping written as JSON, which is how the command line accepts the nested keys of a recipe."""
+    """Parses a mapping written as JSON, which is how the command line accepts the nested keys of a recipe.
+
+    Returns None for `none` and `null`.
+    """
     if text.lower() in ("none", "null"):
         return None
     try:

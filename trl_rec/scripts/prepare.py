@@ -41,13 +41,13 @@ class PrepareArguments:
     min_user_interactions: Annotated[int, COUNT_FROM_0] = field(
         default=0,
         metadata={
-            "help": "k-core: drop users with fewer interactions, repeatedly, until all have enough",
+            "help": "k-core: drop users with fewer interactions, repeatedly, until all users and items have enough",
         },
     )
     min_item_interactions: Annotated[int, COUNT_FROM_0] = field(
         default=0,
         metadata={
-            "help": "k-core: drop items with fewer interactions, repeatedly, until all have enough",
+            "help": "k-core: drop items with fewer interactions, repeatedly, until all users and items have enough",
         },
     )
     columns: dict[str, str] | None = field(
@@ -58,7 +58,7 @@ class PrepareArguments:
     )
     title_column: str | None = field(
         default=None,
-        metadata={"help": "with format=recbole: item column of the title; detected if it has a common name"},
+        metadata={"help": "with format=recbole: item column with the titles; if unset, found by common names"},
     )
     group_column: str | None = field(
         default=None, metadata={"help": "item column with groups, such as genres, to measure fairness and diversity"}

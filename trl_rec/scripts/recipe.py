@@ -11,7 +11,7 @@ from trl_rec.scripts.verbs import VERBS
 def main(argv: list[str]) -> None:
     """Prints a recipe, or the names of all shipped recipes if no name is given."""
     parser = argparse.ArgumentParser(prog="trl-rec recipe", description=VERBS["recipe"])
-    parser.add_argument("name", nargs="?", help="name of a recipe, such as bear/toy; lists all names if unset")
+    parser.add_argument("name", nargs="?", help="name of a recipe, such as bear/toy; if unset, all names are listed")
 
     name = parser.parse_args(argv).name
     if name is None:

@@ -1,6 +1,6 @@
 """Reads recipes: YAML files whose keys are the options of a verb.
 
-A malformed recipe raises an error of one sentence before any of its values is used.
+A malformed recipe raises an error with a message of one sentence, before any value of the recipe is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 
-MOST_VALUES = 10_000  # per recipe with its aliases expanded; a few lines of aliases can expand to 10^9 values
+# Maximum number of values in a recipe after its aliases are expanded. A few lines of aliases can expand to 10^9
+# values.
+MOST_VALUES = 10_000
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", NoneType: "empty"}
 
 
@@ -55,7 +57,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def _check_node(path: str | Path, node: yaml.Node | None) -> None:
-    """Raises `ValueError` if aliases make the recipe too large or endless, or if a key is repeated or not a string."""
+    """Raises `ValueError` if aliases make the recipe too large or endless.
+
+    Also raises `ValueError` if a key at the top level is repeated or not a string.
+    """
     if node is None:
         return
     if _size(node, {}, set()) > MOST_VALUES:
@@ -138,7 +143,7 @@ def checked_values(
 def _as_text(value: object, hint: Any) -> object:
     """Converts a number to a string, or a string to a list of one string, if the result matches the hint.
 
-    Any other value is returned as it is.
+    Any other value is returned unchanged.
     """
     if isinstance(value, int | float) and not isinstance(value, bool) and _fits(str(value), hint, may_be_text=False):
         return str(value)
@@ -185,7 +190,7 @@ def _words(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if origin is list:
-        return f"a list, each entry {_words(parts[0])}"
+        return f"a list (each entry {_words(parts[0])})"
     if origin is dict or hint is dict:
         return "a mapping"
     return WORDS.get(hint, "a string")

@@ -23,8 +23,8 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--dataset",
-        help="dataset folder, for histories and for what users chose next (default: the folder that the runs were "
-        "measured on, if it still exists)",
+        help="dataset folder with the histories and with the items that users chose next (default: the folder that "
+        "the runs were measured on, if it still exists)",
     )
     parser.add_argument(
         "--show_users",

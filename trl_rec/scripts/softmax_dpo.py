@@ -22,7 +22,10 @@ class PreferenceArguments:
     """
 
     preferences: str = field(
-        metadata={"help": "file or hub id with prompt, chosen, rejected; or with history, chosen, rejected (item ids)"}
+        metadata={
+            "help": "file or hub id with the columns prompt, chosen and rejected; or history, chosen and rejected "
+            "(item ids)"
+        }
     )
     eval_preferences: str | None = field(
         default=None, metadata={"help": "file or hub id of preferences on which the loss is evaluated during training"}
@@ -37,11 +40,11 @@ KINDS = (PreferenceArguments, ModelConfig, SoftmaxDPOConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Trains and saves a model. With a dataset, also writes `metrics.json` for the split `final_split`."""
+    """Trains and saves a model. If a dataset is given, also evaluates the model on the split `final_split`."""
     data, model_config, config = parse(KINDS, argv, "softmax_dpo")
 
-    # 1. Read the preferences. Check for leaks: chosen items must come from the user's training interactions, not from
-    #    validation or test.
+    # 1. Read the preferences. If they name users, check that each chosen item is a training target of its user, not a
+    #    target of validation or test.
     dataset = None if data.dataset is None else load(data.dataset).with_surface(data.surface)
     catalog = None if dataset is None else dataset.catalog
     if dataset is not None:

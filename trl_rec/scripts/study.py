@@ -1,4 +1,4 @@
-"""`trl-rec study`: trains and compares the arms of a study, and measures each of them once on the test split."""
+"""`trl-rec study`: trains and compares the arms of a study, and measures every arm once on the test split."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_keys(title: str, verb: str, keys: dict[str, Any]) -> None:
     """Raises `ValueError` if a verb would not accept these keys.
 
     Args:
-        title: Name of the run that has these keys, for the message.
+        title: Name of the run that has these keys, used in the message.
         verb: The verb.
         keys: All keys of the run.
     """

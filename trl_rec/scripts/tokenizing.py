@@ -30,7 +30,7 @@ from trl_rec.semantic_ids.index_files import check_index_path
 
 
 KMEANS = ("width", "window", "iterations")  # keys of TokenizeArguments that only the method kmeans uses
-SHARED = ("levels", "codes", "collisions", "seed")  # keys of DualIdsConfig that the method kmeans uses too
+SHARED = ("levels", "codes", "collisions", "seed")  # keys of DualIdsConfig that both methods use
 
 
 @dataclass
@@ -67,7 +67,7 @@ KINDS = (TokenizeArguments, DualIdsConfig)
 
 
 def main(argv: list[str]) -> None:
-    """Makes or imports the IDs, prints their card, and draws a chart of how often each code is used."""
+    """Makes or imports the IDs, describes them, and draws a chart of how often each code is used."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments, dual = parse(KINDS, argv, "tokenize")
     if arguments.export_index is not None:

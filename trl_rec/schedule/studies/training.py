@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
-    """Trains every point of every grid with the first seed, and writes the choice.
+    """Trains every point of every grid with the first seed, chooses a point of each grid, and writes the choice.
 
     Returns a mapping from each training to the index of its chosen point in `Arm.grid`.
     """
@@ -25,8 +25,8 @@ def choose_points(study: Study, resolved: Resolution) -> dict[str, int]:
     chosen: dict[str, int] = {}
     values: dict[str, dict[int, float | None]] = {}
     while len(chosen) < len(study.trainings):
-        # Train all points of the arms that can start now. If an arm starts from another arm, a point must have been
-        # chosen for the other arm.
+        # Train all points of the arms that can be trained now. If an arm starts from another arm, a point of the other
+        # arm must have been chosen.
         ready = [
             arm
             for name, arm in study.trainings.items()
@@ -79,7 +79,10 @@ def validation_value(run: Run, measure: str) -> float | None:
     """Returns the value of a measure on the validation split, or None if the run did not compute this measure."""
     content = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
     if content.get("split") != "validation":
-        raise ValueError(f"{run.path} was measured on the {content.get('split')} split, not on validation; remove it")
+        raise ValueError(
+            f"{run.path} was measured on the {content.get('split')} split, not on validation; remove this folder and "
+            f"{run.record}, so that the run is repeated"
+        )
     recommender = content.get("recommender") or list(content["results"])[-1]
     value = content["results"][recommender]["metrics"].get(measure)
     return None if value is None else float(value)
