@@ -73,7 +73,7 @@ FILES = [
     Attack("card without levels", DAMAGED_CARD, edit(CARD, levels=...)),
     Attack("card with a number as levels", DAMAGED_CARD, edit(CARD, levels=3)),
     Attack("card without settings", DAMAGED_CARD, edit(CARD, settings=...)),
-    Attack("other IDs", "replace them with overwrite=True (--overwrite true"),
+    Attack("other IDs", "to replace them, set overwrite=True (--overwrite true"),
     Attack("items cut", "items.parquet cannot be read", cut(ITEMS)),
     Attack("items empty", "items.parquet cannot be read", write(ITEMS, "")),
     Attack("items are a pickle", "items.parquet cannot be read", write(ITEMS, pickle.dumps([1] * 99))),

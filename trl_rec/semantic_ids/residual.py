@@ -1,8 +1,8 @@
 """Residual quantisation by k-means: each level clusters the residuals of the previous level.
 
-The first level clusters the vectors themselves. The residual of a vector is the vector minus its centroids so far. The
-codes of a vector are the indices of its centroids, one per level. Vectors that share their first codes are usually
-close to each other. The more codes they share, the closer they usually are.
+The first level clusters the vectors themselves. The residual of a vector is the vector minus its centroids at all
+levels so far. The codes of a vector are the indices of its centroids, one per level. Vectors that share their first
+codes are usually close to each other. The more codes they share, the closer they usually are.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class ResidualCodes:
             centroids approximates the vector.
         last_residuals (`torch.Tensor` of shape `(num_vectors, width)`): The input of the last level: the vectors minus
             their centroids of all previous levels.
-        errors (`list[float]`): Quantisation error after each level: the squared norm of the residuals relative to the
-            squared norm of the vectors.
+        errors (`list[float]`): Quantisation error after each level: the sum of the squared norms of the residuals,
+            divided by that of the vectors.
     """
 
     codes: Tensor
@@ -71,8 +71,8 @@ def residual_kmeans(
         assigned.append(nearest)
         codebooks.append(centroids)
 
-        # 2. Subtract each vector's centroid, in chunks, because gathering all centroids at once would need as much
-        # memory as another copy of the vectors.
+        # 2. Subtract each vector's centroid. This is done in chunks, because gathering the centroids of all vectors at
+        # once would need as much memory as another copy of the vectors.
         rest = residuals.clone()
         for chunk, chunk_codes in zip(rest.split(CHUNK), nearest.split(CHUNK), strict=True):
             chunk -= centroids[chunk_codes]

@@ -1,8 +1,9 @@
-"""Reduces collisions with the Sinkhorn algorithm: spreads items with the same ID over the codes of the last level.
+"""Reduces collisions with the Sinkhorn algorithm, which spreads items with equal codes over the last level's codes.
 
-The method follows the released code of LC-Rec, LETTER and Align3GR. For each group of colliding items, the distances
-to the codes are centred and scaled to [-1, 1]. The Sinkhorn algorithm turns them into a soft assignment in which all
-codes receive the same share, and each item is given its most probable code. This is repeated for the items that still
+The method follows the released code of LC-Rec, LETTER and Align3GR. It processes each group of colliding items by
+itself. The distances from the items to the centroids of the last level are centred and scaled to [-1, 1]. The Sinkhorn
+algorithm turns these distances into a soft assignment in which all codes receive the same share of the items. Then
+each item gets the code that receives the largest share of the item. These steps are repeated for the items that still
 collide.
 
 The repair may change the code of every item in a group. It ignores which codes other items with the same leading codes
@@ -20,7 +21,7 @@ from torch import Tensor
 from trl_rec.semantic_ids.collisions import group_of
 
 
-ROUNDS = 20
+ROUNDS = 20  # maximum number of repetitions
 EPSILON = 0.003  # temperature of the assignment, relative to distances scaled to [-1, 1]
 ITERATIONS = 50  # number of Sinkhorn iterations
 CHUNK = 1 << 22  # maximum number of entries of the assignments that are held in memory at a time
@@ -30,7 +31,8 @@ def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor
     """Changes the last codes of colliding items, which usually reduces the number of collisions.
 
     An item without collisions keeps its code. If a round gives the same codes to another item, however, the two items
-    collide, and the next round may change both. Groups with more items than codes are left unchanged.
+    collide, and the next round may change the codes of both items. Groups with more items than codes are left
+    unchanged.
 
     Args:
         codes (`torch.Tensor` of shape `(num_items, levels)`): The codes before the repair.
@@ -56,8 +58,8 @@ def sinkhorn_repair(codes: Tensor, last_residuals: Tensor, last_codebook: Tensor
 def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = ITERATIONS) -> Tensor:
     """Computes a soft assignment of the items of each group to codes, in which all codes receive the same share.
 
-    The Sinkhorn algorithm starts with Q = exp(-d / epsilon) and normalises columns and rows in turn. Q is represented
-    by its logarithm, because exp(-1 / 0.003) underflows in float32.
+    The Sinkhorn algorithm starts with Q = exp(-d / epsilon), where d are the scaled distances, and normalises columns
+    and rows in turn. This function stores log Q, because exp(-1 / 0.003) underflows in float32.
 
     Args:
         distances (`torch.Tensor` of shape `(G, num_items, num_codes)`): Squared distances, for G groups of items.
@@ -65,8 +67,9 @@ def balanced(distances: Tensor, *, epsilon: float = EPSILON, iterations: int = I
         iterations (`int`, *optional*, defaults to `50`): Number of iterations.
 
     Returns:
-        `torch.Tensor` of shape `(G, num_items, num_codes)`, float64: The shares. They sum to 1 over the codes, and
-        to about `num_items / num_codes` over the items of a group.
+        `torch.Tensor` of shape `(G, num_items, num_codes)`, float64: The share of each item that is assigned to each
+        code. The shares of an item sum to 1. The shares that a code receives from the items of a group sum to about
+        `num_items / num_codes`.
     """
     low = distances.amin((1, 2), keepdim=True)
     high = distances.amax((1, 2), keepdim=True)
@@ -88,7 +91,8 @@ def _colliding_groups(codes: Tensor, num_codes: int) -> Iterator[Tensor]:
     group = group_of(codes)
     sizes = torch.bincount(group)
 
-    # Sort by group, then by size. The second sort is stable, so the items of a group stay adjacent.
+    # Sort by group, and then sort the result by group size. The second sort is stable, so the items of a group stay
+    # adjacent.
     order = torch.argsort(group, stable=True)
     order = order[torch.argsort(sizes[group[order]], stable=True)]
 

@@ -1,4 +1,4 @@
-"""Reads and writes the semantic IDs in a dataset folder, which are stored in these places:
+"""Reads and writes the semantic IDs of a dataset folder. The folder stores them in these places:
 
 - a column of `catalog/items.parquet`: the IDs of the items;
 - `catalog/user_ids.parquet`: the IDs of the users, if they have any;
@@ -6,9 +6,9 @@
 - `vectors/`: cached vectors, which are slow to compute (see [`cached_tensor`]).
 
 Each file is replaced atomically. The old card is deleted first and the new card is written last, so a card always
-describes the IDs beside it. While the files are being replaced, `semantic_ids.unfinished` contains the settings of the
-new IDs. If the process is killed in the meantime, a call with the same settings makes the IDs again. Only one process
-at a time can make IDs in a folder.
+describes the IDs in its folder. While the files are being replaced, `catalog/semantic_ids.unfinished` contains the
+settings of the new IDs. If the process is killed in the meantime, a call with the same settings makes the IDs again.
+Only one process at a time can make IDs in a folder.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ def make_once(
 ) -> RecDataset:
     """Calls `make` to write IDs, unless the dataset folder already contains IDs made with the same settings.
 
-    Several processes may call this at the same time if the folder already contains the IDs; otherwise only one process
-    may.
+    If the folder already contains the IDs, several processes may call this function at the same time. Otherwise only
+    one process may call it.
 
     Args:
         dataset (`RecDataset`): The dataset.
         settings (`Mapping`): Everything that the IDs depend on besides the dataset.
         make (`Callable`): Makes the IDs and writes them with [`write_ids`].
-        overwrite (`bool`): Whether to replace other IDs. If False, other IDs raise a ValueError.
+        overwrite (`bool`): Whether to replace IDs that were not made with these settings. If False, such IDs raise a
+            ValueError.
 
     Returns:
         [`RecDataset`]: The dataset with the IDs in its catalogue.
@@ -71,7 +72,7 @@ def make_once(
 def write_ids(
     dataset: RecDataset, semantic_ids: Ragged, card: Mapping[str, Any], *, user_ids: Ragged | None = None
 ) -> None:
-    """Writes IDs and their card into the dataset folder, replacing any IDs that the folder contains.
+    """Writes IDs and their card into the dataset folder. They replace any IDs that the folder contains.
 
     Args:
         dataset (`RecDataset`): The dataset.
@@ -88,7 +89,7 @@ def write_ids(
 
     card = {**card, "fingerprint": ids_fingerprint(semantic_ids, user_ids)}
     with temporary_folder(folder / "semantic_ids") as new:
-        # 1. Write all files to a temporary folder, because writing may fail.
+        # 1. Write all files to a temporary folder. If this fails, the old IDs are unchanged.
         replace(stored, semantic_ids=semantic_ids, user_ids=user_ids).save(new)
         write_json(new / CARD, card, ensure_ascii=False)
         write_json(new / UNFINISHED, card["settings"])
@@ -119,7 +120,7 @@ def with_stored_ids(dataset: RecDataset) -> RecDataset:
 def read_ids_card(path: str | Path) -> dict[str, Any] | None:
     """Reads the card of the semantic IDs in a dataset folder, or returns None if there is no card.
 
-    [`make_card`] lists its keys.
+    The keys of the card are described in [`make_card`].
     """
     file = Path(path) / "catalog" / CARD
     if not file.is_file():
@@ -136,16 +137,16 @@ def read_ids_card(path: str | Path) -> dict[str, Any] | None:
 
 
 def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool) -> bool:
-    """Returns whether the dataset folder contains IDs made with exactly these settings.
+    """Returns whether the dataset folder contains complete IDs that were made with exactly these settings.
 
-    Raises ValueError if it contains other IDs, unless `overwrite` is True. IDs that a killed process left incomplete
-    do not raise if they were made with the same settings.
+    If `overwrite` is False, other IDs and a damaged card raise a ValueError. There is one exception: if a killed
+    process was writing IDs with the same settings, the result is False.
     """
     stored = ItemCatalog.load(dataset.path / "catalog")
     if stored.semantic_ids is None:
         return False
 
-    # 1. The folder contains these IDs if the settings are the same and the card matches the tokens.
+    # 1. The folder contains these IDs if the card has the same settings and the fingerprint of the stored tokens.
     try:
         card = read_ids_card(dataset.path)
     except ValueError:
@@ -156,15 +157,15 @@ def is_written(dataset: RecDataset, settings: Mapping[str, Any], overwrite: bool
     if card is not None and (card["settings"], card["fingerprint"]) == (dict(settings), fingerprint):
         return True
 
-    # 2. IDs with the same settings, which a killed process left incomplete, have to be made again.
+    # 2. If a killed process was writing IDs with the same settings, the IDs have to be made again.
     if card is None and _unfinished_settings(dataset.path) == dict(settings):
         return False
 
     # 3. The folder contains other IDs.
     if not overwrite:
         raise ValueError(
-            f"{dataset.path} already contains semantic IDs that were not made with these settings; replace them with "
-            "overwrite=True (--overwrite true of trl-rec tokenize, overwrite_ids of align3gr)"
+            f"{dataset.path} already contains semantic IDs that were not made with these settings; to replace them, "
+            "set overwrite=True (--overwrite true of trl-rec tokenize, overwrite_ids of align3gr)"
         )
     return False
 
@@ -191,7 +192,7 @@ def cached_tensor(folder: Path | None, name: str, key: str, make: Callable[[], T
     """Returns the tensor that is stored in the folder under this key. If there is none, computes and stores it.
 
     Args:
-        folder (`Path`, *optional*): The cache folder. Without it, `make` is called every time.
+        folder (`Path`, *optional*): The cache folder. If it is None, nothing is cached.
         name (`str`): Prefix of the file name.
         key (`str`): Hash of everything that the tensor depends on.
         make (`Callable`): Computes the tensor.

@@ -1,7 +1,7 @@
 """Embeds texts as vectors, with a sentence encoder or with hashed words.
 
-The vectors are cached in chunks, under a hash of the encoder and the texts, so that an interrupted call resumes where
-it stopped.
+The vectors are cached in chunks, each under a hash of the encoder and the chunk's texts. A call that was interrupted
+can therefore resume at the first missing chunk.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def text_vectors(texts: Sequence[str], encoder: TextEncoder, *, cache: Path | No
 
 
 class WordEncoder:
-    """Sums a random vector for each distinct word of a text and for each distinct four-letter prefix of longer words.
+    """Embeds a text as a normalised sum of random vectors, one for each distinct word and word prefix of the text.
 
-    Texts that share words get similar vectors. This encoder is not trained and needs no files. It is meant for tests,
-    quick experiments, and catalogues in which related items share words. Words are hashed, so two words may get the
-    same random vector.
+    Prefixes have four characters and are taken from longer words. Texts that share words get similar vectors. This
+    encoder is not trained and needs no files. It is meant for tests, quick experiments, and catalogues in which
+    related items share words. Words are hashed, so two words may get the same random vector.
     """
 
     fingerprint = f"{WORDS}-{BUCKETS}-{WIDTH}"
@@ -95,7 +95,7 @@ class WordEncoder:
     @staticmethod
     def _buckets(text: str) -> np.ndarray:
         words = re.findall(r"\w+", text.lower())
-        # The hyphen distinguishes a prefix from a word of four letters.
+        # The hyphen distinguishes a prefix from a word of four characters.
         parts = {*words, *(f"{word[:4]}-" for word in words if len(word) > 4)}
         return np.unique([zlib.crc32(part.encode()) % BUCKETS for part in parts]).astype(np.int64)
 
@@ -126,7 +126,7 @@ class SentenceEncoder:
             ) from error
         self._batch_size = batch_size
 
-        # The vectors depend on structure, tokenizer, prompts and weights, but not on the name.
+        # The vectors depend on the model's structure, tokenizer, prompts and weights, but not on its name.
         digest = hashlib.sha256(f"{self._model} {self._model.tokenizer} {self._model.prompts}".encode())
         for name, weight in sorted(self._model.state_dict().items()):
             digest.update(name.encode() + weight.float().cpu().numpy().tobytes())

@@ -1,7 +1,7 @@
-"""Writes codes as tokens such as `<a_12><b_7><c_201>`, with one letter per level.
+"""Writes codes as tokens, such as `<a_12><b_7><c_201>`, with one letter per level.
 
-With `collisions: extend`, the IDs of items with equal codes get an additional token, with the next letter. The ID of a
-user looks like `<ua_3><ub_40><uc_7>`.
+With `collisions="extend"`, the ID of each item whose codes are not unique gets an additional token with the next
+letter. The ID of a user looks like `<ua_3><ub_40><uc_7>`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from trl_rec.ragged import Ragged, join
 from trl_rec.ranges import Range
 
 
-MOST_LEVELS = len(ascii_lowercase) - 1  # one letter is reserved for the additional token of `collisions: extend`
+MOST_LEVELS = len(ascii_lowercase) - 1  # one letter is reserved for the additional token of `collisions="extend"`
 
 
 def id_tokens(codes: Tensor, extra: Tensor) -> Ragged:
     """Returns the tokens of each item's ID, as strings.
 
-    No ID is a prefix of another ID, provided that items with equal codes either all have an additional code or all
-    have none.
+    If several items have equal codes, either all or none of them must have an additional code. Then no ID is a prefix
+    of a longer ID.
 
     Args:
         codes (`torch.Tensor` of shape `(num_items, levels)`): The codes.
@@ -67,7 +67,8 @@ def ids_fingerprint(semantic_ids: Ragged, user_ids: Ragged | None = None) -> str
 
 
 def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
-    """Raises ValueError if `levels`, `codes` or `collisions` is invalid, or if the codes give fewer IDs than items."""
+    """Raises ValueError if `levels`, `codes` or `collisions` is invalid, or if the catalogue needs more IDs than the
+    codes can form."""
     hint = f"the catalogue has {num_items} items"
     Range(1, MOST_LEVELS, whole=True, hint=hint).check("levels", settings["levels"])
     Range(2, num_items, whole=True, hint=hint).check("codes", settings["codes"])
@@ -82,7 +83,7 @@ def check_codes(settings: Mapping[str, Any], num_items: int) -> None:
 
 def _token_names(letter: str, codes: np.ndarray) -> np.ndarray:
     """Returns the tokens of one level, such as `<a_12>` for the letter `a` and the code 12."""
-    # Each distinct token is formatted only once.
+    # Each token is formatted only once, even if many items have it.
     names = np.array([f"<{letter}_{code}>" for code in range(codes.max(initial=-1) + 1)], dtype=object)
     tokens: np.ndarray = names[codes]
     return tokens

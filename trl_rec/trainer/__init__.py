@@ -1,4 +1,4 @@
-"""The trainers. Each one is a subclass of a TRL trainer, with a config of its own."""
+"""The trainers, with their configs, collators and builders. Each trainer is a subclass of a TRL trainer."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Builds an [`AlroTrainer`] from a recipe. Optionally, the model goes through a rating stage first."""
+"""Builds an [`AlroTrainer`] from the options of a recipe. Optionally, the model is first trained in a rating stage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_alro_trainer(
     model_config: RecModelConfig,
     rating: RatingStageConfig | None = None,
 ) -> AlroTrainer:
-    """Returns a trainer that is ready to train. If `rating_epochs` is set, the rating stage is run before returning.
+    """Returns a trainer that is ready to train. If `rating_epochs` is above 0, runs the rating stage before returning.
 
     Args:
         dataset: The dataset, which must have ratings. Its catalogue determines the surface to train on. The validation
@@ -52,7 +52,7 @@ def build_alro_trainer(
         )
     check_output(config)  # here, so that an error is raised before the rating stage rather than after it
 
-    # 1. Build the model, and check that each split has lists to rank and that they fit in `max_length`.
+    # 1. Build the model. Check that each split has lists to rank, and that these lists fit in `max_length`.
     ratings = rating_values(dataset.train)
     model, tokenizer, adapter = build_ranker(
         dataset.catalog,

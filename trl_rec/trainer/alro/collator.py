@@ -32,8 +32,8 @@ class RatedListCollator(EpochCounter):
         pad_token_id (`int`): Token id used for padding.
         num_orders (`int`, *optional*, defaults to `2`): Number of orders in which each list is presented.
         ends (`bool`, *optional*, defaults to `False`): Whether answers end with EOS.
-        max_length (`int`, *optional*): Maximum number of tokens of history, list and answer together. The oldest items
-            of the history are dropped first.
+        max_length (`int`, *optional*): Maximum number of tokens of history, list and answer together. If they do not
+            fit, the oldest items of the history are dropped.
         seed (`int`, *optional*, defaults to `0`): Seed of the orders.
     """
 
@@ -51,9 +51,10 @@ class RatedListCollator(EpochCounter):
             - `prompt_ids` and `prompt_mask`, `(B, P)`: The histories.
             - `completion_ids`, `completion_mask` and `answer_mask`, `(B, S, C)`: The lists, each followed by its
               answer. `answer_mask` is True for the tokens of the answer.
-            - `names`, `(B, S, m)`: The token that names each candidate in each order.
-            - `ratings` and `gold_rank`, `(B, m)`: The labels: the rating of each candidate, and its position in the
-              answer.
+            - `names`, `(B, S, m)`: The token that names each candidate, for each order of a list. Entry `i` belongs to
+              the same candidate in every order.
+            - `ratings` and `gold_rank`, `(B, m)`: The labels. They are the rating of each candidate, and the position
+              of the candidate in the answer, counted from 0.
             - `candidate_mask`, `(B, m)`: False for padding.
         """
         # 1. Randomly draw the order of equally rated candidates in the answer, and the orders of all candidates in the
@@ -98,7 +99,7 @@ class RatedListCollator(EpochCounter):
         return join(answers, Ragged.repeated(np.array([self.prompt_format.eos]), len(answers)))
 
     def _histories(self, rows: list[dict[str, Any]], taken: np.ndarray) -> Ragged:
-        """Tokenizes the rated histories, truncated so that the `taken` tokens of list and answer still fit."""
+        """Tokenizes the rated histories. They are truncated to leave room for `taken` tokens of list and answer."""
         histories = _column(rows, "history", np.int64)
         ratings = _column(rows, "history_ratings", np.float64)
         # All orders of a list have the same number of tokens, so the first order of each list suffices.

@@ -25,7 +25,7 @@ class AlroConfig(RecConfig, SFTConfig):
     With `lambda_weight=0` and `permutation_weight=0`, training is supervised fine-tuning on the order of the
     candidates. Each list is presented in one random order if `permutation_weight` is 0, and in two otherwise.
 
-    Greek letters are those of secondary summaries of the paper, because its full text was not available.
+    Greek letters are those of secondary summaries of the paper, because the full text of the paper was not available.
 
     Args:
         lambda_weight (`float`, *optional*, defaults to `1.0`): Weight of the soft lambda loss (alpha). This loss
@@ -52,13 +52,13 @@ class AlroConfig(RecConfig, SFTConfig):
         max_history (`int`, *optional*, defaults to `20`): Maximum number of rated items in a history.
         letters (`bool`, *optional*): Whether candidates are named by letters. By default, candidates are named by
             their own tokens if every item is a single token, and by letters otherwise.
-        prompt_candidates (`str`, *optional*): Text between the history and the candidates. (The inherited field
-            `prompt_item` must contain `{rating}` after `{surface}` here.)
+        prompt_candidates (`str`, *optional*): Text between the history and the candidates. (For this trainer, the
+            inherited field `prompt_item` must contain `{rating}` after `{surface}`.)
         log_gradient_norms (`bool`, *optional*, defaults to `False`): Whether to log the gradient norm of each part of
             the loss. This costs up to three extra backward passes at each logging step.
         eval_num_orders (`int`, *optional*, defaults to `2`): Number of orders in which each list is presented in an
             evaluation. Metrics are averaged over the orders. With two or more orders, evaluation also measures how
-            much the model's rankings agree across orders, and its position bias.
+            much the model's rankings agree across orders, and how biased the model is towards positions in the prompt.
         eval_single_pass (`bool`, *optional*, defaults to `False`): Whether to rank candidates by the logits of a
             single forward pass instead of decoding an answer.
         eval_ks (`list[int]`, *optional*, defaults to `[1, 3, 5, 10]`): Values of k for metrics at k.

@@ -1,4 +1,4 @@
-"""Mixin for trainers of models that rank rated candidates. It computes ranking metrics at each evaluation."""
+"""Mixin for trainers of models that order rated candidates. It computes ranking metrics at each evaluation."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class CandidateOrderingMixin(RecTrainerMixin):
         )
 
     def _rated_rows(self, dataset: Dataset, args: AlroConfig, dataset_name: str) -> Dataset:
-        """Converts the training split to rated lists. Evaluation splits are checked and returned unchanged."""
+        """Converts the training split to rated lists. Evaluation splits and rows of [`build_rated_rows`] are checked
+        and returned unchanged."""
         if is_split(dataset) and dataset_name == "train":
             return training_lists(dataset, self.rated_format, args)
         if is_split(dataset):
@@ -75,8 +76,8 @@ class CandidateOrderingMixin(RecTrainerMixin):
         self._signature_columns: Any = sorted(RATED)
 
     def rank(self, split: Dataset) -> RankedLists:
-        """Ranks the candidates of a split. Returns the result of [`rank_rated_rows`] for the rows of
-        [`~CandidateOrderingMixin.rows_of`]."""
+        """Ranks the candidates of a split. Returns the result of [`rank_rated_rows`] for the rows that
+        [`~CandidateOrderingMixin.rows_of`] returns."""
         if self.is_fsdp_enabled:
             raise ValueError(NO_RANKING_UNDER_FSDP)
         with unwrapped_for_generation(self.model_wrapped, self.accelerator) as model:

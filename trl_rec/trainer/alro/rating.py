@@ -1,7 +1,7 @@
 """The rating stage: a model from scratch first learns to predict the rating that follows an item (see `rating_rows`).
 
-The stage is a separate run with its own folder. It saves a checkpoint after each epoch and creates a marker file when
-it is finished, so that it can be resumed after an interruption.
+The stage is a separate run with its own folder, and can be resumed after an interruption. It saves a checkpoint after
+each epoch. When it is finished, it writes a mark (see `trainer/base/checkpoints.py`).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def learn_ratings(
         output_dir: A folder that only this stage writes to.
         max_length (*optional*, defaults to `128`): Maximum number of tokens per row.
         resume (*optional*, defaults to `False`): Whether to resume from the newest checkpoint in `output_dir` or, if
-            the stage is already finished, to load and return its model. By default, the stage starts from scratch.
+            the stage is already finished, to load and return its model. By default, the stage starts at the beginning.
         options: Fields of [`BearConfig`]. By default, the stage trains for 8 epochs with a learning rate of 3e-3 and
             saves one checkpoint per epoch.
     """
@@ -137,13 +137,13 @@ def learn_ratings(
             "--accelerate_config cpu or ddp"
         )
 
-    # 2. When resuming a stage that is already finished, load its model. Raise an error if the stage was run with other
-    # settings or data.
+    # 2. When resuming, load the model of the stage if the stage is already finished. `is_finished` raises an error if
+    # the stage was run with other settings or data.
     if resume and on_main_process(lambda: is_finished(trainer)):
         logger.info("the rating stage in %s is already finished; loading its model", folder)
         return load_model(folder)
 
-    # 3. Train. Write the marker only after everything is saved, because a stage with a marker is never trained again.
+    # 3. Train. Write the mark only after everything is saved, because a resumed run does not repeat a marked stage.
     logger.info("starting the rating stage; its model is saved in %s", folder)
     trainer.train(resume_from_checkpoint=resume)
     save_run(trainer)

@@ -1,7 +1,7 @@
 """Builds the training rows of the rating stage: rated histories with their ratings as labels.
 
 A pretrained language model already knows about films and star ratings. A small model from scratch has to learn about
-them first, and lists of candidates contain little information about either. The rows also work with a plain
+films and ratings first, and lists of candidates contain little information about them. The rows also work with a plain
 `SFTTrainer`.
 """
 
@@ -18,8 +18,10 @@ from trl_rec.ragged import Ragged, join, within
 
 
 def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_length: int) -> Dataset:
-    """Builds the training rows of the rating stage. A long sequence is split into rows that overlap by half, and each
-    rating is a label in exactly one of them.
+    """Builds the training rows of the rating stage.
+
+    The history and the targets of each row of the split form one sequence of rated items. A long sequence is divided
+    into training rows that overlap by half. Each rating of the sequence is a label in exactly one of these rows.
 
     Args:
         split: `RecDataset.train`, with ratings. The validation and test splits are refused.
@@ -29,7 +31,7 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     Returns:
         `datasets.Dataset` with `input_ids`, `labels` (-100 except at ratings) and `user`.
     """
-    # 1. Collect the items and ratings of each user in time order, and compute how many rated items fit in a row.
+    # 1. Join the items and ratings of each row of the split, and compute how many rated items fit in a training row.
     check_is_train(split, "models")
     items = join(split_rows(split, "history"), split_rows(split, "targets"))
     ratings = join(split_rows(split, "history_ratings"), split_rows(split, "target_ratings"))
@@ -37,12 +39,12 @@ def build_rating_rows(split: Dataset, prompt_format: RatedPromptFormat, *, max_l
     width = (max_length - len(prompt_format.prompt_head)) // longest
     if width < 2 or len(items.values) != len(ratings.values):
         raise ValueError(
-            f"max_length {max_length} leaves room for {width} rated items, and {len(ratings.values)} of "
+            f"max_length {max_length} leaves room for {width} rated items per row, and {len(ratings.values)} of "
             f"{len(items.values)} items have ratings; a row needs at least two items, and all items need ratings. "
             "Increase max_length, or use data with ratings"
         )
 
-    # 2. Split each sequence into windows of `width` items. Consecutive windows overlap by half.
+    # 2. Divide each sequence into windows of at most `width` items. Consecutive windows overlap by half.
     step = width - width // 2
     num_windows = 1 + np.maximum(-(-(items.lengths - width) // step), 0)
     source = np.repeat(np.arange(len(items)), num_windows)

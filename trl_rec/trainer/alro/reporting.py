@@ -28,8 +28,8 @@ def conclude_ranking(
         recipe (*optional*): Keys of `recipe.yaml` besides the trainer's configuration, as in [`conclude`].
 
     Returns:
-        The results by name: those of the baselines and of the model. Every process returns them. The dict is empty
-        under FSDP, or if `final_split` is `"none"`.
+        The results of the baselines and of the model, by name. Every process returns the same results. The dict is
+        empty under FSDP, or if `final_split` is `"none"`.
     """
     ks = trainer.args.eval_ks
 
@@ -55,7 +55,7 @@ def conclude_ranking(
 
 
 def orders_table(results: dict[str, Evaluation], *, caption: str) -> str:
-    """Formats the results as a table with NDCG at the first and the last k, and Kendall's tau. If each list was
+    """Formats the results as a table with graded NDCG at the first and the last k, and Kendall's tau. If each list was
     presented in several orders, the table also contains the agreement between orders and the position bias."""
     known = [name for name in next(reversed(results.values())).metrics if name != "num_users"]
     ndcg = [name for name in known if name.startswith("graded_ndcg")]

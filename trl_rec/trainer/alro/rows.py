@@ -23,19 +23,22 @@ from trl_rec.trainer.alro.config import NUM_CANDIDATES
 if TYPE_CHECKING:
     from trl_rec.trainer.alro.config import AlroConfig
 
-MOST_VALUES = 100
-RATED = {"history", "history_ratings", "candidates", "ratings", "row"}
+MOST_VALUES = 100  # maximum number of distinct ratings
+RATED = {"history", "history_ratings", "candidates", "ratings", "row"}  # columns of rated rows besides `user`
 
 
 def build_rated_rows(
     split: Dataset, *, num_candidates: int = 10, stride: int | None = None, max_history: int | None = None
 ) -> Dataset:
-    """Builds training rows from a training split. The lists are sliding windows over the ratings of each user.
+    """Builds training rows from a training split.
+
+    The lists are sliding windows over the new targets of each row of the split. A target is new if the user had not
+    rated the item before.
 
     Args:
         split: `RecDataset.train`. The validation and test splits are refused.
         num_candidates (*optional*, defaults to `10`): Maximum number of candidates per list, from 2 to 26. The last
-            lists of a user may have fewer.
+            lists from a row of the split may have fewer.
         stride (*optional*, defaults to `num_candidates`): Number of candidates between the starts of consecutive
             lists from the same row of the split.
         max_history (*optional*): Maximum number of items per history. The newest items are kept. By default,
@@ -55,16 +58,18 @@ def build_rated_rows(
 
 
 def held_out_rows(split: Dataset, *, num_candidates: int = 10, max_history: int | None = None) -> Dataset:
-    """Builds at most one list per row of a validation or test split. The candidates are the first `num_candidates`
-    targets of the row that the user had not rated before. The columns are those of [`build_rated_rows`], but `row`
-    contains the index of the source row in the split.
+    """Builds at most one list per row of a validation or test split.
+
+    The candidates are the first `num_candidates` new targets of the row. A target is new if the user had not rated the
+    item before. The columns are those of [`build_rated_rows`], except that `row` contains the index of the source row
+    in the split.
     """
     return _rows(split, num_candidates, None, max_history)
 
 
 def rating_values(split: Dataset) -> list[float]:
     """Returns the distinct ratings of a split or of rated rows in ascending order. Raises ValueError if there are no
-    ratings or more than `MOST_VALUES` distinct ones."""
+    ratings, or more than `MOST_VALUES` distinct ratings."""
     names = [name for name in ("history_ratings", "target_ratings", "ratings") if name in split.column_names]
     values = np.unique(np.concatenate([[], *(split_rows(split, name).values for name in names)]))
     if not len(values):
@@ -79,7 +84,7 @@ def rating_values(split: Dataset) -> list[float]:
 
 
 def training_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
-    """Returns the lists of a training split. Raises ValueError if a list does not fit in `max_length`."""
+    """Returns the rated lists of a training split. Raises ValueError if a list does not fit in `max_length`."""
     rows = build_rated_rows(
         split, num_candidates=args.num_candidates, stride=args.stride, max_history=args.max_history
     )
@@ -87,8 +92,8 @@ def training_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroC
 
 
 def ranked_lists(split: Dataset, prompt_format: RatedPromptFormat, args: AlroConfig) -> Dataset:
-    """Returns the lists of a validation or test split. Users whose candidates all have the same rating are left out.
-    Raises ValueError if a list does not fit in `max_length`."""
+    """Returns the rated lists of a validation or test split. Users whose candidates all have the same rating are left
+    out. Raises ValueError if a list does not fit in `max_length`."""
     rows = held_out_rows(split, num_candidates=args.num_candidates, max_history=args.max_history)
     return _that_fit(rows, prompt_format, args)
 
@@ -117,7 +122,7 @@ def _rows(split: Dataset, num_candidates: int, stride: int | None, max_history: 
     start = within(num_lists) * (stride or 0)
     stop = np.minimum(start + num_candidates, counts[source])
 
-    # 3. Join history and targets into one sequence per row. The history of a list ends before its first candidate.
+    # 3. Join history and targets into one sequence per row. A list's history ends before the list's first candidate.
     starts_of_rows = np.cumsum(counts) - counts
     first = within(targets.lengths)[new][starts_of_rows[source] + start]
     end = history.lengths[source] + first
